@@ -1,0 +1,480 @@
+"""Every error of the product, its stable code, and the errno that a program sees.
+
+The tree, readable in one screen::
+
+    SidecarError
+    ├── UsageError              SC1001  the command line itself
+    ├── ConfigError             exit status 2: the input must change
+    │   ├── CatalogueInvalid    SC1002  not YAML, wrong shape, wrong type
+    │   ├── UnknownKey          SC1003
+    │   ├── SourceConflict      SC1004  more than one of hostPath, existingClaim, store
+    │   ├── SourceMissing       SC1005
+    │   ├── SchemeMismatch      SC1006
+    │   ├── BucketMissing       SC1007  `store` without `bucket`
+    │   ├── BucketUrlInvalid    SC1008
+    │   ├── SecretIncomplete    SC1009  `secret` without `secretKey`, or the reverse
+    │   ├── MountPathInvalid    SC1010
+    │   ├── SpecInvalid         SC1011
+    │   ├── VolumeUnknown       SC1020
+    │   ├── DuplicateSelection  SC1021
+    │   ├── PathOverlap         SC1022
+    │   ├── OutputsReadOnly     SC1023
+    │   ├── OutputsMissing      SC1024
+    │   ├── SelectionInvalid    SC1025  such as `outputs` as a list
+    │   └── RunPathInvalid      SC1026
+    ├── CredentialError         exit status 3
+    │   ├── SecretFileMissing   SC1030
+    │   ├── SecretNotJson       SC1031
+    │   ├── SecretKeyMissing    SC1032
+    │   └── SecretInvalid       SC1033  a value that no login can use
+    ├── StoreError              exit status 3 at start; an errno afterwards
+    │   ├── NotFound            SC1040
+    │   ├── AccessDenied        SC1041
+    │   ├── BucketNotFound      SC1042
+    │   ├── LoginRejected       SC1043
+    │   ├── Stale               SC1044  the pinned version is gone
+    │   ├── Unavailable         SC1045  outage, time-out, 5xx beyond the retry budget
+    │   ├── TlsUntrusted        SC1046
+    │   ├── EndpointUnreachable SC1047
+    │   ├── AlreadyExists       SC1048  a conditional write lost
+    │   ├── TooLarge            SC1049
+    │   ├── Unsupported         SC1050
+    │   ├── QuotaExceeded       SC1051
+    │   └── StoreProtocolError  SC1052  an answer that no store should give
+    ├── FileSystemError         an errno
+    │   ├── ReadOnly            SC1060
+    │   ├── NotADirectory       SC1061
+    │   ├── IsADirectory        SC1062
+    │   ├── NotEmpty            SC1063
+    │   ├── NameTooLong         SC1064
+    │   ├── NameInvalid         SC1065
+    │   ├── BadHandle           SC1066
+    │   ├── SpoolFull           SC1067
+    │   ├── InvalidArgument     SC1068
+    │   ├── FileExists          SC1069
+    │   ├── NodeForgotten       SC1070
+    │   ├── Interrupted         SC1071
+    │   └── NoAttribute         SC1072
+    └── HostError               exit status 3
+        ├── NotRoot             SC1080
+        ├── FuseDeviceMissing   SC1081
+        ├── MountFailed         SC1082
+        ├── PathMissing         SC1083
+        ├── PathNotReadable     SC1084
+        ├── PathNotWritable     SC1085
+        ├── StateUnusable       SC1086
+        ├── ProbeTimeout        SC1087
+        ├── WorkerLost          SC1088
+        ├── NotSaved            SC1089  exit status 4
+        ├── PortInUse           SC1090
+        ├── ReadyTimeout        SC1091
+        └── DependencyMissing   SC1092
+
+Codes are part of the interface: logs, events, metrics, the status page and the
+termination message show them, and the README's troubleshooting table is keyed by
+them. A code is never reused for something else.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_MOUNT = 3
+EXIT_NOT_SAVED = 4
+
+
+class SidecarError(Exception):
+    """Anything that a user is told about: one line, one code.
+
+    Args:
+        what: what is wrong and where, without secrets, without a final full stop.
+        hint: what the reader can do about it; omitted when nothing sensible can be said.
+    """
+
+    code: ClassVar[str] = "SC1000"
+    name: ClassVar[str] = "INTERNAL"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type[SidecarError], tuple[str, str]]:
+        # Errors cross process boundaries (worker to supervisor).
+        return (type(self), (self.what, self.hint))
+
+    @property
+    def message(self) -> str:
+        """What is wrong and what to do, on one line."""
+        text = f"{self.what}; {self.hint}" if self.hint else self.what
+        return " ".join(text.split())
+
+    def line(self) -> str:
+        """The one line that a command prints: ``error SCnnnn NAME: message``."""
+        return f"error {self.code} {self.name}: {self.message}"
+
+
+class UsageError(SidecarError):
+    code, name, exit_status = "SC1001", "USAGE", EXIT_USAGE
+
+
+# --- configuration -----------------------------------------------------------------
+
+
+class ConfigError(SidecarError):
+    """The admin's or the user's input must change."""
+
+    exit_status = EXIT_USAGE
+
+
+class CatalogueInvalid(ConfigError):
+    code, name = "SC1002", "CATALOGUE_INVALID"
+
+
+class UnknownKey(ConfigError):
+    code, name = "SC1003", "UNKNOWN_KEY"
+
+
+class SourceConflict(ConfigError):
+    code, name = "SC1004", "SOURCE_CONFLICT"
+
+
+class SourceMissing(ConfigError):
+    code, name = "SC1005", "SOURCE_MISSING"
+
+
+class SchemeMismatch(ConfigError):
+    code, name = "SC1006", "SCHEME_MISMATCH"
+
+
+class BucketMissing(ConfigError):
+    code, name = "SC1007", "BUCKET_MISSING"
+
+
+class BucketUrlInvalid(ConfigError):
+    code, name = "SC1008", "BUCKET_URL_INVALID"
+
+
+class SecretIncomplete(ConfigError):
+    code, name = "SC1009", "SECRET_INCOMPLETE"
+
+
+class MountPathInvalid(ConfigError):
+    code, name = "SC1010", "MOUNT_PATH_INVALID"
+
+
+class SpecInvalid(ConfigError):
+    code, name = "SC1011", "SPEC_INVALID"
+
+
+class VolumeUnknown(ConfigError):
+    code, name = "SC1020", "VOLUME_UNKNOWN"
+
+
+class DuplicateSelection(ConfigError):
+    code, name = "SC1021", "DUPLICATE_SELECTION"
+
+
+class PathOverlap(ConfigError):
+    code, name = "SC1022", "PATH_OVERLAP"
+
+
+class OutputsReadOnly(ConfigError):
+    code, name = "SC1023", "OUTPUTS_READ_ONLY"
+
+
+class OutputsMissing(ConfigError):
+    code, name = "SC1024", "OUTPUTS_MISSING"
+
+
+class SelectionInvalid(ConfigError):
+    code, name = "SC1025", "SELECTION_INVALID"
+
+
+class RunPathInvalid(ConfigError):
+    code, name = "SC1026", "RUN_PATH_INVALID"
+
+
+# --- credentials -------------------------------------------------------------------
+
+
+class CredentialError(SidecarError):
+    """A secret cannot be used. Messages name files and keys, never values."""
+
+    exit_status = EXIT_MOUNT
+
+
+class SecretFileMissing(CredentialError):
+    code, name = "SC1030", "SECRET_FILE_MISSING"
+
+
+class SecretNotJson(CredentialError):
+    code, name = "SC1031", "SECRET_NOT_JSON"
+
+
+class SecretKeyMissing(CredentialError):
+    code, name = "SC1032", "SECRET_KEY_MISSING"
+
+
+class SecretInvalid(CredentialError):
+    code, name = "SC1033", "SECRET_INVALID"
+
+
+# --- the object store --------------------------------------------------------------
+
+
+class StoreError(SidecarError):
+    """What a store answered, translated at one seam."""
+
+    exit_status = EXIT_MOUNT
+
+
+class NotFound(StoreError):
+    """The object, or the path in the file system, does not exist."""
+
+    code, name = "SC1040", "NOT_FOUND"
+
+
+class AccessDenied(StoreError):
+    code, name = "SC1041", "ACCESS_DENIED"
+
+
+class BucketNotFound(StoreError):
+    code, name = "SC1042", "BUCKET_NOT_FOUND"
+
+
+class LoginRejected(AccessDenied):
+    """The store does not know the key, or the signature does not match."""
+
+    code, name = "SC1043", "LOGIN_REJECTED"
+
+
+class Stale(StoreError):
+    """The version that a handle pinned is no longer the object's version."""
+
+    code, name = "SC1044", "STALE"
+
+
+class Unavailable(StoreError):
+    """An outage longer than the retry budget. The next call tries again."""
+
+    code, name = "SC1045", "UNAVAILABLE"
+
+
+class TlsUntrusted(Unavailable):
+    code, name = "SC1046", "TLS_UNTRUSTED"
+
+
+class EndpointUnreachable(Unavailable):
+    code, name = "SC1047", "ENDPOINT_UNREACHABLE"
+
+
+class AlreadyExists(StoreError):
+    """A conditional write found another writer's object."""
+
+    code, name = "SC1048", "ALREADY_EXISTS"
+
+
+class TooLarge(StoreError):
+    code, name = "SC1049", "TOO_LARGE"
+
+
+class Unsupported(StoreError):
+    """Cannot be had on an object store, or not yet: said early, never ignored."""
+
+    code, name = "SC1050", "UNSUPPORTED"
+
+
+class QuotaExceeded(StoreError):
+    code, name = "SC1051", "QUOTA_EXCEEDED"
+
+
+class StoreProtocolError(StoreError):
+    code, name = "SC1052", "STORE_PROTOCOL"
+
+
+# --- the file system ---------------------------------------------------------------
+
+
+class FileSystemError(SidecarError):
+    """A rule of SEMANTICS.md, answered with an errno."""
+
+
+class ReadOnly(FileSystemError):
+    code, name = "SC1060", "READ_ONLY"
+
+
+class NotADirectory(FileSystemError):
+    code, name = "SC1061", "NOT_A_DIRECTORY"
+
+
+class IsADirectory(FileSystemError):
+    code, name = "SC1062", "IS_A_DIRECTORY"
+
+
+class NotEmpty(FileSystemError):
+    code, name = "SC1063", "NOT_EMPTY"
+
+
+class NameTooLong(FileSystemError):
+    code, name = "SC1064", "NAME_TOO_LONG"
+
+
+class NameInvalid(FileSystemError):
+    """A name that no key can spell, such as one that is not UTF-8."""
+
+    code, name = "SC1065", "NAME_INVALID"
+
+
+class BadHandle(FileSystemError):
+    code, name = "SC1066", "BAD_HANDLE"
+
+
+class SpoolFull(FileSystemError):
+    code, name = "SC1067", "SPOOL_FULL"
+
+
+class InvalidArgument(FileSystemError):
+    code, name = "SC1068", "INVALID_ARGUMENT"
+
+
+class FileExists(FileSystemError):
+    code, name = "SC1069", "FILE_EXISTS"
+
+
+class NodeForgotten(FileSystemError):
+    """The kernel asked about a node that this process never gave out."""
+
+    code, name = "SC1070", "NODE_FORGOTTEN"
+
+
+class Interrupted(FileSystemError):
+    code, name = "SC1071", "INTERRUPTED"
+
+
+class NoAttribute(FileSystemError):
+    code, name = "SC1072", "NO_ATTRIBUTE"
+
+
+# --- the host ----------------------------------------------------------------------
+
+
+class HostError(SidecarError):
+    """The machine or the container lacks something that mounting needs."""
+
+    exit_status = EXIT_MOUNT
+
+
+class NotRoot(HostError):
+    code, name = "SC1080", "NOT_ROOT"
+
+
+class FuseDeviceMissing(HostError):
+    code, name = "SC1081", "FUSE_DEVICE_MISSING"
+
+
+class MountFailed(HostError):
+    code, name = "SC1082", "MOUNT_FAILED"
+
+
+class PathMissing(HostError):
+    code, name = "SC1083", "PATH_MISSING"
+
+
+class PathNotReadable(HostError):
+    code, name = "SC1084", "PATH_NOT_READABLE"
+
+
+class PathNotWritable(HostError):
+    code, name = "SC1085", "PATH_NOT_WRITABLE"
+
+
+class StateUnusable(HostError):
+    code, name = "SC1086", "STATE_UNUSABLE"
+
+
+class ProbeTimeout(HostError):
+    code, name = "SC1087", "PROBE_TIMEOUT"
+
+
+class WorkerLost(HostError):
+    code, name = "SC1088", "WORKER_LOST"
+
+
+class NotSaved(HostError):
+    """The sidecar stopped and something is only in the spool."""
+
+    code, name, exit_status = "SC1089", "NOT_SAVED", EXIT_NOT_SAVED
+
+
+class PortInUse(HostError):
+    code, name = "SC1090", "PORT_IN_USE"
+
+
+class ReadyTimeout(HostError):
+    code, name = "SC1091", "READY_TIMEOUT"
+
+
+class DependencyMissing(HostError):
+    code, name = "SC1092", "DEPENDENCY_MISSING"
+
+
+# --- the errno table ---------------------------------------------------------------
+
+ERRNO: dict[type[SidecarError], int] = {
+    NotFound: _errno.ENOENT,
+    BucketNotFound: _errno.EIO,  # the mount's root exists; its content cannot be had
+    AccessDenied: _errno.EACCES,
+    LoginRejected: _errno.EACCES,
+    Stale: _errno.ESTALE,
+    Unavailable: _errno.EIO,
+    TlsUntrusted: _errno.EIO,
+    EndpointUnreachable: _errno.EIO,
+    AlreadyExists: _errno.EEXIST,
+    TooLarge: _errno.EFBIG,
+    Unsupported: _errno.EOPNOTSUPP,
+    QuotaExceeded: _errno.EDQUOT,
+    StoreProtocolError: _errno.EIO,
+    CredentialError: _errno.EACCES,
+    ReadOnly: _errno.EROFS,
+    NotADirectory: _errno.ENOTDIR,
+    IsADirectory: _errno.EISDIR,
+    NotEmpty: _errno.ENOTEMPTY,
+    NameTooLong: _errno.ENAMETOOLONG,
+    NameInvalid: _errno.EILSEQ,
+    BadHandle: _errno.EBADF,
+    SpoolFull: _errno.ENOSPC,
+    InvalidArgument: _errno.EINVAL,
+    FileExists: _errno.EEXIST,
+    NodeForgotten: _errno.ESTALE,
+    Interrupted: _errno.EINTR,
+    NoAttribute: _errno.ENODATA,
+    SidecarError: _errno.EIO,
+}
+"""The only place where an error becomes an errno (errno(3), fuse replies)."""
+
+
+def to_errno(error: BaseException) -> int:
+    """The errno for an error: by the nearest class in :data:`ERRNO`, an ``OSError``'s own, else EIO."""
+    if isinstance(error, SidecarError):
+        for cls in type(error).__mro__:
+            if cls in ERRNO:
+                return ERRNO[cls]
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return _errno.EIO
+
+
+def by_code(code: str, what: str, hint: str = "") -> SidecarError:
+    """Rebuild an error that another process reported as (code, what, hint)."""
+    pending: list[type[SidecarError]] = [SidecarError]
+    while pending:
+        cls = pending.pop()
+        if cls.code == code:
+            return cls(what, hint)
+        pending.extend(cls.__subclasses__())
+    return SidecarError(what, hint)

@@ -1,0 +1,171 @@
+"""The Store protocol: what the file system may ask of an object store.
+
+Keys are relative to the mount's root (the bucket, or the prefix behind it), use ``/``,
+never begin with one, and are ``str``. Every method blocks, may be called from any
+thread, retries outages within the retry budget, and raises only errors of
+:mod:`sidecar.errors`: SDK exceptions are translated inside the implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One version of one object.
+
+    Attributes:
+        key: relative to the mount's root.
+        size_bytes: length of the content.
+        mtime_s: last modification, seconds since the epoch.
+        version: what pins the content: an ETag (S3, Azure) or a generation (GCS). Opaque.
+        metadata: user metadata, or None where it was not asked for (a listing never has it).
+    """
+
+    key: str
+    size_bytes: int
+    mtime_s: float
+    version: str
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing, in the store's order.
+
+    Attributes:
+        objects: objects directly at this level.
+        prefixes: common prefixes, each ending in ``/``, relative to the mount's root.
+        next_token: pass it on for the next page; None on the last one.
+    """
+
+    objects: list[ObjectInfo] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    next_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a store allows.
+
+    Attributes:
+        max_object_bytes: largest object.
+        min_part_bytes: smallest part of a multipart upload but the last.
+        max_part_bytes: largest part.
+        max_parts: most parts of one upload.
+    """
+
+    max_object_bytes: int
+    min_part_bytes: int
+    max_part_bytes: int
+    max_parts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """When a write may happen: at most one of the two is set.
+
+    Attributes:
+        version: only if the object is still this version.
+        absent: only if there is no such object.
+    """
+
+    version: str | None = None
+    absent: bool = False
+
+
+class Upload(Protocol):
+    """One multipart upload. Parts may be sent by several threads at once."""
+
+    def put_part(self, number: int, data: memoryview | bytes) -> None:
+        """Send part ``number`` (from 1). Sending a number again replaces it."""
+
+    def complete(self, condition: Condition | None = None) -> ObjectInfo:
+        """Make the object from all parts. Raises AlreadyExists or Stale where ``condition`` fails."""
+
+    def abort(self) -> None:
+        """Drop every part. Never raises for an upload that is already gone."""
+
+
+class Store(Protocol):
+    """An object store below one root."""
+
+    @property
+    def url(self) -> str:
+        """The root as the admin wrote it, such as ``s3://bucket/prefix``."""
+
+    @property
+    def limits(self) -> Limits:
+        """What this store allows."""
+
+    def probe(self) -> None:
+        """Check that the bucket can be listed. Raises what a user must be told.
+
+        One attempt, no retries: the caller owns the deadline.
+        BucketNotFound, AccessDenied, LoginRejected, EndpointUnreachable, TlsUntrusted.
+        """
+
+    def list_page(
+        self,
+        prefix: str,
+        token: str | None = None,
+        *,
+        delimiter: str = "/",
+        limit: int = 1000,
+    ) -> Page:
+        """One page of what begins with ``prefix``. ``delimiter=""`` lists every key below it."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """One object with its metadata. Raises NotFound."""
+
+    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer`` with the bytes from ``offset`` of exactly ``version``.
+
+        Returns the bytes read: fewer than ``len(buffer)`` only at the end of the object.
+        Raises Stale when the object has another version, NotFound when it is gone.
+        """
+
+    def put(
+        self,
+        key: str,
+        data: memoryview | bytes,
+        metadata: Mapping[str, str] | None = None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
+        """Write a whole object. Raises AlreadyExists or Stale where ``condition`` fails."""
+
+    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> Upload:
+        """Begin a multipart upload."""
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Copy on the server's side, ``metadata`` replacing the source's where given.
+
+        ``source == target`` with ``metadata`` changes the metadata in place. Raises
+        NotFound, and Stale where ``version`` is given and is not the source's.
+        """
+
+    def delete(self, key: str) -> None:
+        """Delete an object. Deleting what does not exist is not an error."""
+
+    def delete_many(self, keys: list[str]) -> None:
+        """Delete objects, in bulk requests where the store has them."""
+
+    def abort_uploads(self, prefix: str, older_than_s: float) -> int:
+        """Abort multipart uploads under ``prefix`` begun over ``older_than_s`` seconds ago.
+
+        Returns how many. Stores without lasting uploads (Azure's uncommitted blocks
+        expire by themselves, GCS sessions too) return 0.
+        """
+
+    def close(self) -> None:
+        """Close connections. The store is not used afterwards."""
