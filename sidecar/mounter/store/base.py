@@ -77,6 +77,18 @@ class Condition:
     absent: bool = False
 
 
+class StoreObserver(Protocol):
+    """Who counts what a store does (:mod:`sidecar.metrics` in production)."""
+
+    def request(self, operation: str, seconds: float, code: str) -> None:
+        """One request ended. ``operation``: list, head, get, put, part, complete, abort, copy,
+        delete, login. ``code``: ``ok``, or the stable code of the error."""
+
+    def retried(self, operation: str, reason: str) -> None:
+        """A request is sent again. ``reason``: throttled, server_error, connection, stalled,
+        truncated, checksum, credentials."""
+
+
 class Upload(Protocol):
     """One multipart upload. Parts may be sent by several threads at once."""
 
