@@ -1,0 +1,53 @@
+# Every target installs what it needs first; that is quick when all is there.
+# PYTHON=python3.12 chooses the interpreter of a new .venv.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Where code lives; the formatter, the linter and the type checker look nowhere else.
+CODE := $(wildcard sidecar tests benchmarks)
+TYPED := $(wildcard sidecar tests/support benchmarks)
+# Tests without a server or a mount: seconds, so that `check` stays under a minute.
+FAST := $(wildcard $(addprefix tests/,architecture control credentials filesystem))
+
+.PHONY: help demo test check format soak bench clean install-demo install-test
+
+help:  ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*##  */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+install-demo:
+	@scripts/install.sh demo
+
+install-test:
+	@scripts/install.sh test
+
+demo: install-demo  ## the main job on this machine, with an embedded object store
+	@sidecar demo
+
+test: install-test  ## every test, against real servers and real mounts
+	@pytest $(ARGS)
+
+check: install-test  ## format, lint, types, import contracts, fast tests: under a minute
+	@ruff format --check --quiet $(CODE)
+	@ruff check --quiet $(CODE)
+	@mypy $(TYPED)
+	@lint-imports --no-cache
+	@pytest -q $(FAST) $(ARGS)
+
+format: install-test  ## rewrite the code as the formatter and the linter want it
+	@ruff format --quiet $(CODE)
+	@ruff check --quiet --fix $(CODE)
+
+soak: install-test  ## the long tests, which `make test` leaves out
+	@pytest -m soak --timeout 0 $(ARGS)
+
+bench: install-test  ## our mounts beside their peers, on this machine
+	@scripts/install-bench.sh
+	@python -m benchmarks $(ARGS)
+
+clean:  ## remove what the targets installed and made
+	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache \
+		dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

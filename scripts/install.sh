@@ -1,0 +1,177 @@
+#!/usr/bin/env bash
+# Installs what a target needs, and only what is missing:
+#
+#   scripts/install.sh demo     the product in .venv, and libfuse
+#   scripts/install.sh test     besides, the real servers and tools that the tests talk to
+#
+# Debian 12 or 13, or Ubuntu; root only where a system package is missing. Registries are
+# reached through pip, npm and apt as this machine has them configured. Stamps hold a hash of
+# what was installed, so that a second call costs well under a second.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+group=${1:?usage: scripts/install.sh demo|test}
+venv=.venv
+tools=.tools
+azurite_version=3.35.0 # the last release that runs on the Node.js of Debian 12 and Ubuntu 24.04
+
+say() { printf '\033[2m[install] %s\033[0m\n' "$*" >&2; }
+die() {
+    printf 'install: %s\n' "$*" >&2
+    exit 1
+}
+
+# --- system packages ---------------------------------------------------------------------
+
+apt_ready=no
+
+# apt_refresh PACKAGE... : the package lists are current, or why they cannot be.
+apt_refresh() {
+    command -v apt-get >/dev/null || die "no apt-get here: install $* by your system's means"
+    [ "$(id -u)" = 0 ] || die "needs the system packages $*: run as root once"
+    if [ "$apt_ready" = no ]; then
+        say "apt-get update"
+        apt-get update -qq
+        apt_ready=yes
+    fi
+}
+
+has_package() { apt-cache policy "$1" | grep 'Candidate: [^(]' >/dev/null; }
+
+# apt_install PACKAGE... : the first of each "a|b" that the release has.
+apt_install() {
+    apt_refresh "$@"
+    local wanted=() choice name found
+    for choice in "$@"; do
+        found=
+        for name in ${choice//|/ }; do
+            if has_package "$name"; then
+                found=$name
+                break
+            fi
+        done
+        [ -n "$found" ] || die "no package $choice in this release"
+        wanted+=("$found")
+    done
+    say "apt-get install ${wanted[*]}"
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+        "${wanted[@]}" >/dev/null
+}
+
+has_library() { ldconfig -p | grep -F "$1" >/dev/null; }
+
+# Writes the newest interpreter from 3.11 on, or the one that PYTHON names.
+choose_python() {
+    local minor
+    if [ -n "${PYTHON:-}" ]; then
+        printf '%s\n' "$PYTHON"
+        return
+    fi
+    for minor in 20 19 18 17 16 15 14 13 12 11; do
+        if command -v "python3.$minor"; then
+            return
+        fi
+    done
+    return 1
+}
+
+# Makes the virtual environment in $1 unless it is there.
+make_venv() {
+    local target=$1 python version
+    if [ -x "$target/bin/python" ] && "$target/bin/python" -m pip --version >/dev/null 2>&1; then
+        return
+    fi
+    python=$(choose_python) || {
+        apt_install python3 python3-venv
+        python=$(choose_python) || die "needs Python 3.11 or newer; name one with PYTHON=..."
+    }
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "$python is older than Python 3.11; name another with PYTHON=..."
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    "$python" -c 'import venv, ensurepip' 2>/dev/null || apt_install "python$version-venv"
+    say "$target: Python $version"
+    "$python" -m venv --clear "$target"
+}
+
+# --- stamps ------------------------------------------------------------------------------
+
+digest() { cat "$@" | sha256sum | cut -d' ' -f1; }
+
+# done_before STAMP DIGEST
+done_before() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
+
+# --- what is installed -------------------------------------------------------------------
+
+install_project() { # EXTRAS [GROUP]
+    local want stamp=$venv/.installed-$group
+    make_venv "$venv"
+    want=$(digest pyproject.toml constraints.txt scripts/install.sh)
+    if done_before "$stamp" "$want"; then
+        return
+    fi
+    say "$venv: packages for $group"
+    "$venv/bin/python" -m pip install -q -c constraints.txt pip setuptools
+    "$venv/bin/python" -m pip install -q -c constraints.txt --build-constraint constraints.txt \
+        -e ".[$1]" ${2:+--group "$2"}
+    printf '%s\n' "$want" >"$stamp"
+}
+
+install_polyaxon_client() {
+    local want target=$tools/polyaxon-venv requirements=tests/polyaxon/requirements.txt
+    make_venv "$target"
+    want=$(digest "$requirements")
+    if done_before "$target/.installed" "$want"; then
+        return
+    fi
+    say "$target: polyaxon-client"
+    "$target/bin/python" -m pip install -q -r "$requirements"
+    printf '%s\n' "$want" >"$target/.installed"
+}
+
+install_azurite() {
+    local found=$tools/node_modules/azurite/package.json
+    if [ -f "$found" ] && grep -q "\"version\": \"$azurite_version\"" "$found"; then
+        return
+    fi
+    command -v node >/dev/null || apt_install nodejs
+    command -v npm >/dev/null || apt_install npm
+    say "$tools: azurite $azurite_version"
+    npm install --silent --no-save --no-package-lock --no-audit --no-fund --no-update-notifier \
+        --prefix "$tools" "azurite@$azurite_version" >/dev/null
+}
+
+# promtool is a package of its own from Debian 13 on. Before, it came with the server, which
+# starts when it is installed: then only the program is taken out of the package.
+install_promtool() {
+    local folder
+    if command -v promtool >/dev/null || [ -x "$venv/bin/promtool" ]; then
+        return
+    fi
+    apt_refresh promtool
+    if has_package promtool; then
+        apt_install promtool
+        return
+    fi
+    say "$venv: promtool"
+    folder=$(mktemp -d)
+    (cd "$folder" && apt-get download -qq -o APT::Sandbox::User=root prometheus)
+    dpkg-deb --fsys-tarfile "$folder"/prometheus_*.deb |
+        tar -x -C "$venv/bin" --strip-components=3 ./usr/bin/promtool
+    rm -r "$folder"
+}
+
+mkdir -p "$tools"
+exec 9>"$tools/.install.lock"
+flock 9 # two makes at once: the second finds everything there
+
+has_library libfuse.so.2 || apt_install 'libfuse2t64|libfuse2'
+case $group in
+    demo) install_project demo ;;
+    test)
+        install_project demo dev
+        install_promtool
+        install_azurite
+        install_polyaxon_client
+        ;;
+    *) die "unknown group $group: demo or test" ;;
+esac
