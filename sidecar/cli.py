@@ -1,0 +1,142 @@
+"""The command `sidecar`: wires, decides nothing.
+
+A command is one function below, which imports what it needs when it runs:
+`sidecar resolve` must not pay for the stores' SDKs. It raises errors of
+:mod:`sidecar.errors`; :func:`main` alone prints them and picks the exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from sidecar import __version__
+from sidecar.errors import (
+    EXIT_OK,
+    CatalogueInvalid,
+    ConfigError,
+    SelectionInvalid,
+    SidecarError,
+    UsageError,
+)
+from sidecar.spec import SECRETS_ROOT, SHARED_ROOT, STATE_ROOT
+
+# What a shell reports for a program that the signal ended (128 + SIGINT, + SIGPIPE).
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+STANDARD_INPUT = "-"
+
+
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sidecar", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Cloud buckets as directories for experiment pods."""
+
+
+@cli.command()
+@click.option("--catalogue", required=True, metavar="FILE", help="Helm values, or data/outputs.")
+@click.option("--polyaxonfile", metavar="FILE", help="The run's; without it the defaults apply.")
+@click.option("--run", default="", metavar="PATH", help="Such as user/project/experiments/1.")
+@click.option(
+    "--paths",
+    type=click.Choice(["local", "urls"]),
+    default="local",
+    show_default=True,
+    help="What the variables hold for buckets.",
+)
+@click.option("--shared-root", default=SHARED_ROOT, show_default=True, metavar="DIR")
+@click.option("--secrets-root", default=SECRETS_ROOT, show_default=True, metavar="DIR")
+@click.option("--state-root", default=STATE_ROOT, show_default=True, metavar="DIR")
+def resolve(
+    catalogue: str,
+    polyaxonfile: str | None,
+    run: str,
+    paths: str,
+    shared_root: str,
+    secrets_root: str,
+    state_root: str,
+) -> None:
+    """Print the resolved spec of a run as JSON. FILE may be - for standard input."""
+    from sidecar.control.catalogue import parse_catalogue
+    from sidecar.control.resolve import resolve as resolve_spec
+    from sidecar.control.selection import Selection, parse_polyaxonfile
+    from sidecar.spec import Roots
+
+    if catalogue == polyaxonfile == STANDARD_INPUT:
+        raise UsageError("--catalogue and --polyaxonfile cannot both read standard input")
+    declared = parse_catalogue(*read_text(catalogue, CatalogueInvalid))
+    selection = (
+        parse_polyaxonfile(*read_text(polyaxonfile, SelectionInvalid))
+        if polyaxonfile is not None
+        else Selection()
+    )
+    spec = resolve_spec(
+        declared,
+        selection,
+        run=run,
+        paths="urls" if paths == "urls" else "local",
+        roots=Roots(shared=shared_root, secrets=secrets_root, state=state_root),
+    )
+    click.echo(spec.to_json())
+
+
+def read_text(path: str, error: type[ConfigError]) -> tuple[str, str]:
+    """The text of a file, or of standard input for ``-``, and how messages name it.
+
+    Raises:
+        UsageError: the file cannot be read.
+        ConfigError: of class ``error``, it is not UTF-8.
+    """
+    where = "standard input" if path == STANDARD_INPUT else path
+    try:
+        content = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+        return content.decode("utf-8-sig"), where
+    except OSError as failure:
+        raise UsageError(f"cannot read `{where}`: {failure.strerror}") from None
+    except ValueError as failure:
+        if not isinstance(failure, UnicodeDecodeError):  # NUL in the path
+            raise UsageError(f"cannot read `{path!r}`: not a path") from None
+        raise error(f"{where}: not UTF-8 (byte {failure.start})") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status.
+
+    Args:
+        arguments: without the program's name; None for the process's own.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        # Not cli.main(): it prints usage in its own form and turns signals into exit 1.
+        with cli.make_context("sidecar", list(arguments)) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as wrong:
+        return _report(_usage_error(wrong))
+    except SidecarError as error:
+        return _report(error)
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return EXIT_OK
+
+
+def _usage_error(wrong: click.ClickException) -> UsageError:
+    message = wrong.format_message().rstrip(".")
+    context = wrong.ctx if isinstance(wrong, click.UsageError) else None
+    command = context.command_path if context else "sidecar"
+    return UsageError(message[:1].lower() + message[1:], f"see `{command} --help`")
+
+
+def _report(error: SidecarError) -> int:
+    click.echo(error.line(), err=True)
+    return error.exit_status

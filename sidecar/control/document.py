@@ -1,0 +1,153 @@
+"""YAML and JSON text as plain values, refusing what a parser would silently resolve.
+
+PyYAML keeps the last of two equal keys, which would drop a volume without a word; it
+also turns ``2020-01-01`` into a date and dies on some malformed scalars with bare
+``ValueError`` or ``IndexError``. So only its composer is used, and the values are
+made here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TypeAlias
+
+import yaml
+from yaml.constructor import SafeConstructor
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from sidecar.errors import ConfigError
+
+Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"
+
+_TAG = "tag:yaml.org,2002:"
+
+
+def parse_documents(text: str, where: str, error: type[ConfigError]) -> list[Value]:
+    """Every document of a YAML stream (or the one of a JSON text).
+
+    Args:
+        text: YAML 1.1 or JSON.
+        where: how messages name its origin, such as the file.
+        error: the class to raise.
+
+    Returns:
+        One value for each document, keys in declared order; dates stay strings.
+
+    Raises:
+        ConfigError: of class ``error``, naming the line; never quoting the text, which
+            in Helm values may hold passwords.
+    """
+    if _is_json(text):
+        # JSON has raw tabs only between tokens, where YAML does not accept them.
+        text = text.replace("\t", " ")
+    try:
+        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        return [_Builder(where, error).build(node) for node in nodes if node is not None]
+    except yaml.MarkedYAMLError as bad:
+        line = f"line {bad.problem_mark.line + 1}: " if bad.problem_mark else ""
+        problem = f"{where}: {line}not valid YAML: {bad.problem}"
+    except yaml.YAMLError:
+        problem = f"{where}: not valid YAML: it holds a character that YAML does not allow"
+    except RecursionError:
+        problem = f"{where}: nested too deeply"
+    raise error(problem)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+class _Builder:
+    """Values from the nodes of one document."""
+
+    def __init__(self, where: str, error: type[ConfigError]) -> None:
+        self._where = where
+        self._error = error
+        # An alias is built once: otherwise a few lines of aliases to aliases take for ever.
+        self._built: dict[int, Value] = {}
+        self._building: set[int] = set()
+
+    def build(self, node: Node) -> Value:
+        """The value of ``node``."""
+        key = id(node)
+        if key in self._built:
+            return self._built[key]
+        if key in self._building:
+            raise self._refusal(node, "an alias refers to what contains it")
+        self._building.add(key)
+        value: Value
+        if isinstance(node, MappingNode):
+            value = self._mapping(node)
+        elif isinstance(node, SequenceNode):
+            value = [self.build(item) for item in node.value]
+        else:
+            value = self._scalar(node)
+        self._building.discard(key)
+        self._built[key] = value
+        return value
+
+    def _mapping(self, node: MappingNode) -> dict[str, Value]:
+        merged: dict[str, Value] = {}
+        own: dict[str, Value] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _TAG + "merge":
+                # The earlier of several merged mappings wins (yaml.org/type/merge.html).
+                merged = {**self._merged(value_node), **merged}
+                continue
+            key = self._key(key_node)
+            if key in own:
+                raise self._refusal(key_node, f"the key `{key}` appears twice in one mapping")
+            own[key] = self.build(value_node)
+        return {**merged, **own}
+
+    def _merged(self, node: Node) -> dict[str, Value]:
+        sources = node.value if isinstance(node, SequenceNode) else [node]
+        merged: dict[str, Value] = {}
+        for source in sources:
+            value = self.build(source)
+            if not isinstance(value, dict):
+                raise self._refusal(source, "`<<` takes a mapping or a list of mappings")
+            merged = {**value, **merged}
+        return merged
+
+    def _key(self, node: Node) -> str:
+        if not isinstance(node, ScalarNode):
+            raise self._refusal(node, "a key must be a string")
+        key = self._scalar(node)
+        if not isinstance(key, str):
+            raise self._refusal(node, "a key must be a string: put it in quotes")
+        if not key.isprintable():
+            raise self._refusal(node, "a key has a character that cannot be printed")
+        return key
+
+    def _scalar(self, node: Node) -> Value:
+        text: str = node.value
+        kind = node.tag.removeprefix(_TAG)
+        if kind in ("str", "timestamp", "value"):
+            return self._text(node, text)
+        if kind == "null":
+            return None
+        if kind == "bool" and text.lower() in SafeConstructor.bool_values:
+            return bool(SafeConstructor.bool_values[text.lower()])
+        if kind in ("int", "float"):
+            make = getattr(SafeConstructor(), f"construct_yaml_{kind}")
+            try:
+                number: int | float = make(node)
+            except (ValueError, IndexError):  # `!!int x`, more digits than Python converts
+                raise self._refusal(node, "not a number") from None
+            return number
+        raise self._refusal(node, f"the tag `{node.tag}` cannot be used here")
+
+    def _text(self, node: Node, text: str) -> str:
+        try:
+            # A JSON escape above U+FFFF arrives as two surrogates; a lone one is an error.
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise self._refusal(node, "a string is not valid Unicode") from None
+
+    def _refusal(self, node: Node, problem: str) -> ConfigError:
+        return self._error(f"{self._where}: line {node.start_mark.line + 1}: {problem}")

@@ -1,0 +1,56 @@
+"""Absolute paths and relative ones, as the catalogue and the run may give them."""
+
+from __future__ import annotations
+
+from sidecar.errors import ConfigError
+
+_MAX_NAME_BYTES = 255  # NAME_MAX, limits.h
+
+
+def check_absolute_path(path: str, where: str, error: type[ConfigError]) -> str:
+    """``path`` itself when it is absolute and normalised (``/`` alone is refused).
+
+    Raises:
+        ConfigError: of class ``error``, beginning with ``where``.
+    """
+    if not path.startswith("/"):
+        raise error(f"{where}: `{_shown(path)}` is not absolute", "begin it with `/`")
+    if path == "/":
+        raise error(f"{where}: `/` cannot be used", "name a directory below it")
+    check_parts(path[1:], where, error)
+    return path
+
+
+def check_parts(path: str, where: str, error: type[ConfigError]) -> None:
+    """Refuse a relative path that is empty, not normalised, or that no file system can hold.
+
+    Raises:
+        ConfigError: of class ``error``, beginning with ``where``.
+    """
+    for part in path.split("/"):
+        if problem := name_problem(part):
+            raise error(f"{where}: `{_shown(path)}` has a part that {problem}")
+
+
+def name_problem(name: str) -> str:
+    """Why ``name`` cannot be one file name, as the end of a sentence; empty where it can."""
+    if not name:
+        return "is empty"
+    if name in (".", ".."):
+        return f"is `{name}`"
+    if "/" in name:
+        return "contains `/`"
+    if not name.isprintable():
+        return "has a character that cannot be printed"
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        return f"is longer than {_MAX_NAME_BYTES} bytes"
+    return ""
+
+
+def contains(outer: str, inner: str) -> bool:
+    """Whether the normalised absolute path ``inner`` is ``outer`` or below it."""
+    return inner == outer or inner.startswith(outer + "/")
+
+
+def _shown(path: str) -> str:
+    return path if path.isprintable() else ascii(path)[1:-1]
