@@ -54,7 +54,8 @@ The tree, readable in one screen::
     │   ├── FileExists          SC1069
     │   ├── NodeForgotten       SC1070
     │   ├── Interrupted         SC1071
-    │   └── NoAttribute         SC1072
+    │   ├── NoAttribute         SC1072
+    │   └── CrossDevice         SC1073  cannot be moved in one step; mv(1) copies
     └── HostError               exit status 3
         ├── NotRoot             SC1080
         ├── FuseDeviceMissing   SC1081
@@ -68,7 +69,8 @@ The tree, readable in one screen::
         ├── NotSaved            SC1089  exit status 4
         ├── PortInUse           SC1090
         ├── ReadyTimeout        SC1091
-        └── DependencyMissing   SC1092
+        ├── DependencyMissing   SC1092
+        └── DemoFailed          SC1093
 
 Codes are part of the interface: logs, events, metrics, the status page and the
 termination message show them, and the README's troubleshooting table is keyed by
@@ -360,6 +362,10 @@ class NoAttribute(FileSystemError):
     code, name = "SC1072", "NO_ATTRIBUTE"
 
 
+class CrossDevice(FileSystemError):
+    code, name = "SC1073", "CROSS_DEVICE"
+
+
 # --- the host ----------------------------------------------------------------------
 
 
@@ -423,6 +429,12 @@ class DependencyMissing(HostError):
     code, name = "SC1092", "DEPENDENCY_MISSING"
 
 
+class DemoFailed(HostError):
+    """A step of ``sidecar demo`` did not do what it shows."""
+
+    code, name = "SC1093", "DEMO_FAILED"
+
+
 # --- the errno table ---------------------------------------------------------------
 
 ERRNO: dict[type[SidecarError], int] = {
@@ -453,6 +465,7 @@ ERRNO: dict[type[SidecarError], int] = {
     NodeForgotten: _errno.ESTALE,
     Interrupted: _errno.EINTR,
     NoAttribute: _errno.ENODATA,
+    CrossDevice: _errno.EXDEV,
     SidecarError: _errno.EIO,
 }
 """The only place where an error becomes an errno (errno(3), fuse replies)."""

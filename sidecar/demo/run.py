@@ -1,0 +1,321 @@
+"""The steps of the demo, in the order in which a cluster would take them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import urllib3
+import yaml
+from minio import Minio
+from rich.console import Console
+from rich.status import Status
+
+from sidecar.demo import report
+from sidecar.demo.dataset import Digit, labels_csv, load_digits
+from sidecar.demo.embedded import EmbeddedS3
+from sidecar.demo.signals import Stopped, StopSignals
+from sidecar.demo.workspace import Workspace, free_port
+from sidecar.errors import EXIT_OK, DemoFailed, ReadyTimeout
+from sidecar.spec import Http, PersistenceSpec, load_spec
+
+RUN = "demo/digits/experiments/1"
+DATA_BUCKET, DATA_PREFIX = "datasets", "digits/"
+OUTPUTS_BUCKET, OUTPUTS_PREFIX = "experiments", "team-a/"
+SETTINGS = {"epochs": 8, "rate": 0.02, "seed": 7}
+
+_POLL_S = 0.02
+_POLYAXONFILE = """\
+version: 1
+kind: experiment
+environment:
+  persistence:
+    data: ['images', 'labels', 'settings']  # not the archive
+    outputs: 'runs'
+"""
+
+
+@dataclass
+class Training:
+    """What the training script told.
+
+    Attributes:
+        read_sha256: of all images, in the table's order.
+        saved: path to (size in bytes, SHA-256), as handed to the file system.
+        epochs: one record for each epoch: loss in nats, accuracy from 0 to 1.
+    """
+
+    read_sha256: str = ""
+    saved: dict[Path, tuple[int, str]] = field(default_factory=dict)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+
+class Steps:
+    """Shows what is going on, and for each step that is done what came of it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def step(self, doing: str) -> Iterator[Callable[[str], None]]:
+        """One step. Gives a function that replaces the text of its line."""
+        began_s = time.monotonic()
+        text = doing
+        with self._console.status(doing) as status:
+
+            def tell(now: str) -> None:
+                nonlocal text
+                text = now
+                _show(status, now)
+
+            yield tell
+        self._console.print(f"[green]✓[/] {text} [dim]{time.monotonic() - began_s:.1f} s[/]")
+
+
+def run() -> int:
+    """All of it; returns the exit status: 0, or 128 and the number of a signal."""
+    console = Console(highlight=False)
+    try:
+        with StopSignals() as signals:
+            with Workspace(signals) as workspace:
+                _run_in(workspace, console)
+            console.print("[green]✓[/] Nothing is left: no mount, no process, no file")
+    except Stopped as stopped:
+        console.print("[yellow]stopped[/]; nothing is left: no mount, no process, no file")
+        return stopped.exit_status
+    return EXIT_OK
+
+
+def _run_in(workspace: Workspace, console: Console) -> None:
+    steps = Steps(console)
+    digits = load_digits()
+    with steps.step("Starting an S3 server") as tell:
+        server = EmbeddedS3(workspace)
+        tell(f"S3 server (MinIO's gateway in JuiceFS) at {server.endpoint}")
+    with steps.step("Filling a bucket") as tell:
+        client = server.client()
+        _seed_bucket(client, digits, tell)
+        tell(f"{len(digits)} handwritten digits in s3://{DATA_BUCKET}/{DATA_PREFIX}")
+    with steps.step("Resolving catalogue and polyaxonfile") as tell:
+        _seed_directories(workspace, digits)
+        spec = _resolve(workspace, server)
+        tell(f"`sidecar resolve`: what this run mounts, and where below {workspace.path}")
+    console.print(report.volumes_table(spec, workspace.path))
+    sidecar, metrics_url = _mount(workspace, spec, steps)
+    before = _scrape(metrics_url)
+    with steps.step("Training") as tell:
+        training = _train(workspace, spec, tell)
+        last = training.epochs[-1]
+        tell(
+            f"Training, in a process that knows two variables: {len(training.epochs)} epochs, "
+            f"accuracy {training.epochs[0]['accuracy']:.0%} → {last['accuracy']:.0%}"
+        )
+    after = _scrape(metrics_url)
+    with steps.step("Comparing with what the bucket holds") as tell:
+        _check_read(training, digits)
+        objects = _check_saved(client, training, spec)
+        tell(
+            f"Read back with another client (minio): all {len(objects)} files are in the bucket, "
+            "byte for byte (SHA-256)"
+        )
+    console.print(report.run_tree(f"s3://{OUTPUTS_BUCKET}/{OUTPUTS_PREFIX}{RUN}", objects))
+    console.print(report.metrics_table(before, after))
+    with steps.step("Stopping the sidecar") as tell:
+        status = workspace.stop(sidecar)
+        if status != EXIT_OK:
+            raise DemoFailed(f"`sidecar mount` ended with status {status}: {_last_line(workspace)}")
+        tell(f"SIGTERM: `sidecar mount` saved everything, unmounted, exit status {status}")
+
+
+def _show(status: Status, text: str) -> None:
+    status.update(text)
+
+
+def _seed_bucket(client: Minio, digits: list[Digit], tell: Callable[[str], None]) -> None:
+    for bucket in (DATA_BUCKET, OUTPUTS_BUCKET):
+        client.make_bucket(bucket)
+    for count, digit in enumerate(digits, 1):
+        body = io.BytesIO(digit.image)
+        client.put_object(DATA_BUCKET, DATA_PREFIX + digit.name, body, len(digit.image))
+        tell(f"Filling a bucket: {count} of {len(digits)} objects")
+
+
+def _seed_directories(workspace: Workspace, digits: list[Digit]) -> None:
+    """The node's directory and the claim, where a kubelet would mount them."""
+    labels = workspace.directory("volumes/labels")
+    (labels / "labels.csv").write_text(labels_csv(digits))
+    settings = workspace.directory("volumes/settings")
+    (settings / "train.json").write_text(json.dumps(SETTINGS))
+
+
+def _catalogue(volumes: Path) -> dict[str, Any]:
+    secret = {"secret": "s3-secret", "secretKey": "key.json"}
+    return {
+        "persistence": {
+            "data": {
+                "images": {
+                    "store": "s3",
+                    "bucket": f"s3://{DATA_BUCKET}/{DATA_PREFIX}",
+                    "readOnly": True,
+                    **secret,
+                },
+                "labels": {
+                    "hostPath": str(volumes / "labels"),
+                    "mountPath": str(volumes / "labels"),
+                    "readOnly": True,
+                },
+                "settings": {
+                    "existingClaim": "settings-pvc",
+                    "mountPath": str(volumes / "settings"),
+                },
+                "archive": {"store": "gcs", "bucket": "gs://archive"},
+            },
+            "outputs": {
+                "runs": {
+                    "store": "s3",
+                    "bucket": f"s3://{OUTPUTS_BUCKET}/{OUTPUTS_PREFIX}",
+                    **secret,
+                },
+            },
+        }
+    }
+
+
+def _resolve(workspace: Workspace, server: EmbeddedS3) -> PersistenceSpec:
+    """Let `sidecar resolve` write the spec, and give it this machine's directories and port."""
+    secrets = workspace.directory("secrets")
+    secret = workspace.directory("secrets/s3-secret") / "key.json"
+    secret.touch(mode=0o600)
+    secret.write_text(server.secret_json())
+    catalogue = workspace.path / "values.yaml"
+    catalogue.write_text(yaml.safe_dump(_catalogue(workspace.path / "volumes"), sort_keys=False))
+    polyaxonfile = workspace.path / "polyaxonfile.yaml"
+    polyaxonfile.write_text(_POLYAXONFILE)
+    command = [
+        *_sidecar("resolve", "--catalogue", catalogue, "--polyaxonfile", polyaxonfile),
+        *("--run", RUN, "--secrets-root", str(secrets)),
+        *("--shared-root", str(workspace.directory("persistence"))),
+        *("--state-root", str(workspace.directory("state"))),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != EXIT_OK:
+        raise DemoFailed(f"`sidecar resolve` ended with {done.returncode}: {done.stderr}")
+    spec = load_spec(done.stdout, "the output of `sidecar resolve`")
+    termination = str(workspace.path / "termination-message")
+    spec = spec.model_copy(
+        update={
+            "http": Http(host="127.0.0.1", port=free_port()),
+            "roots": spec.roots.model_copy(update={"termination_message": termination}),
+        }
+    )
+    (workspace.path / "spec.json").write_text(spec.to_json())
+    return spec
+
+
+def _mount(
+    workspace: Workspace, spec: PersistenceSpec, steps: Steps
+) -> tuple[subprocess.Popen[str], str]:
+    """Start `sidecar mount`, wait until it is ready; its process and its metrics page."""
+    with steps.step("Mounting") as tell:
+        began_s = time.monotonic()
+        sidecar = workspace.start(
+            _sidecar("mount", "--spec", workspace.path / "spec.json"),
+            log=workspace.path / "sidecar.log",
+        )
+        ready = Path(spec.roots.shared, ".sidecar", "ready")
+        while not ready.exists():
+            if sidecar.poll() is not None:
+                raise DemoFailed(
+                    f"`sidecar mount` ended with status {sidecar.returncode} before it was "
+                    f"ready: {_last_line(workspace)}"
+                )
+            if time.monotonic() - began_s > spec.times.ready_timeout_s:
+                raise ReadyTimeout(f"`sidecar mount` was not ready: {_last_line(workspace)}")
+            time.sleep(_POLL_S)
+        tell(
+            f"`sidecar mount`: ready after {time.monotonic() - began_s:.2f} s, "
+            f"{len(spec.volumes)} volumes mounted and checked"
+        )
+    return sidecar, f"http://{spec.http.host}:{spec.http.port}/metrics"
+
+
+def _train(workspace: Workspace, spec: PersistenceSpec, tell: Callable[[str], None]) -> Training:
+    script = Path(__file__).with_name("train.py")
+    errors = workspace.path / "train.log"
+    process = workspace.start(
+        [sys.executable, "-I", script], env=spec.environment, log=errors, pipe=True
+    )
+    training = Training()
+    for line in process.stdout or ():
+        event = json.loads(line)
+        if event["event"] == "read":
+            training.read_sha256 = event["sha256"]
+        elif event["event"] == "epoch":
+            training.epochs.append(event)
+            tell(
+                f"Training: epoch {event['epoch']} of {event['epochs']}, "
+                f"accuracy {event['accuracy']:.0%}"
+            )
+        else:
+            saved = (event["size_bytes"], event["sha256"])
+            training.saved[Path(event["path"])] = saved
+    if process.wait() != EXIT_OK:
+        raise DemoFailed(f"the training script failed: {_last(errors)}")
+    return training
+
+
+def _check_read(training: Training, digits: list[Digit]) -> None:
+    expected = hashlib.sha256(b"".join(digit.image for digit in digits)).hexdigest()
+    if training.read_sha256 != expected:
+        raise DemoFailed("the images that the script read are not those in the bucket")
+
+
+def _check_saved(client: Minio, training: Training, spec: PersistenceSpec) -> dict[str, int]:
+    """Fetch every saved file and compare; key below the run's directory to size in bytes."""
+    prefix = f"{OUTPUTS_PREFIX}{RUN}/"
+    stored = {}
+    for item in client.list_objects(OUTPUTS_BUCKET, prefix, recursive=True):
+        if item.is_dir or item.object_name.endswith("/"):
+            continue
+        response = client.get_object(OUTPUTS_BUCKET, item.object_name)
+        try:
+            content = response.read()
+        finally:
+            response.close()
+            response.release_conn()
+        digest = hashlib.sha256(content).hexdigest()
+        stored[item.object_name.removeprefix(prefix)] = (len(content), digest)
+    run_directory = Path(spec.volumes[-1].path, RUN)
+    saved = {
+        path.relative_to(run_directory).as_posix(): facts for path, facts in training.saved.items()
+    }
+    if stored != saved:
+        wrong = sorted(key for key in stored | saved if stored.get(key) != saved.get(key))
+        raise DemoFailed(f"the bucket does not hold what was saved: {', '.join(wrong)}")
+    return {key: size_bytes for key, (size_bytes, _) in stored.items()}
+
+
+def _scrape(url: str) -> str:
+    return urllib3.request("GET", url, timeout=10).data.decode()
+
+
+def _sidecar(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "sidecar", *map(str, arguments)]
+
+
+def _last_line(workspace: Workspace) -> str:
+    return _last(workspace.path / "sidecar.log")
+
+
+def _last(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return lines[-1] if lines else "it said nothing"
