@@ -15,7 +15,7 @@ venv=.venv
 tools=.tools
 azurite_version=3.35.0 # the last release that runs on the Node.js of Debian 12 and Ubuntu 24.04
 
-say() { printf '\033[2m[install] %s\033[0m\n' "$*" >&2; }
+say() { printf 'install: %s\n' "$*" >&2; }
 die() {
     printf 'install: %s\n' "$*" >&2
     exit 1

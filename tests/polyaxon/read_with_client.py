@@ -1,0 +1,22 @@
+"""Run by the venv of the real client: print what its tracking API makes of the variables."""
+
+import collections
+import collections.abc
+import json
+
+# The client is of 2019: these names moved to collections.abc in Python 3.10.
+for name in collections.abc.__all__:
+    if not hasattr(collections, name):
+        setattr(collections, name, getattr(collections.abc, name))
+
+from polyaxon_client.tracking import Experiment, get_data_paths, get_outputs_path  # noqa: E402
+
+print(
+    json.dumps(
+        {
+            "data_paths": get_data_paths(),
+            "experiment_data_paths": Experiment.get_data_paths(),
+            "outputs_path": get_outputs_path(),
+        }
+    )
+)
