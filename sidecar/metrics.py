@@ -1,0 +1,224 @@
+"""Every metric: name, unit, labels. Nothing else in the product names a metric.
+
+Several processes count (one worker for each bucket, the health process reads), so the
+values live in memory-mapped files of prometheus-client's multi-process mode. The files
+are keyed by the volume and not by the process: a restarted worker goes on counting
+where the dead one stopped, and 500 restarts leave one file.
+
+Source of the conventions: https://prometheus.io/docs/practices/naming/
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sidecar.errors import SidecarError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+_DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_LATENCY_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30)
+
+
+def _open_values(directory: Path, identity: str) -> None:
+    """Point prometheus-client at the files of ``identity``; once, before the first metric."""
+    directory.mkdir(parents=True, exist_ok=True)
+    os.environ[_DIRECTORY_VARIABLE] = str(directory)
+    from prometheus_client import values
+
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: identity)
+
+
+class VolumeMetrics:
+    """What one worker counts for its volume. Safe to use from any thread.
+
+    Implements :class:`sidecar.mounter.store.base.StoreObserver`.
+    """
+
+    def __init__(self, directory: Path, volume: str, identity: str) -> None:
+        _open_values(directory, identity)
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, ("volume", *labels), registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(
+                name, text, ("volume",), registry=registry, multiprocess_mode="mostrecent"
+            )
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(
+                name, text, ("volume", *labels), registry=registry, buckets=_LATENCY_BUCKETS_S
+            )
+
+        self._volume = volume
+        self._operations = histogram(
+            "mount_sidecar_operation_duration_seconds",
+            "Time the file system took for one operation of a program",
+            "operation",
+        )
+        self._operation_errors = counter(
+            "mount_sidecar_operation_errors_total",
+            "File system operations that ended in an error, by stable code",
+            "operation",
+            "code",
+        )
+        self._requests = histogram(
+            "mount_sidecar_store_request_duration_seconds",
+            "Time one request to the object store took, retries not included",
+            "operation",
+        )
+        self._request_errors = counter(
+            "mount_sidecar_store_request_errors_total",
+            "Requests to the object store that failed, by stable code",
+            "operation",
+            "code",
+        )
+        self._retries = counter(
+            "mount_sidecar_store_retries_total",
+            "Requests sent again, by reason",
+            "operation",
+            "reason",
+        )
+        bound = (volume,)
+        self.read_bytes = counter(
+            "mount_sidecar_read_bytes_total", "Bytes given to programs by read"
+        ).labels(*bound)
+        self.written_bytes = counter(
+            "mount_sidecar_written_bytes_total", "Bytes taken from programs by write"
+        ).labels(*bound)
+        self.fetched_bytes = counter(
+            "mount_sidecar_fetched_bytes_total", "Bytes of content read from the store"
+        ).labels(*bound)
+        self.uploaded_bytes = counter(
+            "mount_sidecar_uploaded_bytes_total", "Bytes of content the store confirmed"
+        ).labels(*bound)
+        self.cache_hits = counter(
+            "mount_sidecar_cache_hits_total", "Reads served without waiting for the store"
+        ).labels(*bound)
+        self.cache_misses = counter(
+            "mount_sidecar_cache_misses_total", "Reads that had to wait for the store"
+        ).labels(*bound)
+        self.stall_seconds = counter(
+            "mount_sidecar_read_stall_seconds_total", "Time reads waited for the store"
+        ).labels(*bound)
+        self.hidden_keys = counter(
+            "mount_sidecar_hidden_keys_total",
+            "Keys left out of listings: shadowed by a directory, or no path can spell them",
+            "reason",
+        )
+        self.passthrough_opens = counter(
+            "mount_sidecar_passthrough_opens_total", "Opens served by the kernel from a local file"
+        ).labels(*bound)
+        self.open_handles = gauge("mount_sidecar_open_handles", "Files that programs hold open")
+        self.open_handles = self.open_handles.labels(*bound)
+        self.dirty_bytes = gauge(
+            "mount_sidecar_dirty_bytes", "Bytes in files that the store does not have yet"
+        ).labels(*bound)
+        self.spool_used_bytes = gauge(
+            "mount_sidecar_spool_used_bytes", "Disk space that the spool occupies"
+        ).labels(*bound)
+        for value in (self.open_handles, self.dirty_bytes, self.spool_used_bytes):
+            value.set(0)
+        self._observe_operation: dict[str, Callable[[float], None]] = {}
+        self._observe_request: dict[str, Callable[[float], None]] = {}
+
+    def operation(self, operation: str, seconds: float, error: BaseException | None) -> None:
+        """One file system operation ended."""
+        observe = self._observe_operation.get(operation)
+        if observe is None:
+            observe = self._operations.labels(self._volume, operation).observe
+            self._observe_operation[operation] = observe
+        observe(seconds)
+        if error is not None:
+            code = error.code if isinstance(error, SidecarError) else "SC1000"
+            self._operation_errors.labels(self._volume, operation, code).inc()
+
+    def request(self, operation: str, seconds: float, code: str) -> None:
+        """One store request ended; ``code`` is ``ok`` or a stable code."""
+        observe = self._observe_request.get(operation)
+        if observe is None:
+            observe = self._requests.labels(self._volume, operation).observe
+            self._observe_request[operation] = observe
+        observe(seconds)
+        if code != "ok":
+            self._request_errors.labels(self._volume, operation, code).inc()
+
+    def retried(self, operation: str, reason: str) -> None:
+        """One store request is sent again."""
+        self._retries.labels(self._volume, operation, reason).inc()
+
+    def hidden(self, reason: str) -> None:
+        """A key is left out of a listing. ``reason``: shadowed, name."""
+        self.hidden_keys.labels(self._volume, reason).inc()
+
+
+class StatusCollector:
+    """The supervisor's status as metrics, read afresh at every scrape.
+
+    Args:
+        read_status: returns the status document (:mod:`sidecar.mounter.status`).
+    """
+
+    def __init__(self, read_status: Callable[[], dict[str, object]]) -> None:
+        self._read_status = read_status
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: prometheus-client would otherwise read the status at registration."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Mount states, restarts, and the time to ready."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        status = self._read_status()
+        ready = GaugeMetricFamily("mount_sidecar_ready", "1 while every selected volume is usable")
+        ready.add_metric((), 1.0 if status.get("ready") else 0.0)
+        yield ready
+        if isinstance(seconds := status.get("time_to_ready_seconds"), int | float):
+            taken = GaugeMetricFamily(
+                "mount_sidecar_time_to_ready_seconds", "Time from start to ready"
+            )
+            taken.add_metric((), float(seconds))
+            yield taken
+        state = GaugeMetricFamily(
+            "mount_sidecar_mount_state",
+            "1 for the state that the volume is in",
+            labels=("volume", "state"),
+        )
+        restarts = CounterMetricFamily(
+            "mount_sidecar_worker_restarts",
+            "Workers that died and were started again, by how the mount went on",
+            labels=("volume", "healed"),
+        )
+        volumes = status.get("volumes")
+        for volume in volumes if isinstance(volumes, list) else []:
+            name = f"{volume['kind']}/{volume['name']}"
+            state.add_metric((name, volume["state"]), 1.0)
+            for healed, count in volume.get("healed", {}).items():
+                restarts.add_metric((name, healed), float(count))
+        yield state
+        yield restarts
+
+
+def scrape_registry(
+    directory: Path, read_status: Callable[[], dict[str, object]]
+) -> CollectorRegistry:
+    """The registry that ``/metrics`` serves: every worker's values and the status."""
+    directory.mkdir(parents=True, exist_ok=True)
+    os.environ[_DIRECTORY_VARIABLE] = str(directory)
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    registry.register(StatusCollector(read_status))
+    return registry

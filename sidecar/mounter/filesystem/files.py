@@ -1,0 +1,328 @@
+"""Open files: reading a pinned version, writing to the spool, and the truth at close."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+
+from sidecar.errors import BadHandle, NotFound, SidecarError, SpoolFull, Stale, StoreError
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem.nodes import Directory, File
+from sidecar.mounter.filesystem.spool import Spool, SpoolFile
+from sidecar.mounter.filesystem.tree import Tree
+from sidecar.mounter.filesystem.uploads import Uploader
+from sidecar.mounter.prefetch import Fetcher, ObjectReader, ReadResult
+
+_COPY_BYTES = 8 * 1024 * 1024
+
+
+class FileHandle:
+    """One open file.
+
+    Attributes:
+        writable: opened with O_WRONLY or O_RDWR.
+        reader: reads the pinned version; made at the first read.
+    """
+
+    __slots__ = ("node", "reader", "writable")
+
+    def __init__(self, node: File, writable: bool) -> None:
+        self.node = node
+        self.writable = writable
+        self.reader: ObjectReader | None = None
+
+
+class Files:
+    """Contents of the files of one mount. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        fetcher: Fetcher,
+        spool: Spool,
+        uploader: Uploader,
+        metrics: VolumeMetrics,
+    ) -> None:
+        self._tree = tree
+        self._fetcher = fetcher
+        self._store = fetcher.store
+        self._spool = spool
+        self._uploader = uploader
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._handles: dict[int, FileHandle] = {}
+        self._next = 1
+        self._spooled: dict[int, File] = {}  # by node, oldest first
+
+    # --- handles -----------------------------------------------------------------------
+
+    def open(self, node: File, writable: bool, truncate: bool = False) -> int:
+        """A new handle. With ``truncate`` the file is empty for everyone from now on."""
+        if truncate:
+            with node.lock:
+                self._empty(node)
+        with self._lock:
+            number = self._next
+            self._next += 1
+            self._handles[number] = FileHandle(node, writable)
+            node.handles += 1
+            node.writers += writable
+        self._metrics.open_handles.inc()
+        return number
+
+    def get(self, handle: int) -> FileHandle:
+        """The handle of a number. Raises BadHandle."""
+        try:
+            return self._handles[handle]
+        except KeyError:
+            raise BadHandle(f"no open file has the handle {handle}") from None
+
+    def release(self, handle: int) -> None:
+        """The last reference to an open file is gone; nothing can be reported any more."""
+        with self._lock:
+            opened = self._handles.pop(handle, None)
+        if opened is None:
+            return
+        self._metrics.open_handles.dec()
+        if opened.reader is not None:
+            opened.reader.close()
+        node = opened.node
+        with node.lock:
+            with self._lock:
+                node.handles -= 1
+                node.writers -= opened.writable
+            self._drop_spool_if_done(node)
+        self._tree.nodes.drop_unused(node)
+
+    # --- reading -----------------------------------------------------------------------
+
+    def read(self, handle: int, offset: int, size: int) -> ReadResult:
+        """Bytes of one file: the spool's if there is one, else the pinned version's.
+
+        Raises Stale when the pinned version is gone, and what the store raises.
+        """
+        opened = self.get(handle)
+        node = opened.node
+        if node.spool is not None:
+            with node.lock:
+                if node.spool is not None:
+                    data = node.spool.read(offset, size)
+                    self._metrics.read_bytes.inc(len(data))
+                    return ReadResult([memoryview(data)], _nothing)
+        reader = opened.reader
+        remote = node.remote
+        if reader is None or (remote is not None and reader.info is not remote):
+            reader = self._pin(opened)
+        try:
+            result = reader.read(offset, size)
+        except NotFound as error:
+            raise Stale(f"{error.what} was deleted while it was open") from error
+        self._metrics.read_bytes.inc(sum(map(len, result.views)))
+        return result
+
+    def _pin(self, opened: FileHandle) -> ObjectReader:
+        """A reader of the node's version: the first one, or after this mount wrote a new one."""
+        with self._lock:
+            remote = opened.node.remote
+            if remote is None:
+                raise Stale(f"`{opened.node.key}` has no content in the store any more")
+            old = opened.reader
+            if old is None or old.info is not remote:
+                opened.reader = ObjectReader(self._fetcher, remote)
+                if old is not None:
+                    old.close()
+            assert opened.reader is not None
+            return opened.reader
+
+    # --- writing -----------------------------------------------------------------------
+
+    def create(self, parent: Directory, name: str, attributes: Mapping[str, int]) -> File:
+        """A new, empty file that the store has not seen yet."""
+        node = self._tree.nodes.add_file(parent, name, None)
+        node.attributes.update(attributes)
+        node.attributes.setdefault("mtime_ns", time.time_ns())
+        self._give_spool(node, self._spool.create())
+        assert node.spool is not None
+        node.spool.dirty = True
+        return node
+
+    def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
+        """Write all of ``data``. Raises BadHandle, SpoolFull, and what a download raises."""
+        opened = self.get(handle)
+        if not opened.writable:
+            raise BadHandle("the file was opened for reading only")
+        node = opened.node
+        with node.lock:
+            spool = self._ensure_spool(node)
+            spool.write(offset, data)
+            node.attributes["mtime_ns"] = time.time_ns()
+        self._metrics.written_bytes.inc(len(data))
+        return len(data)
+
+    def truncate(self, node: File, size: int) -> None:
+        """Set a file's length; sent to the store at once unless somebody has it open to write."""
+        with node.lock:
+            if size == 0:
+                self._empty(node)
+            else:
+                self._ensure_spool(node).truncate(size)
+            node.attributes["mtime_ns"] = time.time_ns()
+            if not node.writers:
+                self.save(node)
+
+    def set_attributes(self, node: File, changes: Mapping[str, int]) -> None:
+        """Keep mode, uid, gid or mtime_ns with the object."""
+        with node.lock:
+            node.attributes.update(changes)
+            if node.spool is not None:
+                node.spool.dirty = True
+            elif node.remote is not None and not node.detached and node.parent is not None:
+                key = node.key
+                node.remote = self._store.copy(key, key, metadata=self._metadata(node))
+                self._tree.changed(node.parent, node.name, True, node.remote)
+
+    def flush(self, handle: int) -> None:
+        """close(2) or fsync(2): return when the store has the bytes, or raise why not."""
+        opened = self.get(handle)
+        if opened.writable:
+            with opened.node.lock:
+                self.save(opened.node)
+
+    def save(self, node: File) -> None:
+        """Upload the spool if the store lacks it. Raises what the store raises."""
+        with node.lock:
+            spool, parent = node.spool, node.parent
+            if spool is None or not spool.dirty or node.detached or parent is None:
+                return
+            node.remote = self._uploader.upload(node.key, spool, self._metadata(node))
+            spool.dirty = False
+            self._metrics.uploaded_bytes.inc(spool.size_bytes)
+            node.fresh_until_s = time.monotonic() + self._tree.ttl_s
+            self._tree.changed(parent, node.name, True, node.remote)
+            self._drop_spool_if_done(node)
+
+    def rescue(self, node: File) -> None:
+        """Keep the content of an open file whose object is about to be deleted.
+
+        What does not fit into the spool is not kept: its readers get ESTALE.
+        """
+        with node.lock:
+            if node.handles and node.spool is None and node.remote is not None:
+                try:
+                    self._ensure_spool(node).dirty = False
+                except (SpoolFull, StoreError):
+                    return
+
+    def dirty(self) -> list[File]:
+        """Files that the store does not have as they are, the oldest first."""
+        with self._lock:
+            spooled = list(self._spooled.values())
+        return [
+            node
+            for node in spooled
+            if node.spool is not None and node.spool.dirty and not node.detached
+        ]
+
+    def account(self) -> None:
+        """Bring the gauges of the spool up to date; called every second, not at every write."""
+        self._metrics.spool_used_bytes.set(self._spool.budget.used_bytes)
+        self._metrics.dirty_bytes.set(
+            sum(node.spool.size_bytes for node in self.dirty() if node.spool is not None)
+        )
+
+    def drain(self, deadline_s: float) -> dict[str, SidecarError | None]:
+        """Upload everything dirty before ``deadline_s`` (monotonic).
+
+        Returns what could not be saved: key to error, None where time ran out.
+        """
+        unsaved: dict[str, SidecarError | None] = {}
+        for node in self.dirty():
+            if time.monotonic() >= deadline_s:
+                unsaved[node.key] = None
+                continue
+            try:
+                self.save(node)
+            except SidecarError as error:
+                unsaved[node.key] = error
+        return unsaved
+
+    def settle(self, node: File) -> None:
+        """Drop the spool of a file that lost its name, once nobody has it open."""
+        with node.lock:
+            self._drop_spool_if_done(node)
+
+    # --- the lock of the node is held -----------------------------------------------------
+
+    def _ensure_spool(self, node: File) -> SpoolFile:
+        """The node's spool file, filled with the object's content at first."""
+        if node.spool is not None:
+            return node.spool
+        spool = self._spool.create()
+        try:
+            if node.remote is not None:
+                self._download(node, spool)
+        except BaseException:
+            spool.discard()
+            raise
+        spool.dirty = False
+        self._give_spool(node, spool)
+        return spool
+
+    def _give_spool(self, node: File, spool: SpoolFile) -> None:
+        node.spool = spool
+        with self._lock:
+            self._spooled[node.id] = node
+
+    def _download(self, node: File, spool: SpoolFile) -> None:
+        remote = node.remote
+        assert remote is not None
+        buffer = bytearray(min(_COPY_BYTES, remote.size_bytes))
+        for offset in range(0, remote.size_bytes, _COPY_BYTES):
+            size = min(_COPY_BYTES, remote.size_bytes - offset)
+            with memoryview(buffer)[:size] as view:
+                self._store.get_range(remote.key, remote.version, offset, view)
+                spool.write(offset, view)
+            self._metrics.fetched_bytes.inc(size)
+
+    def _empty(self, node: File) -> None:
+        if node.spool is None:
+            self._give_spool(node, self._spool.create())
+        assert node.spool is not None
+        node.spool.truncate(0)
+        node.attributes["mtime_ns"] = time.time_ns()
+
+    def _drop_spool_if_done(self, node: File) -> None:
+        spool = node.spool
+        if spool is None:
+            return
+        unneeded = node.detached and not node.handles
+        if unneeded or (not node.writers and not spool.dirty and not node.detached):
+            node.spool = None
+            with self._lock:
+                self._spooled.pop(node.id, None)
+            spool.discard()
+
+    def _metadata(self, node: File) -> dict[str, str]:
+        """User metadata by the convention of s3fs-fuse (mode, uid, gid) and rclone (mtime)."""
+        metadata: dict[str, str] = {}
+        attributes = node.attributes
+        if "mtime_ns" in attributes:
+            seconds, nanoseconds = divmod(attributes["mtime_ns"], 10**9)
+            metadata["mtime"] = f"{seconds}.{nanoseconds:09d}"
+        if "mode" in attributes:
+            metadata["mode"] = str(self._tree.owner.file_type_mode() & ~0o7777 | attributes["mode"])
+        for name in ("uid", "gid"):
+            if name in attributes:
+                metadata[name] = str(attributes[name])
+        return metadata
+
+
+def is_writable(flags: int) -> bool:
+    """Whether open(2) flags ask for writing."""
+    return flags & os.O_ACCMODE != os.O_RDONLY
+
+
+def _nothing() -> None:
+    """Nothing to release."""

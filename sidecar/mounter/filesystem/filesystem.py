@@ -1,0 +1,363 @@
+"""The file system: every operation of a mount, on nodes and handles.
+
+Knows neither FUSE nor an SDK. A transport (:mod:`sidecar.mounter.transport`) calls these
+methods from any of its threads; each either does what its system call says or raises one
+error of :mod:`sidecar.errors`, whose errno the transport answers. SEMANTICS.md states the
+rules for users.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from sidecar.errors import (
+    CrossDevice,
+    FileExists,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    ReadOnly,
+    SidecarError,
+    Unsupported,
+)
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem.attributes import (
+    BLOCK_BYTES,
+    Attributes,
+    Entry,
+    Ownership,
+    Statistics,
+)
+from sidecar.mounter.filesystem.files import Files, is_writable
+from sidecar.mounter.filesystem.names import NAME_MAX_BYTES
+from sidecar.mounter.filesystem.nodes import Directory, File, Node
+from sidecar.mounter.filesystem.spool import Spool
+from sidecar.mounter.filesystem.tree import Line, OpenDirectory, Tree
+from sidecar.mounter.filesystem.uploads import Uploader
+from sidecar.mounter.prefetch import Fetcher, ReadResult
+from sidecar.mounter.store.base import Store
+
+RENAME_NOREPLACE = 1
+"""renameat2(2): fail if the new name exists."""
+_VIRTUAL_BYTES = 1 << 50
+
+
+class FileSystem:
+    """One bucket as a file system. Safe to use from any thread.
+
+    Args:
+        read_only: every change raises ReadOnly.
+        ttl_s: lifetime of names and attributes.
+        threads: runs uploads and copies.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        spool: Spool,
+        owner: Ownership,
+        metrics: VolumeMetrics,
+        threads: ThreadPoolExecutor,
+        *,
+        read_only: bool,
+        ttl_s: float,
+        part_bytes: int,
+    ) -> None:
+        self.read_only = read_only
+        self._store: Store = fetcher.store
+        self._spool = spool
+        self._threads = threads
+        self.tree = Tree(self._store, owner, ttl_s, metrics.hidden)
+        self.files = Files(
+            self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics
+        )
+        self._directories: dict[int, OpenDirectory] = {}
+        self._next_directory = 1
+
+    # --- names and attributes -----------------------------------------------------------
+
+    def lookup(self, parent: int, name: str) -> Entry:
+        """The node of a name, counted as held until :meth:`forget`. Raises NotFound."""
+        directory = self.tree.directory(parent)
+        return self.tree.enter(self.tree.find(directory, name))
+
+    def forget(self, node_id: int, count: int) -> None:
+        """The caller no longer holds ``count`` of its lookups of the node."""
+        self.tree.nodes.forget(node_id, count)
+
+    def get_attributes(self, node_id: int) -> Entry:
+        """stat(2) of a node."""
+        node = self.tree.nodes.get(node_id)
+        self.tree.refresh(node)
+        return self.tree.entry(node)
+
+    def set_attributes(
+        self, node_id: int, changes: Mapping[str, int], size_bytes: int | None = None
+    ) -> Entry:
+        """chmod, chown, utimensat and truncate(2): ``changes`` has mode, uid, gid, mtime_ns."""
+        self._check_writable()
+        node = self.tree.nodes.get(node_id)
+        if isinstance(node, Directory):
+            if size_bytes is not None:
+                raise IsADirectory(f"`{node.key}`")
+            self._set_directory_attributes(node, changes)
+        elif isinstance(node, File):
+            if size_bytes is not None:
+                self.files.truncate(node, size_bytes)
+            if changes and not self._is_current(node, changes):
+                self.files.set_attributes(node, changes)
+        return self.tree.entry(node)
+
+    def statistics(self) -> Statistics:
+        """statfs(2): a bucket has no end, what is free is what the spool can still take."""
+        free = 0 if self.read_only else self._spool.budget.free_bytes // BLOCK_BYTES
+        nodes = len(self.tree.nodes)
+        return Statistics(_VIRTUAL_BYTES // BLOCK_BYTES, free, nodes, 1 << 32, NAME_MAX_BYTES)
+
+    # --- directories ----------------------------------------------------------------------
+
+    def open_directory(self, node_id: int) -> int:
+        """opendir(3): a handle that reads one state of the directory."""
+        opened = self.tree.open_directory(self.tree.directory(node_id))
+        with self.tree.nodes.lock:
+            handle = self._next_directory
+            self._next_directory += 1
+            self._directories[handle] = opened
+        return handle
+
+    def read_directory(self, handle: int, offset: int) -> Iterator[Line]:
+        """The lines behind ``offset``. Raises InvalidArgument for an unknown handle."""
+        return self.tree.read_directory(self._opened_directory(handle), offset)
+
+    def enter(self, handle: int, name: str) -> Entry | None:
+        """:meth:`lookup` of a line that was just read; None if the name is gone again."""
+        return self.tree.enter_line(self._opened_directory(handle), name)
+
+    def release_directory(self, handle: int) -> None:
+        """closedir(3)."""
+        self._directories.pop(handle, None)
+
+    def make_directory(self, parent: int, name: str) -> Entry:
+        """mkdir(2): a marker object keeps the directory when the mount is gone."""
+        self._check_writable()
+        directory = self.tree.directory(parent)
+        if self.tree.exists(directory, name):
+            raise FileExists(f"`{directory.key}{name}`")
+        self._store.put(f"{directory.key}{name}/", b"")
+        with self.tree.nodes.lock:
+            node = self.tree.nodes.add_directory(directory, name, time.time_ns())
+            node.kept = True
+            self.tree.changed(directory, name, True, None)
+            return self.tree.enter(node)
+
+    def remove_directory(self, parent: int, name: str) -> None:
+        """rmdir(2). Raises NotADirectory, NotEmpty."""
+        self._check_writable()
+        directory = self.tree.directory(parent)
+        node = self.tree.find(directory, name)
+        if not isinstance(node, Directory):
+            raise NotADirectory(f"`{node.key}`")
+        if not self._is_empty(node):
+            raise NotEmpty(f"`{node.key}`")
+        self._store.delete(node.key)
+        node.kept = False
+        self.tree.changed(directory, name, False, None)
+        self.tree.nodes.detach(node)
+        self._keep(directory)
+
+    # --- files -------------------------------------------------------------------------------
+
+    def create(self, parent: int, name: str, mode: int, flags: int) -> tuple[Entry, int]:
+        """open(2) with O_CREAT: the new file's entry and a handle."""
+        self._check_writable()
+        directory = self.tree.directory(parent)
+        try:
+            node = self.tree.find(directory, name)
+        except NotFound:
+            pass
+        else:
+            if flags & os.O_EXCL:
+                raise FileExists(f"`{node.key}`")
+            return self.tree.enter(node), self.open(node.id, flags)
+        attributes = {}
+        if stat.S_IMODE(mode) != self.tree.owner.file_mode:
+            attributes["mode"] = stat.S_IMODE(mode)
+        with self.tree.nodes.lock:
+            file = self.files.create(directory, name, attributes)
+            directory.negative.pop(name, None)
+            directory.mtime_ns = time.time_ns()
+            entry = self.tree.enter(file)
+        return entry, self.files.open(file, is_writable(flags))
+
+    def open(self, node_id: int, flags: int) -> int:
+        """open(2) of an existing file: a handle."""
+        writable = is_writable(flags)
+        truncate = bool(flags & os.O_TRUNC)
+        if writable or truncate:
+            self._check_writable()
+        node = self.tree.nodes.get(node_id)
+        if not isinstance(node, File):
+            raise IsADirectory(f"`{node.key}`")
+        return self.files.open(node, writable, truncate)
+
+    def read(self, handle: int, offset: int, size: int) -> ReadResult:
+        """pread(2). The caller calls ``release`` of the result once it was sent."""
+        return self.files.read(handle, offset, size)
+
+    def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
+        """pwrite(2)."""
+        return self.files.write(handle, offset, data)
+
+    def flush(self, handle: int) -> None:
+        """close(2), fsync(2), fdatasync(2): the store has the bytes, or an error says why not."""
+        self.files.flush(handle)
+
+    def release(self, handle: int) -> None:
+        """The last descriptor of an open file was closed."""
+        self.files.release(handle)
+
+    def unlink(self, parent: int, name: str) -> None:
+        """unlink(2). Who has the file open goes on reading it."""
+        self._check_writable()
+        directory = self.tree.directory(parent)
+        node = self.tree.find(directory, name)
+        if not isinstance(node, File):
+            raise IsADirectory(f"`{node.key}`")
+        with node.lock:
+            if node.remote is not None:
+                self.files.rescue(node)
+                self._store.delete(node.key)
+            self.tree.changed(directory, name, False, None)
+            self.tree.nodes.detach(node)
+            self.files.settle(node)
+        self._keep(directory)
+
+    def rename(self, parent: int, name: str, new_parent: int, new_name: str, flags: int) -> None:
+        """renameat2(2) of a file; the target is replaced.
+
+        Directories are refused with EXDEV, which makes mv(1) copy and delete.
+        """
+        self._check_writable()
+        if flags & ~RENAME_NOREPLACE:
+            raise InvalidArgument(f"rename flags {flags:#x}")
+        source, target = self.tree.directory(parent), self.tree.directory(new_parent)
+        node = self.tree.find(source, name)
+        replaced = self._find_or_none(target, new_name)
+        if replaced is not None and flags & RENAME_NOREPLACE:
+            raise FileExists(f"`{replaced.key}`")
+        if replaced is node:
+            return
+        if isinstance(node, Directory):
+            raise CrossDevice(f"`{node.key}` is a directory", "mv copies and deletes it")
+        if isinstance(replaced, Directory):
+            raise IsADirectory(f"`{replaced.key}`")
+        assert isinstance(node, File)
+        self._rename_file(node, source, name, target, new_name, replaced)
+        self._keep(source)
+
+    # --- refused, each with the errno that its manual page names -------------------------------
+
+    def refuse(self, operation: str) -> None:
+        """Hard links, devices, FIFOs, fallocate, extended attributes: EOPNOTSUPP."""
+        raise Unsupported(f"{operation} cannot be had on an object store")
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def drain(self, deadline_s: float) -> dict[str, SidecarError | None]:
+        """Upload everything dirty before ``deadline_s`` (monotonic); what is left, and why."""
+        return self.files.drain(deadline_s)
+
+    # --- helpers -------------------------------------------------------------------------------
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise ReadOnly("the volume is read-only")
+
+    def _opened_directory(self, handle: int) -> OpenDirectory:
+        try:
+            return self._directories[handle]
+        except KeyError:
+            raise InvalidArgument(f"no open directory has the handle {handle}") from None
+
+    def _find_or_none(self, directory: Directory, name: str) -> Node | None:
+        try:
+            return self.tree.find(directory, name)
+        except NotFound:
+            return None
+
+    def _rename_file(
+        self,
+        node: File,
+        source: Directory,
+        name: str,
+        target: Directory,
+        new_name: str,
+        replaced: Node | None,
+    ) -> None:
+        with node.lock:
+            old_key, remote, spool = node.key, node.remote, node.spool
+            if isinstance(replaced, File):
+                self.files.rescue(replaced)
+            if remote is not None and (spool is None or not spool.dirty):
+                moved = self._store.copy(old_key, f"{target.key}{new_name}", version=remote.version)
+                node.remote = moved
+                self.tree.changed(target, new_name, True, moved)
+            self.tree.nodes.move(node, target, new_name)
+            if spool is not None and spool.dirty and not node.writers:
+                self.files.save(node)
+            if remote is not None:
+                if spool is not None and spool.dirty:
+                    self.files.save(node)
+                self._store.delete(old_key)
+            self.tree.changed(source, name, False, None)
+        if isinstance(replaced, File):
+            self.files.settle(replaced)
+
+    def _is_current(self, node: Node, changes: Mapping[str, int]) -> bool:
+        """Whether the changes say what is so already: chown to the owner, say."""
+        now = self.tree.attributes(node)
+        current = {
+            "mode": stat.S_IMODE(now.mode),
+            "uid": now.uid,
+            "gid": now.gid,
+            "mtime_ns": now.mtime_ns,
+        }
+        return all(current[name] == value for name, value in changes.items())
+
+    def _set_directory_attributes(self, node: Directory, changes: Mapping[str, int]) -> None:
+        now: Attributes = self.tree.attributes(node)
+        wanted = {name: value for name, value in changes.items() if name != "mtime_ns"}
+        if wanted and not self._is_current(node, wanted):
+            raise Unsupported(
+                f"`{node.key}`: mode and owner of directories are the volume's",
+                f"it is {stat.filemode(now.mode)}, {now.uid}:{now.gid}",
+            )
+        node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
+
+    def _is_empty(self, node: Directory) -> bool:
+        with self.tree.nodes.lock:
+            if any(self._is_local(child) for child in node.children.values()):
+                return False
+        page = self._store.list_page(node.key, limit=2)
+        return not page.prefixes and all(info.key == node.key for info in page.objects)
+
+    def _is_local(self, child: Node) -> bool:
+        return isinstance(child, Directory) or (isinstance(child, File) and child.spool is not None)
+
+    def _keep(self, directory: Directory) -> None:
+        """A directory that lost its last object stays, as on every other file system."""
+        if directory.parent is None or directory.kept:
+            return
+        listing = directory.listing
+        if listing is not None and listing.complete and (listing.entries or listing.has_marker):
+            return
+        page = self._store.list_page(directory.key, limit=1)
+        if not page.objects and not page.prefixes:
+            self._store.put(directory.key, b"")
+            directory.kept = True

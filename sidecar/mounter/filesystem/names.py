@@ -1,0 +1,29 @@
+"""Which names a path may have, and which keys a path can spell (SEMANTICS.md, Names)."""
+
+from __future__ import annotations
+
+from sidecar.errors import NameInvalid, NameTooLong
+
+NAME_MAX_BYTES = 255
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no key can hold.
+
+    Raises:
+        NameTooLong: over 255 bytes of UTF-8 (NAME_MAX of the kernel's own file systems).
+        NameInvalid: not UTF-8; keys of all three stores are UTF-8.
+    """
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise NameInvalid("the name is not UTF-8", "object keys are UTF-8") from None
+    if length > NAME_MAX_BYTES:
+        raise NameTooLong(f"a name of {length} bytes is longer than {NAME_MAX_BYTES}")
+
+
+def is_spellable(name: str) -> bool:
+    """Whether a part of a key can be a name in a directory."""
+    if name in ("", ".", "..") or "\0" in name or "/" in name:
+        return False
+    return len(name) <= NAME_MAX_BYTES // 4 or len(name.encode()) <= NAME_MAX_BYTES

@@ -1,0 +1,322 @@
+"""Names to nodes: what the store has, what this mount changed, and how long it is believed."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from sidecar.errors import NotADirectory, NotFound
+from sidecar.mounter.filesystem.attributes import Attributes, Entry, Ownership
+from sidecar.mounter.filesystem.listing import Listing, Remote, find_remote
+from sidecar.mounter.filesystem.names import check_name
+from sidecar.mounter.filesystem.nodes import Directory, File, Node, NodeTable
+from sidecar.mounter.store.base import Store
+
+log = logging.getLogger(__name__)
+
+RELIST_MISSES = 16
+"""After so many names asked for one by one, reading the whole directory is cheaper."""
+_NEGATIVE_NAMES = 10_000
+_FIRST_ENTRY_OFFSET = 2
+_READDIR_BATCH = 128
+_LATE_CHANGES_S = 120.0
+
+
+class Line(NamedTuple):
+    """One name of a directory. ``offset`` continues the reading behind it."""
+
+    name: str
+    offset: int
+    is_directory: bool
+    node: int | None
+
+
+class OpenDirectory:
+    """An open directory: one reading of it that stays the same while it is open."""
+
+    def __init__(self, directory: Directory, listing: Listing) -> None:
+        self.directory = directory
+        self.listing = listing
+        self.local_names: list[str] | None = None
+
+
+class Tree:
+    """The name space of one mount. Safe to use from any thread.
+
+    Args:
+        ttl_s: how long names and attributes are believed without asking the store.
+        hidden: counts keys that no path shows, by reason.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        owner: Ownership,
+        ttl_s: float,
+        hidden: Callable[[str], None],
+    ) -> None:
+        self.ttl_s = ttl_s
+        self.owner = owner
+        self._store = store
+        self._hidden = hidden
+        self._hidden_logged: set[str] = set()
+        self._hidden_lock = threading.Lock()
+        self.nodes = NodeTable(time.time_ns())
+
+    # --- names ---------------------------------------------------------------------
+
+    def directory(self, node_id: int) -> Directory:
+        """The directory node of a number. Raises NodeForgotten, NotADirectory."""
+        node = self.nodes.get(node_id)
+        if not isinstance(node, Directory):
+            raise NotADirectory(f"`{node.key}` is a file")
+        return node
+
+    def find(self, parent: Directory, name: str) -> Node:
+        """The node of a name, asking the store where nothing fresh is known.
+
+        Raises NotFound, NameTooLong, NameInvalid, and what the store raises.
+        """
+        check_name(name)
+        now_s = time.monotonic()
+        child = parent.children.get(name)
+        if child is not None and (_is_local(child) or child.fresh_until_s > now_s):
+            return child
+        if parent.negative.get(name, 0.0) > now_s:
+            raise NotFound(f"`{parent.key}{name}`")
+        exists, remote, fresh_until_s = self._ask(parent, name, now_s)
+        return self._bind(parent, name, exists, remote, fresh_until_s)
+
+    def exists(self, parent: Directory, name: str) -> bool:
+        """Whether a name is taken."""
+        try:
+            self.find(parent, name)
+        except NotFound:
+            return False
+        return True
+
+    def enter(self, node: Node) -> Entry:
+        """Count one lookup of the node by the kernel, and say what it may keep."""
+        self.nodes.hold(node)
+        return self.entry(node)
+
+    def entry(self, node: Node) -> Entry:
+        """The attributes of a node, and for how much longer they are believed."""
+        if node.parent is None or node.detached or _is_local(node):
+            return Entry(self.attributes(node), self.ttl_s)
+        left_s = node.fresh_until_s - time.monotonic()
+        return Entry(self.attributes(node), max(0.0, left_s))
+
+    def refresh(self, node: Node) -> None:
+        """Make sure that the attributes of a node are within their lifetime.
+
+        Raises NotFound when the name is gone and nobody holds the file open.
+        """
+        parent = node.parent
+        if parent is None or node.detached or _is_local(node):
+            return
+        if node.fresh_until_s > time.monotonic():
+            return
+        try:
+            self.find(parent, node.name)
+        except NotFound:
+            if not (isinstance(node, File) and node.handles):
+                raise
+
+    def attributes(self, node: Node) -> Attributes:
+        """The attributes as they are known now."""
+        owner = self.owner
+        if isinstance(node, File):
+            remote, set_ = node.remote, node.attributes
+            mtime_ns = int(remote.mtime_s * 1e9) if remote is not None else 0
+            if not set_:
+                return Attributes(
+                    node.id,
+                    owner.file_type_mode(),
+                    node.size_bytes,
+                    mtime_ns,
+                    0 if node.detached else 1,
+                    owner.uid,
+                    owner.gid,
+                )
+            return Attributes(
+                node.id,
+                owner.file_type_mode() & ~0o7777 | set_.get("mode", owner.file_mode),
+                node.size_bytes,
+                set_.get("mtime_ns", mtime_ns),
+                0 if node.detached else 1,
+                set_.get("uid", owner.uid),
+                set_.get("gid", owner.gid),
+            )
+        assert isinstance(node, Directory)
+        return Attributes(
+            node.id, owner.dir_type_mode(), 4096, node.mtime_ns, 2, owner.uid, owner.gid
+        )
+
+    # --- reading a directory -----------------------------------------------------------
+
+    def open_directory(self, directory: Directory) -> OpenDirectory:
+        """Begin to read a directory; shares a listing that is fresh."""
+        return OpenDirectory(directory, self._fresh_listing(directory, time.monotonic()))
+
+    def read_directory(self, opened: OpenDirectory, offset: int) -> Iterator[Line]:
+        """The lines behind ``offset`` (0 at the beginning), pages loaded as they are reached."""
+        directory, listing = opened.directory, opened.listing
+        if offset <= 0:
+            yield Line(".", 1, True, directory.id)
+        if offset <= 1:
+            yield Line("..", 2, True, (directory.parent or directory).id)
+        start = max(0, offset - _FIRST_ENTRY_OFFSET)
+        for index in itertools.count(start):
+            if index >= len(listing.names):
+                listing.load_until(index + _READDIR_BATCH)
+                if index >= len(listing.names):
+                    break
+            name = listing.names[index]
+            if name in listing.entries:
+                remote = listing.entries[name]
+                child = directory.children.get(name)
+                yield Line(
+                    name,
+                    index + 1 + _FIRST_ENTRY_OFFSET,
+                    remote is None,
+                    child.id if child is not None else None,
+                )
+        yield from self._read_local(opened, start)
+
+    def enter_line(self, opened: OpenDirectory, name: str) -> Entry | None:
+        """:meth:`enter` for a line just read, without a request; None if it is gone again."""
+        directory, listing = opened.directory, opened.listing
+        fresh_until_s = listing.loaded_s + self.ttl_s
+        child = directory.children.get(name)
+        if child is not None and (_is_local(child) or child.fresh_until_s >= fresh_until_s):
+            return self.enter(child)  # known later than the listing
+        try:
+            remote = listing.entries[name]
+        except KeyError:
+            return None
+        return self.enter(self._bind(directory, name, True, remote, fresh_until_s))
+
+    def _read_local(self, opened: OpenDirectory, start: int) -> Iterator[Line]:
+        """What only this mount has yet: files being written, directories without objects."""
+        directory, listing = opened.directory, opened.listing
+        if opened.local_names is None:
+            with self.nodes.lock:
+                opened.local_names = [
+                    name
+                    for name, child in directory.children.items()
+                    if _is_local(child) and name not in listing.entries
+                ]
+        first = len(listing.names)
+        for index, name in enumerate(opened.local_names, first):
+            child = directory.children.get(name)
+            if index >= start and child is not None and name not in listing.entries:
+                yield Line(
+                    name,
+                    index + 1 + _FIRST_ENTRY_OFFSET,
+                    isinstance(child, Directory),
+                    child.id,
+                )
+
+    # --- changes through this mount ------------------------------------------------------
+
+    def changed(self, parent: Directory, name: str, exists: bool, remote: Remote) -> None:
+        """Tell everything that remembers the directory what the store now has there."""
+        parent.negative.pop(name, None)
+        parent.changes.made(name, exists, remote)
+        parent.mtime_ns = time.time_ns()
+        listing = parent.listing
+        if listing is not None:
+            listing.apply(name, exists, remote)
+
+    # --- asking the store ------------------------------------------------------------------
+
+    def _ask(self, parent: Directory, name: str, now_s: float) -> tuple[bool, Remote, float]:
+        """(exists, what, until when that is believed)."""
+        with parent.lock:
+            listing = parent.listing
+            fresh = listing is not None and listing.loaded_s + self.ttl_s > now_s
+            if listing is None or (not fresh and parent.misses >= RELIST_MISSES):
+                listing = self._new_listing(parent)
+                fresh = True
+            elif not (fresh and listing.covers(name)):
+                parent.misses += 1
+            load_rest = parent.misses >= RELIST_MISSES
+        if fresh:
+            if not listing.names and not listing.complete:
+                listing.load_until(1)
+            if load_rest and not listing.covers(name):
+                listing.load_all()
+            if listing.covers(name):
+                until_s = listing.loaded_s + self.ttl_s
+                if name in listing.entries:
+                    return True, listing.entries[name], until_s
+                return False, None, until_s
+        asked_s = time.monotonic()
+        exists, remote = find_remote(self._store, parent.key, name)
+        exists, remote = parent.changes.since(asked_s).get(name, (exists, remote))
+        return exists, remote, asked_s + self.ttl_s
+
+    def _bind(
+        self, parent: Directory, name: str, exists: bool, remote: Remote, fresh_until_s: float
+    ) -> Node:
+        """Make the node of a name agree with what the store said."""
+        with self.nodes.lock:
+            child = parent.children.get(name)
+            if child is not None and _is_local(child):
+                return child
+            if not exists:
+                if child is not None:
+                    self.nodes.detach(child)
+                if len(parent.negative) >= _NEGATIVE_NAMES:
+                    parent.negative.clear()
+                parent.negative[name] = fresh_until_s
+                raise NotFound(f"`{parent.key}{name}`")
+            if remote is None:
+                if not isinstance(child, Directory):
+                    child = self.nodes.add_directory(parent, name, parent.mtime_ns)
+            elif not (
+                isinstance(child, File)
+                and child.remote is not None
+                and child.remote.version == remote.version
+            ):
+                child = self.nodes.add_file(parent, name, remote)
+            child.fresh_until_s = fresh_until_s
+            return child
+
+    def _fresh_listing(self, directory: Directory, now_s: float) -> Listing:
+        with directory.lock:
+            listing = directory.listing
+            if listing is None or listing.loaded_s + self.ttl_s <= now_s:
+                listing = self._new_listing(directory)
+            return listing
+
+    def _new_listing(self, directory: Directory) -> Listing:
+        directory.changes.forget_before(time.monotonic() - _LATE_CHANGES_S)
+        listing = Listing(self._store, directory.key, directory.changes, self._hide)
+        listing.loaded_s = time.monotonic()  # its first page is about to be asked for
+        directory.listing = listing
+        directory.misses = 0
+        return listing
+
+    def _hide(self, key: str, reason: str) -> None:
+        self._hidden(reason)
+        with self._hidden_lock:
+            if key in self._hidden_logged:
+                return
+            if len(self._hidden_logged) < _NEGATIVE_NAMES:
+                self._hidden_logged.add(key)
+        log.warning("key left out: %r (%s)", key, reason)
+
+
+def _is_local(node: Node) -> bool:
+    """Whether this mount knows more about the node than the store does."""
+    if isinstance(node, File):
+        return node.spool is not None
+    return isinstance(node, Directory) and node.kept
+
+

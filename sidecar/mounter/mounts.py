@@ -1,0 +1,125 @@
+"""mount(2), umount2(2) and what /proc says about mounts. Standard library only.
+
+A mount whose server is gone must never be touched by path: lstat(2) on it hangs or gives
+ENOTCONN. So everything here asks /proc/self/mountinfo and unmounts lazily.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import NamedTuple
+
+from sidecar.errors import FuseDeviceMissing, MountFailed, NotRoot
+
+FUSE_DEVICE = "/dev/fuse"
+SUBTYPE = "mount-sidecar"
+FSTYPE = f"fuse.{SUBTYPE}"
+
+# include/uapi/linux/mount.h and fs.h
+_MS_RDONLY = 1
+_MS_NOSUID = 2
+_MS_NODEV = 4
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Mount(NamedTuple):
+    """One line of /proc/self/mountinfo, see proc_pid_mountinfo(5)."""
+
+    path: str
+    device: str
+    fstype: str
+    source: str
+
+
+def check_host() -> None:
+    """Raise NotRoot or FuseDeviceMissing when this process could not mount."""
+    if os.geteuid() != 0:
+        raise NotRoot(
+            f"mounting needs root, and this process has uid {os.geteuid()}",
+            "run the sidecar as root and privileged; the experiment needs neither",
+        )
+    try:
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise FuseDeviceMissing(
+            f"{FUSE_DEVICE} does not exist",
+            "load the kernel module `fuse` on the node, and mount the device into the container",
+        ) from None
+    except OSError as error:
+        raise FuseDeviceMissing(
+            f"{FUSE_DEVICE} cannot be opened: {os.strerror(error.errno or errno.EIO)}",
+            "the container must be privileged (the device cgroup refuses it otherwise)",
+        ) from None
+
+
+def mount_fuse(
+    descriptor: int, path: str, source: str, *, read_only: bool, max_read_bytes: int
+) -> None:
+    """Mount a connection (an open /dev/fuse) at ``path``. Raises MountFailed.
+
+    The kernel checks permissions by the modes that the file system reports
+    (``default_permissions``) for every user (``allow_other``).
+    """
+    options = (
+        f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,"
+        f"allow_other,default_permissions,max_read={max_read_bytes}"
+    )
+    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
+    result = _libc.mount(
+        source.encode(), os.fsencode(path), FSTYPE.encode(), flags, options.encode()
+    )
+    if result != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise MountFailed(f"cannot mount at `{path}`: {reason}")
+
+
+def unmount(path: str) -> bool:
+    """Detach the topmost mount at ``path`` at once, whoever uses it; False if there is none."""
+    if _libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOENT):
+        return False
+    raise MountFailed(f"cannot unmount `{path}`: {os.strerror(code)}")
+
+
+def mounted() -> list[Mount]:
+    """Every mount of this mount namespace, in mount order."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return [_parse(line.decode("utf-8", "surrogateescape")) for line in file]
+
+
+def mounts_at(path: str) -> list[Mount]:
+    """The mounts stacked at exactly ``path``, the lowest first."""
+    path = os.path.normpath(path)
+    return [mount for mount in mounted() if mount.path == path]
+
+
+def clear(path: str) -> int:
+    """Detach every FUSE mount at ``path``: what a crashed run left. Returns how many."""
+    count = 0
+    while any(mount.fstype.startswith("fuse") for mount in mounts_at(path)):
+        if not unmount(path):
+            break
+        count += 1
+    return count
+
+
+def _parse(line: str) -> Mount:
+    fields, _, rest = line.partition(" - ")
+    head = fields.split(" ")
+    fstype, source, *_options = rest.split(" ")
+    return Mount(_unescape(head[4]), head[2], fstype, _unescape(source))
+
+
+def _unescape(text: str) -> str:
+    """Undo the kernel's octal escapes of space, tab, newline and backslash."""
+    if "\\" not in text:
+        return text
+    parts = text.split("\\")
+    return parts[0] + "".join(chr(int(part[:3], 8)) + part[3:] for part in parts[1:])

@@ -1,0 +1,277 @@
+"""The read windows of one open file: how far ahead of the reader the store is asked.
+
+A handle starts with nothing. Reads that follow each other become a stream with a window of
+parts that are fetched at the same time by several connections; the window doubles only
+when the reader had to wait, so a slow reader costs little and a fast one gets bandwidth.
+Reads that follow nothing are fetched as they are, in the caller's thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.store.base import ObjectInfo, Store
+
+MIB = 1024 * 1024
+
+WHOLE_OBJECT_BYTES = 1 * MIB
+"""Objects up to this size are fetched whole at the first read."""
+FIRST_PART_BYTES = 1 * MIB
+SEEK_FORWARD_BYTES = 16 * MIB
+"""A read so little ahead of a window belongs to it (skipping in a record file)."""
+KEEP_BEHIND_BYTES = 4 * MIB
+"""Kept behind the reader: the kernel's readahead asks out of order, and readers step back."""
+MAX_WINDOW_BYTES = 64 * MIB
+MAX_STREAMS = 4
+"""Interleaved streams of one handle, such as the columns of a table."""
+_REMEMBERED_ENDS = 8
+
+
+class Fetcher(NamedTuple):
+    """What all handles of one mount share.
+
+    Attributes:
+        threads: fetch parts; their number bounds the connections that read ahead.
+        part_bytes: largest part.
+    """
+
+    store: Store
+    threads: ThreadPoolExecutor
+    buffers: BufferPool
+    metrics: VolumeMetrics
+    part_bytes: int
+
+
+class ReadResult(NamedTuple):
+    """Bytes for one read. ``release`` must be called once they were copied or sent."""
+
+    views: list[memoryview]
+    release: Callable[[], None]
+
+
+class _Part:
+    """A range of the object in memory, or on its way there."""
+
+    __slots__ = ("_users", "buffer", "done", "end", "error", "lock", "pool", "start")
+
+    def __init__(self, start: int, buffer: bytearray, pool: BufferPool) -> None:
+        self.start = start
+        self.end = start + len(buffer)
+        self.buffer: bytearray | None = buffer
+        self.pool = pool
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+        self._users = 1  # the window
+        self.lock = threading.Lock()
+
+    def hold(self) -> None:
+        with self.lock:
+            self._users += 1
+
+    def drop(self) -> None:
+        with self.lock:
+            self._users -= 1
+            if self._users or self.buffer is None:
+                return
+            buffer, self.buffer = self.buffer, None
+        self.pool.give_back(buffer)
+
+    def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
+        try:
+            assert self.buffer is not None
+            with memoryview(self.buffer) as view:
+                fetcher.store.get_range(info.key, info.version, self.start, view)
+            fetcher.metrics.fetched_bytes.inc(self.end - self.start)
+        except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
+            self.error = error
+        finally:
+            self.done.set()
+            self.drop()
+
+
+class _Stream:
+    """One window: contiguous parts from ``parts[0].start`` to ``end``."""
+
+    __slots__ = ("end", "next_part_bytes", "parts", "position", "window_bytes")
+
+    def __init__(self, offset: int) -> None:
+        self.parts: deque[_Part] = deque()
+        self.position = offset
+        self.end = offset
+        self.window_bytes = FIRST_PART_BYTES
+        self.next_part_bytes = FIRST_PART_BYTES
+
+    @property
+    def start(self) -> int:
+        return self.parts[0].start if self.parts else self.end
+
+    def close(self) -> None:
+        while self.parts:
+            self.parts.popleft().drop()
+
+
+class ObjectReader:
+    """Reads one version of one object. Safe to use from any thread.
+
+    Args:
+        info: the object's pinned version.
+    """
+
+    def __init__(self, fetcher: Fetcher, info: ObjectInfo) -> None:
+        self.info = info
+        self._fetcher = fetcher
+        self._lock = threading.Lock()
+        self._streams: list[_Stream] = []
+        self._ends: deque[int] = deque(maxlen=_REMEMBERED_ENDS)
+        self._closed = False
+
+    def read(self, offset: int, size: int) -> ReadResult:
+        """The bytes of ``[offset, offset + size)`` that the object has.
+
+        Raises:
+            Stale: the object changed. Nothing of another version is ever returned.
+            Unavailable: the store could not be reached within the retry budget; the next
+                read tries again.
+        """
+        end = min(offset + size, self.info.size_bytes)
+        if offset >= end:
+            return ReadResult([], _nothing)
+        with self._lock:
+            stream = self._find_stream(offset, end)
+            parts = self._cover(stream, offset, end) if stream is not None else []
+            if not parts:
+                self._ends.append(end)
+        if not parts or stream is None:
+            return self._read_directly(offset, end)
+        return self._read_parts(stream, parts, offset, end)
+
+    def close(self) -> None:
+        """Drop the windows. Parts on their way are dropped when they arrive."""
+        with self._lock:
+            self._closed = True
+            for stream in self._streams:
+                stream.close()
+            self._streams.clear()
+
+    # --- windows; the lock is held ---------------------------------------------------
+
+    def _find_stream(self, offset: int, end: int) -> _Stream | None:
+        if self._closed:
+            return None
+        for stream in self._streams:
+            if stream.start <= offset < stream.end + SEEK_FORWARD_BYTES:
+                self._streams.remove(stream)
+                self._streams.append(stream)  # most recently used last
+                if offset > stream.end:
+                    self._skip(stream, offset)
+                return stream
+        follows = offset == 0 or any(
+            near <= offset <= near + FIRST_PART_BYTES for near in self._ends
+        )
+        if not follows:
+            return None
+        stream = _Stream(offset)
+        if self.info.size_bytes <= WHOLE_OBJECT_BYTES:
+            stream = _Stream(0)
+            stream.next_part_bytes = self.info.size_bytes
+        if len(self._streams) == MAX_STREAMS:
+            self._streams.pop(0).close()
+        self._streams.append(stream)
+        return stream
+
+    def _skip(self, stream: _Stream, offset: int) -> None:
+        """Jump a little ahead: what lies between is not fetched."""
+        stream.close()
+        stream.end = stream.position = offset
+
+    def _cover(self, stream: _Stream, offset: int, end: int) -> list[_Part]:
+        """The parts that hold ``[offset, end)``, asked for and held; empty beyond the budget."""
+        stream.position = max(stream.position, end)
+        while stream.end < end:
+            if not self._ask(stream):
+                return []
+        needed = [part for part in stream.parts if part.start < end and part.end > offset]
+        for part in needed:
+            part.hold()
+        while stream.parts and stream.parts[0].end <= stream.position - KEEP_BEHIND_BYTES:
+            stream.parts.popleft().drop()
+        if self.info.size_bytes > WHOLE_OBJECT_BYTES:
+            while stream.end - stream.position < stream.window_bytes and self._ask(stream):
+                pass
+        return needed
+
+    def _ask(self, stream: _Stream) -> bool:
+        """Ask for the next part; False at the end of the object or of the budget."""
+        size = min(stream.next_part_bytes, self.info.size_bytes - stream.end)
+        if size <= 0:
+            return False
+        buffer = self._fetcher.buffers.take(size)
+        if buffer is None:
+            return False
+        part = _Part(stream.end, buffer, self._fetcher.buffers)
+        part.hold()  # the fetch
+        stream.parts.append(part)
+        stream.end = part.end
+        stream.next_part_bytes = min(stream.next_part_bytes * 2, self._fetcher.part_bytes)
+        self._fetcher.threads.submit(part.fetch, self._fetcher, self.info)
+        return True
+
+    # --- reading; the lock is not held ------------------------------------------------
+
+    def _read_directly(self, offset: int, end: int) -> ReadResult:
+        buffer = bytearray(end - offset)
+        began_s = time.perf_counter()
+        with memoryview(buffer) as view:
+            self._fetcher.store.get_range(self.info.key, self.info.version, offset, view)
+        metrics = self._fetcher.metrics
+        metrics.stall_seconds.inc(time.perf_counter() - began_s)
+        metrics.cache_misses.inc()
+        metrics.fetched_bytes.inc(len(buffer))
+        return ReadResult([memoryview(buffer)], _nothing)
+
+    def _read_parts(
+        self, stream: _Stream, parts: list[_Part], offset: int, end: int
+    ) -> ReadResult:
+        def release() -> None:
+            for part in parts:
+                part.drop()
+
+        waited = False
+        for part in parts:
+            if not part.done.is_set():
+                waited = True
+                began_s = time.perf_counter()
+                part.done.wait()
+                self._fetcher.metrics.stall_seconds.inc(time.perf_counter() - began_s)
+            if part.error is not None:
+                self._restart(stream)
+                release()
+                raise part.error
+        (self._fetcher.metrics.cache_misses if waited else self._fetcher.metrics.cache_hits).inc()
+        if waited:
+            with self._lock:
+                stream.window_bytes = min(stream.window_bytes * 2, MAX_WINDOW_BYTES)
+        views = []
+        for part in parts:
+            assert part.buffer is not None
+            low, high = max(offset, part.start), min(end, part.end)
+            views.append(memoryview(part.buffer)[low - part.start : high - part.start])
+        return ReadResult(views, release)
+
+    def _restart(self, stream: _Stream) -> None:
+        """Forget a window in which a fetch failed, so that the next read asks again."""
+        with self._lock:
+            if stream in self._streams:
+                self._streams.remove(stream)
+                stream.close()
+
+
+def _nothing() -> None:
+    """Nothing to release: the bytes belong to the result alone."""
