@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,18 @@ class _Member:
 
     pid: int
     start_ticks: int
+
+    def living(self) -> bool:
+        """Whether it still runs; a zombie, which its parent has yet to reap, does not."""
+        fields = _stat_fields(self.pid)
+        return fields is not None and fields[0] != "Z" and int(fields[19]) == self.start_ticks
+
+    def kill(self) -> None:
+        """SIGKILL, and return when it is gone (it may first have to leave a system call)."""
+        while self.living():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(POLL_S)
 
 
 def find_program(name: str) -> str | None:
@@ -101,6 +113,11 @@ class Child:
     ) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def usage(self) -> Usage:
         """What the child and its descendants have used. Raises BenchFailure if it has ended."""
         return _usage(_tree(self._process.pid)) if self.alive() else self._ended()
@@ -129,8 +146,7 @@ class Child:
             except subprocess.TimeoutExpired:
                 members = [*members, *_tree(self._process.pid)]
             for member in members:
-                if _start_ticks(member.pid) == member.start_ticks:
-                    os.kill(member.pid, signal.SIGKILL)
+                member.kill()
             self._process.wait()
 
     def _ended(self) -> Usage:
@@ -159,11 +175,6 @@ def _stat_fields(pid: int) -> list[str] | None:
         return None
     # The second field is the program's name in parentheses and may itself contain both.
     return text[text.rindex(")") + 2 :].split()
-
-
-def _start_ticks(pid: int) -> int | None:
-    fields = _stat_fields(pid)
-    return int(fields[19]) if fields and fields[0] != "Z" else None
 
 
 def _tree(root_pid: int) -> list[_Member]:
