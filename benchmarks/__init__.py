@@ -7,7 +7,7 @@ Layout, for whoever adds a row::
     floor.py       the cheapest client that Python can be, without any file system
     servers.py     the object store, and the data set that lies in it
     runner.py      rounds, one result document (JSON)
-    report.py      that document as a table with ratios, and as a plot
+    report.py      that document as a table with ratios
     processes.py   children: CPU time, memory, end without leftovers
     mounts.py      the mount table
     host.py        what the numbers depend on: machine, kernel, versions
