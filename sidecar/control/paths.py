@@ -17,7 +17,7 @@ def check_absolute_path(path: str, where: str, error: type[ConfigError]) -> str:
         raise error(f"{where}: `{_shown(path)}` is not absolute", "begin it with `/`")
     if path == "/":
         raise error(f"{where}: `/` cannot be used", "name a directory below it")
-    check_parts(path[1:], where, error)
+    _check_parts(path[1:], path, where, error)
     return path
 
 
@@ -27,7 +27,11 @@ def check_parts(path: str, where: str, error: type[ConfigError]) -> None:
     Raises:
         ConfigError: of class ``error``, beginning with ``where``.
     """
-    for part in path.split("/"):
+    _check_parts(path, path, where, error)
+
+
+def _check_parts(relative: str, path: str, where: str, error: type[ConfigError]) -> None:
+    for part in relative.split("/"):
         if problem := name_problem(part):
             raise error(f"{where}: `{_shown(path)}` has a part that {problem}")
 

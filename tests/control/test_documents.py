@@ -1,0 +1,91 @@
+"""YAML and JSON: what a parser would resolve silently is refused, with its line."""
+
+import json
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from sidecar.control.document import parse_documents
+from sidecar.errors import CatalogueInvalid
+
+
+def parse(text: str) -> object:
+    (value,) = parse_documents(text, "doc", CatalogueInvalid)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: b", {"a": "b"}),
+        ("a: 2020-01-01", {"a": "2020-01-01"}),
+        ("a: [1, 1.5, yes, ~, 'yes']", {"a": [1, 1.5, True, None, "yes"]}),
+        ("b: 1\na: 2", {"b": 1, "a": 2}),
+        ('{\t"a":\t"\\/\\ud83d\\ude00"}', {"a": "/\N{GRINNING FACE}"}),
+        ("x: &x {a: 1, b: 2}\ny: {<<: *x, b: 3}", {"x": {"a": 1, "b": 2}, "y": {"a": 1, "b": 3}}),
+        (
+            "x: &x {a: 1}\nw: &w {a: 2}\ny: {<<: [*x, *w]}",
+            {"x": {"a": 1}, "w": {"a": 2}, "y": {"a": 1}},
+        ),
+    ],
+)
+def test_values(text: str, value: object) -> None:
+    assert parse(text) == value
+    assert json.dumps(parse(text)) == json.dumps(value)  # the order, too
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "doc: line 3: the key `a` appears twice in one mapping"),
+        ('{"a": 1,\n\t"a": 3}', "doc: line 2: the key `a` appears twice in one mapping"),
+        ("a: [1", "doc: line 1: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        ("a: &a [*a]", "doc: line 1: an alias refers to what contains it"),
+        ("1: a", "doc: line 1: a key must be a string: put it in quotes"),
+        ("yes: a", "doc: line 1: a key must be a string: put it in quotes"),
+        ("? [a]\n: b", "doc: line 1: a key must be a string"),
+        ('"a\\e": b', "doc: line 1: a key has a character that cannot be printed"),
+        ("a: !!int x", "doc: line 1: not a number"),
+        ("a: !!python/name:os.system", "doc: line 1: the tag"),
+        ('a: "\\ud800"', "doc: line 1: a string is not valid Unicode"),
+        ("a: b\0", "doc: not valid YAML: it holds a character that YAML does not allow"),
+        ("a: " + "[" * 5000, "doc: nested too deeply"),
+        ("y: {<<: 1}", "doc: line 1: `<<` takes a mapping or a list of mappings"),
+    ],
+)
+def test_refused(text: str, message: str) -> None:
+    with pytest.raises(CatalogueInvalid) as caught:
+        parse(text)
+    assert caught.value.message.startswith(message)
+
+
+def test_aliases_to_aliases_are_built_once() -> None:
+    levels = "\n".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))
+    assert isinstance(parse(f"a0: &a0 [x]\n{levels}"), dict)
+
+
+def test_what_surrounds_an_error_is_not_quoted() -> None:
+    with pytest.raises(CatalogueInvalid) as caught:
+        parse("postgresqlPassword: hunter2canary\nx: [")
+    assert "canary" not in str(caught.value)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**31), 2**31) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(min_size=1, max_size=20).filter(str.isprintable), inner, max_size=3
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(plain, st.sampled_from([None, 2, "\t"]), st.booleans())
+def test_json_is_read_as_json(value: object, indent: int | str | None, ascii_only: bool) -> None:
+    text = json.dumps({"value": value}, indent=indent, ensure_ascii=ascii_only)
+    # JSON allows some raw control characters that YAML 1.1 has not; as escapes it has them.
+    assume(ascii_only or all(ch.isprintable() for ch in json.dumps(value, ensure_ascii=False)))
+    assert parse(text) == {"value": value}
