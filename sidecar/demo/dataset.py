@@ -14,7 +14,7 @@ from importlib import resources
 
 SIDE_PIXELS = 8
 _RECORD_BYTES = 1 + SIDE_PIXELS * SIDE_PIXELS
-_TRAIN_SHARE = 0.8
+_HELD_OUT_EACH = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def load_digits() -> list[Digit]:
     digits = []
     for index in range(count):
         record = packed[index * _RECORD_BYTES : (index + 1) * _RECORD_BYTES]
-        split = "train" if index < count * _TRAIN_SHARE else "test"
+        split = "train" if index % _HELD_OUT_EACH else "test"
         digits.append(Digit(f"{index:04d}.pgm", record[0], split, header + record[1:]))
     return digits
 

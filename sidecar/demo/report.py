@@ -83,6 +83,4 @@ def _number(value: float) -> str:
 
 
 def _table(*headers: str) -> Table:
-    table = Table(*headers, box=None, pad_edge=False, header_style="dim")
-    table.padding = (0, 2, 0, 2)
-    return table
+    return Table(*headers, box=None, padding=(0, 2, 0, 0), header_style="dim")

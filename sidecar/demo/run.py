@@ -78,7 +78,8 @@ class Steps:
                 _show(status, now)
 
             yield tell
-        self._console.print(f"[green]✓[/] {text} [dim]{time.monotonic() - began_s:.1f} s[/]")
+        seconds = time.monotonic() - began_s
+        self._console.print(f"[green]✓[/] {text} [dim]{seconds:.1f} s[/]", soft_wrap=True)
 
 
 def run() -> int:
@@ -108,7 +109,7 @@ def _run_in(workspace: Workspace, console: Console) -> None:
     with steps.step("Resolving catalogue and polyaxonfile") as tell:
         _seed_directories(workspace, digits)
         spec = _resolve(workspace, server)
-        tell(f"`sidecar resolve`: what this run mounts, and where below {workspace.path}")
+        tell(f"`sidecar resolve`: what this run mounts, below {workspace.path}")
     console.print(report.volumes_table(spec, workspace.path))
     sidecar, metrics_url = _mount(workspace, spec, steps)
     before = _scrape(metrics_url)
