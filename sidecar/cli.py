@@ -84,6 +84,14 @@ def resolve(
     click.echo(spec.to_json())
 
 
+@cli.command()
+def demo() -> None:
+    """Show the main job on this machine, with an embedded object store."""
+    from sidecar.demo import run_demo
+
+    click.get_current_context().exit(run_demo())
+
+
 def read_text(path: str, error: type[ConfigError]) -> tuple[str, str]:
     """The text of a file, or of standard input for ``-``, and how messages name it.
 
