@@ -188,12 +188,12 @@ class _Fields:
         """The first of ``names`` that is not absent, null or empty.
 
         Raises:
-            SecretInvalid: it is not a string, or not one printable line.
+            SecretInvalid: it is not a string, or not one line of printable ASCII.
         """
         name = self.first(*names)
         if name is None:
             return None
-        self.check(_is_line, name, "is not one line of text")
+        self.check(_is_line, name, "is not one line of ASCII text")
         return str(self._values[name])
 
     def required(self, *names: str) -> str:
@@ -266,7 +266,7 @@ def _stripped(value: object) -> object:
 
 
 def _is_line(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable()
+    return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
 def _is_flag(value: object) -> bool:

@@ -1,0 +1,73 @@
+"""Secret files as a kubelet lays them out, and secrets whose every value is a canary."""
+
+import base64
+import json
+import os
+from pathlib import Path
+
+from sidecar.spec import StoreName, StoreSource
+
+CANARY = "CANARYcanary"  # is base64, too
+
+BUCKETS: dict[StoreName, str] = {
+    "s3": "s3://bucket",
+    "gcs": "gs://bucket",
+    "azure": "wasbs://container@account.blob.core.windows.net",
+}
+
+PRIVATE_KEY = (
+    "-----BEGIN PRIVATE KEY-----\n"
+    + base64.b64encode(CANARY.encode()).decode()
+    + f"\n{CANARY}\n-----END PRIVATE KEY-----\n"
+)
+
+S3: dict[str, object] = {
+    "AWS_ACCESS_KEY_ID": f"AKIA{CANARY}",
+    "AWS_SECRET_ACCESS_KEY": f"{CANARY}/secret",
+    "AWS_SECURITY_TOKEN": f"{CANARY}/token",
+    "AWS_REGION": f"{CANARY}-1",
+    "AWS_ENDPOINT_URL": f"https://{CANARY}.example:9000",
+}
+GCS: dict[str, object] = {
+    "type": "service_account",
+    "project_id": f"project-{CANARY}",
+    "private_key_id": CANARY,
+    "private_key": PRIVATE_KEY,
+    "client_email": f"{CANARY}@project.example",
+    "token_uri": f"https://{CANARY}.example/token",
+}
+AZURE: dict[str, object] = {"AZURE_ACCOUNT_NAME": CANARY, "AZURE_ACCOUNT_KEY": CANARY}
+
+SECRETS: dict[StoreName, dict[str, object]] = {"s3": S3, "gcs": GCS, "azure": AZURE}
+
+
+def source(store: StoreName, **given: str | bool | None) -> StoreSource:
+    """A bucket of ``store`` whose secret is ``login``/``key.json``, unless ``given`` says other."""
+    fields: dict[str, object] = {
+        "store": store,
+        "url": BUCKETS[store],
+        "bucket": "bucket",
+        "secret": "login",
+        "secret_key": "key.json",
+        "account": "account" if store == "azure" else None,
+        "endpoint_suffix": "blob.core.windows.net" if store == "azure" else None,
+    }
+    return StoreSource.model_validate({**fields, **given})
+
+
+def write(root: Path, content: dict[str, object] | str | bytes) -> None:
+    """(Re)place ``login/key.json`` as a kubelet does: a link to a new directory, swapped."""
+    if isinstance(content, dict):
+        content = json.dumps(content)
+    if isinstance(content, str):
+        content = content.encode()
+    folder = root / "login"
+    folder.mkdir(exist_ok=True)
+    version = folder / f"..{len(list(folder.iterdir()))}"
+    version.mkdir()
+    (version / "key.json").write_bytes(content)
+    link = folder / "..data_tmp"
+    link.symlink_to(version.name)
+    link.replace(folder / "..data")
+    if not (folder / "key.json").is_symlink():
+        os.symlink("..data/key.json", folder / "key.json")
