@@ -92,6 +92,30 @@ def demo() -> None:
     click.get_current_context().exit(run_demo())
 
 
+@cli.command()
+@click.option("--spec", "spec_file", required=True, metavar="FILE", help="From `sidecar resolve`.")
+def mount(spec_file: str) -> None:
+    """Mount every bucket of a spec and serve until told to stop: the container's job."""
+    from sidecar.errors import SpecInvalid, StateUnusable
+    from sidecar.mounter import supervisor
+    from sidecar.spec import load_spec
+
+    spec = load_spec(*read_text(spec_file, SpecInvalid))
+    validated = Path(spec.roots.state) / "spec.json"
+    try:
+        validated.parent.mkdir(parents=True, exist_ok=True)
+        validated.write_text(spec.to_json())
+    except OSError as failure:
+        raise StateUnusable(
+            f"cannot write `{validated}`: {failure.strerror}",
+            "the state directory (`roots.state`) must be writable",
+        ) from None
+    # Replace this process: nothing that parsing needed stays in process 1.
+    command = supervisor.command(str(validated))
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
 def read_text(path: str, error: type[ConfigError]) -> tuple[str, str]:
     """The text of a file, or of standard input for ``-``, and how messages name it.
 

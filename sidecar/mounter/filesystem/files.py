@@ -69,7 +69,6 @@ class Files:
             self._handles[number] = FileHandle(node, writable)
             node.handles += 1
             node.writers += writable
-        self._metrics.open_handles.inc()
         return number
 
     def get(self, handle: int) -> FileHandle:
@@ -85,7 +84,6 @@ class Files:
             opened = self._handles.pop(handle, None)
         if opened is None:
             return
-        self._metrics.open_handles.dec()
         if opened.reader is not None:
             opened.reader.close()
         node = opened.node
@@ -226,7 +224,8 @@ class Files:
         ]
 
     def account(self) -> None:
-        """Bring the gauges of the spool up to date; called every second, not at every write."""
+        """Bring the gauges up to date; called every second, not at every write."""
+        self._metrics.open_handles.set(len(self._handles))
         self._metrics.spool_used_bytes.set(self._spool.budget.used_bytes)
         self._metrics.dirty_bytes.set(
             sum(node.spool.size_bytes for node in self.dirty() if node.spool is not None)

@@ -45,7 +45,7 @@ from sidecar.mounter.store.base import Store
 
 RENAME_NOREPLACE = 1
 """renameat2(2): fail if the new name exists."""
-_VIRTUAL_BYTES = 1 << 50
+_FREE_FILES = 1 << 32
 
 
 class FileSystem:
@@ -115,10 +115,16 @@ class FileSystem:
         return self.tree.entry(node)
 
     def statistics(self) -> Statistics:
-        """statfs(2): a bucket has no end, what is free is what the spool can still take."""
-        free = 0 if self.read_only else self._spool.budget.free_bytes // BLOCK_BYTES
-        nodes = len(self.tree.nodes)
-        return Statistics(_VIRTUAL_BYTES // BLOCK_BYTES, free, nodes, 1 << 32, NAME_MAX_BYTES)
+        """statfs(2): a bucket has no end; what fills up is the spool."""
+        budget = self._spool.budget
+        free = 0 if self.read_only else budget.free_bytes // BLOCK_BYTES
+        return Statistics(
+            budget.total_bytes // BLOCK_BYTES,
+            free,
+            len(self.tree.nodes),
+            _FREE_FILES,
+            NAME_MAX_BYTES,
+        )
 
     # --- directories ----------------------------------------------------------------------
 

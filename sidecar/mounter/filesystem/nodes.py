@@ -228,7 +228,10 @@ def _is_held(node: Node) -> bool:
     if node.lookups:
         return True
     if isinstance(node, File):
-        return bool(node.handles) or (node.spool is not None and not node.detached)
+        # What was set with chmod or utimensat is known here only, until it is read from the
+        # object's metadata.
+        kept = node.spool is not None or bool(node.attributes)
+        return bool(node.handles) or (kept and not node.detached)
     return isinstance(node, Directory) and (
         bool(node.children) or (node.kept and not node.detached)
     )

@@ -1,0 +1,208 @@
+"""One process for one bucket mount: credentials, store, file system, transport.
+
+Started by the supervisor with one end of a channel. Says ``checked`` when the bucket
+answered, waits for ``mount``, serves, and uploads what is dirty on ``drain``. If the
+supervisor dies, the worker saves what it can, unmounts, and leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sidecar import logs
+from sidecar.errors import EndpointUnreachable, SidecarError, Unavailable
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter import mounts
+from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.channel import Channel, Message
+from sidecar.mounter.credentials import CredentialSource
+from sidecar.mounter.filesystem.attributes import Ownership
+from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.spool import Spool
+from sidecar.mounter.prefetch import Fetcher
+from sidecar.mounter.store import open_store
+from sidecar.mounter.store.base import Store
+from sidecar.mounter.transport import libfuse
+from sidecar.spec import PersistenceSpec, StoreSource, Volume, load_spec
+
+log = logging.getLogger("worker")
+
+_FETCH_THREADS = 16
+_UPLOAD_THREADS = 4
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+_TICK_S = 1.0
+_SHOWN_UNSAVED = 100
+_ORPHAN_GRACE_S = 20.0
+
+
+class Worker:
+    """The process's parts, wired.
+
+    Args:
+        volume: the bucket volume to serve.
+        identity: names the metrics files and the state directory of this volume.
+    """
+
+    def __init__(
+        self, spec: PersistenceSpec, volume: Volume, identity: str, channel: Channel
+    ) -> None:
+        assert isinstance(volume.source, StoreSource)
+        self._spec = spec
+        self._volume = volume
+        self._source = volume.source
+        self._channel = channel
+        self._mountpoint = volume.mountpoint or volume.path
+        self._state = Path(spec.roots.state) / identity
+        self._metrics = VolumeMetrics(
+            Path(spec.roots.state) / "metrics", f"{volume.kind}/{volume.name}", identity
+        )
+        self._filesystem: FileSystem | None = None
+        self._leaving = threading.Event()
+
+    def run(self, deadline_s: float) -> None:
+        """Check, mount when told, serve. Returns when the mount is gone."""
+        store = self._open_checked_store(deadline_s)
+        self._filesystem = self._build(store)
+        self._channel.send({"event": "checked"})
+        received = self._channel.receive()
+        if received is None or received[0]["do"] != "mount":
+            return
+        threading.Thread(target=self._listen, name="control", daemon=True).start()
+        threading.Thread(target=self._tick, name="tick", daemon=True).start()
+        libfuse.serve(
+            self._filesystem,
+            self._mountpoint,
+            self._source.url,
+            self._metrics,
+            on_mounted=self._say_serving,
+        )
+        self._leaving.set()
+
+    # --- before the mount ------------------------------------------------------------------
+
+    def _open_checked_store(self, deadline_s: float) -> Store:
+        """A store whose bucket answered. Outages are retried until ``deadline_s`` (monotonic).
+
+        A wrong key or a missing bucket does not get better by waiting: raised at once.
+        """
+        credentials = CredentialSource(self._source, self._spec.roots.secrets)
+        store = open_store(
+            self._source,
+            credentials,
+            retry_budget_s=self._spec.times.retry_budget_s,
+            observer=self._metrics,
+        )
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                store.probe()
+            except (EndpointUnreachable, Unavailable) as error:
+                if time.monotonic() + pause_s >= deadline_s:
+                    raise
+                # Told now, because the deadline may strike while this process waits.
+                self._channel.send({"event": "waiting", **_described(error)})
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            else:
+                return store
+
+    def _build(self, store: Store) -> FileSystem:
+        times, sizes, access = self._spec.times, self._spec.sizes, self._spec.access
+        read_only = self._volume.read_only
+        ttl_s = times.metadata_read_only_s if read_only else times.metadata_writable_s
+        # libfuse keeps names on top of the file system; the two lifetimes add up.
+        ttl_s /= 2
+        fetcher = Fetcher(
+            store,
+            ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch"),
+            BufferPool(sizes.memory_bytes),
+            self._metrics,
+            sizes.part_bytes,
+        )
+        return FileSystem(
+            fetcher,
+            Spool(self._state / "spool", sizes.spool_bytes),
+            Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
+            self._metrics,
+            ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
+            read_only=read_only,
+            ttl_s=ttl_s,
+            part_bytes=sizes.part_bytes,
+        )
+
+    # --- while serving -----------------------------------------------------------------------
+
+    def _say_serving(self) -> None:
+        self._channel.send({"event": "serving"})
+
+    def _listen(self) -> None:
+        """Obey the supervisor; save and unmount if it is gone."""
+        while (received := self._channel.receive()) is not None:
+            message, _ = received
+            if message["do"] == "drain":
+                self._channel.send({"event": "drained", **self._drain(message["seconds"])})
+        if self._leaving.is_set():
+            return
+        self._leaving.set()
+        log.error("the supervisor is gone; saving and unmounting")
+        self._drain(_ORPHAN_GRACE_S)
+        mounts.clear(self._mountpoint)
+        os._exit(1)
+
+    def _drain(self, seconds: float) -> Message:
+        assert self._filesystem is not None
+        unsaved = self._filesystem.drain(time.monotonic() + seconds)
+        files = [
+            {"key": key, "code": error.code if error else "", "why": error.what if error else ""}
+            for key, error in unsaved.items()
+        ]
+        return {"unsaved": files[:_SHOWN_UNSAVED], "unsaved_count": len(files)}
+
+    def _tick(self) -> None:
+        assert self._filesystem is not None
+        interval_s = self._spec.times.sync_interval_s
+        next_sync_s = time.monotonic() + interval_s
+        while not self._leaving.wait(_TICK_S):
+            self._filesystem.files.account()
+            if time.monotonic() >= next_sync_s:
+                next_sync_s = time.monotonic() + interval_s
+                for key, error in self._filesystem.drain(next_sync_s).items():
+                    logs.event(log, "not saved yet", logging.WARNING, key=key, error=error)
+
+
+def _described(error: SidecarError) -> Message:
+    return {"code": error.code, "what": error.what, "hint": error.hint}
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m sidecar.mounter.worker CHANNEL SPEC IDENTITY KIND NAME SECONDS``."""
+    descriptor, spec_file, identity, kind, name, seconds = arguments
+    deadline_s = time.monotonic() + float(seconds)
+    # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    logs.set_up("worker", f"{kind}/{name}")
+    channel = Channel.inherited(int(descriptor))
+    spec = load_spec(Path(spec_file).read_text(), spec_file)
+    volume = next(v for v in spec.buckets if v.kind == kind and v.name == name)
+    try:
+        Worker(spec, volume, identity, channel).run(deadline_s)
+    except SidecarError as error:
+        channel.send({"event": "failed", **_described(error)})
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    # _exit: the threads of a download that hangs must not keep the process.
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)

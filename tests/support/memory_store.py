@@ -1,0 +1,160 @@
+"""An object store in this process's memory: what the file system is tested and timed on
+where the store itself does not matter."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Mapping
+
+from sidecar.errors import AlreadyExists, NotFound, Stale
+from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, Page
+
+
+class MemoryStore:
+    """Implements :class:`sidecar.mounter.store.base.Store`.
+
+    Attributes:
+        requests: how often each operation was asked for.
+    """
+
+    url = "memory://"
+    limits = Limits(1 << 40, 1, 1 << 30, 10_000)
+
+    def __init__(self) -> None:
+        self._objects: dict[str, tuple[bytes, ObjectInfo]] = {}
+        self._versions = itertools.count(1)
+        self._lock = threading.RLock()
+        self.requests: dict[str, int] = {}
+
+    def _count(self, operation: str) -> None:
+        with self._lock:
+            self.requests[operation] = self.requests.get(operation, 0) + 1
+
+    def probe(self) -> None:
+        """Always reachable."""
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        self._count("list")
+        objects: list[ObjectInfo] = []
+        prefixes: list[str] = []
+        with self._lock:
+            keys = sorted(self._objects)
+        last = ""
+        for key in keys:
+            if not key.startswith(prefix):
+                continue
+            name = key
+            is_prefix = False
+            if delimiter:
+                head, found, _ = key[len(prefix) :].partition(delimiter)
+                if found:
+                    name, is_prefix = prefix + head + delimiter, True
+            if name == last or (token is not None and name <= token):
+                continue
+            if len(objects) + len(prefixes) == limit:
+                return Page(objects, prefixes, last)
+            last = name
+            if is_prefix:
+                prefixes.append(name)
+            else:
+                objects.append(self._objects[key][1])
+        return Page(objects, prefixes, None)
+
+    def head(self, key: str) -> ObjectInfo:
+        self._count("head")
+        try:
+            return self._objects[key][1]
+        except KeyError:
+            raise NotFound(f"`{key}`") from None
+
+    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+        self._count("get")
+        try:
+            data, info = self._objects[key]
+        except KeyError:
+            raise NotFound(f"`{key}`") from None
+        if info.version != version:
+            raise Stale(f"`{key}`")
+        part = memoryview(data)[offset : offset + len(buffer)]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def put(
+        self,
+        key: str,
+        data: memoryview | bytes,
+        metadata: Mapping[str, str] | None = None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
+        self._count("put")
+        with self._lock:
+            self._check(key, condition)
+            info = ObjectInfo(
+                key, len(data), time.time(), str(next(self._versions)), dict(metadata or {})
+            )
+            self._objects[key] = (bytes(data), info)
+            return info
+
+    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _Upload:
+        self._count("start_upload")
+        return _Upload(self, key, metadata)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        self._count("copy")
+        data, info = self._objects[source] if source in self._objects else (b"", None)
+        if info is None:
+            raise NotFound(f"`{source}`")
+        if version is not None and info.version != version:
+            raise Stale(f"`{source}`")
+        return self.put(target, data, info.metadata if metadata is None else metadata)
+
+    def delete(self, key: str) -> None:
+        self._count("delete")
+        with self._lock:
+            self._objects.pop(key, None)
+
+    def delete_many(self, keys: list[str]) -> None:
+        for key in keys:
+            self.delete(key)
+
+    def abort_uploads(self, prefix: str, older_than_s: float) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def _check(self, key: str, condition: Condition | None) -> None:
+        if condition is None:
+            return
+        info = self._objects[key][1] if key in self._objects else None
+        if condition.absent and info is not None:
+            raise AlreadyExists(f"`{key}`")
+        if condition.version is not None and (info is None or info.version != condition.version):
+            raise Stale(f"`{key}`")
+
+
+class _Upload:
+    def __init__(self, store: MemoryStore, key: str, metadata: Mapping[str, str] | None) -> None:
+        self._store, self._key, self._metadata = store, key, metadata
+        self._parts: dict[int, bytes] = {}
+
+    def put_part(self, number: int, data: memoryview | bytes) -> None:
+        self._parts[number] = bytes(data)
+
+    def complete(self, condition: Condition | None = None) -> ObjectInfo:
+        data = b"".join(self._parts[number] for number in sorted(self._parts))
+        return self._store.put(self._key, data, self._metadata, condition)
+
+    def abort(self) -> None:
+        self._parts.clear()

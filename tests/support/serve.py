@@ -1,0 +1,79 @@
+"""Serve a memory store through a transport: ``python -m tests.support.serve TRANSPORT DIR``.
+
+A process of its own, since a process must not read the mount that it serves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.filesystem.attributes import Ownership
+from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.spool import Spool
+from sidecar.mounter.prefetch import Fetcher
+from tests.support.memory_store import MemoryStore
+
+MIB = 1024 * 1024
+
+
+def build(
+    store: MemoryStore, state: Path, *, read_only: bool = False, ttl_s: float = 1.0
+) -> tuple[FileSystem, VolumeMetrics]:
+    """A file system on a memory store."""
+    metrics = VolumeMetrics(state / "metrics", "data/memory", "data-memory")
+    fetcher = Fetcher(
+        store, ThreadPoolExecutor(8), BufferPool(256 * MIB), metrics, part_bytes=8 * MIB
+    )
+    filesystem = FileSystem(
+        fetcher,
+        Spool(state / "spool", 10 * 1024 * MIB),
+        Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
+        metrics,
+        ThreadPoolExecutor(4),
+        read_only=read_only,
+        ttl_s=ttl_s,
+        part_bytes=8 * MIB,
+    )
+    return filesystem, metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("transport", choices=["libfuse", "kernel"])
+    parser.add_argument("mountpoint")
+    parser.add_argument("--file-mib", type=int, default=0, help="make `large`")
+    parser.add_argument("--files", type=int, default=0, help="make `many/NNNNN`")
+    parser.add_argument("--read-only", action="store_true")
+    parser.add_argument("--ttl", type=float, default=1.0)
+    options = parser.parse_args()
+    store = MemoryStore()
+    if options.file_mib:
+        store.put("large", random.Random(1).randbytes(MIB) * options.file_mib)
+    for number in range(options.files):
+        store.put(f"many/{number:05d}", b"%05d" % number)
+    with tempfile.TemporaryDirectory() as state:
+        filesystem, metrics = build(
+            store, Path(state), read_only=options.read_only, ttl_s=options.ttl
+        )
+        from sidecar.mounter.transport import libfuse
+
+        libfuse.serve(
+            filesystem,
+            options.mountpoint,
+            "memory",
+            metrics,
+            on_mounted=lambda: print("serving", flush=True),
+        )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
