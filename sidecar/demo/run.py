@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +17,14 @@ import urllib3
 import yaml
 from minio import Minio
 from rich.console import Console
-from rich.status import Status
 
 from sidecar.demo import report
 from sidecar.demo.dataset import Digit, labels_csv, load_digits
 from sidecar.demo.embedded import EmbeddedS3
+from sidecar.demo.programs import Program
 from sidecar.demo.signals import Stopped, StopSignals
 from sidecar.demo.workspace import Workspace, free_port
-from sidecar.errors import EXIT_OK, DemoFailed, ReadyTimeout
+from sidecar.errors import EXIT_OK, DemoFailed
 from sidecar.spec import Http, PersistenceSpec, load_spec
 
 RUN = "demo/digits/experiments/1"
@@ -33,7 +32,6 @@ DATA_BUCKET, DATA_PREFIX = "datasets", "digits/"
 OUTPUTS_BUCKET, OUTPUTS_PREFIX = "experiments", "team-a/"
 SETTINGS = {"epochs": 8, "rate": 0.02, "seed": 7}
 
-_POLL_S = 0.02
 _POLYAXONFILE = """\
 version: 1
 kind: experiment
@@ -75,7 +73,7 @@ class Steps:
             def tell(now: str) -> None:
                 nonlocal text
                 text = now
-                _show(status, now)
+                status.update(now)
 
             yield tell
         seconds = time.monotonic() - began_s
@@ -104,7 +102,7 @@ def _run_in(workspace: Workspace, console: Console) -> None:
         tell(f"S3 server (MinIO's gateway in JuiceFS) at {server.endpoint}")
     with steps.step("Filling a bucket") as tell:
         client = server.client()
-        _seed_bucket(client, digits, tell)
+        _seed_bucket(workspace, client, digits, tell)
         tell(f"{len(digits)} handwritten digits in s3://{DATA_BUCKET}/{DATA_PREFIX}")
     with steps.step("Resolving catalogue and polyaxonfile") as tell:
         _seed_directories(workspace, digits)
@@ -131,20 +129,17 @@ def _run_in(workspace: Workspace, console: Console) -> None:
     console.print(report.run_tree(f"s3://{OUTPUTS_BUCKET}/{OUTPUTS_PREFIX}{RUN}", objects))
     console.print(report.metrics_table(before, after))
     with steps.step("Stopping the sidecar") as tell:
-        status = workspace.stop(sidecar)
-        if status != EXIT_OK:
-            raise DemoFailed(f"`sidecar mount` ended with status {status}: {_last_line(workspace)}")
-        tell(f"SIGTERM: `sidecar mount` saved everything, unmounted, exit status {status}")
+        sidecar.stop_cleanly()
+        tell("SIGTERM: `sidecar mount` saved everything and unmounted, exit status 0")
 
 
-def _show(status: Status, text: str) -> None:
-    status.update(text)
-
-
-def _seed_bucket(client: Minio, digits: list[Digit], tell: Callable[[str], None]) -> None:
+def _seed_bucket(
+    workspace: Workspace, client: Minio, digits: list[Digit], tell: Callable[[str], None]
+) -> None:
     for bucket in (DATA_BUCKET, OUTPUTS_BUCKET):
         client.make_bucket(bucket)
     for count, digit in enumerate(digits, 1):
+        workspace.signals.check()
         body = io.BytesIO(digit.image)
         client.put_object(DATA_BUCKET, DATA_PREFIX + digit.name, body, len(digit.image))
         tell(f"Filling a bucket: {count} of {len(digits)} objects")
@@ -207,10 +202,11 @@ def _resolve(workspace: Workspace, server: EmbeddedS3) -> PersistenceSpec:
         *("--shared-root", str(workspace.directory("persistence"))),
         *("--state-root", str(workspace.directory("state"))),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != EXIT_OK:
-        raise DemoFailed(f"`sidecar resolve` ended with {done.returncode}: {done.stderr}")
-    spec = load_spec(done.stdout, "the output of `sidecar resolve`")
+    resolved = workspace.path / "resolved.json"
+    program = workspace.start(
+        "`sidecar resolve`", command, output=resolved, log=workspace.path / "resolve.log"
+    )
+    spec = load_spec("\n".join(program.lines()), "the output of `sidecar resolve`")
     termination = str(workspace.path / "termination-message")
     spec = spec.model_copy(
         update={
@@ -222,26 +218,17 @@ def _resolve(workspace: Workspace, server: EmbeddedS3) -> PersistenceSpec:
     return spec
 
 
-def _mount(
-    workspace: Workspace, spec: PersistenceSpec, steps: Steps
-) -> tuple[subprocess.Popen[str], str]:
-    """Start `sidecar mount`, wait until it is ready; its process and its metrics page."""
+def _mount(workspace: Workspace, spec: PersistenceSpec, steps: Steps) -> tuple[Program, str]:
+    """Start `sidecar mount`, wait until it is ready; the program and its metrics page."""
     with steps.step("Mounting") as tell:
         began_s = time.monotonic()
         sidecar = workspace.start(
+            "`sidecar mount`",
             _sidecar("mount", "--spec", workspace.path / "spec.json"),
             log=workspace.path / "sidecar.log",
         )
         ready = Path(spec.roots.shared, ".sidecar", "ready")
-        while not ready.exists():
-            if sidecar.poll() is not None:
-                raise DemoFailed(
-                    f"`sidecar mount` ended with status {sidecar.returncode} before it was "
-                    f"ready: {_last_line(workspace)}"
-                )
-            if time.monotonic() - began_s > spec.times.ready_timeout_s:
-                raise ReadyTimeout(f"`sidecar mount` was not ready: {_last_line(workspace)}")
-            time.sleep(_POLL_S)
+        sidecar.wait_until(ready.exists, spec.times.ready_timeout_s)
         tell(
             f"`sidecar mount`: ready after {time.monotonic() - began_s:.2f} s, "
             f"{len(spec.volumes)} volumes mounted and checked"
@@ -250,13 +237,15 @@ def _mount(
 
 
 def _train(workspace: Workspace, spec: PersistenceSpec, tell: Callable[[str], None]) -> Training:
-    script = Path(__file__).with_name("train.py")
-    errors = workspace.path / "train.log"
-    process = workspace.start(
-        [sys.executable, "-I", script], env=spec.environment, log=errors, pipe=True
+    program = workspace.start(
+        "the training script",
+        [sys.executable, "-I", Path(__file__).with_name("train.py")],
+        env=spec.environment,
+        output=workspace.path / "train.jsonl",
+        log=workspace.path / "train.log",
     )
     training = Training()
-    for line in process.stdout or ():
+    for line in program.lines():
         event = json.loads(line)
         if event["event"] == "read":
             training.read_sha256 = event["sha256"]
@@ -267,10 +256,7 @@ def _train(workspace: Workspace, spec: PersistenceSpec, tell: Callable[[str], No
                 f"accuracy {event['accuracy']:.0%}"
             )
         else:
-            saved = (event["size_bytes"], event["sha256"])
-            training.saved[Path(event["path"])] = saved
-    if process.wait() != EXIT_OK:
-        raise DemoFailed(f"the training script failed: {_last(errors)}")
+            training.saved[Path(event["path"])] = (event["size_bytes"], event["sha256"])
     return training
 
 
@@ -306,17 +292,8 @@ def _check_saved(client: Minio, training: Training, spec: PersistenceSpec) -> di
 
 
 def _scrape(url: str) -> str:
-    return urllib3.request("GET", url, timeout=10).data.decode()
+    return urllib3.request("GET", url, timeout=5).data.decode()
 
 
 def _sidecar(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "sidecar", *map(str, arguments)]
-
-
-def _last_line(workspace: Workspace) -> str:
-    return _last(workspace.path / "sidecar.log")
-
-
-def _last(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return lines[-1] if lines else "it said nothing"

@@ -1,17 +1,20 @@
-"""Ctrl-C, SIGTERM and a closed terminal end the demo where it stands, and it still tidies up."""
+"""Ctrl-C, SIGTERM and a closed terminal end the demo, and it still tidies up.
+
+A handler that raises can strike anywhere: inside a destructor, where Python drops the
+exception, or between a start and the note that it must be ended. So the handler only takes
+note, and the demo asks in each of its waits, none of which lasts.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stopped(BaseException):
-    """A signal asked the demo to end. No ``Exception``, so that no handler swallows it."""
+class Stopped(Exception):
+    """A signal asked the demo to end."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -19,39 +22,23 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """While entered, the first stop signal raises :class:`Stopped` in the main thread.
-
-    Later ones change nothing: the tidying up that the first one began is bounded in time.
-    """
+    """While entered, stop signals are noted instead of ending the process."""
 
     def __init__(self) -> None:
-        self._shields = 0
         self._received: int | None = None
-        self._raised = False
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._handle) for number in _STOPPING}
+        self._before = {number: signal.signal(number, self._note) for number in _STOPPING}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Hold a signal back, so that what is started here is also noted for tidying up."""
-        self._shields += 1
-        try:
-            yield
-        finally:
-            self._shields -= 1
-        self._raise_once()
-
-    def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        self._received = self._received or signum
-        self._raise_once()
-
-    def _raise_once(self) -> None:
-        if self._received and not self._shields and not self._raised:
-            self._raised = True
+    def check(self) -> None:
+        """Raise :class:`Stopped` if a signal came."""
+        if self._received:
             raise Stopped(self._received)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        self._received = self._received or signum

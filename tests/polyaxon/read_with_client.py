@@ -3,6 +3,7 @@
 import collections
 import collections.abc
 import json
+import sys
 
 # The client is of 2019: these names moved to collections.abc in Python 3.10.
 for name in collections.abc.__all__:
@@ -11,7 +12,7 @@ for name in collections.abc.__all__:
 
 from polyaxon_client.tracking import Experiment, get_data_paths, get_outputs_path  # noqa: E402
 
-print(
+sys.stdout.write(
     json.dumps(
         {
             "data_paths": get_data_paths(),
