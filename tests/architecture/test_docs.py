@@ -1,0 +1,50 @@
+"""Documentation that names codes, commands or targets names those that exist."""
+
+import re
+from pathlib import Path
+
+from sidecar import cli, errors
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_troubleshooting_has_every_code_and_no_other():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    documented = dict(re.findall(r"^\| (SC\d{4}) \| (\w+) \|", text, re.MULTILINE))
+    assert documented == {error.code: error.name for error in _errors()}
+
+
+def test_the_tree_in_the_docstring_has_every_error():
+    drawn = dict(re.findall(r"── (\w+) +(SC\d{4})", errors.__doc__))
+    assert drawn == {error.__name__: error.code for error in _errors()}
+
+
+def test_no_code_is_used_twice():
+    codes = [error.code for error in _errors()]
+    assert len(codes) == len(set(codes))
+
+
+def test_documents_name_only_commands_and_targets_that_exist():
+    commands = set(cli.cli.commands)
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        text = path.read_text()
+        assert set(re.findall(r"`sidecar ([a-z]+)", text)) <= commands, path
+        assert set(re.findall(r"`?make ([a-z]+)`", text)) <= targets, path
+
+
+def test_relative_links_lead_somewhere():
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+def _errors():
+    """Every error that has a code of its own; groups share their parent's."""
+    found, pending = [], errors.SidecarError.__subclasses__()
+    while pending:
+        error = pending.pop()
+        pending.extend(error.__subclasses__())
+        if "code" in vars(error):
+            found.append(error)
+    return found
