@@ -57,16 +57,20 @@ def _range(value: dict[str, float] | None) -> str:
 
 
 def _ratios(metrics: Sequence[dict[str, str]], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Our median over each other one's; above 1 is a lead where more is better."""
+    """Our median over each other one's; above 1 is a lead where more is better.
+
+    With the least and the largest ratio within one round: where they lie on both sides of
+    1, the medians do not show who is ahead.
+    """
     measured = [row for row in rows if "metrics" in row]
     ours = [row for row in measured if row["contender"].startswith(OURS)]
     lines: list[str] = []
     for mine in ours:
-        lines += ["", f"{mine['contender']} relative to"]
+        lines += ["", f"{mine['contender']} relative to (medians, range within rounds)"]
         for other in measured:
             if other is not mine:
                 parts = [
-                    f"{metric['title']} {ratio:.2f}x"
+                    f"{metric['title']} {ratio}"
                     for metric in metrics
                     if (ratio := _ratio(mine, other, metric["name"])) is not None
                 ]
@@ -74,8 +78,12 @@ def _ratios(metrics: Sequence[dict[str, str]], rows: Sequence[dict[str, Any]]) -
     return lines
 
 
-def _ratio(mine: dict[str, Any], other: dict[str, Any], metric: str) -> float | None:
+def _ratio(mine: dict[str, Any], other: dict[str, Any], metric: str) -> str | None:
     if metric not in mine["metrics"] or metric not in other["metrics"]:
         return None
-    divisor = other["metrics"][metric]["median"]
-    return mine["metrics"][metric]["median"] / divisor if divisor else None
+    ours, theirs = mine["metrics"][metric], other["metrics"][metric]
+    if not all(theirs["values"]):
+        return None  # Below what the kernel's clock of 10 ms resolves.
+    by_round = [a / b for a, b in zip(ours["values"], theirs["values"], strict=True)]
+    ratio = ours["median"] / theirs["median"]
+    return f"{ratio:.2f}x [{min(by_round):.2f} - {max(by_round):.2f}]"

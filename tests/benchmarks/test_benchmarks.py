@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -153,8 +154,9 @@ def test_stopping_ends_descendants_that_ignore_sigterm(tmp_path: Path) -> None:
 
 
 def test_the_report_gives_our_ratios_and_the_failures() -> None:
-    def row(contender: str, value: float) -> dict[str, Any]:
-        summary = {"median": value, "min": value, "max": value, "values": [value]}
+    def row(contender: str, *values: float) -> dict[str, Any]:
+        median = statistics.median(values)
+        summary = {"median": median, "min": min(values), "max": max(values), "values": values}
         return {"workload": "w", "contender": contender, "metrics": {"x": summary}}
 
     metrics = [{"name": "x", "title": "X", "better": "higher"}]
@@ -162,17 +164,17 @@ def test_the_report_gives_our_ratios_and_the_failures() -> None:
         "started": "2026-01-01T00:00:00+00:00",
         "host": {"commit": "abc", "cores": 2, "processor": "p", "kernel": "k", "python": "3"},
         "server": {"version": "s"},
-        "options": {"rounds": 1},
+        "options": {"rounds": 3},
         "contenders": [],
         "skipped": [{"name": "other", "why": "absent"}],
         "workloads": [{"name": "w", "title": "t", "metrics": metrics}],
         "rows": [
-            row("mount-sidecar (kernel)", 30.0),
-            row("peer", 20.0),
+            row("mount-sidecar (kernel)", 30.0, 15.0, 45.0),
+            row("peer", 20.0, 30.0, 15.0),
             {"workload": "w", "contender": "broken", "error": "boom"},
         ],
     }
     report = text(document)
-    assert "peer: X 1.50x" in report
+    assert "peer: X 1.50x [0.50 - 3.00]" in report
     assert "failed: boom" in report
     assert "not measured: other: absent" in report
