@@ -60,12 +60,13 @@ class Training:
 class Steps:
     """Shows what is going on, and for each step that is done what came of it."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, signals: StopSignals) -> None:
+        self._console, self._signals = console, signals
 
     @contextmanager
     def step(self, doing: str) -> Iterator[Callable[[str], None]]:
-        """One step. Gives a function that replaces the text of its line."""
+        """One step, unless a signal came. Gives a function that replaces the text of its line."""
+        self._signals.check()
         began_s = time.monotonic()
         text = doing
         with self._console.status(doing) as status:
@@ -87,6 +88,7 @@ def run() -> int:
         with StopSignals() as signals:
             with Workspace(signals) as workspace:
                 _run_in(workspace, console)
+            signals.check()
             console.print("[green]✓[/] Nothing is left: no mount, no process, no file")
     except Stopped as stopped:
         console.print("[yellow]stopped[/]; nothing is left: no mount, no process, no file")
@@ -95,7 +97,7 @@ def run() -> int:
 
 
 def _run_in(workspace: Workspace, console: Console) -> None:
-    steps = Steps(console)
+    steps = Steps(console, workspace.signals)
     digits = load_digits()
     with steps.step("Starting an S3 server") as tell:
         server = EmbeddedS3(workspace)

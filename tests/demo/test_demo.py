@@ -61,7 +61,6 @@ def test_it_shows_the_whole_job(temporary):
         ("`sidecar resolve`", signal.SIGINT),  # while it mounts
         ("`sidecar mount`: ready", signal.SIGINT),  # while it trains
         ("`sidecar mount`: ready", signal.SIGTERM),
-        ("Training", signal.SIGINT),
     ],
 )
 def test_a_signal_at_any_moment_leaves_nothing(temporary, moment, number):
