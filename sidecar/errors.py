@@ -55,7 +55,9 @@ The tree, readable in one screen::
     │   ├── NodeForgotten       SC1070
     │   ├── Interrupted         SC1071
     │   ├── NoAttribute         SC1072
-    │   └── CrossDevice         SC1073  cannot be moved in one step; mv(1) copies
+    │   ├── CrossDevice         SC1073  cannot be moved in one step; mv(1) copies
+    │   ├── NotPermitted        SC1074  this file system has no such thing
+    │   └── WouldBlock          SC1075  an answer needs the store, and the caller may not wait
     └── HostError               exit status 3
         ├── NotRoot             SC1080
         ├── FuseDeviceMissing   SC1081
@@ -73,8 +75,8 @@ The tree, readable in one screen::
         └── DemoFailed          SC1093
 
 Codes are part of the interface: logs, events, metrics, the status page and the
-termination message show them, and the README's troubleshooting table is keyed by
-them. A code is never reused for something else.
+termination message show them, and docs/troubleshooting.md is keyed by them. A code is
+never reused for something else.
 """
 
 from __future__ import annotations
@@ -366,6 +368,18 @@ class CrossDevice(FileSystemError):
     code, name = "SC1073", "CROSS_DEVICE"
 
 
+class NotPermitted(FileSystemError):
+    """Hard links and device files: EPERM, as link(2) and mknod(2) say."""
+
+    code, name = "SC1074", "NOT_PERMITTED"
+
+
+class WouldBlock(FileSystemError):
+    """Between a transport and the file system only; no program ever sees it."""
+
+    code, name = "SC1075", "WOULD_BLOCK"
+
+
 # --- the host ----------------------------------------------------------------------
 
 
@@ -466,6 +480,8 @@ ERRNO: dict[type[SidecarError], int] = {
     Interrupted: _errno.EINTR,
     NoAttribute: _errno.ENODATA,
     CrossDevice: _errno.EXDEV,
+    NotPermitted: _errno.EPERM,
+    WouldBlock: _errno.EAGAIN,
     SidecarError: _errno.EIO,
 }
 """The only place where an error becomes an errno (errno(3), fuse replies)."""

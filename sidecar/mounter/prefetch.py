@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from sidecar.errors import WouldBlock
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.store.base import ObjectInfo, Store
@@ -132,10 +133,11 @@ class ObjectReader:
         self._ends: deque[int] = deque(maxlen=_REMEMBERED_ENDS)
         self._closed = False
 
-    def read(self, offset: int, size: int) -> ReadResult:
+    def read(self, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """The bytes of ``[offset, offset + size)`` that the object has.
 
         Raises:
+            WouldBlock: they are not here yet and the caller does not ``wait``.
             Stale: the object changed. Nothing of another version is ever returned.
             Unavailable: the store could not be reached within the retry budget; the next
                 read tries again.
@@ -144,13 +146,17 @@ class ObjectReader:
         if offset >= end:
             return ReadResult([], _nothing)
         with self._lock:
-            stream = self._find_stream(offset, end)
-            parts = self._cover(stream, offset, end) if stream is not None else []
-            if not parts:
+            stream = self._find_stream(offset, end, wait)
+            parts, missing = self._cover(stream, offset, end) if stream is not None else ([], None)
+            if not parts and wait:
                 self._ends.append(end)
-        if not parts or stream is None:
+        if stream is None or not parts:
+            if not wait:
+                raise WouldBlock(self.info.key)
             return self._read_directly(offset, end)
-        return self._read_parts(stream, parts, offset, end)
+        if missing is not None:
+            missing.fetch(self._fetcher, self.info)
+        return self._read_parts(stream, parts, offset, end, wait)
 
     def close(self) -> None:
         """Drop the windows. Parts on their way are dropped when they arrive."""
@@ -162,11 +168,14 @@ class ObjectReader:
 
     # --- windows; the lock is held ---------------------------------------------------
 
-    def _find_stream(self, offset: int, end: int) -> _Stream | None:
+    def _find_stream(self, offset: int, end: int, wait: bool) -> _Stream | None:
+        """The window that a read belongs to; only who may wait begins or moves one."""
         if self._closed:
             return None
         for stream in self._streams:
             if stream.start <= offset < stream.end + SEEK_FORWARD_BYTES:
+                if not wait and end > stream.end:
+                    return None
                 self._streams.remove(stream)
                 self._streams.append(stream)  # most recently used last
                 if offset > stream.end:
@@ -175,7 +184,7 @@ class ObjectReader:
         follows = offset == 0 or any(
             near <= offset <= near + FIRST_PART_BYTES for near in self._ends
         )
-        if not follows:
+        if not (wait and follows):
             return None
         stream = _Stream(offset)
         if self.info.size_bytes <= WHOLE_OBJECT_BYTES:
@@ -191,37 +200,54 @@ class ObjectReader:
         stream.close()
         stream.end = stream.position = offset
 
-    def _cover(self, stream: _Stream, offset: int, end: int) -> list[_Part]:
-        """The parts that hold ``[offset, end)``, asked for and held; empty beyond the budget."""
+    def _cover(
+        self, stream: _Stream, offset: int, end: int
+    ) -> tuple[list[_Part], _Part | None]:
+        """The parts that hold ``[offset, end)``, held; none beyond the budget.
+
+        The first of them that nobody fetches yet is for the caller to fetch: it has to
+        wait anyway, and a thread less is woken.
+        """
         stream.position = max(stream.position, end)
+        missing: _Part | None = None
         while stream.end < end:
-            if not self._ask(stream):
-                return []
+            part = self._ask(stream)
+            if part is None:
+                return [], None
+            if missing is None:
+                missing = part
+            else:
+                self._submit(part)
         needed = [part for part in stream.parts if part.start < end and part.end > offset]
         for part in needed:
             part.hold()
         while stream.parts and stream.parts[0].end <= stream.position - KEEP_BEHIND_BYTES:
             stream.parts.popleft().drop()
         if self.info.size_bytes > WHOLE_OBJECT_BYTES:
-            while stream.end - stream.position < stream.window_bytes and self._ask(stream):
-                pass
-        return needed
+            while stream.end - stream.position < stream.window_bytes:
+                part = self._ask(stream)
+                if part is None:
+                    break
+                self._submit(part)
+        return needed, missing
 
-    def _ask(self, stream: _Stream) -> bool:
-        """Ask for the next part; False at the end of the object or of the budget."""
+    def _ask(self, stream: _Stream) -> _Part | None:
+        """Append the next part; None at the end of the object or of the budget."""
         size = min(stream.next_part_bytes, self.info.size_bytes - stream.end)
         if size <= 0:
-            return False
+            return None
         buffer = self._fetcher.buffers.take(size)
         if buffer is None:
-            return False
+            return None
         part = _Part(stream.end, buffer, self._fetcher.buffers)
         part.hold()  # the fetch
         stream.parts.append(part)
         stream.end = part.end
         stream.next_part_bytes = min(stream.next_part_bytes * 2, self._fetcher.part_bytes)
+        return part
+
+    def _submit(self, part: _Part) -> None:
         self._fetcher.threads.submit(part.fetch, self._fetcher, self.info)
-        return True
 
     # --- reading; the lock is not held ------------------------------------------------
 
@@ -237,7 +263,7 @@ class ObjectReader:
         return ReadResult([memoryview(buffer)], _nothing)
 
     def _read_parts(
-        self, stream: _Stream, parts: list[_Part], offset: int, end: int
+        self, stream: _Stream, parts: list[_Part], offset: int, end: int, wait: bool
     ) -> ReadResult:
         def release() -> None:
             for part in parts:
@@ -246,6 +272,9 @@ class ObjectReader:
         waited = False
         for part in parts:
             if not part.done.is_set():
+                if not wait:
+                    release()
+                    raise WouldBlock(self.info.key)
                 waited = True
                 began_s = time.perf_counter()
                 part.done.wait()

@@ -8,17 +8,18 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sidecar.metrics import VolumeMetrics
+from sidecar.mounter import mounts
 from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.prefetch import Fetcher
+from sidecar.mounter.transport import kernel, libfuse
 from tests.support.memory_store import MemoryStore
 
 MIB = 1024 * 1024
@@ -63,16 +64,22 @@ def main() -> None:
         filesystem, metrics = build(
             store, Path(state), read_only=options.read_only, ttl_s=options.ttl
         )
-        from sidecar.mounter.transport import libfuse
+        if options.transport == "libfuse":
+            libfuse.serve(filesystem, options.mountpoint, "memory", metrics, _say_serving)
+        else:
+            descriptor = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+            mounts.mount_fuse(
+                descriptor,
+                options.mountpoint,
+                "memory",
+                read_only=options.read_only,
+                max_read_bytes=kernel.MAX_REQUEST_BYTES,
+            )
+            kernel.Server(filesystem, descriptor, metrics, _say_serving).serve()
 
-        libfuse.serve(
-            filesystem,
-            options.mountpoint,
-            "memory",
-            metrics,
-            on_mounted=lambda: print("serving", flush=True),
-        )
-        sys.stdout.flush()
+
+def _say_serving() -> None:
+    print("serving", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,15 @@ import threading
 import time
 from collections.abc import Mapping
 
-from sidecar.errors import BadHandle, NotFound, SidecarError, SpoolFull, Stale, StoreError
+from sidecar.errors import (
+    BadHandle,
+    NotFound,
+    SidecarError,
+    SpoolFull,
+    Stale,
+    StoreError,
+    WouldBlock,
+)
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
@@ -96,25 +104,30 @@ class Files:
 
     # --- reading -----------------------------------------------------------------------
 
-    def read(self, handle: int, offset: int, size: int) -> ReadResult:
+    def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """Bytes of one file: the spool's if there is one, else the pinned version's.
 
-        Raises Stale when the pinned version is gone, and what the store raises.
+        Raises Stale when the pinned version is gone, what the store raises, and WouldBlock
+        where the bytes are not here and the caller does not ``wait``.
         """
         opened = self.get(handle)
         node = opened.node
         if node.spool is not None:
-            with node.lock:
+            if not node.lock.acquire(blocking=wait):
+                raise WouldBlock(node.name)
+            try:
                 if node.spool is not None:
                     data = node.spool.read(offset, size)
                     self._metrics.read_bytes.inc(len(data))
                     return ReadResult([memoryview(data)], _nothing)
+            finally:
+                node.lock.release()
         reader = opened.reader
         remote = node.remote
         if reader is None or (remote is not None and reader.info is not remote):
             reader = self._pin(opened)
         try:
-            result = reader.read(offset, size)
+            result = reader.read(offset, size, wait=wait)
         except NotFound as error:
             raise Stale(f"{error.what} was deleted while it was open") from error
         self._metrics.read_bytes.inc(sum(map(len, result.views)))

@@ -4,6 +4,10 @@ Knows neither FUSE nor an SDK. A transport (:mod:`sidecar.mounter.transport`) ca
 methods from any of its threads; each either does what its system call says or raises one
 error of :mod:`sidecar.errors`, whose errno the transport answers. SEMANTICS.md states the
 rules for users.
+
+Methods with a parameter ``wait`` raise WouldBlock, and have changed nothing, when ``wait``
+is false and the answer needs the store: a transport can serve what is known in the thread
+that reads requests, and hand only the rest to others.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 from sidecar.errors import (
     CrossDevice,
@@ -22,6 +27,7 @@ from sidecar.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
+    NotPermitted,
     ReadOnly,
     SidecarError,
     Unsupported,
@@ -82,19 +88,19 @@ class FileSystem:
 
     # --- names and attributes -----------------------------------------------------------
 
-    def lookup(self, parent: int, name: str) -> Entry:
+    def lookup(self, parent: int, name: str, *, wait: bool = True) -> Entry:
         """The node of a name, counted as held until :meth:`forget`. Raises NotFound."""
         directory = self.tree.directory(parent)
-        return self.tree.enter(self.tree.find(directory, name))
+        return self.tree.enter(self.tree.find(directory, name, wait=wait))
 
     def forget(self, node_id: int, count: int) -> None:
         """The caller no longer holds ``count`` of its lookups of the node."""
         self.tree.nodes.forget(node_id, count)
 
-    def get_attributes(self, node_id: int) -> Entry:
+    def get_attributes(self, node_id: int, *, wait: bool = True) -> Entry:
         """stat(2) of a node."""
         node = self.tree.nodes.get(node_id)
-        self.tree.refresh(node)
+        self.tree.refresh(node, wait=wait)
         return self.tree.entry(node)
 
     def set_attributes(
@@ -137,9 +143,9 @@ class FileSystem:
             self._directories[handle] = opened
         return handle
 
-    def read_directory(self, handle: int, offset: int) -> Iterator[Line]:
+    def read_directory(self, handle: int, offset: int, *, wait: bool = True) -> Iterator[Line]:
         """The lines behind ``offset``. Raises InvalidArgument for an unknown handle."""
-        return self.tree.read_directory(self._opened_directory(handle), offset)
+        return self.tree.read_directory(self._opened_directory(handle), offset, wait=wait)
 
     def enter(self, handle: int, name: str) -> Entry | None:
         """:meth:`lookup` of a line that was just read; None if the name is gone again."""
@@ -212,9 +218,9 @@ class FileSystem:
             raise IsADirectory(f"`{node.key}`")
         return self.files.open(node, writable, truncate)
 
-    def read(self, handle: int, offset: int, size: int) -> ReadResult:
+    def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """pread(2). The caller calls ``release`` of the result once it was sent."""
-        return self.files.read(handle, offset, size)
+        return self.files.read(handle, offset, size, wait=wait)
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2)."""
@@ -269,9 +275,17 @@ class FileSystem:
 
     # --- refused, each with the errno that its manual page names -------------------------------
 
-    def refuse(self, operation: str) -> None:
-        """Hard links, devices, FIFOs, fallocate, extended attributes: EOPNOTSUPP."""
-        raise Unsupported(f"{operation} cannot be had on an object store")
+    def link(self) -> NoReturn:
+        """link(2): an object has one name."""
+        raise NotPermitted("an object store has no hard links")
+
+    def make_node(self) -> NoReturn:
+        """mknod(2) of a device, a FIFO or a socket."""
+        raise NotPermitted("an object store has no devices, FIFOs or sockets")
+
+    def symlink(self) -> NoReturn:
+        """symlink(2)."""
+        raise NotPermitted("this mount has no symbolic links")
 
     # --- the end -------------------------------------------------------------------------------
 

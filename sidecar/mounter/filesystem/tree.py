@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from sidecar.errors import NotADirectory, NotFound
+from sidecar.errors import NotADirectory, NotFound, WouldBlock
 from sidecar.mounter.filesystem.attributes import Attributes, Entry, Ownership
 from sidecar.mounter.filesystem.listing import Listing, Remote, find_remote
 from sidecar.mounter.filesystem.names import check_name
@@ -76,18 +76,25 @@ class Tree:
             raise NotADirectory(f"`{node.key}` is a file")
         return node
 
-    def find(self, parent: Directory, name: str) -> Node:
+    def find(self, parent: Directory, name: str, *, wait: bool = True) -> Node:
         """The node of a name, asking the store where nothing fresh is known.
 
-        Raises NotFound, NameTooLong, NameInvalid, and what the store raises.
+        Raises NotFound, NameTooLong, NameInvalid, what the store raises, and WouldBlock
+        where the store must be asked and the caller does not ``wait``.
         """
-        check_name(name)
         now_s = time.monotonic()
         child = parent.children.get(name)
         if child is not None and (_is_local(child) or child.fresh_until_s > now_s):
             return child
         if parent.negative.get(name, 0.0) > now_s:
             raise NotFound(f"`{parent.key}{name}`")
+        check_name(name)
+        listing = parent.listing
+        if listing is not None and listing.loaded_s + self.ttl_s > now_s and listing.covers(name):
+            exists, remote = name in listing.entries, listing.entries.get(name)
+            return self._bind(parent, name, exists, remote, listing.loaded_s + self.ttl_s)
+        if not wait:
+            raise WouldBlock(name)
         exists, remote, fresh_until_s = self._ask(parent, name, now_s)
         return self._bind(parent, name, exists, remote, fresh_until_s)
 
@@ -111,10 +118,10 @@ class Tree:
         left_s = node.fresh_until_s - time.monotonic()
         return Entry(self.attributes(node), max(0.0, left_s))
 
-    def refresh(self, node: Node) -> None:
+    def refresh(self, node: Node, *, wait: bool = True) -> None:
         """Make sure that the attributes of a node are within their lifetime.
 
-        Raises NotFound when the name is gone and nobody holds the file open.
+        Raises WouldBlock as :meth:`find` does, NotFound when the name is gone and nobody holds the file open.
         """
         parent = node.parent
         if parent is None or node.detached or _is_local(node):
@@ -122,7 +129,7 @@ class Tree:
         if node.fresh_until_s > time.monotonic():
             return
         try:
-            self.find(parent, node.name)
+            self.find(parent, node.name, wait=wait)
         except NotFound:
             if not (isinstance(node, File) and node.handles):
                 raise
@@ -163,7 +170,9 @@ class Tree:
         """Begin to read a directory; shares a listing that is fresh."""
         return OpenDirectory(directory, self._fresh_listing(directory, time.monotonic()))
 
-    def read_directory(self, opened: OpenDirectory, offset: int) -> Iterator[Line]:
+    def read_directory(
+        self, opened: OpenDirectory, offset: int, *, wait: bool = True
+    ) -> Iterator[Line]:
         """The lines behind ``offset`` (0 at the beginning), pages loaded as they are reached."""
         directory, listing = opened.directory, opened.listing
         if offset <= 0:
@@ -173,6 +182,8 @@ class Tree:
         start = max(0, offset - _FIRST_ENTRY_OFFSET)
         for index in itertools.count(start):
             if index >= len(listing.names):
+                if not (wait or listing.complete):
+                    raise WouldBlock(directory.key)
                 listing.load_until(index + _READDIR_BATCH)
                 if index >= len(listing.names):
                     break

@@ -7,8 +7,6 @@ SEMANTICS.md, "Transports".
 
 from __future__ import annotations
 
-import errno
-import os
 import stat
 import time
 from collections import OrderedDict
@@ -182,23 +180,14 @@ class _PathOperations:
         new_parent, new_name = self._walk_parent(new)
         self._fs.rename(parent.id, name, new_parent.id, new_name, 0)
 
-    def mknod(self, _path: str, mode: int, _device: int) -> None:
-        self._fs.refuse("mknod")
+    def mknod(self, _path: str, _mode: int, _device: int) -> None:
+        self._fs.make_node()
 
     def symlink(self, _target: str, _source: str) -> None:
-        self._fs.refuse("symlink")
+        self._fs.symlink()
 
     def link(self, _target: str, _source: str) -> None:
-        self._fs.refuse("a hard link")
-
-    def setxattr(self, *_arguments: Any) -> None:
-        self._fs.refuse("an extended attribute")
-
-    def getxattr(self, *_arguments: Any) -> bytes:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    def listxattr(self, _path: str) -> list[str]:
-        return []
+        self._fs.link()
 
     # --- files --------------------------------------------------------------------------
 

@@ -1,0 +1,615 @@
+"""The kernel transport: the FUSE protocol spoken directly on /dev/fuse, without libfuse.
+
+One thread reads requests and answers at once whatever needs no waiting: names and
+attributes within their lifetime, bytes that are here. What must wait (for the store, for a
+disk) is handed, with the buffer it arrived in, to a pool. So the common case costs two
+system calls and no switch between threads, and a slow store stops nobody else.
+
+Replies are gathered by writev(2) from where the bytes lie: a read is not copied in user
+space. A request that is short, unknown or malformed is answered with an errno, and never
+ends the loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from struct import error as StructError
+from typing import NamedTuple
+
+from sidecar.errors import NotFound, SidecarError, WouldBlock, to_errno
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Entry
+from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.transport import protocol as p
+from sidecar.mounter.transport.protocol import Opcode
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST_BYTES = 1024 * 1024
+"""Largest read and write (max_pages 256)."""
+MAX_BACKGROUND = 64
+"""Requests of readahead in flight; the kernel drops readahead above the threshold."""
+_BUFFER_BYTES = MAX_REQUEST_BYTES + 4096
+_POOL_THREADS = 32
+_WANTED = (
+    p.Init.ASYNC_READ
+    | p.Init.ATOMIC_O_TRUNC  # else open(O_TRUNC) would save an empty object first
+    | p.Init.BIG_WRITES
+    | p.Init.DO_READDIRPLUS
+    | p.Init.READDIRPLUS_AUTO
+    | p.Init.ASYNC_DIO
+    | p.Init.PARALLEL_DIROPS
+    | p.Init.MAX_PAGES
+    | p.Init.INIT_EXT
+    | p.Init.PASSTHROUGH
+    | p.Init.HAS_RESEND
+)
+# Not WRITEBACK_CACHE: it hides write errors from the writer and excludes passthrough.
+
+_SET_FIELDS = ((p.Set.MODE, "mode"), (p.Set.UID, "uid"), (p.Set.GID, "gid"))
+
+
+class Request(NamedTuple):
+    """One request. ``body`` lies in the buffer it was read into."""
+
+    opcode: int
+    unique: int
+    node: int
+    body: memoryview
+
+
+Reply = Sequence[bytes | bytearray | memoryview]
+"""What follows the header of an answer."""
+
+
+class _Result(NamedTuple):
+    """An answer, and what to do once it was written."""
+
+    reply: Reply
+    release: Callable[[], None] | None = None
+
+
+Handler = Callable[["Server", Request, bool], "_Result | None"]
+"""Serves one opcode; the flag says whether it may wait. None: the kernel wants no answer."""
+
+
+class Operation(NamedTuple):
+    """One line of the table of opcodes: a handler, or the errno that is the answer.
+
+    ``waits``: always handed to the pool, since it changes something or waits on a disk.
+    """
+
+    handler: Handler | None
+    errno: int = 0
+    waits: bool = False
+
+
+class Server:
+    """Serves one connection.
+
+    Args:
+        descriptor: the open /dev/fuse; it is mounted already.
+        on_serving: called once the connection is initialised.
+    """
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        descriptor: int,
+        metrics: VolumeMetrics,
+        on_serving: Callable[[], None],
+    ) -> None:
+        self.filesystem = filesystem
+        self._descriptor = descriptor
+        self._metrics = metrics
+        self._on_serving = on_serving
+        self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="serve")
+        self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        self._waiting: dict[int, bool] = {}  # unique -> may be interrupted
+        self._lock = threading.Lock()
+
+    def serve(self) -> None:
+        """Read and answer requests until the file system is unmounted."""
+        buffer = self._take_buffer()
+        while (size := self._read(buffer)) is not None:
+            if self._receive(buffer, size):
+                buffer = self._take_buffer()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # --- one request --------------------------------------------------------------------------
+
+    def _read(self, buffer: bytearray) -> int | None:
+        """The length of the next request; None when the connection ended."""
+        while True:
+            try:
+                return os.readv(self._descriptor, [buffer])
+            except OSError as error:
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
+                    return None
+                if error.errno not in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                    raise  # ENOENT: the request was interrupted before it could be read
+
+    def _receive(self, buffer: bytearray, size: int) -> bool:
+        """Answer a request or hand it on; True if the buffer went with it."""
+        request = decode(memoryview(buffer)[:size])
+        if request is None:
+            return False
+        operation = OPERATIONS.get(request.opcode, _UNKNOWN)
+        if operation.handler is None:
+            self._answer_errno(request, operation.errno)
+            return False
+        if not operation.waits and self._perform(request, operation.handler, wait=False):
+            return False
+        with self._lock:
+            self._waiting[request.unique] = request.opcode in _INTERRUPTIBLE
+        self._pool.submit(self._perform_later, request, operation.handler, buffer)
+        return True
+
+    def _perform_later(self, request: Request, handler: Handler, buffer: bytearray) -> None:
+        try:
+            self._perform(request, handler, wait=True)
+        finally:
+            with self._lock:
+                self._waiting.pop(request.unique, None)
+            request.body.release()
+            self._buffers.put(buffer)
+
+    def _perform(self, request: Request, handler: Handler, *, wait: bool) -> bool:
+        """Run a handler and write its answer; False if it has to wait and may not."""
+        began_s = time.perf_counter()
+        failure: BaseException | None = None
+        result: _Result | None = None
+        try:
+            result = handler(self, request, wait)
+        except WouldBlock:
+            return False
+        except (SidecarError, OSError) as error:
+            failure = error
+            self._answer_error(request, error)
+        except StructError as error:
+            failure = error
+            self._answer_errno(request, errno.EINVAL)  # shorter than its opcode needs
+        except MemoryError:
+            # The supervisor starts a fresh worker and the kernel asks it again.
+            os._exit(os.EX_OSERR)
+        except Exception as error:
+            failure = error
+            log.exception("a bug: opcode %d", request.opcode)
+            self._answer_errno(request, errno.EIO)
+        else:
+            if result is not None:
+                try:
+                    self._answer(request, 0, result.reply)
+                finally:
+                    if result.release is not None:
+                        result.release()
+        self._metrics.operation(_name(request.opcode), time.perf_counter() - began_s, failure)
+        return True
+
+    def _answer_error(self, request: Request, error: SidecarError | OSError) -> None:
+        if request.opcode == Opcode.LOOKUP and type(error) is NotFound:
+            ttl_s = self.filesystem.tree.ttl_s
+            if ttl_s > 0:  # node 0: the kernel remembers that the name does not exist
+                self._answer(request, 0, (_entry(_NO_NODE, ttl_s),))
+                return
+        self._answer_errno(request, to_errno(error))
+
+    def _answer_errno(self, request: Request, code: int) -> None:
+        if request.opcode not in _UNANSWERED:
+            self._answer(request, code, ())
+
+    def _answer(self, request: Request, code: int, reply: Reply) -> None:
+        if request.unique in self._waiting:
+            with self._lock:
+                # Gone from the table: an interrupt has answered already.
+                if self._waiting.pop(request.unique, None) is None:
+                    return
+        size = p.OUT_HEADER.size + sum(map(len, reply))
+        header = p.OUT_HEADER.pack(size, -code, request.unique)
+        try:
+            os.writev(self._descriptor, (header, *reply))
+        except OSError as error:
+            # ENOENT: the kernel no longer waits for it. ENODEV: unmounted meanwhile.
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EBADF):
+                log.warning("the answer to opcode %d was refused: %s", request.opcode, error)
+                if code == 0:
+                    self._answer_errno(request, errno.EIO)
+
+    def _take_buffer(self) -> bytearray:
+        try:
+            return self._buffers.get_nowait()
+        except queue.Empty:
+            return bytearray(_BUFFER_BYTES)
+
+    # --- the connection -----------------------------------------------------------------------
+
+    def init(self, request: Request, _wait: bool) -> _Result | None:
+        """Negotiate: of what is wanted, what the kernel offers."""
+        major, minor, max_readahead, flags = p.INIT_IN.unpack_from(request.body)
+        if major < p.MAJOR:
+            self._answer_errno(request, errno.EPROTO)
+            return None
+        if flags & p.Init.INIT_EXT and len(request.body) >= p.INIT_IN.size + 4:
+            (flags2,) = p.INIT_IN_FLAGS2.unpack_from(request.body, p.INIT_IN.size)
+            flags |= flags2 << 32
+        agreed = int(flags & _WANTED)
+        reply = p.INIT_OUT.pack(
+            p.MAJOR,
+            p.MINOR,
+            max_readahead,
+            agreed & 0xFFFFFFFF,
+            MAX_BACKGROUND,
+            MAX_BACKGROUND * 3 // 4,
+            MAX_REQUEST_BYTES,
+            1,  # time granularity, ns
+            MAX_REQUEST_BYTES // 4096,
+            0,
+            agreed >> 32,
+            1 if agreed & p.Init.PASSTHROUGH else 0,
+        )
+        self._answer(request, 0, (reply,))
+        self._on_serving()
+        return None
+
+    def destroy(self, _request: Request, _wait: bool) -> _Result:
+        """The file system is being unmounted; the read that follows says ENODEV."""
+        return _Result(())
+
+    def interrupt(self, request: Request, _wait: bool) -> _Result | None:
+        """A program got a signal while it waits: its read need not go on waiting."""
+        (unique,) = p.INTERRUPT_IN.unpack_from(request.body)
+        with self._lock:
+            interruptible = self._waiting.get(unique)
+            if interruptible:
+                del self._waiting[unique]
+        if interruptible:
+            header = p.OUT_HEADER.pack(p.OUT_HEADER.size, -errno.EINTR, unique)
+            try:
+                os.writev(self._descriptor, (header,))
+            except OSError as error:
+                log.debug("interrupt %d: %s", unique, error)
+        return None
+
+    # --- names ----------------------------------------------------------------------------------
+
+    def lookup(self, request: Request, wait: bool) -> _Result:
+        entry = self.filesystem.lookup(request.node, _name_in(request.body), wait=wait)
+        return _Result((_entry(entry.attributes, entry.ttl_s),), None)
+
+    def forget(self, request: Request, _wait: bool) -> None:
+        (count,) = p.FORGET_IN.unpack_from(request.body)
+        self.filesystem.forget(request.node, count)
+
+    def batch_forget(self, request: Request, _wait: bool) -> None:
+        (count, _) = p.BATCH_FORGET_IN.unpack_from(request.body)
+        offset = p.BATCH_FORGET_IN.size
+        present = (len(request.body) - offset) // p.FORGET_ONE.size
+        for _ in range(min(count, present)):
+            node, lookups = p.FORGET_ONE.unpack_from(request.body, offset)
+            self.filesystem.forget(node, lookups)
+            offset += p.FORGET_ONE.size
+
+    def get_attributes(self, request: Request, wait: bool) -> _Result:
+        entry = self.filesystem.get_attributes(request.node, wait=wait)
+        return _Result((_attr_out(entry),))
+
+    def set_attributes(self, request: Request, _wait: bool) -> _Result:
+        fields = p.SETATTR_IN.unpack_from(request.body)
+        valid, size, mtime_s, mtime_ns = fields[0], fields[3], fields[6], fields[9]
+        given = {"mode": stat.S_IMODE(fields[11]), "uid": fields[13], "gid": fields[14]}
+        changes = {name: given[name] for flag, name in _SET_FIELDS if valid & flag}
+        if valid & p.Set.MTIME_NOW:
+            changes["mtime_ns"] = time.time_ns()
+        elif valid & p.Set.MTIME:
+            changes["mtime_ns"] = mtime_s * 10**9 + mtime_ns
+        entry = self.filesystem.set_attributes(
+            request.node, changes, size if valid & p.Set.SIZE else None
+        )
+        return _Result((_attr_out(entry),))
+
+    def make_directory(self, request: Request, _wait: bool) -> _Result:
+        p.MKDIR_IN.unpack_from(request.body)
+        name = _name_in(request.body[p.MKDIR_IN.size :])
+        entry = self.filesystem.make_directory(request.node, name)
+        return _Result((_entry(entry.attributes, entry.ttl_s),))
+
+    def remove_directory(self, request: Request, _wait: bool) -> _Result:
+        self.filesystem.remove_directory(request.node, _name_in(request.body))
+        return _Result(())
+
+    def unlink(self, request: Request, _wait: bool) -> _Result:
+        self.filesystem.unlink(request.node, _name_in(request.body))
+        return _Result(())
+
+    def rename(self, request: Request, _wait: bool) -> _Result:
+        (new_parent,) = p.RENAME_IN.unpack_from(request.body)
+        old, new = _names_in(request.body[p.RENAME_IN.size :], 2)
+        self.filesystem.rename(request.node, old, new_parent, new, 0)
+        return _Result(())
+
+    def rename2(self, request: Request, _wait: bool) -> _Result:
+        new_parent, flags, _ = p.RENAME2_IN.unpack_from(request.body)
+        old, new = _names_in(request.body[p.RENAME2_IN.size :], 2)
+        self.filesystem.rename(request.node, old, new_parent, new, flags)
+        return _Result(())
+
+    def link(self, _request: Request, _wait: bool) -> _Result:
+        self.filesystem.link()
+
+    def make_node(self, request: Request, _wait: bool) -> _Result:
+        mode, *_ = p.MKNOD_IN.unpack_from(request.body)
+        if not stat.S_ISREG(mode):
+            self.filesystem.make_node()
+        name = _name_in(request.body[p.MKNOD_IN.size :])
+        entry, handle = self.filesystem.create(request.node, name, mode, os.O_EXCL | os.O_WRONLY)
+        self.filesystem.flush(handle)
+        self.filesystem.release(handle)
+        return _Result((_entry(entry.attributes, entry.ttl_s),))
+
+    def symlink(self, _request: Request, _wait: bool) -> _Result:
+        self.filesystem.symlink()
+
+    def statistics(self, _request: Request, _wait: bool) -> _Result:
+        now = self.filesystem.statistics()
+        reply = p.STATFS_OUT.pack(
+            now.blocks,
+            now.blocks_free,
+            now.blocks_free,
+            now.files + now.files_free,
+            now.files_free,
+            BLOCK_BYTES,
+            now.name_max,
+            BLOCK_BYTES,
+            0,
+        )
+        return _Result((reply,))
+
+    # --- directories ------------------------------------------------------------------------------
+
+    def open_directory(self, request: Request, _wait: bool) -> _Result:
+        handle = self.filesystem.open_directory(request.node)
+        return _Result((p.OPEN_OUT.pack(handle, 0, 0),))
+
+    def release_directory(self, request: Request, _wait: bool) -> _Result:
+        (handle,) = p.HANDLE_IN.unpack_from(request.body)
+        self.filesystem.release_directory(handle)
+        return _Result(())
+
+    def read_directory(self, request: Request, wait: bool) -> _Result:
+        handle, offset, size, _ = p.READ_IN.unpack_from(request.body)
+        reply = bytearray()
+        try:
+            for line in self.filesystem.read_directory(handle, offset, wait=wait):
+                name = os.fsencode(line.name)
+                if len(reply) + p.dirent_bytes(len(name), plus=False) > size:
+                    break
+                _add_dirent(reply, line.node or p.UNKNOWN_INO, line.offset, name, line.is_directory)
+        except WouldBlock:
+            if not reply:
+                raise  # what is here is answered first; the kernel asks for the rest
+        return _Result((reply,))
+
+    def read_directory_plus(self, request: Request, wait: bool) -> _Result:
+        handle, offset, size, _ = p.READ_IN.unpack_from(request.body)
+        reply = bytearray()
+        try:
+            for line in self.filesystem.read_directory(handle, offset, wait=wait):
+                name = os.fsencode(line.name)
+                if len(reply) + p.dirent_bytes(len(name), plus=True) > size:
+                    break
+                if line.name in (".", ".."):
+                    # Node 0: no lookup is counted for these two.
+                    reply += _entry(_NO_NODE, 0)
+                    node = line.node
+                else:
+                    entry = self.filesystem.enter(handle, line.name)
+                    if entry is None:
+                        continue
+                    reply += _entry(entry.attributes, entry.ttl_s)
+                    node = entry.attributes.node
+                _add_dirent(reply, node or p.UNKNOWN_INO, line.offset, name, line.is_directory)
+        except WouldBlock:
+            if not reply:
+                raise
+        return _Result((reply,))
+
+    def synchronise_directory(self, _request: Request, _wait: bool) -> _Result:
+        """Changes of names are in the store when their system call returns."""
+        return _Result(())
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def create(self, request: Request, _wait: bool) -> _Result:
+        flags, mode, *_ = p.CREATE_IN.unpack_from(request.body)
+        name = _name_in(request.body[p.CREATE_IN.size :])
+        entry, handle = self.filesystem.create(request.node, name, mode, flags)
+        return _Result(
+            (
+                _entry(entry.attributes, entry.ttl_s),
+                p.OPEN_OUT.pack(handle, p.Open.KEEP_CACHE, 0),
+            )
+        )
+
+    def open(self, request: Request, wait: bool) -> _Result:
+        flags, _ = p.OPEN_IN.unpack_from(request.body)
+        if flags & os.O_TRUNC and not wait:
+            raise WouldBlock("truncate")
+        handle = self.filesystem.open(request.node, flags)
+        # A node is one version, so the kernel's pages of it are always right.
+        how = p.Open.KEEP_CACHE
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            how |= p.Open.NOFLUSH  # close(2) has nothing to wait for
+        return _Result((p.OPEN_OUT.pack(handle, how, 0),))
+
+    def read(self, request: Request, wait: bool) -> _Result:
+        handle, offset, size, _ = p.READ_IN.unpack_from(request.body)
+        result = self.filesystem.read(handle, offset, size, wait=wait)
+        return _Result(result.views, result.release)
+
+    def write(self, request: Request, _wait: bool) -> _Result:
+        handle, offset, size, *_ = p.WRITE_IN.unpack_from(request.body)
+        data = request.body[p.WRITE_IN.size :]
+        if len(data) != size:
+            raise StructError(f"WRITE of {size} bytes carries {len(data)}")
+        return _Result((p.WRITE_OUT.pack(self.filesystem.write(handle, offset, data), 0),))
+
+    def flush(self, request: Request, _wait: bool) -> _Result:
+        (handle,) = p.HANDLE_IN.unpack_from(request.body)
+        self.filesystem.flush(handle)
+        return _Result(())
+
+    def release(self, request: Request, _wait: bool) -> _Result:
+        (handle,) = p.HANDLE_IN.unpack_from(request.body)
+        self.filesystem.release(handle)
+        return _Result(())
+
+
+OPERATIONS: dict[int, Operation] = {
+    Opcode.LOOKUP: Operation(Server.lookup),
+    Opcode.FORGET: Operation(Server.forget),
+    Opcode.GETATTR: Operation(Server.get_attributes),
+    Opcode.SETATTR: Operation(Server.set_attributes, waits=True),
+    Opcode.READLINK: Operation(None, errno.EINVAL),
+    Opcode.SYMLINK: Operation(Server.symlink),
+    Opcode.MKNOD: Operation(Server.make_node, waits=True),
+    Opcode.MKDIR: Operation(Server.make_directory, waits=True),
+    Opcode.UNLINK: Operation(Server.unlink, waits=True),
+    Opcode.RMDIR: Operation(Server.remove_directory, waits=True),
+    Opcode.RENAME: Operation(Server.rename, waits=True),
+    Opcode.LINK: Operation(Server.link),
+    Opcode.OPEN: Operation(Server.open),
+    Opcode.READ: Operation(Server.read),
+    Opcode.WRITE: Operation(Server.write, waits=True),
+    Opcode.STATFS: Operation(Server.statistics),
+    Opcode.RELEASE: Operation(Server.release),
+    Opcode.FSYNC: Operation(Server.flush, waits=True),
+    # ENOSYS is remembered by the kernel, which then answers EOPNOTSUPP without asking: that
+    # saves one question about security.capability for each write(2).
+    Opcode.SETXATTR: Operation(None, errno.ENOSYS),
+    Opcode.GETXATTR: Operation(None, errno.ENOSYS),
+    Opcode.LISTXATTR: Operation(None, errno.ENOSYS),
+    Opcode.REMOVEXATTR: Operation(None, errno.ENOSYS),
+    Opcode.FLUSH: Operation(Server.flush, waits=True),
+    Opcode.INIT: Operation(Server.init),
+    Opcode.OPENDIR: Operation(Server.open_directory),
+    Opcode.READDIR: Operation(Server.read_directory),
+    Opcode.RELEASEDIR: Operation(Server.release_directory),
+    Opcode.FSYNCDIR: Operation(Server.synchronise_directory),
+    # Locks are not negotiated: the kernel keeps them itself, for this node alone.
+    Opcode.GETLK: Operation(None, errno.ENOSYS),
+    Opcode.SETLK: Operation(None, errno.ENOSYS),
+    Opcode.SETLKW: Operation(None, errno.ENOSYS),
+    Opcode.ACCESS: Operation(None, errno.ENOSYS),  # default_permissions: the kernel decides
+    Opcode.CREATE: Operation(Server.create, waits=True),
+    Opcode.INTERRUPT: Operation(Server.interrupt),
+    Opcode.BMAP: Operation(None, errno.ENOSYS),
+    Opcode.DESTROY: Operation(Server.destroy),
+    Opcode.IOCTL: Operation(None, errno.ENOTTY),
+    Opcode.POLL: Operation(None, errno.ENOSYS),
+    Opcode.NOTIFY_REPLY: Operation(None, errno.ENOSYS),
+    Opcode.BATCH_FORGET: Operation(Server.batch_forget),
+    Opcode.FALLOCATE: Operation(None, errno.EOPNOTSUPP),
+    Opcode.READDIRPLUS: Operation(Server.read_directory_plus),
+    Opcode.RENAME2: Operation(Server.rename2, waits=True),
+    Opcode.LSEEK: Operation(None, errno.ENOSYS),  # the kernel then uses the size
+    Opcode.COPY_FILE_RANGE: Operation(None, errno.EOPNOTSUPP),  # the kernel then copies itself
+    Opcode.SETUPMAPPING: Operation(None, errno.ENOSYS),
+    Opcode.REMOVEMAPPING: Operation(None, errno.ENOSYS),
+    Opcode.SYNCFS: Operation(None, errno.ENOSYS),
+    Opcode.TMPFILE: Operation(None, errno.EOPNOTSUPP),
+    Opcode.STATX: Operation(None, errno.ENOSYS),  # the kernel then asks GETATTR
+    Opcode.COPY_FILE_RANGE_64: Operation(None, errno.ENOSYS),
+}
+"""Every opcode of the protocol: served, or answered with a chosen errno."""
+
+_UNKNOWN = Operation(None, errno.ENOSYS)
+_UNANSWERED = frozenset(
+    (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY)
+)
+_INTERRUPTIBLE = frozenset((Opcode.READ, Opcode.GETATTR, Opcode.READDIR))
+_NAMES = {int(opcode): opcode.name.lower() for opcode in Opcode}
+
+
+def decode(frame: memoryview) -> Request | None:
+    """Split a frame; None, and a line in the log, if it is not a whole request."""
+    if len(frame) < p.IN_HEADER.size:
+        log.warning("a request of %d bytes has no header", len(frame))
+        return None
+    length, opcode, unique, node, *_ = p.IN_HEADER.unpack_from(frame)
+    if length != len(frame):
+        log.warning("a request of %d bytes says it has %d", len(frame), length)
+        return None
+    return Request(opcode, unique, node, frame[p.IN_HEADER.size :])
+
+
+def _name(opcode: int) -> str:
+    return _NAMES.get(opcode, "unknown")
+
+
+def _name_in(body: memoryview) -> str:
+    return _names_in(body, 1)[0]
+
+
+def _names_in(body: memoryview, count: int) -> list[str]:
+    """NUL-terminated names. Raises StructError when there are fewer or one is no name."""
+    parts = bytes(body).split(b"\0")
+    if len(parts) <= count or any(not part or b"/" in part for part in parts[:count]):
+        raise StructError(f"{count} name(s) expected")
+    return [os.fsdecode(part) for part in parts[:count]]
+
+
+def _attr(attributes: Attributes) -> bytes:
+    seconds, nanoseconds = divmod(attributes.mtime_ns, 10**9)
+    return p.ATTR.pack(
+        attributes.node,
+        attributes.size_bytes,
+        -(-attributes.size_bytes // 512),
+        seconds,
+        seconds,
+        seconds,
+        nanoseconds,
+        nanoseconds,
+        nanoseconds,
+        attributes.mode,
+        attributes.nlink,
+        attributes.uid,
+        attributes.gid,
+        0,
+        BLOCK_BYTES,
+        0,
+    )
+
+
+def _entry(attributes: Attributes, ttl_s: float) -> bytes:
+    seconds = int(ttl_s)
+    nanoseconds = int((ttl_s - seconds) * 1e9)
+    head = p.ENTRY_OUT.pack(
+        attributes.node, 0, seconds, seconds, nanoseconds, nanoseconds
+    )
+    return head + _attr(attributes)
+
+
+def _attr_out(entry: Entry) -> bytes:
+    seconds = int(entry.ttl_s)
+    head = p.ATTR_OUT.pack(seconds, int((entry.ttl_s - seconds) * 1e9), 0)
+    return head + _attr(entry.attributes)
+
+
+def _add_dirent(
+    reply: bytearray, node: int, offset: int, name: bytes, is_directory: bool
+) -> None:
+    kind = stat.S_IFDIR if is_directory else stat.S_IFREG
+    reply += p.DIRENT.pack(node, offset, len(name), kind >> 12)
+    reply += name
+    reply += bytes(-len(reply) % 8)
+
+
+_NO_NODE = Attributes(0, 0, 0, 0, 0, 0, 0)
