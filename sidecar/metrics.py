@@ -31,7 +31,9 @@ def _open_values(directory: Path, identity: str) -> None:
     os.environ[_DIRECTORY_VARIABLE] = str(directory)
     from prometheus_client import values
 
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: identity)
+    values.ValueClass = values.MultiProcessValue(  # type: ignore[no-untyped-call]
+        process_identifier=lambda: identity
+    )
 
 
 class VolumeMetrics:

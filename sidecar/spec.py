@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sidecar.errors import SpecInvalid
 
-SPEC_VERSION = 1
+SPEC_VERSION: Final = 1
 
 SHARED_ROOT = "/mnt/persistence"
 SECRETS_ROOT = "/var/run/sidecar/secrets"

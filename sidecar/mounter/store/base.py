@@ -81,12 +81,18 @@ class StoreObserver(Protocol):
     """Who counts what a store does (:mod:`sidecar.metrics` in production)."""
 
     def request(self, operation: str, seconds: float, code: str) -> None:
-        """One request ended. ``operation``: list, head, get, put, part, complete, abort, copy,
-        delete, login. ``code``: ``ok``, or the stable code of the error."""
+        """One request ended.
+
+        ``operation``: list, head, get, put, part, complete, abort, copy, delete, login.
+        ``code``: ``ok``, or the stable code of the error.
+        """
 
     def retried(self, operation: str, reason: str) -> None:
-        """A request is sent again. ``reason``: throttled, server_error, connection, stalled,
-        truncated, checksum, credentials."""
+        """A request is sent again.
+
+        ``reason``: throttled, server_error, connection, stalled, truncated, checksum,
+        credentials.
+        """
 
 
 class Upload(Protocol):
@@ -96,7 +102,10 @@ class Upload(Protocol):
         """Send part ``number`` (from 1). Sending a number again replaces it."""
 
     def complete(self, condition: Condition | None = None) -> ObjectInfo:
-        """Make the object from all parts. Raises AlreadyExists or Stale where ``condition`` fails."""
+        """Make the object from all parts.
+
+        Raises AlreadyExists or Stale where ``condition`` fails.
+        """
 
     def abort(self) -> None:
         """Drop every part. Never raises for an upload that is already gone."""
