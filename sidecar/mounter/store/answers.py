@@ -1,0 +1,280 @@
+"""What an answer, or the lack of one, means: the one table for all three stores.
+
+Each store extracts (HTTP status, the store's own code) from its SDK's exception or from a
+bulk answer; everything else, the messages included, is decided here. Messages name bucket,
+endpoint and what to do, and never carry a URL's query or a header: signatures and SAS tokens
+are secrets.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sidecar.errors import (
+    AccessDenied,
+    AlreadyExists,
+    BucketNotFound,
+    EndpointUnreachable,
+    LoginRejected,
+    NotFound,
+    QuotaExceeded,
+    SidecarError,
+    Stale,
+    StoreError,
+    StoreProtocolError,
+    TlsUntrusted,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+)
+from sidecar.mounter.store.base import Condition
+from sidecar.mounter.store.retry import Again
+
+_BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"}
+_LOGIN_CODES = {
+    # S3, https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "TokenRefreshRequired",
+    "RequestTimeTooSkewed",
+    "AuthorizationHeaderMalformed",
+    # Azure, https://learn.microsoft.com/rest/api/storageservices/common-rest-api-error-codes
+    "AuthenticationFailed",
+    "InvalidAuthenticationInfo",
+    "NoAuthenticationInformation",
+}
+_THROTTLED_CODES = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "ServerBusy",
+    "rateLimitExceeded",
+    "userRateLimitExceeded",
+}
+_AGAIN_CODES = {
+    "RequestTimeout",
+    "InternalError",
+    "OperationTimedOut",
+    # Two conditional writes at once on S3: the documentation says to send it again.
+    "ConditionalRequestConflict",
+    "OperationAborted",
+}
+_DENIED_CODES = {"PublicAccessNotPermitted", "AllAccessDisabled", "AccountProblem"}
+_CONDITION_CODES = {
+    "BlobAlreadyExists",
+    "ConditionNotMet",
+    "PreconditionFailed",
+    "TargetConditionNotMet",
+}
+_QUOTA_CODES = {"QuotaExceeded", "XMinioStorageFull", "AccountQuotaExceeded"}
+_TOO_LARGE_CODES = {"EntityTooLarge", "RequestBodyTooLarge", "BlockCountExceedsLimit"}
+
+_SAFE_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a store said.
+
+    Attributes:
+        status: HTTP status.
+        code: the store's own code, or an empty string.
+        retry_after_s: from ``Retry-After``.
+    """
+
+    status: int
+    code: str = ""
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked, for messages.
+
+    Attributes:
+        operation: the word of :meth:`StoreObserver.request`.
+        key: the object, relative to the mount's root; empty for a listing.
+        condition: of a write.
+    """
+
+    operation: str
+    key: str = ""
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where requests go, for messages.
+
+    Attributes:
+        service: ``S3``, ``GCS`` or ``Azure``.
+        bucket: the bucket or container.
+        endpoint: host and port.
+    """
+
+    service: str
+    bucket: str
+    endpoint: str
+
+    @property
+    def noun(self) -> str:
+        """What the service calls a bucket."""
+        return "container" if self.service == "Azure" else "bucket"
+
+    def from_answer(self, answer: Answer, request: Request) -> StoreError | Again:
+        """The error for an answer that is not a success."""
+        status, code = answer.status, answer.code
+        if code in _BUCKET_CODES:
+            return self.bucket_not_found()
+        if status == 404 and (not request.key or request.operation == "put"):
+            return self.bucket_not_found()  # nothing else that was asked for can be missing
+        if code in _THROTTLED_CODES or status == 429:
+            return self._again(answer, request, "throttled")
+        if code in _LOGIN_CODES or status == 401:
+            return self.login_rejected(code or str(status))
+        if code in _QUOTA_CODES or status == 507:
+            return QuotaExceeded(f"{self} is full: it refuses to {request.operation}")
+        if code in _TOO_LARGE_CODES or status == 413:
+            return TooLarge(f"{self} refuses `{request.key}` as too large")
+        if status == 501:
+            return Unsupported(f"{self} does not implement this {request.operation}")
+        if code in _AGAIN_CODES or status in {408, 500, 502, 503, 504}:
+            reason = "throttled" if status == 503 else "server_error"
+            return self._again(answer, request, reason)
+        if status == 404:
+            return self.not_found(request.key)
+        if status in {304, 412} or code in _CONDITION_CODES:
+            return self.condition_failed(request)
+        if status == 403 or code in _DENIED_CODES:
+            return self.access_denied(request)
+        return StoreProtocolError(
+            f"{self} answered {request.operation} of `{request.key}` with "
+            f"status {status}{_named(code)}"
+        )
+
+    def from_transport(self, error: BaseException) -> StoreError | Again:
+        """The error for a request that got no whole answer."""
+        causes = list(_causes(error))
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+            # Not all libraries that subclass the error fill this in.
+            reasons = [str(getattr(cause, "verify_message", "")) for cause in causes]
+            return TlsUntrusted(
+                f"the certificate of {self.service} endpoint {self.endpoint} is not trusted: "
+                f"{next(filter(None, reasons), 'unknown authority')}",
+                "give the authority's certificate in SSL_CERT_FILE, or correct the endpoint",
+            )
+        stalled = False
+        why = "the connection broke"
+        for cause in causes:
+            if isinstance(cause, socket.gaierror):
+                why = "the name cannot be resolved"
+            elif isinstance(cause, ConnectionRefusedError):
+                why = "connection refused"
+            elif isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
+                why = "no answer in time"
+                stalled = True
+            elif isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+                why = "it does not speak TLS"
+            else:
+                continue
+            break
+        unreachable = EndpointUnreachable(
+            f"{self.service} endpoint {self.endpoint} cannot be reached: {why}",
+            "check the endpoint's address and that the pod's network lets it through",
+        )
+        return Again(unreachable, "stalled" if stalled else "connection")
+
+    def bucket_not_found(self) -> BucketNotFound:
+        """The bucket is not there."""
+        return BucketNotFound(
+            f"{self.service} {self.noun} `{self.bucket}` does not exist at {self.endpoint}",
+            "create it, or correct `bucket` in the catalogue",
+        )
+
+    def login_rejected(self, code: str) -> LoginRejected:
+        """The store does not accept who we say we are. ``code``: the store's word for it."""
+        hint = "check the keys in the volume's secret"
+        if code == "RequestTimeTooSkewed":
+            hint = "set the node's clock"
+        return LoginRejected(f"{self} rejects the login{_named(code)}", hint)
+
+    def access_denied(self, request: Request) -> AccessDenied:
+        """The login is known and may not do this."""
+        what = f"{request.operation} of `{request.key}`" if request.key else request.operation
+        return AccessDenied(f"{self} denies {what}", "grant it to the volume's credentials")
+
+    def not_found(self, key: str) -> NotFound:
+        """The object is not there."""
+        return NotFound(f"`{key}` is not in {self}")
+
+    def stale(self, key: str) -> Stale:
+        """The object is there in another version."""
+        return Stale(f"`{key}` in {self} is no longer the version that was opened")
+
+    def condition_failed(self, request: Request) -> StoreError:
+        """A condition of a read or write does not hold."""
+        if request.condition is not None and request.condition.absent:
+            return AlreadyExists(f"`{request.key}` in {self} exists already")
+        return self.stale(request.key)
+
+    def protocol(self, what: str) -> StoreProtocolError:
+        """An answer that makes no sense."""
+        return StoreProtocolError(f"{self}: {what}")
+
+    def _again(self, answer: Answer, request: Request, reason: str) -> Again:
+        error = Unavailable(
+            f"{self} cannot {request.operation} now: status {answer.status}{_named(answer.code)}",
+            "try again later",
+        )
+        return Again(error, reason, answer.retry_after_s)
+
+    def __str__(self) -> str:
+        return f"{self.service} {self.noun} `{self.bucket}` at {self.endpoint}"
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Seconds from a ``Retry-After`` header (RFC 9110, 10.2.3), or None."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def raise_translated(translated: SidecarError | Again) -> None:
+    """Raise without the SDK's exception behind it, which may hold URLs and headers."""
+    raise translated from None
+
+
+def _named(code: str) -> str:
+    return f" ({code})" if _SAFE_CODE.fullmatch(code) else ""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and everything that it was raised from, as each library links them."""
+    pending: list[object] = [error]
+    seen: set[int] = set()
+    while pending:
+        item = pending.pop(0)
+        if not isinstance(item, BaseException) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield item
+        pending += [item.__cause__, item.__context__, *item.args]
+        # aiohttp, azure-core, urllib3
+        pending += [getattr(item, name, None) for name in ("os_error", "inner_exception", "reason")]
+        details = getattr(item, "kwargs", None)  # botocore
+        if isinstance(details, dict):
+            pending.append(details.get("error"))

@@ -1,0 +1,422 @@
+"""Azure Blob Storage: logs in, lists and writes through adlfs; reads through the bulk path.
+
+User metadata: Azure's names are identifiers, so ``-`` is kept as ``_``; keys begin with a
+letter. Changing metadata in place makes a new ETag, and with it a new version.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sidecar.errors import LoginRejected, NotFound, SecretInvalid, SidecarError
+from sidecar.mounter.credentials import AzureCredentials
+from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
+from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, Page, StoreObserver
+from sidecar.mounter.store.bulk import Get
+from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
+from sidecar.mounter.store.connections import Endpoint, Headers
+from sidecar.mounter.store.login import CredentialSource, Login
+from sidecar.mounter.store.retry import Again
+from sidecar.mounter.store.signing import azure_headers, quote_path, shared_key_headers
+from sidecar.spec import MIB, StoreSource
+
+STORAGE_SCOPE = "https://storage.azure.com/.default"
+COPY_POLL_S = 0.5
+
+
+class AzureStore(CloudStore[AzureCredentials]):
+    """A container of a storage account."""
+
+    limits = Limits(
+        max_object_bytes=50_000 * 4000 * MIB,
+        min_part_bytes=1,
+        max_part_bytes=4000 * MIB,
+        max_parts=50_000,
+    )
+
+    def __init__(
+        self,
+        source: StoreSource,
+        credentials: CredentialSource,
+        *,
+        retry_budget_s: float,
+        observer: StoreObserver,
+    ) -> None:
+        login = Login(credentials, AzureCredentials)
+        self._base = login.credentials.blob_endpoint or _default_endpoint(source, login)
+        try:
+            endpoint = Endpoint.parse(self._base)
+        except ValueError as error:
+            raise SecretInvalid(f"the blob endpoint of {source.url}: {error}") from None
+        place = Place("Azure", source.bucket, str(endpoint))
+        super().__init__(
+            source,
+            place=place,
+            login=login,
+            endpoint=endpoint,
+            dialect=_AzureDialect(source, endpoint, login, place),
+            retry_budget_s=retry_budget_s,
+            observer=observer,
+        )
+
+    # --- login -----------------------------------------------------------------------
+
+    def _connect(self) -> Any:
+        from adlfs import AzureBlobFileSystem
+
+        login = self._login.credentials
+        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+        if login.ambient:
+            host = self._base.removeprefix("https://")
+            return AzureBlobFileSystem(
+                account_name=login.account_name, account_host=host, anon=False, **options
+            )
+        # A connection string is the only way to give adlfs any endpoint.
+        fields = [f"BlobEndpoint={self._base}"]
+        if login.account_key:
+            fields += [f"AccountName={login.account_name}", f"AccountKey={login.account_key}"]
+        elif login.sas_token:
+            fields.append(f"SharedAccessSignature={login.sas_token}")
+        try:
+            return AzureBlobFileSystem(connection_string=";".join(fields), anon=True, **options)
+        except ValueError:
+            pass  # its message may hold the string
+        raise SecretInvalid(f"{self.place}: no connection string can be made of the secret")
+
+    def _disconnect(self, sdk: Any) -> None:
+        import fsspec.asyn
+
+        fsspec.asyn.sync(sdk.loop, sdk.service_client.close)
+
+    def _sdk_errors(self) -> tuple[type[BaseException], ...]:
+        from azure.core.exceptions import AzureError
+
+        return (AzureError, OSError)
+
+    def _translate(self, error: BaseException, request: Request) -> SidecarError | Again:
+        from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
+
+        if isinstance(error, HttpResponseError) and error.response is not None:
+            headers: Mapping[str, str] = error.response.headers  # type: ignore[attr-defined]
+            answer = Answer(
+                error.status_code or 0,
+                _error_code(headers.get("x-ms-error-code") or "", str(error.message)),
+                parse_retry_after(headers.get("retry-after")),
+            )
+            return self.place.from_answer(answer, request)
+        if isinstance(error, ClientAuthenticationError):
+            return _no_identity(self.place)
+        return self.place.from_transport(error)
+
+    def send(
+        self,
+        request: Request,
+        method: str,
+        timeout_s: float = QUICK_TIMEOUT_S,
+        *,
+        key: str | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """One method of the blob's client, with our retries instead of the SDK's.
+
+        Args:
+            key: where it is not the request's.
+        """
+        name = self.full(request.key if key is None else key)
+
+        async def call(sdk: Any) -> Any:
+            blob = sdk.service_client.get_blob_client(self._bucket, name)
+            return await getattr(blob, method)(retry_total=0, **arguments)
+
+        return self._call(request, call, timeout_s)
+
+    # --- reading ---------------------------------------------------------------------
+
+    def _list_page(self, prefix: str, token: str | None, delimiter: str, limit: int) -> Page:
+        options: dict[str, Any] = {
+            "name_starts_with": self.full(prefix) or None,
+            "results_per_page": limit,
+            "retry_total": 0,
+        }
+
+        async def first_page(sdk: Any) -> tuple[list[Any], str | None]:
+            container = sdk.service_client.get_container_client(self._bucket)
+            if delimiter:
+                items = container.walk_blobs(delimiter=delimiter, **options)
+            else:
+                items = container.list_blobs(**options)
+            pages = items.by_page(continuation_token=token)
+            async for page in pages:
+                return [item async for item in page], pages.continuation_token
+            return [], None
+
+        items, next_token = self._attempt(Request("list"), first_page)
+        page = Page(next_token=next_token or None)
+        for item in items:
+            if item.get("etag") is None:  # a BlobPrefix
+                page.prefixes.append(self._relative(item.name))
+            elif item.name != self._source.prefix:
+                page.objects.append(self._info(item, with_metadata=False))
+        return page
+
+    def _head(self, key: str) -> ObjectInfo:
+        return self._info(self.send(Request("head", key), "get_blob_properties"))
+
+    def _info(self, item: Any, *, with_metadata: bool = True) -> ObjectInfo:
+        return ObjectInfo(
+            key=self._relative(item.name),
+            size_bytes=item.size,
+            mtime_s=item.last_modified.timestamp(),
+            version=item.etag.strip('"'),
+            metadata=_from_azure(item.metadata) if with_metadata else None,
+        )
+
+    # --- writing ---------------------------------------------------------------------
+
+    def put(
+        self,
+        key: str,
+        data: memoryview | bytes,
+        metadata: Mapping[str, str] | None = None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
+        """As :meth:`Store.put`."""
+        answer = self.send(
+            Request("put", key, condition),
+            "upload_blob",
+            TRANSFER_TIMEOUT_S,
+            data=bytes(data),
+            length=len(data),
+            overwrite=True,
+            metadata=_to_azure(metadata),
+            **_conditional(condition),
+        )
+        return _written(key, len(data), answer, metadata)
+
+    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _AzureUpload:
+        """As :meth:`Store.start_upload`. Nothing is asked of the store before the first part."""
+        return _AzureUpload(self, key, metadata)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """As :meth:`Store.copy`. In place it makes a new version."""
+        found = self.head(source)
+        if version is not None and found.version != version:
+            raise self.place.stale(source)
+        request = Request("copy", source)
+        unchanged = Condition(version=found.version)
+        if source == target and metadata is not None:
+            answer = self.send(
+                request,
+                "set_blob_metadata",
+                metadata=_to_azure(metadata),
+                **_conditional(unchanged),
+            )
+            return _written(source, found.size_bytes, answer, metadata)
+        answer = self.send(
+            request,
+            "start_copy_from_url",
+            TRANSFER_TIMEOUT_S,
+            key=target,
+            source_url=self._source_url(source),
+            metadata=None if metadata is None else _to_azure(metadata),
+            **_conditional(unchanged, "source_"),
+        )
+        if answer["copy_status"] != "success":
+            return self._wait_for_copy(target)
+        kept = found.metadata if metadata is None else metadata
+        return _written(target, found.size_bytes, answer, kept)
+
+    def delete(self, key: str) -> None:
+        """As :meth:`Store.delete`."""
+        try:
+            self.send(Request("delete", key), "delete_blob", delete_snapshots="include")
+        except NotFound:
+            return
+
+    def abort_uploads(self, prefix: str, older_than_s: float) -> int:  # noqa: ARG002
+        """As :meth:`Store.abort_uploads`: blocks that were not committed expire in a week."""
+        return 0
+
+    def _source_url(self, key: str) -> str:
+        login = self._login.credentials
+        url = f"{self._base}/{quote_path(f'{self._bucket}/{self.full(key)}')}"
+        # A key or an identity also authorises the source; a SAS token must stand there.
+        return f"{url}?{login.sas_token}" if login.sas_token and not login.account_key else url
+
+    def _wait_for_copy(self, target: str) -> ObjectInfo:
+        while True:
+            time.sleep(COPY_POLL_S)
+            properties = self.send(Request("copy", target), "get_blob_properties")
+            if properties.copy.status == "success":
+                return self._info(properties)
+            if properties.copy.status != "pending":
+                raise self.place.protocol(f"the copy to `{target}` ended without success")
+
+
+class _AzureUpload:
+    """Blocks, then the list of them."""
+
+    def __init__(self, store: AzureStore, key: str, metadata: Mapping[str, str] | None) -> None:
+        self._store = store
+        self._key = key
+        self._metadata = metadata
+        self._sizes: dict[int, int] = {}
+
+    def put_part(self, number: int, data: memoryview | bytes) -> None:
+        """As :meth:`Upload.put_part`."""
+        self._store.send(
+            Request("part", self._key),
+            "stage_block",
+            TRANSFER_TIMEOUT_S,
+            block_id=_block_id(number),
+            data=bytes(data),
+            length=len(data),
+        )
+        self._sizes[number] = len(data)
+
+    def complete(self, condition: Condition | None = None) -> ObjectInfo:
+        """As :meth:`Upload.complete`."""
+        from azure.storage.blob import BlobBlock
+
+        answer = self._store.send(
+            Request("complete", self._key, condition),
+            "commit_block_list",
+            TRANSFER_TIMEOUT_S,
+            block_list=[BlobBlock(_block_id(number)) for number in sorted(self._sizes)],
+            metadata=_to_azure(self._metadata),
+            **_conditional(condition),
+        )
+        return _written(self._key, sum(self._sizes.values()), answer, self._metadata)
+
+    def abort(self) -> None:
+        """As :meth:`Upload.abort`: the store drops the blocks by itself."""
+        self._sizes.clear()
+
+
+class _AzureDialect:
+    """Bulk GETs with shared key, SAS token or bearer token."""
+
+    version_header = "etag"
+
+    def __init__(
+        self,
+        source: StoreSource,
+        endpoint: Endpoint,
+        login: Login[AzureCredentials],
+        place: Place,
+    ) -> None:
+        self._root = f"{endpoint.path}/{source.bucket}/{source.prefix}"
+        self._login = login
+        self._place = place
+        self._identity: Any = None
+
+    def get(self, key: str, version: str, byte_range: str) -> Get:
+        """A GET signed in its headers, or with the SAS token in its query."""
+        path = quote_path(self._root + key)
+        if_match = f'"{version}"'
+        login = self._login.credentials
+        if login.account_key:
+            headers = shared_key_headers(
+                path=path,
+                account=login.account_name or "",
+                account_key=login.account_key,
+                byte_range=byte_range,
+                if_match=if_match,
+            )
+            return Get(path, headers)
+        headers = azure_headers(byte_range=byte_range, if_match=if_match)
+        if login.ambient:
+            headers["authorization"] = f"Bearer {self._token()}"
+        return Get(f"{path}?{login.sas_token}" if login.sas_token else path, headers)
+
+    def error_code(self, fields: Headers, body: bytes) -> str:
+        """From the header."""
+        return _error_code(fields.get("x-ms-error-code", ""), body.decode("latin-1"))
+
+    def moved(self, fields: Headers) -> None:  # noqa: ARG002 - the protocol
+        """Never."""
+
+    def _token(self) -> str:
+        """Of the ambient identity; the SDK keeps it until it is about to expire."""
+        from azure.core.exceptions import ClientAuthenticationError
+        from azure.identity import DefaultAzureCredential
+
+        if self._identity is None:
+            self._identity = DefaultAzureCredential()
+        token = ""
+        try:
+            token = self._identity.get_token(STORAGE_SCOPE).token
+        except ClientAuthenticationError:
+            pass  # raised outside: the SDK's message quotes what it tried
+        if not token:
+            raise _no_identity(self._place)
+        return token
+
+
+def _error_code(code: str, text: str) -> str:
+    """Azurite calls a wrong signature what Azure calls a closed firewall; the text differs."""
+    if code == "AuthorizationFailure" and "Server failed to authenticate" in text:
+        return "AuthenticationFailed"
+    return code
+
+
+def _default_endpoint(source: StoreSource, login: Login[AzureCredentials]) -> str:
+    account = login.credentials.account_name or source.account
+    return f"https://{account}.{source.endpoint_suffix or 'blob.core.windows.net'}"
+
+
+def _no_identity(place: Place) -> LoginRejected:
+    return LoginRejected(
+        f"{place}: the pod has no ambient identity that Azure accepts",
+        "name a `secret`, or give the pod's service account workload identity",
+    )
+
+
+def _block_id(number: int) -> str:
+    """Of one length for all blocks of a blob, as Azure demands; base64."""
+    return base64.b64encode(b"%08d" % number).decode()
+
+
+def _to_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    return {name.replace("-", "_"): value for name, value in (metadata or {}).items()}
+
+
+def _from_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in (metadata or {}).items()}
+
+
+def _written(
+    key: str, size_bytes: int, answer: Mapping[str, Any], metadata: Mapping[str, str] | None
+) -> ObjectInfo:
+    return ObjectInfo(
+        key,
+        size_bytes,
+        answer["last_modified"].timestamp(),
+        answer["etag"].strip('"'),
+        dict(metadata or {}),
+    )
+
+
+def _conditional(condition: Condition | None, prefix: str = "") -> dict[str, Any]:
+    from azure.core import MatchConditions
+
+    if condition is None:
+        return {}
+    if condition.absent:
+        return {f"{prefix}match_condition": MatchConditions.IfMissing}
+    if condition.version is None:
+        return {}
+    return {
+        f"{prefix}etag": f'"{condition.version}"',
+        f"{prefix}match_condition": MatchConditions.IfNotModified,
+    }

@@ -1,0 +1,229 @@
+"""What the three stores share: root, calls through an SDK, bulk reads, doubts about a 404."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+from sidecar.errors import NotFound, SidecarError, Stale
+from sidecar.mounter.store.answers import Place, Request
+from sidecar.mounter.store.base import Condition, ObjectInfo, Page, StoreObserver
+from sidecar.mounter.store.bulk import BulkReader, Dialect
+from sidecar.mounter.store.connections import Endpoint
+from sidecar.mounter.store.forks import renew_in_child
+from sidecar.mounter.store.login import C, Login
+from sidecar.mounter.store.retry import Again, Retry
+from sidecar.spec import StoreSource
+
+QUICK_TIMEOUT_S = 10.0
+"""For requests that move no content."""
+TRANSFER_TIMEOUT_S = 120.0
+"""For requests that move or copy content."""
+BUCKET_CHECK_S = 10.0
+"""How long a bucket that was seen is believed to be there."""
+
+T = TypeVar("T")
+
+
+class CloudStore(ABC, Generic[C]):
+    """Common half of a :class:`~sidecar.mounter.store.base.Store`.
+
+    Args:
+        source: the bucket and prefix.
+        place: for messages.
+        login: the credentials in use.
+        endpoint, dialect: for bulk reads.
+    """
+
+    def __init__(
+        self,
+        source: StoreSource,
+        *,
+        place: Place,
+        login: Login[C],
+        endpoint: Endpoint,
+        dialect: Dialect,
+        retry_budget_s: float,
+        observer: StoreObserver,
+    ) -> None:
+        self._source = source
+        self._bucket = source.bucket
+        self.place = place
+        self._login = login
+        self.retry = Retry(retry_budget_s, login, observer)
+        self._reader = BulkReader(endpoint, dialect, place, self.retry)
+        self._bucket_seen_s = 0.0
+        self.after_fork()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """Forget the SDK's sessions (see :mod:`sidecar.mounter.store.forks`)."""
+        self._sdk: Any = None
+        self._sdk_of: tuple[int, int] | None = None
+        self._sdk_lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """The root as the admin wrote it."""
+        return self._source.url
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def probe(self) -> None:
+        """As :meth:`Store.probe`."""
+        try:
+            self.retry.once("list", lambda: self._list_page("", None, "/", 1))
+        except Again as again:
+            error = again.error
+        else:
+            return
+        raise error
+
+    def list_page(
+        self,
+        prefix: str,
+        token: str | None = None,
+        *,
+        delimiter: str = "/",
+        limit: int = 1000,
+    ) -> Page:
+        """As :meth:`Store.list_page`."""
+        page = self.retry.run("list", lambda: self._list_page(prefix, token, delimiter, limit))
+        self._bucket_seen_s = time.monotonic()
+        return page
+
+    def head(self, key: str) -> ObjectInfo:
+        """As :meth:`Store.head`."""
+        try:
+            return self._head(key)
+        except NotFound:
+            self._check_bucket()
+            raise
+
+    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+        """As :meth:`Store.get_range`."""
+        try:
+            return self._reader.get_range(key, version, offset, buffer)
+        except NotFound:
+            self._check_bucket()
+            raise
+        except Stale:
+            self.head(key)  # some stores answer so for an object that is gone
+            raise
+
+    def delete_many(self, keys: list[str]) -> None:
+        """As :meth:`Store.delete_many`, for a store without bulk deletes."""
+        for key in keys:
+            self.delete(key)
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """As :meth:`Store.delete`."""
+
+    def close(self) -> None:
+        """As :meth:`Store.close`."""
+        self._reader.close()
+        with self._sdk_lock:
+            sdk, self._sdk = self._sdk, None
+        if sdk is not None:
+            self._disconnect(sdk)
+
+    # --- for the subclasses ----------------------------------------------------------
+
+    @abstractmethod
+    def _connect(self) -> Any:
+        """The fsspec file system with the current credentials; imports the SDK."""
+
+    @abstractmethod
+    def _disconnect(self, sdk: Any) -> None:
+        """Close the sessions of what :meth:`_connect` made."""
+
+    @abstractmethod
+    def _sdk_errors(self) -> tuple[type[BaseException], ...]:
+        """What the SDK raises. Anything else is a bug and passes through."""
+
+    @abstractmethod
+    def _translate(self, error: BaseException, request: Request) -> SidecarError | Again:
+        """The one seam between the SDK's exceptions and the error tree."""
+
+    @abstractmethod
+    def _list_page(self, prefix: str, token: str | None, delimiter: str, limit: int) -> Page:
+        """One attempt at a page."""
+
+    @abstractmethod
+    def _head(self, key: str) -> ObjectInfo:
+        """The object, with retries."""
+
+    def _call(
+        self,
+        request: Request,
+        function: Callable[[Any], Awaitable[T]],
+        timeout_s: float = QUICK_TIMEOUT_S,
+    ) -> T:
+        """Run a coroutine function of the file system until it works or the budget is spent."""
+        return self.retry.run(
+            request.operation, lambda: self._attempt(request, function, timeout_s)
+        )
+
+    def _attempt(
+        self,
+        request: Request,
+        function: Callable[[Any], Awaitable[T]],
+        timeout_s: float = QUICK_TIMEOUT_S,
+    ) -> T:
+        import fsspec.asyn
+
+        sdk = self._current_sdk()
+        try:
+            result: T = fsspec.asyn.sync(sdk.loop, function, sdk, timeout=timeout_s)
+        except self._sdk_errors() as error:
+            translated = self._translate(error, request)
+        else:
+            return result
+        # Outside the handler: the SDK's exceptions hold URLs and headers with signatures,
+        # and must not stay behind this one.
+        raise translated
+
+    def full(self, key: str) -> str:
+        """The key in the bucket."""
+        return self._source.prefix + key
+
+    def _relative(self, full: str) -> str:
+        return full[len(self._source.prefix) :]
+
+    def check_condition(self, key: str, condition: Condition | None) -> None:
+        """Emulate a condition where the store itself cannot check it.
+
+        Another writer may come between this and the write.
+        """
+        if condition is None:
+            return
+        request = Request("put", key, condition)
+        try:
+            found = self._head(key)
+        except NotFound:
+            if condition.version is not None:
+                raise self.place.stale(key) from None
+            return
+        if condition.absent or condition.version not in {None, found.version}:
+            raise self.place.condition_failed(request)
+
+    def _check_bucket(self) -> None:
+        """After a 404 that does not say what is missing: raises if it is the bucket."""
+        if time.monotonic() - self._bucket_seen_s > BUCKET_CHECK_S:
+            self.list_page("", limit=1)
+
+    def _current_sdk(self) -> Any:
+        wanted = (os.getpid(), self._login.epoch)
+        with self._sdk_lock:
+            if self._sdk is None or self._sdk_of != wanted:
+                stale, self._sdk = self._sdk, self._connect()
+                self._sdk_of = wanted
+                if stale is not None:
+                    self._disconnect(stale)
+            return self._sdk

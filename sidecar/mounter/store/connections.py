@@ -1,0 +1,210 @@
+"""Keep-alive HTTP/1.1 connections to one endpoint, one for each request under way."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import ssl
+import threading
+import urllib.parse
+from dataclasses import dataclass
+
+from sidecar.mounter.store.forks import renew_in_child
+
+MAX_CONNECTIONS = 64
+SOCKET_TIMEOUT_S = 5.0
+"""A connection that brings no byte for this long is dropped, and the part asked for again."""
+
+_MAX_HEADERS = 100
+_MAX_LINE_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a store is.
+
+    Attributes:
+        tls: https.
+        host: name or address.
+        port: TCP port.
+        path: what stands before every path, without a slash at its end.
+        verify_tls: whether the certificate is checked.
+    """
+
+    tls: bool
+    host: str
+    port: int
+    path: str = ""
+    verify_tls: bool = True
+
+    @classmethod
+    def parse(cls, url: str, *, verify_tls: bool = True) -> Endpoint:
+        """From a URL such as ``http://127.0.0.1:9000``. Raises ValueError if it is not one."""
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("an endpoint must look like https://host or http://host:port")
+        tls = parts.scheme == "https"
+        port = parts.port or (443 if tls else 80)
+        return cls(tls, parts.hostname, port, parts.path.rstrip("/"), verify_tls)
+
+    @property
+    def authority(self) -> str:
+        """The ``Host`` header: the port stands there unless it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class Headers(dict[str, str]):
+    """Header fields by lower-case name; of a repeated field the last counts."""
+
+    def get_all(self, name: str, default: list[str] | None = None) -> list[str] | None:
+        """For :mod:`http.client`."""
+        value = self.get(name.lower())
+        return default if value is None else [value]
+
+
+class Response(http.client.HTTPResponse):
+    """A response whose header is parsed by splitting lines.
+
+    ``http.client`` hands the header to the e-mail parser, which takes a quarter of the CPU
+    time of a small GET. Bodies are the base class's: lengths, chunks, ``readinto``.
+    """
+
+    fields: Headers
+
+    def begin(self) -> None:
+        """Read status line and header fields. Raises ``http.client.HTTPException``."""
+        status: int = http.client.CONTINUE
+        while status == http.client.CONTINUE:
+            status = self._read_status_line()
+            self.fields = self._read_fields()
+        self.headers = self.msg = self.fields  # type: ignore[assignment]
+        self.status = self.code = status
+        fields = self.fields
+        self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
+        self.chunk_left = None
+        length = fields.get("content-length", "")
+        self.length = int(length) if length.isdigit() and not self.chunked else None
+        if status in {http.client.NO_CONTENT, http.client.NOT_MODIFIED}:
+            self.length = 0
+        connection = fields.get("connection", "").lower()
+        self.will_close = (
+            "close" in connection
+            or (self.version < 11 and "keep-alive" not in connection)
+            or (not self.chunked and self.length is None)
+        )
+
+    def _read_status_line(self) -> int:
+        line = self.fp.readline(_MAX_LINE_BYTES)
+        if not line:
+            raise http.client.RemoteDisconnected("the server closed the connection")
+        version, _, rest = line.partition(b" ")
+        status, _, reason = rest.strip().partition(b" ")
+        if not version.startswith(b"HTTP/1.") or not status.isdigit():
+            raise http.client.BadStatusLine("not an HTTP/1 status line")
+        self.version = 10 if version == b"HTTP/1.0" else 11
+        self.reason = reason.decode("latin-1")
+        return int(status)
+
+    def _read_fields(self) -> Headers:
+        fields = Headers()
+        for _ in range(_MAX_HEADERS):
+            line = self.fp.readline(_MAX_LINE_BYTES)
+            if line in {b"\r\n", b"\n"}:
+                return fields
+            name, colon, value = line.partition(b":")
+            if not colon:
+                raise http.client.HTTPException("broken header")
+            fields[name.decode("latin-1").lower()] = value.strip().decode("latin-1")
+        raise http.client.HTTPException("too many header fields")
+
+
+class ConnectionPool:
+    """At most ``MAX_CONNECTIONS`` connections; further callers wait for one.
+
+    Starts no thread. In a forked child it is empty, and the parent's connections stay whole.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._tls = _tls_context(endpoint.verify_tls) if endpoint.tls else None
+        self.after_fork()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """Forget connections without closing them (see :mod:`sidecar.mounter.store.forks`)."""
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._idle: list[http.client.HTTPConnection] = []
+
+    def take(self) -> tuple[http.client.HTTPConnection, bool]:
+        """A connection of one's own, and whether it was used before."""
+        self._slots.acquire()
+        try:
+            # list.pop is atomic, and the last one used is the most likely to be still open.
+            return self._idle.pop(), True
+        except IndexError:
+            return self._new(), False
+
+    def give_back(self, connection: http.client.HTTPConnection) -> None:
+        """Return one whose response was read to its end."""
+        self._idle.append(connection)
+        self._slots.release()
+
+    def discard(self, connection: http.client.HTTPConnection) -> None:
+        """Close one that is in an unknown state."""
+        connection.close()
+        self._slots.release()
+
+    def close_idle(self) -> None:
+        """Close what nobody uses: after one was found dead, the others likely are too."""
+        while self._idle:
+            try:
+                self._idle.pop().close()
+            except IndexError:  # another thread took the last one
+                return
+
+    def _new(self) -> http.client.HTTPConnection:
+        connection: http.client.HTTPConnection
+        host, port = self._endpoint.host, self._endpoint.port
+        if self._tls is not None:
+            connection = http.client.HTTPSConnection(
+                host, port, timeout=SOCKET_TIMEOUT_S, context=self._tls
+            )
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=SOCKET_TIMEOUT_S)
+        connection.response_class = Response
+        return connection
+
+
+def authorities_file() -> str:
+    """PEM file of the authorities that certificates are checked against.
+
+    ``SSL_CERT_FILE`` for all stores, else what users of S3 know, else the Python package's,
+    because a slim image has none of its own.
+    """
+    given = os.environ.get("SSL_CERT_FILE") or os.environ.get("AWS_CA_BUNDLE")
+    if given:
+        return given
+    import certifi
+
+    return certifi.where()
+
+
+def _tls_context(verify: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=authorities_file())
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+TRANSPORT_ERRORS: tuple[type[Exception], ...] = (
+    OSError,  # refused, reset, timed out, not resolved, TLS
+    http.client.HTTPException,
+    socket.gaierror,
+)

@@ -1,0 +1,391 @@
+"""Google Cloud Storage: logs in, lists and writes through gcsfs; reads through the bulk path.
+
+User metadata is the object's ``metadata``; changing it in place keeps the generation, so
+that handles which pinned it go on reading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from sidecar.errors import NotFound, SecretInvalid, SidecarError
+from sidecar.mounter.credentials import GcsCredentials
+from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
+from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, Page, StoreObserver
+from sidecar.mounter.store.bulk import Get
+from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
+from sidecar.mounter.store.connections import Endpoint, Headers
+from sidecar.mounter.store.gcs_tokens import Tokens
+from sidecar.mounter.store.gcs_upload import CHUNK_BYTES, Reply, ResumableUpload
+from sidecar.mounter.store.login import CredentialSource, Login
+from sidecar.mounter.store.retry import Again
+from sidecar.spec import MIB, StoreSource
+
+GOOGLE_ENDPOINT = "https://storage.googleapis.com"
+
+_FIELDS = "name,size,timeCreated,generation"
+_SLICE_BYTES = MIB
+
+
+class GcsAnswer(Exception):
+    """An answer that is not a success, as it came."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+        super().__init__(status)
+        self.status = status
+        self.headers = headers
+        self.content = content
+
+
+class GcsStore(CloudStore[GcsCredentials]):
+    """A bucket of Google Cloud Storage."""
+
+    limits = Limits(
+        max_object_bytes=5 * MIB * MIB,
+        min_part_bytes=CHUNK_BYTES,
+        max_part_bytes=5 * MIB * MIB,
+        max_parts=MIB,
+    )
+
+    def __init__(
+        self,
+        source: StoreSource,
+        credentials: CredentialSource,
+        *,
+        retry_budget_s: float,
+        observer: StoreObserver,
+    ) -> None:
+        login = Login(credentials, GcsCredentials)
+        self._base = login.credentials.endpoint_url or GOOGLE_ENDPOINT
+        try:
+            endpoint = Endpoint.parse(self._base)
+        except ValueError as error:
+            raise SecretInvalid(f"STORAGE_EMULATOR_HOST: {error}") from None
+        place = Place("GCS", source.bucket, str(endpoint))
+        self._tokens = Tokens(login, place)
+        self._objects = f"b/{quote(source.bucket, safe='')}/o"
+        super().__init__(
+            source,
+            place=place,
+            login=login,
+            endpoint=endpoint,
+            dialect=_GcsDialect(source, endpoint, self._tokens),
+            retry_budget_s=retry_budget_s,
+            observer=observer,
+        )
+
+    # --- login -----------------------------------------------------------------------
+
+    def _connect(self) -> Any:
+        # gcsfs's new default asks a gRPC endpoint about each bucket and waits a minute where
+        # there is none. Read when the package is imported.
+        os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+        from gcsfs.core import GCSFileSystem
+
+        return GCSFileSystem(
+            project="-",  # only needed to list or make buckets
+            token=self._tokens.identity() or "anon",
+            endpoint_url=self._base,
+            skip_instance_cache=True,
+            use_listings_cache=False,
+        )
+
+    def _disconnect(self, sdk: Any) -> None:
+        sdk.close_session(sdk.loop, sdk._session)
+
+    def _sdk_errors(self) -> tuple[type[BaseException], ...]:
+        from aiohttp import ClientError
+
+        return (GcsAnswer, ClientError, OSError)
+
+    def _translate(self, error: BaseException, request: Request) -> SidecarError | Again:
+        if isinstance(error, GcsAnswer):
+            retry_after_s = parse_retry_after(error.headers.get("retry-after"))
+            answer = Answer(error.status, _reason(error.content), retry_after_s)
+            return self.place.from_answer(answer, request)
+        return self.place.from_transport(error)
+
+    def send(
+        self,
+        request: Request,
+        method: str,
+        path: str,
+        *,
+        timeout_s: float = QUICK_TIMEOUT_S,
+        **options: Any,
+    ) -> Reply:
+        """One call of the JSON API with retries; see :func:`_send` for the rest."""
+        return self.retry.run(
+            request.operation,
+            lambda: self.send_once(request, method, path, timeout_s=timeout_s, **options),
+        )
+
+    def send_once(
+        self,
+        request: Request,
+        method: str,
+        path: str,
+        *,
+        timeout_s: float = QUICK_TIMEOUT_S,
+        **options: Any,
+    ) -> Reply:
+        """One attempt at a call of the JSON API."""
+        self._tokens.renew()  # else gcsfs would, blocking its event loop
+        return self._attempt(request, lambda sdk: _send(sdk, method, path, **options), timeout_s)
+
+    @property
+    def _uploads(self) -> str:
+        return f"{self._base}/upload/storage/v1/{self._objects}"
+
+    def _object(self, key: str) -> str:
+        return f"{self._objects}/{quote(self.full(key), safe='')}"
+
+    # --- reading ---------------------------------------------------------------------
+
+    def _list_page(self, prefix: str, token: str | None, delimiter: str, limit: int) -> Page:
+        query = {
+            "prefix": self.full(prefix),
+            "delimiter": delimiter,
+            "pageToken": token,
+            "maxResults": str(limit),
+            "fields": f"items({_FIELDS}),prefixes,nextPageToken",
+        }
+        answer = self.send_once(Request("list"), "GET", self._objects, query=query).json()
+        objects = [
+            self.info(item, with_metadata=False)
+            for item in answer.get("items", [])
+            if item["name"] != self._source.prefix
+        ]
+        prefixes = [self._relative(found) for found in answer.get("prefixes", [])]
+        return Page(objects, prefixes, answer.get("nextPageToken") or None)
+
+    def _head(self, key: str) -> ObjectInfo:
+        return self.info(self.send(Request("head", key), "GET", self._object(key)).json())
+
+    def info(self, item: Mapping[str, Any], *, with_metadata: bool = True) -> ObjectInfo:
+        """From an object resource of the JSON API."""
+        return ObjectInfo(
+            key=self._relative(item["name"]),
+            size_bytes=int(item.get("size", 0)),
+            # When this content was made; `updated` also moves with the metadata.
+            mtime_s=datetime.fromisoformat(item["timeCreated"]).timestamp(),
+            version=str(item["generation"]),
+            metadata=dict(item.get("metadata") or {}) if with_metadata else None,
+        )
+
+    # --- writing ---------------------------------------------------------------------
+
+    def put(
+        self,
+        key: str,
+        data: memoryview | bytes,
+        metadata: Mapping[str, str] | None = None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
+        """As :meth:`Store.put`: one multipart/related request (RFC 2387)."""
+        boundary = os.urandom(16).hex()
+        head = (
+            f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
+            f"{json.dumps(self._resource(key, metadata))}\r\n"
+            f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
+        )
+        reply = self.send(
+            Request("put", key, condition),
+            "POST",
+            self._uploads,
+            timeout_s=TRANSFER_TIMEOUT_S,
+            query={"uploadType": "multipart", **_conditional(condition)},
+            content_type=f"multipart/related; boundary={boundary}",
+            body=(head.encode(), data, f"\r\n--{boundary}--\r\n".encode()),
+        )
+        return self.info(reply.json())
+
+    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> ResumableUpload:
+        """As :meth:`Store.start_upload`: a resumable session, whose parts go in order."""
+        reply = self.send(
+            Request("put", key),
+            "POST",
+            self._uploads,
+            query={"uploadType": "resumable"},
+            **_json_body(self._resource(key, metadata)),
+        )
+        location = reply.headers.get("location")
+        if not location:
+            raise self.place.protocol("an upload was begun without a session")
+        return ResumableUpload(self, key, location)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """As :meth:`Store.copy`. In place the generation stays."""
+        found = self.head(source)
+        if version is not None and found.version != version:
+            raise self.place.stale(source)
+        if source == target and metadata is not None:
+            return self._set_metadata(found, metadata)
+        query: dict[str, str] = {"ifSourceGenerationMatch": found.version}
+        kept = found.metadata if metadata is None else metadata
+        while True:
+            # A large copy between locations or classes takes several requests.
+            answer = self.send(
+                Request("copy", source),
+                "POST",
+                f"{self._object(source)}/rewriteTo/{self._object(target)}",
+                timeout_s=TRANSFER_TIMEOUT_S,
+                query=query,
+                **_json_body({"metadata": dict(kept or {})}),
+            ).json()
+            if answer["done"]:
+                return self.info(answer["resource"])
+            query["rewriteToken"] = answer["rewriteToken"]
+
+    def delete(self, key: str) -> None:
+        """As :meth:`Store.delete`."""
+        try:
+            self.send(Request("delete", key), "DELETE", self._object(key))
+        except NotFound:
+            self._check_bucket()
+
+    def abort_uploads(self, prefix: str, older_than_s: float) -> int:  # noqa: ARG002
+        """As :meth:`Store.abort_uploads`: sessions cannot be listed, and expire in a week."""
+        return 0
+
+    def _resource(self, key: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+        return {"name": self.full(key), "metadata": dict(metadata or {})}
+
+    def _set_metadata(self, found: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
+        # PATCH merges: what is to go must be named.
+        gone = dict.fromkeys(found.metadata or {})
+        self.send(
+            Request("copy", found.key),
+            "PATCH",
+            self._object(found.key),
+            query={"ifGenerationMatch": found.version},
+            **_json_body({"metadata": {**gone, **metadata}}),
+        )
+        return replace(found, metadata=dict(metadata))
+
+
+class _GcsDialect:
+    """Bulk GETs of the JSON API."""
+
+    version_header = "x-goog-generation"
+
+    def __init__(self, source: StoreSource, endpoint: Endpoint, tokens: Tokens) -> None:
+        self._root = f"{endpoint.path}/download/storage/v1/b/{quote(source.bucket, safe='')}/o/"
+        self._prefix = source.prefix
+        self._tokens = tokens
+
+    def get(self, key: str, version: str, byte_range: str) -> Get:
+        """A GET with a bearer token."""
+        name = quote(self._prefix + key, safe="")
+        return Get(
+            # `ifGenerationMatch`, not `generation`: it tells changed (412) from gone (404).
+            f"{self._root}{name}?alt=media&ifGenerationMatch={version}",
+            {
+                "range": byte_range,
+                # Without it an object stored with Content-Encoding gzip is unpacked on the
+                # way, and the range is ignored.
+                "accept-encoding": "gzip",
+                **self._tokens.header(),
+            },
+        )
+
+    def error_code(self, fields: Headers, body: bytes) -> str:  # noqa: ARG002 - the protocol
+        """From the JSON or text body."""
+        return _reason(body)
+
+    def moved(self, fields: Headers) -> None:  # noqa: ARG002 - the protocol
+        """Never."""
+
+
+async def _send(
+    sdk: Any,
+    method: str,
+    path: str,
+    *,
+    query: Mapping[str, str | None] | None = None,
+    content_type: str = "",
+    content_range: str = "",
+    body: tuple[memoryview | bytes, ...] = (),
+) -> Reply:
+    """One request over gcsfs's session and login, without its retries.
+
+    gcsfs's own ``_call`` retries by itself and drops status and body of most errors.
+
+    Args:
+        path: quoted; a URL, or relative to ``storage/v1/``.
+    """
+    from yarl import URL
+
+    await sdk._set_session()
+    url = path if "://" in path else f"{sdk.base}{path}"
+    parameters = urlencode(sdk._get_params(query or {}))
+    headers = {"Content-Length": str(sum(len(piece) for piece in body))}
+    if content_type:
+        headers["Content-Type"] = content_type
+    if content_range:
+        headers["Content-Range"] = content_range
+    async with sdk.session.request(
+        method,
+        # Encoded already: once more, and `%2F` would become `%252F`.
+        URL(f"{url}?{parameters}" if parameters else url, encoded=True),
+        headers=sdk._get_headers(headers),
+        data=_slices(body) if body else None,
+        allow_redirects=False,  # 308 means that an upload goes on
+    ) as response:
+        content = await response.read()
+        if response.status >= 400 and response.status != 499:  # 499: an upload was aborted
+            raise GcsAnswer(response.status, response.headers, content)
+        return Reply(response.status, response.headers, content)
+
+
+async def _slices(body: tuple[memoryview | bytes, ...]) -> AsyncIterator[memoryview]:
+    """The body in pieces that do not hold up the event loop."""
+    for piece in body:
+        view = memoryview(piece).cast("B")
+        for start in range(0, len(view), _SLICE_BYTES):
+            yield view[start : start + _SLICE_BYTES]
+
+
+def _json_body(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of :func:`_send`."""
+    return {
+        "content_type": "application/json; charset=UTF-8",
+        "body": (json.dumps(value).encode(),),
+    }
+
+
+_REASON = re.compile(r"[A-Za-z]+")
+
+
+def _reason(content: bytes) -> str:
+    """The first reason in an error of the JSON API, or the one that its words mean."""
+    try:
+        error = json.loads(content)["error"]
+        message, reason = str(error["message"]), str(error["errors"][0]["reason"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        message, reason = content[:200].decode("latin-1"), ""
+    if message.startswith("The specified bucket does not exist"):
+        return "NoSuchBucket"
+    return reason if _REASON.fullmatch(reason) else ""
+
+
+def _conditional(condition: Condition | None) -> dict[str, str]:
+    if condition is None:
+        return {}
+    if condition.absent:
+        return {"ifGenerationMatch": "0"}
+    return {} if condition.version is None else {"ifGenerationMatch": condition.version}

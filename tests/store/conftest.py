@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.mounter.store.base import Store
+from tests.support.clouds import AzureCloud, Cloud, GcsCloud, RcloneCloud, S3Cloud
+
+KINDS = {
+    "s3": ("s3_server", S3Cloud),
+    "gcs": ("gcs_server", GcsCloud),
+    "azure": ("azure_server", AzureCloud),
+    "rclone": ("rclone_server", RcloneCloud),
+}
+
+
+def make_cloud(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    fixture, cls = KINDS[kind]
+    server = request.getfixturevalue(fixture)
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    server.create_bucket(bucket)
+    if kind == "gcs":
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+    return cls(server, bucket)
+
+
+@pytest.fixture(params=["s3", "gcs", "azure"])
+def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """An empty bucket of each cloud."""
+    return make_cloud(request.param, request, monkeypatch)
+
+
+@pytest.fixture(params=["s3", "gcs", "azure", "rclone"])
+def readable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """An empty bucket of every server that bulk reads must understand."""
+    return make_cloud(request.param, request, monkeypatch)
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    return tmp_path / "secrets"
+
+
+@pytest.fixture
+def store(cloud: Cloud, secrets: Path) -> Iterator[Store]:
+    """The product's store at the root of ``cloud``."""
+    cloud.write_secret(secrets)
+    opened = cloud.open(secrets)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def reader(readable: Cloud, secrets: Path) -> Iterator[Store]:
+    """The product's store at the root of ``readable``."""
+    readable.write_secret(secrets)
+    opened = readable.open(secrets)
+    yield opened
+    opened.close()

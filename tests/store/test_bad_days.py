@@ -1,0 +1,346 @@
+"""What a user is told when the store is not as it should be."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import (
+    BucketNotFound,
+    EndpointUnreachable,
+    LoginRejected,
+    NotFound,
+    SidecarError,
+    TlsUntrusted,
+    Unavailable,
+)
+from sidecar.mounter.store.base import Condition, Store
+from tests.support.clouds import Cloud, CountingObserver, GcsCloud, RcloneCloud
+from tests.support.servers import GcsServer, RcloneServer, TlsFiles, free_port
+
+NO_RETRY = 0.0
+
+
+def told(action: Callable[[], object], expected: type[SidecarError]) -> str:
+    with pytest.raises(expected) as caught:
+        action()
+    assert type(caught.value) is expected
+    # What an SDK raised may hold signatures: nothing of it stays behind the error.
+    assert caught.value.__cause__ is None
+    return caught.value.line()
+
+
+def test_a_good_bucket_is_probed_with_one_request(cloud: Cloud, secrets: Path) -> None:
+    cloud.write_secret(secrets)
+    observer = CountingObserver()
+    store = cloud.open(secrets, observer=observer)
+    store.probe()
+    store.close()
+    assert observer.requests == [("list", "ok")]
+    assert observer.retries == []
+
+
+def test_a_missing_bucket(cloud: Cloud, secrets: Path) -> None:
+    cloud.write_secret(secrets)
+    store = cloud.open(secrets, bucket="no-such-bucket")
+    for action in (
+        store.probe,
+        lambda: store.list_page(""),
+        lambda: store.head("key"),
+        lambda: store.get_range("key", "1", 0, memoryview(bytearray(4))),
+        lambda: store.put("key", b"data"),
+        lambda: store.delete("key"),
+    ):
+        line = told(action, BucketNotFound)
+        assert line.startswith("error SC1042 BUCKET_NOT_FOUND: ")
+        assert "no-such-bucket" in line
+        assert "127.0.0.1" in line
+    store.close()
+
+
+def test_a_bucket_deleted_while_in_use_is_no_missing_object(
+    cloud: Cloud, secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud.write_secret(secrets)
+    store = cloud.open(secrets)
+    made = store.put("key", b"data")
+    cloud.delete("key")
+    if cloud.name == "azure":
+        with cloud.server.client() as client:
+            client.delete_container(cloud.bucket)
+    elif cloud.name == "gcs":
+        cloud.server.client().bucket(cloud.bucket).delete()
+    else:
+        cloud.server.client().remove_bucket(cloud.bucket)
+    told(lambda: store.get_range("key", made.version, 0, memoryview(bytearray(4))), BucketNotFound)
+    told(lambda: store.head("key"), BucketNotFound)
+    store.close()
+
+
+CANARY = "canaryCANARY0123456789"
+
+
+def break_s3_key(fields: dict[str, str]) -> None:
+    fields["AWS_ACCESS_KEY_ID"] = CANARY
+
+
+def break_s3_secret(fields: dict[str, str]) -> None:
+    fields["AWS_SECRET_ACCESS_KEY"] = CANARY
+
+
+def break_azure_key(fields: dict[str, str]) -> None:
+    encoded = base64.b64encode(CANARY.encode()).decode()
+    fields["AZURE_CONNECTION_STRING"] = fields["AZURE_CONNECTION_STRING"].replace(
+        fields["AZURE_ACCOUNT_KEY"], encoded
+    )
+    fields["AZURE_ACCOUNT_KEY"] = encoded
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "word"),
+    [
+        ("s3", break_s3_key, "InvalidAccessKeyId"),
+        ("s3", break_s3_secret, "SignatureDoesNotMatch"),
+        ("azure", break_azure_key, "AuthenticationFailed"),
+    ],
+)
+def test_a_wrong_key_is_rejected_and_not_shown(
+    kind: str,
+    change: Callable[[dict[str, str]], None],
+    word: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    secrets: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from tests.store.conftest import make_cloud
+
+    cloud = make_cloud(kind, request, monkeypatch)
+    fields = cloud.server.credentials()
+    change(fields)
+    cloud.write_secret(secrets, json.dumps(fields))
+    caplog.set_level("DEBUG")
+    store = cloud.open(secrets)
+    for action in (
+        store.probe,
+        lambda: store.get_range("key", "1", 0, memoryview(bytearray(4))),
+        lambda: store.put("key", b"data"),
+    ):
+        line = told(action, LoginRejected)
+        assert word in line
+        assert "secret" in line
+        assert CANARY not in line
+    assert CANARY not in repr(store)
+    store.close()
+
+
+def test_a_rotated_secret_is_picked_up_without_an_error(s3_server, secrets: Path) -> None:
+    from tests.support.clouds import S3Cloud
+
+    s3_server.create_bucket("rotated")
+    cloud = S3Cloud(s3_server, "rotated")
+    fields = s3_server.credentials()
+    cloud.write_secret(secrets, json.dumps({**fields, "AWS_SECRET_ACCESS_KEY": "old-" + CANARY}))
+    observer = CountingObserver()
+    store = cloud.open(secrets, observer=observer)
+    told(store.probe, LoginRejected)
+    cloud.write_secret(secrets)
+    made = store.put("key", b"data")
+    assert ("put", "credentials") in observer.retries
+    assert store.get_range("key", made.version, 0, memoryview(bytearray(4))) == 4
+    store.close()
+
+
+def test_nothing_listens(cloud: Cloud, secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    content = cloud.server.credentials_json().replace(str(cloud.server.port), str(port))
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    cloud.write_secret(secrets, content)
+    store = cloud.open(secrets, retry_budget_s=NO_RETRY)
+    for action in (store.probe, lambda: store.get_range("k", "1", 0, memoryview(bytearray(4)))):
+        line = told(action, EndpointUnreachable)
+        assert f"127.0.0.1:{port}" in line
+        assert "connection refused" in line
+    store.close()
+
+
+def test_a_name_that_does_not_resolve(
+    cloud: Cloud, secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = cloud.server.credentials_json().replace(
+        f"127.0.0.1:{cloud.server.port}", "store.invalid"
+    )
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://store.invalid")
+    cloud.write_secret(secrets, content)
+    store = cloud.open(secrets, retry_budget_s=NO_RETRY)
+    for action in (store.probe, lambda: store.get_range("k", "1", 0, memoryview(bytearray(4)))):
+        line = told(action, EndpointUnreachable)
+        assert "store.invalid" in line
+        assert "cannot be resolved" in line
+    store.close()
+
+
+@pytest.fixture
+def tls_cloud(tmp_path: Path):
+    tls = TlsFiles(tmp_path / "tls")
+    with RcloneServer(tmp_path / "rclone", tls=tls) as server:
+        server.create_bucket("bucket")
+        yield RcloneCloud(server, "bucket")
+
+
+def test_a_self_signed_certificate_is_trusted_only_when_named(
+    tls_cloud: RcloneCloud, secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls_cloud.write("key", b"data")
+    tls_cloud.write_secret(secrets)
+
+    def read(store: Store) -> bytes:
+        buffer = bytearray(4)
+        store.probe()
+        store.get_range("key", store.head("key").version, 0, memoryview(buffer))
+        return bytes(buffer)
+
+    store = tls_cloud.open(secrets)
+    for action in (store.probe, lambda: store.get_range("key", "1", 0, memoryview(bytearray(4)))):
+        line = told(action, TlsUntrusted)
+        assert "SSL_CERT_FILE" in line
+        assert f"127.0.0.1:{tls_cloud.server.port}" in line
+    store.close()
+
+    assert tls_cloud.server.tls is not None
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_cloud.server.tls.certificate))
+    store = tls_cloud.open(secrets)
+    assert read(store) == b"data"
+    store.close()
+    monkeypatch.delenv("SSL_CERT_FILE")
+
+    fields = {**tls_cloud.server.credentials(), "AWS_VERIFY_SSL": False}
+    tls_cloud.write_secret(secrets, json.dumps(fields))
+    store = tls_cloud.open(secrets)
+    assert read(store) == b"data"
+    store.close()
+
+
+# --- outages ---------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["s3", "gcs", "azure"])
+def mortal(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A bucket on a server of the test's own, to be stopped."""
+    from tests.store.conftest import KINDS
+    from tests.support.servers import AzureServer, S3Server
+
+    kinds = {
+        "s3": lambda: S3Server(tmp_path / "server"),
+        "gcs": lambda: GcsServer(tmp_path / "server", keep_data=True),
+        "azure": lambda: AzureServer(tmp_path / "server"),
+    }
+    with kinds[request.param]() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+        server.create_bucket("bucket")
+        yield KINDS[request.param][1](server, "bucket")
+
+
+def test_an_outage_within_the_budget_is_waited_out_and_a_longer_one_is_said(
+    mortal: Cloud, secrets: Path
+) -> None:
+    content = bytes(range(256)) * 1000
+    mortal.write("key", content)
+    mortal.write_secret(secrets)
+    observer = CountingObserver()
+    store = mortal.open(secrets, retry_budget_s=30, observer=observer)
+    version = store.head("key").version
+    buffer = bytearray(len(content))
+    assert store.get_range("key", version, 0, memoryview(buffer)) == len(content)
+
+    for action in (
+        lambda: store.get_range("key", version, 0, memoryview(buffer)),
+        lambda: store.list_page(""),
+        lambda: store.put("written", content),
+    ):
+        observer.retries.clear()
+        mortal.server.stop()
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(action)
+            while not observer.retries:
+                assert not result.done()
+                time.sleep(0.01)
+            mortal.server.start()
+            result.result()
+        assert {reason for _, reason in observer.retries} <= {"connection", "stalled"}
+    buffer[:] = bytes(len(content))
+    assert store.get_range("key", version, 0, memoryview(buffer)) == len(content)
+    assert bytes(buffer) == content
+    assert mortal.read("written") == content
+
+    mortal.server.stop()
+    hasty = mortal.open(secrets, retry_budget_s=NO_RETRY)
+    for action in (
+        lambda: hasty.get_range("key", version, 0, memoryview(buffer)),
+        lambda: hasty.head("key"),
+        lambda: hasty.list_page(""),
+        lambda: hasty.put("key", b"x", condition=Condition(absent=True)),
+        lambda: hasty.delete("key"),
+        lambda: hasty.copy("key", "other"),
+    ):
+        with pytest.raises(Unavailable) as caught:
+            action()
+        assert not isinstance(caught.value, NotFound)
+    mortal.server.start()
+    assert hasty.head("key").version == version
+    hasty.close()
+    store.close()
+
+
+# --- the login of a service account ----------------------------------------------------
+
+
+def test_a_service_account_logs_in_once_for_both_paths(
+    gcs_server: GcsServer, secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.endpoint)
+    gcs_server.create_bucket("login")
+    cloud = GcsCloud(gcs_server, "login")
+    cloud.write_secret(secrets)
+    before = gcs_server.tokens.granted
+    store = cloud.open(secrets)
+    made = store.put("key", b"data")
+    assert store.get_range("key", made.version, 0, memoryview(bytearray(4))) == 4
+    assert store.list_page("").objects[0].key == "key"
+    assert gcs_server.tokens.granted == before + 1
+    store.close()
+
+
+def test_a_deleted_service_account_key_is_rejected(
+    gcs_server: GcsServer, secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.endpoint)
+    cloud = GcsCloud(gcs_server, "login-refused")
+    cloud.write_secret(secrets)
+    monkeypatch.setattr(gcs_server.tokens, "refuse", True)
+    store = cloud.open(secrets)
+    for action in (store.probe, lambda: store.get_range("k", "1", 0, memoryview(bytearray(4)))):
+        line = told(action, LoginRejected)
+        assert "invalid_grant" in line
+        assert "PRIVATE KEY" not in line
+    store.close()
+
+
+def test_a_token_endpoint_that_is_away_is_an_outage(
+    gcs_server: GcsServer, secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.endpoint)
+    cloud = GcsCloud(gcs_server, "login-away")
+    port = free_port()
+    fields = {**gcs_server.credentials(), "token_uri": f"http://127.0.0.1:{port}/token"}
+    cloud.write_secret(secrets, json.dumps(fields))
+    store = cloud.open(secrets, retry_budget_s=NO_RETRY)
+    line = told(store.probe, EndpointUnreachable)
+    assert f"127.0.0.1:{port}" in line
+    store.close()

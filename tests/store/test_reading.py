@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import os
+import random
+import threading
+
+import pytest
+
+from sidecar.errors import NotFound, Stale
+from sidecar.mounter.store.base import Store
+from tests.support.clouds import Cloud
+
+SIZE_BYTES = 300_000
+
+
+def fetch(store: Store, key: str, version: str, offset: int, size: int) -> bytes:
+    buffer = memoryview(bytearray(size))
+    count = store.get_range(key, version, offset, buffer)
+    return bytes(buffer[:count])
+
+
+def test_ranges_anywhere_and_beyond_the_end(readable: Cloud, reader: Store) -> None:
+    content = os.urandom(SIZE_BYTES)
+    readable.write("object", content)
+    version = reader.head("object").version
+    dice = random.Random(1)
+    ranges = [(dice.randrange(SIZE_BYTES), dice.randrange(1, 70_000)) for _ in range(40)]
+    edges = [
+        (0, SIZE_BYTES),
+        (0, SIZE_BYTES + 1000),
+        (0, 1),
+        (SIZE_BYTES - 1, 1),
+        (SIZE_BYTES - 1, 100),
+        (SIZE_BYTES, 10),
+        (SIZE_BYTES + 5, 10),
+        (7, 0),
+    ]
+    for offset, size in edges + ranges:
+        got = fetch(reader, "object", version, offset, size)
+        assert got == content[offset : offset + size], (offset, size)
+
+
+def test_an_empty_object_reads_as_nothing(readable: Cloud, reader: Store) -> None:
+    readable.write("empty", b"")
+    assert fetch(reader, "empty", reader.head("empty").version, 0, 10) == b""
+
+
+def test_many_threads_read_one_object(readable: Cloud, reader: Store) -> None:
+    content = os.urandom(SIZE_BYTES)
+    readable.write("object", content)
+    version = reader.head("object").version
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(15):
+            offset = dice.randrange(SIZE_BYTES)
+            if fetch(reader, "object", version, offset, 5000) != content[offset : offset + 5000]:
+                wrong.append(offset)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_pinned_version_is_stale_after_an_overwrite(readable: Cloud, reader: Store) -> None:
+    readable.write("object", b"first")
+    old = reader.head("object").version
+    readable.write("object", b"other")
+    with pytest.raises(Stale):
+        fetch(reader, "object", old, 0, 5)
+    assert fetch(reader, "object", reader.head("object").version, 0, 5) == b"other"
+
+
+def test_a_deleted_object_is_not_found(readable: Cloud, reader: Store) -> None:
+    readable.write("object", b"first")
+    version = reader.head("object").version
+    readable.delete("object")
+    with pytest.raises(NotFound, match="object"):
+        fetch(reader, "object", version, 0, 5)
+    with pytest.raises(NotFound):
+        reader.head("object")
+
+
+def test_a_forked_child_reads_and_leaves_the_parents_connections_whole(
+    readable: Cloud, reader: Store
+) -> None:
+    content = os.urandom(SIZE_BYTES)
+    readable.write("object", content)
+    version = reader.head("object").version
+    assert fetch(reader, "object", version, 0, 1000) == content[:1000]
+    child = os.fork()
+    if child == 0:
+        good = fetch(reader, "object", version, 5, 200_000) == content[5:200_005]
+        os._exit(0 if good else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert fetch(reader, "object", version, 1000, 1000) == content[1000:2000]

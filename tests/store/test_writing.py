@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from sidecar.errors import AlreadyExists, NotFound, Stale
+from sidecar.mounter.store.base import Condition, ObjectInfo, Store
+from tests.support.clouds import Cloud
+
+# Azure's SDK hands aiohttp one piece of bytes.
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+
+METADATA = {"mode": "644", "symlink-target": "../a b", "mtime": "1.5"}
+MIB = 1024 * 1024
+
+
+def assert_agrees(store: Store, made: ObjectInfo) -> None:
+    """Head, listing and a pinned read know the version that the write returned."""
+    assert store.head(made.key).version == made.version
+    (listed,) = store.list_page(made.key).objects
+    assert (listed.version, listed.size_bytes) == (made.version, made.size_bytes)
+    assert store.get_range(made.key, made.version, 0, memoryview(bytearray(10))) == min(
+        10, made.size_bytes
+    )
+
+
+def test_put_writes_the_whole_object_with_its_metadata(cloud: Cloud, store: Store) -> None:
+    content = os.urandom(3 * MIB)
+    made = store.put("dir/object", memoryview(content), METADATA)
+    assert cloud.read("dir/object") == content
+    assert (made.key, made.size_bytes) == ("dir/object", len(content))
+    assert store.head("dir/object").metadata == METADATA
+    assert_agrees(store, made)
+
+
+def test_put_over_an_object_replaces_content_and_metadata(cloud: Cloud, store: Store) -> None:
+    store.put("object", b"old", METADATA)
+    made = store.put("object", b"")
+    assert cloud.read("object") == b""
+    assert store.head("object").metadata == {}
+    assert_agrees(store, made)
+
+
+def test_conditional_puts(cloud: Cloud, store: Store) -> None:
+    first = store.put("object", b"1", condition=Condition(absent=True))
+    with pytest.raises(AlreadyExists):
+        store.put("object", b"2", condition=Condition(absent=True))
+    second = store.put("object", b"3", condition=Condition(version=first.version))
+    with pytest.raises(Stale):
+        store.put("object", b"4", condition=Condition(version=first.version))
+    assert cloud.read("object") == b"3"
+    store.delete("object")
+    with pytest.raises(Stale):
+        store.put("object", b"5", condition=Condition(version=second.version))
+    assert cloud.keys() == []
+
+
+@pytest.mark.parametrize("size", [1, 5 * MIB, 16 * MIB + 12345])
+def test_parts_from_several_threads(cloud: Cloud, store: Store, size: int) -> None:
+    content = os.urandom(size)
+    upload = store.start_upload("dir/big", METADATA)
+    parts = [
+        (number, memoryview(content)[start : start + 5 * MIB])
+        for number, start in enumerate(range(0, size, 5 * MIB), 1)
+    ]
+    random.Random(2).shuffle(parts)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for done in [pool.submit(upload.put_part, *part) for part in parts]:
+            done.result()
+    assert cloud.keys() == []
+    made = upload.complete()
+    assert cloud.read("dir/big") == content
+    assert made.size_bytes == size
+    assert store.head("dir/big").metadata == METADATA
+    assert_agrees(store, made)
+
+
+def test_conditional_complete(cloud: Cloud, store: Store) -> None:
+    def upload(content: bytes, condition: Condition) -> ObjectInfo:
+        begun = store.start_upload("object")
+        begun.put_part(1, content)
+        return begun.complete(condition)
+
+    made = upload(b"1", Condition(absent=True))
+    with pytest.raises(AlreadyExists):
+        upload(b"2", Condition(absent=True))
+    upload(b"3", Condition(version=made.version))
+    with pytest.raises(Stale):
+        upload(b"4", Condition(version=made.version))
+    assert cloud.read("object") == b"3"
+
+
+def test_an_aborted_upload_leaves_nothing(cloud: Cloud, store: Store) -> None:
+    upload = store.start_upload("object")
+    upload.put_part(1, b"x" * MIB)
+    upload.abort()
+    upload.abort()
+    assert cloud.keys() == []
+
+
+def test_copy_keeps_or_replaces_metadata(cloud: Cloud, store: Store) -> None:
+    content = os.urandom(MIB)
+    made = store.put("a b+c", content, METADATA)
+    kept = store.copy("a b+c", "dir/kept", version=made.version)
+    assert cloud.read("dir/kept") == content
+    assert store.head("dir/kept").metadata == METADATA
+    assert_agrees(store, kept)
+    replaced = store.copy("a b+c", "replaced", metadata={"other": "1"})
+    assert store.head("replaced").metadata == {"other": "1"}
+    assert_agrees(store, replaced)
+
+
+def test_copy_in_place_changes_only_metadata(cloud: Cloud, store: Store) -> None:
+    store.put("object", b"content", METADATA)
+    changed = store.copy("object", "object", metadata={"mode": "600", "new": "2"})
+    assert cloud.read("object") == b"content"
+    metadata = store.head("object").metadata or {}
+    # fake-gcs-server makes a name empty that it is told to remove.
+    assert {name: value for name, value in metadata.items() if value} == {"mode": "600", "new": "2"}
+    assert_agrees(store, changed)
+
+
+def test_copy_of_what_is_gone_or_changed(store: Store) -> None:
+    with pytest.raises(NotFound):
+        store.copy("missing", "target")
+    old = store.put("object", b"1")
+    store.put("object", b"2")
+    with pytest.raises(Stale):
+        store.copy("object", "target", version=old.version)
+    with pytest.raises(NotFound):
+        store.head("target")
+
+
+def test_delete_again_is_no_error(cloud: Cloud, store: Store) -> None:
+    cloud.write("object", b"x")
+    store.delete("object")
+    store.delete("object")
+    store.delete("never/was")
+    assert cloud.keys() == []
+
+
+def test_delete_many(cloud: Cloud, store: Store) -> None:
+    keys = [f"dir/{number} ü" for number in range(7)]
+    for key in [*keys, "stays"]:
+        cloud.write(key, b"x")
+    store.delete_many([*keys, "missing"])
+    assert cloud.keys() == ["stays"]
+    store.delete_many([])
