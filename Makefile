@@ -33,7 +33,7 @@ check: install-test  ## format, lint, types, import contracts, fast tests: under
 	@ruff format --check --quiet $(CODE)
 	@ruff check --quiet $(CODE)
 	@mypy $(TYPED)
-	@lint-imports --no-cache
+	@lint-imports --no-cache --no-logo
 	@pytest -q $(FAST) $(ARGS)
 
 format: install-test  ## rewrite the code as the formatter and the linter want it
