@@ -42,7 +42,8 @@ def set_up(component: str, volume: str = "") -> None:
     handler.setFormatter(LogfmtFormatter(component, volume))
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.WARNING)  # the SDKs log each request at INFO
+    logging.getLogger("sidecar").setLevel(logging.INFO)
 
 
 def event(log: logging.Logger, message: str, level: int = logging.INFO, **fields: object) -> None:

@@ -186,7 +186,7 @@ class PersistenceSpec(_Strict):
     access: Access = Access()
     times: Times = Times()
     sizes: Sizes = Sizes()
-    transport: TransportName = "libfuse"
+    transport: TransportName = "kernel"
 
     @property
     def buckets(self) -> tuple[Volume, ...]:

@@ -77,7 +77,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A scraper that hung up is not worth a traceback."""
-        logging.getLogger("health").debug("request from %s failed", client_address, exc_info=True)
+        logging.getLogger("sidecar.health").debug("request from %s failed", client_address, exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):

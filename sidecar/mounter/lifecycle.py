@@ -32,7 +32,7 @@ from sidecar.errors import (
 from sidecar.mounter import checks, mounts, status
 from sidecar.mounter.children import Child, Children, Exited, Said, describe_exit
 
-log = logging.getLogger("supervisor")
+log = logging.getLogger("sidecar.supervisor")
 
 Spec = dict[str, Any]
 
@@ -42,6 +42,7 @@ _LONGEST_RESTART_S = 5.0
 _HEALTHY_S = 60.0
 _ANSWER_S = 1.0
 _WORKER_START_S = 3600.0
+_REQUEST_BYTES = 1024 * 1024
 
 
 class VolumeState:
@@ -63,6 +64,7 @@ class VolumeState:
         self.state = "starting"
         self.error: SidecarError | None = None
         self.healed = {"resend": 0, "remount": 0}
+        self.descriptor: int | None = None  # the connection, held while workers come and go
         self.worker: Child | None = None
         self.serving_since_s = 0.0
         self.restart_pause_s = _FIRST_RESTART_S
@@ -290,8 +292,7 @@ class Lifecycle:
             logs.event(log, "check abandoned", logging.WARNING, volume=volume.label)
         for volume in self._buckets:
             volume.restart_at_s = None
-            if volume.state not in ("starting", "checked"):
-                mounts.clear(volume.mountpoint)
+            self._unmount(volume)
         workers = [v.worker for v in self._buckets if v.worker is not None and v.worker.running]
         for worker in workers:
             worker.channel.send({"do": "leave"})
@@ -375,6 +376,8 @@ class Lifecycle:
         elif event == "serving":
             volume.state = "serving"
             volume.serving_since_s = time.monotonic()
+            if volume.descriptor is not None:
+                mounts.raise_readahead(volume.mountpoint)
             logs.event(log, "serving", volume=volume.label, path=volume.mountpoint)
         elif event == "failed":
             volume.error = _error(said.message)
@@ -418,7 +421,7 @@ class Lifecycle:
             volume.restart_pause_s = _FIRST_RESTART_S
         if volume.state in ("serving", "draining"):
             volume.healed["remount"] += 1
-            mounts.clear(volume.mountpoint)
+            self._unmount(volume)
         volume.state = "restarting"
         volume.error = volume.error or lost
         volume.restart_at_s = now_s + volume.restart_pause_s
@@ -428,16 +431,40 @@ class Lifecycle:
     # --- acts -----------------------------------------------------------------------------------
 
     def _start_worker(self, volume: VolumeState, seconds: float) -> None:
-        volume.worker = self._children.start(
-            f"worker {volume.label}",
-            "sidecar.mounter.worker",
-            [self._spec_file, volume.identity, volume.kind, volume.name, f"{seconds:.3f}"],
+        volume.worker = self._children.start("worker", "sidecar.mounter.worker", [])
+        volume.worker.channel.send(
+            {
+                "do": "serve",
+                "spec": self._spec_file,
+                "identity": volume.identity,
+                "kind": volume.kind,
+                "name": volume.name,
+                "seconds": seconds,
+            }
         )
 
     def _mount(self, volume: VolumeState) -> None:
         volume.state = "mounting"
-        if volume.worker is not None:
+        assert volume.worker is not None
+        if self._spec["transport"] == "libfuse":
             volume.worker.channel.send({"do": "mount"})
+            return
+        volume.descriptor = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        mounts.mount_fuse(
+            volume.descriptor,
+            volume.mountpoint,
+            volume.source,
+            read_only=volume.read_only,
+            max_read_bytes=_REQUEST_BYTES,
+        )
+        volume.worker.channel.send({"do": "mount"}, (volume.descriptor,))
+
+    def _unmount(self, volume: VolumeState) -> None:
+        """Detach the mount and drop the connection; the kernel then aborts what waits."""
+        mounts.clear(volume.mountpoint)
+        if volume.descriptor is not None:
+            os.close(volume.descriptor)
+            volume.descriptor = None
 
     def _make_mountpoint(self, volume: VolumeState) -> None:
         path = Path(volume.mountpoint)

@@ -1,8 +1,10 @@
 """One process for one bucket mount: credentials, store, file system, transport.
 
-Started by the supervisor with one end of a channel. Says ``checked`` when the bucket
-answered, waits for ``mount``, serves, and uploads what is dirty on ``drain``. If the
-supervisor dies, the worker saves what it can, unmounts, and leaves.
+Started by the supervisor with one end of a channel. Everything is imported before it is
+told which volume it serves, so that a worker that waits as a spare replaces a dead one in
+milliseconds. Says ``checked`` when the bucket answered, waits for ``mount``, serves, and
+uploads what is dirty on ``drain``. If the supervisor dies, the worker saves what it can,
+unmounts, and leaves.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.base import Store
-from sidecar.mounter.transport import libfuse
+from sidecar.mounter.transport import kernel, libfuse
 from sidecar.spec import PersistenceSpec, StoreSource, Volume, load_spec
 
-log = logging.getLogger("worker")
+log = logging.getLogger("sidecar.worker")
 
 _FETCH_THREADS = 16
 _UPLOAD_THREADS = 4
@@ -75,15 +77,21 @@ class Worker:
         received = self._channel.receive()
         if received is None or received[0]["do"] != "mount":
             return
+        _, descriptors = received
         threading.Thread(target=self._listen, name="control", daemon=True).start()
         threading.Thread(target=self._tick, name="tick", daemon=True).start()
-        libfuse.serve(
-            self._filesystem,
-            self._mountpoint,
-            self._source.url,
-            self._metrics,
-            on_mounted=self._say_serving,
-        )
+        if descriptors:
+            kernel.Server(
+                self._filesystem, descriptors[0], self._metrics, self._say_serving
+            ).serve()
+        else:
+            libfuse.serve(
+                self._filesystem,
+                self._mountpoint,
+                self._source.url,
+                self._metrics,
+                on_mounted=self._say_serving,
+            )
         self._leaving.set()
 
     # --- before the mount ------------------------------------------------------------------
@@ -118,8 +126,8 @@ class Worker:
         times, sizes, access = self._spec.times, self._spec.sizes, self._spec.access
         read_only = self._volume.read_only
         ttl_s = times.metadata_read_only_s if read_only else times.metadata_writable_s
-        # libfuse keeps names on top of the file system; the two lifetimes add up.
-        ttl_s /= 2
+        if self._spec.transport == "libfuse":
+            ttl_s /= 2  # libfuse keeps names on top of the file system: the lifetimes add up
         fetcher = Fetcher(
             store,
             ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch"),
@@ -183,18 +191,21 @@ def _described(error: SidecarError) -> Message:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m sidecar.mounter.worker CHANNEL SPEC IDENTITY KIND NAME SECONDS``."""
-    descriptor, spec_file, identity, kind, name, seconds = arguments
-    deadline_s = time.monotonic() + float(seconds)
+    """``python -m sidecar.mounter.worker CHANNEL``; the volume comes in the first message."""
     # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    logs.set_up("worker", f"{kind}/{name}")
-    channel = Channel.inherited(int(descriptor))
-    spec = load_spec(Path(spec_file).read_text(), spec_file)
-    volume = next(v for v in spec.buckets if v.kind == kind and v.name == name)
+    channel = Channel.inherited(int(arguments[0]))
+    received = channel.receive()
+    if received is None or received[0]["do"] != "serve":
+        return 0
+    duty = received[0]
+    deadline_s = time.monotonic() + duty["seconds"]
+    logs.set_up("worker", f"{duty['kind']}/{duty['name']}")
+    spec = load_spec(Path(duty["spec"]).read_text(), duty["spec"])
+    volume = next(v for v in spec.buckets if (v.kind, v.name) == (duty["kind"], duty["name"]))
     try:
-        Worker(spec, volume, identity, channel).run(deadline_s)
+        Worker(spec, volume, duty["identity"], channel).run(deadline_s)
     except SidecarError as error:
         channel.send({"event": "failed", **_described(error)})
         return error.exit_status

@@ -1,0 +1,231 @@
+"""`sidecar mount` as a child process, as a container would run it, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sidecar.mounter import mounts
+from sidecar.spec import (
+    Access,
+    Http,
+    PersistenceSpec,
+    Roots,
+    Sizes,
+    StoreName,
+    StoreSource,
+    Times,
+    Volume,
+)
+
+READY_TIMEOUT_S = 60.0
+_POLL_S = 0.02
+
+
+def bucket_volume(
+    name: str,
+    path: Path,
+    store: StoreName,
+    url: str,
+    *,
+    kind: str = "data",
+    read_only: bool = False,
+    prefix: str = "",
+    secret: str | None = None,
+) -> Volume:
+    """A bucket volume whose secret is ``<secrets>/<secret or name>/key.json``."""
+    bucket = url.partition("://")[2].strip("/").partition("/")[0]
+    return Volume(
+        name=name,
+        kind="outputs" if kind == "outputs" else "data",
+        path=str(path),
+        read_only=read_only,
+        source=StoreSource(
+            store=store,
+            url=url,
+            bucket=bucket,
+            prefix=prefix,
+            secret=secret or name,
+            secret_key="key.json",
+        ),
+    )
+
+
+class Sidecar:
+    """One run of `sidecar mount` with every root below ``directory``.
+
+    Args:
+        volumes: what the spec selects.
+        secrets: secret name to the content of its ``key.json``.
+        settings: further fields of the spec, such as ``transport`` or ``sizes``.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        volumes: Iterable[Volume],
+        *,
+        secrets: Mapping[str, str] | None = None,
+        outputs_path: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.directory = directory
+        self.shared = directory / "shared"
+        self.state = directory / "state"
+        self.termination_message = directory / "termination-log"
+        self.log_file = directory / "sidecar.log"
+        for name, content in (secrets or {}).items():
+            folder = directory / "secrets" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "key.json").write_text(content)
+        settings.setdefault("times", Times(ready_timeout_s=30))
+        settings.setdefault("sizes", Sizes())
+        settings.setdefault("access", Access(uid=os.getuid(), gid=os.getgid()))
+        self.spec = PersistenceSpec(
+            volumes=tuple(volumes),
+            outputs_path=str(outputs_path) if outputs_path else None,
+            roots=Roots(
+                shared=str(self.shared),
+                secrets=str(directory / "secrets"),
+                state=str(self.state),
+                termination_message=str(self.termination_message),
+            ),
+            http=Http(host="127.0.0.1", port=0),
+            **settings,
+        )
+        self.spec_file = directory / "spec.json"
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # --- life ---------------------------------------------------------------------------
+
+    def start(self, *, wait: bool = True) -> Self:
+        """Start it; by default return only when it is ready."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.spec_file.write_text(self.spec.to_json())
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sidecar", "mount", "--spec", str(self.spec_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Return when the ready file is there. Raises AssertionError with the log."""
+        assert self._process is not None
+        deadline_s = time.monotonic() + timeout_s
+        while not (self.shared / ".sidecar" / "ready").exists():
+            if self._process.poll() is not None:
+                raise AssertionError(f"it ended with {self._process.returncode}:\n{self.log()}")
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"not ready after {timeout_s} s:\n{self.log()}")
+            time.sleep(_POLL_S)
+
+    def wait(self, timeout_s: float = READY_TIMEOUT_S) -> int:
+        """The exit status, once it ends by itself."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+    def stop(self, timeout_s: float = READY_TIMEOUT_S) -> int:
+        """SIGTERM, and the exit status."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL every process of it at once, as the end of a container does."""
+        assert self._process is not None
+        pids = [self.pid, *self.children()]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """End every process and detach every mount, whatever the test left."""
+        if self._process is not None and self._process.poll() is None:
+            try:
+                self.stop()
+            except subprocess.TimeoutExpired:
+                self.kill()
+        for volume in self.spec.buckets:
+            mounts.clear(volume.mountpoint or volume.path)
+
+    # --- looking at it ------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """Process id of the supervisor."""
+        assert self._process is not None
+        return self._process.pid
+
+    def children(self) -> list[int]:
+        """Process ids of the supervisor's children."""
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+    def status(self) -> dict[str, Any]:
+        """The status document."""
+        document: dict[str, Any] = json.loads((self.state / "status.json").read_text())
+        return document
+
+    def volume_status(self, name: str) -> dict[str, Any]:
+        """One volume's part of the status document."""
+        volumes: list[dict[str, Any]] = self.status()["volumes"]
+        return next(volume for volume in volumes if volume["name"] == name)
+
+    def log(self) -> str:
+        """What it printed so far."""
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+    def get(self, page: str) -> tuple[int, str]:
+        """(HTTP status, body) of a page."""
+        url = f"http://127.0.0.1:{self.status()['http_port']}{page}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have the labels."""
+        total = 0.0
+        for line in self.get("/metrics")[1].splitlines():
+            head, _, value = line.rpartition(" ")
+            if head.partition("{")[0] == name and all(
+                f'{key}="{wanted}"' in head for key, wanted in labels.items()
+            ):
+                total += float(value)
+        return total
