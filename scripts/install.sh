@@ -106,7 +106,8 @@ install_project() { # EXTRAS [GROUP]
     local want stamp=$venv/.installed-$group
     make_venv "$venv"
     want=$(digest pyproject.toml constraints.txt scripts/install.sh)
-    if done_before "$stamp" "$want"; then
+    # What the tests need includes what the demo needs.
+    if done_before "$venv/.installed-test" "$want" || done_before "$stamp" "$want"; then
         return
     fi
     say "$venv: packages for $group"
