@@ -33,6 +33,7 @@ GIB = 1024 * MIB
 Kind = Literal["data", "outputs"]
 StoreName = Literal["s3", "gcs", "azure"]
 TransportName = Literal["kernel", "libfuse"]
+Healing = Literal["resend", "remount"]
 
 
 class _Strict(BaseModel):
@@ -174,6 +175,9 @@ class PersistenceSpec(_Strict):
         outputs_path: the run's outputs directory, created before ready.
         volumes: data volumes in the run's order, then the outputs volume.
         environment: the variables of the experiment container.
+        transport: ``libfuse`` where the kernel's own protocol is not wanted.
+        healing: how a mount goes on when its worker dies: ``resend`` hands it to the next
+            worker unseen (Linux 6.9, kernel transport), and falls back to ``remount``.
     """
 
     version: Literal[1] = SPEC_VERSION
@@ -187,6 +191,7 @@ class PersistenceSpec(_Strict):
     times: Times = Times()
     sizes: Sizes = Sizes()
     transport: TransportName = "kernel"
+    healing: Healing = "resend"
 
     @property
     def buckets(self) -> tuple[Volume, ...]:

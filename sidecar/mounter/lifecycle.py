@@ -39,16 +39,18 @@ Spec = dict[str, Any]
 _TURN_S = 1.0
 _FIRST_RESTART_S = 0.05
 _LONGEST_RESTART_S = 5.0
-_HEALTHY_S = 60.0
+_LIVED_S = 1.0
+_FAILED_RESUMES = 3
 _ANSWER_S = 1.0
 _WORKER_START_S = 3600.0
 _REQUEST_BYTES = 1024 * 1024
+_WORKER = "sidecar.mounter.worker"
 
 
 class VolumeState:
     """What process 1 knows of one volume."""
 
-    def __init__(self, spec: Spec, volume: dict[str, Any]) -> None:
+    def __init__(self, volume: dict[str, Any]) -> None:
         self.kind: str = volume["kind"]
         self.name: str = volume["name"]
         self.path: str = volume["path"]
@@ -65,9 +67,12 @@ class VolumeState:
         self.error: SidecarError | None = None
         self.healed = {"resend": 0, "remount": 0}
         self.descriptor: int | None = None  # the connection, held while workers come and go
+        self.can_resume = False
+        self.resuming = False
+        self.failed_resumes = 0
         self.worker: Child | None = None
         self.serving_since_s = 0.0
-        self.restart_pause_s = _FIRST_RESTART_S
+        self.restart_pause_s = 0.0
         self.restart_at_s: float | None = None
         self.unsaved: list[dict[str, str]] = []
         self.unsaved_count = 0
@@ -115,11 +120,12 @@ class Lifecycle:
         self._spec_file = spec_file
         self._started_s = started_s
         self._deadline_s = started_s + spec["times"]["ready_timeout_s"]
-        self._volumes = [VolumeState(spec, volume) for volume in spec["volumes"]]
+        self._volumes = [VolumeState(volume) for volume in spec["volumes"]]
         self._buckets = [volume for volume in self._volumes if volume.is_bucket]
         self._state = Path(spec["roots"]["state"])
         self._children = Children()
         self._health: Child | None = None
+        self._spare: Child | None = None  # a worker that has imported all and waits
         self._checks: dict[int, VolumeState] = {}
         self._shared: status.SharedDirectory | None = None
         self._made_directories: list[str] = []
@@ -169,6 +175,7 @@ class Lifecycle:
             if left := mounts.clear(volume.mountpoint):
                 logs.event(log, "cleared stale mounts", volume=volume.label, count=left)
             self._make_mountpoint(volume)
+            mounts.guard(volume.mountpoint)
         self._publish()
         http = self._spec["http"]
         self._health = self._children.start(
@@ -221,6 +228,8 @@ class Lifecycle:
                 volume.state = "serving"
         self._publish()
         self._shared.write(status.READY_FILE, f"{self._time_to_ready_s:.3f}\n")
+        if self._buckets:
+            self._spare = self._children.start("spare", _WORKER, [])
         logs.event(log, "ready", seconds=f"{self._time_to_ready_s:.3f}", port=self._http_port)
 
     def _serve(self) -> None:
@@ -294,6 +303,8 @@ class Lifecycle:
             volume.restart_at_s = None
             self._unmount(volume)
         workers = [v.worker for v in self._buckets if v.worker is not None and v.worker.running]
+        if self._spare is not None and self._spare.running:
+            workers.append(self._spare)
         for worker in workers:
             worker.channel.send({"do": "leave"})
         self._children.end(workers)
@@ -374,8 +385,13 @@ class Lifecycle:
             if self._ready:
                 self._mount(volume)
         elif event == "serving":
-            volume.state = "serving"
+            volume.state, volume.error = "serving", None
             volume.serving_since_s = time.monotonic()
+            volume.can_resume = said.message["can_resume"]
+            if self._ready:
+                volume.healed["resend" if volume.resuming else "remount"] += 1
+            volume.resuming = False
+            volume.failed_resumes = 0
             if volume.descriptor is not None:
                 mounts.raise_readahead(volume.mountpoint)
             logs.event(log, "serving", volume=volume.label, path=volume.mountpoint)
@@ -406,6 +422,9 @@ class Lifecycle:
             raise _of_volume(
                 checked, ProbeTimeout(f"the check ended ({describe_exit(exited.status)})")
             )
+        if exited.child is self._spare:
+            self._spare = None  # the next one is started when a worker is needed
+            return
         volume = next((v for v in self._buckets if v.worker is exited.child), None)
         if volume is not None and volume.state not in ("drained", "stopped"):
             self._on_worker_lost(volume, exited)
@@ -417,22 +436,32 @@ class Lifecycle:
             raise _of_volume(volume, lost)
         logs.event(log, "worker lost", logging.WARNING, volume=volume.label, how=how)
         now_s = time.monotonic()
-        if volume.state == "serving" and now_s - volume.serving_since_s > _HEALTHY_S:
-            volume.restart_pause_s = _FIRST_RESTART_S
-        if volume.state in ("serving", "draining"):
-            volume.healed["remount"] += 1
-            self._unmount(volume)
+        if volume.state == "serving" and now_s - volume.serving_since_s > _LIVED_S:
+            volume.restart_pause_s = 0.0
+        if volume.resuming:
+            volume.failed_resumes += 1
+        if not volume.can_resume or volume.failed_resumes >= _FAILED_RESUMES:
+            # The next worker mounts anew. Who waits for an answer gets an error now.
+            self._unmount(volume, keep_guard=True)
+            volume.can_resume = False
         volume.state = "restarting"
         volume.error = volume.error or lost
         volume.restart_at_s = now_s + volume.restart_pause_s
-        volume.restart_pause_s = min(volume.restart_pause_s * 2, _LONGEST_RESTART_S)
+        volume.restart_pause_s = min(
+            max(volume.restart_pause_s * 2, _FIRST_RESTART_S), _LONGEST_RESTART_S
+        )
         self._publish()
 
     # --- acts -----------------------------------------------------------------------------------
 
     def _start_worker(self, volume: VolumeState, seconds: float) -> None:
-        volume.worker = self._children.start("worker", "sidecar.mounter.worker", [])
-        volume.worker.channel.send(
+        worker, self._spare = self._spare, None
+        if worker is None:
+            worker = self._children.start("worker", _WORKER, [])
+        volume.worker = worker
+        volume.resuming = volume.can_resume
+        descriptors = (volume.descriptor,) if volume.resuming and volume.descriptor else ()
+        worker.channel.send(
             {
                 "do": "serve",
                 "spec": self._spec_file,
@@ -440,8 +469,11 @@ class Lifecycle:
                 "kind": volume.kind,
                 "name": volume.name,
                 "seconds": seconds,
-            }
+            },
+            descriptors,
         )
+        if self._ready:
+            self._spare = self._children.start("spare", _WORKER, [])
 
     def _mount(self, volume: VolumeState) -> None:
         volume.state = "mounting"
@@ -459,9 +491,9 @@ class Lifecycle:
         )
         volume.worker.channel.send({"do": "mount"}, (volume.descriptor,))
 
-    def _unmount(self, volume: VolumeState) -> None:
+    def _unmount(self, volume: VolumeState, *, keep_guard: bool = False) -> None:
         """Detach the mount and drop the connection; the kernel then aborts what waits."""
-        mounts.clear(volume.mountpoint)
+        mounts.clear(volume.mountpoint, keep_guard=keep_guard)
         if volume.descriptor is not None:
             os.close(volume.descriptor)
             volume.descriptor = None

@@ -16,6 +16,7 @@ from sidecar.errors import FuseDeviceMissing, MountFailed, NotRoot
 FUSE_DEVICE = "/dev/fuse"
 SUBTYPE = "mount-sidecar"
 FSTYPE = f"fuse.{SUBTYPE}"
+GUARD_SOURCE = "mount-sidecar-guard"
 
 READAHEAD_KIB = 4096
 """Four of the largest requests: enough to keep answers coming while one is copied."""
@@ -117,14 +118,46 @@ def mounts_at(path: str) -> list[Mount]:
     return [mount for mount in mounted() if mount.path == path]
 
 
-def clear(path: str) -> int:
-    """Detach every FUSE mount at ``path``: what a crashed run left. Returns how many."""
+def guard(path: str) -> None:
+    """Mount something under a mountpoint-to-be that lets nobody write, not even root.
+
+    What a program writes there while no bucket is mounted would be lost. An empty read-only
+    tmpfs of mode 0: writing gives EROFS, and listing EACCES to anybody but root, so that a
+    missing mount is not mistaken for an empty data set. Like any mount it must be cleared
+    before the kubelet can delete the directory; :func:`clear` does.
+    """
+    result = _libc.mount(
+        GUARD_SOURCE.encode(),
+        os.fsencode(path),
+        b"tmpfs",
+        _MS_RDONLY | _MS_NOSUID | _MS_NODEV,
+        b"mode=000,size=4k,nr_inodes=1",
+    )
+    if result != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise MountFailed(f"cannot guard the mountpoint `{path}`: {reason}")
+
+
+def is_ours(mount: Mount) -> bool:
+    """Whether it is a bucket mount or a guard of this product."""
+    return mount.fstype == FSTYPE or is_guard(mount)
+
+
+def is_guard(mount: Mount) -> bool:
+    """Whether it is a guard."""
+    return mount.fstype == "tmpfs" and mount.source == GUARD_SOURCE
+
+
+def clear(path: str, *, keep_guard: bool = False) -> int:
+    """Detach what this product mounted at ``path``, dead or alive. Returns how many."""
     count = 0
-    while any(mount.fstype.startswith("fuse") for mount in mounts_at(path)):
+    while True:
+        top = mounts_at(path)[-1:]
+        if not top or not is_ours(top[0]) or (keep_guard and is_guard(top[0])):
+            return count
         if not unmount(path):
-            break
+            return count
         count += 1
-    return count
 
 
 def _parse(line: str) -> Mount:

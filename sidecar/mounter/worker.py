@@ -27,6 +27,7 @@ from sidecar.mounter.channel import Channel, Message
 from sidecar.mounter.credentials import CredentialSource
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.store import open_store
@@ -43,6 +44,7 @@ _LONGEST_PAUSE_S = 2.0
 _TICK_S = 1.0
 _SHOWN_UNSAVED = 100
 _ORPHAN_GRACE_S = 20.0
+_OOM_SCORE = "500"
 
 
 class Worker:
@@ -71,43 +73,56 @@ class Worker:
 
     def run(self, deadline_s: float) -> None:
         """Check, mount when told, serve. Returns when the mount is gone."""
-        store = self._open_checked_store(deadline_s)
-        self._filesystem = self._build(store)
+        store = self._open_store()
+        self._check(store, deadline_s)
+        filesystem = self._build(store)
         self._channel.send({"event": "checked"})
         received = self._channel.receive()
         if received is None or received[0]["do"] != "mount":
             return
         _, descriptors = received
-        threading.Thread(target=self._listen, name="control", daemon=True).start()
-        threading.Thread(target=self._tick, name="tick", daemon=True).start()
+        self._start_threads()
         if descriptors:
-            kernel.Server(
-                self._filesystem, descriptors[0], self._metrics, self._say_serving
-            ).serve()
+            kernel.Server(filesystem, descriptors[0], self._metrics, self._say_serving).serve()
         else:
             libfuse.serve(
-                self._filesystem,
+                filesystem,
                 self._mountpoint,
                 self._source.url,
                 self._metrics,
-                on_mounted=self._say_serving,
+                on_mounted=lambda: self._say_serving(False),
             )
         self._leaving.set()
 
+    def resume(self, descriptor: int) -> None:
+        """Go on with the mount of a worker that died. Does not ask the store first."""
+        filesystem = self._build(self._open_store())
+        filesystem.restore()
+        server = kernel.Server(filesystem, descriptor, self._metrics, self._say_serving)
+        server.resume()
+        self._start_threads()
+        server.serve()
+        self._leaving.set()
+
+    def _start_threads(self) -> None:
+        threading.Thread(target=self._listen, name="control", daemon=True).start()
+        threading.Thread(target=self._tick, name="tick", daemon=True).start()
+
     # --- before the mount ------------------------------------------------------------------
 
-    def _open_checked_store(self, deadline_s: float) -> Store:
-        """A store whose bucket answered. Outages are retried until ``deadline_s`` (monotonic).
-
-        A wrong key or a missing bucket does not get better by waiting: raised at once.
-        """
-        credentials = CredentialSource(self._source, self._spec.roots.secrets)
-        store = open_store(
+    def _open_store(self) -> Store:
+        return open_store(
             self._source,
-            credentials,
+            CredentialSource(self._source, self._spec.roots.secrets),
             retry_budget_s=self._spec.times.retry_budget_s,
             observer=self._metrics,
         )
+
+    def _check(self, store: Store, deadline_s: float) -> None:
+        """Wait until the bucket answers. Outages are retried until ``deadline_s`` (monotonic).
+
+        A wrong key or a missing bucket does not get better by waiting: raised at once.
+        """
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -120,7 +135,7 @@ class Worker:
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             else:
-                return store
+                return
 
     def _build(self, store: Store) -> FileSystem:
         times, sizes, access = self._spec.times, self._spec.sizes, self._spec.access
@@ -135,21 +150,24 @@ class Worker:
             self._metrics,
             sizes.part_bytes,
         )
-        return FileSystem(
+        self._filesystem = FileSystem(
             fetcher,
             Spool(self._state / "spool", sizes.spool_bytes),
             Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
             self._metrics,
             ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
+            Journal(self._state / "journal"),
             read_only=read_only,
             ttl_s=ttl_s,
             part_bytes=sizes.part_bytes,
         )
+        return self._filesystem
 
     # --- while serving -----------------------------------------------------------------------
 
-    def _say_serving(self) -> None:
-        self._channel.send({"event": "serving"})
+    def _say_serving(self, can_resume: bool) -> None:
+        can_resume = can_resume and self._spec.healing == "resend"
+        self._channel.send({"event": "serving", "can_resume": can_resume})
 
     def _listen(self) -> None:
         """Obey the supervisor; save and unmount if it is gone."""
@@ -195,17 +213,24 @@ def main(arguments: list[str]) -> int:
     # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # When memory runs out the kernel shall end a worker, which is replaced, and not the
+    # supervisor, which is not (proc_pid_oom_score_adj(5)).
+    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     channel = Channel.inherited(int(arguments[0]))
     received = channel.receive()
     if received is None or received[0]["do"] != "serve":
         return 0
-    duty = received[0]
+    duty, descriptors = received
     deadline_s = time.monotonic() + duty["seconds"]
     logs.set_up("worker", f"{duty['kind']}/{duty['name']}")
     spec = load_spec(Path(duty["spec"]).read_text(), duty["spec"])
     volume = next(v for v in spec.buckets if (v.kind, v.name) == (duty["kind"], duty["name"]))
+    worker = Worker(spec, volume, duty["identity"], channel)
     try:
-        Worker(spec, volume, duty["identity"], channel).run(deadline_s)
+        if descriptors:
+            worker.resume(descriptors[0])
+        else:
+            worker.run(deadline_s)
     except SidecarError as error:
         channel.send({"event": "failed", **_described(error)})
         return error.exit_status

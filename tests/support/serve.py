@@ -17,6 +17,7 @@ from sidecar.mounter import mounts
 from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.transport import kernel, libfuse
@@ -39,6 +40,7 @@ def build(
         Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
         metrics,
         ThreadPoolExecutor(4),
+        Journal(state / "journal"),
         read_only=read_only,
         ttl_s=ttl_s,
         part_bytes=8 * MIB,
@@ -78,7 +80,7 @@ def main() -> None:
             kernel.Server(filesystem, descriptor, metrics, _say_serving).serve()
 
 
-def _say_serving() -> None:
+def _say_serving(_can_resend: bool = False) -> None:
     print("serving", flush=True)
 
 

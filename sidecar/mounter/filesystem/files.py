@@ -17,6 +17,7 @@ from sidecar.errors import (
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem.journal import Journal, Record
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
 from sidecar.mounter.filesystem.tree import Tree
@@ -52,8 +53,10 @@ class Files:
         spool: Spool,
         uploader: Uploader,
         metrics: VolumeMetrics,
+        journal: Journal,
     ) -> None:
         self._tree = tree
+        self._journal = journal
         self._fetcher = fetcher
         self._store = fetcher.store
         self._spool = spool
@@ -71,13 +74,34 @@ class Files:
         if truncate:
             with node.lock:
                 self._empty(node)
+                self._tree.nodes.note(node)
         with self._lock:
             number = self._next
             self._next += 1
             self._handles[number] = FileHandle(node, writable)
             node.handles += 1
             node.writers += writable
+        self._journal.write(("open", number, node.id, writable))
         return number
+
+    def records(self) -> list[Record]:
+        """The open handles, for a successor. Takes no lock."""
+        return [
+            ("open", number, opened.node.id, opened.writable)
+            for number, opened in list(self._handles.items())
+        ]
+
+    def restore(self, handles: dict[int, tuple[File, bool]]) -> None:
+        """Take over a predecessor's handles: number to (node, writable)."""
+        with self._lock:
+            for number, (node, writable) in handles.items():
+                self._handles[number] = FileHandle(node, writable)
+                node.handles += 1
+                node.writers += writable
+            self._next = max(handles, default=0) + 1
+            for node_ in self._tree.nodes:
+                if isinstance(node_, File) and node_.spool is not None:
+                    self._spooled[node_.id] = node_
 
     def get(self, handle: int) -> FileHandle:
         """The handle of a number. Raises BadHandle."""
@@ -92,6 +116,7 @@ class Files:
             opened = self._handles.pop(handle, None)
         if opened is None:
             return
+        self._journal.write(("closed", handle))
         if opened.reader is not None:
             opened.reader.close()
         node = opened.node
@@ -167,8 +192,11 @@ class Files:
         node = opened.node
         with node.lock:
             spool = self._ensure_spool(node)
+            was_dirty = spool.dirty
             spool.write(offset, data)
             node.attributes["mtime_ns"] = time.time_ns()
+            if not was_dirty:
+                self._tree.nodes.note(node)
         self._metrics.written_bytes.inc(len(data))
         return len(data)
 
@@ -180,6 +208,7 @@ class Files:
             else:
                 self._ensure_spool(node).truncate(size)
             node.attributes["mtime_ns"] = time.time_ns()
+            self._tree.nodes.note(node)
             if not node.writers:
                 self.save(node)
 
@@ -193,6 +222,7 @@ class Files:
                 key = node.key
                 node.remote = self._store.copy(key, key, metadata=self._metadata(node))
                 self._tree.changed(node.parent, node.name, True, node.remote)
+            self._tree.nodes.note(node)
 
     def flush(self, handle: int) -> None:
         """close(2) or fsync(2): return when the store has the bytes, or raise why not."""
@@ -212,6 +242,7 @@ class Files:
             self._metrics.uploaded_bytes.inc(spool.size_bytes)
             node.fresh_until_s = time.monotonic() + self._tree.ttl_s
             self._tree.changed(parent, node.name, True, node.remote)
+            self._tree.nodes.note(node)
             self._drop_spool_if_done(node)
 
     def rescue(self, node: File) -> None:
@@ -286,6 +317,7 @@ class Files:
         node.spool = spool
         with self._lock:
             self._spooled[node.id] = node
+        self._tree.nodes.note(node)
 
     def _download(self, node: File, spool: SpoolFile) -> None:
         remote = node.remote
@@ -314,6 +346,7 @@ class Files:
             node.spool = None
             with self._lock:
                 self._spooled.pop(node.id, None)
+            self._tree.nodes.note(node)  # first: a successor must not look for the file
             spool.discard()
 
     def _metadata(self, node: File) -> dict[str, str]:

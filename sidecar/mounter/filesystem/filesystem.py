@@ -41,6 +41,7 @@ from sidecar.mounter.filesystem.attributes import (
     Statistics,
 )
 from sidecar.mounter.filesystem.files import Files, is_writable
+from sidecar.mounter.filesystem.journal import Held, Journal, Record
 from sidecar.mounter.filesystem.names import NAME_MAX_BYTES
 from sidecar.mounter.filesystem.nodes import Directory, File, Node
 from sidecar.mounter.filesystem.spool import Spool
@@ -61,6 +62,7 @@ class FileSystem:
         read_only: every change raises ReadOnly.
         ttl_s: lifetime of names and attributes.
         threads: runs uploads and copies.
+        journal: where what is given out is written down, once :meth:`begin` was called.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class FileSystem:
         owner: Ownership,
         metrics: VolumeMetrics,
         threads: ThreadPoolExecutor,
+        journal: Journal,
         *,
         read_only: bool,
         ttl_s: float,
@@ -79,9 +82,10 @@ class FileSystem:
         self._store: Store = fetcher.store
         self._spool = spool
         self._threads = threads
-        self.tree = Tree(self._store, owner, ttl_s, metrics.hidden)
+        self._journal = journal
+        self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal)
         self.files = Files(
-            self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics
+            self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics, journal
         )
         self._directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
@@ -141,6 +145,7 @@ class FileSystem:
             handle = self._next_directory
             self._next_directory += 1
             self._directories[handle] = opened
+        self._journal.write(("opendir", handle, node_id, []))
         return handle
 
     def read_directory(self, handle: int, offset: int, *, wait: bool = True) -> Iterator[Line]:
@@ -154,6 +159,14 @@ class FileSystem:
     def release_directory(self, handle: int) -> None:
         """closedir(3)."""
         self._directories.pop(handle, None)
+        self._journal.write(("closeddir", handle))
+
+    def give_lines(self, handle: int, end: int) -> None:
+        """The lines up to offset ``end`` are about to be given to the kernel."""
+        opened = self._opened_directory(handle)
+        keys = opened.give(end)
+        if keys:
+            self._journal.write(("lines", handle, len(opened.given) - len(keys), keys))
 
     def make_directory(self, parent: int, name: str) -> Entry:
         """mkdir(2): a marker object keeps the directory when the mount is gone."""
@@ -286,6 +299,40 @@ class FileSystem:
     def symlink(self) -> NoReturn:
         """symlink(2)."""
         raise NotPermitted("this mount has no symbolic links")
+
+    # --- a worker that dies and the next one -----------------------------------------------------
+
+    def begin(self) -> None:
+        """Write down from now on what is given out."""
+        self._journal.begin(self._records)
+
+    def restore(self) -> None:
+        """Take over the nodes and handles that a predecessor gave out; then :meth:`begin`."""
+        held = Held.read(self._journal)
+        self.tree.nodes.restore(held.nodes, self._spool.adopt)
+        nodes = self.tree.nodes
+        handles: dict[int, tuple[File, bool]] = {}
+        for number, (node_id, writable) in held.handles.items():
+            node = nodes.get(node_id)
+            if isinstance(node, File):
+                handles[number] = (node, writable)
+        self.files.restore(handles)
+        for number, (node_id, given) in held.directories.items():
+            self._directories[number] = self.tree.resume_directory(
+                self.tree.directory(node_id), given
+            )
+        self._next_directory = max(held.directories, default=0) + 1
+        self.begin()
+
+    def _records(self) -> list[Record]:
+        return [
+            *self.tree.nodes.records(),
+            *self.files.records(),
+            *(
+                ("opendir", handle, opened.directory.id, list(opened.given))
+                for handle, opened in list(self._directories.items())
+            ),
+        ]
 
     # --- the end -------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sidecar.mounter.filesystem.names import is_spellable
 from sidecar.mounter.store.base import ObjectInfo, Page, Store
@@ -50,17 +50,25 @@ class Changes:
 class Listing:
     """One reading of one directory.
 
-    Pages are loaded on demand and once, however many threads wait for them. ``names`` only
-    grows, so an index into it is a stable directory offset; a name that this mount deleted
-    stays in ``names`` and leaves ``entries``.
+    Pages are loaded on demand and once, however many threads wait for them. ``names`` is in
+    the store's order (a directory sorts as ``name/``) and only grows, so an index into it is
+    a stable directory offset; a name that this mount deleted stays in ``names`` and leaves
+    ``entries``.
 
     Args:
         prefix: the directory's key, ending in ``/``; empty for the root.
         hidden: called with (name, reason) for each key that no path shows.
+        given: sort keys that a reader of an earlier, lost listing of the same directory got
+            already: they keep their places, and only what sorts behind them is added.
     """
 
     def __init__(
-        self, store: Store, prefix: str, changes: Changes, hidden: HiddenCallback
+        self,
+        store: Store,
+        prefix: str,
+        changes: Changes,
+        hidden: HiddenCallback,
+        given: Sequence[str] = (),
     ) -> None:
         self._store = store
         self._prefix = prefix
@@ -68,9 +76,11 @@ class Listing:
         self._hidden = hidden
         self._lock = threading.Lock()
         self._token: str | None = None
-        self._held: list[ObjectInfo] = []
-        self._last_key = ""
-        self.names: list[str] = []
+        self._held: list[tuple[str, Remote]] = []
+        self._last = ""
+        self._given_until = max(given, default="")
+        self.names = [key.removesuffix("/") for key in given]
+        self.sort_keys = list(given)
         self.entries: dict[str, Remote] = {}
         self.complete = False
         self.has_marker = False
@@ -88,7 +98,7 @@ class Listing:
 
     def covers(self, name: str) -> bool:
         """Whether the pages loaded so far say all there is to say about ``name``."""
-        return self.complete or f"{self._prefix}{name}/" <= self._last_key
+        return self.complete or f"{name}/" <= self._last
 
     def apply(self, name: str, exists: bool, remote: Remote) -> None:
         """A change through this mount that ended in the store."""
@@ -98,10 +108,13 @@ class Listing:
     def _apply(self, name: str, exists: bool, remote: Remote) -> None:
         if not exists:
             self.entries.pop(name, None)
-            return
-        if name not in self.entries:
+        elif name in self.entries:
+            self.entries[name] = remote
+        elif self.covers(name):
+            self.entries[name] = remote
             self.names.append(name)
-        self.entries[name] = remote
+            self.sort_keys.append("")  # out of order: a resumed reading cannot go by it
+        # else a page still to come will bring it
 
     def _load_page(self, seen: int) -> None:
         with self._lock:
@@ -110,45 +123,49 @@ class Listing:
             asked_s = time.monotonic()
             page = self._store.list_page(self._prefix, self._token)
             self._take(page)
-            for name, (exists, remote) in self._changes.since(asked_s).items():
-                self._apply(name, exists, remote)
             self._token = page.next_token
             self.complete = page.next_token is None
+            for name, (exists, remote) in self._changes.since(asked_s).items():
+                self._apply(name, exists, remote)
             self.loaded_s = time.monotonic()
 
     def _take(self, page: Page) -> None:
         skip = len(self._prefix)
-        last = max(
-            page.objects[-1].key if page.objects else "",
-            page.prefixes[-1] if page.prefixes else "",
-            self._last_key,
-        )
-        final = page.next_token is None
-        for prefix in page.prefixes:
-            name = prefix[skip:-1]
-            if not is_spellable(name):
-                self._hidden(prefix, "name")
-            elif name not in self.entries:
+        lines: list[tuple[str, Remote]] = self._held
+        lines += [(prefix[skip:], None) for prefix in page.prefixes]
+        lines += [(info.key[skip:], info) for info in page.objects]
+        lines.sort(key=_sort_key)
+        directories = {key[:-1] for key, remote in lines if remote is None}
+        settled = len(lines)
+        if page.next_token is not None and lines:
+            last = lines[-1][0]
+            for index, (key, remote) in enumerate(lines):
+                if remote is not None and f"{key}/" > last:
+                    settled = index  # a directory of this name may still come, and would win
+                    break
+        self._held = lines[settled:]
+        for key, remote in lines[:settled]:
+            self._add(key, remote, directories)
+            self._last = key
+
+    def _add(self, key: str, remote: Remote, directories: set[str]) -> None:
+        if not key:
+            self.has_marker = True
+            return
+        name = key if remote is not None else key[:-1]
+        if not is_spellable(name):
+            self._hidden(self._prefix + key, "name")
+        elif remote is not None and name in directories:
+            self._hidden(self._prefix + key, "shadowed")
+        else:
+            if key > self._given_until and name not in self.entries:
                 self.names.append(name)
-                self.entries[name] = None
-        objects = self._held + page.objects
-        self._held = []
-        for info in objects:
-            name = info.key[skip:]
-            if not name:
-                self.has_marker = True
-            elif not final and f"{info.key}/" > last:
-                # A directory of the same name may still come, and would win.
-                self._held.append(info)
-            elif not is_spellable(name):
-                self._hidden(info.key, "name")
-            elif name in self.entries:
-                if self.entries[name] is None:
-                    self._hidden(info.key, "shadowed")
-            else:
-                self.names.append(name)
-                self.entries[name] = info
-        self._last_key = last
+                self.sort_keys.append(key)
+            self.entries[name] = remote
+
+
+def _sort_key(line: tuple[str, Remote]) -> str:
+    return line[0]
 
 
 def find_remote(store: Store, prefix: str, name: str) -> tuple[bool, Remote]:

@@ -11,9 +11,10 @@ A change through this mount keeps the node, as POSIX wants.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sidecar.errors import NodeForgotten
+from sidecar.mounter.filesystem.journal import Journal, Record
 from sidecar.mounter.filesystem.listing import Changes, Listing
 from sidecar.mounter.filesystem.spool import SpoolFile
 from sidecar.mounter.store.base import ObjectInfo
@@ -121,8 +122,9 @@ class NodeTable:
     below it.
     """
 
-    def __init__(self, root_mtime_ns: int) -> None:
+    def __init__(self, root_mtime_ns: int, journal: Journal) -> None:
         self.lock = threading.RLock()
+        self._journal = journal
         self.root = Directory(ROOT, None, "", root_mtime_ns)
         self.root.lookups = 1
         self._nodes: dict[int, Node] = {ROOT: self.root}
@@ -150,6 +152,19 @@ class NodeTable:
                 self._nodes[node.id] = node
                 if node.parent is not None and not node.detached:
                     node.parent.children.setdefault(node.name, node)
+            if node.lookups == 1:
+                self.note(node)
+            else:
+                self._journal.write(("held", node.id, 1))
+
+    def note(self, node: Node) -> None:
+        """Write a node down, after it changed, for a worker that comes after this one."""
+        if _is_known(node):
+            self._journal.write(_record(node))
+
+    def records(self) -> list[Record]:
+        """What a successor must know, in full. Takes no lock."""
+        return [_record(node) for node in list(self._nodes.values()) if _is_known(node)]
 
     def add_file(self, parent: Directory, name: str, remote: ObjectInfo | None) -> File:
         """A new file node under a name, in place of the one that had it."""
@@ -173,6 +188,7 @@ class NodeTable:
                 node.detached = True
                 if parent.children.get(node.name) is node:
                     del parent.children[node.name]
+                self.note(node)
             self.drop_unused(node)
 
     def move(self, node: Node, parent: Directory, name: str) -> None:
@@ -184,6 +200,7 @@ class NodeTable:
             node.parent, node.name = parent, name
             self._replace(parent, name)
             parent.children[name] = node
+            self.note(node)
 
     def forget(self, node_id: int, count: int) -> None:
         """The kernel drops ``count`` of the lookups it was given (FUSE_FORGET)."""
@@ -192,6 +209,7 @@ class NodeTable:
             if node is None or node is self.root:
                 return
             node.lookups = max(0, node.lookups - count)
+            self._journal.write(("held", node.id, -count))
             self.drop_unused(node)
 
     def drop_unused(self, node: Node) -> None:
@@ -200,12 +218,37 @@ class NodeTable:
             while node is not self.root and not _is_held(node):
                 if self._nodes.pop(node.id, None) is None:
                     return
+                self._journal.write(("dropped", node.id))
                 parent = node.parent
                 if parent is None:
                     return
                 if parent.children.get(node.name) is node:
                     del parent.children[node.name]
                 node = parent
+
+    def restore(self, kept: dict[int, Record], adopt: Callable[[str], SpoolFile]) -> None:
+        """Take over the nodes of a predecessor, by number, from their last records.
+
+        Args:
+            adopt: opens the spool file that a record names.
+        """
+        with self.lock:
+            for record in kept.values():
+                node = _restored(record, adopt)
+                if node is not None:
+                    self._nodes[node.id] = node
+            for number, record in kept.items():
+                parent = self._nodes.get(record[2])
+                node = self._nodes[number]
+                if node is self.root:
+                    continue
+                if isinstance(parent, Directory):
+                    node.parent = parent
+                    if not node.detached:
+                        parent.children[node.name] = node
+                else:
+                    node.detached = True  # its directory was forgotten: no path leads here
+            self._next = max(self._nodes) + 1
 
     def _take_number(self) -> int:
         number = self._next
@@ -221,7 +264,57 @@ class NodeTable:
         old = parent.children.pop(name, None)
         if old is not None:
             old.detached = True
+            self.note(old)
             self.drop_unused(old)
+
+
+def _is_known(node: Node) -> bool:
+    """Whether the kernel may ask for the node, or its content is only here."""
+    return node.lookups > 0 or (isinstance(node, File) and node.spool is not None)
+
+
+def _record(node: Node) -> Record:
+    head = (
+        "node",
+        node.id,
+        node.parent.id if node.parent is not None else 0,
+        node.name,
+        node.lookups,
+        node.detached,
+    )
+    if isinstance(node, File):
+        remote, spool = node.remote, node.spool
+        return (
+            *head,
+            (remote.key, remote.size_bytes, remote.mtime_s, remote.version) if remote else None,
+            dict(node.attributes),
+            str(spool.path) if spool else None,
+            bool(spool and spool.dirty),
+        )
+    assert isinstance(node, Directory)
+    return (*head, node.kept, node.mtime_ns)
+
+
+def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Node | None:
+    _, number, _parent, name, lookups, detached, *details = record
+    if number == ROOT:
+        return None
+    node: Node
+    if len(details) == 2:
+        directory = Directory(number, None, name, details[1])
+        directory.kept = details[0]
+        node = directory
+    else:
+        remote, attributes, spool_path, dirty = details
+        file = File(number, None, name, ObjectInfo(*remote) if remote is not None else None)
+        file.attributes = dict(attributes)
+        if spool_path is not None:
+            file.spool = adopt(spool_path)
+            file.spool.dirty = dirty
+        node = file
+    node.lookups = lookups
+    node.detached = detached
+    return node
 
 
 def _is_held(node: Node) -> bool:

@@ -47,13 +47,15 @@ class SpoolFile:
         size_bytes: length.
     """
 
-    def __init__(self, path: Path, budget: SpoolBudget) -> None:
+    def __init__(self, path: Path, budget: SpoolBudget, *, adopt: bool = False) -> None:
         self.path = path
         self.dirty = False
-        self.size_bytes = 0
         self._budget = budget
         self._disk_bytes = 0
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        how = 0 if adopt else os.O_CREAT | os.O_EXCL
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | how, 0o600)
+        self.size_bytes = os.fstat(self.fd).st_size
+        self._account()
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data``; returns its length. Raises SpoolFull, OSError (a full disk)."""
@@ -108,6 +110,10 @@ class Spool:
         self._directory = directory
         self._lock = threading.Lock()
         self._next = 0
+
+    def adopt(self, path: str) -> SpoolFile:
+        """The file that a predecessor left. Raises OSError if it is gone."""
+        return SpoolFile(Path(path), self.budget, adopt=True)
 
     def create(self) -> SpoolFile:
         """A new, empty spool file."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sidecar.errors import NotADirectory, NotFound, WouldBlock
 from sidecar.mounter.filesystem.attributes import Attributes, Entry, Ownership
+from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.listing import Listing, Remote, find_remote
 from sidecar.mounter.filesystem.names import check_name
 from sidecar.mounter.filesystem.nodes import Directory, File, Node, NodeTable
@@ -36,12 +37,29 @@ class Line(NamedTuple):
 
 
 class OpenDirectory:
-    """An open directory: one reading of it that stays the same while it is open."""
+    """An open directory: one reading of it that stays the same while it is open.
 
-    def __init__(self, directory: Directory, listing: Listing) -> None:
+    Attributes:
+        given: sort keys of the lines that the reader got already.
+        local_names: what only this mount has, listed last; known once they are reached.
+    """
+
+    def __init__(
+        self, directory: Directory, listing: Listing | None, given: list[str] | None = None
+    ) -> None:
         self.directory = directory
         self.listing = listing
+        self.given = given or []
         self.local_names: list[str] | None = None
+
+    def give(self, end: int) -> list[str]:
+        """Note that lines up to offset ``end`` are given; the sort keys of the new ones."""
+        listing = self.listing
+        if listing is None:
+            return []
+        new = listing.sort_keys[len(self.given) : max(0, end - _FIRST_ENTRY_OFFSET)]
+        self.given += new
+        return new
 
 
 class Tree:
@@ -58,6 +76,7 @@ class Tree:
         owner: Ownership,
         ttl_s: float,
         hidden: Callable[[str], None],
+        journal: Journal,
     ) -> None:
         self.ttl_s = ttl_s
         self.owner = owner
@@ -65,7 +84,7 @@ class Tree:
         self._hidden = hidden
         self._hidden_logged: set[str] = set()
         self._hidden_lock = threading.Lock()
-        self.nodes = NodeTable(time.time_ns())
+        self.nodes = NodeTable(time.time_ns(), journal)
 
     # --- names ---------------------------------------------------------------------
 
@@ -166,6 +185,10 @@ class Tree:
 
     # --- reading a directory -----------------------------------------------------------
 
+    def resume_directory(self, directory: Directory, given: list[str]) -> OpenDirectory:
+        """Go on with a reading that another worker began, behind the lines it gave."""
+        return OpenDirectory(directory, None, given)
+
     def open_directory(self, directory: Directory) -> OpenDirectory:
         """Begin to read a directory; shares a listing that is fresh."""
         return OpenDirectory(directory, self._fresh_listing(directory, time.monotonic()))
@@ -174,7 +197,7 @@ class Tree:
         self, opened: OpenDirectory, offset: int, *, wait: bool = True
     ) -> Iterator[Line]:
         """The lines behind ``offset`` (0 at the beginning), pages loaded as they are reached."""
-        directory, listing = opened.directory, opened.listing
+        directory, listing = opened.directory, self._listing_of(opened, wait)
         if offset <= 0:
             yield Line(".", 1, True, directory.id)
         if offset <= 1:
@@ -197,11 +220,11 @@ class Tree:
                     remote is None,
                     child.id if child is not None else None,
                 )
-        yield from self._read_local(opened, start)
+        yield from self._read_local(opened, listing, start)
 
     def enter_line(self, opened: OpenDirectory, name: str) -> Entry | None:
         """:meth:`enter` for a line just read, without a request; None if it is gone again."""
-        directory, listing = opened.directory, opened.listing
+        directory, listing = opened.directory, self._listing_of(opened, wait=True)
         fresh_until_s = listing.loaded_s + self.ttl_s
         child = directory.children.get(name)
         if child is not None and (_is_local(child) or child.fresh_until_s >= fresh_until_s):
@@ -212,9 +235,25 @@ class Tree:
             return None
         return self.enter(self._bind(directory, name, True, remote, fresh_until_s))
 
-    def _read_local(self, opened: OpenDirectory, start: int) -> Iterator[Line]:
+    def _listing_of(self, opened: OpenDirectory, wait: bool) -> Listing:
+        """The listing of an open directory; read again if another worker had it."""
+        listing = opened.listing
+        if listing is None:
+            if not wait:
+                raise WouldBlock(opened.directory.key)
+            directory = opened.directory
+            listing = Listing(
+                self._store, directory.key, directory.changes, self._hide, opened.given
+            )
+            listing.load_all()
+            opened.listing = listing
+        return listing
+
+    def _read_local(
+        self, opened: OpenDirectory, listing: Listing, start: int
+    ) -> Iterator[Line]:
         """What only this mount has yet: files being written, directories without objects."""
-        directory, listing = opened.directory, opened.listing
+        directory = opened.directory
         if opened.local_names is None:
             with self.nodes.lock:
                 opened.local_names = [

@@ -97,7 +97,8 @@ class Server:
 
     Args:
         descriptor: the open /dev/fuse; it is mounted already.
-        on_serving: called once the connection is initialised.
+        on_serving: called once the connection is initialised, with whether the kernel can
+            hand open requests to a successor of this process (FUSE_NOTIFY_RESEND).
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Server:
         filesystem: FileSystem,
         descriptor: int,
         metrics: VolumeMetrics,
-        on_serving: Callable[[], None],
+        on_serving: Callable[[bool], None],
     ) -> None:
         self.filesystem = filesystem
         self._descriptor = descriptor
@@ -115,6 +116,16 @@ class Server:
         self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._waiting: dict[int, bool] = {}  # unique -> may be interrupted
         self._lock = threading.Lock()
+
+    def resume(self) -> None:
+        """Take over from a dead process: the file system is restored, INIT was its business.
+
+        The kernel queues again what was read but not answered. Raises OSError where it
+        cannot.
+        """
+        header = p.OUT_HEADER.pack(p.OUT_HEADER.size, p.Notify.RESEND, 0)
+        os.writev(self._descriptor, (header,))
+        self._on_serving(True)
 
     def serve(self) -> None:
         """Read and answer requests until the file system is unmounted."""
@@ -255,8 +266,9 @@ class Server:
             agreed >> 32,
             1 if agreed & p.Init.PASSTHROUGH else 0,
         )
+        self.filesystem.begin()
         self._answer(request, 0, (reply,))
-        self._on_serving()
+        self._on_serving(bool(agreed & p.Init.HAS_RESEND))
         return None
 
     def destroy(self, _request: Request, _wait: bool) -> _Result:
@@ -386,20 +398,24 @@ class Server:
     def read_directory(self, request: Request, wait: bool) -> _Result:
         handle, offset, size, _ = p.READ_IN.unpack_from(request.body)
         reply = bytearray()
+        last = offset
         try:
             for line in self.filesystem.read_directory(handle, offset, wait=wait):
                 name = os.fsencode(line.name)
                 if len(reply) + p.dirent_bytes(len(name), plus=False) > size:
                     break
                 _add_dirent(reply, line.node or p.UNKNOWN_INO, line.offset, name, line.is_directory)
+                last = line.offset
         except WouldBlock:
             if not reply:
                 raise  # what is here is answered first; the kernel asks for the rest
+        self.filesystem.give_lines(handle, last)
         return _Result((reply,))
 
     def read_directory_plus(self, request: Request, wait: bool) -> _Result:
         handle, offset, size, _ = p.READ_IN.unpack_from(request.body)
         reply = bytearray()
+        last = offset
         try:
             for line in self.filesystem.read_directory(handle, offset, wait=wait):
                 name = os.fsencode(line.name)
@@ -416,9 +432,11 @@ class Server:
                     reply += _entry(entry.attributes, entry.ttl_s)
                     node = entry.attributes.node
                 _add_dirent(reply, node or p.UNKNOWN_INO, line.offset, name, line.is_directory)
+                last = line.offset
         except WouldBlock:
             if not reply:
                 raise
+        self.filesystem.give_lines(handle, last)
         return _Result((reply,))
 
     def synchronise_directory(self, _request: Request, _wait: bool) -> _Result:
