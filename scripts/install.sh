@@ -93,6 +93,14 @@ make_venv() {
     "$python" -m venv --clear "$target"
 }
 
+# pip_install VENV ARGUMENT... : with a pip that knows dependency groups and build constraints.
+pip_install() {
+    local python=$1/bin/python
+    shift
+    "$python" -m pip install -q -c constraints.txt pip setuptools
+    "$python" -m pip install -q --build-constraint constraints.txt "$@"
+}
+
 # --- stamps ------------------------------------------------------------------------------
 
 digest() { cat "$@" | sha256sum | cut -d' ' -f1; }
@@ -111,9 +119,7 @@ install_project() { # EXTRAS [GROUP]
         return
     fi
     say "$venv: packages for $group"
-    "$venv/bin/python" -m pip install -q -c constraints.txt pip setuptools
-    "$venv/bin/python" -m pip install -q -c constraints.txt --build-constraint constraints.txt \
-        -e ".[$1]" ${2:+--group "$2"}
+    pip_install "$venv" -c constraints.txt -e ".[$1]" ${2:+--group "$2"}
     printf '%s\n' "$want" >"$stamp"
 }
 
@@ -125,7 +131,7 @@ install_polyaxon_client() {
         return
     fi
     say "$target: polyaxon-client"
-    "$target/bin/python" -m pip install -q -r "$requirements"
+    pip_install "$target" -r "$requirements"
     printf '%s\n' "$want" >"$target/.installed"
 }
 
