@@ -185,9 +185,10 @@ class Server:
         except (SidecarError, OSError) as error:
             failure = error
             self._answer_error(request, error)
-        except StructError as error:
+        except (StructError, OverflowError) as error:
             failure = error
-            self._answer_errno(request, errno.EINVAL)  # shorter than its opcode needs
+            # Shorter than its opcode needs, or an offset that no file can have.
+            self._answer_errno(request, errno.EINVAL)
         except MemoryError:
             # The supervisor starts a fresh worker and the kernel asks it again.
             os._exit(os.EX_OSERR)
@@ -321,7 +322,9 @@ class Server:
         if valid & p.Set.MTIME_NOW:
             changes["mtime_ns"] = time.time_ns()
         elif valid & p.Set.MTIME:
-            changes["mtime_ns"] = mtime_s * 10**9 + mtime_ns
+            # Before 1970 the kernel sends a negative number of seconds as a large one.
+            signed_s = mtime_s - (mtime_s >> 63 << 64)
+            changes["mtime_ns"] = signed_s * 10**9 + mtime_ns
         entry = self.filesystem.set_attributes(
             request.node, changes, size if valid & p.Set.SIZE else None
         )
@@ -396,7 +399,7 @@ class Server:
         return _Result(())
 
     def read_directory(self, request: Request, wait: bool) -> _Result:
-        handle, offset, size, _ = p.READ_IN.unpack_from(request.body)
+        handle, offset, size = _read_in(request.body)
         reply = bytearray()
         last = offset
         try:
@@ -413,7 +416,7 @@ class Server:
         return _Result((reply,))
 
     def read_directory_plus(self, request: Request, wait: bool) -> _Result:
-        handle, offset, size, _ = p.READ_IN.unpack_from(request.body)
+        handle, offset, size = _read_in(request.body)
         reply = bytearray()
         last = offset
         try:
@@ -468,7 +471,7 @@ class Server:
         return _Result((p.OPEN_OUT.pack(handle, how, 0),))
 
     def read(self, request: Request, wait: bool) -> _Result:
-        handle, offset, size, _ = p.READ_IN.unpack_from(request.body)
+        handle, offset, size = _read_in(request.body)
         result = self.filesystem.read(handle, offset, size, wait=wait)
         return _Result(result.views, result.release)
 
@@ -572,6 +575,12 @@ def _name(opcode: int) -> str:
     return _NAMES.get(opcode, "unknown")
 
 
+def _read_in(body: memoryview) -> tuple[int, int, int]:
+    """Handle, offset and size of READ and READDIR; no more than was negotiated."""
+    handle, offset, size, _ = p.READ_IN.unpack_from(body)
+    return handle, offset, min(size, MAX_REQUEST_BYTES)
+
+
 def _name_in(body: memoryview) -> str:
     return _names_in(body, 1)[0]
 
@@ -586,6 +595,7 @@ def _names_in(body: memoryview, count: int) -> list[str]:
 
 def _attr(attributes: Attributes) -> bytes:
     seconds, nanoseconds = divmod(attributes.mtime_ns, 10**9)
+    seconds &= _UINT64_MAX  # two's complement, as the kernel reads it
     return p.ATTR.pack(
         attributes.node,
         attributes.size_bytes,
@@ -630,4 +640,5 @@ def _add_dirent(
     reply += bytes(-len(reply) % 8)
 
 
+_UINT64_MAX = (1 << 64) - 1
 _NO_NODE = Attributes(0, 0, 0, 0, 0, 0, 0)
