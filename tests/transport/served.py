@@ -1,0 +1,194 @@
+"""A kernel transport's Server on a socket pair instead of /dev/fuse.
+
+SOCK_SEQPACKET keeps the borders of frames, as /dev/fuse does, so that a test can play the
+kernel and send what no kernel would. The server runs in a process of its own
+(``python -m tests.transport.served DESCRIPTOR STATE``), whose memory and whose end can be
+seen.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from sidecar.errors import QuotaExceeded
+from sidecar.mounter.store.base import Condition, Limits, ObjectInfo
+from sidecar.mounter.transport import kernel
+from tests.support.memory_store import MemoryStore
+from tests.support.serve import build
+
+ROOT = 1
+PATIENCE_S = 60.0
+"""How long an answer may take before a test fails: far beyond any honest delay."""
+MEMORY_BYTES = 2 * 1024**3
+"""What the server may allocate; beyond it, it ends with os.EX_OSERR."""
+OPEN_FILES = 512
+FILE_BYTES = 64 * 1024**2
+"""The longest file of its spool: a length from a mutated SETATTR must not fill the disk."""
+LARGE_BYTES = 100_000
+_LONGEST_FRAME = 1 << 20
+
+
+class Answer(NamedTuple):
+    """One answer. ``errno`` is 0 or positive."""
+
+    unique: int
+    errno: int
+    body: bytes
+
+
+def frame(opcode: int, unique: int, node: int = ROOT, body: bytes = b"") -> bytes:
+    """A request as the kernel would send it: struct fuse_in_header of fuse.h, then the body."""
+    header = b"".join(
+        (
+            (40 + len(body)).to_bytes(4, "little"),
+            opcode.to_bytes(4, "little"),
+            unique.to_bytes(8, "little"),
+            node.to_bytes(8, "little"),
+            bytes(16),  # uid gid pid extlen padding
+        )
+    )
+    return header + body
+
+
+def parse(answer: bytes) -> Answer:
+    """Split an answer: struct fuse_out_header of fuse.h. It must have the length it says."""
+    assert int.from_bytes(answer[:4], "little") == len(answer) >= 16
+    error = int.from_bytes(answer[4:8], "little", signed=True)
+    assert -200 < error <= 0, "fuse_dev_do_write refuses other errors"
+    assert error == 0 or len(answer) == 16, "fuse_dev_do_write refuses a body beside an error"
+    return Answer(int.from_bytes(answer[8:16], "little"), -error, answer[16:])
+
+
+class Served:
+    """A running server and the kernel's end of its connection.
+
+    Args:
+        state: an empty directory for its spool, its metrics and its log.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._next_unique = 2
+
+    def __enter__(self) -> Served:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(PATIENCE_S)
+        with theirs, (self._state / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __spec__.name, str(theirs.fileno()), str(self._state)],
+                cwd=Path(__file__).parents[2],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # its end, see main()
+        status = self._process.wait()
+        self._socket.close()
+        if error is None:
+            assert status == 0, f"the server ended with {status}\n{self.log[-2000:]}"
+
+    @property
+    def log(self) -> str:
+        """What the server has logged so far."""
+        return (self._state / "log").read_text(errors="replace")
+
+    def resident_bytes(self) -> int:
+        """The server's resident memory now."""
+        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("the server has ended")
+
+    def fresh_unique(self) -> int:
+        """A number for the next request; the kernel's are even (bit 0 marks interrupts)."""
+        self._next_unique += 2
+        return self._next_unique
+
+    def send(self, request: bytes) -> None:
+        """Send anything at all as one frame."""
+        self._socket.send(request)
+
+    def receive(self) -> Answer:
+        """The next answer, whichever request it belongs to."""
+        return parse(self._socket.recv(_LONGEST_FRAME))
+
+    def ask(self, opcode: int, node: int = ROOT, body: bytes = b"") -> Answer:
+        """One request and its answer, while no other one is under way."""
+        unique = self.fresh_unique()
+        self.send(frame(opcode, unique, node, body))
+        answer = self.receive()
+        assert answer.unique == unique
+        return answer
+
+
+class _SmallStore(MemoryStore):
+    """Full after a few objects, so that what a fuzzer makes stays small; and one that hangs."""
+
+    limits = Limits(4 * 1024**2, 1, 4 * 1024**2, 10_000)
+    _MOST_OBJECTS = 500
+
+    def put(
+        self,
+        key: str,
+        data: memoryview | bytes,
+        metadata: Mapping[str, str] | None = None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
+        if key not in self._objects and len(self._objects) >= self._MOST_OBJECTS:
+            raise QuotaExceeded("the test's store is full")
+        return super().put(key, data, metadata, condition)
+
+    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+        if key == "never":
+            threading.Event().wait()
+        return super().get_range(key, version, offset, buffer)
+
+
+def make_store() -> MemoryStore:
+    """What every server of these tests shows."""
+    store = _SmallStore()
+    store.put("a", b"hello")
+    store.put("never", b"comes")
+    store.put("dir/large", bytes(range(250)) * (LARGE_BYTES // 250))
+    store.put("dir/sub/leaf", b"")
+    for number in range(50):
+        store.put(f"many/{number:02d}", b"x")
+    return store
+
+
+def main() -> None:
+    """Serve on an inherited descriptor until standard input ends, which it does with the test."""
+    descriptor, state = int(sys.argv[1]), Path(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
+    filesystem, metrics = build(make_store(), state)
+    server = kernel.Server(filesystem, descriptor, metrics, lambda _can_resend: None)
+    serving = threading.Thread(target=server.serve, daemon=True)
+    serving.start()
+    sys.stdin.read()
+    sys.stderr.flush()
+    os._exit(0 if serving.is_alive() else 1)
+
+
+if __name__ == "__main__":
+    main()
