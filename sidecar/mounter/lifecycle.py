@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from urllib.parse import quote
 from sidecar import logs
 from sidecar.errors import (
     EXIT_OK,
+    EndpointUnreachable,
     HostError,
+    MountFailed,
     NotSaved,
     ProbeTimeout,
     ReadyTimeout,
@@ -37,9 +40,11 @@ log = logging.getLogger("sidecar.supervisor")
 Spec = dict[str, Any]
 
 _TURN_S = 1.0
-_FIRST_RESTART_S = 0.05
-_LONGEST_RESTART_S = 5.0
-_LIVED_S = 1.0
+_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
+_RECENT_S = 10.0
+_FREE_DEATHS = 10
+_REMEMBERED_DEATHS = 100
 _FAILED_RESUMES = 3
 _ANSWER_S = 1.0
 _WORKER_START_S = 3600.0
@@ -72,7 +77,7 @@ class VolumeState:
         self.failed_resumes = 0
         self.worker: Child | None = None
         self.serving_since_s = 0.0
-        self.restart_pause_s = 0.0
+        self.deaths_s: deque[float] = deque(maxlen=_REMEMBERED_DEATHS)
         self.restart_at_s: float | None = None
         self.unsaved: list[dict[str, str]] = []
         self.unsaved_count = 0
@@ -81,6 +86,16 @@ class VolumeState:
     def label(self) -> str:
         """How logs, metrics and messages name it."""
         return f"{self.kind}/{self.name}"
+
+    def pause_after_death(self, now_s: float) -> float:
+        """How long to wait before the next worker: not at all, unless deaths come in a row.
+
+        Programs are waiting for their reads meanwhile, so only a worker that dies and dies
+        again is slowed down, up to a bound.
+        """
+        self.deaths_s.append(now_s)
+        recent = sum(now_s - death_s < _RECENT_S for death_s in self.deaths_s)
+        return min(_LONGEST_PAUSE_S, _PAUSE_S * (recent // _FREE_DEATHS) ** 2)
 
     def document(self) -> dict[str, Any]:
         """Its part of the status document."""
@@ -378,7 +393,9 @@ class Lifecycle:
             volume.state = "checked"
 
     def _on_worker(self, volume: VolumeState, event: str, said: Said) -> None:
-        if event == "waiting":
+        if event == "probing":
+            volume.state = "probing"
+        elif event == "waiting":
             volume.error = _error(said.message)
         elif event == "checked":
             volume.state, volume.error = "checked", None
@@ -436,8 +453,7 @@ class Lifecycle:
             raise _of_volume(volume, lost)
         logs.event(log, "worker lost", logging.WARNING, volume=volume.label, how=how)
         now_s = time.monotonic()
-        if volume.state == "serving" and now_s - volume.serving_since_s > _LIVED_S:
-            volume.restart_pause_s = 0.0
+        pause_s = volume.pause_after_death(now_s)
         if volume.resuming:
             volume.failed_resumes += 1
         if not volume.can_resume or volume.failed_resumes >= _FAILED_RESUMES:
@@ -446,10 +462,7 @@ class Lifecycle:
             volume.can_resume = False
         volume.state = "restarting"
         volume.error = volume.error or lost
-        volume.restart_at_s = now_s + volume.restart_pause_s
-        volume.restart_pause_s = min(
-            max(volume.restart_pause_s * 2, _FIRST_RESTART_S), _LONGEST_RESTART_S
-        )
+        volume.restart_at_s = now_s + pause_s
         self._publish()
 
     # --- acts -----------------------------------------------------------------------------------
@@ -482,13 +495,16 @@ class Lifecycle:
             volume.worker.channel.send({"do": "mount"})
             return
         volume.descriptor = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        mounts.mount_fuse(
-            volume.descriptor,
-            volume.mountpoint,
-            volume.source,
-            read_only=volume.read_only,
-            max_read_bytes=_REQUEST_BYTES,
-        )
+        try:
+            mounts.mount_fuse(
+                volume.descriptor,
+                volume.mountpoint,
+                volume.source,
+                read_only=volume.read_only,
+                max_read_bytes=_REQUEST_BYTES,
+            )
+        except MountFailed as error:
+            raise _of_volume(volume, error) from None
         volume.worker.channel.send({"do": "mount"}, (volume.descriptor,))
 
     def _unmount(self, volume: VolumeState, *, keep_guard: bool = False) -> None:
@@ -529,6 +545,12 @@ class Lifecycle:
         for volume in late:
             if volume.error is not None:
                 return _of_volume(volume, volume.error)
+            if volume.state == "probing":  # its first request is still under way
+                silent = EndpointUnreachable(
+                    f"the store did not answer within {seconds:g} s",
+                    "check the endpoint's address and that the pod's network lets it through",
+                )
+                return _of_volume(volume, silent)
         names = ", ".join(volume.label for volume in late) or "the sidecar"
         return ReadyTimeout(
             f"not ready after {seconds:g} s: {names}", "a hanging network path, perhaps"
