@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,12 +58,24 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=0, help="make `many/NNNNN`")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--ttl", type=float, default=1.0)
+    parser.add_argument(
+        "--object", action="append", default=[], metavar="KEY=TEXT", help="make this object"
+    )
+    parser.add_argument(
+        "--until-eof", action="store_true", help="unmount when standard input ends"
+    )
     options = parser.parse_args()
     store = MemoryStore()
     if options.file_mib:
         store.put("large", random.Random(1).randbytes(MIB) * options.file_mib)
     for number in range(options.files):
         store.put(f"many/{number:05d}", b"%05d" % number)
+    for argument in options.object:
+        key, _, text = argument.partition("=")
+        store.put(key, text.encode())
+    if options.until_eof:
+        # So the mount does not outlive whoever asked for it, however that ends.
+        threading.Thread(target=_unmount_at_eof, args=(options.mountpoint,), daemon=True).start()
     with tempfile.TemporaryDirectory() as state:
         filesystem, metrics = build(
             store, Path(state), read_only=options.read_only, ttl_s=options.ttl
@@ -78,6 +92,11 @@ def main() -> None:
                 max_read_bytes=kernel.MAX_REQUEST_BYTES,
             )
             kernel.Server(filesystem, descriptor, metrics, _say_serving).serve()
+
+
+def _unmount_at_eof(mountpoint: str) -> None:
+    sys.stdin.buffer.read()
+    mounts.clear(mountpoint)
 
 
 def _say_serving(_can_resend: bool = False) -> None:

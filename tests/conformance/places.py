@@ -1,0 +1,71 @@
+"""Where the suite runs: a plain directory, and one mount of each transport."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sidecar.mounter import mounts
+
+ROOT = Path(__file__).parents[2]
+_END_S = 10.0
+
+READ_ONLY_OBJECTS = {"file": "content", "directory/inner": "more", "empty/": ""}
+"""What a read-only place holds."""
+
+
+@contextmanager
+def plain(path: Path, *, read_only: bool) -> Iterator[Path]:
+    """A directory of the local file system; read-only through a bind mount of itself."""
+    path.mkdir()
+    if not read_only:
+        yield path
+        return
+    for key, text in READ_ONLY_OBJECTS.items():
+        if key.endswith("/"):
+            (path / key).mkdir()
+        else:
+            (path / key).parent.mkdir(exist_ok=True)
+            (path / key).write_text(text)
+    _bind_read_only(path)
+    try:
+        yield path
+    finally:
+        mounts.unmount(str(path))
+
+
+@contextmanager
+def mounted(transport: str, path: Path, *, read_only: bool) -> Iterator[Path]:
+    """A mount over a memory store, served by another process and surely gone afterwards."""
+    path.mkdir()
+    command = [sys.executable, "-m", "tests.support.serve", transport, str(path), "--until-eof"]
+    if read_only:
+        command.append("--read-only")
+        for key, text in READ_ONLY_OBJECTS.items():
+            command += ["--object", f"{key}={text}"]
+    server = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        assert server.stdout.readline() == "serving\n"
+        yield path
+    finally:
+        server.stdin.close()
+        try:
+            server.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            mounts.clear(str(path))  # by its path alone: to stat a dead mount may hang
+            server.kill()
+            server.wait()
+        server.stdout.close()
+        mounts.clear(str(path))
+
+
+def _bind_read_only(path: Path) -> None:
+    for options in (["--bind", str(path)], ["-o", "remount,ro,bind"]):
+        subprocess.run(["mount", *options, str(path)], check=True)

@@ -1,0 +1,82 @@
+"""What several tests do: expect an errno, run a program, be somebody else, forget pages."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NOBODY = 65534
+
+
+@contextmanager
+def fails_with(code: int) -> Iterator[None]:
+    """The block must raise an OSError with this errno."""
+    try:
+        yield
+    except OSError as error:
+        got = errno.errorcode.get(error.errno or 0, str(error))
+        assert error.errno == code, f"expected {errno.errorcode[code]}, got {got}"
+    else:
+        raise AssertionError(f"expected {errno.errorcode[code]}, but it succeeded")
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """Run a program; its output. Fails with what it said."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+_AS_NOBODY = """\
+import os, sys
+os.chdir(sys.argv[2])
+os.setgroups([]); os.setgid(int(sys.argv[3])); os.setuid(int(sys.argv[3]))
+try:
+    exec(sys.argv[1])
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+def as_nobody(statement: str, directory: Path) -> int:
+    """Run one Python statement in ``directory`` as uid 65534; its errno, 0 if it worked.
+
+    The statement uses relative names, since that user may not be able to walk there.
+    """
+    command = [sys.executable, "-I", "-c", _AS_NOBODY, statement, str(directory), str(NOBODY)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.stderr, done.stderr
+    return done.returncode
+
+
+def forget_pages(path: Path) -> None:
+    """Drop the kernel's pages of a file, so that the next read asks the file system."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def write(path: Path, data: bytes) -> Path:
+    """A closed file with this content, of which the kernel has no pages."""
+    path.write_bytes(data)
+    forget_pages(path)
+    return path
+
+
+@contextmanager
+def opened(path: Path | str, flags: int, mode: int = 0o666) -> Iterator[int]:
+    """open(2), and close(2) at the end."""
+    fd = os.open(path, flags, mode)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
