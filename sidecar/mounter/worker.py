@@ -19,10 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sidecar import logs
-from sidecar.errors import EndpointUnreachable, SidecarError, Unavailable
+from sidecar.errors import SidecarError, TlsUntrusted, Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter import mounts
 from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.cache import LocalCopies
 from sidecar.mounter.channel import Channel, Message
 from sidecar.mounter.credentials import CredentialSource
 from sidecar.mounter.filesystem.attributes import Ownership
@@ -121,13 +122,17 @@ class Worker:
     def _check(self, store: Store, deadline_s: float) -> None:
         """Wait until the bucket answers. Outages are retried until ``deadline_s`` (monotonic).
 
-        A wrong key or a missing bucket does not get better by waiting: raised at once.
+        A wrong key, a missing bucket, or a certificate that nobody vouches for does not get
+        better by waiting: raised at once.
         """
         pause_s = _FIRST_PAUSE_S
+        self._channel.send({"event": "probing"})
         while True:
             try:
                 store.probe()
-            except (EndpointUnreachable, Unavailable) as error:
+            except TlsUntrusted:
+                raise
+            except Unavailable as error:
                 if time.monotonic() + pause_s >= deadline_s:
                     raise
                 # Told now, because the deadline may strike while this process waits.
@@ -157,6 +162,7 @@ class Worker:
             self._metrics,
             ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
             Journal(self._state / "journal"),
+            LocalCopies(self._state / "copies", self._source.url),
             read_only=read_only,
             ttl_s=ttl_s,
             part_bytes=sizes.part_bytes,

@@ -17,6 +17,7 @@ from pathlib import Path
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter import mounts
 from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.cache import LocalCopies
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
@@ -43,6 +44,7 @@ def build(
         metrics,
         ThreadPoolExecutor(4),
         Journal(state / "journal"),
+        LocalCopies(state / "copies", store.url),
         read_only=read_only,
         ttl_s=ttl_s,
         part_bytes=8 * MIB,

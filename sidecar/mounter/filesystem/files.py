@@ -32,14 +32,16 @@ class FileHandle:
 
     Attributes:
         writable: opened with O_WRONLY or O_RDWR.
+        backing_id: what serves it instead, where a transport needs no file system for it.
         reader: reads the pinned version; made at the first read.
     """
 
-    __slots__ = ("node", "reader", "writable")
+    __slots__ = ("backing_id", "node", "reader", "writable")
 
-    def __init__(self, node: File, writable: bool) -> None:
+    def __init__(self, node: File, writable: bool, backing_id: int) -> None:
         self.node = node
         self.writable = writable
+        self.backing_id = backing_id
         self.reader: ObjectReader | None = None
 
 
@@ -69,7 +71,9 @@ class Files:
 
     # --- handles -----------------------------------------------------------------------
 
-    def open(self, node: File, writable: bool, truncate: bool = False) -> int:
+    def open(
+        self, node: File, writable: bool, *, truncate: bool = False, backing_id: int = 0
+    ) -> int:
         """A new handle. With ``truncate`` the file is empty for everyone from now on."""
         if truncate:
             with node.lock:
@@ -78,24 +82,28 @@ class Files:
         with self._lock:
             number = self._next
             self._next += 1
-            self._handles[number] = FileHandle(node, writable)
+            self._handles[number] = FileHandle(node, writable, backing_id)
             node.handles += 1
             node.writers += writable
-        self._journal.write(("open", number, node.id, writable))
+        self._journal.write(("open", number, node.id, writable, backing_id))
         return number
+
+    def opened(self) -> list[FileHandle]:
+        """Every open file."""
+        return list(self._handles.values())
 
     def records(self) -> list[Record]:
         """The open handles, for a successor. Takes no lock."""
         return [
-            ("open", number, opened.node.id, opened.writable)
+            ("open", number, opened.node.id, opened.writable, opened.backing_id)
             for number, opened in list(self._handles.items())
         ]
 
-    def restore(self, handles: dict[int, tuple[File, bool]]) -> None:
-        """Take over a predecessor's handles: number to (node, writable)."""
+    def restore(self, handles: dict[int, tuple[File, bool, int]]) -> None:
+        """Take over a predecessor's handles: number to (node, writable, backing id)."""
         with self._lock:
-            for number, (node, writable) in handles.items():
-                self._handles[number] = FileHandle(node, writable)
+            for number, (node, writable, backing_id) in handles.items():
+                self._handles[number] = FileHandle(node, writable, backing_id)
                 node.handles += 1
                 node.writers += writable
             self._next = max(handles, default=0) + 1

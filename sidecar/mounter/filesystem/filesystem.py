@@ -33,6 +33,7 @@ from sidecar.errors import (
     Unsupported,
 )
 from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.cache import LocalCopies
 from sidecar.mounter.filesystem.attributes import (
     BLOCK_BYTES,
     Attributes,
@@ -63,6 +64,7 @@ class FileSystem:
         ttl_s: lifetime of names and attributes.
         threads: runs uploads and copies.
         journal: where what is given out is written down, once :meth:`begin` was called.
+        copies: objects that lie whole on local disk.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class FileSystem:
         metrics: VolumeMetrics,
         threads: ThreadPoolExecutor,
         journal: Journal,
+        copies: LocalCopies,
         *,
         read_only: bool,
         ttl_s: float,
@@ -83,6 +86,7 @@ class FileSystem:
         self._spool = spool
         self._threads = threads
         self._journal = journal
+        self._copies = copies
         self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal)
         self.files = Files(
             self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics, journal
@@ -220,8 +224,20 @@ class FileSystem:
             entry = self.tree.enter(file)
         return entry, self.files.open(file, is_writable(flags))
 
-    def open(self, node_id: int, flags: int) -> int:
-        """open(2) of an existing file: a handle."""
+    def open_copy(self, node_id: int) -> int | None:
+        """A descriptor of a local file that is the whole node, or None."""
+        node = self.tree.nodes.get(node_id)
+        if isinstance(node, File) and node.remote is not None and node.spool is None:
+            return self._copies.open(node.remote)
+        return None
+
+    def open(self, node_id: int, flags: int, backing_id: int = 0) -> int:
+        """open(2) of an existing file: a handle.
+
+        Args:
+            backing_id: remembered with the handle, for a transport that serves it without
+                asking the file system.
+        """
         writable = is_writable(flags)
         truncate = bool(flags & os.O_TRUNC)
         if writable or truncate:
@@ -229,7 +245,7 @@ class FileSystem:
         node = self.tree.nodes.get(node_id)
         if not isinstance(node, File):
             raise IsADirectory(f"`{node.key}`")
-        return self.files.open(node, writable, truncate)
+        return self.files.open(node, writable, truncate=truncate, backing_id=backing_id)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """pread(2). The caller calls ``release`` of the result once it was sent."""
@@ -311,11 +327,11 @@ class FileSystem:
         held = Held.read(self._journal)
         self.tree.nodes.restore(held.nodes, self._spool.adopt)
         nodes = self.tree.nodes
-        handles: dict[int, tuple[File, bool]] = {}
-        for number, (node_id, writable) in held.handles.items():
+        handles: dict[int, tuple[File, bool, int]] = {}
+        for number, (node_id, writable, backing_id) in held.handles.items():
             node = nodes.get(node_id)
             if isinstance(node, File):
-                handles[number] = (node, writable)
+                handles[number] = (node, writable, backing_id)
         self.files.restore(handles)
         for number, (node_id, given) in held.directories.items():
             self._directories[number] = self.tree.resume_directory(

@@ -125,13 +125,13 @@ class Held:
 
     Attributes:
         nodes: number to the node's last record, its lookups brought up to date.
-        handles: number to (node, writable).
+        handles: number to (node, writable, backing id).
         directories: number to (node, sort keys of the lines that were given).
     """
 
     def __init__(self) -> None:
         self.nodes: dict[int, Record] = {}
-        self.handles: dict[int, tuple[int, bool]] = {}
+        self.handles: dict[int, tuple[int, bool, int]] = {}
         self.directories: dict[int, tuple[int, list[str]]] = {}
 
     @classmethod
@@ -154,7 +154,7 @@ class Held:
         elif kind == "dropped":
             self.nodes.pop(number, None)
         elif kind == "open":
-            self.handles[number] = (rest[0], rest[1])
+            self.handles[number] = (rest[0], rest[1], rest[2])
         elif kind == "closed":
             self.handles.pop(number, None)
         elif kind == "opendir":

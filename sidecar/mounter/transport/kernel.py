@@ -13,6 +13,7 @@ ends the loop.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import queue
@@ -29,6 +30,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.transport import protocol as p
+from sidecar.mounter.transport.passthrough import ORDINARY, Backings
 from sidecar.mounter.transport.protocol import Opcode
 
 log = logging.getLogger(__name__)
@@ -112,6 +114,7 @@ class Server:
         self._descriptor = descriptor
         self._metrics = metrics
         self._on_serving = on_serving
+        self._backings = Backings(descriptor)
         self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="serve")
         self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._waiting: dict[int, bool] = {}  # unique -> may be interrupted
@@ -125,6 +128,9 @@ class Server:
         """
         header = p.OUT_HEADER.pack(p.OUT_HEADER.size, p.Notify.RESEND, 0)
         os.writev(self._descriptor, (header,))
+        self._backings.restore(
+            (opened.node.id, opened.backing_id) for opened in self.filesystem.files.opened()
+        )
         self._on_serving(True)
 
     def serve(self) -> None:
@@ -463,12 +469,26 @@ class Server:
         flags, _ = p.OPEN_IN.unpack_from(request.body)
         if flags & os.O_TRUNC and not wait:
             raise WouldBlock("truncate")
-        handle = self.filesystem.open(request.node, flags)
-        # A node is one version, so the kernel's pages of it are always right.
-        how = p.Open.KEEP_CACHE
-        if flags & os.O_ACCMODE == os.O_RDONLY:
-            how |= p.Open.NOFLUSH  # close(2) has nothing to wait for
-        return _Result((p.OPEN_OUT.pack(handle, how, 0),))
+        backing_id = ORDINARY
+        if self.filesystem.read_only:
+            copy = functools.partial(self.filesystem.open_copy, request.node)
+            backing_id = self._backings.acquire(request.node, copy)
+        try:
+            handle = self.filesystem.open(request.node, flags, backing_id)
+        except BaseException:
+            if self.filesystem.read_only:
+                self._backings.release(request.node)
+            raise
+        if backing_id != ORDINARY:
+            self._metrics.passthrough_opens.inc()
+            how = p.Open.PASSTHROUGH | p.Open.NOFLUSH
+        elif flags & os.O_ACCMODE == os.O_RDONLY:
+            # A node is one version, so the kernel's pages of it are always right; and
+            # close(2) has nothing to wait for.
+            how = p.Open.KEEP_CACHE | p.Open.NOFLUSH
+        else:
+            how = p.Open.KEEP_CACHE
+        return _Result((p.OPEN_OUT.pack(handle, how, backing_id),))
 
     def read(self, request: Request, wait: bool) -> _Result:
         handle, offset, size = _read_in(request.body)
@@ -490,6 +510,8 @@ class Server:
     def release(self, request: Request, _wait: bool) -> _Result:
         (handle,) = p.HANDLE_IN.unpack_from(request.body)
         self.filesystem.release(handle)
+        if self.filesystem.read_only:
+            self._backings.release(request.node)
         return _Result(())
 
 

@@ -1,0 +1,75 @@
+"""A file that lies whole on local disk is served by the kernel, not by the worker."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from pathlib import Path
+
+from sidecar.mounter.cache import LocalCopies
+from sidecar.mounter.store.base import ObjectInfo
+from tests.support.servers import S3Server
+from tests.support.sidecar import Sidecar, bucket_volume
+
+
+def place_copy(sidecar: Sidecar, bucket: str, key: str, version: str, content: bytes) -> Path:
+    """Put a file where the cache would."""
+    copies = LocalCopies(sidecar.state / "data-v" / "copies", f"s3://{bucket}")
+    path = copies.path(ObjectInfo(key, len(content), 0.0, version))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_reads_do_not_reach_the_worker_and_survive_its_death(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    bucket = "passthrough"
+    s3_server.create_bucket(bucket)
+    remote, local = os.urandom(1_000_000), os.urandom(1_000_000)
+    client = s3_server.client()
+    etag = client.put_object(bucket, "whole", io.BytesIO(remote), len(remote)).etag
+    client.put_object(bucket, "other", io.BytesIO(remote), len(remote))
+    mount = tmp_path / "m"
+    sidecar = Sidecar(
+        tmp_path / "run",
+        [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
+        secrets={"v": s3_server.credentials_json()},
+    )
+    place_copy(sidecar, bucket, "whole", etag, local)
+    with sidecar:
+        # Other content on purpose: it shows who answered.
+        with (mount / "whole").open("rb") as first, (mount / "whole").open("rb") as second:
+            assert first.read() == local
+            os.kill(sidecar.volume_status("v")["worker_pid"], signal.SIGKILL)
+            assert second.read() == local
+            # An open while others are: the same way, whatever worker answers.
+            assert (mount / "whole").read_bytes() == local
+        assert (mount / "whole").read_bytes() == local
+        assert (mount / "other").read_bytes() == remote
+        assert sidecar.metric("mount_sidecar_passthrough_opens_total") == 4
+        assert sidecar.metric("mount_sidecar_fetched_bytes_total") == len(remote)
+        assert sidecar.stop() == 0
+
+
+def test_a_copy_of_another_version_or_length_is_not_served(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    bucket = "passthrough-stale"
+    s3_server.create_bucket(bucket)
+    client = s3_server.client()
+    etag = client.put_object(bucket, "short", io.BytesIO(b"remote"), 6).etag
+    client.put_object(bucket, "old", io.BytesIO(b"remote"), 6)
+    mount = tmp_path / "m"
+    sidecar = Sidecar(
+        tmp_path / "run",
+        [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
+        secrets={"v": s3_server.credentials_json()},
+    )
+    place_copy(sidecar, bucket, "short", etag, b"loc")
+    place_copy(sidecar, bucket, "old", "another-version", b"local!")
+    with sidecar:
+        assert (mount / "short").read_bytes() == b"remote"
+        assert (mount / "old").read_bytes() == b"remote"
+        assert sidecar.metric("mount_sidecar_passthrough_opens_total") == 0
