@@ -20,9 +20,18 @@ from sidecar.errors import (
     ConfigError,
     SelectionInvalid,
     SidecarError,
+    SpecInvalid,
+    StateUnusable,
     UsageError,
 )
-from sidecar.spec import SECRETS_ROOT, SHARED_ROOT, STATE_ROOT
+from sidecar.spec import (
+    SECRETS_ROOT,
+    SHARED_ROOT,
+    STATE_ROOT,
+    TERMINATION_MESSAGE,
+    PersistenceSpec,
+    load_spec,
+)
 
 # What a shell reports for a program that the signal ended (128 + SIGINT, + SIGPIPE).
 EXIT_INTERRUPTED = 130
@@ -96,11 +105,25 @@ def demo() -> None:
 @click.option("--spec", "spec_file", required=True, metavar="FILE", help="From `sidecar resolve`.")
 def mount(spec_file: str) -> None:
     """Mount every bucket of a spec and serve until told to stop: the container's job."""
-    from sidecar.errors import SpecInvalid, StateUnusable
     from sidecar.mounter import supervisor
-    from sidecar.spec import load_spec
+    from sidecar.mounter.status import write_termination_message
 
-    spec = load_spec(*read_text(spec_file, SpecInvalid))
+    termination_message = TERMINATION_MESSAGE  # a spec that cannot be read names no other
+    try:
+        spec = load_spec(*read_text(spec_file, SpecInvalid))
+        termination_message = spec.roots.termination_message
+        validated = _write_validated(spec)
+    except SidecarError as error:
+        write_termination_message(termination_message, error.line() + "\n")
+        raise
+    # Replace this process: nothing that parsing needed stays in process 1.
+    command = supervisor.command(str(validated))
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
+def _write_validated(spec: PersistenceSpec) -> Path:
+    """The spec where the supervisor and its workers read it. Raises StateUnusable."""
     validated = Path(spec.roots.state) / "spec.json"
     try:
         validated.parent.mkdir(parents=True, exist_ok=True)
@@ -110,10 +133,7 @@ def mount(spec_file: str) -> None:
             f"cannot write `{validated}`: {failure.strerror}",
             "the state directory (`roots.state`) must be writable",
         ) from None
-    # Replace this process: nothing that parsing needed stays in process 1.
-    command = supervisor.command(str(validated))
-    sys.stdout.flush()
-    os.execv(command[0], command)
+    return validated
 
 
 def read_text(path: str, error: type[ConfigError]) -> tuple[str, str]:

@@ -26,12 +26,14 @@ def check_directory(path: str, *, write: bool) -> None:
     except FileNotFoundError:
         raise PathMissing(
             f"`{path}` does not exist",
-            "the hostPath must exist on the node, and be mounted into the sidecar too",
+            "it must be mounted into the sidecar too, and a hostPath must exist on the node",
         ) from None
     except NotADirectoryError:
-        raise PathMissing(f"`{path}` is not a directory") from None
+        raise PathMissing(f"`{path}` is not a directory", "only directories are mounted") from None
     except OSError as error:
-        raise PathNotReadable(f"`{path}` cannot be listed: {_reason(error)}") from None
+        raise PathNotReadable(
+            f"`{path}` cannot be listed: {_reason(error)}", "check its owner and mode"
+        ) from None
     if write:
         probe = os.path.join(path, _PROBE_PREFIX + secrets.token_hex(8))
         try:
@@ -59,6 +61,11 @@ def make_run_directory(root: str, path: str, uid: int, gid: int) -> None:
             directory.mkdir(exist_ok=True)
             if (os.geteuid(), os.getegid()) != (uid, gid):
                 _give(directory, uid, gid)
+    except FileExistsError as error:
+        raise PathNotWritable(
+            f"the run's outputs directory `{path}` cannot be made: `{error.filename}` is a file",
+            "remove it, or give the run another path",
+        ) from None
     except OSError as error:
         raise PathNotWritable(
             f"the run's outputs directory `{path}` cannot be made: {_reason(error)}",

@@ -246,7 +246,9 @@ class _Fields:
         """
         name = self.first(*names)
         if name is None:
-            raise SecretKeyMissing(f"{self.where}: `{names[0]}` is missing or empty")
+            raise SecretKeyMissing(
+                f"{self.where}: `{names[0]}` is missing or empty", "add it to the secret"
+            )
         return name
 
     def texts(self) -> dict[str, str]:
@@ -318,7 +320,9 @@ def _from_file(secrets_root: str, secret: str, secret_key: str) -> _Fields:
     values = _parse(content)
     del content
     if isinstance(values, str):
-        raise SecretNotJson(f"{where}: {values}")
+        raise SecretNotJson(
+            f"{where}: {values}", "the key of the secret must hold one JSON object"
+        )
     return _Fields(where, values)
 
 

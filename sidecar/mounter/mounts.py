@@ -79,7 +79,10 @@ def mount_fuse(
     )
     if result != 0:
         reason = os.strerror(ctypes.get_errno())
-        raise MountFailed(f"cannot mount at `{path}`: {reason}")
+        raise MountFailed(
+            f"cannot mount at `{path}`: {reason}",
+            f"is {FUSE_DEVICE} the kernel's, and the container privileged?",
+        )
 
 
 def raise_readahead(path: str) -> bool:

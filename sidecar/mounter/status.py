@@ -62,9 +62,15 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_termination_message(path: str, text: str) -> None:
-    """Tell the kubelet why the container ended; not being able to is no error of its own."""
+    """Tell the kubelet why the container ended; not being able to is no error of its own.
+
+    The kubelet has made the file; where there is none, nobody reads it.
+    """
     data = text.encode()
     if len(data) > TERMINATION_MESSAGE_BYTES:
         data = data[: TERMINATION_MESSAGE_BYTES - 4].rpartition(b"\n")[0] + b"\n..."
-    with contextlib.suppress(OSError):
-        Path(path).write_bytes(data)
+    with (
+        contextlib.suppress(OSError),
+        open(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), "wb") as file,
+    ):
+        file.write(data)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +30,7 @@ from sidecar.spec import (
 
 READY_TIMEOUT_S = 60.0
 _POLL_S = 0.02
+_RUN_VARIABLE = "MOUNT_SIDECAR_TEST_RUN"
 
 
 def bucket_volume(
@@ -67,6 +68,8 @@ class Sidecar:
     Args:
         volumes: what the spec selects.
         secrets: secret name to the content of its ``key.json``.
+        prefix: words before the command, of a program that ends in exec, such as setpriv.
+        http: of the spec; by default a free port of 127.0.0.1.
         settings: further fields of the spec, such as ``transport`` or ``sizes``.
     """
 
@@ -78,6 +81,8 @@ class Sidecar:
         secrets: Mapping[str, str] | None = None,
         outputs_path: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        http: Http | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -85,6 +90,7 @@ class Sidecar:
         self.state = directory / "state"
         self.termination_message = directory / "termination-log"
         self.log_file = directory / "sidecar.log"
+        self.output_file = directory / "sidecar.out"
         for name, content in (secrets or {}).items():
             folder = directory / "secrets" / name
             folder.mkdir(parents=True, exist_ok=True)
@@ -101,11 +107,14 @@ class Sidecar:
                 state=str(self.state),
                 termination_message=str(self.termination_message),
             ),
-            http=Http(host="127.0.0.1", port=0),
+            http=http or Http(host="127.0.0.1", port=0),
             **settings,
         )
         self.spec_file = directory / "spec.json"
-        self._environment = {**os.environ, **(environment or {})}
+        self.spec_text: str | None = self.spec.to_json()  # None: there is no such file
+        self.prefix = prefix
+        # Every process of this run inherits the variable, also one that lost its parent.
+        self._environment = {**os.environ, **(environment or {}), _RUN_VARIABLE: str(directory)}
         self._process: subprocess.Popen[bytes] | None = None
 
     # --- life ---------------------------------------------------------------------------
@@ -113,12 +122,15 @@ class Sidecar:
     def start(self, *, wait: bool = True) -> Self:
         """Start it; by default return only when it is ready."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.spec_file.write_text(self.spec.to_json())
-        with self.log_file.open("ab") as log:
+        self.termination_message.write_bytes(b"")  # as the kubelet does
+        if self.spec_text is not None:
+            self.spec_file.write_text(self.spec_text)
+        command = [sys.executable, "-m", "sidecar", "mount", "--spec", str(self.spec_file)]
+        with self.log_file.open("ab") as log, self.output_file.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sidecar", "mount", "--spec", str(self.spec_file)],
+                [*self.prefix, *command],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=log,
                 env=self._environment,
                 start_new_session=True,
@@ -138,6 +150,14 @@ class Sidecar:
                 raise AssertionError(f"not ready after {timeout_s} s:\n{self.log()}")
             time.sleep(_POLL_S)
 
+    def wait_for(self, done: Callable[[], bool], timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Return when ``done``. Raises AssertionError with the log."""
+        deadline_s = time.monotonic() + timeout_s
+        while not done():
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"not within {timeout_s} s:\n{self.log()}")
+            time.sleep(_POLL_S)
+
     def wait(self, timeout_s: float = READY_TIMEOUT_S) -> int:
         """The exit status, once it ends by itself."""
         assert self._process is not None
@@ -153,7 +173,7 @@ class Sidecar:
     def kill(self) -> None:
         """SIGKILL every process of it at once, as the end of a container does."""
         assert self._process is not None
-        pids = [self.pid, *self.children()]
+        pids = self.processes()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -196,6 +216,16 @@ class Sidecar:
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return [int(pid) for pid in path.read_text().split()] if path.exists() else []
 
+    def processes(self) -> list[int]:
+        """Process ids of all that belongs to this run, orphans included."""
+        return processes_with(_RUN_VARIABLE, str(self.directory))
+
+    def mounted(self) -> list[str]:
+        """Where something is mounted below its directory or at a volume's path."""
+        paths = {volume.mountpoint or volume.path for volume in self.spec.buckets}
+        below = f"{self.directory}/"
+        return [m.path for m in mounts.mounted() if m.path in paths or m.path.startswith(below)]
+
     def status(self) -> dict[str, Any]:
         """The status document."""
         document: dict[str, Any] = json.loads((self.state / "status.json").read_text())
@@ -207,8 +237,12 @@ class Sidecar:
         return next(volume for volume in volumes if volume["name"] == name)
 
     def log(self) -> str:
-        """What it printed so far."""
+        """What it printed so far on standard error."""
         return self.log_file.read_text() if self.log_file.exists() else ""
+
+    def said(self) -> list[str]:
+        """The lines for the user: what stands on standard error and is no log line."""
+        return [line for line in self.log().splitlines() if not line.startswith("time=")]
 
     def get(self, page: str) -> tuple[int, str]:
         """(HTTP status, body) of a page."""
@@ -229,3 +263,16 @@ class Sidecar:
             ):
                 total += float(value)
         return total
+
+
+def processes_with(variable: str, value: str) -> list[int]:
+    """Process ids that were started with an environment variable of this value."""
+    wanted = f"{variable}={value}".encode()
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            # It may end at any moment; a zombie's environment is empty, or unreadable.
+            with contextlib.suppress(OSError):
+                if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+    return found

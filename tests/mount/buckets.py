@@ -1,0 +1,66 @@
+"""What the tests of the sidecar on one bucket share."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.spec import Times, TransportName, Volume
+from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
+from tests.support.servers import GcsServer
+from tests.support.sidecar import Sidecar
+
+TRANSPORTS: list[TransportName] = ["kernel", "libfuse"]
+CLOUDS = {"s3": S3Cloud, "gcs": GcsCloud, "azure": AzureCloud}
+
+
+def make_cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> Cloud:
+    """An empty bucket on the session's server."""
+    server = request.getfixturevalue(f"{name}_server")
+    if isinstance(server, GcsServer):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+    bucket = f"mount-{uuid.uuid4().hex[:12]}"
+    server.create_bucket(bucket)
+    return CLOUDS[name](server, bucket)
+
+
+def bucket_sidecar(
+    tmp_path: Path,
+    cloud: Cloud,
+    *,
+    bucket: str | None = None,
+    secret: str | None = None,
+    read_only: bool = False,
+    times: Times | None = None,
+    **settings: Any,
+) -> Sidecar:
+    """A sidecar that mounts one bucket at ``tmp_path / "m"``.
+
+    Args:
+        bucket: instead of the cloud's.
+        secret: content of the secret, instead of the right one.
+        settings: of :class:`Sidecar`.
+    """
+    volume = Volume(
+        name="train",
+        kind="data",
+        path=str(tmp_path / "m"),
+        read_only=read_only,
+        source=cloud.source(bucket=bucket),
+    )
+    content = cloud.server.credentials_json() if secret is None else secret
+    return Sidecar(
+        tmp_path / "run",
+        [volume],
+        secrets={"cloud": content},
+        times=times or Times(ready_timeout_s=20),
+        **settings,
+    )
+
+
+def in_namespace(script: str) -> list[str]:
+    """Words before a command: it runs in a mount namespace of its own, after the script."""
+    return ["unshare", "-m", "sh", "-ec", f'{script}\nexec "$@"', "sh"]

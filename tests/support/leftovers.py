@@ -1,0 +1,87 @@
+"""A pytest plugin: the run fails if it leaves a FUSE mount or a process behind.
+
+Every process that a test starts inherits a variable with the session's own value, so one
+that lost its parent is found too, and a neighbour's run on the same machine is not. A
+server is a process, or a socket that this process itself still listens on.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from sidecar.mounter import mounts
+from tests.support.sidecar import processes_with
+
+_SESSION_VARIABLE = "MOUNT_SIDECAR_TEST_SESSION"
+_LISTENING = "0A"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give this session a name that its children inherit."""
+    os.environ[_SESSION_VARIABLE] = uuid.uuid4().hex
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Look around once all fixtures are gone."""
+    found = leftovers(session.config)
+    if found:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.stash[_FOUND] = found
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was left."""
+    for line in config.stash.get(_FOUND, []):
+        terminalreporter.write_line(f"LEFT BEHIND: {line}", red=True)
+
+
+def leftovers(config: pytest.Config) -> list[str]:
+    """What this session left: one line for each mount, process and listening socket."""
+    factory: pytest.TempPathFactory | None = getattr(config, "_tmp_path_factory", None)
+    found = []
+    if factory is not None:
+        below = f"{factory.getbasetemp()}/"
+        found += [
+            f"mount {mount.fstype} at {mount.path}"
+            for mount in mounts.mounted()
+            if mount.path.startswith(below)
+        ]
+    for pid in processes_with(_SESSION_VARIABLE, os.environ[_SESSION_VARIABLE]):
+        if pid != os.getpid():
+            found.append(f"process {pid}: {_command(pid)}")
+    found += [f"listening socket, port {port}" for port in _listening_ports()]
+    return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return "gone meanwhile"
+
+
+def _listening_ports() -> list[int]:
+    """TCP ports that this process listens on (proc_net_tcp(5))."""
+    own = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            own.add(os.readlink(descriptor))
+        except OSError:
+            continue  # the one that listed the folder
+    ports = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTENING and f"socket:[{fields[9]}]" in own:
+                ports.append(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+_FOUND: pytest.StashKey[list[str]] = pytest.StashKey()
