@@ -498,7 +498,7 @@ class Server:
     def write(self, request: Request, _wait: bool) -> _Result:
         handle, offset, size, *_ = p.WRITE_IN.unpack_from(request.body)
         data = request.body[p.WRITE_IN.size :]
-        if len(data) != size:
+        if len(data) != size or not size:  # write(2) of nothing never comes this far
             raise StructError(f"WRITE of {size} bytes carries {len(data)}")
         return _Result((p.WRITE_OUT.pack(self.filesystem.write(handle, offset, data), 0),))
 
