@@ -73,18 +73,21 @@ class Served:
 
     Args:
         state: an empty directory for its spool, its metrics and its log.
+        hanging: whether the file ``never`` is there, whose content never comes.
     """
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, *, hanging: bool = False) -> None:
         self._state = state
+        self._hanging = hanging
         self._next_unique = 2
 
     def __enter__(self) -> Served:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(PATIENCE_S)
         with theirs, (self._state / "log").open("wb") as log:
+            argv = [str(theirs.fileno()), str(self._state), "hanging" if self._hanging else ""]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, str(theirs.fileno()), str(self._state)],
+                [sys.executable, "-m", __spec__.name, *argv],
                 cwd=Path(__file__).parents[2],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.PIPE,
@@ -117,6 +120,11 @@ class Served:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         raise AssertionError("the server has ended")
+
+    @property
+    def socket(self) -> socket.socket:
+        """The kernel's end, for who must send and receive at the same time."""
+        return self._socket
 
     def fresh_unique(self) -> int:
         """A number for the next request; the kernel's are even (bit 0 marks interrupts)."""
@@ -163,11 +171,12 @@ class _SmallStore(MemoryStore):
         return super().get_range(key, version, offset, buffer)
 
 
-def make_store() -> MemoryStore:
+def make_store(*, hanging: bool) -> MemoryStore:
     """What every server of these tests shows."""
     store = _SmallStore()
     store.put("a", b"hello")
-    store.put("never", b"comes")
+    if hanging:
+        store.put("never", b"comes")
     store.put("dir/large", bytes(range(250)) * (LARGE_BYTES // 250))
     store.put("dir/sub/leaf", b"")
     for number in range(50):
@@ -181,7 +190,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-    filesystem, metrics = build(make_store(), state)
+    filesystem, metrics = build(make_store(hanging=bool(sys.argv[3])), state)
     server = kernel.Server(filesystem, descriptor, metrics, lambda _can_resend: None)
     serving = threading.Thread(target=server.serve, daemon=True)
     serving.start()

@@ -156,7 +156,7 @@ WHOLE_4_GIB = 0xFFFFFFFF
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One for all: whatever a test sends, the next one is served by the same process."""
-    with Served(tmp_path_factory.mktemp("served")) as server:
+    with Served(tmp_path_factory.mktemp("served"), hanging=True) as server:
         yield server
 
 
@@ -303,6 +303,7 @@ def test_a_frame_that_lies_about_its_length_is_passed_over(served: Served, claim
         (Opcode.READ, bytes(23)),
         (Opcode.WRITE, struct.pack("<QQIIQII", 1, 0, 100, 0, 0, 0, 0) + b"99"),
         (Opcode.WRITE, struct.pack("<QQIIQII", 1, 0, WHOLE_4_GIB, 0, 0, 0, 0)),
+        (Opcode.WRITE, struct.pack("<QQIIQII", 1, 1 << 20, 0, 0, 0, 0, 0)),
         (Opcode.CREATE, bytes(16)),
         (Opcode.OPEN, bytes(7)),
         (Opcode.RELEASE, bytes(7)),

@@ -1,0 +1,128 @@
+"""Hostile requests, many of them: each whole one gets one answer, and nothing grows.
+
+``make test`` sends 20,000 frames, ``make soak`` 1,000,000.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from sidecar.mounter.transport.protocol import Opcode
+from tests.transport.mutations import Requests, mutated
+from tests.transport.served import PATIENCE_S, Served, parse
+
+MIB = 1024 * 1024
+SHORT_FRAMES = 20_000
+SOAK_FRAMES = 1_000_000
+SOAK_SEEDS = 4
+MUTATED_SHARE = 0.7
+IN_FLIGHT = 32
+"""The kernel too bounds what is under way: MAX_BACKGROUND, and one for each waiting thread."""
+SETTLED_AFTER = 10_000
+"""Frames after which every buffer that can be in use has been used once."""
+GROWTH_BYTES = 32 * MIB
+"""What the server may gain after that: nodes, names and objects of the files that were made."""
+_UNANSWERED = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
+_LONGEST_ANSWER = 2 * MIB
+
+
+def is_answered(request: bytes) -> bool:
+    """Whether the kernel's rules promise an answer to a frame."""
+    whole = len(request) >= 40 and int.from_bytes(request[:4], "little") == len(request)
+    return whole and opcode_of(request) not in _UNANSWERED
+
+
+def opcode_of(request: bytes) -> int:
+    return int.from_bytes(request[4:8], "little")
+
+
+def unique_of(request: bytes) -> int:
+    return int.from_bytes(request[8:16], "little")
+
+
+class Fuzzer:
+    """Sends mutated requests to a server, and holds it to its answers.
+
+    Attributes:
+        outcomes: how often each (opcode, errno) was answered.
+    """
+
+    def __init__(self, served: Served, seed: int) -> None:
+        self._served = served
+        self._requests = Requests(seed)
+        self.outcomes: Counter[tuple[int, int]] = Counter()
+
+    def run(self, frames: int) -> None:
+        for _ in range(0, frames, IN_FLIGHT):
+            self._exchange([self._make() for _ in range(IN_FLIGHT)])
+
+    def _make(self) -> bytes:
+        request = self._requests.valid(self._served.fresh_unique())
+        rng = self._requests.random
+        return mutated(request, rng) if rng.random() < MUTATED_SHARE else request
+
+    def _exchange(self, requests: Sequence[bytes]) -> None:
+        unsent = list(requests)
+        expected = {unique_of(one): one for one in requests if is_answered(one)}
+        connection = self._served.socket
+        while unsent or expected:
+            writers = [connection] if unsent else []
+            readable, writable, _ = select.select([connection], writers, [], PATIENCE_S)
+            assert readable or writable, f"never answered: {list(expected.values())}"
+            if readable:
+                answer = parse(connection.recv(_LONGEST_ANSWER))
+                request = expected.pop(answer.unique, None)
+                assert request is not None, f"an answer too many: {answer}"
+                self._check(request, answer.errno, answer.body)
+            if writable:
+                connection.send(unsent.pop())
+
+    def _check(self, request: bytes, errno: int, body: bytes) -> None:
+        opcode = opcode_of(request)
+        self.outcomes[opcode, errno] += 1
+        if errno:
+            return
+        self._requests.learn(opcode, body)
+        if opcode in (Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS):
+            asked = int.from_bytes(request[56:60], "little")
+            assert len(body) <= min(asked, MIB)
+
+
+def fuzz(state: Path, seed: int, frames: int) -> tuple[Counter[tuple[int, int]], list[int]]:
+    """Outcomes, and the server's resident bytes: at first, when settled, at the end."""
+    with Served(state) as served:
+        resident = [served.resident_bytes()]
+        fuzzer = Fuzzer(served, seed)
+        fuzzer.run(SETTLED_AFTER)
+        resident.append(served.resident_bytes())
+        fuzzer.run(frames - SETTLED_AFTER)
+        resident.append(served.resident_bytes())
+        assert served.ask(Opcode.STATFS).errno == 0, "it still serves"
+    assert "Traceback" not in served.log
+    return fuzzer.outcomes, resident
+
+
+def check(outcomes: Counter[tuple[int, int]], resident: list[int], frames: int) -> None:
+    succeeded = {opcode for opcode, errno in outcomes if errno == 0}
+    assert len(succeeded) >= 20, "the frames reach the handlers"
+    assert sum(outcomes.values()) > frames / 2
+    assert resident[-1] - resident[1] < GROWTH_BYTES
+
+
+def test_mutated_requests_never_end_the_server(tmp_path: Path) -> None:
+    outcomes, resident = fuzz(tmp_path, 1, SHORT_FRAMES)
+    check(outcomes, resident, SHORT_FRAMES)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2, 2 + SOAK_SEEDS))
+def test_a_million_mutated_requests(tmp_path: Path, seed: int) -> None:
+    frames = SOAK_FRAMES // SOAK_SEEDS
+    outcomes, resident = fuzz(tmp_path, seed, frames)
+    print(f"seed {seed}: {frames} frames, {sum(outcomes.values())} answers, resident {resident}")
+    check(outcomes, resident, frames)
