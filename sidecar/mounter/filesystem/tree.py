@@ -23,6 +23,8 @@ RELIST_MISSES = 16
 """After so many names asked for one by one, reading the whole directory is cheaper."""
 _NEGATIVE_NAMES = 10_000
 _FIRST_ENTRY_OFFSET = 2
+_LOCAL_OFFSET = 1 << 40
+"""Where the lines begin that only this mount has, so that a listing may grow before them."""
 _READDIR_BATCH = 128
 _LATE_CHANGES_S = 120.0
 
@@ -37,11 +39,12 @@ class Line(NamedTuple):
 
 
 class OpenDirectory:
-    """An open directory: one reading of it that stays the same while it is open.
+    """An open directory: one reading of it that stays the same until rewinddir(3).
 
     Attributes:
         given: sort keys of the lines that the reader got already.
         local_names: what only this mount has, listed last; known once they are reached.
+        listed: how many names of the listing come before them.
     """
 
     def __init__(
@@ -50,7 +53,14 @@ class OpenDirectory:
         self.directory = directory
         self.listing = listing
         self.given = given or []
-        self.local_names: list[str] | None = None
+        self.local_names: dict[str, None] | None = None
+        self.listed = 0
+
+    def rewind(self, listing: Listing) -> None:
+        """Begin again, with what ``listing`` says."""
+        self.listing = listing
+        self.given = []
+        self.local_names = None
 
     def give(self, end: int) -> list[str]:
         """Note that lines up to offset ``end`` are given; the sort keys of the new ones."""
@@ -85,6 +95,8 @@ class Tree:
         self._hidden_logged: set[str] = set()
         self._hidden_lock = threading.Lock()
         self.nodes = NodeTable(time.time_ns(), journal)
+        self.on_remote_change: Callable[[Node], None] = _ignore
+        """Called with a node that lost its name because the bucket changed."""
 
     # --- names ---------------------------------------------------------------------
 
@@ -196,31 +208,20 @@ class Tree:
     def read_directory(
         self, opened: OpenDirectory, offset: int, *, wait: bool = True
     ) -> Iterator[Line]:
-        """The lines behind ``offset`` (0 at the beginning), pages loaded as they are reached."""
-        directory, listing = opened.directory, self._listing_of(opened, wait)
+        """The lines behind ``offset``, pages loaded as they are reached.
+
+        0 is the beginning, also of a reading that is under way: then it shows what is there
+        by now, as rewinddir(3) says.
+        """
+        directory = opened.directory
         if offset <= 0:
+            opened.rewind(self._fresh_listing(directory, time.monotonic()))
             yield Line(".", 1, True, directory.id)
         if offset <= 1:
             yield Line("..", 2, True, (directory.parent or directory).id)
-        start = max(0, offset - _FIRST_ENTRY_OFFSET)
-        for index in itertools.count(start):
-            if index >= len(listing.names):
-                if not (wait or listing.complete):
-                    raise WouldBlock(directory.key)
-                listing.load_until(index + _READDIR_BATCH)
-                if index >= len(listing.names):
-                    break
-            name = listing.names[index]
-            if name in listing.entries:
-                remote = listing.entries[name]
-                child = directory.children.get(name)
-                yield Line(
-                    name,
-                    index + 1 + _FIRST_ENTRY_OFFSET,
-                    remote is None,
-                    child.id if child is not None else None,
-                )
-        yield from self._read_local(opened, listing, start)
+        if offset < _LOCAL_OFFSET:
+            yield from self._read_listed(opened, max(0, offset - _FIRST_ENTRY_OFFSET), wait)
+        yield from self._read_local(opened, max(0, offset - _LOCAL_OFFSET), wait)
 
     def enter_line(self, opened: OpenDirectory, name: str) -> Entry | None:
         """:meth:`enter` for a line just read, without a request; None if it is gone again."""
@@ -249,28 +250,58 @@ class Tree:
             opened.listing = listing
         return listing
 
-    def _read_local(
-        self, opened: OpenDirectory, listing: Listing, start: int
-    ) -> Iterator[Line]:
-        """What only this mount has yet: files being written, directories without objects."""
-        directory = opened.directory
-        if opened.local_names is None:
-            with self.nodes.lock:
-                opened.local_names = [
-                    name
-                    for name, child in directory.children.items()
-                    if _is_local(child) and name not in listing.entries
-                ]
-        first = len(listing.names)
-        for index, name in enumerate(opened.local_names, first):
-            child = directory.children.get(name)
-            if index >= start and child is not None and name not in listing.entries:
+    def _read_listed(self, opened: OpenDirectory, start: int, wait: bool) -> Iterator[Line]:
+        """What the store has, from the index ``start`` on."""
+        directory, listing = opened.directory, self._listing_of(opened, wait)
+        for index in itertools.count(start):
+            if opened.local_names is None and index >= len(listing.names):
+                if not (wait or listing.complete):
+                    raise WouldBlock(directory.key)
+                listing.load_until(index + _READDIR_BATCH)
+                if index >= len(listing.names):
+                    self._note_local(opened, listing)
+            if opened.local_names is not None and index >= opened.listed:
+                break
+            name = listing.names[index]
+            if name in listing.entries and name not in (opened.local_names or ()):
+                remote = listing.entries[name]
+                child = directory.children.get(name)
                 yield Line(
                     name,
                     index + 1 + _FIRST_ENTRY_OFFSET,
+                    remote is None,
+                    child.id if child is not None else None,
+                )
+
+    def _read_local(self, opened: OpenDirectory, start: int, wait: bool) -> Iterator[Line]:
+        """What only this mount has yet: files being written, directories without objects.
+
+        A file that is saved meanwhile keeps its place here.
+        """
+        directory, listing = opened.directory, self._listing_of(opened, wait)
+        for index, name in enumerate(self._note_local(opened, listing)):
+            child = directory.children.get(name)
+            if index >= start and child is not None:
+                yield Line(
+                    name,
+                    index + 1 + _LOCAL_OFFSET,
                     isinstance(child, Directory),
                     child.id,
                 )
+
+    def _note_local(self, opened: OpenDirectory, listing: Listing) -> dict[str, None]:
+        """The names that are listed last; settled when they are first asked for."""
+        with self.nodes.lock:
+            if opened.local_names is None:
+                children = opened.directory.children.items()
+                opened.local_names = {
+                    name: None
+                    for name, child in children
+                    if _is_local(child) and name not in listing.entries
+                }
+                # After the names: what is saved in between is listed there and skipped here.
+                opened.listed = len(listing.names)
+            return opened.local_names
 
     # --- changes through this mount ------------------------------------------------------
 
@@ -315,6 +346,7 @@ class Tree:
         self, parent: Directory, name: str, exists: bool, remote: Remote, fresh_until_s: float
     ) -> Node:
         """Make the node of a name agree with what the store said."""
+        old: Node | None = None
         with self.nodes.lock:
             child = parent.children.get(name)
             if child is not None and _is_local(child):
@@ -322,21 +354,24 @@ class Tree:
             if not exists:
                 if child is not None:
                     self.nodes.detach(child)
+                    self.on_remote_change(child)
                 if len(parent.negative) >= _NEGATIVE_NAMES:
                     parent.negative.clear()
                 parent.negative[name] = fresh_until_s
                 raise NotFound(f"`{parent.key}{name}`")
             if remote is None:
                 if not isinstance(child, Directory):
-                    child = self.nodes.add_directory(parent, name, parent.mtime_ns)
+                    old, child = child, self.nodes.add_directory(parent, name, parent.mtime_ns)
             elif not (
                 isinstance(child, File)
                 and child.remote is not None
                 and child.remote.version == remote.version
             ):
-                child = self.nodes.add_file(parent, name, remote)
+                old, child = child, self.nodes.add_file(parent, name, remote)
             child.fresh_until_s = fresh_until_s
-            return child
+        if old is not None:
+            self.on_remote_change(old)
+        return child
 
     def _fresh_listing(self, directory: Directory, now_s: float) -> Listing:
         with directory.lock:
@@ -361,6 +396,10 @@ class Tree:
             if len(self._hidden_logged) < _NEGATIVE_NAMES:
                 self._hidden_logged.add(key)
         log.warning("key left out: %r (%s)", key, reason)
+
+
+def _ignore(_node: Node) -> None:
+    """Nobody needs to be told."""
 
 
 def _is_local(node: Node) -> bool:

@@ -29,6 +29,7 @@ from sidecar.errors import NotFound, SidecarError, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.nodes import Node
 from sidecar.mounter.transport import protocol as p
 from sidecar.mounter.transport.passthrough import ORDINARY, Backings
 from sidecar.mounter.transport.protocol import Opcode
@@ -119,6 +120,8 @@ class Server:
         self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._waiting: dict[int, bool] = {}  # unique -> may be interrupted
         self._lock = threading.Lock()
+        self._changed: queue.SimpleQueue[Node | None] = queue.SimpleQueue()
+        filesystem.tree.on_remote_change = self._changed.put
 
     def resume(self) -> None:
         """Take over from a dead process: the file system is restored, INIT was its business.
@@ -135,11 +138,34 @@ class Server:
 
     def serve(self) -> None:
         """Read and answer requests until the file system is unmounted."""
+        threading.Thread(target=self._notify, name="notify", daemon=True).start()
         buffer = self._take_buffer()
         while (size := self._read(buffer)) is not None:
             if self._receive(buffer, size):
                 buffer = self._take_buffer()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._changed.put(None)
+
+    def _notify(self) -> None:
+        """Let the kernel drop names and pages of what changed in the bucket.
+
+        In a thread of its own: the kernel takes locks for it that the very request may hold
+        during which the change was seen.
+        """
+        while (node := self._changed.get()) is not None:
+            if node.lookups and node.parent is not None:
+                name = os.fsencode(node.name)
+                entry = p.NOTIFY_INVAL_ENTRY_OUT.pack(node.parent.id, len(name), 0)
+                self._tell(p.Notify.INVAL_ENTRY, entry + name + b"\0")
+                self._tell(p.Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE_OUT.pack(node.id, 0, 0))
+
+    def _tell(self, code: p.Notify, body: bytes) -> None:
+        header = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(body), code, 0)
+        try:
+            os.writev(self._descriptor, (header, body))
+        except OSError as error:
+            # ENOENT: the kernel does not have it any more.
+            log.debug("notification %s: %s", code.name, error)
 
     # --- one request --------------------------------------------------------------------------
 
