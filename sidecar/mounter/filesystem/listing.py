@@ -81,6 +81,7 @@ class Listing:
         self._given_until = max(given, default="")
         self.names = [key.removesuffix("/") for key in given]
         self.sort_keys = list(given)
+        self._vacant = set(self.names)  # in `names` and not in `entries`
         self.entries: dict[str, Remote] = {}
         self.complete = False
         self.has_marker = False
@@ -107,9 +108,14 @@ class Listing:
 
     def _apply(self, name: str, exists: bool, remote: Remote) -> None:
         if not exists:
-            self.entries.pop(name, None)
+            if name in self.entries:
+                del self.entries[name]
+                self._vacant.add(name)
         elif name in self.entries:
             self.entries[name] = remote
+        elif name in self._vacant:
+            self._vacant.remove(name)
+            self.entries[name] = remote  # made again: where it was, not a second time
         elif self.covers(name):
             self.entries[name] = remote
             self.names.append(name)
@@ -161,6 +167,7 @@ class Listing:
             if key > self._given_until and name not in self.entries:
                 self.names.append(name)
                 self.sort_keys.append(key)
+            self._vacant.discard(name)
             self.entries[name] = remote
 
 
