@@ -19,6 +19,7 @@ from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.nodes import Directory, Node
 from sidecar.mounter.mounts import SUBTYPE
+from sidecar.mounter.transport.protocol import UNKNOWN_INO
 
 _ENCODING = "latin-1"
 """fusepy decodes strictly; Latin-1 carries any bytes through, the real encoding is ours."""
@@ -139,7 +140,7 @@ class _PathOperations:
             "f_blocks": statistics.blocks,
             "f_bfree": statistics.blocks_free,
             "f_bavail": statistics.blocks_free,
-            "f_files": statistics.files,
+            "f_files": statistics.files + statistics.files_free,
             "f_ffree": statistics.files_free,
             "f_favail": statistics.files_free,
             "f_namemax": statistics.name_max,
@@ -150,11 +151,17 @@ class _PathOperations:
     def opendir(self, path: str) -> int:
         return self._fs.open_directory(self._walk(path).id)
 
-    def readdir(self, _path: str | None, handle: int) -> Iterator[tuple[str, None, int]]:
+    def readdir(
+        self, _path: str | None, handle: int
+    ) -> Iterator[tuple[str, dict[str, int], int]]:
         # Offset 0 tells libfuse to buffer the whole directory: fusepy does not pass the
         # offset on from which the kernel wants to continue.
         for line in self._fs.read_directory(handle, 0):
-            yield _encode(line.name), None, 0
+            known = {
+                "st_mode": stat.S_IFDIR if line.is_directory else stat.S_IFREG,
+                "st_ino": line.node or UNKNOWN_INO,
+            }
+            yield _encode(line.name), known, 0
 
     def releasedir(self, _path: str | None, handle: int) -> None:
         self._fs.release_directory(handle)
