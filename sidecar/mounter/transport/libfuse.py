@@ -151,9 +151,7 @@ class _PathOperations:
     def opendir(self, path: str) -> int:
         return self._fs.open_directory(self._walk(path).id)
 
-    def readdir(
-        self, _path: str | None, handle: int
-    ) -> Iterator[tuple[str, dict[str, int], int]]:
+    def readdir(self, _path: str | None, handle: int) -> Iterator[tuple[str, dict[str, int], int]]:
         # Offset 0 tells libfuse to buffer the whole directory: fusepy does not pass the
         # offset on from which the kernel wants to continue.
         for line in self._fs.read_directory(handle, 0):
