@@ -94,8 +94,8 @@ def test_a_prefix_is_the_root(cloud: Cloud, secrets: Path, prefix: str) -> None:
         copied = store.copy("made", "dir/copied")
         assert copied.key == "dir/copied"
         store.delete("made")
-        assert f"{prefix}made" not in cloud.keys()
-        assert f"{prefix}dir/copied" in cloud.keys()
+        assert f"{prefix}made" not in list(cloud.keys())
+        assert f"{prefix}dir/copied" in list(cloud.keys())
     finally:
         store.close()
 

@@ -220,6 +220,10 @@ class Place:
         """The object is there in another version."""
         return Stale(f"`{key}` in {self} is no longer the version that was opened")
 
+    def upload_lost(self, key: str) -> StoreProtocolError:
+        """An upload that the store forgot: for a writer that is no missing file."""
+        return self.protocol(f"the upload of `{key}` is gone")
+
     def condition_failed(self, request: Request) -> StoreError:
         """A condition of a read or write does not hold."""
         if request.condition is not None and request.condition.absent:

@@ -7,6 +7,7 @@ letter. Changing metadata in place makes a new ETag, and with it a new version.
 from __future__ import annotations
 
 import base64
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -306,8 +307,6 @@ class _AzureUpload:
 class _AzureDialect:
     """Bulk GETs with shared key, SAS token or bearer token."""
 
-    version_header = "etag"
-
     def __init__(
         self,
         source: StoreSource,
@@ -339,11 +338,15 @@ class _AzureDialect:
             headers["authorization"] = f"Bearer {self._token()}"
         return Get(f"{path}?{login.sas_token}" if login.sas_token else path, headers)
 
+    def version(self, fields: Headers) -> str:
+        """From the ETag."""
+        return fields.get("etag", "").strip('"')
+
     def error_code(self, fields: Headers, body: bytes) -> str:
         """From the header."""
         return _error_code(fields.get("x-ms-error-code", ""), body.decode("latin-1"))
 
-    def moved(self, fields: Headers) -> None:  # noqa: ARG002 - the protocol
+    def moved(self, fields: Headers) -> None:
         """Never."""
 
     def _token(self) -> str:
@@ -353,14 +356,10 @@ class _AzureDialect:
 
         if self._identity is None:
             self._identity = DefaultAzureCredential()
-        token = ""
-        try:
-            token = self._identity.get_token(STORAGE_SCOPE).token
-        except ClientAuthenticationError:
-            pass  # raised outside: the SDK's message quotes what it tried
-        if not token:
-            raise _no_identity(self._place)
-        return token
+        with contextlib.suppress(ClientAuthenticationError):  # its message quotes what it tried
+            token: str = self._identity.get_token(STORAGE_SCOPE).token
+            return token
+        raise _no_identity(self._place)
 
 
 def _error_code(code: str, text: str) -> str:

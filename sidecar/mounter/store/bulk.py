@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import http.client
 import re
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from sidecar.errors import StoreError
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
@@ -41,9 +41,8 @@ class Get(NamedTuple):
 class Dialect(Protocol):
     """What differs between stores."""
 
-    @property
-    def version_header(self) -> str:
-        """The response header with the version, lower-case."""
+    def version(self, fields: Headers) -> str:
+        """The version that an answer names, or an empty string."""
 
     def get(self, key: str, version: str, byte_range: str) -> Get:
         """A signed GET of ``byte_range`` (``bytes=a-b``), on condition of ``version``."""
@@ -87,14 +86,11 @@ class BulkReader:
         pool = self._pool
         while True:
             connection, reused = pool.take()
-            reusable = False
+            response: http.client.HTTPResponse | None = None
             try:
                 connection.request("GET", request.target, headers=request.headers)
                 response = connection.getresponse()
-                assert isinstance(response, Response)
-                count = self._read(response, key, version, offset, buffer)
-                reusable = response.isclosed() and not response.will_close
-                return count
+                return self._read(cast("Response", response), key, version, offset, buffer)
             except TRANSPORT_ERRORS as error:
                 if reused and _was_closed_idle(error):
                     # A server may close an idle connection at any time; that is no outage.
@@ -102,7 +98,7 @@ class BulkReader:
                     continue
                 raise self._place.from_transport(error) from None
             finally:
-                if reusable:
+                if response is not None and response.isclosed() and not response.will_close:
                     pool.give_back(connection)
                 else:
                     pool.discard(connection)
@@ -114,7 +110,7 @@ class BulkReader:
         status = response.status
         if status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             # The range begins at or behind the end; of this version, as far as it is said.
-            if self._dialect.version_header in response.fields:
+            if self._dialect.version(response.fields):
                 self._check_version(response.fields, key, version)
             response.read(_MAX_ERROR_BYTES)
             return 0
@@ -146,7 +142,7 @@ class BulkReader:
         )
 
     def _check_version(self, fields: Headers, key: str, version: str) -> None:
-        got = fields.get(self._dialect.version_header, "").removeprefix("W/").strip('"')
+        got = self._dialect.version(fields)
         if not got:
             raise self._place.protocol(f"the answer for `{key}` does not say its version")
         if got != version:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -9,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
-from sidecar.errors import NotFound, SidecarError, Stale
+from sidecar.errors import NotFound, SidecarError, Stale, Unavailable
 from sidecar.mounter.store.answers import Place, Request
 from sidecar.mounter.store.base import Condition, ObjectInfo, Page, StoreObserver
 from sidecar.mounter.store.bulk import BulkReader, Dialect
@@ -113,7 +114,10 @@ class CloudStore(ABC, Generic[C]):
             self._check_bucket()
             raise
         except Stale:
-            self.head(key)  # some stores answer so for an object that is gone
+            # Some stores answer so for an object that is gone. If that cannot be found out, it
+            # still is not the version that was asked for.
+            with contextlib.suppress(Unavailable):
+                self.head(key)
             raise
 
     def delete_many(self, keys: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import ssl
 import threading
 import urllib.parse
@@ -203,8 +202,6 @@ def _tls_context(verify: bool) -> ssl.SSLContext:
     return context
 
 
-TRANSPORT_ERRORS: tuple[type[Exception], ...] = (
-    OSError,  # refused, reset, timed out, not resolved, TLS
-    http.client.HTTPException,
-    socket.gaierror,
-)
+# What a request on such a connection raises: refused, reset, timed out, not resolved, TLS; and
+# answers that are not HTTP.
+TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, http.client.HTTPException)

@@ -281,8 +281,6 @@ class GcsStore(CloudStore[GcsCredentials]):
 class _GcsDialect:
     """Bulk GETs of the JSON API."""
 
-    version_header = "x-goog-generation"
-
     def __init__(self, source: StoreSource, endpoint: Endpoint, tokens: Tokens) -> None:
         self._root = f"{endpoint.path}/download/storage/v1/b/{quote(source.bucket, safe='')}/o/"
         self._prefix = source.prefix
@@ -303,11 +301,15 @@ class _GcsDialect:
             },
         )
 
+    def version(self, fields: Headers) -> str:
+        """From the generation."""
+        return fields.get("x-goog-generation", "")
+
     def error_code(self, fields: Headers, body: bytes) -> str:  # noqa: ARG002 - the protocol
         """From the JSON or text body."""
         return _reason(body)
 
-    def moved(self, fields: Headers) -> None:  # noqa: ARG002 - the protocol
+    def moved(self, fields: Headers) -> None:
         """Never."""
 
 

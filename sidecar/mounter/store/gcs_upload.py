@@ -125,6 +125,8 @@ class ResumableUpload:
             nonlocal tried
             first = self._sent_bytes
             if tried:
+                # Answered with 308 and what arrived, or with the object. fake-gcs-server instead
+                # ends the session here: there, no upload survives an outage.
                 state = self._put(request, f"bytes */{total}", ())
                 if state.status != _GOES_ON:
                     return state  # it was complete: only the answer was lost
@@ -144,7 +146,10 @@ class ResumableUpload:
                 raise Again(error, "truncated")
             return reply
 
-        return self._store.retry.run(request.operation, attempt)
+        try:
+            return self._store.retry.run(request.operation, attempt)
+        except NotFound:
+            raise self._store.place.upload_lost(self._key) from None
 
     def _put(self, request: Request, content_range: str, body: Pieces) -> Reply:
         return self._store.send_once(

@@ -37,6 +37,7 @@ MAX_COPY_BYTES = 5 * GIB
 COPY_PART_BYTES = GIB
 DELETE_BATCH = 1000
 
+_NO_ETAG = "~"
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z0-9]+)</Code>")
 
 
@@ -159,7 +160,7 @@ class S3Store(CloudStore[S3Credentials]):
                 key=self._relative(item["Key"]),
                 size_bytes=item["Size"],
                 mtime_s=item["LastModified"].timestamp(),
-                version=item["ETag"].strip('"'),
+                version=_version(item.get("ETag"), item["LastModified"].timestamp(), item["Size"]),
             )
             for item in answer.get("Contents", [])
             if item["Key"] != self._source.prefix
@@ -173,7 +174,9 @@ class S3Store(CloudStore[S3Credentials]):
             key=key,
             size_bytes=answer["ContentLength"],
             mtime_s=answer["LastModified"].timestamp(),
-            version=answer["ETag"].strip('"'),
+            version=_version(
+                answer.get("ETag"), answer["LastModified"].timestamp(), answer["ContentLength"]
+            ),
             metadata=dict(answer["Metadata"]),
         )
 
@@ -199,7 +202,10 @@ class S3Store(CloudStore[S3Credentials]):
             body=data,
             timeout_s=TRANSFER_TIMEOUT_S,
         )
-        return ObjectInfo(key, len(data), _date(answer), answer["ETag"].strip('"'), metadata or {})
+        version = _etag(answer.get("ETag"))
+        if not version:
+            return self.head(key)
+        return ObjectInfo(key, len(data), _date(answer), version, metadata or {})
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _S3Upload:
         """As :meth:`Store.start_upload`."""
@@ -225,7 +231,7 @@ class S3Store(CloudStore[S3Credentials]):
         kept = found.metadata if metadata is None else metadata
         arguments = {
             "CopySource": {"Bucket": self._bucket, "Key": self.full(source)},
-            "CopySourceIfMatch": f'"{found.version}"',
+            **_if_match("CopySourceIfMatch", found.version),
         }
         if found.size_bytes > MAX_COPY_BYTES:
             return self._copy_parts(found, target, kept or {}, arguments)
@@ -340,13 +346,16 @@ class _S3Upload:
 
     def put_part(self, number: int, data: memoryview | bytes) -> None:
         """As :meth:`Upload.put_part`."""
-        answer = self._store.send(
-            "upload_part",
-            Request("part", self._key),
-            {"PartNumber": number, **self._upload},
-            body=data,
-            timeout_s=TRANSFER_TIMEOUT_S,
-        )
+        try:
+            answer = self._store.send(
+                "upload_part",
+                Request("part", self._key),
+                {"PartNumber": number, **self._upload},
+                body=data,
+                timeout_s=TRANSFER_TIMEOUT_S,
+            )
+        except NotFound:
+            raise self._store.place.upload_lost(self._key) from None
         self._parts[number] = (answer["ETag"], len(data))
 
     def copy_part(
@@ -393,9 +402,12 @@ class _S3Upload:
         digest = hashlib.md5(usedforsecurity=False)
         for etag in etags:
             digest.update(bytes.fromhex(etag.strip('"')))
-        found = self._store.head(self._key)
+        try:
+            found = self._store.head(self._key)
+        except NotFound:
+            raise self._store.place.upload_lost(self._key) from None
         if found.version != f"{digest.hexdigest()}-{len(etags)}":
-            raise self._store.place.not_found(self._key)
+            raise self._store.place.upload_lost(self._key)
         return found
 
     def abort(self) -> None:
@@ -408,8 +420,6 @@ class _S3Upload:
 
 class _S3Dialect:
     """Bulk GETs of S3, path-style behind an endpoint, by host name at AWS."""
-
-    version_header = "etag"
 
     def __init__(self, source: StoreSource, login: Login[S3Credentials]) -> None:
         self._bucket = source.bucket
@@ -441,7 +451,7 @@ class _S3Dialect:
     def get(self, key: str, version: str, byte_range: str) -> Get:
         """A GET signed in its headers."""
         path = quote_path(self._root + key)
-        conditions = {"if-match": f'"{version}"', "range": byte_range}
+        conditions = {"range": byte_range, **_if_match("if-match", version)}
         login = self._login.credentials
         if login.anonymous:
             return Get(path, conditions)
@@ -457,6 +467,15 @@ class _S3Dialect:
             session_token=token,
         )
         return Get(path, signed | conditions)
+
+    def version(self, fields: Headers) -> str:
+        """From the ETag, or what takes its place."""
+        etag, modified = fields.get("etag"), fields.get("last-modified")
+        if _etag(etag) or not modified:
+            return _etag(etag)
+        total = fields.get("content-range", "").rpartition("/")[2]
+        size = total or fields.get("content-length", "")
+        return _version("", parsedate_to_datetime(modified).timestamp(), size)
 
     def error_code(self, fields: Headers, body: bytes) -> str:  # noqa: ARG002 - the protocol
         """From the XML body."""
@@ -497,12 +516,28 @@ def _no_identity(place: Place) -> StoreError:
     )
 
 
+def _etag(value: str | None) -> str:
+    return (value or "").removeprefix("W/").strip('"')
+
+
+def _version(etag: str | None, mtime_s: float, size_bytes: int | str) -> str:
+    """The ETag; of a server that has none, time and size, which is weaker but not nothing.
+
+    Such a server may still name an ETag when it is written to; reads of that version are Stale.
+    """
+    return _etag(etag) or f"{_NO_ETAG}{int(mtime_s)}-{size_bytes}"
+
+
+def _if_match(name: str, version: str) -> dict[str, str]:
+    return {} if version.startswith(_NO_ETAG) else {name: f'"{version}"'}
+
+
 def _conditional(condition: Condition | None) -> dict[str, str]:
     if condition is None:
         return {}
     if condition.absent:
         return {"IfNoneMatch": "*"}
-    return {} if condition.version is None else {"IfMatch": f'"{condition.version}"'}
+    return {} if condition.version is None else _if_match("IfMatch", condition.version)
 
 
 def _date(answer: Mapping[str, Any]) -> float:

@@ -1,0 +1,372 @@
+"""Answers that no healthy server gives: each on demand, from a server of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import AccessDenied, Stale, StoreProtocolError, Unavailable
+from sidecar.mounter.credentials import Credentials, GcsCredentials, S3Credentials
+from sidecar.mounter.store import connections, open_store, s3
+from sidecar.mounter.store.base import Condition, Store
+from sidecar.spec import StoreSource
+from tests.support.clouds import Cloud, CountingObserver, RcloneCloud, S3Cloud
+from tests.support.servers import HttpResponder, RcloneServer, S3Server, answer
+
+BODY = bytes(range(200))
+ETAG = {"ETag": '"v1"'}
+
+Respond = Callable[[BaseHTTPRequestHandler], None]
+
+
+class FixedCredentials:
+    """Credentials that never change."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def current(self) -> Credentials:
+        return self._credentials
+
+    def refresh(self) -> bool:
+        return False
+
+
+class Scripted:
+    """An S3 endpoint that gives the scripted answers in turn, the last one for ever."""
+
+    def __init__(self, *script: Respond, retry_budget_s: float = 20.0) -> None:
+        self.ranges: list[str] = []
+        self._script = list(script)
+        self._responder = HttpResponder(self._respond).start()
+        self.observer = CountingObserver()
+        self.store = open_store(
+            StoreSource(store="s3", url="s3://bucket", bucket="bucket"),
+            FixedCredentials(
+                S3Credentials(
+                    access_key_id="key",
+                    secret_access_key="canary-secret",
+                    endpoint_url=self._responder.endpoint,
+                )
+            ),
+            retry_budget_s=retry_budget_s,
+            observer=self.observer,
+        )
+
+    def _respond(self, handler: BaseHTTPRequestHandler) -> None:
+        self.ranges.append(handler.headers["Range"])
+        step = self._script.pop(0) if len(self._script) > 1 else self._script[0]
+        step(handler)
+
+    def read(self, offset: int = 0, size: int = 100) -> bytes:
+        buffer = memoryview(bytearray(size))
+        return bytes(buffer[: self.store.get_range("key", "v1", offset, buffer)])
+
+    @property
+    def reasons(self) -> list[str]:
+        return [reason for _, reason in self.observer.retries]
+
+    def stop(self) -> None:
+        self.store.close()
+        self._responder.stop()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., Scripted]]:
+    made: list[Scripted] = []
+
+    def make(*script: Respond, **options: float) -> Scripted:
+        made.append(Scripted(*script, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+def good(handler: BaseHTTPRequestHandler) -> None:
+    first, last = map(int, handler.headers["Range"].removeprefix("bytes=").split("-"))
+    last = min(last, len(BODY) - 1)
+    span = {"Content-Range": f"bytes {first}-{last}/{len(BODY)}"}
+    answer(handler, 206, BODY[first : last + 1], {**ETAG, **span})
+
+
+def status(code: int, **headers: str) -> Respond:
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda handler: answer(handler, code, b"", fields)
+
+
+def truncated(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(206)
+    for name, value in {**ETAG, "Content-Range": "bytes 0-99/200", "Content-Length": "100"}.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(BODY[:40])
+    handler.close_connection = True
+
+
+def hung_up(handler: BaseHTTPRequestHandler) -> None:
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (truncated, "truncated"),
+        (hung_up, "connection"),
+        (status(500), "server_error"),
+        (status(503), "throttled"),
+        (status(429), "throttled"),
+        (status(503, Retry_After="1"), "throttled"),
+    ],
+)
+def test_a_passing_fault_is_tried_again_and_counted(
+    scripted: Callable[..., Scripted], fault: Respond, reason: str
+) -> None:
+    server = scripted(fault, good)
+    assert server.read() == BODY[:100]
+    assert server.reasons == [reason]
+
+
+@pytest.mark.parametrize("fault", [truncated, status(500), status(503, Retry_After="3600")])
+def test_a_lasting_fault_ends_with_the_budget(
+    scripted: Callable[..., Scripted], fault: Respond
+) -> None:
+    server = scripted(fault, retry_budget_s=0.3)
+    with pytest.raises((Unavailable, StoreProtocolError)):
+        server.read()
+
+
+def test_a_stalled_connection_is_dropped_and_asked_again(
+    scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SOCKET_TIMEOUT_S", 0.3)
+    release = threading.Event()
+
+    def stalled(handler: BaseHTTPRequestHandler) -> None:
+        release.wait(60)
+        handler.close_connection = True
+
+    server = scripted(stalled, good)
+    try:
+        assert server.read() == BODY[:100]
+    finally:
+        release.set()
+    assert server.reasons == ["stalled"]
+
+
+def test_a_connection_closed_while_idle_is_no_outage(scripted: Callable[..., Scripted]) -> None:
+    def last_on_this_connection(handler: BaseHTTPRequestHandler) -> None:
+        good(handler)
+        handler.close_connection = True
+
+    server = scripted(last_on_this_connection)
+    assert [server.read(offset) for offset in (0, 50)] == [BODY[:100], BODY[50:150]]
+    assert server.reasons == []
+
+
+def lying(span: str, code: int = 206) -> Respond:
+    return lambda handler: answer(handler, code, BODY[:100], {**ETAG, "Content-Range": span})
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lying("bytes 0-99/200"),  # another offset
+        lying("bytes 50-99/200"),  # shorter than the object
+        lambda handler: answer(handler, 200, BODY[:100], ETAG),  # the length fits by chance
+        lambda handler: answer(handler, 206, BODY[:100]),  # no version
+    ],
+)
+def test_bytes_from_a_wrong_place_are_never_given_out(
+    scripted: Callable[..., Scripted], fault: Respond
+) -> None:
+    with pytest.raises(StoreProtocolError):
+        scripted(fault).read(offset=50)
+
+
+def test_a_whole_object_is_taken_from_a_server_without_ranges(
+    scripted: Callable[..., Scripted],
+) -> None:
+    server = scripted(lambda handler: answer(handler, 200, BODY[:100], ETAG))
+    assert server.read(size=150) == BODY[:100]
+
+
+def test_another_version_is_stale_even_if_the_condition_was_ignored(
+    scripted: Callable[..., Scripted],
+) -> None:
+    def other(handler: BaseHTTPRequestHandler) -> None:
+        span = {"Content-Range": "bytes 0-99/200", "Last-Modified": "Tue, 24 Nov 2026 12:00:00 GMT"}
+        answer(handler, 206, BODY[:100], {"ETag": '"v2"', **span})
+
+    with pytest.raises(Stale):
+        scripted(other).read()
+
+
+def test_forbidden_is_asked_once_when_there_are_no_newer_credentials(
+    scripted: Callable[..., Scripted],
+) -> None:
+    server = scripted(status(403))
+    with pytest.raises(AccessDenied) as caught:
+        server.read()
+    assert len(server.ranges) == 1
+    assert "canary" not in caught.value.line() + repr(caught.value) + repr(server.store)
+
+
+# --- real servers, rare paths ------------------------------------------------------------
+
+
+@pytest.fixture
+def s3_cloud(s3_server: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> Cloud:
+    bucket = f"faults-{abs(hash(request.node.name)) % 10**9}"
+    s3_server.create_bucket(bucket)
+    cloud = S3Cloud(s3_server, bucket)
+    cloud.write_secret(tmp_path / "secrets")
+    return cloud
+
+
+@pytest.fixture
+def s3_store(s3_cloud: Cloud, tmp_path: Path) -> Iterator[Store]:
+    store = s3_cloud.open(tmp_path / "secrets")
+    yield store
+    store.close()
+
+
+def test_a_large_copy_goes_in_parts(
+    s3_cloud: Cloud, s3_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mib = 1024 * 1024
+    monkeypatch.setattr(s3, "MAX_COPY_BYTES", 8 * mib)
+    monkeypatch.setattr(s3, "COPY_PART_BYTES", 5 * mib)
+    content = bytes(range(256)) * (12 * mib // 256)
+    s3_store.put("source", content, {"mode": "640"})
+    made = s3_store.copy("source", "target")
+    assert s3_cloud.read("target") == content
+    assert made.size_bytes == len(content)
+    head = s3_store.head("target")
+    assert (head.version, head.metadata) == (made.version, {"mode": "640"})
+
+
+def test_abandoned_uploads_are_aborted_and_young_ones_kept(
+    s3_cloud: Cloud, s3_store: Store
+) -> None:
+    upload = s3_store.start_upload("dir/object")
+    upload.put_part(1, b"x" * 1024)
+    assert s3_store.abort_uploads("dir/object", older_than_s=3600) == 0
+    assert s3_store.abort_uploads("dir/object", older_than_s=-5) == 1
+    assert s3_store.abort_uploads("dir/object", older_than_s=-5) == 0
+
+
+def test_without_etags_time_and_size_pin_the_version(tmp_path: Path) -> None:
+    with RcloneServer(tmp_path / "rclone", etags=False) as server:
+        server.create_bucket("bucket")
+        cloud = RcloneCloud(server, "bucket")
+        cloud.write_secret(tmp_path / "secrets")
+        store = cloud.open(tmp_path / "secrets")
+        # Its PUT names an ETag that no later answer repeats, so only what was read pins.
+        store.put("key", b"content")
+        made = store.head("key")
+        assert made.version == store.list_page("").objects[0].version
+        buffer = memoryview(bytearray(7))
+        assert store.get_range("key", made.version, 0, buffer) == 7
+        cloud.write("key", b"longer content")
+        with pytest.raises(Stale):
+            store.get_range("key", made.version, 0, buffer)
+        with pytest.raises(Stale):
+            store.put("key", b"x", condition=Condition(version=made.version))
+        store.close()
+
+
+class Session:
+    """A resumable upload as Google documents it; fake-gcs-server ends one at a status query.
+
+    Args:
+        lost: which PUTs with content, counted from 0, are taken and not answered.
+        cut: which of them keep only their first chunk.
+    """
+
+    def __init__(self, lost: set[int], cut: set[int]) -> None:
+        self.content = b""
+        self.finished = False
+        self._lost, self._cut, self._count = lost, cut, -1
+
+    def respond(self, handler: BaseHTTPRequestHandler) -> None:
+        data = handler.rfile.read(int(handler.headers.get("Content-Length", "0")))
+        if handler.command == "POST":
+            host = handler.headers["Host"]
+            answer(handler, 200, b"", {"Location": f"http://{host}/session"})
+            return
+        span, _, total = handler.headers["Content-Range"].removeprefix("bytes ").partition("/")
+        if span != "*":
+            self._count += 1
+            assert int(span.partition("-")[0]) == len(self.content), "not where it stopped"
+            self.content += data[:262144] if self._count in self._cut else data
+            self.finished = total == str(len(self.content))
+            if self._count in self._lost:
+                handler.close_connection = True
+                return
+        if self.finished:
+            made = {"name": "key", "size": str(len(self.content)), "generation": "7"}
+            answer(
+                handler, 200, json.dumps({**made, "timeCreated": "2026-11-24T00:00:00Z"}).encode()
+            )
+        else:
+            arrived = {"Range": f"bytes=0-{len(self.content) - 1}"} if self.content else {}
+            answer(handler, 308, b"", arrived)
+
+
+@pytest.mark.parametrize(
+    ("lost", "cut"),
+    [(set(), set()), ({0}, set()), ({2}, set()), ({0}, {0}), (set(), {1}), ({0, 1, 2}, set())],
+)
+def test_an_upload_session_goes_on_where_it_stopped(lost: set[int], cut: set[int]) -> None:
+    session = Session(lost, cut)
+    observer = CountingObserver()
+    with HttpResponder(session.respond) as server:
+        store = open_store(
+            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
+            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
+            retry_budget_s=20,
+            observer=observer,
+        )
+        content = os.urandom(1_500_000)
+        upload = store.start_upload("key")
+        upload.put_part(1, content[:700_000])
+        upload.put_part(2, content[700_000:])
+        made = upload.complete()
+        store.close()
+    assert session.content == content
+    assert session.finished
+    assert (made.size_bytes, made.version) == (len(content), "7")
+    assert bool(observer.retries) == bool(lost | cut)
+
+
+def test_a_lost_upload_is_no_missing_file(s3_store: Store) -> None:
+    upload = s3_store.start_upload("key")
+    upload.put_part(1, b"data")
+    upload.abort()
+    with pytest.raises(StoreProtocolError, match="upload of `key` is gone"):
+        upload.put_part(2, b"data")
+    with pytest.raises(StoreProtocolError, match="upload of `key` is gone"):
+        upload.complete()
+
+
+def test_reading_imports_no_sdk() -> None:
+    """A restarted worker that only reads must not wait for one."""
+    program = """
+import json, sys
+for kind in ("s3", "gcs", "azure"):
+    __import__(f"sidecar.mounter.store.{kind}")
+sdks = ("s3fs", "gcsfs", "adlfs", "botocore", "aiobotocore", "azure", "google.auth", "fsspec")
+print(json.dumps([name for name in sdks if name in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert json.loads(done.stdout) == []
