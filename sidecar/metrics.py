@@ -128,8 +128,6 @@ class VolumeMetrics:
         self.spool_used_bytes = gauge(
             "mount_sidecar_spool_used_bytes", "Disk space that the spool occupies"
         ).labels(*bound)
-        for value in (self.open_handles, self.dirty_bytes, self.spool_used_bytes):
-            value.set(0)
         self._observe_operation: dict[str, Callable[[float], None]] = {}
         self._observe_request: dict[str, Callable[[float], None]] = {}
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from sidecar.errors import WouldBlock
+from sidecar.errors import NotFound, Stale, StoreProtocolError, WouldBlock
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.store.base import ObjectInfo, Store
@@ -48,6 +48,19 @@ class Fetcher(NamedTuple):
     buffers: BufferPool
     metrics: VolumeMetrics
     part_bytes: int
+
+    def fetch(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` of exactly this version.
+
+        Raises Stale where the version is gone, whether replaced or deleted.
+        """
+        try:
+            count = self.store.get_range(info.key, info.version, offset, buffer)
+        except NotFound as error:
+            raise Stale(f"{error.what} was deleted while it was open") from error
+        if count != len(buffer):
+            raise StoreProtocolError(f"`{info.key}` ended {len(buffer) - count} bytes early")
+        self.metrics.fetched_bytes.inc(count)
 
 
 class ReadResult(NamedTuple):
@@ -88,8 +101,7 @@ class _Part:
         try:
             assert self.buffer is not None
             with memoryview(self.buffer) as view:
-                fetcher.store.get_range(info.key, info.version, self.start, view)
-            fetcher.metrics.fetched_bytes.inc(self.end - self.start)
+                fetcher.fetch(info, self.start, view)
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:
@@ -255,11 +267,10 @@ class ObjectReader:
         buffer = bytearray(end - offset)
         began_s = time.perf_counter()
         with memoryview(buffer) as view:
-            self._fetcher.store.get_range(self.info.key, self.info.version, offset, view)
+            self._fetcher.fetch(self.info, offset, view)
         metrics = self._fetcher.metrics
         metrics.stall_seconds.inc(time.perf_counter() - began_s)
         metrics.cache_misses.inc()
-        metrics.fetched_bytes.inc(len(buffer))
         return ReadResult([memoryview(buffer)], _nothing)
 
     def _read_parts(

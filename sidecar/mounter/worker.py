@@ -34,11 +34,13 @@ from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.base import Store
 from sidecar.mounter.transport import kernel, libfuse
+from sidecar.mounter.transport.readers import Readers
 from sidecar.spec import PersistenceSpec, StoreSource, Volume, load_spec
 
 log = logging.getLogger("sidecar.worker")
 
 _FETCH_THREADS = 16
+_MOST_READERS = 4
 _UPLOAD_THREADS = 4
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
@@ -65,6 +67,7 @@ class Worker:
         self._source = volume.source
         self._channel = channel
         self._mountpoint = volume.mountpoint or volume.path
+        self._identity = identity
         self._state = Path(spec.roots.state) / identity
         self._metrics = VolumeMetrics(
             Path(spec.roots.state) / "metrics", f"{volume.kind}/{volume.name}", identity
@@ -75,6 +78,7 @@ class Worker:
     def run(self, deadline_s: float) -> None:
         """Check, mount when told, serve. Returns when the mount is gone."""
         store = self._open_store()
+        readers = self._fork_readers(store)
         self._check(store, deadline_s)
         filesystem = self._build(store)
         self._channel.send({"event": "checked"})
@@ -84,7 +88,9 @@ class Worker:
         _, descriptors = received
         self._start_threads()
         if descriptors:
-            kernel.Server(filesystem, descriptors[0], self._metrics, self._say_serving).serve()
+            kernel.Server(
+                filesystem, descriptors[0], self._metrics, self._say_serving, readers
+            ).serve()
         else:
             libfuse.serve(
                 filesystem,
@@ -97,9 +103,13 @@ class Worker:
 
     def resume(self, descriptor: int) -> None:
         """Go on with the mount of a worker that died. Does not ask the store first."""
-        filesystem = self._build(self._open_store())
+        store = self._open_store()
+        readers = self._fork_readers(store)
+        filesystem = self._build(store)
         filesystem.restore()
-        server = kernel.Server(filesystem, descriptor, self._metrics, self._say_serving)
+        server = kernel.Server(
+            filesystem, descriptor, self._metrics, self._say_serving, readers
+        )
         server.resume()
         self._start_threads()
         server.serve()
@@ -117,6 +127,31 @@ class Worker:
             CredentialSource(self._source, self._spec.roots.secrets),
             retry_budget_s=self._spec.times.retry_budget_s,
             observer=self._metrics,
+        )
+
+    def _fork_readers(self, store: Store) -> Readers | None:
+        """The reader processes; first of all, while this process has no other thread."""
+        if self._spec.transport == "libfuse":
+            return None
+        count = min(len(os.sched_getaffinity(0)), _MOST_READERS)
+
+        def build(number: int) -> Fetcher:
+            metrics = VolumeMetrics(
+                Path(self._spec.roots.state) / "metrics",
+                f"{self._volume.kind}/{self._volume.name}",
+                f"{self._identity}-reader{number}",
+            )
+            return self._fetcher(store, metrics, self._spec.sizes.memory_bytes // count)
+
+        return Readers(count, build)
+
+    def _fetcher(self, store: Store, metrics: VolumeMetrics, memory_bytes: int) -> Fetcher:
+        return Fetcher(
+            store,
+            ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch"),
+            BufferPool(memory_bytes),
+            metrics,
+            self._spec.sizes.part_bytes,
         )
 
     def _check(self, store: Store, deadline_s: float) -> None:
@@ -148,15 +183,8 @@ class Worker:
         ttl_s = times.metadata_read_only_s if read_only else times.metadata_writable_s
         if self._spec.transport == "libfuse":
             ttl_s /= 2  # libfuse keeps names on top of the file system: the lifetimes add up
-        fetcher = Fetcher(
-            store,
-            ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch"),
-            BufferPool(sizes.memory_bytes),
-            self._metrics,
-            sizes.part_bytes,
-        )
         self._filesystem = FileSystem(
-            fetcher,
+            self._fetcher(store, self._metrics, sizes.memory_bytes),
             Spool(self._state / "spool", sizes.spool_bytes),
             Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
             self._metrics,

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from sidecar.errors import (
     BadHandle,
-    NotFound,
     SidecarError,
     SpoolFull,
     Stale,
@@ -23,6 +22,7 @@ from sidecar.mounter.filesystem.spool import Spool, SpoolFile
 from sidecar.mounter.filesystem.tree import Tree
 from sidecar.mounter.filesystem.uploads import Uploader
 from sidecar.mounter.prefetch import Fetcher, ObjectReader, ReadResult
+from sidecar.mounter.store.base import ObjectInfo
 
 _COPY_BYTES = 8 * 1024 * 1024
 
@@ -137,6 +137,11 @@ class Files:
 
     # --- reading -----------------------------------------------------------------------
 
+    def pinned(self, handle: int) -> ObjectInfo | None:
+        """The version that a handle reads; None where it reads what is here, not the store's."""
+        node = self.get(handle).node
+        return node.remote if node.spool is None else None
+
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """Bytes of one file: the spool's if there is one, else the pinned version's.
 
@@ -159,10 +164,7 @@ class Files:
         remote = node.remote
         if reader is None or (remote is not None and reader.info is not remote):
             reader = self._pin(opened)
-        try:
-            result = reader.read(offset, size, wait=wait)
-        except NotFound as error:
-            raise Stale(f"{error.what} was deleted while it was open") from error
+        result = reader.read(offset, size, wait=wait)
         self._metrics.read_bytes.inc(sum(map(len, result.views)))
         return result
 

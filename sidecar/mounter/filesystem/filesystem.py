@@ -49,7 +49,7 @@ from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.filesystem.tree import Line, OpenDirectory, Tree
 from sidecar.mounter.filesystem.uploads import Uploader
 from sidecar.mounter.prefetch import Fetcher, ReadResult
-from sidecar.mounter.store.base import Store
+from sidecar.mounter.store.base import ObjectInfo, Store
 
 RENAME_NOREPLACE = 1
 """renameat2(2): fail if the new name exists."""
@@ -250,6 +250,13 @@ class FileSystem:
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """pread(2). The caller calls ``release`` of the result once it was sent."""
         return self.files.read(handle, offset, size, wait=wait)
+
+    def pinned(self, handle: int) -> ObjectInfo | None:
+        """The version of an object that a handle reads; None where the bytes are local.
+
+        A transport may read that version itself.
+        """
+        return self.files.pinned(handle)
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2)."""

@@ -20,7 +20,7 @@ import queue
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from struct import error as StructError
 from typing import NamedTuple
@@ -33,6 +33,8 @@ from sidecar.mounter.filesystem.nodes import Node
 from sidecar.mounter.transport import protocol as p
 from sidecar.mounter.transport.passthrough import ORDINARY, Backings
 from sidecar.mounter.transport.protocol import Opcode
+from sidecar.mounter.transport.readers import Readers
+from sidecar.mounter.transport.replies import Reply, answer, notify
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +71,15 @@ class Request(NamedTuple):
     body: memoryview
 
 
-Reply = Sequence[bytes | bytearray | memoryview]
-"""What follows the header of an answer."""
-
-
 class _Result(NamedTuple):
     """An answer, and what to do once it was written."""
 
     reply: Reply
     release: Callable[[], None] | None = None
 
+
+_HANDED_ON = _Result(())
+"""A reader process answers, and counts."""
 
 Handler = Callable[["Server", Request, bool], "_Result | None"]
 """Serves one opcode; the flag says whether it may wait. None: the kernel wants no answer."""
@@ -102,6 +103,7 @@ class Server:
         descriptor: the open /dev/fuse; it is mounted already.
         on_serving: called once the connection is initialised, with whether the kernel can
             hand open requests to a successor of this process (FUSE_NOTIFY_RESEND).
+        readers: processes that answer READs; without them this one does.
     """
 
     def __init__(
@@ -110,8 +112,12 @@ class Server:
         descriptor: int,
         metrics: VolumeMetrics,
         on_serving: Callable[[bool], None],
+        readers: Readers | None = None,
     ) -> None:
         self.filesystem = filesystem
+        self._readers = readers
+        if readers is not None:
+            readers.connect(descriptor)
         self._descriptor = descriptor
         self._metrics = metrics
         self._on_serving = on_serving
@@ -129,8 +135,7 @@ class Server:
         The kernel queues again what was read but not answered. Raises OSError where it
         cannot.
         """
-        header = p.OUT_HEADER.pack(p.OUT_HEADER.size, p.Notify.RESEND, 0)
-        os.writev(self._descriptor, (header,))
+        notify(self._descriptor, p.Notify.RESEND)
         self._backings.restore(
             (opened.node.id, opened.backing_id) for opened in self.filesystem.files.opened()
         )
@@ -160,9 +165,8 @@ class Server:
                 self._tell(p.Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE_OUT.pack(node.id, 0, 0))
 
     def _tell(self, code: p.Notify, body: bytes) -> None:
-        header = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(body), code, 0)
         try:
-            os.writev(self._descriptor, (header, body))
+            notify(self._descriptor, code, body)
         except OSError as error:
             # ENOENT: the kernel does not have it any more.
             log.debug("notification %s: %s", code.name, error)
@@ -229,6 +233,8 @@ class Server:
             log.exception("a bug: opcode %d", request.opcode)
             self._answer_errno(request, errno.EIO)
         else:
+            if result is _HANDED_ON:
+                return True
             if result is not None:
                 try:
                     self._answer(request, 0, result.reply)
@@ -256,16 +262,7 @@ class Server:
                 # Gone from the table: an interrupt has answered already.
                 if self._waiting.pop(request.unique, None) is None:
                     return
-        size = p.OUT_HEADER.size + sum(map(len, reply))
-        header = p.OUT_HEADER.pack(size, -code, request.unique)
-        try:
-            os.writev(self._descriptor, (header, *reply))
-        except OSError as error:
-            # ENOENT: the kernel no longer waits for it. ENODEV: unmounted meanwhile.
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EBADF):
-                log.warning("the answer to opcode %d was refused: %s", request.opcode, error)
-                if code == 0:
-                    self._answer_errno(request, errno.EIO)
+        answer(self._descriptor, request.unique, code, reply)
 
     def _take_buffer(self) -> bytearray:
         try:
@@ -312,15 +309,12 @@ class Server:
         """A program got a signal while it waits: its read need not go on waiting."""
         (unique,) = p.INTERRUPT_IN.unpack_from(request.body)
         with self._lock:
-            interruptible = self._waiting.get(unique)
-            if interruptible:
-                del self._waiting[unique]
+            # Not in the table: a READ that a reader process has, or answered already.
+            interruptible = self._waiting.pop(unique, True)
+            if not interruptible:
+                self._waiting[unique] = False
         if interruptible:
-            header = p.OUT_HEADER.pack(p.OUT_HEADER.size, -errno.EINTR, unique)
-            try:
-                os.writev(self._descriptor, (header,))
-            except OSError as error:
-                log.debug("interrupt %d: %s", unique, error)
+            answer(self._descriptor, unique, errno.EINTR)
         return None
 
     # --- names ----------------------------------------------------------------------------------
@@ -536,6 +530,8 @@ class Server:
     def release(self, request: Request, _wait: bool) -> _Result:
         (handle,) = p.HANDLE_IN.unpack_from(request.body)
         self.filesystem.release(handle)
+        if self._readers is not None:
+            self._readers.close(handle)
         if self.filesystem.read_only:
             self._backings.release(request.node)
         return _Result(())

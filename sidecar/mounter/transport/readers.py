@@ -1,0 +1,175 @@
+"""Reader processes: reads are fetched and answered beside the process that reads requests.
+
+One Python process stops at one core. The worker therefore forks a few children before it
+does anything else; the process that reads /dev/fuse keeps names, attributes and writes to
+itself, and passes each READ on, a few dozen bytes, to the child that has the handle. The
+child has the handle's window, fetches, and writes the answer on the connection that it
+shares. The kernel accepts an answer from whoever holds the same open file description
+(fs/fuse/dev.c).
+
+If a child ends, its worker ends: the supervisor's next one is asked everything again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import marshal
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from sidecar.errors import Stale, WouldBlock, to_errno
+from sidecar.mounter.prefetch import Fetcher, ObjectReader
+from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.transport.replies import answer
+
+log = logging.getLogger(__name__)
+
+_READ = struct.Struct("<BQQQI")  # kind unique handle offset size
+_HANDLE = struct.Struct("<BQ")  # kind handle; a marshalled ObjectInfo follows a pin
+_KIND_READ, _KIND_PIN, _KIND_CLOSE = 1, 2, 3
+_MESSAGE_BYTES = 16 * 1024
+_THREADS = 32
+_PR_SET_PDEATHSIG = 1
+
+
+class Readers:
+    """The children of one worker, seen from the worker.
+
+    Args:
+        count: how many.
+        build: makes the fetcher of child ``n``, in that child.
+    """
+
+    def __init__(self, count: int, build: Callable[[int], Fetcher]) -> None:
+        self._sockets: list[socket.socket] = []
+        self._pinned: dict[int, ObjectInfo] = {}
+        self._pids: list[int] = []
+        for number in range(count):
+            self._sockets.append(self._fork(number, build))
+        signal.signal(signal.SIGCHLD, self._child_ended)
+
+    def connect(self, descriptor: int) -> None:
+        """Give every child the connection to answer on."""
+        for end in self._sockets:
+            socket.send_fds(end, [b"\0"], [descriptor])
+
+    def read(self, unique: int, handle: int, info: ObjectInfo, offset: int, size: int) -> None:
+        """Let the handle's child answer a READ of the pinned version ``info``."""
+        end = self._sockets[handle % len(self._sockets)]
+        if self._pinned.get(handle) is not info:
+            self._pinned[handle] = info
+            fields = (info.key, info.size_bytes, info.mtime_s, info.version)
+            end.send(_HANDLE.pack(_KIND_PIN, handle) + marshal.dumps(fields))
+        end.send(_READ.pack(_KIND_READ, unique, handle, offset, size))
+
+    def close(self, handle: int) -> None:
+        """The handle was released."""
+        if self._pinned.pop(handle, None) is not None:
+            end = self._sockets[handle % len(self._sockets)]
+            end.send(_HANDLE.pack(_KIND_CLOSE, handle))
+
+    def _fork(self, number: int, build: Callable[[int], Fetcher]) -> socket.socket:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _die_with(parent)
+                near.close()
+                for other in self._sockets:
+                    other.close()
+                _Reader(far, build(number)).run()
+            except BaseException:
+                log.exception("a reader process failed")
+            finally:
+                os._exit(1)
+        far.close()
+        self._pids.append(pid)
+        return near
+
+    def _child_ended(self, _number: int, _frame: object) -> None:
+        # By pid: an SDK may start a program of its own (uname, say) and wait for that.
+        for pid in self._pids:
+            if os.waitpid(pid, os.WNOHANG) != (0, 0):
+                log.error("a reader process ended; this worker ends too and is replaced")
+                os._exit(os.EX_SOFTWARE)
+
+
+class _Reader:
+    """One child: handles to windows, requests to answers."""
+
+    def __init__(self, end: socket.socket, fetcher: Fetcher) -> None:
+        self._end = end
+        self._fetcher = fetcher
+        self._metrics = fetcher.metrics
+        self._readers: dict[int, ObjectReader] = {}
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
+        self._descriptor = -1
+
+    def run(self) -> None:
+        """Serve until the worker is gone."""
+        _, descriptors, _, _ = socket.recv_fds(self._end, 1, 1)
+        if not descriptors:
+            return
+        self._descriptor = descriptors[0]
+        while message := self._end.recv(_MESSAGE_BYTES):
+            if message[0] == _KIND_READ:
+                _, unique, handle, offset, size = _READ.unpack(message)
+                reader = self._readers[handle]
+                if not self._read(reader, unique, offset, size, wait=False):
+                    self._pool.submit(self._read, reader, unique, offset, size, wait=True)
+            elif message[0] == _KIND_PIN:
+                _, handle = _HANDLE.unpack_from(message)
+                info = ObjectInfo(*marshal.loads(message[_HANDLE.size :]))  # noqa: S302 - the parent's
+                self._close(handle)
+                self._readers[handle] = ObjectReader(self._fetcher, info)
+            else:
+                _, handle = _HANDLE.unpack(message)
+                self._close(handle)
+
+    def _close(self, handle: int) -> None:
+        reader = self._readers.pop(handle, None)
+        if reader is not None:
+            reader.close()
+
+    def _read(
+        self, reader: ObjectReader, unique: int, offset: int, size: int, *, wait: bool
+    ) -> bool:
+        """Answer one READ; False if it has to wait and may not."""
+        began_s = time.perf_counter()
+        failure: BaseException | None = None
+        try:
+            result = reader.read(offset, size, wait=wait)
+        except WouldBlock:
+            return False
+        except MemoryError:
+            os._exit(os.EX_OSERR)
+        except Exception as error:
+            failure = error
+            if not isinstance(error, Stale):
+                log.warning("a read of `%s` failed: %s", reader.info.key, error)
+            answer(self._descriptor, unique, to_errno(error))
+        else:
+            answer(self._descriptor, unique, 0, result.views)
+            result.release()
+            self._metrics.read_bytes.inc(sum(map(len, result.views)))
+        self._metrics.operation("read", time.perf_counter() - began_s, failure)
+        return True
+
+
+def _die_with(parent: int) -> None:
+    """Ask for SIGKILL when the worker dies: no process may answer for a dead one.
+
+    The signal comes when the forking thread ends, which is the worker's main thread.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+

@@ -1,0 +1,36 @@
+"""Answers on a FUSE connection. May be written by any process that shares the descriptor."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Sequence
+
+from sidecar.mounter.transport import protocol as p
+
+log = logging.getLogger(__name__)
+
+Reply = Sequence[bytes | bytearray | memoryview]
+"""What follows the header of an answer."""
+
+
+def answer(descriptor: int, unique: int, code: int, reply: Reply = ()) -> None:
+    """Answer a request with an errno (0: none) and a reply, gathered from where it lies."""
+    size = p.OUT_HEADER.size + sum(map(len, reply))
+    header = p.OUT_HEADER.pack(size, -code, unique)
+    try:
+        os.writev(descriptor, (header, *reply))
+    except OSError as error:
+        # ENOENT: the kernel no longer waits for it. ENODEV: unmounted meanwhile.
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EBADF):
+            return
+        log.warning("the kernel refused an answer of %d bytes: %s", size, error)
+        if code == 0:
+            answer(descriptor, unique, errno.EIO)
+
+
+def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
+    """Tell the kernel something it did not ask. Raises OSError."""
+    header = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(body), code, 0)
+    os.writev(descriptor, (header, body))
