@@ -1,8 +1,12 @@
-"""The one list of allowed differences from a local directory."""
+"""The one list of allowed differences from a local directory.
+
+A test that is not here must behave the same everywhere; one that is here must differ, in the
+way it says.
+"""
 
 from __future__ import annotations
 
-from errno import EOPNOTSUPP
+from errno import EILSEQ, EINVAL, ENOENT, EOPNOTSUPP, EPERM, EXDEV
 from typing import NamedTuple
 
 OTHERWISE = 0
@@ -21,4 +25,62 @@ class Difference(NamedTuple):
     paragraph: str
 
 
-DIFFERENCES: dict[tuple[str, str], Difference] = {}
+_ON_EVERY_MOUNT = {
+    "test_names.py::test_a_name_that_is_not_utf_8": Difference(
+        EILSEQ, "N2 Names are up to 255 bytes of UTF-8"
+    ),
+    "test_attributes.py::test_the_access_time_is_kept": Difference(
+        OTHERWISE, "A3 There is one time"
+    ),
+    "test_attributes.py::test_a_change_of_mode_moves_the_change_time_only": Difference(
+        OTHERWISE, "A3 There is one time"
+    ),
+    "test_attributes.py::test_the_mode_of_a_new_directory_is_kept": Difference(
+        OTHERWISE, "A5 Directories have the volume's mode and owner"
+    ),
+    "test_attributes.py::test_chmod_of_a_directory": Difference(
+        EOPNOTSUPP, "A5 Directories have the volume's mode and owner"
+    ),
+    "test_attributes.py::test_chown_of_a_directory": Difference(
+        EOPNOTSUPP, "A5 Directories have the volume's mode and owner"
+    ),
+    "test_copy.py::test_cp_of_a_private_directory": Difference(
+        OTHERWISE, "A5 Directories have the volume's mode and owner"
+    ),
+    "test_rename.py::test_a_directory": Difference(
+        EXDEV, "C4 Directories are not renamed in one step"
+    ),
+    "test_rename.py::test_exchange": Difference(EINVAL, "C5 Two names are not exchanged"),
+    "test_open.py::test_a_symbolic_link": Difference(EPERM, "X1 Links are refused"),
+    "test_open.py::test_a_hard_link": Difference(EPERM, "X1 Links are refused"),
+    "test_open.py::test_a_fifo": Difference(EPERM, "X2 Devices, FIFOs and sockets are refused"),
+    "test_open.py::test_a_device": Difference(EPERM, "X2 Devices, FIFOs and sockets are refused"),
+    "test_open.py::test_a_socket": Difference(EPERM, "X2 Devices, FIFOs and sockets are refused"),
+    "test_open.py::test_extended_attributes": Difference(
+        EOPNOTSUPP, "X3 Extended attributes are refused"
+    ),
+    "test_open.py::test_listing_extended_attributes": Difference(
+        EOPNOTSUPP, "X3 Extended attributes are refused"
+    ),
+    "test_write.py::test_fallocate": Difference(EOPNOTSUPP, "X4 Space is not reserved"),
+    "test_open.py::test_o_tmpfile_gives_a_file_without_a_name": Difference(
+        EOPNOTSUPP, "X5 O_TMPFILE is refused"
+    ),
+}
+
+_ON_LIBFUSE = {
+    "test_rename.py::test_noreplace": Difference(EINVAL, "T2 libfuse renames without flags"),
+    "test_directories.py::test_unlink_while_it_is_read": Difference(
+        ENOENT, "T3 libfuse cannot stat a file that lost its name"
+    ),
+    "test_write.py::test_after_unlink": Difference(
+        ENOENT, "T3 libfuse cannot stat a file that lost its name"
+    ),
+}
+
+DIFFERENCES: dict[tuple[str, str], Difference] = {
+    **{(test, "kernel"): difference for test, difference in _ON_EVERY_MOUNT.items()},
+    **{(test, "libfuse"): difference for test, difference in _ON_EVERY_MOUNT.items()},
+    **{(test, "libfuse"): difference for test, difference in _ON_LIBFUSE.items()},
+}
+"""(test, transport) to how it differs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,10 +38,23 @@ def plain(path: Path, *, read_only: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def mounted(transport: str, path: Path, *, read_only: bool) -> Iterator[Path]:
-    """A mount over a memory store, served by another process and surely gone afterwards."""
+def mounted(
+    transport: str, path: Path, *, read_only: bool, options: Sequence[str] = ()
+) -> Iterator[Path]:
+    """A mount over a memory store, served by another process and surely gone afterwards.
+
+    ``options`` are those of :mod:`tests.support.serve`.
+    """
     path.mkdir()
-    command = [sys.executable, "-m", "tests.support.serve", transport, str(path), "--until-eof"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.serve",
+        transport,
+        str(path),
+        "--until-eof",
+        *options,
+    ]
     if read_only:
         command.append("--read-only")
         for key, text in READ_ONLY_OBJECTS.items():

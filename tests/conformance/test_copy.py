@@ -65,7 +65,7 @@ def test_copytree(directory: Path) -> None:
     assert (directory / "copy" / "deep" / "file").read_bytes() == b"content"
 
 
-def test_copytree_of_private_directories(directory: Path, tmp_path: Path) -> None:
+def test_cp_of_a_private_directory(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir(0o700)
     (tmp_path / "source" / "file").write_bytes(b"content")
     run("cp", "-a", tmp_path / "source", directory / "copy")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from sidecar.errors import AlreadyExists, NotFound, Stale
+from sidecar.errors import AlreadyExists, NotFound, SidecarError, Stale
 from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, Page
 
 
@@ -112,7 +112,7 @@ class MemoryStore:
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         self._count("copy")
-        data, info = self._objects[source] if source in self._objects else (b"", None)
+        data, info = self._objects.get(source, (b"", None))
         if info is None:
             raise NotFound(f"`{source}`")
         if version is not None and info.version != version:
@@ -142,6 +142,25 @@ class MemoryStore:
             raise AlreadyExists(f"`{key}`")
         if condition.version is not None and (info is None or info.version != condition.version):
             raise Stale(f"`{key}`")
+
+
+class FailingStore(MemoryStore):
+    """Refuses what brings content while ``failure`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: SidecarError | None = None
+
+    def put(
+        self,
+        key: str,
+        data: memoryview | bytes,
+        metadata: Mapping[str, str] | None = None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
+        if self.failure is not None and data:
+            raise self.failure
+        return super().put(key, data, metadata, condition)
 
 
 class _Upload:

@@ -14,6 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter import mounts
 from sidecar.mounter.buffers import BufferPool
@@ -24,7 +25,7 @@ from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.transport import kernel, libfuse
-from tests.support.memory_store import MemoryStore
+from tests.support.memory_store import FailingStore, MemoryStore
 
 MIB = 1024 * 1024
 
@@ -64,10 +65,13 @@ def main() -> None:
         "--object", action="append", default=[], metavar="KEY=TEXT", help="make this object"
     )
     parser.add_argument(
-        "--until-eof", action="store_true", help="unmount when standard input ends"
+        "--refuse-uploads", action="store_true", help="fail whatever brings content"
     )
+    parser.add_argument("--until-eof", action="store_true", help="unmount when standard input ends")
     options = parser.parse_args()
-    store = MemoryStore()
+    store = FailingStore()
+    if options.refuse_uploads:
+        store.failure = Unavailable("the store was told to refuse uploads")
     if options.file_mib:
         store.put("large", random.Random(1).randbytes(MIB) * options.file_mib)
     for number in range(options.files):

@@ -1,0 +1,113 @@
+"""What a program is told when the store or the spool fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import AccessDenied, NotFound, ReadOnly, SpoolFull, Unavailable
+from tests.conformance import places
+from tests.conformance.programs import fails_with
+from tests.filesystem.view import View
+from tests.support.memory_store import FailingStore, MemoryStore
+
+
+def test_flush_reports_and_the_next_one_tries_again(tmp_path: Path) -> None:
+    store = FailingStore()
+    view = View(store, tmp_path)
+    handle = view.open("file", os.O_WRONLY | os.O_CREAT)
+    view.fs.write(handle, 0, b"content")
+    store.failure = Unavailable("an outage")
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            view.fs.flush(handle)
+    with pytest.raises(NotFound):
+        store.head("file")
+    store.failure = None
+    view.fs.flush(handle)
+    assert store.head("file").size_bytes == 7
+    view.fs.release(handle)
+
+
+def test_a_failed_overwrite_leaves_the_old_object(tmp_path: Path) -> None:
+    store = FailingStore()
+    store.put("file", b"old")
+    view = View(store, tmp_path)
+    store.failure = AccessDenied("no")
+    with pytest.raises(AccessDenied):
+        view.write("file", b"new content")
+    assert store.head("file").size_bytes == 3
+    assert view.read("file") == b"new content"  # kept here until it can be saved
+
+
+def test_what_could_not_be_saved_is_listed_and_saved_later(tmp_path: Path) -> None:
+    store = FailingStore()
+    view = View(store, tmp_path)
+    failure = store.failure = Unavailable("an outage")
+    with pytest.raises(Unavailable):
+        view.write("file", b"content")
+    assert view.fs.drain(time.monotonic() + 10) == {"file": failure}
+    assert view.fs.drain(time.monotonic() - 1) == {"file": None}
+    store.failure = None
+    assert view.fs.drain(time.monotonic() + 10) == {}
+    assert store.head("file").size_bytes == 7
+
+
+def test_a_full_spool(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    handle = view.open("file", os.O_WRONLY | os.O_CREAT)
+    view.fs.write(handle, 0, b"content")
+    budget = view.fs._spool.budget
+    total, budget.total_bytes = budget.total_bytes, budget.used_bytes
+    with pytest.raises(SpoolFull):
+        view.fs.write(handle, 7, b"more")
+    assert view.fs.statistics().blocks_free == 0
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    assert store.head("file").size_bytes == 7  # what was taken is kept
+    assert budget.used_bytes == 0
+    budget.total_bytes = total
+    view.write("file", b"more")
+    assert store.head("file").size_bytes == 4
+
+
+def test_a_read_only_file_system_refuses_by_itself(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put("file", b"content")
+    view = View(store, tmp_path, read_only=True)
+    root, node = view.node(""), view.node("file")
+    before = dict(store.requests)
+    for change in (
+        lambda: view.fs.create(root, "new", 0o644, os.O_WRONLY),
+        lambda: view.fs.open(node, os.O_WRONLY),
+        lambda: view.fs.open(node, os.O_RDONLY | os.O_TRUNC),
+        lambda: view.fs.set_attributes(node, {}, 0),
+        lambda: view.fs.set_attributes(node, {"mode": 0o600}),
+        lambda: view.fs.unlink(root, "file"),
+        lambda: view.fs.make_directory(root, "new"),
+        lambda: view.fs.remove_directory(root, "new"),
+        lambda: view.fs.rename(root, "file", root, "new", 0),
+    ):
+        with pytest.raises(ReadOnly):
+            change()
+    assert store.requests == before
+
+
+@pytest.mark.parametrize("transport", ["kernel", "libfuse"])
+def test_close_and_fsync_tell_the_program(tmp_path: Path, transport: str) -> None:
+    with places.mounted(
+        transport, tmp_path / "root", read_only=False, options=["--refuse-uploads"]
+    ) as root:
+        fd = os.open(root / "file", os.O_WRONLY | os.O_CREAT)
+        os.write(fd, b"content")
+        with fails_with(errno.EIO):
+            os.fsync(fd)
+        with fails_with(errno.EIO):
+            os.close(fd)
+        with fails_with(errno.EIO):
+            (root / "other").write_bytes(b"content")

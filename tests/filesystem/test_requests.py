@@ -1,0 +1,127 @@
+"""What costs a request, and for how long an answer is believed."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import NotFound, WouldBlock
+from sidecar.mounter.filesystem.nodes import ROOT
+from tests.filesystem.view import GatedStore, PagedStore, View
+from tests.support.memory_store import MemoryStore
+
+
+def fill(store: MemoryStore, count: int) -> list[str]:
+    names = [f"{number:04}" for number in range(count)]
+    for name in names:
+        store.put(f"dir/{name}", b"content")
+    return names
+
+
+def asked(store: MemoryStore) -> int:
+    return sum(store.requests[kind] for kind in ("list", "head", "get") if kind in store.requests)
+
+
+def test_stat_after_a_listing_costs_nothing(tmp_path: Path) -> None:
+    store = MemoryStore()
+    names = fill(store, 2_500)
+    view = View(store, tmp_path)
+    assert view.names("dir") == names
+    before = asked(store)
+    assert before <= 4  # one LIST for `dir`, three pages
+    for name in names:
+        assert view.stat(f"dir/{name}").size_bytes == 7
+    assert asked(store) == before
+
+
+def test_the_first_names_come_before_the_last_page(tmp_path: Path) -> None:
+    store = PagedStore(100)
+    fill(store, 1_000)
+    view = View(store, tmp_path)
+    handle = view.fs.open_directory(view.node("dir"))
+    before = store.requests["list"]
+    assert len(list(islice(view.fs.read_directory(handle, 0), 10))) == 10
+    assert store.requests["list"] - before < 10
+    assert len(list(view.fs.read_directory(handle, 0))) == 1_002
+    assert store.requests["list"] - before == 10
+
+
+def test_lookups_at_the_same_time_share_one_listing(tmp_path: Path) -> None:
+    store = GatedStore()
+    names = fill(store, 30)
+    view = View(store, tmp_path)
+    store.gate.set()
+    directory = view.node("dir")
+    before = store.requests["list"]
+    store.gate.clear()
+    store.asked.clear()
+    with ThreadPoolExecutor(8) as threads:
+        found = [threads.submit(view.fs.lookup, directory, name) for name in names]
+        assert store.asked.wait(10)
+        store.gate.set()
+        assert len({entry.result().attributes.node for entry in found}) == 30
+    assert store.requests["list"] - before == 1
+
+
+def test_a_missing_name_is_remembered(tmp_path: Path) -> None:
+    store = MemoryStore()
+    fill(store, 3)
+    view = View(store, tmp_path)
+    for attempt in range(3):
+        with pytest.raises(NotFound):
+            view.node("dir/missing")
+        if attempt == 0:
+            before = asked(store)
+    assert asked(store) == before
+
+
+def test_a_few_names_of_a_huge_directory_do_not_list_it(tmp_path: Path) -> None:
+    store = PagedStore(100)
+    fill(store, 5_000)
+    view = View(store, tmp_path)
+    for name in ("4900", "4950", "4999"):
+        assert view.stat(f"dir/{name}").size_bytes == 7
+    assert asked(store) < 10
+
+
+def test_an_answer_is_believed_for_its_lifetime_and_not_longer(tmp_path: Path) -> None:
+    store = MemoryStore()
+    fill(store, 1)
+    believing = View(store, tmp_path / "believing")
+    asking = View(store, tmp_path / "asking", ttl_s=0.02)
+    assert believing.stat("dir/0000").size_bytes == asking.stat("dir/0000").size_bytes == 7
+    for view in (believing, asking):
+        with pytest.raises(NotFound):
+            view.node("dir/new")
+    store.put("dir/0000", b"longer content")
+    store.put("dir/new", b"")
+    time.sleep(0.03)
+    assert asking.stat("dir/0000").size_bytes == 14
+    assert asking.stat("dir/new").size_bytes == 0
+    assert asking.names("dir") == ["0000", "new"]
+    assert believing.stat("dir/0000").size_bytes == 7
+    with pytest.raises(NotFound):
+        believing.node("dir/new")
+    assert believing.names("dir") == ["0000"]
+
+
+def test_who_may_not_wait_is_told_and_nothing_is_asked(tmp_path: Path) -> None:
+    store = MemoryStore()
+    fill(store, 3)
+    view = View(store, tmp_path)
+    with pytest.raises(WouldBlock):
+        view.fs.lookup(ROOT, "dir", wait=False)
+    assert asked(store) == 0
+    directory = view.node("dir")
+    handle = view.fs.open_directory(directory)
+    with pytest.raises(WouldBlock):
+        list(view.fs.read_directory(handle, 0, wait=False))
+    assert view.names("dir") == ["0000", "0001", "0002"]
+    before = asked(store)
+    assert len(list(view.fs.read_directory(handle, 0, wait=False))) == 5
+    assert view.fs.lookup(directory, "0001", wait=False).attributes.size_bytes == 7
+    assert asked(store) == before

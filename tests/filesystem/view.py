@@ -1,0 +1,129 @@
+"""A file system by paths, and stores that behave badly on purpose."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from sidecar.metrics import scrape_registry
+from sidecar.mounter.filesystem.attributes import Attributes
+from sidecar.mounter.filesystem.nodes import ROOT
+from sidecar.mounter.store.base import Page
+from tests.support.memory_store import MemoryStore
+from tests.support.serve import build
+
+FOR_EVER_S = 3600.0
+
+
+class View:
+    """What a transport would ask, by path. Nothing is remembered but by the file system.
+
+    Attributes:
+        fs: the file system itself.
+    """
+
+    def __init__(
+        self, store: MemoryStore, state: Path, *, ttl_s: float = FOR_EVER_S, read_only: bool = False
+    ) -> None:
+        self.fs, _ = build(store, state, ttl_s=ttl_s, read_only=read_only)
+        self._state = state
+
+    def node(self, path: str) -> int:
+        """The node of a path, looked up part by part."""
+        node = ROOT
+        for part in path.split("/"):
+            if part:
+                node = self.fs.lookup(node, part).attributes.node
+        return node
+
+    def stat(self, path: str) -> Attributes:
+        return self.fs.get_attributes(self.node(path)).attributes
+
+    def names(self, path: str = "") -> list[str]:
+        """The directory's names, without ``.`` and ``..``, in the order of the listing."""
+        handle = self.fs.open_directory(self.node(path))
+        try:
+            lines = [line.name for line in self.fs.read_directory(handle, 0)]
+        finally:
+            self.fs.release_directory(handle)
+        return lines[2:]
+
+    def open(self, path: str, flags: int = os.O_RDONLY) -> int:
+        """A handle, of a new file with O_CREAT."""
+        if flags & os.O_CREAT:
+            parent, name = self._split(path)
+            return self.fs.create(parent, name, 0o644, flags)[1]
+        return self.fs.open(self.node(path), flags)
+
+    def read_handle(self, handle: int, offset: int = 0, size: int = 1 << 20) -> bytes:
+        result = self.fs.read(handle, offset, size)
+        try:
+            return b"".join(result.views)
+        finally:
+            result.release()
+
+    def read(self, path: str) -> bytes:
+        handle = self.open(path)
+        try:
+            return self.read_handle(handle)
+        finally:
+            self.fs.release(handle)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Open, write, close: what ``echo > path`` does."""
+        handle = self.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            self.fs.write(handle, 0, data)
+            self.fs.flush(handle)
+        finally:
+            self.fs.release(handle)
+
+    def unlink(self, path: str) -> None:
+        self.fs.unlink(*self._split(path))
+
+    def rename(self, old: str, new: str) -> None:
+        self.fs.rename(*self._split(old), *self._split(new), 0)
+
+    def hidden(self, reason: str) -> float:
+        """The metric of keys left out."""
+        registry = scrape_registry(self._state / "metrics", dict)
+        labels = {"volume": "data/memory", "reason": reason}
+        return registry.get_sample_value("mount_sidecar_hidden_keys_total", labels) or 0.0
+
+    def _split(self, path: str) -> tuple[int, str]:
+        directory, _, name = path.rpartition("/")
+        return self.node(directory), name
+
+
+class PagedStore(MemoryStore):
+    """Lists a few entries at a time."""
+
+    def __init__(self, page: int) -> None:
+        super().__init__()
+        self._page = page
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        return super().list_page(prefix, token, delimiter=delimiter, limit=min(limit, self._page))
+
+
+class GatedStore(MemoryStore):
+    """Answers a LIST only once the gate is open.
+
+    Attributes:
+        asked: set when the first LIST waits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.asked = threading.Event()
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        self.asked.set()
+        self.gate.wait()
+        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
