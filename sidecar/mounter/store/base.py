@@ -23,6 +23,7 @@ class ObjectInfo:
         mtime_s: last modification, seconds since the epoch.
         version: what pins the content: an ETag (S3, Azure) or a generation (GCS). Opaque.
         metadata: user metadata, or None where it was not asked for (a listing never has it).
+            Keys that all stores keep are ``[a-z][a-z0-9-]*``, values printable ASCII.
     """
 
     key: str
@@ -38,7 +39,8 @@ class Page:
 
     Attributes:
         objects: objects directly at this level.
-        prefixes: common prefixes, each ending in ``/``, relative to the mount's root.
+        prefixes: common prefixes, each ending in ``/``, relative to the mount's root. One may
+            come again on a later page.
         next_token: pass it on for the next page; None on the last one.
     """
 

@@ -1,5 +1,8 @@
 """S3: logs in, lists and writes through s3fs; reads through the bulk path.
 
+Conditions of a write are sent, and because many servers ignore them (MinIO's gateway in JuiceFS
+and rclone do) a HEAD checks them before: on such a server another writer may come between.
+
 User metadata: keys of ``[a-z0-9-]``, ASCII values, kept as ``x-amz-meta-`` headers.
 """
 
