@@ -1,0 +1,134 @@
+"""Ends the worker of a mount at random moments, while programs use the mount."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.sidecar import Sidecar
+
+SERVING_TIMEOUT_S = 60.0
+_SHORTEST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 0.4
+_POLL_S = 0.005
+
+
+def drop_caches() -> None:
+    """Make the kernel forget pages, names and attributes, so that it asks the worker again."""
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+def wait_until(done: Callable[[], bool], what: str, timeout_s: float = SERVING_TIMEOUT_S) -> None:
+    """Return when ``done``. Raises AssertionError that names ``what``."""
+    deadline_s = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
+        time.sleep(_POLL_S)
+
+
+def serving_pid(sidecar: Sidecar, volume: str, *, other_than: int | None = None) -> int:
+    """Process id of the worker that serves, once one does; ``other_than`` is one just killed."""
+    found: list[int] = []
+
+    def serves() -> bool:
+        status = sidecar.volume_status(volume)
+        if status["state"] != "serving" or status["worker_pid"] in (None, other_than):
+            return False
+        found.append(status["worker_pid"])
+        return True
+
+    wait_until(serves, f"a worker that serves `{volume}`")
+    return found[-1]
+
+
+def kill_worker(sidecar: Sidecar, volume: str) -> int:
+    """SIGKILL the worker that serves, and return the process id of the next one that does."""
+    pid = serving_pid(sidecar, volume)
+    os.kill(pid, signal.SIGKILL)
+    return serving_pid(sidecar, volume, other_than=pid)
+
+
+class Stalls:
+    """How long programs waited. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Time one thing that a program waits for."""
+        began_s = time.monotonic()
+        yield
+        taken_s = time.monotonic() - began_s
+        with self._lock:
+            self.longest_s = max(self.longest_s, taken_s)
+
+
+class Killer:
+    """Kills the worker ``kills`` times, each 20-400 ms after it began to serve.
+
+    A context manager; a failure of its thread is raised at the end of the block. Where no
+    worker comes back, the whole sidecar is killed, because a program that waits for an
+    answer cannot be interrupted in any other way.
+
+    Attributes:
+        killed: how often so far.
+    """
+
+    def __init__(self, sidecar: Sidecar, volume: str, kills: int, seed: int = 0) -> None:
+        self.killed = 0
+        self._sidecar = sidecar
+        self._volume = volume
+        self._kills = kills
+        self._random = random.Random(seed)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="killer")
+        self._leaving = threading.Event()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a kill, or the successor of the last one, is still to come."""
+        return self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._leaving.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            self._kill_all()
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
+            self._failure = error
+            self._sidecar.kill()
+
+    def _kill_all(self) -> None:
+        pid = serving_pid(self._sidecar, self._volume)
+        while self.killed < self._kills:
+            pause_s = self._random.uniform(_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S)
+            if self._leaving.wait(pause_s):
+                return
+            drop_caches()
+            os.kill(pid, signal.SIGKILL)
+            self.killed += 1
+            pid = serving_pid(self._sidecar, self._volume, other_than=pid)
