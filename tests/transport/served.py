@@ -34,7 +34,9 @@ OPEN_FILES = 512
 FILE_BYTES = 64 * 1024**2
 """The longest file of its spool: a length from a mutated SETATTR must not fill the disk."""
 LARGE_BYTES = 100_000
-_LONGEST_FRAME = 1 << 20
+LONGEST_FRAME = 2 * 1024**2
+_NOTIFICATION = bytes(8)
+"""``unique`` of what nobody asked for (fs/fuse/dev.c, fuse_dev_do_write)."""
 
 
 class Answer(NamedTuple):
@@ -136,8 +138,10 @@ class Served:
         self._socket.send(request)
 
     def receive(self) -> Answer:
-        """The next answer, whichever request it belongs to."""
-        return parse(self._socket.recv(_LONGEST_FRAME))
+        """The next answer, whichever request it belongs to; notifications are passed over."""
+        while (data := self._socket.recv(LONGEST_FRAME))[8:16] == _NOTIFICATION:
+            pass
+        return parse(data)
 
     def ask(self, opcode: int, node: int = ROOT, body: bytes = b"") -> Answer:
         """One request and its answer, while no other one is under way."""
@@ -151,8 +155,8 @@ class Served:
 class _SmallStore(MemoryStore):
     """Full after a few objects, so that what a fuzzer makes stays small; and one that hangs."""
 
-    limits = Limits(4 * 1024**2, 1, 4 * 1024**2, 10_000)
-    _MOST_OBJECTS = 500
+    limits = Limits(2 * LARGE_BYTES, 1, 2 * LARGE_BYTES, 10_000)
+    _MOST_OBJECTS = 100
 
     def put(
         self,
