@@ -61,7 +61,7 @@ def main(
     Exit status 1: our own mount failed a workload, or nothing could be measured.
     """
     # Leave as Ctrl-C does, through every `finally`, so that nothing stays mounted.
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     if (why := servers.missing()) is not None:
         raise click.ClickException(why)
     plan = runner.Plan(
@@ -86,5 +86,6 @@ def main(
         sys.exit(1)
 
 
-def _leave(number: int, _: FrameType | None) -> None:
+def leave(number: int, _: FrameType | None) -> None:
+    """Signal handler: end as SystemExit does, with the shell's status for the signal."""
     sys.exit(128 + number)

@@ -95,6 +95,22 @@ def mounted(
     """
     folder.mkdir(parents=True, exist_ok=True)
     launch = peer.launch(endpoint, folder, writable=writable)
+    with running(launch, peer.name, folder / "log") as mount:
+        yield mount
+
+
+@contextmanager
+def running(launch: Launch, name: str, log: Path) -> Iterator[Mount]:
+    """Run the program until its mount is usable, and unmount it with certainty.
+
+    Args:
+        launch: what to run.
+        name: of the contender, for messages.
+        log: file for its output.
+
+    Raises:
+        BenchFailure: not mounted within READY_TIMEOUT_S, or the program ended.
+    """
     launch.path.mkdir(parents=True, exist_ok=True)
 
     def ready() -> bool:
@@ -103,8 +119,8 @@ def mounted(
         return is_mounted(launch.path)
 
     try:
-        with Child(launch.argv, launch.environment, folder / "log") as process:
-            process.wait_until(ready, f"{peer.name}: mounted", READY_TIMEOUT_S)
+        with Child(launch.argv, launch.environment, log) as process:
+            process.wait_until(ready, f"{name}: mounted", READY_TIMEOUT_S)
             os.stat(launch.path)  # Returns after FUSE's INIT, which follows the mount(2).
             yield Mount(launch.path, process)
     finally:

@@ -18,7 +18,7 @@ from benchmarks import host, servers
 from benchmarks.failure import BenchFailure
 from benchmarks.peers import Peer, mounted
 from benchmarks.servers import Server
-from benchmarks.workloads import Values, Workload
+from benchmarks.workloads import Metric, Values, Workload
 
 FLOOR = "floor client"
 SCHEMA = 1
@@ -66,7 +66,7 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
     peers = [peer for peer in plan.peers if peer.name not in skipped]
     document: dict[str, Any] = {
         "schema": SCHEMA,
-        "started": _now(),
+        "started": now(),
         "host": host.facts(),
         "server": {"version": servers.version(), "settings": " ".join(servers.SETTINGS)},
         "options": plan.options,
@@ -76,7 +76,7 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         ]
         + [{"name": FLOOR, "version": "http.client", "settings": "keep-alive, presigned"}],
         "skipped": [{"name": name, "why": why} for name, why in skipped.items()],
-        "workloads": [_describe(workload) for workload in plan.workloads],
+        "workloads": [describe(one.name, one.title, one.metrics) for one in plan.workloads],
         "rows": [],
     }
     # Resolved, because the mount table has no symlinks.
@@ -89,7 +89,7 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         with servers.serving(folder) as server:
             for workload in plan.workloads:
                 document["rows"] += _rows(workload, peers, plan.rounds, server, folder, progress)
-    document["finished"] = _now()
+    document["finished"] = now()
     return document
 
 
@@ -123,14 +123,14 @@ def _rows(
             with tempfile.TemporaryDirectory(prefix="round-", dir=folder) as scratch:
                 try:
                     values[name].append(attempt(Path(scratch)))
-                    outcome = _one_line(workload, values[name][-1])
+                    outcome = one_line(workload.metrics, values[name][-1])
                 except (BenchFailure, OSError) as failure:
                     # OSError: what a contender's file system answered. The row shows it.
                     errors[name] = outcome = str(failure)
             progress(f"{workload.name} round {number}/{rounds} {name}: {outcome}")
     return [
         {"workload": workload.name, "contender": name}
-        | ({"error": errors[name]} if name in errors else {"metrics": _summary(values[name])})
+        | ({"error": errors[name]} if name in errors else {"metrics": summary(values[name])})
         for name in attempts
     ]
 
@@ -151,34 +151,38 @@ def _make_cold(server: Server) -> None:
     server.warm()
 
 
-def _summary(rounds: Sequence[Values]) -> dict[str, dict[str, Any]]:
-    summary: dict[str, dict[str, Any]] = {}
+def summary(rounds: Sequence[Values]) -> dict[str, dict[str, Any]]:
+    """Median, min, max and the values by round of each metric of a row."""
+    result: dict[str, dict[str, Any]] = {}
     for name in rounds[0]:
         values = [one[name] for one in rounds]
-        summary[name] = {
+        result[name] = {
             "median": statistics.median(values),
             "min": min(values),
             "max": max(values),
             "values": values,
         }
-    return summary
+    return result
 
 
-def _describe(workload: Workload) -> dict[str, Any]:
+def describe(name: str, title: str, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """A workload in the result document."""
     return {
-        "name": workload.name,
-        "title": workload.title,
+        "name": name,
+        "title": title,
         "metrics": [
             {"name": metric.name, "title": metric.title, "better": metric.better}
-            for metric in workload.metrics
+            for metric in metrics
         ],
     }
 
 
-def _one_line(workload: Workload, values: Values) -> str:
-    parts = [f"{values[m.name]:.4g} {m.title}" for m in workload.metrics if m.name in values]
+def one_line(metrics: Sequence[Metric], values: Values) -> str:
+    """The values of one round, for progress."""
+    parts = [f"{values[m.name]:.4g} {m.title}" for m in metrics if m.name in values]
     return ", ".join(parts)
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -148,7 +148,7 @@ def measure_reading(mount: Mount, size_bytes: int, readers: Sequence[Sequence[st
     usage = mount.process.usage()
     reader_cpu_s = _children_cpu_s()
     start_s = time.perf_counter()
-    _run_all(readers)
+    run_all(readers)
     wall_s = time.perf_counter() - start_s
     reader_cpu_s = _children_cpu_s() - reader_cpu_s
     used = mount.process.usage()
@@ -180,9 +180,20 @@ def require_equal(path: Path, original: Path) -> None:
                 raise BenchFailure(f"{path.name}: wrong bytes in the {length} from {offset}")
 
 
-def _run_all(commands: Sequence[Sequence[str]]) -> None:
+def run_all(commands: Sequence[Sequence[str]]) -> None:
+    """Run programs side by side.
+
+    Raises:
+        BenchFailure: one fails, or READER_TIMEOUT_S passes.
+    """
     running = [
-        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for argv in commands
     ]
     deadline_s = time.monotonic() + READER_TIMEOUT_S
