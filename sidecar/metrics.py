@@ -22,18 +22,32 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_FILE_BYTES = 256 * 1024
+"""Room for every series that one process has; prometheus-client begins with 64 KiB."""
+_FILE_KINDS = ("counter", "gauge_mostrecent", "histogram")
 _LATENCY_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30)
 
 
 def _open_values(directory: Path, identity: str) -> None:
     """Point prometheus-client at the files of ``identity``; once, before the first metric."""
     directory.mkdir(parents=True, exist_ok=True)
+    for kind in _FILE_KINDS:
+        _reserve(directory / f"{kind}_{identity}.db")
     os.environ[_DIRECTORY_VARIABLE] = str(directory)
     from prometheus_client import values
 
     values.ValueClass = values.MultiProcessValue(  # type: ignore[no-untyped-call]
         process_identifier=lambda: identity
     )
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk space now: a mapped page that a full disk refuses is a SIGBUS (mmap(2))."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(descriptor, 0, _FILE_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 class VolumeMetrics:

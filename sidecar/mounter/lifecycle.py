@@ -145,6 +145,7 @@ class Lifecycle:
         self._shared: status.SharedDirectory | None = None
         self._made_directories: list[str] = []
         self._phase = "starting"
+        self._published = True
         self._ready = False
         self._time_to_ready_s: float | None = None
         self._http_port: int | None = None
@@ -182,10 +183,7 @@ class Lifecycle:
             self._shared = status.SharedDirectory(self._spec["roots"]["shared"])
             self._shared.remove(status.READY_FILE)
         except OSError as error:
-            raise StateUnusable(
-                f"cannot prepare `{error.filename}`: {error.strerror}",
-                "the state and shared directories must be writable",
-            ) from None
+            raise _unusable(error) from None
         for volume in self._buckets:
             if left := mounts.clear(volume.mountpoint):
                 logs.event(log, "cleared stale mounts", volume=volume.label, count=left)
@@ -242,7 +240,10 @@ class Lifecycle:
             if not volume.is_bucket:
                 volume.state = "serving"
         self._publish()
-        self._shared.write(status.READY_FILE, f"{self._time_to_ready_s:.3f}\n")
+        try:
+            self._shared.write(status.READY_FILE, f"{self._time_to_ready_s:.3f}\n")
+        except OSError as error:
+            raise _unusable(error) from None
         if self._buckets:
             self._spare = self._children.start("spare", _WORKER, [])
         logs.event(log, "ready", seconds=f"{self._time_to_ready_s:.3f}", port=self._http_port)
@@ -327,8 +328,7 @@ class Lifecycle:
             mounts.clear(volume.mountpoint)  # what a worker managed to mount meanwhile
             volume.state = "stopped"
         if self._shared is not None:
-            with contextlib.suppress(OSError):
-                self._publish()
+            self._publish()
         self._children.end_all()
         for directory in reversed(self._made_directories):
             with contextlib.suppress(OSError):
@@ -357,6 +357,8 @@ class Lifecycle:
                 self._on_exit(event)
             else:
                 self._stop_asked = True
+        if not self._published:
+            self._publish()
         now_s = time.monotonic()
         for volume in self._buckets:
             if volume.restart_at_s is not None and volume.restart_at_s <= now_s:
@@ -557,7 +559,10 @@ class Lifecycle:
         )
 
     def _publish(self) -> None:
-        """Write the status document for /statusz, for the experiment, for whoever looks."""
+        """Write the status document for /statusz, for the experiment, for whoever looks.
+
+        A full disk ends nothing: the document is written again at the next turn of the loop.
+        """
         failure = self._failure
         text = status.dump(
             {
@@ -574,13 +579,27 @@ class Lifecycle:
                 "volumes": [volume.document() for volume in self._volumes],
             }
         )
-        status.write_private(self._state / status.STATUS_FILE, text)
-        if self._shared is not None:
-            self._shared.write(status.STATUS_FILE, text)
+        try:
+            status.write_private(self._state / status.STATUS_FILE, text)
+            if self._shared is not None:
+                self._shared.write(status.STATUS_FILE, text)
+        except OSError as error:
+            if self._published:
+                logs.event(log, "status not written", logging.WARNING, why=error.strerror)
+            self._published = False
+        else:
+            self._published = True
 
 
 def _error(message: dict[str, Any]) -> SidecarError:
     return by_code(message["code"], message["what"], message["hint"])
+
+
+def _unusable(error: OSError) -> StateUnusable:
+    return StateUnusable(
+        f"cannot prepare `{error.filename}`: {error.strerror}",
+        "the state and shared directories must be writable",
+    )
 
 
 def _of_volume(volume: VolumeState, error: SidecarError) -> SidecarError:

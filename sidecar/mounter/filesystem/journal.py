@@ -109,7 +109,8 @@ class Journal:
         temporary = self._path.with_suffix(".new")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(descriptor, size)
+            # Not ftruncate: a mapped page that a full disk refuses is a SIGBUS (mmap(2)).
+            os.posix_fallocate(descriptor, 0, size)
             mapped = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)

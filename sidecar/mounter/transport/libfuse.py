@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from sidecar.errors import DependencyMissing, NotFound, SidecarError, to_errno
@@ -151,15 +151,18 @@ class _PathOperations:
     def opendir(self, path: str) -> int:
         return self._fs.open_directory(self._walk(path).id)
 
-    def readdir(self, _path: str | None, handle: int) -> Iterator[tuple[str, dict[str, int], int]]:
+    def readdir(self, _path: str | None, handle: int) -> list[tuple[str, dict[str, int], int]]:
         # Offset 0 tells libfuse to buffer the whole directory: fusepy does not pass the
-        # offset on from which the kernel wants to continue.
+        # offset on from which the kernel wants to continue. A list: fusepy would run a
+        # generator after the call, where an error is EINVAL to it and nobody counts it.
+        lines = []
         for line in self._fs.read_directory(handle, 0):
             known = {
                 "st_mode": stat.S_IFDIR if line.is_directory else stat.S_IFREG,
                 "st_ino": line.node or UNKNOWN_INO,
             }
-            yield _encode(line.name), known, 0
+            lines.append((_encode(line.name), known, 0))
+        return lines
 
     def releasedir(self, _path: str | None, handle: int) -> None:
         self._fs.release_directory(handle)
