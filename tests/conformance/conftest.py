@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import shutil
@@ -99,8 +98,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
             raise
     else:
         pytest.fail(f"`{test}` no longer differs on {transport}: take it off the list")
-    how = errno.errorcode.get(difference.how, "otherwise")
-    pytest.xfail(f"{how}: SEMANTICS.md, {difference.paragraph}")
+    pytest.xfail(str(difference))
 
 
 def split(item: pytest.Item) -> tuple[str, str]:

@@ -6,7 +6,7 @@ way it says.
 
 from __future__ import annotations
 
-from errno import EILSEQ, EINVAL, ENOENT, EOPNOTSUPP, EPERM, EXDEV
+from errno import EILSEQ, EINVAL, ENOENT, EOPNOTSUPP, EPERM, EXDEV, errorcode
 from typing import NamedTuple
 
 OTHERWISE = 0
@@ -23,6 +23,13 @@ class Difference(NamedTuple):
 
     how: int
     paragraph: str
+
+    def __str__(self) -> str:
+        """As the table shows it: ``EPERM (X1)``."""
+        # Linux gives EOPNOTSUPP and ENOTSUP one number; manual pages name the first.
+        names = {OTHERWISE: "otherwise", EOPNOTSUPP: "EOPNOTSUPP"}
+        name = names.get(self.how) or errorcode[self.how]
+        return f"{name} ({self.paragraph.partition(' ')[0]})"
 
 
 _ON_EVERY_MOUNT = {

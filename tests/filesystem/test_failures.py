@@ -57,6 +57,29 @@ def test_what_could_not_be_saved_is_listed_and_saved_later(tmp_path: Path) -> No
     assert store.head("file").size_bytes == 7
 
 
+def test_what_is_open_is_sent_without_being_closed(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    handle = view.open("log", os.O_WRONLY | os.O_CREAT)
+    for number in (1, 2):
+        view.fs.write(handle, 5 * (number - 1), b"line\n")
+        assert view.fs.drain(time.monotonic() + 10) == {}
+        assert store.head("log").size_bytes == 5 * number
+    view.fs.release(handle)
+
+
+def test_what_is_written_after_close_is_sent_later(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    handle = view.open("file", os.O_WRONLY | os.O_CREAT)
+    view.fs.flush(handle)
+    view.fs.write(handle, 0, b"a page of a map")
+    view.fs.release(handle)
+    assert view.read("file") == b"a page of a map"
+    assert view.fs.drain(time.monotonic() + 10) == {}
+    assert store.head("file").size_bytes == 15
+
+
 def test_a_full_spool(tmp_path: Path) -> None:
     store = MemoryStore()
     view = View(store, tmp_path)

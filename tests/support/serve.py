@@ -18,7 +18,6 @@ from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter import mounts
 from sidecar.mounter.buffers import BufferPool
-from sidecar.mounter.cache import LocalCopies
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
@@ -45,7 +44,6 @@ def build(
         metrics,
         ThreadPoolExecutor(4),
         Journal(state / "journal"),
-        LocalCopies(state / "copies", store.url),
         read_only=read_only,
         ttl_s=ttl_s,
         part_bytes=8 * MIB,
@@ -67,6 +65,9 @@ def main() -> None:
     parser.add_argument(
         "--refuse-uploads", action="store_true", help="fail whatever brings content"
     )
+    parser.add_argument(
+        "--twin", metavar="DIR", help="mount the store there too, as another client would"
+    )
     parser.add_argument("--until-eof", action="store_true", help="unmount when standard input ends")
     options = parser.parse_args()
     store = FailingStore()
@@ -79,30 +80,41 @@ def main() -> None:
     for argument in options.object:
         key, _, text = argument.partition("=")
         store.put(key, text.encode())
+    mountpoints = [path for path in (options.twin, options.mountpoint) if path]
     if options.until_eof:
         # So the mount does not outlive whoever asked for it, however that ends.
-        threading.Thread(target=_unmount_at_eof, args=(options.mountpoint,), daemon=True).start()
+        threading.Thread(target=_unmount_at_eof, args=(mountpoints,), daemon=True).start()
     with tempfile.TemporaryDirectory() as state:
-        filesystem, metrics = build(
-            store, Path(state), read_only=options.read_only, ttl_s=options.ttl
-        )
-        if options.transport == "libfuse":
-            libfuse.serve(filesystem, options.mountpoint, "memory", metrics, _say_serving)
-        else:
+        for number, mountpoint in enumerate(mountpoints):
+            filesystem, metrics = build(
+                store, Path(state, str(number)), read_only=options.read_only, ttl_s=options.ttl
+            )
+            if mountpoint == options.mountpoint and options.transport == "libfuse":
+                libfuse.serve(filesystem, mountpoint, "memory", metrics, _say_serving)
+                continue
             descriptor = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
             mounts.mount_fuse(
                 descriptor,
-                options.mountpoint,
+                mountpoint,
                 "memory",
                 read_only=options.read_only,
                 max_read_bytes=kernel.MAX_REQUEST_BYTES,
             )
-            kernel.Server(filesystem, descriptor, metrics, _say_serving).serve()
+            if mountpoint == options.mountpoint:
+                kernel.Server(filesystem, descriptor, metrics, _say_serving).serve()
+            else:
+                server = kernel.Server(filesystem, descriptor, metrics, _say_nothing)
+                threading.Thread(target=server.serve, daemon=True).start()
 
 
-def _unmount_at_eof(mountpoint: str) -> None:
+def _unmount_at_eof(mountpoints: list[str]) -> None:
     sys.stdin.buffer.read()
-    mounts.clear(mountpoint)
+    for path in mountpoints:
+        mounts.clear(path)
+
+
+def _say_nothing(_can_resend: bool = False) -> None:
+    """The twin serves before the mount that is asked for."""
 
 
 def _say_serving(_can_resend: bool = False) -> None:
