@@ -123,6 +123,13 @@ class VolumeMetrics:
         self.cache_misses = counter(
             "mount_sidecar_cache_misses_total", "Reads that had to wait for the store"
         ).labels(*bound)
+        self.disk_hit_bytes = counter(
+            "mount_sidecar_disk_cache_hit_bytes_total", "Bytes read from the disk cache"
+        ).labels(*bound)
+        self.damaged_blocks = counter(
+            "mount_sidecar_disk_cache_damaged_blocks_total",
+            "Blocks on disk that were torn or altered, and fetched again",
+        ).labels(*bound)
         self.stall_seconds = counter(
             "mount_sidecar_read_stall_seconds_total", "Time reads waited for the store"
         ).labels(*bound)
@@ -138,6 +145,9 @@ class VolumeMetrics:
         self.open_handles = self.open_handles.labels(*bound)
         self.dirty_bytes = gauge(
             "mount_sidecar_dirty_bytes", "Bytes in files that the store does not have yet"
+        ).labels(*bound)
+        self.cache_used_bytes = gauge(
+            "mount_sidecar_disk_cache_used_bytes", "Disk space that the cache folder occupies"
         ).labels(*bound)
         self.spool_used_bytes = gauge(
             "mount_sidecar_spool_used_bytes", "Disk space that the spool occupies"

@@ -106,11 +106,18 @@ class Volume(_Strict):
 
 
 class Roots(_Strict):
-    """Where things are in the sidecar's own file system."""
+    """Where things are in the sidecar's own file system.
+
+    Attributes:
+        cache: the folder of the disk cache, when it shall not be a part of ``state``: a
+            hostPath that several pods share, say. Every sidecar that uses it must be
+            trusted with what the others read.
+    """
 
     shared: str = SHARED_ROOT
     secrets: str = SECRETS_ROOT
     state: str = STATE_ROOT
+    cache: str | None = None
     termination_message: str = TERMINATION_MESSAGE
 
 

@@ -13,11 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sidecar.errors import NotFound, Stale, StoreProtocolError, WouldBlock
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.cache import BLOCK_BYTES, DiskCache, Entry, Keeper
 from sidecar.mounter.store.base import ObjectInfo, Store
 
 MIB = 1024 * 1024
@@ -33,6 +34,7 @@ MAX_WINDOW_BYTES = 64 * MIB
 MAX_STREAMS = 4
 """Interleaved streams of one handle, such as the columns of a table."""
 _REMEMBERED_ENDS = 8
+_LEASE_POLL_S = 0.002
 
 
 class Fetcher(NamedTuple):
@@ -41,6 +43,7 @@ class Fetcher(NamedTuple):
     Attributes:
         threads: fetch parts; their number bounds the connections that read ahead.
         part_bytes: largest part.
+        cache: objects on local disk; None without a disk cache.
     """
 
     store: Store
@@ -48,12 +51,48 @@ class Fetcher(NamedTuple):
     buffers: BufferPool
     metrics: VolumeMetrics
     part_bytes: int
+    cache: DiskCache | None = None
+    keeper: Keeper = Keeper()
 
-    def fetch(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
+    def fetch(
+        self,
+        info: ObjectInfo,
+        entry: Entry | None,
+        offset: int,
+        buffer: memoryview,
+        users: _Users,
+    ) -> None:
         """Fill ``buffer`` from ``offset`` of exactly this version.
 
-        Raises Stale where the version is gone, whether replaced or deleted.
+        From the disk cache where it has the bytes; what it has not is kept there, the
+        buffer held by ``users`` as long as that takes. Raises Stale where the version is
+        gone, whether replaced or deleted.
         """
+        if entry is None:
+            self._get(info, offset, buffer)
+            return
+        position, end = offset, offset + len(buffer)
+        while position < end:
+            run = entry.run(position, end)
+            view = buffer[position - offset : run.end - offset]
+            if run.state == "valid":
+                count = entry.read(position, view)
+                self.metrics.disk_hit_bytes.inc(count)
+                position += count
+            elif run.state == "leased":
+                time.sleep(_LEASE_POLL_S)  # another process is fetching it
+            else:
+                entry.lease(position, run.end)
+                try:
+                    self._get(info, position, view)
+                except BaseException:
+                    entry.release(position, run.end)
+                    raise
+                users.hold()
+                self.keeper.keep(entry, position, view, users.drop)
+                position = run.end
+
+    def _get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
         try:
             count = self.store.get_range(info.key, info.version, offset, buffer)
         except NotFound as error:
@@ -61,6 +100,24 @@ class Fetcher(NamedTuple):
         if count != len(buffer):
             raise StoreProtocolError(f"`{info.key}` ended {len(buffer) - count} bytes early")
         self.metrics.fetched_bytes.inc(count)
+
+
+class _Users(Protocol):
+    """Counts who needs a buffer."""
+
+    def hold(self) -> None: ...
+
+    def drop(self) -> None: ...
+
+
+class _Alone:
+    """A buffer that belongs to nobody else and is freed with its last reference."""
+
+    def hold(self) -> None:
+        """Nothing to count."""
+
+    def drop(self) -> None:
+        """Nothing to count."""
 
 
 class ReadResult(NamedTuple):
@@ -97,11 +154,10 @@ class _Part:
             buffer, self.buffer = self.buffer, None
         self.pool.give_back(buffer)
 
-    def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
+    def fetch(self, fetcher: Fetcher, info: ObjectInfo, entry: Entry | None) -> None:
         try:
             assert self.buffer is not None
-            with memoryview(self.buffer) as view:
-                fetcher.fetch(info, self.start, view)
+            fetcher.fetch(info, entry, self.start, memoryview(self.buffer), self)
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:
@@ -144,6 +200,7 @@ class ObjectReader:
         self._streams: list[_Stream] = []
         self._ends: deque[int] = deque(maxlen=_REMEMBERED_ENDS)
         self._closed = False
+        self._entry = fetcher.cache.enter(info) if fetcher.cache is not None else None
 
     def read(self, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """The bytes of ``[offset, offset + size)`` that the object has.
@@ -167,7 +224,7 @@ class ObjectReader:
                 raise WouldBlock(self.info.key)
             return self._read_directly(offset, end)
         if missing is not None:
-            missing.fetch(self._fetcher, self.info)
+            missing.fetch(self._fetcher, self.info, self._entry)
         return self._read_parts(stream, parts, offset, end, wait)
 
     def close(self) -> None:
@@ -177,6 +234,8 @@ class ObjectReader:
             for stream in self._streams:
                 stream.close()
             self._streams.clear()
+        if self._entry is not None and self._fetcher.cache is not None:
+            self._fetcher.cache.leave(self._entry)
 
     # --- windows; the lock is held ---------------------------------------------------
 
@@ -198,7 +257,7 @@ class ObjectReader:
         )
         if not (wait and follows):
             return None
-        stream = _Stream(offset)
+        stream = _Stream(offset - offset % BLOCK_BYTES)
         if self.info.size_bytes <= WHOLE_OBJECT_BYTES:
             stream = _Stream(0)
             stream.next_part_bytes = self.info.size_bytes
@@ -259,19 +318,22 @@ class ObjectReader:
         return part
 
     def _submit(self, part: _Part) -> None:
-        self._fetcher.threads.submit(part.fetch, self._fetcher, self.info)
+        self._fetcher.threads.submit(part.fetch, self._fetcher, self.info, self._entry)
 
     # --- reading; the lock is not held ------------------------------------------------
 
     def _read_directly(self, offset: int, end: int) -> ReadResult:
-        buffer = bytearray(end - offset)
+        first, last = offset, end
+        if self._entry is not None:  # whole blocks, so that they can be kept
+            first -= first % BLOCK_BYTES
+            last = min(-(-last // BLOCK_BYTES) * BLOCK_BYTES, self.info.size_bytes)
+        buffer = memoryview(bytearray(last - first))
         began_s = time.perf_counter()
-        with memoryview(buffer) as view:
-            self._fetcher.fetch(self.info, offset, view)
+        self._fetcher.fetch(self.info, self._entry, first, buffer, _Alone())
         metrics = self._fetcher.metrics
         metrics.stall_seconds.inc(time.perf_counter() - began_s)
         metrics.cache_misses.inc()
-        return ReadResult([memoryview(buffer)], _nothing)
+        return ReadResult([buffer[offset - first : end - first]], _nothing)
 
     def _read_parts(
         self, stream: _Stream, parts: list[_Part], offset: int, end: int, wait: bool

@@ -23,7 +23,7 @@ from sidecar.errors import SidecarError, TlsUntrusted, Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter import mounts
 from sidecar.mounter.buffers import BufferPool
-from sidecar.mounter.cache import LocalCopies
+from sidecar.mounter.cache import DiskCache, Keeper
 from sidecar.mounter.channel import Channel, Message
 from sidecar.mounter.credentials import CredentialSource
 from sidecar.mounter.filesystem.attributes import Ownership
@@ -152,6 +152,18 @@ class Worker:
             BufferPool(memory_bytes),
             metrics,
             self._spec.sizes.part_bytes,
+            self._open_cache(metrics),
+            Keeper(),
+        )
+
+    def _open_cache(self, metrics: VolumeMetrics) -> DiskCache | None:
+        """The cache folder, opened by each process for itself."""
+        budget_bytes = self._spec.sizes.cache_bytes
+        if not budget_bytes:
+            return None
+        folder = Path(self._spec.roots.cache or self._state / "cache")
+        return DiskCache(
+            folder, self._source.url, budget_bytes, on_damage=metrics.damaged_blocks.inc
         )
 
     def _check(self, store: Store, deadline_s: float) -> None:
@@ -190,7 +202,6 @@ class Worker:
             self._metrics,
             ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
             Journal(self._state / "journal"),
-            LocalCopies(self._state / "copies", self._source.url),
             read_only=read_only,
             ttl_s=ttl_s,
             part_bytes=sizes.part_bytes,

@@ -5,21 +5,38 @@ from __future__ import annotations
 import io
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from sidecar.mounter.cache import LocalCopies
+from sidecar.mounter.cache import DiskCache
 from sidecar.mounter.store.base import ObjectInfo
+from sidecar.spec import Sizes
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 
 
+def wait_until(done: Callable[[], bool]) -> None:
+    """Return once ``done`` says so."""
+    deadline_s = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+CACHE_BYTES = 64 * 1024 * 1024
+
+
 def place_copy(sidecar: Sidecar, bucket: str, key: str, version: str, content: bytes) -> Path:
-    """Put a file where the cache would."""
-    copies = LocalCopies(sidecar.state / "data-v" / "copies", f"s3://{bucket}")
-    path = copies.path(ObjectInfo(key, len(content), 0.0, version))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
+    """Put a whole object where the cache would; its file."""
+    cache = DiskCache(
+        sidecar.state / "data-v" / "cache", f"s3://{bucket}", CACHE_BYTES, on_damage=lambda: None
+    )
+    entry = cache.enter(ObjectInfo(key, len(content), 0.0, version))
+    assert entry is not None
+    entry.store(0, memoryview(content))
+    cache.leave(entry)
+    return entry.path
 
 
 def test_reads_do_not_reach_the_worker_and_survive_its_death(
@@ -36,6 +53,7 @@ def test_reads_do_not_reach_the_worker_and_survive_its_death(
         tmp_path / "run",
         [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
         secrets={"v": s3_server.credentials_json()},
+        sizes=Sizes(cache_bytes=CACHE_BYTES),
     )
     place_copy(sidecar, bucket, "whole", etag, local)
     with sidecar:
@@ -53,23 +71,31 @@ def test_reads_do_not_reach_the_worker_and_survive_its_death(
         assert sidecar.stop() == 0
 
 
-def test_a_copy_of_another_version_or_length_is_not_served(
+def test_a_copy_that_is_altered_or_of_another_version_is_not_served(
     tmp_path: Path, s3_server: S3Server
 ) -> None:
     bucket = "passthrough-stale"
     s3_server.create_bucket(bucket)
     client = s3_server.client()
-    etag = client.put_object(bucket, "short", io.BytesIO(b"remote"), 6).etag
+    etag = client.put_object(bucket, "altered", io.BytesIO(b"remote"), 6).etag
     client.put_object(bucket, "old", io.BytesIO(b"remote"), 6)
     mount = tmp_path / "m"
     sidecar = Sidecar(
         tmp_path / "run",
         [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
         secrets={"v": s3_server.credentials_json()},
+        sizes=Sizes(cache_bytes=CACHE_BYTES),
     )
-    place_copy(sidecar, bucket, "short", etag, b"loc")
+    with place_copy(sidecar, bucket, "altered", etag, b"remote").open("r+b") as copy:
+        copy.write(b"X")
     place_copy(sidecar, bucket, "old", "another-version", b"local!")
     with sidecar:
-        assert (mount / "short").read_bytes() == b"remote"
+        assert (mount / "altered").read_bytes() == b"remote"
         assert (mount / "old").read_bytes() == b"remote"
         assert sidecar.metric("mount_sidecar_passthrough_opens_total") == 0
+        assert sidecar.metric("mount_sidecar_disk_cache_damaged_blocks_total") >= 1
+        # Fetched again, kept, whole: the next open needs nobody.
+        wait_until(
+            lambda: (mount / "altered").read_bytes() == b"remote"
+            and sidecar.metric("mount_sidecar_passthrough_opens_total") > 0
+        )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -108,7 +107,9 @@ def main() -> None:
 
 
 def _unmount_at_eof(mountpoints: list[str]) -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin: at exit the interpreter would wait for its lock.
+    while os.read(0, 4096):
+        pass
     for path in mountpoints:
         mounts.clear(path)
 

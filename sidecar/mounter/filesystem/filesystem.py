@@ -33,7 +33,7 @@ from sidecar.errors import (
     Unsupported,
 )
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache import LocalCopies
+from sidecar.mounter.cache import Copy
 from sidecar.mounter.filesystem.attributes import (
     BLOCK_BYTES,
     Attributes,
@@ -64,7 +64,6 @@ class FileSystem:
         ttl_s: lifetime of names and attributes.
         threads: runs uploads and copies.
         journal: where what is given out is written down, once :meth:`begin` was called.
-        copies: objects that lie whole on local disk.
     """
 
     def __init__(
@@ -75,7 +74,6 @@ class FileSystem:
         metrics: VolumeMetrics,
         threads: ThreadPoolExecutor,
         journal: Journal,
-        copies: LocalCopies,
         *,
         read_only: bool,
         ttl_s: float,
@@ -86,7 +84,7 @@ class FileSystem:
         self._spool = spool
         self._threads = threads
         self._journal = journal
-        self._copies = copies
+        self._cache = fetcher.cache
         self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal)
         self.files = Files(
             self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics, journal
@@ -224,11 +222,16 @@ class FileSystem:
             entry = self.tree.enter(file)
         return entry, self.files.open(file, is_writable(flags))
 
-    def open_copy(self, node_id: int) -> int | None:
-        """A descriptor of a local file that is the whole node, or None."""
+    def open_copy(self, node_id: int) -> Copy | None:
+        """The whole node as a local file, where the cache has it; closed by the caller."""
         node = self.tree.nodes.get(node_id)
-        if isinstance(node, File) and node.remote is not None and node.spool is None:
-            return self._copies.open(node.remote)
+        if (
+            self._cache is not None
+            and isinstance(node, File)
+            and node.remote is not None
+            and node.spool is None
+        ):
+            return self._cache.open_whole(node.remote)
         return None
 
     def open(self, node_id: int, flags: int, backing_id: int = 0) -> int:

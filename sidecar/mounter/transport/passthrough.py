@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 from collections.abc import Callable, Iterable
 
+from sidecar.mounter.cache import Copy
 from sidecar.mounter.transport import protocol as p
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Backings:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._copies: dict[int, Copy] = {}  # node -> what stays while it is open
         self._refused = False
         self._ids: dict[int, int] = {}  # node -> backing id
         self._opens: dict[int, int] = {}  # node -> opens, all of one way
@@ -42,7 +43,7 @@ class Backings:
             if backing_id != ORDINARY:
                 self._ids[node] = backing_id
 
-    def acquire(self, node: int, open_copy: Callable[[], int | None]) -> int:
+    def acquire(self, node: int, open_copy: Callable[[], Copy | None]) -> int:
         """Count one open of a node; its backing id, or ORDINARY."""
         opens = self._opens.get(node, 0)
         copy = open_copy() if not opens and not self._refused else None
@@ -50,15 +51,15 @@ class Backings:
         if copy is None:
             return self._ids.get(node, ORDINARY)
         try:
-            request = bytearray(p.BACKING_MAP.pack(copy, 0, 0))
+            request = bytearray(p.BACKING_MAP.pack(copy.descriptor, 0, 0))
             backing_id: int = fcntl.ioctl(self._descriptor, p.BACKING_OPEN, request)
         except OSError as error:
             # No privilege, or a file system that cannot back: it stays so, ask no more.
             log.info("passthrough is refused here: %s", error)
             self._refused = True
+            copy.close()
             return ORDINARY
-        finally:
-            os.close(copy)
+        self._copies[node] = copy
         self._ids[node] = backing_id
         return backing_id
 
@@ -69,3 +70,6 @@ class Backings:
             self._opens[node] = opens
         elif (backing_id := self._ids.pop(node, ORDINARY)) != ORDINARY:
             fcntl.ioctl(self._descriptor, p.BACKING_CLOSE, backing_id.to_bytes(4, "little"))
+            copy = self._copies.pop(node, None)
+            if copy is not None:
+                copy.close()
