@@ -34,7 +34,7 @@ OPEN_FILES = 512
 FILE_BYTES = 64 * 1024**2
 """The longest file of its spool: a length from a mutated SETATTR must not fill the disk."""
 LARGE_BYTES = 100_000
-LONGEST_FRAME = 2 * 1024**2
+_LONGEST_FRAME = 2 * 1024**2
 _NOTIFICATION = bytes(8)
 """``unique`` of what nobody asked for (fs/fuse/dev.c, fuse_dev_do_write)."""
 
@@ -139,9 +139,14 @@ class Served:
 
     def receive(self) -> Answer:
         """The next answer, whichever request it belongs to; notifications are passed over."""
-        while (data := self._socket.recv(LONGEST_FRAME))[8:16] == _NOTIFICATION:
+        while (answer := self.receive_one()) is None:
             pass
-        return parse(data)
+        return answer
+
+    def receive_one(self) -> Answer | None:
+        """The next frame: an answer, or None for a notification."""
+        data = self._socket.recv(_LONGEST_FRAME)
+        return None if data[8:16] == _NOTIFICATION else parse(data)
 
     def ask(self, opcode: int, node: int = ROOT, body: bytes = b"") -> Answer:
         """One request and its answer, while no other one is under way."""

@@ -80,8 +80,7 @@ class Fuzzer:
             writers = [connection] if unsent else []
             readable, writable, _ = select.select([connection], writers, [], PATIENCE_S)
             assert readable or writable, f"never answered: {list(expected.values())}"
-            if readable:
-                answer = self._served.receive()
+            if readable and (answer := self._served.receive_one()) is not None:
                 request = expected.pop(answer.unique, None)
                 if request is not None:
                     self._check(request, answer.errno, answer.body)
