@@ -161,13 +161,16 @@ def _listed(volumes: list[DeclaredVolume]) -> str:
 
 def _check_roots(roots: Roots) -> None:
     for name, root in roots:
-        check_absolute_path(root, f"roots.{name}", MountPathInvalid)
+        if root is not None:
+            check_absolute_path(root, f"roots.{name}", MountPathInvalid)
 
 
 def _check_overlaps(volumes: tuple[Volume, ...], roots: Roots) -> None:
     own = [("shared root", roots.shared), ("secrets root", roots.secrets)]
     own += [("state root", roots.state), ("spec", SPEC_FILE)]
     own += [("termination message", roots.termination_message)]
+    if roots.cache is not None:
+        own.append(("cache folder", roots.cache))
     for index, volume in enumerate(volumes):
         for other in volumes[:index]:
             if contains(other.path, volume.path) or contains(volume.path, other.path):
