@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.errors import NotFound, WouldBlock
 from sidecar.mounter.filesystem.nodes import ROOT
-from tests.filesystem.view import GatedStore, PagedStore, View
+from tests.filesystem.view import LateStore, PagedStore, View
 from tests.support.memory_store import MemoryStore
 
 
@@ -51,14 +51,12 @@ def test_the_first_names_come_before_the_last_page(tmp_path: Path) -> None:
 
 
 def test_lookups_at_the_same_time_share_one_listing(tmp_path: Path) -> None:
-    store = GatedStore()
+    store = LateStore()
     names = fill(store, 30)
     view = View(store, tmp_path)
-    store.gate.set()
     directory = view.node("dir")
     before = store.requests["list"]
-    store.gate.clear()
-    store.asked.clear()
+    store.delay_next()
     with ThreadPoolExecutor(8) as threads:
         found = [threads.submit(view.fs.lookup, directory, name) for name in names]
         assert store.asked.wait(10)
@@ -67,15 +65,16 @@ def test_lookups_at_the_same_time_share_one_listing(tmp_path: Path) -> None:
     assert store.requests["list"] - before == 1
 
 
-def test_a_missing_name_is_remembered(tmp_path: Path) -> None:
-    store = MemoryStore()
-    fill(store, 3)
+@pytest.mark.parametrize("count", [3, 1_000], ids=["listed", "asked_by_name"])
+def test_a_missing_name_is_remembered(tmp_path: Path, count: int) -> None:
+    store = PagedStore(100)
+    fill(store, count)
     view = View(store, tmp_path)
-    for attempt in range(3):
-        with pytest.raises(NotFound):
-            view.node("dir/missing")
-        if attempt == 0:
-            before = asked(store)
+    with pytest.raises(NotFound):
+        view.node("dir/missing")
+    before = asked(store)
+    with pytest.raises(NotFound):
+        view.node("dir/missing")
     assert asked(store) == before
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sidecar.errors import NotFound, Stale
-from tests.filesystem.view import View
+from tests.filesystem.view import LateStore, View
 from tests.support.memory_store import MemoryStore
 
 MIB = 1024 * 1024
@@ -89,6 +90,21 @@ def test_a_change_of_our_own_is_seen_at_once(store: MemoryStore, tmp_path: Path)
     assert view.names() == ["newer"]
     with pytest.raises(NotFound):
         view.node("file")
+
+
+def test_an_answer_that_was_on_its_way_does_not_undo_a_change(tmp_path: Path) -> None:
+    store = LateStore()
+    store.put("old", b"content")
+    view = View(store, tmp_path, ttl_s=0)
+    assert view.names() == ["old"]
+    store.delay_next()
+    with ThreadPoolExecutor(1) as thread:
+        looked_up = thread.submit(view.node, "new")
+        assert store.asked.wait(10)  # the store has said that there is no `new`
+        view.rename("old", "new")
+        store.gate.set()
+        assert looked_up.result() == view.node("new")
+    assert view.read("new") == b"content"
 
 
 def test_the_last_close_wins_whole(store: MemoryStore, tmp_path: Path) -> None:

@@ -109,21 +109,30 @@ class PagedStore(MemoryStore):
         return super().list_page(prefix, token, delimiter=delimiter, limit=min(limit, self._page))
 
 
-class GatedStore(MemoryStore):
-    """Answers a LIST only once the gate is open.
+class LateStore(MemoryStore):
+    """Answers one LIST late, with what was there when it was asked.
 
     Attributes:
-        asked: set when the first LIST waits.
+        asked: set when the late LIST has its answer and waits.
+        gate: lets it go.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = threading.Event()
         self.asked = threading.Event()
+        self._late = False
+
+    def delay_next(self) -> None:
+        """The next LIST is the late one."""
+        self._late = True
 
     def list_page(
         self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
     ) -> Page:
-        self.asked.set()
-        self.gate.wait()
-        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+        late, self._late = self._late, False
+        page = super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+        if late:
+            self.asked.set()
+            self.gate.wait()
+        return page
