@@ -488,7 +488,7 @@ ERRNO: dict[type[SidecarError], int] = {
 
 
 def to_errno(error: BaseException) -> int:
-    """The errno for an error: by the nearest class in :data:`ERRNO`, an ``OSError``'s own, else EIO."""
+    """The errno of an error: by its nearest class in :data:`ERRNO`, ``OSError``'s own, or EIO."""
     if isinstance(error, SidecarError):
         for cls in type(error).__mro__:
             if cls in ERRNO:

@@ -66,9 +66,7 @@ class VolumeMetrics:
             return Counter(name, text, ("volume", *labels), registry=registry)
 
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(
-                name, text, ("volume",), registry=registry, multiprocess_mode="mostrecent"
-            )
+            return Gauge(name, text, ("volume",), registry=registry, multiprocess_mode="mostrecent")
 
         def histogram(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(

@@ -1,0 +1,1 @@
+"""The mounter half: what runs in the sidecar container."""

@@ -34,7 +34,7 @@ class BufferPool:
             if idle:
                 self._idle_bytes -= size
                 return idle.pop()
-            self._make_room(size)
+            self._make_room()
         return bytearray(size)
 
     def give_back(self, buffer: bytearray) -> None:
@@ -47,7 +47,7 @@ class BufferPool:
                 idle.append(buffer)
                 self._idle_bytes += size
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self) -> None:
         # Idle buffers of other sizes must not push the process over its budget.
         for other, idle in self._idle.items():
             while idle and self.lent_bytes + self._idle_bytes > self.budget_bytes:

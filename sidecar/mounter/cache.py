@@ -219,9 +219,7 @@ class Entry:
 
     def _seal_if_whole(self) -> None:
         if self.whole:
-            _HEADER.pack_into(
-                self._map, 0, _MAGIC, self.size_bytes, _boot(), *self._identity()
-            )
+            _HEADER.pack_into(self._map, 0, _MAGIC, self.size_bytes, _boot(), *self._identity())
 
     def _identity(self) -> tuple[int, int, int, int]:
         now = os.fstat(self._fd)
@@ -476,9 +474,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def keep(
-        self, entry: Entry, start: int, data: memoryview, release: Callable[[], None]
-    ) -> None:
+    def keep(self, entry: Entry, start: int, data: memoryview, release: Callable[[], None]) -> None:
         """Store ``data`` some time soon; ``release`` is called when it is no longer needed."""
         entry.stay()
         with self._lock:

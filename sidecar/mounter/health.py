@@ -75,9 +75,9 @@ class _Server(ThreadingHTTPServer):
         self.registry = registry
         self.live = live
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """A scraper that hung up is not worth a traceback."""
-        logging.getLogger("sidecar.health").debug("request from %s failed", client_address, exc_info=True)
+        logging.getLogger("sidecar.health").debug("a request from %s failed", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -142,9 +142,7 @@ def main(arguments: list[str]) -> int:
             f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}",
             "free the port, or set another in the spec (`http.port`)",
         )
-        channel.send(
-            {"event": "failed", "code": busy.code, "what": busy.what, "hint": busy.hint}
-        )
+        channel.send({"event": "failed", "code": busy.code, "what": busy.what, "hint": busy.hint})
         return busy.exit_status
     channel.send({"event": "listening", "port": server.server_address[1]})
     threading.Thread(target=live.listen, name="liveness", daemon=True).start()

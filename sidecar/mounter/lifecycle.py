@@ -203,9 +203,11 @@ class Lifecycle:
             if not volume.is_bucket:
                 self._check(volume, write=not volume.read_only)
         self._turn_until(
-            lambda: self._http_port is not None
-            and not self._checks
-            and all(volume.state == "checked" for volume in self._volumes)
+            lambda: (
+                self._http_port is not None
+                and not self._checks
+                and all(volume.state == "checked" for volume in self._volumes)
+            )
         )
 
     def _mount_all(self) -> None:
@@ -224,9 +226,7 @@ class Lifecycle:
             access = self._spec["access"]
 
             def make() -> None:
-                checks.make_run_directory(
-                    outputs.path, outputs_path, access["uid"], access["gid"]
-                )
+                checks.make_run_directory(outputs.path, outputs_path, access["uid"], access["gid"])
 
             self._run_check(outputs, make)
             self._turn_until(lambda: not self._checks)
@@ -302,10 +302,9 @@ class Lifecycle:
 
     def _say(self, lines: list[str]) -> None:
         text = "\n".join(lines)
-        print(text, file=sys.stderr, flush=True)
-        status.write_termination_message(
-            self._spec["roots"]["termination_message"], text + "\n"
-        )
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+        status.write_termination_message(self._spec["roots"]["termination_message"], text + "\n")
 
     def _tear_down(self) -> None:
         """Nothing stays: no mount, no process, no ready file, no empty mountpoint."""

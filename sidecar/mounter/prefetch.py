@@ -271,9 +271,7 @@ class ObjectReader:
         stream.close()
         stream.end = stream.position = offset
 
-    def _cover(
-        self, stream: _Stream, offset: int, end: int
-    ) -> tuple[list[_Part], _Part | None]:
+    def _cover(self, stream: _Stream, offset: int, end: int) -> tuple[list[_Part], _Part | None]:
         """The parts that hold ``[offset, end)``, held; none beyond the budget.
 
         The first of them that nobody fetches yet is for the caller to fetch: it has to

@@ -107,9 +107,7 @@ class Worker:
         readers = self._fork_readers(store)
         filesystem = self._build(store)
         filesystem.restore()
-        server = kernel.Server(
-            filesystem, descriptor, self._metrics, self._say_serving, readers
-        )
+        server = kernel.Server(filesystem, descriptor, self._metrics, self._say_serving, readers)
         server.resume()
         self._start_threads()
         server.serve()

@@ -60,8 +60,9 @@ def test_five_kinds_of_volume_in_one_run(
             name="azure",
             kind="outputs",
             path=str(tmp_path / "m/azure"),
-            source=bucket_volume("azure", tmp_path, "azure", f"wasbs://{names['azure']}")
-            .source.model_copy(update={"account": account}),
+            source=bucket_volume(
+                "azure", tmp_path, "azure", f"wasbs://{names['azure']}"
+            ).source.model_copy(update={"account": account}),
         ),
     ]
     sidecar = Sidecar(
@@ -111,6 +112,7 @@ def test_five_kinds_of_volume_in_one_run(
     assert s3 == gcs == azure == content
     log = container.download_blob("user/project/experiments/1/metrics.jsonl").readall()
     assert log == b'{"step": 1}\n'
-    keys = [item.object_name for item in s3_server.client().list_objects(names["s3"], recursive=True)]
+    listed = s3_server.client().list_objects(names["s3"], recursive=True)
+    keys = [item.object_name for item in listed]
     assert "copied.bin" not in keys
     assert not [key for key in keys if key.startswith("unpacked/sub")]

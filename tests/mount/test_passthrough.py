@@ -96,6 +96,8 @@ def test_a_copy_that_is_altered_or_of_another_version_is_not_served(
         assert sidecar.metric("mount_sidecar_disk_cache_damaged_blocks_total") >= 1
         # Fetched again, kept, whole: the next open needs nobody.
         wait_until(
-            lambda: (mount / "altered").read_bytes() == b"remote"
-            and sidecar.metric("mount_sidecar_passthrough_opens_total") > 0
+            lambda: (
+                (mount / "altered").read_bytes() == b"remote"
+                and sidecar.metric("mount_sidecar_passthrough_opens_total") > 0
+            )
         )

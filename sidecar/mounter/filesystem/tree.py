@@ -152,7 +152,8 @@ class Tree:
     def refresh(self, node: Node, *, wait: bool = True) -> None:
         """Make sure that the attributes of a node are within their lifetime.
 
-        Raises WouldBlock as :meth:`find` does, NotFound when the name is gone and nobody holds the file open.
+        Raises WouldBlock as :meth:`find` does, and NotFound when the name is gone and nobody
+        holds the file open.
         """
         parent = node.parent
         if parent is None or node.detached or _is_local(node):
@@ -407,5 +408,3 @@ def _is_local(node: Node) -> bool:
     if isinstance(node, File):
         return node.spool is not None
     return isinstance(node, Directory) and node.kept
-
-

@@ -41,8 +41,7 @@ class Uploader:
         limits = self._store.limits
         if size > limits.max_object_bytes:
             raise TooLarge(
-                f"`{key}` has {size} bytes; an object of this store holds"
-                f" {limits.max_object_bytes}"
+                f"`{key}` has {size} bytes; an object of this store holds {limits.max_object_bytes}"
             )
         if size == 0:
             return self._store.put(key, b"", metadata, condition)
@@ -59,9 +58,7 @@ class Uploader:
         condition: Condition | None,
     ) -> ObjectInfo:
         limits = self._store.limits
-        part_bytes = max(
-            self._part_bytes, limits.min_part_bytes, -(-len(view) // limits.max_parts)
-        )
+        part_bytes = max(self._part_bytes, limits.min_part_bytes, -(-len(view) // limits.max_parts))
         upload = self._store.start_upload(key, metadata)
         try:
             sent = [

@@ -1,0 +1,1 @@
+"""From the kernel's requests to the file system: two ways, one conformance suite."""

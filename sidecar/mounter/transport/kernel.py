@@ -18,11 +18,11 @@ import logging
 import os
 import queue
 import stat
+import struct
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from struct import error as StructError
 from typing import NamedTuple
 
 from sidecar.errors import NotFound, SidecarError, WouldBlock, to_errno
@@ -221,7 +221,7 @@ class Server:
         except (SidecarError, OSError) as error:
             failure = error
             self._answer_error(request, error)
-        except (StructError, OverflowError) as error:
+        except (struct.error, OverflowError) as error:
             failure = error
             # Shorter than its opcode needs, or an offset that no file can have.
             self._answer_errno(request, errno.EINVAL)
@@ -274,7 +274,7 @@ class Server:
 
     def init(self, request: Request, _wait: bool) -> _Result | None:
         """Negotiate: of what is wanted, what the kernel offers."""
-        major, minor, max_readahead, flags = p.INIT_IN.unpack_from(request.body)
+        major, _minor, max_readahead, flags = p.INIT_IN.unpack_from(request.body)
         if major < p.MAJOR:
             self._answer_errno(request, errno.EPROTO)
             return None
@@ -519,7 +519,7 @@ class Server:
         handle, offset, size, *_ = p.WRITE_IN.unpack_from(request.body)
         data = request.body[p.WRITE_IN.size :]
         if len(data) != size or not size:  # write(2) of nothing never comes this far
-            raise StructError(f"WRITE of {size} bytes carries {len(data)}")
+            raise struct.error(f"WRITE of {size} bytes carries {len(data)}")
         return _Result((p.WRITE_OUT.pack(self.filesystem.write(handle, offset, data), 0),))
 
     def flush(self, request: Request, _wait: bool) -> _Result:
@@ -596,9 +596,7 @@ OPERATIONS: dict[int, Operation] = {
 """Every opcode of the protocol: served, or answered with a chosen errno."""
 
 _UNKNOWN = Operation(None, errno.ENOSYS)
-_UNANSWERED = frozenset(
-    (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY)
-)
+_UNANSWERED = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY))
 _INTERRUPTIBLE = frozenset((Opcode.READ, Opcode.GETATTR, Opcode.READDIR))
 _NAMES = {int(opcode): opcode.name.lower() for opcode in Opcode}
 
@@ -630,10 +628,10 @@ def _name_in(body: memoryview) -> str:
 
 
 def _names_in(body: memoryview, count: int) -> list[str]:
-    """NUL-terminated names. Raises StructError when there are fewer or one is no name."""
+    """NUL-terminated names. Raises struct.error when there are fewer or one is no name."""
     parts = bytes(body).split(b"\0")
     if len(parts) <= count or any(not part or b"/" in part for part in parts[:count]):
-        raise StructError(f"{count} name(s) expected")
+        raise struct.error(f"{count} name(s) expected")
     return [os.fsdecode(part) for part in parts[:count]]
 
 
@@ -663,9 +661,7 @@ def _attr(attributes: Attributes) -> bytes:
 def _entry(attributes: Attributes, ttl_s: float) -> bytes:
     seconds = int(ttl_s)
     nanoseconds = int((ttl_s - seconds) * 1e9)
-    head = p.ENTRY_OUT.pack(
-        attributes.node, 0, seconds, seconds, nanoseconds, nanoseconds
-    )
+    head = p.ENTRY_OUT.pack(attributes.node, 0, seconds, seconds, nanoseconds, nanoseconds)
     return head + _attr(attributes)
 
 
@@ -675,9 +671,7 @@ def _attr_out(entry: Entry) -> bytes:
     return head + _attr(entry.attributes)
 
 
-def _add_dirent(
-    reply: bytearray, node: int, offset: int, name: bytes, is_directory: bool
-) -> None:
+def _add_dirent(reply: bytearray, node: int, offset: int, name: bytes, is_directory: bool) -> None:
     kind = stat.S_IFDIR if is_directory else stat.S_IFREG
     reply += p.DIRENT.pack(node, offset, len(name), kind >> 12)
     reply += name

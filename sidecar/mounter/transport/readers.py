@@ -150,7 +150,7 @@ class _Reader:
             return False
         except MemoryError:
             os._exit(os.EX_OSERR)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every READ needs an answer
             failure = error
             if not isinstance(error, Stale):
                 log.warning("a read of `%s` failed: %s", reader.info.key, error)
@@ -172,4 +172,3 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
