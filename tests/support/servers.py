@@ -103,6 +103,11 @@ class Server:
         """Variables added for the child."""
         return {}
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
     def start(self) -> Self:
         """Start, and return once it answers.
 
