@@ -85,7 +85,7 @@ class FileSystem:
         self._threads = threads
         self._journal = journal
         self._cache = fetcher.cache
-        self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal)
+        self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal, fetcher.threads)
         self.files = Files(
             self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics, journal
         )

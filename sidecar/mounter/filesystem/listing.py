@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 
 from sidecar.mounter.filesystem.names import is_spellable
 from sidecar.mounter.store.base import ObjectInfo, Page, Store
@@ -58,6 +59,7 @@ class Listing:
     Args:
         prefix: the directory's key, ending in ``/``; empty for the root.
         hidden: called with (name, reason) for each key that no path shows.
+        threads: ask for pages ahead of a reader.
         given: sort keys that a reader of an earlier, lost listing of the same directory got
             already: they keep their places, and only what sorts behind them is added.
     """
@@ -68,6 +70,7 @@ class Listing:
         prefix: str,
         changes: Changes,
         hidden: HiddenCallback,
+        threads: Executor,
         given: Sequence[str] = (),
     ) -> None:
         self._store = store
@@ -75,6 +78,8 @@ class Listing:
         self._changes = changes
         self._hidden = hidden
         self._lock = threading.Lock()
+        self._threads = threads
+        self._asked: tuple[float, Future[Page]] | None = None
         self._token: str | None = None
         self._held: list[tuple[str, Remote]] = []
         self._last = ""
@@ -87,15 +92,19 @@ class Listing:
         self.has_marker = False
         self.loaded_s = float("-inf")
 
-    def load_until(self, count: int) -> None:
-        """Load pages until there are ``count`` names or the listing is complete."""
+    def load_until(self, count: int, *, ahead: bool = False) -> None:
+        """Load pages until there are ``count`` names or the listing is complete.
+
+        Args:
+            ahead: the caller will want all of them: ask for the next page already.
+        """
         while not self.complete and len(self.names) < count:
-            self._load_page(len(self.names))
+            self._load_page(len(self.names), ahead=ahead)
 
     def load_all(self) -> None:
         """Load every page that is missing."""
         while not self.complete:
-            self._load_page(len(self.names))
+            self._load_page(len(self.names), ahead=True)
 
     def covers(self, name: str) -> bool:
         """Whether the pages loaded so far say all there is to say about ``name``."""
@@ -122,18 +131,25 @@ class Listing:
             self.sort_keys.append("")  # out of order: a resumed reading cannot go by it
         # else a page still to come will bring it
 
-    def _load_page(self, seen: int) -> None:
+    def _load_page(self, seen: int, *, ahead: bool) -> None:
         with self._lock:
             if self.complete or len(self.names) > seen:
                 return  # another thread loaded it while this one waited
-            asked_s = time.monotonic()
-            page = self._store.list_page(self._prefix, self._token)
+            if self._asked is not None:
+                (asked_s, coming), self._asked = self._asked, None
+                page = coming.result()
+            else:
+                asked_s = time.monotonic()
+                page = self._store.list_page(self._prefix, self._token)
             self._take(page)
             self._token = page.next_token
             self.complete = page.next_token is None
+            if ahead and not self.complete:
+                coming = self._threads.submit(self._store.list_page, self._prefix, self._token)
+                self._asked = time.monotonic(), coming
             for name, (exists, remote) in self._changes.since(asked_s).items():
                 self._apply(name, exists, remote)
-            self.loaded_s = time.monotonic()
+            self.loaded_s = asked_s
 
     def _take(self, page: Page) -> None:
         skip = len(self._prefix)

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 from sidecar.errors import NotADirectory, NotFound, WouldBlock
@@ -78,6 +79,7 @@ class Tree:
     Args:
         ttl_s: how long names and attributes are believed without asking the store.
         hidden: counts keys that no path shows, by reason.
+        threads: ask the store ahead of a reader.
     """
 
     def __init__(
@@ -87,7 +89,9 @@ class Tree:
         ttl_s: float,
         hidden: Callable[[str], None],
         journal: Journal,
+        threads: Executor,
     ) -> None:
+        self._threads = threads
         self.ttl_s = ttl_s
         self.owner = owner
         self._store = store
@@ -245,7 +249,12 @@ class Tree:
                 raise WouldBlock(opened.directory.key)
             directory = opened.directory
             listing = Listing(
-                self._store, directory.key, directory.changes, self._hide, opened.given
+                self._store,
+                directory.key,
+                directory.changes,
+                self._hide,
+                self._threads,
+                opened.given,
             )
             listing.load_all()
             opened.listing = listing
@@ -258,7 +267,7 @@ class Tree:
             if opened.local_names is None and index >= len(listing.names):
                 if not (wait or listing.complete):
                     raise WouldBlock(directory.key)
-                listing.load_until(index + _READDIR_BATCH)
+                listing.load_until(index + _READDIR_BATCH, ahead=True)
                 if index >= len(listing.names):
                     self._note_local(opened, listing)
             if opened.local_names is not None and index >= opened.listed:
@@ -383,7 +392,7 @@ class Tree:
 
     def _new_listing(self, directory: Directory) -> Listing:
         directory.changes.forget_before(time.monotonic() - _LATE_CHANGES_S)
-        listing = Listing(self._store, directory.key, directory.changes, self._hide)
+        listing = Listing(self._store, directory.key, directory.changes, self._hide, self._threads)
         listing.loaded_s = time.monotonic()  # its first page is about to be asked for
         directory.listing = listing
         directory.misses = 0
