@@ -280,8 +280,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _end_with_thread(thread: threading.ExceptHookArgs) -> None:
+    """A thread died of a bug or of hunger: better the whole process, which is replaced."""
+    try:
+        log.critical("a thread ended", exc_info=thread.exc_value)
+    finally:
+        os._exit(os.EX_SOFTWARE)
+
+
 if __name__ == "__main__":
-    # _exit: the threads of a download that hangs must not keep the process.
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)
+    threading.excepthook = _end_with_thread
+    status = os.EX_SOFTWARE
+    try:
+        status = main(sys.argv[1:])
+    except BaseException:
+        log.critical("the worker ends", exc_info=True)
+    finally:
+        # _exit: the threads of a download that hangs must not keep the process.
+        os._exit(status)

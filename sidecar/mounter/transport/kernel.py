@@ -34,7 +34,7 @@ from sidecar.mounter.transport import protocol as p
 from sidecar.mounter.transport.passthrough import ORDINARY, Backings
 from sidecar.mounter.transport.protocol import Opcode
 from sidecar.mounter.transport.readers import Readers
-from sidecar.mounter.transport.replies import Reply, answer, notify
+from sidecar.mounter.transport.replies import Reply, answer, end_if_starved, notify
 
 log = logging.getLogger(__name__)
 
@@ -203,11 +203,14 @@ class Server:
     def _perform_later(self, request: Request, handler: Handler, buffer: bytearray) -> None:
         try:
             self._perform(request, handler, wait=True)
-        finally:
             with self._lock:
                 self._waiting.pop(request.unique, None)
             request.body.release()
             self._buffers.put(buffer)
+        except BaseException:
+            # Nobody would ever answer this request. The next worker is asked it again.
+            log.exception("a bug: opcode %d got no answer", request.opcode)
+            os._exit(os.EX_SOFTWARE)
 
     def _perform(self, request: Request, handler: Handler, *, wait: bool) -> bool:
         """Run a handler and write its answer; False if it has to wait and may not."""
@@ -219,16 +222,15 @@ class Server:
         except WouldBlock:
             return False
         except (SidecarError, OSError) as error:
+            end_if_starved(error)
             failure = error
             self._answer_error(request, error)
         except (struct.error, OverflowError) as error:
             failure = error
             # Shorter than its opcode needs, or an offset that no file can have.
             self._answer_errno(request, errno.EINVAL)
-        except MemoryError:
-            # The supervisor starts a fresh worker and the kernel asks it again.
-            os._exit(os.EX_OSERR)
         except Exception as error:
+            end_if_starved(error)
             failure = error
             log.exception("a bug: opcode %d", request.opcode)
             self._answer_errno(request, errno.EIO)

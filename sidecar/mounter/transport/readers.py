@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sidecar.errors import Stale, WouldBlock, to_errno
 from sidecar.mounter.prefetch import Fetcher, ObjectReader
 from sidecar.mounter.store.base import ObjectInfo
-from sidecar.mounter.transport.replies import answer
+from sidecar.mounter.transport.replies import answer, end_if_starved
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class _Reader:
                 _, unique, handle, offset, size = _READ.unpack(message)
                 reader = self._readers[handle]
                 if not self._read(reader, unique, offset, size, wait=False):
-                    self._pool.submit(self._read, reader, unique, offset, size, wait=True)
+                    self._pool.submit(self._read_later, reader, unique, offset, size)
             elif message[0] == _KIND_PIN:
                 _, handle = _HANDLE.unpack_from(message)
                 info = ObjectInfo(*marshal.loads(message[_HANDLE.size :]))  # noqa: S302 - the parent's
@@ -138,6 +138,14 @@ class _Reader:
         if reader is not None:
             reader.close()
 
+    def _read_later(self, reader: ObjectReader, unique: int, offset: int, size: int) -> None:
+        try:
+            self._read(reader, unique, offset, size, wait=True)
+        except BaseException:
+            # Nobody would ever answer this request. The next worker is asked it again.
+            log.exception("a bug: a READ got no answer")
+            os._exit(os.EX_SOFTWARE)
+
     def _read(
         self, reader: ObjectReader, unique: int, offset: int, size: int, *, wait: bool
     ) -> bool:
@@ -148,9 +156,8 @@ class _Reader:
             result = reader.read(offset, size, wait=wait)
         except WouldBlock:
             return False
-        except MemoryError:
-            os._exit(os.EX_OSERR)
         except Exception as error:  # noqa: BLE001 - every READ needs an answer
+            end_if_starved(error)
             failure = error
             if not isinstance(error, Stale):
                 log.warning("a read of `%s` failed: %s", reader.info.key, error)

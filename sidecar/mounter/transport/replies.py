@@ -34,3 +34,23 @@ def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
     """Tell the kernel something it did not ask. Raises OSError."""
     header = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(body), code, 0)
     os.writev(descriptor, (header, body))
+
+
+def end_if_starved(error: BaseException) -> None:
+    """End this process at once if memory has run out: the next worker is asked again.
+
+    A system call's ENOMEM and the lack of a stack for a thread are the same thing, also
+    where another error has been raised because of them.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if (
+            isinstance(cause, MemoryError)
+            or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+            or (isinstance(cause, RuntimeError) and str(cause) == _NO_THREAD)
+        ):
+            os._exit(os.EX_OSERR)
+        cause = cause.__cause__ or cause.__context__
+
+
+_NO_THREAD = "can't start new thread"  # Modules/_threadmodule.c
