@@ -33,6 +33,8 @@ CLIENTS = 2
 """Processes that ask side by side; two are as fast as four on two cores."""
 TTL_S = 600.0
 """Lifetime of names: nothing expires within a round."""
+IDLE_S = 0.1
+"""Ten ticks of the kernel's CPU clock without one of them used: idle."""
 OPERATION_CPU = Metric("cpu_us_per_operation", "server CPU-us each", "lower")
 
 
@@ -73,6 +75,7 @@ def _list_long(mount: Mount, sizes: Sizes) -> Values:
     listing = ["ls", "-l", "--color=never", str(mount.path / "many")]
     run_all([listing])  # Loads the listing from the store; the kernel's caches go again.
     host.drop_caches()
+    _wait_idle(mount)
     wall_s, cpu_s = _timed(mount, lambda: run_all([listing]))
     return {
         "entries_per_s": sizes.files / wall_s,
@@ -114,6 +117,7 @@ def _by_clients(mount: Mount, sizes: Sizes, action: str, *, warm: bool) -> Value
     ]
     try:
         _expect(clients, "ready")
+        _wait_idle(mount)
         wall_s, cpu_s = _timed(mount, lambda: _go(clients))
     finally:
         for client in clients:
@@ -136,6 +140,14 @@ def _expect(clients: Sequence[subprocess.Popen[str]], word: str) -> None:
         assert client.stdout is not None
         if client.stdout.readline().strip() != word:
             raise BenchFailure(f"a client was not {word}; its error is above")
+
+
+def _wait_idle(mount: Mount) -> None:
+    """Return when the server has digested what the kernel told it to forget."""
+    used_s = -1.0
+    while (now_s := mount.process.usage().cpu_s) != used_s:
+        used_s = now_s
+        time.sleep(IDLE_S)
 
 
 def _timed(mount: Mount, action: Callable[[], object]) -> tuple[float, float]:
