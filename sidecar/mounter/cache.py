@@ -1,260 +1,48 @@
-"""The disk cache: blocks of object versions in local files, shared by whoever sees the folder.
+"""The disk cache: a folder of object versions, shared by whoever sees it, within one budget.
 
 Several processes use one folder at once: the reader processes of a worker, several workers,
 and the sidecars of several pods where the folder is a hostPath. Nothing but the folder
-connects them:
+connects them. :mod:`sidecar.mounter.blocks` says how one object is kept; here is what they
+share beside it:
 
-- For each object version a sparse data file of the object's length, and a map with, for each
-  block, its state and checksum. The map is a shared mapping, so all see a change at once. Two
-  processes that store the same block write the same bytes.
-- A block is valid once its map entry says so, which is written after the data; and a reader
-  still compares the checksum, so a block that a crash tore or somebody altered is fetched
-  again.
-- Who is about to fetch a block leaves a lease with a short term in the map; others wait for
-  the block instead of fetching it too, and fetch it themselves when the term has passed. No
-  lock is held meanwhile.
-- The budget is the folder's: a counter in a file, changed under a lock for microseconds.
-  Beyond it the object that was used least recently, and is in nobody's use, goes first. If
-  nothing can go, nothing is stored.
-- A file whose every block is valid is sealed: its inode, length and times are noted. While
-  they are the same, and the machine was not started anew (a crash may lose pages that no
-  time stamp tells of), the kernel may serve the file itself (passthrough). After a restart
-  of the machine the blocks are compared once more first.
+- The budget is the folder's: a counter in a file, changed under a lock, and disk space is
+  taken (fallocate(2)) under that lock too, so that the counter is what the disk counts.
+- Beyond the budget the objects that were used least recently, and are in nobody's use, go
+  first. If nothing can go, nothing is stored.
+- Somebody may delete the folder under a running process: it is made anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import logging
-import mmap
 import os
 import queue
 import struct
 import threading
-import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sidecar.mounter.blocks import BLOCK_BYTES, Entry, Gone
 from sidecar.mounter.store.base import ObjectInfo
+
+__all__ = ["BLOCK_BYTES", "Copy", "DiskCache", "Entry", "Keeper"]
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 128 * 1024
-LEASE_S = 2.0
-"""How long others wait for a block that somebody said to be fetching."""
-_USE_STAMP_S = 5.0
-_COMPARE_BYTES = 8 * 1024 * 1024
-_OPEN_ENTRIES = 512
-_QUEUED = 16
-
-_MAGIC = b"mscache1"
-_HEADER = struct.Struct("<8sQ8s4q")  # magic, length, seal: boot ino size mtime_ns ctime_ns
-_HEADER_BYTES = 64
-_NO_SEAL = (bytes(8), 0, 0, 0, 0)
-_BLOCK = struct.Struct("<IId")  # state, crc32, end of the lease (seconds since the epoch)
-_EMPTY, _LEASED, _VALID = 0, 1, 2
+_OPEN_ENTRIES = 128
+"""Entries that stay open though nobody uses them: two descriptors each."""
+_QUEUED_BYTES = 64 * 1024 * 1024
+_SLACK = 32
+"""A part of the budget left for what file systems add to files, such as extent blocks."""
+_EVICT_MORE = 16
+"""A part of the budget evicted beyond need, so that not every store looks at every file."""
+_ATTEMPTS = 5
 _USED = struct.Struct("<q")
-
-
-class Run(NamedTuple):
-    """Blocks next to each other in one state, as bytes of the object."""
-
-    start: int
-    end: int
-    state: str  # valid, leased, missing
-
-
-class Entry:
-    """One object version in the cache. Safe to use from any thread and process.
-
-    Attributes:
-        users: readers of this process; the cache counts them.
-        comparing: a thread is reading it whole, to seal it.
-    """
-
-    def __init__(self, cache: DiskCache, path: Path, info: ObjectInfo) -> None:
-        self._cache = cache
-        self.path = path
-        self.size_bytes = info.size_bytes
-        self.users = 0
-        self.comparing = False
-        self._stamped_s = 0.0
-        self._blocks = -(-info.size_bytes // BLOCK_BYTES)
-        map_bytes = _HEADER_BYTES + self._blocks * _BLOCK.size
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        with contextlib.ExitStack() as on_failure:
-            self._map_fd = os.open(path.with_suffix(".map"), flags, 0o600)
-            on_failure.callback(os.close, self._map_fd)
-            self._fd = os.open(path, flags, 0o600)
-            on_failure.callback(os.close, self._fd)
-            fcntl.flock(self._map_fd, fcntl.LOCK_SH)
-            if os.fstat(self._map_fd).st_size != map_bytes:
-                os.ftruncate(self._map_fd, map_bytes)
-            self._map = mmap.mmap(self._map_fd, map_bytes)
-            magic, size, *_ = _HEADER.unpack_from(self._map)
-            if magic != _MAGIC or size != self.size_bytes:
-                self._map[:] = bytes(map_bytes)
-                _HEADER.pack_into(self._map, 0, _MAGIC, self.size_bytes, *_NO_SEAL)
-            if os.fstat(self._fd).st_size != self.size_bytes:
-                os.ftruncate(self._fd, self.size_bytes)
-            on_failure.pop_all()
-
-    def close(self) -> None:
-        """Close the files. Nobody uses the entry afterwards."""
-        self._map.close()
-        os.close(self._fd)
-        os.close(self._map_fd)
-
-    def use(self) -> bool:
-        """Keep the entry from eviction; False if it was evicted already."""
-        fcntl.flock(self._map_fd, fcntl.LOCK_SH)
-        now_s = time.monotonic()
-        if now_s - self._stamped_s > _USE_STAMP_S:
-            self._stamped_s = now_s
-            os.utime(self._map_fd)  # the order of eviction
-        return not self.evicted
-
-    def leave(self) -> None:
-        """Whoever evicts may take it from now on (who evicts asks for LOCK_EX)."""
-        fcntl.flock(self._map_fd, fcntl.LOCK_UN)
-
-    def stay(self) -> None:
-        """One user more, who has it from a user."""
-        self._cache.stay(self)
-
-    def done(self) -> None:
-        """One user less."""
-        self._cache.leave(self)
-
-    @property
-    def evicted(self) -> bool:
-        """Whether the files are no longer in the folder."""
-        return os.fstat(self._map_fd).st_nlink == 0
-
-    def run(self, start: int, end: int) -> Run:
-        """The longest run of blocks in one state from ``start``, up to ``end``."""
-        now_s = time.time()
-        index = start // BLOCK_BYTES
-        state = self._state(index, now_s)
-        index += 1
-        while index * BLOCK_BYTES < end and self._state(index, now_s) == state:
-            index += 1
-        return Run(start, min(index * BLOCK_BYTES, end), state)
-
-    def lease(self, start: int, end: int) -> None:
-        """Tell others that the blocks of a range are being fetched."""
-        until_s = time.time() + LEASE_S
-        for index in self._whole(start, end):
-            if self._entry(index)[0] != _VALID:
-                _BLOCK.pack_into(self._map, self._offset(index), _LEASED, 0, until_s)
-
-    def release(self, start: int, end: int) -> None:
-        """The fetch of a range failed: others need not wait for it."""
-        for index in self._whole(start, end):
-            if self._entry(index)[0] == _LEASED:
-                _BLOCK.pack_into(self._map, self._offset(index), _EMPTY, 0, 0.0)
-
-    def read(self, start: int, buffer: memoryview) -> int:
-        """Fill ``buffer`` from ``start``; the bytes up to the first block that is not right.
-
-        ``start`` need not be a block's beginning; whole blocks are read and compared.
-        """
-        first = start - start % BLOCK_BYTES
-        end = start + len(buffer)
-        if first == start and (end % BLOCK_BYTES == 0 or end == self.size_bytes):
-            os.preadv(self._fd, [buffer], start)
-            return self._compare(buffer, start)
-        last = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, self.size_bytes)
-        whole = bytearray(last - first)
-        os.preadv(self._fd, [whole], first)
-        with memoryview(whole) as view:
-            right = self._compare(view, first) - (start - first)
-            count = max(0, min(right, len(buffer)))
-            buffer[:count] = view[start - first : start - first + count]
-        return count
-
-    def store(self, start: int, data: memoryview) -> None:
-        """Keep the blocks that lie whole in ``data``, if the budget has room for them."""
-        end = start + len(data)
-        missing = [i for i in self._whole(start, end) if self._entry(i)[0] != _VALID]
-        if not missing or self.evicted:
-            return
-        if not self._cache.reserve(len(missing) * BLOCK_BYTES):
-            self.release(start, end)
-            return
-        for index in missing:
-            low = index * BLOCK_BYTES
-            block = data[low - start : min(low + BLOCK_BYTES, self.size_bytes) - start]
-            os.pwrite(self._fd, block, low)
-            _BLOCK.pack_into(self._map, self._offset(index), _VALID, zlib.crc32(block), 0.0)
-        self._seal_if_whole()
-
-    def open_sealed(self) -> int | None:
-        """A descriptor of the whole, unaltered file; None if it is not known to be that."""
-        _, _, boot, *identity = _HEADER.unpack_from(self._map)
-        if boot != _boot() or tuple(identity) != self._identity():
-            return None
-        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
-
-    @property
-    def whole(self) -> bool:
-        """Whether every block is valid."""
-        return self._map[_HEADER_BYTES :: _BLOCK.size].count(_VALID) == self._blocks
-
-    def compare_and_seal(self) -> None:
-        """Read a whole file once and seal it, or find what is not right in it."""
-        buffer = bytearray(min(_COMPARE_BYTES, self.size_bytes))
-        for start in range(0, self.size_bytes, _COMPARE_BYTES):
-            size = min(_COMPARE_BYTES, self.size_bytes - start)
-            with memoryview(buffer)[:size] as view:
-                if self.read(start, view) != size:
-                    return
-        self._seal_if_whole()
-
-    def _seal_if_whole(self) -> None:
-        if self.whole:
-            _HEADER.pack_into(self._map, 0, _MAGIC, self.size_bytes, _boot(), *self._identity())
-
-    def _identity(self) -> tuple[int, int, int, int]:
-        now = os.fstat(self._fd)
-        return now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
-
-    def _compare(self, data: memoryview, start: int) -> int:
-        """How many bytes of ``data``, which begins with a block, are as they were stored."""
-        for offset in range(0, len(data), BLOCK_BYTES):
-            index = (start + offset) // BLOCK_BYTES
-            state, checksum, _ = self._entry(index)
-            if state != _VALID or zlib.crc32(data[offset : offset + BLOCK_BYTES]) != checksum:
-                if state == _VALID:
-                    log.warning("block %d of %s was torn or altered", index, self.path.name)
-                    self._cache.on_damage()
-                    _BLOCK.pack_into(self._map, self._offset(index), _EMPTY, 0, 0.0)
-                return offset
-        return len(data)
-
-    def _whole(self, start: int, end: int) -> range:
-        """The blocks that a range covers entirely."""
-        last = self._blocks if end == self.size_bytes else end // BLOCK_BYTES
-        return range(-(-start // BLOCK_BYTES), last)
-
-    def _state(self, index: int, now_s: float) -> str:
-        state, _, until_s = self._entry(index)
-        if state == _VALID:
-            return "valid"
-        return "leased" if state == _LEASED and until_s > now_s else "missing"
-
-    def _entry(self, index: int) -> tuple[int, int, float]:
-        state, checksum, until_s = _BLOCK.unpack_from(self._map, self._offset(index))
-        return state, checksum, until_s
-
-    def _offset(self, index: int) -> int:
-        return _HEADER_BYTES + index * _BLOCK.size
 
 
 class Copy:
@@ -279,8 +67,11 @@ class DiskCache:
 
     Args:
         store_url: tells equal keys of different buckets apart.
-        budget_bytes: what the folder's data files may occupy together.
+        budget_bytes: what the folder's files may occupy together.
         on_damage: called for each block that is not as it was stored.
+
+    Raises:
+        OSError: the folder cannot be made or written.
     """
 
     def __init__(
@@ -293,16 +84,16 @@ class DiskCache:
         self.on_damage = on_damage
         self._directory = directory
         self._store_url = store_url
-        self._budget_bytes = budget_bytes
+        self._budget_bytes = budget_bytes - budget_bytes // _SLACK
         self._lock = threading.Lock()
         self._usage_lock = threading.Lock()  # flock(2) does not tell threads apart
         self._entries: OrderedDict[str, Entry] = OrderedDict()
-        directory.mkdir(parents=True, exist_ok=True)
-        self._usage_fd = os.open(
-            directory / "usage", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        self._usage_fd = self._open_usage()
         with self._locked_usage():
-            self._write_used(sum(size for size, _, _ in self._scan()))
+            # What a process that was killed counted and did not write, or the reverse.
+            self._write_used(self._scan_used())
+
+    # --- entries --------------------------------------------------------------------------
 
     def enter(self, info: ObjectInfo) -> Entry | None:
         """The entry of a version, for a reader who calls :meth:`leave` in the end.
@@ -313,24 +104,24 @@ class DiskCache:
             return None
         name = self._name(info)
         with self._lock:
-            entry = self._entries.pop(name, None)
-            if entry is not None and not entry.users and not entry.use():
-                entry.close()
-                entry = None
-            if entry is None:
-                path = self._directory / name[:2] / name
-                try:
-                    path.parent.mkdir(exist_ok=True)
-                    entry = Entry(self, path, info)
-                    entry.use()
-                except OSError as error:
-                    log.warning("an object cannot be cached: %s", error)
-                    return None
-            entry.users += 1
-            self._entries[name] = entry  # most recently used last
+            entry = self._take(name)
+        if entry is not None:
+            return entry
+        try:
+            made = self._open(name, info.size_bytes)  # may evict, so without the lock
+        except OSError as error:
+            log.warning("an object cannot be cached: %s", error)
+            return None
+        with self._lock:
+            entry = self._take(name)
+            if entry is not None:  # another thread was quicker
+                made.close()
+                return entry
+            made.users = 1
+            self._entries[name] = made
             if len(self._entries) > _OPEN_ENTRIES:
                 self._close_one_idle()
-            return entry
+        return made
 
     def stay(self, entry: Entry) -> None:
         """A user of an entry more, beside the one it comes from."""
@@ -352,12 +143,19 @@ class DiskCache:
         entry = self.enter(info)
         if entry is None:
             return None
-        descriptor = entry.open_sealed()
+        try:
+            descriptor = entry.open_sealed()
+            compare = descriptor is None and entry.whole
+        except OSError as error:
+            log.warning("a cached object cannot be opened: %s", error)
+            descriptor, compare = None, False
         if descriptor is not None:
             return Copy(descriptor, self, entry)
-        if entry.whole and not entry.comparing:
+        with self._lock:
+            compare = compare and not entry.comparing
+            entry.comparing = entry.comparing or compare
+        if compare:
             # Takes a second for a gigabyte, which this open does not wait for.
-            entry.comparing = True
             threading.Thread(target=self._compare, args=(entry,), daemon=True).start()
         else:
             self.leave(entry)
@@ -372,39 +170,26 @@ class DiskCache:
             entry.comparing = False
             self.leave(entry)
 
-    def reserve(self, size: int) -> bool:
-        """Make room for ``size`` more bytes; False if what is there is all in use."""
-        with self._usage_lock, self._locked_usage():
-            used = self._read_used()
-            if used + size > self._budget_bytes:
-                used = self._evict(self._budget_bytes - size)
-            if used + size > self._budget_bytes:
-                self._write_used(used)
-                return False
-            self._write_used(used + size)
-            return True
+    def _take(self, name: str) -> Entry | None:
+        """One user more of an entry that is open; the lock is held."""
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        if not entry.users and not entry.use():
+            del self._entries[name]
+            entry.close()
+            return None
+        entry.users += 1
+        self._entries.move_to_end(name)  # most recently used last
+        return entry
 
-    @property
-    def used_bytes(self) -> int:
-        """What the folder's data files occupy, as it is accounted."""
-        return self._read_used()
-
-    def _name(self, info: ObjectInfo) -> str:
-        identity = "\0".join((self._store_url, info.key, info.version))
-        return hashlib.sha256(identity.encode()).hexdigest()
-
-    def _scan(self) -> Iterator[tuple[int, float, Path]]:
-        """(bytes on disk, last use, path) of every data file."""
-        for folder in self._directory.iterdir():
-            if len(folder.name) != 2:
-                continue
-            for path in folder.iterdir():
-                if path.suffix:
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    used = path.stat().st_blocks * 512
-                    stamp = path.with_suffix(".map").stat().st_mtime
-                    yield used, stamp, path
+    def _open(self, name: str, size_bytes: int) -> Entry:
+        path = self._directory / name[:2] / name
+        for _ in range(_ATTEMPTS):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(Gone):
+                return Entry(self, path, size_bytes)
+        raise OSError(f"{name} is deleted again and again")
 
     def _close_one_idle(self) -> None:
         for name, entry in self._entries.items():
@@ -412,6 +197,55 @@ class DiskCache:
                 del self._entries[name]
                 entry.close()
                 return
+
+    def _name(self, info: ObjectInfo) -> str:
+        identity = "\0".join((self._store_url, info.key, info.version))
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    # --- the budget -----------------------------------------------------------------------
+
+    def reserve(self, size_bytes: int, allocate: Callable[[], None]) -> bool:
+        """Make room for ``size_bytes`` more and take it by ``allocate``.
+
+        False if what is there is all in use. Raises OSError where the disk has no room.
+        """
+        with self._locked_usage():
+            used = self._read_used()
+            if used + size_bytes > self._budget_bytes:
+                target = self._budget_bytes - size_bytes - self._budget_bytes // _EVICT_MORE
+                used = self._evict(target)
+            if used + size_bytes > self._budget_bytes:
+                self._write_used(used)
+                return False
+            self._write_used(used + size_bytes)  # first: a process that dies counts too much
+            try:
+                allocate()
+            except OSError:
+                self._write_used(self._scan_used())
+                raise
+            return True
+
+    @property
+    def used_bytes(self) -> int:
+        """What the folder's files occupy, as it is accounted."""
+        return self._read_used()
+
+    def _scan(self) -> Iterator[tuple[int, float, Path]]:
+        """(bytes on disk, last use, path of the data file) of every object."""
+        for folder in self._directory.iterdir():
+            if len(folder.name) != 2:
+                continue
+            for path in {found.with_suffix("") for found in folder.iterdir()}:
+                used, stamp = 0, 0.0
+                for file in (path, path.with_suffix(".map")):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = file.stat()
+                        used += status.st_blocks * 512
+                        stamp = status.st_mtime
+                yield used, stamp, path
+
+    def _scan_used(self) -> int:
+        return sum(size for size, _, _ in self._scan())
 
     def _evict(self, target_bytes: int) -> int:
         """Delete what was used least recently until ``target_bytes``; the bytes that are left."""
@@ -425,7 +259,7 @@ class DiskCache:
         return used
 
     def _delete(self, path: Path) -> bool:
-        """Delete one entry unless somebody uses it, this process's idle ones excepted."""
+        """Delete one entry unless somebody uses it. Only whoever has the folder's lock does."""
         with self._lock:
             mine = self._entries.get(path.name)
             if mine is not None and mine.users:
@@ -447,17 +281,28 @@ class DiskCache:
         finally:
             os.close(descriptor)
 
+    def _open_usage(self) -> int:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self._directory / "usage", flags, 0o600)
+
     @contextlib.contextmanager
     def _locked_usage(self) -> Iterator[None]:
-        fcntl.flock(self._usage_fd, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._usage_fd, fcntl.LOCK_UN)
+        with self._usage_lock:
+            fcntl.flock(self._usage_fd, fcntl.LOCK_EX)
+            while os.fstat(self._usage_fd).st_nlink == 0:  # somebody deleted the folder
+                anew = self._open_usage()
+                os.close(self._usage_fd)
+                self._usage_fd = anew
+                fcntl.flock(anew, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._usage_fd, fcntl.LOCK_UN)
 
     def _read_used(self) -> int:
         data = os.pread(self._usage_fd, _USED.size, 0)
-        return int(_USED.unpack(data)[0]) if len(data) == _USED.size else 0
+        return int(_USED.unpack(data)[0]) if len(data) == _USED.size else self._scan_used()
 
     def _write_used(self, used: int) -> None:
         os.pwrite(self._usage_fd, _USED.pack(used), 0)
@@ -470,47 +315,60 @@ class Keeper:
     """
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[_Kept] = queue.Queue(_QUEUED)
+        self._queue: queue.SimpleQueue[_Kept] = queue.SimpleQueue()
+        self._queued_bytes = 0
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def keep(self, entry: Entry, start: int, data: memoryview, release: Callable[[], None]) -> None:
+    def keep(
+        self,
+        cache: DiskCache,
+        entry: Entry,
+        start: int,
+        data: memoryview,
+        release: Callable[[], None],
+    ) -> None:
         """Store ``data`` some time soon; ``release`` is called when it is no longer needed."""
-        entry.stay()
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="keep", daemon=True)
                 self._thread.start()
+            fits = self._queued_bytes + len(data) <= _QUEUED_BYTES
+            if fits:
+                self._queued_bytes += len(data)
+        if fits:
+            cache.stay(entry)
+            self._queue.put(_Kept(cache, entry, start, data, release))
+            return
         try:
-            self._queue.put_nowait(_Kept(entry, start, data, release))
-        except queue.Full:
             entry.release(start, start + len(data))
+        finally:
             release()
-            entry.done()
 
     def _run(self) -> None:
         while True:
-            entry, start, data, release = self._queue.get()
+            cache, entry, start, data, release = self._queue.get()
             try:
-                entry.store(start, data)
-            except OSError as error:
-                # A full disk, say: nothing is lost but speed.
-                log.warning("a range was not cached: %s", error)
-                entry.release(start, start + len(data))
+                self._store(entry, start, data)
             finally:
+                with self._lock:
+                    self._queued_bytes -= len(data)
                 release()
-                entry.done()
+                cache.leave(entry)
+
+    def _store(self, entry: Entry, start: int, data: memoryview) -> None:
+        try:
+            entry.store(start, data)
+        except OSError as error:
+            # A full disk, say: nothing is lost but speed.
+            log.warning("a range was not cached: %s", error)
+            with contextlib.suppress(OSError):
+                entry.release(start, start + len(data))
 
 
 class _Kept(NamedTuple):
+    cache: DiskCache
     entry: Entry
     start: int
     data: memoryview
     release: Callable[[], None]
-
-
-@functools.cache
-def _boot() -> bytes:
-    """Identifies the time since the machine was started."""
-    text = Path("/proc/sys/kernel/random/boot_id").read_text()
-    return hashlib.sha256(text.encode()).digest()[:8]

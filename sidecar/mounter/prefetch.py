@@ -8,6 +8,7 @@ Reads that follow nothing are fetched as they are, in the caller's thread.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -21,6 +22,8 @@ from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.cache import BLOCK_BYTES, DiskCache, Entry, Keeper
 from sidecar.mounter.store.base import ObjectInfo, Store
 
+log = logging.getLogger(__name__)
+
 MIB = 1024 * 1024
 
 WHOLE_OBJECT_BYTES = 1 * MIB
@@ -28,11 +31,15 @@ WHOLE_OBJECT_BYTES = 1 * MIB
 FIRST_PART_BYTES = 1 * MIB
 SEEK_FORWARD_BYTES = 16 * MIB
 """A read so little ahead of a window belongs to it (skipping in a record file)."""
+FOLLOW_BYTES = BLOCK_BYTES
+"""A read so little ahead of where another one ended follows it."""
 KEEP_BEHIND_BYTES = 4 * MIB
 """Kept behind the reader: the kernel's readahead asks out of order, and readers step back."""
 MAX_WINDOW_BYTES = 64 * MIB
 MAX_STREAMS = 4
 """Interleaved streams of one handle, such as the columns of a table."""
+IDLE_S = 1.0
+"""A window that was not read for so long may be dropped when another one needs memory."""
 _REMEMBERED_ENDS = 8
 _LEASE_POLL_S = 0.002
 
@@ -65,31 +72,45 @@ class Fetcher(NamedTuple):
         """Fill ``buffer`` from ``offset`` of exactly this version.
 
         From the disk cache where it has the bytes; what it has not is kept there, the
-        buffer held by ``users`` as long as that takes. Raises Stale where the version is
-        gone, whether replaced or deleted.
+        buffer held by ``users`` as long as that takes. A cache that fails is not waited
+        for. Raises Stale where the version is gone, whether replaced or deleted.
         """
-        if entry is None:
-            self._get(info, offset, buffer)
-            return
+        if entry is not None and self.cache is not None:
+            try:
+                self._fetch_through(self.cache, info, entry, offset, buffer, users)
+            except OSError as error:
+                log.warning("the disk cache failed, the store is asked: %s", error)
+            else:
+                return
+        self._get(info, offset, buffer)
+
+    def _fetch_through(
+        self,
+        cache: DiskCache,
+        info: ObjectInfo,
+        entry: Entry,
+        offset: int,
+        buffer: memoryview,
+        users: _Users,
+    ) -> None:
         position, end = offset, offset + len(buffer)
         while position < end:
-            run = entry.run(position, end)
+            run = entry.claim(position, end)
             view = buffer[position - offset : run.end - offset]
             if run.state == "valid":
                 count = entry.read(position, view)
                 self.metrics.disk_hit_bytes.inc(count)
                 position += count
             elif run.state == "leased":
-                time.sleep(_LEASE_POLL_S)  # another process is fetching it
+                time.sleep(_LEASE_POLL_S)  # somebody else is fetching it
             else:
-                entry.lease(position, run.end)
                 try:
                     self._get(info, position, view)
                 except BaseException:
                     entry.release(position, run.end)
                     raise
                 users.hold()
-                self.keeper.keep(entry, position, view, users.drop)
+                self.keeper.keep(cache, entry, position, view, users.drop)
                 position = run.end
 
     def _get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
@@ -128,18 +149,25 @@ class ReadResult(NamedTuple):
 
 
 class _Part:
-    """A range of the object in memory, or on its way there."""
+    """A range of the object in memory, or on its way there.
 
-    __slots__ = ("_users", "buffer", "done", "end", "error", "lock", "pool", "start")
+    Attributes:
+        entry: where it is cached, held until the fetch ended.
+    """
 
-    def __init__(self, start: int, buffer: bytearray, pool: BufferPool) -> None:
+    __slots__ = ("_users", "buffer", "done", "end", "entry", "error", "lock", "pool", "start")
+
+    def __init__(
+        self, start: int, buffer: bytearray, pool: BufferPool, entry: Entry | None
+    ) -> None:
         self.start = start
         self.end = start + len(buffer)
         self.buffer: bytearray | None = buffer
         self.pool = pool
+        self.entry = entry
         self.done = threading.Event()
         self.error: BaseException | None = None
-        self._users = 1  # the window
+        self._users = 2  # the window, and the fetch
         self.lock = threading.Lock()
 
     def hold(self) -> None:
@@ -154,32 +182,46 @@ class _Part:
             buffer, self.buffer = self.buffer, None
         self.pool.give_back(buffer)
 
-    def fetch(self, fetcher: Fetcher, info: ObjectInfo, entry: Entry | None) -> None:
+    def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
         try:
             assert self.buffer is not None
-            fetcher.fetch(info, entry, self.start, memoryview(self.buffer), self)
+            fetcher.fetch(info, self.entry, self.start, memoryview(self.buffer), self)
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:
             self.done.set()
+            if self.entry is not None and fetcher.cache is not None:
+                fetcher.cache.leave(self.entry)
             self.drop()
 
 
 class _Stream:
-    """One window: contiguous parts from ``parts[0].start`` to ``end``."""
+    """One window: contiguous parts from ``parts[0].start`` to ``end``.
 
-    __slots__ = ("end", "next_part_bytes", "parts", "position", "window_bytes")
+    Attributes:
+        position: how far it was read.
+        window_bytes: how far ahead of that it may reach.
+        next_part_bytes: 0 for a part that is just what is read.
+        goes_on: more than one read came, so that another is likely.
+    """
 
-    def __init__(self, offset: int) -> None:
+    __slots__ = ("end", "goes_on", "next_part_bytes", "parts", "position", "window_bytes")
+
+    def __init__(self, offset: int, *, goes_on: bool) -> None:
         self.parts: deque[_Part] = deque()
-        self.position = offset
-        self.end = offset
-        self.window_bytes = FIRST_PART_BYTES
         self.next_part_bytes = FIRST_PART_BYTES
+        self.restart(offset, goes_on=goes_on)
 
     @property
     def start(self) -> int:
         return self.parts[0].start if self.parts else self.end
+
+    def restart(self, offset: int, *, goes_on: bool) -> None:
+        """Go on elsewhere, as carefully as at first."""
+        self.close()
+        self.position = self.end = offset
+        self.window_bytes = FIRST_PART_BYTES
+        self.goes_on = goes_on
 
     def close(self) -> None:
         while self.parts:
@@ -200,7 +242,10 @@ class ObjectReader:
         self._streams: list[_Stream] = []
         self._ends: deque[int] = deque(maxlen=_REMEMBERED_ENDS)
         self._closed = False
+        self._used_s = 0.0
         self._entry = fetcher.cache.enter(info) if fetcher.cache is not None else None
+        # Whole blocks are fetched where they can be kept.
+        self._grain_bytes = BLOCK_BYTES if self._entry is not None else 1
 
     def read(self, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """The bytes of ``[offset, offset + size)`` that the object has.
@@ -215,29 +260,49 @@ class ObjectReader:
         if offset >= end:
             return ReadResult([], _nothing)
         with self._lock:
+            self._used_s = time.monotonic()
             stream = self._find_stream(offset, end, wait)
             parts, missing = self._cover(stream, offset, end) if stream is not None else ([], None)
+            entry = None
             if not parts and wait:
                 self._ends.append(end)
+                entry = self._hold_entry()
         if stream is None or not parts:
             if not wait:
                 raise WouldBlock(self.info.key)
-            return self._read_directly(offset, end)
-        if missing is not None:
-            missing.fetch(self._fetcher, self.info, self._entry)
-        return self._read_parts(stream, parts, offset, end, wait)
+            return self._read_directly(entry, offset, end)
+        return self._read_parts(stream, parts, missing, offset, end, wait)
+
+    def give_up_idle(self) -> bool:
+        """Drop windows that nobody reads at the moment (:class:`.buffers.Holder`)."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if not self._streams or time.monotonic() - self._used_s < IDLE_S:
+                return False
+            self._close_streams()
+            return True
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Drop the windows. Parts on their way are dropped when they arrive."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            for stream in self._streams:
-                stream.close()
-            self._streams.clear()
+            self._close_streams()
         if self._entry is not None and self._fetcher.cache is not None:
             self._fetcher.cache.leave(self._entry)
 
     # --- windows; the lock is held ---------------------------------------------------
+
+    def _hold_entry(self) -> Entry | None:
+        """The cache entry, held for one fetch."""
+        if self._closed or self._entry is None or self._fetcher.cache is None:
+            return None
+        self._fetcher.cache.stay(self._entry)
+        return self._entry
 
     def _find_stream(self, offset: int, end: int, wait: bool) -> _Stream | None:
         """The window that a read belongs to; only who may wait begins or moves one."""
@@ -245,31 +310,28 @@ class ObjectReader:
             return None
         for stream in self._streams:
             if stream.start <= offset < stream.end + SEEK_FORWARD_BYTES:
-                if not wait and end > stream.end:
+                failed = _failed(stream, offset, end)
+                if not wait and (failed or end > stream.end):
                     return None
                 self._streams.remove(stream)
                 self._streams.append(stream)  # most recently used last
-                if offset > stream.end:
-                    self._skip(stream, offset)
+                if offset > stream.end + stream.next_part_bytes or failed:
+                    # What lies between is not fetched.
+                    stream.restart(offset - offset % self._grain_bytes, goes_on=False)
+                    stream.next_part_bytes = 0
                 return stream
-        follows = offset == 0 or any(
-            near <= offset <= near + FIRST_PART_BYTES for near in self._ends
-        )
-        if not (wait and follows):
+        follows = any(near <= offset <= near + FOLLOW_BYTES for near in self._ends)
+        if not (wait and (follows or offset == 0)):
             return None
-        stream = _Stream(offset - offset % BLOCK_BYTES)
+        stream = _Stream(offset - offset % self._grain_bytes, goes_on=follows)
         if self.info.size_bytes <= WHOLE_OBJECT_BYTES:
-            stream = _Stream(0)
+            stream.restart(0, goes_on=False)
             stream.next_part_bytes = self.info.size_bytes
         if len(self._streams) == MAX_STREAMS:
             self._streams.pop(0).close()
         self._streams.append(stream)
+        self._fetcher.buffers.register(self)
         return stream
-
-    def _skip(self, stream: _Stream, offset: int) -> None:
-        """Jump a little ahead: what lies between is not fetched."""
-        stream.close()
-        stream.end = stream.position = offset
 
     def _cover(self, stream: _Stream, offset: int, end: int) -> tuple[list[_Part], _Part | None]:
         """The parts that hold ``[offset, end)``, held; none beyond the budget.
@@ -277,87 +339,121 @@ class ObjectReader:
         The first of them that nobody fetches yet is for the caller to fetch: it has to
         wait anyway, and a thread less is woken.
         """
-        stream.position = max(stream.position, end)
         missing: _Part | None = None
         while stream.end < end:
-            part = self._ask(stream)
+            part = self._ask(stream, end)
             if part is None:
+                if missing is not None:
+                    self._submit(missing)
                 return [], None
             if missing is None:
                 missing = part
             else:
                 self._submit(part)
+        stream.position = max(stream.position, end)
         needed = [part for part in stream.parts if part.start < end and part.end > offset]
         for part in needed:
             part.hold()
         while stream.parts and stream.parts[0].end <= stream.position - KEEP_BEHIND_BYTES:
             stream.parts.popleft().drop()
-        if self.info.size_bytes > WHOLE_OBJECT_BYTES:
-            while stream.end - stream.position < stream.window_bytes:
-                part = self._ask(stream)
-                if part is None:
-                    break
-                self._submit(part)
+        if stream.goes_on:
+            self._read_ahead(stream)
+        stream.goes_on = self.info.size_bytes > WHOLE_OBJECT_BYTES
         return needed, missing
 
-    def _ask(self, stream: _Stream) -> _Part | None:
+    def _read_ahead(self, stream: _Stream) -> None:
+        share_bytes = self._fetcher.buffers.share_bytes // len(self._streams)
+        window_bytes = min(stream.window_bytes, share_bytes)
+        while stream.end - stream.position < window_bytes:
+            part = self._ask(stream, stream.end)
+            if part is None:
+                return
+            self._submit(part)
+
+    def _ask(self, stream: _Stream, end: int) -> _Part | None:
         """Append the next part; None at the end of the object or of the budget."""
-        size = min(stream.next_part_bytes, self.info.size_bytes - stream.end)
+        size = stream.next_part_bytes
+        if not size:
+            size = -(-end // self._grain_bytes) * self._grain_bytes - stream.end
+        size = min(size, self.info.size_bytes - stream.end)
         if size <= 0:
             return None
-        buffer = self._fetcher.buffers.take(size)
+        buffers = self._fetcher.buffers
+        buffer = buffers.take(size)
+        if buffer is None and buffers.reclaim(self):
+            buffer = buffers.take(size)
         if buffer is None:
             return None
-        part = _Part(stream.end, buffer, self._fetcher.buffers)
-        part.hold()  # the fetch
+        part = _Part(stream.end, buffer, buffers, self._hold_entry())
         stream.parts.append(part)
         stream.end = part.end
-        stream.next_part_bytes = min(stream.next_part_bytes * 2, self._fetcher.part_bytes)
+        stream.next_part_bytes = min(
+            max(stream.next_part_bytes * 2, FIRST_PART_BYTES), self._fetcher.part_bytes
+        )
         return part
 
     def _submit(self, part: _Part) -> None:
-        self._fetcher.threads.submit(part.fetch, self._fetcher, self.info, self._entry)
+        self._fetcher.threads.submit(part.fetch, self._fetcher, self.info)
+
+    def _close_streams(self) -> None:
+        for stream in self._streams:
+            stream.close()
+        self._streams.clear()
+        self._fetcher.buffers.unregister(self)
 
     # --- reading; the lock is not held ------------------------------------------------
 
-    def _read_directly(self, offset: int, end: int) -> ReadResult:
-        first, last = offset, end
-        if self._entry is not None:  # whole blocks, so that they can be kept
-            first -= first % BLOCK_BYTES
-            last = min(-(-last // BLOCK_BYTES) * BLOCK_BYTES, self.info.size_bytes)
+    def _read_directly(self, entry: Entry | None, offset: int, end: int) -> ReadResult:
+        first = offset - offset % self._grain_bytes
+        last = min(-(-end // self._grain_bytes) * self._grain_bytes, self.info.size_bytes)
         buffer = memoryview(bytearray(last - first))
+        fetcher = self._fetcher
         began_s = time.perf_counter()
-        self._fetcher.fetch(self.info, self._entry, first, buffer, _Alone())
-        metrics = self._fetcher.metrics
-        metrics.stall_seconds.inc(time.perf_counter() - began_s)
-        metrics.cache_misses.inc()
+        try:
+            fetcher.fetch(self.info, entry, first, buffer, _Alone())
+        finally:
+            if entry is not None and fetcher.cache is not None:
+                fetcher.cache.leave(entry)
+        fetcher.metrics.stall_seconds.inc(time.perf_counter() - began_s)
+        fetcher.metrics.cache_misses.inc()
         return ReadResult([buffer[offset - first : end - first]], _nothing)
 
     def _read_parts(
-        self, stream: _Stream, parts: list[_Part], offset: int, end: int, wait: bool
+        self,
+        stream: _Stream,
+        parts: list[_Part],
+        missing: _Part | None,
+        offset: int,
+        end: int,
+        wait: bool,
     ) -> ReadResult:
         def release() -> None:
             for part in parts:
                 part.drop()
 
-        waited = False
+        began_s = time.perf_counter()
+        waited = missing is not None
+        if missing is not None:
+            missing.fetch(self._fetcher, self.info)
         for part in parts:
             if not part.done.is_set():
                 if not wait:
                     release()
                     raise WouldBlock(self.info.key)
                 waited = True
-                began_s = time.perf_counter()
                 part.done.wait()
-                self._fetcher.metrics.stall_seconds.inc(time.perf_counter() - began_s)
             if part.error is not None:
-                self._restart(stream)
+                self._forget(stream)
                 release()
                 raise part.error
-        (self._fetcher.metrics.cache_misses if waited else self._fetcher.metrics.cache_hits).inc()
+        metrics = self._fetcher.metrics
         if waited:
+            metrics.cache_misses.inc()
+            metrics.stall_seconds.inc(time.perf_counter() - began_s)
             with self._lock:
                 stream.window_bytes = min(stream.window_bytes * 2, MAX_WINDOW_BYTES)
+        else:
+            metrics.cache_hits.inc()
         views = []
         for part in parts:
             assert part.buffer is not None
@@ -365,12 +461,19 @@ class ObjectReader:
             views.append(memoryview(part.buffer)[low - part.start : high - part.start])
         return ReadResult(views, release)
 
-    def _restart(self, stream: _Stream) -> None:
-        """Forget a window in which a fetch failed, so that the next read asks again."""
+    def _forget(self, stream: _Stream) -> None:
+        """Drop a window in which a fetch failed, so that the next read asks again."""
         with self._lock:
             if stream in self._streams:
                 self._streams.remove(stream)
                 stream.close()
+
+
+def _failed(stream: _Stream, offset: int, end: int) -> bool:
+    """Whether a part that a read needs failed before: an old failure is not the read's."""
+    return any(
+        part.error is not None and part.start < end and part.end > offset for part in stream.parts
+    )
 
 
 def _nothing() -> None:
