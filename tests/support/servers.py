@@ -451,6 +451,15 @@ class AzureServer(Server):
         "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
     )
 
+    def __init__(self, directory: Path, *, account_key: str | None = None) -> None:
+        super().__init__(directory)
+        if account_key is not None:
+            self.account_key = account_key
+
+    def environment(self) -> dict[str, str]:
+        """The account, kept out of the argument list."""
+        return {"AZURITE_ACCOUNTS": f"{self.account}:{self.account_key}"}
+
     def command(self) -> Sequence[str]:
         """Azurite in the foreground; without ``--disableTelemetry`` it would call out."""
         program = find_program(
@@ -566,6 +575,7 @@ class TokenEndpoint(HttpResponder):
 
     Attributes:
         granted: how many tokens were given out.
+        token_start: what every token begins with.
         refuse: answer ``invalid_grant``, as for a key that was deleted.
     """
 
@@ -575,6 +585,7 @@ class TokenEndpoint(HttpResponder):
         super().__init__(self._respond)
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.granted = 0
+        self.token_start = "test-token-"
         self.refuse = False
 
     @property
@@ -608,7 +619,7 @@ class TokenEndpoint(HttpResponder):
             return
         self.granted += 1
         token = {
-            "access_token": f"test-token-{self.granted}",
+            "access_token": f"{self.token_start}{self.granted}",
             "expires_in": 3600,
             "token_type": "Bearer",
         }

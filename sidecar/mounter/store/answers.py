@@ -42,6 +42,7 @@ _LOGIN_CODES = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "InvalidToken",
+    "InvalidTokenId",  # what MinIO calls it
     "ExpiredToken",
     "TokenRefreshRequired",
     "RequestTimeTooSkewed",

@@ -1,0 +1,75 @@
+"""A test run that leaves something behind fails: the plugin that sees to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+TIDY = """
+def test_it(tmp_path):
+    pass
+"""
+# The shell ends at once: its child is nobody's.
+PROCESS = """
+import subprocess
+def test_it():
+    subprocess.run(["sh", "-c", "sleep 300 >/dev/null 2>&1 & echo $!"])
+"""
+SOCKET = """
+import socket
+listener = socket.create_server(("127.0.0.1", 0))
+def test_it():
+    pass
+"""
+MOUNT = """
+import subprocess
+def test_it(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)
+"""
+
+
+def run(tmp_path: Path, text: str, *prefix: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "test_it.py").write_text(text)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    options = ["-p", "tests.support.leftovers", "-s", "--basetemp", str(tmp_path / "base")]
+    return subprocess.run(
+        [*prefix, sys.executable, "-m", "pytest", *options, "--rootdir", tmp_path, tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_run_that_leaves_nothing_passes(tmp_path: Path) -> None:
+    done = run(tmp_path, TIDY)
+    assert done.returncode == 0, done.stdout
+    assert "LEFT BEHIND" not in done.stdout
+
+
+def test_a_process_is_found_though_its_parent_is_gone(tmp_path: Path) -> None:
+    done = run(tmp_path, PROCESS)
+    pid = int(next(word for word in done.stdout.split() if word.isdigit() and int(word) > 1))
+    try:
+        assert done.returncode == pytest.ExitCode.TESTS_FAILED
+        assert f"LEFT BEHIND: process {pid}: sleep 300" in done.stdout
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [(SOCKET, "listening socket, port "), (MOUNT, "mount tmpfs at ")]
+)
+def test_a_socket_or_a_mount_is_found(tmp_path: Path, text: str, what: str) -> None:
+    # In a mount namespace of its own, which takes the mount with it.
+    done = run(tmp_path, text, "unshare", "-m")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert f"LEFT BEHIND: {what}" in done.stdout
