@@ -27,6 +27,7 @@ class Requests:
         self.random = random.Random(seed)
         self.nodes = [ROOT]
         self.handles: list[int] = []
+        self._due: list[tuple[int, int, bytes]] = []
 
     def learn(self, opcode: int, body: bytes) -> None:
         """Remember the nodes and handles of a successful answer."""
@@ -42,11 +43,27 @@ class Requests:
         opcode = self.random.choice(list(_BODIES))
         return frame(opcode, unique, self.random.choice(self.nodes), _BODIES[opcode](self))
 
+    def due(self, unique: int) -> bytes | None:
+        """A request that gives back what is not used any more, as a kernel would.
+
+        So what it holds for us cannot be what the server's memory grows by.
+        """
+        if not self._due:
+            return None
+        opcode, node, body = self._due.pop()
+        return frame(opcode, unique, node, body)
+
     def _remember(self, known: list[int], number: int) -> None:
         if number not in known:
             known.append(number)
-        if len(known) > _REMEMBERED:
-            del known[1]
+        if len(known) <= _REMEMBERED:
+            return
+        dropped = known.pop(1)
+        if known is self.nodes:
+            self._due.append((Opcode.FORGET, dropped, struct.pack("<Q", 1 << 40)))
+        else:
+            body = struct.pack("<QIIQ", dropped, 0, 0, 0)
+            self._due += ((Opcode.RELEASE, ROOT, body), (Opcode.RELEASEDIR, ROOT, body))
 
     # --- parts of bodies -------------------------------------------------------------------
 

@@ -63,7 +63,10 @@ class Fuzzer:
             self._exchange([self._make() for _ in range(IN_FLIGHT)])
 
     def _make(self) -> bytes:
-        request = self._requests.valid(self._served.fresh_unique())
+        unique = self._served.fresh_unique()
+        if (due := self._requests.due(unique)) is not None:
+            return due
+        request = self._requests.valid(unique)
         rng = self._requests.random
         return mutated(request, rng) if rng.random() < MUTATED_SHARE else request
 
