@@ -99,14 +99,19 @@ class Files:
             for number, opened in list(self._handles.items())
         ]
 
-    def restore(self, handles: dict[int, tuple[File, bool, int]]) -> None:
+    @property
+    def last_number(self) -> int:
+        """The highest handle that was ever given out."""
+        return self._next - 1
+
+    def restore(self, handles: dict[int, tuple[File, bool, int]], last_number: int) -> None:
         """Take over a predecessor's handles: number to (node, writable, backing id)."""
         with self._lock:
             for number, (node, writable, backing_id) in handles.items():
                 self._handles[number] = FileHandle(node, writable, backing_id)
                 node.handles += 1
                 node.writers += writable
-            self._next = max(handles, default=0) + 1
+            self._next = last_number + 1
             for node_ in self._tree.nodes:
                 if isinstance(node_, File) and node_.spool is not None:
                     self._spooled[node_.id] = node_

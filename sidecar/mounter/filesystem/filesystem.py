@@ -335,23 +335,25 @@ class FileSystem:
     def restore(self) -> None:
         """Take over the nodes and handles that a predecessor gave out; then :meth:`begin`."""
         held = Held.read(self._journal)
-        self.tree.nodes.restore(held.nodes, self._spool.adopt)
+        self.tree.nodes.restore(held.nodes, held.last_node, self._spool.adopt)
         nodes = self.tree.nodes
         handles: dict[int, tuple[File, bool, int]] = {}
         for number, (node_id, writable, backing_id) in held.handles.items():
             node = nodes.get(node_id)
             if isinstance(node, File):
                 handles[number] = (node, writable, backing_id)
-        self.files.restore(handles)
+        self.files.restore(handles, held.last_handle)
         for number, (node_id, given) in held.directories.items():
             self._directories[number] = self.tree.resume_directory(
                 self.tree.directory(node_id), given
             )
-        self._next_directory = max(held.directories, default=0) + 1
+        self._next_directory = held.last_directory + 1
         self.begin()
 
     def _records(self) -> list[Record]:
+        last_directory = self._next_directory - 1
         return [
+            ("last", self.tree.nodes.last_number, self.files.last_number, last_directory),
             *self.tree.nodes.records(),
             *self.files.records(),
             *(

@@ -128,12 +128,16 @@ class Held:
         nodes: number to the node's last record, its lookups brought up to date.
         handles: number to (node, writable, backing id).
         directories: number to (node, sort keys of the lines that were given).
+        last_node, last_handle, last_directory: the highest numbers ever given out. None is
+            given twice: the kernel asks again for the release of what was released already,
+            and tar(1) takes two files of one inode number for one file.
     """
 
     def __init__(self) -> None:
         self.nodes: dict[int, Record] = {}
         self.handles: dict[int, tuple[int, bool, int]] = {}
         self.directories: dict[int, tuple[int, list[str]]] = {}
+        self.last_node = self.last_handle = self.last_directory = 0
 
     @classmethod
     def read(cls, journal: Journal) -> Held:
@@ -145,21 +149,25 @@ class Held:
 
     def _add(self, record: Record) -> None:
         kind, number, *rest = record
-        if kind == "node":
+        if kind == "last":
+            self.last_node, self.last_handle, self.last_directory = number, *rest
+        elif kind == "node":
             self.nodes[number] = record
+            self.last_node = max(self.last_node, number)
         elif kind == "held":
             known = self.nodes.get(number)
             if known is not None:
-                lookups = max(0, known[_LOOKUPS] + rest[0])
-                self.nodes[number] = (*known[:_LOOKUPS], lookups, *known[_LOOKUPS + 1 :])
+                self.nodes[number] = (*known[:_LOOKUPS], rest[0], *known[_LOOKUPS + 1 :])
         elif kind == "dropped":
             self.nodes.pop(number, None)
         elif kind == "open":
             self.handles[number] = (rest[0], rest[1], rest[2])
+            self.last_handle = max(self.last_handle, number)
         elif kind == "closed":
             self.handles.pop(number, None)
         elif kind == "opendir":
             self.directories[number] = (rest[0], list(rest[1]))
+            self.last_directory = max(self.last_directory, number)
         elif kind == "lines":
             if number in self.directories:
                 given = self.directories[number][1]

@@ -155,16 +155,22 @@ class NodeTable:
             if node.lookups == 1:
                 self.note(node)
             else:
-                self._journal.write(("held", node.id, 1))
+                self._journal.write(("held", node.id, node.lookups))
 
     def note(self, node: Node) -> None:
         """Write a node down, after it changed, for a worker that comes after this one."""
-        if _is_known(node):
-            self._journal.write(_record(node))
+        with self.lock:  # so that no older state of it is written behind a newer one
+            if _is_held(node):
+                self._journal.write(_record(node))
+
+    @property
+    def last_number(self) -> int:
+        """The highest number that was ever given out."""
+        return self._next - 1
 
     def records(self) -> list[Record]:
         """What a successor must know, in full. Takes no lock."""
-        return [_record(node) for node in list(self._nodes.values()) if _is_known(node)]
+        return [_record(node) for node in list(self._nodes.values()) if _is_held(node)]
 
     def add_file(self, parent: Directory, name: str, remote: ObjectInfo | None) -> File:
         """A new file node under a name, in place of the one that had it."""
@@ -209,7 +215,7 @@ class NodeTable:
             if node is None or node is self.root:
                 return
             node.lookups = max(0, node.lookups - count)
-            self._journal.write(("held", node.id, -count))
+            self._journal.write(("held", node.id, node.lookups))
             self.drop_unused(node)
 
     def drop_unused(self, node: Node) -> None:
@@ -226,10 +232,13 @@ class NodeTable:
                     del parent.children[node.name]
                 node = parent
 
-    def restore(self, kept: dict[int, Record], adopt: Callable[[str], SpoolFile]) -> None:
+    def restore(
+        self, kept: dict[int, Record], last_number: int, adopt: Callable[[str], SpoolFile]
+    ) -> None:
         """Take over the nodes of a predecessor, by number, from their last records.
 
         Args:
+            last_number: the highest that it gave out.
             adopt: opens the spool file that a record names.
         """
         with self.lock:
@@ -248,7 +257,7 @@ class NodeTable:
                         parent.children[node.name] = node
                 else:
                     node.detached = True  # its directory was forgotten: no path leads here
-            self._next = max(self._nodes) + 1
+            self._next = max(last_number, ROOT) + 1
 
     def _take_number(self) -> int:
         number = self._next
@@ -266,11 +275,6 @@ class NodeTable:
             old.detached = True
             self.note(old)
             self.drop_unused(old)
-
-
-def _is_known(node: Node) -> bool:
-    """Whether the kernel may ask for the node, or its content is only here."""
-    return node.lookups > 0 or (isinstance(node, File) and node.spool is not None)
 
 
 def _record(node: Node) -> Record:
@@ -318,6 +322,7 @@ def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Node | None:
 
 
 def _is_held(node: Node) -> bool:
+    """Whether the kernel may ask for the node, or something of it or below it is only here."""
     if node.lookups:
         return True
     if isinstance(node, File):
