@@ -253,25 +253,32 @@ class Lifecycle:
             self._turn()
 
     def _drain(self) -> int:
-        """Save everything within the grace period; the exit status says whether it was all."""
+        """Save everything within the grace period; the exit status says whether it was all.
+
+        A worker that dies meanwhile is replaced, and its successor is asked again.
+        """
         times = self._spec["times"]
         seconds = max(0.0, times["grace_s"] - times["grace_margin_s"])
+        end_s = time.monotonic() + seconds
         self._phase = "draining"
-        draining = [volume for volume in self._buckets if volume.state == "serving"]
-        for volume in draining:
-            volume.state = "draining"
-            if volume.worker is not None:
-                volume.worker.channel.send({"do": "drain", "seconds": seconds})
-        self._publish()
-        if draining:
+        waiting = [v for v in self._buckets if self._ready or v.state == "serving"]
+        if waiting:
             logs.event(log, "saving what is dirty", seconds=seconds)
-        deadline_s = time.monotonic() + seconds + _ANSWER_S
-        while any(v.state == "draining" for v in draining) and time.monotonic() < deadline_s:
-            self._turn(deadline_s)
-        for volume in draining:
-            if volume.state == "draining":
-                volume.error = NotSaved(f"volume {volume.label}: no answer within {seconds} s")
-                volume.unsaved_count += 1
+        self._publish()
+        while waiting and time.monotonic() < end_s + _ANSWER_S:
+            for volume in waiting:
+                if volume.state == "serving" and volume.worker is not None:
+                    volume.state = "draining"
+                    left_s = max(0.0, end_s - time.monotonic())
+                    volume.worker.channel.send({"do": "drain", "seconds": left_s})
+            self._turn(end_s + _ANSWER_S)
+            waiting = [volume for volume in waiting if volume.state != "drained"]
+        for volume in waiting:
+            volume.error = volume.error or WorkerLost(f"no answer within {seconds:g} s")
+            volume.unsaved_count += 1
+            volume.unsaved = [
+                {"key": "(unknown)", "code": volume.error.code, "why": volume.error.what}
+            ]
         count = sum(volume.unsaved_count for volume in self._buckets)
         if not count:
             self._phase = "stopped"

@@ -358,6 +358,21 @@ def test_worker_killed_on_libfuse(tmp_path: Path, s3: Cloud) -> None:
     assert "SIGKILL" in sidecar.log()
 
 
+def test_worker_killed_while_stopping(tmp_path: Path, mortal: Cloud) -> None:
+    times = Times(ready_timeout_s=20, retry_budget_s=20)
+    with bucket_sidecar(tmp_path, mortal, times=times) as sidecar:
+        with opened(tmp_path / "m/model.bin", os.O_WRONLY | os.O_CREAT) as descriptor:
+            os.write(descriptor, b"weights")
+            mortal.server.stop()
+            os.kill(sidecar.pid, signal.SIGTERM)
+            sidecar.wait_for(lambda: sidecar.status()["phase"] == "draining")
+            os.kill(sidecar.volume_status("train")["worker_pid"], signal.SIGKILL)
+            sidecar.wait_for(lambda: "worker lost" in sidecar.log())
+            mortal.server.start()
+            assert sidecar.wait() == 0
+    assert mortal.read("model.bin") == b"weights"
+
+
 def test_health_process_killed(tmp_path: Path, s3: Cloud) -> None:
     with bucket_sidecar(tmp_path, s3) as sidecar:
         port = sidecar.status()["http_port"]

@@ -82,24 +82,24 @@ def secret_file(sidecar: Sidecar) -> str:
     return re.escape(f"secret file {sidecar.directory}/secrets/cloud/key.json")
 
 
-def test_secret_file_missing(tmp_path: Path, cloud: Cloud) -> None:
-    sidecar = bucket_sidecar(tmp_path, cloud)
+def test_secret_file_missing(tmp_path: Path, s3: Cloud) -> None:
+    sidecar = bucket_sidecar(tmp_path, s3)
     (sidecar.directory / "secrets/cloud/key.json").unlink()
     refused(
         sidecar,
         EXIT_MOUNT,
-        f"error SC1030 SECRET_FILE_MISSING: {of(cloud)}: {secret_file(sidecar)}: "
+        f"error SC1030 SECRET_FILE_MISSING: {of(s3)}: {secret_file(sidecar)}: "
         "no such file or directory; `kubectl create secret generic cloud "
         "--from-file=key.json=FILE`",
     )
 
 
-def test_secret_not_json(tmp_path: Path, cloud: Cloud) -> None:
-    sidecar = bucket_sidecar(tmp_path, cloud, secret="AWS_ACCESS_KEY_ID=id\n")
+def test_secret_not_json(tmp_path: Path, s3: Cloud) -> None:
+    sidecar = bucket_sidecar(tmp_path, s3, secret="AWS_ACCESS_KEY_ID=id\n")
     refused(
         sidecar,
         EXIT_MOUNT,
-        f"error SC1031 SECRET_NOT_JSON: {of(cloud)}: {secret_file(sidecar)}: "
+        f"error SC1031 SECRET_NOT_JSON: {of(s3)}: {secret_file(sidecar)}: "
         r"not JSON \(line 1, column 1\); the key of the secret must hold one JSON object",
     )
 
