@@ -24,6 +24,7 @@ from sidecar.errors import (
     FileExists,
     InvalidArgument,
     IsADirectory,
+    NodeForgotten,
     NotADirectory,
     NotEmpty,
     NotFound,
@@ -98,6 +99,13 @@ class FileSystem:
         """The node of a name, counted as held until :meth:`forget`. Raises NotFound."""
         directory = self.tree.directory(parent)
         return self.tree.enter(self.tree.find(directory, name, wait=wait))
+
+    def absence_ttl_s(self, parent: int, name: str) -> float:
+        """For how much longer a name that was not found is known not to exist."""
+        try:
+            return self.tree.absence_ttl_s(self.tree.directory(parent), name)
+        except (NodeForgotten, NotADirectory):
+            return 0.0
 
     def forget(self, node_id: int, count: int) -> None:
         """The caller no longer holds ``count`` of its lookups of the node."""

@@ -59,14 +59,21 @@ class SpoolFile:
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data``; returns its length. Raises SpoolFull, OSError (a full disk)."""
+        if not data:
+            return 0
         self._budget.check(len(data))
         self.dirty = True
         view = memoryview(data)
         position = offset
-        while view:
-            written = os.pwrite(self.fd, view, position)
-            view = view[written:]
-            position += written
+        try:
+            while view:
+                written = os.pwrite(self.fd, view, position)
+                view = view[written:]
+                position += written
+        except OSError:
+            # A full disk: what was written of it must not show when the file grows later.
+            os.ftruncate(self.fd, self.size_bytes)
+            raise
         self.size_bytes = max(self.size_bytes, position)
         self._account()
         return len(data)

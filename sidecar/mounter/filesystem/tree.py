@@ -133,6 +133,10 @@ class Tree:
         exists, remote, fresh_until_s = self._ask(parent, name, now_s)
         return self._bind(parent, name, exists, remote, fresh_until_s)
 
+    def absence_ttl_s(self, parent: Directory, name: str) -> float:
+        """For how much longer a name that was not found is known not to exist."""
+        return max(0.0, parent.negative.get(name, 0.0) - time.monotonic())
+
     def exists(self, parent: Directory, name: str) -> bool:
         """Whether a name is taken."""
         try:

@@ -12,6 +12,7 @@ ends the loop.
 
 from __future__ import annotations
 
+import collections
 import errno
 import functools
 import logging
@@ -44,6 +45,9 @@ MAX_BACKGROUND = 64
 """Requests of readahead in flight; the kernel drops readahead above the threshold."""
 _BUFFER_BYTES = MAX_REQUEST_BYTES + 4096
 _POOL_THREADS = 32
+_SMALL_BYTES = 16 * 1024
+_KEPT_BUFFERS = 8
+_HANDED_ON_LAST = 1024
 _WANTED = (
     p.Init.ASYNC_READ
     | p.Init.ATOMIC_O_TRUNC  # else open(O_TRUNC) would save an empty object first
@@ -124,8 +128,10 @@ class Server:
         self._backings = Backings(descriptor)
         self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="serve")
         self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        self._waiting: dict[int, bool] = {}  # unique -> may be interrupted
-        self._lock = threading.Lock()
+        # Reads that wait, here and (the last ones passed on) in reader processes: a signal
+        # to the program may end them.
+        self._waiting: set[int] = set()
+        self._handed_on: collections.deque[int] = collections.deque(maxlen=_HANDED_ON_LAST)
         self._changed: queue.SimpleQueue[Node | None] = queue.SimpleQueue()
         filesystem.tree.on_remote_change = self._changed.put
 
@@ -195,18 +201,23 @@ class Server:
             return False
         if not operation.waits and self._perform(request, operation.handler, wait=False):
             return False
-        with self._lock:
-            self._waiting[request.unique] = request.opcode in _INTERRUPTIBLE
+        if request.opcode in _INTERRUPTIBLE:
+            self._waiting.add(request.unique)
+        if size <= _SMALL_BYTES:
+            # Cheaper to copy than to keep a large buffer from the next request.
+            request = request._replace(body=memoryview(bytes(request.body)))
+            self._pool.submit(self._perform_later, request, operation.handler, None)
+            return False
         self._pool.submit(self._perform_later, request, operation.handler, buffer)
         return True
 
-    def _perform_later(self, request: Request, handler: Handler, buffer: bytearray) -> None:
+    def _perform_later(self, request: Request, handler: Handler, buffer: bytearray | None) -> None:
         try:
             self._perform(request, handler, wait=True)
-            with self._lock:
-                self._waiting.pop(request.unique, None)
+            self._waiting.discard(request.unique)
             request.body.release()
-            self._buffers.put(buffer)
+            if buffer is not None and self._buffers.qsize() < _KEPT_BUFFERS:
+                self._buffers.put(buffer)
         except BaseException:
             # Nobody would ever answer this request. The next worker is asked it again.
             log.exception("a bug: opcode %d got no answer", request.opcode)
@@ -248,7 +259,7 @@ class Server:
 
     def _answer_error(self, request: Request, error: SidecarError | OSError) -> None:
         if request.opcode == Opcode.LOOKUP and type(error) is NotFound:
-            ttl_s = self.filesystem.tree.ttl_s
+            ttl_s = self.filesystem.absence_ttl_s(request.node, _name_in(request.body))
             if ttl_s > 0:  # node 0: the kernel remembers that the name does not exist
                 self._answer(request, 0, (_entry(_NO_NODE, ttl_s),))
                 return
@@ -259,11 +270,6 @@ class Server:
             self._answer(request, code, ())
 
     def _answer(self, request: Request, code: int, reply: Reply) -> None:
-        if request.unique in self._waiting:
-            with self._lock:
-                # Gone from the table: an interrupt has answered already.
-                if self._waiting.pop(request.unique, None) is None:
-                    return
         answer(self._descriptor, request.unique, code, reply)
 
     def _take_buffer(self) -> bytearray:
@@ -310,12 +316,9 @@ class Server:
     def interrupt(self, request: Request, _wait: bool) -> _Result | None:
         """A program got a signal while it waits: its read need not go on waiting."""
         (unique,) = p.INTERRUPT_IN.unpack_from(request.body)
-        with self._lock:
-            # Not in the table: a READ that a reader process has, or answered already.
-            interruptible = self._waiting.pop(unique, True)
-            if not interruptible:
-                self._waiting[unique] = False
-        if interruptible:
+        if unique in self._waiting or unique in self._handed_on:
+            # Reads have no effect that an answer would have to report; the kernel refuses
+            # the second of two answers.
             answer(self._descriptor, unique, errno.EINTR)
         return None
 
@@ -464,9 +467,9 @@ class Server:
                     node = entry.attributes.node
                 _add_dirent(reply, node or p.UNKNOWN_INO, line.offset, name, line.is_directory)
                 last = line.offset
-        except WouldBlock:
+        except SidecarError:
             if not reply:
-                raise
+                raise  # else the lookups that were counted would never be forgotten
         self.filesystem.give_lines(handle, last)
         return _Result((reply,))
 
@@ -514,6 +517,12 @@ class Server:
 
     def read(self, request: Request, wait: bool) -> _Result:
         handle, offset, size = _read_in(request.body)
+        if self._readers is not None:
+            info = self.filesystem.pinned(handle)
+            if info is not None:
+                self._handed_on.append(request.unique)
+                self._readers.read(request.unique, handle, info, offset, size)
+                return _HANDED_ON
         result = self.filesystem.read(handle, offset, size, wait=wait)
         return _Result(result.views, result.release)
 
