@@ -86,12 +86,6 @@ class Journal:
             yield marshal.loads(content[position : position + length])  # noqa: S302 - our own file
             position += length
 
-    def remove(self) -> None:
-        """Forget everything: the mount is gone."""
-        with self._lock:
-            self._map = None
-            self._path.unlink(missing_ok=True)
-
     def _use(self, end: int) -> None:
         # A kill leaves the old or the new value.
         assert self._map is not None
