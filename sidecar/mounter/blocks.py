@@ -77,7 +77,7 @@ class Folder(Protocol):
 
 
 class Gone(Exception):
-    """The files were deleted between opening and locking them: open them anew."""
+    """Somebody deleted the files, or failed to make them, meanwhile: open them anew."""
 
 
 class Entry:
@@ -120,7 +120,7 @@ class Entry:
             on_failure.callback(os.close, self._fd)
             if not self._is_map():
                 if not alone:
-                    raise OSError(f"{path.name}.map is broken and in use")
+                    raise Gone  # whoever was to make it could not
                 self._make()
             if os.fstat(self._fd).st_size != size_bytes:
                 os.ftruncate(self._fd, size_bytes)  # what was cut off does not compare
@@ -267,8 +267,8 @@ class Entry:
     @property
     def whole(self) -> bool:
         """Whether every block is valid."""
-        states = os.pread(self._map_fd, self._map_bytes, _HEADER_BYTES)[:: _BLOCK.size]
-        return states.count(_VALID) == self._blocks
+        packed = self._read_map_bytes(_HEADER_BYTES, self._blocks * _BLOCK.size)
+        return packed[:: _BLOCK.size].count(_VALID) == self._blocks  # the state's first byte
 
     def compare_and_seal(self) -> None:
         """Read a whole file once and seal it, or find what is not right in it."""
@@ -285,7 +285,7 @@ class Entry:
 
     def _writes_seen_since(self) -> bytes:
         """The start of the machine since which nobody wrote the data but :meth:`store`."""
-        _, _, boot, *identity = _HEADER.unpack(os.pread(self._map_fd, _HEADER.size, 0))
+        _, _, boot, *identity = _HEADER.unpack(self._read_map_bytes(0, _HEADER.size))
         known = tuple(identity) == self._identity() and boot == _boot()
         return bytes(boot) if known else _NOBODY_KNOWS
 
@@ -312,8 +312,6 @@ class Entry:
             if end > first and this != state:
                 break
             end, state = index + 1, this
-        if end == first:
-            raise OSError(f"{self.path.name}.map was cut")
         return Run(first, end, state)
 
     def _compare(self, data: memoryview, start: int, length: int) -> int:
@@ -338,9 +336,14 @@ class Entry:
 
     def _read_map(self, first: int, last: int) -> Iterator[tuple[int, tuple[int, int, float]]]:
         """(index, (state, checksum, end of lease)) of the blocks ``[first, last)``."""
-        packed = os.pread(self._map_fd, (last - first) * _BLOCK.size, _offset(first))
-        whole = len(packed) - len(packed) % _BLOCK.size
-        return enumerate(_BLOCK.iter_unpack(packed[:whole]), first)
+        packed = self._read_map_bytes(_offset(first), (last - first) * _BLOCK.size)
+        return enumerate(_BLOCK.iter_unpack(packed), first)
+
+    def _read_map_bytes(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._map_fd, size, offset)
+        if len(data) != size:
+            raise OSError(f"{self.path.name}.map was cut")
+        return data
 
     def _set(self, index: int, state: int, checksum: int) -> None:
         os.pwrite(self._map_fd, _BLOCK.pack(state, checksum, 0.0), _offset(index))

@@ -95,10 +95,11 @@ class DiskCache:
 
     # --- entries --------------------------------------------------------------------------
 
-    def enter(self, info: ObjectInfo) -> Entry | None:
+    def enter(self, info: ObjectInfo, *, create: bool = True) -> Entry | None:
         """The entry of a version, for a reader who calls :meth:`leave` in the end.
 
-        None where the folder cannot hold it.
+        None where the folder cannot hold it, and where it has none and shall not
+        ``create`` one.
         """
         if not 0 < info.size_bytes <= self._budget_bytes:
             return None
@@ -107,6 +108,8 @@ class DiskCache:
             entry = self._take(name)
         if entry is not None:
             return entry
+        if not create and not (self._directory / name[:2] / name).exists():
+            return None
         try:
             made = self._open(name, info.size_bytes)  # may evict, so without the lock
         except OSError as error:
@@ -137,10 +140,7 @@ class DiskCache:
 
     def open_whole(self, info: ObjectInfo) -> Copy | None:
         """The version as a local file, if it is there whole and unaltered."""
-        name = self._name(info)
-        if not (self._directory / name[:2] / name).exists():
-            return None
-        entry = self.enter(info)
+        entry = self.enter(info, create=False)
         if entry is None:
             return None
         try:
@@ -189,7 +189,7 @@ class DiskCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(Gone):
                 return Entry(self, path, size_bytes)
-        raise OSError(f"{name} is deleted again and again")
+        raise OSError(f"{name} is broken, or deleted again and again")
 
     def _close_one_idle(self) -> None:
         for name, entry in self._entries.items():
@@ -235,14 +235,15 @@ class DiskCache:
         for folder in self._directory.iterdir():
             if len(folder.name) != 2:
                 continue
-            for path in {found.with_suffix("") for found in folder.iterdir()}:
+            for name in {found.partition(".")[0] for found in os.listdir(folder)}:
+                path = f"{folder}/{name}"
                 used, stamp = 0, 0.0
-                for file in (path, path.with_suffix(".map")):
+                for file in (path, f"{path}.map"):
                     with contextlib.suppress(FileNotFoundError):
-                        status = file.stat()
+                        status = os.stat(file)  # pathlib takes as long as the system call
                         used += status.st_blocks * 512
                         stamp = status.st_mtime
-                yield used, stamp, path
+                yield used, stamp, Path(path)
 
     def _scan_used(self) -> int:
         return sum(size for size, _, _ in self._scan())
@@ -323,12 +324,17 @@ class Keeper:
     def keep(
         self,
         cache: DiskCache,
-        entry: Entry,
+        info: ObjectInfo,
+        entry: Entry | None,
         start: int,
         data: memoryview,
         release: Callable[[], None],
     ) -> None:
-        """Store ``data`` some time soon; ``release`` is called when it is no longer needed."""
+        """Store ``data`` some time soon; ``release`` is called when it is no longer needed.
+
+        Without an entry one is made then: to make two files takes longer than to fetch a
+        small object.
+        """
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="keep", daemon=True)
@@ -337,24 +343,29 @@ class Keeper:
             if fits:
                 self._queued_bytes += len(data)
         if fits:
-            cache.stay(entry)
-            self._queue.put(_Kept(cache, entry, start, data, release))
+            if entry is not None:
+                cache.stay(entry)
+            self._queue.put(_Kept(cache, info, entry, start, data, release))
             return
         try:
-            entry.release(start, start + len(data))
+            if entry is not None:
+                entry.release(start, start + len(data))
         finally:
             release()
 
     def _run(self) -> None:
         while True:
-            cache, entry, start, data, release = self._queue.get()
+            cache, info, entry, start, data, release = self._queue.get()
             try:
-                self._store(entry, start, data)
+                entry = entry or cache.enter(info)
+                if entry is not None:
+                    self._store(entry, start, data)
             finally:
                 with self._lock:
                     self._queued_bytes -= len(data)
                 release()
-                cache.leave(entry)
+                if entry is not None:
+                    cache.leave(entry)
 
     def _store(self, entry: Entry, start: int, data: memoryview) -> None:
         try:
@@ -368,7 +379,8 @@ class Keeper:
 
 class _Kept(NamedTuple):
     cache: DiskCache
-    entry: Entry
+    info: ObjectInfo
+    entry: Entry | None
     start: int
     data: memoryview
     release: Callable[[], None]

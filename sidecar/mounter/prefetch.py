@@ -83,6 +83,9 @@ class Fetcher(NamedTuple):
             else:
                 return
         self._get(info, offset, buffer)
+        if entry is None and self.cache is not None and len(buffer) == info.size_bytes:
+            users.hold()
+            self.keeper.keep(self.cache, info, None, 0, buffer, users.drop)
 
     def _fetch_through(
         self,
@@ -110,7 +113,7 @@ class Fetcher(NamedTuple):
                     entry.release(position, run.end)
                     raise
                 users.hold()
-                self.keeper.keep(cache, entry, position, view, users.drop)
+                self.keeper.keep(cache, info, entry, position, view, users.drop)
                 position = run.end
 
     def _get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
@@ -243,7 +246,10 @@ class ObjectReader:
         self._ends: deque[int] = deque(maxlen=_REMEMBERED_ENDS)
         self._closed = False
         self._used_s = 0.0
-        self._entry = fetcher.cache.enter(info) if fetcher.cache is not None else None
+        self._entry: Entry | None = None
+        if fetcher.cache is not None:
+            create = info.size_bytes > WHOLE_OBJECT_BYTES
+            self._entry = fetcher.cache.enter(info, create=create)
         # Whole blocks are fetched where they can be kept.
         self._grain_bytes = BLOCK_BYTES if self._entry is not None else 1
 

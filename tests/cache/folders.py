@@ -1,0 +1,99 @@
+"""What the tests of the disk cache share: objects of known content, and looks at the folder."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from sidecar.mounter.blocks import BLOCK_BYTES, Entry
+from sidecar.mounter.cache import DiskCache
+from sidecar.mounter.store.base import ObjectInfo
+
+MIB = 1024 * 1024
+URL = "s3://bucket"
+
+
+class Damage:
+    """Counts what the cache reports."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def open_cache(
+    folder: Path, budget_bytes: int = 64 * MIB, damage: Damage | None = None
+) -> DiskCache:
+    return DiskCache(folder, URL, budget_bytes, on_damage=damage or Damage())
+
+
+def an_object(size_bytes: int, key: str = "key", version: str = "1") -> tuple[ObjectInfo, bytes]:
+    """An object; its content follows from its name."""
+    content = random.Random(f"{key}@{version}").randbytes(size_bytes)
+    return ObjectInfo(key, size_bytes, 0.0, version), content
+
+
+def enter(cache: DiskCache, info: ObjectInfo) -> Entry:
+    entry = cache.enter(info)
+    assert entry is not None
+    return entry
+
+
+def keep(cache: DiskCache, info: ObjectInfo, content: bytes) -> Path:
+    """Store a whole object; the data file."""
+    entry = enter(cache, info)
+    entry.store(0, memoryview(content))
+    cache.leave(entry)
+    return entry.path
+
+
+def states(entry: Entry) -> str:
+    """One letter for each block: valid, leased, and - for neither. Claims nothing."""
+    return "".join(
+        {"valid": "v", "leased": "l"}.get(_peek(entry, index), "-")
+        for index in range(-(-entry.size_bytes // BLOCK_BYTES))
+    )
+
+
+def _peek(entry: Entry, index: int) -> str:
+    start = index * BLOCK_BYTES
+    end = min(start + BLOCK_BYTES, entry.size_bytes)
+    state = entry.claim(start, end).state
+    if state == "mine":
+        entry.release(start, end)
+    return state
+
+
+def read(entry: Entry, start: int, size: int) -> bytes:
+    """What the cache has right of a range."""
+    buffer = memoryview(bytearray(size))
+    return bytes(buffer[: entry.read(start, buffer)])
+
+
+def has_whole(cache: DiskCache, info: ObjectInfo) -> bool:
+    copy = cache.open_whole(info)
+    if copy is None:
+        return False
+    copy.close()
+    return True
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Every data and map file."""
+    for below in folder.iterdir():
+        if below.is_dir():
+            yield from below.iterdir()
+
+
+def disk_bytes(folder: Path) -> int:
+    """What the files occupy. Files may go meanwhile."""
+    total = 0
+    for path in files(folder):
+        try:
+            total += path.stat().st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return total

@@ -1,0 +1,95 @@
+"""Another process that uses a cache folder: ``python -m tests.cache.user WHAT FOLDER BUDGET SEED``.
+
+``random``: enters, stores and reads random objects, checks every byte, says ``right``.
+``read``: fetches one object as a reader does, says how many bytes it had to fetch itself.
+``claim``: says ``claimed`` and never fetches.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from pathlib import Path
+
+from sidecar.mounter.blocks import BLOCK_BYTES, Entry
+from sidecar.mounter.cache import DiskCache
+from sidecar.mounter.store.base import ObjectInfo
+from tests.cache.folders import an_object, enter, open_cache
+
+ROUNDS = 60
+OBJECTS = 12
+MOST_BLOCKS = 10
+ONE_SIZE = 64 * BLOCK_BYTES + 77
+
+
+def objects() -> list[tuple[ObjectInfo, bytes]]:
+    """The same in every process."""
+    dice = random.Random(7)
+    return [
+        an_object(dice.randrange(1, MOST_BLOCKS * BLOCK_BYTES), f"key{number}")
+        for number in range(OBJECTS)
+    ]
+
+
+def use_at_random(cache: DiskCache, seed: int) -> None:
+    dice = random.Random(seed)
+    known = objects()
+    held: list[Entry] = []
+    for _ in range(ROUNDS):
+        info, content = dice.choice(known)
+        entry = cache.enter(info)
+        if entry is None:  # others use all of the budget
+            continue
+        held.append(entry)
+        start = dice.randrange(info.size_bytes)
+        end = dice.randrange(start, info.size_bytes) + 1
+        entry.store(start, memoryview(content)[start:end])
+        buffer = memoryview(bytearray(end - start))
+        count = entry.read(start, buffer)
+        assert content[start : start + count] == buffer[:count], "wrong bytes"
+        while len(held) > 2:
+            cache.leave(held.pop(0))
+
+
+def fetch_one(cache: DiskCache, seed: int) -> int:
+    """The bytes that nobody else brought."""
+    info, content = an_object(ONE_SIZE, f"one{seed}")
+    entry = enter(cache, info)
+    fetched = position = 0
+    while position < ONE_SIZE:
+        run = entry.claim(position, min(position + 8 * BLOCK_BYTES, ONE_SIZE))
+        if run.state == "valid":
+            buffer = memoryview(bytearray(run.end - position))
+            count = entry.read(position, buffer)
+            assert buffer[:count] == content[position : position + count], "wrong bytes"
+            position += count
+        elif run.state == "leased":
+            time.sleep(0.001)
+        else:
+            time.sleep(0.005)  # the store
+            entry.store(position, memoryview(content)[position : run.end])
+            fetched += run.end - position
+            position = run.end
+    return fetched
+
+
+def main() -> None:
+    what, folder, budget, seed = sys.argv[1:]
+    cache = open_cache(Path(folder), int(budget))
+    print("ready", flush=True)
+    sys.stdin.readline()  # so that all begin at once
+    if what == "random":
+        use_at_random(cache, int(seed))
+        print("right", flush=True)
+    elif what == "read":
+        print(fetch_one(cache, int(seed)), flush=True)
+    else:
+        info, _ = an_object(ONE_SIZE, f"one{seed}")
+        assert enter(cache, info).claim(0, ONE_SIZE).state == "mine"
+        print("claimed", flush=True)
+        sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main()
