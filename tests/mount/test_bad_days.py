@@ -40,7 +40,9 @@ def mortal(mortal_server: S3Server) -> Iterator[Cloud]:
     bucket = f"mortal-{uuid.uuid4().hex[:12]}"
     mortal_server.create_bucket(bucket)
     yield S3Cloud(mortal_server, bucket)
-    if not mortal_server.running:
+    if mortal_server.running:
+        mortal_server.resume()
+    else:
         mortal_server.start()
 
 
@@ -363,12 +365,14 @@ def test_worker_killed_while_stopping(tmp_path: Path, mortal: Cloud) -> None:
     with bucket_sidecar(tmp_path, mortal, times=times) as sidecar:
         with opened(tmp_path / "m/model.bin", os.O_WRONLY | os.O_CREAT) as descriptor:
             os.write(descriptor, b"weights")
-            mortal.server.stop()
+            # Not stop(): a process that is started to start it again would close its copy of
+            # the descriptor, which saves the file.
+            mortal.server.pause()
             os.kill(sidecar.pid, signal.SIGTERM)
             sidecar.wait_for(lambda: sidecar.status()["phase"] == "draining")
             os.kill(sidecar.volume_status("train")["worker_pid"], signal.SIGKILL)
             sidecar.wait_for(lambda: "worker lost" in sidecar.log())
-            mortal.server.start()
+            mortal.server.resume()
             assert sidecar.wait() == 0
     assert mortal.read("model.bin") == b"weights"
 
