@@ -362,18 +362,20 @@ def test_worker_killed_on_libfuse(tmp_path: Path, s3: Cloud) -> None:
 
 def test_worker_killed_while_stopping(tmp_path: Path, mortal: Cloud) -> None:
     times = Times(ready_timeout_s=20, retry_budget_s=20)
-    with bucket_sidecar(tmp_path, mortal, times=times) as sidecar:
-        with opened(tmp_path / "m/model.bin", os.O_WRONLY | os.O_CREAT) as descriptor:
-            os.write(descriptor, b"weights")
-            # Not stop(): a process that is started to start it again would close its copy of
-            # the descriptor, which saves the file.
-            mortal.server.pause()
-            os.kill(sidecar.pid, signal.SIGTERM)
-            sidecar.wait_for(lambda: sidecar.status()["phase"] == "draining")
-            os.kill(sidecar.volume_status("train")["worker_pid"], signal.SIGKILL)
-            sidecar.wait_for(lambda: "worker lost" in sidecar.log())
-            mortal.server.resume()
-            assert sidecar.wait() == 0
+    with (
+        bucket_sidecar(tmp_path, mortal, times=times) as sidecar,
+        opened(tmp_path / "m/model.bin", os.O_WRONLY | os.O_CREAT) as descriptor,
+    ):
+        os.write(descriptor, b"weights")
+        # Not stop(): a process that is started to start it again would close its copy of
+        # the descriptor, which saves the file.
+        mortal.server.pause()
+        os.kill(sidecar.pid, signal.SIGTERM)
+        sidecar.wait_for(lambda: sidecar.status()["phase"] == "draining")
+        os.kill(sidecar.volume_status("train")["worker_pid"], signal.SIGKILL)
+        sidecar.wait_for(lambda: "worker lost" in sidecar.log())
+        mortal.server.resume()
+        assert sidecar.wait() == 0
     assert mortal.read("model.bin") == b"weights"
 
 
