@@ -413,13 +413,15 @@ class Lifecycle:
             volume.state, volume.error = "serving", None
             volume.serving_since_s = time.monotonic()
             volume.can_resume = said.message["can_resume"]
+            healed: dict[str, Any] = {}
             if self._ready:
-                volume.healed["resend" if volume.resuming else "remount"] += 1
+                healed["healed"] = "resend" if volume.resuming else "remount"
+                volume.healed[healed["healed"]] += 1
             volume.resuming = False
             volume.failed_resumes = 0
             if volume.descriptor is not None:
                 mounts.raise_readahead(volume.mountpoint)
-            logs.event(log, "serving", volume=volume.label, path=volume.mountpoint)
+            logs.event(log, "serving", volume=volume.label, path=volume.mountpoint, **healed)
         elif event == "failed":
             volume.error = _error(said.message)
             if not self._ready and self._phase != "draining":

@@ -82,7 +82,7 @@ class Fetcher(NamedTuple):
                 log.warning("the disk cache failed, the store is asked: %s", error)
             else:
                 return
-        self._get(info, offset, buffer)
+        self.get(info, offset, buffer)
         if entry is None and self.cache is not None and len(buffer) == info.size_bytes:
             users.hold()
             self.keeper.keep(self.cache, info, None, 0, buffer, users.drop)
@@ -108,7 +108,7 @@ class Fetcher(NamedTuple):
                 time.sleep(_LEASE_POLL_S)  # somebody else is fetching it
             else:
                 try:
-                    self._get(info, position, view)
+                    self.get(info, position, view)
                 except BaseException:
                     entry.release(position, run.end)
                     raise
@@ -116,11 +116,18 @@ class Fetcher(NamedTuple):
                 self.keeper.keep(cache, info, entry, position, view, users.drop)
                 position = run.end
 
-    def _get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
+    def get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from the store, with bytes that the version ``info`` has.
+
+        Raises Stale where the version is gone, whether replaced or deleted.
+        """
         try:
             count = self.store.get_range(info.key, info.version, offset, buffer)
         except NotFound as error:
             raise Stale(f"{error.what} was deleted while it was open") from error
+        if not count:
+            # A server may look at the range before it looks at the condition, and answer 416.
+            raise Stale(f"`{info.key}` is shorter by now: it was replaced while it was open")
         if count != len(buffer):
             raise StoreProtocolError(f"`{info.key}` ended {len(buffer) - count} bytes early")
         self.metrics.fetched_bytes.inc(count)
@@ -210,21 +217,21 @@ class _Stream:
 
     __slots__ = ("end", "goes_on", "next_part_bytes", "parts", "position", "window_bytes")
 
-    def __init__(self, offset: int, *, goes_on: bool) -> None:
+    def __init__(self, offset: int) -> None:
         self.parts: deque[_Part] = deque()
         self.next_part_bytes = FIRST_PART_BYTES
-        self.restart(offset, goes_on=goes_on)
+        self.restart(offset)
 
     @property
     def start(self) -> int:
         return self.parts[0].start if self.parts else self.end
 
-    def restart(self, offset: int, *, goes_on: bool) -> None:
+    def restart(self, offset: int) -> None:
         """Go on elsewhere, as carefully as at first."""
         self.close()
         self.position = self.end = offset
         self.window_bytes = FIRST_PART_BYTES
-        self.goes_on = goes_on
+        self.goes_on = False
 
     def close(self) -> None:
         while self.parts:
@@ -314,24 +321,24 @@ class ObjectReader:
         """The window that a read belongs to; only who may wait begins or moves one."""
         if self._closed:
             return None
-        for stream in self._streams:
-            if stream.start <= offset < stream.end + SEEK_FORWARD_BYTES:
-                failed = _failed(stream, offset, end)
-                if not wait and (failed or end > stream.end):
-                    return None
-                self._streams.remove(stream)
-                self._streams.append(stream)  # most recently used last
-                if offset > stream.end + stream.next_part_bytes or failed:
-                    # What lies between is not fetched.
-                    stream.restart(offset - offset % self._grain_bytes, goes_on=False)
-                    stream.next_part_bytes = 0
-                return stream
+        stream = self._nearest(offset)
+        if stream is not None:
+            failed = _failed(stream, offset, end)
+            if not wait and (failed or end > stream.end):
+                return None
+            self._streams.remove(stream)
+            self._streams.append(stream)  # most recently used last
+            if failed or offset > stream.end + stream.next_part_bytes:
+                # What lies between is not fetched.
+                stream.restart(offset - offset % self._grain_bytes)
+                stream.next_part_bytes = 0
+            return stream
+        small = self.info.size_bytes <= WHOLE_OBJECT_BYTES
         follows = any(near <= offset <= near + FOLLOW_BYTES for near in self._ends)
-        if not (wait and (follows or offset == 0)):
+        if not (wait and (small or follows or offset == 0)):
             return None
-        stream = _Stream(offset - offset % self._grain_bytes, goes_on=follows)
-        if self.info.size_bytes <= WHOLE_OBJECT_BYTES:
-            stream.restart(0, goes_on=False)
+        stream = _Stream(0 if small else offset - offset % self._grain_bytes)
+        if small:
             stream.next_part_bytes = self.info.size_bytes
         if len(self._streams) == MAX_STREAMS:
             self._streams.pop(0).close()
@@ -347,6 +354,8 @@ class ObjectReader:
         """
         missing: _Part | None = None
         while stream.end < end:
+            if self._join(stream):
+                continue
             part = self._ask(stream, end)
             if part is None:
                 if missing is not None:
@@ -376,12 +385,31 @@ class ObjectReader:
                 return
             self._submit(part)
 
+    def _next_start(self, stream: _Stream) -> int:
+        """Where the next window begins, else the object's end: nothing is fetched twice."""
+        return min(
+            (other.start for other in self._streams if other.parts and other.start >= stream.end),
+            default=self.info.size_bytes,
+        )
+
+    def _join(self, stream: _Stream) -> bool:
+        """Go on in the window that begins where this one ends, if there is one."""
+        for other in self._streams:
+            if other is not stream and other.parts and other.start == stream.end:
+                self._streams.remove(other)
+                stream.parts += other.parts
+                stream.end = other.end
+                stream.next_part_bytes = max(stream.next_part_bytes, other.next_part_bytes)
+                stream.window_bytes = max(stream.window_bytes, other.window_bytes)
+                return True
+        return False
+
     def _ask(self, stream: _Stream, end: int) -> _Part | None:
         """Append the next part; None at the end of the object or of the budget."""
         size = stream.next_part_bytes
         if not size:
             size = -(-end // self._grain_bytes) * self._grain_bytes - stream.end
-        size = min(size, self.info.size_bytes - stream.end)
+        size = min(size, self._next_start(stream) - stream.end)
         if size <= 0:
             return None
         buffers = self._fetcher.buffers

@@ -341,9 +341,8 @@ class Files:
         for offset in range(0, remote.size_bytes, _COPY_BYTES):
             size = min(_COPY_BYTES, remote.size_bytes - offset)
             with memoryview(buffer)[:size] as view:
-                self._store.get_range(remote.key, remote.version, offset, view)
+                self._fetcher.get(remote, offset, view)
                 spool.write(offset, view)
-            self._metrics.fetched_bytes.inc(size)
 
     def _empty(self, node: File) -> None:
         if node.spool is None:
