@@ -49,7 +49,7 @@ def start(bucket: Bucket, tmp_path: Path) -> Iterator[Start]:
     """Starts a sidecar that mounts the bucket at ``mountpoint``, as the volume ``bucket``."""
     with ExitStack() as stack:
 
-        def begin(*, read_only: bool = False, **settings: Any) -> Sidecar:
+        def begin(*, read_only: bool = False, wait: bool = True, **settings: Any) -> Sidecar:
             sidecar = Sidecar(
                 tmp_path / "run",
                 [
@@ -60,7 +60,8 @@ def start(bucket: Bucket, tmp_path: Path) -> Iterator[Start]:
                 secrets={VOLUME: bucket.server.credentials_json()},
                 **settings,
             )
-            return stack.enter_context(sidecar)
+            stack.callback(sidecar.clean_up)
+            return sidecar.start(wait=wait)
 
         yield begin
 

@@ -1,0 +1,122 @@
+"""Where the kernel cannot resend (`healing: remount`), and what guards the mountpoint."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sidecar.mounter import mounts
+from tests.healing.conftest import VOLUME, Bucket, Start
+from tests.support.killer import serving_pid, wait_until
+
+DEAD = rf"\[Errno ({errno.ENOTCONN}|{errno.ECONNABORTED})\]"
+"""What a connection without a server gives (fs/fuse/dev.c)."""
+
+
+def write_error(directory: Path) -> int | None:
+    """The errno that making a file in ``directory`` gives; None if it worked."""
+    try:
+        os.close(os.open(directory / "lost", os.O_CREAT | os.O_WRONLY))
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def test_a_new_mount_takes_the_place_of_a_dead_one(
+    bucket: Bucket, start: Start, mountpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = os.urandom(4 * 1024 * 1024)
+    bucket.put("file", content)
+    sidecar = start(healing="remount", read_only=True)
+    pid = serving_pid(sidecar, VOLUME)
+    with (mountpoint / "file").open("rb", buffering=0) as old:
+        began_s = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        serving_pid(sidecar, VOLUME, other_than=pid)
+        assert (mountpoint / "file").read_bytes() == content
+        healed_s = time.monotonic() - began_s
+        with pytest.raises(OSError, match=DEAD):
+            os.pread(old.fileno(), 4096, len(content) - 4096)
+    with capsys.disabled():
+        print(f"\n    mounted anew {healed_s:.3f} s after the kill", end=" ")
+    assert sidecar.volume_status(VOLUME)["healed"] == {"resend": 0, "remount": 1}
+    assert '"remount": 1' in sidecar.get("/statusz")[1]
+    name = "mount_sidecar_worker_restarts_total"
+    assert sidecar.metric(name, volume=f"data/{VOLUME}", healed="remount") == 1
+    assert sidecar.metric(name, volume=f"data/{VOLUME}", healed="resend") == 0
+    assert "healed=remount" in sidecar.log()
+    assert [mount.fstype for mount in mounts.mounts_at(str(mountpoint))] == [
+        "tmpfs",
+        mounts.FSTYPE,
+    ]
+
+
+def test_nothing_is_written_while_a_dead_mount_is_replaced(
+    bucket: Bucket, start: Start, mountpoint: Path
+) -> None:
+    sidecar = start(healing="remount")
+    pid = serving_pid(sidecar, VOLUME)
+    bucket.server.pause()  # a worker that mounts anew asks the store first
+    try:
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard alone")
+        assert write_error(mountpoint) == errno.EROFS
+        assert sidecar.volume_status(VOLUME)["state"] != "serving"
+    finally:
+        bucket.server.resume()
+    serving_pid(sidecar, VOLUME, other_than=pid)
+    assert write_error(mountpoint) is None
+    (mountpoint / "lost").unlink()
+
+
+def test_nothing_is_written_before_the_mount(
+    bucket: Bucket, start: Start, mountpoint: Path
+) -> None:
+    mountpoint.mkdir()
+    bucket.server.pause()
+    try:
+        sidecar = start(wait=False)
+        wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard")
+        assert write_error(mountpoint) == errno.EROFS
+        assert os.listdir(mountpoint) == []
+    finally:
+        bucket.server.resume()
+    sidecar.wait_ready()
+    assert write_error(mountpoint) is None
+    (mountpoint / "lost").unlink()
+
+
+def test_a_clean_end_leaves_a_directory_that_can_be_deleted(
+    bucket: Bucket, start: Start, mountpoint: Path
+) -> None:
+    mountpoint.mkdir()
+    sidecar = start()
+    assert sidecar.stop() == 0
+    assert mounts.mounts_at(str(mountpoint)) == []
+    assert os.listdir(mountpoint) == []
+    mountpoint.rmdir()
+
+
+def test_a_second_start_clears_what_a_killed_one_left(
+    bucket: Bucket, start: Start, mountpoint: Path
+) -> None:
+    bucket.put("file", b"content")
+    mountpoint.mkdir()
+    sidecar = start(read_only=True)
+    sidecar.kill()
+    left = [mount.fstype for mount in mounts.mounts_at(str(mountpoint))]
+    assert left == ["tmpfs", mounts.FSTYPE]
+    with pytest.raises(OSError, match=DEAD):
+        os.listdir(mountpoint)
+    sidecar.start(wait=False)  # the ready file of the first one is there until it is removed
+    sidecar.wait_for(lambda: sidecar.log().count("msg=ready") == 2)
+    assert (mountpoint / "file").read_bytes() == b"content"
+    assert len(mounts.mounts_at(str(mountpoint))) == 2
+    assert sidecar.stop() == 0
+    assert mounts.mounts_at(str(mountpoint)) == []
+    mountpoint.rmdir()

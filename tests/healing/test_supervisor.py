@@ -1,0 +1,75 @@
+"""Process 1 stays as it was, however many workers it has replaced."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.healing.conftest import VOLUME, Bucket, Start
+from tests.support.killer import kill_worker, wait_until
+
+MIB = 1024 * 1024
+WARM_UP_RESTARTS = 10
+GROWTH_BYTES = 2 * MIB
+
+
+class Footprint(NamedTuple):
+    """What a process holds."""
+
+    resident_bytes: int
+    descriptors: int
+    children: int
+    zombies: int
+    state_files: int
+
+
+def footprint(pid: int, state: Path) -> Footprint:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    states = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2] for child in children]
+    return Footprint(
+        pages * os.sysconf("SC_PAGESIZE"),
+        len(os.listdir(f"/proc/{pid}/fd")),
+        len(children),
+        sum(status.split()[0] == "Z" for status in states),
+        sum(len(files) for _, _, files in os.walk(state)),
+    )
+
+
+@pytest.mark.parametrize(
+    "restarts",
+    [pytest.param(30, id="short"), pytest.param(500, id="soak", marks=pytest.mark.soak)],
+)
+def test_restarts_leave_nothing_in_the_supervisor(
+    bucket: Bucket,
+    start: Start,
+    mountpoint: Path,
+    restarts: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bucket.put("file", b"content")
+    sidecar = start(read_only=True)
+
+    def settled() -> Footprint:
+        # The health process, the worker, and the spare that was started last.
+        wait_until(lambda: len(sidecar.children()) == 3, "three children")
+        return footprint(sidecar.pid, sidecar.state)
+
+    with (mountpoint / "file").open("rb", buffering=0) as file:
+        for _ in range(WARM_UP_RESTARTS):
+            kill_worker(sidecar, VOLUME)
+        first = settled()
+        for _ in range(restarts):
+            kill_worker(sidecar, VOLUME)
+            assert os.pread(file.fileno(), 7, 0) == b"content"
+        last = settled()
+    with capsys.disabled():
+        print(f"\n    {restarts} restarts: {first} -> {last}", end=" ")
+    assert last.resident_bytes - first.resident_bytes < GROWTH_BYTES
+    assert last[1:] == first[1:]
+    assert last.zombies == 0
+    healed = sidecar.volume_status(VOLUME)["healed"]
+    assert healed == {"resend": WARM_UP_RESTARTS + restarts, "remount": 0}
