@@ -346,6 +346,17 @@ class ObjectReader:
         self._fetcher.buffers.register(self)
         return stream
 
+    def _nearest(self, offset: int) -> _Stream | None:
+        """The window that has the offset, else the one that ends a little before it."""
+        best: _Stream | None = None
+        for stream in self._streams:
+            if stream.start <= offset < stream.end:
+                return stream
+            reaches = stream.end <= offset < stream.end + SEEK_FORWARD_BYTES
+            if reaches and (best is None or stream.end > best.end):
+                best = stream
+        return best
+
     def _cover(self, stream: _Stream, offset: int, end: int) -> tuple[list[_Part], _Part | None]:
         """The parts that hold ``[offset, end)``, held; none beyond the budget.
 

@@ -1,0 +1,106 @@
+"""A store that answers when it is told to, and readers on it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from sidecar.errors import SidecarError
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.prefetch import Fetcher, ObjectReader
+from sidecar.mounter.store.base import ObjectInfo
+from tests.support.memory_store import MemoryStore
+
+MIB = 1024 * 1024
+KIB = 1024
+THREADS = 16
+
+
+class ScriptedStore(MemoryStore):
+    """Counts ranges; GETs wait while the gate is shut, and fail while there is a failure.
+
+    Attributes:
+        ranges: (offset, length) of each GET, in the order in which they were asked.
+        under_way: GETs that wait at the gate.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranges: list[tuple[int, int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: SidecarError | None = None
+        self.under_way = 0
+        self.delay_s = 0.0
+        self._counting = threading.Lock()
+
+    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+        with self._counting:
+            self.ranges.append((offset, len(buffer)))
+            self.under_way += 1
+        self.gate.wait(60)
+        time.sleep(self.delay_s)
+        with self._counting:
+            self.under_way -= 1
+        if self.failure is not None:
+            raise self.failure
+        return super().get_range(key, version, offset, buffer)
+
+    @property
+    def asked_bytes(self) -> int:
+        return sum(size for _, size in self.ranges)
+
+
+class Reading:
+    """One object of known content and what readers share."""
+
+    def __init__(
+        self, metrics: VolumeMetrics, size_bytes: int, budget_bytes: int = 256 * MIB
+    ) -> None:
+        self.store = ScriptedStore()
+        unit = random.Random(1).randbytes(MIB + 13)  # no two offsets near each other look alike
+        self.content = (unit * (size_bytes // len(unit) + 1))[:size_bytes]
+        self.info: ObjectInfo = self.store.put("object", self.content)
+        self.threads = ThreadPoolExecutor(THREADS)
+        self.buffers = BufferPool(budget_bytes)
+        self.fetcher = Fetcher(self.store, self.threads, self.buffers, metrics, 8 * MIB)
+        self.readers: list[ObjectReader] = []
+
+    def open(self) -> ObjectReader:
+        reader = ObjectReader(self.fetcher, self.info)
+        self.readers.append(reader)
+        return reader
+
+    def read(self, reader: ObjectReader, offset: int, size: int) -> bytes:
+        result = reader.read(offset, size)
+        try:
+            return b"".join(result.views)
+        finally:
+            result.release()
+
+    def check(self, reader: ObjectReader, offset: int, size: int) -> None:
+        """A read gives exactly the bytes of the range."""
+        assert self.read(reader, offset, size) == self.content[offset : offset + size]
+
+    def settle(self) -> None:
+        """Return once no fetch is under way."""
+        everybody = threading.Barrier(THREADS + 1)
+        for _ in range(THREADS):
+            self.threads.submit(everybody.wait)
+        everybody.wait(60)
+
+    def end(self) -> None:
+        self.store.gate.set()
+        for reader in self.readers:
+            reader.close()
+        self.threads.shutdown(wait=True)
+
+
+def blocks(size: int, step: int) -> Iterator[tuple[int, int]]:
+    """(offset, size) of reads one after the other."""
+    for offset in range(0, size, step):
+        yield offset, min(step, size - offset)

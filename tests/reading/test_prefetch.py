@@ -1,0 +1,330 @@
+"""How far ahead of a reader the store is asked, and what it costs."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter import prefetch
+from sidecar.mounter.prefetch import MAX_WINDOW_BYTES, ObjectReader
+from tests.reading.scripted import KIB, MIB, Reading, blocks
+
+Make = Callable[..., Reading]
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> VolumeMetrics:
+    return VolumeMetrics(tmp_path_factory.mktemp("metrics"), "data/v", "v")
+
+
+@pytest.fixture
+def reading(metrics: VolumeMetrics) -> Iterator[Make]:
+    made: list[Reading] = []
+
+    def make(size_bytes: int, budget_bytes: int = 256 * MIB) -> Reading:
+        made.append(Reading(metrics, size_bytes, budget_bytes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+def read_all(one: Reading, reader: ObjectReader) -> None:
+    for offset, size in blocks(len(one.content), MIB):
+        one.check(reader, offset, size)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+# --- the window -----------------------------------------------------------------------------------
+
+
+def test_a_header_costs_one_part(reading: Make) -> None:
+    one = reading(64 * MIB)
+    one.check(one.open(), 0, 4 * KIB)
+    one.settle()
+    assert one.store.ranges == [(0, MIB)]
+
+
+def test_a_small_object_is_one_request(reading: Make) -> None:
+    one = reading(700 * KIB)
+    reader = one.open()
+    one.check(reader, 300 * KIB, 100 * KIB)
+    for offset, size in blocks(700 * KIB, 128 * KIB):
+        one.check(reader, offset, size)
+    assert one.store.ranges == [(0, 700 * KIB)]
+
+
+def test_a_reader_that_does_not_wait_gets_no_larger_window(reading: Make) -> None:
+    one = reading(64 * MIB)
+    reader = one.open()
+    ahead = []
+    for offset, size in blocks(32 * MIB, 256 * KIB):
+        one.check(reader, offset, size)
+        wait_until(lambda: not one.store.under_way)  # everything is there before the next read
+        time.sleep(0.001)
+        ahead.append(max(start + length for start, length in one.store.ranges) - offset)
+    # Two waits at the most: the first read, and one that overtook the first part.
+    assert max(ahead) <= 4 * MIB + 8 * MIB
+
+
+def test_a_reader_that_waits_gets_a_larger_window_up_to_the_most(reading: Make) -> None:
+    one = reading(200 * MIB)
+    one.store.delay_s = 0.1
+    reader = one.open()
+    most = 0
+    for offset, size in blocks(120 * MIB, MIB):
+        one.check(reader, offset, size)
+        most = max(most, max(map(sum, one.store.ranges)) - offset - size)
+    assert MAX_WINDOW_BYTES // 2 <= most <= MAX_WINDOW_BYTES + 8 * MIB
+
+
+def test_nothing_is_asked_beyond_the_end_or_twice(reading: Make) -> None:
+    one = reading(21 * MIB + 13)
+    reader = one.open()
+    for offset, size in blocks(21 * MIB + 13, 128 * KIB):
+        one.check(reader, offset, size)
+    assert one.read(reader, 21 * MIB + 13, 4096) == b""
+    assert one.store.asked_bytes == 21 * MIB + 13
+
+
+def test_a_read_that_may_not_wait_asks_for_nothing(reading: Make) -> None:
+    one = reading(64 * MIB)
+    with pytest.raises(WouldBlock):
+        one.open().read(0, 4096, wait=False)
+    assert one.store.ranges == []
+
+
+# --- the budget -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget_mib", [1, 3, 16, 20])
+def test_never_more_memory_than_the_budget(reading: Make, budget_mib: int) -> None:
+    one = reading(48 * MIB, budget_mib * MIB)
+    most = 0
+    readers = [one.open() for _ in range(3)]
+    for offset, size in blocks(48 * MIB, MIB + 3):
+        for reader in readers:
+            one.check(reader, offset, size)
+            most = max(most, one.buffers.lent_bytes)
+    assert 0 < most <= budget_mib * MIB
+    for reader in readers:
+        reader.close()
+    one.settle()
+    assert one.buffers.lent_bytes == 0
+
+
+def test_a_read_larger_than_the_budget_is_served(reading: Make) -> None:
+    one = reading(8 * MIB, 3 * MIB)
+    reader = one.open()
+    one.check(reader, 0, 8 * MIB)
+    for offset, size in blocks(8 * MIB, MIB):  # no part was left that nobody fetches
+        one.check(reader, offset, size)
+
+
+def test_idle_readers_make_room(reading: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = reading(64 * MIB, 12 * MIB)
+    idle = [one.open() for _ in range(6)]
+    for reader in idle:
+        for offset, size in blocks(4 * MIB, MIB):
+            one.check(reader, offset, size)
+    one.settle()
+    monkeypatch.setattr(prefetch, "IDLE_S", 0.0)
+    one.store.ranges.clear()
+    reader = one.open()
+    for offset, size in blocks(64 * MIB, MIB):
+        one.check(reader, offset, size)
+    assert one.store.asked_bytes == 64 * MIB
+    assert len(one.store.ranges) < 40, "it reads ahead in parts, not read by read"
+
+
+# --- patterns -------------------------------------------------------------------------------------
+
+
+def test_random_reads_cost_exactly_their_bytes(reading: Make) -> None:
+    one = reading(256 * MIB)
+    reader = one.open()
+    dice = random.Random(3)
+    offsets = [dice.randrange(0, 256 * MIB - 128 * KIB) & ~4095 for _ in range(300)]
+    for offset in offsets:
+        one.check(reader, offset, 128 * KIB)
+    one.settle()
+    # One read may by chance begin where another one ended, or be there already.
+    assert one.store.asked_bytes <= 300 * 128 * KIB * 1.05
+
+
+def test_random_reads_after_a_header_cost_no_more(reading: Make) -> None:
+    one = reading(24 * MIB)  # all of it within a seek of the header
+    reader = one.open()
+    one.check(reader, 0, 4 * KIB)
+    one.settle()
+    one.store.ranges.clear()
+    dice = random.Random(4)
+    for _ in range(100):
+        one.check(reader, dice.randrange(2 * MIB, 23 * MIB) & ~4095, 4 * KIB)
+    one.settle()
+    assert one.store.asked_bytes <= 100 * 4 * KIB + 8 * MIB
+
+
+def test_small_seeks_keep_the_stream(reading: Make) -> None:
+    one = reading(64 * MIB)
+    reader = one.open()
+    for offset, size in blocks(16 * MIB, 256 * KIB):
+        one.check(reader, offset, size)
+    one.settle()
+    asked = len(one.store.ranges)
+    position = 16 * MIB
+    one.check(reader, position - 2 * MIB, 256 * KIB)  # back
+    one.check(reader, position + 300 * KIB, 256 * KIB)  # forward, within what is there
+    one.settle()
+    assert not [r for r in one.store.ranges[asked:] if r[0] < position]
+    one.check(reader, 40 * MIB, 256 * KIB)  # further: what lies between is not fetched
+    one.settle()
+    assert one.store.asked_bytes < 36 * MIB
+
+
+def test_reading_records_with_gaps_costs_the_records(reading: Make) -> None:
+    one = reading(100 * MIB)
+    reader = one.open()
+    for number in range(20):
+        one.check(reader, number * 5 * MIB, 100 * KIB)
+    one.settle()
+    assert one.store.asked_bytes <= 20 * 100 * KIB + 4 * MIB
+
+
+@pytest.mark.parametrize("step", [64 * KIB, MIB])
+def test_reading_backwards_costs_every_byte_once(reading: Make, step: int) -> None:
+    one = reading(16 * MIB)
+    reader = one.open()
+    for offset, size in reversed(list(blocks(16 * MIB, step))):
+        one.check(reader, offset, size)
+    one.settle()
+    assert one.store.asked_bytes <= 17 * MIB
+
+
+def test_four_interleaved_streams_of_one_handle(reading: Make) -> None:
+    one = reading(64 * MIB)
+    reader = one.open()
+    for offset, size in blocks(16 * MIB, 128 * KIB):
+        for quarter in range(4):
+            one.check(reader, quarter * 16 * MIB + offset, size)
+    one.settle()
+    assert len(one.store.ranges) < 100, "in parts, not read by read"
+    # A quarter's window reaches into the next one, whose reader was there first.
+    assert one.store.asked_bytes <= 2 * 64 * MIB
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_reads_out_of_order_as_the_kernel_sends_them(reading: Make, seed: int) -> None:
+    one = reading(32 * MIB)
+    reader = one.open()
+    requests = [(offset, MIB) for offset in range(0, 32 * MIB, MIB)]
+    dice = random.Random(seed)
+    while requests:
+        offset, size = requests.pop(dice.randrange(min(4, len(requests))))
+        one.check(reader, offset, size)
+    one.settle()
+    assert one.store.asked_bytes <= 1.4 * 32 * MIB
+
+
+# --- close, failures, threads ---------------------------------------------------------------------
+
+
+def test_close_while_fetches_are_under_way(reading: Make) -> None:
+    one = reading(64 * MIB)
+    reader = one.open()
+    for offset, size in blocks(4 * MIB, MIB):
+        one.check(reader, offset, size)
+    one.store.gate.clear()
+    waiting = threading.Thread(target=one.check, args=(reader, 20 * MIB, MIB))
+    waiting.start()
+    wait_until(lambda: bool(one.store.under_way))
+    reader.close()
+    reader.close()
+    one.store.gate.set()
+    waiting.join()
+    one.check(reader, 5 * MIB, MIB)  # late, and still right
+    one.settle()
+    assert one.buffers.lent_bytes == 0
+
+
+def test_a_failed_part_is_that_reads_error_and_the_next_one_tries_again(reading: Make) -> None:
+    one = reading(16 * MIB)
+    reader = one.open()
+    one.check(reader, 0, MIB)
+    one.settle()
+    one.store.failure = Unavailable("down")
+    with pytest.raises(Unavailable):
+        read_all(one, reader)
+    one.store.failure = None
+    read_all(one, reader)
+
+
+def test_an_old_failure_of_what_was_read_ahead_is_nobodys_error(reading: Make) -> None:
+    one = reading(16 * MIB)
+    reader = one.open()
+    one.check(reader, 0, 512 * KIB)
+    one.store.failure = Unavailable("down")
+    one.check(reader, 512 * KIB, 512 * KIB)  # asks ahead
+    one.settle()
+    one.store.failure = None
+    one.check(reader, MIB, MIB)
+
+
+def test_a_store_that_gives_too_little_is_an_error(reading: Make) -> None:
+    one = reading(4 * MIB)
+    one.store._objects["object"] = (one.content[:-1], one.info)
+    reader = one.open()
+    with pytest.raises(StoreProtocolError):
+        one.check(reader, 3 * MIB, MIB)
+
+
+@given(
+    reads=st.lists(
+        st.tuples(st.integers(0, 20 * MIB), st.integers(1, 2 * MIB)), min_size=4, max_size=40
+    ),
+    budget_mib=st.integers(1, 40),
+    threads=st.integers(1, 6),
+)
+@settings(max_examples=25, deadline=None)
+def test_many_threads_on_one_reader_get_right_bytes(
+    metrics: VolumeMetrics,
+    reads: list[tuple[int, int]],
+    budget_mib: int,
+    threads: int,
+) -> None:
+    one = Reading(metrics, 20 * MIB + 7, budget_mib * MIB)
+    wrong: list[BaseException] = []
+    reader = one.open()
+
+    def run(number: int) -> None:
+        try:
+            for offset, size in reads[number:] + reads[:number]:
+                one.check(reader, offset, size)
+                assert one.buffers.lent_bytes <= budget_mib * MIB
+        except BaseException as error:  # noqa: BLE001 - told by the main thread
+            wrong.append(error)
+
+    running = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(60)
+        assert not thread.is_alive(), "it hangs"
+    one.end()
+    assert not wrong
+    assert one.buffers.lent_bytes == 0
