@@ -18,9 +18,13 @@ def test_it(tmp_path):
 """
 # The shell ends at once: its child is nobody's.
 PROCESS = """
-import subprocess
+import pathlib, subprocess
 def test_it():
-    subprocess.run(["sh", "-c", "sleep 300 >/dev/null 2>&1 & echo $!"])
+    command = "sleep 300 >/dev/null 2>&1 & echo $!"
+    pid = subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout.strip()
+    print("left", pid)
+    while pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()[:5] != b"sleep":
+        pass  # while execve(2) is under way a process has no environment
 """
 SOCKET = """
 import socket
@@ -57,7 +61,7 @@ def test_a_run_that_leaves_nothing_passes(tmp_path: Path) -> None:
 
 def test_a_process_is_found_though_its_parent_is_gone(tmp_path: Path) -> None:
     done = run(tmp_path, PROCESS)
-    pid = int(next(word for word in done.stdout.split() if word.isdigit() and int(word) > 1))
+    pid = int(done.stdout.split("left ")[1].split()[0])
     try:
         assert done.returncode == pytest.ExitCode.TESTS_FAILED
         assert f"LEFT BEHIND: process {pid}: sleep 300" in done.stdout
