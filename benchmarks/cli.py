@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import tempfile
@@ -10,37 +11,52 @@ from types import FrameType
 
 import click
 
-from benchmarks import report, runner, servers
+from benchmarks import plot, report, runner, servers
 from benchmarks.failure import BenchFailure
-from benchmarks.peers import PEERS
-from benchmarks.workloads import MIB, all_workloads
+from benchmarks.peers import ALL, DISK_CACHES, OURS
+from benchmarks.workloads import Sizes, all_workloads
 
 LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
 
 
+QUICK_DIVISOR = 8
+
+
 @click.command()
-@click.option("--size-mib", default=1024, show_default=True, type=click.IntRange(1))
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=f"One round, sizes divided by {QUICK_DIVISOR}: shows that everything works.",
+)
+@click.option(
+    "--divide",
+    "divisor",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Sizes and counts divided by this.",
+)
 @click.option(
     "--workload",
     "workload_names",
     multiple=True,
-    type=click.Choice([workload.name for workload in all_workloads(MIB)]),
+    type=click.Choice([workload.name for workload in all_workloads(Sizes())]),
     help="Only this one; repeatable.",
 )
 @click.option(
     "--peer",
     "peer_names",
     multiple=True,
-    type=click.Choice([peer.name for peer in PEERS]),
-    help="Only this one, and the floor client; repeatable.",
+    type=click.Choice([peer.name for peer in (*ALL, *DISK_CACHES)]),
+    help="Only this one, and what needs no mount; repeatable.",
 )
 @click.option(
     "--output",
     default=LATEST,
     show_default="benchmarks/results/latest.json",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the result goes, as JSON.",
+    help="Where the result goes, as JSON; beside it as text (.txt) and as a plot (.svg).",
 )
 @click.option(
     "--work-folder",
@@ -49,8 +65,9 @@ LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
     help="Where the data set and the mounts go while it runs.",
 )
 def main(
-    size_mib: int,
     rounds: int,
+    quick: bool,
+    divisor: int,
     workload_names: tuple[str, ...],
     peer_names: tuple[str, ...],
     output: Path,
@@ -64,15 +81,18 @@ def main(
     signal.signal(signal.SIGTERM, leave)
     if (why := servers.missing()) is not None:
         raise click.ClickException(why)
+    if quick:
+        rounds, divisor = 1, QUICK_DIVISOR
+    sizes = Sizes().divided(divisor)
     plan = runner.Plan(
         workloads=[
             workload
-            for workload in all_workloads(size_mib * MIB)
+            for workload in all_workloads(sizes)
             if not workload_names or workload.name in workload_names
         ],
-        peers=[peer for peer in PEERS if not peer_names or peer.name in peer_names],
+        peer_names=peer_names or None,
         rounds=rounds,
-        options={"size_mib": size_mib, "rounds": rounds},
+        options={"rounds": rounds, **dataclasses.asdict(sizes)},
         work_folder=work_folder,
     )
     try:
@@ -80,9 +100,15 @@ def main(
     except BenchFailure as failure:
         raise click.ClickException(str(failure)) from None
     runner.write(document, output)
-    click.echo(report.text(document))
+    text = report.text(document)
+    output.with_suffix(".txt").write_text(text)
+    click.echo(text)
+    if (why := plot.missing()) is None:
+        plot.draw(document, output.with_suffix(".svg"))
+    else:
+        click.echo(f"no plot: {why}", err=True)
     failed = [row for row in document["rows"] if "error" in row]
-    if any(row["contender"].startswith(report.OURS) for row in failed):
+    if any(row["contender"].startswith(OURS) for row in failed):
         sys.exit(1)
 
 

@@ -2,27 +2,22 @@
 
 One keep-alive ``http.client`` connection per thread, every URL signed beforehand, ranged
 GETs, ``readinto`` one reused buffer. No file system, no cache, no retries: what a mount
-could reach if it cost nothing. ``python -m benchmarks.floor`` reads a job as JSON on
-standard input (signed URLs do not belong into an argument list) and prints the outcome.
+could reach if it cost nothing.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-import resource
-import subprocess
+import ssl
 import sys
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
-from benchmarks.failure import BenchFailure
+from benchmarks import crew, programs
+from benchmarks.crew import Outcome
 from benchmarks.servers import Endpoint
-
-TIMEOUT_S = 600.0
 
 
 class Get(NamedTuple):
@@ -36,22 +31,6 @@ class Get(NamedTuple):
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the floor client did, from its first connection to the last byte.
-
-    Attributes:
-        cpu_s: user and system time; the interpreter's start is not in it.
-        peak_rss_bytes: resident high-water mark.
-    """
-
-    requests: int
-    size_bytes: int
-    wall_s: float
-    cpu_s: float
-    peak_rss_bytes: int
-
-
 def sequential(url: str, size_bytes: int, part_bytes: int) -> list[Get]:
     """The GETs that read one object from start to end."""
     return [
@@ -60,85 +39,77 @@ def sequential(url: str, size_bytes: int, part_bytes: int) -> list[Get]:
     ]
 
 
-def run(endpoint: Endpoint, gets: Sequence[Get], connections: int) -> Outcome:
-    """Do the GETs in order, dealt to ``connections`` threads, in a process of their own.
+def run(
+    endpoint: Endpoint,
+    gets: Sequence[Get],
+    connections: int,
+    *,
+    processes: int = 1,
+    duration_s: float | None = None,
+) -> Outcome:
+    """Do the GETs in order, dealt to the connections, in processes of their own.
+
+    Args:
+        connections: threads in all, each with one connection; a multiple of ``processes``.
+        duration_s: when to stop; None: when all are done.
 
     Raises:
-        BenchFailure: an answer was not what was asked for, or TIMEOUT_S passed.
+        BenchFailure: an answer was not what was asked for, or it took too long.
     """
-    job = {"address": endpoint.address, "connections": connections, "gets": gets}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.floor"],
-            input=json.dumps(job),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise BenchFailure(f"floor client: not done within {TIMEOUT_S:.0f} s") from None
-    if done.returncode != 0:
-        raise BenchFailure(f"floor client: {done.stderr.strip().splitlines()[-1]}")
-    return Outcome(**json.loads(done.stdout))
+    job = {
+        "address": endpoint.address,
+        "authority": str(endpoint.authority) if endpoint.authority else None,
+        "threads": connections,
+        "processes": processes,
+        "duration_s": duration_s,
+        "gets": gets,
+    }
+    return Outcome(**programs.run("benchmarks.floor", job))
 
 
-class _Reader(threading.Thread):
-    """One connection that takes the next GET until none is left or one has failed."""
+def connect(address: str, authority: str | None) -> http.client.HTTPConnection:
+    """A connection, over TLS where ``authority`` is the file that certifies the server."""
+    if authority is None:
+        return http.client.HTTPConnection(address, timeout=60)
+    context = ssl.create_default_context(cafile=authority)
+    return http.client.HTTPSConnection(address, timeout=60, context=context)
 
-    def __init__(self, address: str, gets: list[Get], failures: list[str]) -> None:
-        super().__init__()
-        self._connection = http.client.HTTPConnection(address, timeout=60)
-        self._gets = gets
-        self._failures = failures
-        self._buffer = memoryview(bytearray(max(get.size_bytes for get in gets)))
 
-    def run(self) -> None:
-        while not self._failures:
-            try:
-                get = self._gets.pop()
-            except IndexError:
-                break
-            try:
-                self._read(get)
-            except (OSError, http.client.HTTPException) as error:
-                self._failures.append(f"{type(error).__name__}: {error}")
-        self._connection.close()
+def _getter(address: str, authority: str | None, buffer_bytes: int) -> Callable[[Get], int]:
+    connection = connect(address, authority)
+    buffer = memoryview(bytearray(buffer_bytes))
 
-    def _read(self, get: Get) -> None:
+    def fetch(get: Get) -> int:
         last = get.offset + get.size_bytes - 1
-        self._connection.request("GET", get.url, headers={"Range": f"bytes={get.offset}-{last}"})
-        response = self._connection.getresponse()
+        connection.request("GET", get.url, headers={"Range": f"bytes={get.offset}-{last}"})
+        response = connection.getresponse()
         if response.status not in (200, 206) or response.length != get.size_bytes:
             raise http.client.HTTPException(f"status {response.status}, length {response.length}")
         filled = 0
         while filled < get.size_bytes:
-            count = response.readinto(self._buffer[filled : get.size_bytes])
+            count = response.readinto(buffer[filled : get.size_bytes])
             if not count:
                 raise http.client.HTTPException("the body ended early")
             filled += count
+        return filled
+
+    return fetch
 
 
 def _main() -> None:
     job = json.load(sys.stdin)
     gets = [Get(*fields) for fields in job["gets"]]
-    pending = gets[::-1]  # pop() takes from the end, and is atomic.
-    failures: list[str] = []
-    start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    readers = [_Reader(job["address"], pending, failures) for _ in range(job["connections"])]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    outcome = Outcome(
-        requests=len(gets),
-        size_bytes=sum(get.size_bytes for get in gets),
-        wall_s=time.perf_counter() - start_s,
-        cpu_s=time.process_time() - start_cpu_s,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    )
-    if failures:
-        sys.exit(failures[0])
+    buffer_bytes = max(get.size_bytes for get in gets)
+    try:
+        outcome = crew.run(
+            lambda: _getter(job["address"], job["authority"], buffer_bytes),
+            gets,
+            threads=job["threads"],
+            processes=job["processes"],
+            duration_s=job["duration_s"],
+        )
+    except crew.CrewFailure as failure:
+        sys.exit(str(failure))
     json.dump(asdict(outcome), sys.stdout)
 
 

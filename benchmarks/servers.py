@@ -6,16 +6,20 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
+import urllib3
 from minio import Minio
 
+from benchmarks import latency
 from benchmarks.failure import BenchFailure
 from benchmarks.processes import Child, find_program, first_line
+from tests.support.servers import TlsFiles
 
 BUCKET = "bench"
 PREFIX = "data/"
@@ -26,13 +30,19 @@ START_TIMEOUT_S = 30.0
 # inside whichever round comes next.
 SETTINGS = ("--vfs-cache-mode", "off", "--dir-cache-time", "24h")
 
-_ADDRESS = re.compile(r"\[http://(127\.0\.0\.1:\d+)/\]")
+Network = Literal["plain", "tls", "delayed"]
+"""How clients reach the server: HTTP, TLS, or HTTP with DELAY_S added to each request."""
+DELAY_S = 0.02
+
+_ADDRESS = re.compile(r"\[https?://(127\.0\.0\.1:\d+)/\]")
 _READ_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where the data set is and how to log in. The keys are made for one run.
+
+    ``authority`` is the file that certifies the server; None: no TLS.
 
     It lies below a prefix, because s3fs-fuse cannot mount the root of a bucket of this
     server: the answer to ``HEAD bucket//`` looks like a file, and its root gives EIO.
@@ -44,11 +54,12 @@ class Endpoint:
     bucket: str = BUCKET
     prefix: str = PREFIX
     region: str = REGION
+    authority: Path | None = None
 
     @property
     def url(self) -> str:
         """The server's root, such as ``http://127.0.0.1:39713``."""
-        return f"http://{self.address}"
+        return f"{'https' if self.authority else 'http'}://{self.address}"
 
     def client(self) -> Minio:
         """An independent client."""
@@ -56,7 +67,8 @@ class Endpoint:
             endpoint=self.address,
             access_key=self.access_key,
             secret_key=self.secret_key,
-            secure=False,
+            secure=self.authority is not None,
+            http_client=_pool(self.authority) if self.authority else None,
             region=self.region,
         )
 
@@ -72,19 +84,16 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server and the folder that is its data set."""
+    """A running server and the folder that is its data set.
+
+    Attributes:
+        endpoint: where clients reach it, over the network that was asked for.
+        undelayed: the same way without the delay: what bandwidth is without latency.
+    """
 
     endpoint: Endpoint
     data: Path
-
-    def warm(self) -> None:
-        """Bring the data set into the page cache: the clients are measured, not this disk."""
-        buffer = bytearray(_READ_BYTES)
-        for path in self.data.rglob("*"):
-            if path.is_file():
-                with path.open("rb", buffering=0) as source:
-                    while source.readinto(buffer):
-                        pass
+    undelayed: Endpoint
 
 
 def missing() -> str | None:
@@ -98,7 +107,7 @@ def version() -> str:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path, network: Network = "plain") -> Iterator[Server]:
     """Serve the data set of ``folder``.
 
     Seed :func:`data_folder` before: the server caches directories for the whole run.
@@ -109,8 +118,14 @@ def serving(folder: Path) -> Iterator[Server]:
     root = folder / "buckets"
     key, secret = secrets.token_hex(10), secrets.token_hex(20)
     argv = [_program(), "serve", "s3", str(root), "--addr", "127.0.0.1:0", *SETTINGS]
+    authority = None
+    if network == "tls":
+        tls = TlsFiles(folder / "tls")
+        authority = tls.certificate
+        argv += ["--cert", str(tls.certificate), "--key", str(tls.key)]
     # In the environment rclone parses the pair as a CSV field, hence the quotes.
-    with Child(argv, {"RCLONE_AUTH_KEY": f'"{key},{secret}"'}, folder / "server.log") as child:
+    environment = {"RCLONE_AUTH_KEY": f'"{key},{secret}"'}
+    with Child(argv, environment, folder / "server.log") as child, ExitStack() as proxies:
         address = ""
 
         def listening() -> bool:
@@ -120,12 +135,22 @@ def serving(folder: Path) -> Iterator[Server]:
             return bool(match)
 
         child.wait_until(listening, "the S3 server: listening", START_TIMEOUT_S)
-        server = Server(Endpoint(address, key, secret), data_folder(folder))
+        endpoint = undelayed = Endpoint(address, key, secret, authority=authority)
         # One full listing makes the server hash every object now (its ETags are MD5 sums);
         # a real store has them at hand.
-        for _ in server.endpoint.client().list_objects(BUCKET, recursive=True):
+        for _ in endpoint.client().list_objects(BUCKET, recursive=True):
             pass
-        yield server
+        if network == "delayed":
+            endpoint, undelayed = (
+                replace(
+                    endpoint,
+                    address=proxies.enter_context(
+                        latency.proxy(address, delay_s, folder / f"proxy-{delay_s}.log")
+                    ),
+                )
+                for delay_s in (DELAY_S, 0.0)
+            )
+        yield Server(endpoint, data_folder(folder), undelayed)
 
 
 def data_folder(folder: Path) -> Path:
@@ -144,6 +169,18 @@ def write_random(path: Path, size_bytes: int) -> None:
             left -= len(block)
         target.flush()
         os.fsync(target.fileno())
+
+
+def read_all(path: Path) -> None:
+    """Bring a file into the page cache: the clients are measured, not this disk."""
+    buffer = bytearray(_READ_BYTES)
+    with path.open("rb", buffering=0) as source:
+        while source.readinto(buffer):
+            pass
+
+
+def _pool(authority: Path) -> urllib3.PoolManager:
+    return urllib3.PoolManager(ca_certs=str(authority), cert_reqs="CERT_REQUIRED")
 
 
 def _program() -> str:

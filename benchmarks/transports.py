@@ -23,8 +23,8 @@ import click
 from benchmarks import host, report, runner
 from benchmarks.cli import leave
 from benchmarks.failure import BenchFailure
-from benchmarks.peers import Launch, Mount, running
-from benchmarks.workloads import CPU, GB, MB, MIB, THROUGHPUT, Metric, Values, run_all
+from benchmarks.measure import CPU, GB, MB, MIB, THROUGHPUT, Metric, Values, run_all
+from benchmarks.peers import OURS, Launch, Mount, running
 from sidecar.mounter import mounts
 
 TRANSPORTS = ("kernel", "libfuse")
@@ -145,18 +145,18 @@ def _expect(clients: Sequence[subprocess.Popen[str]], word: str) -> None:
 def _wait_idle(mount: Mount) -> None:
     """Return when the server has digested what the kernel told it to forget."""
     used_s = -1.0
-    while (now_s := mount.process.usage().cpu_s) != used_s:
+    while (now_s := mount.process.cpu_s()) != used_s:
         used_s = now_s
         time.sleep(IDLE_S)
 
 
 def _timed(mount: Mount, action: Callable[[], object]) -> tuple[float, float]:
     """Wall time of an action, and the serving process's CPU time during it."""
-    before_s = mount.process.usage().cpu_s
+    before_s = mount.process.cpu_s()
     began_s = time.perf_counter()
     action()
     wall_s = time.perf_counter() - began_s
-    return wall_s, mount.process.usage().cpu_s - before_s
+    return wall_s, mount.process.cpu_s() - before_s
 
 
 MEASURES = (
@@ -244,7 +244,7 @@ def _mounted(transport: str, sizes: Sizes, folder: Path) -> Iterator[Mount]:
 
 
 def _name(transport: str) -> str:
-    return f"{report.OURS} ({transport})"
+    return f"{OURS} ({transport})"
 
 
 @click.command()

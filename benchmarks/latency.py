@@ -1,0 +1,104 @@
+"""A TCP proxy that adds latency to every answer, as a program of its own.
+
+``python -m benchmarks.latency TARGET_HOST:PORT DELAY_S`` prints ``listening HOST:PORT``. The
+first bytes of each answer are held back for DELAY_S; what follows them passes unhindered, and
+so do requests: one round trip for each request on a connection that is open already. The
+bytes of answers are moved inside the kernel (splice(2)), so that bandwidth is nearly that of
+loopback; every benchmark through the proxy also measures the floor client through one that
+adds nothing, which is the bandwidth that a result relates to.
+
+An answer begins with the first bytes from the server after bytes from the client, so it
+serves HTTP/1.1 without pipelining, also inside TLS (whose handshake is delayed too).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fcntl import F_SETPIPE_SZ, fcntl
+from pathlib import Path
+
+from benchmarks.processes import Child
+
+_HOST = "127.0.0.1"
+_PIPE_BYTES = 1024 * 1024
+_REQUEST_BYTES = 256 * 1024
+_START_TIMEOUT_S = 30.0
+
+
+@contextmanager
+def proxy(target: str, delay_s: float, log: Path) -> Iterator[str]:
+    """Run a proxy in front of ``target`` (host:port); its own address.
+
+    Raises:
+        BenchFailure: it does not start.
+    """
+    argv = [sys.executable, "-m", "benchmarks.latency", target, str(delay_s)]
+    with Child(argv, {}, log) as child:
+        child.wait_until(
+            lambda: child.log.read_text().endswith("\n"), "proxy: listening", _START_TIMEOUT_S
+        )
+        yield child.log.read_text().split()[-1]
+
+
+class _Connection:
+    """Both directions of one connection, a thread for each."""
+
+    def __init__(self, client: socket.socket, server: socket.socket, delay_s: float) -> None:
+        self._client = client
+        self._server = server
+        self._delay_s = delay_s
+        self._asked = False  # a request came, and nothing of its answer yet
+
+    def start(self) -> None:
+        for direction in (self._requests, self._answers):
+            threading.Thread(target=direction, daemon=True).start()
+
+    def _requests(self) -> None:
+        with suppress(OSError):
+            while data := self._client.recv(_REQUEST_BYTES):
+                self._asked = True
+                self._server.sendall(data)
+        self._end(self._server)
+
+    def _answers(self) -> None:
+        source, sink = os.pipe()
+        fcntl(source, F_SETPIPE_SZ, _PIPE_BYTES)
+        with suppress(OSError):
+            while count := os.splice(self._server.fileno(), sink, _PIPE_BYTES):
+                if self._asked:
+                    self._asked = False
+                    time.sleep(self._delay_s)
+                while count:
+                    count -= os.splice(source, self._client.fileno(), count)
+        os.close(source)
+        os.close(sink)
+        self._end(self._client)
+
+    @staticmethod
+    def _end(other: socket.socket) -> None:
+        """Tell the other side; the sockets close when both directions are gone."""
+        with suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
+
+
+def _main() -> None:
+    host, _, port = sys.argv[1].rpartition(":")
+    delay_s = float(sys.argv[2])
+    listener = socket.create_server((_HOST, 0), backlog=256)
+    print(f"listening {_HOST}:{listener.getsockname()[1]}", flush=True)
+    while True:
+        client, _ = listener.accept()
+        server = socket.create_connection((host, int(port)))
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _Connection(client, server, delay_s).start()
+
+
+if __name__ == "__main__":
+    _main()

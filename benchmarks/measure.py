@@ -1,0 +1,165 @@
+"""What a workload is, what it reports, and how a cost is taken."""
+
+# ruff: noqa: D102 - what each method does is said once, in the protocol.
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from benchmarks.datasets import Dataset
+from benchmarks.failure import BenchFailure
+from benchmarks.peers import Mount, Peer, Place
+from benchmarks.servers import Network, Server
+
+MIB = 1024 * 1024
+MB = 1_000_000
+GB = 1_000_000_000
+
+READER_TIMEOUT_S = 900.0
+
+FLOOR = "floor client"
+"""The contender that every ratio to a floor is about; see :mod:`benchmarks.floor`."""
+
+Values = Mapping[str, float]
+"""Metric name to value, in the unit that the name ends in."""
+
+Baseline = Callable[[Server], Values]
+"""Does a workload without a mount. Raises BenchFailure."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One column of a result.
+
+    Attributes:
+        name: key in the JSON, with its unit.
+        title: heading in the table, with its unit.
+        better: whether more or less is better.
+    """
+
+    name: str
+    title: str
+    better: Literal["higher", "lower"]
+
+
+THROUGHPUT = Metric("throughput_mb_s", "MB/s", "higher")
+READS = Metric("reads_per_s", "reads/s", "higher")
+FILES = Metric("files_per_s", "files/s", "higher")
+CPU = Metric("cpu_s_per_gb", "CPU-s/GB", "lower")
+CPU_EACH = Metric("cpu_ms_each", "CPU-ms each", "lower")
+READER_CPU = Metric("reader_cpu_s_per_gb", "reader CPU-s/GB", "lower")
+PEAK_PSS = Metric("peak_pss_mib", "peak PSS MiB", "lower")
+
+
+class Workload(Protocol):
+    """One row of the report. The first metric is the one that plots show.
+
+    Attributes:
+        name: key in the JSON and on the command line.
+        title: what it does, for people.
+        metrics: what :meth:`on_peer` gives; it and baselines may leave some out.
+        dataset: what has to be in the bucket.
+        network: how the server is reached.
+        peers: which mounts take part.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def metrics(self) -> Sequence[Metric]: ...
+
+    @property
+    def dataset(self) -> Dataset: ...
+
+    @property
+    def network(self) -> Network: ...
+
+    @property
+    def peers(self) -> Sequence[Peer]: ...
+
+    def on_peer(self, place: Place) -> Values:
+        """Run through mounts of one peer. Raises BenchFailure, also for wrong bytes."""
+
+    def baselines(self) -> Mapping[str, Baseline]:
+        """What the mounts are compared with: the same without a mount, by contender."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an action on a mount took.
+
+    Attributes:
+        cpu_s: user and system time of the mount's process tree.
+        reader_cpu_s: the same of the programs that this process waited for.
+        peak_pss_mib: memory of the mount's process tree.
+    """
+
+    wall_s: float
+    cpu_s: float
+    reader_cpu_s: float
+    peak_pss_mib: float
+
+
+def cost(mount: Mount, action: Callable[[], Result]) -> tuple[Result, Cost]:
+    """Run an action and take what it cost. Raises BenchFailure if the mount's process ends."""
+    with mount.process.watching_memory() as memory:
+        reader_cpu_s, cpu_s = _children_cpu_s(), mount.process.cpu_s()
+        began_s = time.perf_counter()
+        result = action()
+        wall_s = time.perf_counter() - began_s
+        cpu_s = mount.process.cpu_s() - cpu_s
+        reader_cpu_s = _children_cpu_s() - reader_cpu_s
+    return result, Cost(wall_s, cpu_s, reader_cpu_s, memory.peak_bytes / MIB)
+
+
+def run_all(commands: Sequence[Sequence[str]]) -> None:
+    """Run programs side by side.
+
+    Raises:
+        BenchFailure: one fails, or READER_TIMEOUT_S passes.
+    """
+    running = [
+        subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for argv in commands
+    ]
+    deadline_s = time.monotonic() + READER_TIMEOUT_S
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=max(0.0, deadline_s - time.monotonic()))
+            if process.returncode != 0:
+                raise BenchFailure(f"reader: {errors.strip() or process.returncode}")
+    except subprocess.TimeoutExpired:
+        raise BenchFailure(f"reader: not done within {READER_TIMEOUT_S:.0f} s") from None
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds that an action took."""
+    began_s = time.perf_counter()
+    action()
+    return time.perf_counter() - began_s
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

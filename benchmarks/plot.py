@@ -1,0 +1,103 @@
+"""A result document as a picture: one panel for each workload, one bar for each contender."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import OURS
+
+_COLUMNS = 3
+_PANEL_INCHES = (4.6, 2.3)
+_OURS_COLORS = ("#0b5fa5", "#6ba6d6", "#0a8f8f")
+_PEER_COLOR = "#b8b8b8"
+_BASELINE_COLOR = "#444444"
+
+
+def missing() -> str | None:
+    """Why nothing can be drawn here, or None."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return "matplotlib is not installed (scripts/install-bench.sh)"
+    return None
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """Draw medians with their ranges into an SVG file, of each workload's first metric."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    # Without a seed and with a date, every run would change every line of the file.
+    mpl.rcParams.update({"svg.hashsalt": "benchmarks", "font.size": 8})
+    from matplotlib import pyplot as plt
+
+    workloads = [
+        (workload, rows)
+        for workload in document["workloads"]
+        if (rows := [row for row in document["rows"] if _is_drawn(row, workload)])
+    ]
+    count = -(-len(workloads) // _COLUMNS)
+    figure, grid = plt.subplots(
+        count,
+        _COLUMNS,
+        figsize=(_PANEL_INCHES[0] * _COLUMNS, _PANEL_INCHES[1] * count + 0.6),
+        layout="constrained",
+        squeeze=False,
+    )
+    peers = {one["name"] for one in document["contenders"]}
+    for (workload, rows), axes in zip(workloads, grid.flat, strict=False):
+        _panel(axes, workload, rows, peers)
+    for axes in grid.flat[len(workloads) :]:
+        axes.set_axis_off()
+    host = document["host"]
+    figure.suptitle(
+        f"medians of {document['options']['rounds']} rounds, bars: range. "
+        f"{host['cores']} cores, Linux {host['kernel']}, commit {host['commit']}\n"
+        "blue: ours, light grey: other mounts, dark: without a mount"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _is_drawn(row: dict[str, Any], workload: dict[str, Any]) -> bool:
+    first = workload["metrics"][0]["name"]
+    return row["workload"] == workload["name"] and first in row.get("metrics", {})
+
+
+def _panel(
+    axes: Any, workload: dict[str, Any], rows: list[dict[str, Any]], peers: set[str]
+) -> None:
+    metric = workload["metrics"][0]
+    values = [row["metrics"][metric["name"]] for row in rows]
+    medians = [value["median"] for value in values]
+    errors = [
+        [value["median"] - value["min"] for value in values],
+        [value["max"] - value["median"] for value in values],
+    ]
+    ours = iter(_OURS_COLORS)
+    colors = [
+        next(ours)
+        if row["contender"].startswith(OURS)
+        else _PEER_COLOR
+        if row["contender"] in peers
+        else _BASELINE_COLOR
+        for row in rows
+    ]
+    places = range(len(rows))
+    axes.barh(places, medians, xerr=errors, color=colors, error_kw={"elinewidth": 0.8})
+    axes.set_yticks(places, [row["contender"] for row in rows])
+    axes.invert_yaxis()
+    for place, value in zip(places, values, strict=True):
+        axes.annotate(
+            f"{value['median']:.3g}",
+            (value["max"], place),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.margins(x=0.18)
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    better = "more" if metric["better"] == "higher" else "less"
+    axes.set_title(f"{workload['name']}: {metric['title']}, {better} is better", loc="left")

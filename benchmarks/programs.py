@@ -1,0 +1,38 @@
+"""Clients as programs of their own: a job as JSON on standard input, the result on output.
+
+On standard input, because signed URLs and keys do not belong into an argument list.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.failure import BenchFailure
+
+TIMEOUT_S = 900.0
+
+
+def run(module: str, job: dict[str, Any]) -> Any:
+    """Run ``python -m MODULE`` with a job and return its result.
+
+    Raises:
+        BenchFailure: it failed, or was not done within TIMEOUT_S.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchFailure(f"{module}: not done within {TIMEOUT_S:.0f} s") from None
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines()
+        raise BenchFailure(f"{module}: {words[-1] if words else done.returncode}")
+    return json.loads(done.stdout)

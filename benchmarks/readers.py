@@ -1,0 +1,99 @@
+"""Programs that read through a directory, so cheaply that they are not what is measured.
+
+Reads go into one reused buffer for each thread (preadv(2), readv(2)); many threads are
+spread over a few processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import crew, programs
+from benchmarks.crew import Outcome
+
+THREADS_PER_PROCESS = 4
+
+
+def blocks(
+    path: Path, offsets: Sequence[int], block_bytes: int, *, threads: int, duration_s: float
+) -> Outcome:
+    """Read blocks of one file, each thread through a descriptor of its own. Raises BenchFailure."""
+    return _run(
+        {"path": str(path), "items": offsets, "block_bytes": block_bytes},
+        threads=threads,
+        duration_s=duration_s,
+    )
+
+
+def files(folder: Path, names: Sequence[str], *, threads: int) -> Outcome:
+    """Open, read to the end, and close files of one folder. Raises BenchFailure."""
+    return _run({"path": str(folder), "items": names}, threads=threads, duration_s=None)
+
+
+def processes_for(threads: int) -> int:
+    """How many processes a number of threads is spread over."""
+    return max(1, threads // THREADS_PER_PROCESS)
+
+
+def _run(job: dict[str, object], *, threads: int, duration_s: float | None) -> Outcome:
+    settings = {
+        "threads": threads,
+        "processes": processes_for(threads),
+        "duration_s": duration_s,
+    }
+    return Outcome(**programs.run("benchmarks.readers", {**job, **settings}))
+
+
+def _block_reader(path: str, block_bytes: int) -> Callable[[int], int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    buffers = [bytearray(block_bytes)]
+
+    def read(offset: int) -> int:
+        count = os.preadv(descriptor, buffers, offset)
+        if count != block_bytes:
+            raise OSError(f"{count} bytes at {offset}, not {block_bytes}")
+        return count
+
+    return read
+
+
+def file_reader(folder: str) -> Callable[[str], int]:
+    """What reads one file of a folder, as cat(1) does, and gives its size in bytes."""
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    buffers = [bytearray(1024 * 1024)]
+
+    def read(name: str) -> int:
+        descriptor = os.open(name, os.O_RDONLY, dir_fd=directory)
+        try:
+            total = 0
+            while count := os.readv(descriptor, buffers):
+                total += count
+        finally:
+            os.close(descriptor)
+        return total
+
+    return read
+
+
+def _main() -> None:
+    job = json.load(sys.stdin)
+    settings = {key: job[key] for key in ("threads", "processes", "duration_s")}
+    try:
+        if "block_bytes" in job:
+            outcome = crew.run(
+                lambda: _block_reader(job["path"], job["block_bytes"]), job["items"], **settings
+            )
+        else:
+            outcome = crew.run(lambda: file_reader(job["path"]), job["items"], **settings)
+    except crew.CrewFailure as failure:
+        sys.exit(str(failure))
+    json.dump(asdict(outcome), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()

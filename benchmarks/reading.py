@@ -1,0 +1,336 @@
+"""Large objects: from start to end, at random, again, and after a restart."""
+
+# ruff: noqa: D102 - what each method does is said once, in the protocol Workload.
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import floor, host, page, readers
+from benchmarks.datasets import LargeObjects, require_equal
+from benchmarks.failure import BenchFailure
+from benchmarks.measure import (
+    CPU,
+    CPU_EACH,
+    FLOOR,
+    GB,
+    MB,
+    MIB,
+    PEAK_PSS,
+    READER_CPU,
+    READER_TIMEOUT_S,
+    READS,
+    THROUGHPUT,
+    Baseline,
+    Metric,
+    Values,
+    cost,
+    run_all,
+    timed,
+)
+from benchmarks.peers import DISK_CACHES, FAST, OUR_DISK_CACHE, Mount, Peer, Place
+from benchmarks.processes import find_program
+from benchmarks.servers import Network, Server
+
+PART_BYTES = 8 * MIB
+BLOCK_BYTES = 128 * 1024
+FLOOR_CONNECTIONS = 2
+"""What measured fastest for one object on two cores."""
+DELAYED_CONNECTIONS = 16
+"""Enough that 20 ms for each part do not show at loopback's bandwidth."""
+UNDELAYED = "floor client, no delay"
+LOCAL_FILE = "local file"
+
+SECOND_EPOCH = Metric("second_epoch_mb_s", "2nd epoch MB/s", "higher")
+RANDOM_4K = Metric("random_4k_per_s", "random 4 KiB/s", "higher")
+DISK_COLD = Metric("from_disk_mb_s", "from disk MB/s", "higher")
+DISK_WARM = Metric("warm_mb_s", "warm MB/s", "higher")
+FETCHED = Metric("fetched_mb", "fetched MB", "lower")
+PASSTHROUGH = Metric("passthrough_opens", "passthrough opens", "higher")
+
+_PRIMING_READS = 8
+_SEAL_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SequentialRead:
+    """One reader for each object takes it from start to end, cold."""
+
+    dataset: LargeObjects
+    peers: Sequence[Peer]
+    network: Network = "plain"
+    metrics: tuple[Metric, ...] = (THROUGHPUT, CPU, READER_CPU, PEAK_PSS)
+
+    @property
+    def name(self) -> str:
+        name = "sequential-read" if self.dataset.count == 1 else "parallel-read"
+        return f"{name}{suffix(self.network)}"
+
+    @property
+    def title(self) -> str:
+        size = f"{self.dataset.size_bytes / MIB:.0f} MiB"
+        count = self.dataset.count
+        what = f"one reader, one object of {size}" if count == 1 else f"{count} readers of {size}"
+        return f"{what}, cold{over(self.network)}"
+
+    def on_peer(self, place: Place) -> Values:
+        with place.mounted() as mount:
+            paths = [mount.path / key for key in self.dataset.keys]
+            _, taken = cost(mount, lambda: run_all([_dd(path) for path in paths]))
+            for key in self.dataset.keys:
+                require_equal(mount.path / key, place.server.data / key)
+        size_bytes = self.dataset.size_bytes * self.dataset.count
+        return {
+            THROUGHPUT.name: size_bytes / MB / taken.wall_s,
+            CPU.name: taken.cpu_s / (size_bytes / GB),
+            READER_CPU.name: taken.reader_cpu_s / (size_bytes / GB),
+            PEAK_PSS.name: taken.peak_pss_mib,
+        }
+
+    def baselines(self) -> Mapping[str, Baseline]:
+        if self.network == "delayed":
+            return {
+                FLOOR: lambda server: self._on_floor(server, DELAYED_CONNECTIONS),
+                UNDELAYED: lambda server: self._on_floor(
+                    Server(server.undelayed, server.data, server.undelayed), FLOOR_CONNECTIONS
+                ),
+            }
+        connections = max(FLOOR_CONNECTIONS, self.dataset.count)
+        return {FLOOR: lambda server: self._on_floor(server, connections)}
+
+    def _on_floor(self, server: Server, connections: int) -> Values:
+        gets = [
+            get
+            for key in self.dataset.keys
+            for get in floor.sequential(
+                server.endpoint.presigned(key), self.dataset.size_bytes, PART_BYTES
+            )
+        ]
+        outcome = floor.run(server.endpoint, gets, connections)
+        return {
+            THROUGHPUT.name: outcome.size_bytes / MB / outcome.wall_s,
+            CPU.name: outcome.cpu_s / (outcome.size_bytes / GB),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RandomRead:
+    """Blocks of 128 KiB of one object in random order, none twice, until time is up."""
+
+    dataset: LargeObjects
+    threads: int
+    duration_s: float
+    network: Network = "plain"
+    peers: Sequence[Peer] = FAST
+    metrics: tuple[Metric, ...] = (READS, CPU_EACH, PEAK_PSS)
+
+    @property
+    def name(self) -> str:
+        return f"random-read-{self.threads}{suffix(self.network)}"
+
+    @property
+    def title(self) -> str:
+        size = f"{self.dataset.size_bytes / MIB:.0f} MiB"
+        return (
+            f"random 128 KiB of one object of {size}, {threads(self.threads)}, "
+            f"{self.duration_s:g} s, cold{over(self.network)}"
+        )
+
+    def on_peer(self, place: Place) -> Values:
+        (key,) = self.dataset.keys
+        with place.mounted() as mount:
+            path = mount.path / key
+            outcome, taken = cost(
+                mount,
+                lambda: readers.blocks(
+                    path,
+                    self._offsets(),
+                    BLOCK_BYTES,
+                    threads=self.threads,
+                    duration_s=self.duration_s,
+                ),
+            )
+            require_equal(path, place.server.data / key)
+        return {
+            READS.name: outcome.operations / outcome.wall_s,
+            CPU_EACH.name: taken.cpu_s * 1000 / outcome.operations,
+            PEAK_PSS.name: taken.peak_pss_mib,
+        }
+
+    def baselines(self) -> Mapping[str, Baseline]:
+        return {FLOOR: self._on_floor}
+
+    def _on_floor(self, server: Server) -> Values:
+        (key,) = self.dataset.keys
+        url = server.endpoint.presigned(key)
+        gets = [floor.Get(url, offset, BLOCK_BYTES) for offset in self._offsets()]
+        outcome = floor.run(
+            server.endpoint,
+            gets,
+            self.threads,
+            processes=readers.processes_for(self.threads),
+            duration_s=self.duration_s,
+        )
+        return {
+            READS.name: outcome.operations / outcome.wall_s,
+            CPU_EACH.name: outcome.cpu_s * 1000 / outcome.operations,
+        }
+
+    def _offsets(self) -> list[int]:
+        offsets = list(range(0, self.dataset.size_bytes - BLOCK_BYTES + 1, BLOCK_BYTES))
+        random.Random(self.threads).shuffle(offsets)
+        return offsets
+
+
+@dataclass(frozen=True, slots=True)
+class SecondEpoch:
+    """One object again on the same mount, then 4 KiB of it at random."""
+
+    dataset: LargeObjects
+    duration_s: float
+    name: str = "second-epoch"
+    network: Network = "plain"
+    peers: Sequence[Peer] = field(default=(*FAST, OUR_DISK_CACHE))
+    metrics: tuple[Metric, ...] = (SECOND_EPOCH, RANDOM_4K, PEAK_PSS)
+
+    @property
+    def title(self) -> str:
+        size = f"{self.dataset.size_bytes / MIB:.0f} MiB"
+        return f"second epoch of one object of {size} on the same mount, then random 4 KiB in it"
+
+    def on_peer(self, place: Place) -> Values:
+        (key,) = self.dataset.keys
+        with place.mounted() as mount:
+            path = mount.path / key
+            run_all([_dd(path)])
+            values, taken = cost(mount, lambda: self._again(path))
+            require_equal(path, place.server.data / key)
+        return {**values, PEAK_PSS.name: taken.peak_pss_mib}
+
+    def baselines(self) -> Mapping[str, Baseline]:
+        (key,) = self.dataset.keys
+        return {LOCAL_FILE: lambda server: self._again(server.data / key)}
+
+    def _again(self, path: Path) -> Values:
+        wall_s = timed(lambda: run_all([_dd(path)]))
+        return {
+            SECOND_EPOCH.name: self.dataset.size_bytes / MB / wall_s,
+            RANDOM_4K.name: _random_4k(path, self.duration_s),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AfterRestart:
+    """One object from the disk cache of the mount before: page cache dropped, then warm."""
+
+    dataset: LargeObjects
+    duration_s: float
+    name: str = "after-restart"
+    network: Network = "plain"
+    peers: Sequence[Peer] = DISK_CACHES
+    metrics: tuple[Metric, ...] = (
+        DISK_COLD,
+        DISK_WARM,
+        RANDOM_4K,
+        FETCHED,
+        PASSTHROUGH,
+        PEAK_PSS,
+    )
+
+    @property
+    def title(self) -> str:
+        size = f"{self.dataset.size_bytes / MIB:.0f} MiB"
+        return f"one object of {size} on disk, mounted anew: caches dropped, warm, random 4 KiB"
+
+    def on_peer(self, place: Place) -> Values:
+        (key,) = self.dataset.keys
+        with place.mounted() as mount:
+            _fill_disk_cache(mount, mount.path / key)
+        with place.mounted() as mount:
+            path = mount.path / key
+            values, taken = cost(mount, lambda: self._from_disk(path))
+            require_equal(path, place.server.data / key)
+            own = _own_counts(mount)
+        return {**values, **own, PEAK_PSS.name: taken.peak_pss_mib}
+
+    def baselines(self) -> Mapping[str, Baseline]:
+        (key,) = self.dataset.keys
+        return {LOCAL_FILE: lambda server: self._from_disk(server.data / key)}
+
+    def _from_disk(self, path: Path) -> Values:
+        host.drop_caches()
+        cold_s, warm_s = (timed(lambda: run_all([_dd(path)])) for _ in range(2))
+        return {
+            DISK_COLD.name: self.dataset.size_bytes / MB / cold_s,
+            DISK_WARM.name: self.dataset.size_bytes / MB / warm_s,
+            RANDOM_4K.name: _random_4k(path, self.duration_s),
+        }
+
+
+def suffix(network: Network) -> str:
+    """What a workload's name ends in."""
+    return {"plain": "", "tls": "-tls", "delayed": "-20ms"}[network]
+
+
+def over(network: Network) -> str:
+    """What a workload's title ends in."""
+    return {"plain": "", "tls": ", TLS", "delayed": ", 20 ms added to each request"}[network]
+
+
+def threads(count: int) -> str:
+    """A number of threads, for titles."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _dd(path: Path) -> list[str]:
+    return ["dd", f"if={path}", "of=/dev/null", "bs=1M", "status=none"]
+
+
+def _random_4k(path: Path, duration_s: float) -> float:
+    """Reads per second by fio: here a reader in Python would be what is measured."""
+    program = find_program("fio")
+    if program is None:
+        raise BenchFailure("`fio` is not installed (Debian: fio)")
+    argv = [
+        *(program, "--name=r", f"--filename={path}", "--readonly", "--rw=randread", "--bs=4k"),
+        *("--ioengine=psync", "--time_based", f"--runtime={duration_s:g}", "--norandommap"),
+        # What is asked about is the warm cache, and programs seldom give advice.
+        *("--invalidate=0", "--fadvise_hint=0", "--thread", "--output-format=json"),
+    ]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=READER_TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        raise BenchFailure(f"fio: {done.stderr.strip() or done.returncode}")
+    return float(json.loads(done.stdout)["jobs"][0]["read"]["iops"])
+
+
+def _fill_disk_cache(mount: Mount, path: Path) -> None:
+    """Read until the object is whole on disk.
+
+    Ours says so when it opens the file through passthrough; it keeps only what the disk keeps
+    up with, and compares the file once in the background before it lets the kernel serve it.
+    The others are given two reads.
+    """
+    run_all([_dd(path)])
+    for _ in range(_PRIMING_READS):
+        host.drop_caches()
+        run_all([_dd(path)])
+        if mount.status_file is None or _own_counts(mount)[PASSTHROUGH.name]:
+            return
+        time.sleep(_SEAL_PAUSE_S)
+
+
+def _own_counts(mount: Mount) -> dict[str, float]:
+    if mount.status_file is None:
+        return {}
+    return {
+        FETCHED.name: page.total(mount, "mount_sidecar_fetched_bytes_total") / MB,
+        PASSTHROUGH.name: page.total(mount, "mount_sidecar_passthrough_opens_total"),
+    }

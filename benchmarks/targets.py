@@ -1,0 +1,136 @@
+"""What reading has to reach (issue 4), and whether a result does.
+
+Ratios are ours over theirs within one run, medians; ours is the kernel transport, after a
+restart the one with a disk cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from benchmarks import metadata, reading, small_files, startup
+from benchmarks.measure import CPU, FILES, FLOOR, PEAK_PSS, READS, THROUGHPUT, Metric
+from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
+from benchmarks.ratios import Row, measured, ratio
+from sidecar.spec import Sizes
+
+BEST_PEER = "best peer"
+PEERS = ("s3fs-fuse", "rclone mount", "fsspec.fuse")
+BASE_MIB = 150.0
+"""What a mount may occupy beside its budget of blocks in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One number to reach.
+
+    Attributes:
+        against: whose value ours is divided by; None: the bound is about our value itself.
+    """
+
+    workload: str
+    metric: Metric
+    direction: Literal["at least", "at most"]
+    bound: float
+    against: str | None = None
+    ours: str = OUR_MOUNTS[0].name
+
+
+def _at_least(workload: str, metric: Metric, bound: float, against: str) -> Target:
+    return Target(workload, metric, "at least", bound, against)
+
+
+_FROM_DISK = (reading.DISK_COLD, reading.DISK_WARM, reading.RANDOM_4K)
+_RANDOM_THREADS = (1, 16)
+
+TARGETS: tuple[Target, ...] = (
+    _at_least("sequential-read", THROUGHPUT, 2.0, "s3fs-fuse"),
+    _at_least("sequential-read", THROUGHPUT, 2.5, "rclone mount"),
+    _at_least("sequential-read", THROUGHPUT, 0.5, FLOOR),
+    Target("sequential-read", CPU, "at most", 2.0, FLOOR),
+    _at_least("parallel-read", THROUGHPUT, 0.6, FLOOR),
+    *(_at_least(f"random-read-{n}", READS, 5.0, BEST_PEER) for n in _RANDOM_THREADS),
+    *(_at_least(f"random-read-{n}", READS, 0.7, FLOOR) for n in _RANDOM_THREADS),
+    _at_least("small-files-1", FILES, 1.4, BEST_PEER),
+    _at_least("small-files-1", FILES, 0.55, FLOOR),
+    _at_least("small-files-16", FILES, 2.5, BEST_PEER),
+    _at_least("small-files-16", FILES, 0.55, FLOOR),
+    _at_least("loader", small_files.FIRST_EPOCH, 2.0, BEST_PEER),
+    _at_least("loader", small_files.SECOND_EPOCH, 0.8, small_files.LOCAL_FILES),
+    _at_least("second-epoch", reading.SECOND_EPOCH, 0.9, reading.LOCAL_FILE),
+    _at_least("second-epoch", reading.RANDOM_4K, 0.9, reading.LOCAL_FILE),
+    *(
+        Target("after-restart", metric, "at least", 0.9, reading.LOCAL_FILE, OUR_DISK_CACHE.name)
+        for metric in _FROM_DISK
+    ),
+    *(
+        Target(name, metadata.LISTING, "at most", 1.3, metadata.RAW_LIST)
+        for name in ("list-tree", "list-flat")
+    ),
+    *(Target(name, metadata.HEADS, "at most", 0.0) for name in ("list-tree", "list-flat")),
+    _at_least("sequential-read-20ms", THROUGHPUT, 0.8, reading.UNDELAYED),
+    _at_least("random-read-16-20ms", READS, 0.8, FLOOR),
+    _at_least("small-files-16-20ms", FILES, 0.8, FLOOR),
+    Target("time-to-ready", startup.READY, "at most", 1.5),
+)
+
+
+def judge(rows: Sequence[Row], workloads: Sequence[str]) -> list[dict[str, Any]]:
+    """Every target of the workloads beside what was reached.
+
+    Each has ``workload``, ``metric`` (its title), ``ours``, ``against``, ``required``,
+    ``reached`` (median, min and max of the ratio or the value), ``passed``; where a side of
+    the comparison is not there, ``reached`` and ``passed`` are None.
+    """
+    limit_mib = BASE_MIB + Sizes().memory_bytes / (1024 * 1024)
+    memory = tuple(
+        Target(name, PEAK_PSS, "at most", limit_mib)
+        for name in workloads
+        if name != "time-to-ready"  # Five mounts, each with a budget.
+    )
+    return [
+        _judged(target, measured(rows, target.workload))
+        for target in (*TARGETS, *memory)
+        if target.workload in workloads
+    ]
+
+
+def _judged(target: Target, rows: Sequence[Row]) -> dict[str, Any]:
+    reached = _reached(target, rows)
+    within: Callable[[float, float], bool] = (
+        float.__ge__ if target.direction == "at least" else float.__le__
+    )
+    return {
+        "workload": target.workload,
+        "metric": target.metric.title,
+        "ours": target.ours,
+        "against": target.against,
+        "required": f"{target.direction} {target.bound:g}{'x' if target.against else ''}",
+        "reached": reached,
+        "passed": None if reached is None else within(reached["median"], target.bound),
+    }
+
+
+def _reached(target: Target, rows: Sequence[Row]) -> dict[str, float] | None:
+    by_name = {row["contender"]: row for row in rows}
+    mine = by_name.get(target.ours)
+    if mine is None:
+        return None
+    if target.against is None:
+        value = mine["metrics"].get(target.metric.name)
+    else:
+        other = (
+            _best(target.metric, rows)
+            if target.against == BEST_PEER
+            else by_name.get(target.against)
+        )
+        value = ratio(mine, other, target.metric.name) if other else None
+    return None if value is None else {key: float(value[key]) for key in ("median", "min", "max")}
+
+
+def _best(metric: Metric, rows: Sequence[Row]) -> Row | None:
+    peers = [row for row in rows if row["contender"] in PEERS and metric.name in row["metrics"]]
+    choose = max if metric.better == "higher" else min
+    return choose(peers, key=lambda row: row["metrics"][metric.name]["median"], default=None)
