@@ -81,6 +81,8 @@ class Worker:
         readers = self._fork_readers(store)
         self._check(store, deadline_s)
         filesystem = self._build(store)
+        for key in filesystem.finish_predecessor():
+            logs.event(log, "saved what an earlier run had left in the spool", key=key)
         self._channel.send({"event": "checked"})
         received = self._channel.receive()
         if received is None or received[0]["do"] != "mount":

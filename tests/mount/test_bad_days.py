@@ -291,7 +291,6 @@ def test_stop_with_a_file_that_cannot_be_saved(
         assert sidecar.processes() == []
 
 
-@pytest.mark.xfail(reason="a fresh start does not read the journal yet", raises=AssertionError)
 def test_what_was_not_saved_is_saved_by_the_next_start(tmp_path: Path, mortal: Cloud) -> None:
     sidecar = bucket_sidecar(tmp_path, mortal, times=HASTY)
     with sidecar:

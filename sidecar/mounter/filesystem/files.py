@@ -16,7 +16,7 @@ from sidecar.errors import (
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.journal import Journal, Record
+from sidecar.mounter.filesystem.journal import Journal, Record, Unsaved
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
 from sidecar.mounter.filesystem.tree import Tree
@@ -235,7 +235,7 @@ class Files:
                 node.spool.dirty = True
             elif node.remote is not None and not node.detached and node.parent is not None:
                 key = node.key
-                node.remote = self._store.copy(key, key, metadata=self._metadata(node))
+                node.remote = self._store.copy(key, key, metadata=self._metadata(node.attributes))
                 self._tree.changed(node.parent, node.name, True, node.remote)
             self._tree.nodes.note(node)
 
@@ -252,7 +252,7 @@ class Files:
             spool, parent = node.spool, node.parent
             if spool is None or not spool.dirty or node.detached or parent is None:
                 return
-            node.remote = self._uploader.upload(node.key, spool, self._metadata(node))
+            node.remote = self._uploader.upload(node.key, spool, self._metadata(node.attributes))
             spool.dirty = False
             self._metrics.uploaded_bytes.inc(spool.size_bytes)
             node.fresh_until_s = time.monotonic() + self._tree.ttl_s
@@ -311,6 +311,17 @@ class Files:
         with node.lock:
             self._drop_spool_if_done(node)
 
+    def salvage(self, unsaved: Unsaved) -> None:
+        """Upload what a run that ended left in the spool. Raises what the store raises."""
+        try:
+            spool = self._spool.adopt(unsaved.spool_path)
+        except FileNotFoundError:
+            return
+        metadata = self._metadata(unsaved.attributes)
+        self._uploader.upload(unsaved.key, spool, metadata)
+        self._metrics.uploaded_bytes.inc(spool.size_bytes)
+        spool.discard()
+
     # --- the lock of the node is held -----------------------------------------------------
 
     def _ensure_spool(self, node: File) -> SpoolFile:
@@ -363,10 +374,9 @@ class Files:
             self._tree.nodes.note(node)  # first: a successor must not look for the file
             spool.discard()
 
-    def _metadata(self, node: File) -> dict[str, str]:
+    def _metadata(self, attributes: Mapping[str, int]) -> dict[str, str]:
         """User metadata by the convention of s3fs-fuse (mode, uid, gid) and rclone (mtime)."""
         metadata: dict[str, str] = {}
-        attributes = node.attributes
         if "mtime_ns" in attributes:
             seconds, nanoseconds = divmod(attributes["mtime_ns"], 10**9)
             metadata["mtime"] = f"{seconds}.{nanoseconds:09d}"

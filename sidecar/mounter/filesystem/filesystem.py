@@ -340,6 +340,19 @@ class FileSystem:
         """Write down from now on what is given out."""
         self._journal.begin(self._records)
 
+    def finish_predecessor(self) -> list[str]:
+        """Upload what a run that ended before this one left in the spool; the keys.
+
+        Before anything is given out: what this run writes is newer. Raises what the store
+        raises; what is not saved then stays in the spool for the next attempt.
+        """
+        unsaved = Held.read(self._journal).unsaved()
+        for left in unsaved:
+            self.files.salvage(left)
+        self._spool.clear()
+        self.begin()
+        return [left.key for left in unsaved]
+
     def restore(self) -> None:
         """Take over the nodes and handles that a predecessor gave out; then :meth:`begin`."""
         held = Held.read(self._journal)

@@ -19,7 +19,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Record = tuple[Any, ...]
 
@@ -71,20 +71,27 @@ class Journal:
             self._use(end)
 
     def read(self) -> Iterator[Record]:
-        """The records of the predecessor; none where there was no predecessor."""
+        """The records of the predecessor.
+
+        Raises StateUnusable where they are not all there: the kernel holds numbers that would
+        be given to other files.
+        """
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
-            return
-        if len(content) < _HEADER.size:
-            return
-        magic, used = _HEADER.unpack_from(content)
+            content = b""
+        magic, used = _HEADER.unpack_from(content.ljust(_HEADER.size, b"\0"))
+        if magic != _MAGIC or used > len(content):
+            raise StateUnusable(f"`{self._path}` is no journal")
         position = _HEADER.size
-        while magic == _MAGIC and position + _LENGTH.size <= min(used, len(content)):
-            (length,) = _LENGTH.unpack_from(content, position)
-            position += _LENGTH.size
-            yield marshal.loads(content[position : position + length])  # noqa: S302 - our own file
-            position += length
+        while position < used:
+            try:
+                (length,) = _LENGTH.unpack_from(content, position)
+                start, position = position + _LENGTH.size, position + _LENGTH.size + length
+                record = marshal.loads(content[start:position])  # noqa: S302 - our own file
+            except (struct.error, ValueError, EOFError, TypeError) as error:
+                raise StateUnusable(f"`{self._path}` is damaged: {error}") from None
+            yield record
 
     def _use(self, end: int) -> None:
         # A kill leaves the old or the new value.
@@ -115,6 +122,14 @@ class Journal:
         temporary.replace(self._path)
 
 
+class Unsaved(NamedTuple):
+    """A file whose content only the spool has."""
+
+    key: str
+    spool_path: str
+    attributes: dict[str, int]
+
+
 class Held:
     """What the records of a predecessor add up to.
 
@@ -140,6 +155,16 @@ class Held:
         for record in journal.read():
             held._add(record)
         return held
+
+    def unsaved(self) -> list[Unsaved]:
+        """What is in the spool and not in the store."""
+        found = []
+        for record in self.nodes.values():
+            if len(record) == _FILE_FIELDS:
+                detached, _remote, attributes, spool_path, dirty, key = record[_DETACHED:]
+                if spool_path is not None and dirty and not detached:
+                    found.append(Unsaved(key, spool_path, attributes))
+        return found
 
     def _add(self, record: Record) -> None:
         kind, number, *rest = record
@@ -170,4 +195,6 @@ class Held:
             self.directories.pop(number, None)
 
 
-_LOOKUPS = 4  # position in a node's record
+_LOOKUPS = 4  # positions in a node's record
+_DETACHED = 5
+_FILE_FIELDS = 11

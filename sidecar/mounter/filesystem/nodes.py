@@ -294,6 +294,7 @@ def _record(node: Node) -> Record:
             dict(node.attributes),
             str(spool.path) if spool else None,
             bool(spool and spool.dirty),
+            node.key if spool else None,
         )
     assert isinstance(node, Directory)
     return (*head, node.kept, node.mtime_ns)
@@ -309,7 +310,7 @@ def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Node | None:
         directory.kept = details[0]
         node = directory
     else:
-        remote, attributes, spool_path, dirty = details
+        remote, attributes, spool_path, dirty, _key = details
         file = File(number, None, name, ObjectInfo(*remote) if remote is not None else None)
         file.attributes = dict(attributes)
         if spool_path is not None:

@@ -122,6 +122,11 @@ class Spool:
         """The file that a predecessor left. Raises OSError if it is gone."""
         return SpoolFile(Path(path), self.budget, adopt=True)
 
+    def clear(self) -> None:
+        """Delete files of runs before this one that nothing leads to."""
+        for path in self._directory.glob("*.data"):
+            path.unlink()
+
     def create(self) -> SpoolFile:
         """A new, empty spool file."""
         with self._lock:
