@@ -41,6 +41,7 @@ MAX_STREAMS = 4
 IDLE_S = 1.0
 """A window that was not read for so long may be dropped when another one needs memory."""
 _REMEMBERED_ENDS = 8
+_SURE_READS = 4
 _LEASE_POLL_S = 0.002
 
 
@@ -212,10 +213,10 @@ class _Stream:
         position: how far it was read.
         window_bytes: how far ahead of that it may reach.
         next_part_bytes: 0 for a part that is just what is read.
-        goes_on: more than one read came, so that another is likely.
+        reads: how many came one after the other; each makes the next one more likely.
     """
 
-    __slots__ = ("end", "goes_on", "next_part_bytes", "parts", "position", "window_bytes")
+    __slots__ = ("end", "next_part_bytes", "parts", "position", "reads", "window_bytes")
 
     def __init__(self, offset: int) -> None:
         self.parts: deque[_Part] = deque()
@@ -226,12 +227,17 @@ class _Stream:
     def start(self) -> int:
         return self.parts[0].start if self.parts else self.end
 
+    @property
+    def tolerated_bytes(self) -> int:
+        """The longest gap that is fetched too: the kernel asks a little out of order."""
+        return self.next_part_bytes if self.reads >= _SURE_READS else FOLLOW_BYTES
+
     def restart(self, offset: int) -> None:
         """Go on elsewhere, as carefully as at first."""
         self.close()
         self.position = self.end = offset
         self.window_bytes = FIRST_PART_BYTES
-        self.goes_on = False
+        self.reads = 0
 
     def close(self) -> None:
         while self.parts:
@@ -328,7 +334,7 @@ class ObjectReader:
                 return None
             self._streams.remove(stream)
             self._streams.append(stream)  # most recently used last
-            if failed or offset > stream.end + stream.next_part_bytes:
+            if failed or offset > stream.end + stream.tolerated_bytes:
                 # What lies between is not fetched.
                 stream.restart(offset - offset % self._grain_bytes)
                 stream.next_part_bytes = 0
@@ -382,9 +388,9 @@ class ObjectReader:
             part.hold()
         while stream.parts and stream.parts[0].end <= stream.position - KEEP_BEHIND_BYTES:
             stream.parts.popleft().drop()
-        if stream.goes_on:
+        if stream.reads and self.info.size_bytes > WHOLE_OBJECT_BYTES:
             self._read_ahead(stream)
-        stream.goes_on = self.info.size_bytes > WHOLE_OBJECT_BYTES
+        stream.reads += 1
         return needed, missing
 
     def _read_ahead(self, stream: _Stream) -> None:
@@ -496,7 +502,8 @@ class ObjectReader:
             metrics.cache_misses.inc()
             metrics.stall_seconds.inc(time.perf_counter() - began_s)
             with self._lock:
-                stream.window_bytes = min(stream.window_bytes * 2, MAX_WINDOW_BYTES)
+                if stream.reads > 1:  # the first one had to wait anyway
+                    stream.window_bytes = min(stream.window_bytes * 2, MAX_WINDOW_BYTES)
         else:
             metrics.cache_hits.inc()
         views = []

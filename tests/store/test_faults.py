@@ -163,6 +163,50 @@ def test_a_stalled_connection_is_dropped_and_asked_again(
     assert server.reasons == ["stalled"]
 
 
+def test_the_wait_for_a_silent_connection_adapts(
+    scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SHORTEST_TIMEOUT_S", 0.05)
+    release = threading.Event()
+
+    def stalled(handler: BaseHTTPRequestHandler) -> None:
+        release.wait(60)
+        handler.close_connection = True
+
+    server = scripted(*[good] * 20, stalled, good)
+    try:
+        for _ in range(21):
+            assert server.read() == BODY[:100]
+    finally:
+        release.set()
+    assert server.reasons == ["stalled"]
+
+
+def test_patience_follows_the_answers_and_doubles_with_each_stall() -> None:
+    patience = connections.Patience()
+    assert patience.timeout_s == connections.SOCKET_TIMEOUT_S  # nothing is known yet
+    for _ in range(50):
+        patience.answered(0.3)
+    usual_s = patience.timeout_s
+    assert 0.9 <= usual_s < 1.0
+    patience.stalled()
+    assert patience.timeout_s == 2 * usual_s
+    for _ in range(10):
+        patience.stalled()
+    assert patience.timeout_s == connections.SOCKET_TIMEOUT_S
+    patience.answered(0.3)
+    assert patience.timeout_s < 1.0
+    for _ in range(50):
+        patience.answered(0.001)
+    assert patience.timeout_s == connections.SHORTEST_TIMEOUT_S
+
+
+def test_a_broken_body_goes_on_where_it_stopped(scripted: Callable[..., Scripted]) -> None:
+    server = scripted(truncated, good)
+    assert server.read() == BODY[:100]
+    assert server.ranges == ["bytes=0-99", "bytes=40-99"]
+
+
 def test_a_connection_closed_while_idle_is_no_outage(scripted: Callable[..., Scripted]) -> None:
     def last_on_this_connection(handler: BaseHTTPRequestHandler) -> None:
         good(handler)
@@ -211,13 +255,14 @@ def test_another_version_is_stale_even_if_the_condition_was_ignored(
         scripted(other).read()
 
 
-def test_forbidden_is_asked_once_when_there_are_no_newer_credentials(
+def test_forbidden_is_asked_once_more_and_then_told(
     scripted: Callable[..., Scripted],
 ) -> None:
     server = scripted(status(403))
     with pytest.raises(AccessDenied) as caught:
         server.read()
-    assert len(server.ranges) == 1
+    assert len(server.ranges) == 2
+    assert server.reasons == ["credentials"]
     assert "canary" not in caught.value.line() + repr(caught.value) + repr(server.store)
 
 

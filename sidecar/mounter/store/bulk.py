@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import time
 from typing import NamedTuple, Protocol, cast
 
 from sidecar.errors import StoreError
@@ -54,6 +55,23 @@ class Dialect(Protocol):
         """Where to ask instead, when an error answer says so; :meth:`get` follows."""
 
 
+class _Range:
+    """What is still missing of one range; an attempt goes on where the last one stopped."""
+
+    __slots__ = ("buffer", "key", "offset", "version")
+
+    def __init__(self, key: str, version: str, offset: int, buffer: memoryview) -> None:
+        self.key = key
+        self.version = version
+        self.offset = offset
+        self.buffer = buffer
+
+    def came(self, count: int) -> None:
+        """The next ``count`` bytes are there."""
+        self.offset += count
+        self.buffer = self.buffer[count:]
+
+
 class BulkReader:
     """Reads ranges over a pool of connections.
 
@@ -74,24 +92,32 @@ class BulkReader:
         """As :meth:`sidecar.mounter.store.base.Store.get_range`."""
         if not len(buffer):
             return 0
-        view = buffer.cast("B")
-        return self._retry.run("get", lambda: self._attempt(key, version, offset, view))
+        wanted = _Range(key, version, offset, buffer.cast("B"))
+        self._retry.run("get", lambda: self._attempt(wanted))
+        return wanted.offset - offset
 
     def close(self) -> None:
         """Close idle connections."""
         self._pool.close_idle()
 
-    def _attempt(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
-        request = self._dialect.get(key, version, f"bytes={offset}-{offset + len(buffer) - 1}")
+    def _attempt(self, wanted: _Range) -> None:
+        """Get what is still missing of a range."""
+        last = wanted.offset + len(wanted.buffer) - 1
+        request = self._dialect.get(wanted.key, wanted.version, f"bytes={wanted.offset}-{last}")
         pool = self._pool
         while True:
             connection, reused = pool.take()
             response: http.client.HTTPResponse | None = None
             try:
+                began_s = time.perf_counter()
                 connection.request("GET", request.target, headers=request.headers)
                 response = connection.getresponse()
-                return self._read(cast("Response", response), key, version, offset, buffer)
+                pool.patience.answered(time.perf_counter() - began_s)
+                self._read(cast("Response", response), wanted)
+                return
             except TRANSPORT_ERRORS as error:
+                if isinstance(error, TimeoutError):
+                    pool.patience.stalled()
                 if reused and _was_closed_idle(error):
                     # A server may close an idle connection at any time; that is no outage.
                     pool.close_idle()
@@ -103,31 +129,28 @@ class BulkReader:
                 else:
                     pool.discard(connection)
 
-    def _read(
-        self, response: Response, key: str, version: str, offset: int, buffer: memoryview
-    ) -> int:
-        """The body into ``buffer``; returns its length."""
-        status = response.status
+    def _read(self, response: Response, wanted: _Range) -> None:
+        """The body into the buffer."""
+        status, key = response.status, wanted.key
         if status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             # The range begins at or behind the end; of this version, as far as it is said.
             if self._dialect.version(response.fields):
-                self._check_version(response.fields, key, version)
+                self._check_version(response.fields, wanted)
             response.read(_MAX_ERROR_BYTES)
-            return 0
+            return
         if status not in {http.client.OK, http.client.PARTIAL_CONTENT}:
             raise self._error(response, key)
-        self._check_version(response.fields, key, version)
-        length = self._body_length(response, offset, len(buffer))
-        count = 0
-        while count < length:
-            more = response.readinto(buffer[count:length])
+        self._check_version(response.fields, wanted)
+        length = self._body_length(response, wanted.offset, len(wanted.buffer))
+        while length:
+            more = response.readinto(wanted.buffer[:length])
             if not more:
-                error = self._place.protocol(f"`{key}` came only to byte {offset + count}")
+                error = self._place.protocol(f"`{key}` came only to byte {wanted.offset}")
                 raise Again(error, "truncated")
-            count += more
+            wanted.came(more)
+            length -= more
         if response.chunked:
             response.read(1)  # the last, empty chunk
-        return count
 
     def _error(self, response: Response, key: str) -> StoreError | Again:
         body = response.read(_MAX_ERROR_BYTES)
@@ -141,13 +164,13 @@ class BulkReader:
             Answer(response.status, code, retry_after_s), Request("get", key)
         )
 
-    def _check_version(self, fields: Headers, key: str, version: str) -> None:
+    def _check_version(self, fields: Headers, wanted: _Range) -> None:
         got = self._dialect.version(fields)
         if not got:
-            raise self._place.protocol(f"the answer for `{key}` does not say its version")
-        if got != version:
+            raise self._place.protocol(f"the answer for `{wanted.key}` does not say its version")
+        if got != wanted.version:
             # A store that ignored the condition.
-            raise self._place.stale(key)
+            raise self._place.stale(wanted.key)
 
     def _body_length(self, response: Response, offset: int, asked: int) -> int:
         """How many bytes the body has, once it is certain that they begin at ``offset``."""

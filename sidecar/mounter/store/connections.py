@@ -13,8 +13,10 @@ from sidecar.mounter.store.forks import renew_in_child
 
 MAX_CONNECTIONS = 64
 SOCKET_TIMEOUT_S = 5.0
-"""A connection that brings no byte for this long is dropped, and the part asked for again."""
+"""A connection that brings no byte for this long is dropped at the latest (:class:`Patience`)."""
+SHORTEST_TIMEOUT_S = 0.5
 
+_LONGEST_FACTOR = 16
 _MAX_HEADERS = 100
 _MAX_LINE_BYTES = 65536
 
@@ -123,6 +125,43 @@ class Response(http.client.HTTPResponse):
         raise http.client.HTTPException("too many header fields")
 
 
+class Patience:
+    """How long to wait for a silent connection before the request goes out again on another.
+
+    As TCP estimates its retransmission time-out (RFC 6298): a moving mean of the time to the
+    first byte and of its deviation, which together lie above nearly all answers; three times
+    that, because a needless request costs more than a segment. Each stall doubles it until
+    an answer comes, so that a store which became slow is not hammered. Threads update it
+    without a lock: a lost sample does no harm.
+    """
+
+    def __init__(self) -> None:
+        self._mean_s: float | None = None
+        self._deviation_s = 0.0
+        self._factor = 1
+
+    @property
+    def timeout_s(self) -> float:
+        """Between ``SHORTEST_TIMEOUT_S`` and ``SOCKET_TIMEOUT_S``, and that before any answer."""
+        if self._mean_s is None:
+            return SOCKET_TIMEOUT_S
+        usual_s = max(3 * (self._mean_s + 4 * self._deviation_s), SHORTEST_TIMEOUT_S)
+        return min(usual_s * self._factor, SOCKET_TIMEOUT_S)
+
+    def answered(self, seconds: float) -> None:
+        """The first byte came after ``seconds``."""
+        if self._mean_s is None:
+            self._mean_s, self._deviation_s = seconds, seconds / 2
+        else:
+            self._deviation_s += (abs(seconds - self._mean_s) - self._deviation_s) / 4
+            self._mean_s += (seconds - self._mean_s) / 8
+        self._factor = 1
+
+    def stalled(self) -> None:
+        """Nothing came in time."""
+        self._factor = min(self._factor * 2, _LONGEST_FACTOR)
+
+
 class ConnectionPool:
     """At most ``MAX_CONNECTIONS`` connections; further callers wait for one.
 
@@ -131,6 +170,7 @@ class ConnectionPool:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self.patience = Patience()
         self._tls = _tls_context(endpoint.verify_tls) if endpoint.tls else None
         self.after_fork()
         renew_in_child(self)
@@ -145,9 +185,12 @@ class ConnectionPool:
         self._slots.acquire()
         try:
             # list.pop is atomic, and the last one used is the most likely to be still open.
-            return self._idle.pop(), True
+            connection = self._idle.pop()
         except IndexError:
             return self._new(), False
+        connection.timeout = self.patience.timeout_s
+        connection.sock.settimeout(connection.timeout)
+        return connection, True
 
     def give_back(self, connection: http.client.HTTPConnection) -> None:
         """Return one whose response was read to its end."""
@@ -170,12 +213,13 @@ class ConnectionPool:
     def _new(self) -> http.client.HTTPConnection:
         connection: http.client.HTTPConnection
         host, port = self._endpoint.host, self._endpoint.port
+        timeout_s = self.patience.timeout_s
         if self._tls is not None:
             connection = http.client.HTTPSConnection(
-                host, port, timeout=SOCKET_TIMEOUT_S, context=self._tls
+                host, port, timeout=timeout_s, context=self._tls
             )
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=SOCKET_TIMEOUT_S)
+            connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
         connection.response_class = Response
         return connection
 

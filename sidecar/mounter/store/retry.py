@@ -64,7 +64,8 @@ class Retry:
     def run(self, operation: str, attempt: Callable[[], T]) -> T:
         """The result of the first attempt that works.
 
-        After AccessDenied the credentials are refreshed once and the attempt is repeated.
+        After AccessDenied the credentials are refreshed once and the attempt is repeated,
+        also where there are no newer ones: stores deny by mistake on bad days.
 
         Raises:
             SidecarError: the attempt's own final error, or that of its last ``Again``.
@@ -77,9 +78,10 @@ class Retry:
             try:
                 return self.once(operation, attempt)
             except AccessDenied:
-                if refreshed or not self._login.refresh(epoch):
+                if refreshed:
                     raise
                 refreshed = True
+                self._login.refresh(epoch)
                 self._observer.retried(operation, "credentials")
             except Again as again:
                 # Full jitter: the pods of one experiment must not come back all at once.
