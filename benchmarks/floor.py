@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import ssl
 import sys
 from collections.abc import Callable, Sequence
@@ -44,23 +45,24 @@ def run(
     gets: Sequence[Get],
     connections: int,
     *,
-    processes: int = 1,
     duration_s: float | None = None,
 ) -> Outcome:
     """Do the GETs in order, dealt to the connections, in processes of their own.
 
     Args:
-        connections: threads in all, each with one connection; a multiple of ``processes``.
+        connections: threads in all, each with one connection, spread over as many processes
+            as there are cores (which measured fastest) where they can be spread evenly.
         duration_s: when to stop; None: when all are done.
 
     Raises:
         BenchFailure: an answer was not what was asked for, or it took too long.
     """
+    cores = len(os.sched_getaffinity(0))
     job = {
         "address": endpoint.address,
         "authority": str(endpoint.authority) if endpoint.authority else None,
         "threads": connections,
-        "processes": processes,
+        "processes": cores if connections % cores == 0 else 1,
         "duration_s": duration_s,
         "gets": gets,
     }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
-from minio.credentials import Credentials
+from minio.credentials.credentials import Credentials
 from minio.signer import presign_v4
 from minio.time import utcnow
 
@@ -65,13 +65,14 @@ def _over_http(endpoint: Endpoint, prefixes: Sequence[str]) -> Listed:
             query = {"list-type": "2", "prefix": prefix, "delimiter": "/", "max-keys": "1000"}
             if token:
                 query["continuation-token"] = token
+            target = f"{endpoint.url}/{endpoint.bucket}?{urlencode(query, quote_via=quote)}"
             url = presign_v4(
-                "GET",
-                urlsplit(f"{endpoint.url}/{endpoint.bucket}?{urlencode(query, quote_via=quote)}"),
-                endpoint.region,
-                login,
-                utcnow(),
-                _SIGNED_FOR_S,
+                method="GET",
+                url=urlsplit(target),
+                region=endpoint.region,
+                credentials=login,
+                date=utcnow(),
+                expires=_SIGNED_FOR_S,
             )
             connection.request("GET", f"{url.path}?{url.query}")
             response = connection.getresponse()

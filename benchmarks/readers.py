@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import crew, programs
 from benchmarks.crew import Outcome
 
-THREADS_PER_PROCESS = 4
+_THREADS_PER_PROCESS = 4
 
 
 def blocks(
@@ -35,15 +35,15 @@ def files(folder: Path, names: Sequence[str], *, threads: int) -> Outcome:
     return _run({"path": str(folder), "items": names}, threads=threads, duration_s=None)
 
 
-def processes_for(threads: int) -> int:
+def _processes_for(threads: int) -> int:
     """How many processes a number of threads is spread over."""
-    return max(1, threads // THREADS_PER_PROCESS)
+    return max(1, threads // _THREADS_PER_PROCESS)
 
 
 def _run(job: dict[str, object], *, threads: int, duration_s: float | None) -> Outcome:
     settings = {
         "threads": threads,
-        "processes": processes_for(threads),
+        "processes": _processes_for(threads),
         "duration_s": duration_s,
     }
     return Outcome(**programs.run("benchmarks.readers", {**job, **settings}))

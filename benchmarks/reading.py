@@ -174,7 +174,6 @@ class RandomRead:
             server.endpoint,
             gets,
             self.threads,
-            processes=readers.processes_for(self.threads),
             duration_s=self.duration_s,
         )
         return {

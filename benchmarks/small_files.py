@@ -66,7 +66,6 @@ class SmallFiles:
             server.endpoint,
             _gets(self.dataset, server),
             self.threads,
-            processes=readers.processes_for(self.threads),
         )
         return {
             FILES.name: outcome.operations / outcome.wall_s,
@@ -114,12 +113,11 @@ class Loader:
         }
 
     def _on_floor(self, server: Server) -> Values:
-        """The first epoch by as many processes, each with one connection."""
+        """The first epoch over as many connections as there are workers."""
         outcome = floor.run(
             server.endpoint,
             _gets(self.dataset, server),
             epochs.WORKERS,
-            processes=epochs.WORKERS,
         )
         return {FIRST_EPOCH.name: outcome.operations / outcome.wall_s}
 
