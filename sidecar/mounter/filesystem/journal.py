@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sidecar.errors import StateUnusable
+
 Record = tuple[Any, ...]
 
 _HEADER = struct.Struct("8sQ")
