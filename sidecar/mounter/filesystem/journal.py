@@ -83,7 +83,7 @@ class Journal:
         except FileNotFoundError:
             content = b""
         magic, used = _HEADER.unpack_from(content.ljust(_HEADER.size, b"\0"))
-        if magic != _MAGIC or used > len(content):
+        if magic != _MAGIC or not _HEADER.size <= used <= len(content):
             raise StateUnusable(f"`{self._path}` is no journal")
         position = _HEADER.size
         while position < used:
