@@ -12,6 +12,7 @@ that reads requests, and hand only the rest to others.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import time
@@ -31,6 +32,7 @@ from sidecar.errors import (
     NotPermitted,
     ReadOnly,
     SidecarError,
+    StateUnusable,
     Unsupported,
 )
 from sidecar.metrics import VolumeMetrics
@@ -51,6 +53,8 @@ from sidecar.mounter.filesystem.tree import Line, OpenDirectory, Tree
 from sidecar.mounter.filesystem.uploads import Uploader
 from sidecar.mounter.prefetch import Fetcher, ReadResult
 from sidecar.mounter.store.base import ObjectInfo, Store
+
+log = logging.getLogger(__name__)
 
 RENAME_NOREPLACE = 1
 """renameat2(2): fail if the new name exists."""
@@ -346,16 +350,26 @@ class FileSystem:
         Before anything is given out: what this run writes is newer. Raises what the store
         raises; what is not saved then stays in the spool for the next attempt.
         """
-        unsaved = Held.read(self._journal).unsaved()
-        for left in unsaved:
-            self.files.salvage(left)
-        self._spool.clear()
+        try:
+            unsaved = Held.read(self._journal).unsaved()
+        except StateUnusable as error:
+            # The machine crashed, perhaps. What is in the spool stays there: nobody knows what
+            # it was, and the run must start all the same.
+            log.warning("what an earlier run left in the spool cannot be saved: %s", error)
+            unsaved = []
+        else:
+            for left in unsaved:
+                self.files.salvage(left)
+            self._spool.clear()
         self.begin()
         return [left.key for left in unsaved]
 
     def restore(self) -> None:
         """Take over the nodes and handles that a predecessor gave out; then :meth:`begin`."""
         held = Held.read(self._journal)
+        if not held.last_node:
+            # The kernel holds numbers that would be given to other files.
+            raise StateUnusable("there is no journal of the worker that died")
         self.tree.nodes.restore(held.nodes, held.last_node, self._spool.adopt)
         nodes = self.tree.nodes
         handles: dict[int, tuple[File, bool, int]] = {}

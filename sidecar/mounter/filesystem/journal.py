@@ -73,15 +73,14 @@ class Journal:
             self._use(end)
 
     def read(self) -> Iterator[Record]:
-        """The records of the predecessor.
+        """The records of the predecessor; none where there was no predecessor.
 
-        Raises StateUnusable where they are not all there: the kernel holds numbers that would
-        be given to other files.
+        Raises StateUnusable where they are not all there.
         """
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
-            content = b""
+            return
         magic, used = _HEADER.unpack_from(content.ljust(_HEADER.size, b"\0"))
         if magic != _MAGIC or not _HEADER.size <= used <= len(content):
             raise StateUnusable(f"`{self._path}` is no journal")
