@@ -1,0 +1,80 @@
+"""Workers that die again and again: the supervisor gives up resuming, and never gives up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from sidecar.mounter import mounts
+from tests.healing.conftest import VOLUME, Bucket, Start
+from tests.support.killer import serving_pid, wait_until
+from tests.support.sidecar import Sidecar
+
+DEAD = rf"\[Errno ({errno.ENOTCONN}|{errno.ECONNABORTED})\]"
+FAILED_RESUMES = 3
+MANY_DEATHS = 25
+
+
+def deaths(sidecar: Sidecar) -> int:
+    return sidecar.log().count('msg="worker lost"')
+
+
+def journal_path(sidecar: Sidecar) -> Path:
+    return sidecar.state / f"data-{VOLUME}" / "journal"
+
+
+@pytest.mark.parametrize("damage", ["garbage", "records", "gone"])
+def test_a_useless_journal_ends_in_a_new_mount(
+    bucket: Bucket, start: Start, mountpoint: Path, damage: str
+) -> None:
+    content = os.urandom(4 * 1024 * 1024)
+    bucket.put("file", content)
+    sidecar = start(read_only=True)
+    path = journal_path(sidecar)
+    pid = serving_pid(sidecar, VOLUME)
+    with (mountpoint / "file").open("rb", buffering=0) as old:
+        os.kill(sidecar.pid, signal.SIGSTOP)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            if damage == "gone":
+                path.unlink()
+            elif damage == "garbage":
+                path.write_bytes(os.urandom(8192))
+            else:  # a good header, and behind it nothing that can be read
+                data = path.read_bytes()
+                path.write_bytes(data[:16] + bytes(b ^ 0x55 for b in data[16:]))
+        finally:
+            os.kill(sidecar.pid, signal.SIGCONT)
+        serving_pid(sidecar, VOLUME, other_than=pid)
+        assert (mountpoint / "file").read_bytes() == content
+        with pytest.raises(OSError, match=DEAD):
+            os.pread(old.fileno(), 4096, len(content) - 4096)
+    assert sidecar.volume_status(VOLUME)["healed"] == {"resend": 0, "remount": 1}
+    assert deaths(sidecar) == 1 + FAILED_RESUMES
+
+
+def test_workers_that_die_at_once(bucket: Bucket, start: Start, mountpoint: Path) -> None:
+    """Each finds a spec that it cannot read. Once it can, the mount is there again."""
+    bucket.put("file", b"content")
+    sidecar = start(read_only=True)
+    pid = serving_pid(sidecar, VOLUME)
+    spec_file = sidecar.state / "spec.json"
+    good = spec_file.read_text()
+    spec_file.write_text("{}}")
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: deaths(sidecar) > FAILED_RESUMES, "resuming fails")
+    wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard alone")
+    with pytest.raises(OSError, match=rf"\[Errno {errno.EROFS}\]"):
+        (mountpoint / "lost").write_bytes(b"")
+    wait_until(lambda: deaths(sidecar) >= MANY_DEATHS, f"{MANY_DEATHS} deaths")
+    assert sidecar.volume_status(VOLUME)["state"] == "restarting"
+    assert sidecar.get("/livez")[0] == 200
+    spec_file.write_text(good)
+    wait_until(lambda: sidecar.volume_status(VOLUME)["state"] == "serving", "a mount")
+    assert (mountpoint / "file").read_bytes() == b"content"
+    assert sidecar.volume_status(VOLUME)["healed"] == {"resend": 0, "remount": 1}
+    assert sidecar.stop() == 0

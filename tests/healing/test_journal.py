@@ -1,0 +1,403 @@
+"""The journal itself, and that a file system restored from it is the one that wrote it."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+)
+
+from sidecar.errors import SidecarError, StateUnusable
+from sidecar.mounter.filesystem.attributes import Entry
+from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.journal import FIRST_BYTES, Held, Journal, Record
+from sidecar.mounter.filesystem.nodes import ROOT
+from tests.support.memory_store import MemoryStore
+from tests.support.serve import build
+
+THREADS = 8
+HEADER_BYTES = 16
+
+
+def file_record(number: int, name: str, lookups: int, parent: int = ROOT) -> Record:
+    return ("node", number, parent, name, lookups, False, None, {}, None, False)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
+
+
+class TestFile:
+    def test_records_come_back_in_order(self, journal: Journal, tmp_path: Path) -> None:
+        journal.begin(lambda: [("open", 1, 2, True, 0)])
+        journal.write(("closed", 1))
+        assert list(Journal(tmp_path / "journal").read()) == [
+            ("open", 1, 2, True, 0),
+            ("closed", 1),
+        ]
+
+    def test_a_record_that_was_cut_off_does_not_count(
+        self, journal: Journal, tmp_path: Path
+    ) -> None:
+        """Killed between the bytes of a record and the number of bytes in use."""
+        journal.begin(list)
+        journal.write(("closed", 1))
+        path = tmp_path / "journal"
+        used = int.from_bytes(path.read_bytes()[8:HEADER_BYTES], "little")
+        with path.open("r+b") as file:
+            file.seek(used)
+            file.write(b"\x40\0\0\0\xa9\x02")
+        assert list(Journal(path).read()) == [("closed", 1)]
+
+    def test_no_journal(self, tmp_path: Path) -> None:
+        assert list(Journal(tmp_path / "journal").read()) == []
+        with pytest.raises(StateUnusable):
+            build(MemoryStore(), tmp_path)[0].restore()
+
+    @pytest.mark.parametrize("content", [b"", b"msjrnl01", b"x" * 100])
+    def test_something_else(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "journal"
+        path.write_bytes(content)
+        with pytest.raises(StateUnusable):
+            list(Journal(path).read())
+        build(MemoryStore(), tmp_path)[0].finish_predecessor()  # a new run starts all the same
+        assert Held.read(Journal(path)).last_node == ROOT
+
+    def test_a_damaged_record(self, journal: Journal, tmp_path: Path) -> None:
+        journal.begin(list)
+        journal.write(("closed", 1))
+        path = tmp_path / "journal"
+        data = bytearray(path.read_bytes())
+        data[HEADER_BYTES + 4] ^= 0xFF
+        path.write_bytes(data)
+        with pytest.raises(StateUnusable):
+            list(Journal(path).read())
+
+    def test_a_journal_that_is_shorter_than_it_says(self, journal: Journal, tmp_path: Path) -> None:
+        journal.begin(list)
+        for number in range(1000):
+            journal.write(("closed", number))
+        path = tmp_path / "journal"
+        os.truncate(path, 100)
+        with pytest.raises(StateUnusable):
+            list(Journal(path).read())
+
+    def test_nothing_is_written_before_the_beginning(
+        self, journal: Journal, tmp_path: Path
+    ) -> None:
+        journal.write(("closed", 1))
+        assert not (tmp_path / "journal").exists()
+
+    def test_it_grows_with_what_is_held(self, journal: Journal, tmp_path: Path) -> None:
+        """More than a whole first file at once, in one record and in many."""
+        held: dict[int, Record] = {}
+        journal.begin(lambda: list(held.values()))
+        for number in range(3):
+            held[number] = ("opendir", number, ROOT, ["n" * FIRST_BYTES])
+            journal.write(held[number])
+        for number in range(3, 40_000):
+            held[number] = ("opendir", number, ROOT, ["name" * 25])
+            journal.write(held[number])
+        path = tmp_path / "journal"
+        assert path.stat().st_size > 4 * FIRST_BYTES
+        read = Held.read(Journal(path))
+        assert read.directories == {n: (ROOT, record[3]) for n, record in held.items()}
+
+    def test_it_is_bounded(self, journal: Journal, tmp_path: Path) -> None:
+        """However much is opened and closed."""
+        journal.begin(list)
+        for number in range(150_000):
+            journal.write(("open", number, 2, False, 0))
+            journal.write(("closed", number))
+        assert (tmp_path / "journal").stat().st_size == FIRST_BYTES
+        assert Held.read(Journal(tmp_path / "journal")).handles == {}
+
+
+def test_compaction_under_load(tmp_path: Path) -> None:
+    """Threads change what is held while others make the journal full again and again."""
+    journal = Journal(tmp_path / "journal")
+    held: dict[int, Record] = {}
+    journal.begin(lambda: list(held.values()))
+    rewritten = set()
+
+    def work(thread: int) -> None:
+        choose = random.Random(thread)
+        own: list[int] = []
+        for count in range(4_000):
+            if own and choose.random() < 0.5:
+                number = own.pop(choose.randrange(len(own)))
+                del held[number]
+                journal.write(("closeddir", number))
+            else:
+                number = count * THREADS + thread
+                held[number] = ("opendir", number, ROOT, ["x" * choose.randrange(2_000)])
+                own.append(number)
+                journal.write(held[number])
+            rewritten.add((tmp_path / "journal").stat().st_ino)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(work, range(THREADS)))
+    assert len(rewritten) > 1
+    read = Held.read(Journal(tmp_path / "journal"))
+    assert read.directories == {number: (ROOT, record[3]) for number, record in held.items()}
+
+
+class TestHeld:
+    @staticmethod
+    def add_up(tmp_path: Path, *records: Record) -> Held:
+        journal = Journal(tmp_path / "journal")
+        journal.begin(list)
+        for record in records:
+            journal.write(record)
+        return Held.read(Journal(tmp_path / "journal"))
+
+    def test_lookups_are_the_last_that_were_written(self, tmp_path: Path) -> None:
+        held = self.add_up(
+            tmp_path, file_record(2, "a", 1), ("held", 2, 2), ("held", 2, 3), ("held", 3, 9)
+        )
+        assert held.nodes == {2: file_record(2, "a", 3)}
+
+    def test_a_dropped_node_is_gone_and_its_number_is_not_free(self, tmp_path: Path) -> None:
+        held = self.add_up(tmp_path, file_record(7, "a", 1), ("held", 7, 0), ("dropped", 7))
+        assert held.nodes == {}
+        assert held.last_node == 7
+
+    def test_numbers_survive_a_snapshot(self, tmp_path: Path) -> None:
+        held = self.add_up(tmp_path, ("last", 70, 80, 90), ("open", 5, 2, False, 0))
+        assert (held.last_node, held.last_handle, held.last_directory) == (70, 80, 90)
+
+    def test_lines_replace_what_was_given_behind_them(self, tmp_path: Path) -> None:
+        held = self.add_up(
+            tmp_path,
+            ("opendir", 1, ROOT, []),
+            ("lines", 1, 0, ["a", "b", "c"]),
+            ("lines", 1, 2, ["d"]),
+            ("lines", 1, 0, ["x"]),
+        )
+        assert held.directories == {1: (ROOT, ["x"])}
+
+
+def test_counts_are_right_whatever_threads_do_at_once(tmp_path: Path) -> None:
+    """Lookups, forgets and opens from many threads, while the journal is rewritten."""
+    store = MemoryStore()
+    for number in range(50):
+        store.put(f"{number:02d}-{'n' * 200}", b"x")
+    filesystem, _ = build(store, tmp_path, ttl_s=60)
+    filesystem.begin()
+    names = [info.key for info in store.list_page("").objects]
+
+    def work(thread: int) -> None:
+        choose = random.Random(thread)
+        for _ in range(1_500):
+            entry = filesystem.lookup(ROOT, choose.choice(names))
+            handle = filesystem.open(entry.attributes.node, os.O_RDONLY)
+            filesystem.release(handle)
+            if choose.random() < 0.9:
+                filesystem.forget(entry.attributes.node, 1)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(work, range(THREADS)))
+    held = Held.read(Journal(tmp_path / "journal"))
+    assert held.handles == {}
+    counts = {node.id: node.lookups for node in filesystem.tree.nodes if node.id != ROOT}
+    assert {n: record[4] for n, record in held.nodes.items() if n != ROOT} == counts
+
+
+def known(filesystem: FileSystem) -> tuple[list[Record], dict[int, str]]:
+    """What the kernel may refer to, and what is only here: records, and the nodes' keys.
+
+    Without times of modification: what counts is the write that the store confirms.
+    """
+    records = [
+        _without_mtime(record)
+        for record in filesystem._records()
+        if record[0] in ("open", "opendir")
+        or (record[0] == "node" and record[1] != ROOT and _matters(record))
+    ]
+    nodes = [record[1] for record in records if record[0] == "node"]
+    return sorted(records), {number: filesystem.tree.nodes.get(number).key for number in nodes}
+
+
+def _without_mtime(record: Record) -> Record:
+    if record[0] != "node":
+        return record
+    if len(record) == 8:
+        return record[:-1]
+    attributes = {name: value for name, value in record[7].items() if name != "mtime_ns"}
+    return (*record[:7], attributes, *record[8:])
+
+
+def _matters(record: Record) -> bool:
+    _, _, _, _, lookups, detached, *details = record
+    return bool(lookups) or (len(details) > 2 and any(details[1:3]) and not detached)
+
+
+NAMES = st.sampled_from(["a", "b", "c", "d"])
+
+
+class Restored(RuleBasedStateMachine):
+    """Operations as the kernel asks for them; at any moment another file system takes over."""
+
+    directories = Bundle("directories")
+    files = Bundle("files")
+    readings = Bundle("readings")
+    handles = Bundle("handles")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+        self._store = MemoryStore()
+        for key in ("a", "b/a", "b/b/c", "c/d"):
+            self._store.put(key, key.encode())
+        self._filesystem = self._build()
+        self._filesystem.begin()
+        self._last_node = ROOT
+        self._last_handle = 0
+
+    def teardown(self) -> None:
+        self._folder.cleanup()
+
+    def _build(self) -> FileSystem:
+        return build(self._store, Path(self._folder.name), ttl_s=3600)[0]
+
+    def _given(self, entry: Entry) -> int:
+        """The number of a node that the kernel now has."""
+        self._last_node = max(self._last_node, entry.attributes.node)
+        return entry.attributes.node
+
+    def _opened(self, handle: int) -> int:
+        self._last_handle = max(self._last_handle, handle)
+        return handle
+
+    def _try(self, function: Any, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except SidecarError:
+            return None
+
+    @rule(target=directories)
+    def root(self) -> int:
+        return ROOT
+
+    @rule(target=directories, parent=directories, name=NAMES)
+    def make_directory(self, parent: int, name: str) -> Any:
+        entry = self._try(self._filesystem.make_directory, parent, name)
+        return self._given(entry) if entry else ROOT
+
+    @rule(target=directories, parent=directories, name=NAMES)
+    def look_up_directory(self, parent: int, name: str) -> Any:
+        entry = self._try(self._filesystem.lookup, parent, name)
+        return self._given(entry) if entry else ROOT
+
+    @rule(target=files, parent=directories, name=NAMES)
+    def look_up(self, parent: int, name: str) -> Any:
+        entry = self._try(self._filesystem.lookup, parent, name)
+        return self._given(entry) if entry else multiple()
+
+    @rule(node=st.one_of(files, directories), count=st.integers(1, 3))
+    def forget(self, node: int, count: int) -> None:
+        self._filesystem.forget(node, count)
+
+    @rule(target=handles, parent=directories, name=NAMES)
+    def create(self, parent: int, name: str) -> Any:
+        made = self._try(self._filesystem.create, parent, name, 0o600, os.O_RDWR)
+        if made is None:
+            return multiple()
+        self._given(made[0])
+        return self._opened(made[1])
+
+    @rule(target=handles, node=files, flags=st.sampled_from([os.O_RDONLY, os.O_RDWR]))
+    def open(self, node: int, flags: int) -> Any:
+        handle = self._try(self._filesystem.open, node, flags)
+        return self._opened(handle) if handle is not None else multiple()
+
+    @rule(handle=handles, offset=st.integers(0, 9))
+    def write(self, handle: int, offset: int) -> None:
+        self._try(self._filesystem.write, handle, offset, b"data")
+
+    @rule(handle=handles)
+    def flush(self, handle: int) -> None:
+        self._try(self._filesystem.flush, handle)
+
+    @rule(handle=consumes(handles))
+    def release(self, handle: int) -> None:
+        self._filesystem.release(handle)
+
+    @rule(parent=directories, name=NAMES)
+    def unlink(self, parent: int, name: str) -> None:
+        self._try(self._filesystem.unlink, parent, name)
+
+    @rule(parent=directories, name=NAMES)
+    def remove_directory(self, parent: int, name: str) -> None:
+        self._try(self._filesystem.remove_directory, parent, name)
+
+    @rule(parent=directories, name=NAMES, new_parent=directories, new_name=NAMES)
+    def rename(self, parent: int, name: str, new_parent: int, new_name: str) -> None:
+        self._try(self._filesystem.rename, parent, name, new_parent, new_name, 0)
+
+    @rule(node=files, size=st.one_of(st.none(), st.integers(0, 9)))
+    def set_attributes(self, node: int, size: int | None) -> None:
+        self._try(self._filesystem.set_attributes, node, {"mode": 0o640}, size)
+
+    @rule(target=readings, node=directories)
+    def open_directory(self, node: int) -> Any:
+        handle = self._try(self._filesystem.open_directory, node)
+        return handle if handle is not None else multiple()
+
+    @rule(handle=readings, offset=st.integers(0, 6), count=st.integers(1, 3))
+    def read_directory(self, handle: int, offset: int, count: int) -> None:
+        self._try(self._read_directory, handle, offset, count)
+
+    def _read_directory(self, handle: int, offset: int, count: int) -> None:
+        last = offset
+        for line, _ in zip(
+            self._filesystem.read_directory(handle, offset), range(count), strict=False
+        ):
+            last = line.offset
+        self._filesystem.give_lines(handle, last)
+
+    @rule(handle=consumes(readings))
+    def release_directory(self, handle: int) -> None:
+        self._filesystem.release_directory(handle)
+
+    @rule()
+    def take_over(self) -> None:
+        """The worker dies here; the next one goes on."""
+        successor = self._build()
+        successor.restore()
+        assert known(successor) == known(self._filesystem)
+        assert successor.tree.nodes.last_number >= self._last_node
+        assert successor.files.last_number >= self._last_handle
+        self._filesystem = successor
+
+    @invariant()
+    def what_is_written_down_is_what_is_held(self) -> None:
+        held = Held.read(Journal(Path(self._folder.name) / "journal"))
+        assert held.handles.keys() == self._filesystem.files._handles.keys()
+        for node in self._filesystem.tree.nodes:
+            if node.lookups and node.id != ROOT:
+                assert held.nodes[node.id][4] == node.lookups
+
+
+TestRestored = pytest.mark.filterwarnings("ignore::ResourceWarning")(Restored.TestCase)
+Restored.TestCase.settings = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
