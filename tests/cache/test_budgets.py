@@ -1,0 +1,108 @@
+"""Budgets that nobody set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sidecar.mounter.budgets import cache_budget_bytes, disk_bytes, memory_budget_bytes
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+UNLIMITED_V1 = "9223372036854771712"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """A machine with 64 GiB and no limit."""
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text(
+        f"MemTotal:   {64 * GIB // 1024} kB\nMemFree: 1 kB\n"
+    )
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/\n")
+    return tmp_path
+
+
+def limit(host: Path, file: str, text: str) -> None:
+    path = host / "cgroup" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def group(host: Path, text: str) -> None:
+    (host / "proc" / "self" / "cgroup").write_text(text)
+
+
+def budget(host: Path, mounts: int = 1) -> int:
+    return memory_budget_bytes(mounts, host / "cgroup", host / "proc")
+
+
+def test_without_a_limit_the_most(host: Path) -> None:
+    assert budget(host) == 256 * MIB
+    limit(host, "memory.max", "max")
+    assert budget(host) == 256 * MIB
+
+
+@pytest.mark.parametrize(
+    ("limit_mib", "mounts", "budget_mib"),
+    [(512, 1, 128), (512, 2, 64), (512, 5, 25.6), (128, 5, 16), (32, 1, 16), (4096, 2, 256)],
+)
+def test_a_quarter_of_the_limit_shared_by_the_mounts(
+    host: Path, limit_mib: int, mounts: int, budget_mib: float
+) -> None:
+    limit(host, "memory.max", str(limit_mib * MIB))
+    assert budget(host, mounts) == int(budget_mib * MIB)
+
+
+def test_a_small_machine_is_a_limit_too(host: Path) -> None:
+    (host / "proc" / "meminfo").write_text("MemTotal:         409600 kB\n")
+    assert budget(host) == 100 * MIB
+
+
+def test_the_tightest_group_above_counts(host: Path) -> None:
+    group(host, "0::/kubepods/pod1/container\n")
+    limit(host, "kubepods/pod1/container/memory.max", "max")
+    limit(host, "kubepods/pod1/memory.max", str(400 * MIB))
+    limit(host, "kubepods/memory.max", str(32 * GIB))
+    assert budget(host) == 100 * MIB
+
+
+@pytest.mark.parametrize(
+    "visible", ["memory/memory.limit_in_bytes", "memory/docker/x/memory.limit_in_bytes"]
+)
+def test_version_1(host: Path, visible: str) -> None:
+    group(host, "12:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n1:name=systemd:/docker/x\n")
+    limit(host, "memory/memory.limit_in_bytes", UNLIMITED_V1)
+    assert budget(host) == 256 * MIB
+    limit(host, visible, str(200 * MIB))
+    assert budget(host) == 50 * MIB
+
+
+def test_this_machine_has_a_budget() -> None:
+    assert 16 * MIB <= memory_budget_bytes(3) <= 256 * MIB
+
+
+@pytest.mark.parametrize(
+    ("mounts", "free_gib", "occupied_gib", "budget_gib"),
+    [
+        (1, 100, 0, 80),
+        (4, 100, 0, 20),
+        (1, 20, 0, 0),  # no room: the kubelet would evict somebody soon
+        (1, 5, 0, 0),
+        (1, 20, 80, 80),  # the cache itself has filled it
+        (1, 20.05, 0, 0),  # too little to be worth it
+    ],
+)
+def test_a_fifth_of_the_disk_stays_free(
+    mounts: int, free_gib: float, occupied_gib: int, budget_gib: int
+) -> None:
+    total = 100 * GIB
+    got = cache_budget_bytes(mounts, total, int(free_gib * GIB), occupied_gib * GIB)
+    assert got == budget_gib * GIB
+
+
+def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    total, free = disk_bytes(tmp_path / "not" / "yet")
+    assert 0 < free <= total
