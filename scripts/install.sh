@@ -176,6 +176,7 @@ case $group in
     demo) install_project demo ;;
     test)
         install_project demo dev
+        command -v fio >/dev/null || apt_install fio
         install_promtool
         install_azurite
         install_polyaxon_client

@@ -11,7 +11,7 @@ trap 'rm -r "$folder"' EXIT
 pip() { "$folder/bin/python" -m pip "$@"; }
 pip install -q --upgrade pip
 pip install -q 'setuptools<81' hatchling editables # what building ours and fusepy needs
-pip install -q -e '.[demo]' --group dev
+pip install -q -e '.[demo]' --group dev --group bench
 {
     sed -n '/^#/p' constraints.txt
     pip freeze --all --exclude-editable | LC_ALL=C sort -f
