@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.mounter import mounts
 from tests.healing.conftest import VOLUME, Bucket, Start
-from tests.support.killer import serving_pid, wait_until
+from tests.support.killer import serving_pid, wait_until, while_dead
 from tests.support.sidecar import Sidecar
 
 DEAD = rf"\[Errno ({errno.ENOTCONN}|{errno.ECONNABORTED})\]"
@@ -35,11 +35,8 @@ def test_a_useless_journal_ends_in_a_new_mount(
     bucket.put("file", content)
     sidecar = start(read_only=True)
     path = journal_path(sidecar)
-    pid = serving_pid(sidecar, VOLUME)
     with (mountpoint / "file").open("rb", buffering=0) as old:
-        os.kill(sidecar.pid, signal.SIGSTOP)
-        try:
-            os.kill(pid, signal.SIGKILL)
+        with while_dead(sidecar, VOLUME):
             if damage == "gone":
                 path.unlink()
             elif damage == "garbage":
@@ -47,9 +44,6 @@ def test_a_useless_journal_ends_in_a_new_mount(
             else:  # a good header, and behind it nothing that can be read
                 data = path.read_bytes()
                 path.write_bytes(data[:16] + bytes(b ^ 0x55 for b in data[16:]))
-        finally:
-            os.kill(sidecar.pid, signal.SIGCONT)
-        serving_pid(sidecar, VOLUME, other_than=pid)
         assert (mountpoint / "file").read_bytes() == content
         with pytest.raises(OSError, match=DEAD):
             os.pread(old.fileno(), 4096, len(content) - 4096)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from sidecar.spec import Times
 from tests.healing.conftest import VOLUME, Bucket, Start
-from tests.support.killer import Killer, drop_caches, kill_worker, serving_pid
+from tests.support.killer import Killer, drop_caches, kill_worker, while_dead
 
 MIB = 1024 * 1024
 SIZE_BYTES = 8 * MIB
@@ -38,14 +37,8 @@ def test_an_open_file_is_never_a_mixture(
     path = mountpoint / "file"
     with path.open("rb", buffering=0) as opened:
         assert opened.read(CACHED_BYTES) == old[:CACHED_BYTES]
-        pid = serving_pid(sidecar, VOLUME)
-        os.kill(sidecar.pid, signal.SIGSTOP)  # so that no successor comes before the change
-        try:
-            os.kill(pid, signal.SIGKILL)
+        with while_dead(sidecar, VOLUME):
             bucket.put("file", new)
-        finally:
-            os.kill(sidecar.pid, signal.SIGCONT)
-        serving_pid(sidecar, VOLUME, other_than=pid)
         drop_caches()
         outcomes = {
             read_or_errno(opened.fileno(), offset) for offset in range(0, SIZE_BYTES, STEP_BYTES)
@@ -78,6 +71,7 @@ def test_a_deleted_open_file_is_stale_and_gone(
 def test_a_directory_is_read_on_where_it_was(
     bucket: Bucket, start: Start, mountpoint: Path
 ) -> None:
+    """Though it changed meanwhile, before and behind the place."""
     names = [f"{number:04d}" for number in range(200)]
     for name in names:
         bucket.put(f"many/{name}", b"")
@@ -86,9 +80,14 @@ def test_a_directory_is_read_on_where_it_was(
     with os.scandir(mountpoint / "many") as entries:
         for entry in entries:
             found.append(entry.name)
-            if len(found) in (1, 70, 150):
-                kill_worker(sidecar, VOLUME)
-    assert found == names
+            if len(found) in (1, 100):
+                with while_dead(sidecar, VOLUME):
+                    bucket.delete(f"many/{found[0]}")
+                    for number in range(len(found)):
+                        bucket.put(f"many/0000-{number}", b"")
+                    bucket.delete("many/0199")
+    assert len(found) == len(set(found))
+    assert set(names[:-1]) <= set(found)
 
 
 def test_files_are_deleted_while_workers_die(

@@ -56,6 +56,19 @@ def kill_worker(sidecar: Sidecar, volume: str) -> int:
     return serving_pid(sidecar, volume, other_than=pid)
 
 
+@contextmanager
+def while_dead(sidecar: Sidecar, volume: str) -> Iterator[None]:
+    """A block during which no worker is alive; the next one serves when it is left."""
+    pid = serving_pid(sidecar, volume)
+    os.kill(sidecar.pid, signal.SIGSTOP)  # so that no successor is started meanwhile
+    try:
+        os.kill(pid, signal.SIGKILL)
+        yield
+    finally:
+        os.kill(sidecar.pid, signal.SIGCONT)
+    serving_pid(sidecar, volume, other_than=pid)
+
+
 class Stalls:
     """How long programs waited. Safe to use from any thread."""
 
