@@ -218,6 +218,28 @@ def test_counts_are_right_whatever_threads_do_at_once(tmp_path: Path) -> None:
     assert {n: record[4] for n, record in held.nodes.items() if n != ROOT} == counts
 
 
+def test_no_number_is_given_twice(tmp_path: Path) -> None:
+    """Not even one that was given back, and not after two deaths."""
+    store = MemoryStore()
+    store.put("a", b"a")
+    given = []
+    filesystem = build(store, tmp_path)[0]
+    filesystem.begin()
+    for _ in range(3):
+        node = filesystem.lookup(ROOT, "a").attributes.node
+        handle = filesystem.open(node, os.O_RDONLY)
+        reading = filesystem.open_directory(ROOT)
+        given.append((node, handle, reading))
+        filesystem.release(handle)
+        filesystem.release_directory(reading)
+        filesystem.forget(node, 1)
+        for _ in range(2):
+            filesystem = build(store, tmp_path)[0]
+            filesystem.restore()
+    for numbers in zip(*given, strict=True):
+        assert len(set(numbers)) == len(numbers)
+
+
 def known(filesystem: FileSystem) -> tuple[list[Record], dict[int, str]]:
     """What the kernel may refer to, and what is only here: records, and the nodes' keys.
 
