@@ -162,14 +162,14 @@ class Sizes(_Strict):
     """Budgets in bytes, for each bucket mount.
 
     Attributes:
-        memory_bytes: blocks in memory, read ahead included.
-        cache_bytes: blocks on disk; 0 turns the disk cache off.
+        memory_bytes: blocks in memory, read ahead included; None: from the container's limit.
+        cache_bytes: blocks on disk; 0 turns the disk cache off; None: from the room on the disk.
         spool_bytes: what was written and is not in the store yet; ENOSPC beyond it.
         part_bytes: part of an upload and of a read ahead.
     """
 
-    memory_bytes: int = Field(default=256 * MIB, ge=16 * MIB)
-    cache_bytes: int = Field(default=0, ge=0)
+    memory_bytes: int | None = Field(default=None, ge=16 * MIB)
+    cache_bytes: int | None = Field(default=0, ge=0)
     spool_bytes: int = Field(default=10 * GIB, ge=0)
     part_bytes: int = Field(default=8 * MIB, ge=5 * MIB)
 

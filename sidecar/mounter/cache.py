@@ -91,7 +91,7 @@ class DiskCache:
         self._usage_fd = self._open_usage()
         with self._locked_usage():
             # What a process that was killed counted and did not write, or the reverse.
-            self._write_used(self._scan_used())
+            self._write_used(occupied_bytes(self._directory))
 
     # --- entries --------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class DiskCache:
             try:
                 allocate()
             except OSError:
-                self._write_used(self._scan_used())
+                self._write_used(occupied_bytes(self._directory))
                 raise
             return True
 
@@ -230,27 +230,9 @@ class DiskCache:
         """What the folder's files occupy, as it is accounted."""
         return self._read_used()
 
-    def _scan(self) -> Iterator[tuple[int, float, Path]]:
-        """(bytes on disk, last use, path of the data file) of every object."""
-        for folder in self._directory.iterdir():
-            if len(folder.name) != 2:
-                continue
-            for name in {found.partition(".")[0] for found in os.listdir(folder)}:
-                path = f"{folder}/{name}"
-                used, stamp = 0, 0.0
-                for file in (path, f"{path}.map"):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = os.stat(file)  # pathlib takes as long as the system call
-                        used += status.st_blocks * 512
-                        stamp = status.st_mtime
-                yield used, stamp, Path(path)
-
-    def _scan_used(self) -> int:
-        return sum(size for size, _, _ in self._scan())
-
     def _evict(self, target_bytes: int) -> int:
         """Delete what was used least recently until ``target_bytes``; the bytes that are left."""
-        found = sorted(self._scan(), key=lambda item: item[1])
+        found = sorted(_scan(self._directory), key=lambda item: item[1])
         used = sum(size for size, _, _ in found)
         for size, _, path in found:
             if used <= target_bytes:
@@ -303,10 +285,35 @@ class DiskCache:
 
     def _read_used(self) -> int:
         data = os.pread(self._usage_fd, _USED.size, 0)
-        return int(_USED.unpack(data)[0]) if len(data) == _USED.size else self._scan_used()
+        return (
+            int(_USED.unpack(data)[0])
+            if len(data) == _USED.size
+            else occupied_bytes(self._directory)
+        )
 
     def _write_used(self, used: int) -> None:
         os.pwrite(self._usage_fd, _USED.pack(used), 0)
+
+
+def occupied_bytes(directory: Path) -> int:
+    """What the files of a cache folder occupy; 0 where there is no folder."""
+    return sum(size for size, _, _ in _scan(directory)) if directory.exists() else 0
+
+
+def _scan(directory: Path) -> Iterator[tuple[int, float, Path]]:
+    """(bytes on disk, last use, path of the data file) of every object."""
+    for folder in directory.iterdir():
+        if len(folder.name) != 2:
+            continue
+        for name in {found.partition(".")[0] for found in os.listdir(folder)}:
+            path = f"{folder}/{name}"
+            used, stamp = 0, 0.0
+            for file in (path, f"{path}.map"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(file)  # pathlib takes as long as the system call
+                    used += status.st_blocks * 512
+                    stamp = status.st_mtime
+            yield used, stamp, Path(path)
 
 
 class Keeper:

@@ -263,6 +263,10 @@ class ObjectReader:
         if fetcher.cache is not None:
             create = info.size_bytes > WHOLE_OBJECT_BYTES
             self._entry = fetcher.cache.enter(info, create=create)
+        # A part must not be so large that a small budget never has room for the next one.
+        quarter = fetcher.buffers.budget_bytes // 4
+        self._part_bytes = min(fetcher.part_bytes, max(quarter, BLOCK_BYTES))
+        self._part_bytes -= self._part_bytes % BLOCK_BYTES
         # Whole blocks are fetched where they can be kept.
         self._grain_bytes = BLOCK_BYTES if self._entry is not None else 1
 
@@ -439,7 +443,7 @@ class ObjectReader:
         stream.parts.append(part)
         stream.end = part.end
         stream.next_part_bytes = min(
-            max(stream.next_part_bytes * 2, FIRST_PART_BYTES), self._fetcher.part_bytes
+            max(stream.next_part_bytes * 2, FIRST_PART_BYTES), self._part_bytes
         )
         return part
 

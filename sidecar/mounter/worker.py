@@ -21,9 +21,9 @@ from pathlib import Path
 from sidecar import logs
 from sidecar.errors import SidecarError, TlsUntrusted, Unavailable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter import mounts
+from sidecar.mounter import budgets, mounts
 from sidecar.mounter.buffers import BufferPool
-from sidecar.mounter.cache import DiskCache, Keeper
+from sidecar.mounter.cache import DiskCache, Keeper, occupied_bytes
 from sidecar.mounter.channel import Channel, Message
 from sidecar.mounter.credentials import CredentialSource
 from sidecar.mounter.filesystem.attributes import Ownership
@@ -72,7 +72,11 @@ class Worker:
         self._metrics = VolumeMetrics(
             Path(spec.roots.state) / "metrics", f"{volume.kind}/{volume.name}", identity
         )
+        self._memory_bytes = spec.sizes.memory_bytes or budgets.memory_budget_bytes(
+            len(spec.buckets)
+        )
         self._filesystem: FileSystem | None = None
+        self._cache: DiskCache | None = None
         self._leaving = threading.Event()
 
     def run(self, deadline_s: float) -> None:
@@ -141,7 +145,7 @@ class Worker:
                 f"{self._volume.kind}/{self._volume.name}",
                 f"{self._identity}-reader{number}",
             )
-            return self._fetcher(store, metrics, self._spec.sizes.memory_bytes // count)
+            return self._fetcher(store, metrics, self._memory_bytes // count)
 
         return Readers(count, build)
 
@@ -157,14 +161,27 @@ class Worker:
         )
 
     def _open_cache(self, metrics: VolumeMetrics) -> DiskCache | None:
-        """The cache folder, opened by each process for itself."""
-        budget_bytes = self._spec.sizes.cache_bytes
-        if not budget_bytes:
-            return None
+        """The cache folder, opened by each process for itself; a broken one is not needed."""
         folder = Path(self._spec.roots.cache or self._state / "cache")
-        return DiskCache(
-            folder, self._source.url, budget_bytes, on_damage=metrics.damaged_blocks.inc
-        )
+        try:
+            budget_bytes = self._cache_bytes(folder)
+            if not budget_bytes:
+                return None
+            return DiskCache(
+                folder, self._source.url, budget_bytes, on_damage=metrics.damaged_blocks.inc
+            )
+        except OSError as error:
+            log.warning("there will be no disk cache: %s", error)
+            return None
+
+    def _cache_bytes(self, folder: Path) -> int:
+        given = self._spec.sizes.cache_bytes
+        if given is not None:
+            return given
+        # One folder for all has one budget; else each mount has a part of the disk.
+        mounts = 1 if self._spec.roots.cache else len(self._spec.buckets)
+        total, free = budgets.disk_bytes(folder)
+        return budgets.cache_budget_bytes(mounts, total, free, occupied_bytes(folder) * mounts)
 
     def _check(self, store: Store, deadline_s: float) -> None:
         """Wait until the bucket answers. Outages are retried until ``deadline_s`` (monotonic).
@@ -195,8 +212,10 @@ class Worker:
         ttl_s = times.metadata_read_only_s if read_only else times.metadata_writable_s
         if self._spec.transport == "libfuse":
             ttl_s /= 2  # libfuse keeps names on top of the file system: the lifetimes add up
+        fetcher = self._fetcher(store, self._metrics, self._memory_bytes)
+        self._cache = fetcher.cache
         self._filesystem = FileSystem(
-            self._fetcher(store, self._metrics, sizes.memory_bytes),
+            fetcher,
             Spool(self._state / "spool", sizes.spool_bytes),
             Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
             self._metrics,
@@ -243,6 +262,8 @@ class Worker:
         next_sync_s = time.monotonic() + interval_s
         while not self._leaving.wait(_TICK_S):
             self._filesystem.files.account()
+            if self._cache is not None:
+                self._metrics.cache_used_bytes.set(self._cache.used_bytes)
             if time.monotonic() >= next_sync_s:
                 next_sync_s = time.monotonic() + interval_s
                 for key, error in self._filesystem.drain(next_sync_s).items():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from sidecar.mounter.budgets import cache_budget_bytes, disk_bytes, memory_budget_bytes
+from sidecar.spec import Sizes
+from tests.reading.buckets import fill, make_bucket, sidecar_behind
+from tests.support.faults import FaultProxy
+from tests.support.servers import S3Server
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -106,3 +111,34 @@ def test_a_fifth_of_the_disk_stays_free(
 def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     total, free = disk_bytes(tmp_path / "not" / "yet")
     assert 0 < free <= total
+
+
+def test_a_mount_without_sizes_of_its_own(s3_server: S3Server, tmp_path: Path) -> None:
+    cloud = make_bucket(s3_server)
+    expected = fill(cloud, {"key": 3 * MIB})
+    sizes = Sizes(memory_bytes=None, cache_bytes=None)
+    with (
+        FaultProxy(s3_server.port) as proxy,
+        sidecar_behind(proxy, cloud, tmp_path / "run", tmp_path / "m", sizes=sizes) as sidecar,
+    ):
+        content = (tmp_path / "m" / "key").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == expected["key"]
+        sidecar.wait_for(lambda: sidecar.metric("mount_sidecar_disk_cache_used_bytes") >= 3 * MIB)
+
+
+def test_a_cache_folder_that_cannot_be_used_is_no_reason_not_to_mount(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    cloud = make_bucket(s3_server)
+    fill(cloud, {"key": 3 * MIB})
+    state = tmp_path / "run" / "state" / "data-v"
+    state.mkdir(parents=True)
+    (state / "cache").write_text("no folder")
+    with (
+        FaultProxy(s3_server.port) as proxy,
+        sidecar_behind(
+            proxy, cloud, tmp_path / "run", tmp_path / "m", sizes=Sizes(cache_bytes=64 * MIB)
+        ) as sidecar,
+    ):
+        assert len((tmp_path / "m" / "key").read_bytes()) == 3 * MIB
+        assert "there will be no disk cache" in sidecar.log()

@@ -82,6 +82,12 @@ def check_one_download(server: S3Server, tmp_path: Path, size: int, timeout_s: f
         downloads = proxy.body_bytes["GET"] / size
         print(f"downloads: {downloads:.2f}")
         assert 1 <= downloads <= 1.2
+        for sidecar in sidecars:
+            sidecar.wait_for(
+                lambda sidecar=sidecar: (
+                    sidecar.metric("mount_sidecar_disk_cache_used_bytes") >= size  # type: ignore[misc]
+                )
+            )
         # And what is there serves both again.
         assert both_read(sidecars, timeout_s) == [digest] * 2
         assert all(
