@@ -498,7 +498,6 @@ class ObjectReader:
                 waited = True
                 part.done.wait()
             if part.error is not None:
-                self._forget(stream)
                 release()
                 raise part.error
         metrics = self._fetcher.metrics
@@ -517,16 +516,9 @@ class ObjectReader:
             views.append(memoryview(part.buffer)[low - part.start : high - part.start])
         return ReadResult(views, release)
 
-    def _forget(self, stream: _Stream) -> None:
-        """Drop a window in which a fetch failed, so that the next read asks again."""
-        with self._lock:
-            if stream in self._streams:
-                self._streams.remove(stream)
-                stream.close()
-
 
 def _failed(stream: _Stream, offset: int, end: int) -> bool:
-    """Whether a part that a read needs failed before: an old failure is not the read's."""
+    """Whether a part that a read needs failed for another one, or for nobody: ask again."""
     return any(
         part.error is not None and part.start < end and part.end > offset for part in stream.parts
     )

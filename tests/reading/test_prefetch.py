@@ -241,6 +241,17 @@ def test_reads_out_of_order_as_the_kernel_sends_them(reading: Make, seed: int) -
     assert one.store.asked_bytes <= 1.4 * 32 * MIB
 
 
+def test_a_reader_that_comes_to_where_another_one_is_goes_on_there(reading: Make) -> None:
+    one = reading(24 * MIB)
+    reader = one.open()
+    for offset, size in blocks(3 * MIB, 128 * KIB):
+        one.check(reader, 8 * MIB + offset, size)
+    for offset, size in blocks(24 * MIB, MIB - 7):  # one read lies across the border
+        one.check(reader, offset, size)
+    one.settle()
+    assert one.store.asked_bytes <= 24 * MIB + 256 * KIB
+
+
 # --- close, failures, threads ---------------------------------------------------------------------
 
 
