@@ -1,4 +1,4 @@
-"""Azure Blob Storage: logs in, lists and writes through adlfs; reads through the bulk path.
+"""Azure Blob Storage: logs in and writes through adlfs; lists and reads without it.
 
 User metadata: Azure's names are identifiers, so ``-`` is kept as ``_``; keys begin with a
 letter. Changing metadata in place makes a new ETag, and with it a new version.
@@ -7,24 +7,22 @@ letter. Changing metadata in place makes a new ETag, and with it a new version.
 from __future__ import annotations
 
 import base64
-import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from sidecar.errors import LoginRejected, NotFound, SecretInvalid, SidecarError
+from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.credentials import AzureCredentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
-from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, Page, StoreObserver
-from sidecar.mounter.store.bulk import Get
+from sidecar.mounter.store.azure_dialect import AzureDialect, error_code_of, no_identity
+from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, StoreObserver
 from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
-from sidecar.mounter.store.connections import Endpoint, Headers
+from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.retry import Again
-from sidecar.mounter.store.signing import azure_headers, quote_path, shared_key_headers
+from sidecar.mounter.store.signing import quote_path
 from sidecar.spec import MIB, StoreSource
 
-STORAGE_SCOPE = "https://storage.azure.com/.default"
 COPY_POLL_S = 0.5
 
 
@@ -58,7 +56,7 @@ class AzureStore(CloudStore[AzureCredentials]):
             place=place,
             login=login,
             endpoint=endpoint,
-            dialect=_AzureDialect(source, endpoint, login, place),
+            dialect=AzureDialect(source, endpoint, login, place),
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
@@ -104,12 +102,12 @@ class AzureStore(CloudStore[AzureCredentials]):
             headers: Mapping[str, str] = error.response.headers  # type: ignore[attr-defined]
             answer = Answer(
                 error.status_code or 0,
-                _error_code(headers.get("x-ms-error-code") or "", str(error.message)),
+                error_code_of(headers.get("x-ms-error-code") or "", str(error.message)),
                 parse_retry_after(headers.get("retry-after")),
             )
             return self.place.from_answer(answer, request)
         if isinstance(error, ClientAuthenticationError):
-            return _no_identity(self.place)
+            return no_identity(self.place)
         return self.place.from_transport(error)
 
     def send(
@@ -136,43 +134,16 @@ class AzureStore(CloudStore[AzureCredentials]):
 
     # --- reading ---------------------------------------------------------------------
 
-    def _list_page(self, prefix: str, token: str | None, delimiter: str, limit: int) -> Page:
-        options: dict[str, Any] = {
-            "name_starts_with": self.full(prefix) or None,
-            "results_per_page": limit,
-            "retry_total": 0,
-        }
-
-        async def first_page(sdk: Any) -> tuple[list[Any], str | None]:
-            container = sdk.service_client.get_container_client(self._bucket)
-            if delimiter:
-                items = container.walk_blobs(delimiter=delimiter, **options)
-            else:
-                items = container.list_blobs(**options)
-            pages = items.by_page(continuation_token=token)
-            async for page in pages:
-                return [item async for item in page], pages.continuation_token
-            return [], None
-
-        items, next_token = self._attempt(Request("list"), first_page)
-        page = Page(next_token=next_token or None)
-        for item in items:
-            if item.get("etag") is None:  # a BlobPrefix
-                page.prefixes.append(self._relative(item.name))
-            elif item.name != self._source.prefix:
-                page.objects.append(self._info(item, with_metadata=False))
-        return page
-
     def _head(self, key: str) -> ObjectInfo:
         return self._info(self.send(Request("head", key), "get_blob_properties"))
 
-    def _info(self, item: Any, *, with_metadata: bool = True) -> ObjectInfo:
+    def _info(self, item: Any) -> ObjectInfo:
         return ObjectInfo(
             key=self._relative(item.name),
             size_bytes=item.size,
             mtime_s=item.last_modified.timestamp(),
             version=item.etag.strip('"'),
-            metadata=_from_azure(item.metadata) if with_metadata else None,
+            metadata=_from_azure(item.metadata),
         )
 
     # --- writing ---------------------------------------------------------------------
@@ -304,81 +275,9 @@ class _AzureUpload:
         self._sizes.clear()
 
 
-class _AzureDialect:
-    """Bulk GETs with shared key, SAS token or bearer token."""
-
-    def __init__(
-        self,
-        source: StoreSource,
-        endpoint: Endpoint,
-        login: Login[AzureCredentials],
-        place: Place,
-    ) -> None:
-        self._root = f"{endpoint.path}/{source.bucket}/{source.prefix}"
-        self._login = login
-        self._place = place
-        self._identity: Any = None
-
-    def get(self, key: str, version: str, byte_range: str) -> Get:
-        """A GET signed in its headers, or with the SAS token in its query."""
-        path = quote_path(self._root + key)
-        if_match = f'"{version}"'
-        login = self._login.credentials
-        if login.account_key:
-            headers = shared_key_headers(
-                path=path,
-                account=login.account_name or "",
-                account_key=login.account_key,
-                byte_range=byte_range,
-                if_match=if_match,
-            )
-            return Get(path, headers)
-        headers = azure_headers(byte_range=byte_range, if_match=if_match)
-        if login.ambient:
-            headers["authorization"] = f"Bearer {self._token()}"
-        return Get(f"{path}?{login.sas_token}" if login.sas_token else path, headers)
-
-    def version(self, fields: Headers) -> str:
-        """From the ETag."""
-        return fields.get("etag", "").strip('"')
-
-    def error_code(self, fields: Headers, body: bytes) -> str:
-        """From the header."""
-        return _error_code(fields.get("x-ms-error-code", ""), body.decode("latin-1"))
-
-    def moved(self, fields: Headers) -> None:
-        """Never."""
-
-    def _token(self) -> str:
-        """Of the ambient identity; the SDK keeps it until it is about to expire."""
-        from azure.core.exceptions import ClientAuthenticationError
-        from azure.identity import DefaultAzureCredential
-
-        if self._identity is None:
-            self._identity = DefaultAzureCredential()
-        with contextlib.suppress(ClientAuthenticationError):  # its message quotes what it tried
-            token: str = self._identity.get_token(STORAGE_SCOPE).token
-            return token
-        raise _no_identity(self._place)
-
-
-def _error_code(code: str, text: str) -> str:
-    """Azurite calls a wrong signature what Azure calls a closed firewall; the text differs."""
-    if code == "AuthorizationFailure" and "Server failed to authenticate" in text:
-        return "AuthenticationFailed"
-    return code
-
-
 def _default_endpoint(source: StoreSource, login: Login[AzureCredentials]) -> str:
     account = login.credentials.account_name or source.account
     return f"https://{account}.{source.endpoint_suffix or 'blob.core.windows.net'}"
-
-
-def _no_identity(place: Place) -> LoginRejected:
-    return LoginRejected(
-        f"{place}: the pod has no ambient identity that Azure accepts",
-        "name a `secret`, or give the pod's service account workload identity",
-    )
 
 
 def _block_id(number: int) -> str:

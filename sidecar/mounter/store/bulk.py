@@ -2,57 +2,27 @@
 
 It does not go through the SDKs: they cost two to three times the CPU time for a large object
 and nine times for a small one (see docs on performance). One request, one connection, one
-``readinto``. No thread is started, so that a forked child can use it.
+``readinto``.
 """
 
 from __future__ import annotations
 
 import http.client
 import re
-import time
-from typing import NamedTuple, Protocol, cast
 
-from sidecar.errors import StoreError
-from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
-from sidecar.mounter.store.connections import (
-    TRANSPORT_ERRORS,
-    ConnectionPool,
-    Endpoint,
-    Headers,
-    Response,
-)
+from sidecar.mounter.store.answers import Place, Request
+from sidecar.mounter.store.connections import Headers, Patience, Response
+from sidecar.mounter.store.dialect import Dialect
+from sidecar.mounter.store.exchange import Exchange
 from sidecar.mounter.store.retry import Again, Retry
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_ACCEPTED = {
+    http.client.OK,
+    http.client.PARTIAL_CONTENT,
+    http.client.REQUESTED_RANGE_NOT_SATISFIABLE,
+}
 _MAX_ERROR_BYTES = 64 * 1024
-
-
-class Get(NamedTuple):
-    """One GET, signed.
-
-    Attributes:
-        target: path and query.
-        headers: all of them but ``Host`` where it is not signed.
-    """
-
-    target: str
-    headers: dict[str, str]
-
-
-class Dialect(Protocol):
-    """What differs between stores."""
-
-    def version(self, fields: Headers) -> str:
-        """The version that an answer names, or an empty string."""
-
-    def get(self, key: str, version: str, byte_range: str) -> Get:
-        """A signed GET of ``byte_range`` (``bytes=a-b``), on condition of ``version``."""
-
-    def error_code(self, fields: Headers, body: bytes) -> str:
-        """The store's own code in an error answer, or an empty string."""
-
-    def moved(self, fields: Headers) -> Endpoint | None:
-        """Where to ask instead, when an error answer says so; :meth:`get` follows."""
 
 
 class _Range:
@@ -66,6 +36,11 @@ class _Range:
         self.offset = offset
         self.buffer = buffer
 
+    @property
+    def header(self) -> str:
+        """What to ask for, as in the ``Range`` header."""
+        return f"bytes={self.offset}-{self.offset + len(self.buffer) - 1}"
+
     def came(self, count: int) -> None:
         """The next ``count`` bytes are there."""
         self.offset += count
@@ -73,20 +48,21 @@ class _Range:
 
 
 class BulkReader:
-    """Reads ranges over a pool of connections.
+    """Reads ranges.
 
     Args:
-        endpoint: where the requests go.
+        exchange: who sends the requests.
         dialect: how they look.
         place: for messages.
         retry: the store's policy.
     """
 
-    def __init__(self, endpoint: Endpoint, dialect: Dialect, place: Place, retry: Retry) -> None:
-        self._pool = ConnectionPool(endpoint)
+    def __init__(self, exchange: Exchange, dialect: Dialect, place: Place, retry: Retry) -> None:
+        self._exchange = exchange
         self._dialect = dialect
         self._place = place
         self._retry = retry
+        self._patience = Patience()
 
     def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
         """As :meth:`sidecar.mounter.store.base.Store.get_range`."""
@@ -96,73 +72,35 @@ class BulkReader:
         self._retry.run("get", lambda: self._attempt(wanted))
         return wanted.offset - offset
 
-    def close(self) -> None:
-        """Close idle connections."""
-        self._pool.close_idle()
-
     def _attempt(self, wanted: _Range) -> None:
         """Get what is still missing of a range."""
-        last = wanted.offset + len(wanted.buffer) - 1
-        request = self._dialect.get(wanted.key, wanted.version, f"bytes={wanted.offset}-{last}")
-        pool = self._pool
-        while True:
-            connection, reused = pool.take()
-            response: http.client.HTTPResponse | None = None
-            try:
-                began_s = time.perf_counter()
-                connection.request("GET", request.target, headers=request.headers)
-                response = connection.getresponse()
-                pool.patience.answered(time.perf_counter() - began_s)
-                self._read(cast("Response", response), wanted)
-                return
-            except TRANSPORT_ERRORS as error:
-                if isinstance(error, TimeoutError):
-                    pool.patience.stalled()
-                if reused and _was_closed_idle(error):
-                    # A server may close an idle connection at any time; that is no outage.
-                    pool.close_idle()
-                    continue
-                raise self._place.from_transport(error) from None
-            finally:
-                if response is not None and response.isclosed() and not response.will_close:
-                    pool.give_back(connection)
-                else:
-                    pool.discard(connection)
+        self._exchange.get(
+            Request("get", wanted.key),
+            lambda: self._dialect.get(wanted.key, wanted.version, wanted.header),
+            lambda response: self._read(response, wanted),
+            accepted=_ACCEPTED,
+            patience=self._patience,
+        )
 
     def _read(self, response: Response, wanted: _Range) -> None:
         """The body into the buffer."""
-        status, key = response.status, wanted.key
-        if status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if response.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             # The range begins at or behind the end; of this version, as far as it is said.
             if self._dialect.version(response.fields):
                 self._check_version(response.fields, wanted)
             response.read(_MAX_ERROR_BYTES)
             return
-        if status not in {http.client.OK, http.client.PARTIAL_CONTENT}:
-            raise self._error(response, key)
         self._check_version(response.fields, wanted)
         length = self._body_length(response, wanted.offset, len(wanted.buffer))
         while length:
             more = response.readinto(wanted.buffer[:length])
             if not more:
-                error = self._place.protocol(f"`{key}` came only to byte {wanted.offset}")
+                error = self._place.protocol(f"`{wanted.key}` came only to byte {wanted.offset}")
                 raise Again(error, "truncated")
             wanted.came(more)
             length -= more
         if response.chunked:
             response.read(1)  # the last, empty chunk
-
-    def _error(self, response: Response, key: str) -> StoreError | Again:
-        body = response.read(_MAX_ERROR_BYTES)
-        moved = self._dialect.moved(response.fields)
-        if moved is not None:
-            self._pool = ConnectionPool(moved)
-            return Again(self._place.protocol("it is elsewhere"), "server_error")
-        code = self._dialect.error_code(response.fields, body)
-        retry_after_s = parse_retry_after(response.fields.get("retry-after"))
-        return self._place.from_answer(
-            Answer(response.status, code, retry_after_s), Request("get", key)
-        )
 
     def _check_version(self, fields: Headers, wanted: _Range) -> None:
         got = self._dialect.version(fields)
@@ -187,7 +125,3 @@ class BulkReader:
         if offset == 0 and length is not None and length <= asked:
             return length
         raise self._place.protocol("it does not answer ranges")
-
-
-def _was_closed_idle(error: Exception) -> bool:
-    return isinstance(error, ConnectionResetError | BrokenPipeError)  # RemoteDisconnected too

@@ -1,4 +1,4 @@
-"""What the three stores share: root, calls through an SDK, bulk reads, doubts about a 404."""
+"""What the three stores share: root, reads, calls through an SDK, doubts about a 404."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from typing import Any, Generic, TypeVar
 from sidecar.errors import NotFound, SidecarError, Stale, Unavailable
 from sidecar.mounter.store.answers import Place, Request
 from sidecar.mounter.store.base import Condition, ObjectInfo, Page, StoreObserver
-from sidecar.mounter.store.bulk import BulkReader, Dialect
+from sidecar.mounter.store.bulk import BulkReader
 from sidecar.mounter.store.connections import Endpoint
+from sidecar.mounter.store.dialect import Dialect, Listing
+from sidecar.mounter.store.exchange import Exchange
 from sidecar.mounter.store.forks import renew_in_child
 from sidecar.mounter.store.login import C, Login
+from sidecar.mounter.store.pages import PageReader
 from sidecar.mounter.store.retry import Again, Retry
 from sidecar.spec import StoreSource
 
@@ -37,7 +40,7 @@ class CloudStore(ABC, Generic[C]):
         source: the bucket and prefix.
         place: for messages.
         login: the credentials in use.
-        endpoint, dialect: for bulk reads.
+        endpoint, dialect: for listings and bulk reads, which do without the SDK.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class CloudStore(ABC, Generic[C]):
         self.place = place
         self._login = login
         self.retry = Retry(retry_budget_s, login, observer)
-        self._reader = BulkReader(endpoint, dialect, place, self.retry)
+        self._exchange = Exchange(endpoint, dialect, place)
+        self._reader = BulkReader(self._exchange, dialect, place, self.retry)
+        self._pages = PageReader(self._exchange, dialect, place)
         self._bucket_seen_s = 0.0
         self.after_fork()
         renew_in_child(self)
@@ -78,7 +83,7 @@ class CloudStore(ABC, Generic[C]):
     def probe(self) -> None:
         """As :meth:`Store.probe`."""
         try:
-            self.retry.once("list", lambda: self._list_page("", None, "/", 1))
+            self.retry.once("list", lambda: self._pages.page(Listing("", None, "/", 1)))
         except Again as again:
             error = again.error
         else:
@@ -94,7 +99,8 @@ class CloudStore(ABC, Generic[C]):
         limit: int = 1000,
     ) -> Page:
         """As :meth:`Store.list_page`."""
-        page = self.retry.run("list", lambda: self._list_page(prefix, token, delimiter, limit))
+        listing = Listing(prefix, token, delimiter, limit)
+        page = self.retry.run("list", lambda: self._pages.page(listing))
         self._bucket_seen_s = time.monotonic()
         return page
 
@@ -131,7 +137,7 @@ class CloudStore(ABC, Generic[C]):
 
     def close(self) -> None:
         """As :meth:`Store.close`."""
-        self._reader.close()
+        self._exchange.close()
         with self._sdk_lock:
             sdk, self._sdk = self._sdk, None
         if sdk is not None:
@@ -154,10 +160,6 @@ class CloudStore(ABC, Generic[C]):
     @abstractmethod
     def _translate(self, error: BaseException, request: Request) -> SidecarError | Again:
         """The one seam between the SDK's exceptions and the error tree."""
-
-    @abstractmethod
-    def _list_page(self, prefix: str, token: str | None, delimiter: str, limit: int) -> Page:
-        """One attempt at a page."""
 
     @abstractmethod
     def _head(self, key: str) -> ObjectInfo:

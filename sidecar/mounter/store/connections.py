@@ -133,9 +133,13 @@ class Patience:
     that, because a needless request costs more than a segment. Each stall doubles it until
     an answer comes, so that a store which became slow is not hammered. Threads update it
     without a lock: a lost sample does no harm.
+
+    Args:
+        steady_s: always this long instead, for requests whose usual time says nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, steady_s: float | None = None) -> None:
+        self._steady_s = steady_s
         self._mean_s: float | None = None
         self._deviation_s = 0.0
         self._factor = 1
@@ -143,6 +147,8 @@ class Patience:
     @property
     def timeout_s(self) -> float:
         """Between ``SHORTEST_TIMEOUT_S`` and ``SOCKET_TIMEOUT_S``, and that before any answer."""
+        if self._steady_s is not None:
+            return self._steady_s
         if self._mean_s is None:
             return SOCKET_TIMEOUT_S
         usual_s = max(3 * (self._mean_s + 4 * self._deviation_s), SHORTEST_TIMEOUT_S)
@@ -170,7 +176,6 @@ class ConnectionPool:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self.patience = Patience()
         self._tls = _tls_context(endpoint.verify_tls) if endpoint.tls else None
         self.after_fork()
         renew_in_child(self)
@@ -180,16 +185,20 @@ class ConnectionPool:
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._idle: list[http.client.HTTPConnection] = []
 
-    def take(self) -> tuple[http.client.HTTPConnection, bool]:
-        """A connection of one's own, and whether it was used before."""
+    def take(self, timeout_s: float) -> tuple[http.client.HTTPConnection, bool]:
+        """A connection of one's own, and whether it was used before.
+
+        Args:
+            timeout_s: how long it may be silent.
+        """
         self._slots.acquire()
         try:
             # list.pop is atomic, and the last one used is the most likely to be still open.
             connection = self._idle.pop()
         except IndexError:
-            return self._new(), False
-        connection.timeout = self.patience.timeout_s
-        connection.sock.settimeout(connection.timeout)
+            return self._new(timeout_s), False
+        connection.timeout = timeout_s
+        connection.sock.settimeout(timeout_s)
         return connection, True
 
     def give_back(self, connection: http.client.HTTPConnection) -> None:
@@ -210,10 +219,9 @@ class ConnectionPool:
             except IndexError:  # another thread took the last one
                 return
 
-    def _new(self) -> http.client.HTTPConnection:
+    def _new(self, timeout_s: float) -> http.client.HTTPConnection:
         connection: http.client.HTTPConnection
         host, port = self._endpoint.host, self._endpoint.port
-        timeout_s = self.patience.timeout_s
         if self._tls is not None:
             connection = http.client.HTTPSConnection(
                 host, port, timeout=timeout_s, context=self._tls

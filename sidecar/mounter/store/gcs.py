@@ -1,4 +1,4 @@
-"""Google Cloud Storage: logs in, lists and writes through gcsfs; reads through the bulk path.
+"""Google Cloud Storage: logs in and writes through gcsfs; lists and reads without it.
 
 User metadata is the object's ``metadata``; changing it in place keeps the generation, so
 that handles which pinned it go on reading.
@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.credentials import GcsCredentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
-from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, Page, StoreObserver
-from sidecar.mounter.store.bulk import Get
+from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, StoreObserver
 from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
-from sidecar.mounter.store.connections import Endpoint, Headers
+from sidecar.mounter.store.connections import Endpoint
+from sidecar.mounter.store.gcs_dialect import GcsDialect, object_info, reason_of
 from sidecar.mounter.store.gcs_tokens import Tokens
 from sidecar.mounter.store.gcs_upload import CHUNK_BYTES, Reply, ResumableUpload
 from sidecar.mounter.store.login import CredentialSource, Login
@@ -30,7 +28,6 @@ from sidecar.spec import MIB, StoreSource
 
 GOOGLE_ENDPOINT = "https://storage.googleapis.com"
 
-_FIELDS = "name,size,timeCreated,generation"
 _SLICE_BYTES = MIB
 
 
@@ -76,7 +73,7 @@ class GcsStore(CloudStore[GcsCredentials]):
             place=place,
             login=login,
             endpoint=endpoint,
-            dialect=_GcsDialect(source, endpoint, self._tokens),
+            dialect=GcsDialect(source, endpoint, self._tokens),
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
@@ -108,7 +105,7 @@ class GcsStore(CloudStore[GcsCredentials]):
     def _translate(self, error: BaseException, request: Request) -> SidecarError | Again:
         if isinstance(error, GcsAnswer):
             retry_after_s = parse_retry_after(error.headers.get("retry-after"))
-            answer = Answer(error.status, _reason(error.content), retry_after_s)
+            answer = Answer(error.status, reason_of(error.content), retry_after_s)
             return self.place.from_answer(answer, request)
         return self.place.from_transport(error)
 
@@ -149,36 +146,12 @@ class GcsStore(CloudStore[GcsCredentials]):
 
     # --- reading ---------------------------------------------------------------------
 
-    def _list_page(self, prefix: str, token: str | None, delimiter: str, limit: int) -> Page:
-        query = {
-            "prefix": self.full(prefix),
-            "delimiter": delimiter,
-            "pageToken": token,
-            "maxResults": str(limit),
-            "fields": f"items({_FIELDS}),prefixes,nextPageToken",
-        }
-        answer = self.send_once(Request("list"), "GET", self._objects, query=query).json()
-        objects = [
-            self.info(item, with_metadata=False)
-            for item in answer.get("items", [])
-            if item["name"] != self._source.prefix
-        ]
-        prefixes = [self._relative(found) for found in answer.get("prefixes", [])]
-        return Page(objects, prefixes, answer.get("nextPageToken") or None)
-
     def _head(self, key: str) -> ObjectInfo:
         return self.info(self.send(Request("head", key), "GET", self._object(key)).json())
 
-    def info(self, item: Mapping[str, Any], *, with_metadata: bool = True) -> ObjectInfo:
+    def info(self, item: Mapping[str, Any]) -> ObjectInfo:
         """From an object resource of the JSON API."""
-        return ObjectInfo(
-            key=self._relative(item["name"]),
-            size_bytes=int(item.get("size", 0)),
-            # When this content was made; `updated` also moves with the metadata.
-            mtime_s=datetime.fromisoformat(item["timeCreated"]).timestamp(),
-            version=str(item["generation"]),
-            metadata=dict(item.get("metadata") or {}) if with_metadata else None,
-        )
+        return object_info(item, self._source.prefix, dict(item.get("metadata") or {}))
 
     # --- writing ---------------------------------------------------------------------
 
@@ -278,41 +251,6 @@ class GcsStore(CloudStore[GcsCredentials]):
         return replace(found, metadata=dict(metadata))
 
 
-class _GcsDialect:
-    """Bulk GETs of the JSON API."""
-
-    def __init__(self, source: StoreSource, endpoint: Endpoint, tokens: Tokens) -> None:
-        self._root = f"{endpoint.path}/download/storage/v1/b/{quote(source.bucket, safe='')}/o/"
-        self._prefix = source.prefix
-        self._tokens = tokens
-
-    def get(self, key: str, version: str, byte_range: str) -> Get:
-        """A GET with a bearer token."""
-        name = quote(self._prefix + key, safe="")
-        return Get(
-            # `ifGenerationMatch`, not `generation`: it tells changed (412) from gone (404).
-            f"{self._root}{name}?alt=media&ifGenerationMatch={version}",
-            {
-                "range": byte_range,
-                # Without it an object stored with Content-Encoding gzip is unpacked on the
-                # way, and the range is ignored.
-                "accept-encoding": "gzip",
-                **self._tokens.header(),
-            },
-        )
-
-    def version(self, fields: Headers) -> str:
-        """From the generation."""
-        return fields.get("x-goog-generation", "")
-
-    def error_code(self, fields: Headers, body: bytes) -> str:  # noqa: ARG002 - the protocol
-        """From the JSON or text body."""
-        return _reason(body)
-
-    def moved(self, fields: Headers) -> None:
-        """Never."""
-
-
 async def _send(
     sdk: Any,
     method: str,
@@ -368,21 +306,6 @@ def _json_body(value: Mapping[str, Any]) -> dict[str, Any]:
         "content_type": "application/json; charset=UTF-8",
         "body": (json.dumps(value).encode(),),
     }
-
-
-_REASON = re.compile(r"[A-Za-z]+")
-
-
-def _reason(content: bytes) -> str:
-    """The first reason in an error of the JSON API, or the one that its words mean."""
-    try:
-        error = json.loads(content)["error"]
-        message, reason = str(error["message"]), str(error["errors"][0]["reason"])
-    except (ValueError, KeyError, TypeError, IndexError):
-        message, reason = content[:200].decode("latin-1"), ""
-    if message.startswith("The specified bucket does not exist"):
-        return "NoSuchBucket"
-    return reason if _REASON.fullmatch(reason) else ""
 
 
 def _conditional(condition: Condition | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""S3: logs in, lists and writes through s3fs; reads through the bulk path.
+"""S3: logs in and writes through s3fs; lists and reads without it (:mod:`.s3_dialect`).
 
 Conditions of a write are sent, and because many servers ignore them (MinIO's gateway in JuiceFS
 and rclone do) a HEAD checks them before: on such a server another writer may come between.
@@ -11,37 +11,36 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from sidecar.errors import LoginRejected, NotFound, SecretInvalid, SidecarError, StoreError
+from sidecar.errors import NotFound, SidecarError
 from sidecar.mounter.credentials import S3Credentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
-from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, Page, StoreObserver
-from sidecar.mounter.store.bulk import Get
+from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, StoreObserver
 from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
 from sidecar.mounter.store.connections import (
     MAX_CONNECTIONS,
-    Endpoint,
-    Headers,
     authorities_file,
 )
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.retry import Again
-from sidecar.mounter.store.signing import quote_path, sigv4_headers
+from sidecar.mounter.store.s3_dialect import (
+    DEFAULT_REGION,
+    S3Dialect,
+    etag_of,
+    if_match,
+    no_identity,
+    version_of,
+)
 from sidecar.spec import GIB, MIB, StoreSource
 
-DEFAULT_REGION = "us-east-1"
 MAX_COPY_BYTES = 5 * GIB
 """Largest object that CopyObject takes; above it the parts are copied."""
 COPY_PART_BYTES = GIB
 DELETE_BATCH = 1000
-
-_NO_ETAG = "~"
-_ERROR_CODE = re.compile(rb"<Code>([A-Za-z0-9]+)</Code>")
 
 
 class S3Store(CloudStore[S3Credentials]):
@@ -63,7 +62,7 @@ class S3Store(CloudStore[S3Credentials]):
         observer: StoreObserver,
     ) -> None:
         login = Login(credentials, S3Credentials)
-        dialect = _S3Dialect(source, login)
+        dialect = S3Dialect(source, login)
         super().__init__(
             source,
             place=Place("S3", source.bucket, str(dialect.endpoint)),
@@ -138,38 +137,12 @@ class S3Store(CloudStore[S3Credentials]):
             )
             return self.place.from_answer(answer, request)
         if isinstance(cause, NoCredentialsError):
-            return _no_identity(self.place)
+            return no_identity(self.place)
         if isinstance(cause, ParamValidationError):
             return self.place.protocol(f"{request.operation} of `{request.key}` is not valid S3")
         return self.place.from_transport(cause)
 
     # --- reading ---------------------------------------------------------------------
-
-    def _list_page(self, prefix: str, token: str | None, delimiter: str, limit: int) -> Page:
-        arguments: dict[str, Any] = {
-            "Bucket": self._bucket,
-            "Prefix": self.full(prefix),
-            "MaxKeys": limit,
-        }
-        if delimiter:
-            arguments["Delimiter"] = delimiter
-        if token:
-            arguments["ContinuationToken"] = token
-        answer = self._attempt(
-            Request("list"), lambda sdk: sdk._call_s3("list_objects_v2", **arguments)
-        )
-        objects = [
-            ObjectInfo(
-                key=self._relative(item["Key"]),
-                size_bytes=item["Size"],
-                mtime_s=item["LastModified"].timestamp(),
-                version=_version(item.get("ETag"), item["LastModified"].timestamp(), item["Size"]),
-            )
-            for item in answer.get("Contents", [])
-            if item["Key"] != self._source.prefix
-        ]
-        prefixes = [self._relative(item["Prefix"]) for item in answer.get("CommonPrefixes", [])]
-        return Page(objects, prefixes, answer.get("NextContinuationToken") or None)
 
     def _head(self, key: str) -> ObjectInfo:
         answer = self.send("head_object", Request("head", key), {"Key": self.full(key)})
@@ -177,7 +150,7 @@ class S3Store(CloudStore[S3Credentials]):
             key=key,
             size_bytes=answer["ContentLength"],
             mtime_s=answer["LastModified"].timestamp(),
-            version=_version(
+            version=version_of(
                 answer.get("ETag"), answer["LastModified"].timestamp(), answer["ContentLength"]
             ),
             metadata=dict(answer["Metadata"]),
@@ -205,7 +178,7 @@ class S3Store(CloudStore[S3Credentials]):
             body=data,
             timeout_s=TRANSFER_TIMEOUT_S,
         )
-        version = _etag(answer.get("ETag"))
+        version = etag_of(answer.get("ETag"))
         if not version:
             return self.head(key)
         return ObjectInfo(key, len(data), _date(answer), version, metadata or {})
@@ -234,7 +207,7 @@ class S3Store(CloudStore[S3Credentials]):
         kept = found.metadata if metadata is None else metadata
         arguments = {
             "CopySource": {"Bucket": self._bucket, "Key": self.full(source)},
-            **_if_match("CopySourceIfMatch", found.version),
+            **if_match("CopySourceIfMatch", found.version),
         }
         if found.size_bytes > MAX_COPY_BYTES:
             return self._copy_parts(found, target, kept or {}, arguments)
@@ -421,118 +394,10 @@ class _S3Upload:
             return
 
 
-class _S3Dialect:
-    """Bulk GETs of S3, path-style behind an endpoint, by host name at AWS."""
-
-    def __init__(self, source: StoreSource, login: Login[S3Credentials]) -> None:
-        self._bucket = source.bucket
-        self._prefix = source.prefix
-        self._login = login
-        self._region = login.credentials.region or DEFAULT_REGION
-        self._chain: Any = None
-        self.endpoint = self._find_endpoint()
-
-    def _find_endpoint(self) -> Endpoint:
-        login = self._login.credentials
-        if login.endpoint_url:
-            try:
-                endpoint = Endpoint.parse(login.endpoint_url, verify_tls=login.verify_tls)
-            except ValueError as error:
-                raise SecretInvalid(f"AWS_ENDPOINT_URL: {error}") from None
-            self._root = f"{endpoint.path}/{self._bucket}/{self._prefix}"
-            return endpoint
-        domain = "amazonaws.com.cn" if self._region.startswith("cn-") else "amazonaws.com"
-        host = f"s3.{self._region}.{domain}"
-        self._root = f"/{self._bucket}/{self._prefix}"
-        if "." not in self._bucket:  # the certificate covers one label
-            host = f"{self._bucket}.{host}"
-            self._root = f"/{self._prefix}"
-        return Endpoint(
-            login.use_tls, host, 443 if login.use_tls else 80, verify_tls=login.verify_tls
-        )
-
-    def get(self, key: str, version: str, byte_range: str) -> Get:
-        """A GET signed in its headers."""
-        path = quote_path(self._root + key)
-        conditions = {"range": byte_range, **_if_match("if-match", version)}
-        login = self._login.credentials
-        if login.anonymous:
-            return Get(path, conditions)
-        key_id, secret, token = login.access_key_id, login.secret_access_key, login.session_token
-        if login.ambient:
-            key_id, secret, token = self._ambient()
-        signed = sigv4_headers(
-            host=self.endpoint.authority,
-            path=path,
-            region=self._region,
-            access_key_id=key_id or "",
-            secret_access_key=secret or "",
-            session_token=token,
-        )
-        return Get(path, signed | conditions)
-
-    def version(self, fields: Headers) -> str:
-        """From the ETag, or what takes its place."""
-        etag, modified = fields.get("etag"), fields.get("last-modified")
-        if _etag(etag) or not modified:
-            return _etag(etag)
-        total = fields.get("content-range", "").rpartition("/")[2]
-        size = total or fields.get("content-length", "")
-        return _version("", parsedate_to_datetime(modified).timestamp(), size)
-
-    def error_code(self, fields: Headers, body: bytes) -> str:  # noqa: ARG002 - the protocol
-        """From the XML body."""
-        match = _ERROR_CODE.search(body)
-        return match[1].decode() if match else ""
-
-    def moved(self, fields: Headers) -> Endpoint | None:
-        """AWS names the bucket's region when it was asked in another one."""
-        region = fields.get("x-amz-bucket-region", "")
-        if self._login.credentials.endpoint_url or region in {"", self._region}:
-            return None
-        self._region = region
-        self.endpoint = self._find_endpoint()
-        return self.endpoint
-
-    def _ambient(self) -> tuple[str, str, str | None]:
-        """From the SDK's chain, which renews what expires."""
-        if self._chain is None:
-            from botocore.session import Session
-
-            self._chain = Session().get_credentials()
-        if self._chain is None:
-            raise _no_identity(Place("S3", self._bucket, str(self.endpoint)))
-        frozen = self._chain.get_frozen_credentials()
-        return frozen.access_key, frozen.secret_key, frozen.token
-
-
 def _add_content_md5(request: Any, **_: Any) -> None:
     """S3 itself takes any checksum for a bulk delete, older MinIO only this one."""
     digest = hashlib.md5(request.body, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
-
-
-def _no_identity(place: Place) -> StoreError:
-    return LoginRejected(
-        f"{place}: the pod has no ambient identity",
-        "name a `secret`, or give the pod's service account a role",
-    )
-
-
-def _etag(value: str | None) -> str:
-    return (value or "").removeprefix("W/").strip('"')
-
-
-def _version(etag: str | None, mtime_s: float, size_bytes: int | str) -> str:
-    """The ETag; of a server that has none, time and size, which is weaker but not nothing.
-
-    Such a server may still name an ETag when it is written to; reads of that version are Stale.
-    """
-    return _etag(etag) or f"{_NO_ETAG}{int(mtime_s)}-{size_bytes}"
-
-
-def _if_match(name: str, version: str) -> dict[str, str]:
-    return {} if version.startswith(_NO_ETAG) else {name: f'"{version}"'}
 
 
 def _conditional(condition: Condition | None) -> dict[str, str]:
@@ -540,7 +405,7 @@ def _conditional(condition: Condition | None) -> dict[str, str]:
         return {}
     if condition.absent:
         return {"IfNoneMatch": "*"}
-    return {} if condition.version is None else _if_match("IfMatch", condition.version)
+    return {} if condition.version is None else if_match("IfMatch", condition.version)
 
 
 def _date(answer: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Signatures of bulk GETs, in headers: no signed URL exists that could leak.
+"""Signatures of GETs, in headers: no signed URL exists that could leak.
 
 Written with the standard library, because a worker that only reads need not wait for an SDK
 to be imported, and because a signature here costs about 20 µs.
@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import time
 import urllib.parse
+from collections.abc import Mapping
 from email.utils import formatdate
 
 AZURE_API_VERSION = "2021-12-02"
@@ -24,10 +25,18 @@ def quote_path(path: str) -> str:
     return urllib.parse.quote(path, safe="/~-._")
 
 
+def quote_query(query: Mapping[str, str]) -> str:
+    """A query as it stands in a request line and in a signature: sorted, RFC 3986."""
+    return "&".join(
+        f"{name}={urllib.parse.quote(value, safe='~-._')}" for name, value in sorted(query.items())
+    )
+
+
 def sigv4_headers(
     *,
     host: str,
     path: str,
+    query: str = "",
     region: str,
     access_key_id: str,
     secret_access_key: str,
@@ -41,6 +50,7 @@ def sigv4_headers(
     Args:
         host: as in the ``Host`` header, with the port unless it is the scheme's own.
         path: quoted with :func:`quote_path`.
+        query: made with :func:`quote_query`.
     """
     now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     day = now[:8]
@@ -49,7 +59,7 @@ def sigv4_headers(
         headers["x-amz-security-token"] = session_token
     names = ";".join(headers)
     canonical_headers = "".join(f"{name}:{value}\n" for name, value in headers.items())
-    canonical = f"GET\n{path}\n\n{canonical_headers}\n{names}\n{_UNSIGNED}"
+    canonical = f"GET\n{path}\n{query}\n{canonical_headers}\n{names}\n{_UNSIGNED}"
     scope = f"{day}/{region}/s3/aws4_request"
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     to_sign = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{digest}"
@@ -75,33 +85,37 @@ def shared_key_headers(
     path: str,
     account: str,
     account_key: str,
-    byte_range: str,
-    if_match: str,
+    query: Mapping[str, str] | None = None,
+    byte_range: str = "",
+    if_match: str = "",
 ) -> dict[str, str]:
-    """All headers of a signed ranged GET for Azure.
+    """All headers of a signed GET for Azure.
 
     Source: "Authorize with Shared Key", Blob service, version 2015-02-21 and later.
 
     Args:
         path: of the URL, quoted; behind an emulator it begins with the account's name.
         account_key: base64, as Azure shows it.
+        query: not quoted; names in lower case.
     """
     headers = azure_headers(byte_range=byte_range, if_match=if_match)
+    resource = "".join(f"\n{name}:{value}" for name, value in sorted((query or {}).items()))
     to_sign = (
         # Verb, content encoding, language, length, MD5, type, date, if-modified-since.
         f"GET\n\n\n\n\n\n\n\n{if_match}\n\n\n{byte_range}\n"
-        f"x-ms-date:{headers['x-ms-date']}\nx-ms-version:{AZURE_API_VERSION}\n/{account}{path}"
+        f"x-ms-date:{headers['x-ms-date']}\nx-ms-version:{AZURE_API_VERSION}\n"
+        f"/{account}{path}{resource}"
     )
     signature = hmac.digest(base64.b64decode(account_key), to_sign.encode(), "sha256")
     headers["authorization"] = f"SharedKey {account}:{base64.b64encode(signature).decode()}"
     return headers
 
 
-def azure_headers(*, byte_range: str, if_match: str) -> dict[str, str]:
-    """The headers of a ranged GET for Azure without a signature."""
-    return {
-        "if-match": if_match,
-        "range": byte_range,
-        "x-ms-date": formatdate(usegmt=True),
-        "x-ms-version": AZURE_API_VERSION,
-    }
+def azure_headers(*, byte_range: str = "", if_match: str = "") -> dict[str, str]:
+    """The headers of a GET for Azure without a signature."""
+    headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": AZURE_API_VERSION}
+    if byte_range:
+        headers["range"] = byte_range
+    if if_match:
+        headers["if-match"] = if_match
+    return headers
