@@ -320,9 +320,7 @@ def _from_file(secrets_root: str, secret: str, secret_key: str) -> _Fields:
     values = _parse(content)
     del content
     if isinstance(values, str):
-        raise SecretNotJson(
-            f"{where}: {values}", "the key of the secret must hold one JSON object"
-        )
+        raise SecretNotJson(f"{where}: {values}", "the key of the secret must hold one JSON object")
     return _Fields(where, values)
 
 
