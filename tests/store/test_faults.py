@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -402,16 +400,3 @@ def test_a_lost_upload_is_no_missing_file(s3_store: Store) -> None:
         upload.put_part(2, b"data")
     with pytest.raises(StoreProtocolError, match="upload of `key` is gone"):
         upload.complete()
-
-
-def test_reading_imports_no_sdk() -> None:
-    """A restarted worker that only reads must not wait for one."""
-    program = """
-import json, sys
-for kind in ("s3", "gcs", "azure"):
-    __import__(f"sidecar.mounter.store.{kind}")
-sdks = ("s3fs", "gcsfs", "adlfs", "botocore", "aiobotocore", "azure", "google.auth", "fsspec")
-print(json.dumps([name for name in sdks if name in sys.modules]))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert json.loads(done.stdout) == []

@@ -1,0 +1,239 @@
+"""Listing and reading, which go without an SDK: what that must not change, and that it is so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import (
+    EndpointUnreachable,
+    LoginRejected,
+    SidecarError,
+    StoreProtocolError,
+    Unavailable,
+)
+from sidecar.mounter.credentials import (
+    AzureCredentials,
+    Credentials,
+    GcsCredentials,
+    S3Credentials,
+)
+from sidecar.mounter.store import open_store
+from sidecar.mounter.store.base import Page, Store
+from sidecar.mounter.store.markup import http_time_s
+from sidecar.spec import StoreName, StoreSource
+from tests.store.test_faults import FixedCredentials
+from tests.store.test_listing import UNUSUAL_KEYS, all_pages
+from tests.support.clouds import Cloud, CountingObserver
+from tests.support.servers import HttpResponder, answer, free_port
+
+READ = """
+import json, sys
+from sidecar.mounter.credentials import CredentialSource
+from sidecar.mounter.store import open_store
+from sidecar.spec import StoreSource
+from tests.support.clouds import CountingObserver
+
+source = StoreSource(**json.loads(sys.argv[1]))
+credentials = CredentialSource(source, sys.argv[2])
+store = open_store(source, credentials, retry_budget_s=0, observer=CountingObserver())
+store.probe()
+(found,) = store.list_page("").objects
+buffer = bytearray(found.size_bytes)
+assert store.get_range(found.key, found.version, 0, memoryview(buffer)) == found.size_bytes
+store.close()
+sdks = ("s3fs", "gcsfs", "adlfs", "botocore", "aiobotocore", "azure", "fsspec", "aiohttp")
+print(json.dumps([buffer.decode(), [name for name in sdks if name in sys.modules]]))
+"""
+
+
+def test_a_volume_that_is_only_read_imports_no_sdk(cloud: Cloud, secrets: Path) -> None:
+    cloud.write("key", b"content")
+    cloud.write_secret(secrets)
+    source = cloud.source()
+    names = ("store", "url", "bucket", "prefix", "secret", "secret_key")
+    fields = json.dumps({name: getattr(source, name) for name in names})
+    done = subprocess.run(
+        [sys.executable, "-c", READ, fields, str(secrets)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["content", []]
+
+
+# --- pages that no healthy server gives --------------------------------------------------
+
+
+def list_from(kind: StoreName, *bodies: bytes, retry_budget_s: float = 20) -> Page:
+    """The page that a server's answer is taken for; of several, each is given once."""
+    script = list(bodies)
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        body = script.pop(0) if len(script) > 1 else script[0]
+        if body.endswith(b"<cut>"):
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(body) + 100))
+            handler.end_headers()
+            handler.wfile.write(body)
+            handler.close_connection = True
+        else:
+            answer(handler, 200, body)
+
+    with HttpResponder(respond) as server:
+        credentials: Credentials
+        if kind == "s3":
+            credentials = S3Credentials(endpoint_url=server.endpoint, anonymous=True)
+        elif kind == "gcs":
+            credentials = GcsCredentials(endpoint_url=server.endpoint, anonymous=True)
+        else:
+            credentials = AzureCredentials(blob_endpoint=server.endpoint, anonymous=True)
+        store = open_store(
+            StoreSource(store=kind, url=f"{kind}://bucket", bucket="bucket"),
+            FixedCredentials(credentials),
+            retry_budget_s=retry_budget_s,
+            observer=CountingObserver(),
+        )
+        try:
+            return store.list_page("")
+        finally:
+            store.close()
+
+
+CONTENTS = (
+    b"<Contents><Key>%s</Key><Size>3</Size><ETag>&quot;v&quot;</ETag>"
+    b"<LastModified>2026-11-24T00:00:00.000Z</LastModified></Contents>"
+)
+S3_PAGE = b"<ListBucketResult>%s</ListBucketResult>"
+LAUGHS = b'<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>' + S3_PAGE % (CONTENTS % b"&b;")
+
+
+@pytest.mark.parametrize("kind", ["s3", "gcs", "azure"])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>log in first</html>", b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000]
+)
+def test_what_is_no_listing_is_never_an_empty_directory(kind: StoreName, body: bytes) -> None:
+    with pytest.raises(StoreProtocolError, match="no page of a listing") as caught:
+        list_from(kind, body)
+    assert "log in first" not in caught.value.line()
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("s3", LAUGHS),
+        ("s3", b"<!DOCTYPE l SYSTEM 'file:///etc/hostname'>" + S3_PAGE % b""),
+        ("s3", S3_PAGE % b"<IsTruncated>true</IsTruncated>"),
+        ("s3", S3_PAGE % b"<Contents><Key>k</Key></Contents>"),
+        ("s3", S3_PAGE % (CONTENTS % b"k")[:-20]),
+        ("gcs", b'{"kind": "storage#objects", "items": [{"name": "k"}]}'),
+        ("azure", b"<EnumerationResults/>"),
+        ("azure", b"<EnumerationResults><Blobs><Blob><Name>k</Name></Blob></Blobs>"),
+    ],
+)
+def test_a_page_with_something_missing_or_added_is_refused(kind: StoreName, body: bytes) -> None:
+    with pytest.raises(StoreProtocolError, match="no page of a listing"):
+        list_from(kind, body)
+
+
+def test_a_page_that_is_cut_short_is_asked_for_again() -> None:
+    whole = S3_PAGE % (CONTENTS % b"key")
+    page = list_from("s3", whole + b"<cut>", whole)
+    assert [item.key for item in page.objects] == ["key"]
+    with pytest.raises((Unavailable, StoreProtocolError), match="only in part"):
+        list_from("s3", whole + b"<cut>", retry_budget_s=0)
+
+
+def test_keys_are_unescaped_exactly_where_the_server_says_so() -> None:
+    escaped = b"<EncodingType>url</EncodingType>" + CONTENTS % b"a+b%2B%01c"
+    assert list_from("s3", S3_PAGE % escaped).objects[0].key == "a b+\x01c"
+    assert list_from("s3", S3_PAGE % (CONTENTS % b"a+b%2B")).objects[0].key == "a+b%2B"
+    blob = (
+        b"<EnumerationResults><Blobs><Blob><Name%s>a+%%EF%%BF%%BE</Name><Properties>"
+        b"<Last-Modified>Sun, 06 Nov 1994 08:49:37 GMT</Last-Modified><Etag>v</Etag>"
+        b"<Content-Length>1</Content-Length></Properties></Blob></Blobs></EnumerationResults>"
+    )
+    assert list_from("azure", blob % b' Encoded="true"').objects[0].key == "a+\ufffe"
+    assert list_from("azure", blob % b"").objects[0].key == "a+%EF%BF%BE"
+    assert http_time_s("Sun, 06 Nov 1994 08:49:37 GMT") == 784111777
+
+
+def test_a_server_that_escapes_differently_lists_the_same_keys(rclone_server, secrets) -> None:
+    from tests.support.clouds import RcloneCloud
+
+    rclone_server.create_bucket("unusual")
+    cloud = RcloneCloud(rclone_server, "unusual")
+    cloud.write_secret(secrets)
+    for key in UNUSUAL_KEYS:
+        cloud.write(key, b"x")
+    store = cloud.open(secrets)
+    objects, _ = all_pages(store, "", delimiter="", limit=3)
+    store.close()
+    assert {item.key for item in objects} == set(UNUSUAL_KEYS)
+
+
+# --- the pod's identity --------------------------------------------------------------------
+
+
+@pytest.fixture
+def ambient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Store]]:
+    """A bucket of S3 whose login is a web identity, exchanged at an endpoint."""
+    token = tmp_path / "token"
+    token.write_text("canary-token")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    opened: list[Store] = []
+
+    def make(exchange: str) -> Store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", exchange)
+        store = open_store(
+            StoreSource(store="s3", url="s3://bucket", bucket="bucket"),
+            FixedCredentials(S3Credentials(ambient=True, endpoint_url="http://127.0.0.1:9")),
+            retry_budget_s=0,
+            observer=CountingObserver(),
+        )
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (400, "InvalidIdentityToken", LoginRejected),
+        (403, "AccessDenied", LoginRejected),
+        (503, "ServiceUnavailable", Unavailable),
+    ],
+)
+def test_an_identity_that_is_refused_is_told(
+    ambient: Callable[[str], Store], status: int, code: str, expected: type[SidecarError]
+) -> None:
+    body = f"<ErrorResponse><Error><Code>{code}</Code></Error></ErrorResponse>".encode()
+    with HttpResponder(lambda handler: answer(handler, status, body)) as server:
+        store = ambient(server.endpoint)
+        with pytest.raises(expected, match=code) as caught:
+            store.probe()
+    assert type(caught.value) is expected
+    assert caught.value.__cause__ is None
+    assert "canary" not in caught.value.line()
+
+
+def test_an_identity_service_that_is_away_is_an_outage(
+    ambient: Callable[[str], Store],
+) -> None:
+    with pytest.raises(EndpointUnreachable, match="AWS login"):
+        ambient(f"http://127.0.0.1:{free_port()}").probe()
