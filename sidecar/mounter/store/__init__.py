@@ -20,8 +20,8 @@ def open_store(
 ) -> Store:
     """The store of one bucket. Asks nothing of it yet; :meth:`Store.probe` does.
 
-    Only the modules of this kind of store are imported, and its SDK with the first call
-    other than ``get_range``.
+    Only the modules of this kind of store are imported; its SDK with the first call other than
+    ``probe``, ``list_page`` and ``get_range``.
 
     Args:
         retry_budget_s: how long each call waits out an outage.
