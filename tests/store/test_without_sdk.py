@@ -26,7 +26,9 @@ from sidecar.mounter.credentials import (
 )
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.base import Page, Store
+from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.markup import http_time_s
+from sidecar.mounter.store.s3_dialect import S3Dialect
 from sidecar.spec import StoreName, StoreSource
 from tests.store.test_faults import FixedCredentials
 from tests.store.test_listing import UNUSUAL_KEYS, all_pages
@@ -237,3 +239,33 @@ def test_an_identity_service_that_is_away_is_an_outage(
 ) -> None:
     with pytest.raises(EndpointUnreachable, match="AWS login"):
         ambient(f"http://127.0.0.1:{free_port()}").probe()
+
+
+def test_a_bucket_in_another_region_is_followed_within_the_one_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With AWS itself out of reach, only where the other region is gets replaced."""
+    elsewhere = {"x-amz-bucket-region": "eu-west-3"}
+    page = S3_PAGE % (CONTENTS % b"key")
+    with (
+        HttpResponder(lambda handler: answer(handler, 301, b"", elsewhere)) as first,
+        HttpResponder(lambda handler: answer(handler, 200, page)) as second,
+    ):
+        target = Endpoint.parse(second.endpoint)
+        monkeypatch.setattr(
+            S3Dialect,
+            "moved",
+            lambda _, fields: target if "x-amz-bucket-region" in fields else None,
+        )
+        observer = CountingObserver()
+        store = open_store(
+            StoreSource(store="s3", url="s3://bucket", bucket="bucket"),
+            FixedCredentials(S3Credentials(endpoint_url=first.endpoint, anonymous=True)),
+            retry_budget_s=0,
+            observer=observer,
+        )
+        store.probe()
+        assert [item.key for item in store.list_page("").objects] == ["key"]
+        store.close()
+    assert observer.requests == [("list", "ok")] * 2
+    assert observer.retries == []
