@@ -18,6 +18,10 @@ from tests.support.sidecar import Sidecar
 SERVING_TIMEOUT_S = 60.0
 _SHORTEST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.4
+# A worker's first question to the store can take longer than that. So that programs get on
+# between the kills, every fourth pause is a long one.
+_LONG_PAUSES_EVERY = 4
+_LONG_PAUSE_S = 2.0
 _POLL_S = 0.005
 
 
@@ -87,7 +91,7 @@ class Stalls:
 
 
 class Killer:
-    """Kills the worker ``kills`` times, each 20-400 ms after it began to serve.
+    """Kills the worker ``kills`` times, mostly 20-400 ms after it began to serve.
 
     A context manager; a failure of its thread is raised at the end of the block. Where no
     worker comes back, the whole sidecar is killed, because a program that waits for an
@@ -139,6 +143,8 @@ class Killer:
         pid = serving_pid(self._sidecar, self._volume)
         while self.killed < self._kills:
             pause_s = self._random.uniform(_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S)
+            if self.killed % _LONG_PAUSES_EVERY == _LONG_PAUSES_EVERY - 1:
+                pause_s += _LONG_PAUSE_S
             if self._leaving.wait(pause_s):
                 return
             drop_caches()
