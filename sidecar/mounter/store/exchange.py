@@ -79,6 +79,7 @@ class Exchange:
                     raise self._meaning(response, body, request)
                 followed = True
                 self._pool = ConnectionPool(moved)
+                pool.close_idle()
             except TRANSPORT_ERRORS as error:
                 if isinstance(error, TimeoutError):
                     patience.stalled()
@@ -87,7 +88,8 @@ class Exchange:
                 # A server may close an idle connection at any time; that is no outage.
                 pool.close_idle()
             finally:
-                if response is not None and response.isclosed() and not response.will_close:
+                usable = response is not None and response.isclosed() and not response.will_close
+                if usable and pool is self._pool:
                     pool.give_back(connection)
                 else:
                     pool.discard(connection)
