@@ -22,7 +22,6 @@ from benchmarks.mounts import detach, is_mounted
 from benchmarks.processes import Child, find_program, first_line, uninterrupted
 from benchmarks.servers import Endpoint, Server
 from sidecar.spec import (
-    GIB,
     Http,
     Kind,
     PersistenceSpec,
@@ -32,6 +31,7 @@ from sidecar.spec import (
     TransportName,
     Volume,
 )
+from sidecar.units import GIB
 
 READY_TIMEOUT_S = 60.0
 OURS = "mount-sidecar"

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sidecar.errors import SpecInvalid
+from sidecar.units import GIB, MIB
 
 SPEC_VERSION: Final = 1
 
@@ -26,9 +27,6 @@ HTTP_PORT = 9464
 
 DATA_PATHS_VARIABLE = "POLYAXON_RUN_DATA_PATHS"
 OUTPUTS_PATH_VARIABLE = "POLYAXON_RUN_OUTPUTS_PATH"
-
-MIB = 1024 * 1024
-GIB = 1024 * MIB
 
 Kind = Literal["data", "outputs"]
 StoreName = Literal["s3", "gcs", "azure"]

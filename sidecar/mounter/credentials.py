@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sidecar.errors import (
@@ -29,7 +30,9 @@ from sidecar.errors import (
     SecretNotJson,
     SpecInvalid,
 )
-from sidecar.spec import StoreSource
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from sidecar import logs
 from sidecar.errors import SidecarError, TlsUntrusted, Unavailable
@@ -35,7 +36,10 @@ from sidecar.mounter.store import open_store
 from sidecar.mounter.store.base import Store
 from sidecar.mounter.transport import kernel, libfuse
 from sidecar.mounter.transport.readers import Readers
-from sidecar.spec import PersistenceSpec, StoreSource, Volume, load_spec
+from sidecar.mounter.validated import read_validated_spec
+
+if TYPE_CHECKING:
+    from sidecar.spec import PersistenceSpec, StoreSource, Volume
 
 log = logging.getLogger("sidecar.worker")
 
@@ -61,19 +65,19 @@ class Worker:
     def __init__(
         self, spec: PersistenceSpec, volume: Volume, identity: str, channel: Channel
     ) -> None:
-        assert isinstance(volume.source, StoreSource)
         self._spec = spec
         self._volume = volume
-        self._source = volume.source
+        self._source = cast("StoreSource", volume.source)
         self._channel = channel
         self._mountpoint = volume.mountpoint or volume.path
         self._identity = identity
+        self._buckets = [v for v in spec.volumes if v.source.type == "store"]
         self._state = Path(spec.roots.state) / identity
         self._metrics = VolumeMetrics(
             Path(spec.roots.state) / "metrics", f"{volume.kind}/{volume.name}", identity
         )
         self._memory_bytes = spec.sizes.memory_bytes or budgets.memory_budget_bytes(
-            len(spec.buckets)
+            len(self._buckets)
         )
         self._filesystem: FileSystem | None = None
         self._cache: DiskCache | None = None
@@ -179,7 +183,7 @@ class Worker:
         if given is not None:
             return given
         # One folder for all has one budget; else each mount has a part of the disk.
-        mounts = 1 if self._spec.roots.cache else len(self._spec.buckets)
+        mounts = 1 if self._spec.roots.cache else len(self._buckets)
         total, free = budgets.disk_bytes(folder)
         return budgets.cache_budget_bytes(mounts, total, free, occupied_bytes(folder) * mounts)
 
@@ -289,8 +293,8 @@ def main(arguments: list[str]) -> int:
     duty, descriptors = received
     deadline_s = time.monotonic() + duty["seconds"]
     logs.set_up("worker", f"{duty['kind']}/{duty['name']}")
-    spec = load_spec(Path(duty["spec"]).read_text(), duty["spec"])
-    volume = next(v for v in spec.buckets if (v.kind, v.name) == (duty["kind"], duty["name"]))
+    spec = read_validated_spec(Path(duty["spec"]))
+    volume = next(v for v in spec.volumes if (v.kind, v.name) == (duty["kind"], duty["name"]))
     worker = Worker(spec, volume, duty["identity"], channel)
     try:
         if descriptors:

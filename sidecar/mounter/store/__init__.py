@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.spec import StoreSource
-
 if TYPE_CHECKING:
     from sidecar.mounter.store.base import Store, StoreObserver
     from sidecar.mounter.store.login import CredentialSource
+    from sidecar.spec import StoreSource
 
 
 def open_store(

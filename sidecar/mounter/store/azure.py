@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.credentials import AzureCredentials
@@ -21,7 +21,10 @@ from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.retry import Again
 from sidecar.mounter.store.signing import quote_path
-from sidecar.spec import MIB, StoreSource
+from sidecar.units import MIB
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
 
 COPY_POLL_S = 0.5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 from xml.etree.ElementTree import Element
 
@@ -22,7 +22,9 @@ from sidecar.mounter.store.signing import (
     quote_query,
     shared_key_headers,
 )
-from sidecar.spec import StoreSource
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 

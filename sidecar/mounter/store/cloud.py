@@ -8,7 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sidecar.errors import NotFound, SidecarError, Stale, Unavailable
 from sidecar.mounter.store.answers import Place, Request
@@ -21,7 +21,9 @@ from sidecar.mounter.store.forks import renew_in_child
 from sidecar.mounter.store.login import C, Login
 from sidecar.mounter.store.pages import PageReader
 from sidecar.mounter.store.retry import Again, Retry
-from sidecar.spec import StoreSource
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
 
 QUICK_TIMEOUT_S = 10.0
 """For requests that move no content."""

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
@@ -24,7 +24,10 @@ from sidecar.mounter.store.gcs_tokens import Tokens
 from sidecar.mounter.store.gcs_upload import CHUNK_BYTES, Reply, ResumableUpload
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.retry import Again
-from sidecar.spec import MIB, StoreSource
+from sidecar.units import MIB
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
 
 GOOGLE_ENDPOINT = "https://storage.googleapis.com"
 

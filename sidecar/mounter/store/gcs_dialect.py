@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sidecar.mounter.store.base import ObjectInfo, Page
@@ -14,7 +14,9 @@ from sidecar.mounter.store.connections import Endpoint, Headers
 from sidecar.mounter.store.dialect import Get, Listing
 from sidecar.mounter.store.gcs_tokens import Tokens
 from sidecar.mounter.store.signing import quote_query
-from sidecar.spec import StoreSource
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
 
 _FIELDS = "kind,items(name,size,timeCreated,generation),prefixes,nextPageToken"
 _REASON = re.compile(r"[A-Za-z]+")

@@ -14,7 +14,7 @@ import io
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, SidecarError
 from sidecar.mounter.credentials import S3Credentials
@@ -35,7 +35,10 @@ from sidecar.mounter.store.s3_dialect import (
     no_identity,
     version_of,
 )
-from sidecar.spec import GIB, MIB, StoreSource
+from sidecar.units import GIB, MIB
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
 
 MAX_COPY_BYTES = 5 * GIB
 """Largest object that CopyObject takes; above it the parts are copied."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element
 
@@ -19,7 +19,9 @@ from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.markup import parse_xml
 from sidecar.mounter.store.retry import Again
 from sidecar.mounter.store.signing import quote_path, quote_query, sigv4_headers
-from sidecar.spec import StoreSource
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
 
 DEFAULT_REGION = "us-east-1"
 
