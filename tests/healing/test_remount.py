@@ -66,7 +66,7 @@ def test_nothing_is_written_while_a_dead_mount_is_replaced(
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard alone")
         assert write_error(mountpoint) == errno.EROFS
-        assert sidecar.volume_status(VOLUME)["state"] != "serving"
+        wait_until(lambda: sidecar.volume_status(VOLUME)["state"] != "serving", "it says so")
     finally:
         bucket.server.resume()
     serving_pid(sidecar, VOLUME, other_than=pid)
