@@ -179,8 +179,9 @@ class FileSystem:
         """The lines up to offset ``end`` are about to be given to the kernel."""
         opened = self._opened_directory(handle)
         keys = opened.give(end)
-        if keys:
-            self._journal.write(("lines", handle, len(opened.given) - len(keys), keys))
+        start = len(opened.given) - len(keys)
+        if keys or not start:  # at the beginning, perhaps again: what was given is forgotten
+            self._journal.write(("lines", handle, start, keys))
 
     def make_directory(self, parent: int, name: str) -> Entry:
         """mkdir(2): a marker object keeps the directory when the mount is gone."""
