@@ -290,6 +290,7 @@ class Restored(RuleBasedStateMachine):
         self._filesystem.begin()
         self._last_node = ROOT
         self._last_handle = 0
+        self._read: dict[int, int] = {}  # open directories: handle to node
 
     def teardown(self) -> None:
         self._folder.cleanup()
@@ -333,7 +334,8 @@ class Restored(RuleBasedStateMachine):
 
     @rule(node=st.one_of(files, directories), count=st.integers(1, 3))
     def forget(self, node: int, count: int) -> None:
-        self._filesystem.forget(node, count)
+        if node not in self._read.values():  # the kernel holds what is open
+            self._filesystem.forget(node, count)
 
     @rule(target=handles, parent=directories, name=NAMES)
     def create(self, parent: int, name: str) -> Any:
@@ -379,7 +381,10 @@ class Restored(RuleBasedStateMachine):
     @rule(target=readings, node=directories)
     def open_directory(self, node: int) -> Any:
         handle = self._try(self._filesystem.open_directory, node)
-        return handle if handle is not None else multiple()
+        if handle is None:
+            return multiple()
+        self._read[handle] = node
+        return handle
 
     @rule(handle=readings, offset=st.integers(0, 6), count=st.integers(1, 3))
     def read_directory(self, handle: int, offset: int, count: int) -> None:
@@ -396,6 +401,7 @@ class Restored(RuleBasedStateMachine):
     @rule(handle=consumes(readings))
     def release_directory(self, handle: int) -> None:
         self._filesystem.release_directory(handle)
+        del self._read[handle]
 
     @rule()
     def take_over(self) -> None:
