@@ -25,6 +25,7 @@ READAHEAD_KIB = 4096
 _MS_RDONLY = 1
 _MS_NOSUID = 2
 _MS_NODEV = 4
+_MNT_FORCE = 1
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
@@ -100,8 +101,12 @@ def raise_readahead(path: str) -> bool:
 
 
 def unmount(path: str) -> bool:
-    """Detach the topmost mount at ``path`` at once, whoever uses it; False if there is none."""
-    if _libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
+    """Detach the topmost mount at ``path`` at once, whoever uses it; False if there is none.
+
+    A FUSE connection is aborted (MNT_FORCE): who waits for an answer that will not come gets
+    an error now, also when some other process still holds the descriptor.
+    """
+    if _libc.umount2(os.fsencode(path), _MNT_FORCE | _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
         return True
     code = ctypes.get_errno()
     if code in (errno.EINVAL, errno.ENOENT):

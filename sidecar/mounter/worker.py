@@ -35,6 +35,7 @@ from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.base import Store
 from sidecar.mounter.transport import kernel, libfuse
+from sidecar.mounter.transport.notifier import Notifier
 from sidecar.mounter.transport.readers import Readers
 from sidecar.mounter.validated import read_validated_spec
 
@@ -86,7 +87,7 @@ class Worker:
     def run(self, deadline_s: float) -> None:
         """Check, mount when told, serve. Returns when the mount is gone."""
         store = self._open_store()
-        readers = self._fork_readers(store)
+        notifier, readers = self._fork_children(store)
         self._check(store, deadline_s)
         filesystem = self._build(store)
         for key in filesystem.finish_predecessor():
@@ -99,7 +100,7 @@ class Worker:
         self._start_threads()
         if descriptors:
             kernel.Server(
-                filesystem, descriptors[0], self._metrics, self._say_serving, readers
+                filesystem, descriptors[0], self._metrics, self._say_serving, readers, notifier
             ).serve()
         else:
             libfuse.serve(
@@ -114,10 +115,12 @@ class Worker:
     def resume(self, descriptor: int) -> None:
         """Go on with the mount of a worker that died. Does not ask the store first."""
         store = self._open_store()
-        readers = self._fork_readers(store)
+        notifier, readers = self._fork_children(store)
         filesystem = self._build(store)
         filesystem.restore()
-        server = kernel.Server(filesystem, descriptor, self._metrics, self._say_serving, readers)
+        server = kernel.Server(
+            filesystem, descriptor, self._metrics, self._say_serving, readers, notifier
+        )
         server.resume()
         self._start_threads()
         server.serve()
@@ -137,10 +140,10 @@ class Worker:
             observer=self._metrics,
         )
 
-    def _fork_readers(self, store: Store) -> Readers | None:
-        """The reader processes; first of all, while this process has no other thread."""
+    def _fork_children(self, store: Store) -> tuple[Notifier | None, Readers | None]:
+        """The children; first of all, while this process has no other thread."""
         if self._spec.transport == "libfuse":
-            return None
+            return None, None
         count = min(len(os.sched_getaffinity(0)), _MOST_READERS)
 
         def build(number: int) -> Fetcher:
@@ -151,7 +154,7 @@ class Worker:
             )
             return self._fetcher(store, metrics, self._memory_bytes // count)
 
-        return Readers(count, build)
+        return Notifier(), Readers(count, build)
 
     def _fetcher(self, store: Store, metrics: VolumeMetrics, memory_bytes: int) -> Fetcher:
         return Fetcher(

@@ -20,7 +20,6 @@ import os
 import queue
 import stat
 import struct
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +29,8 @@ from sidecar.errors import NotFound, SidecarError, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.nodes import Node
 from sidecar.mounter.transport import protocol as p
+from sidecar.mounter.transport.notifier import Notifier
 from sidecar.mounter.transport.passthrough import ORDINARY, Backings
 from sidecar.mounter.transport.protocol import Opcode
 from sidecar.mounter.transport.readers import Readers
@@ -108,6 +107,7 @@ class Server:
         on_serving: called once the connection is initialised, with whether the kernel can
             hand open requests to a successor of this process (FUSE_NOTIFY_RESEND).
         readers: processes that answer READs; without them this one does.
+        notifier: tells the kernel what changed in the bucket; without it names expire.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Server:
         metrics: VolumeMetrics,
         on_serving: Callable[[bool], None],
         readers: Readers | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self.filesystem = filesystem
         self._readers = readers
@@ -132,8 +133,9 @@ class Server:
         # to the program may end them.
         self._waiting: set[int] = set()
         self._handed_on: collections.deque[int] = collections.deque(maxlen=_HANDED_ON_LAST)
-        self._changed: queue.SimpleQueue[Node | None] = queue.SimpleQueue()
-        filesystem.tree.on_remote_change = self._changed.put
+        if notifier is not None:
+            notifier.connect(descriptor)
+            filesystem.tree.on_remote_change = notifier.changed
 
     def resume(self) -> None:
         """Take over from a dead process: the file system is restored, INIT was its business.
@@ -149,33 +151,11 @@ class Server:
 
     def serve(self) -> None:
         """Read and answer requests until the file system is unmounted."""
-        threading.Thread(target=self._notify, name="notify", daemon=True).start()
         buffer = self._take_buffer()
         while (size := self._read(buffer)) is not None:
             if self._receive(buffer, size):
                 buffer = self._take_buffer()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._changed.put(None)
-
-    def _notify(self) -> None:
-        """Let the kernel drop names and pages of what changed in the bucket.
-
-        In a thread of its own: the kernel takes locks for it that the very request may hold
-        during which the change was seen.
-        """
-        while (node := self._changed.get()) is not None:
-            if node.lookups and node.parent is not None:
-                name = os.fsencode(node.name)
-                entry = p.NOTIFY_INVAL_ENTRY_OUT.pack(node.parent.id, len(name), 0)
-                self._tell(p.Notify.INVAL_ENTRY, entry + name + b"\0")
-                self._tell(p.Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE_OUT.pack(node.id, 0, 0))
-
-    def _tell(self, code: p.Notify, body: bytes) -> None:
-        try:
-            notify(self._descriptor, code, body)
-        except OSError as error:
-            # ENOENT: the kernel does not have it any more.
-            log.debug("notification %s: %s", code.name, error)
 
     # --- one request --------------------------------------------------------------------------
 

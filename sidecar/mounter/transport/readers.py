@@ -12,7 +12,6 @@ If a child ends, its worker ends: the supervisor's next one is asked everything 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import marshal
 import os
@@ -26,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sidecar.errors import Stale, WouldBlock, to_errno
 from sidecar.mounter.prefetch import Fetcher, ObjectReader
 from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.transport.forked import fork_child, receive_descriptor, send_descriptor
 from sidecar.mounter.transport.replies import answer, end_if_starved
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ _HANDLE = struct.Struct("<BQ")  # kind handle; a marshalled ObjectInfo follows a
 _KIND_READ, _KIND_PIN, _KIND_CLOSE = 1, 2, 3
 _MESSAGE_BYTES = 16 * 1024
 _THREADS = 32
-_PR_SET_PDEATHSIG = 1
 
 
 class Readers:
@@ -51,13 +50,19 @@ class Readers:
         self._pinned: dict[int, ObjectInfo] = {}
         self._pids: list[int] = []
         for number in range(count):
-            self._sockets.append(self._fork(number, build))
+
+            def run(end: socket.socket, number: int = number) -> None:
+                _Reader(end, build(number)).run()
+
+            pid, end = fork_child(run, self._sockets)
+            self._pids.append(pid)
+            self._sockets.append(end)
         signal.signal(signal.SIGCHLD, self._child_ended)
 
     def connect(self, descriptor: int) -> None:
         """Give every child the connection to answer on."""
         for end in self._sockets:
-            socket.send_fds(end, [b"\0"], [descriptor])
+            send_descriptor(end, descriptor)
 
     def read(self, unique: int, handle: int, info: ObjectInfo, offset: int, size: int) -> None:
         """Let the handle's child answer a READ of the pinned version ``info``."""
@@ -73,25 +78,6 @@ class Readers:
         if self._pinned.pop(handle, None) is not None:
             end = self._sockets[handle % len(self._sockets)]
             end.send(_HANDLE.pack(_KIND_CLOSE, handle))
-
-    def _fork(self, number: int, build: Callable[[int], Fetcher]) -> socket.socket:
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _die_with(parent)
-                near.close()
-                for other in self._sockets:
-                    other.close()
-                _Reader(far, build(number)).run()
-            except BaseException:
-                log.exception("a reader process failed")
-            finally:
-                os._exit(1)
-        far.close()
-        self._pids.append(pid)
-        return near
 
     def _child_ended(self, _number: int, _frame: object) -> None:
         # By pid: an SDK may start a program of its own (uname, say) and wait for that.
@@ -114,10 +100,10 @@ class _Reader:
 
     def run(self) -> None:
         """Serve until the worker is gone."""
-        _, descriptors, _, _ = socket.recv_fds(self._end, 1, 1)
-        if not descriptors:
+        descriptor = receive_descriptor(self._end)
+        if descriptor is None:
             return
-        self._descriptor = descriptors[0]
+        self._descriptor = descriptor
         while message := self._end.recv(_MESSAGE_BYTES):
             if message[0] == _KIND_READ:
                 _, unique, handle, offset, size = _READ.unpack(message)
@@ -168,14 +154,3 @@ class _Reader:
             self._metrics.read_bytes.inc(sum(map(len, result.views)))
         self._metrics.operation("read", time.perf_counter() - began_s, failure)
         return True
-
-
-def _die_with(parent: int) -> None:
-    """Ask for SIGKILL when the worker dies: no process may answer for a dead one.
-
-    The signal comes when the forking thread ends, which is the worker's main thread.
-    """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -1,0 +1,62 @@
+"""Child processes of a worker: forked before it has threads, and dead when it is."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+def fork_child(
+    body: Callable[[socket.socket], None], others: Sequence[socket.socket] = ()
+) -> tuple[int, socket.socket]:
+    """Run ``body`` in a child, with one end of a connection; its pid, and the other end.
+
+    Args:
+        others: ends to further children, which this one must not keep open.
+    """
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        far.close()
+        return pid, near
+    try:
+        _die_with(parent)
+        near.close()
+        for other in others:
+            other.close()
+        body(far)
+    except BaseException:
+        log.exception("a child of the worker failed")
+    finally:
+        os._exit(1)
+
+
+def send_descriptor(end: socket.socket, descriptor: int) -> None:
+    """Give a child the connection to the kernel."""
+    socket.send_fds(end, [b"\0"], [descriptor])
+
+
+def receive_descriptor(end: socket.socket) -> int | None:
+    """The connection to the kernel; None when the worker is gone."""
+    _, descriptors, _, _ = socket.recv_fds(end, 1, 1)
+    return descriptors[0] if descriptors else None
+
+
+def _die_with(parent: int) -> None:
+    """Ask for SIGKILL when the worker dies: no process may answer for a dead one.
+
+    The signal comes when the forking thread ends, which is the worker's main thread.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
