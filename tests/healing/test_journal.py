@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import random
 import tempfile
@@ -22,13 +24,18 @@ from hypothesis.stateful import (
 )
 
 from sidecar.errors import SidecarError, StateUnusable
-from sidecar.mounter.filesystem.attributes import Entry
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.filesystem.attributes import Entry, Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import FIRST_BYTES, Held, Journal, Record
 from sidecar.mounter.filesystem.nodes import ROOT
+from sidecar.mounter.filesystem.spool import Spool
+from sidecar.mounter.prefetch import Fetcher
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
+MIB = 1024 * 1024
 THREADS = 8
 HEADER_BYTES = 16
 
@@ -269,6 +276,13 @@ def _matters(record: Record) -> bool:
     return bool(lookups) or (len(details) > 2 and any(details[1:3]) and not detached)
 
 
+@functools.cache
+def shared_metrics() -> VolumeMetrics:
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return VolumeMetrics(Path(folder.name), "data/memory", "data-memory")
+
+
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 
 
@@ -283,6 +297,7 @@ class Restored(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
+        self._metrics = shared_metrics()
         self._store = MemoryStore()
         for key in ("a", "b/a", "b/b/c", "c/d"):
             self._store.put(key, key.encode())
@@ -296,7 +311,25 @@ class Restored(RuleBasedStateMachine):
         self._folder.cleanup()
 
     def _build(self) -> FileSystem:
-        return build(self._store, Path(self._folder.name), ttl_s=3600)[0]
+        """A worker's file system, but for the metrics, whose files stay open in a process."""
+        state = Path(self._folder.name)
+        return FileSystem(
+            Fetcher(
+                self._store,
+                ThreadPoolExecutor(1),
+                BufferPool(16 * MIB),
+                self._metrics,
+                part_bytes=MIB,
+            ),
+            Spool(state / "spool", MIB),
+            Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
+            self._metrics,
+            ThreadPoolExecutor(1),
+            Journal(state / "journal"),
+            read_only=False,
+            ttl_s=3600,
+            part_bytes=MIB,
+        )
 
     def _given(self, entry: Entry) -> int:
         """The number of a node that the kernel now has."""
