@@ -53,13 +53,17 @@ class Channel:
             return False
         return True
 
-    def receive(self) -> tuple[Message, list[int]] | None:
-        """The next message and its descriptors; None once the other end is gone."""
+    def receive(self, *, wait: bool = True) -> tuple[Message, list[int]] | None:
+        """The next message and its descriptors; None once the other end is gone.
+
+        Without ``wait`` also None where there is no message now.
+        """
+        flags = 0 if wait else socket.MSG_DONTWAIT
         try:
             data, descriptors, _flags, _address = socket.recv_fds(
-                self._socket, MESSAGE_BYTES, _DESCRIPTORS
+                self._socket, MESSAGE_BYTES, _DESCRIPTORS, flags
             )
-        except ConnectionResetError:
+        except (ConnectionResetError, BlockingIOError):
             return None
         if not data:
             return None

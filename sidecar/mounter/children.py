@@ -168,7 +168,9 @@ class Children:
 
     def _messages(self, child: Child, *, only_one: bool) -> Iterator[Event]:
         while True:
-            received = child.channel.receive()
+            # The last words of a dead child are read without waiting for the end of the
+            # channel: a child of its own may hold that open, and be stuck in the kernel.
+            received = child.channel.receive(wait=only_one)
             if received is None:
                 self._unregister(child)
                 return
