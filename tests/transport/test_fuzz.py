@@ -79,9 +79,11 @@ class Fuzzer:
             if opcode_of(one) == Opcode.INTERRUPT
         }
         connection = self._served.socket
+        poll = select.poll()  # select(2) ends at descriptor 1023
         while unsent or expected:
-            writers = [connection] if unsent else []
-            readable, writable, _ = select.select([connection], writers, [], PATIENCE_S)
+            poll.register(connection, select.POLLIN | (select.POLLOUT if unsent else 0))
+            events = sum(event for _, event in poll.poll(PATIENCE_S * 1000))
+            readable, writable = events & select.POLLIN, events & select.POLLOUT
             assert readable or writable, f"never answered: {list(expected.values())}"
             if readable and (answer := self._served.receive_one()) is not None:
                 request = expected.pop(answer.unique, None)
