@@ -59,16 +59,21 @@ class Channel:
         Without ``wait`` also None where there is no message now.
         """
         flags = 0 if wait else socket.MSG_DONTWAIT
+        descriptors = array.array("i")
+        space = socket.CMSG_SPACE(_DESCRIPTORS * descriptors.itemsize)
         try:
-            data, descriptors, _flags, _address = socket.recv_fds(
-                self._socket, MESSAGE_BYTES, _DESCRIPTORS, flags
-            )
+            # Not socket.recv_fds(), which takes flags and ignores them (seen in CPython 3.11-3.13).
+            data, ancillary, _flags, _address = self._socket.recvmsg(MESSAGE_BYTES, space, flags)
         except (ConnectionResetError, BlockingIOError):
             return None
         if not data:
             return None
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = len(content) - len(content) % descriptors.itemsize
+                descriptors.frombytes(content[:whole])
         message: Message = json.loads(data)
-        return message, descriptors
+        return message, list(descriptors)
 
     def close(self) -> None:
         """Close this end."""
