@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from sidecar.mounter.channel import Channel
 from tests.healing.conftest import VOLUME, Bucket, Start
 from tests.support.killer import kill_worker, wait_until
 
@@ -73,3 +74,19 @@ def test_restarts_leave_nothing_in_the_supervisor(
     assert last.zombies == 0
     healed = sidecar.volume_status(VOLUME)["healed"]
     assert healed == {"resend": WARM_UP_RESTARTS + restarts, "remount": 0}
+
+
+def test_a_dead_workers_channel_is_not_waited_for() -> None:
+    """Somebody else may hold the other end: a child of it that cannot end yet."""
+    near, far = Channel.pair()
+    with far:
+        other = Channel(far.dup())
+        other.send({"event": "said before"}, (far.fileno(),))
+        other.close()
+        message = near.receive(wait=False)
+        assert message is not None
+        assert message[0] == {"event": "said before"}
+        for descriptor in message[1]:
+            os.close(descriptor)
+        assert near.receive(wait=False) is None
+    near.close()
