@@ -492,3 +492,4 @@ class FileSystem:
         if not page.objects and not page.prefixes:
             self._store.put(directory.key, b"")
             directory.kept = True
+            self.tree.nodes.note(directory)
