@@ -456,6 +456,8 @@ class Restored(RuleBasedStateMachine):
 
 
 TestRestored = pytest.mark.filterwarnings("ignore::ResourceWarning")(Restored.TestCase)
+# Seconds when it passes. A failure takes longer, until it is made small; let it be reported.
+TestRestored = pytest.mark.timeout(600)(TestRestored)
 Restored.TestCase.settings = settings(
     max_examples=40,
     stateful_step_count=40,
