@@ -41,11 +41,12 @@ class Notifier:
     def changed(self, node: Node) -> None:
         """A node that the kernel knows lost its name because the bucket changed.
 
-        Never waits: names and attributes expire by themselves, only somewhat later.
+        Never waits, and goes without a child that ended: names and attributes expire by
+        themselves, only somewhat later.
         """
         if node.lookups and node.parent is not None:
             message = _CHANGED.pack(node.id, node.parent.id) + os.fsencode(node.name)
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, ConnectionError):
                 self._end.send(message)
 
 

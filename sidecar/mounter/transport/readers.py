@@ -21,6 +21,7 @@ import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 from sidecar.errors import Stale, WouldBlock, to_errno
 from sidecar.mounter.prefetch import Fetcher, ObjectReader
@@ -66,25 +67,32 @@ class Readers:
 
     def read(self, unique: int, handle: int, info: ObjectInfo, offset: int, size: int) -> None:
         """Let the handle's child answer a READ of the pinned version ``info``."""
-        end = self._sockets[handle % len(self._sockets)]
         if self._pinned.get(handle) is not info:
             self._pinned[handle] = info
             fields = (info.key, info.size_bytes, info.mtime_s, info.version)
-            end.send(_HANDLE.pack(_KIND_PIN, handle) + marshal.dumps(fields))
-        end.send(_READ.pack(_KIND_READ, unique, handle, offset, size))
+            self._send(handle, _HANDLE.pack(_KIND_PIN, handle) + marshal.dumps(fields))
+        self._send(handle, _READ.pack(_KIND_READ, unique, handle, offset, size))
 
     def close(self, handle: int) -> None:
         """The handle was released."""
         if self._pinned.pop(handle, None) is not None:
-            end = self._sockets[handle % len(self._sockets)]
-            end.send(_HANDLE.pack(_KIND_CLOSE, handle))
+            self._send(handle, _HANDLE.pack(_KIND_CLOSE, handle))
+
+    def _send(self, handle: int, message: bytes) -> None:
+        try:
+            self._sockets[handle % len(self._sockets)].send(message)
+        except ConnectionError:
+            self._end_with_child()  # it ended just now, and SIGCHLD is still to come
 
     def _child_ended(self, _number: int, _frame: object) -> None:
         # By pid: an SDK may start a program of its own (uname, say) and wait for that.
         for pid in self._pids:
             if os.waitpid(pid, os.WNOHANG) != (0, 0):
-                log.error("a reader process ended; this worker ends too and is replaced")
-                os._exit(os.EX_SOFTWARE)
+                self._end_with_child()
+
+    def _end_with_child(self) -> NoReturn:
+        log.error("a reader process ended; this worker ends too and is replaced")
+        os._exit(os.EX_SOFTWARE)
 
 
 class _Reader:
