@@ -8,6 +8,7 @@ Reads that follow nothing are fetched as they are, in the caller's thread.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -36,8 +37,8 @@ FOLLOW_BYTES = BLOCK_BYTES
 KEEP_BEHIND_BYTES = 4 * MIB
 """Kept behind the reader: the kernel's readahead asks out of order, and readers step back."""
 MAX_WINDOW_BYTES = 64 * MIB
-MAX_STREAMS = 4
-"""Interleaved streams of one handle, such as the columns of a table."""
+MAX_STREAMS = 8
+"""Interleaved streams of one object, such as the columns of a table, or its readers."""
 IDLE_S = 1.0
 """A window that was not read for so long may be dropped when another one needs memory."""
 _REMEMBERED_ENDS = 8
@@ -166,7 +167,18 @@ class _Part:
         entry: where it is cached, held until the fetch ended.
     """
 
-    __slots__ = ("_users", "buffer", "done", "end", "entry", "error", "lock", "pool", "start")
+    __slots__ = (
+        "_callbacks",
+        "_users",
+        "buffer",
+        "done",
+        "end",
+        "entry",
+        "error",
+        "lock",
+        "pool",
+        "start",
+    )
 
     def __init__(
         self, start: int, buffer: bytearray, pool: BufferPool, entry: Entry | None
@@ -179,6 +191,7 @@ class _Part:
         self.done = threading.Event()
         self.error: BaseException | None = None
         self._users = 2  # the window, and the fetch
+        self._callbacks: list[Callable[[], None]] = []
         self.lock = threading.Lock()
 
     def hold(self) -> None:
@@ -193,6 +206,14 @@ class _Part:
             buffer, self.buffer = self.buffer, None
         self.pool.give_back(buffer)
 
+    def when_done(self, callback: Callable[[], None]) -> bool:
+        """Call back from the thread that fetches; False if the fetch has ended already."""
+        with self.lock:
+            if self.done.is_set():
+                return False
+            self._callbacks.append(callback)
+            return True
+
     def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
         try:
             assert self.buffer is not None
@@ -200,7 +221,11 @@ class _Part:
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:
-            self.done.set()
+            with self.lock:
+                self.done.set()
+                callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
             if self.entry is not None and fetcher.cache is not None:
                 fetcher.cache.leave(self.entry)
             self.drop()
@@ -290,18 +315,46 @@ class ObjectReader:
             if not parts and wait:
                 self._ends.append(end)
                 entry = self._hold_entry()
+            self._drop_if_read(offset, end)
         if stream is None or not parts:
             if not wait:
                 raise WouldBlock(self.info.key)
             return self._read_directly(entry, offset, end)
         return self._read_parts(stream, parts, missing, offset, end, wait)
 
+    def read_when_here(
+        self, offset: int, size: int, take: Callable[[ReadResult | Exception], None]
+    ) -> bool:
+        """Have the bytes, or what :meth:`read` would raise, given to ``take``.
+
+        At once where they are here, else from the thread that fetches the last of them, so
+        that nobody has to be woken who only waits. False, and nothing is done, where they
+        are not being fetched: then :meth:`read` must be called.
+        """
+        end = min(offset + size, self.info.size_bytes)
+        if offset >= end:
+            take(ReadResult([], _nothing))
+            return True
+        with self._lock:
+            self._used_s = time.monotonic()
+            stream = self._find_stream(offset, end, False)
+            if stream is None:
+                return False
+            parts, _ = self._cover(stream, offset, end)
+            self._drop_if_read(offset, end)
+        self._hand_over(stream, parts, offset, end, take, None)
+        return True
+
     def give_up_idle(self) -> bool:
         """Drop windows that nobody reads at the moment (:class:`.buffers.Holder`)."""
+        return self.drop_idle(IDLE_S)
+
+    def drop_idle(self, idle_s: float) -> bool:
+        """Drop windows that nobody read for ``idle_s``; False where that is none."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if not self._streams or time.monotonic() - self._used_s < IDLE_S:
+            if not self._streams or time.monotonic() - self._used_s < idle_s:
                 return False
             self._close_streams()
             return True
@@ -450,6 +503,11 @@ class ObjectReader:
     def _submit(self, part: _Part) -> None:
         self._fetcher.threads.submit(part.fetch, self._fetcher, self.info)
 
+    def _drop_if_read(self, offset: int, end: int) -> None:
+        """A small object that is read whole is in the kernel's page cache from now on."""
+        if offset == 0 and end == self.info.size_bytes <= WHOLE_OBJECT_BYTES:
+            self._close_streams()
+
     def _close_streams(self) -> None:
         for stream in self._streams:
             stream.close()
@@ -482,26 +540,58 @@ class ObjectReader:
         end: int,
         wait: bool,
     ) -> ReadResult:
-        def release() -> None:
-            for part in parts:
-                part.drop()
-
-        began_s = time.perf_counter()
-        waited = missing is not None
+        began_s = time.perf_counter() if missing is not None else None
         if missing is not None:
             missing.fetch(self._fetcher, self.info)
         for part in parts:
             if not part.done.is_set():
                 if not wait:
-                    release()
+                    for held in parts:
+                        held.drop()
                     raise WouldBlock(self.info.key)
-                waited = True
+                began_s = began_s or time.perf_counter()
                 part.done.wait()
+        return self._result(stream, parts, offset, end, began_s)
+
+    def _hand_over(
+        self,
+        stream: _Stream,
+        parts: list[_Part],
+        offset: int,
+        end: int,
+        take: Callable[[ReadResult | Exception], None],
+        began_s: float | None,
+    ) -> None:
+        for part in parts:
+            if not part.done.is_set():
+                began_s = began_s or time.perf_counter()
+                again = functools.partial(
+                    self._hand_over, stream, parts, offset, end, take, began_s
+                )
+                if part.when_done(again):
+                    return
+        result: ReadResult | Exception
+        try:
+            result = self._result(stream, parts, offset, end, began_s)
+        except Exception as error:  # noqa: BLE001 - raised where it is taken
+            result = error
+        take(result)
+
+    def _result(
+        self, stream: _Stream, parts: list[_Part], offset: int, end: int, began_s: float | None
+    ) -> ReadResult:
+        """What the parts have, once they are here; ``began_s``: since when that was awaited."""
+
+        def release() -> None:
+            for part in parts:
+                part.drop()
+
+        for part in parts:
             if part.error is not None:
                 release()
                 raise part.error
         metrics = self._fetcher.metrics
-        if waited:
+        if began_s is not None:
             metrics.cache_misses.inc()
             metrics.stall_seconds.inc(time.perf_counter() - began_s)
             with self._lock:

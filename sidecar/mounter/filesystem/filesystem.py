@@ -274,6 +274,18 @@ class FileSystem:
         """
         return self.files.pinned(handle)
 
+    def version(self, node_id: int) -> ObjectInfo:
+        """The version of an object that a node of a read-only mount is. Raises IsADirectory."""
+        node = self.tree.nodes.get(node_id)
+        if not isinstance(node, File) or node.remote is None:
+            raise IsADirectory(f"`{node.key}`")
+        return node.remote
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether an open file may be a local copy (:meth:`open_copy`)."""
+        return self._cache is not None
+
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2)."""
         return self.files.write(handle, offset, data)

@@ -171,7 +171,8 @@ class Tree:
         try:
             self.find(parent, node.name, wait=wait)
         except NotFound:
-            if not (isinstance(node, File) and node.handles):
+            # Who has it open asks by the node, and no handle need be known (read-only mounts).
+            if not (isinstance(node, File) and node.lookups):
                 raise
 
     def attributes(self, node: Node) -> Attributes:

@@ -127,6 +127,9 @@ class Server:
         self._metrics = metrics
         self._on_serving = on_serving
         self._backings = Backings(descriptor)
+        # Nothing of a read-only volume has to know what is open: a node is one version, and
+        # closing it saves nothing. Only a file of the disk cache is opened by its copy.
+        self._needs_opens = readers is None or not filesystem.read_only or filesystem.has_cache
         self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="serve")
         self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         # Reads that wait, here and (the last ones passed on) in reader processes: a signal
@@ -311,15 +314,23 @@ class Server:
     def forget(self, request: Request, _wait: bool) -> None:
         (count,) = p.FORGET_IN.unpack_from(request.body)
         self.filesystem.forget(request.node, count)
+        self._stop_reading([request.node])
 
     def batch_forget(self, request: Request, _wait: bool) -> None:
         (count, _) = p.BATCH_FORGET_IN.unpack_from(request.body)
         offset = p.BATCH_FORGET_IN.size
         present = (len(request.body) - offset) // p.FORGET_ONE.size
+        nodes = []
         for _ in range(min(count, present)):
             node, lookups = p.FORGET_ONE.unpack_from(request.body, offset)
             self.filesystem.forget(node, lookups)
+            nodes.append(node)
             offset += p.FORGET_ONE.size
+        self._stop_reading(nodes)
+
+    def _stop_reading(self, nodes: list[int]) -> None:
+        if self._readers is not None and not self._needs_opens:
+            self._readers.close(nodes)
 
     def get_attributes(self, request: Request, wait: bool) -> _Result:
         entry = self.filesystem.get_attributes(request.node, wait=wait)
@@ -472,6 +483,9 @@ class Server:
 
     def open(self, request: Request, wait: bool) -> _Result:
         flags, _ = p.OPEN_IN.unpack_from(request.body)
+        if not self._needs_opens:
+            # The kernel then opens and closes files without asking (FUSE_NO_OPEN_SUPPORT).
+            raise OSError(errno.ENOSYS, "no opens")
         if flags & os.O_TRUNC and not wait:
             raise WouldBlock("truncate")
         backing_id = ORDINARY
@@ -498,10 +512,13 @@ class Server:
     def read(self, request: Request, wait: bool) -> _Result:
         handle, offset, size = _read_in(request.body)
         if self._readers is not None:
-            info = self.filesystem.pinned(handle)
+            if self._needs_opens:
+                number, info = handle, self.filesystem.pinned(handle)
+            else:
+                number, info = request.node, self.filesystem.version(request.node)
             if info is not None:
                 self._handed_on.append(request.unique)
-                self._readers.read(request.unique, handle, info, offset, size)
+                self._readers.read(request.unique, number, info, offset, size)
                 return _HANDED_ON
         result = self.filesystem.read(handle, offset, size, wait=wait)
         return _Result(result.views, result.release)
@@ -515,6 +532,8 @@ class Server:
 
     def flush(self, request: Request, _wait: bool) -> _Result:
         (handle,) = p.HANDLE_IN.unpack_from(request.body)
+        if not self._needs_opens:
+            raise OSError(errno.ENOSYS, "nothing is written")  # nor asked again
         self.filesystem.flush(handle)
         return _Result(())
 
@@ -522,7 +541,7 @@ class Server:
         (handle,) = p.HANDLE_IN.unpack_from(request.body)
         self.filesystem.release(handle)
         if self._readers is not None:
-            self._readers.close(handle)
+            self._readers.close([handle])
         if self.filesystem.read_only:
             self._backings.release(request.node)
         return _Result(())

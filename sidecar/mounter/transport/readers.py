@@ -18,24 +18,52 @@ import os
 import signal
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from sidecar.errors import Stale, WouldBlock, to_errno
-from sidecar.mounter.prefetch import Fetcher, ObjectReader
+from sidecar.errors import Stale, to_errno
+from sidecar.mounter.prefetch import (
+    KEEP_BEHIND_BYTES,
+    MAX_STREAMS,
+    SEEK_FORWARD_BYTES,
+    Fetcher,
+    ObjectReader,
+    ReadResult,
+)
 from sidecar.mounter.store.base import ObjectInfo
 from sidecar.mounter.transport.forked import fork_child, receive_descriptor, send_descriptor
 from sidecar.mounter.transport.replies import answer, end_if_starved
 
 log = logging.getLogger(__name__)
 
-_READ = struct.Struct("<BQQQI")  # kind unique handle offset size
-_HANDLE = struct.Struct("<BQ")  # kind handle; a marshalled ObjectInfo follows a pin
-_KIND_READ, _KIND_PIN, _KIND_CLOSE = 1, 2, 3
+_READ = struct.Struct(
+    "<BQQQI"
+)  # kind unique number offset size; a marshalled ObjectInfo may follow
+_KIND_READ, _KIND_CLOSE = 1, 2  # marshalled numbers follow a close
 _MESSAGE_BYTES = 16 * 1024
 _THREADS = 32
+_MOST_PINNED = 1024
+_EVICTED_TOGETHER = 64
+_IDLE_S = 60.0
+
+
+class _Pinned:
+    """What the worker remembers of something that is read.
+
+    Attributes:
+        told: the children that know ``info``.
+        ends: where recent reads ended, and which child has them, the latest last.
+    """
+
+    __slots__ = ("ends", "info", "told")
+
+    def __init__(self, info: ObjectInfo) -> None:
+        self.info = info
+        self.told: set[int] = set()
+        self.ends: deque[tuple[int, int]] = deque(maxlen=MAX_STREAMS)
 
 
 class Readers:
@@ -48,7 +76,8 @@ class Readers:
 
     def __init__(self, count: int, build: Callable[[int], Fetcher]) -> None:
         self._sockets: list[socket.socket] = []
-        self._pinned: dict[int, ObjectInfo] = {}
+        self._pinned: OrderedDict[int, _Pinned] = OrderedDict()  # the latest read last
+        self._next_child = 0
         self._pids: list[int] = []
         for number in range(count):
 
@@ -65,22 +94,51 @@ class Readers:
         for end in self._sockets:
             send_descriptor(end, descriptor)
 
-    def read(self, unique: int, handle: int, info: ObjectInfo, offset: int, size: int) -> None:
-        """Let the handle's child answer a READ of the pinned version ``info``."""
-        if self._pinned.get(handle) is not info:
-            self._pinned[handle] = info
-            fields = (info.key, info.size_bytes, info.mtime_s, info.version)
-            self._send(handle, _HANDLE.pack(_KIND_PIN, handle) + marshal.dumps(fields))
-        self._send(handle, _READ.pack(_KIND_READ, unique, handle, offset, size))
+    def read(self, unique: int, number: int, info: ObjectInfo, offset: int, size: int) -> None:
+        """Let a child answer a READ of the pinned version ``info``.
 
-    def close(self, handle: int) -> None:
-        """The handle was released."""
-        if self._pinned.pop(handle, None) is not None:
-            self._send(handle, _HANDLE.pack(_KIND_CLOSE, handle))
+        Args:
+            number: the handle that is read, or the node where there are no handles.
+        """
+        pinned = self._pinned.get(number)
+        if pinned is None or pinned.info is not info:
+            self.close([number])
+            pinned = self._pinned[number] = _Pinned(info)
+            if len(self._pinned) > _MOST_PINNED:
+                self.close(list(self._pinned)[:_EVICTED_TOGETHER])
+        else:
+            self._pinned.move_to_end(number)
+        child = self._child_for(pinned, offset)
+        pinned.ends.append((offset + size, child))
+        message = _READ.pack(_KIND_READ, unique, number, offset, size)
+        if child not in pinned.told:
+            pinned.told.add(child)
+            message += marshal.dumps((info.key, info.size_bytes, info.mtime_s, info.version))
+        self._send(child, message)
 
-    def _send(self, handle: int, message: bytes) -> None:
+    def close(self, numbers: Iterable[int]) -> None:
+        """These handles or nodes are not read any more."""
+        closed: dict[int, list[int]] = {}
+        for number in numbers:
+            pinned = self._pinned.pop(number, None)
+            if pinned is not None:
+                for child in pinned.told:
+                    closed.setdefault(child, []).append(number)
+        for child, known in closed.items():
+            self._send(child, bytes((_KIND_CLOSE,)) + marshal.dumps(known))
+
+    def _child_for(self, pinned: _Pinned, offset: int) -> int:
+        """The child whose window the read belongs to, else the next one in turn."""
+        for index, (end, child) in enumerate(pinned.ends):
+            if -KEEP_BEHIND_BYTES <= offset - end <= SEEK_FORWARD_BYTES:
+                del pinned.ends[index]
+                return child
+        self._next_child = (self._next_child + 1) % len(self._sockets)
+        return self._next_child
+
+    def _send(self, child: int, message: bytes) -> None:
         try:
-            self._sockets[handle % len(self._sockets)].send(message)
+            self._sockets[child].send(message)
         except ConnectionError:
             self._end_with_child()  # it ended just now, and SIGCHLD is still to come
 
@@ -96,14 +154,21 @@ class Readers:
 
 
 class _Reader:
-    """One child: handles to windows, requests to answers."""
+    """One child: numbers to windows, requests to answers.
+
+    Its threads take turns at the connection: who has the turn answers what is here, and
+    passes the turn on only when a read has to wait, which it then does itself. So a read
+    changes threads as rarely as can be: a wake-up costs as much as a small answer.
+    """
 
     def __init__(self, end: socket.socket, fetcher: Fetcher) -> None:
         self._end = end
         self._fetcher = fetcher
         self._metrics = fetcher.metrics
         self._readers: dict[int, ObjectReader] = {}
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
+        self._turn = threading.Lock()
+        self._next_in_turn = 0
+        self._threads = 1
         self._descriptor = -1
 
     def run(self) -> None:
@@ -112,53 +177,98 @@ class _Reader:
         if descriptor is None:
             return
         self._descriptor = descriptor
-        while message := self._end.recv(_MESSAGE_BYTES):
-            if message[0] == _KIND_READ:
-                _, unique, handle, offset, size = _READ.unpack(message)
-                reader = self._readers[handle]
-                if not self._read(reader, unique, offset, size, wait=False):
-                    self._pool.submit(self._read_later, reader, unique, offset, size)
-            elif message[0] == _KIND_PIN:
-                _, handle = _HANDLE.unpack_from(message)
-                info = ObjectInfo(*marshal.loads(message[_HANDLE.size :]))  # noqa: S302 - the parent's
-                self._close(handle)
-                self._readers[handle] = ObjectReader(self._fetcher, info)
-            else:
-                _, handle = _HANDLE.unpack(message)
-                self._close(handle)
+        threading.Thread(target=self._drop_idle, name="idle", daemon=True).start()
+        self._serve()
 
-    def _close(self, handle: int) -> None:
-        reader = self._readers.pop(handle, None)
-        if reader is not None:
-            reader.close()
-
-    def _read_later(self, reader: ObjectReader, unique: int, offset: int, size: int) -> None:
+    def _serve(self) -> None:
         try:
-            self._read(reader, unique, offset, size, wait=True)
-        except BaseException:
-            # Nobody would ever answer this request. The next worker is asked it again.
+            while True:
+                self._next_in_turn += 1
+                with self._turn:
+                    self._next_in_turn -= 1
+                    waiting = self._take_turn()
+                    # Somebody must be there for the next one.
+                    if not self._next_in_turn and self._threads < _THREADS:
+                        self._threads += 1
+                        threading.Thread(target=self._serve, name="read", daemon=True).start()
+                waiting.answer_later()
+        except BaseException as error:
+            end_if_starved(error)
+            # Somebody would never get an answer. The next worker is asked it again.
             log.exception("a bug: a READ got no answer")
             os._exit(os.EX_SOFTWARE)
 
-    def _read(
-        self, reader: ObjectReader, unique: int, offset: int, size: int, *, wait: bool
-    ) -> bool:
-        """Answer one READ; False if it has to wait and may not."""
-        began_s = time.perf_counter()
-        failure: BaseException | None = None
-        try:
-            result = reader.read(offset, size, wait=wait)
-        except WouldBlock:
-            return False
-        except Exception as error:  # noqa: BLE001 - every READ needs an answer
-            end_if_starved(error)
-            failure = error
-            if not isinstance(error, Stale):
-                log.warning("a read of `%s` failed: %s", reader.info.key, error)
-            answer(self._descriptor, unique, to_errno(error))
-        else:
-            answer(self._descriptor, unique, 0, result.views)
+    def _take_turn(self) -> _Read:
+        """Answer until a read has to be fetched: that one. Ends the process with the worker."""
+        while message := self._end.recv(_MESSAGE_BYTES):
+            if message[0] == _KIND_READ:
+                _, unique, number, offset, size = _READ.unpack_from(message)
+                if len(message) > _READ.size:
+                    info = ObjectInfo(*marshal.loads(message[_READ.size :]))  # noqa: S302 - the parent's
+                    self._readers[number] = ObjectReader(self._fetcher, info)
+                read = _Read(self._readers[number], unique, offset, size, self._answer)
+                if not read.answer_when_here():
+                    return read
+            else:
+                for number in marshal.loads(message[1:]):  # noqa: S302 - the parent's
+                    self._readers.pop(number).close()
+        os._exit(0)
+
+    def _drop_idle(self) -> None:
+        """Windows that nobody reads: a close is not always heard of, and programs pause."""
+        while True:
+            time.sleep(_IDLE_S / 4)
+            for reader in list(self._readers.values()):
+                reader.drop_idle(_IDLE_S)
+
+    def _answer(self, read: _Read, result: ReadResult | Exception) -> None:
+        failure: Exception | None = None
+        if isinstance(result, ReadResult):
+            answer(self._descriptor, read.unique, 0, result.views)
+            size_bytes = sum(map(len, result.views))
             result.release()
-            self._metrics.read_bytes.inc(sum(map(len, result.views)))
-        self._metrics.operation("read", time.perf_counter() - began_s, failure)
-        return True
+            self._metrics.read_bytes.inc(size_bytes)
+        else:
+            end_if_starved(result)
+            failure = result
+            if not isinstance(failure, Stale):
+                log.warning("a read of `%s` failed: %s", read.reader.info.key, failure)
+            answer(self._descriptor, read.unique, to_errno(failure))
+        self._metrics.operation("read", time.perf_counter() - read.began_s, failure)
+
+
+class _Read:
+    """One READ."""
+
+    __slots__ = ("_answer", "_offset", "_size", "began_s", "reader", "unique")
+
+    def __init__(
+        self,
+        reader: ObjectReader,
+        unique: int,
+        offset: int,
+        size: int,
+        answer: Callable[[_Read, ReadResult | Exception], None],
+    ) -> None:
+        self.reader = reader
+        self.unique = unique
+        self.began_s = time.perf_counter()
+        self._offset = offset
+        self._size = size
+        self._answer = answer
+
+    def answer_when_here(self) -> bool:
+        """Answer it now or when what is being fetched is here; False if nobody fetches it."""
+        return self.reader.read_when_here(self._offset, self._size, self._take)
+
+    def answer_later(self) -> None:
+        """Fetch what it needs, and answer it."""
+        result: ReadResult | Exception
+        try:
+            result = self.reader.read(self._offset, self._size)
+        except Exception as error:  # noqa: BLE001 - every READ needs an answer
+            result = error
+        self._answer(self, result)
+
+    def _take(self, result: ReadResult | Exception) -> None:
+        self._answer(self, result)
