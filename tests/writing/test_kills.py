@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.killer import Killer
+from tests.support.killer import Killer, kill_worker
 from tests.support.servers import REPOSITORY
 from tests.writing import writers
 from tests.writing.buckets import VOLUME, Mounted, mounted
@@ -137,3 +137,25 @@ def test_the_workloads_say_the_truth_on_a_local_directory(tmp_path: Path) -> Non
         assert found == expected
         assert found or workload == "names"
     assert os.listdir(tmp_path)
+
+
+def test_a_listing_goes_on_after_names_that_were_made_a_moment_ago(place: Mounted) -> None:
+    """They stand behind the others in a listing that is still fresh."""
+    directory = place.fresh_directory()
+    for name in "bd":
+        (directory / name).mkdir()
+    assert sorted(os.listdir(directory)) == ["b", "d"]
+    for name in "ca":
+        (directory / name).write_bytes(b"x")
+    with os.scandir(directory) as lines:
+        seen = [next(lines).name]
+        kill_worker(place.sidecar, VOLUME)
+        seen += [line.name for line in lines]
+    assert sorted(seen) == ["a", "b", "c", "d"]
+
+
+def test_a_file_that_was_made_by_a_reader_is_saved(place: Mounted) -> None:
+    """O_CREAT with O_RDONLY, as `touch` of some systems and lock files do."""
+    directory = place.fresh_directory()
+    os.close(os.open(directory / "lock", os.O_RDONLY | os.O_CREAT, 0o644))
+    assert place.objects(directory) == {"lock": b""}
