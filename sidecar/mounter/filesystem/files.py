@@ -240,9 +240,12 @@ class Files:
             self._tree.nodes.note(node)
 
     def flush(self, handle: int) -> None:
-        """close(2) or fsync(2): return when the store has the bytes, or raise why not."""
+        """close(2) or fsync(2): return when the store has the bytes, or raise why not.
+
+        Of a handle for reading only where nobody writes: it may have made the file.
+        """
         opened = self.get(handle)
-        if opened.writable:
+        if opened.writable or not opened.node.writers:
             with opened.node.lock:
                 self.save(opened.node)
 

@@ -137,7 +137,7 @@ class Held:
     Attributes:
         nodes: number to the node's last record, its lookups brought up to date.
         handles: number to (node, writable, backing id).
-        directories: number to (node, sort keys of the lines that were given).
+        directories: number to (node, keys of the lines that were given).
         last_node, last_handle, last_directory: the highest numbers ever given out. None is
             given twice: the kernel asks again for the release of what was released already,
             and tar(1) takes two files of one inode number for one file.

@@ -60,8 +60,8 @@ class Listing:
         prefix: the directory's key, ending in ``/``; empty for the root.
         hidden: called with (name, reason) for each key that no path shows.
         threads: ask for pages ahead of a reader.
-        given: sort keys that a reader of an earlier, lost listing of the same directory got
-            already: they keep their places, and only what sorts behind them is added.
+        given: keys that a reader of an earlier, lost listing of the same directory got
+            already: they keep their places, and what is not among them comes behind.
     """
 
     def __init__(
@@ -83,9 +83,8 @@ class Listing:
         self._token: str | None = None
         self._held: list[tuple[str, Remote]] = []
         self._last = ""
-        self._given_until = max(given, default="")
         self.names = [key.removesuffix("/") for key in given]
-        self.sort_keys = list(given)
+        self.keys = list(given)
         self._vacant = set(self.names)  # in `names` and not in `entries`
         self.entries: dict[str, Remote] = {}
         self.complete = False
@@ -128,7 +127,7 @@ class Listing:
         elif self.covers(name):
             self.entries[name] = remote
             self.names.append(name)
-            self.sort_keys.append("")  # out of order: a resumed reading cannot go by it
+            self.keys.append(name if remote is not None else f"{name}/")
         # else a page still to come will bring it
 
     def _load_page(self, seen: int, *, ahead: bool) -> None:
@@ -180,9 +179,10 @@ class Listing:
         elif remote is not None and name in directories:
             self._hidden(self._prefix + key, "shadowed")
         else:
-            if key > self._given_until and name not in self.entries:
+            # Not by their order: what was made while the listing was fresh was given last.
+            if name not in self.entries and name not in self._vacant:
                 self.names.append(name)
-                self.sort_keys.append(key)
+                self.keys.append(key)
             self._vacant.discard(name)
             self.entries[name] = remote
 

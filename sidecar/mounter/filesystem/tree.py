@@ -43,7 +43,7 @@ class OpenDirectory:
     """An open directory: one reading of it that stays the same until rewinddir(3).
 
     Attributes:
-        given: sort keys of the lines that the reader got already.
+        given: keys of the lines that the reader got already.
         local_names: what only this mount has, listed last; known once they are reached.
         listed: how many names of the listing come before them.
     """
@@ -64,11 +64,11 @@ class OpenDirectory:
         self.local_names = None
 
     def give(self, end: int) -> list[str]:
-        """Note that lines up to offset ``end`` are given; the sort keys of the new ones."""
+        """Note that lines up to offset ``end`` are given; the keys of the new ones."""
         listing = self.listing
         if listing is None:
             return []
-        new = listing.sort_keys[len(self.given) : max(0, end - _FIRST_ENTRY_OFFSET)]
+        new = listing.keys[len(self.given) : max(0, end - _FIRST_ENTRY_OFFSET)]
         self.given += new
         return new
 

@@ -1,0 +1,183 @@
+"""One file, any order of reads, writes, truncates, maps, syncs and reopens: every byte, always.
+
+In the manner of fsx. The file is compared with a model in memory at each read, whole every
+now and then, and at the end in the bucket. A failure prints the seed and the last operations.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from sidecar.spec import StoreName, TransportName
+from tests.writing.buckets import Mounted, mounted
+
+LONGEST_BYTES = 400_000
+LONGEST_OPERATION_BYTES = 70_000
+LOGGED = 200
+WHOLE_EVERY = 250
+SEED = int(os.environ.get("EXERCISER_SEED", "1"))
+
+
+class Operation(NamedTuple):
+    """One line of the log."""
+
+    number: int
+    name: str
+    offset: int
+    size_bytes: int
+
+
+class Exerciser:
+    """The file, its model, and a log of what was done.
+
+    Attributes:
+        log: the last operations.
+    """
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.log: deque[Operation] = deque(maxlen=LOGGED)
+        self._path = path
+        self._random = random.Random(seed)
+        self._expected = bytearray()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        # Those that wait for the store are rare.
+        self._weights = {
+            self._read: 25,
+            self._write: 25,
+            self._append: 5,
+            self._truncate: 12,
+            self._map_read: 10,
+            self._map_write: 15,
+            self._map_write_and_sync: 3,
+            self._forget_pages: 2,
+            self._sync: 1,
+            self._reopen: 2,
+        }
+
+    def run(self, operations: int) -> None:
+        """Do them all, and close the file."""
+        kinds, weights = list(self._weights), list(self._weights.values())
+        for number in range(operations):
+            kind = self._random.choices(kinds, weights)[0]
+            offset = self._random.randrange(LONGEST_BYTES)
+            size = self._random.randrange(1, LONGEST_OPERATION_BYTES)
+            self.log.append(Operation(number, kind.__name__.strip("_"), offset, size))
+            kind(offset, min(size, LONGEST_BYTES - offset))
+            assert os.fstat(self._fd).st_size == len(self._expected)
+            if number % WHOLE_EVERY == 0:
+                self._compare(os.pread(self._fd, LONGEST_BYTES + 1, 0), 0, LONGEST_BYTES + 1)
+        os.close(self._fd)
+
+    def expected(self) -> bytes:
+        """What the file must hold."""
+        return bytes(self._expected)
+
+    def _compare(self, got: bytes, offset: int, size: int) -> None:
+        wanted = bytes(self._expected[offset : offset + size])
+        assert len(got) == len(wanted), f"{len(got)} bytes instead of {len(wanted)} at {offset}"
+        if got != wanted:
+            first = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b)
+            wrong = sum(a != b for a, b in zip(got, wanted, strict=True))
+            pytest.fail(f"{wrong} wrong bytes, the first at {offset + first}")
+
+    def _store(self, offset: int, data: bytes) -> None:
+        if len(self._expected) < offset:
+            self._expected += bytes(offset - len(self._expected))
+        self._expected[offset : offset + len(data)] = data
+
+    # --- one method for each operation --------------------------------------------------------
+
+    def _read(self, offset: int, size: int) -> None:
+        self._compare(os.pread(self._fd, size, offset), offset, size)
+
+    def _write(self, offset: int, size: int) -> None:
+        data = self._random.randbytes(size)
+        assert os.pwrite(self._fd, data, offset) == size
+        self._store(offset, data)
+
+    def _append(self, _offset: int, size: int) -> None:
+        size = min(size, LONGEST_BYTES - len(self._expected))
+        data = self._random.randbytes(size)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        assert os.write(self._fd, data) == size
+        self._store(len(self._expected), data)
+
+    def _truncate(self, offset: int, _size: int) -> None:
+        if self._random.random() < 0.5:
+            os.ftruncate(self._fd, offset)
+        else:
+            os.truncate(self._path, offset)
+        self._expected = self._expected[:offset].ljust(offset, b"\0")
+
+    def _map_read(self, offset: int, size: int) -> None:
+        if self._expected:
+            with mmap.mmap(self._fd, 0, prot=mmap.PROT_READ) as mapped:
+                self._compare(mapped[offset : offset + size], offset, size)
+
+    def _map_write(self, offset: int, size: int, *, sync: bool = False) -> None:
+        size = min(size, len(self._expected) - offset)
+        if size <= 0:
+            return
+        data = self._random.randbytes(size)
+        with mmap.mmap(self._fd, 0) as mapped:
+            mapped[offset : offset + size] = data
+            if sync:
+                mapped.flush()
+        self._store(offset, data)
+
+    def _map_write_and_sync(self, offset: int, size: int) -> None:
+        self._map_write(offset, size, sync=True)
+
+    def _forget_pages(self, _offset: int, _size: int) -> None:
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _sync(self, _offset: int, _size: int) -> None:
+        self._random.choice((os.fsync, os.fdatasync))(self._fd)
+
+    def _reopen(self, _offset: int, _size: int) -> None:
+        os.close(self._fd)
+        self._fd = os.open(self._path, os.O_RDWR)
+
+
+@pytest.fixture(params=["kernel", "libfuse"])
+def transport(request: pytest.FixtureRequest) -> TransportName:
+    name: TransportName = request.param
+    return name
+
+
+@pytest.fixture
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, store: StoreName, transport: TransportName
+) -> Iterator[Mounted]:
+    with mounted(request, tmp_path, store, transport) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("store", "operations"),
+    [
+        pytest.param("s3", 3_000, id="short-s3"),
+        pytest.param("s3", 100_000, id="soak-s3", marks=pytest.mark.soak),
+        pytest.param("gcs", 100_000, id="soak-gcs", marks=pytest.mark.soak),
+        pytest.param("azure", 100_000, id="soak-azure", marks=pytest.mark.soak),
+    ],
+)
+def test_every_byte_always(place: Mounted, operations: int) -> None:
+    """`EXERCISER_SEED` chooses another order."""
+    exerciser = Exerciser(place.path / "file", SEED)
+    try:
+        exerciser.run(operations)
+    except BaseException:
+        print(f"seed {SEED}, the last operations:")
+        for operation in exerciser.log:
+            print("{:6} {:20} offset {:6} size {:6}".format(*operation))
+        raise
+    assert place.cloud.read("file") == exerciser.expected()
