@@ -16,7 +16,7 @@ from sidecar.errors import (
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.journal import Journal, Record, Unsaved
+from sidecar.mounter.filesystem.journal import HANDLE, Journal, Record, Unsaved
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
 from sidecar.mounter.filesystem.tree import Tree
@@ -85,7 +85,8 @@ class Files:
             self._handles[number] = FileHandle(node, writable, backing_id)
             node.handles += 1
             node.writers += writable
-        self._journal.write(("open", number, node.id, writable, backing_id))
+        record = ("open", number, node.id, writable, backing_id)
+        self._journal.write(record, (HANDLE, number))
         return number
 
     def opened(self) -> list[FileHandle]:

@@ -12,6 +12,7 @@ that reads requests, and hand only the rest to others.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -45,7 +46,15 @@ from sidecar.mounter.filesystem.attributes import (
     Statistics,
 )
 from sidecar.mounter.filesystem.files import Files, is_writable
-from sidecar.mounter.filesystem.journal import Held, Journal, Record
+from sidecar.mounter.filesystem.journal import (
+    HANDLE,
+    LOOKUP,
+    READING,
+    Asked,
+    Held,
+    Journal,
+    Record,
+)
 from sidecar.mounter.filesystem.names import NAME_MAX_BYTES
 from sidecar.mounter.filesystem.nodes import Directory, File, Node
 from sidecar.mounter.filesystem.spool import Spool
@@ -89,6 +98,8 @@ class FileSystem:
         self._spool = spool
         self._threads = threads
         self._journal = journal
+        self._metrics = metrics
+        self._predecessor_crashed = False
         self._cache = fetcher.cache
         self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal, fetcher.threads)
         self.files = Files(
@@ -159,7 +170,7 @@ class FileSystem:
             handle = self._next_directory
             self._next_directory += 1
             self._directories[handle] = opened
-        self._journal.write(("opendir", handle, node_id, []))
+        self._journal.write(("opendir", handle, node_id, []), (READING, handle))
         return handle
 
     def read_directory(self, handle: int, offset: int, *, wait: bool = True) -> Iterator[Line]:
@@ -187,8 +198,12 @@ class FileSystem:
         """mkdir(2): a marker object keeps the directory when the mount is gone."""
         self._check_writable()
         directory = self.tree.directory(parent)
-        if self.tree.exists(directory, name):
+        found = self._find_or_none(directory, name)
+        if found is not None:
+            if self._journal.intent() is not None and isinstance(found, Directory):
+                return self.tree.enter(found)  # a dead worker made it for this request
             raise FileExists(f"`{directory.key}{name}`")
+        self._journal.intend(("mkdir",))
         self._store.put(f"{directory.key}{name}/", b"")
         with self.tree.nodes.lock:
             node = self.tree.nodes.add_directory(directory, name, time.time_ns())
@@ -200,15 +215,17 @@ class FileSystem:
         """rmdir(2). Raises NotADirectory, NotEmpty."""
         self._check_writable()
         directory = self.tree.directory(parent)
-        node = self.tree.find(directory, name)
-        if not isinstance(node, Directory):
-            raise NotADirectory(f"`{node.key}`")
-        if not self._is_empty(node):
-            raise NotEmpty(f"`{node.key}`")
-        self._store.delete(node.key)
-        node.kept = False
-        self.tree.changed(directory, name, False, None)
-        self.tree.nodes.detach(node)
+        node = self._find_to_remove(directory, name)
+        if node is not None:
+            if not isinstance(node, Directory):
+                raise NotADirectory(f"`{node.key}`")
+            if not self._is_empty(node):
+                raise NotEmpty(f"`{node.key}`")
+            self._journal.intend(("rmdir",))
+            self._store.delete(node.key)
+            node.kept = False
+            self.tree.changed(directory, name, False, None)
+            self.tree.nodes.detach(node)
         self._keep(directory)
 
     # --- files -------------------------------------------------------------------------------
@@ -222,9 +239,11 @@ class FileSystem:
         except NotFound:
             pass
         else:
-            if flags & os.O_EXCL:
+            # With an intent a dead worker made it, for this very request.
+            if flags & os.O_EXCL and self._journal.intent() is None:
                 raise FileExists(f"`{node.key}`")
             return self.tree.enter(node), self.open(node.id, flags)
+        self._journal.intend(("create",))
         attributes = {}
         if stat.S_IMODE(mode) != self.tree.owner.file_mode:
             attributes["mode"] = stat.S_IMODE(mode)
@@ -290,16 +309,18 @@ class FileSystem:
         """unlink(2). Who has the file open goes on reading it."""
         self._check_writable()
         directory = self.tree.directory(parent)
-        node = self.tree.find(directory, name)
-        if not isinstance(node, File):
-            raise IsADirectory(f"`{node.key}`")
-        with node.lock:
-            if node.remote is not None:
-                self.files.rescue(node)
-                self._store.delete(node.key)
-            self.tree.changed(directory, name, False, None)
-            self.tree.nodes.detach(node)
-            self.files.settle(node)
+        node = self._find_to_remove(directory, name)
+        if node is not None:
+            if not isinstance(node, File):
+                raise IsADirectory(f"`{node.key}`")
+            self._journal.intend(("unlink",))
+            with node.lock:
+                if node.remote is not None:
+                    self.files.rescue(node)
+                    self._store.delete(node.key)
+                self.tree.changed(directory, name, False, None)
+                self.tree.nodes.detach(node)
+                self.files.settle(node)
         self._keep(directory)
 
     def rename(self, parent: int, name: str, new_parent: int, new_name: str, flags: int) -> None:
@@ -311,9 +332,16 @@ class FileSystem:
         if flags & ~RENAME_NOREPLACE:
             raise InvalidArgument(f"rename flags {flags:#x}")
         source, target = self.tree.directory(parent), self.tree.directory(new_parent)
+        intent = self._journal.intent()
+        if intent is not None and self._was_moved(intent, target, new_name):
+            node = self.tree.nodes.get(intent[1])
+            assert isinstance(node, File)
+            self._leave_old_name(node, source, name)
+            self._keep(source)
+            return
         node = self.tree.find(source, name)
         replaced = self._find_or_none(target, new_name)
-        if replaced is not None and flags & RENAME_NOREPLACE:
+        if replaced is not None and flags & RENAME_NOREPLACE and intent is None:
             raise FileExists(f"`{replaced.key}`")
         if replaced is node:
             return
@@ -322,6 +350,7 @@ class FileSystem:
         if isinstance(replaced, Directory):
             raise IsADirectory(f"`{replaced.key}`")
         assert isinstance(node, File)
+        self._journal.intend(("rename", node.id))
         self._rename_file(node, source, name, target, new_name, replaced)
         self._keep(source)
 
@@ -365,8 +394,13 @@ class FileSystem:
         self.begin()
         return [left.key for left in unsaved]
 
-    def restore(self) -> None:
-        """Take over the nodes and handles that a predecessor gave out; then :meth:`begin`."""
+    def restore(self, *, crashed: bool = False) -> None:
+        """Take over the nodes and handles that a predecessor gave out; then :meth:`begin`.
+
+        Args:
+            crashed: the predecessor ended by itself, and was not killed.
+        """
+        self._predecessor_crashed = crashed
         held = Held.read(self._journal)
         if not held.last_node:
             # The kernel holds numbers that would be given to other files.
@@ -384,7 +418,49 @@ class FileSystem:
                 self.tree.directory(node_id), given
             )
         self._next_directory = held.last_directory + 1
+        self._journal.adopt(held.asked)
         self.begin()
+
+    def asked_again(self, unique: int) -> Asked:
+        """The kernel asks a request again whose worker died; ``unique`` without its mark."""
+        asked = self._journal.asked_again(unique, crashed=self._predecessor_crashed)
+        if asked.answer is None and asked.is_hopeless:
+            self._metrics.refused_requests.inc()
+            log.error(
+                "request %d has ended %d workers (%d by themselves) and is refused",
+                unique,
+                asked.deaths,
+                asked.crashes,
+            )
+            asked.answer = errno.EIO, b""
+        return asked
+
+    def take_back(self, unique: int, asked: Asked) -> None:
+        """What a dead worker gave out for a request never arrived; it is about to be served."""
+        for kind, number in list(asked.given):
+            self._journal.take_back(unique, kind, number)
+            if kind == LOOKUP:
+                self.forget(number, 1)
+            elif kind == HANDLE:
+                self.release(number)
+            else:
+                self.release_directory(number)
+
+    def all_asked_again(self) -> None:
+        """From now on the kernel asks only what it never asked before."""
+        self._journal.forget_answered()
+
+    def begin_request(self, unique: int) -> None:
+        """This thread serves a request; what it gives out is noted under its number."""
+        self._journal.begin_request(unique)
+
+    def done(self, unique: int, reply: bytes) -> None:
+        """The request changed something: this is its answer, also from a successor."""
+        self._journal.done(unique, 0, reply)
+
+    def end_request(self, unique: int) -> None:
+        """The request was answered."""
+        self._journal.end_request(unique)
 
     def _records(self) -> list[Record]:
         last_directory = self._next_directory - 1
@@ -432,23 +508,44 @@ class FileSystem:
         replaced: Node | None,
     ) -> None:
         with node.lock:
-            old_key, remote, spool = node.key, node.remote, node.spool
+            remote, spool = node.remote, node.spool
             if isinstance(replaced, File):
                 self.files.rescue(replaced)
             if remote is not None and (spool is None or not spool.dirty):
-                moved = self._store.copy(old_key, f"{target.key}{new_name}", version=remote.version)
+                moved = self._store.copy(
+                    node.key, f"{target.key}{new_name}", version=remote.version
+                )
                 node.remote = moved
                 self.tree.changed(target, new_name, True, moved)
             self.tree.nodes.move(node, target, new_name)
-            if spool is not None and spool.dirty and not node.writers:
-                self.files.save(node)
-            if remote is not None:
-                if spool is not None and spool.dirty:
-                    self.files.save(node)
-                self._store.delete(old_key)
-            self.tree.changed(source, name, False, None)
+            self._leave_old_name(node, source, name)
         if isinstance(replaced, File):
             self.files.settle(replaced)
+
+    def _leave_old_name(self, node: File, source: Directory, name: str) -> None:
+        """The second half of a rename: the node has its new name, the store the old one too."""
+        with node.lock:
+            had_object = node.remote is not None
+            if node.spool is not None and node.spool.dirty and (had_object or not node.writers):
+                self.files.save(node)
+            if had_object:
+                self._store.delete(f"{source.key}{name}")
+            self.tree.changed(source, name, False, None)
+
+    def _was_moved(self, intent: Record, target: Directory, new_name: str) -> bool:
+        """Whether the worker that meant to rename a node died after it had moved it."""
+        child = target.children.get(new_name)
+        return child is not None and child.id == intent[1]
+
+    def _find_to_remove(self, directory: Directory, name: str) -> Node | None:
+        """The node of a name; None where a dead worker removed it for this request."""
+        try:
+            return self.tree.find(directory, name)
+        except NotFound:
+            if self._journal.intent() is None:
+                raise
+            self.tree.changed(directory, name, False, None)
+            return None
 
     def _is_current(self, node: Node, changes: Mapping[str, int]) -> bool:
         """Whether the changes say what is so already: chown to the owner, say."""

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from sidecar.errors import NodeForgotten
-from sidecar.mounter.filesystem.journal import Journal, Record
+from sidecar.mounter.filesystem.journal import LOOKUP, Journal, Record
 from sidecar.mounter.filesystem.listing import Changes, Listing
 from sidecar.mounter.filesystem.spool import SpoolFile
 from sidecar.mounter.store.base import ObjectInfo
@@ -152,10 +152,8 @@ class NodeTable:
                 self._nodes[node.id] = node
                 if node.parent is not None and not node.detached:
                     node.parent.children.setdefault(node.name, node)
-            if node.lookups == 1:
-                self.note(node)
-            else:
-                self._journal.write(("held", node.id, node.lookups))
+            record = _record(node) if node.lookups == 1 else ("held", node.id, node.lookups)
+            self._journal.write(record, (LOOKUP, node.id))
 
     def note(self, node: Node) -> None:
         """Write a node down, after it changed, for a worker that comes after this one."""
