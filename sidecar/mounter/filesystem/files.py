@@ -236,7 +236,7 @@ class Files:
                 node.spool.dirty = True
             elif node.remote is not None and not node.detached and node.parent is not None:
                 key = node.key
-                node.remote = self._store.copy(key, key, metadata=self._metadata(node.attributes))
+                node.remote = self._store.copy(key, key, metadata=self.metadata(node.attributes))
                 self._tree.changed(node.parent, node.name, True, node.remote)
             self._tree.nodes.note(node)
 
@@ -253,7 +253,7 @@ class Files:
             spool, parent = node.spool, node.parent
             if spool is None or not spool.dirty or node.detached or parent is None:
                 return
-            node.remote = self._uploader.upload(node.key, spool, self._metadata(node.attributes))
+            node.remote = self._uploader.upload(node.key, spool, self.metadata(node.attributes))
             spool.dirty = False
             self._metrics.uploaded_bytes.inc(spool.size_bytes)
             node.fresh_until_s = time.monotonic() + self._tree.ttl_s
@@ -318,7 +318,7 @@ class Files:
             spool = self._spool.adopt(unsaved.spool_path)
         except FileNotFoundError:
             return
-        metadata = self._metadata(unsaved.attributes)
+        metadata = self.metadata(unsaved.attributes)
         self._uploader.upload(unsaved.key, spool, metadata)
         self._metrics.uploaded_bytes.inc(spool.size_bytes)
         spool.discard()
@@ -375,7 +375,7 @@ class Files:
             self._tree.nodes.note(node)  # first: a successor must not look for the file
             spool.discard()
 
-    def _metadata(self, attributes: Mapping[str, int]) -> dict[str, str]:
+    def metadata(self, attributes: Mapping[str, int]) -> dict[str, str]:
         """User metadata by the convention of s3fs-fuse (mode, uid, gid) and rclone (mtime)."""
         metadata: dict[str, str] = {}
         if "mtime_ns" in attributes:

@@ -26,6 +26,7 @@ from sidecar.errors import (
     FileExists,
     InvalidArgument,
     IsADirectory,
+    NameTooLong,
     NodeForgotten,
     NotADirectory,
     NotEmpty,
@@ -33,8 +34,10 @@ from sidecar.errors import (
     NotPermitted,
     ReadOnly,
     SidecarError,
+    Stale,
     StateUnusable,
     Unsupported,
+    WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache import Copy
@@ -55,8 +58,13 @@ from sidecar.mounter.filesystem.journal import (
     Journal,
     Record,
 )
-from sidecar.mounter.filesystem.names import NAME_MAX_BYTES
-from sidecar.mounter.filesystem.nodes import Directory, File, Node
+from sidecar.mounter.filesystem.names import (
+    LINK_SUFFIX,
+    NAME_MAX_BYTES,
+    TARGET_MAX_BYTES,
+    is_link_key,
+)
+from sidecar.mounter.filesystem.nodes import Directory, File, Link, Node
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.filesystem.tree import Line, OpenDirectory, Tree
 from sidecar.mounter.filesystem.uploads import Uploader
@@ -147,6 +155,8 @@ class FileSystem:
                 self.files.truncate(node, size_bytes)
             if changes and not self._is_current(node, changes):
                 self.files.set_attributes(node, changes)
+        elif isinstance(node, Link):
+            self._set_link_attributes(node, changes, size_bytes)
         return self.tree.entry(node)
 
     def statistics(self) -> Statistics:
@@ -243,6 +253,7 @@ class FileSystem:
             if flags & os.O_EXCL and self._journal.intent() is None:
                 raise FileExists(f"`{node.key}`")
             return self.tree.enter(node), self.open(node.id, flags)
+        self._check_file_name(name)
         self._journal.intend(("create",))
         attributes = {}
         if stat.S_IMODE(mode) != self.tree.owner.file_mode:
@@ -253,6 +264,20 @@ class FileSystem:
             directory.mtime_ns = time.time_ns()
             entry = self.tree.enter(file)
         return entry, self.files.open(file, is_writable(flags))
+
+    def make_node(self, parent: int, name: str, mode: int) -> Entry:
+        """mknod(2): an empty file, in the store when this returns.
+
+        Raises NotPermitted for a device, a FIFO or a socket.
+        """
+        if not stat.S_ISREG(mode):
+            raise NotPermitted("an object store has no devices, FIFOs or sockets")
+        entry, handle = self.create(parent, name, mode, os.O_EXCL | os.O_WRONLY)
+        try:
+            self.flush(handle)
+        finally:
+            self.release(handle)
+        return entry
 
     def open_copy(self, node_id: int) -> Copy | None:
         """The whole node as a local file, where the cache has it; closed by the caller."""
@@ -279,7 +304,7 @@ class FileSystem:
             self._check_writable()
         node = self.tree.nodes.get(node_id)
         if not isinstance(node, File):
-            raise IsADirectory(f"`{node.key}`")
+            self._refuse_to_open(node)
         return self.files.open(node, writable, truncate=truncate, backing_id=backing_id)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
@@ -311,20 +336,62 @@ class FileSystem:
         directory = self.tree.directory(parent)
         node = self._find_to_remove(directory, name)
         if node is not None:
-            if not isinstance(node, File):
+            if isinstance(node, Directory):
                 raise IsADirectory(f"`{node.key}`")
             self._journal.intend(("unlink",))
-            with node.lock:
-                if node.remote is not None:
-                    self.files.rescue(node)
-                    self._store.delete(node.key)
+            if isinstance(node, File):
+                self._unlink_file(node, directory, name)
+            else:
+                self._store.delete(node.object_key)
                 self.tree.changed(directory, name, False, None)
                 self.tree.nodes.detach(node)
-                self.files.settle(node)
         self._keep(directory)
 
+    def symlink(self, parent: int, name: str, target: bytes) -> Entry:
+        """symlink(2): an object whose content is the target, which need not exist."""
+        self._check_writable()
+        directory = self.tree.directory(parent)
+        found = self._find_or_none(directory, name)
+        if found is not None:
+            if self._journal.intent() is not None and isinstance(found, Link):
+                return self.tree.enter(found)  # a dead worker made it for this request
+            raise FileExists(f"`{found.key}`")
+        if len(target) > TARGET_MAX_BYTES:
+            raise NameTooLong(f"a link's target of {len(target)} bytes")
+        self._journal.intend(("symlink",))
+        remote = self._store.put(f"{directory.key}{name}{LINK_SUFFIX}", target)
+        with self.tree.nodes.lock:
+            node = self.tree.nodes.add_link(directory, name, remote)
+            node.target = target
+            node.fresh_until_s = time.monotonic() + self.tree.ttl_s
+            self.tree.changed(directory, name, True, remote)
+            return self.tree.enter(node)
+
+    def read_link(self, node_id: int, *, wait: bool = True) -> bytes:
+        """readlink(2): the target, as it was given. Raises InvalidArgument for what is no link."""
+        node = self.tree.nodes.get(node_id)
+        if not isinstance(node, Link):
+            raise InvalidArgument(f"`{node.key}` is no symbolic link")
+        if node.target is None:
+            if not wait:
+                raise WouldBlock(node.name)
+            node.target = self._read_target(node)
+        return node.target
+
+    def _read_target(self, node: Link) -> bytes:
+        remote = node.remote
+        if remote.size_bytes > TARGET_MAX_BYTES:
+            raise NameTooLong(f"`{remote.key}` is a link's object of {remote.size_bytes} bytes")
+        target = bytearray(remote.size_bytes)
+        try:
+            self._store.get_range(remote.key, remote.version, 0, memoryview(target))
+        except NotFound:
+            # Deleted since it was listed. ESTALE makes the kernel look again.
+            raise Stale(f"`{remote.key}` is gone") from None
+        return bytes(target)
+
     def rename(self, parent: int, name: str, new_parent: int, new_name: str, flags: int) -> None:
-        """renameat2(2) of a file; the target is replaced.
+        """renameat2(2) of a file or a link; the target is replaced.
 
         Directories are refused with EXDEV, which makes mv(1) copy and delete.
         """
@@ -334,9 +401,9 @@ class FileSystem:
         source, target = self.tree.directory(parent), self.tree.directory(new_parent)
         intent = self._journal.intent()
         if intent is not None and self._was_moved(intent, target, new_name):
-            node = self.tree.nodes.get(intent[1])
-            assert isinstance(node, File)
-            self._leave_old_name(node, source, name)
+            moved = self.tree.nodes.get(intent[1])
+            assert isinstance(moved, File | Link)
+            self._leave_old_name(moved, source, name, intent[2])
             self._keep(source)
             return
         node = self.tree.find(source, name)
@@ -349,9 +416,29 @@ class FileSystem:
             raise CrossDevice(f"`{node.key}` is a directory", "mv copies and deletes it")
         if isinstance(replaced, Directory):
             raise IsADirectory(f"`{replaced.key}`")
-        assert isinstance(node, File)
-        self._journal.intend(("rename", node.id))
-        self._rename_file(node, source, name, target, new_name, replaced)
+        assert isinstance(node, File | Link)
+        new_key = f"{target.key}{new_name}{LINK_SUFFIX if isinstance(node, Link) else ''}"
+        if isinstance(node, File):
+            self._check_file_name(new_name)
+        # A file that replaces a link, or the reverse, has another key than what it replaces.
+        other_key = replaced.object_key if replaced and replaced.object_key != new_key else ""
+        self._journal.intend(("rename", node.id, other_key))
+        if isinstance(replaced, File):
+            self.files.rescue(replaced)
+        if isinstance(node, File):
+            with node.lock:
+                if node.remote is not None and (node.spool is None or not node.spool.dirty):
+                    node.remote = self._copy(node.remote, new_key)
+                    self.tree.changed(target, new_name, True, node.remote)
+                self.tree.nodes.move(node, target, new_name)
+                self._leave_old_name(node, source, name, other_key)
+        else:
+            node.remote = self._copy(node.remote, new_key)
+            self.tree.changed(target, new_name, True, node.remote)
+            self.tree.nodes.move(node, target, new_name)
+            self._leave_old_name(node, source, name, other_key)
+        if isinstance(replaced, File):
+            self.files.settle(replaced)
         self._keep(source)
 
     # --- refused, each with the errno that its manual page names -------------------------------
@@ -359,14 +446,6 @@ class FileSystem:
     def link(self) -> NoReturn:
         """link(2): an object has one name."""
         raise NotPermitted("an object store has no hard links")
-
-    def make_node(self) -> NoReturn:
-        """mknod(2) of a device, a FIFO or a socket."""
-        raise NotPermitted("an object store has no devices, FIFOs or sockets")
-
-    def symlink(self) -> NoReturn:
-        """symlink(2)."""
-        raise NotPermitted("this mount has no symbolic links")
 
     # --- a worker that dies and the next one -----------------------------------------------------
 
@@ -498,39 +577,42 @@ class FileSystem:
         except NotFound:
             return None
 
-    def _rename_file(
-        self,
-        node: File,
-        source: Directory,
-        name: str,
-        target: Directory,
-        new_name: str,
-        replaced: Node | None,
-    ) -> None:
+    def _unlink_file(self, node: File, directory: Directory, name: str) -> None:
         with node.lock:
-            remote, spool = node.remote, node.spool
-            if isinstance(replaced, File):
-                self.files.rescue(replaced)
-            if remote is not None and (spool is None or not spool.dirty):
-                moved = self._store.copy(
-                    node.key, f"{target.key}{new_name}", version=remote.version
-                )
-                node.remote = moved
-                self.tree.changed(target, new_name, True, moved)
-            self.tree.nodes.move(node, target, new_name)
-            self._leave_old_name(node, source, name)
-        if isinstance(replaced, File):
-            self.files.settle(replaced)
+            if node.remote is not None:
+                self.files.rescue(node)
+                self._store.delete(node.key)
+            self.tree.changed(directory, name, False, None)
+            self.tree.nodes.detach(node)
+            self.files.settle(node)
 
-    def _leave_old_name(self, node: File, source: Directory, name: str) -> None:
-        """The second half of a rename: the node has its new name, the store the old one too."""
-        with node.lock:
-            had_object = node.remote is not None
-            if node.spool is not None and node.spool.dirty and (had_object or not node.writers):
-                self.files.save(node)
-            if had_object:
-                self._store.delete(f"{source.key}{name}")
-            self.tree.changed(source, name, False, None)
+    def _copy(self, remote: ObjectInfo, new_key: str) -> ObjectInfo:
+        return self._store.copy(remote.key, new_key, version=remote.version)
+
+    def _leave_old_name(
+        self, node: File | Link, source: Directory, name: str, other_key: str
+    ) -> None:
+        """The second half of a rename: the node has its new name, the store the old one too.
+
+        Args:
+            other_key: of a replaced object whose key the new one does not have; else empty.
+        """
+        old_key = f"{source.key}{name}"
+        if isinstance(node, Link):
+            self._delete_all(other_key, old_key + LINK_SUFFIX)
+        else:
+            with node.lock:
+                had_object = node.remote is not None
+                must_save = had_object or other_key or not node.writers
+                if node.spool is not None and node.spool.dirty and must_save:
+                    self.files.save(node)  # before what it replaces is deleted
+                self._delete_all(other_key, old_key if had_object else "")
+        self.tree.changed(source, name, False, None)
+
+    def _delete_all(self, *keys: str) -> None:
+        for key in keys:
+            if key:
+                self._store.delete(key)
 
     def _was_moved(self, intent: Record, target: Directory, new_name: str) -> bool:
         """Whether the worker that meant to rename a node died after it had moved it."""
@@ -547,6 +629,17 @@ class FileSystem:
             self.tree.changed(directory, name, False, None)
             return None
 
+    def _check_file_name(self, name: str) -> None:
+        if is_link_key(name):
+            raise NotPermitted(
+                f"`{name}`: objects whose names end so are symbolic links", "choose another name"
+            )
+
+    def _refuse_to_open(self, node: Node) -> NoReturn:
+        if isinstance(node, Directory):
+            raise IsADirectory(f"`{node.key}`")
+        raise InvalidArgument(f"`{node.key}` is a symbolic link")
+
     def _is_current(self, node: Node, changes: Mapping[str, int]) -> bool:
         """Whether the changes say what is so already: chown to the owner, say."""
         now = self.tree.attributes(node)
@@ -557,6 +650,19 @@ class FileSystem:
             "mtime_ns": now.mtime_ns,
         }
         return all(current[name] == value for name, value in changes.items())
+
+    def _set_link_attributes(
+        self, node: Link, changes: Mapping[str, int], size_bytes: int | None
+    ) -> None:
+        if size_bytes is not None or "mode" in changes:
+            raise Unsupported(f"`{node.key}`: a symbolic link has neither length nor mode to set")
+        node.attributes.update(changes)
+        if node.parent is not None and not node.detached:
+            key = node.object_key
+            metadata = self.files.metadata(node.attributes)
+            node.remote = self._store.copy(key, key, metadata=metadata)
+            self.tree.changed(node.parent, node.name, True, node.remote)
+        self.tree.nodes.note(node)
 
     def _set_directory_attributes(self, node: Directory, changes: Mapping[str, int]) -> None:
         now: Attributes = self.tree.attributes(node)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from sidecar.errors import NotADirectory, NotFound, WouldBlock
 from sidecar.mounter.filesystem.attributes import Attributes, Entry, Ownership
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.listing import Listing, Remote, find_remote
-from sidecar.mounter.filesystem.names import check_name
-from sidecar.mounter.filesystem.nodes import Directory, File, Node, NodeTable
-from sidecar.mounter.store.base import Store
+from sidecar.mounter.filesystem.names import check_name, is_link_key
+from sidecar.mounter.filesystem.nodes import Directory, File, Link, Node, NodeTable
+from sidecar.mounter.store.base import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,17 @@ _LATE_CHANGES_S = 120.0
 
 
 class Line(NamedTuple):
-    """One name of a directory. ``offset`` continues the reading behind it."""
+    """One name of a directory.
+
+    Attributes:
+        offset: continues the reading behind it.
+        type_mode: S_IFREG, S_IFDIR or S_IFLNK.
+        node: its number, where there is a node yet.
+    """
 
     name: str
     offset: int
-    is_directory: bool
+    type_mode: int
     node: int | None
 
 
@@ -108,7 +115,7 @@ class Tree:
         """The directory node of a number. Raises NodeForgotten, NotADirectory."""
         node = self.nodes.get(node_id)
         if not isinstance(node, Directory):
-            raise NotADirectory(f"`{node.key}` is a file")
+            raise NotADirectory(f"`{node.key}` is no directory")
         return node
 
     def find(self, parent: Directory, name: str, *, wait: bool = True) -> Node:
@@ -177,6 +184,16 @@ class Tree:
     def attributes(self, node: Node) -> Attributes:
         """The attributes as they are known now."""
         owner = self.owner
+        if isinstance(node, Link):
+            return Attributes(
+                node.id,
+                owner.link_type_mode(),
+                node.remote.size_bytes,
+                node.attributes.get("mtime_ns", int(node.remote.mtime_s * 1e9)),
+                0 if node.detached else 1,
+                node.attributes.get("uid", owner.uid),
+                node.attributes.get("gid", owner.gid),
+            )
         if isinstance(node, File):
             remote, set_ = node.remote, node.attributes
             mtime_ns = int(remote.mtime_s * 1e9) if remote is not None else 0
@@ -225,9 +242,9 @@ class Tree:
         directory = opened.directory
         if offset <= 0:
             opened.rewind(self._fresh_listing(directory, time.monotonic()))
-            yield Line(".", 1, True, directory.id)
+            yield Line(".", 1, stat.S_IFDIR, directory.id)
         if offset <= 1:
-            yield Line("..", 2, True, (directory.parent or directory).id)
+            yield Line("..", 2, stat.S_IFDIR, (directory.parent or directory).id)
         if offset < _LOCAL_OFFSET:
             yield from self._read_listed(opened, max(0, offset - _FIRST_ENTRY_OFFSET), wait)
         yield from self._read_local(opened, max(0, offset - _LOCAL_OFFSET), wait)
@@ -283,7 +300,7 @@ class Tree:
                 yield Line(
                     name,
                     index + 1 + _FIRST_ENTRY_OFFSET,
-                    remote is None,
+                    _type_of(remote),
                     child.id if child is not None else None,
                 )
 
@@ -299,7 +316,7 @@ class Tree:
                 yield Line(
                     name,
                     index + 1 + _LOCAL_OFFSET,
-                    isinstance(child, Directory),
+                    stat.S_IFDIR if isinstance(child, Directory) else stat.S_IFREG,
                     child.id,
                 )
 
@@ -376,12 +393,9 @@ class Tree:
             if remote is None:
                 if not isinstance(child, Directory):
                     old, child = child, self.nodes.add_directory(parent, name, parent.mtime_ns)
-            elif not (
-                isinstance(child, File)
-                and child.remote is not None
-                and child.remote.version == remote.version
-            ):
-                old, child = child, self.nodes.add_file(parent, name, remote)
+            elif not _is_version(child, remote):
+                add = self.nodes.add_link if is_link_key(remote.key) else self.nodes.add_file
+                old, child = child, add(parent, name, remote)
             child.fresh_until_s = fresh_until_s
         if old is not None:
             self.on_remote_change(old)
@@ -414,6 +428,23 @@ class Tree:
 
 def _ignore(_node: Node) -> None:
     """Nobody needs to be told."""
+
+
+def _type_of(remote: Remote) -> int:
+    if remote is None:
+        return stat.S_IFDIR
+    return stat.S_IFLNK if is_link_key(remote.key) else stat.S_IFREG
+
+
+def _is_version(node: Node | None, remote: ObjectInfo) -> TypeGuard[File | Link]:
+    """Whether a node is this version of this kind of object."""
+    if isinstance(node, File):
+        known = node.remote if not is_link_key(remote.key) else None
+    elif isinstance(node, Link):
+        known = node.remote if is_link_key(remote.key) else None
+    else:
+        return False
+    return known is not None and known.version == remote.version
 
 
 def _is_local(node: Node) -> bool:

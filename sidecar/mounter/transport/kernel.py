@@ -423,16 +423,19 @@ class Server:
 
     def make_node(self, request: Request, _wait: bool) -> _Result:
         mode, *_ = p.MKNOD_IN.unpack_from(request.body)
-        if not stat.S_ISREG(mode):
-            self.filesystem.make_node()
         name = _name_in(request.body[p.MKNOD_IN.size :])
-        entry, handle = self.filesystem.create(request.node, name, mode, os.O_EXCL | os.O_WRONLY)
-        self.filesystem.flush(handle)
-        self.filesystem.release(handle)
+        entry = self.filesystem.make_node(request.node, name, mode)
         return _Result((_entry(entry.attributes, entry.ttl_s),))
 
-    def symlink(self, _request: Request, _wait: bool) -> _Result:
-        self.filesystem.symlink()
+    def symlink(self, request: Request, _wait: bool) -> _Result:
+        name, end, target = bytes(request.body).partition(b"\0")
+        if not (end and target.endswith(b"\0")):
+            raise struct.error("a name and a target expected")
+        entry = self.filesystem.symlink(request.node, _name_in(name + end), target[:-1])
+        return _Result((_entry(entry.attributes, entry.ttl_s),))
+
+    def read_link(self, request: Request, wait: bool) -> _Result:
+        return _Result((self.filesystem.read_link(request.node, wait=wait),))
 
     def statistics(self, _request: Request, _wait: bool) -> _Result:
         now = self.filesystem.statistics()
@@ -469,7 +472,7 @@ class Server:
                 name = os.fsencode(line.name)
                 if len(reply) + p.dirent_bytes(len(name), plus=False) > size:
                     break
-                _add_dirent(reply, line.node or p.UNKNOWN_INO, line.offset, name, line.is_directory)
+                _add_dirent(reply, line.node or p.UNKNOWN_INO, line.offset, name, line.type_mode)
                 last = line.offset
         except WouldBlock:
             if not reply:
@@ -496,7 +499,7 @@ class Server:
                         continue
                     reply += _entry(entry.attributes, entry.ttl_s)
                     node = entry.attributes.node
-                _add_dirent(reply, node or p.UNKNOWN_INO, line.offset, name, line.is_directory)
+                _add_dirent(reply, node or p.UNKNOWN_INO, line.offset, name, line.type_mode)
                 last = line.offset
         except SidecarError:
             if not reply:
@@ -584,8 +587,8 @@ OPERATIONS: dict[int, Operation] = {
     Opcode.FORGET: Operation(Server.forget),
     Opcode.GETATTR: Operation(Server.get_attributes),
     Opcode.SETATTR: Operation(Server.set_attributes, waits=True),
-    Opcode.READLINK: Operation(None, errno.EINVAL),
-    Opcode.SYMLINK: Operation(Server.symlink),
+    Opcode.READLINK: Operation(Server.read_link),
+    Opcode.SYMLINK: Operation(Server.symlink, waits=True),
     Opcode.MKNOD: Operation(Server.make_node, waits=True),
     Opcode.MKDIR: Operation(Server.make_directory, waits=True),
     Opcode.UNLINK: Operation(Server.unlink, waits=True),
@@ -686,11 +689,11 @@ def _read_in(body: memoryview) -> tuple[int, int, int]:
     return handle, offset, min(size, MAX_REQUEST_BYTES)
 
 
-def _name_in(body: memoryview) -> str:
+def _name_in(body: memoryview | bytes) -> str:
     return _names_in(body, 1)[0]
 
 
-def _names_in(body: memoryview, count: int) -> list[str]:
+def _names_in(body: memoryview | bytes, count: int) -> list[str]:
     """NUL-terminated names. Raises struct.error when there are fewer or one is no name."""
     parts = bytes(body).split(b"\0")
     if len(parts) <= count or any(not part or b"/" in part for part in parts[:count]):
@@ -734,9 +737,8 @@ def _attr_out(entry: Entry) -> bytes:
     return head + _attr(entry.attributes)
 
 
-def _add_dirent(reply: bytearray, node: int, offset: int, name: bytes, is_directory: bool) -> None:
-    kind = stat.S_IFDIR if is_directory else stat.S_IFREG
-    reply += p.DIRENT.pack(node, offset, len(name), kind >> 12)
+def _add_dirent(reply: bytearray, node: int, offset: int, name: bytes, type_mode: int) -> None:
+    reply += p.DIRENT.pack(node, offset, len(name), type_mode >> 12)
     reply += name
     reply += bytes(-len(reply) % 8)
 
