@@ -136,3 +136,24 @@ def test_names_change_while_workers_die(
     for number in range(rounds):
         assert (mountpoint / f"file-{number}").read_bytes() == b"%d" % number
     assert sidecar.volume_status(VOLUME)["healed"]["remount"] == 0
+
+
+def test_a_directory_is_renamed_while_workers_die(
+    bucket: Bucket, start: Start, mountpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sidecar = start()
+    (mountpoint / "0").mkdir()
+    for number in range(60):
+        (mountpoint / "0" / f"{number:02}").write_bytes(b"%d" % number)
+    moves = 0
+    with Killer(sidecar, VOLUME, kills=5, seed=8) as killer:
+        while killer.busy:
+            (mountpoint / f"{moves}").rename(mountpoint / f"{moves + 1}")
+            moves += 1
+    with capsys.disabled():
+        print(f"\n    {moves} moves, {killer.killed} kills", end=" ")
+    expected = [f"{moves}/", *(f"{moves}/{number:02}" for number in range(60))]
+    assert bucket.keys() == expected
+    for number in range(60):
+        assert (mountpoint / f"{moves}" / f"{number:02}").read_bytes() == b"%d" % number
+    assert sidecar.volume_status(VOLUME)["healed"]["remount"] == 0

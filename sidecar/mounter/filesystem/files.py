@@ -302,7 +302,8 @@ class Files:
                 unsaved[node.key] = None
                 continue
             try:
-                self.save(node)
+                with self._tree.subtrees.settled(node):
+                    self.save(node)
             except SidecarError as error:
                 unsaved[node.key] = error
         return unsaved

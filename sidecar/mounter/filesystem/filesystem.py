@@ -17,12 +17,11 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from sidecar.errors import (
-    CrossDevice,
     FileExists,
     InvalidArgument,
     IsADirectory,
@@ -57,7 +56,9 @@ from sidecar.mounter.filesystem.journal import (
     Held,
     Journal,
     Record,
+    Unsaved,
 )
+from sidecar.mounter.filesystem.moves import Moves
 from sidecar.mounter.filesystem.names import (
     LINK_SUFFIX,
     NAME_MAX_BYTES,
@@ -66,6 +67,7 @@ from sidecar.mounter.filesystem.names import (
 )
 from sidecar.mounter.filesystem.nodes import Directory, File, Link, Node
 from sidecar.mounter.filesystem.spool import Spool
+from sidecar.mounter.filesystem.subtrees import is_at_or_below
 from sidecar.mounter.filesystem.tree import Line, OpenDirectory, Tree
 from sidecar.mounter.filesystem.uploads import Uploader
 from sidecar.mounter.prefetch import Fetcher, ReadResult
@@ -113,6 +115,7 @@ class FileSystem:
         self.files = Files(
             self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics, journal
         )
+        self._moves = Moves(self._store, self.tree, journal)
         self._directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
 
@@ -146,17 +149,18 @@ class FileSystem:
         """chmod, chown, utimensat and truncate(2): ``changes`` has mode, uid, gid, mtime_ns."""
         self._check_writable()
         node = self.tree.nodes.get(node_id)
-        if isinstance(node, Directory):
-            if size_bytes is not None:
-                raise IsADirectory(f"`{node.key}`")
-            self._set_directory_attributes(node, changes)
-        elif isinstance(node, File):
-            if size_bytes is not None:
-                self.files.truncate(node, size_bytes)
-            if changes and not self._is_current(node, changes):
-                self.files.set_attributes(node, changes)
-        elif isinstance(node, Link):
-            self._set_link_attributes(node, changes, size_bytes)
+        with self.tree.subtrees.settled(node):
+            if isinstance(node, Directory):
+                if size_bytes is not None:
+                    raise IsADirectory(f"`{node.key}`")
+                self._set_directory_attributes(node, changes)
+            elif isinstance(node, File):
+                if size_bytes is not None:
+                    self.files.truncate(node, size_bytes)
+                if changes and not self._is_current(node, changes):
+                    self.files.set_attributes(node, changes)
+            elif isinstance(node, Link):
+                self._set_link_attributes(node, changes, size_bytes)
         return self.tree.entry(node)
 
     def statistics(self) -> Statistics:
@@ -208,6 +212,10 @@ class FileSystem:
         """mkdir(2): a marker object keeps the directory when the mount is gone."""
         self._check_writable()
         directory = self.tree.directory(parent)
+        with self.tree.subtrees.settled(directory):
+            return self._make_directory(directory, name)
+
+    def _make_directory(self, directory: Directory, name: str) -> Entry:
         found = self._find_or_none(directory, name)
         if found is not None:
             if self._journal.intent() is not None and isinstance(found, Directory):
@@ -225,6 +233,10 @@ class FileSystem:
         """rmdir(2). Raises NotADirectory, NotEmpty."""
         self._check_writable()
         directory = self.tree.directory(parent)
+        with self.tree.subtrees.settled(directory):
+            self._remove_directory(directory, name)
+
+    def _remove_directory(self, directory: Directory, name: str) -> None:
         node = self._find_to_remove(directory, name)
         if node is not None:
             if not isinstance(node, Directory):
@@ -320,11 +332,16 @@ class FileSystem:
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2)."""
-        return self.files.write(handle, offset, data)
+        node = self.files.get(handle).node
+        if node.spool is not None:
+            return self.files.write(handle, offset, data)
+        with self.tree.subtrees.settled(node):  # the object is read first, by its key
+            return self.files.write(handle, offset, data)
 
     def flush(self, handle: int) -> None:
         """close(2), fsync(2), fdatasync(2): the store has the bytes, or an error says why not."""
-        self.files.flush(handle)
+        with self.tree.subtrees.settled(self.files.get(handle).node):
+            self.files.flush(handle)
 
     def release(self, handle: int) -> None:
         """The last descriptor of an open file was closed."""
@@ -334,6 +351,10 @@ class FileSystem:
         """unlink(2). Who has the file open goes on reading it."""
         self._check_writable()
         directory = self.tree.directory(parent)
+        with self.tree.subtrees.settled(directory):
+            self._unlink(directory, name)
+
+    def _unlink(self, directory: Directory, name: str) -> None:
         node = self._find_to_remove(directory, name)
         if node is not None:
             if isinstance(node, Directory):
@@ -351,6 +372,10 @@ class FileSystem:
         """symlink(2): an object whose content is the target, which need not exist."""
         self._check_writable()
         directory = self.tree.directory(parent)
+        with self.tree.subtrees.settled(directory):
+            return self._symlink(directory, name, target)
+
+    def _symlink(self, directory: Directory, name: str, target: bytes) -> Entry:
         found = self._find_or_none(directory, name)
         if found is not None:
             if self._journal.intent() is not None and isinstance(found, Link):
@@ -391,29 +416,37 @@ class FileSystem:
         return bytes(target)
 
     def rename(self, parent: int, name: str, new_parent: int, new_name: str, flags: int) -> None:
-        """renameat2(2) of a file or a link; the target is replaced.
-
-        Directories are refused with EXDEV, which makes mv(1) copy and delete.
-        """
+        """renameat2(2); the target is replaced."""
         self._check_writable()
         if flags & ~RENAME_NOREPLACE:
             raise InvalidArgument(f"rename flags {flags:#x}")
         source, target = self.tree.directory(parent), self.tree.directory(new_parent)
+        with self.tree.subtrees.settled(source, target):
+            if self._rename_object(source, name, target, new_name, flags):
+                return
+        self._rename_directory(source, name, target, new_name, flags)
+
+    def _rename_object(
+        self, source: Directory, name: str, target: Directory, new_name: str, flags: int
+    ) -> bool:
+        """Rename a file or a link; False if it is a directory."""
         intent = self._journal.intent()
+        if intent is not None and intent[0] == "move":
+            return False
         if intent is not None and self._was_moved(intent, target, new_name):
             moved = self.tree.nodes.get(intent[1])
             assert isinstance(moved, File | Link)
             self._leave_old_name(moved, source, name, intent[2])
             self._keep(source)
-            return
+            return True
         node = self.tree.find(source, name)
         replaced = self._find_or_none(target, new_name)
         if replaced is not None and flags & RENAME_NOREPLACE and intent is None:
             raise FileExists(f"`{replaced.key}`")
         if replaced is node:
-            return
+            return True
         if isinstance(node, Directory):
-            raise CrossDevice(f"`{node.key}` is a directory", "mv copies and deletes it")
+            return False
         if isinstance(replaced, Directory):
             raise IsADirectory(f"`{replaced.key}`")
         assert isinstance(node, File | Link)
@@ -440,6 +473,38 @@ class FileSystem:
         if isinstance(replaced, File):
             self.files.settle(replaced)
         self._keep(source)
+        return True
+
+    def _rename_directory(
+        self, source: Directory, name: str, target: Directory, new_name: str, flags: int
+    ) -> None:
+        intent = self._journal.intent()
+        if intent is not None and self._was_moved(intent, target, new_name):
+            with self.tree.subtrees.settled(source, target):
+                if intent[1] in self._moves.unfinished:
+                    self._moves.complete(intent[1])
+                self._keep(source)
+            return
+        node = self.tree.find(source, name)
+        assert isinstance(node, Directory)
+        if is_at_or_below(target, node):
+            raise InvalidArgument(f"`{node.key}` cannot go into itself")
+        with self.tree.subtrees.moving(node, source, target):
+            replaced = self._find_or_none(target, new_name)
+            if replaced is not None and intent is None:
+                self._check_replaceable(replaced, flags)
+            self._journal.intend(("move", node.id))
+            self._moves.move(node, target, new_name, {})
+            self._keep(source)
+
+    def _check_replaceable(self, replaced: Node, flags: int) -> None:
+        """rename(2): only an empty directory gives way to another one."""
+        if flags & RENAME_NOREPLACE:
+            raise FileExists(f"`{replaced.key}`")
+        if not isinstance(replaced, Directory):
+            raise NotADirectory(f"`{replaced.key}`")
+        if not self._is_empty(replaced):
+            raise NotEmpty(f"`{replaced.key}`")
 
     # --- refused, each with the errno that its manual page names -------------------------------
 
@@ -460,13 +525,16 @@ class FileSystem:
         raises; what is not saved then stays in the spool for the next attempt.
         """
         try:
-            unsaved = Held.read(self._journal).unsaved()
+            held = Held.read(self._journal)
         except StateUnusable as error:
             # The machine crashed, perhaps. What is in the spool stays there: nobody knows what
             # it was, and the run must start all the same.
             log.warning("what an earlier run left in the spool cannot be saved: %s", error)
             unsaved = []
         else:
+            for number, move in held.moves.items():
+                self._moves.finish_predecessor(number, move)
+            unsaved = [_after_moves(left, held.moves.values()) for left in held.unsaved()]
             for left in unsaved:
                 self.files.salvage(left)
             self._spool.clear()
@@ -497,6 +565,7 @@ class FileSystem:
                 self.tree.directory(node_id), given
             )
         self._next_directory = held.last_directory + 1
+        self._moves.unfinished = dict(held.moves)
         self._journal.adopt(held.asked)
         self.begin()
 
@@ -528,6 +597,19 @@ class FileSystem:
     def all_asked_again(self) -> None:
         """From now on the kernel asks only what it never asked before."""
         self._journal.forget_answered()
+        if self._moves.unfinished:
+            self._threads.submit(self._finish_moves)
+
+    def _finish_moves(self) -> None:
+        """What is left of moves whose system call ended, or whose program did."""
+        for number in list(self._moves.unfinished):
+            node = self.tree.nodes.find(number)
+            with self.tree.subtrees.settled(node or self.tree.nodes.root):
+                if number in self._moves.unfinished:
+                    try:
+                        self._moves.finish(number)
+                    except SidecarError as error:
+                        log.warning("a renamed directory has leftovers: %s", error)
 
     def begin_request(self, unique: int) -> None:
         """This thread serves a request; what it gives out is noted under its number."""
@@ -547,6 +629,7 @@ class FileSystem:
             ("last", self.tree.nodes.last_number, self.files.last_number, last_directory),
             *self.tree.nodes.records(),
             *self.files.records(),
+            *self._moves.records(),
             *(
                 ("opendir", handle, opened.directory.id, list(opened.given))
                 for handle, opened in list(self._directories.items())
@@ -557,6 +640,7 @@ class FileSystem:
 
     def drain(self, deadline_s: float) -> dict[str, SidecarError | None]:
         """Upload everything dirty before ``deadline_s`` (monotonic); what is left, and why."""
+        self._finish_moves()
         return self.files.drain(deadline_s)
 
     # --- helpers -------------------------------------------------------------------------------
@@ -696,3 +780,11 @@ class FileSystem:
             self._store.put(directory.key, b"")
             directory.kept = True
             self.tree.nodes.note(directory)
+
+
+def _after_moves(left: Unsaved, moves: Iterable[tuple[str, str]]) -> Unsaved:
+    """What a file is called now that the moves of its directories are finished."""
+    for old, new in moves:
+        if left.key.startswith(old):
+            left = left._replace(key=new + left.key[len(old) :])
+    return left

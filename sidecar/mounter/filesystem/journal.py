@@ -296,6 +296,7 @@ class Held:
         nodes: number to the node's last record, its lookups brought up to date.
         handles: number to (node, writable, backing id).
         directories: number to (node, sort keys of the lines that were given).
+        moves: directories whose names were being changed: node to (old key, new key).
         asked: what is known of requests that may be asked again, by number.
         last_node, last_handle, last_directory: the highest numbers ever given out. None is
             given twice: the kernel asks again for the release of what was released already,
@@ -306,6 +307,7 @@ class Held:
         self.nodes: dict[int, Record] = {}
         self.handles: dict[int, tuple[int, bool, int]] = {}
         self.directories: dict[int, tuple[int, list[str]]] = {}
+        self.moves: dict[int, tuple[str, str]] = {}
         self.asked: dict[int, Asked] = {}
         self.last_node = self.last_handle = self.last_directory = 0
 
@@ -366,6 +368,10 @@ class Held:
                 given[rest[0] :] = rest[1]
         elif kind == "closeddir":
             self.directories.pop(number, None)
+        elif kind == "moving":
+            self.moves[number] = (rest[0], rest[1])
+        elif kind == "moved":
+            self.moves.pop(number, None)
 
 
 _LOOKUPS = 4  # positions in a node's record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 
 from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key, is_spellable
@@ -114,6 +114,26 @@ class Listing:
         """A change through this mount that ended in the store."""
         with self._lock:
             self._apply(name, exists, remote)
+
+    def move(
+        self, prefix: str, changes: Changes, copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]]
+    ) -> None:
+        """The directory has another key, and what is in it too.
+
+        Names keep their places; what is still to be loaded is loaded under the new key.
+
+        Args:
+            copied: old key to (the version that was copied, the copy).
+        """
+        with self._lock:
+            self._prefix = prefix
+            self._changes = changes
+            self._token, self._asked, self._last = None, None, ""
+            self._held.clear()
+            for name, remote in list(self.entries.items()):
+                if remote is not None:
+                    pair = copied.get(remote.key)
+                    self._apply(name, pair is not None, pair[1] if pair else None)
 
     def _apply(self, name: str, exists: bool, remote: Remote) -> None:
         if not exists:

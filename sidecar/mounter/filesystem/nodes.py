@@ -173,6 +173,10 @@ class NodeTable:
         except KeyError:
             raise NodeForgotten(f"node {node_id} was never given out or was forgotten") from None
 
+    def find(self, node_id: int) -> Node | None:
+        """The node of a number, where there is one."""
+        return self._nodes.get(node_id)
+
     def hold(self, node: Node) -> None:
         """Count one lookup; a node that was just dropped by another thread comes back."""
         with self.lock:
