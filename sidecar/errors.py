@@ -55,7 +55,6 @@ The tree, readable in one screen::
     │   ├── NodeForgotten       SC1070
     │   ├── Interrupted         SC1071
     │   ├── NoAttribute         SC1072
-    │   ├── CrossDevice         SC1073  cannot be moved in one step; mv(1) copies
     │   ├── NotPermitted        SC1074  this file system has no such thing
     │   └── WouldBlock          SC1075  an answer needs the store, and the caller may not wait
     └── HostError               exit status 3
@@ -364,10 +363,6 @@ class NoAttribute(FileSystemError):
     code, name = "SC1072", "NO_ATTRIBUTE"
 
 
-class CrossDevice(FileSystemError):
-    code, name = "SC1073", "CROSS_DEVICE"
-
-
 class NotPermitted(FileSystemError):
     """Hard links and device files: EPERM, as link(2) and mknod(2) say."""
 
@@ -479,7 +474,6 @@ ERRNO: dict[type[SidecarError], int] = {
     NodeForgotten: _errno.ESTALE,
     Interrupted: _errno.EINTR,
     NoAttribute: _errno.ENODATA,
-    CrossDevice: _errno.EXDEV,
     NotPermitted: _errno.EPERM,
     WouldBlock: _errno.EAGAIN,
     SidecarError: _errno.EIO,

@@ -139,6 +139,10 @@ class VolumeMetrics:
         self.passthrough_opens = counter(
             "mount_sidecar_passthrough_opens_total", "Opens served by the kernel from a local file"
         ).labels(*bound)
+        self.refused_requests = counter(
+            "mount_sidecar_refused_requests_total",
+            "Requests of programs that ended one worker after another, and were refused with EIO",
+        ).labels(*bound)
         self.open_handles = gauge("mount_sidecar_open_handles", "Files that programs hold open")
         self.open_handles = self.open_handles.labels(*bound)
         self.dirty_bytes = gauge(

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import deque
@@ -46,6 +47,8 @@ _RECENT_S = 10.0
 _FREE_DEATHS = 10
 _REMEMBERED_DEATHS = 100
 _FAILED_RESUMES = 3
+_NOBODY_S_FAULT = (-signal.SIGKILL, os.EX_OSERR)
+"""How a worker ends that was killed, or found no memory (transport/replies.py)."""
 _ANSWER_S = 1.0
 _WORKER_START_S = 3600.0
 _REQUEST_BYTES = 1024 * 1024
@@ -75,6 +78,7 @@ class VolumeState:
         self.can_resume = False
         self.resuming = False
         self.failed_resumes = 0
+        self.crashed = False  # the last worker ended by itself
         self.worker: Child | None = None
         self.serving_since_s = 0.0
         self.deaths_s: deque[float] = deque(maxlen=_REMEMBERED_DEATHS)
@@ -464,6 +468,7 @@ class Lifecycle:
         logs.event(log, "worker lost", logging.WARNING, volume=volume.label, how=how)
         now_s = time.monotonic()
         pause_s = volume.pause_after_death(now_s)
+        volume.crashed = exited.status not in _NOBODY_S_FAULT
         if volume.resuming:
             volume.failed_resumes += 1
         if not volume.can_resume or volume.failed_resumes >= _FAILED_RESUMES:
@@ -492,6 +497,7 @@ class Lifecycle:
                 "kind": volume.kind,
                 "name": volume.name,
                 "seconds": seconds,
+                "crashed": volume.crashed,
             },
             descriptors,
         )

@@ -112,12 +112,16 @@ class Worker:
             )
         self._leaving.set()
 
-    def resume(self, descriptor: int) -> None:
-        """Go on with the mount of a worker that died. Does not ask the store first."""
+    def resume(self, descriptor: int, *, crashed: bool) -> None:
+        """Go on with the mount of a worker that died. Does not ask the store first.
+
+        Args:
+            crashed: it ended by itself, and was not killed.
+        """
         store = self._open_store()
         notifier, readers = self._fork_children(store)
         filesystem = self._build(store)
-        filesystem.restore()
+        filesystem.restore(crashed=crashed)
         server = kernel.Server(
             filesystem, descriptor, self._metrics, self._say_serving, readers, notifier
         )
@@ -301,7 +305,7 @@ def main(arguments: list[str]) -> int:
     worker = Worker(spec, volume, duty["identity"], channel)
     try:
         if descriptors:
-            worker.resume(descriptors[0])
+            worker.resume(descriptors[0], crashed=duty["crashed"])
         else:
             worker.run(deadline_s)
     except SidecarError as error:

@@ -182,3 +182,156 @@ def test_a_file_seen_through_the_new_name_only(directory: Path) -> None:
     forget_pages(directory / "new")
     assert (directory / "new").exists()
     assert not (directory / "old").exists()
+
+
+def tree(root: Path) -> dict[str, bytes | str | None]:
+    """Everything below: files with their content, links with their target, directories."""
+    found: dict[str, bytes | str | None] = {}
+    for path in root.rglob("*"):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        else:
+            found[name] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+def make_tree(root: Path) -> dict[str, bytes | str | None]:
+    (root / "deep" / "deeper").mkdir(parents=True)
+    (root / "empty").mkdir()
+    for number in range(20):
+        write(root / "deep" / f"{number}", b"%d" % number * 100)
+    write(root / "deep" / "deeper" / "file", b"content")
+    (root / "link").symlink_to("deep/0")
+    (root / "deep" / "up").symlink_to("../empty")
+    return tree(root)
+
+
+def test_a_whole_tree(directory: Path) -> None:
+    expected = make_tree(directory / "old")
+    (directory / "old").rename(directory / "new")
+    assert names(directory) == ["new"]
+    assert tree(directory / "new") == expected
+    (directory / "new" / "deep").rename(directory / "deep")
+    assert names(directory / "new") == ["empty", "link"]
+    assert tree(directory / "deep")["deeper/file"] == b"content"
+
+
+def test_a_directory_there_and_back(directory: Path) -> None:
+    expected = make_tree(directory / "old")
+    for _ in range(3):
+        (directory / "old").rename(directory / "new")
+        (directory / "new").rename(directory / "old")
+    assert tree(directory / "old") == expected
+
+
+def test_an_empty_directory(directory: Path) -> None:
+    (directory / "old").mkdir()
+    (directory / "old").rename(directory / "new")
+    assert names(directory) == ["new"]
+    assert names(directory / "new") == []
+    (directory / "new").rmdir()
+
+
+def test_a_directory_over_an_empty_one(directory: Path) -> None:
+    expected = make_tree(directory / "old")
+    (directory / "new").mkdir()
+    (directory / "old").rename(directory / "new")
+    assert names(directory) == ["new"]
+    assert tree(directory / "new") == expected
+
+
+def test_a_directory_over_one_that_is_not_empty(directory: Path) -> None:
+    expected = make_tree(directory / "old")
+    (directory / "new").mkdir()
+    write(directory / "new" / "file", b"other")
+    with fails_with(errno.ENOTEMPTY):
+        (directory / "old").rename(directory / "new")
+    assert tree(directory / "old") == expected
+    assert tree(directory / "new") == {"file": b"other"}
+
+
+def test_a_directory_over_one_with_an_unsaved_file(directory: Path) -> None:
+    (directory / "old").mkdir()
+    (directory / "new").mkdir()
+    with opened(directory / "new" / "file", os.O_WRONLY | os.O_CREAT), fails_with(errno.ENOTEMPTY):
+        (directory / "old").rename(directory / "new")
+
+
+def test_a_directory_keeps_its_number(directory: Path) -> None:
+    make_tree(directory / "old")
+    with (
+        opened(directory / "old", os.O_RDONLY) as held,
+        opened(directory / "old" / "deep" / "1", os.O_RDONLY) as file,
+    ):
+        numbers = os.fstat(held).st_ino, os.fstat(file).st_ino
+        (directory / "old").rename(directory / "new")
+        assert os.fstat(held).st_ino == (directory / "new").stat().st_ino == numbers[0]
+        assert os.fstat(file).st_ino == (directory / "new" / "deep" / "1").stat().st_ino
+        assert os.fstat(file).st_ino == numbers[1]
+        inner = os.open("deep/2", os.O_RDONLY, dir_fd=held)
+        os.close(inner)
+
+
+def test_a_directory_below_which_files_are_open(directory: Path) -> None:
+    old, new = directory / "old", directory / "new"
+    (old / "inner").mkdir(parents=True)
+    write(old / "read", b"content")
+    write(old / "inner" / "changed", b"0123456789")
+    with (
+        opened(old / "read", os.O_RDONLY) as read,
+        opened(old / "inner" / "changed", os.O_RDWR) as changed,
+        opened(old / "inner" / "made", os.O_RDWR | os.O_CREAT) as made,
+    ):
+        os.pwrite(changed, b"ab", 0)
+        os.write(made, b"before ")
+        old.rename(new)
+        os.posix_fadvise(read, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.read(read, 20) == b"content"
+        os.pwrite(changed, b"cd", 2)
+        os.write(made, b"after")
+        os.fsync(made)
+        assert names(new / "inner") == ["changed", "made"]
+    assert names(directory) == ["new"]
+    assert (new / "inner" / "changed").read_bytes() == b"abcd456789"
+    assert (new / "inner" / "made").read_bytes() == b"before after"
+
+
+def test_a_directory_that_is_being_read(directory: Path) -> None:
+    (directory / "old").mkdir()
+    expected = {f"{number:03d}" for number in range(300)}
+    for name in expected:
+        write(directory / "old" / name, b"")
+    with syscalls.reading(directory / "old") as stream:
+        lines = [stream.read() for _ in range(10)]
+        (directory / "old").rename(directory / "new")
+        found = [line.name for line in lines if line is not None] + stream.names()
+    assert len(found) == len(set(found))
+    assert {name for name in found if name not in (".", "..")} == expected
+
+
+def test_the_old_directory_name_is_free_again(directory: Path) -> None:
+    make_tree(directory / "old")
+    (directory / "old").rename(directory / "new")
+    with fails_with(errno.ENOENT):
+        (directory / "old" / "deep").stat()
+    (directory / "old").mkdir()
+    write(directory / "old" / "file", b"content")
+    assert tree(directory / "old") == {"file": b"content"}
+
+
+def test_noreplace_of_a_directory(directory: Path) -> None:
+    (directory / "old").mkdir()
+    (directory / "taken").mkdir()
+    with fails_with(errno.EEXIST):  # said by the kernel itself
+        syscalls.renameat2(directory / "old", directory / "taken", syscalls.RENAME_NOREPLACE)
+    syscalls.renameat2(directory / "old", directory / "new", syscalls.RENAME_NOREPLACE)
+    assert names(directory) == ["new", "taken"]
+
+
+def test_a_directory_into_what_is_below_it(directory: Path) -> None:
+    (directory / "old" / "inner").mkdir(parents=True)
+    with fails_with(errno.EINVAL):
+        (directory / "old").rename(directory / "old" / "inner" / "deeper")
+    with fails_with(errno.ENOTEMPTY):
+        (directory / "old" / "inner").rename(directory / "old")

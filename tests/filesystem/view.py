@@ -9,7 +9,7 @@ from pathlib import Path
 from sidecar.metrics import scrape_registry
 from sidecar.mounter.filesystem.attributes import Attributes
 from sidecar.mounter.filesystem.nodes import ROOT
-from sidecar.mounter.store.base import Page
+from sidecar.mounter.store.base import Page, Store
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -24,7 +24,7 @@ class View:
     """
 
     def __init__(
-        self, store: MemoryStore, state: Path, *, ttl_s: float = FOR_EVER_S, read_only: bool = False
+        self, store: Store, state: Path, *, ttl_s: float = FOR_EVER_S, read_only: bool = False
     ) -> None:
         self.fs, _ = build(store, state, ttl_s=ttl_s, read_only=read_only)
         self._state = state

@@ -22,14 +22,15 @@ from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.prefetch import Fetcher
+from sidecar.mounter.store.base import Store
 from sidecar.mounter.transport import kernel, libfuse
-from tests.support.memory_store import FailingStore, MemoryStore
+from tests.support.memory_store import FailingStore
 
 MIB = 1024 * 1024
 
 
 def build(
-    store: MemoryStore, state: Path, *, read_only: bool = False, ttl_s: float = 1.0
+    store: Store, state: Path, *, read_only: bool = False, ttl_s: float = 1.0
 ) -> tuple[FileSystem, VolumeMetrics]:
     """A file system on a memory store."""
     metrics = VolumeMetrics(state / "metrics", "data/memory", "data-memory")

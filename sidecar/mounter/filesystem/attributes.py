@@ -53,6 +53,10 @@ class Ownership:
         """``file_mode`` with the type bits."""
         return stat.S_IFREG | self.file_mode
 
+    def link_type_mode(self) -> int:
+        """A link's bits are never asked (symlink(7))."""
+        return stat.S_IFLNK | 0o777
+
     def dir_type_mode(self) -> int:
         """``dir_mode`` with the type bits."""
         return stat.S_IFDIR | self.dir_mode

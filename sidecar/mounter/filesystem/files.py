@@ -16,7 +16,7 @@ from sidecar.errors import (
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.journal import Journal, Record, Unsaved
+from sidecar.mounter.filesystem.journal import HANDLE, Journal, Record, Unsaved
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
 from sidecar.mounter.filesystem.tree import Tree
@@ -85,7 +85,8 @@ class Files:
             self._handles[number] = FileHandle(node, writable, backing_id)
             node.handles += 1
             node.writers += writable
-        self._journal.write(("open", number, node.id, writable, backing_id))
+        record = ("open", number, node.id, writable, backing_id)
+        self._journal.write(record, (HANDLE, number))
         return number
 
     def opened(self) -> list[FileHandle]:
@@ -235,7 +236,7 @@ class Files:
                 node.spool.dirty = True
             elif node.remote is not None and not node.detached and node.parent is not None:
                 key = node.key
-                node.remote = self._store.copy(key, key, metadata=self._metadata(node.attributes))
+                node.remote = self._store.copy(key, key, metadata=self.metadata(node.attributes))
                 self._tree.changed(node.parent, node.name, True, node.remote)
             self._tree.nodes.note(node)
 
@@ -255,7 +256,7 @@ class Files:
             spool, parent = node.spool, node.parent
             if spool is None or not spool.dirty or node.detached or parent is None:
                 return
-            node.remote = self._uploader.upload(node.key, spool, self._metadata(node.attributes))
+            node.remote = self._uploader.upload(node.key, spool, self.metadata(node.attributes))
             spool.dirty = False
             self._metrics.uploaded_bytes.inc(spool.size_bytes)
             node.fresh_until_s = time.monotonic() + self._tree.ttl_s
@@ -304,7 +305,8 @@ class Files:
                 unsaved[node.key] = None
                 continue
             try:
-                self.save(node)
+                with self._tree.subtrees.settled(node):
+                    self.save(node)
             except SidecarError as error:
                 unsaved[node.key] = error
         return unsaved
@@ -320,7 +322,7 @@ class Files:
             spool = self._spool.adopt(unsaved.spool_path)
         except FileNotFoundError:
             return
-        metadata = self._metadata(unsaved.attributes)
+        metadata = self.metadata(unsaved.attributes)
         self._uploader.upload(unsaved.key, spool, metadata)
         self._metrics.uploaded_bytes.inc(spool.size_bytes)
         spool.discard()
@@ -377,7 +379,7 @@ class Files:
             self._tree.nodes.note(node)  # first: a successor must not look for the file
             spool.discard()
 
-    def _metadata(self, attributes: Mapping[str, int]) -> dict[str, str]:
+    def metadata(self, attributes: Mapping[str, int]) -> dict[str, str]:
         """User metadata by the convention of s3fs-fuse (mode, uid, gid) and rclone (mtime)."""
         metadata: dict[str, str] = {}
         if "mtime_ns" in attributes:

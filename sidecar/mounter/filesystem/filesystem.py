@@ -12,19 +12,20 @@ that reads requests, and hand only the rest to others.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from sidecar.errors import (
-    CrossDevice,
     FileExists,
     InvalidArgument,
     IsADirectory,
+    NameTooLong,
     NodeForgotten,
     NotADirectory,
     NotEmpty,
@@ -32,8 +33,10 @@ from sidecar.errors import (
     NotPermitted,
     ReadOnly,
     SidecarError,
+    Stale,
     StateUnusable,
     Unsupported,
+    WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache import Copy
@@ -45,10 +48,26 @@ from sidecar.mounter.filesystem.attributes import (
     Statistics,
 )
 from sidecar.mounter.filesystem.files import Files, is_writable
-from sidecar.mounter.filesystem.journal import Held, Journal, Record
-from sidecar.mounter.filesystem.names import NAME_MAX_BYTES
-from sidecar.mounter.filesystem.nodes import Directory, File, Node
+from sidecar.mounter.filesystem.journal import (
+    HANDLE,
+    LOOKUP,
+    READING,
+    Asked,
+    Held,
+    Journal,
+    Record,
+    Unsaved,
+)
+from sidecar.mounter.filesystem.moves import Moves
+from sidecar.mounter.filesystem.names import (
+    LINK_SUFFIX,
+    NAME_MAX_BYTES,
+    TARGET_MAX_BYTES,
+    is_link_key,
+)
+from sidecar.mounter.filesystem.nodes import Directory, File, Link, Node
 from sidecar.mounter.filesystem.spool import Spool
+from sidecar.mounter.filesystem.subtrees import is_at_or_below
 from sidecar.mounter.filesystem.tree import Line, OpenDirectory, Tree
 from sidecar.mounter.filesystem.uploads import Uploader
 from sidecar.mounter.prefetch import Fetcher, ReadResult
@@ -89,11 +108,14 @@ class FileSystem:
         self._spool = spool
         self._threads = threads
         self._journal = journal
+        self._metrics = metrics
+        self._predecessor_crashed = False
         self._cache = fetcher.cache
         self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal, fetcher.threads)
         self.files = Files(
             self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics, journal
         )
+        self._moves = Moves(self._store, self.tree, journal)
         self._directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
 
@@ -127,15 +149,18 @@ class FileSystem:
         """chmod, chown, utimensat and truncate(2): ``changes`` has mode, uid, gid, mtime_ns."""
         self._check_writable()
         node = self.tree.nodes.get(node_id)
-        if isinstance(node, Directory):
-            if size_bytes is not None:
-                raise IsADirectory(f"`{node.key}`")
-            self._set_directory_attributes(node, changes)
-        elif isinstance(node, File):
-            if size_bytes is not None:
-                self.files.truncate(node, size_bytes)
-            if changes and not self._is_current(node, changes):
-                self.files.set_attributes(node, changes)
+        with self.tree.subtrees.settled(node):
+            if isinstance(node, Directory):
+                if size_bytes is not None:
+                    raise IsADirectory(f"`{node.key}`")
+                self._set_directory_attributes(node, changes)
+            elif isinstance(node, File):
+                if size_bytes is not None:
+                    self.files.truncate(node, size_bytes)
+                if changes and not self._is_current(node, changes):
+                    self.files.set_attributes(node, changes)
+            elif isinstance(node, Link):
+                self._set_link_attributes(node, changes, size_bytes)
         return self.tree.entry(node)
 
     def statistics(self) -> Statistics:
@@ -159,7 +184,7 @@ class FileSystem:
             handle = self._next_directory
             self._next_directory += 1
             self._directories[handle] = opened
-        self._journal.write(("opendir", handle, node_id, []))
+        self._journal.write(("opendir", handle, node_id, []), (READING, handle))
         return handle
 
     def read_directory(self, handle: int, offset: int, *, wait: bool = True) -> Iterator[Line]:
@@ -187,8 +212,16 @@ class FileSystem:
         """mkdir(2): a marker object keeps the directory when the mount is gone."""
         self._check_writable()
         directory = self.tree.directory(parent)
-        if self.tree.exists(directory, name):
+        with self.tree.subtrees.settled(directory):
+            return self._make_directory(directory, name)
+
+    def _make_directory(self, directory: Directory, name: str) -> Entry:
+        found = self._find_or_none(directory, name)
+        if found is not None:
+            if self._journal.intent() is not None and isinstance(found, Directory):
+                return self.tree.enter(found)  # a dead worker made it for this request
             raise FileExists(f"`{directory.key}{name}`")
+        self._journal.intend(("mkdir",))
         self._store.put(f"{directory.key}{name}/", b"")
         with self.tree.nodes.lock:
             node = self.tree.nodes.add_directory(directory, name, time.time_ns())
@@ -200,15 +233,21 @@ class FileSystem:
         """rmdir(2). Raises NotADirectory, NotEmpty."""
         self._check_writable()
         directory = self.tree.directory(parent)
-        node = self.tree.find(directory, name)
-        if not isinstance(node, Directory):
-            raise NotADirectory(f"`{node.key}`")
-        if not self._is_empty(node):
-            raise NotEmpty(f"`{node.key}`")
-        self._store.delete(node.key)
-        node.kept = False
-        self.tree.changed(directory, name, False, None)
-        self.tree.nodes.detach(node)
+        with self.tree.subtrees.settled(directory):
+            self._remove_directory(directory, name)
+
+    def _remove_directory(self, directory: Directory, name: str) -> None:
+        node = self._find_to_remove(directory, name)
+        if node is not None:
+            if not isinstance(node, Directory):
+                raise NotADirectory(f"`{node.key}`")
+            if not self._is_empty(node):
+                raise NotEmpty(f"`{node.key}`")
+            self._journal.intend(("rmdir",))
+            self._store.delete(node.key)
+            node.kept = False
+            self.tree.changed(directory, name, False, None)
+            self.tree.nodes.detach(node)
         self._keep(directory)
 
     # --- files -------------------------------------------------------------------------------
@@ -222,9 +261,12 @@ class FileSystem:
         except NotFound:
             pass
         else:
-            if flags & os.O_EXCL:
+            # With an intent a dead worker made it, for this very request.
+            if flags & os.O_EXCL and self._journal.intent() is None:
                 raise FileExists(f"`{node.key}`")
             return self.tree.enter(node), self.open(node.id, flags)
+        self._check_file_name(name)
+        self._journal.intend(("create",))
         attributes = {}
         if stat.S_IMODE(mode) != self.tree.owner.file_mode:
             attributes["mode"] = stat.S_IMODE(mode)
@@ -234,6 +276,20 @@ class FileSystem:
             directory.mtime_ns = time.time_ns()
             entry = self.tree.enter(file)
         return entry, self.files.open(file, is_writable(flags))
+
+    def make_node(self, parent: int, name: str, mode: int) -> Entry:
+        """mknod(2): an empty file, in the store when this returns.
+
+        Raises NotPermitted for a device, a FIFO or a socket.
+        """
+        if not stat.S_ISREG(mode):
+            raise NotPermitted("an object store has no devices, FIFOs or sockets")
+        entry, handle = self.create(parent, name, mode, os.O_EXCL | os.O_WRONLY)
+        try:
+            self.flush(handle)
+        finally:
+            self.release(handle)
+        return entry
 
     def open_copy(self, node_id: int) -> Copy | None:
         """The whole node as a local file, where the cache has it; closed by the caller."""
@@ -260,7 +316,7 @@ class FileSystem:
             self._check_writable()
         node = self.tree.nodes.get(node_id)
         if not isinstance(node, File):
-            raise IsADirectory(f"`{node.key}`")
+            self._refuse_to_open(node)
         return self.files.open(node, writable, truncate=truncate, backing_id=backing_id)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
@@ -288,11 +344,16 @@ class FileSystem:
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2)."""
-        return self.files.write(handle, offset, data)
+        node = self.files.get(handle).node
+        if node.spool is not None:
+            return self.files.write(handle, offset, data)
+        with self.tree.subtrees.settled(node):  # the object is read first, by its key
+            return self.files.write(handle, offset, data)
 
     def flush(self, handle: int) -> None:
         """close(2), fsync(2), fdatasync(2): the store has the bytes, or an error says why not."""
-        self.files.flush(handle)
+        with self.tree.subtrees.settled(self.files.get(handle).node):
+            self.files.flush(handle)
 
     def release(self, handle: int) -> None:
         """The last descriptor of an open file was closed."""
@@ -302,54 +363,166 @@ class FileSystem:
         """unlink(2). Who has the file open goes on reading it."""
         self._check_writable()
         directory = self.tree.directory(parent)
-        node = self.tree.find(directory, name)
-        if not isinstance(node, File):
-            raise IsADirectory(f"`{node.key}`")
-        with node.lock:
-            if node.remote is not None:
-                self.files.rescue(node)
-                self._store.delete(node.key)
-            self.tree.changed(directory, name, False, None)
-            self.tree.nodes.detach(node)
-            self.files.settle(node)
+        with self.tree.subtrees.settled(directory):
+            self._unlink(directory, name)
+
+    def _unlink(self, directory: Directory, name: str) -> None:
+        node = self._find_to_remove(directory, name)
+        if node is not None:
+            if isinstance(node, Directory):
+                raise IsADirectory(f"`{node.key}`")
+            self._journal.intend(("unlink",))
+            if isinstance(node, File):
+                self._unlink_file(node, directory, name)
+            else:
+                self._store.delete(node.object_key)
+                self.tree.changed(directory, name, False, None)
+                self.tree.nodes.detach(node)
         self._keep(directory)
 
-    def rename(self, parent: int, name: str, new_parent: int, new_name: str, flags: int) -> None:
-        """renameat2(2) of a file; the target is replaced.
+    def symlink(self, parent: int, name: str, target: bytes) -> Entry:
+        """symlink(2): an object whose content is the target, which need not exist."""
+        self._check_writable()
+        directory = self.tree.directory(parent)
+        with self.tree.subtrees.settled(directory):
+            return self._symlink(directory, name, target)
 
-        Directories are refused with EXDEV, which makes mv(1) copy and delete.
-        """
+    def _symlink(self, directory: Directory, name: str, target: bytes) -> Entry:
+        found = self._find_or_none(directory, name)
+        if found is not None:
+            if self._journal.intent() is not None and isinstance(found, Link):
+                return self.tree.enter(found)  # a dead worker made it for this request
+            raise FileExists(f"`{found.key}`")
+        if len(target) > TARGET_MAX_BYTES:
+            raise NameTooLong(f"a link's target of {len(target)} bytes")
+        self._journal.intend(("symlink",))
+        remote = self._store.put(f"{directory.key}{name}{LINK_SUFFIX}", target)
+        with self.tree.nodes.lock:
+            node = self.tree.nodes.add_link(directory, name, remote)
+            node.target = target
+            node.fresh_until_s = time.monotonic() + self.tree.ttl_s
+            self.tree.changed(directory, name, True, remote)
+            return self.tree.enter(node)
+
+    def read_link(self, node_id: int, *, wait: bool = True) -> bytes:
+        """readlink(2): the target, as it was given. Raises InvalidArgument for what is no link."""
+        node = self.tree.nodes.get(node_id)
+        if not isinstance(node, Link):
+            raise InvalidArgument(f"`{node.key}` is no symbolic link")
+        if node.target is None:
+            if not wait:
+                raise WouldBlock(node.name)
+            node.target = self._read_target(node)
+        return node.target
+
+    def _read_target(self, node: Link) -> bytes:
+        remote = node.remote
+        if remote.size_bytes > TARGET_MAX_BYTES:
+            raise NameTooLong(f"`{remote.key}` is a link's object of {remote.size_bytes} bytes")
+        target = bytearray(remote.size_bytes)
+        try:
+            self._store.get_range(remote.key, remote.version, 0, memoryview(target))
+        except NotFound:
+            # Deleted since it was listed. ESTALE makes the kernel look again.
+            raise Stale(f"`{remote.key}` is gone") from None
+        return bytes(target)
+
+    def rename(self, parent: int, name: str, new_parent: int, new_name: str, flags: int) -> None:
+        """renameat2(2); the target is replaced."""
         self._check_writable()
         if flags & ~RENAME_NOREPLACE:
             raise InvalidArgument(f"rename flags {flags:#x}")
         source, target = self.tree.directory(parent), self.tree.directory(new_parent)
+        with self.tree.subtrees.settled(source, target):
+            if self._rename_object(source, name, target, new_name, flags):
+                return
+        self._rename_directory(source, name, target, new_name, flags)
+
+    def _rename_object(
+        self, source: Directory, name: str, target: Directory, new_name: str, flags: int
+    ) -> bool:
+        """Rename a file or a link; False if it is a directory."""
+        intent = self._journal.intent()
+        if intent is not None and intent[0] == "move":
+            return False
+        if intent is not None and self._was_moved(intent, target, new_name):
+            moved = self.tree.nodes.get(intent[1])
+            assert isinstance(moved, File | Link)
+            self._leave_old_name(moved, source, name, intent[2])
+            self._keep(source)
+            return True
         node = self.tree.find(source, name)
         replaced = self._find_or_none(target, new_name)
-        if replaced is not None and flags & RENAME_NOREPLACE:
+        if replaced is not None and flags & RENAME_NOREPLACE and intent is None:
             raise FileExists(f"`{replaced.key}`")
         if replaced is node:
-            return
+            return True
         if isinstance(node, Directory):
-            raise CrossDevice(f"`{node.key}` is a directory", "mv copies and deletes it")
+            return False
         if isinstance(replaced, Directory):
             raise IsADirectory(f"`{replaced.key}`")
-        assert isinstance(node, File)
-        self._rename_file(node, source, name, target, new_name, replaced)
+        assert isinstance(node, File | Link)
+        new_key = f"{target.key}{new_name}{LINK_SUFFIX if isinstance(node, Link) else ''}"
+        if isinstance(node, File):
+            self._check_file_name(new_name)
+        # A file that replaces a link, or the reverse, has another key than what it replaces.
+        other_key = replaced.object_key if replaced and replaced.object_key != new_key else ""
+        self._journal.intend(("rename", node.id, other_key))
+        if isinstance(replaced, File):
+            self.files.rescue(replaced)
+        if isinstance(node, File):
+            with node.lock:
+                if node.remote is not None and (node.spool is None or not node.spool.dirty):
+                    node.remote = self._copy(node.remote, new_key)
+                    self.tree.changed(target, new_name, True, node.remote)
+                self.tree.nodes.move(node, target, new_name)
+                self._leave_old_name(node, source, name, other_key)
+        else:
+            node.remote = self._copy(node.remote, new_key)
+            self.tree.changed(target, new_name, True, node.remote)
+            self.tree.nodes.move(node, target, new_name)
+            self._leave_old_name(node, source, name, other_key)
+        if isinstance(replaced, File):
+            self.files.settle(replaced)
         self._keep(source)
+        return True
+
+    def _rename_directory(
+        self, source: Directory, name: str, target: Directory, new_name: str, flags: int
+    ) -> None:
+        intent = self._journal.intent()
+        if intent is not None and self._was_moved(intent, target, new_name):
+            with self.tree.subtrees.settled(source, target):
+                if intent[1] in self._moves.unfinished:
+                    self._moves.complete(intent[1])
+                self._keep(source)
+            return
+        node = self.tree.find(source, name)
+        assert isinstance(node, Directory)
+        if is_at_or_below(target, node):
+            raise InvalidArgument(f"`{node.key}` cannot go into itself")
+        with self.tree.subtrees.moving(node, source, target):
+            replaced = self._find_or_none(target, new_name)
+            if replaced is not None and intent is None:
+                self._check_replaceable(replaced, flags)
+            self._journal.intend(("move", node.id))
+            self._moves.move(node, target, new_name, {})
+            self._keep(source)
+
+    def _check_replaceable(self, replaced: Node, flags: int) -> None:
+        """rename(2): only an empty directory gives way to another one."""
+        if flags & RENAME_NOREPLACE:
+            raise FileExists(f"`{replaced.key}`")
+        if not isinstance(replaced, Directory):
+            raise NotADirectory(f"`{replaced.key}`")
+        if not self._is_empty(replaced):
+            raise NotEmpty(f"`{replaced.key}`")
 
     # --- refused, each with the errno that its manual page names -------------------------------
 
     def link(self) -> NoReturn:
         """link(2): an object has one name."""
         raise NotPermitted("an object store has no hard links")
-
-    def make_node(self) -> NoReturn:
-        """mknod(2) of a device, a FIFO or a socket."""
-        raise NotPermitted("an object store has no devices, FIFOs or sockets")
-
-    def symlink(self) -> NoReturn:
-        """symlink(2)."""
-        raise NotPermitted("this mount has no symbolic links")
 
     # --- a worker that dies and the next one -----------------------------------------------------
 
@@ -364,21 +537,29 @@ class FileSystem:
         raises; what is not saved then stays in the spool for the next attempt.
         """
         try:
-            unsaved = Held.read(self._journal).unsaved()
+            held = Held.read(self._journal)
         except StateUnusable as error:
             # The machine crashed, perhaps. What is in the spool stays there: nobody knows what
             # it was, and the run must start all the same.
             log.warning("what an earlier run left in the spool cannot be saved: %s", error)
             unsaved = []
         else:
+            for number, move in held.moves.items():
+                self._moves.finish_predecessor(number, move)
+            unsaved = [_after_moves(left, held.moves.values()) for left in held.unsaved()]
             for left in unsaved:
                 self.files.salvage(left)
             self._spool.clear()
         self.begin()
         return [left.key for left in unsaved]
 
-    def restore(self) -> None:
-        """Take over the nodes and handles that a predecessor gave out; then :meth:`begin`."""
+    def restore(self, *, crashed: bool = False) -> None:
+        """Take over the nodes and handles that a predecessor gave out; then :meth:`begin`.
+
+        Args:
+            crashed: the predecessor ended by itself, and was not killed.
+        """
+        self._predecessor_crashed = crashed
         held = Held.read(self._journal)
         if not held.last_node:
             # The kernel holds numbers that would be given to other files.
@@ -396,7 +577,63 @@ class FileSystem:
                 self.tree.directory(node_id), given
             )
         self._next_directory = held.last_directory + 1
+        self._moves.unfinished = dict(held.moves)
+        self._journal.adopt(held.asked)
         self.begin()
+
+    def asked_again(self, unique: int) -> Asked:
+        """The kernel asks a request again whose worker died; ``unique`` without its mark."""
+        asked = self._journal.asked_again(unique, crashed=self._predecessor_crashed)
+        if asked.answer is None and asked.is_hopeless:
+            self._metrics.refused_requests.inc()
+            log.error(
+                "request %d has ended %d workers (%d by themselves) and is refused",
+                unique,
+                asked.deaths,
+                asked.crashes,
+            )
+            asked.answer = errno.EIO, b""
+        return asked
+
+    def take_back(self, unique: int, asked: Asked) -> None:
+        """What a dead worker gave out for a request never arrived; it is about to be served."""
+        for kind, number in list(asked.given):
+            self._journal.take_back(unique, kind, number)
+            if kind == LOOKUP:
+                self.forget(number, 1)
+            elif kind == HANDLE:
+                self.release(number)
+            else:
+                self.release_directory(number)
+
+    def all_asked_again(self) -> None:
+        """From now on the kernel asks only what it never asked before."""
+        self._journal.forget_answered()
+        if self._moves.unfinished:
+            self._threads.submit(self._finish_moves)
+
+    def _finish_moves(self) -> None:
+        """What is left of moves whose system call ended, or whose program did."""
+        for number in list(self._moves.unfinished):
+            node = self.tree.nodes.find(number)
+            with self.tree.subtrees.settled(node or self.tree.nodes.root):
+                if number in self._moves.unfinished:
+                    try:
+                        self._moves.finish(number)
+                    except SidecarError as error:
+                        log.warning("a renamed directory has leftovers: %s", error)
+
+    def begin_request(self, unique: int) -> None:
+        """This thread serves a request; what it gives out is noted under its number."""
+        self._journal.begin_request(unique)
+
+    def done(self, unique: int, reply: bytes) -> None:
+        """The request changed something: this is its answer, also from a successor."""
+        self._journal.done(unique, 0, reply)
+
+    def end_request(self, unique: int) -> None:
+        """The request was answered."""
+        self._journal.end_request(unique)
 
     def _records(self) -> list[Record]:
         last_directory = self._next_directory - 1
@@ -404,6 +641,7 @@ class FileSystem:
             ("last", self.tree.nodes.last_number, self.files.last_number, last_directory),
             *self.tree.nodes.records(),
             *self.files.records(),
+            *self._moves.records(),
             *(
                 ("opendir", handle, opened.directory.id, list(opened.given))
                 for handle, opened in list(self._directories.items())
@@ -414,6 +652,7 @@ class FileSystem:
 
     def drain(self, deadline_s: float) -> dict[str, SidecarError | None]:
         """Upload everything dirty before ``deadline_s`` (monotonic); what is left, and why."""
+        self._finish_moves()
         return self.files.drain(deadline_s)
 
     # --- helpers -------------------------------------------------------------------------------
@@ -434,33 +673,68 @@ class FileSystem:
         except NotFound:
             return None
 
-    def _rename_file(
-        self,
-        node: File,
-        source: Directory,
-        name: str,
-        target: Directory,
-        new_name: str,
-        replaced: Node | None,
-    ) -> None:
+    def _unlink_file(self, node: File, directory: Directory, name: str) -> None:
         with node.lock:
-            old_key, remote, spool = node.key, node.remote, node.spool
-            if isinstance(replaced, File):
-                self.files.rescue(replaced)
-            if remote is not None and (spool is None or not spool.dirty):
-                moved = self._store.copy(old_key, f"{target.key}{new_name}", version=remote.version)
-                node.remote = moved
-                self.tree.changed(target, new_name, True, moved)
-            self.tree.nodes.move(node, target, new_name)
-            if spool is not None and spool.dirty and not node.writers:
-                self.files.save(node)
-            if remote is not None:
-                if spool is not None and spool.dirty:
-                    self.files.save(node)
-                self._store.delete(old_key)
-            self.tree.changed(source, name, False, None)
-        if isinstance(replaced, File):
-            self.files.settle(replaced)
+            if node.remote is not None:
+                self.files.rescue(node)
+                self._store.delete(node.key)
+            self.tree.changed(directory, name, False, None)
+            self.tree.nodes.detach(node)
+            self.files.settle(node)
+
+    def _copy(self, remote: ObjectInfo, new_key: str) -> ObjectInfo:
+        return self._store.copy(remote.key, new_key, version=remote.version)
+
+    def _leave_old_name(
+        self, node: File | Link, source: Directory, name: str, other_key: str
+    ) -> None:
+        """The second half of a rename: the node has its new name, the store the old one too.
+
+        Args:
+            other_key: of a replaced object whose key the new one does not have; else empty.
+        """
+        old_key = f"{source.key}{name}"
+        if isinstance(node, Link):
+            self._delete_all(other_key, old_key + LINK_SUFFIX)
+        else:
+            with node.lock:
+                had_object = node.remote is not None
+                must_save = had_object or other_key or not node.writers
+                if node.spool is not None and node.spool.dirty and must_save:
+                    self.files.save(node)  # before what it replaces is deleted
+                self._delete_all(other_key, old_key if had_object else "")
+        self.tree.changed(source, name, False, None)
+
+    def _delete_all(self, *keys: str) -> None:
+        for key in keys:
+            if key:
+                self._store.delete(key)
+
+    def _was_moved(self, intent: Record, target: Directory, new_name: str) -> bool:
+        """Whether the worker that meant to rename a node died after it had moved it."""
+        child = target.children.get(new_name)
+        return child is not None and child.id == intent[1]
+
+    def _find_to_remove(self, directory: Directory, name: str) -> Node | None:
+        """The node of a name; None where a dead worker removed it for this request."""
+        try:
+            return self.tree.find(directory, name)
+        except NotFound:
+            if self._journal.intent() is None:
+                raise
+            self.tree.changed(directory, name, False, None)
+            return None
+
+    def _check_file_name(self, name: str) -> None:
+        if is_link_key(name):
+            raise NotPermitted(
+                f"`{name}`: objects whose names end so are symbolic links", "choose another name"
+            )
+
+    def _refuse_to_open(self, node: Node) -> NoReturn:
+        if isinstance(node, Directory):
+            raise IsADirectory(f"`{node.key}`")
+        raise InvalidArgument(f"`{node.key}` is a symbolic link")
 
     def _is_current(self, node: Node, changes: Mapping[str, int]) -> bool:
         """Whether the changes say what is so already: chown to the owner, say."""
@@ -472,6 +746,19 @@ class FileSystem:
             "mtime_ns": now.mtime_ns,
         }
         return all(current[name] == value for name, value in changes.items())
+
+    def _set_link_attributes(
+        self, node: Link, changes: Mapping[str, int], size_bytes: int | None
+    ) -> None:
+        if size_bytes is not None or "mode" in changes:
+            raise Unsupported(f"`{node.key}`: a symbolic link has neither length nor mode to set")
+        node.attributes.update(changes)
+        if node.parent is not None and not node.detached:
+            key = node.object_key
+            metadata = self.files.metadata(node.attributes)
+            node.remote = self._store.copy(key, key, metadata=metadata)
+            self.tree.changed(node.parent, node.name, True, node.remote)
+        self.tree.nodes.note(node)
 
     def _set_directory_attributes(self, node: Directory, changes: Mapping[str, int]) -> None:
         now: Attributes = self.tree.attributes(node)
@@ -505,3 +792,11 @@ class FileSystem:
             self._store.put(directory.key, b"")
             directory.kept = True
             self.tree.nodes.note(directory)
+
+
+def _after_moves(left: Unsaved, moves: Iterable[tuple[str, str]]) -> Unsaved:
+    """What a file is called now that the moves of its directories are finished."""
+    for old, new in moves:
+        if left.key.startswith(old):
+            left = left._replace(key=new + left.key[len(old) :])
+    return left

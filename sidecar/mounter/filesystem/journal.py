@@ -8,6 +8,10 @@ the process is killed at any instruction. It is not meant to survive the machine
 The file begins with a header (magic, bytes in use); records follow, each its length and a
 marshalled tuple. A record counts once the bytes in use cover it. When the file is full, a
 snapshot of what is still held replaces it.
+
+A request whose worker dies before its answer left is asked again of the next one. What the
+dead worker had given out for it, had begun and had done is therefore written down under the
+request's number (docs/decisions/0010-a-request-that-is-asked-again.md).
 """
 
 from __future__ import annotations
@@ -33,6 +37,66 @@ _LENGTH = struct.Struct("<I")
 FIRST_BYTES = 4 * 1024 * 1024
 
 
+MOST_CRASHES = 3
+"""Workers that may end by themselves over one request. The next one refuses it."""
+MOST_DEATHS = 30
+"""The same for workers that were killed, by whoever: out of memory, perhaps, and perhaps not."""
+
+LOOKUP, HANDLE, READING = "lookup", "handle", "reading"
+"""What an answer gives out: a count of a node, an open file, an open directory."""
+
+
+class Asked:
+    """One request that is asked again: what its earlier workers made of it.
+
+    Attributes:
+        given: (kind, number) of what was given out for it; the answer never left.
+        intent: what it was about to do, in the words of who does it; None before it began.
+        answer: (errno, reply) once it was done.
+        deaths, crashes: of the workers that had it, and those that ended by themselves.
+    """
+
+    def __init__(self) -> None:
+        self.given: list[tuple[str, int]] = []
+        self.intent: Record | None = None
+        self.answer: tuple[int, bytes] | None = None
+        self.deaths = self.crashes = 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it has ended more workers than it may."""
+        return self.crashes >= MOST_CRASHES or self.deaths >= MOST_DEATHS
+
+    def add(self, record: Record) -> None:
+        """Take in a record about the request: its kind, its number, and the rest."""
+        kind, _, *rest = record
+        if kind == "gave":
+            self.given.append((rest[0], rest[1]))
+        elif kind == "took":
+            if (rest[0], rest[1]) in self.given:
+                self.given.remove((rest[0], rest[1]))
+        elif kind == "intent":
+            self.intent = rest[0]
+        elif kind == "done":
+            self.answer = (rest[0], rest[1])
+        elif kind == "again":
+            self.deaths, self.crashes = rest[0], rest[1]
+
+    def records(self, unique: int) -> Iterator[Record]:
+        """All of it again, for a snapshot."""
+        for kind, number in list(self.given):
+            yield ("gave", unique, kind, number)
+        if self.intent is not None:
+            yield ("intent", unique, self.intent)
+        if self.answer is not None:
+            yield ("done", unique, *self.answer)
+        if self.deaths:
+            yield ("again", unique, self.deaths, self.crashes)
+
+
+_ABOUT_REQUESTS = frozenset(("gave", "took", "intent", "done", "again"))
+
+
 class Journal:
     """Append-only, bounded, and compacted by itself. Safe to use from any thread."""
 
@@ -42,6 +106,9 @@ class Journal:
         self._snapshot: Callable[[], Iterable[Record]] = tuple
         self._map: mmap.mmap | None = None
         self._used = _HEADER.size
+        self._serving = threading.local()
+        self._asked: dict[int, Asked] = {}  # requests in flight that need to be known
+        self._left: set[int] = set()  # those of a predecessor that were not asked again yet
 
     def begin(self, snapshot: Callable[[], Iterable[Record]]) -> None:
         """Start to write, from a snapshot of what is held now.
@@ -55,11 +122,101 @@ class Journal:
             self._snapshot = snapshot
             self._rewrite(0)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, gives: tuple[str, int] | None = None) -> None:
         """Append one record; it is safe from the death of this process when this returns.
 
         The change that it describes must have been made before, for the snapshot's sake.
+
+        Args:
+            gives: what the answer to the request that this thread serves will give out.
         """
+        unique = getattr(self._serving, "unique", 0)
+        if gives is not None and unique:
+            gave = ("gave", unique, *gives)
+            with self._lock:
+                self._asked.setdefault(unique, Asked()).add(gave)
+                self._append(("both", gave, record))
+        else:
+            self._append(record)
+
+    # --- requests that may be asked again ---------------------------------------------------
+
+    def begin_request(self, unique: int) -> None:
+        """This thread serves the request of this number from now on."""
+        self._serving.unique = unique
+
+    def end_request(self, unique: int) -> None:
+        """It was answered, so it will not be asked again."""
+        self._serving.unique = 0
+        if unique in self._asked:
+            with self._lock:
+                self._asked.pop(unique, None)
+
+    def intend(self, intent: Record) -> None:
+        """Say what the request of this thread is about to do in the store.
+
+        Its successor finds the same words in :meth:`intent`. Nothing outside a request.
+        """
+        unique = getattr(self._serving, "unique", 0)
+        if unique:
+            self._note_request(("intent", unique, intent))
+
+    def intent(self) -> Record | None:
+        """What a dead worker was about to do for the request that this thread serves."""
+        asked = self._asked.get(getattr(self._serving, "unique", 0))
+        return asked.intent if asked is not None else None
+
+    def done(self, unique: int, errno: int, reply: bytes) -> None:
+        """The request changed something; this is the answer, whoever gives it."""
+        self._note_request(("done", unique, errno, reply))
+
+    def asked_again(self, unique: int, *, crashed: bool) -> Asked:
+        """The kernel asks a request again: what is known of it.
+
+        Args:
+            crashed: the last worker ended by itself, and was not killed.
+        """
+        with self._lock:
+            self._left.discard(unique)
+            asked = self._asked.setdefault(unique, Asked())
+            again = ("again", unique, asked.deaths + 1, asked.crashes + crashed)
+            self._note_request(again)
+            return asked
+
+    def take_back(self, unique: int, kind: str, number: int) -> None:
+        """What was given out for a request is about to be taken back.
+
+        Before, so that it is not done twice: a count too high costs memory, one too low is an
+        error in a program.
+        """
+        self._note_request(("took", unique, kind, number))
+
+    def adopt(self, asked: dict[int, Asked]) -> None:
+        """Take over the requests of a predecessor."""
+        self._asked = dict(asked)
+        self._left = set(asked)
+
+    def forget_answered(self) -> list[Record]:
+        """Nothing will be asked again any more: what was not, was answered.
+
+        Returns what was intended and never asked again: its program was killed meanwhile.
+        """
+        with self._lock:
+            numbers = [unique for unique in self._left if unique in self._asked]
+            left = [self._asked.pop(unique) for unique in numbers]
+            self._left.clear()
+            if left:
+                self._append(("answered", numbers))
+        return [one.intent for one in left if one.intent is not None and one.answer is None]
+
+    def _note_request(self, record: Record) -> None:
+        with self._lock:
+            self._asked.setdefault(record[1], Asked()).add(record)
+            self._append(record)
+
+    # --- the file -----------------------------------------------------------------------------
+
+    def _append(self, record: Record) -> None:
         data = marshal.dumps(record)
         with self._lock:
             if self._map is None:
@@ -103,7 +260,8 @@ class Journal:
     def _rewrite(self, room: int) -> None:
         """Replace the file by a snapshot, with space for as much again."""
         chunks: list[bytes] = []
-        for record in self._snapshot():
+        asked = [r for unique, one in self._asked.items() for r in one.records(unique)]
+        for record in (*self._snapshot(), *asked):
             data = marshal.dumps(record)
             chunks += (_LENGTH.pack(len(data)), data)
         content = b"".join(chunks)
@@ -138,6 +296,8 @@ class Held:
         nodes: number to the node's last record, its lookups brought up to date.
         handles: number to (node, writable, backing id).
         directories: number to (node, keys of the lines that were given).
+        moves: directories whose names were being changed: node to (old key, new key).
+        asked: what is known of requests that may be asked again, by number.
         last_node, last_handle, last_directory: the highest numbers ever given out. None is
             given twice: the kernel asks again for the release of what was released already,
             and tar(1) takes two files of one inode number for one file.
@@ -147,6 +307,8 @@ class Held:
         self.nodes: dict[int, Record] = {}
         self.handles: dict[int, tuple[int, bool, int]] = {}
         self.directories: dict[int, tuple[int, list[str]]] = {}
+        self.moves: dict[int, tuple[str, str]] = {}
+        self.asked: dict[int, Asked] = {}
         self.last_node = self.last_handle = self.last_directory = 0
 
     @classmethod
@@ -169,7 +331,15 @@ class Held:
 
     def _add(self, record: Record) -> None:
         kind, number, *rest = record
-        if kind == "last":
+        if kind in _ABOUT_REQUESTS:
+            self.asked.setdefault(number, Asked()).add(record)
+        elif kind == "both":
+            self._add(number)
+            self._add(rest[0])
+        elif kind == "answered":
+            for unique in number:
+                self.asked.pop(unique, None)
+        elif kind == "last":
             self.last_node, self.last_handle, self.last_directory = number, *rest
         elif kind == "node":
             self.nodes[number] = record
@@ -180,7 +350,11 @@ class Held:
                 self.nodes[number] = (*known[:_LOOKUPS], rest[0], *known[_LOOKUPS + 1 :])
         elif kind == "dropped":
             self.nodes.pop(number, None)
-        elif kind == "open":
+        else:
+            self._add_opened(kind, number, rest)
+
+    def _add_opened(self, kind: str, number: int, rest: list[Any]) -> None:
+        if kind == "open":
             self.handles[number] = (rest[0], rest[1], rest[2])
             self.last_handle = max(self.last_handle, number)
         elif kind == "closed":
@@ -194,6 +368,10 @@ class Held:
                 given[rest[0] :] = rest[1]
         elif kind == "closeddir":
             self.directories.pop(number, None)
+        elif kind == "moving":
+            self.moves[number] = (rest[0], rest[1])
+        elif kind == "moved":
+            self.moves.pop(number, None)
 
 
 _LOOKUPS = 4  # positions in a node's record

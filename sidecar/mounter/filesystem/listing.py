@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 
-from sidecar.mounter.filesystem.names import is_spellable
+from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key, is_spellable
 from sidecar.mounter.store.base import ObjectInfo, Page, Store
 
 HiddenCallback = Callable[[str, str], None]
 
 Remote = ObjectInfo | None
-"""What the store has under a name: an object, or None for a directory."""
+"""What the store has under a name: an object (a file's or a link's), or None for a directory."""
 
 
 class Changes:
@@ -114,6 +114,26 @@ class Listing:
         with self._lock:
             self._apply(name, exists, remote)
 
+    def move(
+        self, prefix: str, changes: Changes, copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]]
+    ) -> None:
+        """The directory has another key, and what is in it too.
+
+        Names keep their places; what is still to be loaded is loaded under the new key.
+
+        Args:
+            copied: old key to (the version that was copied, the copy).
+        """
+        with self._lock:
+            self._prefix = prefix
+            self._changes = changes
+            self._token, self._asked, self._last = None, None, ""
+            self._held.clear()
+            for name, remote in list(self.entries.items()):
+                if remote is not None:
+                    pair = copied.get(remote.key)
+                    self._apply(name, pair is not None, pair[1] if pair else None)
+
     def _apply(self, name: str, exists: bool, remote: Remote) -> None:
         if not exists:
             if name in self.entries:
@@ -161,7 +181,7 @@ class Listing:
         if page.next_token is not None and lines:
             last = lines[-1][0]
             for index, (key, remote) in enumerate(lines):
-                if remote is not None and f"{key}/" > last:
+                if remote is not None and f"{key.removesuffix(LINK_SUFFIX)}/" > last:
                     settled = index  # a directory of this name may still come, and would win
                     break
         self._held = lines[settled:]
@@ -173,10 +193,10 @@ class Listing:
         if not key:
             self.has_marker = True
             return
-        name = key if remote is not None else key[:-1]
+        name = key.removesuffix(LINK_SUFFIX) if remote is not None else key[:-1]
         if not is_spellable(name):
             self._hidden(self._prefix + key, "name")
-        elif remote is not None and name in directories:
+        elif remote is not None and (name in directories or self._is_behind_a_file(name, key)):
             self._hidden(self._prefix + key, "shadowed")
         else:
             # Not by their order: what was made while the listing was fresh was given last.
@@ -186,6 +206,13 @@ class Listing:
             self._vacant.discard(name)
             self.entries[name] = remote
 
+    def _is_behind_a_file(self, name: str, key: str) -> bool:
+        """Whether this is a link's key, and a file has its name; ``name`` sorts before it."""
+        if key == name:
+            return False
+        found = self.entries.get(name)
+        return found is not None and not is_link_key(found.key)
+
 
 def _sort_key(line: tuple[str, Remote]) -> str:
     return line[0]
@@ -194,15 +221,13 @@ def _sort_key(line: tuple[str, Remote]) -> str:
 def find_remote(store: Store, prefix: str, name: str) -> tuple[bool, Remote]:
     """Ask the store for one name: (exists, what).
 
-    One LIST of the keys that begin with the name answers for the object, the directory and
-    the absence at once; only a name that many others begin with needs a second request.
+    One LIST of the keys that begin with the name answers for the object, the directory the
+    link and the absence at once; only a name that many others begin with needs more.
     """
     key = prefix + name
     page = store.list_page(key, limit=_NAME_PAGE)
-    found: ObjectInfo | None = None
-    for info in page.objects:
-        if info.key == key:
-            found = info
+    link_key = key + LINK_SUFFIX
+    objects = {info.key: info for info in page.objects}
     if f"{key}/" in page.prefixes:
         return True, None
     last = max(
@@ -212,6 +237,11 @@ def find_remote(store: Store, prefix: str, name: str) -> tuple[bool, Remote]:
         below = store.list_page(f"{key}/", delimiter="", limit=1)
         if below.objects:
             return True, None
+        if last < link_key:
+            more = store.list_page(link_key, limit=1)
+            objects.update((info.key, info) for info in more.objects)
+    found = None if is_link_key(key) else objects.get(key)
+    found = found or objects.get(link_key)
     return found is not None, found
 
 

@@ -1,10 +1,23 @@
-"""Which names a path may have, and which keys a path can spell (SEMANTICS.md, Names)."""
+"""Which names a path may have, and which keys a path can spell (SEMANTICS.md, Names).
+
+A symbolic link is an object whose key has a suffix and whose content is the target: the
+convention of rclone (``--links``, https://rclone.org/local/#symlinks-junction-points). It needs no
+metadata, so that a listing alone tells links from files on every store.
+"""
 
 from __future__ import annotations
 
 from sidecar.errors import NameInvalid, NameTooLong
 
 NAME_MAX_BYTES = 255
+LINK_SUFFIX = ".rclonelink"
+TARGET_MAX_BYTES = 4095
+"""PATH_MAX of linux/limits.h without the NUL: no longer target can be followed."""
+
+
+def is_link_key(key: str) -> bool:
+    """Whether the object of this key is a symbolic link."""
+    return key.endswith(LINK_SUFFIX)
 
 
 def check_name(name: str) -> None:

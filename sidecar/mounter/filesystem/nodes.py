@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 from sidecar.errors import NodeForgotten
-from sidecar.mounter.filesystem.journal import Journal, Record
+from sidecar.mounter.filesystem.journal import LOOKUP, Journal, Record
 from sidecar.mounter.filesystem.listing import Changes, Listing
+from sidecar.mounter.filesystem.names import LINK_SUFFIX
 from sidecar.mounter.filesystem.spool import SpoolFile
 from sidecar.mounter.store.base import ObjectInfo
 
@@ -24,7 +25,7 @@ ROOT = 1
 
 
 class Node:
-    """What directories and files share.
+    """What directories, files and links share.
 
     Attributes:
         lookups: how many times the kernel was given this node and has not forgotten it.
@@ -51,6 +52,11 @@ class Node:
             parts.append(parent.name)
             parent = parent.parent
         return "/".join(reversed(parts))
+
+    @property
+    def object_key(self) -> str:
+        """The key of the object that it is in the store."""
+        return self.key
 
 
 class Directory(Node):
@@ -115,6 +121,29 @@ class File(Node):
         return self.remote.size_bytes if self.remote is not None else 0
 
 
+class Link(Node):
+    """A symbolic link.
+
+    Attributes:
+        remote: the object's version; its content is the target.
+        target: the content, once it was asked for.
+        attributes: uid, gid and mtime_ns that were set, by name.
+    """
+
+    __slots__ = ("attributes", "remote", "target")
+
+    def __init__(self, node_id: int, parent: Directory | None, name: str, remote: ObjectInfo):
+        super().__init__(node_id, parent, name)
+        self.remote = remote
+        self.target: bytes | None = None
+        self.attributes: dict[str, int] = {}
+
+    @property
+    def object_key(self) -> str:
+        """Its key has a suffix that its name has not."""
+        return self.key + LINK_SUFFIX
+
+
 class NodeTable:
     """Every node that the kernel or a handle holds. Safe to use from any thread.
 
@@ -144,6 +173,10 @@ class NodeTable:
         except KeyError:
             raise NodeForgotten(f"node {node_id} was never given out or was forgotten") from None
 
+    def find(self, node_id: int) -> Node | None:
+        """The node of a number, where there is one."""
+        return self._nodes.get(node_id)
+
     def hold(self, node: Node) -> None:
         """Count one lookup; a node that was just dropped by another thread comes back."""
         with self.lock:
@@ -152,10 +185,8 @@ class NodeTable:
                 self._nodes[node.id] = node
                 if node.parent is not None and not node.detached:
                     node.parent.children.setdefault(node.name, node)
-            if node.lookups == 1:
-                self.note(node)
-            else:
-                self._journal.write(("held", node.id, node.lookups))
+            record = _record(node) if node.lookups == 1 else ("held", node.id, node.lookups)
+            self._journal.write(record, (LOOKUP, node.id))
 
     def note(self, node: Node) -> None:
         """Write a node down, after it changed, for a worker that comes after this one."""
@@ -176,6 +207,13 @@ class NodeTable:
         """A new file node under a name, in place of the one that had it."""
         with self.lock:
             node = File(self._take_number(), parent, name, remote)
+            self._bind(node, parent, name)
+            return node
+
+    def add_link(self, parent: Directory, name: str, remote: ObjectInfo) -> Link:
+        """A new link node under a name, in place of the one that had it."""
+        with self.lock:
+            node = Link(self._take_number(), parent, name, remote)
             self._bind(node, parent, name)
             return node
 
@@ -286,11 +324,13 @@ def _record(node: Node) -> Record:
         node.lookups,
         node.detached,
     )
+    if isinstance(node, Link):
+        return (*head, _fields(node.remote), dict(node.attributes), node.target)
     if isinstance(node, File):
         remote, spool = node.remote, node.spool
         return (
             *head,
-            (remote.key, remote.size_bytes, remote.mtime_s, remote.version) if remote else None,
+            _fields(remote) if remote else None,
             dict(node.attributes),
             str(spool.path) if spool else None,
             bool(spool and spool.dirty),
@@ -298,6 +338,10 @@ def _record(node: Node) -> Record:
         )
     assert isinstance(node, Directory)
     return (*head, node.kept, node.mtime_ns)
+
+
+def _fields(remote: ObjectInfo) -> tuple[str, int, float, str]:
+    return remote.key, remote.size_bytes, remote.mtime_s, remote.version
 
 
 def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Node | None:
@@ -309,6 +353,12 @@ def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Node | None:
         directory = Directory(number, None, name, details[1])
         directory.kept = details[0]
         node = directory
+    elif len(details) == 3:
+        remote, attributes, target = details
+        link = Link(number, None, name, ObjectInfo(*remote))
+        link.attributes = dict(attributes)
+        link.target = target
+        node = link
     else:
         remote, attributes, spool_path, dirty, _key = details
         file = File(number, None, name, ObjectInfo(*remote) if remote is not None else None)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from sidecar.errors import NotADirectory, NotFound, WouldBlock
 from sidecar.mounter.filesystem.attributes import Attributes, Entry, Ownership
 from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.listing import Listing, Remote, find_remote
-from sidecar.mounter.filesystem.names import check_name
-from sidecar.mounter.filesystem.nodes import Directory, File, Node, NodeTable
-from sidecar.mounter.store.base import Store
+from sidecar.mounter.filesystem.listing import Changes, Listing, Remote, find_remote
+from sidecar.mounter.filesystem.names import check_name, is_link_key
+from sidecar.mounter.filesystem.nodes import Directory, File, Link, Node, NodeTable
+from sidecar.mounter.filesystem.subtrees import Subtrees, is_at_or_below
+from sidecar.mounter.store.base import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +35,17 @@ _LATE_CHANGES_S = 120.0
 
 
 class Line(NamedTuple):
-    """One name of a directory. ``offset`` continues the reading behind it."""
+    """One name of a directory.
+
+    Attributes:
+        offset: continues the reading behind it.
+        type_mode: S_IFREG, S_IFDIR or S_IFLNK.
+        node: its number, where there is a node yet.
+    """
 
     name: str
     offset: int
-    is_directory: bool
+    type_mode: int
     node: int | None
 
 
@@ -98,7 +108,10 @@ class Tree:
         self._hidden = hidden
         self._hidden_logged: set[str] = set()
         self._hidden_lock = threading.Lock()
+        self.subtrees = Subtrees()
         self.nodes = NodeTable(time.time_ns(), journal)
+        self._readings: weakref.WeakSet[OpenDirectory] = weakref.WeakSet()
+        self._moves = 0  # directories that got another name, so far
         self.on_remote_change: Callable[[Node], None] = _ignore
         """Called with a node that lost its name because the bucket changed."""
 
@@ -108,7 +121,7 @@ class Tree:
         """The directory node of a number. Raises NodeForgotten, NotADirectory."""
         node = self.nodes.get(node_id)
         if not isinstance(node, Directory):
-            raise NotADirectory(f"`{node.key}` is a file")
+            raise NotADirectory(f"`{node.key}` is no directory")
         return node
 
     def find(self, parent: Directory, name: str, *, wait: bool = True) -> Node:
@@ -117,6 +130,11 @@ class Tree:
         Raises NotFound, NameTooLong, NameInvalid, what the store raises, and WouldBlock
         where the store must be asked and the caller does not ``wait``.
         """
+        while True:
+            with contextlib.suppress(_Moved):
+                return self._find(parent, name, self._moves, wait=wait)
+
+    def _find(self, parent: Directory, name: str, moves: int, *, wait: bool) -> Node:
         now_s = time.monotonic()
         child = parent.children.get(name)
         if child is not None and (_is_local(child) or child.fresh_until_s > now_s):
@@ -127,11 +145,11 @@ class Tree:
         listing = parent.listing
         if listing is not None and listing.loaded_s + self.ttl_s > now_s and listing.covers(name):
             exists, remote = name in listing.entries, listing.entries.get(name)
-            return self._bind(parent, name, exists, remote, listing.loaded_s + self.ttl_s)
+            return self._bind(parent, name, exists, remote, listing.loaded_s + self.ttl_s, moves)
         if not wait:
             raise WouldBlock(name)
         exists, remote, fresh_until_s = self._ask(parent, name, now_s)
-        return self._bind(parent, name, exists, remote, fresh_until_s)
+        return self._bind(parent, name, exists, remote, fresh_until_s, moves)
 
     def absence_ttl_s(self, parent: Directory, name: str) -> float:
         """For how much longer a name that was not found is known not to exist."""
@@ -178,6 +196,16 @@ class Tree:
     def attributes(self, node: Node) -> Attributes:
         """The attributes as they are known now."""
         owner = self.owner
+        if isinstance(node, Link):
+            return Attributes(
+                node.id,
+                owner.link_type_mode(),
+                node.remote.size_bytes,
+                node.attributes.get("mtime_ns", int(node.remote.mtime_s * 1e9)),
+                0 if node.detached else 1,
+                node.attributes.get("uid", owner.uid),
+                node.attributes.get("gid", owner.gid),
+            )
         if isinstance(node, File):
             remote, set_ = node.remote, node.attributes
             mtime_ns = int(remote.mtime_s * 1e9) if remote is not None else 0
@@ -209,11 +237,17 @@ class Tree:
 
     def resume_directory(self, directory: Directory, given: list[str]) -> OpenDirectory:
         """Go on with a reading that another worker began, behind the lines it gave."""
-        return OpenDirectory(directory, None, given)
+        return self._reading(OpenDirectory(directory, None, given))
 
     def open_directory(self, directory: Directory) -> OpenDirectory:
         """Begin to read a directory; shares a listing that is fresh."""
-        return OpenDirectory(directory, self._fresh_listing(directory, time.monotonic()))
+        listing = self._fresh_listing(directory, time.monotonic())
+        return self._reading(OpenDirectory(directory, listing))
+
+    def _reading(self, opened: OpenDirectory) -> OpenDirectory:
+        with self.nodes.lock:
+            self._readings.add(opened)
+        return opened
 
     def read_directory(
         self, opened: OpenDirectory, offset: int, *, wait: bool = True
@@ -226,15 +260,20 @@ class Tree:
         directory = opened.directory
         if offset <= 0:
             opened.rewind(self._fresh_listing(directory, time.monotonic()))
-            yield Line(".", 1, True, directory.id)
+            yield Line(".", 1, stat.S_IFDIR, directory.id)
         if offset <= 1:
-            yield Line("..", 2, True, (directory.parent or directory).id)
+            yield Line("..", 2, stat.S_IFDIR, (directory.parent or directory).id)
         if offset < _LOCAL_OFFSET:
             yield from self._read_listed(opened, max(0, offset - _FIRST_ENTRY_OFFSET), wait)
         yield from self._read_local(opened, max(0, offset - _LOCAL_OFFSET), wait)
 
     def enter_line(self, opened: OpenDirectory, name: str) -> Entry | None:
         """:meth:`enter` for a line just read, without a request; None if it is gone again."""
+        while True:
+            with contextlib.suppress(_Moved):
+                return self._enter_line(opened, name, self._moves)
+
+    def _enter_line(self, opened: OpenDirectory, name: str, moves: int) -> Entry | None:
         directory, listing = opened.directory, self._listing_of(opened, wait=True)
         fresh_until_s = listing.loaded_s + self.ttl_s
         child = directory.children.get(name)
@@ -244,7 +283,7 @@ class Tree:
             remote = listing.entries[name]
         except KeyError:
             return None
-        return self.enter(self._bind(directory, name, True, remote, fresh_until_s))
+        return self.enter(self._bind(directory, name, True, remote, fresh_until_s, moves))
 
     def _listing_of(self, opened: OpenDirectory, wait: bool) -> Listing:
         """The listing of an open directory; read again if another worker had it."""
@@ -253,16 +292,17 @@ class Tree:
             if not wait:
                 raise WouldBlock(opened.directory.key)
             directory = opened.directory
-            listing = Listing(
-                self._store,
-                directory.key,
-                directory.changes,
-                self._hide,
-                self._threads,
-                opened.given,
-            )
+            with self.nodes.lock:  # so that no move makes the key another one in between
+                listing = Listing(
+                    self._store,
+                    directory.key,
+                    directory.changes,
+                    self._hide,
+                    self._threads,
+                    opened.given,
+                )
+                opened.listing = listing
             listing.load_all()
-            opened.listing = listing
         return listing
 
     def _read_listed(self, opened: OpenDirectory, start: int, wait: bool) -> Iterator[Line]:
@@ -284,7 +324,7 @@ class Tree:
                 yield Line(
                     name,
                     index + 1 + _FIRST_ENTRY_OFFSET,
-                    remote is None,
+                    _type_of(remote),
                     child.id if child is not None else None,
                 )
 
@@ -300,7 +340,7 @@ class Tree:
                 yield Line(
                     name,
                     index + 1 + _LOCAL_OFFSET,
-                    isinstance(child, Directory),
+                    stat.S_IFDIR if isinstance(child, Directory) else stat.S_IFREG,
                     child.id,
                 )
 
@@ -328,6 +368,53 @@ class Tree:
         listing = parent.listing
         if listing is not None:
             listing.apply(name, exists, remote)
+
+    def move_directory(
+        self,
+        node: Directory,
+        target: Directory,
+        name: str,
+        copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]],
+    ) -> None:
+        """A directory has another name, and all below it other keys.
+
+        Args:
+            copied: old key to (the version that was copied, the copy).
+        """
+        source, old_name = node.parent, node.name
+        assert source is not None
+        with self.nodes.lock:
+            below = [other for other in self.nodes if is_at_or_below(other, node)]
+            old_keys = {other.id: other.object_key for other in below}
+            self.nodes.move(node, target, name)
+            self._moves += 1
+            for other in below:
+                if isinstance(other, Directory):
+                    other.changes = Changes()
+                    other.negative.clear()
+                else:
+                    self._move_object(other, copied.get(old_keys[other.id]))
+            listings = {d.listing: d for d in below if isinstance(d, Directory)}
+            listings |= {opened.listing: opened.directory for opened in self._readings}
+            for listing, directory in listings.items():
+                if listing is not None and is_at_or_below(directory, node):
+                    listing.move(directory.key, directory.changes, copied)
+        self.changed(source, old_name, False, None)
+        self.changed(target, name, True, None)
+
+    def _move_object(self, node: Node, pair: tuple[ObjectInfo, ObjectInfo] | None) -> None:
+        """Something below a directory that was moved has another key."""
+        assert isinstance(node, File | Link)
+        known = node.remote
+        if isinstance(node, File) and node.spool is not None:
+            # What is in the spool is newer, whatever was copied.
+            node.remote = pair[1] if pair is not None else None
+        elif pair is not None and known is not None and known.version == pair[0].version:
+            node.remote = pair[1]
+        else:
+            self.nodes.detach(node)  # somebody else changed or deleted it; its readers hear that
+            return
+        self.nodes.note(node)
 
     # --- asking the store ------------------------------------------------------------------
 
@@ -358,11 +445,24 @@ class Tree:
         return exists, remote, asked_s + self.ttl_s
 
     def _bind(
-        self, parent: Directory, name: str, exists: bool, remote: Remote, fresh_until_s: float
+        self,
+        parent: Directory,
+        name: str,
+        exists: bool,
+        remote: Remote,
+        fresh_until_s: float,
+        moves: int,
     ) -> Node:
-        """Make the node of a name agree with what the store said."""
+        """Make the node of a name agree with what the store said.
+
+        Args:
+            moves: how many directories had got another name when the store was asked. Raises
+                _Moved where it is another number: the answer may be about another directory.
+        """
         old: Node | None = None
         with self.nodes.lock:
+            if self._moves != moves:
+                raise _Moved
             child = parent.children.get(name)
             if child is not None and _is_local(child):
                 return child
@@ -377,12 +477,9 @@ class Tree:
             if remote is None:
                 if not isinstance(child, Directory):
                     old, child = child, self.nodes.add_directory(parent, name, parent.mtime_ns)
-            elif not (
-                isinstance(child, File)
-                and child.remote is not None
-                and child.remote.version == remote.version
-            ):
-                old, child = child, self.nodes.add_file(parent, name, remote)
+            elif not _is_version(child, remote):
+                add = self.nodes.add_link if is_link_key(remote.key) else self.nodes.add_file
+                old, child = child, add(parent, name, remote)
             child.fresh_until_s = fresh_until_s
         if old is not None:
             self.on_remote_change(old)
@@ -397,10 +494,13 @@ class Tree:
 
     def _new_listing(self, directory: Directory) -> Listing:
         directory.changes.forget_before(time.monotonic() - _LATE_CHANGES_S)
-        listing = Listing(self._store, directory.key, directory.changes, self._hide, self._threads)
-        listing.loaded_s = time.monotonic()  # its first page is about to be asked for
-        directory.listing = listing
-        directory.misses = 0
+        with self.nodes.lock:  # so that no move makes the key another one in between
+            listing = Listing(
+                self._store, directory.key, directory.changes, self._hide, self._threads
+            )
+            listing.loaded_s = time.monotonic()  # its first page is about to be asked for
+            directory.listing = listing
+            directory.misses = 0
         return listing
 
     def _hide(self, key: str, reason: str) -> None:
@@ -413,8 +513,29 @@ class Tree:
         log.warning("key left out: %r (%s)", key, reason)
 
 
+class _Moved(Exception):
+    """A directory got another name while the store was asked: ask again."""
+
+
 def _ignore(_node: Node) -> None:
     """Nobody needs to be told."""
+
+
+def _type_of(remote: Remote) -> int:
+    if remote is None:
+        return stat.S_IFDIR
+    return stat.S_IFLNK if is_link_key(remote.key) else stat.S_IFREG
+
+
+def _is_version(node: Node | None, remote: ObjectInfo) -> TypeGuard[File | Link]:
+    """Whether a node is this version of this kind of object."""
+    if isinstance(node, File):
+        known = node.remote if not is_link_key(remote.key) else None
+    elif isinstance(node, Link):
+        known = node.remote if is_link_key(remote.key) else None
+    else:
+        return False
+    return known is not None and known.version == remote.version
 
 
 def _is_local(node: Node) -> bool:

@@ -29,6 +29,7 @@ from sidecar.errors import NotFound, SidecarError, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.journal import HANDLE, Asked
 from sidecar.mounter.transport import protocol as p
 from sidecar.mounter.transport.notifier import Notifier
 from sidecar.mounter.transport.passthrough import ORDINARY, Backings
@@ -136,6 +137,7 @@ class Server:
         # to the program may end them.
         self._waiting: set[int] = set()
         self._handed_on: collections.deque[int] = collections.deque(maxlen=_HANDED_ON_LAST)
+        self._recovering = False
         if notifier is not None:
             notifier.connect(descriptor)
             filesystem.tree.on_remote_change = notifier.changed
@@ -146,6 +148,7 @@ class Server:
         The kernel queues again what was read but not answered. Raises OSError where it
         cannot.
         """
+        self._recovering = True
         notify(self._descriptor, p.Notify.RESEND)
         self._backings.restore(
             (opened.node.id, opened.backing_id) for opened in self.filesystem.files.opened()
@@ -182,6 +185,14 @@ class Server:
         if operation.handler is None:
             self._answer_errno(request, operation.errno)
             return False
+        if request.unique & p.UNIQUE_RESEND:
+            if self._answered_again(request, operation.handler):
+                return False
+        elif self._recovering and request.opcode not in _QUEUED_APART:
+            # The kernel puts what it asks again before everything else (fs/fuse/dev.c,
+            # fuse_resend), so that was all of it.
+            self._recovering = False
+            self.filesystem.all_asked_again()
         if not operation.waits and self._perform(request, operation.handler, wait=False):
             return False
         if request.opcode in _INTERRUPTIBLE:
@@ -194,8 +205,35 @@ class Server:
         self._pool.submit(self._perform_later, request, operation.handler, buffer)
         return True
 
-    def _perform_later(self, request: Request, handler: Handler, buffer: bytearray | None) -> None:
+    def _answered_again(self, request: Request, handler: Handler) -> bool:
+        """Answer a request whose worker died, or hand it on; False if it is as a new one."""
+        unique = request.unique & ~p.UNIQUE_RESEND
+        asked = self.filesystem.asked_again(unique)
+        if asked.answer is not None:
+            code, reply = asked.answer
+            self._answer(request, code, (reply,))
+            self.filesystem.end_request(unique)
+            return True
+        if self.filesystem.read_only:  # nothing below has to wait, and this thread has backings
+            for kind, number in asked.given:
+                if kind == HANDLE:
+                    self._backings.release(self.filesystem.files.get(number).node.id)
+            self.filesystem.take_back(unique, asked)
+            return False
+        request = request._replace(body=memoryview(bytes(request.body)))
+        self._pool.submit(self._perform_later, request, handler, None, asked)
+        return True
+
+    def _perform_later(
+        self,
+        request: Request,
+        handler: Handler,
+        buffer: bytearray | None,
+        asked: Asked | None = None,
+    ) -> None:
         try:
+            if asked is not None:
+                self.filesystem.take_back(request.unique & ~p.UNIQUE_RESEND, asked)
             self._perform(request, handler, wait=True)
             self._waiting.discard(request.unique)
             request.body.release()
@@ -208,6 +246,16 @@ class Server:
 
     def _perform(self, request: Request, handler: Handler, *, wait: bool) -> bool:
         """Run a handler and write its answer; False if it has to wait and may not."""
+        if request.opcode not in _REMEMBERED and not request.unique & p.UNIQUE_RESEND:
+            return self._perform_once(request, handler, wait=wait)
+        unique = request.unique & ~p.UNIQUE_RESEND
+        self.filesystem.begin_request(unique)
+        try:
+            return self._perform_once(request, handler, wait=wait)
+        finally:
+            self.filesystem.end_request(unique)
+
+    def _perform_once(self, request: Request, handler: Handler, *, wait: bool) -> bool:
         began_s = time.perf_counter()
         failure: BaseException | None = None
         result: _Result | None = None
@@ -232,6 +280,9 @@ class Server:
             if result is _HANDED_ON:
                 return True
             if result is not None:
+                if request.opcode in _CHANGES_NAMES:
+                    unique = request.unique & ~p.UNIQUE_RESEND
+                    self.filesystem.done(unique, b"".join(result.reply))
                 try:
                     self._answer(request, 0, result.reply)
                 finally:
@@ -383,16 +434,19 @@ class Server:
 
     def make_node(self, request: Request, _wait: bool) -> _Result:
         mode, *_ = p.MKNOD_IN.unpack_from(request.body)
-        if not stat.S_ISREG(mode):
-            self.filesystem.make_node()
         name = _name_in(request.body[p.MKNOD_IN.size :])
-        entry, handle = self.filesystem.create(request.node, name, mode, os.O_EXCL | os.O_WRONLY)
-        self.filesystem.flush(handle)
-        self.filesystem.release(handle)
+        entry = self.filesystem.make_node(request.node, name, mode)
         return _Result((_entry(entry.attributes, entry.ttl_s),))
 
-    def symlink(self, _request: Request, _wait: bool) -> _Result:
-        self.filesystem.symlink()
+    def symlink(self, request: Request, _wait: bool) -> _Result:
+        name, end, target = bytes(request.body).partition(b"\0")
+        if not (end and target.endswith(b"\0")):
+            raise struct.error("a name and a target expected")
+        entry = self.filesystem.symlink(request.node, _name_in(name + end), target[:-1])
+        return _Result((_entry(entry.attributes, entry.ttl_s),))
+
+    def read_link(self, request: Request, wait: bool) -> _Result:
+        return _Result((self.filesystem.read_link(request.node, wait=wait),))
 
     def statistics(self, _request: Request, _wait: bool) -> _Result:
         now = self.filesystem.statistics()
@@ -429,7 +483,7 @@ class Server:
                 name = os.fsencode(line.name)
                 if len(reply) + p.dirent_bytes(len(name), plus=False) > size:
                     break
-                _add_dirent(reply, line.node or p.UNKNOWN_INO, line.offset, name, line.is_directory)
+                _add_dirent(reply, line.node or p.UNKNOWN_INO, line.offset, name, line.type_mode)
                 last = line.offset
         except WouldBlock:
             if not reply:
@@ -456,7 +510,7 @@ class Server:
                         continue
                     reply += _entry(entry.attributes, entry.ttl_s)
                     node = entry.attributes.node
-                _add_dirent(reply, node or p.UNKNOWN_INO, line.offset, name, line.is_directory)
+                _add_dirent(reply, node or p.UNKNOWN_INO, line.offset, name, line.type_mode)
                 last = line.offset
         except SidecarError:
             if not reply:
@@ -552,8 +606,8 @@ OPERATIONS: dict[int, Operation] = {
     Opcode.FORGET: Operation(Server.forget),
     Opcode.GETATTR: Operation(Server.get_attributes),
     Opcode.SETATTR: Operation(Server.set_attributes, waits=True),
-    Opcode.READLINK: Operation(None, errno.EINVAL),
-    Opcode.SYMLINK: Operation(Server.symlink),
+    Opcode.READLINK: Operation(Server.read_link),
+    Opcode.SYMLINK: Operation(Server.symlink, waits=True),
     Opcode.MKNOD: Operation(Server.make_node, waits=True),
     Opcode.MKDIR: Operation(Server.make_directory, waits=True),
     Opcode.UNLINK: Operation(Server.unlink, waits=True),
@@ -607,6 +661,27 @@ OPERATIONS: dict[int, Operation] = {
 
 _UNKNOWN = Operation(None, errno.ENOSYS)
 _UNANSWERED = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY))
+_QUEUED_APART = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
+_CHANGES_NAMES = frozenset(
+    (
+        Opcode.CREATE,
+        Opcode.MKDIR,
+        Opcode.MKNOD,
+        Opcode.SYMLINK,
+        Opcode.UNLINK,
+        Opcode.RMDIR,
+        Opcode.RENAME,
+        Opcode.RENAME2,
+    )
+)
+"""Doing these twice is something else than doing them once: the first answer is remembered."""
+_REMEMBERED = _CHANGES_NAMES | {
+    Opcode.LOOKUP,
+    Opcode.OPEN,
+    Opcode.OPENDIR,
+    Opcode.READDIRPLUS,
+}
+"""These give out nodes and handles, which are taken back if the answer never left."""
 _INTERRUPTIBLE = frozenset((Opcode.READ, Opcode.GETATTR, Opcode.READDIR))
 _NAMES = {int(opcode): opcode.name.lower() for opcode in Opcode}
 
@@ -633,11 +708,11 @@ def _read_in(body: memoryview) -> tuple[int, int, int]:
     return handle, offset, min(size, MAX_REQUEST_BYTES)
 
 
-def _name_in(body: memoryview) -> str:
+def _name_in(body: memoryview | bytes) -> str:
     return _names_in(body, 1)[0]
 
 
-def _names_in(body: memoryview, count: int) -> list[str]:
+def _names_in(body: memoryview | bytes, count: int) -> list[str]:
     """NUL-terminated names. Raises struct.error when there are fewer or one is no name."""
     parts = bytes(body).split(b"\0")
     if len(parts) <= count or any(not part or b"/" in part for part in parts[:count]):
@@ -681,9 +756,8 @@ def _attr_out(entry: Entry) -> bytes:
     return head + _attr(entry.attributes)
 
 
-def _add_dirent(reply: bytearray, node: int, offset: int, name: bytes, is_directory: bool) -> None:
-    kind = stat.S_IFDIR if is_directory else stat.S_IFREG
-    reply += p.DIRENT.pack(node, offset, len(name), kind >> 12)
+def _add_dirent(reply: bytearray, node: int, offset: int, name: bytes, type_mode: int) -> None:
+    reply += p.DIRENT.pack(node, offset, len(name), type_mode >> 12)
     reply += name
     reply += bytes(-len(reply) % 8)
 

@@ -158,7 +158,7 @@ class _PathOperations:
         lines = []
         for line in self._fs.read_directory(handle, 0):
             known = {
-                "st_mode": stat.S_IFDIR if line.is_directory else stat.S_IFREG,
+                "st_mode": line.type_mode,
                 "st_ino": line.node or UNKNOWN_INO,
             }
             lines.append((_encode(line.name), known, 0))
@@ -188,11 +188,18 @@ class _PathOperations:
         new_parent, new_name = self._walk_parent(new)
         self._fs.rename(parent.id, name, new_parent.id, new_name, 0)
 
-    def mknod(self, _path: str, _mode: int, _device: int) -> None:
-        self._fs.make_node()
+    def mknod(self, path: str, mode: int, _device: int) -> None:
+        parent, name = self._walk_parent(path)
+        node = self._fs.make_node(parent.id, name, mode).attributes.node
+        self._fs.forget(node, 1)
 
-    def symlink(self, _target: str, _source: str) -> None:
-        self._fs.symlink()
+    def symlink(self, path: str, target: str) -> None:
+        parent, name = self._walk_parent(path)
+        node = self._fs.symlink(parent.id, name, target.encode(_ENCODING)).attributes.node
+        self._fs.forget(node, 1)
+
+    def readlink(self, path: str) -> str:
+        return self._fs.read_link(self._walk(path).id).decode(_ENCODING)
 
     def link(self, _target: str, _source: str) -> None:
         self._fs.link()

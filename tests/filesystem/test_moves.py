@@ -1,0 +1,247 @@
+"""Directories get other names: what the store is asked, what others do meanwhile, crashes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import NotFound, SidecarError, Unavailable
+from sidecar.mounter.filesystem.nodes import ROOT
+from sidecar.mounter.store.base import ObjectInfo
+from tests.filesystem.view import View
+from tests.support.memory_store import MemoryStore
+from tests.support.serve import build
+
+FILES = 40
+
+
+class SlowStore(MemoryStore):
+    """Copies wait at a gate, fail, or end their worker after some.
+
+    Attributes:
+        gate: copies wait for it.
+        copying: set once one waits.
+        copies: how many are still made before ``failure``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.copying = threading.Event()
+        self.copies = 1 << 30
+        self.deletions = 1 << 30
+        self.failure: BaseException = Unavailable("the store is told to fail")
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        self.copying.set()
+        assert self.gate.wait(60)
+        self.copies -= 1
+        if self.copies < 0:
+            raise self.failure
+        return super().copy(source, target, version=version, metadata=metadata)
+
+    def delete(self, key: str) -> None:
+        self.deletions -= 1
+        if self.deletions < 0:
+            raise self.failure
+        super().delete(key)
+
+
+class Died(BaseException):
+    """The worker ends here."""
+
+
+@pytest.fixture
+def store() -> SlowStore:
+    store = SlowStore()
+    for number in range(FILES):
+        store.put(f"old/{number % 4}/{number:02}", b"%d" % number)
+    return store
+
+
+def keys(store: MemoryStore) -> list[str]:
+    return [info.key for info in store.list_page("", delimiter="").objects]
+
+
+def moved(prefix: str = "new") -> list[str]:
+    return sorted([f"{prefix}/", *(f"{prefix}/{n % 4}/{n:02}" for n in range(FILES))])
+
+
+def check(store: MemoryStore) -> None:
+    assert keys(store) == moved()
+    for number in range(FILES):
+        info = store.head(f"new/{number % 4}/{number:02}")
+        data = bytearray(info.size_bytes)
+        store.get_range(info.key, info.version, 0, memoryview(data))
+        assert data == b"%d" % number
+
+
+def test_every_object_is_copied_once_and_nothing_is_downloaded(
+    store: SlowStore, tmp_path: Path
+) -> None:
+    view = View(store, tmp_path)
+    view.rename("old", "new")
+    check(store)
+    assert store.requests["copy"] == FILES
+    assert store.requests.get("get", 0) == FILES  # the check's own
+
+
+def test_keys_that_no_path_can_spell_go_along(store: SlowStore, tmp_path: Path) -> None:
+    store.put("old//x", b"")
+    store.put("old/link.rclonelink", b"target")
+    View(store, tmp_path).rename("old", "new")
+    assert keys(store) == sorted([*moved(), "new//x", "new/link.rclonelink"])
+
+
+def test_a_save_waits_for_the_move_and_goes_to_the_new_name(
+    store: SlowStore, tmp_path: Path
+) -> None:
+    """And one that has nothing to do with it does not."""
+    view = View(store, tmp_path)
+    handle = view.open("old/0/00", os.O_RDWR)
+    view.fs.write(handle, 0, b"changed")
+    store.gate.clear()
+    with ThreadPoolExecutor(3) as threads:
+        move = threads.submit(view.rename, "old", "new")
+        assert store.copying.wait(60)
+        saved = threads.submit(view.fs.flush, handle)
+        made = threads.submit(view.write, "old/1/made", b"made")
+        view.write("elsewhere", b"")
+        assert not saved.done()
+        assert not made.done()
+        view.fs.write(handle, 7, b" again")  # who writes need not wait
+        store.gate.set()
+        for done in (move, saved, made):
+            done.result()
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    other = View(store, tmp_path / "other")
+    assert other.read("new/0/00") == b"changed again"
+    assert other.read("new/1/made") == b"made"
+    assert sorted(other.names()) == ["elsewhere", "new"]
+
+
+def test_a_failing_copy_leaves_everything_as_it_was(store: SlowStore, tmp_path: Path) -> None:
+    view = View(store, tmp_path)
+    before = keys(store)
+    store.copies = FILES // 2
+    with pytest.raises(Unavailable):
+        view.rename("old", "new")
+    assert keys(store) == before
+    assert view.read("old/1/01") == b"1"
+    with pytest.raises(NotFound):
+        view.node("new")
+    store.copies = 1 << 30
+    view.rename("old", "new")
+    check(store)
+
+
+def test_a_failing_deletion_is_tried_again(store: SlowStore, tmp_path: Path) -> None:
+    view = View(store, tmp_path)
+    store.deletions = FILES // 2
+    with pytest.raises(SidecarError):
+        view.rename("old", "new")
+    assert view.read("new/1/01") == b"1"
+    store.deletions = 1 << 30
+    assert view.fs.drain(float("inf")) == {}
+    check(store)
+
+
+def test_what_somebody_else_adds_meanwhile_is_not_lost(store: SlowStore, tmp_path: Path) -> None:
+    view = View(store, tmp_path)
+    store.gate.clear()
+    with ThreadPoolExecutor(1) as threads:
+        move = threads.submit(view.rename, "old", "new")
+        assert store.copying.wait(60)
+        store.put("old/late", b"late")
+        store.put("old/1/01", b"newer")
+        store.gate.set()
+        move.result()
+    assert "old/late" in keys(store)
+    assert View(store, tmp_path / "other").read("new/1/01") in (b"1", b"newer")
+
+
+@pytest.mark.parametrize("copies", [0, 1, FILES // 2, FILES - 1])
+@pytest.mark.parametrize("how", ["asked again", "next start"])
+def test_a_worker_dies_while_it_copies(
+    store: SlowStore, tmp_path: Path, copies: int, how: str
+) -> None:
+    self_destruct(store, tmp_path, how, copies=copies)
+    check(store)
+    # Sixteen may have been under way; none of the others is copied twice.
+    assert store.requests["copy"] <= FILES + 16
+
+
+@pytest.mark.parametrize("deletions", [0, 1, FILES // 2, FILES])
+@pytest.mark.parametrize("how", ["asked again", "next start"])
+def test_a_worker_dies_while_it_deletes(
+    store: SlowStore, tmp_path: Path, deletions: int, how: str
+) -> None:
+    self_destruct(store, tmp_path, how, deletions=deletions)
+    check(store)
+
+
+def self_destruct(
+    store: SlowStore, state: Path, how: str, *, copies: int = 1 << 30, deletions: int = 1 << 30
+) -> None:
+    """A worker dies at this moment of a move, and its successor does the rest."""
+    store.failure, store.copies, store.deletions = Died(), copies, deletions
+    fs = build(store, state)[0]
+    fs.begin()
+    node = fs.lookup(ROOT, "old").attributes.node
+    inner = fs.lookup(node, "1").attributes.node
+    handle = fs.open(fs.lookup(inner, "05").attributes.node, os.O_RDWR)
+    dirty = fs.create(inner, "dirty", 0o600, os.O_RDWR)[1]
+    fs.write(dirty, 0, b"dirty")
+    fs.begin_request(8)
+    with pytest.raises(Died):
+        fs.rename(ROOT, "old", ROOT, "new", 0)
+    store.copies = store.deletions = 1 << 30
+    fs = build(store, state)[0]
+    if how == "next start":
+        fs.finish_predecessor()
+    else:
+        fs.restore()
+        asked = fs.asked_again(8)
+        fs.take_back(8, asked)
+        fs.begin_request(8)
+        fs.rename(ROOT, "old", ROOT, "new", 0)
+        fs.end_request(8)
+        assert fs.lookup(ROOT, "new").attributes.node == node
+        result = fs.read(handle, 0, 10)
+        assert b"".join(result.views) == b"5"
+        result.release()
+        fs.flush(dirty)
+    info = store.head("new/1/dirty")
+    assert info.size_bytes == 5
+    store.delete("new/1/dirty")
+
+
+def test_a_move_that_nobody_asks_for_any_more(store: SlowStore, tmp_path: Path) -> None:
+    """Its program was killed while no worker was alive: nothing is lost or left twice."""
+    store.failure, store.copies = Died(), FILES // 2
+    fs = build(store, tmp_path)[0]
+    fs.begin()
+    before = keys(store)
+    fs.lookup(ROOT, "old")
+    fs.begin_request(8)
+    with pytest.raises(Died):
+        fs.rename(ROOT, "old", ROOT, "new", 0)
+    fs = build(store, tmp_path)[0]
+    fs.restore()
+    fs.all_asked_again()
+    fs.drain(float("inf"))
+    assert keys(store) == before

@@ -1,0 +1,246 @@
+"""A request whose worker died before its answer left is asked again of the next one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import FileExists, NotFound
+from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.journal import MOST_CRASHES, MOST_DEATHS, Held, Journal
+from sidecar.mounter.filesystem.nodes import ROOT
+from tests.support.memory_store import MemoryStore
+from tests.support.serve import build
+
+UNIQUE = 8
+
+
+class Died(BaseException):
+    """The worker ends here."""
+
+
+class DyingStore(MemoryStore):
+    """Ends its worker before or after a change, once armed.
+
+    Attributes:
+        armed: (operation, key, whether the change is still made).
+    """
+
+    armed: tuple[str, str, bool] | None = None
+
+    def _around(self, operation: str, key: str, change: Callable[[], object]) -> object:
+        if self.armed is None or self.armed[:2] != (operation, key):
+            return change()
+        _, _, after = self.armed
+        self.armed = None
+        if after:
+            change()
+        raise Died
+
+    def put(self, key: str, *rest: object, **more: object) -> object:  # type: ignore[override]
+        return self._around("put", key, lambda: super(DyingStore, self).put(key, *rest, **more))  # type: ignore[arg-type]
+
+    def delete(self, key: str) -> None:
+        self._around("delete", key, lambda: super(DyingStore, self).delete(key))
+
+
+Operation = Callable[[FileSystem], object]
+
+
+class Mount:
+    """A file system, and the ones that take over from it."""
+
+    def __init__(self, store: MemoryStore, state: Path) -> None:
+        self._store, self._state = store, state
+        self.fs = build(store, state)[0]
+        self.fs.begin()
+
+    def take_over(self, *, crashed: bool = False) -> None:
+        self.fs = build(self._store, self._state)[0]
+        self.fs.restore(crashed=crashed)
+
+    def ask(self, operation: Operation, unique: int = UNIQUE) -> object:
+        """What the transport does with a request, but for its answer."""
+        self.fs.begin_request(unique)
+        return operation(self.fs)
+
+    def ask_again(self, operation: Operation, unique: int = UNIQUE) -> object:
+        """The whole of what it does with a request that comes again."""
+        asked = self.fs.asked_again(unique)
+        if asked.answer is not None:
+            return asked.answer
+        self.fs.take_back(unique, asked)
+        result = self.ask(operation, unique)
+        self.fs.end_request(unique)
+        return result
+
+
+@pytest.fixture
+def store() -> DyingStore:
+    store = DyingStore()
+    for key in ("a", "b", "d/", "e/f"):
+        store.put(key, key.encode())
+    return store
+
+
+@pytest.fixture
+def mount(store: DyingStore, tmp_path: Path) -> Mount:
+    return Mount(store, tmp_path)
+
+
+def keys(store: MemoryStore) -> list[str]:
+    return [info.key for info in store.list_page("", delimiter="").objects]
+
+
+CHANGES: dict[str, tuple[Operation, tuple[str, str], list[str]]] = {
+    "unlink": (lambda fs: fs.unlink(ROOT, "a"), ("delete", "a"), ["b", "d/", "e/f"]),
+    "rmdir": (lambda fs: fs.remove_directory(ROOT, "d"), ("delete", "d/"), ["a", "b", "e/f"]),
+    "mkdir": (
+        lambda fs: fs.make_directory(ROOT, "n"),
+        ("put", "n/"),
+        ["a", "b", "d/", "e/f", "n/"],
+    ),
+    "rename": (
+        lambda fs: fs.rename(ROOT, "a", ROOT, "n", 1),
+        ("put", "n"),
+        ["b", "d/", "e/f", "n"],
+    ),
+    "rename, old name": (
+        lambda fs: fs.rename(ROOT, "a", ROOT, "n", 1),
+        ("delete", "a"),
+        ["b", "d/", "e/f", "n"],
+    ),
+    "rename over": (
+        lambda fs: fs.rename(ROOT, "a", ROOT, "b", 0),
+        ("put", "b"),
+        ["b", "d/", "e/f"],
+    ),
+}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_worker_dies_around_a_change(
+    store: DyingStore, mount: Mount, change: str, after: bool
+) -> None:
+    operation, moment, expected = CHANGES[change]
+    number = mount.fs.lookup(ROOT, "a").attributes.node
+    store.armed = (*moment, after)
+    with pytest.raises(Died):
+        mount.ask(operation)
+    mount.take_over()
+    mount.ask_again(operation)
+    assert keys(store) == expected
+    if change.startswith("rename"):
+        assert mount.fs.lookup(ROOT, expected[-1] if "n" in expected else "b").attributes.node == (
+            number
+        )
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_done_is_not_done_twice(store: DyingStore, mount: Mount, change: str) -> None:
+    """Done, and somebody else has used the name meanwhile: the answer is the first one."""
+    operation, _, expected = CHANGES[change]
+    mount.ask(operation)
+    mount.fs.done(UNIQUE, b"reply")
+    mount.take_over()
+    store.put("z", b"")
+    assert mount.ask_again(operation) == (0, b"reply")
+    assert keys(store) == [*expected, "z"]
+
+
+def test_who_was_not_asked_before_hears_the_truth(store: DyingStore, mount: Mount) -> None:
+    store.armed = ("delete", "a", True)
+    with pytest.raises(Died):
+        mount.ask(CHANGES["unlink"][0])
+    mount.take_over()
+    mount.fs.begin_request(UNIQUE + 2)
+    with pytest.raises(NotFound):
+        mount.fs.unlink(ROOT, "a")
+
+
+def test_creation_is_exclusive_and_survives(mount: Mount) -> None:
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+
+    def create(fs: FileSystem) -> object:
+        return fs.create(ROOT, "new", 0o640, flags)
+
+    entry, handle = mount.ask(create)  # type: ignore[misc]
+    mount.take_over()
+    again, handle_again = mount.ask_again(create)  # type: ignore[misc]
+    assert again.attributes[:2] == entry.attributes[:2]
+    assert handle_again > handle
+    assert len(mount.fs.files.opened()) == 1  # the handle that never arrived is gone
+    assert mount.fs.tree.nodes.get(entry.attributes.node).lookups == 1
+    mount.fs.begin_request(UNIQUE + 2)
+    with pytest.raises(FileExists):
+        create(mount.fs)
+
+
+GIVING: dict[str, Operation] = {
+    "lookup": lambda fs: fs.lookup(ROOT, "a"),
+    "open": lambda fs: fs.open(fs.tree.find(fs.tree.nodes.root, "a").id, os.O_RDWR),
+    "opendir": lambda fs: fs.open_directory(ROOT),
+}
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 3])
+@pytest.mark.parametrize("giving", GIVING)
+def test_what_never_arrived_is_taken_back(mount: Mount, giving: str, deaths: int) -> None:
+    """However often it is asked, one lookup, one handle."""
+    node = mount.fs.lookup(ROOT, "a").attributes.node
+    mount.ask(GIVING[giving])
+    for _ in range(deaths):
+        mount.take_over()
+        mount.ask_again(GIVING[giving])
+        # Its answer does not leave either, but the last one's.
+        mount.fs.begin_request(UNIQUE)
+    assert mount.fs.tree.nodes.get(node).lookups == (2 if giving == "lookup" else 1)
+    assert len(mount.fs.files.opened()) == (giving == "open")
+    assert len(mount.fs._directories) == (giving == "opendir")
+
+
+def test_what_was_answered_stays_given(mount: Mount, tmp_path: Path) -> None:
+    mount.ask(GIVING["lookup"])
+    mount.fs.end_request(UNIQUE)
+    mount.take_over()
+    mount.fs.all_asked_again()
+    mount.take_over()
+    assert mount.fs.tree.nodes.get(2).lookups == 1
+    assert Held.read(Journal(tmp_path / "journal")).asked == {}
+
+
+def test_requests_in_flight_survive_compaction(mount: Mount, tmp_path: Path) -> None:
+    mount.ask(GIVING["lookup"])
+    mount.fs.begin_request(UNIQUE + 2)
+    mount.fs.make_directory(ROOT, "n")
+    mount.fs.done(UNIQUE + 2, b"reply")
+    mount.fs.begin()  # writes a snapshot
+    asked = Held.read(Journal(tmp_path / "journal")).asked
+    assert asked[UNIQUE].given == [("lookup", 2)]
+    assert asked[UNIQUE + 2].answer == (0, b"reply")
+
+
+@pytest.mark.parametrize(
+    ("crashed", "most"), [(True, MOST_CRASHES), (False, MOST_DEATHS)], ids=["crashed", "killed"]
+)
+def test_a_request_that_ends_every_worker_is_refused(
+    store: DyingStore, mount: Mount, crashed: bool, most: int
+) -> None:
+    def die(fs: FileSystem) -> None:
+        store.armed = ("delete", "a", False)
+        fs.unlink(ROOT, "a")
+
+    with pytest.raises(Died):
+        mount.ask(die)
+    for _ in range(most - 1):
+        mount.take_over(crashed=crashed)
+        with pytest.raises(Died):
+            mount.ask_again(die)
+    mount.take_over(crashed=crashed)
+    assert mount.ask_again(die) == (errno.EIO, b"")
+    assert keys(store) == ["a", "b", "d/", "e/f"]
