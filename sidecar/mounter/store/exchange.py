@@ -1,16 +1,23 @@
-"""One GET and its answer, over keep-alive connections and without an SDK.
+"""One request and its answer, over keep-alive connections and without an SDK.
 
-One request, one connection. No thread is started, so that a forked child can use it.
+One request, one connection. No thread is started, so that a forked child can use it. What is
+sent from a file goes by sendfile(2), or through one small buffer where the connection is TLS.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
+import os
+import ssl
 import time
-from collections.abc import Callable, Collection
-from typing import TypeVar, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 from sidecar.errors import StoreError
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
+from sidecar.mounter.store.base import Content, FileSlice
 from sidecar.mounter.store.connections import (
     TRANSPORT_ERRORS,
     ConnectionPool,
@@ -18,16 +25,36 @@ from sidecar.mounter.store.connections import (
     Patience,
     Response,
 )
-from sidecar.mounter.store.dialect import Dialect, Get
+from sidecar.mounter.store.dialect import Dialect, Get, Put
 from sidecar.mounter.store.retry import Again
 
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_REPLY_BYTES = 1024 * 1024
+_SLICE_BYTES = 256 * 1024
+_WRITE_SILENCE_S = 20.0
+"""A store that was sent a large part may write it to its disks before it answers."""
 
+Body = Sequence[Content]
+"""What a request carries, one piece behind the other."""
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 
+class Reply(NamedTuple):
+    """An answer that is not an error, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    def json(self) -> Any:
+        """The content."""
+        return json.loads(self.content)
+
+
 class Exchange:
-    """Sends GETs to one store.
+    """Sends requests to one store.
 
     Args:
         endpoint: where the requests go.
@@ -39,6 +66,17 @@ class Exchange:
         self._pool = ConnectionPool(endpoint)
         self._dialect = dialect
         self._place = place
+        self._writing = Patience(steady_s=_WRITE_SILENCE_S)
+
+    def put(
+        self, request: Request, sign: Callable[[], Put], body: Body, *, accepted: Collection[int]
+    ) -> Reply:
+        """One attempt at a request with a body. Raises as :meth:`get`."""
+
+        def send(signed: Put, connection: http.client.HTTPConnection) -> None:
+            _send(connection, signed, body)
+
+        return self._exchange(request, sign, send, _whole, accepted, self._writing)
 
     def get(
         self,
@@ -60,6 +98,21 @@ class Exchange:
             StoreError: what the answer means, where asking again does not help.
             Again: what the answer means, or that there was none.
         """
+
+        def send(signed: Get, connection: http.client.HTTPConnection) -> None:
+            connection.request("GET", signed.target, headers=signed.headers)
+
+        return self._exchange(request, sign, send, read, accepted, patience)
+
+    def _exchange(
+        self,
+        request: Request,
+        sign: Callable[[], S],
+        send: Callable[[S, http.client.HTTPConnection], None],
+        read: Callable[[Response], T],
+        accepted: Collection[int],
+        patience: Patience,
+    ) -> T:
         followed = False
         while True:
             signed = sign()
@@ -68,7 +121,7 @@ class Exchange:
             response: Response | None = None
             try:
                 began_s = time.perf_counter()
-                connection.request("GET", signed.target, headers=signed.headers)
+                send(signed, connection)
                 response = cast("Response", connection.getresponse())
                 patience.answered(time.perf_counter() - began_s)
                 if response.status in accepted:
@@ -106,3 +159,47 @@ class Exchange:
 
 def _was_closed_idle(error: Exception) -> bool:
     return isinstance(error, ConnectionResetError | BrokenPipeError)  # RemoteDisconnected too
+
+
+def _whole(response: Response) -> Reply:
+    return Reply(response.status, response.fields, response.read(_MAX_REPLY_BYTES))
+
+
+def _send(connection: http.client.HTTPConnection, signed: Put, body: Body) -> None:
+    connection.putrequest(
+        signed.method,
+        signed.target,
+        skip_host="host" in signed.headers,
+        skip_accept_encoding=True,
+    )
+    for name, value in signed.headers.items():
+        connection.putheader(name, value)
+    connection.putheader("content-length", str(sum(map(len, body))))
+    connection.endheaders()
+    # A store that refuses says so at once and closes: the answer is worth more than the
+    # broken pipe, which is met again if there is none.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for piece in body:
+            if isinstance(piece, FileSlice):
+                _send_file(connection, piece)
+            else:
+                connection.send(piece)
+
+
+def _send_file(connection: http.client.HTTPConnection, piece: FileSlice) -> None:
+    sent = 0
+    if isinstance(connection.sock, ssl.SSLSocket):
+        while sent < piece.size_bytes:
+            more = min(_SLICE_BYTES, piece.size_bytes - sent)
+            data = os.pread(piece.fd, more, piece.offset + sent)
+            if not data:
+                break
+            connection.send(data)
+            sent += len(data)
+    elif piece.size_bytes:
+        with open(piece.fd, "rb", buffering=0, closefd=False) as file:
+            sent = connection.sock.sendfile(file, piece.offset, piece.size_bytes)
+    while sent < piece.size_bytes:
+        more = min(_SLICE_BYTES, piece.size_bytes - sent)
+        connection.send(bytes(more))
+        sent += more
