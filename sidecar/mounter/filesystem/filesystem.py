@@ -16,7 +16,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -82,7 +82,6 @@ class FileSystem:
         *,
         read_only: bool,
         ttl_s: float,
-        part_bytes: int,
     ) -> None:
         self.read_only = read_only
         self._store: Store = fetcher.store
@@ -91,9 +90,8 @@ class FileSystem:
         self._journal = journal
         self._cache = fetcher.cache
         self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal, fetcher.threads)
-        self.files = Files(
-            self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics, journal
-        )
+        uploader = Uploader(self._store, threads, fetcher.get, metrics)
+        self.files = Files(self.tree, fetcher, spool, uploader, metrics, journal)
         self._directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
 
@@ -229,7 +227,7 @@ class FileSystem:
         if stat.S_IMODE(mode) != self.tree.owner.file_mode:
             attributes["mode"] = stat.S_IMODE(mode)
         with self.tree.nodes.lock:
-            file = self.files.create(directory, name, attributes)
+            file = self.files.create(directory, name, attributes, exclusive=bool(flags & os.O_EXCL))
             directory.negative.pop(name, None)
             directory.mtime_ns = time.time_ns()
             entry = self.tree.enter(file)
@@ -373,6 +371,7 @@ class FileSystem:
         else:
             for left in unsaved:
                 self.files.salvage(left)
+            self.files.abandon_leftovers()
             self._spool.clear()
         self.begin()
         return [left.key for left in unsaved]
@@ -412,9 +411,23 @@ class FileSystem:
 
     # --- the end -------------------------------------------------------------------------------
 
-    def drain(self, deadline_s: float) -> dict[str, SidecarError | None]:
-        """Upload everything dirty before ``deadline_s`` (monotonic); what is left, and why."""
-        return self.files.drain(deadline_s)
+    def sync(self, deadline_s: float) -> dict[str, SidecarError | None]:
+        """Upload what is dirty, as :meth:`Files.sync`; what is left, and why."""
+        return self.files.sync(deadline_s)
+
+    def drain(
+        self, deadline_s: float, progress: Callable[[], None]
+    ) -> dict[str, SidecarError | None]:
+        """Upload everything dirty before ``deadline_s`` (monotonic); what is left, and why.
+
+        What is written meanwhile is saved too, or refused once this returns.
+
+        Args:
+            progress: called about once a second.
+        """
+        self.files.drain(deadline_s, progress)
+        self.files.end()
+        return self.files.drain(deadline_s, progress)
 
     # --- helpers -------------------------------------------------------------------------------
 
@@ -443,6 +456,7 @@ class FileSystem:
         new_name: str,
         replaced: Node | None,
     ) -> None:
+        self.files.prepare_rename(node)
         with node.lock:
             old_key, remote, spool = node.key, node.remote, node.spool
             if isinstance(replaced, File):
