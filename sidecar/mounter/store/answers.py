@@ -136,6 +136,8 @@ class Place:
         status, code = answer.status, answer.code
         if code in _BUCKET_CODES:
             return self.bucket_not_found()
+        if status == 404 and request.condition is not None and request.condition.version:
+            return self.stale(request.key)  # what S3 answers to If-Match where there is nothing
         if status == 404 and (not request.key or request.operation == "put"):
             return self.bucket_not_found()  # nothing else that was asked for can be missing
         if code in _THROTTLED_CODES or status == 429:

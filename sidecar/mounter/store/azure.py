@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 COPY_POLL_S = 0.5
 _BLOCK_BYTES = 64 * MIB
+_SMALL_BLOCK_BYTES = 4 * MIB
 
 
 class AzureStore(CloudStore[AzureCredentials]):
@@ -293,8 +294,10 @@ class AzureStore(CloudStore[AzureCredentials]):
             return []  # it was not made of blocks, or is another version
         while blocks:
             start, end, _name = blocks[-1]
-            at_end = size_bytes - end
-            if at_end <= 0 or end - start > at_end or _tail_is_elsewhere(pieces, start):
+            new_bytes = size_bytes - end
+            if not new_bytes or end - start > min(new_bytes, _SMALL_BLOCK_BYTES):
+                break
+            if _tail_is_elsewhere(pieces, start):
                 break
             blocks.pop()
         return blocks

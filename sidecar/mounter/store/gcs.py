@@ -261,6 +261,8 @@ class GcsStore(CloudStore[GcsCredentials]):
             return None
         if not added:
             return self.copy(base.key, key, version=base.version, metadata=metadata)
+        if self._base != GOOGLE_ENDPOINT:  # emulators do not look at the condition
+            self.check_condition(base.key, Condition(version=base.version))
         directory, _, name = key.rpartition("/")
         tail_key = f"{directory}/" if directory else ""
         tail_key += f".{name[:_NAME_CHARACTERS]}.mount-sidecar-{os.urandom(6).hex()}"

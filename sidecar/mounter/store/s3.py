@@ -189,6 +189,11 @@ class S3Store(CloudStore[S3Credentials]):
             return self.head(key)
         return ObjectInfo(key, len(content), _date(reply.headers), version, metadata or {})
 
+    def check_condition(self, key: str, condition: Condition | None) -> None:
+        """As in the base class, for servers that may not know conditions: AWS does."""
+        if self._login.credentials.endpoint_url:
+            super().check_condition(key, condition)
+
     def put_part(self, key: str, upload_id: str, number: int, content: Content) -> str:
         """One part of an upload; its ETag, quotes included."""
         query = {"partNumber": str(number), "uploadId": upload_id}
