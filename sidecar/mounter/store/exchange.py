@@ -10,6 +10,8 @@ import contextlib
 import http.client
 import json
 import os
+import select
+import socket
 import ssl
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -73,8 +75,8 @@ class Exchange:
     ) -> Reply:
         """One attempt at a request with a body. Raises as :meth:`get`."""
 
-        def send(signed: Put, connection: http.client.HTTPConnection) -> None:
-            _send(connection, signed, body)
+        def send(signed: Put, connection: http.client.HTTPConnection) -> bool:
+            return _send(connection, signed, body)
 
         return self._exchange(request, sign, send, _whole, accepted, self._writing)
 
@@ -99,8 +101,9 @@ class Exchange:
             Again: what the answer means, or that there was none.
         """
 
-        def send(signed: Get, connection: http.client.HTTPConnection) -> None:
+        def send(signed: Get, connection: http.client.HTTPConnection) -> bool:
             connection.request("GET", signed.target, headers=signed.headers)
+            return True
 
         return self._exchange(request, sign, send, read, accepted, patience)
 
@@ -108,7 +111,7 @@ class Exchange:
         self,
         request: Request,
         sign: Callable[[], S],
-        send: Callable[[S, http.client.HTTPConnection], None],
+        send: Callable[[S, http.client.HTTPConnection], bool],
         read: Callable[[Response], T],
         accepted: Collection[int],
         patience: Patience,
@@ -121,8 +124,9 @@ class Exchange:
             response: Response | None = None
             try:
                 began_s = time.perf_counter()
-                send(signed, connection)
+                whole = send(signed, connection)
                 response = cast("Response", connection.getresponse())
+                response.will_close = response.will_close or not whole
                 patience.answered(time.perf_counter() - began_s)
                 if response.status in accepted:
                     return read(response)
@@ -165,7 +169,8 @@ def _whole(response: Response) -> Reply:
     return Reply(response.status, response.fields, response.read(_MAX_REPLY_BYTES))
 
 
-def _send(connection: http.client.HTTPConnection, signed: Put, body: Body) -> None:
+def _send(connection: http.client.HTTPConnection, signed: Put, body: Body) -> bool:
+    """False where the answer came before all was sent."""
     connection.putrequest(
         signed.method,
         signed.target,
@@ -176,30 +181,66 @@ def _send(connection: http.client.HTTPConnection, signed: Put, body: Body) -> No
         connection.putheader(name, value)
     connection.putheader("content-length", str(sum(map(len, body))))
     connection.endheaders()
-    # A store that refuses says so at once and closes: the answer is worth more than the
-    # broken pipe, which is met again if there is none.
+    # A store that refuses says so at once, reads no further and closes: the answer is worth
+    # more than the broken pipe, which is met again if there is none.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for piece in body:
-            if isinstance(piece, FileSlice):
-                _send_file(connection, piece)
-            else:
+            if not isinstance(piece, FileSlice):
                 connection.send(piece)
+            elif not _send_file(connection, piece):
+                return False
+    return True
 
 
-def _send_file(connection: http.client.HTTPConnection, piece: FileSlice) -> None:
-    sent = 0
+def _send_file(connection: http.client.HTTPConnection, piece: FileSlice) -> bool:
+    """False where the answer came before all was sent."""
     if isinstance(connection.sock, ssl.SSLSocket):
-        while sent < piece.size_bytes:
-            more = min(_SLICE_BYTES, piece.size_bytes - sent)
-            data = os.pread(piece.fd, more, piece.offset + sent)
-            if not data:
-                break
-            connection.send(data)
-            sent += len(data)
-    elif piece.size_bytes:
-        with open(piece.fd, "rb", buffering=0, closefd=False) as file:
-            sent = connection.sock.sendfile(file, piece.offset, piece.size_bytes)
+        sent = _copy(connection, piece)
+    else:
+        sent = _sendfile(connection.sock, piece)
+    if sent is None:
+        return False
+    for _ in range(sent, piece.size_bytes, _SLICE_BYTES):  # the file became shorter meanwhile
+        connection.send(bytes(min(_SLICE_BYTES, piece.size_bytes - sent)))
+        sent += _SLICE_BYTES
+    return True
+
+
+def _copy(connection: http.client.HTTPConnection, piece: FileSlice) -> int:
+    """Send up to the end of the file; how much there was."""
+    sent = 0
     while sent < piece.size_bytes:
         more = min(_SLICE_BYTES, piece.size_bytes - sent)
-        connection.send(bytes(more))
-        sent += more
+        data = os.pread(piece.fd, more, piece.offset + sent)
+        if not data:
+            break
+        connection.send(data)
+        sent += len(data)
+    return sent
+
+
+def _sendfile(sock: socket.socket, piece: FileSlice) -> int | None:
+    """:func:`_copy` inside the kernel; None where the answer came before.
+
+    Not ``socket.sendfile``: it waits for room in a connection that nobody reads from any more.
+    """
+    timeout_s = sock.gettimeout()
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | select.POLLOUT)
+    sent = 0
+    while sent < piece.size_bytes:
+        events = poll.poll(None if timeout_s is None else timeout_s * 1000)
+        if not events:
+            raise TimeoutError("the store takes no more")
+        if events[0][1] & select.POLLIN:
+            return None
+        try:
+            count = os.sendfile(
+                sock.fileno(), piece.fd, piece.offset + sent, piece.size_bytes - sent
+            )
+        except BlockingIOError:
+            continue
+        if not count:
+            break
+        sent += count
+    return sent
