@@ -12,7 +12,7 @@ from benchmarks.peers import ALL, FAST
 from benchmarks.reading import AfterRestart, RandomRead, SecondEpoch, SequentialRead
 from benchmarks.small_files import Loader, SmallFiles
 from benchmarks.startup import TimeToReady
-from benchmarks.writing import Checkpoints, ManyFilesWrite, SequentialWrite
+from benchmarks.writing import Checkpoints, ManyFilesWrite, SequentialWrite, Source
 
 _MANY = 16
 
@@ -77,8 +77,8 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         SmallFiles(small, _MANY, "delayed"),
         SequentialRead(large, FAST, "tls"),
         SmallFiles(small, _MANY, "tls"),
-        SequentialWrite(LargeObjects(sizes.written_bytes)),
-        ManyFilesWrite(LargeObjects(sizes.written_bytes), sizes.written_files),
-        Checkpoints(LargeObjects(sizes.checkpoint_bytes)),
+        SequentialWrite(Source(sizes.written_bytes)),
+        ManyFilesWrite(Source(sizes.written_bytes), sizes.written_files),
+        Checkpoints(Source(sizes.checkpoint_bytes)),
         TimeToReady(),
     )

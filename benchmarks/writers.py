@@ -30,7 +30,6 @@ def write_files(source: Path, target: Path, count: int, size_bytes: int) -> None
     """Small files from one part of the source each."""
     with source.open("rb", buffering=0) as reader:
         data = reader.read(size_bytes)
-    target.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         (target / f"{number:05d}.bin").write_bytes(data)
 

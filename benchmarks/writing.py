@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -42,10 +41,20 @@ _POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
+class Source(LargeObjects):
+    """What is written; and a folder to write into, which this server has only with an object."""
+
+    def seed(self, data: Path) -> None:
+        LargeObjects.seed(self, data)
+        (data / FOLDER).mkdir(exist_ok=True)
+        (data / FOLDER / "keep").write_bytes(b"x")
+
+
+@dataclass(frozen=True, slots=True)
 class SequentialWrite:
     """A new file from start to end."""
 
-    dataset: LargeObjects
+    dataset: Source
     name: str = "sequential-write"
     network: Network = "plain"
     peers: Sequence[Peer] = FAST
@@ -58,7 +67,7 @@ class SequentialWrite:
     def on_peer(self, place: Place) -> Values:
         source, made = _source(self.dataset, place.server), _made(place.server) / "file.bin"
         with place.mounted(writable=True) as mount:
-            folder = _folder(mount.path)
+            folder = mount.path / FOLDER
 
             def write() -> None:
                 _program("file", source, folder / made.name)
@@ -85,7 +94,7 @@ class SequentialWrite:
 class ManyFilesWrite:
     """Small files, one after the other."""
 
-    dataset: LargeObjects
+    dataset: Source
     count: int
     name: str = "small-writes"
     network: Network = "plain"
@@ -99,7 +108,7 @@ class ManyFilesWrite:
     def on_peer(self, place: Place) -> Values:
         source, made = _source(self.dataset, place.server), _made(place.server)
         with place.mounted(writable=True) as mount:
-            folder = _folder(mount.path)
+            folder = mount.path / FOLDER
 
             def write() -> None:
                 _program("files", source, folder, self.count, SMALL_BYTES)
@@ -119,7 +128,7 @@ class ManyFilesWrite:
         folder = _made(server)
         with _source(self.dataset, server).open("rb") as file:
             data = file.read(SMALL_BYTES)
-        source = folder.with_name("small.bin")
+        source = folder.parent / "small.bin"
         source.write_bytes(data)
 
         def put() -> None:
@@ -133,7 +142,7 @@ class ManyFilesWrite:
 class Checkpoints:
     """One name saved again and again, by a temporary name."""
 
-    dataset: LargeObjects
+    dataset: Source
     count: int = 3
     name: str = "checkpoints"
     network: Network = "plain"
@@ -151,7 +160,7 @@ class Checkpoints:
         source = _source(self.dataset, place.server)
         made = _made(place.server) / writers.CHECKPOINT
         with place.mounted(writable=True) as mount:
-            folder = _folder(mount.path)
+            folder = mount.path / FOLDER
 
             def save() -> float:
                 took = sum(_program("checkpoints", source, folder, self.count, PAUSE_S))
@@ -179,20 +188,18 @@ class Checkpoints:
         return {THROUGHPUT.name: self.count * self.dataset.size_bytes / MB / timed(save)}
 
 
-def _source(dataset: LargeObjects, server: Server) -> Path:
+def _source(dataset: Source, server: Server) -> Path:
     return server.data / dataset.keys[0]
 
 
 def _made(server: Server) -> Path:
-    """The server's folder of what is written, with nothing in it."""
-    folder = server.data / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-def _folder(mounted: Path) -> Path:
-    folder = mounted / FOLDER
-    folder.mkdir(exist_ok=True)
+    """The server's folder of what is written, without what another contender wrote."""
+    folder, endpoint = server.data / FOLDER, server.endpoint
+    client = endpoint.client()
+    for path in folder.iterdir():
+        if path.name != "keep":  # by the server, which remembers its directories
+            key = f"{endpoint.prefix}{FOLDER}/{path.name}"
+            client.remove_object(endpoint.bucket, key)
     return folder
 
 

@@ -194,6 +194,18 @@ class S3Store(CloudStore[S3Credentials]):
         if self._login.credentials.endpoint_url:
             super().check_condition(key, condition)
 
+    def as_it_is_read(self, made: ObjectInfo) -> ObjectInfo:
+        """An object made of parts, with the version that reads will name.
+
+        Some servers (rclone) say one ETag when the upload is completed, and another one from
+        then on; AWS does not.
+        """
+        if not self._login.credentials.endpoint_url:
+            return made
+        found = self.head(made.key)
+        is_ours = (found.size_bytes, found.metadata) == (made.size_bytes, made.metadata)
+        return found if is_ours else made
+
     def put_part(self, key: str, upload_id: str, number: int, content: Content) -> str:
         """One part of an upload; its ETag, quotes included."""
         query = {"partNumber": str(number), "uploadId": upload_id}
@@ -449,7 +461,8 @@ class _S3Upload:
         size_bytes = sum(size for _, (_, size) in sent)
         version = answer["ETag"].strip('"')
         date_s = _date(answer["ResponseMetadata"]["HTTPHeaders"])
-        return ObjectInfo(self._key, size_bytes, date_s, version, self._metadata)
+        made = ObjectInfo(self._key, size_bytes, date_s, version, self._metadata)
+        return self._store.as_it_is_read(made)
 
     def _completed_before(self, etags: list[str]) -> ObjectInfo:
         """The upload is gone: perhaps because an attempt worked whose answer was lost."""
