@@ -8,6 +8,7 @@ that is torn says nothing, for what it would have allowed was not done.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -97,7 +98,10 @@ class SpoolState:
     def end(self, record: UploadRecord) -> None:
         """It was completed or removed."""
         with self._lock:
-            self._write("end", record.number)
+            try:
+                self._write("end", record.number)
+            except OSError:  # a full disk; to remove what is gone already does no harm
+                self._apply("end", record.number)
             if self._gone and not self.uploads:
                 self._path.unlink(missing_ok=True)
 
@@ -135,7 +139,7 @@ class SpoolState:
     def saved(self) -> None:
         """The store has the file as it is, attributes included."""
         if self.attributes_set:
-            with self._lock:
+            with self._lock, contextlib.suppress(OSError):  # to set them again does no harm
                 self._write("attributes", False)
 
     def discard(self) -> None:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from sidecar.errors import SidecarError, Stale, StoreProtocolError, TooLarge
+from sidecar.errors import SidecarError, SpoolFull, Stale, StoreProtocolError, TooLarge
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.spool import SpoolFile
 from sidecar.mounter.filesystem.spool_state import SpoolState, UploadRecord
@@ -156,25 +156,30 @@ class Sending:
         metadata: Mapping[str, str],
         done: Callable[[int], None],
     ) -> None:
-        receipt = None
         try:
             upload = self._begin(metadata)
             receipt = upload.put_part(number, content)
             done(len(content))
+            with self._lock:
+                if self._record is not None and number not in self._touched:
+                    self._state.sent(self._record, number, len(content), receipt)
         except SidecarError as error:
             self.error = error
+        except OSError as error:
+            self.error = SpoolFull(f"the spool's disk: {error.strerror}")
         finally:
             with self._lock:
-                assert self._record is not None or receipt is None
-                if receipt is not None and self._record and number not in self._touched:
-                    self._state.sent(self._record, number, len(content), receipt)
                 del self._futures[number]
 
     def _begin(self, metadata: Mapping[str, str]) -> Upload:
         with self._beginning:
             if self._upload is None:
                 upload = self._store.start_upload(self.key, metadata)
-                record = self._state.begin(self.key, upload.state, resumable=True)
+                try:
+                    record = self._state.begin(self.key, upload.state, resumable=True)
+                except OSError:
+                    upload.abort()  # nobody would know of it
+                    raise
                 with self._lock:
                     self._upload, self._record = upload, record
             return self._upload

@@ -194,10 +194,8 @@ def _send(connection: http.client.HTTPConnection, signed: Put, body: Body) -> bo
 
 def _send_file(connection: http.client.HTTPConnection, piece: FileSlice) -> bool:
     """False where the answer came before all was sent."""
-    if isinstance(connection.sock, ssl.SSLSocket):
-        sent = _copy(connection, piece)
-    else:
-        sent = _sendfile(connection.sock, piece)
+    tls = isinstance(connection.sock, ssl.SSLSocket)
+    sent = _copy(connection, piece) if tls else _sendfile(connection.sock, piece)
     if sent is None:
         return False
     for _ in range(sent, piece.size_bytes, _SLICE_BYTES):  # the file became shorter meanwhile
