@@ -310,7 +310,11 @@ class Rclone:
 
     @property
     def settings(self) -> str:
-        mode = "--vfs-cache-mode full" if self.disk_cache else "writing: --vfs-cache-mode writes"
+        mode = (
+            "--vfs-cache-mode full"
+            if self.disk_cache
+            else "writing: --vfs-cache-mode writes --vfs-write-back 0"
+        )
         return f"--use-server-modtime; {mode}"
 
     def missing(self) -> str | None:
@@ -333,7 +337,9 @@ class Rclone:
         if endpoint.authority:
             environment["RCLONE_CA_CERT"] = str(endpoint.authority)
         (folder / "rclone.conf").touch()
-        mode = ["--vfs-cache-mode", "writes"] if writable else ["--read-only"]
+        # Without the last it waits for five seconds before it sends what was closed.
+        writing = ["--vfs-cache-mode", "writes", "--vfs-write-back", "0"]
+        mode = writing if writable else ["--read-only"]
         if self.disk_cache:
             mode += ["--vfs-cache-mode", "full"]
         source = f":s3:{endpoint.bucket}/{endpoint.prefix}"

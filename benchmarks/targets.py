@@ -1,4 +1,4 @@
-"""What reading has to reach (issue 4), and whether a result does.
+"""What reading (issue 4) and writing (issue 5) have to reach, and whether a result does.
 
 Ratios are ours over theirs within one run, medians; ours is the kernel transport, after a
 restart the one with a disk cache.
@@ -73,6 +73,15 @@ TARGETS: tuple[Target, ...] = (
     _at_least("sequential-read-20ms", THROUGHPUT, 0.8, reading.UNDELAYED),
     _at_least("random-read-16-20ms", READS, 0.8, FLOOR),
     _at_least("small-files-16-20ms", FILES, 0.8, FLOOR),
+    *(
+        _at_least(name, metric, bound, against)
+        for name, metric in (
+            ("sequential-write", THROUGHPUT),
+            ("small-writes", FILES),
+            ("checkpoints", THROUGHPUT),
+        )
+        for bound, against in ((2.0, "s3fs-fuse"), (1.2, "rclone mount"), (0.7, FLOOR))
+    ),
     Target("time-to-ready", startup.READY, "at most", 1.5),
 )
 

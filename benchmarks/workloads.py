@@ -12,6 +12,7 @@ from benchmarks.peers import ALL, FAST
 from benchmarks.reading import AfterRestart, RandomRead, SecondEpoch, SequentialRead
 from benchmarks.small_files import Loader, SmallFiles
 from benchmarks.startup import TimeToReady
+from benchmarks.writing import Checkpoints, ManyFilesWrite, SequentialWrite, Source
 
 _MANY = 16
 
@@ -26,6 +27,9 @@ class Sizes:
         files: small files.
         entries: objects that are listed.
         random_s: how long random reads last.
+        written_bytes: of the one file that is written.
+        checkpoint_bytes: of a checkpoint.
+        written_files: of 1 MiB.
     """
 
     large_bytes: int = 2048 * MIB
@@ -33,6 +37,9 @@ class Sizes:
     files: int = 5_000
     entries: int = 100_000
     random_s: float = 5.0
+    written_bytes: int = 1024 * MIB
+    checkpoint_bytes: int = 512 * MIB
+    written_files: int = 1_000
 
     def divided(self, divisor: int) -> Sizes:
         """A run that is so many times smaller, and proves only that everything works."""
@@ -42,6 +49,9 @@ class Sizes:
             files=max(_MANY, self.files // divisor),
             entries=max(1, self.entries // divisor // 100) * 100,
             random_s=max(0.5, self.random_s / divisor),
+            written_bytes=max(MIB, self.written_bytes // divisor),
+            checkpoint_bytes=max(MIB, self.checkpoint_bytes // divisor),
+            written_files=max(_MANY, self.written_files // divisor),
         )
 
 
@@ -67,5 +77,8 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         SmallFiles(small, _MANY, "delayed"),
         SequentialRead(large, FAST, "tls"),
         SmallFiles(small, _MANY, "tls"),
+        SequentialWrite(Source(sizes.written_bytes)),
+        ManyFilesWrite(Source(sizes.written_bytes), sizes.written_files),
+        Checkpoints(Source(sizes.checkpoint_bytes)),
         TimeToReady(),
     )

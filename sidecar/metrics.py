@@ -115,6 +115,10 @@ class VolumeMetrics:
         self.uploaded_bytes = counter(
             "mount_sidecar_uploaded_bytes_total", "Bytes of content the store confirmed"
         ).labels(*bound)
+        self.overwritten_versions = counter(
+            "mount_sidecar_overwritten_versions_total",
+            "Files saved over a version that somebody else had made since they were opened",
+        ).labels(*bound)
         self.cache_hits = counter(
             "mount_sidecar_cache_hits_total", "Reads served without waiting for the store"
         ).labels(*bound)

@@ -83,6 +83,7 @@ class VolumeState:
         self.serving_since_s = 0.0
         self.deaths_s: deque[float] = deque(maxlen=_REMEMBERED_DEATHS)
         self.restart_at_s: float | None = None
+        self.left: dict[str, int] | None = None  # while draining: files, and their bytes
         self.unsaved: list[dict[str, str]] = []
         self.unsaved_count = 0
 
@@ -116,6 +117,7 @@ class VolumeState:
             else None,
             "worker_pid": self.worker.pid if self.worker and self.worker.running else None,
             "healed": self.healed if self.is_bucket else {},
+            "left": self.left,
             "unsaved": self.unsaved,
             "unsaved_count": self.unsaved_count,
         }
@@ -168,7 +170,12 @@ class Lifecycle:
             except Stopped:
                 logs.event(log, "asked to stop before ready")
             else:
-                self._serve()
+                try:
+                    self._serve()
+                except SidecarError as error:
+                    # What programs wrote to mounts that work is saved all the same.
+                    logs.event(log, "cannot go on", logging.ERROR, error=error.message)
+                    return self._drain() or self._fail(error)
             return self._drain()
         except SidecarError as error:
             return self._fail(error)
@@ -412,7 +419,7 @@ class Lifecycle:
         elif event == "checked":
             volume.state, volume.error = "checked", None
             if self._ready:
-                self._mount(volume)
+                self._mount_again(volume)
         elif event == "serving":
             volume.state, volume.error = "serving", None
             volume.serving_since_s = time.monotonic()
@@ -430,8 +437,13 @@ class Lifecycle:
             volume.error = _error(said.message)
             if not self._ready and self._phase != "draining":
                 raise _of_volume(volume, volume.error)
+        elif event == "draining":
+            files, size_bytes = said.message["files"], said.message["size_bytes"]
+            volume.left = {"files": files, "size_bytes": size_bytes}
+            logs.event(log, "saving", volume=volume.label, files_left=files, bytes_left=size_bytes)
         elif event == "drained":
             volume.state = "drained"
+            volume.left = None
             volume.unsaved = said.message["unsaved"]
             volume.unsaved_count = said.message["unsaved_count"]
         self._publish()
@@ -522,6 +534,16 @@ class Lifecycle:
         except MountFailed as error:
             raise _of_volume(volume, error) from None
         volume.worker.channel.send({"do": "mount"}, (volume.descriptor,))
+
+    def _mount_again(self, volume: VolumeState) -> None:
+        """Mount for a worker that replaces a dead one; where that fails, another one tries."""
+        assert volume.worker is not None
+        try:
+            self._mount(volume)
+        except MountFailed as error:
+            logs.event(log, "not mounted again", logging.ERROR, volume=volume.label, why=error.what)
+            volume.error = error
+            volume.worker.channel.send({"do": "leave"})
 
     def _unmount(self, volume: VolumeState, *, keep_guard: bool = False) -> None:
         """Detach the mount and drop the connection; the kernel then aborts what waits."""

@@ -14,6 +14,7 @@ STATUS_FILE = "status.json"
 
 TERMINATION_MESSAGE_BYTES = 4096
 """What a kubelet reads of it."""
+_MORE_BYTES = 40
 
 
 class SharedDirectory:
@@ -68,7 +69,9 @@ def write_termination_message(path: str, text: str) -> None:
     """
     data = text.encode()
     if len(data) > TERMINATION_MESSAGE_BYTES:
-        data = data[: TERMINATION_MESSAGE_BYTES - 4].rpartition(b"\n")[0] + b"\n..."
+        kept = data[: TERMINATION_MESSAGE_BYTES - _MORE_BYTES].rpartition(b"\n")[0]
+        more = data.rstrip(b"\n").count(b"\n") - kept.count(b"\n")
+        data = kept + b"\n... and %d more lines\n" % more
     with (
         contextlib.suppress(OSError),
         open(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), "wb") as file,

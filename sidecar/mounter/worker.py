@@ -30,6 +30,7 @@ from sidecar.mounter.credentials import CredentialSource
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.store import open_store
@@ -227,14 +228,13 @@ class Worker:
         self._cache = fetcher.cache
         self._filesystem = FileSystem(
             fetcher,
-            Spool(self._state / "spool", sizes.spool_bytes),
+            Spool(self._state / "spool", sizes.spool_bytes, Layout(sizes.part_bytes, store.limits)),
             Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
             self._metrics,
             ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
             Journal(self._state / "journal"),
             read_only=read_only,
             ttl_s=ttl_s,
-            part_bytes=sizes.part_bytes,
         )
         return self._filesystem
 
@@ -260,7 +260,15 @@ class Worker:
 
     def _drain(self, seconds: float) -> Message:
         assert self._filesystem is not None
-        unsaved = self._filesystem.drain(time.monotonic() + seconds)
+        files_ = self._filesystem.files
+
+        def tell() -> None:
+            left = files_.left()
+            progress = {"files": left.files, "size_bytes": left.size_bytes}
+            self._channel.send({"event": "draining", **progress})
+
+        tell()
+        unsaved = self._filesystem.drain(time.monotonic() + seconds, tell)
         files = [
             {"key": key, "code": error.code if error else "", "why": error.what if error else ""}
             for key, error in unsaved.items()
@@ -277,7 +285,7 @@ class Worker:
                 self._metrics.cache_used_bytes.set(self._cache.used_bytes)
             if time.monotonic() >= next_sync_s:
                 next_sync_s = time.monotonic() + interval_s
-                for key, error in self._filesystem.drain(next_sync_s).items():
+                for key, error in self._filesystem.sync(next_sync_s).items():
                     logs.event(log, "not saved yet", logging.WARNING, key=key, error=error)
 
 

@@ -11,7 +11,7 @@ from sidecar.mounter.filesystem.attributes import Attributes
 from sidecar.mounter.filesystem.nodes import ROOT
 from sidecar.mounter.store.base import Page, Store
 from tests.support.memory_store import MemoryStore
-from tests.support.serve import build
+from tests.support.serve import SPOOL_BYTES, build
 
 FOR_EVER_S = 3600.0
 
@@ -24,9 +24,15 @@ class View:
     """
 
     def __init__(
-        self, store: Store, state: Path, *, ttl_s: float = FOR_EVER_S, read_only: bool = False
+        self,
+        store: Store,
+        state: Path,
+        *,
+        ttl_s: float = FOR_EVER_S,
+        read_only: bool = False,
+        spool_bytes: int = SPOOL_BYTES,
     ) -> None:
-        self.fs, _ = build(store, state, ttl_s=ttl_s, read_only=read_only)
+        self.fs, _ = build(store, state, ttl_s=ttl_s, read_only=read_only, spool_bytes=spool_bytes)
         self._state = state
 
     def node(self, path: str) -> int:
@@ -84,6 +90,11 @@ class View:
 
     def rename(self, old: str, new: str) -> None:
         self.fs.rename(*self._split(old), *self._split(new), 0)
+
+    def metric(self, name: str) -> float:
+        """A metric of the volume."""
+        registry = scrape_registry(self._state / "metrics", dict)
+        return registry.get_sample_value(name, {"volume": "data/memory"}) or 0.0
 
     def hidden(self, reason: str) -> float:
         """The metric of keys left out."""

@@ -30,6 +30,7 @@ from sidecar.mounter.filesystem.attributes import Entry, Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import FIRST_BYTES, Held, Journal, Record
 from sidecar.mounter.filesystem.nodes import ROOT
+from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.prefetch import Fetcher
 from tests.support.memory_store import MemoryStore
@@ -321,14 +322,13 @@ class Restored(RuleBasedStateMachine):
                 self._metrics,
                 part_bytes=MIB,
             ),
-            Spool(state / "spool", MIB),
+            Spool(state / "spool", MIB, Layout(MIB, self._store.limits)),
             Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
             self._metrics,
             ThreadPoolExecutor(1),
             Journal(state / "journal"),
             read_only=False,
             ttl_s=3600,
-            part_bytes=MIB,
         )
 
     def _given(self, entry: Entry) -> int:

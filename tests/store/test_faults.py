@@ -392,6 +392,28 @@ def test_an_upload_session_goes_on_where_it_stopped(lost: set[int], cut: set[int
     assert bool(observer.retries) == bool(lost | cut)
 
 
+def test_another_process_goes_on_with_a_session() -> None:
+    session = Session(set(), set())
+    with HttpResponder(session.respond) as server:
+        store = open_store(
+            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
+            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
+            retry_budget_s=20,
+            observer=CountingObserver(),
+        )
+        content = os.urandom(3 * 262144 + 5)
+        begun = store.start_upload("key")
+        begun.put_part(1, content[:262144])
+        begun.put_part(2, content[262144:524288])  # not written down any more
+        resumed = store.resume_upload("key", begun.state, {1: (262144, "")})
+        resumed.put_part(2, content[262144:524288])
+        resumed.put_part(3, content[524288:])
+        resumed.complete(parts=3)
+        store.close()
+    assert session.content == content
+    assert session.finished
+
+
 def test_a_lost_upload_is_no_missing_file(s3_store: Store) -> None:
     upload = s3_store.start_upload("key")
     upload.put_part(1, b"data")

@@ -4,12 +4,22 @@ where the store itself does not matter."""
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sidecar.errors import AlreadyExists, NotFound, SidecarError, Stale
-from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, Page
+from sidecar.mounter.store.base import (
+    Condition,
+    Content,
+    FileSlice,
+    Limits,
+    ObjectInfo,
+    Page,
+    Piece,
+)
 
 
 class MemoryStore:
@@ -17,6 +27,8 @@ class MemoryStore:
 
     Attributes:
         requests: how often each operation was asked for.
+        uploads: those that are under way.
+        patched_bytes: sent by patches.
     """
 
     url = "memory://"
@@ -27,6 +39,8 @@ class MemoryStore:
         self._versions = itertools.count(1)
         self._lock = threading.RLock()
         self.requests: dict[str, int] = {}
+        self.uploads: dict[int, _Upload] = {}
+        self.patched_bytes = 0
 
     def _count(self, operation: str) -> None:
         with self._lock:
@@ -86,11 +100,12 @@ class MemoryStore:
     def put(
         self,
         key: str,
-        data: memoryview | bytes,
+        content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
     ) -> ObjectInfo:
         self._count("put")
+        data = _bytes(content)
         with self._lock:
             self._check(key, condition)
             info = ObjectInfo(
@@ -102,6 +117,39 @@ class MemoryStore:
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _Upload:
         self._count("start_upload")
         return _Upload(self, key, metadata)
+
+    def resume_upload(
+        self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
+    ) -> _Upload:
+        self._count("resume_upload")
+        return self.uploads[state["number"]]
+
+    def abandon(self, key: str, state: Mapping[str, Any]) -> None:
+        self._count("abandon")
+        self.uploads.pop(state["number"], None)
+
+    def patch(
+        self,
+        base: ObjectInfo,
+        key: str,
+        pieces: Sequence[Piece],
+        metadata: Mapping[str, str],
+        begun: Callable[[Mapping[str, Any]], None],
+    ) -> ObjectInfo | None:
+        """Counts the bytes that a real store would be sent."""
+        self._count("patch")
+        data, info = self._objects.get(base.key, (b"", None))
+        if info is None or info.version != base.version:
+            raise Stale(f"`{base.key}`")
+        made = b""
+        for piece in pieces:
+            if piece.kept:
+                made += data[piece.offset : piece.offset + piece.size_bytes]
+            else:
+                assert piece.content is not None
+                made += _bytes(piece.content)
+                self.patched_bytes += piece.size_bytes
+        return self.put(key, made, metadata)
 
     def copy(
         self,
@@ -154,26 +202,55 @@ class FailingStore(MemoryStore):
     def put(
         self,
         key: str,
-        data: memoryview | bytes,
+        content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
     ) -> ObjectInfo:
-        if self.failure is not None and data:
+        if self.failure is not None and content:
             raise self.failure
-        return super().put(key, data, metadata, condition)
+        return super().put(key, content, metadata, condition)
+
+    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _Upload:
+        if self.failure is not None:
+            raise self.failure
+        return super().start_upload(key, metadata)
 
 
 class _Upload:
     def __init__(self, store: MemoryStore, key: str, metadata: Mapping[str, str] | None) -> None:
         self._store, self._key, self._metadata = store, key, metadata
-        self._parts: dict[int, bytes] = {}
+        self.parts: dict[int, bytes] = {}
+        self._number = next(store._versions)
+        store.uploads[self._number] = self
 
-    def put_part(self, number: int, data: memoryview | bytes) -> None:
-        self._parts[number] = bytes(data)
+    @property
+    def state(self) -> Mapping[str, Any]:
+        return {"number": self._number}
 
-    def complete(self, condition: Condition | None = None) -> ObjectInfo:
-        data = b"".join(self._parts[number] for number in sorted(self._parts))
-        return self._store.put(self._key, data, self._metadata, condition)
+    def put_part(self, number: int, content: Content) -> str:
+        self._store._count("part")
+        self.parts[number] = _bytes(content)
+        return ""
+
+    def complete(
+        self,
+        condition: Condition | None = None,
+        *,
+        parts: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        data = b"".join(self.parts[number] for number in sorted(self.parts)[:parts])
+        made = self._store.put(self._key, data, metadata or self._metadata, condition)
+        self._store.uploads.pop(self._number)
+        return made
 
     def abort(self) -> None:
-        self._parts.clear()
+        self._store.uploads.pop(self._number, None)
+
+
+def _bytes(content: Content) -> bytes:
+    if isinstance(content, FileSlice):
+        return os.pread(content.fd, content.size_bytes, content.offset).ljust(
+            content.size_bytes, b"\0"
+        )
+    return bytes(content)

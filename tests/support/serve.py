@@ -20,6 +20,7 @@ from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.store.base import Store
@@ -27,10 +28,16 @@ from sidecar.mounter.transport import kernel, libfuse
 from tests.support.memory_store import FailingStore
 
 MIB = 1024 * 1024
+SPOOL_BYTES = 10 * 1024 * MIB
 
 
 def build(
-    store: Store, state: Path, *, read_only: bool = False, ttl_s: float = 1.0
+    store: Store,
+    state: Path,
+    *,
+    read_only: bool = False,
+    ttl_s: float = 1.0,
+    spool_bytes: int = SPOOL_BYTES,
 ) -> tuple[FileSystem, VolumeMetrics]:
     """A file system on a memory store."""
     metrics = VolumeMetrics(state / "metrics", "data/memory", "data-memory")
@@ -39,14 +46,13 @@ def build(
     )
     filesystem = FileSystem(
         fetcher,
-        Spool(state / "spool", 10 * 1024 * MIB),
+        Spool(state / "spool", spool_bytes, Layout(8 * MIB, store.limits)),
         Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
         metrics,
         ThreadPoolExecutor(4),
         Journal(state / "journal"),
         read_only=read_only,
         ttl_s=ttl_s,
-        part_bytes=8 * MIB,
     )
     return filesystem, metrics
 

@@ -206,9 +206,7 @@ class FileSystems(RuleBasedStateMachine):
     @rule(actor=actors, path=paths, seed=seeds, size=sizes)
     def save(self, actor: int, path: str, seed: int, size: int) -> None:
         """What `echo > path` does."""
-        self._with_new(
-            actor, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "write", seed, size
-        )
+        self._with_new(actor, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "write", seed, size)
 
     @rule(actor=actors, path=paths, seed=seeds, blocks=st.integers(80, 180))
     def save_much(self, actor: int, path: str, seed: int, blocks: int) -> None:
@@ -266,9 +264,7 @@ class FileSystems(RuleBasedStateMachine):
 
     @precondition(lambda self: self._open)
     @rule(data=st.data(), seed=seeds, size=sizes, place=st.floats(0, 1))
-    def write_through_a_map(
-        self, data: st.DataObject, seed: int, size: int, place: float
-    ) -> None:
+    def write_through_a_map(self, data: st.DataObject, seed: int, size: int, place: float) -> None:
         self._on_open(data, "map_write", seed, size, place, asks_status=True)
 
     @precondition(lambda self: self._open)
@@ -490,4 +486,6 @@ def test_a_mount_is_a_directory(place: Mounted, steps: int) -> None:
                 print_blob=True,
             ),
         )
-    print(f"\n    {Machine.steps} operations on {place.cloud.name} through {place.transport}", end=" ")
+    print(
+        f"\n    {Machine.steps} operations on {place.cloud.name} through {place.transport}", end=" "
+    )

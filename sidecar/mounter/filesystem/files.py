@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import NamedTuple
 
+from sidecar import logs
 from sidecar.errors import (
+    AlreadyExists,
     BadHandle,
     SidecarError,
     SpoolFull,
     Stale,
     StoreError,
+    Unavailable,
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
@@ -22,9 +28,29 @@ from sidecar.mounter.filesystem.spool import Spool, SpoolFile
 from sidecar.mounter.filesystem.tree import Tree
 from sidecar.mounter.filesystem.uploads import Uploader
 from sidecar.mounter.prefetch import Fetcher, ObjectReader, ReadResult
-from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.store.base import Condition, ObjectInfo
 
+log = logging.getLogger(__name__)
+
+WHOLE_BYTES = 64 * 1024 * 1024
+"""Objects up to this size are fetched whole when they are opened and written to."""
+BULK_PARTS = 16
+"""Who sends so many parts between two intervals is copying, and not keeping a log."""
 _COPY_BYTES = 8 * 1024 * 1024
+_SAVERS = 4
+_ROOM_POLL_S = 0.05
+_PROGRESS_S = 1.0
+
+
+def _nothing() -> None:
+    """Nothing to release, and nobody to tell."""
+
+
+class Left(NamedTuple):
+    """What is not in the store yet: how many files, and their lengths together."""
+
+    files: int
+    size_bytes: int
 
 
 class FileHandle:
@@ -68,6 +94,9 @@ class Files:
         self._handles: dict[int, FileHandle] = {}
         self._next = 1
         self._spooled: dict[int, File] = {}  # by node, oldest first
+        self._bulk: dict[int, int] = {}  # parts sent, by node, at the last interval
+        self._savers = ThreadPoolExecutor(_SAVERS, thread_name_prefix="save")
+        self._ended = False
 
     # --- handles -----------------------------------------------------------------------
 
@@ -116,6 +145,9 @@ class Files:
             for node_ in self._tree.nodes:
                 if isinstance(node_, File) and node_.spool is not None:
                     self._spooled[node_.id] = node_
+                    self._uploader.adopt(node_.spool)
+            kept = [node.spool.path for node in self._spooled.values() if node.spool is not None]
+            self._uploader.abandon(self._spool.leftovers(kept))
 
     def get(self, handle: int) -> FileHandle:
         """The handle of a number. Raises BadHandle."""
@@ -139,7 +171,13 @@ class Files:
                 node.handles -= 1
                 node.writers -= opened.writable
             self._drop_spool_if_done(node)
+            spool = node.spool
+            # Written through a map after its last close: nobody waits for it, but it is saved
+            # soon. What could not be saved waits for the next interval.
+            late = spool is not None and spool.dirty and not (node.writers or spool.failed)
         self._tree.nodes.drop_unused(node)
+        if late:
+            self._savers.submit(self._save_late, node)
 
     # --- reading -----------------------------------------------------------------------
 
@@ -160,8 +198,8 @@ class Files:
             if not node.lock.acquire(blocking=wait):
                 raise WouldBlock(node.name)
             try:
-                if node.spool is not None:
-                    data = node.spool.read(offset, size)
+                data = self._read_spool(node, offset, size, wait)
+                if data is not None:
                     self._metrics.read_bytes.inc(len(data))
                     return ReadResult([memoryview(data)], _nothing)
             finally:
@@ -173,6 +211,35 @@ class Files:
         result = reader.read(offset, size, wait=wait)
         self._metrics.read_bytes.inc(sum(map(len, result.views)))
         return result
+
+    def _read_spool(self, node: File, offset: int, size: int, wait: bool) -> bytes | None:
+        """Bytes of the spool, and of the store what is missing there; None without a spool."""
+        spool = node.spool
+        if spool is None or not spool.missing:
+            return spool.read(offset, size) if spool is not None else None
+        size = max(0, min(size, spool.size_bytes - offset))
+        touched = spool.layout.covering(offset, size)
+        if spool.missing.isdisjoint(touched):
+            return spool.read(offset, size)
+        if not wait:
+            raise WouldBlock(node.name)
+        self._make_readable(node, spool)
+        if node.spool is None:
+            return None  # it was saved, and nobody writes to it
+        base = spool.base if spool.dirty else node.remote
+        data = bytearray(size)
+        with memoryview(data) as view:
+            for number in touched:
+                start, length = spool.span(number)
+                first, last = max(start, offset), min(start + length, offset + size)
+                here = view[first - offset : last - offset]
+                if number not in spool.missing:
+                    here[:] = spool.read(first, last - first)
+                elif base is None:
+                    raise Stale(f"`{node.key}`: what was given up of it is gone")
+                else:
+                    self._fetcher.get(base, first, here)
+        return bytes(data)
 
     def _pin(self, opened: FileHandle) -> ObjectReader:
         """A reader of the node's version: the first one, or after this mount wrote a new one."""
@@ -190,14 +257,23 @@ class Files:
 
     # --- writing -----------------------------------------------------------------------
 
-    def create(self, parent: Directory, name: str, attributes: Mapping[str, int]) -> File:
-        """A new, empty file that the store has not seen yet."""
+    def create(
+        self, parent: Directory, name: str, attributes: Mapping[str, int], *, exclusive: bool
+    ) -> File:
+        """A new, empty file that the store has not seen yet.
+
+        Args:
+            exclusive: where somebody else makes an object of this name before it is saved,
+                saving it fails.
+        """
+        self._check_open()
         node = self._tree.nodes.add_file(parent, name, None)
         node.attributes.update(attributes)
         node.attributes.setdefault("mtime_ns", time.time_ns())
         self._give_spool(node, self._spool.create())
         assert node.spool is not None
         node.spool.dirty = True
+        node.spool.exclusive = exclusive
         return node
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
@@ -207,22 +283,30 @@ class Files:
             raise BadHandle("the file was opened for reading only")
         node = opened.node
         with node.lock:
-            spool = self._ensure_spool(node)
+            self._check_open()
+            spool = self._prepare(node, offset, len(data))
+            self._make_room(node, spool, len(data))
+            self._begin_change(node, spool)  # making room may have saved it
             was_dirty = spool.dirty
             spool.write(offset, data)
             node.attributes["mtime_ns"] = time.time_ns()
             if not was_dirty:
                 self._tree.nodes.note(node)
+            if not (node.detached or self._uploader.is_ahead(spool)):
+                self._uploader.send_ahead(node.key, spool, self.metadata(node.attributes))
         self._metrics.written_bytes.inc(len(data))
         return len(data)
 
     def truncate(self, node: File, size: int) -> None:
         """Set a file's length; sent to the store at once unless somebody has it open to write."""
         with node.lock:
+            self._check_open()
             if size == 0:
                 self._empty(node)
             else:
-                self._ensure_spool(node).truncate(size)
+                old = node.size_bytes
+                spool = self._prepare(node, min(old, size), max(1, abs(old - size)))
+                spool.truncate(size)
             node.attributes["mtime_ns"] = time.time_ns()
             self._tree.nodes.note(node)
             if not node.writers:
@@ -233,7 +317,10 @@ class Files:
         with node.lock:
             node.attributes.update(changes)
             if node.spool is not None:
+                self._begin_change(node, node.spool)
                 node.spool.dirty = True
+                if self._uploader.is_under_way(node.spool):
+                    node.spool.state.set_attributes()
             elif node.remote is not None and not node.detached and node.parent is not None:
                 key = node.key
                 node.remote = self._store.copy(key, key, metadata=self.metadata(node.attributes))
@@ -256,13 +343,60 @@ class Files:
             spool, parent = node.spool, node.parent
             if spool is None or not spool.dirty or node.detached or parent is None:
                 return
-            node.remote = self._uploader.upload(node.key, spool, self.metadata(node.attributes))
-            spool.dirty = False
-            self._metrics.uploaded_bytes.inc(spool.size_bytes)
+            try:
+                node.remote = self._upload(node, spool)
+            except AlreadyExists:
+                self._give_way(node)
+                raise
+            except SidecarError:
+                spool.failed = True
+                raise
+            spool.dirty = spool.failed = spool.exclusive = False
+            spool.rebase(node.remote)
+            spool.state.saved()
             node.fresh_until_s = time.monotonic() + self._tree.ttl_s
             self._tree.changed(parent, node.name, True, node.remote)
             self._tree.nodes.note(node)
             self._drop_spool_if_done(node)
+
+    def _upload(self, node: File, spool: SpoolFile) -> ObjectInfo:
+        """Send a file, on condition that nobody else has changed the object; or over it.
+
+        Of two writers the last one wins, whole; that there was another one is told.
+        """
+        metadata = self.metadata(node.attributes)
+        condition = None
+        if spool.exclusive:
+            condition = Condition(absent=True)
+        elif node.remote is not None:
+            condition = Condition(version=node.remote.version)
+        try:
+            made = self._uploader.save(node.key, spool, metadata, condition)
+        except Stale:
+            if condition is None or condition.version is None or spool.missing:
+                raise
+            self._metrics.overwritten_versions.inc()
+            logs.event(
+                log, "another writer's version is overwritten", logging.WARNING, key=node.key
+            )
+            made = self._uploader.save(node.key, spool, metadata)
+        if made.metadata is None or dict(made.metadata) == metadata:
+            return made
+        if spool.state.attributes_set:
+            return self._store.copy(node.key, node.key, version=made.version, metadata=metadata)
+        # The object has the time at which its upload began, and so has the file from now on.
+        node.attributes["mtime_ns"] = _mtime_ns(made.metadata, node.attributes["mtime_ns"])
+        return made
+
+    def _give_way(self, node: File) -> None:
+        """Somebody else made the object that was to be made here: the name is theirs."""
+        parent = node.parent
+        assert parent is not None
+        logs.event(log, "another writer made it first", logging.WARNING, key=node.key)
+        theirs = self._store.head(node.key)
+        self._tree.changed(parent, node.name, True, theirs)
+        self._tree.nodes.detach(node)
+        self.settle(node)
 
     def rescue(self, node: File) -> None:
         """Keep the content of an open file whose object is about to be deleted.
@@ -270,9 +404,10 @@ class Files:
         What does not fit into the spool is not kept: its readers get ESTALE.
         """
         with node.lock:
-            if node.handles and node.spool is None and node.remote is not None:
+            if node.handles and node.remote is not None:
                 try:
-                    self._ensure_spool(node).dirty = False
+                    spool = self._ensure_spool(node)
+                    self._recall(node, spool, sorted(spool.missing))
                 except (SpoolFull, StoreError):
                     return
 
@@ -294,27 +429,89 @@ class Files:
             sum(node.spool.size_bytes for node in self.dirty() if node.spool is not None)
         )
 
-    def drain(self, deadline_s: float) -> dict[str, SidecarError | None]:
+    def left(self) -> Left:
+        """What the store does not have yet."""
+        nodes = self.dirty()
+        return Left(len(nodes), sum(node.size_bytes for node in nodes))
+
+    def sync(self, deadline_s: float) -> dict[str, SidecarError | None]:
+        """:meth:`drain`, but for large new files whose parts are sent while they are written.
+
+        They are made objects when they are closed, or when their writer pauses.
+        """
+        nodes = [node for node in self.dirty() if not self._is_bulk(node)]
+        return self._save_all(nodes, deadline_s)
+
+    def drain(
+        self, deadline_s: float, progress: Callable[[], None] = _nothing
+    ) -> dict[str, SidecarError | None]:
         """Upload everything dirty before ``deadline_s`` (monotonic).
 
-        Returns what could not be saved: key to error, None where time ran out.
+        The oldest first, and several at once. Returns what could not be saved: key to error,
+        None where time ran out.
+
+        Args:
+            progress: called about once a second while that goes on.
         """
-        unsaved: dict[str, SidecarError | None] = {}
-        for node in self.dirty():
+        return self._save_all(self.dirty(), deadline_s, progress)
+
+    def end(self) -> None:
+        """Take no more writes: what comes now would be lost."""
+        self._ended = True
+
+    def _save_all(
+        self, nodes: list[File], deadline_s: float, progress: Callable[[], None] = _nothing
+    ) -> dict[str, SidecarError | None]:
+        failed: dict[int, SidecarError] = {}
+
+        def save(node: File) -> None:
             if time.monotonic() >= deadline_s:
-                unsaved[node.key] = None
-                continue
+                return
             try:
                 with self._tree.subtrees.settled(node):
                     self.save(node)
             except SidecarError as error:
-                unsaved[node.key] = error
-        return unsaved
+                failed[node.id] = error
+
+        futures = [self._savers.submit(save, node) for node in nodes]
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if not wait(futures, min(_PROGRESS_S, left_s)).not_done:
+                break
+            progress()
+        for future in futures:
+            future.cancel()
+        return {
+            node.key: failed.get(node.id)
+            for node in nodes
+            if (spool := node.spool) is not None and spool.dirty and not node.detached
+        }
+
+    def _is_bulk(self, node: File) -> bool:
+        spool = node.spool
+        if spool is None or not node.writers:
+            return False
+        before, now = self._bulk.get(node.id, 0), self._uploader.sent_parts(spool)
+        self._bulk[node.id] = now
+        return now - before >= BULK_PARTS
+
+    def _save_late(self, node: File) -> None:
+        try:
+            self.save(node)
+        except SidecarError as error:
+            logs.event(log, "not saved yet", logging.WARNING, key=node.key, error=error)
 
     def settle(self, node: File) -> None:
-        """Drop the spool of a file that lost its name, once nobody has it open."""
+        """Drop what is no longer needed of a file that lost its name."""
         with node.lock:
+            if node.detached and node.spool is not None:
+                self._uploader.drop(node.spool)  # it will never be an object
             self._drop_spool_if_done(node)
+
+    def prepare_rename(self, node: File) -> None:
+        """Before a file gets another key: what only an upload to the old one has is kept."""
+        with node.lock:
+            if node.spool is not None:
+                self._make_readable(node, node.spool)
 
     def salvage(self, unsaved: Unsaved) -> None:
         """Upload what a run that ended left in the spool. Raises what the store raises."""
@@ -322,21 +519,29 @@ class Files:
             spool = self._spool.adopt(unsaved.spool_path)
         except FileNotFoundError:
             return
+        self._uploader.adopt(spool)
         metadata = self.metadata(unsaved.attributes)
-        self._uploader.upload(unsaved.key, spool, metadata)
-        self._metrics.uploaded_bytes.inc(spool.size_bytes)
+        made = self._uploader.save(unsaved.key, spool, metadata)
+        if spool.state.attributes_set and dict(made.metadata or {}) != metadata:
+            self._store.copy(unsaved.key, unsaved.key, version=made.version, metadata=metadata)
         spool.discard()
+
+    def abandon_leftovers(self) -> None:
+        """Remove from the store what runs before this one began there and did not end."""
+        self._uploader.abandon(self._spool.leftovers())
 
     # --- the lock of the node is held -----------------------------------------------------
 
     def _ensure_spool(self, node: File) -> SpoolFile:
-        """The node's spool file, filled with the object's content at first."""
+        """The node's spool file, which has the object's content, or knows where that is."""
         if node.spool is not None:
             return node.spool
         spool = self._spool.create()
         try:
-            if node.remote is not None:
-                self._download(node, spool)
+            if node.remote is not None and node.remote.size_bytes > WHOLE_BYTES:
+                spool.begin_as(node.remote)
+            elif node.remote is not None:
+                self._download(node.remote, spool)
         except BaseException:
             spool.discard()
             raise
@@ -350,9 +555,7 @@ class Files:
             self._spooled[node.id] = node
         self._tree.nodes.note(node)
 
-    def _download(self, node: File, spool: SpoolFile) -> None:
-        remote = node.remote
-        assert remote is not None
+    def _download(self, remote: ObjectInfo, spool: SpoolFile) -> None:
         buffer = bytearray(min(_COPY_BYTES, remote.size_bytes))
         for offset in range(0, remote.size_bytes, _COPY_BYTES):
             size = min(_COPY_BYTES, remote.size_bytes - offset)
@@ -360,11 +563,102 @@ class Files:
                 self._fetcher.get(remote, offset, view)
                 spool.write(offset, view)
 
+    def _check_open(self) -> None:
+        if self._ended:
+            raise Unavailable("the sidecar is ending, and saves no more", "start it again")
+
+    def _begin_change(self, node: File, spool: SpoolFile) -> None:
+        """From here on the store's version and the spool go different ways."""
+        if not spool.dirty:
+            spool.rebase(node.remote)
+
+    def _prepare(self, node: File, offset: int, size: int) -> SpoolFile:
+        """The spool file, all parts of which that a change touches are there to be changed."""
+        while True:
+            spool = self._ensure_spool(node)
+            self._begin_change(node, spool)
+            touched = spool.layout.covering(offset, size)
+            if not spool.missing.isdisjoint(touched):
+                if self._make_readable(node, spool):
+                    continue
+                self._recall(node, spool, sorted(spool.missing.intersection(touched)))
+            if self._uploader.must_begin_anew(spool, touched):
+                if self._make_readable(node, spool):
+                    continue
+                self._uploader.drop(spool)
+            self._uploader.touch(spool, touched)
+            return spool
+
+    def _make_readable(self, node: File, spool: SpoolFile) -> bool:
+        """Make an object of what only an upload under way has. Whether that was necessary."""
+        if not spool.missing or not self._uploader.is_under_way(spool) or node.detached:
+            return False
+        self.save(node)
+        return True
+
+    def _recall(self, node: File, spool: SpoolFile, numbers: list[int]) -> None:
+        """Get back parts that only the store has. Raises SpoolFull, Stale, what a GET raises."""
+        base = spool.base if spool.dirty else node.remote
+        for number in numbers:
+            if base is None:
+                raise Stale(f"`{node.key}`: what was given up of it is gone")
+            start, size = spool.span(number)
+            self._make_room(node, spool, size)
+            with memoryview(bytearray(size)) as view:
+                self._fetcher.get(base, start, view)
+                spool.recall(number, view)
+
+    def _make_room(self, node: File, spool: SpoolFile, size: int) -> None:
+        """Wait until the spool takes ``size`` bytes, as long as sending makes room there.
+
+        Raises SpoolFull where it does not.
+        """
+        budget = self._spool.budget
+        saved = False
+        while budget.free_bytes < size:
+            if self._evict(size):
+                continue
+            if self._uploader.is_busy(spool):
+                time.sleep(_ROOM_POLL_S)
+            elif not saved and node.writers and spool.dirty and not node.detached:
+                saved = True
+                try:
+                    self.save(node)  # somebody writes to it: the spool file stays
+                except StoreError as error:
+                    log.warning("the spool is full, and cannot be emptied: %s", error.message)
+            else:
+                budget.check(size)
+                return
+
+    def _evict(self, size: int) -> bool:
+        """Give up parts that the store has, of files that nobody is changing now."""
+        budget = self._spool.budget
+        with self._lock:
+            nodes = list(self._spooled.values())
+        made_room = False
+        for node in nodes:
+            if not node.lock.acquire(blocking=False):
+                continue
+            try:
+                spool = node.spool
+                for number in self._uploader.evictable(spool) if spool is not None else ():
+                    assert spool is not None
+                    if budget.free_bytes >= size:
+                        return True
+                    made_room = spool.evict([number]) or made_room
+            finally:
+                node.lock.release()
+        return made_room
+
     def _empty(self, node: File) -> None:
         if node.spool is None:
             self._give_spool(node, self._spool.create())
-        assert node.spool is not None
-        node.spool.truncate(0)
+        spool = node.spool
+        assert spool is not None
+        self._begin_change(node, spool)
+        self._uploader.drop(spool)
+        spool.truncate(0)
+        spool.rebase(None)
         node.attributes["mtime_ns"] = time.time_ns()
 
     def _drop_spool_if_done(self, node: File) -> None:
@@ -376,7 +670,9 @@ class Files:
             node.spool = None
             with self._lock:
                 self._spooled.pop(node.id, None)
+                self._bulk.pop(node.id, None)
             self._tree.nodes.note(node)  # first: a successor must not look for the file
+            self._uploader.drop(spool)
             spool.discard()
 
     def metadata(self, attributes: Mapping[str, int]) -> dict[str, str]:
@@ -393,10 +689,13 @@ class Files:
         return metadata
 
 
+def _mtime_ns(metadata: Mapping[str, str], otherwise: int) -> int:
+    seconds, _, nanoseconds = metadata.get("mtime", "").partition(".")
+    if not (seconds.isdigit() and nanoseconds.isdigit()):
+        return otherwise
+    return int(seconds) * 10**9 + int(nanoseconds)
+
+
 def is_writable(flags: int) -> bool:
     """Whether open(2) flags ask for writing."""
     return flags & os.O_ACCMODE != os.O_RDONLY
-
-
-def _nothing() -> None:
-    """Nothing to release."""

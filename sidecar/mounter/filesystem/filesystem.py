@@ -17,7 +17,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -101,7 +101,6 @@ class FileSystem:
         *,
         read_only: bool,
         ttl_s: float,
-        part_bytes: int,
     ) -> None:
         self.read_only = read_only
         self._store: Store = fetcher.store
@@ -112,9 +111,8 @@ class FileSystem:
         self._predecessor_crashed = False
         self._cache = fetcher.cache
         self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal, fetcher.threads)
-        self.files = Files(
-            self.tree, fetcher, spool, Uploader(self._store, threads, part_bytes), metrics, journal
-        )
+        uploader = Uploader(self._store, threads, fetcher.get, metrics)
+        self.files = Files(self.tree, fetcher, spool, uploader, metrics, journal)
         self._moves = Moves(self._store, self.tree, journal)
         self._directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
@@ -271,7 +269,7 @@ class FileSystem:
         if stat.S_IMODE(mode) != self.tree.owner.file_mode:
             attributes["mode"] = stat.S_IMODE(mode)
         with self.tree.nodes.lock:
-            file = self.files.create(directory, name, attributes)
+            file = self.files.create(directory, name, attributes, exclusive=bool(flags & os.O_EXCL))
             directory.negative.pop(name, None)
             directory.mtime_ns = time.time_ns()
             entry = self.tree.enter(file)
@@ -471,6 +469,7 @@ class FileSystem:
         if isinstance(replaced, File):
             self.files.rescue(replaced)
         if isinstance(node, File):
+            self.files.prepare_rename(node)
             with node.lock:
                 if node.remote is not None and (node.spool is None or not node.spool.dirty):
                     node.remote = self._copy(node.remote, new_key)
@@ -505,6 +504,9 @@ class FileSystem:
             replaced = self._find_or_none(target, new_name)
             if replaced is not None and intent is None:
                 self._check_replaceable(replaced, flags)
+            for file in self.files.dirty():
+                if file.parent is not None and is_at_or_below(file.parent, node):
+                    self.files.prepare_rename(file)
             self._journal.intend(("move", node.id))
             self._moves.move(node, target, new_name, {})
             self._keep(source)
@@ -549,6 +551,7 @@ class FileSystem:
             unsaved = [_after_moves(left, held.moves.values()) for left in held.unsaved()]
             for left in unsaved:
                 self.files.salvage(left)
+            self.files.abandon_leftovers()
             self._spool.clear()
         self.begin()
         return [left.key for left in unsaved]
@@ -650,10 +653,24 @@ class FileSystem:
 
     # --- the end -------------------------------------------------------------------------------
 
-    def drain(self, deadline_s: float) -> dict[str, SidecarError | None]:
-        """Upload everything dirty before ``deadline_s`` (monotonic); what is left, and why."""
+    def sync(self, deadline_s: float) -> dict[str, SidecarError | None]:
+        """Upload what is dirty, as :meth:`Files.sync`; what is left, and why."""
+        return self.files.sync(deadline_s)
+
+    def drain(
+        self, deadline_s: float, progress: Callable[[], None]
+    ) -> dict[str, SidecarError | None]:
+        """Upload everything dirty before ``deadline_s`` (monotonic); what is left, and why.
+
+        What is written meanwhile is saved too, or refused once this returns.
+
+        Args:
+            progress: called about once a second.
+        """
         self._finish_moves()
-        return self.files.drain(deadline_s)
+        self.files.drain(deadline_s, progress)
+        self.files.end()
+        return self.files.drain(deadline_s, progress)
 
     # --- helpers -------------------------------------------------------------------------------
 

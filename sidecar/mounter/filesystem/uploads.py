@@ -1,31 +1,308 @@
-"""From the spool to the store."""
+"""From the spool to the store.
+
+A new file is sent part by part while it is written (:class:`Sending`); what is left is sent
+when it is saved. A file that the store has in an older version is put together there, of
+what that version has and of the parts that changed.
+"""
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from sidecar.errors import TooLarge
+from sidecar.errors import SidecarError, SpoolFull, Stale, StoreProtocolError, TooLarge
+from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.spool import SpoolFile
-from sidecar.mounter.store.base import Condition, ObjectInfo, Store
+from sidecar.mounter.filesystem.spool_state import SpoolState, UploadRecord
+from sidecar.mounter.store.base import (
+    Condition,
+    Content,
+    FileSlice,
+    ObjectInfo,
+    Piece,
+    Store,
+    Upload,
+)
+
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[ObjectInfo, int, memoryview], None]
+"""Fills memory from an offset of exactly one version of an object."""
+
+
+class Sending:
+    """One multipart upload of one spool file. Threads of the uploader send its parts.
+
+    Attributes:
+        key: the object that it will be.
+        ahead: the last part that was sent ahead, or is on its way.
+        error: why a part could not be sent ahead; it is tried again when the file is saved.
+    """
+
+    def __init__(self, store: Store, key: str, state: SpoolState, fd: int) -> None:
+        self.key = key
+        self.error: SidecarError | None = None
+        self._store = store
+        self._state = state
+        self._fd = os.dup(fd)  # the spool file may be discarded while a part is on its way
+        self._lock = threading.Lock()
+        self._beginning = threading.Lock()
+        self._upload: Upload | None = None
+        self._record: UploadRecord | None = None
+        self._futures: dict[int, Future[None]] = {}
+        self._touched: set[int] = set()
+        self._doubtful = 0
+        self.ahead = 0
+
+    def resume(self, record: UploadRecord) -> None:
+        """Go on with what a process that ended began."""
+        self._record = record
+        self._upload = self._store.resume_upload(self.key, record.state, record.parts)
+        self.ahead = max(record.parts, default=0)
+        # Where parts go in order, one more may be in the store than was written down.
+        self._doubtful = len(record.parts) + 1 if self._store.limits.ordered_parts else 0
+
+    @property
+    def sent(self) -> frozenset[int]:
+        """The parts that the store has as they are."""
+        with self._lock:
+            return frozenset(self._record.parts) if self._record is not None else frozenset()
+
+    def submit(
+        self,
+        threads: ThreadPoolExecutor,
+        number: int,
+        content: Content,
+        metadata: Mapping[str, str],
+        done: Callable[[int], None],
+    ) -> None:
+        """Send a part by and by, unless it is sent or on its way.
+
+        Args:
+            metadata: for the object, if this is what begins the upload.
+            done: called with the number of bytes once they are sent.
+        """
+        with self._lock:
+            if number in self._futures or (self._record and number in self._record.parts):
+                return
+            if isinstance(content, FileSlice):
+                content = FileSlice(self._fd, content.offset, content.size_bytes)
+            self._touched.discard(number)
+            self._futures[number] = threads.submit(self._send, number, content, metadata, done)
+
+    def is_busy(self) -> bool:
+        """Whether parts are on their way."""
+        with self._lock:
+            return bool(self._futures)
+
+    def touches(self, numbers: Iterable[int]) -> bool:
+        """Whether one of the parts is sent, or may be."""
+        with self._lock:
+            known = self._record.parts if self._record is not None else ()
+            return any(n in known or n in self._futures or n == self._doubtful for n in numbers)
+
+    def touch(self, numbers: Iterable[int]) -> None:
+        """The parts are about to change: what was sent of them must be sent again."""
+        with self._lock:
+            for number in numbers:
+                if number in self._futures:
+                    self._touched.add(number)
+                if self._record is not None and number in self._record.parts:
+                    self._state.unsent(self._record, number)
+
+    def wait(self) -> None:
+        """Until no part is on its way, whatever became of them."""
+        while True:
+            with self._lock:
+                pending = list(self._futures.values())
+            if not pending:
+                return
+            wait(pending)
+            with self._lock:
+                for number, future in list(self._futures.items()):
+                    if future.cancelled():
+                        del self._futures[number]
+
+    def complete(
+        self, condition: Condition | None, count: int, metadata: Mapping[str, str]
+    ) -> ObjectInfo:
+        """Make the object of the first ``count`` parts, all of which are sent."""
+        assert self._upload is not None
+        assert self._record is not None
+        made = self._upload.complete(condition, parts=count, metadata=metadata)
+        self._state.end(self._record)
+        os.close(self._fd)
+        return made
+
+    def abort(self) -> None:
+        """Remove everything from the store. Raises what the store raises."""
+        with self._lock:
+            for future in self._futures.values():
+                future.cancel()
+        self.wait()
+        os.close(self._fd)
+        if self._upload is not None and self._record is not None:
+            self._upload.abort()
+            self._state.end(self._record)
+
+    def _send(
+        self,
+        number: int,
+        content: Content,
+        metadata: Mapping[str, str],
+        done: Callable[[int], None],
+    ) -> None:
+        try:
+            upload = self._begin(metadata)
+            receipt = upload.put_part(number, content)
+            done(len(content))
+            with self._lock:
+                if self._record is not None and number not in self._touched:
+                    self._state.sent(self._record, number, len(content), receipt)
+        except SidecarError as error:
+            self.error = error
+        except OSError as error:
+            self.error = SpoolFull(f"the spool's disk: {error.strerror}")
+        finally:
+            with self._lock:
+                del self._futures[number]
+
+    def _begin(self, metadata: Mapping[str, str]) -> Upload:
+        with self._beginning:
+            if self._upload is None:
+                upload = self._store.start_upload(self.key, metadata)
+                try:
+                    record = self._state.begin(self.key, upload.state, resumable=True)
+                except OSError:
+                    upload.abort()  # nobody would know of it
+                    raise
+                with self._lock:
+                    self._upload, self._record = upload, record
+            return self._upload
 
 
 class Uploader:
-    """Sends whole spool files.
+    """Sends spool files. The caller holds the file node's lock.
 
     Args:
         threads: send parts; their number bounds the connections that upload.
-        part_bytes: part of a multipart upload, raised for objects that would need more
-            parts than the store allows.
+        fetch: gets back what only the store has.
     """
 
-    def __init__(self, store: Store, threads: ThreadPoolExecutor, part_bytes: int) -> None:
+    def __init__(
+        self, store: Store, threads: ThreadPoolExecutor, fetch: Fetch, metrics: VolumeMetrics
+    ) -> None:
         self._store = store
         self._threads = threads
-        self._part_bytes = part_bytes
+        self._fetch = fetch
+        self._metrics = metrics
+        self._sending: dict[SpoolFile, Sending] = {}
 
-    def upload(
+    # --- while a file is written ----------------------------------------------------------
+
+    def is_ahead(self, spool: SpoolFile) -> bool:
+        """Whether everything that could be sent ahead is sent, or on its way."""
+        if spool.base is not None:
+            return True  # most of it may be in the store already: sent when it is saved
+        filled = spool.layout.number(spool.filled_bytes) - 1
+        sending = self._sending.get(spool)
+        if sending is None:
+            return not filled
+        return sending.ahead >= filled or sending.error is not None
+
+    def send_ahead(self, key: str, spool: SpoolFile, metadata: Mapping[str, str]) -> None:
+        """Send the parts of a new file that are written from end to end."""
+        sending = self._sending_of(key, spool)
+        if sending.key != key:
+            return  # it was renamed: begun anew when it is saved
+        filled = spool.layout.number(spool.filled_bytes) - 1
+        for number in range(sending.ahead + 1, filled + 1):
+            content = spool.content(*spool.span(number))
+            sending.submit(
+                self._threads, number, content, metadata, self._metrics.uploaded_bytes.inc
+            )
+        sending.ahead = filled
+
+    def touch(self, spool: SpoolFile, numbers: range) -> None:
+        """Parts are about to change."""
+        sending = self._sending.get(spool)
+        if sending is not None:
+            sending.touch(numbers)
+
+    def must_begin_anew(self, spool: SpoolFile, numbers: range) -> bool:
+        """Whether parts that are about to change cannot be sent again within this upload."""
+        sending = self._sending.get(spool)
+        return sending is not None and self._store.limits.ordered_parts and sending.touches(numbers)
+
+    def is_under_way(self, spool: SpoolFile) -> bool:
+        """Whether an upload was begun that no object was made of."""
+        return spool in self._sending
+
+    def sent_parts(self, spool: SpoolFile) -> int:
+        """How many parts of an upload under way the store has."""
+        sending = self._sending.get(spool)
+        return len(sending.sent) if sending is not None else 0
+
+    def is_busy(self, spool: SpoolFile) -> bool:
+        """Whether parts are on their way."""
+        sending = self._sending.get(spool)
+        return sending is not None and sending.is_busy()
+
+    def evictable(self, spool: SpoolFile) -> list[int]:
+        """Parts whose bytes the store has, and that are not at the end, where more may come."""
+        sending = self._sending.get(spool)
+        there = set(sending.sent) if sending is not None else set()
+        if spool.base is not None:
+            there |= set(spool.parts()) - spool.changed
+        return sorted(there.intersection(spool.parts()[:-1]) - spool.missing)
+
+    # --- taking over, giving up -----------------------------------------------------------
+
+    def adopt(self, spool: SpoolFile) -> None:
+        """Go on with the upload that a process which ended had under way."""
+        begun = list(spool.state.uploads.values())
+        if begun and begun[-1].resumable:
+            newest = begun.pop()
+            sending = Sending(self._store, newest.key, spool.state, spool.fd)
+            sending.resume(newest)
+            self._sending[spool] = sending
+        for record in begun:
+            self._later(self._abandon, spool.state, record)
+
+    def abandon(self, states: Iterable[SpoolState]) -> None:
+        """Remove from the store what processes that ended left there, by and by."""
+        for state in states:
+            for record in list(state.uploads.values()):
+                self._later(self._abandon, state, record)
+            state.discard()
+
+    def drop(self, spool: SpoolFile) -> None:
+        """Give up an upload under way, by and by; the file may go on or be discarded."""
+        sending = self._sending.pop(spool, None)
+        if sending is not None:
+            self._later(sending.abort)
+
+    def _abandon(self, state: SpoolState, record: UploadRecord) -> None:
+        self._store.abandon(record.key, record.state)
+        state.end(record)
+
+    def _later(self, action: Callable[..., None], *arguments: object) -> None:
+        def act() -> None:
+            try:
+                action(*arguments)
+            except SidecarError as error:
+                # The spool file's state remembers it: the next start tries again.
+                log.warning("an upload is left in the store: %s", error.message)
+
+        self._threads.submit(act)
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def save(
         self,
         key: str,
         spool: SpoolFile,
@@ -34,47 +311,123 @@ class Uploader:
     ) -> ObjectInfo:
         """Make ``key`` the spool file's content; returns the version the store confirmed.
 
-        The old object stays whole until the new one is. Raises what the store raises, and
-        TooLarge for what no object of this store can hold.
-        """
-        size = spool.size_bytes
-        limits = self._store.limits
-        if size > limits.max_object_bytes:
-            raise TooLarge(
-                f"`{key}` has {size} bytes; an object of this store holds {limits.max_object_bytes}"
-            )
-        if size == 0:
-            return self._store.put(key, b"", metadata, condition)
-        with mmap.mmap(spool.fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-            if size <= self._part_bytes:
-                return self._store.put(key, view, metadata, condition)
-            return self._upload_parts(key, view, metadata, condition)
+        The old object stays whole until the new one is. What was sent when this fails need
+        not be sent again. The answer's ``metadata`` is what the object has.
 
-    def _upload_parts(
+        Raises what the store raises, TooLarge for what no object of this store can hold, and
+        Stale where something that only the store had is gone.
+        """
+        size_bytes = spool.size_bytes
+        if size_bytes > self._store.limits.max_object_bytes:
+            raise TooLarge(
+                f"`{key}` has {size_bytes} bytes; an object of this store holds "
+                f"{self._store.limits.max_object_bytes}"
+            )
+        sending = self._sending.get(spool)
+        if sending is not None and sending.key != key:
+            self.drop(spool)
+            sending = None
+        if sending is not None:
+            try:
+                return self._complete(key, spool, metadata, condition)
+            except StoreProtocolError:
+                if spool.missing:
+                    raise
+            log.warning("the upload of %r is lost, and begun anew", key)
+            self.drop(spool)
+        if size_bytes <= spool.layout.size(1) and not spool.missing:
+            content = spool.content(0, size_bytes) if size_bytes else b""
+            made = self._store.put(key, content, metadata, condition)
+            self._metrics.uploaded_bytes.inc(size_bytes)
+            return made
+        return self._patch(key, spool, metadata) or self._complete(key, spool, metadata, condition)
+
+    def _complete(
         self,
         key: str,
-        view: memoryview,
+        spool: SpoolFile,
         metadata: Mapping[str, str],
         condition: Condition | None,
     ) -> ObjectInfo:
-        limits = self._store.limits
-        part_bytes = max(self._part_bytes, limits.min_part_bytes, -(-len(view) // limits.max_parts))
-        upload = self._store.start_upload(key, metadata)
+        """Send what is not sent, and make the object."""
+        sending = self._sending_of(key, spool)
+        sending.wait()
+        sending.error = None
+        done = self._metrics.uploaded_bytes.inc
+        sent = sending.sent
+        for number in spool.parts():
+            if number in sent:
+                continue
+            content: Content = spool.content(*spool.span(number))
+            if number in spool.missing:
+                content = self._fetched(spool, number)
+                sending.wait()  # of what is in memory, one part at a time
+            sending.submit(self._threads, number, content, metadata, done)
+        sending.wait()
+        if sending.error is not None:
+            raise sending.error
+        made = sending.complete(condition, len(spool.parts()), metadata)
+        del self._sending[spool]
+        return made
+
+    def _patch(self, key: str, spool: SpoolFile, metadata: Mapping[str, str]) -> ObjectInfo | None:
+        """Put the object together in the store; None where it must be sent whole."""
+        base = spool.base
+        if base is None:
+            return None
+        begun: list[UploadRecord] = []
+        pieces = list(_pieces(spool))
         try:
-            sent = [
-                self._threads.submit(upload.put_part, number, view[start : start + part_bytes])
-                for number, start in enumerate(range(0, len(view), part_bytes), 1)
-            ]
-            try:
-                for part in sent:
-                    part.result()
-            finally:
-                for part in sent:
-                    part.cancel()
-                for part in sent:
-                    if not part.cancelled():
-                        part.exception()
-            return upload.complete(condition)
-        except BaseException:
-            upload.abort()
-            raise
+            made = self._store.patch(
+                base,
+                key,
+                pieces,
+                metadata,
+                lambda state: begun.append(spool.state.begin(key, state, resumable=False)),
+            )
+        except Stale:
+            if spool.missing:
+                raise
+            made = None  # someone else's version is there: ours replaces it whole
+        for record in begun:
+            spool.state.end(record)
+        if made is not None:
+            sent = sum(piece.size_bytes for piece in pieces if not piece.kept)
+            self._metrics.uploaded_bytes.inc(sent)
+        return made
+
+    def _fetched(self, spool: SpoolFile, number: int) -> memoryview:
+        """A part that only the store has."""
+        start, size_bytes = spool.span(number)
+        view = memoryview(bytearray(size_bytes))
+        if spool.base is None:
+            raise Stale("what was given up of the file is not in the store any more")
+        self._fetch(spool.base, start, view)
+        return view
+
+    def _sending_of(self, key: str, spool: SpoolFile) -> Sending:
+        sending = self._sending.get(spool)
+        if sending is None:
+            sending = self._sending[spool] = Sending(self._store, key, spool.state, spool.fd)
+        return sending
+
+
+def _pieces(spool: SpoolFile) -> Iterator[Piece]:
+    """A file as ranges that its base has, and that it has not."""
+    assert spool.base is not None
+    if spool.is_longer_only:
+        end = spool.base.size_bytes
+        here = spool.content(0, end) if not spool.missing else None
+        yield Piece(0, end, here, kept=True)
+        if spool.size_bytes > end:
+            yield Piece(
+                end, spool.size_bytes - end, spool.content(end, spool.size_bytes - end), kept=False
+            )
+        return
+    for kept, run in itertools.groupby(spool.parts(), lambda number: number not in spool.changed):
+        numbers = list(run)
+        start = spool.layout.start(numbers[0])
+        last_start, last_bytes = spool.span(numbers[-1])
+        size_bytes = last_start + last_bytes - start
+        here = spool.content(start, size_bytes) if spool.missing.isdisjoint(numbers) else None
+        yield Piece(start, size_bytes, here, kept=kept)

@@ -136,8 +136,8 @@ class Place:
         status, code = answer.status, answer.code
         if code in _BUCKET_CODES:
             return self.bucket_not_found()
-        if status == 404 and (not request.key or request.operation == "put"):
-            return self.bucket_not_found()  # nothing else that was asked for can be missing
+        if status == 404:
+            return self._nothing_there(request)
         if code in _THROTTLED_CODES or status == 429:
             return self._again(answer, request, "throttled")
         if code in _LOGIN_CODES or status == 401:
@@ -151,8 +151,6 @@ class Place:
         if code in _AGAIN_CODES or status in {408, 500, 502, 503, 504}:
             reason = "throttled" if status == 503 else "server_error"
             return self._again(answer, request, reason)
-        if status == 404:
-            return self.not_found(request.key)
         if status in {304, 412} or code in _CONDITION_CODES:
             return self.condition_failed(request)
         if status == 403 or code in _DENIED_CODES:
@@ -161,6 +159,14 @@ class Place:
             f"{self} answered {request.operation} of `{request.key}` with "
             f"status {status}{_named(code)}"
         )
+
+    def _nothing_there(self, request: Request) -> StoreError:
+        """The error for a 404 whose code does not say what is missing."""
+        if request.condition is not None and request.condition.version:
+            return self.stale(request.key)  # what S3 answers to If-Match where there is nothing
+        if not request.key or request.operation == "put":
+            return self.bucket_not_found()  # nothing else that was asked for can be missing
+        return self.not_found(request.key)
 
     def from_transport(self, error: BaseException) -> StoreError | Again:
         """The error for a request that got no whole answer."""

@@ -1,4 +1,4 @@
-"""Azure Blob Storage: logs in and writes through adlfs; lists and reads without it.
+"""Azure Blob Storage: logs in and copies through adlfs; the rest is done without it.
 
 User metadata: Azure's names are identifiers, so ``-`` is kept as ``_``; keys begin with a
 letter. Changing metadata in place makes a new ETag, and with it a new version.
@@ -7,15 +7,25 @@ letter. Changing metadata in place makes a new ETag, and with it a new version.
 from __future__ import annotations
 
 import base64
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.credentials import AzureCredentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
 from sidecar.mounter.store.azure_dialect import AzureDialect, error_code_of, no_identity
-from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, StoreObserver
+from sidecar.mounter.store.base import (
+    Condition,
+    Content,
+    FileSlice,
+    Limits,
+    ObjectInfo,
+    Piece,
+    StoreObserver,
+)
 from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.login import CredentialSource, Login
@@ -27,6 +37,8 @@ if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
 COPY_POLL_S = 0.5
+_BLOCK_BYTES = 64 * MIB
+_SMALL_BLOCK_BYTES = 4 * MIB
 
 
 class AzureStore(CloudStore[AzureCredentials]):
@@ -54,12 +66,13 @@ class AzureStore(CloudStore[AzureCredentials]):
         except ValueError as error:
             raise SecretInvalid(f"the blob endpoint of {source.url}: {error}") from None
         place = Place("Azure", source.bucket, str(endpoint))
+        self._azure = dialect = AzureDialect(source, endpoint, login, place)
         super().__init__(
             source,
             place=place,
             login=login,
             endpoint=endpoint,
-            dialect=AzureDialect(source, endpoint, login, place),
+            dialect=dialect,
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
@@ -154,26 +167,140 @@ class AzureStore(CloudStore[AzureCredentials]):
     def put(
         self,
         key: str,
-        data: memoryview | bytes,
+        content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.put`."""
-        answer = self.send(
+        headers = {
+            "x-ms-blob-type": "BlockBlob",
+            **{f"x-ms-meta-{name}": value for name, value in _to_azure(metadata).items()},
+            **_condition_headers(condition),
+        }
+        reply = self.transfer(
             Request("put", key, condition),
-            "upload_blob",
+            lambda: self._azure.put(key, {}, headers, len(content)),
+            (content,),
+        )
+        return ObjectInfo(
+            key,
+            len(content),
+            parsedate_to_datetime(reply.headers["last-modified"]).timestamp(),
+            reply.headers["etag"].strip('"'),
+            dict(metadata or {}),
+        )
+
+    def put_block(self, key: str, name: str, content: Content) -> None:
+        """Stage a block. ``name``: of one length for all blocks of a blob, as Azure demands."""
+        query = {"comp": "block", "blockid": base64.b64encode(name.encode()).decode()}
+        self.transfer(
+            Request("part", key),
+            lambda: self._azure.put(key, query, {}, len(content)),
+            (content,),
+        )
+
+    def commit_blocks(
+        self,
+        key: str,
+        names: Sequence[str],
+        size_bytes: int,
+        metadata: Mapping[str, str],
+        condition: Condition | None,
+    ) -> ObjectInfo:
+        """Make the blob of blocks: staged ones, and ones that it has."""
+        from azure.storage.blob import BlobBlock
+
+        answer = self.send(
+            Request("complete", key, condition),
+            "commit_block_list",
             TRANSFER_TIMEOUT_S,
-            data=bytes(data),
-            length=len(data),
-            overwrite=True,
+            block_list=[BlobBlock(name) for name in names],
             metadata=_to_azure(metadata),
             **_conditional(condition),
         )
-        return _written(key, len(data), answer, metadata)
+        return _written(key, size_bytes, answer, metadata)
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _AzureUpload:
         """As :meth:`Store.start_upload`. Nothing is asked of the store before the first part."""
-        return _AzureUpload(self, key, metadata)
+        return _AzureUpload(self, key, metadata or {}, _new_series(), {})
+
+    def resume_upload(
+        self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
+    ) -> _AzureUpload:
+        """As :meth:`Store.resume_upload`."""
+        sizes = {number: size for number, (size, _) in parts.items()}
+        return _AzureUpload(self, key, state["metadata"], state["series"], sizes)
+
+    def abandon(self, key: str, state: Mapping[str, Any]) -> None:
+        """As :meth:`Store.abandon`: blocks that were not committed expire in a week."""
+
+    def patch(
+        self,
+        base: ObjectInfo,
+        key: str,
+        pieces: Sequence[Piece],
+        metadata: Mapping[str, str],
+        begun: Callable[[Mapping[str, Any]], None],  # noqa: ARG002 - staged blocks expire
+    ) -> ObjectInfo | None:
+        """As :meth:`Store.patch`: blocks that lie whole in what is kept stay.
+
+        Small blocks at the end are sent again with what is new, when they are no larger: else
+        a log that is saved a thousand times would have a thousand of them, and a blob has
+        50,000 at most.
+        """
+        if base.key != key or not any(piece.kept for piece in pieces):
+            return None
+        size_bytes = sum(piece.size_bytes for piece in pieces)
+        blocks = self._kept_blocks(base, pieces, size_bytes)
+        if not blocks:
+            return None
+        series = _new_series()
+        names: list[str] = []
+        fresh: list[tuple[str, FileSlice]] = []
+        position = 0
+        for start, end, name in [*blocks, (size_bytes, size_bytes, "")]:
+            for content in _contents(pieces, position, start):
+                if content is None:
+                    return None
+                names.append(_block_name(series, len(fresh) + 1))
+                fresh.append((names[-1], content))
+            position = end
+            if name:
+                names.append(name)
+        if len(names) > self.limits.max_parts:
+            return None
+        for name, content in fresh:
+            self.put_block(key, name, content)
+        return self.commit_blocks(key, names, size_bytes, metadata, Condition(version=base.version))
+
+    def _kept_blocks(
+        self, base: ObjectInfo, pieces: Sequence[Piece], size_bytes: int
+    ) -> list[tuple[int, int, str]]:
+        """Blocks of ``base`` that can stay: begin, end and name of each; in order."""
+        try:
+            committed, _ = self.send(Request("list", base.key), "get_block_list")
+        except NotFound:
+            raise self.place.stale(base.key) from None
+        blocks: list[tuple[int, int, str]] = []
+        position = 0
+        for block in committed:
+            end = position + block.size
+            if len(block.id) != len(_block_name(_new_series(), 1)):
+                return []  # another client's; names of two lengths are refused
+            if _is_kept(pieces, position, end):
+                blocks.append((position, end, block.id))
+            position = end
+        if position != base.size_bytes:
+            return []  # it was not made of blocks, or is another version
+        while blocks:
+            start, end, _name = blocks[-1]
+            new_bytes = size_bytes - end
+            if not new_bytes or end - start > min(new_bytes, _SMALL_BLOCK_BYTES):
+                break
+            if _tail_is_elsewhere(pieces, start):
+                break
+            blocks.pop()
+        return blocks
 
     def copy(
         self,
@@ -241,41 +368,75 @@ class AzureStore(CloudStore[AzureCredentials]):
 class _AzureUpload:
     """Blocks, then the list of them."""
 
-    def __init__(self, store: AzureStore, key: str, metadata: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        store: AzureStore,
+        key: str,
+        metadata: Mapping[str, str],
+        series: str,
+        sizes: dict[int, int],
+    ) -> None:
         self._store = store
         self._key = key
         self._metadata = metadata
-        self._sizes: dict[int, int] = {}
+        self._series = series
+        self._sizes = sizes
 
-    def put_part(self, number: int, data: memoryview | bytes) -> None:
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """As :attr:`Upload.state`."""
+        return {"series": self._series, "metadata": dict(self._metadata)}
+
+    def put_part(self, number: int, content: Content) -> str:
         """As :meth:`Upload.put_part`."""
-        self._store.send(
-            Request("part", self._key),
-            "stage_block",
-            TRANSFER_TIMEOUT_S,
-            block_id=_block_id(number),
-            data=bytes(data),
-            length=len(data),
-        )
-        self._sizes[number] = len(data)
+        self._store.put_block(self._key, _block_name(self._series, number), content)
+        self._sizes[number] = len(content)
+        return ""
 
-    def complete(self, condition: Condition | None = None) -> ObjectInfo:
+    def complete(
+        self,
+        condition: Condition | None = None,
+        *,
+        parts: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
         """As :meth:`Upload.complete`."""
-        from azure.storage.blob import BlobBlock
-
-        answer = self._store.send(
-            Request("complete", self._key, condition),
-            "commit_block_list",
-            TRANSFER_TIMEOUT_S,
-            block_list=[BlobBlock(_block_id(number)) for number in sorted(self._sizes)],
-            metadata=_to_azure(self._metadata),
-            **_conditional(condition),
+        sent = sorted(self._sizes.items())[:parts]
+        return self._store.commit_blocks(
+            self._key,
+            [_block_name(self._series, number) for number, _ in sent],
+            sum(size for _, size in sent),
+            self._metadata if metadata is None else metadata,
+            condition,
         )
-        return _written(self._key, sum(self._sizes.values()), answer, self._metadata)
 
     def abort(self) -> None:
         """As :meth:`Upload.abort`: the store drops the blocks by itself."""
         self._sizes.clear()
+
+
+def _is_kept(pieces: Sequence[Piece], start: int, end: int) -> bool:
+    return all(
+        piece.kept
+        for piece in pieces
+        if piece.offset < end and piece.offset + piece.size_bytes > start
+    ) and end <= sum(piece.size_bytes for piece in pieces)
+
+
+def _tail_is_elsewhere(pieces: Sequence[Piece], start: int) -> bool:
+    """Whether some of what is behind ``start`` is not here."""
+    return any(piece.content is None for piece in pieces if piece.offset + piece.size_bytes > start)
+
+
+def _contents(pieces: Sequence[Piece], start: int, end: int) -> Iterator[FileSlice | None]:
+    """The bytes of a range, piece by piece, none larger than a block should be."""
+    for piece in pieces:
+        first = max(start, piece.offset)
+        last = min(end, piece.offset + piece.size_bytes)
+        for at in range(first, last, _BLOCK_BYTES):
+            size_bytes = min(_BLOCK_BYTES, last - at)
+            content = piece.content
+            yield content.part(at - piece.offset, size_bytes) if content is not None else None
 
 
 def _default_endpoint(source: StoreSource, login: Login[AzureCredentials]) -> str:
@@ -283,9 +444,21 @@ def _default_endpoint(source: StoreSource, login: Login[AzureCredentials]) -> st
     return f"https://{account}.{source.endpoint_suffix or 'blob.core.windows.net'}"
 
 
-def _block_id(number: int) -> str:
-    """Of one length for all blocks of a blob, as Azure demands; base64."""
-    return base64.b64encode(b"%08d" % number).decode()
+def _new_series() -> str:
+    """What the names of one upload's blocks begin with, and no other's."""
+    return os.urandom(8).hex()
+
+
+def _block_name(series: str, number: int) -> str:
+    return f"{series}{number:08d}"
+
+
+def _condition_headers(condition: Condition | None) -> dict[str, str]:
+    if condition is None:
+        return {}
+    if condition.absent:
+        return {"if-none-match": "*"}
+    return {} if condition.version is None else {"if-match": f'"{condition.version}"'}
 
 
 def _to_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:

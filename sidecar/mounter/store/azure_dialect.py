@@ -1,4 +1,4 @@
-"""The REST API of Azure Blob Storage, as far as reading goes."""
+"""The REST API of Azure Blob Storage, as far as it is spoken without the SDK."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sidecar.mounter.credentials import AzureCredentials
 from sidecar.mounter.store.answers import Place
 from sidecar.mounter.store.base import ObjectInfo, Page
 from sidecar.mounter.store.connections import Endpoint, Headers
-from sidecar.mounter.store.dialect import Get, Listing
+from sidecar.mounter.store.dialect import Get, Listing, Put
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.markup import http_time_s, parse_xml
 from sidecar.mounter.store.signing import (
@@ -30,7 +30,7 @@ STORAGE_SCOPE = "https://storage.azure.com/.default"
 
 
 class AzureDialect:
-    """GETs with shared key, SAS token or bearer token."""
+    """Requests with shared key, SAS token or bearer token."""
 
     def __init__(
         self,
@@ -49,6 +49,14 @@ class AzureDialect:
         """A GET signed in its headers, or with the SAS token in its query."""
         path = f"{self._container}/{self._prefix}{key}"
         return self._signed(path, byte_range=byte_range, if_match=f'"{version}"')
+
+    def put(
+        self, key: str, query: Mapping[str, str], headers: Mapping[str, str], length: int
+    ) -> Put:
+        """Put Blob or Put Block. ``headers``: lower case, besides login and time."""
+        path = f"{self._container}/{self._prefix}{key}"
+        target, signed = self._signed(path, query, method="PUT", length=length, more=headers)
+        return Put("PUT", target, signed)
 
     def list(self, listing: Listing) -> Get:
         """List Blobs."""
@@ -96,6 +104,9 @@ class AzureDialect:
         *,
         byte_range: str = "",
         if_match: str = "",
+        method: str = "GET",
+        length: int = 0,
+        more: Mapping[str, str] | None = None,
     ) -> Get:
         quoted, parameters = quote_path(path), [quote_query(query)] if query else []
         login = self._login.credentials
@@ -107,9 +118,12 @@ class AzureDialect:
                 query=query,
                 byte_range=byte_range,
                 if_match=if_match,
+                method=method,
+                length=length,
+                more=more,
             )
         else:
-            headers = azure_headers(byte_range=byte_range, if_match=if_match)
+            headers = {**azure_headers(byte_range=byte_range, if_match=if_match), **(more or {})}
             if login.ambient:
                 headers["authorization"] = f"Bearer {self._token()}"
             if login.sas_token:

@@ -8,9 +8,9 @@ thread, retries outages within the retry budget, and raises only errors of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,33 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class FileSlice:
+    """Content that lies in a local file, sent without passing through this process's memory.
+
+    Where the file has become shorter meanwhile, zeros are sent in place of what is gone.
+
+    Attributes:
+        fd: open for reading until it is sent; its position is not used.
+        offset: first byte.
+        size_bytes: how many.
+    """
+
+    fd: int
+    offset: int
+    size_bytes: int
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+    def part(self, start: int, size_bytes: int) -> FileSlice:
+        """``size_bytes`` of it from its byte ``start`` on."""
+        return FileSlice(self.fd, self.offset + start, size_bytes)
+
+
+Content = memoryview | bytes | FileSlice
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What a store allows.
 
@@ -58,12 +85,14 @@ class Limits:
         min_part_bytes: smallest part of a multipart upload but the last.
         max_part_bytes: largest part.
         max_parts: most parts of one upload.
+        ordered_parts: parts go one behind the other, and none can be sent again.
     """
 
     max_object_bytes: int
     min_part_bytes: int
     max_part_bytes: int
     max_parts: int
+    ordered_parts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +106,22 @@ class Condition:
 
     version: str | None = None
     absent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A range of an object that is put together by :meth:`Store.patch`.
+
+    Attributes:
+        offset, size_bytes: where in the new object; and in the old one, where it is kept.
+        content: the bytes; None where only the old object has them.
+        kept: the old object has the same bytes there.
+    """
+
+    offset: int
+    size_bytes: int
+    content: FileSlice | None
+    kept: bool
 
 
 class StoreObserver(Protocol):
@@ -98,13 +143,34 @@ class StoreObserver(Protocol):
 
 
 class Upload(Protocol):
-    """One multipart upload. Parts may be sent by several threads at once."""
+    """One multipart upload. Parts may be sent by several threads at once.
 
-    def put_part(self, number: int, data: memoryview | bytes) -> None:
-        """Send part ``number`` (from 1). Sending a number again replaces it."""
+    Attributes:
+        state: what :meth:`Store.resume_upload` needs; of JSON's types. It may let whoever
+            has it write to the upload, so it is kept like a secret.
+    """
 
-    def complete(self, condition: Condition | None = None) -> ObjectInfo:
-        """Make the object from all parts.
+    @property
+    def state(self) -> Mapping[str, Any]: ...  # noqa: D102 - said above
+
+    def put_part(self, number: int, content: Content) -> str:
+        """Send part ``number`` (from 1); its receipt. Sending a number again replaces it.
+
+        Raises Unsupported for a part that is sent, where ``ordered_parts`` is true.
+        """
+
+    def complete(
+        self,
+        condition: Condition | None = None,
+        *,
+        parts: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Make the object from all parts, or from the first ``parts``.
+
+        Args:
+            metadata: in place of what the upload was begun with; where the store cannot, the
+                answer's ``metadata`` says what the object has.
 
         Raises AlreadyExists or Stale where ``condition`` fails.
         """
@@ -154,7 +220,7 @@ class Store(Protocol):
     def put(
         self,
         key: str,
-        data: memoryview | bytes,
+        content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
     ) -> ObjectInfo:
@@ -162,6 +228,48 @@ class Store(Protocol):
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> Upload:
         """Begin a multipart upload."""
+
+    def resume_upload(
+        self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
+    ) -> Upload:
+        """Go on with an upload of a process that ended. Asks nothing of the store.
+
+        Args:
+            state: the upload's.
+            parts: what was sent: number to (bytes, receipt).
+        """
+
+    def abandon(self, key: str, state: Mapping[str, Any]) -> None:
+        """Remove what an upload or a patch of a process that ended left.
+
+        Args:
+            state: the upload's, or what ``begun`` was given.
+
+        Never raises for what is already gone.
+        """
+
+    def patch(
+        self,
+        base: ObjectInfo,
+        key: str,
+        pieces: Sequence[Piece],
+        metadata: Mapping[str, str],
+        begun: Callable[[Mapping[str, Any]], None],
+    ) -> ObjectInfo | None:
+        """Make ``key`` of ranges that ``base`` has and of new content, copying inside the store.
+
+        Args:
+            base: the object that ranges are copied from, on condition that it is unchanged.
+            pieces: what the object shall be, one behind the other, in order. Each but the
+                last has at least ``min_part_bytes``.
+            begun: called with the state (see :meth:`resume_upload`) of what must be aborted
+                if this process ends before the call does.
+
+        Returns:
+            None, and nothing is changed, where this store would have to be sent it all.
+
+        Raises Stale where ``base`` is no longer there as it was.
+        """
 
     def copy(
         self,

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sidecar.errors import NotFound, SidecarError, Stale, Unavailable
@@ -15,8 +15,8 @@ from sidecar.mounter.store.answers import Place, Request
 from sidecar.mounter.store.base import Condition, ObjectInfo, Page, StoreObserver
 from sidecar.mounter.store.bulk import BulkReader
 from sidecar.mounter.store.connections import Endpoint
-from sidecar.mounter.store.dialect import Dialect, Listing
-from sidecar.mounter.store.exchange import Exchange
+from sidecar.mounter.store.dialect import Dialect, Listing, Put
+from sidecar.mounter.store.exchange import Body, Exchange, Reply
 from sidecar.mounter.store.forks import renew_in_child
 from sidecar.mounter.store.login import C, Login
 from sidecar.mounter.store.pages import PageReader
@@ -29,6 +29,8 @@ QUICK_TIMEOUT_S = 10.0
 """For requests that move no content."""
 TRANSFER_TIMEOUT_S = 120.0
 """For requests that move or copy content."""
+WRITTEN = frozenset({200, 201})
+"""How stores answer a request that wrote something."""
 BUCKET_CHECK_S = 10.0
 """How long a bucket that was seen is believed to be there."""
 
@@ -196,6 +198,20 @@ class CloudStore(ABC, Generic[C]):
         # Outside the handler: the SDK's exceptions hold URLs and headers with signatures,
         # and must not stay behind this one.
         raise translated
+
+    def transfer(self, request: Request, sign: Callable[[], Put], body: Body) -> Reply:
+        """One request that carries content, without the SDK, with retries."""
+        return self.retry.run(request.operation, lambda: self.transfer_once(request, sign, body))
+
+    def transfer_once(
+        self,
+        request: Request,
+        sign: Callable[[], Put],
+        body: Body,
+        accepted: Collection[int] = WRITTEN,
+    ) -> Reply:
+        """One attempt at it. Raises as :meth:`Exchange.get`."""
+        return self._exchange.put(request, sign, body, accepted=accepted)
 
     def full(self, key: str) -> str:
         """The key in the bucket."""

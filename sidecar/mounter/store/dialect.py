@@ -20,6 +20,20 @@ class Get(NamedTuple):
     headers: dict[str, str]
 
 
+class Put(NamedTuple):
+    """One request with a body, signed.
+
+    Attributes:
+        method: PUT or POST.
+        target: path and query.
+        headers: all of them but ``Host`` where it is not signed, and the body's length.
+    """
+
+    method: str
+    target: str
+    headers: dict[str, str]
+
+
 class Listing(NamedTuple):
     """One page that is wanted; as :meth:`sidecar.mounter.store.base.Store.list_page`."""
 

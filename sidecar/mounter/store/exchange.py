@@ -1,16 +1,25 @@
-"""One GET and its answer, over keep-alive connections and without an SDK.
+"""One request and its answer, over keep-alive connections and without an SDK.
 
-One request, one connection. No thread is started, so that a forked child can use it.
+One request, one connection. No thread is started, so that a forked child can use it. What is
+sent from a file goes by sendfile(2), or through one small buffer where the connection is TLS.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
+import os
+import select
+import socket
+import ssl
 import time
-from collections.abc import Callable, Collection
-from typing import TypeVar, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 from sidecar.errors import StoreError
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
+from sidecar.mounter.store.base import Content, FileSlice
 from sidecar.mounter.store.connections import (
     TRANSPORT_ERRORS,
     ConnectionPool,
@@ -18,16 +27,36 @@ from sidecar.mounter.store.connections import (
     Patience,
     Response,
 )
-from sidecar.mounter.store.dialect import Dialect, Get
+from sidecar.mounter.store.dialect import Dialect, Get, Put
 from sidecar.mounter.store.retry import Again
 
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_REPLY_BYTES = 1024 * 1024
+_SLICE_BYTES = 256 * 1024
+_WRITE_SILENCE_S = 20.0
+"""A store that was sent a large part may write it to its disks before it answers."""
 
+Body = Sequence[Content]
+"""What a request carries, one piece behind the other."""
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 
+class Reply(NamedTuple):
+    """An answer that is not an error, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    def json(self) -> Any:
+        """The content."""
+        return json.loads(self.content)
+
+
 class Exchange:
-    """Sends GETs to one store.
+    """Sends requests to one store.
 
     Args:
         endpoint: where the requests go.
@@ -39,6 +68,17 @@ class Exchange:
         self._pool = ConnectionPool(endpoint)
         self._dialect = dialect
         self._place = place
+        self._writing = Patience(steady_s=_WRITE_SILENCE_S)
+
+    def put(
+        self, request: Request, sign: Callable[[], Put], body: Body, *, accepted: Collection[int]
+    ) -> Reply:
+        """One attempt at a request with a body. Raises as :meth:`get`."""
+
+        def send(signed: Put, connection: http.client.HTTPConnection) -> bool:
+            return _send(connection, signed, body)
+
+        return self._exchange(request, sign, send, _whole, accepted, self._writing)
 
     def get(
         self,
@@ -60,6 +100,22 @@ class Exchange:
             StoreError: what the answer means, where asking again does not help.
             Again: what the answer means, or that there was none.
         """
+
+        def send(signed: Get, connection: http.client.HTTPConnection) -> bool:
+            connection.request("GET", signed.target, headers=signed.headers)
+            return True
+
+        return self._exchange(request, sign, send, read, accepted, patience)
+
+    def _exchange(
+        self,
+        request: Request,
+        sign: Callable[[], S],
+        send: Callable[[S, http.client.HTTPConnection], bool],
+        read: Callable[[Response], T],
+        accepted: Collection[int],
+        patience: Patience,
+    ) -> T:
         followed = False
         while True:
             signed = sign()
@@ -68,8 +124,9 @@ class Exchange:
             response: Response | None = None
             try:
                 began_s = time.perf_counter()
-                connection.request("GET", signed.target, headers=signed.headers)
+                whole = send(signed, connection)
                 response = cast("Response", connection.getresponse())
+                response.will_close = response.will_close or not whole
                 patience.answered(time.perf_counter() - began_s)
                 if response.status in accepted:
                     return read(response)
@@ -106,3 +163,82 @@ class Exchange:
 
 def _was_closed_idle(error: Exception) -> bool:
     return isinstance(error, ConnectionResetError | BrokenPipeError)  # RemoteDisconnected too
+
+
+def _whole(response: Response) -> Reply:
+    return Reply(response.status, response.fields, response.read(_MAX_REPLY_BYTES))
+
+
+def _send(connection: http.client.HTTPConnection, signed: Put, body: Body) -> bool:
+    """False where the answer came before all was sent."""
+    connection.putrequest(
+        signed.method,
+        signed.target,
+        skip_host="host" in signed.headers,
+        skip_accept_encoding=True,
+    )
+    for name, value in signed.headers.items():
+        connection.putheader(name, value)
+    connection.putheader("content-length", str(sum(map(len, body))))
+    connection.endheaders()
+    # A store that refuses says so at once, reads no further and closes: the answer is worth
+    # more than the broken pipe, which is met again if there is none.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for piece in body:
+            if not isinstance(piece, FileSlice):
+                connection.send(piece)
+            elif not _send_file(connection, piece):
+                return False
+    return True
+
+
+def _send_file(connection: http.client.HTTPConnection, piece: FileSlice) -> bool:
+    """False where the answer came before all was sent."""
+    tls = isinstance(connection.sock, ssl.SSLSocket)
+    sent = _copy(connection, piece) if tls else _sendfile(connection.sock, piece)
+    if sent is None:
+        return False
+    for _ in range(sent, piece.size_bytes, _SLICE_BYTES):  # the file became shorter meanwhile
+        connection.send(bytes(min(_SLICE_BYTES, piece.size_bytes - sent)))
+        sent += _SLICE_BYTES
+    return True
+
+
+def _copy(connection: http.client.HTTPConnection, piece: FileSlice) -> int:
+    """Send up to the end of the file; how much there was."""
+    sent = 0
+    while sent < piece.size_bytes:
+        more = min(_SLICE_BYTES, piece.size_bytes - sent)
+        data = os.pread(piece.fd, more, piece.offset + sent)
+        if not data:
+            break
+        connection.send(data)
+        sent += len(data)
+    return sent
+
+
+def _sendfile(sock: socket.socket, piece: FileSlice) -> int | None:
+    """:func:`_copy` inside the kernel; None where the answer came before.
+
+    Not ``socket.sendfile``: it waits for room in a connection that nobody reads from any more.
+    """
+    timeout_s = sock.gettimeout()
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | select.POLLOUT)
+    sent = 0
+    while sent < piece.size_bytes:
+        events = poll.poll(None if timeout_s is None else timeout_s * 1000)
+        if not events:
+            raise TimeoutError("the store takes no more")
+        if events[0][1] & select.POLLIN:
+            return None
+        try:
+            count = os.sendfile(
+                sock.fileno(), piece.fd, piece.offset + sent, piece.size_bytes - sent
+            )
+        except BlockingIOError:
+            continue
+        if not count:
+            break
+        sent += count
+    return sent

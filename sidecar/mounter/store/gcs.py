@@ -1,4 +1,4 @@
-"""Google Cloud Storage: logs in and writes through gcsfs; lists and reads without it.
+"""Google Cloud Storage: logs in and copies through gcsfs; the rest is done without it.
 
 User metadata is the object's ``metadata``; changing it in place keeps the generation, so
 that handles which pinned it go on reading.
@@ -8,20 +8,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.credentials import GcsCredentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
-from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, StoreObserver
-from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
+from sidecar.mounter.store.base import (
+    Condition,
+    Content,
+    Limits,
+    ObjectInfo,
+    Piece,
+    StoreObserver,
+)
+from sidecar.mounter.store.cloud import (
+    QUICK_TIMEOUT_S,
+    TRANSFER_TIMEOUT_S,
+    WRITTEN,
+    CloudStore,
+)
 from sidecar.mounter.store.connections import Endpoint
+from sidecar.mounter.store.exchange import Body, Reply
 from sidecar.mounter.store.gcs_dialect import GcsDialect, object_info, reason_of
 from sidecar.mounter.store.gcs_tokens import Tokens
-from sidecar.mounter.store.gcs_upload import CHUNK_BYTES, Reply, ResumableUpload
+from sidecar.mounter.store.gcs_upload import CHUNK_BYTES, ResumableUpload
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.retry import Again
 from sidecar.units import MIB
@@ -31,7 +44,8 @@ if TYPE_CHECKING:
 
 GOOGLE_ENDPOINT = "https://storage.googleapis.com"
 
-_SLICE_BYTES = MIB
+_NAME_CHARACTERS = 50
+"""Of four bytes each at most, they leave room in a name of 255 bytes."""
 
 
 class GcsAnswer(Exception):
@@ -52,6 +66,7 @@ class GcsStore(CloudStore[GcsCredentials]):
         min_part_bytes=CHUNK_BYTES,
         max_part_bytes=5 * MIB * MIB,
         max_parts=MIB,
+        ordered_parts=True,
     )
 
     def __init__(
@@ -71,12 +86,13 @@ class GcsStore(CloudStore[GcsCredentials]):
         place = Place("GCS", source.bucket, str(endpoint))
         self._tokens = Tokens(login, place)
         self._objects = f"b/{quote(source.bucket, safe='')}/o"
+        self._gcs = dialect = GcsDialect(source, endpoint, self._tokens)
         super().__init__(
             source,
             place=place,
             login=login,
             endpoint=endpoint,
-            dialect=GcsDialect(source, endpoint, self._tokens),
+            dialect=dialect,
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
@@ -161,27 +177,42 @@ class GcsStore(CloudStore[GcsCredentials]):
     def put(
         self,
         key: str,
-        data: memoryview | bytes,
+        content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.put`: one multipart/related request (RFC 2387)."""
+        return self._put(key, (content,), metadata, condition)
+
+    def _put(
+        self,
+        key: str,
+        content: Body,
+        metadata: Mapping[str, str] | None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
         boundary = os.urandom(16).hex()
         head = (
             f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
             f"{json.dumps(self._resource(key, metadata))}\r\n"
             f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         )
-        reply = self.send(
+        query = {"uploadType": "multipart", **_conditional(condition)}
+        reply = self.transfer(
             Request("put", key, condition),
-            "POST",
-            self._uploads,
-            timeout_s=TRANSFER_TIMEOUT_S,
-            query={"uploadType": "multipart", **_conditional(condition)},
-            content_type=f"multipart/related; boundary={boundary}",
-            body=(head.encode(), data, f"\r\n--{boundary}--\r\n".encode()),
+            lambda: self._gcs.put(query, boundary),
+            (head.encode(), *content, f"\r\n--{boundary}--\r\n".encode()),
         )
         return self.info(reply.json())
+
+    def put_chunk(self, request: Request, location: str, content_range: str, body: Body) -> Reply:
+        """One attempt at a piece of a resumable upload, which may go on (308) or not exist."""
+        return self.transfer_once(
+            request,
+            lambda: self._gcs.put_chunk(location, content_range),
+            body,
+            accepted={*WRITTEN, 308},
+        )
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> ResumableUpload:
         """As :meth:`Store.start_upload`: a resumable session, whose parts go in order."""
@@ -192,10 +223,75 @@ class GcsStore(CloudStore[GcsCredentials]):
             query={"uploadType": "resumable"},
             **_json_body(self._resource(key, metadata)),
         )
-        location = reply.headers.get("location")
-        if not location:
+        # Of the session's URL only what is behind the host: it is where it was begun.
+        url = urlsplit(reply.headers.get("location", ""))
+        if not url.path:
             raise self.place.protocol("an upload was begun without a session")
-        return ResumableUpload(self, key, location)
+        return ResumableUpload(self, key, f"{url.path}?{url.query}", metadata or {}, None)
+
+    def resume_upload(
+        self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
+    ) -> ResumableUpload:
+        """As :meth:`Store.resume_upload`."""
+        sent = [parts[number][0] for number in range(1, len(parts) + 1)]
+        return ResumableUpload(self, key, state["session"], state["metadata"], sent)
+
+    def abandon(self, key: str, state: Mapping[str, Any]) -> None:
+        """As :meth:`Store.abandon`."""
+        if "leftover" in state:
+            self.delete(state["leftover"])
+        else:
+            self.resume_upload(key, state, {}).abort()
+
+    def patch(
+        self,
+        base: ObjectInfo,
+        key: str,
+        pieces: Sequence[Piece],
+        metadata: Mapping[str, str],
+        begun: Callable[[Mapping[str, Any]], None],
+    ) -> ObjectInfo | None:
+        """As :meth:`Store.patch`: what is behind the end of ``base`` is sent, and composed.
+
+        For a moment the new end is an object of its own beside the old one.
+        """
+        added = [piece for piece in pieces if not piece.kept]
+        kept_bytes = sum(piece.size_bytes for piece in pieces if piece.kept)
+        if kept_bytes != base.size_bytes or any(piece.offset < kept_bytes for piece in added):
+            return None
+        if not added:
+            return self.copy(base.key, key, version=base.version, metadata=metadata)
+        if self._base != GOOGLE_ENDPOINT:  # emulators do not look at the condition
+            self.check_condition(base.key, Condition(version=base.version))
+        directory, _, name = key.rpartition("/")
+        tail_key = f"{directory}/" if directory else ""
+        tail_key += f".{name[:_NAME_CHARACTERS]}.mount-sidecar-{os.urandom(6).hex()}"
+        begun({"leftover": tail_key})
+        contents = [piece.content for piece in added if piece.content is not None]
+        try:
+            tail = self._put(tail_key, contents, None)
+            reply = self.send(
+                Request("copy", base.key, Condition(version=base.version)),
+                "POST",
+                f"{self._object(key)}/compose",
+                timeout_s=TRANSFER_TIMEOUT_S,
+                **_json_body(
+                    {
+                        "sourceObjects": [self._component(base), self._component(tail)],
+                        "destination": self._resource(key, metadata),
+                    }
+                ),
+            )
+        finally:
+            self.delete(tail_key)
+        return self.info(reply.json())
+
+    def _component(self, info: ObjectInfo) -> dict[str, Any]:
+        return {
+            "name": self.full(info.key),
+            "generation": info.version,
+            "objectPreconditions": {"ifGenerationMatch": info.version},
+        }
 
     def copy(
         self,
@@ -210,7 +306,7 @@ class GcsStore(CloudStore[GcsCredentials]):
         if version is not None and found.version != version:
             raise self.place.stale(source)
         if source == target and metadata is not None:
-            return self._set_metadata(found, metadata)
+            return self.set_metadata(found, metadata)
         query: dict[str, str] = {"ifSourceGenerationMatch": found.version}
         kept = found.metadata if metadata is None else metadata
         while True:
@@ -241,7 +337,8 @@ class GcsStore(CloudStore[GcsCredentials]):
     def _resource(self, key: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         return {"name": self.full(key), "metadata": dict(metadata or {})}
 
-    def _set_metadata(self, found: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
+    def set_metadata(self, found: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
+        """Replace the metadata of this version, which stays the version it is."""
         # PATCH merges: what is to go must be named.
         gone = dict.fromkeys(found.metadata or {})
         self.send(
@@ -261,8 +358,7 @@ async def _send(
     *,
     query: Mapping[str, str | None] | None = None,
     content_type: str = "",
-    content_range: str = "",
-    body: tuple[memoryview | bytes, ...] = (),
+    body: bytes = b"",
 ) -> Reply:
     """One request over gcsfs's session and login, without its retries.
 
@@ -276,18 +372,16 @@ async def _send(
     await sdk._set_session()
     url = path if "://" in path else f"{sdk.base}{path}"
     parameters = urlencode(sdk._get_params(query or {}))
-    headers = {"Content-Length": str(sum(len(piece) for piece in body))}
+    headers = {"Content-Length": str(len(body))}
     if content_type:
         headers["Content-Type"] = content_type
-    if content_range:
-        headers["Content-Range"] = content_range
     async with sdk.session.request(
         method,
         # Encoded already: once more, and `%2F` would become `%252F`.
         URL(f"{url}?{parameters}" if parameters else url, encoded=True),
         headers=sdk._get_headers(headers),
-        data=_slices(body) if body else None,
-        allow_redirects=False,  # 308 means that an upload goes on
+        data=body or None,
+        allow_redirects=False,
     ) as response:
         content = await response.read()
         if response.status >= 400 and response.status != 499:  # 499: an upload was aborted
@@ -295,19 +389,11 @@ async def _send(
         return Reply(response.status, response.headers, content)
 
 
-async def _slices(body: tuple[memoryview | bytes, ...]) -> AsyncIterator[memoryview]:
-    """The body in pieces that do not hold up the event loop."""
-    for piece in body:
-        view = memoryview(piece).cast("B")
-        for start in range(0, len(view), _SLICE_BYTES):
-            yield view[start : start + _SLICE_BYTES]
-
-
 def _json_body(value: Mapping[str, Any]) -> dict[str, Any]:
     """Options of :func:`_send`."""
     return {
         "content_type": "application/json; charset=UTF-8",
-        "body": (json.dumps(value).encode(),),
+        "body": json.dumps(value).encode(),
     }
 
 

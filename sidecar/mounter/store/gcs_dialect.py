@@ -1,4 +1,4 @@
-"""The JSON API of Google Cloud Storage, as far as reading goes."""
+"""The JSON API of Google Cloud Storage, as far as it is spoken without the SDK."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from sidecar.mounter.store.base import ObjectInfo, Page
 from sidecar.mounter.store.connections import Endpoint, Headers
-from sidecar.mounter.store.dialect import Get, Listing
+from sidecar.mounter.store.dialect import Get, Listing, Put
 from sidecar.mounter.store.gcs_tokens import Tokens
 from sidecar.mounter.store.signing import quote_query
 
@@ -23,12 +23,13 @@ _REASON = re.compile(r"[A-Za-z]+")
 
 
 class GcsDialect:
-    """GETs of the JSON API."""
+    """Requests of the JSON API."""
 
     def __init__(self, source: StoreSource, endpoint: Endpoint, tokens: Tokens) -> None:
         objects = f"storage/v1/b/{quote(source.bucket, safe='')}/o"
         self._root = f"{endpoint.path}/download/{objects}/"
         self._list_path = f"{endpoint.path}/{objects}"
+        self._uploads = f"{endpoint.path}/upload/{objects}"
         self._prefix = source.prefix
         self._tokens = tokens
 
@@ -46,6 +47,17 @@ class GcsDialect:
                 **self._tokens.header(),
             },
         )
+
+    def put(self, query: Mapping[str, str], boundary: str) -> Put:
+        """A multipart/related upload of a whole object."""
+        headers = {"content-type": f"multipart/related; boundary={boundary}"}
+        target = f"{self._uploads}?{quote_query(query)}"
+        return Put("POST", target, {**headers, **self._tokens.header()})
+
+    def put_chunk(self, target: str, content_range: str) -> Put:
+        """A piece of a resumable upload."""
+        headers = {"content-range": content_range, **self._tokens.header()}
+        return Put("PUT", target, headers)
 
     def list(self, listing: Listing) -> Get:
         """objects.list with the fields that are used."""

@@ -5,15 +5,15 @@ Source: "Resumable uploads", https://cloud.google.com/storage/docs/performing-re
 
 from __future__ import annotations
 
-import json
+import os
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, Unavailable, Unsupported
 from sidecar.mounter.store.answers import Request
-from sidecar.mounter.store.base import Condition, ObjectInfo
-from sidecar.mounter.store.cloud import TRANSFER_TIMEOUT_S
+from sidecar.mounter.store.base import Condition, Content, FileSlice, ObjectInfo
+from sidecar.mounter.store.exchange import Reply
 from sidecar.mounter.store.retry import Again
 
 if TYPE_CHECKING:
@@ -24,19 +24,7 @@ CHUNK_BYTES = 256 * 1024
 
 _GOES_ON = 308
 
-Pieces = tuple[memoryview | bytes, ...]
-
-
-class Reply(NamedTuple):
-    """An answer of the JSON API that is not an error."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-    def json(self) -> Any:
-        """The content."""
-        return json.loads(self.content)
+Pieces = Sequence[Content]
 
 
 class ResumableUpload:
@@ -47,25 +35,45 @@ class ResumableUpload:
     part fails, those that wait behind it fail too, so that nobody waits for ever. A session
     checks no condition at its end, so it is checked just before, and another writer may come
     between.
+
+    Args:
+        location: path and query of the session.
+        sent: sizes of the parts that a process which ended had sent; it may have sent more.
+            None for a session that was begun just now.
     """
 
-    def __init__(self, store: GcsStore, key: str, location: str) -> None:
+    def __init__(
+        self,
+        store: GcsStore,
+        key: str,
+        location: str,
+        metadata: Mapping[str, str],
+        sent: Sequence[int] | None,
+    ) -> None:
         self._store = store
         self._key = key
         self._location = location
+        self._metadata = metadata
         self._turn = threading.Condition()
-        self._next = 1
+        self._next = len(sent or ()) + 1
         self._sending = False
         self._failed = False
-        self._sent_bytes = 0
-        self._tail = b""  # what is not yet a whole chunk
+        self._sent_bytes = sum(sent or ())
+        # What the session has is what was sent: else it is asked before the next piece.
+        self._sure = sent is None
+        self._tail: Pieces = ()  # what is not yet a whole chunk
 
-    def put_part(self, number: int, data: memoryview | bytes) -> None:
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """As :attr:`Upload.state`."""
+        return {"session": self._location, "metadata": dict(self._metadata)}
+
+    def put_part(self, number: int, content: Content) -> str:
         """As :meth:`Upload.put_part`, in the order of the numbers."""
         self._wait_for_turn(number)
         worked = False
         try:
-            self._append(data)
+            self._append(content)
             worked = True
         finally:
             with self._turn:
@@ -73,13 +81,25 @@ class ResumableUpload:
                 self._failed = not worked
                 self._next += worked
                 self._turn.notify_all()
+        return ""
 
-    def complete(self, condition: Condition | None = None) -> ObjectInfo:
+    def complete(
+        self,
+        condition: Condition | None = None,
+        *,
+        parts: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
         """As :meth:`Upload.complete`."""
+        if parts is not None and parts != self._next - 1:
+            raise Unsupported(f"`{self._key}` cannot be made of some of the parts that were sent")
         self._store.check_condition(self._key, condition)
-        total_bytes = self._sent_bytes + len(self._tail)
-        reply = self._send(Request("complete", self._key, condition), (self._tail,), total_bytes)
-        return self._store.info(reply.json())
+        total_bytes = self._sent_bytes + _length(self._tail)
+        reply = self._send(Request("complete", self._key, condition), self._tail, total_bytes)
+        made = self._store.info(reply.json())
+        if metadata is not None and dict(metadata) != dict(self._metadata):
+            return self._store.set_metadata(made, metadata)
+        return made
 
     def abort(self) -> None:
         """As :meth:`Upload.abort`."""
@@ -101,15 +121,17 @@ class ResumableUpload:
                 raise Unsupported(f"part {number} of `{self._key}` is sent and stays as it is")
             self._sending = True
 
-    def _append(self, data: memoryview | bytes) -> None:
-        view = memoryview(data).cast("B")
-        ready = (len(self._tail) + len(view)) // CHUNK_BYTES * CHUNK_BYTES
-        taken = max(0, ready - len(self._tail))
+    def _append(self, content: Content) -> None:
+        waiting: Pieces = (*self._tail, content)
+        ready = _length(waiting) // CHUNK_BYTES * CHUNK_BYTES
         if ready:
-            self._send(Request("part", self._key), (self._tail, view[:taken]), None)
+            body, rest = _split(waiting, ready)
+            self._send(Request("part", self._key), body, None)
             self._sent_bytes += ready
-            self._tail = b""
-        self._tail += bytes(view[taken:])
+        else:
+            rest = waiting
+        # Parts are whole chunks but for the last one: little is left, and kept in memory.
+        self._tail = tuple(map(_in_memory, rest))
 
     def _send(self, request: Request, body: Pieces, total_bytes: int | None) -> Reply:
         """Send the bytes from ``_sent_bytes`` on; again after a failure, only those missing.
@@ -117,14 +139,12 @@ class ResumableUpload:
         Args:
             total_bytes: the object's size with the last chunk, else None.
         """
-        end = self._sent_bytes + sum(len(piece) for piece in body)
+        end = self._sent_bytes + _length(body)
         total = "*" if total_bytes is None else str(total_bytes)
-        tried = False
 
         def attempt() -> Reply:
-            nonlocal tried
             first = self._sent_bytes
-            if tried:
+            if not self._sure:
                 # Answered with 308 and what arrived, or with the object. fake-gcs-server instead
                 # ends the session here: there, no upload survives an outage.
                 state = self._put(request, f"bytes */{total}", ())
@@ -134,16 +154,18 @@ class ResumableUpload:
                 if not self._sent_bytes <= first <= end:
                     raise self._store.place.protocol("an upload lost bytes that it had")
                 if first == end and total_bytes is None:
+                    self._sure = True
                     return state
-            tried = True
+            self._sure = False
             sent = f"{first}-{end - 1}" if first < end else "*"
-            rest = _without(body, first - self._sent_bytes)
+            _, rest = _split(body, first - self._sent_bytes)
             reply = self._put(request, f"bytes {sent}/{total}", rest)
             if (reply.status == _GOES_ON) != (total_bytes is None) or (
                 reply.status == _GOES_ON and _persisted_bytes(reply) != end
             ):
                 error = self._store.place.protocol("an upload took only some of the bytes")
                 raise Again(error, "truncated")
+            self._sure = True
             return reply
 
         try:
@@ -152,24 +174,37 @@ class ResumableUpload:
             raise self._store.place.upload_lost(self._key) from None
 
     def _put(self, request: Request, content_range: str, body: Pieces) -> Reply:
-        return self._store.send_once(
-            request,
-            "PUT",
-            self._location,
-            timeout_s=TRANSFER_TIMEOUT_S,
-            content_range=content_range,
-            body=body,
-        )
+        return self._store.put_chunk(request, self._location, content_range, body)
 
 
-def _without(body: Pieces, count: int) -> Pieces:
-    """``body`` without its first ``count`` bytes."""
-    rest: list[memoryview | bytes] = []
-    for piece in body:
-        view = memoryview(piece)
-        rest.append(view[count:])
-        count = max(0, count - len(view))
-    return tuple(rest)
+def _length(pieces: Pieces) -> int:
+    return sum(map(len, pieces))
+
+
+def _split(pieces: Pieces, count: int) -> tuple[Pieces, Pieces]:
+    """The first ``count`` bytes, and the rest."""
+    first: list[Content] = []
+    rest: list[Content] = []
+    for piece in pieces:
+        taken = min(count, len(piece))
+        count -= taken
+        if taken:
+            first.append(_part(piece, 0, taken))
+        if taken < len(piece):
+            rest.append(_part(piece, taken, len(piece) - taken))
+    return first, rest
+
+
+def _part(piece: Content, start: int, size_bytes: int) -> Content:
+    if isinstance(piece, FileSlice):
+        return piece.part(start, size_bytes)
+    return memoryview(piece).cast("B")[start : start + size_bytes]
+
+
+def _in_memory(piece: Content) -> bytes:
+    if isinstance(piece, FileSlice):
+        return os.pread(piece.fd, piece.size_bytes, piece.offset).ljust(piece.size_bytes, b"\0")
+    return bytes(piece)
 
 
 def _persisted_bytes(reply: Reply) -> int:

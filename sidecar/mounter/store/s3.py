@@ -1,4 +1,4 @@
-"""S3: logs in and writes through s3fs; lists and reads without it (:mod:`.s3_dialect`).
+"""S3: logs in and copies through s3fs; lists, reads and sends content without it.
 
 Conditions of a write are sent, and because many servers ignore them (MinIO's gateway in JuiceFS
 and rclone do) a HEAD checks them before: on such a server another writer may come between.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from sidecar.errors import NotFound, SidecarError
 from sidecar.mounter.credentials import S3Credentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
-from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, StoreObserver
+from sidecar.mounter.store.base import (
+    Condition,
+    Content,
+    Limits,
+    ObjectInfo,
+    Piece,
+    StoreObserver,
+)
 from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
 from sidecar.mounter.store.connections import (
     MAX_CONNECTIONS,
@@ -65,7 +72,7 @@ class S3Store(CloudStore[S3Credentials]):
         observer: StoreObserver,
     ) -> None:
         login = Login(credentials, S3Credentials)
-        dialect = S3Dialect(source, login)
+        self._s3 = dialect = S3Dialect(source, login)
         super().__init__(
             source,
             place=Place("S3", source.bucket, str(dialect.endpoint)),
@@ -164,27 +171,48 @@ class S3Store(CloudStore[S3Credentials]):
     def put(
         self,
         key: str,
-        data: memoryview | bytes,
+        content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.put`. ``mtime_s`` is the store's clock when it answered."""
         self.check_condition(key, condition)
-        answer = self.send(
-            "put_object",
-            Request("put", key, condition),
-            {
-                "Key": self.full(key),
-                "Metadata": dict(metadata or {}),
-                **_conditional(condition),
-            },
-            body=data,
-            timeout_s=TRANSFER_TIMEOUT_S,
+        headers = {
+            **{f"x-amz-meta-{name}": value for name, value in (metadata or {}).items()},
+            **_condition_headers(condition),
+        }
+        reply = self.transfer(
+            Request("put", key, condition), lambda: self._s3.put(key, {}, headers), (content,)
         )
-        version = etag_of(answer.get("ETag"))
+        version = etag_of(reply.headers.get("etag"))
         if not version:
             return self.head(key)
-        return ObjectInfo(key, len(data), _date(answer), version, metadata or {})
+        return ObjectInfo(key, len(content), _date(reply.headers), version, metadata or {})
+
+    def check_condition(self, key: str, condition: Condition | None) -> None:
+        """As in the base class, for servers that may not know conditions: AWS does."""
+        if self._login.credentials.endpoint_url:
+            super().check_condition(key, condition)
+
+    def as_it_is_read(self, made: ObjectInfo) -> ObjectInfo:
+        """An object made of parts, with the version that reads will name.
+
+        Some servers (rclone) say one ETag when the upload is completed, and another one from
+        then on; AWS does not.
+        """
+        if not self._login.credentials.endpoint_url:
+            return made
+        found = self.head(made.key)
+        is_ours = (found.size_bytes, found.metadata) == (made.size_bytes, made.metadata)
+        return found if is_ours else made
+
+    def put_part(self, key: str, upload_id: str, number: int, content: Content) -> str:
+        """One part of an upload; its ETag, quotes included."""
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        reply = self.transfer(
+            Request("part", key), lambda: self._s3.put(key, query, {}), (content,)
+        )
+        return reply.headers.get("etag", "")
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _S3Upload:
         """As :meth:`Store.start_upload`."""
@@ -193,7 +221,55 @@ class S3Store(CloudStore[S3Credentials]):
             Request("put", key),
             {"Key": self.full(key), "Metadata": dict(metadata or {})},
         )
-        return _S3Upload(self, key, answer["UploadId"], metadata or {})
+        return _S3Upload(self, key, answer["UploadId"], metadata or {}, {})
+
+    def resume_upload(
+        self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
+    ) -> _S3Upload:
+        """As :meth:`Store.resume_upload`."""
+        known = {number: (receipt, size) for number, (size, receipt) in parts.items()}
+        return _S3Upload(self, key, state["upload"], state["metadata"], known)
+
+    def abandon(self, key: str, state: Mapping[str, Any]) -> None:
+        """As :meth:`Store.abandon`."""
+        self.resume_upload(key, state, {}).abort()
+
+    def patch(
+        self,
+        base: ObjectInfo,
+        key: str,
+        pieces: Sequence[Piece],
+        metadata: Mapping[str, str],
+        begun: Callable[[Mapping[str, Any]], None],
+    ) -> ObjectInfo | None:
+        """As :meth:`Store.patch`: what is kept is copied as parts."""
+        unchanged = if_match("CopySourceIfMatch", base.version)
+        if not unchanged or not any(piece.kept for piece in pieces):
+            return None
+        source = {
+            "CopySource": {"Bucket": self._bucket, "Key": self.full(base.key)},
+            **unchanged,
+        }
+        parts = [part for piece in pieces for part in _split_copy(piece)]
+        if len(parts) > self.limits.max_parts:
+            return None
+        upload = self.start_upload(key, metadata)
+        begun(upload.state)
+        try:
+            for number, part in enumerate(parts, 1):
+                if not part.kept:
+                    assert part.content is not None
+                    upload.put_part(number, part.content)
+                    continue
+                last = part.offset + part.size_bytes - 1
+                upload.copy_part(number, f"bytes={part.offset}-{last}", part.size_bytes, source)
+            return upload.complete()
+        except NotFound:
+            upload.abort()
+            raise self.place.stale(base.key) from None
+        except SidecarError:
+            upload.abort()
+            raise
 
     def copy(
         self,
@@ -283,7 +359,7 @@ class S3Store(CloudStore[S3Credentials]):
             for item in answer.get("Uploads", []):
                 if item["Initiated"] <= before:
                     key = self._relative(item["Key"])
-                    _S3Upload(self, key, item["UploadId"], {}).abort()
+                    _S3Upload(self, key, item["UploadId"], {}, {}).abort()
                     count += 1
             if not answer.get("IsTruncated"):
                 return count
@@ -298,44 +374,48 @@ class S3Store(CloudStore[S3Credentials]):
         request: Request,
         arguments: Mapping[str, Any],
         *,
-        body: memoryview | bytes | None = None,
         timeout_s: float = QUICK_TIMEOUT_S,
     ) -> Any:
         """One call of the SDK with retries; ``arguments`` in its own words."""
-
-        def call(sdk: Any) -> Any:
-            # A stream is consumed by an attempt: each gets its own.
-            stream = {} if body is None else {"Body": io.BytesIO(body)}
-            return sdk._call_s3(method, Bucket=self._bucket, **arguments, **stream)
-
-        return self._call(request, call, timeout_s)
+        return self._call(
+            request,
+            lambda sdk: sdk._call_s3(method, Bucket=self._bucket, **arguments),
+            timeout_s,
+        )
 
 
 class _S3Upload:
     """A multipart upload."""
 
     def __init__(
-        self, store: S3Store, key: str, upload_id: str, metadata: Mapping[str, str]
+        self,
+        store: S3Store,
+        key: str,
+        upload_id: str,
+        metadata: Mapping[str, str],
+        parts: dict[int, tuple[str, int]],
     ) -> None:
         self._store = store
         self._key = key
         self._upload = {"Key": store.full(key), "UploadId": upload_id}
         self._metadata = metadata
-        self._parts: dict[int, tuple[str, int]] = {}
+        self._parts = parts
 
-    def put_part(self, number: int, data: memoryview | bytes) -> None:
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """As :attr:`Upload.state`."""
+        return {"upload": self._upload["UploadId"], "metadata": dict(self._metadata)}
+
+    def put_part(self, number: int, content: Content) -> str:
         """As :meth:`Upload.put_part`."""
         try:
-            answer = self._store.send(
-                "upload_part",
-                Request("part", self._key),
-                {"PartNumber": number, **self._upload},
-                body=data,
-                timeout_s=TRANSFER_TIMEOUT_S,
-            )
+            etag = self._store.put_part(self._key, self._upload["UploadId"], number, content)
         except NotFound:
             raise self._store.place.upload_lost(self._key) from None
-        self._parts[number] = (answer["ETag"], len(data))
+        if not etag:
+            raise self._store.place.protocol(f"a part of `{self._key}` has no ETag")
+        self._parts[number] = (etag, len(content))
+        return etag
 
     def copy_part(
         self, number: int, byte_range: str, size_bytes: int, source: Mapping[str, Any]
@@ -354,11 +434,17 @@ class _S3Upload:
         )
         self._parts[number] = (answer["CopyPartResult"]["ETag"], size_bytes)
 
-    def complete(self, condition: Condition | None = None) -> ObjectInfo:
+    def complete(
+        self,
+        condition: Condition | None = None,
+        *,
+        parts: int | None = None,
+        metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - fixed when it was begun
+    ) -> ObjectInfo:
         """As :meth:`Upload.complete`."""
         self._store.check_condition(self._key, condition)
-        parts = sorted(self._parts.items())
-        listed = [{"PartNumber": number, "ETag": etag} for number, (etag, _) in parts]
+        sent = sorted(self._parts.items())[:parts]
+        listed = [{"PartNumber": number, "ETag": etag} for number, (etag, _) in sent]
         try:
             answer = self._store.send(
                 "complete_multipart_upload",
@@ -371,10 +457,12 @@ class _S3Upload:
                 timeout_s=TRANSFER_TIMEOUT_S,
             )
         except NotFound:
-            return self._completed_before([etag for _, (etag, _) in parts])
-        size_bytes = sum(size for _, (_, size) in parts)
+            return self._completed_before([etag for _, (etag, _) in sent])
+        size_bytes = sum(size for _, (_, size) in sent)
         version = answer["ETag"].strip('"')
-        return ObjectInfo(self._key, size_bytes, _date(answer), version, self._metadata)
+        date_s = _date(answer["ResponseMetadata"]["HTTPHeaders"])
+        made = ObjectInfo(self._key, size_bytes, date_s, version, self._metadata)
+        return self._store.as_it_is_read(made)
 
     def _completed_before(self, etags: list[str]) -> ObjectInfo:
         """The upload is gone: perhaps because an attempt worked whose answer was lost."""
@@ -411,6 +499,23 @@ def _conditional(condition: Condition | None) -> dict[str, str]:
     return {} if condition.version is None else if_match("IfMatch", condition.version)
 
 
-def _date(answer: Mapping[str, Any]) -> float:
+def _condition_headers(condition: Condition | None) -> dict[str, str]:
+    if condition is None:
+        return {}
+    if condition.absent:
+        return {"if-none-match": "*"}
+    return {} if condition.version is None else if_match("if-match", condition.version)
+
+
+def _split_copy(piece: Piece) -> Iterator[Piece]:
+    """A kept piece in parts of one size, none of which is too large to copy, or too small."""
+    count = -(-piece.size_bytes // COPY_PART_BYTES) if piece.kept else 1
+    part_bytes = -(-piece.size_bytes // count)
+    for start in range(0, piece.size_bytes, part_bytes):
+        size_bytes = min(part_bytes, piece.size_bytes - start)
+        yield replace(piece, offset=piece.offset + start, size_bytes=size_bytes)
+
+
+def _date(headers: Mapping[str, str]) -> float:
     """Seconds since the epoch, from the answer's ``Date``: what the object's time will be."""
-    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+    return parsedate_to_datetime(headers["date"]).timestamp()

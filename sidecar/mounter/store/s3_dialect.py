@@ -1,8 +1,9 @@
-"""S3's REST API, as far as reading goes."""
+"""S3's REST API, as far as it is spoken without the SDK: reading, and sending content."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from sidecar.mounter.credentials import S3Credentials
 from sidecar.mounter.store.answers import Answer, Place, Request
 from sidecar.mounter.store.base import ObjectInfo, Page
 from sidecar.mounter.store.connections import Endpoint, Headers
-from sidecar.mounter.store.dialect import Get, Listing
+from sidecar.mounter.store.dialect import Get, Listing, Put
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.markup import parse_xml
 from sidecar.mounter.store.retry import Again
@@ -30,7 +31,7 @@ _ERROR_CODE = re.compile(rb"<Code>([A-Za-z0-9]+)</Code>")
 
 
 class S3Dialect:
-    """GETs of S3, path-style behind an endpoint, by host name at AWS."""
+    """Requests of S3, path-style behind an endpoint, by host name at AWS."""
 
     def __init__(self, source: StoreSource, login: Login[S3Credentials]) -> None:
         self._bucket = source.bucket
@@ -64,6 +65,14 @@ class S3Dialect:
         path = quote_path(f"{self._root}/{self._prefix}{key}")
         signature = self._signature(path)
         return Get(path, {**signature, "range": byte_range, **if_match("if-match", version)})
+
+    def put(self, key: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Put:
+        """PutObject or UploadPart. ``headers``: lower case, of the condition and ``x-amz-…``."""
+        path, parameters = quote_path(f"{self._root}/{self._prefix}{key}"), quote_query(query)
+        amz = {name: value for name, value in headers.items() if name.startswith("x-amz-")}
+        signature = self._signature(path, parameters, "PUT", amz)
+        target = f"{path}?{parameters}" if parameters else path
+        return Put("PUT", target, {**headers, **signature})
 
     def list(self, listing: Listing) -> Get:
         """ListObjectsV2, with keys that XML cannot hold escaped."""
@@ -126,8 +135,14 @@ class S3Dialect:
         self.endpoint = self._find_endpoint()
         return self.endpoint
 
-    def _signature(self, path: str, query: str = "") -> dict[str, str]:
-        """The headers that sign a GET; none for anonymous."""
+    def _signature(
+        self,
+        path: str,
+        query: str = "",
+        method: str = "GET",
+        more: Mapping[str, str] | None = None,
+    ) -> dict[str, str]:
+        """The headers that sign a request; none for anonymous."""
         login = self._login.credentials
         if login.anonymous:
             return {}
@@ -142,6 +157,8 @@ class S3Dialect:
             access_key_id=key_id or "",
             secret_access_key=secret or "",
             session_token=token,
+            method=method,
+            more=more,
         )
 
     def _ambient(self) -> tuple[str, str, str | None]:

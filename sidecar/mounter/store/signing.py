@@ -1,4 +1,4 @@
-"""Signatures of GETs, in headers: no signed URL exists that could leak.
+"""Signatures of requests, in headers: no signed URL exists that could leak.
 
 Written with the standard library, because a worker that only reads need not wait for an SDK
 to be imported, and because a signature here costs about 20 µs.
@@ -41,25 +41,32 @@ def sigv4_headers(
     access_key_id: str,
     secret_access_key: str,
     session_token: str | None,
+    method: str = "GET",
+    more: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The headers that sign a GET for S3.
+    """The headers that sign a request for S3.
 
-    Host, date, path and token are signed; ``Range`` and ``If-Match`` may be added freely.
+    Host, date, path and token are signed; ``Range`` and ``If-Match`` may be added freely. The
+    body is not: reading it twice would cost as much as sending it.
     Source: AWS Signature Version 4, "Authenticating requests: using the Authorization header".
 
     Args:
         host: as in the ``Host`` header, with the port unless it is the scheme's own.
         path: quoted with :func:`quote_path`.
         query: made with :func:`quote_query`.
+        more: further headers ``x-amz-…``, lower case, all of which must be signed.
     """
     now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     day = now[:8]
     headers = {"host": host, "x-amz-content-sha256": _UNSIGNED, "x-amz-date": now}
     if session_token:
         headers["x-amz-security-token"] = session_token
+    headers = dict(sorted({**headers, **(more or {})}.items()))
     names = ";".join(headers)
-    canonical_headers = "".join(f"{name}:{value}\n" for name, value in headers.items())
-    canonical = f"GET\n{path}\n{query}\n{canonical_headers}\n{names}\n{_UNSIGNED}"
+    canonical_headers = "".join(
+        f"{name}:{' '.join(value.split())}\n" for name, value in headers.items()
+    )
+    canonical = f"{method}\n{path}\n{query}\n{canonical_headers}\n{names}\n{_UNSIGNED}"
     scope = f"{day}/{region}/s3/aws4_request"
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     to_sign = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{digest}"
@@ -88,8 +95,11 @@ def shared_key_headers(
     query: Mapping[str, str] | None = None,
     byte_range: str = "",
     if_match: str = "",
+    method: str = "GET",
+    length: int = 0,
+    more: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """All headers of a signed GET for Azure.
+    """All headers of a signed request for Azure.
 
     Source: "Authorize with Shared Key", Blob service, version 2015-02-21 and later.
 
@@ -97,14 +107,21 @@ def shared_key_headers(
         path: of the URL, quoted; behind an emulator it begins with the account's name.
         account_key: base64, as Azure shows it.
         query: not quoted; names in lower case.
+        length: of the body.
+        more: further headers, lower case: ``x-ms-…``, ``content-type``, ``if-none-match``.
     """
-    headers = azure_headers(byte_range=byte_range, if_match=if_match)
+    headers = {**azure_headers(byte_range=byte_range, if_match=if_match), **(more or {})}
     resource = "".join(f"\n{name}:{value}" for name, value in sorted((query or {}).items()))
+    fields = "".join(
+        f"{name}:{' '.join(value.split())}\n"
+        for name, value in sorted(headers.items())
+        if name.startswith("x-ms-")
+    )
     to_sign = (
         # Verb, content encoding, language, length, MD5, type, date, if-modified-since.
-        f"GET\n\n\n\n\n\n\n\n{if_match}\n\n\n{byte_range}\n"
-        f"x-ms-date:{headers['x-ms-date']}\nx-ms-version:{AZURE_API_VERSION}\n"
-        f"/{account}{path}{resource}"
+        f"{method}\n\n\n{length or ''}\n\n{headers.get('content-type', '')}\n\n\n"
+        f"{headers.get('if-match', '')}\n{headers.get('if-none-match', '')}\n\n{byte_range}\n"
+        f"{fields}/{account}{path}{resource}"
     )
     signature = hmac.digest(base64.b64decode(account_key), to_sign.encode(), "sha256")
     headers["authorization"] = f"SharedKey {account}:{base64.b64encode(signature).decode()}"
@@ -112,7 +129,7 @@ def shared_key_headers(
 
 
 def azure_headers(*, byte_range: str = "", if_match: str = "") -> dict[str, str]:
-    """The headers of a GET for Azure without a signature."""
+    """The headers of a request for Azure without a signature."""
     headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": AZURE_API_VERSION}
     if byte_range:
         headers["range"] = byte_range

@@ -1,0 +1,60 @@
+"""Programs that write into a directory: ``python -m benchmarks.writers ACTION SOURCE TARGET …``.
+
+``file``: SOURCE to the file TARGET, in steps of 1 MiB, then fsync and close.
+``files COUNT SIZE_BYTES``: so many files in the directory TARGET, each written and closed.
+``checkpoints COUNT PAUSE_S``: SOURCE saved so many times under one name in the directory TARGET,
+as ML libraries do: a temporary name, fsync, close, rename. Prints the seconds of each save.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+STEP_BYTES = 1024 * 1024
+CHECKPOINT = "last.ckpt"
+
+
+def write_file(source: Path, target: Path) -> None:
+    """Copy as a program writes that has the bytes in memory by and by."""
+    buffer = memoryview(bytearray(STEP_BYTES))
+    with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
+        while count := reader.readinto(buffer):
+            writer.write(buffer[:count])
+        os.fsync(writer.fileno())
+
+
+def write_files(source: Path, target: Path, count: int, size_bytes: int) -> None:
+    """Small files from one part of the source each."""
+    with source.open("rb", buffering=0) as reader:
+        data = reader.read(size_bytes)
+    for number in range(count):
+        (target / f"{number:05d}.bin").write_bytes(data)
+
+
+def save_checkpoints(source: Path, target: Path, count: int, pause_s: float) -> None:
+    """One after the other, with time to compute between."""
+    for number in range(count):
+        if number:
+            time.sleep(pause_s)
+        began_s = time.perf_counter()
+        temporary = target / f".{CHECKPOINT}.tmp"
+        write_file(source, temporary)
+        temporary.replace(target / CHECKPOINT)
+        print(time.perf_counter() - began_s, flush=True)
+
+
+def _main() -> None:
+    action, source, target, *numbers = sys.argv[1:]
+    if action == "file":
+        write_file(Path(source), Path(target))
+    elif action == "files":
+        write_files(Path(source), Path(target), int(numbers[0]), int(numbers[1]))
+    else:
+        save_checkpoints(Path(source), Path(target), int(numbers[0]), float(numbers[1]))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,257 @@
+"""Large files: sent while they are written, kept within the spool's budget, saved cheaply."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import AlreadyExists, SpoolFull, Stale, Unavailable
+from sidecar.mounter.filesystem.parts import Layout
+from sidecar.mounter.store.base import Limits
+from sidecar.mounter.store.s3 import S3Store
+from tests.filesystem.view import View
+from tests.support.memory_store import FailingStore, MemoryStore
+
+MIB = 1024 * 1024
+PART = 8 * MIB
+FOR_EVER_S = 60.0
+
+
+def block(number: int, size: int = MIB) -> bytes:
+    return random.Random(number).randbytes(size)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + FOR_EVER_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def content(store: MemoryStore, key: str) -> bytes:
+    info = store.head(key)
+    buffer = bytearray(info.size_bytes)
+    store.get_range(key, info.version, 0, memoryview(buffer))
+    return bytes(buffer)
+
+
+def new_file(view: View, mib: int, name: str = "file") -> int:
+    """A handle of a file that is being written, so many MiB of it."""
+    handle = view.open(name, os.O_RDWR | os.O_CREAT)
+    for number in range(mib):
+        view.fs.write(handle, number * MIB, block(number))
+    return handle
+
+
+def blocks(mib: int) -> bytes:
+    return b"".join(map(block, range(mib)))
+
+
+def parts_there(store: MemoryStore) -> int:
+    return sum(len(upload.parts) for upload in store.uploads.values())
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        S3Store.limits,
+        Limits(5 << 40, 1, 5 << 40, 1 << 20),
+        Limits(190 << 40, 1, 4000 * MIB, 50_000),
+    ],
+)
+def test_parts_grow_until_the_store_s_limits_are_in_reach(limits: Limits) -> None:
+    layout = Layout(PART, limits)
+    assert layout.start(limits.max_parts + 1) >= 5 << 40
+    end = 0
+    for number in [*range(1, 3), *range(limits.max_parts // 10 - 2, limits.max_parts // 10 + 3)]:
+        start = layout.start(number)
+        assert start >= end
+        end = start + layout.size(number)
+        assert layout.start(number + 1) == end
+        assert layout.number(start) == layout.number(end - 1) == number
+        assert limits.min_part_bytes <= layout.size(number) <= limits.max_part_bytes
+
+
+def test_a_new_file_is_sent_while_it_is_written(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    handle = new_file(view, 20)
+    until(lambda: parts_there(store) == 2)  # before it is closed
+    assert view.read_handle(handle, 7 * MIB, 2 * MIB) == blocks(9)[7 * MIB :]
+    view.fs.flush(handle)
+    assert content(store, "file") == blocks(20)
+    assert store.requests["part"] == 3  # close sent the rest alone
+    assert not store.uploads
+    view.fs.release(handle)
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_what_was_sent_and_is_written_again_is_sent_again(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    handle = new_file(view, 20)
+    until(lambda: parts_there(store) == 2)
+    view.fs.write(handle, 3, b"header")
+    view.fs.set_attributes(view.node("file"), {}, 18 * MIB)
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    assert content(store, "file") == (block(0)[:3] + b"header" + blocks(20)[9:])[: 18 * MIB]
+    assert not store.uploads
+
+
+def test_unlink_aborts_the_upload(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    handle = new_file(view, 20)
+    until(lambda: parts_there(store) == 2)
+    view.unlink("file")
+    until(lambda: not store.uploads)
+    assert view.read_handle(handle, 0) == block(0)
+    view.fs.write(handle, 20 * MIB, blocks(9))
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    assert not store.uploads
+    assert view.names() == []
+
+
+def test_a_file_larger_than_the_spool_is_written_read_and_changed(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path, spool_bytes=24 * MIB)
+    handle = new_file(view, 100)
+    assert view.fs.statistics().blocks * 4096 <= 24 * MIB
+    for number in (0, 50, 99):  # only the store has the first two
+        assert view.read_handle(handle, number * MIB) == block(number)
+    view.fs.write(handle, 10 * MIB + 1, b"changed")
+    view.fs.write(handle, 100 * MIB, b"end")
+    view.fs.flush(handle)
+    expected = bytearray(blocks(100) + b"end")
+    expected[10 * MIB + 1 : 10 * MIB + 8] = b"changed"
+    assert content(store, "file") == expected
+    view.fs.release(handle)
+    assert not store.uploads
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_spool_that_cannot_be_emptied_is_full(tmp_path: Path) -> None:
+    store = FailingStore()
+    store.failure = Unavailable("an outage")
+    view = View(store, tmp_path, spool_bytes=24 * MIB)
+    handle = view.open("file", os.O_RDWR | os.O_CREAT)
+
+    def fill() -> None:
+        for number in range(100):
+            view.fs.write(handle, number * MIB, block(number))
+
+    with pytest.raises(SpoolFull):
+        fill()
+    store.failure = None
+    view.fs.flush(handle)
+    assert content(store, "file") == blocks(store.head("file").size_bytes // MIB)
+
+
+def test_appending_to_a_log_sends_what_is_new(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put("log", blocks(40))
+    view = View(store, tmp_path)
+    handle = view.open("log", os.O_WRONLY)
+    for number in range(5):
+        view.fs.write(handle, 40 * MIB + 5 * number, b"line\n")
+        view.fs.flush(handle)
+    view.fs.release(handle)
+    assert content(store, "log") == blocks(40) + 5 * b"line\n"
+    assert store.patched_bytes == 5 * len(b"line\n")
+
+
+def test_of_a_large_object_only_what_changes_is_fetched_and_sent(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put("file", blocks(100))
+    view = View(store, tmp_path)
+    handle = view.open("file", os.O_RDWR)
+    view.fs.write(handle, 50 * MIB, b"changed")
+    assert store.requests["get"] == 1
+    view.fs.flush(handle)
+    assert store.patched_bytes == PART
+    assert view.read_handle(handle, 99 * MIB) == block(99)
+    view.fs.release(handle)
+    assert content(store, "file")[50 * MIB :][:7] == b"changed"
+
+
+def test_another_s_change_of_a_large_object_is_no_mixture(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put("file", blocks(100))
+    view = View(store, tmp_path)
+    handle = view.open("file", os.O_RDWR)
+    view.fs.write(handle, 0, b"changed")
+    theirs = store.put("file", b"theirs")
+    with pytest.raises(Stale):
+        view.fs.flush(handle)
+    assert store.head("file").version == theirs.version
+
+
+def test_overwriting_another_s_version_is_counted(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put("file", b"old")
+    view = View(store, tmp_path)
+    handle = view.open("file", os.O_WRONLY)
+    view.fs.write(handle, 3, b" and new")
+    store.put("file", b"theirs")
+    view.fs.flush(handle)
+    assert content(store, "file") == b"old and new"
+    assert view.metric("mount_sidecar_overwritten_versions_total") == 1
+
+
+def test_an_exclusive_file_does_not_overwrite_another_s(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    handle = view.open("file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    view.fs.write(handle, 0, b"ours")
+    store.put("file", b"theirs")
+    with pytest.raises(AlreadyExists):
+        view.fs.flush(handle)
+    assert view.read("file") == b"theirs"
+    assert view.read_handle(handle) == b"ours"  # for who has it open
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    assert content(store, "file") == b"theirs"
+
+
+def test_what_is_written_after_the_drain_is_refused(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    handle = new_file(view, 1)
+    assert view.fs.drain(time.monotonic() + FOR_EVER_S, lambda: None) == {}
+    assert content(store, "file") == block(0)
+    with pytest.raises(Unavailable):
+        view.fs.write(handle, 0, b"late")
+
+
+def test_a_successor_goes_on_with_the_same_upload(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path, spool_bytes=24 * MIB)
+    view.fs.begin()
+    new_file(view, 60)
+    until(lambda: parts_there(store) == 7)
+    successor = View(store, tmp_path, spool_bytes=24 * MIB)
+    assert successor.fs.finish_predecessor() == ["file"]
+    assert content(store, "file") == blocks(60)
+    assert not store.uploads
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_predecessor_s_upload_that_nobody_needs_is_aborted(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    view.fs.begin()
+    new_file(view, 20)
+    until(lambda: parts_there(store) == 2)
+    others = store.start_upload("another program's")
+    (tmp_path / "journal").unlink()
+    successor = View(store, tmp_path)
+    assert successor.fs.finish_predecessor() == []
+    until(lambda: list(store.uploads.values()) == [others])
+    until(lambda: not list((tmp_path / "spool").iterdir()))

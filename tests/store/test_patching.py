@@ -1,0 +1,152 @@
+"""Objects put together inside the store, and uploads that another process goes on with."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from sidecar.errors import Stale
+from sidecar.mounter.store.base import FileSlice, ObjectInfo, Piece, Store
+from tests.support.clouds import Cloud
+
+MIB = 1024 * 1024
+PART = 5 * MIB
+METADATA = {"mode": "33188"}
+
+
+class Local:
+    """A local file, as the spool has it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by its fixture
+        self._file.write(data)
+        self._file.flush()
+
+    def slice(self, offset: int, size: int) -> FileSlice:
+        return FileSlice(self._file.fileno(), offset, size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@pytest.fixture
+def old() -> bytes:
+    return os.urandom(3 * PART)
+
+
+def put_in_parts(store: Store, key: str, data: bytes) -> ObjectInfo:
+    upload = store.start_upload(key, {"old": "1"})
+    for number, start in enumerate(range(0, len(data), PART), 1):
+        upload.put_part(number, memoryview(data)[start : start + PART])
+    return upload.complete()
+
+
+class Begun:
+    """Remembers what a patch began."""
+
+    def __init__(self) -> None:
+        self.states: list[Mapping[str, Any]] = []
+
+    def __call__(self, state: Mapping[str, Any]) -> None:
+        self.states.append(state)
+
+
+@pytest.fixture
+def local() -> Iterator[list[Local]]:
+    made: list[Local] = []
+    yield made
+    for one in made:
+        one.close()
+
+
+def test_what_is_appended_is_all_that_is_sent(
+    cloud: Cloud, store: Store, old: bytes, local: list[Local]
+) -> None:
+    base = put_in_parts(store, "dir/log", old)
+    content = old
+    for tail in (b"line\n", b"another line\n", os.urandom(PART)):
+        content += tail
+        local.append(Local(content))
+        kept = base.size_bytes
+        pieces = [
+            Piece(0, kept, local[-1].slice(0, kept), kept=True),
+            Piece(kept, len(tail), local[-1].slice(kept, len(tail)), kept=False),
+        ]
+        made = store.patch(base, "dir/log", pieces, METADATA, Begun())
+        assert made is not None
+        assert made.size_bytes == len(content)
+        assert cloud.read("dir/log") == content
+        assert cloud.metadata("dir/log") == METADATA
+        assert store.head("dir/log").version == made.version
+        base = made
+    assert cloud.keys() == ["dir/log"]
+
+
+def test_the_middle_is_replaced_where_the_store_can(
+    cloud: Cloud, store: Store, old: bytes, local: list[Local]
+) -> None:
+    base = put_in_parts(store, "object", old)
+    content = old[:PART] + os.urandom(PART) + old[2 * PART :]
+    local.append(Local(content))
+    pieces = [
+        Piece(0, PART, None, kept=True),  # only the store has it
+        Piece(PART, PART, local[-1].slice(PART, PART), kept=False),
+        Piece(2 * PART, PART, None, kept=True),
+    ]
+    begun = Begun()
+    made = store.patch(base, "object", pieces, METADATA, begun)
+    if cloud.name == "gcs":
+        assert made is None
+        assert not begun.states
+    else:
+        assert made is not None
+        assert cloud.read("object") == content
+
+
+def test_another_s_version_is_not_patched(
+    cloud: Cloud, store: Store, old: bytes, local: list[Local]
+) -> None:
+    base = put_in_parts(store, "object", old)
+    theirs = os.urandom(len(old))
+    put_in_parts(store, "object", theirs)
+    local.append(Local(old + b"more"))
+    pieces = [
+        Piece(0, len(old), local[-1].slice(0, len(old)), kept=True),
+        Piece(len(old), 4, local[-1].slice(len(old), 4), kept=False),
+    ]
+    begun = Begun()
+    with pytest.raises(Stale):
+        store.patch(base, "object", pieces, METADATA, begun)
+    for state in begun.states:
+        store.abandon("object", state)
+    assert cloud.read("object") == theirs
+    assert cloud.keys() == ["object"]
+
+
+def test_another_process_goes_on_with_an_upload(cloud: Cloud, store: Store, old: bytes) -> None:
+    begun = store.start_upload("object", METADATA)
+    receipt = begun.put_part(1, old[:PART])
+    begun.put_part(2, old[PART : 2 * PART])  # and dies before it can write that down
+    resumed = store.resume_upload("object", begun.state, {1: (PART, receipt)})
+    if cloud.name == "gcs":
+        # fake-gcs-server ends a session that is asked how far it is; see test_faults.py.
+        return
+    resumed.put_part(2, old[PART : 2 * PART])
+    resumed.put_part(3, old[2 * PART :])
+    resumed.complete(parts=3, metadata=METADATA)
+    assert cloud.read("object") == old
+    assert cloud.metadata("object") == METADATA
+
+
+def test_an_abandoned_upload_leaves_nothing(cloud: Cloud, store: Store, old: bytes) -> None:
+    begun = store.start_upload("object")
+    begun.put_part(1, old[:PART])
+    for _ in range(2):
+        store.abandon("object", begun.state)
+    assert cloud.keys() == []
+    if cloud.name == "s3":
+        assert store.abort_uploads("", 0) == 0
