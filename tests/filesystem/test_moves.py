@@ -156,7 +156,7 @@ def test_a_failing_deletion_is_tried_again(store: SlowStore, tmp_path: Path) -> 
         view.rename("old", "new")
     assert view.read("new/1/01") == b"1"
     store.deletions = 1 << 30
-    assert view.fs.drain(float("inf")) == {}
+    assert view.fs.sync(float("inf")) == {}
     check(store)
 
 
@@ -243,5 +243,5 @@ def test_a_move_that_nobody_asks_for_any_more(store: SlowStore, tmp_path: Path) 
     fs = build(store, tmp_path)[0]
     fs.restore()
     fs.all_asked_again()
-    fs.drain(float("inf"))
+    fs.sync(float("inf"))
     assert keys(store) == before

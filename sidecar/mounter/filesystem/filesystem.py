@@ -655,6 +655,7 @@ class FileSystem:
 
     def sync(self, deadline_s: float) -> dict[str, SidecarError | None]:
         """Upload what is dirty, as :meth:`Files.sync`; what is left, and why."""
+        self._finish_moves()
         return self.files.sync(deadline_s)
 
     def drain(
