@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sidecar.errors import AlreadyExists, NotFound, SidecarError, Stale
 from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, Page
@@ -142,6 +143,17 @@ class MemoryStore:
             raise AlreadyExists(f"`{key}`")
         if condition.version is not None and (info is None or info.version != condition.version):
             raise Stale(f"`{key}`")
+
+
+class BareStore(MemoryStore):
+    """Lists no metadata, as S3 does not."""
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        page = super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+        bare = [replace(info, metadata=None) for info in page.objects]
+        return replace(page, objects=bare)
 
 
 class FailingStore(MemoryStore):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from sidecar.errors import (
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem.attributes import to_metadata
 from sidecar.mounter.filesystem.journal import HANDLE, Journal, Record, Unsaved
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
@@ -236,7 +238,11 @@ class Files:
                 node.spool.dirty = True
             elif node.remote is not None and not node.detached and node.parent is not None:
                 key = node.key
-                node.remote = self._store.copy(key, key, metadata=self.metadata(node.attributes))
+                # Other tools' keys stay. What a listing without metadata knows is completed
+                # before (Tree.complete).
+                kept = dict(node.remote.metadata or {})
+                metadata = {**kept, **to_metadata(node.attributes, stat.S_IFREG)}
+                node.remote = self._store.copy(key, key, metadata=metadata)
                 self._tree.changed(node.parent, node.name, True, node.remote)
             self._tree.nodes.note(node)
 
@@ -256,7 +262,8 @@ class Files:
             spool, parent = node.spool, node.parent
             if spool is None or not spool.dirty or node.detached or parent is None:
                 return
-            node.remote = self._uploader.upload(node.key, spool, self.metadata(node.attributes))
+            metadata = to_metadata(node.attributes, stat.S_IFREG)
+            node.remote = self._uploader.upload(node.key, spool, metadata)
             spool.dirty = False
             self._metrics.uploaded_bytes.inc(spool.size_bytes)
             node.fresh_until_s = time.monotonic() + self._tree.ttl_s
@@ -322,7 +329,7 @@ class Files:
             spool = self._spool.adopt(unsaved.spool_path)
         except FileNotFoundError:
             return
-        metadata = self.metadata(unsaved.attributes)
+        metadata = to_metadata(unsaved.attributes, stat.S_IFREG)
         self._uploader.upload(unsaved.key, spool, metadata)
         self._metrics.uploaded_bytes.inc(spool.size_bytes)
         spool.discard()
@@ -378,19 +385,6 @@ class Files:
                 self._spooled.pop(node.id, None)
             self._tree.nodes.note(node)  # first: a successor must not look for the file
             spool.discard()
-
-    def metadata(self, attributes: Mapping[str, int]) -> dict[str, str]:
-        """User metadata by the convention of s3fs-fuse (mode, uid, gid) and rclone (mtime)."""
-        metadata: dict[str, str] = {}
-        if "mtime_ns" in attributes:
-            seconds, nanoseconds = divmod(attributes["mtime_ns"], 10**9)
-            metadata["mtime"] = f"{seconds}.{nanoseconds:09d}"
-        if "mode" in attributes:
-            metadata["mode"] = str(self._tree.owner.file_type_mode() & ~0o7777 | attributes["mode"])
-        for name in ("uid", "gid"):
-            if name in attributes:
-                metadata[name] = str(attributes[name])
-        return metadata
 
 
 def is_writable(flags: int) -> bool:

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.credentials import AzureCredentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
-from sidecar.mounter.store.azure_dialect import AzureDialect, error_code_of, no_identity
+from sidecar.mounter.store.azure_dialect import (
+    AzureDialect,
+    error_code_of,
+    from_azure,
+    no_identity,
+)
 from sidecar.mounter.store.base import Condition, Limits, ObjectInfo, StoreObserver
 from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
 from sidecar.mounter.store.connections import Endpoint
@@ -46,6 +51,7 @@ class AzureStore(CloudStore[AzureCredentials]):
         *,
         retry_budget_s: float,
         observer: StoreObserver,
+        with_metadata: bool = False,
     ) -> None:
         login = Login(credentials, AzureCredentials)
         self._base = login.credentials.blob_endpoint or _default_endpoint(source, login)
@@ -59,7 +65,7 @@ class AzureStore(CloudStore[AzureCredentials]):
             place=place,
             login=login,
             endpoint=endpoint,
-            dialect=AzureDialect(source, endpoint, login, place),
+            dialect=AzureDialect(source, endpoint, login, place, with_metadata=with_metadata),
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
@@ -146,7 +152,7 @@ class AzureStore(CloudStore[AzureCredentials]):
             size_bytes=item.size,
             mtime_s=item.last_modified.timestamp(),
             version=item.etag.strip('"'),
-            metadata=_from_azure(item.metadata),
+            metadata=from_azure(item.metadata or {}),
         )
 
     # --- writing ---------------------------------------------------------------------
@@ -290,10 +296,6 @@ def _block_id(number: int) -> str:
 
 def _to_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
     return {name.replace("-", "_"): value for name, value in (metadata or {}).items()}
-
-
-def _from_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    return {name.replace("_", "-"): value for name, value in (metadata or {}).items()}
 
 
 def _written(

@@ -61,6 +61,7 @@ class GcsStore(CloudStore[GcsCredentials]):
         *,
         retry_budget_s: float,
         observer: StoreObserver,
+        with_metadata: bool = False,
     ) -> None:
         login = Login(credentials, GcsCredentials)
         self._base = login.credentials.endpoint_url or GOOGLE_ENDPOINT
@@ -76,7 +77,7 @@ class GcsStore(CloudStore[GcsCredentials]):
             place=place,
             login=login,
             endpoint=endpoint,
-            dialect=GcsDialect(source, endpoint, self._tokens),
+            dialect=GcsDialect(source, endpoint, self._tokens, with_metadata=with_metadata),
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
