@@ -143,6 +143,7 @@ class Worker:
             CredentialSource(self._source, self._spec.roots.secrets),
             retry_budget_s=self._spec.times.retry_budget_s,
             observer=self._metrics,
+            with_metadata=not self._volume.read_only,
         )
 
     def _fork_children(self, store: Store) -> tuple[Notifier | None, Readers | None]:

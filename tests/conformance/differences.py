@@ -42,18 +42,6 @@ _ON_EVERY_MOUNT = {
     "test_attributes.py::test_a_change_of_mode_moves_the_change_time_only": Difference(
         OTHERWISE, "A3 There is one time"
     ),
-    "test_attributes.py::test_the_mode_of_a_new_directory_is_kept": Difference(
-        OTHERWISE, "A5 Directories have the volume's mode and owner"
-    ),
-    "test_attributes.py::test_chmod_of_a_directory": Difference(
-        EOPNOTSUPP, "A5 Directories have the volume's mode and owner"
-    ),
-    "test_attributes.py::test_chown_of_a_directory": Difference(
-        EOPNOTSUPP, "A5 Directories have the volume's mode and owner"
-    ),
-    "test_copy.py::test_cp_of_a_private_directory": Difference(
-        OTHERWISE, "A5 Directories have the volume's mode and owner"
-    ),
     "test_rename.py::test_exchange": Difference(EINVAL, "C5 Two names are not exchanged"),
     "test_open.py::test_a_hard_link": Difference(EPERM, "X1 Hard links are refused"),
     "test_open.py::test_a_fifo": Difference(EPERM, "X2 Devices, FIFOs and sockets are refused"),

@@ -92,3 +92,16 @@ def test_find_and_du(directory: Path) -> None:
     found = run("find", ".", "-type", "f", "-size", "+9k", cwd=directory)
     assert found == "./inner/file\n"
     assert int(run("du", "-s", "--apparent-size", "-B1", ".", cwd=directory).split()[0]) >= 10_000
+
+
+def test_programs_that_want_extended_attributes(directory: Path) -> None:
+    (directory / "source").mkdir()
+    write(directory / "source" / "file", b"content")
+    run("cp", "-a", "source", "copy", cwd=directory)
+    run("cp", "--preserve=all", "source/file", "file", cwd=directory)
+    run("tar", "--xattrs", "--acls", "-cf", "all.tar", "source", cwd=directory)
+    (directory / "out").mkdir()
+    run("tar", "--xattrs", "--acls", "-xf", "../all.tar", cwd=directory / "out")
+    run("rsync", "-aX", "source/", "synced/", cwd=directory)
+    for name in ("copy/file", "file", "out/source/file", "synced/file"):
+        assert (directory / name).read_bytes() == b"content"

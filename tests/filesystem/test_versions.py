@@ -167,15 +167,6 @@ def test_attributes_are_kept_with_the_object(store: MemoryStore, tmp_path: Path)
     assert (kept["mode"], kept["uid"], kept["gid"]) == (str(0o100600), "7", "8")
 
 
-def test_attributes_are_not_read_back_yet(store: MemoryStore, tmp_path: Path) -> None:
-    view = View(store, tmp_path / "one")
-    view.fs.set_attributes(view.node("file"), {"mode": 0o600, "mtime_ns": 5})
-    assert view.stat("file").mode == 0o100600
-    found = View(store, tmp_path / "two").stat("file")
-    assert found.mode == 0o100644
-    assert found.mtime_ns > 5
-
-
 def test_a_directory_that_was_made_survives_the_mount(store: MemoryStore, tmp_path: Path) -> None:
     view = View(store, tmp_path / "one")
     view.fs.make_directory(view.node(""), "made")

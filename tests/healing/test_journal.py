@@ -274,7 +274,7 @@ def _without_mtime(record: Record) -> Record:
 
 def _matters(record: Record) -> bool:
     _, _, _, _, lookups, detached, *details = record
-    return bool(lookups) or (len(details) > 2 and any(details[1:3]) and not detached)
+    return bool(lookups) or (len(details) == 5 and bool(details[2]) and not detached)
 
 
 @functools.cache

@@ -91,6 +91,7 @@ class Cloud(ABC):
         bucket: str | None = None,
         retry_budget_s: float = 20.0,
         observer: StoreObserver | None = None,
+        with_metadata: bool = False,
     ) -> Store:
         """The product's store, with what :meth:`write_secret` wrote."""
         source = self.source(prefix, bucket)
@@ -99,6 +100,7 @@ class Cloud(ABC):
             CredentialSource(source, str(secrets_root)),
             retry_budget_s=retry_budget_s,
             observer=observer or CountingObserver(),
+            with_metadata=with_metadata,
         )
 
 

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sidecar.errors import AlreadyExists, NotFound, SidecarError, Stale
@@ -190,6 +191,17 @@ class MemoryStore:
             raise AlreadyExists(f"`{key}`")
         if condition.version is not None and (info is None or info.version != condition.version):
             raise Stale(f"`{key}`")
+
+
+class BareStore(MemoryStore):
+    """Lists no metadata, as S3 does not."""
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        page = super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+        bare = [replace(info, metadata=None) for info in page.objects]
+        return replace(page, objects=bare)
 
 
 class FailingStore(MemoryStore):

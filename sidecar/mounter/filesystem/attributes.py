@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,10 +28,17 @@ class Attributes(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A name's answer: the node's attributes, and for how long the kernel may keep them."""
+    """A name's answer: the node's attributes, and for how long the kernel may keep both.
+
+    Attributes:
+        ttl_s: for how long the name leads to this node.
+        attributes_ttl_s: for how long the attributes are these; 0 where they are not known
+            in full yet.
+    """
 
     attributes: Attributes
     ttl_s: float
+    attributes_ttl_s: float
 
 
 class DirectoryEntry(NamedTuple):
@@ -60,6 +69,50 @@ class Ownership:
     def dir_type_mode(self) -> int:
         """``dir_mode`` with the type bits."""
         return stat.S_IFDIR | self.dir_mode
+
+
+def from_metadata(metadata: Mapping[str, str]) -> dict[str, int]:
+    """Attributes by the keys of s3fs-fuse (mode, uid, gid) and rclone (mtime).
+
+    Returns mode, uid, gid, mtime_ns as far as they are there and make sense: other tools write
+    what they like, and what is not understood is as if it were not there.
+    """
+    found: dict[str, int] = {}
+    for name in ("mode", "uid", "gid"):
+        text = metadata.get(name, "")
+        if text.isascii() and text.isdigit() and int(text) < _UINT32:
+            found[name] = stat.S_IMODE(int(text)) if name == "mode" else int(text)
+    time = _TIME.fullmatch(metadata.get("mtime", ""))
+    if time is not None:
+        sign, seconds, fraction = time.groups(default="")
+        total_ns = int(seconds) * 10**9 + int(f"{fraction:0<9.9}")
+        if int(seconds) < _INT63:
+            found["mtime_ns"] = -total_ns if sign else total_ns
+    return found
+
+
+def to_metadata(attributes: Mapping[str, int], type_mode: int) -> dict[str, str]:
+    """The reverse of :func:`from_metadata`.
+
+    Args:
+        type_mode: S_IFREG or S_IFDIR, which s3fs-fuse keeps with the mode.
+    """
+    metadata: dict[str, str] = {}
+    if "mtime_ns" in attributes:
+        seconds, nanoseconds = divmod(abs(attributes["mtime_ns"]), 10**9)
+        sign = "-" if attributes["mtime_ns"] < 0 else ""
+        metadata["mtime"] = f"{sign}{seconds}.{nanoseconds:09d}"
+    if "mode" in attributes:
+        metadata["mode"] = str(type_mode | attributes["mode"])
+    for name in ("uid", "gid"):
+        if name in attributes:
+            metadata[name] = str(attributes[name])
+    return metadata
+
+
+_TIME = re.compile(r"(-)?(\d{1,19})(?:\.(\d*))?", re.ASCII)
+_UINT32 = 1 << 32
+_INT63 = 1 << 63
 
 
 class Statistics(NamedTuple):

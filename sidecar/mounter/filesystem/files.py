@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from sidecar.errors import (
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem.attributes import from_metadata, to_metadata
 from sidecar.mounter.filesystem.journal import HANDLE, Journal, Record, Unsaved
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
@@ -293,7 +295,9 @@ class Files:
             if not was_dirty:
                 self._tree.nodes.note(node)
             if not (node.detached or self._uploader.is_ahead(spool)):
-                self._uploader.send_ahead(node.key, spool, self.metadata(node.attributes))
+                self._uploader.send_ahead(
+                    node.key, spool, to_metadata(node.attributes, stat.S_IFREG)
+                )
         self._metrics.written_bytes.inc(len(data))
         return len(data)
 
@@ -323,7 +327,11 @@ class Files:
                     node.spool.state.set_attributes()
             elif node.remote is not None and not node.detached and node.parent is not None:
                 key = node.key
-                node.remote = self._store.copy(key, key, metadata=self.metadata(node.attributes))
+                # Other tools' keys stay. What a listing without metadata knows is completed
+                # before (Tree.complete).
+                kept = dict(node.remote.metadata or {})
+                metadata = {**kept, **to_metadata(node.attributes, stat.S_IFREG)}
+                node.remote = self._store.copy(key, key, metadata=metadata)
                 self._tree.changed(node.parent, node.name, True, node.remote)
             self._tree.nodes.note(node)
 
@@ -364,7 +372,7 @@ class Files:
 
         Of two writers the last one wins, whole; that there was another one is told.
         """
-        metadata = self.metadata(node.attributes)
+        metadata = to_metadata(node.attributes, stat.S_IFREG)
         condition = None
         if spool.exclusive:
             condition = Condition(absent=True)
@@ -385,7 +393,7 @@ class Files:
         if spool.state.attributes_set:
             return self._store.copy(node.key, node.key, version=made.version, metadata=metadata)
         # The object has the time at which its upload began, and so has the file from now on.
-        node.attributes["mtime_ns"] = _mtime_ns(made.metadata, node.attributes["mtime_ns"])
+        node.attributes.update(from_metadata(made.metadata))
         return made
 
     def _give_way(self, node: File) -> None:
@@ -520,7 +528,7 @@ class Files:
         except FileNotFoundError:
             return
         self._uploader.adopt(spool)
-        metadata = self.metadata(unsaved.attributes)
+        metadata = to_metadata(unsaved.attributes, stat.S_IFREG)
         made = self._uploader.save(unsaved.key, spool, metadata)
         if spool.state.attributes_set and dict(made.metadata or {}) != metadata:
             self._store.copy(unsaved.key, unsaved.key, version=made.version, metadata=metadata)
@@ -674,26 +682,6 @@ class Files:
             self._tree.nodes.note(node)  # first: a successor must not look for the file
             self._uploader.drop(spool)
             spool.discard()
-
-    def metadata(self, attributes: Mapping[str, int]) -> dict[str, str]:
-        """User metadata by the convention of s3fs-fuse (mode, uid, gid) and rclone (mtime)."""
-        metadata: dict[str, str] = {}
-        if "mtime_ns" in attributes:
-            seconds, nanoseconds = divmod(attributes["mtime_ns"], 10**9)
-            metadata["mtime"] = f"{seconds}.{nanoseconds:09d}"
-        if "mode" in attributes:
-            metadata["mode"] = str(self._tree.owner.file_type_mode() & ~0o7777 | attributes["mode"])
-        for name in ("uid", "gid"):
-            if name in attributes:
-                metadata[name] = str(attributes[name])
-        return metadata
-
-
-def _mtime_ns(metadata: Mapping[str, str], otherwise: int) -> int:
-    seconds, _, nanoseconds = metadata.get("mtime", "").partition(".")
-    if not (seconds.isdigit() and nanoseconds.isdigit()):
-        return otherwise
-    return int(seconds) * 10**9 + int(nanoseconds)
 
 
 def is_writable(flags: int) -> bool:

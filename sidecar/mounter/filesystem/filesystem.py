@@ -42,10 +42,10 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache import Copy
 from sidecar.mounter.filesystem.attributes import (
     BLOCK_BYTES,
-    Attributes,
     Entry,
     Ownership,
     Statistics,
+    to_metadata,
 )
 from sidecar.mounter.filesystem.files import Files, is_writable
 from sidecar.mounter.filesystem.journal import (
@@ -110,7 +110,16 @@ class FileSystem:
         self._metrics = metrics
         self._predecessor_crashed = False
         self._cache = fetcher.cache
-        self.tree = Tree(self._store, owner, ttl_s, metrics.hidden, journal, fetcher.threads)
+        self.tree = Tree(
+            self._store,
+            owner,
+            ttl_s,
+            metrics.hidden,
+            journal,
+            fetcher.threads,
+            # A read-only volume is asked for nothing but its listings.
+            reads_attributes=not read_only,
+        )
         uploader = Uploader(self._store, threads, fetcher.get, metrics)
         self.files = Files(self.tree, fetcher, spool, uploader, metrics, journal)
         self._moves = Moves(self._store, self.tree, journal)
@@ -122,7 +131,9 @@ class FileSystem:
     def lookup(self, parent: int, name: str, *, wait: bool = True) -> Entry:
         """The node of a name, counted as held until :meth:`forget`. Raises NotFound."""
         directory = self.tree.directory(parent)
-        return self.tree.enter(self.tree.find(directory, name, wait=wait))
+        node = self.tree.find(directory, name, wait=wait)
+        self.tree.complete(node, wait=wait)
+        return self.tree.enter(node)
 
     def absence_ttl_s(self, parent: int, name: str) -> float:
         """For how much longer a name that was not found is known not to exist."""
@@ -139,6 +150,7 @@ class FileSystem:
         """stat(2) of a node."""
         node = self.tree.nodes.get(node_id)
         self.tree.refresh(node, wait=wait)
+        self.tree.complete(node, wait=wait)
         return self.tree.entry(node)
 
     def set_attributes(
@@ -148,6 +160,7 @@ class FileSystem:
         self._check_writable()
         node = self.tree.nodes.get(node_id)
         with self.tree.subtrees.settled(node):
+            self.tree.complete(node)
             if isinstance(node, Directory):
                 if size_bytes is not None:
                     raise IsADirectory(f"`{node.key}`")
@@ -206,24 +219,30 @@ class FileSystem:
         if keys or not start:  # at the beginning, perhaps again: what was given is forgotten
             self._journal.write(("lines", handle, start, keys))
 
-    def make_directory(self, parent: int, name: str) -> Entry:
-        """mkdir(2): a marker object keeps the directory when the mount is gone."""
+    def make_directory(self, parent: int, name: str, mode: int | None = None) -> Entry:
+        """mkdir(2): a marker object keeps the directory when the mount is gone.
+
+        Args:
+            mode: permission bits; the volume's where not given.
+        """
         self._check_writable()
         directory = self.tree.directory(parent)
         with self.tree.subtrees.settled(directory):
-            return self._make_directory(directory, name)
+            return self._make_directory(directory, name, mode)
 
-    def _make_directory(self, directory: Directory, name: str) -> Entry:
+    def _make_directory(self, directory: Directory, name: str, mode: int | None) -> Entry:
         found = self._find_or_none(directory, name)
         if found is not None:
             if self._journal.intent() is not None and isinstance(found, Directory):
                 return self.tree.enter(found)  # a dead worker made it for this request
             raise FileExists(f"`{directory.key}{name}`")
         self._journal.intend(("mkdir",))
-        self._store.put(f"{directory.key}{name}/", b"")
+        attributes = {} if mode in (None, self.tree.owner.dir_mode) else {"mode": mode or 0}
+        self._store.put(f"{directory.key}{name}/", b"", to_metadata(attributes, stat.S_IFDIR))
         with self.tree.nodes.lock:
             node = self.tree.nodes.add_directory(directory, name, time.time_ns())
             node.kept = True
+            self.tree.take_directory_attributes(node, attributes)
             self.tree.changed(directory, name, True, None)
             return self.tree.enter(node)
 
@@ -262,6 +281,7 @@ class FileSystem:
             # With an intent a dead worker made it, for this very request.
             if flags & os.O_EXCL and self._journal.intent() is None:
                 raise FileExists(f"`{node.key}`")
+            self.tree.complete(node)
             return self.tree.enter(node), self.open(node.id, flags)
         self._check_file_name(name)
         self._journal.intend(("create",))
@@ -315,6 +335,8 @@ class FileSystem:
         node = self.tree.nodes.get(node_id)
         if not isinstance(node, File):
             self._refuse_to_open(node)
+        if writable or truncate:
+            self.tree.complete(node)  # what it keeps is kept when it is written
         return self.files.open(node, writable, truncate=truncate, backing_id=backing_id)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
@@ -773,20 +795,27 @@ class FileSystem:
         node.attributes.update(changes)
         if node.parent is not None and not node.detached:
             key = node.object_key
-            metadata = self.files.metadata(node.attributes)
+            metadata = to_metadata(node.attributes, stat.S_IFREG)
             node.remote = self._store.copy(key, key, metadata=metadata)
             self.tree.changed(node.parent, node.name, True, node.remote)
         self.tree.nodes.note(node)
 
     def _set_directory_attributes(self, node: Directory, changes: Mapping[str, int]) -> None:
-        now: Attributes = self.tree.attributes(node)
-        wanted = {name: value for name, value in changes.items() if name != "mtime_ns"}
-        if wanted and not self._is_current(node, wanted):
-            raise Unsupported(
-                f"`{node.key}`: mode and owner of directories are the volume's",
-                f"it is {stat.filemode(now.mode)}, {now.uid}:{now.gid}",
-            )
-        node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
+        if node.parent is None:
+            wanted = {name: value for name, value in changes.items() if name != "mtime_ns"}
+            if wanted and not self._is_current(node, wanted):
+                raise Unsupported(
+                    "the mode and owner of the mount itself are the volume's",
+                    "set `access` in the spec",
+                )
+            node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
+        elif changes and not self._is_current(node, changes):
+            attributes = {**node.attributes, **changes}
+            self._store.put(node.key, b"", to_metadata(attributes, stat.S_IFDIR))
+            with self.tree.nodes.lock:
+                node.kept = True
+                self.tree.take_directory_attributes(node, attributes)
+                self.tree.nodes.note(node)
 
     def _is_empty(self, node: Directory) -> bool:
         with self.tree.nodes.lock:

@@ -90,6 +90,8 @@ class Listing:
         self.complete = False
         self.has_marker = False
         self.loaded_s = float("-inf")
+        self._positions: dict[str, int] = {}
+        self._followed = -1
 
     def load_until(self, count: int, *, ahead: bool = False) -> None:
         """Load pages until there are ``count`` names or the listing is complete.
@@ -108,6 +110,23 @@ class Listing:
     def covers(self, name: str) -> bool:
         """Whether the pages loaded so far say all there is to say about ``name``."""
         return self.complete or f"{name}/" <= self._last
+
+    def follow(self, name: str, count: int) -> list[tuple[str, Remote]]:
+        """The ``count`` entries behind ``name``, if it follows what was last asked here.
+
+        As readers that go through the names in order do, perhaps skipping some.
+        """
+        with self._lock:
+            while len(self._positions) < len(self.names):
+                self._positions[self.names[len(self._positions)]] = len(self._positions)
+            here = self._positions.get(name)
+            if here is None:
+                return []
+            last, self._followed = self._followed, here
+            if not last < here <= last + count:
+                return []
+            names = self.names[here + 1 : here + 1 + count]
+            return [(n, self.entries[n]) for n in names if n in self.entries]
 
     def apply(self, name: str, exists: bool, remote: Remote) -> None:
         """A change through this mount that ended in the store."""

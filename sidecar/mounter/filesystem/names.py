@@ -8,6 +8,7 @@ metadata, so that a listing alone tells links from files on every store.
 from __future__ import annotations
 
 from sidecar.errors import NameInvalid, NameTooLong
+from sidecar.mounter.store.base import ObjectInfo
 
 NAME_MAX_BYTES = 255
 LINK_SUFFIX = ".rclonelink"
@@ -18,6 +19,13 @@ TARGET_MAX_BYTES = 4095
 def is_link_key(key: str) -> bool:
     """Whether the object of this key is a symbolic link."""
     return key.endswith(LINK_SUFFIX)
+
+
+def object_key(prefix: str, name: str, remote: ObjectInfo | None) -> str:
+    """The key of a name's object below ``prefix``; a directory's (None) ends in ``/``."""
+    if remote is None:
+        return f"{prefix}{name}/"
+    return f"{prefix}{name}{LINK_SUFFIX}" if is_link_key(remote.key) else f"{prefix}{name}"
 
 
 def check_name(name: str) -> None:

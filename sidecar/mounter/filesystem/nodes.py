@@ -67,9 +67,22 @@ class Directory(Node):
         listing: the last reading of it.
         kept: made or emptied through this mount, so that it exists without any object.
         misses: names asked for one by one since the last listing.
+        attributes: mode, uid, gid and mtime_ns that its object keeps, by name.
+        attributes_until_s: until when (monotonic) they are believed; 0: never asked for.
     """
 
-    __slots__ = ("changes", "children", "kept", "listing", "lock", "misses", "mtime_ns", "negative")
+    __slots__ = (
+        "attributes",
+        "attributes_until_s",
+        "changes",
+        "children",
+        "kept",
+        "listing",
+        "lock",
+        "misses",
+        "mtime_ns",
+        "negative",
+    )
 
     def __init__(self, node_id: int, parent: Directory | None, name: str, mtime_ns: int) -> None:
         super().__init__(node_id, parent, name)
@@ -80,6 +93,8 @@ class Directory(Node):
         self.misses = 0
         self.negative: dict[str, float] = {}
         self.mtime_ns = mtime_ns
+        self.attributes: dict[str, int] = {}
+        self.attributes_until_s = 0.0
         self.lock = threading.RLock()
 
     @property
@@ -377,10 +392,7 @@ def _is_held(node: Node) -> bool:
     if node.lookups:
         return True
     if isinstance(node, File):
-        # What was set with chmod or utimensat is known here only, until it is read from the
-        # object's metadata.
-        kept = node.spool is not None or bool(node.attributes)
-        return bool(node.handles) or (kept and not node.detached)
+        return bool(node.handles) or (node.spool is not None and not node.detached)
     return isinstance(node, Directory) and (
         bool(node.children) or (node.kept and not node.detached)
     )

@@ -11,10 +11,17 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import NamedTuple, TypeGuard
 
 from sidecar.errors import NotADirectory, NotFound, WouldBlock
-from sidecar.mounter.filesystem.attributes import Attributes, Entry, Ownership
+from sidecar.mounter.filesystem.attributes import (
+    Attributes,
+    Entry,
+    Ownership,
+    from_metadata,
+)
+from sidecar.mounter.filesystem.heads import Heads, stamp_of
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.listing import Changes, Listing, Remote, find_remote
 from sidecar.mounter.filesystem.names import check_name, is_link_key
@@ -32,6 +39,8 @@ _LOCAL_OFFSET = 1 << 40
 """Where the lines begin that only this mount has, so that a listing may grow before them."""
 _READDIR_BATCH = 128
 _LATE_CHANGES_S = 120.0
+DIRECTORY_ATTRIBUTES_S = 60.0
+"""How long the attributes of a directory are believed: nothing tells that they changed."""
 
 
 class Line(NamedTuple):
@@ -88,6 +97,7 @@ class Tree:
 
     Args:
         ttl_s: how long names and attributes are believed without asking the store.
+        reads_attributes: show the attributes that objects keep in their metadata.
         hidden: counts keys that no path shows, by reason.
         threads: ask the store ahead of a reader.
     """
@@ -100,8 +110,12 @@ class Tree:
         hidden: Callable[[str], None],
         journal: Journal,
         threads: Executor,
+        *,
+        reads_attributes: bool,
     ) -> None:
         self._threads = threads
+        self._reads_attributes = reads_attributes
+        self._heads = Heads(store, threads)
         self.ttl_s = ttl_s
         self.owner = owner
         self._store = store
@@ -170,10 +184,74 @@ class Tree:
 
     def entry(self, node: Node) -> Entry:
         """The attributes of a node, and for how much longer they are believed."""
-        if node.parent is None or node.detached or _is_local(node):
-            return Entry(self.attributes(node), self.ttl_s)
-        left_s = node.fresh_until_s - time.monotonic()
-        return Entry(self.attributes(node), max(0.0, left_s))
+        ttl_s = self.ttl_s
+        if not (node.parent is None or node.detached or _is_local(node)):
+            ttl_s = max(0.0, node.fresh_until_s - time.monotonic())
+        return Entry(self.attributes(node), ttl_s, 0.0 if self._lacks_attributes(node) else ttl_s)
+
+    def _lacks_attributes(self, node: Node) -> bool:
+        """Whether a node's object may keep attributes that nobody has asked for yet."""
+        if not self._reads_attributes or node.parent is None or node.detached:
+            return False
+        if isinstance(node, Directory):
+            return node.attributes_until_s <= time.monotonic()
+        assert isinstance(node, File | Link)
+        if node.remote is None or _is_local(node):
+            return False
+        return node.remote.metadata is None
+
+    def complete(self, node: Node, *, wait: bool = True) -> None:
+        """Make sure that the attributes of a node are those that its object keeps.
+
+        Raises what the store raises, and WouldBlock as :meth:`find` does.
+        """
+        if not self._lacks_attributes(node):
+            return
+        parent, key, listing = node.parent, node.object_key, None
+        assert parent is not None
+        if parent.listing is not None:
+            listing = parent.listing
+            self._heads.look_ahead(parent.key, listing, node.name)
+        if isinstance(node, Directory):
+            metadata = self._heads.get(key, None, wait=wait)
+            with self.nodes.lock:
+                self.take_directory_attributes(node, from_metadata(metadata))
+            return
+        assert isinstance(node, File | Link)
+        remote = node.remote
+        assert remote is not None
+        metadata = self._heads.get(key, remote, wait=wait)
+        with self.nodes.lock:
+            if node.remote is remote and not _is_local(node):
+                self._take_attributes(node, replace(remote, metadata=metadata))
+
+    def take_directory_attributes(self, node: Directory, attributes: dict[str, int]) -> None:
+        """What a directory's object keeps is this."""
+        # A directory's time moves with its names, which is not written down each time: the one
+        # that is kept counts when it is first seen, and when somebody has set it since.
+        mtime_ns = attributes.get("mtime_ns")
+        if mtime_ns is not None and mtime_ns != node.attributes.get("mtime_ns"):
+            node.mtime_ns = mtime_ns
+        node.attributes = attributes
+        node.attributes_until_s = time.monotonic() + DIRECTORY_ATTRIBUTES_S
+
+    def _take_attributes(self, node: File | Link, remote: ObjectInfo) -> None:
+        """A node's object, and the attributes that come with it."""
+        node.remote = remote
+        if self._reads_attributes and remote.metadata is not None:
+            node.attributes = from_metadata(remote.metadata)
+        self.nodes.note(node)
+
+    def _renew(self, node: File | Link, remote: ObjectInfo) -> None:
+        """The store named the version that the node is; its metadata may be others by now."""
+        known = node.remote
+        if not self._reads_attributes or known is None:
+            return
+        if remote.metadata is not None:
+            if remote.metadata != known.metadata:
+                self._take_attributes(node, remote)
+        elif stamp_of(remote) != stamp_of(known):
+            self._take_attributes(node, remote)
 
     def refresh(self, node: Node, *, wait: bool = True) -> None:
         """Make sure that the attributes of a node are within their lifetime.
@@ -229,8 +307,15 @@ class Tree:
                 set_.get("gid", owner.gid),
             )
         assert isinstance(node, Directory)
+        set_ = node.attributes
         return Attributes(
-            node.id, owner.dir_type_mode(), 4096, node.mtime_ns, 2, owner.uid, owner.gid
+            node.id,
+            stat.S_IFDIR | set_.get("mode", owner.dir_mode),
+            4096,
+            node.mtime_ns,
+            2,
+            set_.get("uid", owner.uid),
+            set_.get("gid", owner.gid),
         )
 
     # --- reading a directory -----------------------------------------------------------
@@ -480,6 +565,9 @@ class Tree:
             elif not _is_version(child, remote):
                 add = self.nodes.add_link if is_link_key(remote.key) else self.nodes.add_file
                 old, child = child, add(parent, name, remote)
+                self._take_attributes(child, remote)
+            else:
+                self._renew(child, remote)
             child.fresh_until_s = fresh_until_s
         if old is not None:
             self.on_remote_change(old)

@@ -16,6 +16,7 @@ def open_store(
     *,
     retry_budget_s: float,
     observer: StoreObserver,
+    with_metadata: bool = False,
 ) -> Store:
     """The store of one bucket. Asks nothing of it yet; :meth:`Store.probe` does.
 
@@ -24,6 +25,7 @@ def open_store(
 
     Args:
         retry_budget_s: how long each call waits out an outage.
+        with_metadata: listings bring the objects' metadata where the store's can (not S3's).
 
     Raises:
         CredentialError: the secret cannot be used.
@@ -35,7 +37,19 @@ def open_store(
     if source.store == "gcs":
         from sidecar.mounter.store.gcs import GcsStore
 
-        return GcsStore(source, credentials, retry_budget_s=retry_budget_s, observer=observer)
+        return GcsStore(
+            source,
+            credentials,
+            retry_budget_s=retry_budget_s,
+            observer=observer,
+            with_metadata=with_metadata,
+        )
     from sidecar.mounter.store.azure import AzureStore
 
-    return AzureStore(source, credentials, retry_budget_s=retry_budget_s, observer=observer)
+    return AzureStore(
+        source,
+        credentials,
+        retry_budget_s=retry_budget_s,
+        observer=observer,
+        with_metadata=with_metadata,
+    )

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.credentials import AzureCredentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
-from sidecar.mounter.store.azure_dialect import AzureDialect, error_code_of, no_identity
+from sidecar.mounter.store.azure_dialect import (
+    AzureDialect,
+    error_code_of,
+    from_azure,
+    no_identity,
+)
 from sidecar.mounter.store.base import (
     Condition,
     Content,
@@ -58,6 +63,7 @@ class AzureStore(CloudStore[AzureCredentials]):
         *,
         retry_budget_s: float,
         observer: StoreObserver,
+        with_metadata: bool = False,
     ) -> None:
         login = Login(credentials, AzureCredentials)
         self._base = login.credentials.blob_endpoint or _default_endpoint(source, login)
@@ -66,7 +72,9 @@ class AzureStore(CloudStore[AzureCredentials]):
         except ValueError as error:
             raise SecretInvalid(f"the blob endpoint of {source.url}: {error}") from None
         place = Place("Azure", source.bucket, str(endpoint))
-        self._azure = dialect = AzureDialect(source, endpoint, login, place)
+        self._azure = dialect = AzureDialect(
+            source, endpoint, login, place, with_metadata=with_metadata
+        )
         super().__init__(
             source,
             place=place,
@@ -159,7 +167,7 @@ class AzureStore(CloudStore[AzureCredentials]):
             size_bytes=item.size,
             mtime_s=item.last_modified.timestamp(),
             version=item.etag.strip('"'),
-            metadata=_from_azure(item.metadata),
+            metadata=from_azure(item.metadata or {}),
         )
 
     # --- writing ---------------------------------------------------------------------
@@ -463,10 +471,6 @@ def _condition_headers(condition: Condition | None) -> dict[str, str]:
 
 def _to_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
     return {name.replace("-", "_"): value for name, value in (metadata or {}).items()}
-
-
-def _from_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    return {name.replace("_", "-"): value for name, value in (metadata or {}).items()}
 
 
 def _written(

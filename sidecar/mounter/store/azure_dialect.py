@@ -38,7 +38,10 @@ class AzureDialect:
         endpoint: Endpoint,
         login: Login[AzureCredentials],
         place: Place,
+        *,
+        with_metadata: bool,
     ) -> None:
+        self._with_metadata = with_metadata
         self._container = f"{endpoint.path}/{source.bucket}"
         self._prefix = source.prefix
         self._login = login
@@ -65,6 +68,8 @@ class AzureDialect:
             wanted["prefix"] = self._prefix + listing.prefix
         if listing.delimiter:
             wanted["delimiter"] = listing.delimiter
+        if self._with_metadata:
+            wanted["include"] = "metadata"
         if listing.token:
             wanted["marker"] = listing.token
         return self._signed(self._container, wanted)
@@ -93,9 +98,17 @@ class AzureDialect:
                     int(fields[f"{ns}Content-Length"]),
                     http_time_s(fields[f"{ns}Last-Modified"]),
                     fields[f"{ns}Etag"].strip('"'),
+                    self._metadata(blob, ns),
                 )
             )
         return page
+
+    def _metadata(self, blob: Element, namespace: str) -> dict[str, str] | None:
+        if not self._with_metadata:
+            return None
+        skip = len(namespace)
+        fields = blob.iterfind(f"{namespace}Metadata/*")
+        return from_azure({field.tag[skip:]: field.text or "" for field in fields})
 
     def _signed(
         self,
@@ -160,6 +173,11 @@ def _name(item: Element, namespace: str) -> str:
     if element is None or element.text is None:
         raise ValueError("a blob without a name")
     return unquote(element.text) if element.get("Encoded") == "true" else element.text
+
+
+def from_azure(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Azure's names are identifiers: ``-`` is kept as ``_``."""
+    return {name.replace("_", "-"): value for name, value in metadata.items()}
 
 
 def error_code_of(code: str, text: str) -> str:

@@ -76,6 +76,7 @@ class GcsStore(CloudStore[GcsCredentials]):
         *,
         retry_budget_s: float,
         observer: StoreObserver,
+        with_metadata: bool = False,
     ) -> None:
         login = Login(credentials, GcsCredentials)
         self._base = login.credentials.endpoint_url or GOOGLE_ENDPOINT
@@ -86,7 +87,9 @@ class GcsStore(CloudStore[GcsCredentials]):
         place = Place("GCS", source.bucket, str(endpoint))
         self._tokens = Tokens(login, place)
         self._objects = f"b/{quote(source.bucket, safe='')}/o"
-        self._gcs = dialect = GcsDialect(source, endpoint, self._tokens)
+        self._gcs = dialect = GcsDialect(
+            source, endpoint, self._tokens, with_metadata=with_metadata
+        )
         super().__init__(
             source,
             place=place,

@@ -18,14 +18,17 @@ from sidecar.mounter.store.signing import quote_query
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
-_FIELDS = "kind,items(name,size,timeCreated,generation),prefixes,nextPageToken"
+_FIELDS = "kind,items(name,size,timeCreated,generation{}),prefixes,nextPageToken"
 _REASON = re.compile(r"[A-Za-z]+")
 
 
 class GcsDialect:
     """Requests of the JSON API."""
 
-    def __init__(self, source: StoreSource, endpoint: Endpoint, tokens: Tokens) -> None:
+    def __init__(
+        self, source: StoreSource, endpoint: Endpoint, tokens: Tokens, *, with_metadata: bool
+    ) -> None:
+        self._with_metadata = with_metadata
         objects = f"storage/v1/b/{quote(source.bucket, safe='')}/o"
         self._root = f"{endpoint.path}/download/{objects}/"
         self._list_path = f"{endpoint.path}/{objects}"
@@ -64,7 +67,7 @@ class GcsDialect:
         wanted = {
             "prefix": self._prefix + listing.prefix,
             "maxResults": str(listing.limit),
-            "fields": _FIELDS,
+            "fields": _FIELDS.format(",metadata" if self._with_metadata else ""),
         }
         if listing.delimiter:
             wanted["delimiter"] = listing.delimiter
@@ -79,7 +82,9 @@ class GcsDialect:
             raise ValueError("another resource")
         root = self._prefix
         objects = [
-            object_info(item, root) for item in answer.get("items", []) if item["name"] != root
+            object_info(item, root, item.get("metadata", {}) if self._with_metadata else None)
+            for item in answer.get("items", [])
+            if item["name"] != root
         ]
         prefixes = [found[len(root) :] for found in answer.get("prefixes", [])]
         return Page(objects, prefixes, answer.get("nextPageToken") or None)

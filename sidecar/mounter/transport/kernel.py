@@ -295,7 +295,7 @@ class Server:
         if request.opcode == Opcode.LOOKUP and type(error) is NotFound:
             ttl_s = self.filesystem.absence_ttl_s(request.node, _name_in(request.body))
             if ttl_s > 0:  # node 0: the kernel remembers that the name does not exist
-                self._answer(request, 0, (_entry(_NO_NODE, ttl_s),))
+                self._answer(request, 0, (_entry(_NO_NODE, ttl_s, ttl_s),))
                 return
         self._answer_errno(request, to_errno(error))
 
@@ -360,7 +360,7 @@ class Server:
 
     def lookup(self, request: Request, wait: bool) -> _Result:
         entry = self.filesystem.lookup(request.node, _name_in(request.body), wait=wait)
-        return _Result((_entry(entry.attributes, entry.ttl_s),), None)
+        return _Result((_entry(*entry),), None)
 
     def forget(self, request: Request, _wait: bool) -> None:
         (count,) = p.FORGET_IN.unpack_from(request.body)
@@ -404,10 +404,10 @@ class Server:
         return _Result((_attr_out(entry),))
 
     def make_directory(self, request: Request, _wait: bool) -> _Result:
-        p.MKDIR_IN.unpack_from(request.body)
+        mode, _ = p.MKDIR_IN.unpack_from(request.body)
         name = _name_in(request.body[p.MKDIR_IN.size :])
-        entry = self.filesystem.make_directory(request.node, name)
-        return _Result((_entry(entry.attributes, entry.ttl_s),))
+        entry = self.filesystem.make_directory(request.node, name, stat.S_IMODE(mode))
+        return _Result((_entry(*entry),))
 
     def remove_directory(self, request: Request, _wait: bool) -> _Result:
         self.filesystem.remove_directory(request.node, _name_in(request.body))
@@ -436,14 +436,14 @@ class Server:
         mode, *_ = p.MKNOD_IN.unpack_from(request.body)
         name = _name_in(request.body[p.MKNOD_IN.size :])
         entry = self.filesystem.make_node(request.node, name, mode)
-        return _Result((_entry(entry.attributes, entry.ttl_s),))
+        return _Result((_entry(*entry),))
 
     def symlink(self, request: Request, _wait: bool) -> _Result:
         name, end, target = bytes(request.body).partition(b"\0")
         if not (end and target.endswith(b"\0")):
             raise struct.error("a name and a target expected")
         entry = self.filesystem.symlink(request.node, _name_in(name + end), target[:-1])
-        return _Result((_entry(entry.attributes, entry.ttl_s),))
+        return _Result((_entry(*entry),))
 
     def read_link(self, request: Request, wait: bool) -> _Result:
         return _Result((self.filesystem.read_link(request.node, wait=wait),))
@@ -502,13 +502,13 @@ class Server:
                     break
                 if line.name in (".", ".."):
                     # Node 0: no lookup is counted for these two.
-                    reply += _entry(_NO_NODE, 0)
+                    reply += _entry(_NO_NODE, 0, 0)
                     node = line.node
                 else:
                     entry = self.filesystem.enter(handle, line.name)
                     if entry is None:
                         continue
-                    reply += _entry(entry.attributes, entry.ttl_s)
+                    reply += _entry(*entry)
                     node = entry.attributes.node
                 _add_dirent(reply, node or p.UNKNOWN_INO, line.offset, name, line.type_mode)
                 last = line.offset
@@ -530,7 +530,7 @@ class Server:
         entry, handle = self.filesystem.create(request.node, name, mode, flags)
         return _Result(
             (
-                _entry(entry.attributes, entry.ttl_s),
+                _entry(*entry),
                 p.OPEN_OUT.pack(handle, p.Open.KEEP_CACHE, 0),
             )
         )
@@ -743,16 +743,22 @@ def _attr(attributes: Attributes) -> bytes:
     )
 
 
-def _entry(attributes: Attributes, ttl_s: float) -> bytes:
-    seconds = int(ttl_s)
-    nanoseconds = int((ttl_s - seconds) * 1e9)
-    head = p.ENTRY_OUT.pack(attributes.node, 0, seconds, seconds, nanoseconds, nanoseconds)
+def _entry(attributes: Attributes, ttl_s: float, attributes_ttl_s: float) -> bytes:
+    seconds, attributes_s = int(ttl_s), int(attributes_ttl_s)
+    head = p.ENTRY_OUT.pack(
+        attributes.node,
+        0,
+        seconds,
+        attributes_s,
+        int((ttl_s - seconds) * 1e9),
+        int((attributes_ttl_s - attributes_s) * 1e9),
+    )
     return head + _attr(attributes)
 
 
 def _attr_out(entry: Entry) -> bytes:
-    seconds = int(entry.ttl_s)
-    head = p.ATTR_OUT.pack(seconds, int((entry.ttl_s - seconds) * 1e9), 0)
+    seconds = int(entry.attributes_ttl_s)
+    head = p.ATTR_OUT.pack(seconds, int((entry.attributes_ttl_s - seconds) * 1e9), 0)
     return head + _attr(entry.attributes)
 
 

@@ -23,6 +23,9 @@ from sidecar.mounter.transport.protocol import UNKNOWN_INO
 
 _ENCODING = "latin-1"
 """fusepy decodes strictly; Latin-1 carries any bytes through, the real encoding is ours."""
+# utimensat(2): nanoseconds that are none, beside zero seconds; fusepy adds the two.
+_UTIME_NOW = (1 << 30) - 1
+_UTIME_OMIT = (1 << 30) - 2
 _REMEMBERED_PATHS = 100_000
 _READ_BYTES = 128 * 1024  # the most that libfuse 2 asks for
 
@@ -81,7 +84,7 @@ class _PathOperations:
     use_ns = True
     flag_nullpath_ok = True
     flag_nopath = True
-    flag_utime_omit_ok = False
+    flag_utime_omit_ok = True  # else libfuse drops a change of one of the two times
 
     def __init__(
         self, filesystem: FileSystem, metrics: VolumeMetrics, on_mounted: Callable[[], None]
@@ -91,6 +94,7 @@ class _PathOperations:
         self._metrics = metrics
         self._on_mounted = on_mounted
         self._opened: OrderedDict[str, int] = OrderedDict()
+        self._held: OrderedDict[int, None] = OrderedDict()
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
         began_s = time.perf_counter()
@@ -113,6 +117,8 @@ class _PathOperations:
 
     def getattr(self, path: str | None, fi: Any = None) -> dict[str, int]:
         node = self._fs.files.get(fi.fh).node if fi is not None else self._walk(path or "/")
+        self._hold(node)
+        self._tree.complete(node)
         return _stat(self._tree.attributes(node))
 
     def chmod(self, path: str, mode: int) -> None:
@@ -125,7 +131,11 @@ class _PathOperations:
         )
 
     def utimens(self, path: str, times: tuple[int, int] | None) -> None:
-        mtime_ns = times[1] if times is not None else time.time_ns()
+        mtime_ns = times[1] if times is not None else _UTIME_NOW
+        if mtime_ns == _UTIME_OMIT:
+            return
+        if mtime_ns == _UTIME_NOW:
+            mtime_ns = time.time_ns()
         self._fs.set_attributes(self._walk(path).id, {"mtime_ns": mtime_ns})
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
@@ -170,9 +180,9 @@ class _PathOperations:
     def fsyncdir(self, *_arguments: Any) -> None:
         """Changes of names are in the store when their system call returns."""
 
-    def mkdir(self, path: str, _mode: int) -> None:
+    def mkdir(self, path: str, mode: int) -> None:
         parent, name = self._walk_parent(path)
-        node = self._fs.make_directory(parent.id, name).attributes.node
+        node = self._fs.make_directory(parent.id, name, stat.S_IMODE(mode)).attributes.node
         self._fs.forget(node, 1)
 
     def rmdir(self, path: str) -> None:
@@ -209,6 +219,7 @@ class _PathOperations:
     def create(self, path: str, mode: int, fi: Any) -> None:
         parent, name = self._walk_parent(path)
         entry, fi.fh = self._fs.create(parent.id, name, mode, fi.flags)
+        self._hold(self._tree.nodes.get(entry.attributes.node))
         self._fs.forget(entry.attributes.node, 1)
 
     def open(self, path: str, fi: Any) -> None:
@@ -239,6 +250,19 @@ class _PathOperations:
 
     def release(self, _path: str | None, fi: Any) -> None:
         self._fs.release(fi.fh)
+
+    def _hold(self, node: Node) -> None:
+        """Keep the number of a node.
+
+        The kernel keeps by path what stat(2) said, and SQLite takes a file whose number changes
+        for another file.
+        """
+        if node.id in self._held:
+            return
+        self._tree.nodes.hold(node)
+        self._held[node.id] = None
+        if len(self._held) > _REMEMBERED_PATHS:
+            self._fs.forget(self._held.popitem(last=False)[0], 1)
 
     # --- paths to nodes ------------------------------------------------------------------
 

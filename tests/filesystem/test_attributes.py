@@ -1,0 +1,241 @@
+"""What objects keep of mode, owner and times: read back, and what that costs."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import Unsupported, WouldBlock
+from sidecar.mounter.filesystem.attributes import from_metadata, to_metadata
+from sidecar.mounter.filesystem.nodes import ROOT
+from sidecar.mounter.store.base import ObjectInfo
+from tests.filesystem.view import View
+from tests.support.memory_store import BareStore, MemoryStore
+
+CHANGES = {"mode": 0o600, "uid": 7, "gid": 8, "mtime_ns": 1_000_000_000_000_000_005}
+PAST_NS = -5_000_000_001
+STORES = [MemoryStore, BareStore]
+
+
+def heads(store: MemoryStore) -> int:
+    return store.requests.get("head", 0)
+
+
+def shown(view: View, path: str) -> dict[str, int]:
+    found = view.stat(path)
+    return {
+        "mode": stat.S_IMODE(found.mode),
+        "uid": found.uid,
+        "gid": found.gid,
+        "mtime_ns": found.mtime_ns,
+    }
+
+
+@pytest.mark.parametrize("new", STORES)
+def test_another_mount_shows_what_was_set(new: type[MemoryStore], tmp_path: Path) -> None:
+    store = new()
+    one = View(store, tmp_path / "one")
+    one.write("file", b"content")
+    one.fs.make_directory(ROOT, "dir")
+    one.fs.symlink(ROOT, "link", b"x")
+    for name in ("file", "dir"):
+        one.fs.set_attributes(one.node(name), CHANGES)
+    link = {name: value for name, value in CHANGES.items() if name != "mode"}
+    one.fs.set_attributes(one.node("link"), link)
+    for view in (one, View(store, tmp_path / "two")):
+        assert shown(view, "file") == CHANGES
+        assert shown(view, "dir") == CHANGES
+        assert shown(view, "link") == CHANGES | {"mode": 0o777}
+
+
+@pytest.mark.parametrize("new", STORES)
+def test_what_is_kept_stays_when_a_file_is_written_by_another_mount(
+    new: type[MemoryStore], tmp_path: Path
+) -> None:
+    store = new()
+    store.put("file", b"old", {"mode": str(0o100640), "uid": "5", "other-tool": "x"})
+    view = View(store, tmp_path)
+    view.write("file", b"new")
+    found = store.head("file").metadata
+    assert found is not None
+    assert (found["mode"], found["uid"]) == (str(0o100640), "5")
+
+
+def test_other_tools_keys_stay_when_an_attribute_is_set(tmp_path: Path) -> None:
+    store = BareStore()
+    store.put("file", b"", {"other-tool": "x"})
+    view = View(store, tmp_path)
+    view.fs.set_attributes(view.node("file"), {"mode": 0o600})
+    assert store.head("file").metadata == {"other-tool": "x", "mode": str(0o100600)}
+
+
+@pytest.mark.parametrize("new", STORES)
+def test_the_mode_of_a_new_directory(new: type[MemoryStore], tmp_path: Path) -> None:
+    store = new()
+    View(store, tmp_path / "one").fs.make_directory(ROOT, "dir", 0o700)
+    assert stat.S_IMODE(View(store, tmp_path / "two").stat("dir").mode) == 0o700
+    assert store.head("dir/").metadata == {"mode": str(0o040700)}
+
+
+@pytest.mark.parametrize("new", STORES)
+def test_a_change_of_metadata_alone_is_seen(new: type[MemoryStore], tmp_path: Path) -> None:
+    store = new()
+    store.put("file", b"", {"mode": str(0o100640)})
+    view = View(store, tmp_path, ttl_s=0)
+    assert shown(view, "file")["mode"] == 0o640
+    content, info = store._objects["file"]
+    changed = ObjectInfo(
+        info.key, info.size_bytes, info.mtime_s + 1, info.version, {"mode": str(0o100600)}
+    )
+    store._objects["file"] = content, changed  # S3's ETag and GCS's generation stay
+    assert shown(view, "file")["mode"] == 0o600
+
+
+def test_a_listing_that_brings_metadata_costs_no_head(tmp_path: Path) -> None:
+    store = MemoryStore()
+    for number in range(100):
+        store.put(f"{number:02}", b"", {"mode": str(0o100640)})
+    view = View(store, tmp_path)
+    for name in view.names():
+        assert shown(view, name)["mode"] == 0o640
+    assert heads(store) == 0
+
+
+def test_one_head_for_each_version(tmp_path: Path) -> None:
+    store = BareStore()
+    for number in range(50):
+        store.put(f"{number:02}", b"", {"mode": str(0o100640)})
+    view = View(store, tmp_path, ttl_s=0)
+    for _ in range(3):
+        for number in range(50):
+            node = view.node(f"{number:02}")
+            assert stat.S_IMODE(view.fs.get_attributes(node).attributes.mode) == 0o640
+    assert heads(store) == 50
+
+
+def test_our_own_writes_cost_no_head(tmp_path: Path) -> None:
+    store = BareStore()
+    view = View(store, tmp_path)
+    view.write("file", b"content")
+    view.fs.make_directory(ROOT, "dir")
+    assert shown(view, "file")["mode"] == 0o644
+    assert view.stat("dir").mode == stat.S_IFDIR | 0o755
+    view.rename("file", "other")
+    assert shown(view, "other")["mode"] == 0o644
+    assert heads(store) == 0
+
+
+def test_names_alone_cost_no_head(tmp_path: Path) -> None:
+    """READDIRPLUS gives nodes without attributes that count."""
+    store = BareStore()
+    for number in range(50):
+        store.put(f"{number:02}", b"")
+    view = View(store, tmp_path)
+    handle = view.fs.open_directory(ROOT)
+    entries = [
+        view.fs.enter(handle, line.name) for line in list(view.fs.read_directory(handle, 0))[2:]
+    ]
+    assert [entry.attributes_ttl_s for entry in entries if entry is not None] == [0.0] * 50
+    assert all(entry.ttl_s > 0 for entry in entries if entry is not None)
+    assert heads(store) == 0
+    assert view.fs.get_attributes(view.node("07")).attributes_ttl_s > 0
+
+
+class SlowHeads(BareStore):
+    """HEADs wait until several of them do.
+
+    Attributes:
+        most: the most that waited at the same time.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__()
+        self._wanted = wanted
+        self._condition = threading.Condition()
+        self._waiting = 0
+        self.most = 0
+
+    def head(self, key: str) -> ObjectInfo:
+        with self._condition:
+            self._waiting += 1
+            self.most = max(self.most, self._waiting)
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._waiting >= self._wanted, timeout=0.2)
+            self._waiting -= 1
+        return super().head(key)
+
+
+def test_who_asks_in_the_order_of_the_listing_does_not_wait_for_each(tmp_path: Path) -> None:
+    store = SlowHeads(wanted=4)
+    for number in range(60):
+        store.put(f"{number:02}", b"", {"mode": str(0o100640)})
+    view = View(store, tmp_path)
+    for name in view.names():
+        assert shown(view, name)["mode"] == 0o640
+    assert heads(store) == 60
+    assert store.most >= 4
+
+
+def test_who_asks_at_random_pays_for_nothing_else(tmp_path: Path) -> None:
+    store = BareStore()
+    for number in range(1000):
+        store.put(f"{number:03}", b"")
+    view = View(store, tmp_path)
+    view.names()
+    for name in ("900", "100", "500", "040"):
+        view.stat(name)
+    assert heads(store) == 4
+
+
+def test_a_read_only_volume_asks_for_no_attributes(tmp_path: Path) -> None:
+    store = BareStore()
+    store.put("dir/file", b"", {"mode": str(0o100640)})
+    store.put("dir/", b"", {"mode": str(0o040700)})
+    view = View(store, tmp_path, read_only=True)
+    assert shown(view, "dir/file")["mode"] == 0o644
+    assert stat.S_IMODE(view.stat("dir").mode) == 0o755
+    assert heads(store) == 0
+
+
+def test_who_may_not_wait_does_not_ask(tmp_path: Path) -> None:
+    store = BareStore()
+    store.put("file", b"")
+    view = View(store, tmp_path)
+    view.names()
+    with pytest.raises(WouldBlock):
+        view.fs.lookup(ROOT, "file", wait=False)
+    assert heads(store) == 0
+    view.node("file")
+    assert view.fs.lookup(ROOT, "file", wait=False).attributes_ttl_s > 0
+
+
+@pytest.mark.parametrize("mtime_ns", [0, 1, PAST_NS, -1, 10**18 + 5, 2**62])
+def test_times_come_back(mtime_ns: int) -> None:
+    assert from_metadata(to_metadata({"mtime_ns": mtime_ns}, stat.S_IFREG)) == {
+        "mtime_ns": mtime_ns
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1e3", "99999999999999999999", "٣", " 7", "0x1ff", "1.5"]
+)
+def test_what_makes_no_sense_is_not_there(text: str) -> None:
+    assert from_metadata({"mode": text, "uid": text, "gid": text}) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "mtime_ns"),
+    [("1.5", 1_500_000_000), ("12", 12 * 10**9), ("1.1234567899", 1_123_456_789)],
+)
+def test_times_of_other_tools(text: str, mtime_ns: int) -> None:
+    assert from_metadata({"mtime": text}) == {"mtime_ns": mtime_ns}
+
+
+def test_the_root_has_the_volume_s(tmp_path: Path) -> None:
+    view = View(MemoryStore(), tmp_path)
+    view.fs.set_attributes(ROOT, {"mode": 0o755})
+    with pytest.raises(Unsupported):
+        view.fs.set_attributes(ROOT, {"mode": 0o700})
