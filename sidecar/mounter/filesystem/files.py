@@ -197,6 +197,10 @@ class Files:
         opened = self.get(handle)
         node = opened.node
         if node.spool is not None:
+            if wait and node.spool.missing:
+                # What only an upload has is made an object, and others are read by their key.
+                with self._tree.subtrees.settled(node):
+                    self._make_readable_by_now(node)
             if not node.lock.acquire(blocking=wait):
                 raise WouldBlock(node.name)
             try:
@@ -225,10 +229,7 @@ class Files:
             return spool.read(offset, size)
         if not wait:
             raise WouldBlock(node.name)
-        self._make_readable(node, spool)
-        if node.spool is None:
-            return None  # it was saved, and nobody writes to it
-        base = spool.base if spool.dirty else node.remote
+        base = self._base(node, spool)
         data = bytearray(size)
         with memoryview(data) as view:
             for number in touched:
@@ -277,6 +278,12 @@ class Files:
         node.spool.dirty = True
         node.spool.exclusive = exclusive
         return node
+
+    def takes(self, handle: int, size: int) -> bool:
+        """Whether the spool takes a write of so many bytes without asking the store."""
+        spool = self.get(handle).node.spool
+        room = self._spool.budget.free_bytes >= size
+        return spool is not None and not spool.missing and room
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data``. Raises BadHandle, SpoolFull, and what a download raises."""
@@ -373,6 +380,7 @@ class Files:
         Of two writers the last one wins, whole; that there was another one is told.
         """
         metadata = to_metadata(node.attributes, stat.S_IFREG)
+        self._base(node, spool)
         condition = None
         if spool.exclusive:
             condition = Condition(absent=True)
@@ -504,7 +512,8 @@ class Files:
 
     def _save_late(self, node: File) -> None:
         try:
-            self.save(node)
+            with self._tree.subtrees.settled(node):
+                self.save(node)
         except SidecarError as error:
             logs.event(log, "not saved yet", logging.WARNING, key=node.key, error=error)
 
@@ -604,9 +613,20 @@ class Files:
         self.save(node)
         return True
 
+    def _make_readable_by_now(self, node: File) -> None:
+        with node.lock:
+            if node.spool is not None:
+                self._make_readable(node, node.spool)
+
+    def _base(self, node: File, spool: SpoolFile) -> ObjectInfo | None:
+        """What has the parts that are missing: it has moved with the node, perhaps."""
+        if spool.base is not None and node.remote is not None:
+            spool.follow(node.remote)
+        return spool.base if spool.dirty else node.remote
+
     def _recall(self, node: File, spool: SpoolFile, numbers: list[int]) -> None:
         """Get back parts that only the store has. Raises SpoolFull, Stale, what a GET raises."""
-        base = spool.base if spool.dirty else node.remote
+        base = self._base(node, spool)
         for number in numbers:
             if base is None:
                 raise Stale(f"`{node.key}`: what was given up of it is gone")

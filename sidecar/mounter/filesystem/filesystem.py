@@ -365,9 +365,9 @@ class FileSystem:
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2)."""
         node = self.files.get(handle).node
-        if node.spool is not None:
+        if self.files.takes(handle, len(data)):
             return self.files.write(handle, offset, data)
-        with self.tree.subtrees.settled(node):  # the object is read first, by its key
+        with self.tree.subtrees.settled(node):  # an object is read or made first, by its key
             return self.files.write(handle, offset, data)
 
     def flush(self, handle: int) -> None:
@@ -681,7 +681,7 @@ class FileSystem:
         return self.files.sync(deadline_s)
 
     def drain(
-        self, deadline_s: float, progress: Callable[[], None]
+        self, deadline_s: float, progress: Callable[[], None] = lambda: None
     ) -> dict[str, SidecarError | None]:
         """Upload everything dirty before ``deadline_s`` (monotonic); what is left, and why.
 

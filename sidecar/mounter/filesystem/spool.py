@@ -187,6 +187,13 @@ class SpoolFile:
         self.changed.clear()
         self.is_longer_only = True
 
+    def follow(self, base: ObjectInfo) -> None:
+        """The same object has another key by now, or other metadata."""
+        if base != self.base:
+            self.base = base
+            if self.missing:
+                self.state.rebase(base)
+
     def evict(self, numbers: list[int]) -> bool:
         """Give up the bytes of parts that the store has; False where the disk cannot."""
         self.state.evict(numbers)
