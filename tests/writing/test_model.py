@@ -94,9 +94,15 @@ class Stream:
         now = set(os.listdir(self.directory))
         self.always, self.ever = self.always & now, self.ever | now
 
+    def close(self) -> None:
+        """No longer follow the directory."""
+        if self.directory >= 0:
+            os.close(self.directory)
+            self.directory = -1
+
     def check(self) -> None:
         """At the end: N5 of SEMANTICS.md."""
-        os.close(self.directory)
+        self.close()
         assert len(self.seen) == len(set(self.seen)), "a name twice"
         assert self.always <= set(self.seen) <= self.ever
 
@@ -114,8 +120,8 @@ class FileSystems(RuleBasedStateMachine):
         self._name = self.place.fresh_name()
         self._mount = self.place.path / self._name
         self._local = self.place.local / self._name
-        self._mount.mkdir()
         self._local.mkdir()
+        self._mount.mkdir()  # before any process is started: it may fail
         self._allowed = allowed_on(self.place.transport)
         self._here = [self._stack.enter_context(Actor(self._mount)) for _ in range(ACTORS)]
         self._there = [self._stack.enter_context(Actor(self._local)) for _ in range(ACTORS)]
@@ -206,9 +212,7 @@ class FileSystems(RuleBasedStateMachine):
     @rule(actor=actors, path=paths, seed=seeds, size=sizes)
     def save(self, actor: int, path: str, seed: int, size: int) -> None:
         """What `echo > path` does."""
-        self._with_new(
-            actor, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "write", seed, size
-        )
+        self._with_new(actor, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "write", seed, size)
 
     @rule(actor=actors, path=paths, seed=seeds, blocks=st.integers(80, 180))
     def save_much(self, actor: int, path: str, seed: int, blocks: int) -> None:
@@ -266,9 +270,7 @@ class FileSystems(RuleBasedStateMachine):
 
     @precondition(lambda self: self._open)
     @rule(data=st.data(), seed=seeds, size=sizes, place=st.floats(0, 1))
-    def write_through_a_map(
-        self, data: st.DataObject, seed: int, size: int, place: float
-    ) -> None:
+    def write_through_a_map(self, data: st.DataObject, seed: int, size: int, place: float) -> None:
         self._on_open(data, "map_write", seed, size, place, asks_status=True)
 
     @precondition(lambda self: self._open)
@@ -335,7 +337,7 @@ class FileSystems(RuleBasedStateMachine):
             self._compare_bucket(tree)
         finally:
             for stream in self._streams:
-                os.close(stream.directory)
+                stream.close()
             self._stack.close()
             shutil.rmtree(self._local)
         shutil.rmtree(self._mount)
@@ -427,9 +429,8 @@ class FileSystems(RuleBasedStateMachine):
         assert found == expected
 
     def _close_all(self) -> None:
-        for stream in self._streams:
-            self._finish(stream)
-        self._streams.clear()
+        while self._streams:
+            self._finish(self._streams.pop())
         for number in range(ACTORS):
             self._both(number, "close_all")
         self._open.clear()
@@ -478,7 +479,7 @@ def test_a_mount_is_a_directory(place: Mounted, steps: int) -> None:
 
     Machine.place = place
     while Machine.steps < steps:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             Machine,
             settings=settings(
                 max_examples=1 + steps // 1000,
@@ -490,4 +491,6 @@ def test_a_mount_is_a_directory(place: Mounted, steps: int) -> None:
                 print_blob=True,
             ),
         )
-    print(f"\n    {Machine.steps} operations on {place.cloud.name} through {place.transport}", end=" ")
+    print(
+        f"\n    {Machine.steps} operations on {place.cloud.name} through {place.transport}", end=" "
+    )
