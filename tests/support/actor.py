@@ -1,8 +1,8 @@
 """A process that does system calls below one directory, as it is told over a pipe.
 
 It imports the standard library alone, so that a dozen of them start quickly. Each request is a
-pickled tuple (operation, arguments), each answer a :class:`Result`. The same request to an actor on a mount and to one on a local
-directory must have the same answer.
+pickled tuple (operation, arguments), each answer a :class:`Result`. The same request to an actor
+on a mount and to one on a local directory must have the same answer.
 """
 
 from __future__ import annotations
