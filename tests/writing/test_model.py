@@ -206,7 +206,11 @@ class FileSystems(RuleBasedStateMachine):
     @rule(actor=actors, path=paths, how=access, flags=creation, mode=modes)
     def open(self, actor: int, path: str, how: int, flags: int, mode: int) -> None:
         number = self._number()
-        if not self._both(actor, "open", number, path, how | flags, mode).error:
+        if self._both(actor, "open", number, path, how | flags, mode).error:
+            return
+        if (self._local / path).is_dir():
+            self._both(actor, "close", number)  # what lseek(2) says of it is the kernel's business
+        else:
             self._open.append(Open(actor, number))
 
     @rule(actor=actors, path=paths, seed=seeds, size=sizes)
