@@ -41,6 +41,7 @@ format: install-test  ## rewrite the code as the formatter and the linter want i
 	@ruff check --quiet --fix $(CODE)
 
 soak: install-test  ## the long tests, which `make test` leaves out
+	@scripts/install.sh soak
 	@pytest -m soak --timeout 0 $(ARGS)
 
 bench: install-test  ## our mounts beside their peers, on this machine
@@ -48,6 +49,6 @@ bench: install-test  ## our mounts beside their peers, on this machine
 	@python -m benchmarks $(ARGS)
 
 clean:  ## remove what the targets installed and made
-	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache \
+	rm -rf .venv .venv-torch .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache \
 		dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 #
 #   scripts/install.sh demo     the product in .venv, and libfuse
 #   scripts/install.sh test     besides, the real servers and tools that the tests talk to
+#   scripts/install.sh soak     besides, in .venv-torch, what is too large for every test run
 #
 # Debian 12 or 13, or Ubuntu; root only where a system package is missing. Registries are
 # reached through pip, npm and apt as this machine has them configured. Stamps hold a hash of
@@ -10,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-group=${1:?usage: scripts/install.sh demo|test}
+group=${1:?usage: scripts/install.sh demo|test|soak}
 venv=.venv
 tools=.tools
 azurite_version=3.35.0 # the last release that runs on the Node.js of Debian 12 and Ubuntu 24.04
@@ -135,6 +136,24 @@ install_polyaxon_client() {
     printf '%s\n' "$want" >"$target/.installed"
 }
 
+# The oldest interpreter that is supported: torch has wheels for new ones late.
+install_torch() {
+    local minor target=.venv-torch requirements=tests/writing/requirements-torch.txt want
+    for minor in 11 12 13; do
+        if command -v "/usr/bin/python3.$minor" >/dev/null; then
+            PYTHON=${PYTHON:-/usr/bin/python3.$minor}
+        fi
+    done
+    make_venv "$target"
+    want=$(digest "$requirements")
+    if done_before "$target/.installed" "$want"; then
+        return
+    fi
+    say "$target: torch"
+    pip_install "$target" -r "$requirements"
+    printf '%s\n' "$want" >"$target/.installed"
+}
+
 install_azurite() {
     local found=$tools/node_modules/azurite/package.json
     if [ -f "$found" ] && grep -q "\"version\": \"$azurite_version\"" "$found"; then
@@ -177,9 +196,12 @@ case $group in
     test)
         install_project demo dev
         command -v fio >/dev/null || apt_install fio
+        command -v git >/dev/null || apt_install git
+        command -v rsync >/dev/null || apt_install rsync
         install_promtool
         install_azurite
         install_polyaxon_client
         ;;
-    *) die "unknown group $group: demo or test" ;;
+    soak) install_torch ;;
+    *) die "unknown group $group: demo, test or soak" ;;
 esac

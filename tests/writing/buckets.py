@@ -65,9 +65,10 @@ class Mounted:
         Objects that mark a directory are left out.
         """
         start = f"{directory.relative_to(self.path)}/"
+        keys = self.cloud.keys()
         return {
             key.removeprefix(start): self.cloud.read(key)
-            for key in self.cloud.keys()  # noqa: SIM118 - a method of a store, no mapping
+            for key in keys
             if key.startswith(start) and not key.endswith("/")
         }
 
@@ -84,7 +85,7 @@ def mounted(
     server = request.getfixturevalue(f"{store}_server")
     bucket = f"writing-{uuid.uuid4().hex[:12]}"
     server.create_bucket(bucket)
-    cloud = CLOUDS[store](server, bucket)
+    cloud: Cloud = CLOUDS[store](server, bucket)  # type: ignore[abstract]  # the table's type
     path, local = directory / "m", directory / "local"
     local.mkdir()
     volume = Volume(name=VOLUME, kind="outputs", path=str(path), source=cloud.source())

@@ -147,12 +147,6 @@ class Exerciser:
         self._fd = os.open(self._path, os.O_RDWR)
 
 
-@pytest.fixture(params=["kernel", "libfuse"])
-def transport(request: pytest.FixtureRequest) -> TransportName:
-    name: TransportName = request.param
-    return name
-
-
 @pytest.fixture
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, store: StoreName, transport: TransportName
@@ -162,12 +156,17 @@ def place(
 
 
 @pytest.mark.parametrize(
-    ("store", "operations"),
+    ("store", "transport", "operations"),
     [
-        pytest.param("s3", 3_000, id="short-s3"),
-        pytest.param("s3", 100_000, id="soak-s3", marks=pytest.mark.soak),
-        pytest.param("gcs", 100_000, id="soak-gcs", marks=pytest.mark.soak),
-        pytest.param("azure", 100_000, id="soak-azure", marks=pytest.mark.soak),
+        pytest.param("s3", "kernel", 3_000, id="short-s3-kernel"),
+        pytest.param("s3", "libfuse", 500, id="short-s3-libfuse"),
+        *(
+            pytest.param(
+                store, transport, 100_000, id=f"soak-{store}-{transport}", marks=pytest.mark.soak
+            )
+            for store in ("s3", "gcs", "azure")
+            for transport in ("kernel", "libfuse")
+        ),
     ],
 )
 def test_every_byte_always(place: Mounted, operations: int) -> None:

@@ -1,4 +1,4 @@
-"""The worker is killed while programs write: no error, and every byte that was taken is there."""
+"""The worker is killed while programs write: no error, and every byte they wrote is there."""
 
 from __future__ import annotations
 
