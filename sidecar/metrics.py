@@ -191,6 +191,55 @@ class VolumeMetrics:
         self.hidden_keys.labels(self._volume, reason).inc()
 
 
+class WebhookMetrics:
+    """What the admission server counts; one process, so nothing is shared."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self._registry = CollectorRegistry()
+        self._requests = Histogram(
+            "mount_sidecar_webhook_request_duration_seconds",
+            "Time the admission server computed for one request, by outcome",
+            ("outcome",),
+            registry=self._registry,
+            buckets=_LATENCY_BUCKETS_S,
+        )
+        self._errors = Counter(
+            "mount_sidecar_webhook_errors_total",
+            "Requests that were refused or malformed, by stable code",
+            ("code",),
+            registry=self._registry,
+        )
+        self._catalogue_valid = Gauge(
+            "mount_sidecar_webhook_catalogue_valid",
+            "0 while the catalogue cannot be read and an earlier one holds",
+            registry=self._registry,
+        )
+        self._expires = Gauge(
+            "mount_sidecar_webhook_certificate_expiry_timestamp_seconds",
+            "When the certificate in use ends, in seconds since 1970",
+            registry=self._registry,
+        )
+
+    def request(self, outcome: str, seconds: float, code: str) -> None:
+        """One request was answered. ``outcome``: injected, unchanged, refused, malformed."""
+        self._requests.labels(outcome).observe(seconds)
+        if code:
+            self._errors.labels(code).inc()
+
+    def files(self, catalogue_valid: bool, certificate_expires_s: float) -> None:
+        """The state of what the server reads."""
+        self._catalogue_valid.set(1.0 if catalogue_valid else 0.0)
+        self._expires.set(certificate_expires_s)
+
+    def page(self) -> tuple[str, bytes]:
+        """The content type, and what ``/metrics`` shows."""
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        return CONTENT_TYPE_LATEST, generate_latest(self._registry)
+
+
 class StatusCollector:
     """The supervisor's status as metrics, read afresh at every scrape.
 

@@ -28,6 +28,16 @@ HTTP_PORT = 9464
 DATA_PATHS_VARIABLE = "POLYAXON_RUN_DATA_PATHS"
 OUTPUTS_PATH_VARIABLE = "POLYAXON_RUN_OUTPUTS_PATH"
 
+POD_VARIABLES = {
+    "SIDECAR_POD_NAME": "metadata.name",
+    "SIDECAR_POD_NAMESPACE": "metadata.namespace",
+    "SIDECAR_POD_UID": "metadata.uid",
+    "SIDECAR_NODE_NAME": "spec.nodeName",
+}
+"""Variables of the sidecar in a pod, and the field of the pod that each holds."""
+STOP_WITH_EXPERIMENT_VARIABLE = "SIDECAR_STOP_WITH_EXPERIMENT"
+"""Set where the sidecar must end by itself when the pod's other containers have."""
+
 Kind = Literal["data", "outputs"]
 StoreName = Literal["s3", "gcs", "azure"]
 TransportName = Literal["kernel", "libfuse"]
@@ -143,7 +153,7 @@ class Times(_Strict):
         retry_budget_s: how long an outage is waited out before EIO.
         metadata_read_only_s, metadata_writable_s: lifetime of names and attributes.
         sync_interval_s: how often long-open dirty files are sent to the store.
-        grace_s: the pod's terminationGracePeriodSeconds.
+        grace_s: what the sidecar has of the pod's terminationGracePeriodSeconds.
         grace_margin_s: what of it is kept for unmounting and leaving.
     """
 

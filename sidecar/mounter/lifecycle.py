@@ -235,9 +235,12 @@ class Lifecycle:
         outputs = next((v for v in self._volumes if v.kind == "outputs"), None)
         if outputs is not None and outputs_path is not None and outputs_path.startswith("/"):
             access = self._spec["access"]
+            # In a pod a bucket's path is the experiment's; here it is where it is mounted.
+            root = outputs.mountpoint if outputs.is_bucket else outputs.path
+            run_directory = root + outputs_path.removeprefix(outputs.path)
 
             def make() -> None:
-                checks.make_run_directory(outputs.path, outputs_path, access["uid"], access["gid"])
+                checks.make_run_directory(root, run_directory, access["uid"], access["gid"])
 
             self._run_check(outputs, make)
             self._turn_until(lambda: not self._checks)
