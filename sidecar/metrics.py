@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.errors import SidecarError
 
@@ -189,6 +189,36 @@ class VolumeMetrics:
     def hidden(self, reason: str) -> None:
         """A key is left out of a listing. ``reason``: shadowed, name."""
         self.hidden_keys.labels(self._volume, reason).inc()
+
+
+class VolumeTotals(NamedTuple):
+    """What all processes of each volume have counted, by the volume's label.
+
+    Attributes:
+        request_errors: by volume and stable code.
+    """
+
+    spool_used_bytes: dict[str, float]
+    request_errors: dict[tuple[str, str], float]
+
+
+def read_volume_totals(directory: Path) -> VolumeTotals:
+    """Read them from the files of :class:`VolumeMetrics`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    totals = VolumeTotals({}, {})
+    collector = MultiProcessCollector(CollectorRegistry(), path=str(directory))  # type: ignore[no-untyped-call]
+    for metric in collector.collect():  # type: ignore[no-untyped-call]
+        for sample in metric.samples:
+            volume = sample.labels.get("volume", "")
+            if sample.name == "mount_sidecar_spool_used_bytes":
+                totals.spool_used_bytes[volume] = sample.value
+            elif sample.name == "mount_sidecar_store_request_errors_total":
+                key = (volume, sample.labels["code"])
+                totals.request_errors[key] = totals.request_errors.get(key, 0.0) + sample.value
+    return totals
 
 
 class WebhookMetrics:

@@ -28,16 +28,6 @@ HTTP_PORT = 9464
 DATA_PATHS_VARIABLE = "POLYAXON_RUN_DATA_PATHS"
 OUTPUTS_PATH_VARIABLE = "POLYAXON_RUN_OUTPUTS_PATH"
 
-POD_VARIABLES = {
-    "SIDECAR_POD_NAME": "metadata.name",
-    "SIDECAR_POD_NAMESPACE": "metadata.namespace",
-    "SIDECAR_POD_UID": "metadata.uid",
-    "SIDECAR_NODE_NAME": "spec.nodeName",
-}
-"""Variables of the sidecar in a pod, and the field of the pod that each holds."""
-STOP_WITH_EXPERIMENT_VARIABLE = "SIDECAR_STOP_WITH_EXPERIMENT"
-"""Set where the sidecar must end by itself when the pod's other containers have."""
-
 Kind = Literal["data", "outputs"]
 StoreName = Literal["s3", "gcs", "azure"]
 TransportName = Literal["kernel", "libfuse"]

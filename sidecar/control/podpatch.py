@@ -22,7 +22,6 @@ from sidecar.control.pod_request import (
 from sidecar.control.pod_spec import DEFAULT_GRACE_S, spec_of_pod, state_bytes
 from sidecar.control.shapes import Json, mapping, mappings, number, text
 from sidecar.control.sidecar_container import (
-    CONTAINER_NAME,
     Injection,
     path_mount,
     secret_keys,
@@ -30,6 +29,7 @@ from sidecar.control.sidecar_container import (
     sidecar_mounts,
 )
 from sidecar.errors import ManifestInvalid, PodConflict, PodUnsupported, SpecTooLarge
+from sidecar.pod import CONTAINER_NAME
 from sidecar.spec import ClaimSource, HostPathSource, PersistenceSpec, Volume
 from sidecar.units import KIB
 

@@ -10,14 +10,12 @@ from sidecar import __version__
 from sidecar.control.pod_request import PodRequest
 from sidecar.control.quantity import parse_quantity
 from sidecar.control.shapes import Json
+from sidecar.pod import CONTAINER_NAME, POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
 from sidecar.spec import (
-    POD_VARIABLES,
     SPEC_FILE,
-    STOP_WITH_EXPERIMENT_VARIABLE,
     PersistenceSpec,
 )
 
-CONTAINER_NAME: Final = "mount-sidecar"
 DEFAULT_IMAGE: Final = f"mount-sidecar:{__version__}"
 PORT_NAME: Final = "sidecar-metrics"
 """For a PodMonitor."""
