@@ -6,9 +6,10 @@ nobody unasked: no retries of its own, and a time limit on every call.
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -46,10 +47,12 @@ def connect() -> Any:
     Raises:
         NotInCluster: neither can be used.
     """
-    settings = client.Configuration()
+    settings: Any = client.Configuration()
+    # Passed by name: the client itself looks at the variable only when it is imported.
+    file = Path(os.environ.get("KUBECONFIG") or "~/.kube/config").expanduser()
     try:
-        if os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser().exists():
-            config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+        if file.exists():
+            config.load_kube_config(str(file), client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     except (config.ConfigException, OSError) as error:
@@ -58,6 +61,22 @@ def connect() -> Any:
         ) from None
     settings.retries = False
     return client.ApiClient(settings)
+
+
+def request(what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a method of the client; what the API answered, as plain values.
+
+    Not as the client's models, which refuse whatever a newer API answers that they do not know.
+
+    Args:
+        what: see :func:`translated`.
+
+    Raises:
+        ClusterError: what the API said instead.
+    """
+    with translated(what):
+        answer = function(*arguments, **options, _preload_content=False, _request_timeout=TIMEOUT_S)
+        return json.loads(answer.data)
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from typing import Any, Final
 from kubernetes import client
 
 from sidecar import logs
-from sidecar.cluster import TIMEOUT_S, translated
+from sidecar.cluster import request
 from sidecar.control.certificate import Pair, is_usable, make_pair, merge_bundle, service_names
+from sidecar.control.shapes import Json
 from sidecar.errors import ApiConflict, ApiNotFound, ApiUnavailable
 
 log = logging.getLogger("sidecar.webhook")
@@ -88,20 +89,17 @@ def _install(api: Any, job: Job) -> bool:
     return announced or not usable
 
 
-def _read_secret(core: Any, job: Job) -> Any | None:
-    with translated(f"read the secret `{job.secret}` in `{job.namespace}`"):
-        try:
-            return core.read_namespaced_secret(
-                job.secret, job.namespace, _request_timeout=TIMEOUT_S
-            )
-        except client.exceptions.ApiException as error:
-            if error.status == 404:
-                return None
-            raise
+def _read_secret(core: Any, job: Job) -> Json | None:
+    what = f"read the secret `{job.secret}` in `{job.namespace}`"
+    try:
+        found: Json = request(what, core.read_namespaced_secret, job.secret, job.namespace)
+    except ApiNotFound:
+        return None
+    return found
 
 
-def _stored(secret: Any | None) -> Pair | None:
-    data = (secret.data if secret is not None else None) or {}
+def _stored(secret: Json | None) -> Pair | None:
+    data = (secret or {}).get("data") or {}
     try:
         parts = [base64.b64decode(data[key]) for key in ("ca.crt", "tls.crt", "tls.key")]
     except (KeyError, binascii.Error):
@@ -112,33 +110,34 @@ def _stored(secret: Any | None) -> Pair | None:
 def _announce(admission: Any, job: Job, authority: bytes, now: dt.datetime) -> bool:
     """Put the authority into each webhook of the configuration; whether it was not there."""
     try:
-        with translated(f"read the MutatingWebhookConfiguration `{job.configuration}`"):
-            found = admission.read_mutating_webhook_configuration(
-                job.configuration, _request_timeout=TIMEOUT_S
-            )
+        found = request(
+            f"read the MutatingWebhookConfiguration `{job.configuration}`",
+            admission.read_mutating_webhook_configuration,
+            job.configuration,
+        )
     except ApiNotFound as error:
         raise ApiNotFound(error.what, "apply the webhook's manifests first") from None
     webhooks = []
-    for webhook in found.webhooks or []:
-        present = base64.b64decode(webhook.client_config.ca_bundle or "")
+    for webhook in found.get("webhooks") or []:
+        present = base64.b64decode(webhook["clientConfig"].get("caBundle") or "")
         if authority.strip() not in present:
             bundle = base64.b64encode(merge_bundle(authority, present, now)).decode()
-            webhooks.append({"name": webhook.name, "clientConfig": {"caBundle": bundle}})
+            webhooks.append({"name": webhook["name"], "clientConfig": {"caBundle": bundle}})
     if not webhooks:
         return False
     # The version makes a change by somebody else meanwhile a conflict, and not a loss.
-    version = {"resourceVersion": found.metadata.resource_version}
-    with translated(f"patch the MutatingWebhookConfiguration `{job.configuration}`"):
-        admission.patch_mutating_webhook_configuration(
-            job.configuration,
-            {"metadata": version, "webhooks": webhooks},
-            _request_timeout=TIMEOUT_S,
-        )
+    version = {"resourceVersion": found["metadata"]["resourceVersion"]}
+    request(
+        f"patch the MutatingWebhookConfiguration `{job.configuration}`",
+        admission.patch_mutating_webhook_configuration,
+        job.configuration,
+        {"metadata": version, "webhooks": webhooks},
+    )
     logs.event(log, "authority announced", configuration=job.configuration, count=len(webhooks))
     return True
 
 
-def _store(core: Any, job: Job, pair: Pair, found: Any | None) -> None:
+def _store(core: Any, job: Job, pair: Pair, found: Json | None) -> None:
     parts = {"ca.crt": pair.authority, "tls.crt": pair.certificate, "tls.key": pair.key}
     data = {key: base64.b64encode(part).decode() for key, part in parts.items()}
     body: dict[str, Any] = {
@@ -149,9 +148,14 @@ def _store(core: Any, job: Job, pair: Pair, found: Any | None) -> None:
         "data": data,
     }
     if found is None:
-        with translated(f"create the secret `{job.secret}` in `{job.namespace}`"):
-            core.create_namespaced_secret(job.namespace, body, _request_timeout=TIMEOUT_S)
+        what = f"create the secret `{job.secret}` in `{job.namespace}`"
+        request(what, core.create_namespaced_secret, job.namespace, body)
         return
-    patch = {"metadata": {"resourceVersion": found.metadata.resource_version}, "data": data}
-    with translated(f"patch the secret `{job.secret}` in `{job.namespace}`"):
-        core.patch_namespaced_secret(job.secret, job.namespace, patch, _request_timeout=TIMEOUT_S)
+    version = {"resourceVersion": found["metadata"]["resourceVersion"]}
+    request(
+        f"patch the secret `{job.secret}` in `{job.namespace}`",
+        core.patch_namespaced_secret,
+        job.secret,
+        job.namespace,
+        {"metadata": version, "data": data},
+    )

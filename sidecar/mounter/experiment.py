@@ -6,7 +6,6 @@ of a Job from ever completing.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from typing import Any, Final
@@ -15,7 +14,7 @@ from kubernetes import client
 from kubernetes.watch import Watch
 
 from sidecar import logs
-from sidecar.cluster import TIMEOUT_S, translated
+from sidecar.cluster import TIMEOUT_S, request, translated
 from sidecar.errors import ApiConflict, ApiGone, ApiUnavailable
 from sidecar.pod import CONTAINER_NAME
 
@@ -40,26 +39,25 @@ def wait_for_end(api: Any, namespace: str, name: str) -> None:
         try:
             if _look(api, namespace, name):
                 return
-            pause_s = _FIRST_PAUSE_S
+            pause_s, asked_s = _FIRST_PAUSE_S, 0.0
         except (ApiUnavailable, ApiConflict, ApiGone) as error:
             asked_s = error.retry_after_s if isinstance(error, ApiUnavailable) else 0.0
             logs.event(log, "watch begins anew", logging.WARNING, why=error.line())
-            time.sleep(max(pause_s, asked_s))
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        time.sleep(max(pause_s, asked_s))  # also where a server ends every watch at once
 
 
 def _look(api: Any, namespace: str, name: str) -> bool:
     """List, then watch until the experiment ends (True) or the watch does (False)."""
     core = client.CoreV1Api(api)
     only = f"metadata.name={name}"
-    with translated(f"watch pods in `{namespace}`"):
-        answer: Any = core.list_namespaced_pod(
-            namespace, field_selector=only, _preload_content=False, _request_timeout=TIMEOUT_S
-        )
-        pods = json.loads(answer.data)
-        if any(has_ended(pod) for pod in pods["items"]):
-            return True
-        stream = Watch().stream(  # type: ignore[no-untyped-call]
+    what = f"watch pods in `{namespace}`"
+    pods = request(what, core.list_namespaced_pod, namespace, field_selector=only)
+    if any(has_ended(pod) for pod in pods["items"]):
+        return True
+    with translated(what):
+        # `object`: plain values, see request().
+        stream = Watch("object").stream(  # type: ignore[no-untyped-call]
             core.list_namespaced_pod,
             namespace,
             field_selector=only,

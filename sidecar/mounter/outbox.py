@@ -12,7 +12,7 @@ from typing import Any, Final
 from kubernetes import client
 
 from sidecar import logs
-from sidecar.cluster import TIMEOUT_S, translated
+from sidecar.cluster import request
 from sidecar.errors import (
     ApiConflict,
     ApiForbidden,
@@ -134,13 +134,13 @@ class Outbox:
             "lastTransitionTime": _now(),
         }
         try:
-            with translated(f"patch the status of pods in `{self._pod.namespace}`"):
-                self._core().patch_namespaced_pod_status(
-                    self._pod.name,
-                    self._pod.namespace,
-                    {"metadata": {"uid": self._pod.uid}, "status": {"conditions": [body]}},
-                    _request_timeout=TIMEOUT_S,
-                )
+            request(
+                f"patch the status of pods in `{self._pod.namespace}`",
+                self._core().patch_namespaced_pod_status,
+                self._pod.name,
+                self._pod.namespace,
+                {"metadata": {"uid": self._pod.uid}, "status": {"conditions": [body]}},
+            )
         except (ApiForbidden, ApiNotFound, ApiGone, ApiRefused) as error:
             self._give_up("condition", error)
         self._condition_told = wanted
@@ -186,15 +186,14 @@ class Outbox:
             "lastTimestamp": _now(),
             "count": count,
         }
-        with translated(f"create events in `{pod.namespace}`"):
-            self._core().create_namespaced_event(pod.namespace, body, _request_timeout=TIMEOUT_S)
+        create = self._core().create_namespaced_event
+        request(f"create events in `{pod.namespace}`", create, pod.namespace, body)
 
     def _patch_event(self, name: str, count: int) -> None:
         body = {"count": count, "lastTimestamp": _now()}
-        with translated(f"patch events in `{self._pod.namespace}`"):
-            self._core().patch_namespaced_event(
-                name, self._pod.namespace, body, _request_timeout=TIMEOUT_S
-            )
+        namespace = self._pod.namespace
+        patch = self._core().patch_namespaced_event
+        request(f"patch events in `{namespace}`", patch, name, namespace, body)
 
     def _give_up(self, what: str, error: ClusterError) -> None:
         """Logged once; mounts work without it."""

@@ -50,6 +50,7 @@ class KubernetesApi:
     def __init__(self) -> None:
         self.objects: dict[str, Json] = {}
         self.asked: list[Asked] = []
+        self.watches_opened = 0
         self.hang = threading.Event()  # while set, no request is answered
         self._released = threading.Event()
         self._faults: list[Fault] = []
@@ -168,8 +169,8 @@ class KubernetesApi:
             return 404, _status(404)
         if method == "GET":
             return 200, found
-        version = (body.get("metadata") or {}).get("resourceVersion")
-        if version not in (None, found["metadata"]["resourceVersion"]):
+        expected = (body.get("metadata") or {}).get("resourceVersion")
+        if expected not in (None, found["metadata"]["resourceVersion"]):
             return 409, _status(409)
         return 200, self.put(status_of, _merged(found, body))
 
@@ -178,16 +179,13 @@ class KubernetesApi:
         events: queue.Queue[Any] = queue.Queue()
         with self.lock:
             self._watches.append(events)
+            self.watches_opened += 1
             self.lock.notify_all()
         try:
             yield events
         finally:
             with self.lock:
                 self._watches.remove(events)
-
-    @property
-    def watching(self) -> int:
-        return len(self._watches)
 
     def stall(self) -> None:
         if self.hang.is_set():
@@ -232,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
-        if "watch=True" in query:
+        if "watch=true" in query.lower():
             status, body, headers = self.server.api.answer("WATCH", path, query, None)
             if status in (200, 404):  # a list that is watched: nothing is stored at its path
                 self._stream()
