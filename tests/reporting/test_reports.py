@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidecar.metrics import VolumeTotals
+from sidecar.metrics import VolumeTotals, read_volume_totals
 from sidecar.mounter.experiment import has_ended
 from sidecar.mounter.pod_reports import Condition, Observer, condition
 
@@ -163,3 +166,26 @@ def pod(policy: str, exit_codes: list[int | None]) -> dict[str, Any]:
             ]
         },
     }
+
+
+COUNTED = """
+import sys
+from pathlib import Path
+from sidecar.metrics import VolumeMetrics
+metrics = VolumeMetrics(Path(sys.argv[1]), "outputs/models", sys.argv[2])
+metrics.request("get", 0.1, "SC1043")
+metrics.request("put", 0.1, "SC1043")
+metrics.spool_used_bytes.set(950)
+"""
+
+
+def test_what_every_process_of_a_volume_counted_is_added_up(
+    tmp_path: Path, observer: Observer
+) -> None:
+    for identity in ("worker", "reader"):
+        command = [sys.executable, "-c", COUNTED, str(tmp_path), identity]
+        subprocess.run(command, check=True, timeout=60)
+    totals = read_volume_totals(tmp_path)
+    assert totals == VolumeTotals({"outputs/models": 950}, {("outputs/models", "SC1043"): 4})
+    found = [report.reason for report in observer.look_at_totals(totals)]
+    assert found == ["CredentialsRefused", "SpoolNearlyFull"]
