@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,7 @@ from sidecar.errors import (
     EXIT_OK,
     CatalogueInvalid,
     ConfigError,
+    ManifestInvalid,
     SelectionInvalid,
     SidecarError,
     SpecInvalid,
@@ -25,6 +27,7 @@ from sidecar.errors import (
     UsageError,
 )
 from sidecar.spec import (
+    HTTP_PORT,
     SECRETS_ROOT,
     SHARED_ROOT,
     STATE_ROOT,
@@ -33,11 +36,20 @@ from sidecar.spec import (
     load_spec,
 )
 
+if TYPE_CHECKING:
+    from sidecar.control.sidecar_container import Injection
+
 # What a shell reports for a program that the signal ended (128 + SIGINT, + SIGPIPE).
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 STANDARD_INPUT = "-"
+PORT = click.IntRange(0, 65535)
+
+# Where the admission server finds what its Deployment mounts.
+WEBHOOK_CATALOGUE = "/etc/sidecar/catalogue/catalogue.yaml"
+WEBHOOK_TLS = "/etc/sidecar/tls"
+WEBHOOK_PORT = 9443
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,6 +103,118 @@ def resolve(
         roots=Roots(shared=shared_root, secrets=secrets_root, state=state_root),
     )
     click.echo(spec.to_json())
+
+
+_IMAGE = click.option("--image", metavar="IMAGE", help="Of the sidecar. [default: this version's]")
+_NATIVE = click.option(
+    "--native/--no-native",
+    default=True,
+    show_default=True,
+    help="Native sidecars (Kubernetes 1.29); without, an ordinary first container.",
+)
+
+
+@cli.command()
+@click.option("--catalogue", required=True, metavar="FILE", help="Helm values, or data/outputs.")
+@click.option("-f", "--filename", default=STANDARD_INPUT, metavar="MANIFEST", help="[default: -]")
+@_IMAGE
+@_NATIVE
+def inject(catalogue: str, filename: str, image: str | None, native: bool) -> None:
+    """Print a manifest with the sidecar added to each pod in it. FILE may be -."""
+    from sidecar.control.catalogue import parse_catalogue
+    from sidecar.control.workloads import inject_manifests
+
+    if catalogue == filename == STANDARD_INPUT:
+        raise UsageError("--catalogue and --filename cannot both read standard input")
+    declared = parse_catalogue(*read_text(catalogue, CatalogueInvalid))
+    text, where = read_text(filename, ManifestInvalid)
+    click.echo(inject_manifests(text, where, declared, _injection(image, native)), nl=False)
+
+
+def _injection(image: str | None, native: bool) -> Injection:
+    from sidecar.control.sidecar_container import DEFAULT_IMAGE, Injection
+
+    return Injection(image=image or DEFAULT_IMAGE, native=native)
+
+
+@cli.group(invoke_without_command=True)
+@click.option("--catalogue", default=WEBHOOK_CATALOGUE, show_default=True, metavar="FILE")
+@click.option(
+    "--tls", default=WEBHOOK_TLS, show_default=True, metavar="DIR", help="tls.crt, tls.key."
+)
+@click.option("--host", default="0.0.0.0", show_default=True)  # noqa: S104 - the API server is outside
+@click.option("--port", default=WEBHOOK_PORT, show_default=True, type=PORT, help="TLS: /mutate.")
+@click.option(
+    "--http-port", default=HTTP_PORT, show_default=True, type=PORT, help="/metrics, /livez."
+)
+@_IMAGE
+@_NATIVE
+@click.pass_context
+def webhook(
+    context: click.Context,
+    catalogue: str,
+    tls: str,
+    host: str,
+    port: int,
+    http_port: int,
+    image: str | None,
+    native: bool,
+) -> None:
+    """Serve admission requests until told to stop. The catalogue and the TLS pair are followed."""
+    if context.invoked_subcommand is not None:
+        return
+    from sidecar.control.webhook import Listen, serve
+
+    serve(Path(catalogue), Path(tls), _injection(image, native), Listen(host, port, http_port))
+
+
+@webhook.command()
+@click.option("--namespace", default="mount-sidecar", show_default=True)
+@click.option("--service", default="mount-sidecar-webhook", show_default=True)
+@click.option("--secret", default="mount-sidecar-webhook-tls", show_default=True)
+@click.option("--configuration", default="mount-sidecar", show_default=True)
+@click.option("--days", default=365, show_default=True, type=click.IntRange(min=1))
+@click.option("--renew-before-days", default=60, show_default=True, type=click.IntRange(min=0))
+def certificate(
+    namespace: str,
+    service: str,
+    secret: str,
+    configuration: str,
+    days: int,
+    renew_before_days: int,
+) -> None:
+    """Make a certificate, store it, and tell the API server: where there is no cert-manager."""
+    import datetime as dt
+
+    from sidecar import logs
+    from sidecar.cluster import connect
+    from sidecar.control.certificate_job import Job, install_certificate
+
+    logs.set_up("certificate")
+    if renew_before_days >= days:
+        raise UsageError("--renew-before-days must be less than --days")
+    job = Job(
+        namespace,
+        service,
+        secret,
+        configuration,
+        lifetime=dt.timedelta(days=days),
+        renew_before=dt.timedelta(days=renew_before_days),
+    )
+    changed = install_certificate(connect(), job)
+    click.echo("installed" if changed else "nothing to do")
+
+
+@cli.command()
+@click.option(
+    "--timeout", "timeout_s", default=60.0, show_default=True, metavar="S", help="Seconds."
+)
+@click.option("--port", default=HTTP_PORT, show_default=True, type=PORT, help="Of the sidecar.")
+def wait(timeout_s: float, port: int) -> None:
+    """Return when the sidecar in this container is ready: for compose, or a postStart."""
+    from sidecar.mounter.waiting import wait_until_ready
+
+    wait_until_ready(port, timeout_s)
 
 
 @cli.command()

@@ -15,6 +15,13 @@ The tree, readable in one screen::
     │   ├── SecretIncomplete    SC1009  `secret` without `secretKey`, or the reverse
     │   ├── MountPathInvalid    SC1010
     │   ├── SpecInvalid         SC1011
+    │   ├── ManifestInvalid     SC1012  a Kubernetes object that cannot be one
+    │   ├── PodUnsupported      SC1013  a pod in which the sidecar cannot work
+    │   ├── PodConflict         SC1014  the pod has something of its own in the way
+    │   ├── AnnotationInvalid   SC1015
+    │   ├── SpecTooLarge        SC1016  for the annotation that carries it
+    │   ├── ReviewInvalid       SC1017  a request that no API server sends
+    │   ├── CertificateInvalid  SC1018  the admission server's certificate or key
     │   ├── VolumeUnknown       SC1020
     │   ├── DuplicateSelection  SC1021
     │   ├── PathOverlap         SC1022
@@ -57,6 +64,14 @@ The tree, readable in one screen::
     │   ├── NoAttribute         SC1072
     │   ├── NotPermitted        SC1074  this file system has no such thing
     │   └── WouldBlock          SC1075  an answer needs the store, and the caller may not wait
+    ├── ClusterError            exit status 3: what the Kubernetes API answered
+    │   ├── ApiForbidden        SC1100
+    │   ├── ApiConflict         SC1101  somebody else changed the object meanwhile
+    │   ├── ApiNotFound         SC1102
+    │   ├── ApiGone             SC1103  the place in the history is no longer kept
+    │   ├── ApiUnavailable      SC1104  no connection, 429, 5xx
+    │   ├── ApiRefused          SC1105  the request itself is wrong
+    │   └── NotInCluster        SC1106  neither a service account nor a kubeconfig
     └── HostError               exit status 3
         ├── NotRoot             SC1080
         ├── FuseDeviceMissing   SC1081
@@ -172,6 +187,34 @@ class MountPathInvalid(ConfigError):
 
 class SpecInvalid(ConfigError):
     code, name = "SC1011", "SPEC_INVALID"
+
+
+class ManifestInvalid(ConfigError):
+    code, name = "SC1012", "MANIFEST_INVALID"
+
+
+class PodUnsupported(ConfigError):
+    code, name = "SC1013", "POD_UNSUPPORTED"
+
+
+class PodConflict(ConfigError):
+    code, name = "SC1014", "POD_CONFLICT"
+
+
+class AnnotationInvalid(ConfigError):
+    code, name = "SC1015", "ANNOTATION_INVALID"
+
+
+class SpecTooLarge(ConfigError):
+    code, name = "SC1016", "SPEC_TOO_LARGE"
+
+
+class ReviewInvalid(ConfigError):
+    code, name = "SC1017", "REVIEW_INVALID"
+
+
+class CertificateInvalid(ConfigError):
+    code, name = "SC1018", "CERTIFICATE_INVALID"
 
 
 class VolumeUnknown(ConfigError):
@@ -373,6 +416,50 @@ class WouldBlock(FileSystemError):
     """Between a transport and the file system only; no program ever sees it."""
 
     code, name = "SC1075", "WOULD_BLOCK"
+
+
+# --- the Kubernetes API ------------------------------------------------------------
+
+
+class ClusterError(SidecarError):
+    """What the Kubernetes API answered, translated at one seam (:mod:`sidecar.cluster`)."""
+
+    exit_status = EXIT_MOUNT
+
+
+class ApiForbidden(ClusterError):
+    code, name = "SC1100", "API_FORBIDDEN"
+
+
+class ApiConflict(ClusterError):
+    code, name = "SC1101", "API_CONFLICT"
+
+
+class ApiNotFound(ClusterError):
+    code, name = "SC1102", "API_NOT_FOUND"
+
+
+class ApiGone(ClusterError):
+    code, name = "SC1103", "API_GONE"
+
+
+class ApiUnavailable(ClusterError):
+    """No connection, too many requests, or an error of the server.
+
+    Attributes:
+        retry_after_s: how long the server asks to be left alone.
+    """
+
+    code, name = "SC1104", "API_UNAVAILABLE"
+    retry_after_s: float = 0.0
+
+
+class ApiRefused(ClusterError):
+    code, name = "SC1105", "API_REFUSED"
+
+
+class NotInCluster(ClusterError):
+    code, name = "SC1106", "NOT_IN_CLUSTER"
 
 
 # --- the host ----------------------------------------------------------------------

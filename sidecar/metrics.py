@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.errors import SidecarError
 
@@ -189,6 +189,85 @@ class VolumeMetrics:
     def hidden(self, reason: str) -> None:
         """A key is left out of a listing. ``reason``: shadowed, name."""
         self.hidden_keys.labels(self._volume, reason).inc()
+
+
+class VolumeTotals(NamedTuple):
+    """What all processes of each volume have counted, by the volume's label.
+
+    Attributes:
+        request_errors: by volume and stable code.
+    """
+
+    spool_used_bytes: dict[str, float]
+    request_errors: dict[tuple[str, str], float]
+
+
+def read_volume_totals(directory: Path) -> VolumeTotals:
+    """Read them from the files of :class:`VolumeMetrics`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    totals = VolumeTotals({}, {})
+    collector = MultiProcessCollector(CollectorRegistry(), path=str(directory))  # type: ignore[no-untyped-call]
+    for metric in collector.collect():  # type: ignore[no-untyped-call]
+        for sample in metric.samples:
+            volume = sample.labels.get("volume", "")
+            if sample.name == "mount_sidecar_spool_used_bytes":
+                totals.spool_used_bytes[volume] = sample.value
+            elif sample.name == "mount_sidecar_store_request_errors_total":
+                key = (volume, sample.labels["code"])
+                totals.request_errors[key] = totals.request_errors.get(key, 0.0) + sample.value
+    return totals
+
+
+class WebhookMetrics:
+    """What the admission server counts; one process, so nothing is shared."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self._registry = CollectorRegistry()
+        self._requests = Histogram(
+            "mount_sidecar_webhook_request_duration_seconds",
+            "Time the admission server computed for one request, by outcome",
+            ("outcome",),
+            registry=self._registry,
+            buckets=_LATENCY_BUCKETS_S,
+        )
+        self._errors = Counter(
+            "mount_sidecar_webhook_errors_total",
+            "Requests that were refused or malformed, by stable code",
+            ("code",),
+            registry=self._registry,
+        )
+        self._catalogue_valid = Gauge(
+            "mount_sidecar_webhook_catalogue_valid",
+            "0 while the catalogue cannot be read and an earlier one holds",
+            registry=self._registry,
+        )
+        self._expires = Gauge(
+            "mount_sidecar_webhook_certificate_expiry_timestamp_seconds",
+            "When the certificate in use ends, in seconds since 1970",
+            registry=self._registry,
+        )
+
+    def request(self, outcome: str, seconds: float, code: str) -> None:
+        """One request was answered. ``outcome``: injected, unchanged, refused, malformed."""
+        self._requests.labels(outcome).observe(seconds)
+        if code:
+            self._errors.labels(code).inc()
+
+    def files(self, catalogue_valid: bool, certificate_expires_s: float) -> None:
+        """The state of what the server reads."""
+        self._catalogue_valid.set(1.0 if catalogue_valid else 0.0)
+        self._expires.set(certificate_expires_s)
+
+    def page(self) -> tuple[str, bytes]:
+        """The content type, and what ``/metrics`` shows."""
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        return CONTENT_TYPE_LATEST, generate_latest(self._registry)
 
 
 class StatusCollector:

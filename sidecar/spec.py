@@ -143,7 +143,7 @@ class Times(_Strict):
         retry_budget_s: how long an outage is waited out before EIO.
         metadata_read_only_s, metadata_writable_s: lifetime of names and attributes.
         sync_interval_s: how often long-open dirty files are sent to the store.
-        grace_s: the pod's terminationGracePeriodSeconds.
+        grace_s: what the sidecar has of the pod's terminationGracePeriodSeconds.
         grace_margin_s: what of it is kept for unmounting and leaving.
     """
 

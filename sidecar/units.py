@@ -1,4 +1,5 @@
 """Units of size."""
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 GIB = 1024 * MIB

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sidecar import logs
+from sidecar import logs, pod
 from sidecar.errors import (
     EXIT_OK,
     EndpointUnreachable,
@@ -53,6 +53,9 @@ _ANSWER_S = 1.0
 _WORKER_START_S = 3600.0
 _REQUEST_BYTES = 1024 * 1024
 _WORKER = "sidecar.mounter.worker"
+_REPORTER_STARTS = 5
+_LAST_WORDS_S = 3.0
+"""Within the margin of the grace period (``times.grace_margin_s``)."""
 
 
 class VolumeState:
@@ -146,6 +149,8 @@ class Lifecycle:
         self._state = Path(spec["roots"]["state"])
         self._children = Children()
         self._health: Child | None = None
+        self._reporter: Child | None = None  # in a pod only
+        self._reporter_starts = 0
         self._spare: Child | None = None  # a worker that has imported all and waits
         self._checks: dict[int, VolumeState] = {}
         self._shared: status.SharedDirectory | None = None
@@ -186,6 +191,11 @@ class Lifecycle:
 
     def _prepare(self) -> None:
         """Everything that needs no network: the host, the directories, what a crash left."""
+        if pod.is_in_pod() and self._state.is_dir():
+            # First of all, so that it can tell whatever comes; what an earlier container of
+            # this pod had to say is told.
+            (self._state / status.STATUS_FILE).unlink(missing_ok=True)
+            self._start_reporter()
         if self._buckets:
             mounts.check_host()
         try:
@@ -204,6 +214,12 @@ class Lifecycle:
         http = self._spec["http"]
         self._health = self._children.start(
             "health", "sidecar.mounter.health", [str(self._state), http["host"], str(http["port"])]
+        )
+
+    def _start_reporter(self) -> None:
+        self._reporter_starts += 1
+        self._reporter = self._children.start(
+            "reporter", "sidecar.mounter.reporter", [self._spec_file]
         )
 
     def _preflight(self) -> None:
@@ -235,9 +251,12 @@ class Lifecycle:
         outputs = next((v for v in self._volumes if v.kind == "outputs"), None)
         if outputs is not None and outputs_path is not None and outputs_path.startswith("/"):
             access = self._spec["access"]
+            # In a pod a bucket's path is the experiment's; here it is where it is mounted.
+            root = outputs.mountpoint if outputs.is_bucket else outputs.path
+            run_directory = root + outputs_path.removeprefix(outputs.path)
 
             def make() -> None:
-                checks.make_run_directory(outputs.path, outputs_path, access["uid"], access["gid"])
+                checks.make_run_directory(root, run_directory, access["uid"], access["gid"])
 
             self._run_check(outputs, make)
             self._turn_until(lambda: not self._checks)
@@ -344,8 +363,12 @@ class Lifecycle:
         for volume in self._buckets:
             mounts.clear(volume.mountpoint)  # what a worker managed to mount meanwhile
             volume.state = "stopped"
-        if self._shared is not None:
+        if self._shared is not None or self._reporter is not None:
             self._publish()
+        if self._reporter is not None:
+            # All is saved and unmounted, so this delays nothing that anybody waits for.
+            self._reporter.channel.send({"do": "leave"})
+            self._children.end([self._reporter], _LAST_WORDS_S)
         self._children.end_all()
         for directory in reversed(self._made_directories):
             with contextlib.suppress(OSError):
@@ -386,6 +409,10 @@ class Lifecycle:
         event = said.message["event"]
         if said.child is self._health:
             self._on_health(event, said)
+            return
+        if said.child is self._reporter:
+            logs.event(log, event)
+            self._stop_asked = True  # the pod's other containers have ended
             return
         volume = self._checks.get(said.child.pid)
         if volume is not None:
@@ -459,6 +486,13 @@ class Lifecycle:
                 "sidecar.mounter.health",
                 [str(self._state), http["host"], str(self._http_port)],
             )
+            return
+        if exited.child is self._reporter:
+            self._reporter = None
+            how = describe_exit(exited.status)
+            logs.event(log, "the reporter ended", logging.WARNING, how=how)
+            if self._reporter_starts < _REPORTER_STARTS:
+                self._start_reporter()
             return
         checked = self._checks.pop(exited.child.pid, None)
         if checked is not None:

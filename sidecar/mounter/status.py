@@ -55,6 +55,12 @@ def dump(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
+def read_status(state: Path) -> dict[str, Any]:
+    """The status document in the state directory."""
+    document: dict[str, Any] = json.loads((state / STATUS_FILE).read_text())
+    return document
+
+
 def write_private(path: Path, text: str) -> None:
     """Replace a file of the state directory in one step."""
     temporary = path.with_suffix(".new")

@@ -1,0 +1,115 @@
+"""The Kubernetes API through its client: the one seam where its errors become ours.
+
+Used by both halves: the reporter in a pod, and the certificate job. The client waits for
+nobody unasked: no retries of its own, and a time limit on every call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from sidecar.errors import (
+    ApiConflict,
+    ApiForbidden,
+    ApiGone,
+    ApiNotFound,
+    ApiRefused,
+    ApiUnavailable,
+    ClusterError,
+    NotInCluster,
+)
+
+TIMEOUT_S: Final = (2.0, 5.0)
+"""To connect, and for each read."""
+_TOO_MANY: Final = 429
+_BY_STATUS: Final[dict[int, type[ClusterError]]] = {
+    401: ApiForbidden,
+    403: ApiForbidden,
+    404: ApiNotFound,
+    409: ApiConflict,
+    410: ApiGone,
+}
+
+
+def connect() -> Any:
+    """A client for the API: by ``KUBECONFIG`` or ``~/.kube/config`` if there, else the pod's own.
+
+    Raises:
+        NotInCluster: neither can be used.
+    """
+    settings: Any = client.Configuration()
+    # Passed by name: the client itself looks at the variable only when it is imported.
+    file = Path(os.environ.get("KUBECONFIG") or "~/.kube/config").expanduser()
+    try:
+        if file.exists():
+            config.load_kube_config(str(file), client_configuration=settings)  # type: ignore[no-untyped-call]
+        else:
+            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+    except (config.ConfigException, OSError) as error:
+        raise NotInCluster(
+            f"no way to the Kubernetes API: {error}", "a service account's token, or a kubeconfig"
+        ) from None
+    settings.retries = False
+    return client.ApiClient(settings)
+
+
+def request(what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a method of the client; what the API answered, as plain values.
+
+    Not as the client's models, which refuse whatever a newer API answers that they do not know.
+
+    Args:
+        what: see :func:`translated`.
+
+    Raises:
+        ClusterError: what the API said instead.
+    """
+    with translated(what):
+        answer = function(*arguments, **options, _preload_content=False, _request_timeout=TIMEOUT_S)
+        return json.loads(answer.data)
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn what the client raises inside into a ClusterError.
+
+    Args:
+        what: what is tried, as the end of "cannot …", such as ``create events in `team```.
+    """
+    try:
+        yield
+    except ApiException as error:
+        raise _error(error, what) from None
+    except (urllib3.exceptions.HTTPError, ssl.SSLError, ConnectionError, TimeoutError) as error:
+        reason = str(error).partition("Caused by ")[2] or type(error).__name__
+        raise ApiUnavailable(f"cannot {what}: no connection ({reason})") from None
+
+
+def _error(error: ApiException, what: str) -> ClusterError:
+    status = int(error.status or 0)
+    kind = _BY_STATUS.get(status)
+    if kind is None:
+        unavailable = status in (0, _TOO_MANY) or status >= 500
+        kind = ApiUnavailable if unavailable else ApiRefused
+    reason = str(error.reason or "no connection").splitlines()[0]
+    hint = "its Role must allow it" if kind is ApiForbidden else ""
+    translated_ = kind(f"cannot {what}: {status} {reason}", hint)
+    if isinstance(translated_, ApiUnavailable):
+        translated_.retry_after_s = _retry_after_s(error)
+    return translated_
+
+
+def _retry_after_s(error: ApiException) -> float:
+    headers = error.headers or {}
+    given = headers.get("Retry-After", "0")
+    return float(given) if given.isdigit() else 0.0

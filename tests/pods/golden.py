@@ -1,0 +1,43 @@
+"""Manifests in, manifests out: `python -m tests.pods.golden` writes the expected ones anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidecar.control.catalogue import Catalogue, parse_catalogue
+from sidecar.control.sidecar_container import Injection
+from sidecar.control.workloads import inject_manifests
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "pods"
+CATALOGUE = FOLDER / "catalogue.yaml"
+SUFFIX = ".injected.yaml"
+NAMES = sorted(
+    path.stem
+    for path in FOLDER.glob("*.yaml")
+    if path != CATALOGUE and not path.name.endswith(SUFFIX)
+)
+IMAGE = "mount-sidecar:test"
+"""So that a release changes no expected manifest."""
+
+
+def catalogue() -> Catalogue:
+    return parse_catalogue(CATALOGUE.read_text(), CATALOGUE.name)
+
+
+def given(name: str) -> str:
+    return (FOLDER / f"{name}.yaml").read_text()
+
+
+def expected(name: str) -> Path:
+    return FOLDER / f"{name}{SUFFIX}"
+
+
+def injected(name: str, text: str) -> str:
+    """``text`` as the case ``name`` has it injected."""
+    injection = Injection(image=IMAGE, native=name != "no-native")
+    return inject_manifests(text, f"{name}.yaml", catalogue(), injection)
+
+
+if __name__ == "__main__":
+    for name in NAMES:
+        expected(name).write_text(injected(name, given(name)))

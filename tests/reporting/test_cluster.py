@@ -1,0 +1,310 @@
+"""A running sidecar and the API server: what arrives there, and what bad days there do here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.cluster import connect
+from sidecar.mounter.outbox import REPEAT_S, Outbox, PodIdentity
+from sidecar.mounter.pod_reports import Condition, Report
+from tests.reporting.conftest import POD, InPod
+from tests.support.clouds import Cloud
+from tests.support.killer import kill_worker
+from tests.support.kubernetes_api import DROP, KubernetesApi
+
+POD_IDENTITY = PodIdentity("train", "team", "uid-of-the-pod", "node-1")
+CONDITION = "mount-sidecar.io/Ready"
+
+
+def conditions(api: KubernetesApi) -> dict[str, Any]:
+    found = api.objects[POD]["status"].get("conditions", [])
+    return {item["type"]: item for item in found}
+
+
+def reasons(api: KubernetesApi) -> list[str]:
+    return [event["reason"] for event in api.events()]
+
+
+# --- the whole sidecar ----------------------------------------------------------------------
+
+
+def test_from_ready_over_healing_to_stopped(api: KubernetesApi, in_pod: InPod) -> None:
+    with in_pod() as sidecar:
+        api.wait_for(lambda: conditions(api).get(CONDITION, {}).get("status") == "True", "ready")
+        assert api.requests("POST", "events") == []  # nothing to complain about
+        kill_worker(sidecar, "train")
+        api.wait_for(lambda: reasons(api) == ["Healed"], "healed")
+        assert sidecar.stop() == 0
+    [event] = api.events()
+    assert event["involvedObject"]["uid"] == "uid-of-the-pod"
+    assert event["type"] == "Warning"
+    assert event["message"].startswith("SC1088 WORKER_LOST: volume data/train: ")
+    assert event["metadata"]["name"].startswith("train.")
+    assert conditions(api)[CONDITION]["status"] == "False"
+    assert conditions(api)[CONDITION]["reason"] == "Stopped"
+
+
+def test_a_mount_that_fails_says_why_before_the_container_ends(
+    api: KubernetesApi, in_pod: InPod
+) -> None:
+    sidecar = in_pod(bucket="no-such-bucket")
+    assert sidecar.start(wait=False).wait() == 3
+    [event] = api.events()
+    assert event["reason"] == "MountFailed"
+    assert event["message"].startswith("SC1042 BUCKET_NOT_FOUND: volume data/train ")
+    assert conditions(api)[CONDITION]["message"] == event["message"]
+    assert f"error {event['message']}\n" == sidecar.termination_message.read_text()
+
+
+def test_a_refused_login_is_told_without_the_key(
+    api: KubernetesApi, in_pod: InPod, s3: Cloud
+) -> None:
+    right = json.loads(s3.server.credentials_json())
+    secret = json.dumps({**right, "AWS_SECRET_ACCESS_KEY": "hunter2hunter2"})
+    assert in_pod(secret=secret).start(wait=False).wait() == 3
+    [event] = api.events()
+    assert event["message"].startswith("SC1043 LOGIN_REJECTED: ")
+    sent = json.dumps([asked.body for asked in api.asked])
+    assert "hunter2" not in sent
+
+
+def test_no_permission_is_logged_once_and_everything_else_works(
+    api: KubernetesApi, in_pod: InPod, tmp_path: Path
+) -> None:
+    api.fail("PATCH", "status", 403, times=50)
+    api.fail("POST", "events", 403, times=50)
+    with in_pod() as sidecar:
+        for _ in range(2):
+            kill_worker(sidecar, "train")
+            api.wait_for(lambda: api.requests("POST", "events"), "a first try")
+        (tmp_path / "m" / "file").write_text("saved")
+        assert sidecar.stop() == 0
+        log = sidecar.log()
+    assert log.count("no events will be reported") == 1
+    assert log.count("no condition will be reported") == 1
+    assert "SC1100 API_FORBIDDEN: cannot create events in `team`: 403 Forbidden" in log
+    assert len(api.requests("POST", "events")) == 1
+
+
+def test_an_api_that_hangs_delays_neither_the_mount_nor_the_drain(
+    api: KubernetesApi, in_pod: InPod, tmp_path: Path
+) -> None:
+    api.hang.set()
+    with in_pod() as sidecar:
+        kill_worker(sidecar, "train")
+        (tmp_path / "m" / "file").write_text("saved")
+        assert sidecar.stop() == 0
+    assert sidecar.status()["volumes"][0]["unsaved"] == []
+    assert sidecar.processes() == []
+
+
+def test_no_api_at_all(api: KubernetesApi, in_pod: InPod, tmp_path: Path) -> None:
+    sidecar = in_pod()
+    (tmp_path / "kubeconfig").write_text("{}")
+    with sidecar:
+        sidecar.wait_for(lambda: "nothing can be reported" in sidecar.log())
+        assert sidecar.stop() == 0
+    assert sidecar.log().count("SC1106 NOT_IN_CLUSTER") == 1
+
+
+def test_outside_a_pod_there_is_no_reporter(in_pod: InPod) -> None:
+    sidecar = in_pod()
+    del sidecar._environment["SIDECAR_POD_UID"]
+    with sidecar:
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in sidecar.children()]
+        assert not any(b"reporter" in command for command in commands)
+
+
+def test_a_job_completes_without_native_sidecars(api: KubernetesApi, in_pod: InPod) -> None:
+    """Whatever happens to the watch meanwhile; and not before a failed container's last try."""
+    with in_pod(plain=True) as sidecar:
+        watched(api, 1)
+        api.say_to_watches(DROP)
+        watched(api, 2)
+        gone = {"type": "ERROR", "object": {"code": 410, "reason": "Gone", "message": "too old"}}
+        api.say_to_watches(gone)
+        watched(api, 3)
+        api.fail("GET", "pods", 429, Retry_After="1")
+        api.end_watches()
+        watched(api, 4)
+        end(api, exit_code=1)
+        end(api, exit_code=0)
+        assert sidecar.wait() == 0
+        assert "experiment ended" in sidecar.log()
+
+
+def test_a_watch_that_is_not_allowed_is_said_once(api: KubernetesApi, in_pod: InPod) -> None:
+    api.fail("GET", "pods", 403, times=50)
+    with in_pod(plain=True) as sidecar:
+        sidecar.wait_for(lambda: "the pod will not complete by itself" in sidecar.log())
+        assert "SC1100 API_FORBIDDEN: cannot watch pods in `team`" in sidecar.log()
+        assert sidecar.stop() == 0
+    assert len(api.requests("GET", "pods$")) == 1
+
+
+def watched(api: KubernetesApi, times: int) -> None:
+    """Return when the pod is being watched for the ``times``-th time."""
+    api.wait_for(lambda: api.watches_opened == times, f"watch number {times}")
+
+
+def end(api: KubernetesApi, *, exit_code: int) -> None:
+    document = json.loads(json.dumps(api.objects[POD]))
+    statuses = document["status"]["containerStatuses"]
+    statuses[1]["state"] = {"terminated": {"exitCode": exit_code}}
+    api.put(POD, document)
+
+
+# --- the outbox, whose clock a test can turn ---------------------------------------------------
+
+
+@pytest.fixture
+def outbox(api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outbox:
+    monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path)))
+    return Outbox(POD_IDENTITY, connect)
+
+
+REPORT = Report("CredentialsRefused", "SC1043 LOGIN_REJECTED: volume data/d")
+LATER_S = REPEAT_S + 1
+
+
+def test_many_of_one_kind_are_one_event_with_a_count(api: KubernetesApi, outbox: Outbox) -> None:
+    for second in range(50):
+        outbox.add(REPORT)
+        outbox.send(float(second))
+    outbox.send(LATER_S)
+    outbox.send(2 * LATER_S)
+    assert [event["count"] for event in api.events()] == [50]
+    assert len(api.requests("POST", "events")) == len(api.requests("PATCH", "events")) == 1
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_an_event_that_the_server_has_forgotten_is_made_anew(
+    api: KubernetesApi, outbox: Outbox, status: int
+) -> None:
+    outbox.add(REPORT)
+    outbox.send(0.0)
+    api.fail("PATCH", "events", status)
+    outbox.add(REPORT)
+    outbox.send(LATER_S)
+    assert [event["count"] for event in api.events()] == [1, 2]
+
+
+def test_a_name_that_is_taken_is_not_kept(api: KubernetesApi, outbox: Outbox) -> None:
+    api.fail("POST", "events", 409)
+    outbox.add(REPORT)
+    outbox.send(0.0)
+    assert api.events() == []
+    outbox.send(2.0)
+    assert len(api.events()) == 1
+    first, second = api.requests("POST", "events")
+    assert first.body["metadata"]["name"] != second.body["metadata"]["name"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(
+    api: KubernetesApi, outbox: Outbox, status: int
+) -> None:
+    api.fail("POST", "events", status, Retry_After="30")
+    outbox.add(REPORT)
+    for second in (0.0, 1.0, 29.0):
+        outbox.send(second)
+    assert len(api.requests("POST", "events")) == 1
+    outbox.send(31.0)
+    assert len(api.events()) == 1
+
+
+def test_the_last_words_do_not_wait(api: KubernetesApi, outbox: Outbox) -> None:
+    outbox.add(REPORT)
+    outbox.send(0.0)
+    outbox.add(REPORT)
+    outbox.set_condition(Condition("False", "Stopped", "stopped"))
+    outbox.send(1.0, last=True)
+    assert [event["count"] for event in api.events()] == [2]
+    assert conditions(api)[CONDITION]["reason"] == "Stopped"
+
+
+def test_the_newest_condition_is_sent_and_other_conditions_stay(
+    api: KubernetesApi, outbox: Outbox
+) -> None:
+    theirs = {"type": "Initialized", "status": "True"}
+    api.objects[POD]["status"]["conditions"] = [theirs]
+    outbox.set_condition(Condition("True", "Mounted", "one"))
+    outbox.set_condition(Condition("True", "Mounted", "two"))
+    outbox.send(0.0)
+    outbox.send(10.0)
+    assert len(api.requests("PATCH", "status")) == 1
+    assert conditions(api)["Initialized"] == theirs
+    assert conditions(api)[CONDITION]["message"] == "two"
+
+
+def test_a_message_of_any_length_is_an_event(api: KubernetesApi, outbox: Outbox) -> None:
+    outbox.add(Report("NotSaved", "é" * 2000))
+    outbox.send(0.0)
+    [event] = api.events()
+    assert len(event["message"].encode()) <= 1024
+
+
+def test_a_flood_of_different_reports_is_bounded(api: KubernetesApi, outbox: Outbox) -> None:
+    for number in range(1000):
+        outbox.add(Report("MountFailed", f"number {number}"))
+    outbox.send(0.0)
+    assert len(api.events()) == 100
+
+
+# --- `sidecar wait` ----------------------------------------------------------------------------
+
+
+def wait_command(port: int, timeout_s: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sidecar", "wait", "--port", str(port)]
+    return subprocess.Popen(
+        [*command, "--timeout", str(timeout_s)],
+        stderr=subprocess.PIPE,
+        env=os.environ,
+        text=True,
+    )
+
+
+def test_wait_returns_when_the_sidecar_is_ready(in_pod: InPod) -> None:
+    with in_pod() as sidecar:
+        waiting = wait_command(sidecar.status()["http_port"], 30)
+        assert waiting.communicate(timeout=60) == (None, "")
+        assert waiting.returncode == 0
+
+
+def test_wait_says_what_was_waited_for(api: KubernetesApi, in_pod: InPod) -> None:
+    nobody = wait_command(1, 0)
+    assert nobody.communicate(timeout=60)[1] == (
+        "error SC1091 READY_TIMEOUT: not ready after 0 s: no sidecar answers on port 1\n"
+    )
+    assert nobody.returncode == 3
+    unreachable = json.dumps(
+        {
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        }
+    )
+    sidecar = in_pod(secret=unreachable)
+    try:
+        sidecar.start(wait=False)
+        sidecar.wait_for(lambda: sidecar_waits(sidecar.state))
+        waiting = wait_command(sidecar.status()["http_port"], 0)
+        said = waiting.communicate(timeout=60)[1]
+        assert said.startswith("error SC1091 READY_TIMEOUT: not ready after 0 s: data/train (SC10")
+    finally:
+        sidecar.clean_up()
+
+
+def sidecar_waits(state: Path) -> bool:
+    file = state / "status.json"
+    if not file.exists():
+        return False
+    status = json.loads(file.read_text())
+    return bool(status["http_port"] and status["volumes"][0]["error"])

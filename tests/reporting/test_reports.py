@@ -1,0 +1,191 @@
+"""What is worth telling, from status documents and counts: pure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.metrics import VolumeTotals, read_volume_totals
+from sidecar.mounter.experiment import has_ended
+from sidecar.mounter.pod_reports import Condition, Observer, condition
+
+SPOOL_BYTES = 1000
+
+
+def volume(**changes: Any) -> dict[str, Any]:
+    return {
+        "kind": "outputs",
+        "name": "models",
+        "state": "serving",
+        "error": None,
+        "healed": {"resend": 0, "remount": 0},
+        "unsaved": [],
+        "unsaved_count": 0,
+        **changes,
+    }
+
+
+def status(phase: str = "ready", *volumes: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    every = list(volumes or (volume(),))
+    return {"phase": phase, "ready": phase == "ready", "error": None, "volumes": every, **changes}
+
+
+ERROR = {"code": "SC1042", "name": "BUCKET_NOT_FOUND", "message": "no bucket `b`; check its name"}
+
+
+@pytest.fixture
+def observer() -> Observer:
+    return Observer(SPOOL_BYTES)
+
+
+def test_a_failed_mount_is_told_once_with_its_code(observer: Observer) -> None:
+    failed = status("failed", error=ERROR)
+    [report] = observer.look_at_status(failed)
+    assert (report.reason, report.kind) == ("MountFailed", "Warning")
+    assert report.message == "SC1042 BUCKET_NOT_FOUND: no bucket `b`; check its name"
+    assert observer.look_at_status(failed) == []
+
+
+def test_each_time_a_mount_healed(observer: Observer) -> None:
+    assert observer.look_at_status(status()) == []
+    healed = status("ready", volume(healed={"resend": 1, "remount": 0}))
+    [report] = observer.look_at_status(healed)
+    assert report.reason == "Healed"
+    assert "outputs/models" in report.message
+    assert observer.look_at_status(healed) == []
+    assert observer.look_at_status(status("ready", volume(healed={"resend": 2, "remount": 0})))
+
+
+def test_a_mount_that_breaks_while_it_is_used_and_again_after_it_was_well(
+    observer: Observer,
+) -> None:
+    broken = status("ready", volume(state="restarting", error=ERROR))
+    [report] = observer.look_at_status(broken)
+    assert report.message == f"volume outputs/models: SC1042 BUCKET_NOT_FOUND: {ERROR['message']}"
+    assert observer.look_at_status(broken) == []
+    observer.look_at_status(status())
+    assert len(observer.look_at_status(broken)) == 1
+
+
+def test_before_ready_an_outage_is_only_waited_out(observer: Observer) -> None:
+    assert observer.look_at_status(status("starting", volume(state="probing", error=ERROR))) == []
+
+
+def test_what_was_not_saved_is_named_at_the_end_only(observer: Observer) -> None:
+    unsaved = [{"key": f"f{n}", "code": "", "why": ""} for n in range(20)]
+    left = volume(unsaved=unsaved, unsaved_count=25)
+    assert observer.look_at_status(status("draining", left)) == []
+    [report] = observer.look_at_status(status("stopped", left))
+    assert report.reason == "NotSaved"
+    assert report.message.startswith("SC1089 NOT_SAVED: volume outputs/models: not saved: f0, f1,")
+    assert report.message.endswith("f9 and 15 more")
+
+
+def test_refused_requests_are_told_when_there_are_more_of_them(observer: Observer) -> None:
+    def totals(count: float, code: str = "SC1043") -> VolumeTotals:
+        return VolumeTotals({}, {("data/d", code): count})
+
+    [report] = observer.look_at_totals(totals(1))
+    assert report.reason == "CredentialsRefused"
+    assert report.message == "SC1043 LOGIN_REJECTED: volume data/d: the store refuses requests"
+    assert observer.look_at_totals(totals(1)) == []
+    assert observer.look_at_totals(totals(2)) == [report]
+    assert observer.look_at_totals(totals(9, "SC1040")) == []  # names that are not there
+
+
+def test_a_spool_is_nearly_full_once_until_it_was_emptied(observer: Observer) -> None:
+    def look(used_bytes: float) -> list[str]:
+        found = observer.look_at_totals(VolumeTotals({"outputs/models": used_bytes}, {}))
+        return [report.reason for report in found]
+
+    looks = [look(used_bytes) for used_bytes in (899, 900, 990, 800, 950, 699, 950)]
+    nearly = ["SpoolNearlyFull"]
+    assert looks == [[], nearly, [], [], [], [], nearly]
+
+
+def test_the_condition_follows_ready_and_not_a_worker() -> None:
+    mounted = Condition("True", "Mounted", "1 volume(s) are usable")
+    assert condition(status("starting")) is None
+    assert condition(status()) == mounted
+    assert condition(status("ready", volume(state="restarting"))) == mounted
+    failed = condition(status("failed", error=ERROR))
+    assert failed is not None
+    assert failed[:2] == ("False", "MountFailed")
+    assert failed.message.startswith("SC1042 BUCKET_NOT_FOUND: ")
+    stopped = condition(status("stopped", ready=False))
+    assert stopped is not None
+    assert stopped[:2] == ("False", "Stopped")
+
+
+@pytest.mark.parametrize(
+    ("policy", "exit_codes", "ended"),
+    [
+        ("Never", [0, 0], True),
+        ("Never", [1, 0], True),
+        ("Never", [0, None], False),
+        ("OnFailure", [0, 0], True),
+        ("OnFailure", [0, 1], False),  # it will be started again
+        ("Always", [0, 0], False),
+    ],
+)
+def test_when_an_experiment_has_ended_for_good(
+    policy: str, exit_codes: list[int | None], ended: bool
+) -> None:
+    assert has_ended(pod(policy, exit_codes)) is ended
+
+
+def test_containers_that_were_not_started_yet_have_not_ended() -> None:
+    document = pod("Never", [0, 0])
+    del document["status"]["containerStatuses"][1]
+    assert not has_ended(document)
+    assert not has_ended({"spec": document["spec"], "status": {}})
+
+
+def pod(policy: str, exit_codes: list[int | None]) -> dict[str, Any]:
+    """A pod with the sidecar and a container for each exit code; None for one that runs."""
+    names = [f"c{number}" for number in range(len(exit_codes))]
+    states = [
+        {"running": {}} if code is None else {"terminated": {"exitCode": code}}
+        for code in exit_codes
+    ]
+    running = {"name": "mount-sidecar", "state": {"running": {}}}
+    return {
+        "metadata": {"name": "train"},
+        "spec": {
+            "restartPolicy": policy,
+            "containers": [{"name": name} for name in ["mount-sidecar", *names]],
+        },
+        "status": {
+            "containerStatuses": [
+                running,
+                *({"name": n, "state": s} for n, s in zip(names, states, strict=True)),
+            ]
+        },
+    }
+
+
+COUNTED = """
+import sys
+from pathlib import Path
+from sidecar.metrics import VolumeMetrics
+metrics = VolumeMetrics(Path(sys.argv[1]), "outputs/models", sys.argv[2])
+metrics.request("get", 0.1, "SC1043")
+metrics.request("put", 0.1, "SC1043")
+metrics.spool_used_bytes.set(950)
+"""
+
+
+def test_what_every_process_of_a_volume_counted_is_added_up(
+    tmp_path: Path, observer: Observer
+) -> None:
+    for identity in ("worker", "reader"):
+        command = [sys.executable, "-c", COUNTED, str(tmp_path), identity]
+        subprocess.run(command, check=True, timeout=60)
+    totals = read_volume_totals(tmp_path)
+    assert totals == VolumeTotals({"outputs/models": 950}, {("outputs/models", "SC1043"): 4})
+    found = [report.reason for report in observer.look_at_totals(totals)]
+    assert found == ["CredentialsRefused", "SpoolNearlyFull"]
