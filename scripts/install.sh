@@ -167,6 +167,38 @@ install_promtool() {
     rm -r "$folder"
 }
 
+# podman and what makes a base without a registry of images: about 60 MB, and 260 MB on disk.
+install_podman() {
+    if command -v podman runc conmon mmdebstrap >/dev/null; then
+        return
+    fi
+    # mmdebstrap verifies Debian's packages on Ubuntu too; netavark is not needed, as every
+    # container here shares the host's network.
+    apt_install podman runc catatonit mmdebstrap debian-archive-keyring
+}
+
+# The slow layers of the images, once: half a minute for the base, one for the packages. The
+# tests build again, which then takes as long as copying the product.
+build_images() {
+    local want stamp=$tools/podman/.built
+    want=$(digest Dockerfile images/*/Dockerfile images/base/build.sh pyproject.toml \
+        constraints.txt scripts/build-image.sh scripts/podman.sh)
+    if done_before "$stamp" "$want"; then
+        return
+    fi
+    say "$tools/podman: images"
+    scripts/build-image.sh >/dev/null
+    printf '%s\n' "$want" >"$stamp"
+}
+
+# For `kubectl kustomize`, which reads no cluster.
+install_kubectl() {
+    if command -v kubectl >/dev/null; then
+        return
+    fi
+    apt_install 'kubectl|kubernetes-client'
+}
+
 mkdir -p "$tools"
 exec 9>"$tools/.install.lock"
 flock 9 # two makes at once: the second finds everything there
@@ -180,6 +212,9 @@ case $group in
         install_promtool
         install_azurite
         install_polyaxon_client
+        install_kubectl
+        install_podman
+        build_images
         ;;
     *) die "unknown group $group: demo or test" ;;
 esac
