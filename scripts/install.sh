@@ -147,29 +147,38 @@ install_azurite() {
         --prefix "$tools" "azurite@$azurite_version" >/dev/null
 }
 
-# promtool is a package of its own from Debian 13 on. Before, it came with the server, which
-# starts when it is installed: then only the program is taken out of the package.
-install_promtool() {
-    local folder
-    if command -v promtool >/dev/null || [ -x "$venv/bin/promtool" ]; then
-        return
-    fi
-    apt_refresh promtool
-    if has_package promtool; then
-        apt_install promtool
-        return
-    fi
-    say "$venv: promtool"
+# take_programs PACKAGE PROGRAM... : only the programs out of a package, for one whose service
+# would start when it is installed.
+take_programs() {
+    local package=$1 folder
+    shift
+    apt_refresh "$package"
+    say "$venv: $*"
     folder=$(mktemp -d)
-    (cd "$folder" && apt-get download -qq -o APT::Sandbox::User=root prometheus)
-    dpkg-deb --fsys-tarfile "$folder"/prometheus_*.deb |
-        tar -x -C "$venv/bin" --strip-components=3 ./usr/bin/promtool
+    (cd "$folder" && apt-get download -qq -o APT::Sandbox::User=root "$package")
+    dpkg-deb --fsys-tarfile "$folder/$package"_*.deb |
+        tar -x -C "$venv/bin" --strip-components=3 "${@/#/./usr/bin/}"
     rm -r "$folder"
+}
+
+# promtool is a package of its own from Debian 13 on. Before, it came with the server.
+install_prometheus() {
+    if ! command -v promtool >/dev/null && ! [ -x "$venv/bin/promtool" ]; then
+        apt_refresh promtool
+        if has_package promtool; then
+            apt_install promtool
+        else
+            take_programs prometheus promtool
+        fi
+    fi
+    if ! command -v prometheus >/dev/null && ! [ -x "$venv/bin/prometheus" ]; then
+        take_programs prometheus prometheus
+    fi
 }
 
 # podman and what makes a base without a registry of images: about 60 MB, and 260 MB on disk.
 install_podman() {
-    if command -v podman runc conmon mmdebstrap >/dev/null; then
+    if type podman runc conmon mmdebstrap >/dev/null 2>&1; then
         return
     fi
     # mmdebstrap verifies Debian's packages on Ubuntu too; netavark is not needed, as every
@@ -209,7 +218,7 @@ case $group in
     test)
         install_project demo dev
         command -v fio >/dev/null || apt_install fio
-        install_promtool
+        install_prometheus
         install_azurite
         install_polyaxon_client
         install_kubectl

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import __version__
+from sidecar.spec import Times
 from tests.pods.runs import (
     EXPERIMENT,
     NOTES,
@@ -105,7 +105,7 @@ def test_a_run_with_five_kinds_of_volume(tmp_path: Path, clouds: Clouds) -> None
 def test_the_experiment_has_directories_and_nothing_else(tmp_path: Path, clouds: Clouds) -> None:
     script = """
     id -u; grep CapEff /proc/self/status; ls /var/run/sidecar /etc/sidecar /dev/fuse
-    touch /mnt/persistence/data/images/x /mnt/persistence/data/x; id > "$POLYAXON_RUN_OUTPUTS_PATH/id"
+    touch /mnt/persistence/data/images/x; id > "$POLYAXON_RUN_OUTPUTS_PATH/id"
     """
     with pod_of(tmp_path, clouds, command=["sh", "-c", script]) as pod:
         experiment = pod[EXPERIMENT]
@@ -132,6 +132,84 @@ def test_with_a_wrong_secret_the_experiment_never_starts(tmp_path: Path, clouds:
         for text in (message, pod[SIDECAR].logs()):
             assert "not-the-secret-key" not in text
         everything_is_gone(pod)
+
+
+@pytest.mark.soak
+def test_a_sidecar_that_was_killed_is_started_again(tmp_path: Path, clouds: Clouds) -> None:
+    """What was written and not saved is saved by the next start, and the mounts come back."""
+    script = """
+    out=$POLYAXON_RUN_OUTPUTS_PATH; exec 3>>"$out/log.txt"; echo before >&3; echo written
+    until ls "$out" 2>&1 | grep -q endpoint; do sleep 0.1; done; echo lost
+    until grep before "$out/log.txt" 2>/dev/null; do sleep 0.1; done
+    echo after > "$out/after.txt"
+    """
+    command = ["sh", "-c", script]
+    with pod_of(tmp_path, clouds, command=command) as pod:
+        experiment = pod[EXPERIMENT]
+        wait_for(lambda: "written" in experiment.logs(), pod)
+        pod[SIDECAR].signal("KILL")
+        assert pod[SIDECAR].wait() == 137
+        wait_for(lambda: "lost" in experiment.logs(), pod)
+        pod.start_container(pod.spec["initContainers"][0])
+        assert experiment.wait() == 0, experiment.logs()
+        assert pod.stop_sidecars() == {SIDECAR: 0}, pod[SIDECAR].logs()
+        assert sorted(clouds.saved()) == ["after.txt", "log.txt"]
+        everything_is_gone(pod)
+
+
+@pytest.mark.soak
+def test_at_the_memory_limit_a_worker_dies_and_training_goes_on(
+    tmp_path: Path, long_run: Clouds
+) -> None:
+    # Many small processes take memory, so that the kernel finds a worker the largest.
+    hog = """
+import json, os, time
+def healed():
+    volumes = json.load(open("/var/lib/sidecar/status.json"))["volumes"]
+    return sum(volume["healed"].get("resend", 0) for volume in volumes)
+while not healed():
+    if os.fork() == 0:
+        held = bytearray(os.urandom(1 << 20) * 12)
+        time.sleep(1.5)
+        os._exit(0)
+    time.sleep(0.02)
+"""
+    with pod_of(tmp_path, long_run, memory="700Mi") as pod:
+        sidecar, experiment = pod[SIDECAR], pod[EXPERIMENT]
+        wait_for(lambda: is_training(pod), pod)
+        sidecar.execute("python3", "-c", hog, check=False)  # the kernel may choose it, too
+        assert experiment.wait() == 0, experiment.logs()
+        assert "SIGKILL (out of memory?)" in sidecar.logs()
+        saved = told_saved(experiment)
+        assert pod.stop_sidecars() == {SIDECAR: 0}, sidecar.logs()
+        assert long_run.saved() == saved
+        everything_is_gone(pod)
+
+
+@pytest.mark.soak
+def test_with_too_little_grace_it_says_what_is_not_saved(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    gcs_server: GcsServer,
+    azure_server: AzureServer,
+) -> None:
+    script = """
+    exec 3>"$POLYAXON_RUN_OUTPUTS_PATH/model.bin"; echo weights >&3; echo written; sleep 1000
+    """
+    with S3Server(tmp_path_factory.mktemp("silent")) as silent:
+        clouds = Clouds(silent, gcs_server, azure_server)
+        times = Times(ready_timeout_s=40, grace_s=3, grace_margin_s=1)
+        with pod_of(tmp_path, clouds, times=times, command=["sh", "-c", script]) as pod:
+            wait_for(lambda: "written" in pod[EXPERIMENT].logs(), pod)
+            silent.pause()
+            pod[EXPERIMENT].signal("KILL")
+            assert pod[EXPERIMENT].wait() == 137
+            assert pod.stop_sidecars() == {SIDECAR: 4}
+            message = pod.termination_message(SIDECAR)
+            silent.resume()
+            assert "SC1089 NOT_SAVED" in message
+            assert "model.bin" in message
+            everything_is_gone(pod)
 
 
 def test_training_goes_on_when_a_worker_is_killed(tmp_path: Path, long_run: Clouds) -> None:

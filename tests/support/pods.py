@@ -90,9 +90,9 @@ class Container:
         result = podman("logs", self.name)
         return result.stdout + result.stderr
 
-    def execute(self, *command: str) -> str:
+    def execute(self, *command: str, check: bool = True) -> str:
         """Run a program in it, as ``kubectl exec`` does; its output."""
-        return podman("exec", self.name, *command).stdout
+        return podman("exec", self.name, *command, check=check).stdout
 
     def signal(self, name: str) -> None:
         """Send a signal to its first process."""
