@@ -193,13 +193,18 @@ def test_with_too_little_grace_it_says_what_is_not_saved(
     gcs_server: GcsServer,
     azure_server: AzureServer,
 ) -> None:
+    # Not a shell's redirection, which closes a duplicate of its descriptor: that would save.
     script = """
-    exec 3>"$POLYAXON_RUN_OUTPUTS_PATH/model.bin"; echo weights >&3; echo written; sleep 1000
-    """
+import os, time
+file = open(os.environ["POLYAXON_RUN_OUTPUTS_PATH"] + "/model.bin", "wb", buffering=0)
+file.write(b"weights")
+print("written", flush=True)
+time.sleep(1000)
+"""
     with S3Server(tmp_path_factory.mktemp("silent")) as silent:
         clouds = Clouds(silent, gcs_server, azure_server)
         times = Times(ready_timeout_s=40, grace_s=3, grace_margin_s=1)
-        with pod_of(tmp_path, clouds, times=times, command=["sh", "-c", script]) as pod:
+        with pod_of(tmp_path, clouds, times=times, command=["python3", "-c", script]) as pod:
             wait_for(lambda: "written" in pod[EXPERIMENT].logs(), pod)
             silent.pause()
             pod[EXPERIMENT].signal("KILL")

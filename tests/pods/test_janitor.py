@@ -88,7 +88,7 @@ def test_what_a_killed_sidecar_left_is_detached_and_decoys_stay(
         killed.kill()
         left = killed.mounted()
         assert len(left) == 2  # the mount and its guard
-        with pytest.raises(OSError, match="not connected|connection abort"):
+        with pytest.raises(OSError, match=r"not connected|connection abort"):
             os.statvfs(left[0])
 
         log = look(pods)

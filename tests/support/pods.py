@@ -36,6 +36,7 @@ EXPERIMENT_IMAGE = f"localhost/experiment:{__version__}"
 
 _PODMAN = REPOSITORY / "scripts" / "podman.sh"
 _BUILD = REPOSITORY / "scripts" / "build-image.sh"
+_CONMON_PLACE = REPOSITORY / ".tools" / "podman"
 _TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _STOPPED = ("exited", "stopped")
@@ -56,7 +57,10 @@ def build_images() -> str:
 
 def podman(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run podman on this clone's own storage."""
-    result = subprocess.run([_PODMAN, *arguments], capture_output=True, text=True, check=False)
+    # conmon leaves a file `oom` where it was started, when the kernel killed for memory.
+    result = subprocess.run(
+        [_PODMAN, *arguments], capture_output=True, text=True, check=False, cwd=_CONMON_PLACE
+    )
     assert result.returncode == 0 or not check, f"podman {arguments}: {result.stderr}"
     return result
 
