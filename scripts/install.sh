@@ -181,9 +181,8 @@ install_podman() {
     if type podman runc conmon mmdebstrap >/dev/null 2>&1; then
         return
     fi
-    # mmdebstrap verifies Debian's packages on Ubuntu too; netavark is not needed, as every
-    # container here shares the host's network.
-    apt_install podman runc catatonit mmdebstrap debian-archive-keyring
+    # mmdebstrap verifies Debian's packages on Ubuntu too.
+    apt_install podman runc mmdebstrap debian-archive-keyring
 }
 
 # The slow layers of the images, once: half a minute for the base, one for the packages. The
