@@ -148,7 +148,8 @@ def test_every_query_of_the_dashboard_returns_data_of_a_run(
     """A run with what the panels are about: a file not saved yet, an outage, a worker's death."""
     clouds = Clouds(fragile_s3, gcs_server, azure_server, epochs=25)
     script = """
-    cat /data/host/note.txt; python3 /experiment/train.py
+    until test -e /data/claim/go; do sleep 0.1; done
+    python3 /experiment/train.py
     exec python3 -c '
 import os, time
 path = os.environ["POLYAXON_RUN_OUTPUTS_PATH"]
@@ -167,6 +168,7 @@ while not os.path.exists("/data/claim/enough"):
         with Prometheus(tmp_path / "prometheus", probe["port"], labels) as prometheus:
             started_s = time.time()
             prometheus.wait_for("mount_sidecar_ready", pod)
+            (tmp_path / "claim/go").touch()
             while not any(event["event"] == "epoch" for event in events(pod[EXPERIMENT])):
                 assert pod[EXPERIMENT].running, pod[EXPERIMENT].logs()
                 time.sleep(0.1)
