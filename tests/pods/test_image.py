@@ -161,23 +161,24 @@ def test_a_sidecar_that_was_killed_is_started_again(tmp_path: Path, clouds: Clou
 def test_at_the_memory_limit_a_worker_dies_and_training_goes_on(
     tmp_path: Path, long_run: Clouds
 ) -> None:
-    # Many small processes take memory, so that the kernel finds a worker the largest.
+    # Many small processes take memory, so that the kernel finds one of ours the largest, and
+    # give it back at once: without room for one worker no mount can go on.
     hog = """
-import json, os, time
-def healed():
-    volumes = json.load(open("/var/lib/sidecar/status.json"))["volumes"]
-    return sum(volume["healed"].get("resend", 0) for volume in volumes)
-while not healed():
+import json, os, signal, time
+os.setpgid(0, 0)
+with open("/var/lib/sidecar/status.json") as file:
+    pids = [volume["worker_pid"] for volume in json.load(file)["volumes"] if volume["worker_pid"]]
+while all(os.path.exists(f"/proc/{pid}/exe") for pid in pids):
     if os.fork() == 0:
         held = bytearray(os.urandom(1 << 20) * 12)
-        time.sleep(1.5)
-        os._exit(0)
-    time.sleep(0.02)
+        time.sleep(60)
+    time.sleep(0.05)
+os.killpg(0, signal.SIGKILL)
 """
     with pod_of(tmp_path, long_run, memory="700Mi") as pod:
         sidecar, experiment = pod[SIDECAR], pod[EXPERIMENT]
         wait_for(lambda: is_training(pod), pod)
-        sidecar.execute("python3", "-c", hog, check=False)  # the kernel may choose it, too
+        sidecar.execute("python3", "-c", hog, check=False)  # it ends itself by SIGKILL
         assert experiment.wait() == 0, experiment.logs()
         assert "SIGKILL (out of memory?)" in sidecar.logs()
         saved = told_saved(experiment)
@@ -214,7 +215,8 @@ time.sleep(1000)
             pod[EXPERIMENT].signal("KILL")
             assert pod[EXPERIMENT].wait() == 137
             assert "SC1089 NOT_SAVED" in message
-                everything_is_gone(pod)
+            assert "not saved: outputs/runs: " in message
+            everything_is_gone(pod)
 
 
 @pytest.mark.soak

@@ -193,12 +193,13 @@ def test_as_a_daemon_set_s_pod_it_frees_a_pod_whose_sidecar_was_killed(
     with pod_of(tmp_path, clouds, command=command) as pod:
         volumes = str(pod.directory / "volumes")
 
-        def janitor() -> str:
-            options = ("--rm", "--privileged", "--pid", "host", "--network", "none", "--read-only")
+        def janitor(*, pid: str = "host", check: bool = True) -> str:
+            options = ("--rm", "--privileged", "--network", "none", "--read-only", f"--pid={pid}")
             place = ("--volume", f"{volumes}:{volumes}:rshared")
             arguments = ("janitor", "--once", "--root", volumes)
-            return podman("run", *options, *place, SIDECAR_IMAGE, *arguments).stderr
+            return podman("run", *options, *place, SIDECAR_IMAGE, *arguments, check=check).stderr
 
+        assert "its pod needs `hostPID: true`" in janitor(pid="private", check=False)
         assert "detached" not in janitor()  # everything is in use
         pod[SIDECAR].signal("KILL")
         pod[SIDECAR].wait()

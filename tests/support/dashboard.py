@@ -115,7 +115,7 @@ def draw(answers: list[tuple[Query, list[Series]]], picture: Path) -> None:
         unit, scale = _UNITS[lines[0][0].unit]
         axis.set_title(f"{title}, {unit}" if unit else title, fontsize=10, loc="left")
         for _, found in lines:
-            for line in found:
+            for line in sorted(found, key=lambda series: -max(series.values)):
                 moments = [moment - start_s for moment in line.times]
                 axis.plot(moments, [v / scale for v in line.values], label=line.name)
         axis.set_ylim(bottom=0)
