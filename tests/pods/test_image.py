@@ -216,6 +216,7 @@ time.sleep(1000)
             assert pod[EXPERIMENT].wait() == 137
             assert "SC1089 NOT_SAVED" in message
             assert "not saved: outputs/runs: " in message
+            assert "model.bin" in message
             everything_is_gone(pod)
 
 
