@@ -166,24 +166,64 @@ install_azurite() {
         --prefix "$tools" "azurite@$azurite_version" >/dev/null
 }
 
-# promtool is a package of its own from Debian 13 on. Before, it came with the server, which
-# starts when it is installed: then only the program is taken out of the package.
-install_promtool() {
-    local folder
-    if command -v promtool >/dev/null || [ -x "$venv/bin/promtool" ]; then
-        return
-    fi
-    apt_refresh promtool
-    if has_package promtool; then
-        apt_install promtool
-        return
-    fi
-    say "$venv: promtool"
+# take_programs PACKAGE PROGRAM... : only the programs out of a package, for one whose service
+# would start when it is installed.
+take_programs() {
+    local package=$1 folder
+    shift
+    apt_refresh "$package"
+    say "$venv: $*"
     folder=$(mktemp -d)
-    (cd "$folder" && apt-get download -qq -o APT::Sandbox::User=root prometheus)
-    dpkg-deb --fsys-tarfile "$folder"/prometheus_*.deb |
-        tar -x -C "$venv/bin" --strip-components=3 ./usr/bin/promtool
+    (cd "$folder" && apt-get download -qq -o APT::Sandbox::User=root "$package")
+    dpkg-deb --fsys-tarfile "$folder/$package"_*.deb |
+        tar -x -C "$venv/bin" --strip-components=3 "${@/#/./usr/bin/}"
     rm -r "$folder"
+}
+
+# promtool is a package of its own from Debian 13 on. Before, it came with the server.
+install_prometheus() {
+    if ! command -v promtool >/dev/null && ! [ -x "$venv/bin/promtool" ]; then
+        apt_refresh promtool
+        if has_package promtool; then
+            apt_install promtool
+        else
+            take_programs prometheus promtool
+        fi
+    fi
+    if ! command -v prometheus >/dev/null && ! [ -x "$venv/bin/prometheus" ]; then
+        take_programs prometheus prometheus
+    fi
+}
+
+# podman and what makes a base without a registry of images: about 60 MB, and 260 MB on disk.
+install_podman() {
+    if type podman runc conmon mmdebstrap >/dev/null 2>&1; then
+        return
+    fi
+    # mmdebstrap verifies Debian's packages on Ubuntu too.
+    apt_install podman runc mmdebstrap debian-archive-keyring
+}
+
+# The slow layers of the images, once: half a minute for the base, one for the packages. The
+# tests build again, which then takes as long as copying the product.
+build_images() {
+    local want stamp=$tools/podman/.built
+    want=$(digest Dockerfile images/*/Dockerfile images/base/build.sh pyproject.toml \
+        constraints.txt scripts/build-image.sh scripts/podman.sh)
+    if done_before "$stamp" "$want"; then
+        return
+    fi
+    say "$tools/podman: images"
+    scripts/build-image.sh >/dev/null
+    printf '%s\n' "$want" >"$stamp"
+}
+
+# For `kubectl kustomize`, which reads no cluster.
+install_kubectl() {
+    if command -v kubectl >/dev/null; then
+        return
+    fi
+    apt_install 'kubectl|kubernetes-client'
 }
 
 mkdir -p "$tools"
@@ -198,9 +238,12 @@ case $group in
         command -v fio >/dev/null || apt_install fio
         command -v git >/dev/null || apt_install git
         command -v rsync >/dev/null || apt_install rsync
-        install_promtool
+        install_prometheus
         install_azurite
         install_polyaxon_client
+        install_kubectl
+        install_podman
+        build_images
         ;;
     soak) install_torch ;;
     *) die "unknown group $group: demo, test or soak" ;;

@@ -28,6 +28,7 @@ from sidecar.errors import (
 )
 from sidecar.spec import (
     HTTP_PORT,
+    KUBELET_PODS,
     SECRETS_ROOT,
     SHARED_ROOT,
     STATE_ROOT,
@@ -244,6 +245,34 @@ def mount(spec_file: str) -> None:
     command = supervisor.command(str(validated))
     sys.stdout.flush()
     os.execv(command[0], command)
+
+
+@cli.command()
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=KUBELET_PODS,
+    show_default=True,
+    metavar="DIR",
+    help="The kubelet's directory of pods.",
+)
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=1),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks.",
+)
+@click.option("--once", is_flag=True, help="Look once, and end.")
+def janitor(root: Path, interval_s: float, *, once: bool) -> None:
+    """Detach what killed sidecars left mounted on this node, until told to stop."""
+    from sidecar import logs
+    from sidecar.mounter.janitor import run
+
+    logs.set_up("janitor")
+    click.get_current_context().exit(run(root, interval_s, once=once))
 
 
 def _write_validated(spec: PersistenceSpec) -> Path:

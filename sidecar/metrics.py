@@ -158,6 +158,9 @@ class VolumeMetrics:
         self.spool_used_bytes = gauge(
             "mount_sidecar_spool_used_bytes", "Disk space that the spool occupies"
         ).labels(*bound)
+        self.spool_limit_bytes = gauge(
+            "mount_sidecar_spool_limit_bytes", "Disk space that the spool may occupy"
+        ).labels(*bound)
         self._observe_operation: dict[str, Callable[[float], None]] = {}
         self._observe_request: dict[str, Callable[[float], None]] = {}
 

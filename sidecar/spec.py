@@ -23,6 +23,7 @@ SECRETS_ROOT = "/var/run/sidecar/secrets"
 STATE_ROOT = "/var/lib/sidecar"
 TERMINATION_MESSAGE = "/dev/termination-log"
 SPEC_FILE = "/etc/sidecar/spec.json"
+KUBELET_PODS = "/var/lib/kubelet/pods"
 HTTP_PORT = 9464
 
 DATA_PATHS_VARIABLE = "POLYAXON_RUN_DATA_PATHS"

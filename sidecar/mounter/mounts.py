@@ -114,9 +114,13 @@ def unmount(path: str) -> bool:
     raise MountFailed(f"cannot unmount `{path}`: {os.strerror(code)}")
 
 
-def mounted() -> list[Mount]:
-    """Every mount of this mount namespace, in mount order."""
-    with open("/proc/self/mountinfo", "rb") as file:
+def mounted(process: str = "self") -> list[Mount]:
+    """Every mount of a process's mount namespace, in mount order.
+
+    Raises:
+        OSError: there is no such process (any more).
+    """
+    with open(f"/proc/{process}/mountinfo", "rb") as file:
         return [_parse(line.decode("utf-8", "surrogateescape")) for line in file]
 
 

@@ -227,6 +227,7 @@ class Worker:
             ttl_s /= 2  # libfuse keeps names on top of the file system: the lifetimes add up
         fetcher = self._fetcher(store, self._metrics, self._memory_bytes)
         self._cache = fetcher.cache
+        self._metrics.spool_limit_bytes.set(sizes.spool_bytes)
         self._filesystem = FileSystem(
             fetcher,
             Spool(self._state / "spool", sizes.spool_bytes, Layout(sizes.part_bytes, store.limits)),

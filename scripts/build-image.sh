@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Builds the product's image and the example experiment's with podman, and tells their sizes.
+#
+#   scripts/build-image.sh [IMAGE...]      mount-sidecar, experiment; all without arguments
+#
+# No registry of images is asked: the base is made by images/base/build.sh once and kept in
+# .tools. Packages come through apt and pip as this machine has them configured; the build
+# gets that configuration as secrets, so none of it stays in an image. Needs root.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+suite=trixie
+base=localhost/debian:$suite-slim
+version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' sidecar/__init__.py)
+podman=scripts/podman.sh
+
+folder=$(mktemp -d)
+trap 'rm -r "$folder"' EXIT
+
+mkdir -p .tools
+exec 9>.tools/.images.lock
+flock 9 # two builds at once: the second finds the layers of the first
+
+make_base() {
+    if "$podman" image exists "$base"; then
+        return
+    fi
+    [ -f ".tools/base-$suite.tar" ] || images/base/build.sh ".tools/base-$suite.tar" "$suite"
+    "$podman" import --quiet --change CMD=/bin/bash ".tools/base-$suite.tar" "$base" >/dev/null
+}
+
+# This machine's configuration of pip, with its authority at the place where the build has it.
+write_pip_configuration() {
+    local name value cert=/etc/ssl/certs/ca-certificates.crt
+    printf '[global]\n' >"$folder/pip.conf"
+    while IFS='=' read -r name value; do
+        value=${value#\'}
+        value=${value%\'}
+        case ${name##*.} in
+            index-url | extra-index-url | trusted-host | proxy | default-timeout)
+                printf '%s = %s\n' "${name##*.}" "$value" >>"$folder/pip.conf"
+                ;;
+            cert) cert=$value ;;
+        esac
+    done < <(python3 -m pip config list 2>/dev/null || .venv/bin/python -m pip config list)
+    if [ -f "$cert" ]; then
+        printf 'cert = /run/ca.crt\n' >>"$folder/pip.conf"
+        cp "$cert" "$folder/ca.crt"
+    else
+        : >"$folder/ca.crt"
+    fi
+}
+
+build() { # NAME DOCKERFILE
+    "$podman" build --quiet --network host --pull=never --format docker \
+        --build-arg "BASE=$base" --build-arg "VERSION=$version" \
+        --secret "id=pip.conf,src=$folder/pip.conf" --secret "id=ca.crt,src=$folder/ca.crt" \
+        --tag "localhost/$1:$version" --file "$2" . >/dev/null
+    "$podman" image ls --format '{{.Repository}}:{{.Tag}} {{.Size}}' "localhost/$1:$version"
+}
+
+make_base
+write_pip_configuration
+[ $# -gt 0 ] || set -- mount-sidecar experiment
+for image in "$@"; do
+    case $image in
+        mount-sidecar) build mount-sidecar Dockerfile ;;
+        experiment) build experiment images/experiment/Dockerfile ;;
+        *)
+            printf 'build-image: unknown image %s: mount-sidecar or experiment\n' "$image" >&2
+            exit 2
+            ;;
+    esac
+done

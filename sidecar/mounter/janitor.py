@@ -1,0 +1,167 @@
+"""Detaches what sidecars that were killed left mounted on a node. Standard library only.
+
+A sidecar that gets SIGKILL cannot unmount. Its FUSE mounts stay on the node, dead, with their
+guards below them, and the kubelet cannot delete the pod's directory: the pod hangs in
+Terminating. The next start of the same sidecar would clear them; where there is no next start,
+somebody on the node must.
+
+A mount is left over when all of this holds, and only then is it touched:
+
+- It is ours by type and source, and lies below the kubelet's directory of pods.
+- No process sees it at another place than the node does. As long as a container of the pod
+  runs, be it the sidecar or the experiment, it has the mount at a path of its own; and an
+  experiment that outlives its sidecar must get errors rather than an empty directory.
+- What is on top there is a FUSE mount whose connection is gone (statfs(2) says so; a server
+  that only does not answer is left alone), or a guard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from sidecar import logs
+from sidecar.errors import EXIT_OK, MountFailed, NotRoot, PathMissing, UsageError
+from sidecar.mounter import mounts
+from sidecar.mounter.mounts import Mount
+
+log = logging.getLogger("sidecar.janitor")
+
+_ANSWER_S = 2.0
+
+
+class Janitor:
+    """Looks after one node.
+
+    Args:
+        root: the kubelet's directory of pods, as this process sees it; mounts are detached in
+            this mount namespace, from where they must propagate to the node's.
+
+    Raises:
+        PathMissing: there is no such directory.
+        NotRoot: this process cannot unmount.
+        UsageError: this process does not see those of the node.
+    """
+
+    def __init__(self, root: Path) -> None:
+        if os.geteuid() != 0:
+            raise NotRoot(f"unmounting needs root, and this process has uid {os.geteuid()}")
+        if os.getpid() == 1:
+            raise UsageError(
+                "the janitor does not see the processes of the node, and so not who uses a mount",
+                "its pod needs `hostPID: true`",
+            )
+        if not root.is_dir():
+            raise PathMissing(
+                f"`{root}` is not there",
+                "mount the kubelet's directory of pods at the same path, with Bidirectional",
+            )
+        self._root = os.path.normpath(root)
+        # By device; a question to a server that does not answer is not asked twice.
+        self._asked: dict[str, _Question] = {}
+
+    def look(self) -> list[str]:
+        """Detach what is left over now; the paths where something was."""
+        stacks: dict[str, list[Mount]] = {}
+        for mount in mounts.mounted():
+            if mount.path.startswith(f"{self._root}/"):
+                stacks.setdefault(mount.path, []).append(mount)
+        ours = {path: stack for path, stack in stacks.items() if all(map(mounts.is_ours, stack))}
+        if not ours:
+            self._asked.clear()
+            return []
+        used = _devices_in_pods(ours)
+        cleared = []
+        for path, stack in ours.items():
+            if any(mount.device in used for mount in stack) or not self._is_dead(stack[-1]):
+                continue
+            try:
+                count = mounts.clear(path)
+            except MountFailed as error:
+                logs.event(log, "not detached", logging.WARNING, path=path, why=error.what)
+                continue
+            logs.event(log, "detached what a dead sidecar left", path=path, count=count)
+            cleared.append(path)
+        devices = {mount.device for stack in ours.values() for mount in stack}
+        self._asked = {d: question for d, question in self._asked.items() if d in devices}
+        return cleared
+
+    def _is_dead(self, mount: Mount) -> bool:
+        if mounts.is_guard(mount):
+            return True
+        question = self._asked.get(mount.device)
+        if question is None or not question.is_alive():
+            question = self._asked[mount.device] = _Question(mount.path)
+            question.start()
+        question.join(_ANSWER_S)
+        return question.dead
+
+
+class _Question(threading.Thread):
+    """Whether a mount's connection is gone, asked in a thread: statfs(2) may hang.
+
+    The walk to a mount's root asks its server nothing. A connection that is gone answers
+    everything with ENOTCONN at once, and with ECONNABORTED what was asked just before
+    (fs/fuse/dev.c).
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(name="statfs", daemon=True)
+        self._path = path
+        self.dead = False
+
+    def run(self) -> None:
+        try:
+            os.statvfs(self._path)
+        except OSError as error:
+            self.dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def _devices_in_pods(stacks: Iterable[str]) -> set[str]:
+    """Devices that some process sees mounted at another path than the node has them.
+
+    Args:
+        stacks: paths of the node. A process that has the node's directories below some place
+            of its own, such as ``/host``, sees them at a path that ends in the node's.
+    """
+    endings = tuple(stacks)
+    namespaces = {os.readlink("/proc/self/ns/mnt")}
+    devices = set()
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            namespace = os.readlink(folder / "ns" / "mnt")
+            if namespace in namespaces:
+                continue
+            seen = mounts.mounted(folder.name)
+            namespaces.add(namespace)
+            devices |= {
+                mount.device
+                for mount in seen
+                if mounts.is_ours(mount) and not mount.path.endswith(endings)
+            }
+    return devices
+
+
+def run(root: Path, interval_s: float, *, once: bool = False) -> int:
+    """Look every ``interval_s`` seconds until SIGTERM or SIGINT; the exit status.
+
+    Raises:
+        SidecarError: see :class:`Janitor`.
+    """
+    janitor = Janitor(root)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    logs.event(log, "looking after", root=root, interval_s=interval_s)
+    while True:
+        janitor.look()
+        if once or stop.wait(interval_s):
+            return EXIT_OK

@@ -1,0 +1,235 @@
+"""The image in a pod: five kinds of volume in use by an unprivileged container, and bad days."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sidecar import __version__
+from sidecar.spec import Times
+from tests.pods.runs import (
+    EXPERIMENT,
+    NOTES,
+    SIDECAR,
+    Clouds,
+    events,
+    pod_of,
+    told_saved,
+)
+from tests.support.pods import EXPERIMENT_IMAGE, SIDECAR_IMAGE, Pod, podman
+from tests.support.servers import AzureServer, GcsServer, S3Server
+
+pytestmark = pytest.mark.usefixtures("images")
+
+LOGIN_REJECTED = "SC1043 LOGIN_REJECTED"
+
+
+@pytest.fixture
+def clouds(s3_server: S3Server, gcs_server: GcsServer, azure_server: AzureServer) -> Clouds:
+    return Clouds(s3_server, gcs_server, azure_server)
+
+
+@pytest.fixture
+def long_run(s3_server: S3Server, gcs_server: GcsServer, azure_server: AzureServer) -> Clouds:
+    """Long enough for something to happen meanwhile."""
+    return Clouds(s3_server, gcs_server, azure_server, epochs=40)
+
+
+def wait_for(done: Callable[[], bool], pod: Pod, timeout_s: float = 60.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < end_s, pod[SIDECAR].logs()
+        time.sleep(0.05)
+
+
+def is_training(pod: Pod) -> bool:
+    return any(event["event"] == "epoch" for event in events(pod[EXPERIMENT]))
+
+
+def status_of(pod: Pod) -> dict[str, dict[str, object]]:
+    """Name of each volume to its part of the status document."""
+    path = pod.host_path("state") / "status.json"
+    return {volume["name"]: volume for volume in json.loads(path.read_text())["volumes"]}
+
+
+def everything_is_gone(pod: Pod) -> None:
+    """Nothing is mounted on the host, and the kubelet can delete the pod's directories."""
+    assert pod.mounted() == []
+    shared = pod.host_path("shared")
+    pod.delete_volumes()
+    assert not shared.exists()
+    for name, note in NOTES.items():  # and nothing was deleted through a mount
+        assert (pod.directory.parent / name / "note.txt").read_text() == note
+
+
+def run_in(image: str, script: str) -> str:
+    """Run a shell script in a fresh container without a network; its output."""
+    options = ("run", "--rm", "--network", "none", "--entrypoint", "sh")
+    return podman(*options, image, "-ec", script).stdout
+
+
+def test_the_image_has_the_product_and_nothing_that_built_it() -> None:
+    tools = run_in(SIDECAR_IMAGE, "command -v sidecar cc gcc make pip curl || true").split()
+    assert tools == ["/opt/sidecar/bin/sidecar"]
+    configuration = run_in(SIDECAR_IMAGE, "ls /etc/pip.conf /run/ca.crt /src 2>/dev/null || true")
+    assert configuration == ""
+    assert run_in(SIDECAR_IMAGE, "sidecar --version") == f"sidecar {__version__}\n"
+
+
+def test_the_experiment_s_image_has_nothing_of_the_product() -> None:
+    code = "import importlib.util as u; print(*map(u.find_spec, ('sidecar', 'boto3', 'fsspec')))"
+    assert run_in(EXPERIMENT_IMAGE, f'python3 -c "{code}"') == "None None None\n"
+
+
+def test_a_run_with_five_kinds_of_volume(tmp_path: Path, clouds: Clouds) -> None:
+    with pod_of(tmp_path, clouds) as pod:
+        sidecar, experiment = pod[SIDECAR], pod[EXPERIMENT]
+        assert experiment.wait() == 0, experiment.logs()
+        for note in NOTES.values():
+            assert note in experiment.logs()
+        saved = told_saved(experiment)
+        assert {"model.json", "metrics.jsonl"} < set(saved)
+
+        assert pod.stop_sidecars() == {SIDECAR: 0}, sidecar.logs()
+        assert pod.termination_message(SIDECAR) == ""
+        assert clouds.saved() == saved
+        for key in (clouds.s3.secret_access_key, clouds.azure.account_key):
+            assert key not in sidecar.logs()
+        everything_is_gone(pod)
+
+
+def test_the_experiment_has_directories_and_nothing_else(tmp_path: Path, clouds: Clouds) -> None:
+    script = """
+    id -u; grep CapEff /proc/self/status; ls /var/run/sidecar /etc/sidecar /dev/fuse
+    touch /mnt/persistence/data/images/x; id > "$POLYAXON_RUN_OUTPUTS_PATH/id"
+    """
+    with pod_of(tmp_path, clouds, command=["sh", "-c", script]) as pod:
+        experiment = pod[EXPERIMENT]
+        assert experiment.wait() == 0, experiment.logs()
+        said = experiment.logs()
+        assert said.startswith("1000\nCapEff:\t0000000000000000\n")
+        for path in ("/var/run/sidecar", "/etc/sidecar", "/dev/fuse"):
+            assert f"cannot access '{path}'" in said
+        assert "/mnt/persistence/data/images/x': Read-only file system" in said
+        assert pod.stop_sidecars() == {SIDECAR: 0}
+        assert list(clouds.saved()) == ["id"]
+
+
+def test_with_a_wrong_secret_the_experiment_never_starts(tmp_path: Path, clouds: Clouds) -> None:
+    secrets = clouds.secrets()
+    wrong = {**clouds.s3.credentials(), "AWS_SECRET_ACCESS_KEY": "not-the-secret-key"}
+    secrets["clouds"]["s3.json"] = json.dumps(wrong)
+    with pod_of(tmp_path, clouds, secrets=secrets) as pod:
+        assert EXPERIMENT not in pod
+        assert pod[SIDECAR].wait() == 3
+        message = pod.termination_message(SIDECAR)
+        assert message.startswith(f"error {LOGIN_REJECTED}: volume ")
+        assert f"s3://{clouds.images}" in message or f"s3://{clouds.outputs}" in message
+        for text in (message, pod[SIDECAR].logs()):
+            assert "not-the-secret-key" not in text
+        everything_is_gone(pod)
+
+
+@pytest.mark.soak
+def test_a_sidecar_that_was_killed_is_started_again(tmp_path: Path, clouds: Clouds) -> None:
+    """What was written and not saved is saved by the next start, and the mounts come back."""
+    script = """
+    out=$POLYAXON_RUN_OUTPUTS_PATH; exec 3>>"$out/log.txt"; echo before >&3; echo written
+    until ls "$out" 2>&1 | grep -q endpoint; do sleep 0.1; done; echo lost
+    until grep before "$out/log.txt" 2>/dev/null; do sleep 0.1; done
+    echo after > "$out/after.txt"
+    """
+    command = ["sh", "-c", script]
+    with pod_of(tmp_path, clouds, command=command) as pod:
+        experiment = pod[EXPERIMENT]
+        wait_for(lambda: "written" in experiment.logs(), pod)
+        pod[SIDECAR].signal("KILL")
+        assert pod[SIDECAR].wait() == 137
+        wait_for(lambda: "lost" in experiment.logs(), pod)
+        pod.start_container(pod.spec["initContainers"][0])
+        assert experiment.wait() == 0, experiment.logs()
+        assert pod.stop_sidecars() == {SIDECAR: 0}, pod[SIDECAR].logs()
+        assert sorted(clouds.saved()) == ["after.txt", "log.txt"]
+        everything_is_gone(pod)
+
+
+@pytest.mark.soak
+def test_at_the_memory_limit_a_worker_dies_and_training_goes_on(
+    tmp_path: Path, long_run: Clouds
+) -> None:
+    # Many small processes take memory, so that the kernel finds one of ours the largest, and
+    # give it back at once: without room for one worker no mount can go on.
+    hog = """
+import json, os, signal, time
+os.setpgid(0, 0)
+with open("/var/lib/sidecar/status.json") as file:
+    pids = [volume["worker_pid"] for volume in json.load(file)["volumes"] if volume["worker_pid"]]
+while all(os.path.exists(f"/proc/{pid}/exe") for pid in pids):
+    if os.fork() == 0:
+        held = bytearray(os.urandom(1 << 20) * 12)
+        time.sleep(60)
+    time.sleep(0.05)
+os.killpg(0, signal.SIGKILL)
+"""
+    with pod_of(tmp_path, long_run, memory="700Mi") as pod:
+        sidecar, experiment = pod[SIDECAR], pod[EXPERIMENT]
+        wait_for(lambda: is_training(pod), pod)
+        sidecar.execute("python3", "-c", hog, check=False)  # it ends itself by SIGKILL
+        assert experiment.wait() == 0, experiment.logs()
+        assert "SIGKILL (out of memory?)" in sidecar.logs()
+        saved = told_saved(experiment)
+        assert pod.stop_sidecars() == {SIDECAR: 0}, sidecar.logs()
+        assert long_run.saved() == saved
+        everything_is_gone(pod)
+
+
+@pytest.mark.soak
+def test_with_too_little_grace_it_says_what_is_not_saved(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    gcs_server: GcsServer,
+    azure_server: AzureServer,
+) -> None:
+    # Not a shell's redirection, which closes a duplicate of its descriptor: that would save.
+    script = """
+import os, time
+file = open(os.environ["POLYAXON_RUN_OUTPUTS_PATH"] + "/model.bin", "wb", buffering=0)
+file.write(b"weights")
+print("written", flush=True)
+time.sleep(1000)
+"""
+    with S3Server(tmp_path_factory.mktemp("silent")) as silent:
+        clouds = Clouds(silent, gcs_server, azure_server)
+        times = Times(ready_timeout_s=40, grace_s=3, grace_margin_s=1)
+        with pod_of(tmp_path, clouds, times=times, command=["python3", "-c", script]) as pod:
+            wait_for(lambda: "written" in pod[EXPERIMENT].logs(), pod)
+            silent.pause()
+            # The pod's grace is used up, so the experiment still runs when the sidecar must end.
+            assert pod.stop_sidecars() == {SIDECAR: 4}, pod[SIDECAR].logs()
+            message = pod.termination_message(SIDECAR)
+            silent.resume()
+            pod[EXPERIMENT].signal("KILL")
+            assert pod[EXPERIMENT].wait() == 137
+            assert "SC1089 NOT_SAVED" in message
+            assert "not saved: outputs/runs: " in message
+            assert "model.bin" in message
+            everything_is_gone(pod)
+
+
+@pytest.mark.soak
+def test_training_goes_on_when_a_worker_is_killed(tmp_path: Path, long_run: Clouds) -> None:
+    with pod_of(tmp_path, long_run) as pod:
+        sidecar, experiment = pod[SIDECAR], pod[EXPERIMENT]
+        wait_for(lambda: is_training(pod), pod)
+        for name in ("runs", "images"):
+            sidecar.execute("sh", "-c", f"kill -9 {status_of(pod)[name]['worker_pid']}")
+        assert experiment.wait() == 0, experiment.logs()
+        assert status_of(pod)["runs"]["healed"] == {"resend": 1, "remount": 0}
+        saved = told_saved(experiment)
+        assert pod.stop_sidecars() == {SIDECAR: 0}, sidecar.logs()
+        assert long_run.saved() == saved
+        everything_is_gone(pod)

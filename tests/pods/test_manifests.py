@@ -1,0 +1,215 @@
+"""The manifests as the API server would take them, for each version that is supported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from sidecar import __version__
+from sidecar.cli import cli
+from sidecar.control.catalogue import parse_catalogue
+from sidecar.spec import HTTP_PORT
+from tests.support.servers import REPOSITORY, find_program
+
+Json = dict[str, Any]
+
+MANIFESTS = REPOSITORY / "manifests"
+OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
+COMPONENTS = sorted(path.name for path in (MANIFESTS / "components").iterdir())
+EXAMPLES = ["secrets.yaml", "experiment.yaml", "distributed.yaml"]
+_valid: set[str] = set()
+# Kinds of others: the Prometheus operator's and cert-manager's.
+FOREIGN = {"PodMonitor", "PrometheusRule", "Certificate", "Issuer"}
+
+
+def _versions() -> list[str]:
+    """From 1.29, the first with native sidecars, to the newest that the validator knows."""
+    newest = int(kubernetes_validate.latest_version().split(".")[1])
+    return [f"1.{minor}" for minor in range(29, newest + 1)]
+
+
+def kustomize(folder: Path) -> list[Json]:
+    command = [find_program("kubectl", install="apt install kubectl"), "kustomize", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return list(yaml.safe_load_all(result.stdout))
+
+
+def validate(documents: list[Json]) -> None:
+    own = [document for document in documents if document["kind"] not in FOREIGN]
+    assert own
+    for document in own:
+        text = json.dumps(document, sort_keys=True)
+        if text in _valid:
+            continue  # the overlays have much in common
+        for version in _versions():
+            kubernetes_validate.validate(document, version, strict=True)
+        _valid.add(text)
+
+
+def find(documents: list[Json], kind: str, name: str) -> Json:
+    found = [d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name]
+    assert len(found) == 1, f"{kind} {name}"
+    return found[0]
+
+
+def names(documents: list[Json]) -> set[str]:
+    return {f"{document['kind']} {document['metadata']['name']}" for document in documents}
+
+
+def pod_templates(documents: list[Json]) -> list[Json]:
+    """The pod template of each workload."""
+    found = []
+    for document in documents:
+        spec = document.get("spec", {})
+        if document["kind"] == "CronJob":
+            spec = spec["jobTemplate"]["spec"]
+        if "template" in spec:
+            found.append(spec["template"])
+    return found
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> list[Json]:
+    """What each overlay makes."""
+    return kustomize(MANIFESTS / "overlays" / request.param)
+
+
+def test_an_overlay_is_valid(overlay: list[Json]) -> None:
+    validate(overlay)
+
+
+def test_a_document_that_is_wrong_would_be_found(overlay: list[Json]) -> None:
+    daemon_set = find(overlay, "DaemonSet", "mount-sidecar-janitor")
+    broken = {**daemon_set, "spec": {**daemon_set["spec"], "replicas": 1}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate([broken])
+
+
+def test_its_catalogue_can_be_read(overlay: list[Json]) -> None:
+    data = find(overlay, "ConfigMap", "mount-sidecar-catalogue")["data"]
+    assert list(data) == ["catalogue.yaml"]
+    catalogue = parse_catalogue(data["catalogue.yaml"], "the overlay's catalogue")
+    assert catalogue.outputs
+
+
+def test_the_image_has_one_name_and_pods_get_the_same(overlay: list[Json]) -> None:
+    templates = pod_templates(overlay)
+    images = {c["image"] for template in templates for c in template["spec"]["containers"]}
+    assert len(images) == 1
+    image = images.pop()
+    assert image.endswith(f"/mount-sidecar:{__version__}")
+    webhook = find(overlay, "Deployment", "mount-sidecar-webhook")
+    container = webhook["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"] == ["webhook", "--image", image]
+
+
+def test_only_the_janitor_is_privileged(overlay: list[Json]) -> None:
+    for template in pod_templates(overlay):
+        name = template["metadata"]["labels"]["app.kubernetes.io/name"]
+        for container in template["spec"]["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True
+            assert bool(context.get("privileged")) == (name == "mount-sidecar-janitor")
+            if name != "mount-sidecar-janitor":
+                assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+                assert context["capabilities"] == {"drop": ["ALL"]}
+                assert context["allowPrivilegeEscalation"] is False
+
+
+def test_what_refers_to_another_object_finds_it(overlay: list[Json]) -> None:
+    configuration = find(overlay, "MutatingWebhookConfiguration", "mount-sidecar")
+    webhook = find(overlay, "Deployment", "mount-sidecar-webhook")["spec"]["template"]
+    for entry in configuration["webhooks"]:
+        reference = entry["clientConfig"]["service"]
+        service = find(overlay, "Service", reference["name"])
+        assert service["spec"]["selector"].items() <= webhook["metadata"]["labels"].items()
+        assert reference["port"] in [port["port"] for port in service["spec"]["ports"]]
+        assert entry["failurePolicy"] == "Fail"
+        assert entry["objectSelector"]["matchLabels"] == {"mount-sidecar.io/inject": "true"}
+    ports = {p["name"]: p["containerPort"] for p in webhook["spec"]["containers"][0]["ports"]}
+    assert ports == {"admission": 9443, "metrics": HTTP_PORT}
+    for document in overlay:
+        if document["kind"] in ("RoleBinding", "ClusterRoleBinding"):
+            reference = document["roleRef"]
+            find(overlay, reference["kind"], reference["name"])
+            for subject in document["subjects"]:
+                find(overlay, "ServiceAccount", subject["name"])
+
+
+def test_a_certificate_comes_from_one_place() -> None:
+    by_job = names(kustomize(MANIFESTS / "overlays/kind"))
+    by_manager = names(kustomize(MANIFESTS / "overlays/eks"))
+    assert {"Job mount-sidecar-certificate", "CronJob mount-sidecar-certificate"} < by_job
+    assert "Certificate mount-sidecar-webhook" in by_manager
+    assert not [name for name in by_manager if name.endswith("mount-sidecar-certificate")]
+
+
+def test_every_component_is_used_in_an_overlay() -> None:
+    used = set()
+    for name in OVERLAYS:
+        text = (MANIFESTS / "overlays" / name / "kustomization.yaml").read_text()
+        used |= {Path(path).name for path in yaml.safe_load(text)["components"]}
+    assert sorted(used) == COMPONENTS
+
+
+def test_the_janitor_s_arguments_are_those_of_the_command(overlay: list[Json]) -> None:
+    daemon_set = find(overlay, "DaemonSet", "mount-sidecar-janitor")
+    spec = daemon_set["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    command, *arguments = container["args"]
+    parsed = cli.commands[command].make_context(command, list(arguments)).params
+    mount = container["volumeMounts"][0]
+    assert str(parsed["root"]) == mount["mountPath"] == spec["volumes"][0]["hostPath"]["path"]
+    assert mount["mountPropagation"] == "Bidirectional"
+    assert spec["hostPID"] is True
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_valid(name: str) -> None:
+    validate(list(yaml.safe_load_all((MANIFESTS / "examples" / name).read_text())))
+
+
+def test_the_examples_catalogue_is_the_document_s() -> None:
+    text = (REPOSITORY / "tests/fixtures/catalogues/customize-volumes.md").read_text()
+    printed = text.partition("```yaml\n")[2].partition("```")[0]
+    expected = parse_catalogue(printed, "the document")
+    text = (MANIFESTS / "examples/catalogue.yaml").read_text()
+    found = parse_catalogue(text, "the example")
+    for kind in ("data", "outputs"):
+        assert [(v.name, v.mount_path, v.read_only) for v in getattr(found, kind)] == [
+            (v.name, v.mount_path, v.read_only) for v in getattr(expected, kind)
+        ]
+    secrets = yaml.safe_load_all((MANIFESTS / "examples/secrets.yaml").read_text())
+    known = {(s["metadata"]["name"], key) for s in secrets for key in s["stringData"]}
+    entries = yaml.safe_load(text)["persistence"]
+    used = {
+        (volume["secret"], volume["secretKey"])
+        for volumes in entries.values()
+        for volume in volumes.values()
+        if "secret" in volume
+    }
+    assert used == known
+
+
+def test_the_compose_file_shows_what_the_spec_says() -> None:
+    folder = MANIFESTS / "examples/compose"
+    compose = yaml.safe_load((folder / "compose.yaml").read_text())
+    command = [find_program("sidecar", install="pip install -e ."), "resolve"]
+    command += ["--catalogue", str(folder / "catalogue.yaml"), "--run", "me/digits/experiments/1"]
+    spec = yaml.safe_load(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert compose["services"]["experiment"]["environment"] == spec["environment"]
+    roots = {
+        mount if isinstance(mount, str) else mount["target"]
+        for mount in compose["services"]["sidecar"]["volumes"]
+    }
+    assert spec["roots"]["shared"] in roots
+    assert f"state:{spec['roots']['state']}" in roots
+    assert f"./secrets:{spec['roots']['secrets']}:ro" in roots
