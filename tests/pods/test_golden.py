@@ -10,7 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from sidecar.control.podpatch import pod_patch
+from sidecar.control.catalogue import parse_catalogue
+from sidecar.control.podpatch import inject, pod_patch
 from sidecar.control.sidecar_container import Injection
 from sidecar.spec import load_spec
 from tests.pods.golden import CATALOGUE, IMAGE, NAMES, catalogue, expected, given, injected
@@ -147,3 +148,16 @@ def containers(document: dict[str, Any]) -> list[tuple[dict[str, Any], list[dict
 def test_the_catalogue_of_the_cases_is_valid() -> None:
     assert [volume.name for volume in catalogue().data] == ["images", "labels", "shared", "node"]
     assert CATALOGUE.exists()
+
+
+def test_a_kubelet_finds_no_variable_in_a_name() -> None:
+    """It replaces $(NAME) in values, and makes $ of $$ (the API's EnvVar.value)."""
+    text = "data: {'a$(HOME)$$': {store: s3, bucket: 's3://bucket', anonymous: true}}"
+    pod = inject(
+        yaml.safe_load(given("pod")), parse_catalogue(text, "catalogue"), Injection(image=IMAGE)
+    )
+    values = {v["name"]: v["value"] for v in pod["spec"]["containers"][0]["env"]}
+    assert json.loads(values["POLYAXON_RUN_DATA_PATHS"].replace("$$", "$")) == {
+        "a$(HOME)$$": "/mnt/persistence/data/a$(HOME)$$"
+    }
+    assert "$" not in values["POLYAXON_RUN_DATA_PATHS"].replace("$$", "")
