@@ -164,7 +164,6 @@ def test_the_whole_sidecar_is_killed_during_an_upload(torn: Sidecar, mortal: Clo
     assert mortal.read("model") == NEW
 
 
-@pytest.mark.xfail(reason="uploads of a run before are not aborted at the start yet")
 def test_no_upload_of_a_killed_sidecar_is_left(torn: Sidecar, mortal: Cloud) -> None:
     """Its parts cost money for ever, and no listing shows them."""
     assert open_uploads(mortal) == []

@@ -20,14 +20,6 @@ from tests.writing.buckets import VOLUME, Mounted, mounted
 
 SHORT_KILLS, SOAK_KILLS = 2, 20
 
-NOT_YET_REPEATABLE = {
-    # The kernel asks the next worker again for what the dead one had done already.
-    "names",
-    "save_by_rename",
-    "database",
-}
-"""Workloads that fail now and then, each to be taken off this list once they do not."""
-
 
 @pytest.fixture(scope="module")
 def place(
@@ -37,7 +29,7 @@ def place(
         yield found
 
 
-@pytest.mark.parametrize("workload", sorted(set(writers.WORKLOADS) - NOT_YET_REPEATABLE))
+@pytest.mark.parametrize("workload", sorted(writers.WORKLOADS))
 @pytest.mark.parametrize(
     "kills",
     [
@@ -154,8 +146,11 @@ def test_a_listing_goes_on_after_names_that_were_made_a_moment_ago(place: Mounte
     assert sorted(seen) == ["a", "b", "c", "d"]
 
 
-def test_a_file_that_was_made_by_a_reader_is_saved(place: Mounted) -> None:
-    """O_CREAT with O_RDONLY, as `touch` of some systems and lock files do."""
+def test_a_file_that_was_made_or_emptied_by_a_reader_is_saved(place: Mounted) -> None:
+    """O_CREAT and O_TRUNC with O_RDONLY, as lock files are made."""
     directory = place.fresh_directory()
     os.close(os.open(directory / "lock", os.O_RDONLY | os.O_CREAT, 0o644))
+    assert place.objects(directory) == {"lock": b""}
+    (directory / "lock").write_bytes(b"content")
+    os.close(os.open(directory / "lock", os.O_RDONLY | os.O_TRUNC))
     assert place.objects(directory) == {"lock": b""}

@@ -22,7 +22,6 @@ import pytest
 from sidecar.spec import StoreName
 from tests.support.actor import tree
 from tests.writing.buckets import MIB, Mounted, mounted
-from tests.writing.differences import Allowed, allowed_on
 
 PATIENCE_S = 60.0
 EVERYWHERE = [
@@ -68,7 +67,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def make_tree(root: Path, seed: int, files: int = 60) -> None:
-    """Directories three deep, files of many sizes, modes and times, links where they are kept."""
+    """Directories three deep, files of many sizes, modes and times, a link."""
     choose = random.Random(seed)
     for number in range(files):
         path = root / f"d{number % 5}" / f"e {number % 3}" / f"f{number}.bin"
@@ -78,23 +77,16 @@ def make_tree(root: Path, seed: int, files: int = 60) -> None:
         stamp_ns = choose.randrange(10**18, 14 * 10**17)
         os.utime(path, ns=(stamp_ns, stamp_ns))
     (root / "large").write_bytes(choose.randbytes(12 * MIB))
-    if Allowed.NO_SYMLINKS not in allowed_on("kernel"):
-        (root / "link").symlink_to("d0/e 0/f0.bin")
-    if Allowed.MODE_OF_DIRECTORIES not in allowed_on("kernel"):
-        (root / "d1").chmod(0o700)
+    (root / "link").symlink_to("d0/e 0/f0.bin")
+    (root / "d1").chmod(0o700)
 
 
 def comparable(root: Path) -> dict[str, object]:
-    """A tree without what directories and links do not keep."""
-    found: dict[str, object] = {}
-    for path, (status, content) in tree(root).items():
-        kept = status
-        if status.kind != "file":
-            kept = status._replace(mtime_ns=0)
-            if status.kind == "directory" and Allowed.MODE_OF_DIRECTORIES in allowed_on("kernel"):
-                kept = kept._replace(mode=0)
-        found[path] = (kept, content)
-    return found
+    """A tree without the times of directories."""
+    return {
+        path: (status._replace(mtime_ns=0) if status.kind == "directory" else status, content)
+        for path, (status, content) in tree(root).items()
+    }
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -107,9 +99,12 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 def in_bucket(place: Mounted, directory: Path, local: Path) -> None:
     """The bucket has the files of a local directory, and no others."""
-    links = {str(path.relative_to(local)) for path in local.rglob("*") if path.is_symlink()}
-    found = place.objects(directory)
-    assert {path: data for path, data in found.items() if path not in links} == files_of(local)
+    links = {
+        f"{path.relative_to(local)}.rclonelink": os.readlink(path).encode()
+        for path in local.rglob("*")
+        if path.is_symlink()
+    }
+    assert place.objects(directory) == files_of(local) | links
 
 
 # --- copies -----------------------------------------------------------------------------------
@@ -362,7 +357,6 @@ def test_tail_f(place: Mounted, directory: Path) -> None:
 def test_a_checkpoint_loop(place: Mounted, directory: Path) -> None:
     """In the manner of Lightning: the best three stay, `last.ckpt` leads to the newest."""
     choose, best = random.Random(1), dict[str, float]()
-    links = Allowed.NO_SYMLINKS not in allowed_on(place.transport)
     contents: dict[str, bytes] = {}
     last = directory / "last.ckpt"
     for epoch in range(8):
@@ -375,23 +369,16 @@ def test_a_checkpoint_loop(place: Mounted, directory: Path) -> None:
             os.fsync(file.fileno())
         temporary.replace(directory / name)
         best[name] = score
-        if links:
-            if last.is_symlink() or last.exists():
-                last.unlink()
-            last.symlink_to(name)
-        else:
-            shutil.copy(directory / name, last)
+        if last.is_symlink():
+            last.unlink()
+        last.symlink_to(name)
         assert last.read_bytes() == contents[name]
         while len(best) > 3:
             worst = min((key for key in best if key != name), key=lambda key: best[key])
             del best[worst]
             (directory / worst).unlink()
     found = place.objects(directory)
-    if links:
-        assert os.readlink(last) == name
-        found.pop("last.ckpt", None)
-    else:
-        assert found.pop("last.ckpt") == contents[name]
+    assert found.pop("last.ckpt.rclonelink") == name.encode()
     assert found == {key: contents[key] for key in best}
 
 

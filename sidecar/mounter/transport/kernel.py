@@ -555,9 +555,9 @@ class Server:
         if backing_id != ORDINARY:
             self._metrics.passthrough_opens.inc()
             how = p.Open.PASSTHROUGH | p.Open.NOFLUSH
-        elif flags & os.O_ACCMODE == os.O_RDONLY:
+        elif flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
             # A node is one version, so the kernel's pages of it are always right; and
-            # close(2) has nothing to wait for.
+            # close(2) has nothing to wait for. (With O_TRUNC it has: the file is empty now.)
             how = p.Open.KEEP_CACHE | p.Open.NOFLUSH
         else:
             how = p.Open.KEEP_CACHE
