@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -70,3 +72,14 @@ def start(bucket: Bucket, tmp_path: Path) -> Iterator[Start]:
 def mountpoint(tmp_path: Path) -> Path:
     """Where ``start`` mounts the bucket."""
     return tmp_path / "m"
+
+
+@contextlib.contextmanager
+def held_open(path: Path) -> Iterator[int]:
+    """A descriptor of a file whose mount may be gone by the time of close(2), which says so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter import mounts
-from tests.healing.conftest import VOLUME, Bucket, Start
+from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid, wait_until, while_dead
 from tests.support.sidecar import Sidecar
 
@@ -35,7 +35,7 @@ def test_a_useless_journal_ends_in_a_new_mount(
     bucket.put("file", content)
     sidecar = start(read_only=True)
     path = journal_path(sidecar)
-    with (mountpoint / "file").open("rb", buffering=0) as old:
+    with held_open(mountpoint / "file") as old:
         with while_dead(sidecar, VOLUME):
             if damage == "gone":
                 path.unlink()
@@ -46,7 +46,7 @@ def test_a_useless_journal_ends_in_a_new_mount(
                 path.write_bytes(data[:16] + bytes(b ^ 0x55 for b in data[16:]))
         assert (mountpoint / "file").read_bytes() == content
         with pytest.raises(OSError, match=DEAD):
-            os.pread(old.fileno(), 4096, len(content) - 4096)
+            os.pread(old, 4096, len(content) - 4096)
     assert sidecar.volume_status(VOLUME)["healed"] == {"resend": 0, "remount": 1}
     assert deaths(sidecar) == 1 + FAILED_RESUMES
 

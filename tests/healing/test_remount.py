@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter import mounts
-from tests.healing.conftest import VOLUME, Bucket, Start
+from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid, wait_until
 
 DEAD = rf"\[Errno ({errno.ENOTCONN}|{errno.ECONNABORTED})\]"
@@ -35,8 +34,7 @@ def test_a_new_mount_takes_the_place_of_a_dead_one(
     bucket.put("file", content)
     sidecar = start(healing="remount", read_only=True)
     pid = serving_pid(sidecar, VOLUME)
-    old = os.open(mountpoint / "file", os.O_RDONLY)
-    try:
+    with held_open(mountpoint / "file") as old:
         began_s = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         serving_pid(sidecar, VOLUME, other_than=pid)
@@ -44,9 +42,6 @@ def test_a_new_mount_takes_the_place_of_a_dead_one(
         healed_s = time.monotonic() - began_s
         with pytest.raises(OSError, match=DEAD):
             os.pread(old, 4096, len(content) - 4096)
-    finally:
-        with contextlib.suppress(OSError):  # close(2) may say that the mount is dead
-            os.close(old)
     with capsys.disabled():
         print(f"\n    mounted anew {healed_s:.3f} s after the kill", end=" ")
     assert sidecar.volume_status(VOLUME)["healed"] == {"resend": 0, "remount": 1}
