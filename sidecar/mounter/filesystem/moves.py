@@ -180,13 +180,22 @@ class Moves:
                     return None
 
     def _delete(self, prefix: str, keys: Iterable[str]) -> None:
-        """The directory's own object last: until then what is left has a directory."""
-        below = [key for key in keys if key != prefix]
+        """Delete files first, then the objects that mark directories, the deepest first."""
+        wanted = set(keys)
+        files = sorted(key for key in wanted if not key.endswith("/"))
         batches = [
-            below[start : start + _DELETED_AT_ONCE]
-            for start in range(0, len(below), _DELETED_AT_ONCE)
+            files[start : start + _DELETED_AT_ONCE]
+            for start in range(0, len(files), _DELETED_AT_ONCE)
         ]
         with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="move") as threads:
             for _ in threads.map(self._store.delete_many, batches):
                 pass
-        self._store.delete(prefix)
+        # Servers that make directories of keys (JuiceFS's gateway) show those that a bulk
+        # deletion left empty, and delete them only one by one.
+        left = {
+            info.key
+            for info in self._below(prefix)
+            if info.key.endswith("/") and (info.key in wanted or not info.size_bytes)
+        }
+        for key in sorted(left | {prefix}, reverse=True):
+            self._store.delete(key)
