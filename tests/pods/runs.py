@@ -235,3 +235,16 @@ def told_saved(experiment: Container) -> dict[str, str]:
         for event in events(experiment)
         if event["event"] == "saved"
     }
+
+
+def kill_sidecar(pod: Pod) -> int:
+    """SIGKILL the sidecar so that nothing of it can unmount any more; its exit status.
+
+    The kernel closes the first process's descriptors before it ends the others, so a worker that
+    runs may see that the supervisor is gone, and clean up; one that is stopped cannot.
+    """
+    status = json.loads((pod.host_path("state") / "status.json").read_text())
+    pids = [str(v["worker_pid"]) for v in status["volumes"] if v["worker_pid"]]
+    pod[SIDECAR].execute("sh", "-c", f"kill -STOP {' '.join(pids)}")
+    pod[SIDECAR].signal("KILL")
+    return pod[SIDECAR].wait()

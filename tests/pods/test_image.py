@@ -17,6 +17,7 @@ from tests.pods.runs import (
     SIDECAR,
     Clouds,
     events,
+    kill_sidecar,
     pod_of,
     told_saved,
 )
@@ -147,8 +148,7 @@ def test_a_sidecar_that_was_killed_is_started_again(tmp_path: Path, clouds: Clou
     with pod_of(tmp_path, clouds, command=command) as pod:
         experiment = pod[EXPERIMENT]
         wait_for(lambda: "written" in experiment.logs(), pod)
-        pod[SIDECAR].signal("KILL")
-        assert pod[SIDECAR].wait() == 137
+        assert kill_sidecar(pod) == 137
         wait_for(lambda: "lost" in experiment.logs(), pod)
         pod.start_container(pod.spec["initContainers"][0])
         assert experiment.wait() == 0, experiment.logs()
@@ -165,7 +165,6 @@ def test_at_the_memory_limit_a_worker_dies_and_training_goes_on(
     # give it back at once: without room for one worker no mount can go on.
     hog = """
 import json, os, signal, time
-os.setpgid(0, 0)
 with open("/var/lib/sidecar/status.json") as file:
     pids = [volume["worker_pid"] for volume in json.load(file)["volumes"] if volume["worker_pid"]]
 while all(os.path.exists(f"/proc/{pid}/exe") for pid in pids):
@@ -173,12 +172,14 @@ while all(os.path.exists(f"/proc/{pid}/exe") for pid in pids):
         held = bytearray(os.urandom(1 << 20) * 12)
         time.sleep(60)
     time.sleep(0.05)
-os.killpg(0, signal.SIGKILL)
+print("one is gone", flush=True)
+os.killpg(0, signal.SIGKILL)  # exec made this process the leader of a group
 """
     with pod_of(tmp_path, long_run, memory="700Mi") as pod:
         sidecar, experiment = pod[SIDECAR], pod[EXPERIMENT]
         wait_for(lambda: is_training(pod), pod)
-        sidecar.execute("python3", "-c", hog, check=False)  # it ends itself by SIGKILL
+        said = sidecar.execute("python3", "-c", hog, check=False)  # it ends itself by SIGKILL
+        assert said == "one is gone\n"
         assert experiment.wait() == 0, experiment.logs()
         assert "SIGKILL (out of memory?)" in sidecar.logs()
         saved = told_saved(experiment)

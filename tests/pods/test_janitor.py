@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter import mounts
-from tests.pods.runs import EXPERIMENT, SIDECAR, Clouds, pod_of
+from tests.pods.runs import EXPERIMENT, Clouds, kill_sidecar, pod_of
 from tests.support.pods import SIDECAR_IMAGE, podman
 from tests.support.servers import AzureServer, GcsServer, S3Server, find_program
 from tests.support.sidecar import Sidecar, bucket_volume
@@ -201,8 +201,7 @@ def test_as_a_daemon_set_s_pod_it_frees_a_pod_whose_sidecar_was_killed(
 
         assert "its pod needs `hostPID: true`" in janitor(pid="private", check=False)
         assert "detached" not in janitor()  # everything is in use
-        pod[SIDECAR].signal("KILL")
-        pod[SIDECAR].wait()
+        kill_sidecar(pod)
         left = pod.mounted()
         assert len(left) == 8  # four buckets, each with its guard
         assert "detached" not in janitor()  # the experiment still sees them
