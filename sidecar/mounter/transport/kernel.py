@@ -535,11 +535,12 @@ class Server:
             )
         )
 
-    def open(self, request: Request, wait: bool) -> _Result:
+    def open(self, request: Request, wait: bool) -> _Result | None:
         flags, _ = p.OPEN_IN.unpack_from(request.body)
         if not self._needs_opens:
             # The kernel then opens and closes files without asking (FUSE_NO_OPEN_SUPPORT).
-            raise OSError(errno.ENOSYS, "no opens")
+            self._answer_errno(request, errno.ENOSYS)
+            return None
         if flags & os.O_TRUNC and not wait:
             raise WouldBlock("truncate")
         backing_id = ORDINARY
@@ -584,10 +585,11 @@ class Server:
             raise struct.error(f"WRITE of {size} bytes carries {len(data)}")
         return _Result((p.WRITE_OUT.pack(self.filesystem.write(handle, offset, data), 0),))
 
-    def flush(self, request: Request, _wait: bool) -> _Result:
+    def flush(self, request: Request, _wait: bool) -> _Result | None:
         (handle,) = p.HANDLE_IN.unpack_from(request.body)
         if not self._needs_opens:
-            raise OSError(errno.ENOSYS, "nothing is written")  # nor asked again
+            self._answer_errno(request, errno.ENOSYS)  # nothing is written, nor asked again
+            return None
         self.filesystem.flush(handle)
         return _Result(())
 
