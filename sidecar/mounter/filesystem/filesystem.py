@@ -817,6 +817,8 @@ class FileSystem:
             with self.tree.nodes.lock:
                 node.kept = True
                 self.tree.take_directory_attributes(node, attributes)
+                # Also where the object keeps this time already, and names have moved it since.
+                node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
                 self.tree.nodes.note(node)
 
     def _is_empty(self, node: Directory) -> bool:
