@@ -218,3 +218,16 @@ def test_attributes_of_what_does_not_exist(directory: Path) -> None:
         (directory / "missing").chmod(0o600)
     with fails_with(errno.ENOENT):
         os.utime(directory / "missing")
+
+
+def test_a_time_of_a_directory_is_set_again_after_its_names_changed(directory: Path) -> None:
+    """What rsync does: before and after it fills a directory."""
+    inner = directory / "inner"
+    inner.mkdir()
+    stamp_ns = 1_300_000_000_123_456_789
+    for name in ("a", "b"):
+        os.utime(inner, ns=(stamp_ns, stamp_ns))
+        assert inner.stat().st_mtime_ns == stamp_ns
+        (inner / name).write_bytes(b"x")
+    os.utime(inner, ns=(stamp_ns, stamp_ns))
+    assert inner.stat().st_mtime_ns == stamp_ns

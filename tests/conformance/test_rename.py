@@ -113,6 +113,17 @@ def test_over_a_file_that_is_written(directory: Path) -> None:
     assert names(directory) == ["new"]
 
 
+def test_over_an_existing_file_before_the_new_one_is_closed(directory: Path) -> None:
+    """How safetensors saves: O_EXCL and a random name, renamed while it is open."""
+    write(directory / "model", b"old")
+    with opened(directory / ".tmp1", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600) as fd:
+        os.write(fd, b"new")
+        (directory / ".tmp1").rename(directory / "model")
+    forget_pages(directory / "model")
+    assert (directory / "model").read_bytes() == b"new"
+    assert names(directory) == ["model"]
+
+
 def test_the_old_name_is_free_again(directory: Path) -> None:
     write(directory / "old", b"content").rename(directory / "new")
     write(directory / "old", b"another")

@@ -18,7 +18,7 @@ from tests.support.servers import REPOSITORY
 from tests.writing import writers
 from tests.writing.buckets import VOLUME, Mounted, mounted
 
-SHORT_KILLS, SOAK_KILLS = 2, 20
+SHORT_KILLS, SOAK_KILLS = 2, 25  # eight workloads
 
 
 @pytest.fixture(scope="module")

@@ -496,6 +496,8 @@ class FileSystem:
                 if node.remote is not None and (node.spool is None or not node.spool.dirty):
                     node.remote = self._copy(node.remote, new_key)
                     self.tree.changed(target, new_name, True, node.remote)
+                if node.spool is not None:
+                    node.spool.exclusive = False  # O_EXCL was about the old name
                 self.tree.nodes.move(node, target, new_name)
                 self._leave_old_name(node, source, name, other_key)
         else:
@@ -815,6 +817,8 @@ class FileSystem:
             with self.tree.nodes.lock:
                 node.kept = True
                 self.tree.take_directory_attributes(node, attributes)
+                # Also where the object keeps this time already, and names have moved it since.
+                node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
                 self.tree.nodes.note(node)
 
     def _is_empty(self, node: Directory) -> bool:
