@@ -160,7 +160,7 @@ class Served:
 class _SmallStore(MemoryStore):
     """Full after a few objects, so that what a fuzzer makes stays small; and one that hangs."""
 
-    limits = Limits(2 * LARGE_BYTES, 1, 2 * LARGE_BYTES, 10_000)
+    limits = Limits(2 * LARGE_BYTES, 1, 1 << 30, 10_000)
     _MOST_OBJECTS = 100
 
     def put(
