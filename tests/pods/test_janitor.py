@@ -86,8 +86,9 @@ def test_what_a_killed_sidecar_left_is_detached_and_decoys_stay(
         dead.wait()
         elsewhere.kill()
         killed.kill()
-        left = killed.mounted()
-        assert len(left) == 2  # the mount and its guard
+        left, left_elsewhere = killed.mounted(), elsewhere.mounted()
+        assert len(left) == 2, killed.log()  # the mount and its guard
+        assert left_elsewhere, elsewhere.log()
         with pytest.raises(OSError, match=r"not connected|connection abort"):
             os.statvfs(left[0])
 
@@ -97,7 +98,8 @@ def test_what_a_killed_sidecar_left_is_detached_and_decoys_stay(
         assert left[0] in log
         assert killed.mounted() == []
         shutil.rmtree(pods / "killed/shared")  # what the kubelet could not do before
-        assert len(elsewhere.mounted()) == 2  # dead as well, but not below the directory of pods
+        # Dead as well, but not below the directory of pods.
+        assert elsewhere.mounted() == left_elsewhere
         assert {str(decoy), str(dead_decoy)} < set(below(pods))
         living_mount = Path(living.spec.buckets[0].path)
         (living_mount / "file").write_text("written through it")
