@@ -493,22 +493,32 @@ class FileSystem:
         if isinstance(node, File):
             self.files.prepare_rename(node)
             with node.lock:
-                if node.remote is not None and (node.spool is None or not node.spool.dirty):
-                    node.remote = self._copy(node.remote, new_key)
-                    self.tree.changed(target, new_name, True, node.remote)
                 if node.spool is not None:
                     node.spool.exclusive = False  # O_EXCL was about the old name
-                self.tree.nodes.move(node, target, new_name)
+                has_copy = node.remote is not None and not (node.spool and node.spool.dirty)
+                self._give_name(node, target, new_name, new_key if has_copy else "")
                 self._leave_old_name(node, source, name, other_key)
         else:
-            node.remote = self._copy(node.remote, new_key)
-            self.tree.changed(target, new_name, True, node.remote)
-            self.tree.nodes.move(node, target, new_name)
+            self._give_name(node, target, new_name, new_key)
             self._leave_old_name(node, source, name, other_key)
         if isinstance(replaced, File):
             self.files.settle(replaced)
         self._keep(source)
         return True
+
+    def _give_name(
+        self, node: File | Link, target: Directory, new_name: str, copy_key: str
+    ) -> None:
+        """The first half of a rename.
+
+        Args:
+            copy_key: where the node's object is copied to; empty where that is not what it has.
+        """
+        if copy_key:
+            assert node.remote is not None
+            node.remote = self._copy(node.remote, copy_key)
+            self.tree.changed(target, new_name, True, node.remote)
+        self.tree.nodes.move(node, target, new_name)
 
     def _rename_directory(
         self, source: Directory, name: str, target: Directory, new_name: str, flags: int
