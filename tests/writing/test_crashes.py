@@ -240,4 +240,6 @@ def test_too_little_time_for_what_is_dirty(tmp_path: Path, s3: Cloud, size_mib: 
     finally:
         sidecar.clean_up()
     assert {name: hashlib.sha256(s3.read(name)).hexdigest() for name in names} == digests
-    assert open_uploads(s3) == []
+    # An upload that was asked for at the last moment, and whose number never arrived, is known
+    # to nobody (decision 13).
+    assert set(open_uploads(s3)) <= unsaved
