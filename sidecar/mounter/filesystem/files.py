@@ -19,6 +19,7 @@ from sidecar.errors import (
     SpoolFull,
     Stale,
     StoreError,
+    TooLarge,
     Unavailable,
     WouldBlock,
 )
@@ -291,6 +292,7 @@ class Files:
         if not opened.writable:
             raise BadHandle("the file was opened for reading only")
         node = opened.node
+        self._check_length(node, offset + len(data))
         with node.lock:
             self._check_open()
             spool = self._prepare(node, offset, len(data))
@@ -308,8 +310,17 @@ class Files:
         self._metrics.written_bytes.inc(len(data))
         return len(data)
 
+    def _check_length(self, node: File, size_bytes: int) -> None:
+        """Refuse at once what no object can be. Raises TooLarge."""
+        most = self._store.limits.max_object_bytes
+        if size_bytes > most:
+            raise TooLarge(
+                f"`{node.key}`: {size_bytes} bytes; an object of this store holds {most}"
+            )
+
     def truncate(self, node: File, size: int) -> None:
         """Set a file's length; sent to the store at once unless somebody has it open to write."""
+        self._check_length(node, size)
         with node.lock:
             self._check_open()
             if size == 0:
