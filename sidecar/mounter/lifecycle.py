@@ -54,7 +54,7 @@ _WORKER_START_S = 3600.0
 _REQUEST_BYTES = 1024 * 1024
 _WORKER = "sidecar.mounter.worker"
 _REPORTER_STARTS = 5
-_LAST_WORDS_S = 3.0
+_LAST_WORDS_S = 8.0
 """Within the margin of the grace period (``times.grace_margin_s``)."""
 
 
