@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,19 @@ def test_a_file_that_was_made_or_emptied_by_a_reader_is_saved(place: Mounted) ->
     (directory / "lock").write_bytes(b"content")
     os.close(os.open(directory / "lock", os.O_RDONLY | os.O_TRUNC))
     assert place.objects(directory) == {"lock": b""}
+
+
+def test_a_listing_goes_on_behind_files_that_are_not_saved_yet(place: Mounted) -> None:
+    """They are listed last, by the next worker in another order."""
+    directory, other = place.fresh_directory(), place.fresh_directory()
+    with ExitStack() as stack:
+        stack.enter_context((other / "z").open("wb"))
+        for name in "ab":
+            stack.enter_context((directory / name).open("wb"))
+        lines = stack.enter_context(os.scandir(directory))
+        seen = [next(lines).name]  # the kernel asks for all of them
+        (other / "z").rename(directory / "z")
+        kill_worker(place.sidecar, VOLUME)
+        seen += [line.name for line in lines]
+    assert len(seen) == len(set(seen))
+    assert {"a", "b"} <= set(seen) <= {"a", "b", "z"}

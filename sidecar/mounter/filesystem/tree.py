@@ -37,6 +37,7 @@ _NEGATIVE_NAMES = 10_000
 _FIRST_ENTRY_OFFSET = 2
 _LOCAL_OFFSET = 1 << 40
 """Where the lines begin that only this mount has, so that a listing may grow before them."""
+_LOCAL_MARK = "\0"  # no key has one
 _READDIR_BATCH = 128
 _LATE_CHANGES_S = 120.0
 DIRECTORY_ATTRIBUTES_S = 60.0
@@ -62,7 +63,8 @@ class OpenDirectory:
     """An open directory: one reading of it that stays the same until rewinddir(3).
 
     Attributes:
-        given: keys of the lines that the reader got already.
+        given: keys of the lines that the reader got already; a name that only this mount has
+            begins with :data:`_LOCAL_MARK`.
         local_names: what only this mount has, listed last; known once they are reached.
         listed: how many names of the listing come before them.
     """
@@ -87,9 +89,23 @@ class OpenDirectory:
         listing = self.listing
         if listing is None:
             return []
-        new = listing.keys[len(self.given) : max(0, end - _FIRST_ENTRY_OFFSET)]
+        listed, local = self.given_listed(), self.given_local()
+        if end <= _LOCAL_OFFSET:
+            new = listing.keys[len(listed) : max(0, end - _FIRST_ENTRY_OFFSET)]
+        else:
+            new = listing.keys[len(listed) : self.listed]
+            names = itertools.islice(self.local_names or (), len(local), end - _LOCAL_OFFSET)
+            new += [_LOCAL_MARK + name for name in names]
         self.given += new
         return new
+
+    def given_listed(self) -> list[str]:
+        """Keys of the lines of the listing that were given."""
+        return [key for key in self.given if not key.startswith(_LOCAL_MARK)]
+
+    def given_local(self) -> list[str]:
+        """Names that only this mount had when they were given."""
+        return [key[len(_LOCAL_MARK) :] for key in self.given if key.startswith(_LOCAL_MARK)]
 
 
 class Tree:
@@ -384,7 +400,7 @@ class Tree:
                     directory.changes,
                     self._hide,
                     self._threads,
-                    opened.given,
+                    opened.given_listed(),
                 )
                 opened.listing = listing
             listing.load_all()
@@ -434,11 +450,11 @@ class Tree:
         with self.nodes.lock:
             if opened.local_names is None:
                 children = opened.directory.children.items()
-                opened.local_names = {
-                    name: None
-                    for name, child in children
-                    if _is_local(child) and name not in listing.entries
-                }
+                # What another worker gave keeps its place.
+                opened.local_names = dict.fromkeys(opened.given_local())
+                for name, child in children:
+                    if _is_local(child) and name not in listing.entries:
+                        opened.local_names[name] = None
                 # After the names: what is saved in between is listed there and skipped here.
                 opened.listed = len(listing.names)
             return opened.local_names
