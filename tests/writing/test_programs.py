@@ -332,6 +332,17 @@ def test_tensorboard_events_while_they_grow(place: Mounted, directory: Path) -> 
     assert records(events) == 1 + added
 
 
+def test_an_empty_file_grows(place: Mounted, directory: Path) -> None:
+    """Made by touch, filled by whoever finds it: by appending, and by truncate(1)."""
+    data = random.Random(1).randbytes(12 * MIB)
+    (directory / "log").touch()
+    with (directory / "log").open("ab") as file:
+        file.write(data)
+    (directory / "sparse").touch()
+    run("truncate", "-s", str(len(data)), directory / "sparse")
+    assert place.objects(directory) == {"log": data, "sparse": bytes(len(data))}
+
+
 def test_tail_f(place: Mounted, directory: Path) -> None:
     path = directory / "train.log"
     lines = [f"epoch {number} loss {1 / (number + 1):.4f}\n" for number in range(50)]

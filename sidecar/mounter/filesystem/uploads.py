@@ -373,7 +373,7 @@ class Uploader:
     def _patch(self, key: str, spool: SpoolFile, metadata: Mapping[str, str]) -> ObjectInfo | None:
         """Put the object together in the store; None where it must be sent whole."""
         base = spool.base
-        if base is None:
+        if base is None or base.size_bytes == 0:  # nothing that could be copied
             return None
         begun: list[UploadRecord] = []
         pieces = list(_pieces(spool))
