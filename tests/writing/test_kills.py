@@ -135,16 +135,17 @@ def test_the_workloads_say_the_truth_on_a_local_directory(tmp_path: Path) -> Non
 def test_a_listing_goes_on_after_names_that_were_made_a_moment_ago(place: Mounted) -> None:
     """They stand behind the others in a listing that is still fresh."""
     directory = place.fresh_directory()
+    place.cloud.write(f"{directory.name}/link.rclonelink", b"b")
     for name in "bd":
         (directory / name).mkdir()
-    assert sorted(os.listdir(directory)) == ["b", "d"]
+    assert sorted(os.listdir(directory)) == ["b", "d", "link"]
     for name in "ca":
         (directory / name).write_bytes(b"x")
     with os.scandir(directory) as lines:
         seen = [next(lines).name]
         kill_worker(place.sidecar, VOLUME)
         seen += [line.name for line in lines]
-    assert sorted(seen) == ["a", "b", "c", "d"]
+    assert sorted(seen) == ["a", "b", "c", "d", "link"]
 
 
 def test_a_file_that_was_made_or_emptied_by_a_reader_is_saved(place: Mounted) -> None:

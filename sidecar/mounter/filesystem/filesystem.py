@@ -214,10 +214,10 @@ class FileSystem:
     def give_lines(self, handle: int, end: int) -> None:
         """The lines up to offset ``end`` are about to be given to the kernel."""
         opened = self._opened_directory(handle)
-        keys = opened.give(end)
-        start = len(opened.given) - len(keys)
-        if keys or not start:  # at the beginning, perhaps again: what was given is forgotten
-            self._journal.write(("lines", handle, start, keys))
+        names = opened.give(end)
+        start = len(opened.given) - len(names)
+        if names or not start:  # at the beginning, perhaps again: what was given is forgotten
+            self._journal.write(("lines", handle, start, names))
 
     def make_directory(self, parent: int, name: str, mode: int | None = None) -> Entry:
         """mkdir(2): a marker object keeps the directory when the mount is gone.

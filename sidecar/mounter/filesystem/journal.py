@@ -295,7 +295,7 @@ class Held:
     Attributes:
         nodes: number to the node's last record, its lookups brought up to date.
         handles: number to (node, writable, backing id).
-        directories: number to (node, keys of the lines that were given).
+        directories: number to (node, names of the lines that were given).
         moves: directories whose names were being changed: node to (old key, new key).
         asked: what is known of requests that may be asked again, by number.
         last_node, last_handle, last_directory: the highest numbers ever given out. None is

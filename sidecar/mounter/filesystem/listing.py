@@ -60,7 +60,7 @@ class Listing:
         prefix: the directory's key, ending in ``/``; empty for the root.
         hidden: called with (name, reason) for each key that no path shows.
         threads: ask for pages ahead of a reader.
-        given: keys that a reader of an earlier, lost listing of the same directory got
+        given: names that a reader of an earlier, lost listing of the same directory got
             already: they keep their places, and what is not among them comes behind.
     """
 
@@ -83,8 +83,7 @@ class Listing:
         self._token: str | None = None
         self._held: list[tuple[str, Remote]] = []
         self._last = ""
-        self.names = [key.removesuffix("/") for key in given]
-        self.keys = list(given)
+        self.names = list(given)
         self._vacant = set(self.names)  # in `names` and not in `entries`
         self.entries: dict[str, Remote] = {}
         self.complete = False
@@ -166,7 +165,6 @@ class Listing:
         elif self.covers(name):
             self.entries[name] = remote
             self.names.append(name)
-            self.keys.append(name if remote is not None else f"{name}/")
         # else a page still to come will bring it
 
     def _load_page(self, seen: int, *, ahead: bool) -> None:
@@ -221,7 +219,6 @@ class Listing:
             # Not by their order: what was made while the listing was fresh was given last.
             if name not in self.entries and name not in self._vacant:
                 self.names.append(name)
-                self.keys.append(key)
             self._vacant.discard(name)
             self.entries[name] = remote
 

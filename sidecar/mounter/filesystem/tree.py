@@ -37,7 +37,7 @@ _NEGATIVE_NAMES = 10_000
 _FIRST_ENTRY_OFFSET = 2
 _LOCAL_OFFSET = 1 << 40
 """Where the lines begin that only this mount has, so that a listing may grow before them."""
-_LOCAL_MARK = "\0"  # no key has one
+_LOCAL_MARK = "\0"  # no name has one
 _READDIR_BATCH = 128
 _LATE_CHANGES_S = 120.0
 DIRECTORY_ATTRIBUTES_S = 60.0
@@ -63,8 +63,8 @@ class OpenDirectory:
     """An open directory: one reading of it that stays the same until rewinddir(3).
 
     Attributes:
-        given: keys of the lines that the reader got already; a name that only this mount has
-            begins with :data:`_LOCAL_MARK`.
+        given: names that the reader got already; those that only this mount has begin with
+            :data:`_LOCAL_MARK`.
         local_names: what only this mount has, listed last; known once they are reached.
         listed: how many names of the listing come before them.
     """
@@ -85,27 +85,28 @@ class OpenDirectory:
         self.local_names = None
 
     def give(self, end: int) -> list[str]:
-        """Note that lines up to offset ``end`` are given; the keys of the new ones."""
+        """Note that lines up to offset ``end`` are given; the names of the new ones."""
         listing = self.listing
         if listing is None:
             return []
         listed, local = self.given_listed(), self.given_local()
         if end <= _LOCAL_OFFSET:
-            new = listing.keys[len(listed) : max(0, end - _FIRST_ENTRY_OFFSET)]
+            new = listing.names[len(listed) : max(0, end - _FIRST_ENTRY_OFFSET)]
         else:
-            new = listing.keys[len(listed) : self.listed]
+            new = listing.names[len(listed) : self.listed]
             names = itertools.islice(self.local_names or (), len(local), end - _LOCAL_OFFSET)
             new += [_LOCAL_MARK + name for name in names]
         self.given += new
         return new
 
     def given_listed(self) -> list[str]:
-        """Keys of the lines of the listing that were given."""
-        return [key for key in self.given if not key.startswith(_LOCAL_MARK)]
+        """Names of the listing that were given."""
+        return [name for name in self.given if not name.startswith(_LOCAL_MARK)]
 
     def given_local(self) -> list[str]:
         """Names that only this mount had when they were given."""
-        return [key[len(_LOCAL_MARK) :] for key in self.given if key.startswith(_LOCAL_MARK)]
+        marked = (name for name in self.given if name.startswith(_LOCAL_MARK))
+        return [name.removeprefix(_LOCAL_MARK) for name in marked]
 
 
 class Tree:
