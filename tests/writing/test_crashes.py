@@ -231,8 +231,9 @@ def test_too_little_time_for_what_is_dirty(tmp_path: Path, s3: Cloud, size_mib: 
     message = sidecar.termination_message.read_text()
     unsaved = set(re.findall(r"^not saved: data/train: (\S+) ", message, re.MULTILINE))
     saved = set(s3.keys()) & digests.keys()
-    assert saved | unsaved == set(names)
-    assert not saved & unsaved
+    # One whose upload was under way when the time was over may be there all the same.
+    assert set(names) - saved <= unsaved <= set(names)
+    assert unsaved
     sidecar.start(wait=False)
     try:
         sidecar.wait_ready(600)
