@@ -197,7 +197,8 @@ while not os.path.exists("/data/claim/enough"):
                 assert pod[EXPERIMENT].running, pod[EXPERIMENT].logs()
                 time.sleep(0.1)
             fragile_s3.stop()
-            prometheus.wait_for("sum(mount_sidecar_store_retries_total)", pod)
+            # Not the first retry alone: what appears between two scrapes has no rate.
+            prometheus.wait_for("sum(rate(mount_sidecar_store_retries_total[1m]))", pod)
             fragile_s3.start()
             while "trained" not in pod[EXPERIMENT].logs():
                 assert pod[EXPERIMENT].running, pod[EXPERIMENT].logs()

@@ -94,7 +94,7 @@ class OpenDirectory:
             new = listing.names[len(listed) : max(0, end - _FIRST_ENTRY_OFFSET)]
         else:
             new = listing.names[len(listed) : self.listed]
-            names = itertools.islice(self.local_names or (), len(local), end - _LOCAL_OFFSET)
+            names = list(self.local_names or ())[len(local) : end - _LOCAL_OFFSET]
             new += [_LOCAL_MARK + name for name in names]
         self.given += new
         return new
