@@ -12,7 +12,7 @@ from sidecar.errors import LoginRejected
 from sidecar.mounter.credentials import AzureCredentials
 from sidecar.mounter.store.answers import Place
 from sidecar.mounter.store.base import ObjectInfo, Page
-from sidecar.mounter.store.connections import Endpoint, Headers
+from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.dialect import Get, Listing, Put
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.markup import http_time_s, parse_xml
@@ -22,6 +22,7 @@ from sidecar.mounter.store.signing import (
     quote_query,
     shared_key_headers,
 )
+from sidecar.mounter.store.wire import Headers
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource

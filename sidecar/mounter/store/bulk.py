@@ -7,20 +7,21 @@ and nine times for a small one (see docs on performance). One request, one conne
 
 from __future__ import annotations
 
-import http.client
 import re
+from http import HTTPStatus
 
 from sidecar.mounter.store.answers import Place, Request
-from sidecar.mounter.store.connections import Headers, Patience, Response
+from sidecar.mounter.store.connections import Patience
 from sidecar.mounter.store.dialect import Dialect
 from sidecar.mounter.store.exchange import Exchange
 from sidecar.mounter.store.retry import Again, Retry
+from sidecar.mounter.store.wire import Headers, Response
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _ACCEPTED = {
-    http.client.OK,
-    http.client.PARTIAL_CONTENT,
-    http.client.REQUESTED_RANGE_NOT_SATISFIABLE,
+    HTTPStatus.OK,
+    HTTPStatus.PARTIAL_CONTENT,
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
 }
 _MAX_ERROR_BYTES = 64 * 1024
 
@@ -84,7 +85,7 @@ class BulkReader:
 
     def _read(self, response: Response, wanted: _Range) -> None:
         """The body into the buffer."""
-        if response.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             # The range begins at or behind the end; of this version, as far as it is said.
             if self._dialect.version(response.fields):
                 self._check_version(response.fields, wanted)

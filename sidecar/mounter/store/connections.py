@@ -1,8 +1,7 @@
-"""Keep-alive HTTP/1.1 connections to one endpoint, one for each request under way."""
+"""Keep-alive connections to one endpoint, one for each request under way."""
 
 from __future__ import annotations
 
-import http.client
 import os
 import ssl
 import threading
@@ -10,6 +9,7 @@ import urllib.parse
 from dataclasses import dataclass
 
 from sidecar.mounter.store.forks import renew_in_child
+from sidecar.mounter.store.wire import Connection
 
 MAX_CONNECTIONS = 64
 SOCKET_TIMEOUT_S = 5.0
@@ -17,8 +17,6 @@ SOCKET_TIMEOUT_S = 5.0
 SHORTEST_TIMEOUT_S = 0.5
 
 _LONGEST_FACTOR = 16
-_MAX_HEADERS = 100
-_MAX_LINE_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,71 +56,6 @@ class Endpoint:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
-
-
-class Headers(dict[str, str]):
-    """Header fields by lower-case name; of a repeated field the last counts."""
-
-    def get_all(self, name: str, default: list[str] | None = None) -> list[str] | None:
-        """For :mod:`http.client`."""
-        value = self.get(name.lower())
-        return default if value is None else [value]
-
-
-class Response(http.client.HTTPResponse):
-    """A response whose header is parsed by splitting lines.
-
-    ``http.client`` hands the header to the e-mail parser, which takes a quarter of the CPU
-    time of a small GET. Bodies are the base class's: lengths, chunks, ``readinto``.
-    """
-
-    fields: Headers
-
-    def begin(self) -> None:
-        """Read status line and header fields. Raises ``http.client.HTTPException``."""
-        status: int = http.client.CONTINUE
-        while status == http.client.CONTINUE:
-            status = self._read_status_line()
-            self.fields = self._read_fields()
-        self.headers = self.msg = self.fields  # type: ignore[assignment]
-        self.status = self.code = status
-        fields = self.fields
-        self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
-        self.chunk_left = None
-        length = fields.get("content-length", "")
-        self.length = int(length) if length.isdigit() and not self.chunked else None
-        if status in {http.client.NO_CONTENT, http.client.NOT_MODIFIED}:
-            self.length = 0
-        connection = fields.get("connection", "").lower()
-        self.will_close = (
-            "close" in connection
-            or (self.version < 11 and "keep-alive" not in connection)
-            or (not self.chunked and self.length is None)
-        )
-
-    def _read_status_line(self) -> int:
-        line = self.fp.readline(_MAX_LINE_BYTES)
-        if not line:
-            raise http.client.RemoteDisconnected("the server closed the connection")
-        version, _, rest = line.partition(b" ")
-        status, _, reason = rest.strip().partition(b" ")
-        if not version.startswith(b"HTTP/1.") or not status.isdigit():
-            raise http.client.BadStatusLine("not an HTTP/1 status line")
-        self.version = 10 if version == b"HTTP/1.0" else 11
-        self.reason = reason.decode("latin-1")
-        return int(status)
-
-    def _read_fields(self) -> Headers:
-        fields = Headers()
-        for _ in range(_MAX_HEADERS):
-            line = self.fp.readline(_MAX_LINE_BYTES)
-            if line in {b"\r\n", b"\n"}:
-                return fields
-            name, colon, value = line.partition(b":")
-            if not colon:
-                raise http.client.HTTPException("broken header")
-            fields[name.decode("latin-1").lower()] = value.strip().decode("latin-1")
-        raise http.client.HTTPException("too many header fields")
 
 
 class Patience:
@@ -172,9 +105,13 @@ class ConnectionPool:
     """At most ``MAX_CONNECTIONS`` connections; further callers wait for one.
 
     Starts no thread. In a forked child it is empty, and the parent's connections stay whole.
+
+    Attributes:
+        authority: the ``Host`` header of a request.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
+        self.authority = endpoint.authority
         self._endpoint = endpoint
         self._tls = _tls_context(endpoint.verify_tls) if endpoint.tls else None
         self.after_fork()
@@ -183,13 +120,16 @@ class ConnectionPool:
     def after_fork(self) -> None:
         """Forget connections without closing them (see :mod:`sidecar.mounter.store.forks`)."""
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._idle: list[http.client.HTTPConnection] = []
+        self._idle: list[Connection] = []
 
-    def take(self, timeout_s: float) -> tuple[http.client.HTTPConnection, bool]:
+    def take(self, timeout_s: float) -> tuple[Connection, bool]:
         """A connection of one's own, and whether it was used before.
 
         Args:
             timeout_s: how long it may be silent.
+
+        Raises:
+            OSError: as :class:`Connection`.
         """
         self._slots.acquire()
         try:
@@ -197,16 +137,15 @@ class ConnectionPool:
             connection = self._idle.pop()
         except IndexError:
             return self._new(timeout_s), False
-        connection.timeout = timeout_s
-        connection.sock.settimeout(timeout_s)
+        connection.set_timeout(timeout_s)
         return connection, True
 
-    def give_back(self, connection: http.client.HTTPConnection) -> None:
+    def give_back(self, connection: Connection) -> None:
         """Return one whose response was read to its end."""
         self._idle.append(connection)
         self._slots.release()
 
-    def discard(self, connection: http.client.HTTPConnection) -> None:
+    def discard(self, connection: Connection) -> None:
         """Close one that is in an unknown state."""
         connection.close()
         self._slots.release()
@@ -219,17 +158,12 @@ class ConnectionPool:
             except IndexError:  # another thread took the last one
                 return
 
-    def _new(self, timeout_s: float) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection
-        host, port = self._endpoint.host, self._endpoint.port
-        if self._tls is not None:
-            connection = http.client.HTTPSConnection(
-                host, port, timeout=timeout_s, context=self._tls
-            )
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-        connection.response_class = Response
-        return connection
+    def _new(self, timeout_s: float) -> Connection:
+        try:
+            return Connection(self._endpoint.host, self._endpoint.port, self._tls, timeout_s)
+        except BaseException:
+            self._slots.release()
+            raise
 
 
 def authorities_file() -> str:
@@ -252,8 +186,3 @@ def _tls_context(verify: bool) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-# What a request on such a connection raises: refused, reset, timed out, not resolved, TLS; and
-# answers that are not HTTP.
-TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, http.client.HTTPException)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from sidecar.mounter.store.base import Page
-from sidecar.mounter.store.connections import Endpoint, Headers
+from sidecar.mounter.store.connections import Endpoint
+from sidecar.mounter.store.wire import Headers
 
 
 class Get(NamedTuple):

@@ -7,28 +7,25 @@ sent from a file goes by sendfile(2), or through one small buffer where the conn
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import select
-import socket
-import ssl
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from sidecar.errors import StoreError
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
 from sidecar.mounter.store.base import Content, FileSlice
-from sidecar.mounter.store.connections import (
-    TRANSPORT_ERRORS,
-    ConnectionPool,
-    Endpoint,
-    Patience,
-    Response,
-)
+from sidecar.mounter.store.connections import ConnectionPool, Endpoint, Patience
 from sidecar.mounter.store.dialect import Dialect, Get, Put
 from sidecar.mounter.store.retry import Again
+from sidecar.mounter.store.wire import (
+    TRANSPORT_ERRORS,
+    Connection,
+    Response,
+    request_head,
+)
 
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_REPLY_BYTES = 1024 * 1024
@@ -75,8 +72,12 @@ class Exchange:
     ) -> Reply:
         """One attempt at a request with a body. Raises as :meth:`get`."""
 
-        def send(signed: Put, connection: http.client.HTTPConnection) -> bool:
-            return _send(connection, signed, body)
+        def send(signed: Put, host: str, connection: Connection) -> bool:
+            length = {"content-length": str(sum(map(len, body)))}
+            headers = {**signed.headers, **length}
+            return _send(
+                connection, request_head(signed.method, signed.target, headers, host), body
+            )
 
         return self._exchange(request, sign, send, _whole, accepted, self._writing)
 
@@ -101,8 +102,8 @@ class Exchange:
             Again: what the answer means, or that there was none.
         """
 
-        def send(signed: Get, connection: http.client.HTTPConnection) -> bool:
-            connection.request("GET", signed.target, headers=signed.headers)
+        def send(signed: Get, host: str, connection: Connection) -> bool:
+            connection.send(request_head("GET", signed.target, signed.headers, host))
             return True
 
         return self._exchange(request, sign, send, read, accepted, patience)
@@ -111,7 +112,7 @@ class Exchange:
         self,
         request: Request,
         sign: Callable[[], S],
-        send: Callable[[S, http.client.HTTPConnection], bool],
+        send: Callable[[S, str, Connection], bool],
         read: Callable[[Response], T],
         accepted: Collection[int],
         patience: Patience,
@@ -120,12 +121,14 @@ class Exchange:
         while True:
             signed = sign()
             pool = self._pool
-            connection, reused = pool.take(patience.timeout_s)
+            connection: Connection | None = None
             response: Response | None = None
+            reused = False
             try:
+                connection, reused = pool.take(patience.timeout_s)
                 began_s = time.perf_counter()
-                whole = send(signed, connection)
-                response = cast("Response", connection.getresponse())
+                whole = send(signed, pool.authority, connection)
+                response = connection.response()
                 response.will_close = response.will_close or not whole
                 patience.answered(time.perf_counter() - began_s)
                 if response.status in accepted:
@@ -145,10 +148,10 @@ class Exchange:
                 # A server may close an idle connection at any time; that is no outage.
                 pool.close_idle()
             finally:
-                usable = response is not None and response.isclosed() and not response.will_close
-                if usable and pool is self._pool:
+                usable = response is not None and response.is_read and not response.will_close
+                if connection is not None and usable and pool is self._pool:
                     pool.give_back(connection)
-                else:
+                elif connection is not None:
                     pool.discard(connection)
 
     def close(self) -> None:
@@ -162,25 +165,16 @@ class Exchange:
 
 
 def _was_closed_idle(error: Exception) -> bool:
-    return isinstance(error, ConnectionResetError | BrokenPipeError)  # RemoteDisconnected too
+    return isinstance(error, ConnectionResetError | BrokenPipeError)
 
 
 def _whole(response: Response) -> Reply:
     return Reply(response.status, response.fields, response.read(_MAX_REPLY_BYTES))
 
 
-def _send(connection: http.client.HTTPConnection, signed: Put, body: Body) -> bool:
+def _send(connection: Connection, head: bytes, body: Body) -> bool:
     """False where the answer came before all was sent."""
-    connection.putrequest(
-        signed.method,
-        signed.target,
-        skip_host="host" in signed.headers,
-        skip_accept_encoding=True,
-    )
-    for name, value in signed.headers.items():
-        connection.putheader(name, value)
-    connection.putheader("content-length", str(sum(map(len, body))))
-    connection.endheaders()
+    connection.send(head)
     # A store that refuses says so at once, reads no further and closes: the answer is worth
     # more than the broken pipe, which is met again if there is none.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -192,10 +186,9 @@ def _send(connection: http.client.HTTPConnection, signed: Put, body: Body) -> bo
     return True
 
 
-def _send_file(connection: http.client.HTTPConnection, piece: FileSlice) -> bool:
+def _send_file(connection: Connection, piece: FileSlice) -> bool:
     """False where the answer came before all was sent."""
-    tls = isinstance(connection.sock, ssl.SSLSocket)
-    sent = _copy(connection, piece) if tls else _sendfile(connection.sock, piece)
+    sent = _copy(connection, piece) if connection.is_tls else _sendfile(connection, piece)
     if sent is None:
         return False
     for _ in range(sent, piece.size_bytes, _SLICE_BYTES):  # the file became shorter meanwhile
@@ -204,7 +197,7 @@ def _send_file(connection: http.client.HTTPConnection, piece: FileSlice) -> bool
     return True
 
 
-def _copy(connection: http.client.HTTPConnection, piece: FileSlice) -> int:
+def _copy(connection: Connection, piece: FileSlice) -> int:
     """Send up to the end of the file; how much there was."""
     sent = 0
     while sent < piece.size_bytes:
@@ -217,28 +210,29 @@ def _copy(connection: http.client.HTTPConnection, piece: FileSlice) -> int:
     return sent
 
 
-def _sendfile(sock: socket.socket, piece: FileSlice) -> int | None:
+def _sendfile(connection: Connection, piece: FileSlice) -> int | None:
     """:func:`_copy` inside the kernel; None where the answer came before.
 
-    Not ``socket.sendfile``: it waits for room in a connection that nobody reads from any more.
+    Polled, for a blocking sendfile(2) waits for room in a connection that nobody reads from
+    any more.
     """
-    timeout_s = sock.gettimeout()
-    poll = select.poll()
-    poll.register(sock, select.POLLIN | select.POLLOUT)
     sent = 0
-    while sent < piece.size_bytes:
-        events = poll.poll(None if timeout_s is None else timeout_s * 1000)
-        if not events:
-            raise TimeoutError("the store takes no more")
-        if events[0][1] & select.POLLIN:
-            return None
-        try:
-            count = os.sendfile(
-                sock.fileno(), piece.fd, piece.offset + sent, piece.size_bytes - sent
-            )
-        except BlockingIOError:
-            continue
-        if not count:
-            break
-        sent += count
+    with connection.unblocked() as (sock, timeout_s):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN | select.POLLOUT)
+        while sent < piece.size_bytes:
+            events = poll.poll(timeout_s * 1000)
+            if not events:
+                raise TimeoutError("the store takes no more")
+            if events[0][1] & select.POLLIN:
+                return None
+            try:
+                count = os.sendfile(
+                    sock.fileno(), piece.fd, piece.offset + sent, piece.size_bytes - sent
+                )
+            except BlockingIOError:
+                continue
+            if not count:
+                break
+            sent += count
     return sent

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sidecar.mounter.store.base import ObjectInfo, Page
-from sidecar.mounter.store.connections import Endpoint, Headers
+from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.dialect import Get, Listing, Put
 from sidecar.mounter.store.gcs_tokens import Tokens
 from sidecar.mounter.store.signing import quote_query
+from sidecar.mounter.store.wire import Headers
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource

@@ -6,15 +6,16 @@ wait until the SDK is imported (docs/decisions/0007-listing-the-short-way.md).
 
 from __future__ import annotations
 
-import http.client
+from http import HTTPStatus
 
 from sidecar.errors import StoreProtocolError
 from sidecar.mounter.store.answers import Place, Request
 from sidecar.mounter.store.base import Page
-from sidecar.mounter.store.connections import Patience, Response
+from sidecar.mounter.store.connections import Patience
 from sidecar.mounter.store.dialect import Dialect, Listing
 from sidecar.mounter.store.exchange import Exchange
 from sidecar.mounter.store.retry import Again
+from sidecar.mounter.store.wire import Response
 
 MAX_PAGE_BYTES = 32 * 1024 * 1024
 """More than a thousand of the longest keys, every byte of them escaped."""
@@ -45,7 +46,7 @@ class PageReader:
             _REQUEST,
             lambda: self._dialect.list(listing),
             self._read,
-            accepted={http.client.OK},
+            accepted={HTTPStatus.OK},
             patience=self._patience,
         )
         try:

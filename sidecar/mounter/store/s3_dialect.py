@@ -14,12 +14,13 @@ from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, StoreErro
 from sidecar.mounter.credentials import S3Credentials
 from sidecar.mounter.store.answers import Answer, Place, Request
 from sidecar.mounter.store.base import ObjectInfo, Page
-from sidecar.mounter.store.connections import Endpoint, Headers
+from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.dialect import Get, Listing, Put
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.markup import parse_xml
 from sidecar.mounter.store.retry import Again
 from sidecar.mounter.store.signing import quote_path, quote_query, sigv4_headers
+from sidecar.mounter.store.wire import Headers
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource

@@ -1,0 +1,284 @@
+"""HTTP/1.1 on one keep-alive connection: as few system calls as a request can have.
+
+Of a small GET through :mod:`http.client`, half of the CPU time is the library's: an e-mail
+parser for the header, a buffered file around each response, and a poll(2) before each
+recv(2). Here a request is one send; the answer's head is found in what the first recv
+brings; and the body goes from the kernel to the caller's memory in one call however long it
+is (MSG_WAITALL), the socket being a blocking one with a time limit of its own (SO_RCVTIMEO).
+Source: RFC 9112.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import ssl
+import struct
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+
+_HEAD_BYTES = 4096
+"""Received at first: a head, and little of the body, since that is copied again."""
+_MAX_HEAD_BYTES = 64 * 1024
+_END_OF_HEAD = b"\r\n\r\n"
+_TIMEVAL = struct.Struct("@ll")
+
+
+class BrokenAnswer(Exception):
+    """What came is not HTTP, or not all of it came."""
+
+
+class Headers(dict[str, str]):
+    """Header fields by lower-case name; of a repeated field the last counts."""
+
+
+class Connection:
+    """A connection of its own, used by one thread at a time.
+
+    Args:
+        host: name or address.
+        tls: what checks the server's certificate; None: plain TCP.
+        timeout_s: as :meth:`set_timeout`, and for connecting.
+
+    Attributes:
+        is_tls: whether what is sent has to be encrypted in user space.
+
+    Raises:
+        OSError: refused, not resolved, not trusted, too slow.
+    """
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float) -> None:
+        self.is_tls = tls is not None
+        self._socket = socket.create_connection((host, port), timeout_s)
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                self._socket = tls.wrap_socket(self._socket, server_hostname=host)
+            else:
+                self._socket.settimeout(None)  # the kernel's time limit instead
+        except BaseException:
+            self._socket.close()
+            raise
+        self._timeout_s = 0.0
+        self.set_timeout(timeout_s)
+        self._left = memoryview(b"")  # received, and not taken yet
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """How long the server may be silent, or take nothing, before TimeoutError."""
+        if timeout_s == self._timeout_s:
+            return
+        self._timeout_s = timeout_s
+        if self.is_tls:
+            self._socket.settimeout(timeout_s)
+            return
+        fraction, seconds = math.modf(timeout_s)
+        limit = _TIMEVAL.pack(int(seconds), int(fraction * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def send(self, data: bytes | memoryview) -> None:
+        """All of it."""
+        try:
+            self._socket.sendall(data)
+        except BlockingIOError:
+            raise TimeoutError("the server takes no more") from None
+
+    @contextlib.contextmanager
+    def unblocked(self) -> Iterator[tuple[socket.socket, float]]:
+        """The socket, for sendfile(2) and poll(2), and how long its server may be silent.
+
+        Plain TCP only.
+        """
+        self._socket.setblocking(False)
+        try:
+            yield self._socket, self._timeout_s
+        finally:
+            self._socket.setblocking(True)
+
+    def response(self) -> Response:
+        """The answer to what was sent, its body not read yet. Raises OSError, BrokenAnswer."""
+        while (response := Response(self._head(), self)).status == HTTPStatus.CONTINUE:
+            pass
+        return response
+
+    def receive(self, buffer: memoryview) -> int:
+        """Fill the buffer; less where the server ended or was slow in the middle of it."""
+        count = self._take(buffer)
+        if count == len(buffer):
+            return count
+        if self.is_tls:
+            return count + self._decrypt(buffer[count:])
+        try:
+            return count + self._socket.recv_into(buffer[count:], 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            raise _silent() from None
+
+    def line(self) -> bytes:
+        """Up to the end of a line, without it; of the framing of a body."""
+        line = bytearray()
+        byte = memoryview(bytearray(1))
+        while not line.endswith(b"\r\n"):
+            if len(line) > _HEAD_BYTES or not self.receive(byte):
+                raise BrokenAnswer("a line does not end")
+            line += byte
+        return bytes(line[:-2])
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+    def _take(self, buffer: memoryview) -> int:
+        count = min(len(self._left), len(buffer))
+        if count:
+            buffer[:count] = self._left[:count]
+            self._left = self._left[count:]
+        return count
+
+    def _decrypt(self, buffer: memoryview) -> int:
+        """Fill the buffer record by record, as far as the server is quick enough."""
+        count = 0
+        try:
+            while count < len(buffer) and (more := self._socket.recv_into(buffer[count:])):
+                count += more
+        except TimeoutError:
+            if not count:
+                raise
+        return count
+
+    def _head(self) -> bytes:
+        """Status line and header fields."""
+        received = bytes(self._left)
+        while (end := received.find(_END_OF_HEAD)) < 0:
+            if len(received) > _MAX_HEAD_BYTES:
+                raise BrokenAnswer("the header does not end")
+            try:
+                more = self._socket.recv(_HEAD_BYTES)
+            except BlockingIOError:
+                raise _silent() from None
+            if not more:
+                raise ConnectionResetError("the server closed the connection")
+            received = received + more if received else more
+        self._left = memoryview(received)[end + len(_END_OF_HEAD) :]
+        return received[:end]
+
+
+class Response:
+    """An answer: its status and fields, and then its body.
+
+    Attributes:
+        status: a number of RFC 9110.
+        fields: the header.
+        length: bytes of the body that are still to come; None where that is not known.
+        chunked: whether the body says its length piece by piece.
+        will_close: whether the connection cannot be used again.
+    """
+
+    __slots__ = ("_connection", "_in_chunk", "chunked", "fields", "length", "status", "will_close")
+
+    def __init__(self, head: bytes, connection: Connection) -> None:
+        self._connection = connection
+        self._in_chunk = 0
+        first, *lines = head.decode("latin-1").split("\r\n")
+        version, _, rest = first.partition(" ")
+        number = rest[:3]
+        if not version.startswith("HTTP/1.") or not number.isdigit() or rest[3:4].strip():
+            raise BrokenAnswer("not an HTTP/1 status line")
+        self.status = int(number)
+        self.fields = fields = Headers()
+        for line in lines:
+            name, colon, value = line.partition(":")
+            if not colon:
+                raise BrokenAnswer("broken header")
+            fields[name.lower()] = value.strip()
+        self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
+        length = fields.get("content-length", "")
+        self.length = int(length) if length.isdigit() and not self.chunked else None
+        if self.status in _WITHOUT_BODY:
+            self.length = 0
+        says = fields.get("connection", "").lower()
+        self.will_close = (
+            "close" in says
+            or (version == "HTTP/1.0" and "keep-alive" not in says)
+            or (not self.chunked and self.length is None)
+        )
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the body was read to its end."""
+        return self.length == 0
+
+    def readinto(self, buffer: memoryview) -> int:
+        """The body's next bytes, as many as fit and are there; 0 at its end, early or not."""
+        if self.length == 0:
+            return 0
+        if self.chunked and not self._in_chunk and not self._next_chunk():
+            return 0
+        left = self._in_chunk if self.chunked else self.length
+        if left is not None:
+            buffer = buffer[:left]
+        count = self._connection.receive(buffer)
+        if self.chunked:
+            self._in_chunk -= count
+            if not count:
+                raise BrokenAnswer("a chunk ended early")
+            if not self._in_chunk:
+                self._connection.line()
+        elif self.length is not None:
+            self.length -= count
+        return count
+
+    def read(self, most_bytes: int) -> bytes:
+        """The rest of the body, or its next ``most_bytes``."""
+        size = most_bytes if self.length is None else min(self.length, most_bytes)
+        body = bytearray()
+        block = memoryview(bytearray(min(size, _MAX_HEAD_BYTES)))
+        while len(body) < size:
+            count = self.readinto(block[: size - len(body)])
+            if not count:
+                break
+            body += block[:count]
+        return bytes(body)
+
+    def _next_chunk(self) -> bool:
+        size = self._connection.line().partition(b";")[0]
+        try:
+            self._in_chunk = int(size, 16)
+        except ValueError:
+            raise BrokenAnswer("a chunk has no size") from None
+        if self._in_chunk:
+            return True
+        while self._connection.line():
+            pass  # fields behind the body
+        self.length = 0
+        return False
+
+
+_WITHOUT_BODY = frozenset((HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED))
+
+
+def request_head(method: str, target: str, headers: Mapping[str, str], host: str) -> bytes:
+    """The bytes that begin a request; ``host`` is for where ``headers`` name none.
+
+    Raises ValueError for what would be more than one request.
+    """
+    lines = [f"{method} {target} HTTP/1.1"]
+    if "host" not in headers:
+        lines.append(f"host: {host}")
+    if "accept-encoding" not in headers:
+        lines.append("accept-encoding: identity")
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or target.count(" "):
+        raise ValueError("a line break in a request")
+    return f"{text}\r\n\r\n".encode("latin-1")
+
+
+def _silent() -> TimeoutError:
+    """What a blocking socket means by EAGAIN: its time limit is over."""
+    return TimeoutError("the server is silent")
+
+
+TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, BrokenAnswer)
+"""What a request on a connection raises: refused, reset, timed out, not resolved, not trusted,
+and answers that are not HTTP."""
