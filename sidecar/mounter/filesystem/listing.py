@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 
+from sidecar.errors import SidecarError
 from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key, is_spellable
 from sidecar.mounter.store.base import ObjectInfo, Page, Store
+
+log = logging.getLogger(__name__)
+
+_REST_WAIT_S = 0.25
 
 HiddenCallback = Callable[[str, str], None]
 
@@ -78,6 +84,8 @@ class Listing:
         self._changes = changes
         self._hidden = hidden
         self._lock = threading.Lock()
+        self._paged = threading.Condition()
+        self._rest_asked_s: float | None = None
         self._threads = threads
         self._asked: tuple[float, Future[Page]] | None = None
         self._token: str | None = None
@@ -105,6 +113,19 @@ class Listing:
         """Load every page that is missing."""
         while not self.complete:
             self._load_page(len(self.names), ahead=True)
+
+    def await_rest(self, name: str) -> None:
+        """Have the missing pages loaded, and give them a moment to tell of ``name``.
+
+        The moment is counted from when they were first asked for: a directory of few pages is
+        read at once, and nobody waits for one of thousands. Check :meth:`covers` afterwards.
+        """
+        with self._paged:
+            if self._rest_asked_s is None:
+                self._rest_asked_s = time.monotonic()
+                threading.Thread(target=self._load_rest, name="rest", daemon=True).start()
+            left_s = self._rest_asked_s + _REST_WAIT_S - time.monotonic()
+            self._paged.wait_for(lambda: self.covers(name), max(0.0, left_s))
 
     def covers(self, name: str) -> bool:
         """Whether the pages loaded so far say all there is to say about ``name``."""
@@ -167,6 +188,12 @@ class Listing:
             self.names.append(name)
         # else a page still to come will bring it
 
+    def _load_rest(self) -> None:
+        try:
+            self.load_all()
+        except SidecarError as error:  # who waits for a name will ask for it alone
+            log.warning("the rest of `%s` was not listed: %s", self._prefix, error)
+
     def _load_page(self, seen: int, *, ahead: bool) -> None:
         with self._lock:
             if self.complete or len(self.names) > seen:
@@ -186,6 +213,8 @@ class Listing:
             for name, (exists, remote) in self._changes.since(asked_s).items():
                 self._apply(name, exists, remote)
             self.loaded_s = asked_s
+        with self._paged:
+            self._paged.notify_all()
 
     def _take(self, page: Page) -> None:
         skip = len(self._prefix)

@@ -32,7 +32,9 @@ from sidecar.mounter.store.base import ObjectInfo, Store
 log = logging.getLogger(__name__)
 
 RELIST_MISSES = 16
-"""After so many names asked for one by one, reading the whole directory is cheaper."""
+"""After so many names asked for one by one, reading the whole directory again is cheaper."""
+_REST_MISSES = 3
+"""After so many names that a first page does not tell, the others are likely to be asked for."""
 _NEGATIVE_NAMES = 10_000
 _FIRST_ENTRY_OFFSET = 2
 _LOCAL_OFFSET = 1 << 40
@@ -530,12 +532,12 @@ class Tree:
                 fresh = True
             elif not (fresh and listing.covers(name)):
                 parent.misses += 1
-            load_rest = parent.misses >= RELIST_MISSES
+            load_rest = parent.misses >= _REST_MISSES
         if fresh:
             if not listing.names and not listing.complete:
                 listing.load_until(1)
             if load_rest and not listing.covers(name):
-                listing.load_all()
+                listing.await_rest(name)
             if listing.covers(name):
                 until_s = listing.loaded_s + self.ttl_s
                 if name in listing.entries:
