@@ -12,6 +12,7 @@ from pathlib import Path
 
 MIB = 1024 * 1024
 
+PAGE_CACHE_PART = 2
 MEMORY_PART = 4
 """A quarter of the limit is for content; the rest is Python, the page cache, and room."""
 LEAST_MEMORY_BYTES = 16 * MIB
@@ -27,9 +28,18 @@ def memory_budget_bytes(
     mounts: int, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
 ) -> int:
     """Memory for one of ``mounts`` mounts, from the container's limit or the machine's size."""
-    limits = [*_cgroup_limits(cgroups, proc), _machine_bytes(proc)]
-    share = min(limits) // MEMORY_PART // max(1, mounts)
+    share = _available_bytes(cgroups, proc) // MEMORY_PART // max(1, mounts)
     return max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share))
+
+
+def page_cache_bytes(
+    mounts: int, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
+) -> int:
+    """What one of ``mounts`` mounts may have the kernel keep that nobody asked for yet.
+
+    It is charged to this container, and is given back under pressure.
+    """
+    return _available_bytes(cgroups, proc) // PAGE_CACHE_PART // max(1, mounts)
 
 
 def cache_budget_bytes(mounts: int, total_bytes: int, free_bytes: int, occupied_bytes: int) -> int:
@@ -50,6 +60,11 @@ def disk_bytes(path: Path) -> tuple[int, int]:
         path = path.parent
     status = os.statvfs(path)
     return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+
+
+def _available_bytes(cgroups: Path, proc: Path) -> int:
+    """The container's limit, or the machine's size."""
+    return min([*_cgroup_limits(cgroups, proc), _machine_bytes(proc)])
 
 
 def _cgroup_limits(cgroups: Path, proc: Path) -> list[int]:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.cache import BLOCK_BYTES, DiskCache, Entry, Keeper
 from sidecar.mounter.store.base import ObjectInfo, Store
+from sidecar.mounter.widening import PageCacheShare, Widening
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Fetcher(NamedTuple):
         threads: fetch parts; their number bounds the connections that read ahead.
         part_bytes: largest part.
         cache: objects on local disk; None without a disk cache.
+        page_cache: for what random reads bring beyond what they ask for.
     """
 
     store: Store
@@ -62,6 +64,7 @@ class Fetcher(NamedTuple):
     part_bytes: int
     cache: DiskCache | None = None
     keeper: Keeper = Keeper()
+    page_cache: PageCacheShare = PageCacheShare(0)
 
     def fetch(
         self,
@@ -154,10 +157,15 @@ class _Alone:
 
 
 class ReadResult(NamedTuple):
-    """Bytes for one read. ``release`` must be called once they were copied or sent."""
+    """Bytes for one read. ``release`` must be called once they were copied or sent.
+
+    Attributes:
+        surplus: what was fetched beside them, by its offset; for the kernel's page cache.
+    """
 
     views: list[memoryview]
     release: Callable[[], None]
+    surplus: Sequence[tuple[int, memoryview]] = ()
 
 
 class _Part:
@@ -274,9 +282,10 @@ class ObjectReader:
 
     Args:
         info: the object's pinned version.
+        surplus: whether the caller gives the kernel what a read brings beyond the question.
     """
 
-    def __init__(self, fetcher: Fetcher, info: ObjectInfo) -> None:
+    def __init__(self, fetcher: Fetcher, info: ObjectInfo, *, surplus: bool = False) -> None:
         self.info = info
         self._fetcher = fetcher
         self._lock = threading.Lock()
@@ -288,6 +297,8 @@ class ObjectReader:
         if fetcher.cache is not None:
             create = info.size_bytes > WHOLE_OBJECT_BYTES
             self._entry = fetcher.cache.enter(info, create=create)
+        widens = surplus and self._entry is None and info.size_bytes > WHOLE_OBJECT_BYTES
+        self._widening = Widening(fetcher.page_cache, info.size_bytes) if widens else None
         # A part must not be so large that a small budget never has room for the next one.
         quarter = fetcher.buffers.budget_bytes // 4
         self._part_bytes = min(fetcher.part_bytes, max(quarter, BLOCK_BYTES))
@@ -368,6 +379,8 @@ class ObjectReader:
                 return
             self._closed = True
             self._close_streams()
+            if self._widening is not None:
+                self._widening.close()
         if self._entry is not None and self._fetcher.cache is not None:
             self._fetcher.cache.leave(self._entry)
 
@@ -519,17 +532,33 @@ class ObjectReader:
     def _read_directly(self, entry: Entry | None, offset: int, end: int) -> ReadResult:
         first = offset - offset % self._grain_bytes
         last = min(-(-end // self._grain_bytes) * self._grain_bytes, self.info.size_bytes)
+        if self._widening is not None:
+            with self._lock:
+                first, last = self._widening.begin(offset, end)
         buffer = memoryview(bytearray(last - first))
         fetcher = self._fetcher
         began_s = time.perf_counter()
         try:
             fetcher.fetch(self.info, entry, first, buffer, _Alone())
+        except BaseException:
+            self._settle(first, last)
+            raise
         finally:
             if entry is not None and fetcher.cache is not None:
                 fetcher.cache.leave(entry)
         fetcher.metrics.stall_seconds.inc(time.perf_counter() - began_s)
         fetcher.metrics.cache_misses.inc()
-        return ReadResult([buffer[offset - first : end - first]], _nothing)
+        views = [buffer[offset - first : end - first]]
+        if self._widening is None:
+            return ReadResult(views, _nothing)
+        before, behind = buffer[: offset - first], buffer[end - first :]
+        surplus = [(at, view) for at, view in ((first, before), (end, behind)) if view]
+        return ReadResult(views, functools.partial(self._settle, first, last), surplus)
+
+    def _settle(self, first: int, last: int) -> None:
+        if self._widening is not None:
+            with self._lock:
+                self._widening.end(first, last)
 
     def _read_parts(
         self,

@@ -39,6 +39,7 @@ from sidecar.mounter.transport import kernel, libfuse
 from sidecar.mounter.transport.notifier import Notifier
 from sidecar.mounter.transport.readers import Readers
 from sidecar.mounter.validated import read_validated_spec
+from sidecar.mounter.widening import PageCacheShare
 
 if TYPE_CHECKING:
     from sidecar.spec import PersistenceSpec, StoreSource, Volume
@@ -171,6 +172,7 @@ class Worker:
             self._spec.sizes.part_bytes,
             self._open_cache(metrics),
             Keeper(),
+            PageCacheShare(budgets.page_cache_bytes(len(self._buckets))),
         )
 
     def _open_cache(self, metrics: VolumeMetrics) -> DiskCache | None:

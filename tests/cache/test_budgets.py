@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.budgets import cache_budget_bytes, disk_bytes, memory_budget_bytes
+from sidecar.mounter.budgets import (
+    cache_budget_bytes,
+    disk_bytes,
+    memory_budget_bytes,
+    page_cache_bytes,
+)
 from sidecar.spec import Sizes
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.support.faults import FaultProxy
@@ -142,3 +147,10 @@ def test_a_cache_folder_that_cannot_be_used_is_no_reason_not_to_mount(
     ):
         assert len((tmp_path / "m" / "key").read_bytes()) == 3 * MIB
         assert "there will be no disk cache" in sidecar.log()
+
+
+def test_half_of_the_limit_may_wait_in_the_page_cache(host: Path) -> None:
+    limit(host, "memory.max", str(1024 * MIB))
+    group(host, "0::/")
+    assert page_cache_bytes(1, host / "cgroup", host / "proc") == 512 * MIB
+    assert page_cache_bytes(4, host / "cgroup", host / "proc") == 128 * MIB

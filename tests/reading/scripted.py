@@ -13,6 +13,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.prefetch import Fetcher, ObjectReader
 from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.widening import PageCacheShare
 from tests.support.memory_store import MemoryStore
 
 MIB = 1024 * 1024
@@ -59,7 +60,11 @@ class Reading:
     """One object of known content and what readers share."""
 
     def __init__(
-        self, metrics: VolumeMetrics, size_bytes: int, budget_bytes: int = 256 * MIB
+        self,
+        metrics: VolumeMetrics,
+        size_bytes: int,
+        budget_bytes: int = 256 * MIB,
+        page_cache_bytes: int = 0,
     ) -> None:
         self.store = ScriptedStore()
         unit = random.Random(1).randbytes(MIB + 13)  # no two offsets near each other look alike
@@ -67,11 +72,18 @@ class Reading:
         self.info: ObjectInfo = self.store.put("object", self.content)
         self.threads = ThreadPoolExecutor(THREADS)
         self.buffers = BufferPool(budget_bytes)
-        self.fetcher = Fetcher(self.store, self.threads, self.buffers, metrics, 8 * MIB)
+        self.fetcher = Fetcher(
+            self.store,
+            self.threads,
+            self.buffers,
+            metrics,
+            8 * MIB,
+            page_cache=PageCacheShare(page_cache_bytes),
+        )
         self.readers: list[ObjectReader] = []
 
-    def open(self) -> ObjectReader:
-        reader = ObjectReader(self.fetcher, self.info)
+    def open(self, *, surplus: bool = False) -> ObjectReader:
+        reader = ObjectReader(self.fetcher, self.info, surplus=surplus)
         self.readers.append(reader)
         return reader
 

@@ -103,7 +103,7 @@ FLAGS = {
         "FH": 1 << 6,
         "MTIME_NOW": 1 << 8,
     },
-    p.Notify: {"INVAL_INODE": 2, "INVAL_ENTRY": 3, "RESEND": 7},
+    p.Notify: {"INVAL_INODE": 2, "INVAL_ENTRY": 3, "STORE": 4, "RESEND": 7},
 }
 CONSTANTS = {
     "MAJOR": 7,
@@ -139,6 +139,7 @@ WHOLE = {  # sizeof(struct fuse_...)
     "DIRENT": 24,
     "NOTIFY_INVAL_INODE_OUT": 24,
     "NOTIFY_INVAL_ENTRY_OUT": 16,
+    "NOTIFY_STORE_OUT": 24,
     "BACKING_MAP": 16,
 }
 BEGINNINGS = {  # structures of which the rest is not read: offsetof() what follows

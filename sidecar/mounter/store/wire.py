@@ -108,10 +108,12 @@ class Connection:
         if count == len(buffer):
             return count
         if self.is_tls:
-            return count + self._decrypt(buffer[count:])
+            return self._decrypt(buffer, count)
         try:
             return count + self._socket.recv_into(buffer[count:], 0, socket.MSG_WAITALL)
         except BlockingIOError:
+            if count:
+                return count
             raise _silent() from None
 
     def line(self) -> bytes:
@@ -135,9 +137,8 @@ class Connection:
             self._left = self._left[count:]
         return count
 
-    def _decrypt(self, buffer: memoryview) -> int:
-        """Fill the buffer record by record, as far as the server is quick enough."""
-        count = 0
+    def _decrypt(self, buffer: memoryview, count: int) -> int:
+        """Fill the buffer from ``count`` on, record by record, as far as the server is quick."""
         try:
             while count < len(buffer) and (more := self._socket.recv_into(buffer[count:])):
                 count += more

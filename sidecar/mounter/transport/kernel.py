@@ -573,7 +573,9 @@ class Server:
                 number, info = request.node, self.filesystem.version(request.node)
             if info is not None:
                 self._handed_on.append(request.unique)
-                self._readers.read(request.unique, number, info, offset, size)
+                self._readers.read(
+                    request.unique, number, info, offset, size, is_node=not self._needs_opens
+                )
                 return _HANDED_ON
         result = self.filesystem.read(handle, offset, size, wait=wait)
         return _Result(result.views, result.release)

@@ -118,6 +118,7 @@ class Notify(IntEnum):
 
     INVAL_INODE = 2
     INVAL_ENTRY = 3
+    STORE = 4
     RESEND = 7
 
 
@@ -153,6 +154,7 @@ INTERRUPT_IN = struct.Struct("<Q")
 DIRENT = struct.Struct("<QQII")  # ino off namelen type; the name follows, padded to 8
 NOTIFY_INVAL_INODE_OUT = struct.Struct("<Qqq")
 NOTIFY_INVAL_ENTRY_OUT = struct.Struct("<QII")
+NOTIFY_STORE_OUT = struct.Struct("<QQII")  # nodeid offset size padding; the content follows
 BACKING_MAP = struct.Struct("<iIQ")
 
 ENTRY_BYTES = ENTRY_OUT.size + ATTR.size

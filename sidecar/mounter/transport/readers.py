@@ -21,7 +21,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from sidecar.errors import Stale, to_errno
@@ -35,14 +35,15 @@ from sidecar.mounter.prefetch import (
 )
 from sidecar.mounter.store.base import ObjectInfo
 from sidecar.mounter.transport.forked import fork_child, receive_descriptor, send_descriptor
-from sidecar.mounter.transport.replies import answer, end_if_starved
+from sidecar.mounter.transport.replies import answer, end_if_starved, fill_pages
+from sidecar.mounter.widening import MOST_BYTES
 
 log = logging.getLogger(__name__)
 
 _READ = struct.Struct(
     "<BQQQI"
 )  # kind unique number offset size; a marshalled ObjectInfo may follow
-_KIND_READ, _KIND_CLOSE = 1, 2  # marshalled numbers follow a close
+_KIND_READ, _KIND_READ_NODE, _KIND_CLOSE = 1, 2, 3  # marshalled numbers follow a close
 _MESSAGE_BYTES = 16 * 1024
 _THREADS = 32
 _MOST_PINNED = 1024
@@ -77,7 +78,6 @@ class Readers:
     def __init__(self, count: int, build: Callable[[int], Fetcher]) -> None:
         self._sockets: list[socket.socket] = []
         self._pinned: OrderedDict[int, _Pinned] = OrderedDict()  # the latest read last
-        self._next_child = 0
         self._pids: list[int] = []
         for number in range(count):
 
@@ -94,11 +94,21 @@ class Readers:
         for end in self._sockets:
             send_descriptor(end, descriptor)
 
-    def read(self, unique: int, number: int, info: ObjectInfo, offset: int, size: int) -> None:
+    def read(
+        self,
+        unique: int,
+        number: int,
+        info: ObjectInfo,
+        offset: int,
+        size: int,
+        *,
+        is_node: bool,
+    ) -> None:
         """Let a child answer a READ of the pinned version ``info``.
 
         Args:
             number: the handle that is read, or the node where there are no handles.
+            is_node: that it is a node, of which the kernel may be told more than it asked.
         """
         pinned = self._pinned.get(number)
         if pinned is None or pinned.info is not info:
@@ -108,9 +118,10 @@ class Readers:
                 self.close(list(self._pinned)[:_EVICTED_TOGETHER])
         else:
             self._pinned.move_to_end(number)
-        child = self._child_for(pinned, offset)
+        child = self._child_for(pinned, number, offset)
         pinned.ends.append((offset + size, child))
-        message = _READ.pack(_KIND_READ, unique, number, offset, size)
+        kind = _KIND_READ_NODE if is_node else _KIND_READ
+        message = _READ.pack(kind, unique, number, offset, size)
         if child not in pinned.told:
             pinned.told.add(child)
             message += marshal.dumps((info.key, info.size_bytes, info.mtime_s, info.version))
@@ -127,14 +138,14 @@ class Readers:
         for child, known in closed.items():
             self._send(child, bytes((_KIND_CLOSE,)) + marshal.dumps(known))
 
-    def _child_for(self, pinned: _Pinned, offset: int) -> int:
-        """The child whose window the read belongs to, else the next one in turn."""
+    def _child_for(self, pinned: _Pinned, number: int, offset: int) -> int:
+        """The child whose window the read belongs to, else one by the place of the read."""
         for index, (end, child) in enumerate(pinned.ends):
             if -KEEP_BEHIND_BYTES <= offset - end <= SEEK_FORWARD_BYTES:
                 del pinned.ends[index]
                 return child
-        self._next_child = (self._next_child + 1) % len(self._sockets)
-        return self._next_child
+        # What is fetched together is asked of one child.
+        return (number + offset // MOST_BYTES) % len(self._sockets)
 
     def _send(self, child: int, message: bytes) -> None:
         try:
@@ -169,6 +180,7 @@ class _Reader:
         self._turn = threading.Lock()
         self._next_in_turn = 0
         self._threads = 1
+        self._givers = threading.BoundedSemaphore(_THREADS // 4)
         self._descriptor = -1
 
     def run(self) -> None:
@@ -201,12 +213,13 @@ class _Reader:
     def _take_turn(self) -> _Read:
         """Answer until a read has to be fetched: that one. Ends the process with the worker."""
         while message := self._end.recv(_MESSAGE_BYTES):
-            if message[0] == _KIND_READ:
-                _, unique, number, offset, size = _READ.unpack_from(message)
+            if message[0] != _KIND_CLOSE:
+                kind, unique, number, offset, size = _READ.unpack_from(message)
+                is_node = kind == _KIND_READ_NODE
                 if len(message) > _READ.size:
                     info = ObjectInfo(*marshal.loads(message[_READ.size :]))  # noqa: S302 - the parent's
-                    self._readers[number] = ObjectReader(self._fetcher, info)
-                read = _Read(self._readers[number], unique, offset, size, self._answer)
+                    self._readers[number] = ObjectReader(self._fetcher, info, surplus=is_node)
+                read = _Read(self._readers[number], unique, number, offset, size, self._answer)
                 if not read.answer_when_here():
                     return read
             else:
@@ -225,9 +238,10 @@ class _Reader:
         failure: Exception | None = None
         if isinstance(result, ReadResult):
             answer(self._descriptor, read.unique, 0, result.views)
-            size_bytes = sum(map(len, result.views))
+            self._metrics.read_bytes.inc(sum(map(len, result.views)))
+            if result.surplus:
+                self._give(read.number, result.surplus)
             result.release()
-            self._metrics.read_bytes.inc(size_bytes)
         else:
             end_if_starved(result)
             failure = result
@@ -236,22 +250,38 @@ class _Reader:
             answer(self._descriptor, read.unique, to_errno(failure))
         self._metrics.operation("read", time.perf_counter() - read.began_s, failure)
 
+    def _give(self, node: int, surplus: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill the kernel's page cache, unless too many threads are at it already.
+
+        The kernel waits for pages that a READ under way will fill: somebody must be left who
+        answers that.
+        """
+        if not self._givers.acquire(blocking=False):
+            return
+        try:
+            for offset, view in surplus:
+                fill_pages(self._descriptor, node, offset, view)
+        finally:
+            self._givers.release()
+
 
 class _Read:
     """One READ."""
 
-    __slots__ = ("_answer", "_offset", "_size", "began_s", "reader", "unique")
+    __slots__ = ("_answer", "_offset", "_size", "began_s", "number", "reader", "unique")
 
     def __init__(
         self,
         reader: ObjectReader,
         unique: int,
+        number: int,
         offset: int,
         size: int,
         answer: Callable[[_Read, ReadResult | Exception], None],
     ) -> None:
         self.reader = reader
         self.unique = unique
+        self.number = number
         self.began_s = time.perf_counter()
         self._offset = offset
         self._size = size

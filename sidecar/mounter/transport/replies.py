@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -34,6 +35,18 @@ def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
     """Tell the kernel something it did not ask. Raises OSError."""
     header = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(body), code, 0)
     os.writev(descriptor, (header, body))
+
+
+def fill_pages(descriptor: int, node: int, offset: int, content: memoryview) -> None:
+    """Put content that nobody asked for into the page cache of a node.
+
+    It may wait for a page that a READ under way will fill. Where the kernel does not take it,
+    it will ask.
+    """
+    store = p.NOTIFY_STORE_OUT.pack(node, offset, len(content), 0)
+    size = p.OUT_HEADER.size + len(store) + len(content)
+    with contextlib.suppress(OSError):  # ENOENT: the node is forgotten
+        os.writev(descriptor, (p.OUT_HEADER.pack(size, p.Notify.STORE, 0), store, content))
 
 
 def end_if_starved(error: BaseException) -> None:

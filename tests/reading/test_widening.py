@@ -1,0 +1,194 @@
+"""Random reads of one object: what they bring beyond the question, and what bounds that."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import Unavailable
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.prefetch import ObjectReader
+from sidecar.mounter.widening import PageCacheShare, Widening
+from tests.reading.buckets import fill, make_bucket, sidecar_behind
+from tests.reading.scripted import KIB, MIB, Reading
+from tests.support.faults import FaultProxy
+from tests.support.killer import kill_worker
+from tests.support.servers import S3Server
+
+BLOCK = 128 * KIB
+SIZE = 96 * MIB
+
+Make = Callable[..., Reading]
+
+
+@pytest.fixture
+def reading(tmp_path: Path) -> Iterator[Make]:
+    made: list[Reading] = []
+
+    def make(size_bytes: int = SIZE, page_cache_bytes: int = SIZE) -> Reading:
+        metrics = VolumeMetrics(tmp_path / "metrics", "data/v", "v")
+        made.append(Reading(metrics, size_bytes, page_cache_bytes=page_cache_bytes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+class Pages:
+    """What the kernel would have: blocks that were read, or given to it."""
+
+    def __init__(self, one: Reading, reader: ObjectReader) -> None:
+        self._one = one
+        self._reader = reader
+        self.there: set[int] = set()
+
+    def read(self, offset: int, *, keep: bool = True) -> None:
+        """One block, from the pages or else through the reader."""
+        if offset in self.there:
+            return
+        result = self._reader.read(offset, BLOCK)
+        content = self._one.content
+        assert b"".join(result.views) == content[offset : offset + BLOCK]
+        for at, view in result.surplus:
+            assert view == content[at : at + len(view)]
+            if keep:
+                self.there.update(range(at, at + len(view), BLOCK))
+        result.release()
+        self.there.add(offset)
+
+
+def shuffled(size_bytes: int = SIZE) -> list[int]:
+    """Every block of an object, in random order, the first one last (it begins a window)."""
+    offsets = list(range(BLOCK, size_bytes, BLOCK))
+    random.Random(2).shuffle(offsets)
+    return [*offsets, 0]
+
+
+def scattered() -> list[int]:
+    """A third of the blocks in random order; none follows another, so nothing is read ahead."""
+    offsets = list(range(BLOCK, SIZE, 3 * BLOCK))
+    random.Random(2).shuffle(offsets)
+    return offsets
+
+
+def test_the_first_reads_bring_what_they_ask_for(reading: Make) -> None:
+    one = reading()
+    pages = Pages(one, one.open(surplus=True))
+    for offset in scattered()[:16]:
+        pages.read(offset)
+    assert one.store.asked_bytes == 16 * BLOCK
+
+
+def test_reading_all_of_an_object_fetches_it_once_in_few_requests(reading: Make) -> None:
+    one = reading()
+    pages = Pages(one, one.open(surplus=True))
+    for offset in shuffled():
+        pages.read(offset)
+    assert one.store.asked_bytes <= 1.5 * SIZE  # some blocks follow others by chance
+    assert len(one.store.ranges) < SIZE // BLOCK // 2
+
+
+def test_at_any_moment_little_more_was_fetched_than_one_read_brings(reading: Make) -> None:
+    one = reading()
+    pages = Pages(one, one.open(surplus=True))
+    asked = 0
+    for offset in scattered():
+        before = one.store.asked_bytes
+        pages.read(offset)
+        asked += BLOCK
+        assert one.store.asked_bytes - before <= max(BLOCK, asked // 16)
+
+
+@pytest.mark.parametrize("budget_bytes", [0, SIZE - 1])
+def test_without_room_in_the_page_cache_nothing_is_widened(
+    reading: Make, budget_bytes: int
+) -> None:
+    one = reading(page_cache_bytes=budget_bytes)
+    pages = Pages(one, one.open(surplus=True))
+    for offset in scattered()[:200]:
+        pages.read(offset)
+    assert one.store.asked_bytes == 200 * BLOCK
+
+
+def test_a_reader_that_cannot_give_pages_widens_nothing(reading: Make) -> None:
+    one = reading()
+    pages = Pages(one, one.open())
+    for offset in scattered()[:200]:
+        pages.read(offset)
+    assert one.store.asked_bytes == 200 * BLOCK
+
+
+def test_where_the_kernel_drops_what_it_was_given_no_more_is_given(reading: Make) -> None:
+    one = reading()
+    pages = Pages(one, one.open(surplus=True))
+    offsets = scattered()
+    for offset in offsets:
+        pages.read(offset, keep=False)
+    assert one.store.asked_bytes > len(offsets) * BLOCK
+    before = one.store.asked_bytes
+    pages.there.clear()
+    for offset in offsets[:200]:
+        pages.read(offset, keep=False)
+    assert one.store.asked_bytes - before == 200 * BLOCK
+
+
+def test_a_failed_fetch_leaves_nothing_behind(reading: Make) -> None:
+    one = reading()
+    reader = one.open(surplus=True)
+    pages = Pages(one, reader)
+    offsets = scattered()
+    for offset in offsets[:100]:
+        pages.read(offset)
+    missing = next(offset for offset in offsets if offset not in pages.there)
+    one.store.failure = Unavailable("away")
+    with pytest.raises(Unavailable):
+        reader.read(missing, BLOCK)
+    one.store.failure = None
+    pages.read(missing)
+
+
+def test_room_is_shared_and_given_back() -> None:
+    share = PageCacheShare(100 * MIB)
+    first, second = Widening(share, 60 * MIB), Widening(share, 60 * MIB)
+    for one in (first, second):
+        for offset in range(0, 40 * MIB, MIB):
+            one.end(*one.begin(offset, offset + BLOCK))
+    assert first.begin(50 * MIB, 50 * MIB + BLOCK) != (50 * MIB, 50 * MIB + BLOCK)
+    assert second.begin(50 * MIB, 50 * MIB + BLOCK) == (50 * MIB, 50 * MIB + BLOCK)
+    first.close()
+    assert share.reserve(100 * MIB)
+
+
+def test_through_a_mount_every_byte_is_right_and_most_reads_ask_nothing(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    cloud = make_bucket(s3_server)
+    fill(cloud, {"key": SIZE})
+    content = cloud.read("key")
+    with (
+        FaultProxy(s3_server.port) as proxy,
+        sidecar_behind(proxy, cloud, tmp_path / "run", tmp_path / "m") as sidecar,
+    ):
+        file = os.open(tmp_path / "m" / "key", os.O_RDONLY)
+        try:
+
+            def read(offset: int) -> bool:
+                return os.pread(file, BLOCK, offset) == content[offset : offset + BLOCK]
+
+            offsets = shuffled()
+            with ThreadPoolExecutor(8) as threads:
+                assert all(threads.map(read, offsets[:400]))
+                kill_worker(sidecar, "v")
+                assert all(threads.map(read, offsets[400:]))
+                assert all(threads.map(read, offsets))
+        finally:
+            os.close(file)
+        labels = {"volume": "data/v", "operation": "get"}
+        name = "mount_sidecar_store_request_duration_seconds_count"
+        assert sidecar.metric(name, **labels) < len(offsets)
