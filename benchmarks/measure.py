@@ -50,6 +50,7 @@ class Metric:
 
 
 THROUGHPUT = Metric("throughput_mb_s", "MB/s", "higher")
+FIRST_READS = Metric("first_reads_per_s", "first reads/s", "higher")
 READS = Metric("reads_per_s", "reads/s", "higher")
 FILES = Metric("files_per_s", "files/s", "higher")
 CPU = Metric("cpu_s_per_gb", "CPU-s/GB", "lower")
