@@ -365,7 +365,11 @@ class ObjectReader:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if not self._streams or time.monotonic() - self._used_s < idle_s:
+            if time.monotonic() - self._used_s < idle_s:
+                return False
+            if self._widening is not None:
+                self._widening.rest()
+            if not self._streams:
                 return False
             self._close_streams()
             return True
@@ -380,7 +384,7 @@ class ObjectReader:
             self._closed = True
             self._close_streams()
             if self._widening is not None:
-                self._widening.close()
+                self._widening.rest()
         if self._entry is not None and self._fetcher.cache is not None:
             self._fetcher.cache.leave(self._entry)
 

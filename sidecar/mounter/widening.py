@@ -55,7 +55,7 @@ class Widening:
     def __init__(self, share: PageCacheShare, size_bytes: int) -> None:
         self._share = share
         self._size_bytes = size_bytes
-        self._reserved: bool | None = None
+        self._reserved = False
         self._asked_bytes = 0
         self._under_way: set[int] = set()
         self._given = bytearray(-(-size_bytes // _CHUNK_BYTES))
@@ -84,13 +84,15 @@ class Widening:
             low, high = -(-first // _CHUNK_BYTES), last // _CHUNK_BYTES
             self._given[low:high] = b"\1" * (high - low)
 
-    def close(self) -> None:
-        """The object is not read any more."""
+    def rest(self) -> None:
+        """The object is not read for now: others may have its room."""
         if self._reserved:
             self._share.give_back(self._size_bytes)
         self._reserved = False
 
     def _may_widen(self) -> bool:
-        if self._reserved is None:
+        if self._lost > _MOST_LOST:
+            return False
+        if not self._reserved:
             self._reserved = self._share.reserve(self._size_bytes)
-        return self._reserved and self._lost <= _MOST_LOST
+        return self._reserved

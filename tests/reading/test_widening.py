@@ -161,7 +161,9 @@ def test_room_is_shared_and_given_back() -> None:
             one.end(*one.begin(offset, offset + BLOCK))
     assert first.begin(50 * MIB, 50 * MIB + BLOCK) != (50 * MIB, 50 * MIB + BLOCK)
     assert second.begin(50 * MIB, 50 * MIB + BLOCK) == (50 * MIB, 50 * MIB + BLOCK)
-    first.close()
+    first.rest()
+    assert second.begin(50 * MIB, 50 * MIB + BLOCK) != (50 * MIB, 50 * MIB + BLOCK)
+    second.rest()
     assert share.reserve(100 * MIB)
 
 
