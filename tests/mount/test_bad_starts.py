@@ -23,9 +23,11 @@ from tests.support.clouds import Cloud, RcloneCloud, S3Cloud
 from tests.support.servers import (
     AzureServer,
     GcsServer,
+    HttpResponder,
     RcloneServer,
     S3Server,
     TlsFiles,
+    answer,
     free_port,
 )
 from tests.support.sidecar import Sidecar
@@ -196,6 +198,20 @@ def test_azure_login_rejected(
         r"\(AuthenticationFailed\); check the keys in the volume's secret",
     )
     assert wrong not in sidecar.log()
+
+
+def test_s3_login_that_may_not_list(tmp_path: Path, s3: Cloud) -> None:
+    """No server of the tests knows logins with fewer rights."""
+    body = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
+    xml = {"Content-Type": "application/xml"}
+    with HttpResponder(lambda handler: answer(handler, 403, body, xml)) as store:
+        secret = json.dumps({**s3.server.credentials(), "AWS_ENDPOINT_URL": store.endpoint})
+        refused(
+            bucket_sidecar(tmp_path, s3, secret=secret),
+            EXIT_MOUNT,
+            f"error SC1041 ACCESS_DENIED: {of(s3)}: S3 bucket `{s3.bucket}` at "
+            f"127.0.0.1:{store.port} denies list; grant it to the volume's credentials",
+        )
 
 
 # --- the network ---------------------------------------------------------------------------
