@@ -104,6 +104,8 @@ class Program:
         time.sleep(_POLL_S)
 
     def _failure(self, when: str = "") -> DemoFailed:
+        # What ended us may have ended it, in the moment before it had a session of its own.
+        self._check()
         said = self._log.read_text(errors="replace").splitlines()
         last = said[-1] if said else "it said nothing"
         return DemoFailed(
