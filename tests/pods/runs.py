@@ -5,29 +5,28 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sidecar.control.catalogue import parse_catalogue
-from sidecar.control.resolve import resolve
-from sidecar.control.selection import Selection
+from sidecar.control.sidecar_container import Injection
+from sidecar.control.workloads import inject_manifests
 from sidecar.demo.dataset import labels_csv, load_digits
-from sidecar.mounter.mounts import FUSE_DEVICE
-from sidecar.spec import SPEC_FILE, Access, PersistenceSpec, Times
+from sidecar.pod import CONTAINER_NAME as SIDECAR
 from tests.support.pods import EXPERIMENT_IMAGE, SIDECAR_IMAGE, Container, Json, Pod
-from tests.support.servers import AzureServer, GcsServer, S3Server, free_port
+from tests.support.servers import AzureServer, GcsServer, S3Server
 
 RUN = "user/project/experiments/1"
-SIDECAR = "mount-sidecar"
 EXPERIMENT = "experiment"
 USER = 1000
 NOTES = {"host": "from the node", "claim": "from a claim"}
 
 _DIGITS = 150
-_SPEC_ANNOTATION = "mount-sidecar.io/spec"
 
 
 class Clouds:
@@ -62,23 +61,30 @@ class Clouds:
         with azure.client() as blobs:
             blobs.get_blob_client(self.settings, "train.json").upload_blob(json.dumps(settings))
 
-    def catalogue(self) -> Json:
-        """What an admin would declare."""
+    def ports(self) -> list[int]:
+        """Where the clouds are, on this machine's loopback."""
+        servers = (self.s3, self.gcs, self.gcs.tokens, self.azure)
+        return [server.port for server in servers]
+
+    def catalogue(self, directory: Path) -> str:
+        """What an admin would declare, with the node's data below ``directory``."""
 
         def bucket(store: str, url: str) -> Json:
             return {"store": store, "bucket": url, "secret": "clouds", "secretKey": f"{store}.json"}
 
         azure = f"wasbs://{self.settings}@{self.azure.account}.blob.core.windows.net/"
-        return {
+        host = str(directory / "host")
+        volumes = {
             "data": {
                 "images": {**bucket("s3", f"s3://{self.images}/digits"), "readOnly": True},
-                "labels": bucket("gcs", f"gs://{self.labels}"),
+                "labels": {**bucket("gcs", f"gs://{self.labels}"), "mountPath": "/data/labels"},
                 "settings": bucket("azure", azure),
-                "host": {"hostPath": "/path/to/data", "mountPath": "/data/host", "readOnly": True},
+                "host": {"hostPath": host, "mountPath": "/data/host", "readOnly": True},
                 "claim": {"existingClaim": "claim", "mountPath": "/data/claim"},
             },
             "outputs": {"runs": bucket("s3", f"s3://{self.outputs}/team")},
         }
+        return yaml.safe_dump(volumes)
 
     def secrets(self) -> dict[str, dict[str, str]]:
         """One secret with the keys of three stores."""
@@ -103,17 +109,38 @@ class Clouds:
         return found
 
 
-def spec_of(clouds: Clouds, times: Times) -> PersistenceSpec:
-    """The resolved spec, in a pod whose experiment is uid 1000; a free port for HTTP."""
-    catalogue = parse_catalogue(yaml.safe_dump(clouds.catalogue()), "the test's catalogue")
-    spec = resolve(catalogue, Selection(), run=RUN)
-    return spec.model_copy(
-        update={
-            "http": spec.http.model_copy(update={"host": "127.0.0.1", "port": free_port()}),
-            "access": Access(uid=USER, gid=USER),
-            "times": times,
-        }
-    )
+def experiment_of(command: list[str] | None = None, *, grace_s: int = 30) -> Json:
+    """The pod as its user writes it: nothing in it is about buckets or the sidecar.
+
+    Args:
+        command: instead of reading the two directories and training.
+    """
+    script = "cat /data/host/note.txt /data/claim/note.txt; exec python3 /experiment/train.py"
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "experiment",
+            "namespace": "runs",
+            "annotations": {"mount-sidecar.io/run": RUN},
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": grace_s,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER},
+            "containers": [
+                {
+                    "name": EXPERIMENT,
+                    "image": EXPERIMENT_IMAGE,
+                    "command": command or ["sh", "-ec", script],
+                    "securityContext": {
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                }
+            ],
+        },
+    }
 
 
 def pod_of(
@@ -121,104 +148,50 @@ def pod_of(
     clouds: Clouds,
     *,
     secrets: dict[str, dict[str, str]] | None = None,
-    times: Times | None = None,
     memory: str | None = None,
-    grace_s: int = 60,
     command: list[str] | None = None,
 ) -> Pod:
-    """The pod of the run.
+    """The pod of the run, as `sidecar inject` makes it of :func:`experiment_of`.
 
     Args:
         secrets: instead of the right ones.
         memory: limit of the sidecar.
-        command: instead of reading the two directories and training.
+        command: of the experiment.
     """
-    spec = spec_of(clouds, times or Times(ready_timeout_s=40))
+    experiment = experiment_of(command)
+    if memory:
+        experiment["metadata"]["annotations"]["mount-sidecar.io/memory-limit"] = memory
+    catalogue = parse_catalogue(clouds.catalogue(directory), "the test's catalogue")
+    text = inject_manifests(
+        yaml.safe_dump(experiment), "the pod", catalogue, Injection(image=SIDECAR_IMAGE)
+    )
+    return injected_pod(directory, clouds, yaml.safe_load(text), secrets=secrets)
+
+
+def injected_pod(
+    directory: Path,
+    clouds: Clouds,
+    manifest: Json,
+    *,
+    secrets: dict[str, dict[str, str]] | None = None,
+) -> Pod:
+    """A pod, and what its catalogue refers to: directories, secrets, the clouds."""
     for name, note in NOTES.items():
         (directory / name).mkdir(parents=True)
         (directory / name / "note.txt").write_text(note)
         (directory / name).chmod(0o777)
-    paths: list[Json] = [
-        {"name": "host", "mountPath": "/data/host", "readOnly": True},
-        {"name": "claim", "mountPath": "/data/claim"},
-    ]
-    shared: Json = {"name": "shared", "mountPath": spec.roots.shared}
-    sidecar: Json = {
-        "name": SIDECAR,
-        "image": SIDECAR_IMAGE,
-        "args": ["mount", "--spec", SPEC_FILE],
-        "restartPolicy": "Always",
-        # Only for the server that stands in for Google's.
-        "env": [{"name": "STORAGE_EMULATOR_HOST", "value": clouds.gcs.endpoint}],
-        "securityContext": {
-            "privileged": True,
-            "readOnlyRootFilesystem": True,
-            "runAsUser": 0,
-            "runAsGroup": 0,
-        },
-        "startupProbe": {"httpGet": {"path": "/startupz", "port": spec.http.port}},
-        "resources": {"limits": {"memory": memory}} if memory else {},
-        "volumeMounts": [
-            {**shared, "mountPropagation": "Bidirectional"},
-            {"name": "state", "mountPath": spec.roots.state},
-            {"name": "spec", "mountPath": str(Path(SPEC_FILE).parent), "readOnly": True},
-            {"name": "fuse", "mountPath": FUSE_DEVICE},
-            {"name": "secrets", "mountPath": f"{spec.roots.secrets}/clouds", "readOnly": True},
-            *paths,
-        ],
-    }
-    script = "cat /data/host/note.txt /data/claim/note.txt; exec python3 /experiment/train.py"
-    experiment: Json = {
-        "name": EXPERIMENT,
-        "image": EXPERIMENT_IMAGE,
-        "command": command or ["sh", "-ec", script],
-        "env": [{"name": name, "value": value} for name, value in spec.environment.items()],
-        "securityContext": {
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [{**shared, "mountPropagation": "HostToContainer"}, *paths],
-    }
-    manifest: Json = {
-        "metadata": {
-            "name": "experiment",
-            "namespace": "runs",
-            "annotations": {_SPEC_ANNOTATION: spec.to_json()},
-        },
-        "spec": {
-            "terminationGracePeriodSeconds": grace_s,
-            "initContainers": [sidecar],
-            "containers": [experiment],
-            "volumes": [
-                {"name": "shared", "emptyDir": {}},
-                {"name": "state", "emptyDir": {}},
-                {"name": "fuse", "hostPath": {"path": FUSE_DEVICE, "type": "CharDevice"}},
-                {"name": "secrets", "secret": {"secretName": "clouds"}},
-                {"name": "host", "hostPath": {"path": str(directory / "host")}},
-                {"name": "claim", "persistentVolumeClaim": {"claimName": "claim"}},
-                {
-                    "name": "spec",
-                    "downwardAPI": {
-                        "items": [
-                            {
-                                "path": Path(SPEC_FILE).name,
-                                "fieldRef": {
-                                    "fieldPath": f"metadata.annotations['{_SPEC_ANNOTATION}']"
-                                },
-                            }
-                        ]
-                    },
-                },
-            ],
-        },
-    }
+    for group in ("initContainers", "containers"):
+        for container in manifest["spec"].get(group, []):
+            if container["name"] == SIDECAR:
+                # Only for the server that stands in for Google's.
+                emulator = {"name": "STORAGE_EMULATOR_HOST", "value": clouds.gcs.endpoint}
+                container["env"].append(emulator)
     return Pod(
         directory / "pod",
         manifest,
         secrets=secrets or clouds.secrets(),
         claims={"claim": directory / "claim"},
+        ports=clouds.ports(),
     )
 
 
@@ -237,14 +210,37 @@ def told_saved(experiment: Container) -> dict[str, str]:
     }
 
 
+def status_of(pod: Pod) -> dict[str, dict[str, Any]]:
+    """Name of each volume to its part of the status document."""
+    path = pod.host_path(f"{SIDECAR}-state") / "status.json"
+    return {volume["name"]: volume for volume in json.loads(path.read_text())["volumes"]}
+
+
+def wait_for(done: Callable[[], bool], pod: Pod, timeout_s: float = 60.0) -> None:
+    """Return when ``done``. Raises AssertionError with the sidecar's log."""
+    end_s = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < end_s, pod[SIDECAR].logs()
+        time.sleep(0.05)
+
+
+def everything_is_gone(pod: Pod) -> None:
+    """Nothing is mounted on the host, and the kubelet can delete the pod's directories."""
+    assert pod.mounted() == []
+    shared = pod.host_path(f"{SIDECAR}-shared")
+    pod.delete_volumes()
+    assert not shared.exists()
+    for name, note in NOTES.items():  # and nothing was deleted through a mount
+        assert (pod.directory.parent / name / "note.txt").read_text() == note
+
+
 def kill_sidecar(pod: Pod) -> int:
     """SIGKILL the sidecar so that nothing of it can unmount any more; its exit status.
 
     The kernel closes the first process's descriptors before it ends the others, so a worker that
     runs may see that the supervisor is gone, and clean up; one that is stopped cannot.
     """
-    status = json.loads((pod.host_path("state") / "status.json").read_text())
-    pids = [str(v["worker_pid"]) for v in status["volumes"] if v["worker_pid"]]
+    pids = [str(v["worker_pid"]) for v in status_of(pod).values() if v["worker_pid"]]
     pod[SIDECAR].execute("sh", "-c", f"kill -STOP {' '.join(pids)}")
     pod[SIDECAR].signal("KILL")
     return pod[SIDECAR].wait()

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sidecar import __version__
-from sidecar.spec import Times
+from sidecar.control.pod_request import SPEC_ANNOTATION
 from tests.pods.runs import (
     EXPERIMENT,
     NOTES,
     SIDECAR,
     Clouds,
     events,
+    everything_is_gone,
     kill_sidecar,
     pod_of,
+    status_of,
     told_saved,
+    wait_for,
 )
 from tests.support.pods import EXPERIMENT_IMAGE, SIDECAR_IMAGE, Pod, podman
 from tests.support.servers import AzureServer, GcsServer, S3Server
@@ -30,41 +31,13 @@ LOGIN_REJECTED = "SC1043 LOGIN_REJECTED"
 
 
 @pytest.fixture
-def clouds(s3_server: S3Server, gcs_server: GcsServer, azure_server: AzureServer) -> Clouds:
-    return Clouds(s3_server, gcs_server, azure_server)
-
-
-@pytest.fixture
 def long_run(s3_server: S3Server, gcs_server: GcsServer, azure_server: AzureServer) -> Clouds:
     """Long enough for something to happen meanwhile."""
     return Clouds(s3_server, gcs_server, azure_server, epochs=40)
 
 
-def wait_for(done: Callable[[], bool], pod: Pod, timeout_s: float = 60.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < end_s, pod[SIDECAR].logs()
-        time.sleep(0.05)
-
-
 def is_training(pod: Pod) -> bool:
     return any(event["event"] == "epoch" for event in events(pod[EXPERIMENT]))
-
-
-def status_of(pod: Pod) -> dict[str, dict[str, object]]:
-    """Name of each volume to its part of the status document."""
-    path = pod.host_path("state") / "status.json"
-    return {volume["name"]: volume for volume in json.loads(path.read_text())["volumes"]}
-
-
-def everything_is_gone(pod: Pod) -> None:
-    """Nothing is mounted on the host, and the kubelet can delete the pod's directories."""
-    assert pod.mounted() == []
-    shared = pod.host_path("shared")
-    pod.delete_volumes()
-    assert not shared.exists()
-    for name, note in NOTES.items():  # and nothing was deleted through a mount
-        assert (pod.directory.parent / name / "note.txt").read_text() == note
 
 
 def run_in(image: str, script: str) -> str:
@@ -205,8 +178,11 @@ time.sleep(1000)
 """
     with S3Server(tmp_path_factory.mktemp("silent")) as silent:
         clouds = Clouds(silent, gcs_server, azure_server)
-        times = Times(ready_timeout_s=40, grace_s=3, grace_margin_s=1)
-        with pod_of(tmp_path, clouds, times=times, command=["python3", "-c", script]) as pod:
+        pod = pod_of(tmp_path, clouds, command=["python3", "-c", script])
+        spec = json.loads(pod.metadata["annotations"][SPEC_ANNOTATION])
+        spec["times"] |= {"grace_s": 3, "grace_margin_s": 1}
+        pod.metadata["annotations"][SPEC_ANNOTATION] = json.dumps(spec)
+        with pod:
             wait_for(lambda: "written" in pod[EXPERIMENT].logs(), pod)
             silent.pause()
             # The pod's grace is used up, so the experiment still runs when the sidecar must end.

@@ -1,7 +1,7 @@
 """Prometheus scrapes the pod of a run; alert rules and dashboard are about what it finds.
 
 ``DASHBOARD_PICTURE=docs/dashboard.png`` in the environment draws the panels (needs matplotlib,
-see `scripts/install-bench.sh`).
+see `scripts/install.sh bench`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.pods.runs import EXPERIMENT, SIDECAR, Clouds, events, pod_of
+from sidecar.spec import HTTP_PORT
+from tests.pods.runs import EXPERIMENT, SIDECAR, Clouds, events, pod_of, status_of
 from tests.support.dashboard import DASHBOARD, Query, Series, ask, draw, queries
 from tests.support.pods import Pod
 from tests.support.servers import (
@@ -187,9 +188,9 @@ while not os.path.exists("/data/claim/enough"):
 '
     """
     with pod_of(tmp_path, clouds, command=["sh", "-ec", script]) as pod:
-        probe = pod.spec["initContainers"][0]["startupProbe"]["httpGet"]
+        port = pod.network.bring_out(HTTP_PORT)
         labels = {"namespace": "runs", "pod": "experiment", "container": SIDECAR}
-        with Prometheus(tmp_path / "prometheus", probe["port"], labels) as prometheus:
+        with Prometheus(tmp_path / "prometheus", port, labels) as prometheus:
             started_s = time.time()
             prometheus.wait_for("mount_sidecar_ready", pod)
             (tmp_path / "claim/go").touch()
@@ -203,9 +204,7 @@ while not os.path.exists("/data/claim/enough"):
             while "trained" not in pod[EXPERIMENT].logs():
                 assert pod[EXPERIMENT].running, pod[EXPERIMENT].logs()
                 time.sleep(0.1)
-            status = json.loads((pod.host_path("state") / "status.json").read_text())
-            worker = next(v for v in status["volumes"] if v["name"] == "runs")["worker_pid"]
-            pod[SIDECAR].execute("sh", "-c", f"kill -9 {worker}")
+            pod[SIDECAR].execute("sh", "-c", f"kill -9 {status_of(pod)['runs']['worker_pid']}")
             end_s = time.monotonic() + 60
             while missing := not_shown(answers := prometheus.answers(started_s)):
                 assert time.monotonic() < end_s, missing

@@ -1,10 +1,10 @@
 """A pod manifest run by podman, the way a kubelet runs it.
 
-What podman does not know is done here, as `facts` of a real kubelet say: native sidecars
-(init containers with ``restartPolicy: Always``) and their startup probes, mount propagation,
-secrets and the downward API as files, and the order of the end: SIGTERM to the sidecar once
-the other containers have ended, SIGKILL after the grace period, then the emptyDirs are
-deleted. Containers share the host's network, where the tests' servers are on loopback.
+What podman does not know is done here, as a kubelet does it (pkg/kubelet/kuberuntime): native
+sidecars (init containers with ``restartPolicy: Always``) and their startup probes, hooks, mount
+propagation, secrets and the downward API as files, and the order of the end: SIGTERM to the
+sidecar once the other containers have ended, SIGKILL after the grace period, then the emptyDirs
+are deleted. A pod has a network of its own, with the tests' servers that it asks for.
 
 The images are built by ``scripts/build-image.sh``; no registry of images is asked.
 """
@@ -19,13 +19,15 @@ import subprocess
 import time
 import urllib.request
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sidecar import __version__
 from sidecar.mounter import mounts
+from tests.support.network import HOST, Network
 from tests.support.servers import REPOSITORY
 
 Json = dict[str, Any]
@@ -37,6 +39,8 @@ _PODMAN = REPOSITORY / "scripts" / "podman.sh"
 _BUILD = REPOSITORY / "scripts" / "build-image.sh"
 _CONMON_PLACE = REPOSITORY / ".tools" / "podman"
 _TIMEOUT_S = 60.0
+_DEFAULT_GRACE_S = 30
+_LEAST_GRACE_S = 2  # minimumGracePeriodInSeconds
 _POLL_S = 0.05
 _STOPPED = ("exited", "stopped")
 _FUSE_DEVICE = "/dev/fuse"
@@ -115,6 +119,7 @@ class Pod:
         secrets: secret name to (key to content).
         config_maps: the same for config maps.
         claims: claim name to the directory that it is.
+        ports: of this machine's loopback, which the pod reaches at the same address.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class Pod:
         secrets: Mapping[str, Mapping[str, str]] | None = None,
         config_maps: Mapping[str, Mapping[str, str]] | None = None,
         claims: Mapping[str, Path] | None = None,
+        ports: Iterable[int] = (),
     ) -> None:
         self.directory = directory
         self.metadata: Json = manifest["metadata"]
@@ -136,6 +142,8 @@ class Pod:
         self._containers: dict[str, Container] = {}
         self._starts = 0
         self._is_shared = False
+        self._ports = list(ports)
+        self.network = Network()
 
     # --- life ---------------------------------------------------------------------------
 
@@ -143,8 +151,10 @@ class Pod:
         """Start every init container in order, then the others.
 
         Returns also when a native sidecar ended before its startup probe succeeded: the
-        others are not started then.
+        others are not started then. A postStart hook that fails ends its own container only.
         """
+        for port in self._ports:
+            self.network.bring_in(port)
         self._share()
         for container in self.spec.get("initContainers", []):
             started = self.start_container(container)
@@ -165,8 +175,11 @@ class Pod:
         message.parent.mkdir(parents=True, exist_ok=True)
         message.write_bytes(b"")
         podman("run", "--detach", "--name", name, *self._options(container, message))
-        self._containers[container["name"]] = Container(name)
-        return self._containers[container["name"]]
+        started = self._containers[container["name"]] = Container(name)
+        hook = container.get("lifecycle", {}).get("postStart")
+        if hook and podman("exec", name, *hook["exec"]["command"], check=False).returncode != 0:
+            podman("stop", "--time", str(self._grace_s), name)
+        return started
 
     def __getitem__(self, name: str) -> Container:
         if name not in self:
@@ -181,16 +194,45 @@ class Pod:
         """What a container left for the kubelet."""
         return self._message_file(name).read_text()
 
-    def stop_sidecars(self) -> dict[str, int]:
-        """What happens when the main containers have ended; the exit status of each sidecar."""
-        statuses = {}
-        for container in reversed(self.spec.get("initContainers", [])):
-            if container.get("restartPolicy") == "Always" and container["name"] in self:
-                running = self[container["name"]]
-                grace_s = self.spec.get("terminationGracePeriodSeconds", 30)
-                podman("stop", "--time", str(grace_s), running.name)
-                statuses[container["name"]] = running.wait()
-        return statuses
+    def stop_sidecars(self, grace_s: float | None = None) -> dict[str, int]:
+        """What happens when the main containers have ended; the exit status of each sidecar.
+
+        Args:
+            grace_s: what is left of the pod's, which it is by default.
+        """
+        end_s = time.monotonic() + (self._grace_s if grace_s is None else grace_s)
+        return {
+            container["name"]: self._stop(container, end_s)
+            for container in reversed(self.spec.get("initContainers", []))
+            if container.get("restartPolicy") == "Always" and container["name"] in self
+        }
+
+    def delete(self) -> dict[str, int]:
+        """What `kubectl delete` does; the exit status of each container.
+
+        The containers are told to stop at once, the native sidecars when all of them have
+        ended, and one grace period is for all of it.
+        """
+        end_s = time.monotonic() + self._grace_s
+        running = [container for container in self.spec["containers"] if container["name"] in self]
+        with ThreadPoolExecutor(len(running)) as pool:
+            statuses = pool.map(lambda container: self._stop(container, end_s), running)
+            ended = dict(zip((container["name"] for container in running), statuses, strict=True))
+        return {**ended, **self.stop_sidecars(end_s - time.monotonic())}
+
+    @property
+    def _grace_s(self) -> int:
+        return int(self.spec.get("terminationGracePeriodSeconds", _DEFAULT_GRACE_S))
+
+    def _stop(self, container: Json, end_s: float) -> int:
+        """preStop, SIGTERM, and SIGKILL at ``end_s``; the exit status."""
+        running = self[container["name"]]
+        hook = container.get("lifecycle", {}).get("preStop")
+        if hook and running.running:
+            running.execute(*hook["exec"]["command"], check=False)
+        left_s = max(_LEAST_GRACE_S, int(end_s - time.monotonic()))
+        podman("stop", "--time", str(left_s), running.name)
+        return running.wait()
 
     def mounted(self) -> list[str]:
         """What is mounted in the pod's volumes, on the host."""
@@ -228,6 +270,7 @@ class Pod:
         for path in reversed(self.mounted()):
             mounts.unmount(path)
         self._unshare()
+        self.network.close()
 
     # --- volumes ------------------------------------------------------------------------
 
@@ -235,15 +278,20 @@ class Pod:
         """Where a volume of the pod is on the host, made where a kubelet makes it."""
         volume = self._volumes[name]
         if "hostPath" in volume:
-            return Path(volume["hostPath"]["path"])
+            path = Path(volume["hostPath"]["path"])
+            if volume["hostPath"].get("type") == "Directory":
+                assert path.is_dir(), f"hostPath type check failed: {path} is not a directory"
+            return path
         if "persistentVolumeClaim" in volume:
             return self._claims[volume["persistentVolumeClaim"]["claimName"]]
         path = self._empty_directory(name)
         if not path.exists():
             path.mkdir(parents=True)
             path.chmod(0o777)  # as a kubelet makes an emptyDir
+            mode = volume.get("secret", {}).get("defaultMode", 0o644)
             for file, content in self._projected(volume).items():
                 (path / file).write_text(content)
+                (path / file).chmod(mode)
         return path
 
     def _empty_directory(self, name: str) -> Path:
@@ -295,7 +343,8 @@ class Pod:
         """The arguments of ``podman run``."""
         pod_context: Json = self.spec.get("securityContext", {})
         context: Json = {**pod_context, **container.get("securityContext", {})}
-        options = ["--network", "host", "--pull", "never", "--log-driver", "k8s-file"]
+        options = ["--network", f"ns:{self.network.path}"]
+        options += ["--pull", "never", "--log-driver", "k8s-file"]
         if context.get("privileged"):
             options.append("--privileged")
         else:
@@ -327,6 +376,7 @@ class Pod:
         if mount["mountPath"] == _FUSE_DEVICE:
             return ["--device", _FUSE_DEVICE]
         source = self.host_path(mount["name"]) / mount.get("subPath", "")
+        source.mkdir(parents=True, exist_ok=True)  # a sub-path that is not there (SafeMakeDir)
         flags = [_PROPAGATION.get(mount.get("mountPropagation", ""), "rprivate")]
         if mount.get("readOnly"):
             flags.append("ro")
@@ -334,14 +384,15 @@ class Pod:
 
     def _started(self, container: Json, running: Container) -> bool:
         """Wait for the startup probe; False when the container ended first."""
-        probe = container["startupProbe"]["httpGet"]
-        url = f"http://127.0.0.1:{probe['port']}{probe['path']}"
-        end_s = time.monotonic() + _TIMEOUT_S
+        probe = container["startupProbe"]
+        port = self.network.bring_out(probe["httpGet"]["port"])
+        url = f"http://{HOST}:{port}{probe['httpGet']['path']}"
+        end_s = time.monotonic() + probe["periodSeconds"] * probe["failureThreshold"]
         while not _succeeds(url):
             if not running.running:
                 return False
             assert time.monotonic() < end_s, f"not ready:\n{running.logs()}"
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # and not the period: nothing is shown by waiting longer
         return True
 
 

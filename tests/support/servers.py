@@ -539,9 +539,14 @@ class HttpResponder:
         self._thread: threading.Thread | None = None
 
     @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._server.server_port
+
+    @property
     def endpoint(self) -> str:
         """``http://127.0.0.1:port``."""
-        return f"http://{HOST}:{self._server.server_port}"
+        return f"http://{HOST}:{self.port}"
 
     def start(self) -> Self:
         """Serve in a thread. Starting a running one does nothing."""

@@ -1,0 +1,127 @@
+"""A network of a pod's own: a namespace with loopback alone, and TCP ports passed in and out.
+
+The sidecar's port is fixed, and open to the whole network it is in: in a network of its own it
+is in nobody's way, and nobody else reaches it. The tests' servers have the address inside that
+they have outside, so that credentials, tokens and signatures name the right one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import socketserver
+import struct
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+HOST: Final = "127.0.0.1"
+_PIECE_BYTES = 64 * 1024
+# include/uapi/linux/sched.h, sockios.h, if.h
+_CLONE_NEWNET, _SIOCSIFFLAGS, _IFF_UP = 0x40000000, 0x8914, 1
+
+_libc = ctypes.CDLL(None, use_errno=True)  # os.setns() is there from Python 3.12 on
+
+_T = TypeVar("_T")
+
+
+class Network:
+    """The namespace lives as long as this object is not closed, or somebody is in it."""
+
+    def __init__(self) -> None:
+        self._namespace = _in_a_thread(_make_namespace)
+        self._relays: list[_Relay] = []
+
+    @property
+    def path(self) -> str:
+        """The namespace as a file, such as podman takes it: ``--network ns:PATH``."""
+        return f"/proc/{os.getpid()}/fd/{self._namespace}"
+
+    def bring_in(self, port: int) -> None:
+        """Let those inside reach what listens outside on this port of 127.0.0.1."""
+        relay = self._inside(lambda: _Relay(port, lambda: socket.create_connection((HOST, port))))
+        self._serve(relay)
+
+    def bring_out(self, port: int) -> int:
+        """A port of 127.0.0.1 outside that leads to this one inside, open or not yet."""
+        relay = _Relay(0, lambda: self._inside(lambda: socket.create_connection((HOST, port))))
+        self._serve(relay)
+        return int(relay.server_address[1])
+
+    def close(self) -> None:
+        """Stop passing ports, and let go of the namespace."""
+        for relay in self._relays:
+            relay.shutdown()
+            relay.server_close()
+        os.close(self._namespace)
+
+    def _serve(self, relay: _Relay) -> None:
+        self._relays.append(relay)
+        threading.Thread(target=relay.serve_forever, args=(0.02,), daemon=True).start()
+
+    def _inside(self, make: Callable[[], _T]) -> _T:
+        """What ``make`` returns in the namespace; a socket stays in the one it was made in."""
+
+        def enter_and_make() -> _T:
+            _check(_libc.setns(self._namespace, _CLONE_NEWNET))
+            return make()
+
+        return _in_a_thread(enter_and_make)
+
+
+class _Relay(socketserver.ThreadingTCPServer):
+    """Listens on a port of 127.0.0.1, and passes each connection on to a new one."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, port: int, connect: Callable[[], socket.socket]) -> None:
+        super().__init__((HOST, port), _Handler)
+        self.connect = connect
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    server: _Relay
+    request: socket.socket
+
+    def handle(self) -> None:
+        """Pass bytes both ways until both sides have ended."""
+        with contextlib.suppress(OSError), self.server.connect() as other:
+            back = threading.Thread(target=_pass, args=(other, self.request), daemon=True)
+            back.start()
+            _pass(self.request, other)
+            back.join()
+
+
+def _pass(source: socket.socket, target: socket.socket) -> None:
+    """Bytes, and the end of them."""
+    with contextlib.suppress(OSError):
+        while piece := source.recv(_PIECE_BYTES):
+            target.sendall(piece)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+def _in_a_thread(work: Callable[[], _T]) -> _T:
+    """Run it in a thread that ends with it: a namespace is a thread's (setns(2))."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def _make_namespace() -> int:
+    """A descriptor of a new one, in which loopback is up."""
+    _check(_libc.unshare(_CLONE_NEWNET))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
