@@ -45,7 +45,7 @@ soak: install-test  ## the long tests, which `make test` leaves out
 	@pytest -m soak --timeout 0 $(ARGS)
 
 bench: install-test  ## our mounts beside their peers, on this machine
-	@scripts/install-bench.sh
+	@scripts/install.sh bench
 	@python -m benchmarks $(ARGS)
 
 clean:  ## remove what the targets installed and made

@@ -18,7 +18,7 @@ _BASELINE_COLOR = "#444444"
 def missing() -> str | None:
     """Why nothing can be drawn here, or None."""
     if importlib.util.find_spec("matplotlib") is None:
-        return "matplotlib is not installed (scripts/install-bench.sh)"
+        return "matplotlib is not installed (scripts/install.sh bench)"
     return None
 
 

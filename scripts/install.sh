@@ -4,6 +4,7 @@
 #   scripts/install.sh demo     the product in .venv, and libfuse
 #   scripts/install.sh test     besides, the real servers and tools that the tests talk to
 #   scripts/install.sh soak     besides, in .venv-torch, what is too large for every test run
+#   scripts/install.sh bench    what draws plots, in the .venv that `test` has made
 #
 # Debian 12 or 13, or Ubuntu; root only where a system package is missing. Registries are
 # reached through pip, npm and apt as this machine has them configured. Stamps hold a hash of
@@ -11,7 +12,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-group=${1:?usage: scripts/install.sh demo|test|soak}
+group=${1:?usage: scripts/install.sh demo|test|soak|bench}
 venv=.venv
 tools=.tools
 azurite_version=3.35.0 # the last release that runs on the Node.js of Debian 12 and Ubuntu 24.04
@@ -154,6 +155,11 @@ install_torch() {
     printf '%s\n' "$want" >"$target/.installed"
 }
 
+install_plot() {
+    "$venv/bin/python" -c 'import matplotlib' 2>/dev/null ||
+        pip_install "$venv" -c constraints.txt --group bench
+}
+
 install_azurite() {
     local found=$tools/node_modules/azurite/package.json
     if [ -f "$found" ] && grep -q "\"version\": \"$azurite_version\"" "$found"; then
@@ -238,6 +244,7 @@ case $group in
         command -v fio >/dev/null || apt_install fio
         command -v git >/dev/null || apt_install git
         command -v rsync >/dev/null || apt_install rsync
+        command -v s3fs >/dev/null || apt_install s3fs
         install_prometheus
         install_azurite
         install_polyaxon_client
@@ -246,5 +253,6 @@ case $group in
         build_images
         ;;
     soak) install_torch ;;
-    *) die "unknown group $group: demo, test or soak" ;;
+    bench) install_plot ;;
+    *) die "unknown group $group: demo, test, soak or bench" ;;
 esac

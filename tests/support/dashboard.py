@@ -3,7 +3,7 @@
     python -m tests.support.dashboard http://127.0.0.1:9090 [PICTURE.png]
 
 It prints one line for each query, and fails where one returns nothing. The picture needs
-matplotlib (`scripts/install-bench.sh`).
+matplotlib (`scripts/install.sh bench`).
 """
 
 from __future__ import annotations
