@@ -43,7 +43,7 @@ class FaultProxy:
     Args:
         rate: part of the requests that get a fault.
         faults: which, each as likely as the others.
-        latency_s: added to every request.
+        latency_s: added to every request; it may be changed.
         stall_s: how long a stalled connection is silent before it is closed.
         delay_s: how long a delayed answer is held back.
 
@@ -68,7 +68,7 @@ class FaultProxy:
         self.rate = rate
         self._faults = faults
         self._dice = random.Random(seed)
-        self._latency_s = latency_s
+        self.latency_s = latency_s
         self._stall_s = stall_s
         self._delay_s = delay_s
         self.injected: Counter[str] = Counter()
@@ -158,8 +158,8 @@ class FaultProxy:
         body = _read_body(incoming, request)
         method, target, _ = request.line.split(" ", 2)
         fault = self._draw(method, target)
-        if self._latency_s:
-            time.sleep(self._latency_s)
+        if self.latency_s:
+            time.sleep(self.latency_s)
         if fault in _CODES:
             client.sendall(_refusal(fault))
             return True

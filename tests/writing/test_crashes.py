@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import random
 import re
@@ -19,6 +20,7 @@ import pytest
 from sidecar.spec import Times, TransportName
 from tests.mount.buckets import bucket_sidecar, make_cloud
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
+from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
 from tests.writing.buckets import MIB, SMALL_PARTS
@@ -214,32 +216,36 @@ def test_too_little_time_for_what_is_dirty(tmp_path: Path, s3: Cloud, size_mib: 
     block = random.Random(1).randbytes(MIB)
     names = [f"run/part-{number:02d}" for number in range(8)]
     digests = {}
-    sidecar = bucket_sidecar(tmp_path, s3, sizes=SMALL_PARTS, times=times)
-    with sidecar, descriptors() as opened:
-        (mount / "run").mkdir()
-        for name in names:
-            opened.append(os.open(mount / name, os.O_WRONLY | os.O_CREAT))
-            digest = hashlib.sha256()
-            for number in range(size_mib // len(names)):
-                data = number.to_bytes(8, "big") + block[8:]
-                write_all(opened[-1], data)
-                digest.update(data)
-            digests[name] = digest.hexdigest()
-        # Not stop() first: the kernel would not wait for open files either.
-        os.kill(sidecar.pid, signal.SIGTERM)
-        assert sidecar.wait(600) == 4
-    message = sidecar.termination_message.read_text()
-    unsaved = set(re.findall(r"^not saved: data/train: (\S+) ", message, re.MULTILINE))
-    saved = set(s3.keys()) & digests.keys()
-    # One whose upload was under way when the time was over may be there all the same.
-    assert set(names) - saved <= unsaved <= set(names)
-    assert unsaved
-    sidecar.start(wait=False)
-    try:
-        sidecar.wait_ready(600)
-        assert sidecar.stop() == 0
-    finally:
-        sidecar.clean_up()
+    with FaultProxy(s3.server.port) as proxy:
+        secret = json.dumps({**s3.server.credentials(), "AWS_ENDPOINT_URL": proxy.endpoint})
+        sidecar = bucket_sidecar(tmp_path, s3, secret=secret, sizes=SMALL_PARTS, times=times)
+        with sidecar, descriptors() as opened:
+            (mount / "run").mkdir()
+            for name in names:
+                opened.append(os.open(mount / name, os.O_WRONLY | os.O_CREAT))
+                digest = hashlib.sha256()
+                for number in range(size_mib // len(names)):
+                    data = number.to_bytes(8, "big") + block[8:]
+                    write_all(opened[-1], data)
+                    digest.update(data)
+                digests[name] = digest.hexdigest()
+            proxy.latency_s = 1.0  # however fast the machine is
+            # Not stop() first: the kernel would not wait for open files either.
+            os.kill(sidecar.pid, signal.SIGTERM)
+            assert sidecar.wait(600) == 4
+        message = sidecar.termination_message.read_text()
+        unsaved = set(re.findall(r"^not saved: data/train: (\S+) ", message, re.MULTILINE))
+        saved = set(s3.keys()) & digests.keys()
+        # One whose upload was under way when the time was over may be there all the same.
+        assert set(names) - saved <= unsaved <= set(names)
+        assert unsaved
+        proxy.latency_s = 0
+        sidecar.start(wait=False)
+        try:
+            sidecar.wait_ready(600)
+            assert sidecar.stop() == 0
+        finally:
+            sidecar.clean_up()
     assert {name: hashlib.sha256(s3.read(name)).hexdigest() for name in names} == digests
     # An upload that was asked for at the last moment, and whose number never arrived, is known
     # to nobody (decision 13).
