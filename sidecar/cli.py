@@ -46,11 +46,22 @@ EXIT_BROKEN_PIPE = 141
 
 STANDARD_INPUT = "-"
 PORT = click.IntRange(0, 65535)
+MAX_ID = 2**32 - 2  # the last value means "none" to the kernel (chown(2))
 
 # Where the admission server finds what its Deployment mounts.
 WEBHOOK_CATALOGUE = "/etc/sidecar/catalogue/catalogue.yaml"
 WEBHOOK_TLS = "/etc/sidecar/tls"
 WEBHOOK_PORT = 9443
+
+
+def parse_user(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
+    """``UID:GID`` as two numbers. Raises click.BadParameter."""
+    uid, colon, gid = value.partition(":")
+    if not (colon and uid.isdecimal() and gid.isdecimal() and value.isascii()):
+        raise click.BadParameter(f"`{value}` is not UID:GID, such as 1000:1000")
+    if max(int(uid), int(gid)) > MAX_ID:
+        raise click.BadParameter(f"`{value}` is larger than {MAX_ID}")
+    return int(uid), int(gid)
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,6 +81,14 @@ def cli() -> None:
     show_default=True,
     help="What the variables hold for buckets.",
 )
+@click.option(
+    "--user",
+    default="0:0",
+    show_default=True,
+    metavar="UID:GID",
+    callback=parse_user,
+    help="Whom the run's program runs as: the owner of what is in buckets.",
+)
 @click.option("--shared-root", default=SHARED_ROOT, show_default=True, metavar="DIR")
 @click.option("--secrets-root", default=SECRETS_ROOT, show_default=True, metavar="DIR")
 @click.option("--state-root", default=STATE_ROOT, show_default=True, metavar="DIR")
@@ -78,6 +97,7 @@ def resolve(
     polyaxonfile: str | None,
     run: str,
     paths: str,
+    user: tuple[int, int],
     shared_root: str,
     secrets_root: str,
     state_root: str,
@@ -86,7 +106,7 @@ def resolve(
     from sidecar.control.catalogue import parse_catalogue
     from sidecar.control.resolve import resolve as resolve_spec
     from sidecar.control.selection import Selection, parse_polyaxonfile
-    from sidecar.spec import Roots
+    from sidecar.spec import Access, Roots
 
     if catalogue == polyaxonfile == STANDARD_INPUT:
         raise UsageError("--catalogue and --polyaxonfile cannot both read standard input")
@@ -103,7 +123,8 @@ def resolve(
         paths="urls" if paths == "urls" else "local",
         roots=Roots(shared=shared_root, secrets=secrets_root, state=state_root),
     )
-    click.echo(spec.to_json())
+    access = Access(uid=user[0], gid=user[1])
+    click.echo(spec.model_copy(update={"access": access}).to_json())
 
 
 _IMAGE = click.option("--image", metavar="IMAGE", help="Of the sidecar. [default: this version's]")

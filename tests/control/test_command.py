@@ -60,6 +60,29 @@ def test_reads_standard_input_and_takes_options() -> None:
     )  # fmt: skip
 
 
+def test_who_the_program_runs_as_owns_what_is_in_buckets(values: str) -> None:
+    done = sidecar("resolve", "--catalogue", values, "--user", "1000:2000")
+    access = load_spec(done.stdout, "stdout").access
+    assert (access.uid, access.gid) == (1000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [
+        ("1000", "`1000` is not UID:GID, such as 1000:1000"),
+        ("me:me", "`me:me` is not UID:GID, such as 1000:1000"),
+        ("-1:0", "`-1:0` is not UID:GID, such as 1000:1000"),
+        ("0:4294967295", "`0:4294967295` is larger than 4294967294"),
+    ],
+)
+def test_a_user_that_cannot_be(values: str, user: str, said: str) -> None:
+    done = sidecar("resolve", "--catalogue", values, f"--user={user}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error SC1001 USAGE: invalid value for '--user': {said}; see `sidecar resolve --help`\n"
+    )
+
+
 def test_version_and_help() -> None:
     assert sidecar("--version").stdout == f"sidecar {__version__}\n"
     assert "--catalogue FILE" in sidecar("resolve", "--help").stdout

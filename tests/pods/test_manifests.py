@@ -197,19 +197,3 @@ def test_the_examples_catalogue_is_the_document_s() -> None:
         if "secret" in volume
     }
     assert used == known
-
-
-def test_the_compose_file_shows_what_the_spec_says() -> None:
-    folder = MANIFESTS / "examples/compose"
-    compose = yaml.safe_load((folder / "compose.yaml").read_text())
-    command = [find_program("sidecar", install="pip install -e ."), "resolve"]
-    command += ["--catalogue", str(folder / "catalogue.yaml"), "--run", "me/digits/experiments/1"]
-    spec = yaml.safe_load(subprocess.run(command, check=True, capture_output=True).stdout)
-    assert compose["services"]["experiment"]["environment"] == spec["environment"]
-    roots = {
-        mount if isinstance(mount, str) else mount["target"]
-        for mount in compose["services"]["sidecar"]["volumes"]
-    }
-    assert spec["roots"]["shared"] in roots
-    assert f"state:{spec['roots']['state']}" in roots
-    assert f"./secrets:{spec['roots']['secrets']}:ro" in roots

@@ -323,11 +323,8 @@ class Pod:
 
     def _share(self) -> None:
         """Make the volumes' place a shared mount, which the kubelet's folder is on a node."""
-        place = self.directory / "volumes"
-        place.mkdir(parents=True, exist_ok=True)
-        _mount(place, _MS_BIND)
+        make_shared(self.directory / "volumes")
         self._is_shared = True
-        _mount(place, _MS_REC | _MS_SHARED)
 
     def _unshare(self) -> None:
         if self._is_shared:
@@ -394,6 +391,17 @@ class Pod:
             assert time.monotonic() < end_s, f"not ready:\n{running.logs()}"
             time.sleep(_POLL_S)  # and not the period: nothing is shown by waiting longer
         return True
+
+
+def make_shared(place: Path) -> None:
+    """Make a directory that is a shared mount of its own, so that mounts below it are passed on."""
+    place.mkdir(parents=True, exist_ok=True)
+    _mount(place, _MS_BIND)
+    try:
+        _mount(place, _MS_REC | _MS_SHARED)
+    except OSError:
+        mounts.unmount(str(place))
+        raise
 
 
 def _succeeds(url: str) -> bool:

@@ -1,0 +1,155 @@
+"""The compose file: its two services, run in their order by podman.
+
+The file is read here. The programs that read compose files leave health checks to an engine's
+own timers, which podman takes from systemd, and that is not in every place where tests run.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sidecar.mounter import mounts
+from sidecar.spec import PersistenceSpec, load_spec
+from tests.support.network import Network
+from tests.support.pods import Container, Json, make_shared, podman
+from tests.support.servers import REPOSITORY, S3Server
+
+FOLDER = REPOSITORY / "manifests/examples/compose"
+FILE = FOLDER / "compose.yaml"
+# What the run below does by itself, and not an option of podman.
+BY_HAND = {"image", "command", "depends_on", "healthcheck", "stop_grace_period"}
+EXPERIMENT = """
+id -u
+cat /mnt/persistence/data/datasets/digits.csv
+echo learned > "$POLYAXON_RUN_OUTPUTS_PATH/model.txt"
+"""
+
+
+def services() -> dict[str, Json]:
+    found: dict[str, Json] = yaml.safe_load(FILE.read_text())["services"]
+    return found
+
+
+def resolve(folder: Path) -> PersistenceSpec:
+    """Run the command that the file tells, in the folder; the spec that it makes."""
+    told = re.findall(r"^#   (sidecar resolve .* > spec\.json)$", FILE.read_text(), re.MULTILINE)
+    assert len(told) == 1
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(told[0], shell=True, check=True, cwd=folder, env={**os.environ, "PATH": path})
+    return load_spec((folder / "spec.json").read_text(), "spec.json")
+
+
+def options(service: Json, folder: Path) -> list[str]:
+    """What an engine is told about a service. KeyError for a key that is not known here."""
+    told: list[str] = []
+    for key, value in service.items():
+        if key in ("privileged", "read_only"):
+            told += [f"--{key.replace('_', '-')}"] if value else []
+        elif key == "environment":
+            told += [word for item in value.items() for word in ("--env", "=".join(item))]
+        elif key == "volumes":
+            told += [word for mount in value for word in ("--volume", volume(mount, folder))]
+        elif key not in BY_HAND:
+            raise KeyError(key)
+    return told
+
+
+def volume(mount: str | Json, folder: Path) -> str:
+    """A mount as podman takes it; a named volume is a directory of the folder."""
+    if isinstance(mount, str):
+        source, _, rest = mount.partition(":")
+        if source.startswith("./"):
+            return f"{folder / source}:{rest}"
+        (folder / "volumes" / source).mkdir(parents=True)
+        return f"{folder / 'volumes' / source}:{rest}"
+    assert mount["type"] == "bind"
+    return f"{folder / mount['source']}:{mount['target']}:{mount['bind']['propagation']}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A copy of the example, with the directory for mounts where a user's machine has one."""
+    copy = tmp_path / "compose"
+    shutil.copytree(FOLDER, copy)
+    make_shared(copy / "shared")
+    yield copy
+    for mount in reversed(mounts.mounted()):
+        if mount.path.startswith(f"{copy}/"):
+            mounts.unmount(mount.path)
+
+
+def test_it_shows_what_the_spec_says(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    spec = resolve(tmp_path)
+    assert services()["experiment"]["environment"] == spec.environment
+    mounted = services()["sidecar"]["volumes"]
+    roots = {mount if isinstance(mount, str) else mount["target"] for mount in mounted}
+    assert {
+        spec.roots.shared,
+        f"state:{spec.roots.state}",
+        f"./secrets:{spec.roots.secrets}:ro",
+    } < roots
+
+
+@pytest.mark.usefixtures("images")
+def test_the_experiment_starts_when_the_sidecar_is_healthy(tmp_path: Path, folder: Path) -> None:
+    sidecar, experiment = services()["sidecar"], services()["experiment"]
+    assert experiment["depends_on"] == {"sidecar": {"condition": "service_healthy"}}
+    network = Network()
+    container = Container(f"test-compose-{uuid.uuid4().hex[:12]}")
+    with S3Server(tmp_path / "s3") as server:
+        client = server.client()
+        for bucket in ("datasets", "runs"):
+            server.create_bucket(bucket)
+        client.put_object("datasets", "digits.csv", io.BytesIO(b"seven\n"), 6)
+        secret = folder / "secrets/s3-secret/key.json"
+        secret.parent.mkdir(parents=True)
+        secret.write_text(server.credentials_json())
+        resolve(folder)
+        network.bring_in(server.port)
+        shared = ["--network", f"ns:{network.path}", "--pull", "never"]
+        try:
+            podman(
+                *("run", "--detach", "--name", container.name, "--log-driver", "k8s-file"),
+                *shared, *options(sidecar, folder), sidecar["image"], *sidecar["command"],
+            )  # fmt: skip
+            wait_until_healthy(container, sidecar["healthcheck"])
+            done = podman(
+                *("run", "--rm", *shared, *options(experiment, folder)),
+                *(experiment["image"], "sh", "-ec", EXPERIMENT),
+                check=False,
+            )
+            assert (done.stdout, done.stderr) == ("1000\nseven\n", "")
+            podman("stop", "--time", sidecar["stop_grace_period"].removesuffix("s"), container.name)
+            assert container.wait() == 0, container.logs()
+        finally:
+            container.remove()
+            network.close()
+        saved = client.get_object("runs", "me/digits/experiments/1/model.txt")
+        with saved:
+            assert saved.read() == b"learned\n"
+    below = [mount.path for mount in mounts.mounted() if mount.path.startswith(f"{folder}/")]
+    assert below == [str(folder / "shared")]
+
+
+def wait_until_healthy(container: Container, check: Json) -> None:
+    kind, *command = check["test"]
+    assert kind == "CMD"
+    for _ in range(check["retries"]):
+        if podman("exec", container.name, *command, check=False).returncode == 0:
+            return
+        assert container.running, container.logs()
+        time.sleep(0.1)  # and not the interval: nothing is shown by waiting longer
+    raise AssertionError(container.logs())
