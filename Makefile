@@ -9,6 +9,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Where code lives; the formatter, the linter and the type checker look nowhere else.
 CODE := $(wildcard sidecar tests benchmarks)
 TYPED := $(wildcard sidecar tests/support benchmarks)
+# Two modules at a time: half of the time a test waits for somebody. For the whole set only, since
+# each process starts servers of its own.
+PARALLEL := -n 2 --dist loadscope
 # Tests without a server or a mount: seconds, so that `check` stays under a minute.
 FAST := $(wildcard $(addprefix tests/,architecture control credentials filesystem))
 
@@ -27,7 +30,7 @@ demo: install-demo  ## the main job on this machine, with an embedded object sto
 	@sidecar demo
 
 test: install-test  ## every test, against real servers and real mounts
-	@pytest $(ARGS)
+	@pytest $(PARALLEL) $(ARGS)
 
 check: install-test  ## format, lint, types, import contracts, fast tests: under a minute
 	@ruff format --check --quiet $(CODE)

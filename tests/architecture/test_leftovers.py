@@ -39,10 +39,13 @@ def test_it(tmp_path):
 """
 
 
-def run(tmp_path: Path, text: str, *prefix: str) -> subprocess.CompletedProcess[str]:
+def run(
+    tmp_path: Path, text: str, *prefix: str, processes: int = 0
+) -> subprocess.CompletedProcess[str]:
     (tmp_path / "test_it.py").write_text(text)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     options = ["-p", "tests.support.leftovers", "-s", "--basetemp", str(tmp_path / "base")]
+    options += ["-n", str(processes)]
     return subprocess.run(
         [*prefix, sys.executable, "-m", "pytest", *options, "--rootdir", tmp_path, tmp_path],
         cwd=ROOT,
@@ -69,11 +72,12 @@ def test_a_process_is_found_though_its_parent_is_gone(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("processes", [0, 2])
 @pytest.mark.parametrize(
     ("text", "what"), [(SOCKET, "listening socket, port "), (MOUNT, "mount tmpfs at ")]
 )
-def test_a_socket_or_a_mount_is_found(tmp_path: Path, text: str, what: str) -> None:
+def test_a_socket_or_a_mount_is_found(tmp_path: Path, text: str, what: str, processes: int) -> None:
     # In a mount namespace of its own, which takes the mount with it.
-    done = run(tmp_path, text, "unshare", "-m")
+    done = run(tmp_path, text, "unshare", "-m", processes=processes)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert f"LEFT BEHIND: {what}" in done.stdout

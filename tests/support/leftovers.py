@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.support.sidecar import processes_with
 
 _SESSION_VARIABLE = "MOUNT_SIDECAR_TEST_SESSION"
 _LISTENING = "0A"
+_KEY = "leftovers"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,10 +30,19 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Look around once all fixtures are gone."""
-    found = leftovers(session.config)
+    found = session.config.stash.setdefault(_FOUND, [])
+    found += leftovers(session.config)
+    if hasattr(session.config, "workeroutput"):  # one of pytest-xdist's, which shows nothing
+        session.config.workeroutput[_KEY] = found
     if found:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        session.config.stash[_FOUND] = found
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what one of pytest-xdist's processes found."""
+    found = getattr(node, "workeroutput", {}).get(_KEY, [])
+    node.config.stash.setdefault(_FOUND, []).extend(found)
 
 
 def pytest_terminal_summary(
