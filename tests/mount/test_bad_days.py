@@ -60,6 +60,13 @@ def save(path: Path, content: bytes) -> None:
         os.close(descriptor)
 
 
+def can_save(path: Path, content: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        save(path, content)
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     descriptor = os.open(path, flags, 0o644)
@@ -198,7 +205,8 @@ def test_spool_budget_exhausted(tmp_path: Path, s3: Cloud, transport: TransportN
         with opened(mount / "large", os.O_WRONLY | os.O_CREAT) as descriptor:
             fails_with(errno.ENOSPC, lambda: write_all(descriptor, bytes(4 * MIB)))
         (mount / "large").unlink()
-        save(mount / "small", b"fits")
+        # There is room once RELEASE is served, for which close(2) does not wait.
+        sidecar.wait_for(lambda: can_save(mount / "small", b"fits"))
         assert s3.read("small") == b"fits"
         assert errors(sidecar, "SC1067") > 0
         assert is_serving(sidecar)
@@ -241,7 +249,8 @@ def test_disk_full(tmp_path: Path, small_disk: Path, s3: Cloud, transport: Trans
             with contextlib.suppress(OSError):
                 (mount / "other").unlink()
         (mount / "large").unlink()
-        save(mount / "small", b"fits")
+        # There is room once RELEASE is served, for which close(2) does not wait.
+        sidecar.wait_for(lambda: can_save(mount / "small", b"fits"))
         assert s3.read("small") == b"fits"
         assert is_serving(sidecar)
         assert sidecar.volume_status("train")["healed"] == {"resend": 0, "remount": 0}
