@@ -118,6 +118,7 @@ class Children:
         os.kill(child.pid, signal.SIGKILL)
         _, status = os.waitpid(child.pid, 0)
         self._forget(child, status)
+        child.channel.close()
 
     def end(self, children: list[Child], wait_s: float = _KILL_WAIT_S) -> None:
         """Let children leave by themselves within ``wait_s``, then SIGKILL the rest."""
@@ -189,16 +190,20 @@ class Children:
             child = self._by_pid.get(pid)
             if child is None:
                 continue  # an orphan that was left to process 1
+            # All of this before anything is told: who is told may raise, and never ask for the
+            # rest, and the child would pass for one that runs.
+            words = []
             if child.channel.fileno() >= 0:
-                yield from self._messages(child, only_one=False)
+                words = list(self._messages(child, only_one=False))
             self._forget(child, status)
+            yield from words
+            child.channel.close()
             yield Exited(child, os.waitstatus_to_exitcode(status))
 
     def _forget(self, child: Child, status: int) -> None:
         child.exit_status = os.waitstatus_to_exitcode(status)
         self._by_pid.pop(child.pid, None)
         self._unregister(child)
-        child.channel.close()
 
     def _unregister(self, child: Child) -> None:
         if child.channel.fileno() >= 0 and child.channel.fileno() in self._selector.get_map():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,3 +92,32 @@ def test_a_dead_workers_channel_is_not_waited_for() -> None:
             os.close(descriptor)
         assert near.receive(wait=False) is None
     near.close()
+
+
+LAST_WORDS = """
+import os, time
+from sidecar.mounter.channel import Channel
+from sidecar.mounter.children import Children
+
+def two_words(far):
+    for word in ("first", "last"):
+        Channel(far).send({"event": word})
+
+children = Children()
+child = children._fork("talker", two_words)
+os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+events = children.events(time.monotonic() + 10)
+assert next(events).message["event"] == "first"
+assert next(events).message["event"] == "last"
+# Whoever hears this gives up, as at a volume that cannot be mounted.
+children.end([child])
+assert not child.running
+"""
+
+
+def test_last_words_may_be_the_last_that_anybody_listens_to() -> None:
+    """In a process of its own, since process 1 takes the signals."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAST_WORDS], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
