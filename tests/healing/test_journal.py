@@ -7,7 +7,7 @@ import functools
 import os
 import random
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +287,15 @@ def shared_metrics() -> VolumeMetrics:
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 
 
+class AtOnce(Executor):
+    """Does what is submitted before it returns."""
+
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **named))
+        return future
+
+
 class Restored(RuleBasedStateMachine):
     """Operations as the kernel asks for them; at any moment another file system takes over."""
 
@@ -314,7 +323,7 @@ class Restored(RuleBasedStateMachine):
     def _build(self) -> FileSystem:
         """A worker's file system, but for the metrics, whose files stay open in a process."""
         state = Path(self._folder.name)
-        return FileSystem(
+        filesystem = FileSystem(
             Fetcher(
                 self._store,
                 ThreadPoolExecutor(1),
@@ -330,6 +339,9 @@ class Restored(RuleBasedStateMachine):
             read_only=False,
             ttl_s=3600,
         )
+        # A thread would go on saving, and write it down, after the worker that it is part of died.
+        filesystem.files._savers = AtOnce()
+        return filesystem
 
     def _given(self, entry: Entry) -> int:
         """The number of a node that the kernel now has."""
