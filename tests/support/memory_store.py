@@ -115,6 +115,10 @@ class MemoryStore:
             self._objects[key] = (bytes(data), info)
             return info
 
+    def settle(self, made: ObjectInfo) -> ObjectInfo:
+        self._count("settle")
+        return made
+
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _Upload:
         self._count("start_upload")
         return _Upload(self, key, metadata)
