@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sidecar.errors import NotFound, SidecarError, Stale
+from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
 from sidecar.mounter.credentials import S3Credentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
 from sidecar.mounter.store.base import (
@@ -100,6 +100,7 @@ class S3Store(CloudStore[S3Credentials]):
         login = Login(credentials, S3Credentials)
         self._s3 = dialect = S3Dialect(source, login)
         self._keeps_etags = False
+        self._copies_parts = True
         super().__init__(
             source,
             place=Place("S3", source.bucket, str(dialect.endpoint)),
@@ -265,7 +266,7 @@ class S3Store(CloudStore[S3Credentials]):
         begun: Callable[[Mapping[str, Any]], None],
     ) -> ObjectInfo | None:
         """As :meth:`Store.patch`: what is kept is copied as parts."""
-        if not any(piece.kept for piece in pieces):
+        if not (self._copies_parts and any(piece.kept for piece in pieces)):
             return None
         if not base.is_settled:
             base = self._found(base.key, base.version)
@@ -287,6 +288,10 @@ class S3Store(CloudStore[S3Credentials]):
         except NotFound:
             upload.abort()
             raise self.place.stale(base.key) from None
+        except Unsupported:
+            self._copies_parts = False
+            upload.abort()
+            return None
         except SidecarError:
             upload.abort()
             raise
@@ -501,6 +506,8 @@ def _metadata_headers(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 def _fields(body: bytes) -> dict[str, str] | None:
     """Text of the elements below an answer's root; None for what is an error, or no XML."""
+    if not body:
+        return {}
     try:
         root, namespace = parse_xml(body)
     except ValueError:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from sidecar.errors import NotFound
+from sidecar.errors import NotFound, Unsupported
 from sidecar.mounter.store.answers import Request
 from sidecar.mounter.store.base import Condition, Content, ObjectInfo
 from sidecar.mounter.store.s3_dialect import condition_headers, etag_of
@@ -63,6 +63,8 @@ class S3Upload:
 
         Args:
             source: headers that name it, and its condition.
+
+        Raises Unsupported for a server that takes it for an empty part, as rclone does.
         """
         answer = self._store.result(
             Request("copy", self._key),
@@ -71,7 +73,9 @@ class S3Upload:
             {"partNumber": str(number), **self._query},
             {**source, "x-amz-copy-source-range": f"bytes={first}-{last}"},
         )
-        self._came(number, answer.fields.get("ETag", ""), last - first + 1)
+        if "ETag" not in answer.fields:
+            raise Unsupported(f"{self._store.place} copies no ranges")
+        self._came(number, answer.fields["ETag"], last - first + 1)
 
     def complete(
         self,
