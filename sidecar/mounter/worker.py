@@ -285,6 +285,7 @@ class Worker:
         next_sync_s = time.monotonic() + interval_s
         while not self._leaving.wait(_TICK_S):
             self._filesystem.files.account()
+            self._filesystem.files.settle_versions()
             if self._cache is not None:
                 self._metrics.cache_used_bytes.set(self._cache.used_bytes)
             if time.monotonic() >= next_sync_s:

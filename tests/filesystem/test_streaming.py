@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import AlreadyExists, SpoolFull, Stale, Unavailable
+from sidecar.mounter.filesystem.nodes import File
 from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.store.base import Limits
 from sidecar.mounter.store.s3 import S3Store
 from tests.filesystem.view import View
-from tests.support.memory_store import FailingStore, MemoryStore
+from tests.support.memory_store import FailingStore, MemoryStore, RenamingStore
 
 MIB = 1024 * 1024
 PART = 8 * MIB
@@ -255,3 +256,43 @@ def test_a_predecessor_s_upload_that_nobody_needs_is_aborted(tmp_path: Path) -> 
     assert successor.fs.finish_predecessor() == []
     until(lambda: list(store.uploads.values()) == [others])
     until(lambda: not list((tmp_path / "spool").iterdir()))
+
+
+def test_the_spool_keeps_what_has_no_settled_version_yet(tmp_path: Path) -> None:
+    store = RenamingStore()
+    view = View(store, tmp_path, ttl_s=0.0)
+    handle = new_file(view, 17)
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    assert content(store, "file") == blocks(17)
+    assert not store.requests.get("settle")
+    reader = view.open("file")
+    node = view.fs.tree.nodes.get(view.node("file"))
+    assert isinstance(node, File)
+    assert node.spool is not None
+    assert view.read_handle(reader, 16 * MIB) == block(16)
+    assert not store.requests.get("get", 0) - 1  # the one above
+    view.fs.files.settle_versions()
+    until(lambda: node.spool is None)
+    assert node.remote == store.head("file")
+    assert view.node("file") == node.id
+    assert view.read_handle(reader, 16 * MIB) == block(16)
+
+
+def test_what_has_no_settled_version_is_changed_and_renamed(tmp_path: Path) -> None:
+    store = RenamingStore()
+    view = View(store, tmp_path, ttl_s=0.0)
+    handle = new_file(view, 17)
+    view.fs.flush(handle)
+    view.fs.write(handle, 0, b"changed")
+    view.fs.flush(handle)  # over the version that was made a moment ago
+    view.fs.release(handle)
+    view.rename("file", "other")
+    expected = b"changed" + blocks(17)[7:]
+    assert content(store, "other") == expected
+    view.fs.files.settle_versions()
+    node = view.fs.tree.nodes.get(view.node("other"))
+    assert isinstance(node, File)
+    until(lambda: node.spool is None)
+    assert not view.metric("mount_sidecar_overwritten_versions_total")
+    assert view.read("other") == expected[:MIB]

@@ -13,6 +13,7 @@ from typing import Any
 
 from sidecar.errors import AlreadyExists, NotFound, SidecarError, Stale
 from sidecar.mounter.store.base import (
+    PROVISIONAL,
     Condition,
     Content,
     FileSlice,
@@ -92,7 +93,7 @@ class MemoryStore:
             data, info = self._objects[key]
         except KeyError:
             raise NotFound(f"`{key}`") from None
-        if info.version != version:
+        if not _is_version(info, version):
             raise Stale(f"`{key}`")
         part = memoryview(data)[offset : offset + len(buffer)]
         buffer[: len(part)] = part
@@ -114,6 +115,10 @@ class MemoryStore:
             )
             self._objects[key] = (bytes(data), info)
             return info
+
+    def settle(self, made: ObjectInfo) -> ObjectInfo:
+        self._count("settle")
+        return made
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _Upload:
         self._count("start_upload")
@@ -140,7 +145,7 @@ class MemoryStore:
         """Counts the bytes that a real store would be sent."""
         self._count("patch")
         data, info = self._objects.get(base.key, (b"", None))
-        if info is None or info.version != base.version:
+        if info is None or not _is_version(info, base.version):
             raise Stale(f"`{base.key}`")
         made = b""
         for piece in pieces:
@@ -164,7 +169,7 @@ class MemoryStore:
         data, info = self._objects.get(source, (b"", None))
         if info is None:
             raise NotFound(f"`{source}`")
-        if version is not None and info.version != version:
+        if version is not None and not _is_version(info, version):
             raise Stale(f"`{source}`")
         return self.put(target, data, info.metadata if metadata is None else metadata)
 
@@ -189,7 +194,7 @@ class MemoryStore:
         info = self._objects[key][1] if key in self._objects else None
         if condition.absent and info is not None:
             raise AlreadyExists(f"`{key}`")
-        if condition.version is not None and (info is None or info.version != condition.version):
+        if condition.version is not None and not (info and _is_version(info, condition.version)):
             raise Stale(f"`{key}`")
 
 
@@ -202,6 +207,17 @@ class BareStore(MemoryStore):
         page = super().list_page(prefix, token, delimiter=delimiter, limit=limit)
         bare = [replace(info, metadata=None) for info in page.objects]
         return replace(page, objects=bare)
+
+
+class RenamingStore(MemoryStore):
+    """Calls what is made of parts otherwise from then on, as rclone's server does."""
+
+    def settle(self, made: ObjectInfo) -> ObjectInfo:
+        super().settle(made)
+        return made if made.is_settled else self.head(made.key)
+
+    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _Upload:
+        return _RenamedUpload(self, key, metadata)
 
 
 class FailingStore(MemoryStore):
@@ -258,6 +274,22 @@ class _Upload:
 
     def abort(self) -> None:
         self._store.uploads.pop(self._number, None)
+
+
+class _RenamedUpload(_Upload):
+    def complete(
+        self,
+        condition: Condition | None = None,
+        *,
+        parts: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        made = super().complete(condition, parts=parts, metadata=metadata)
+        return replace(made, version=PROVISIONAL + made.version)
+
+
+def _is_version(info: ObjectInfo, version: str) -> bool:
+    return info.version == version.removeprefix(PROVISIONAL)
 
 
 def _bytes(content: Content) -> bytes:

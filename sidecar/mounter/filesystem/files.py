@@ -98,6 +98,7 @@ class Files:
         self._next = 1
         self._spooled: dict[int, File] = {}  # by node, oldest first
         self._bulk: dict[int, int] = {}  # parts sent, by node, at the last interval
+        self._is_settling = False
         self._savers = ThreadPoolExecutor(_SAVERS, thread_name_prefix="save")
         self._ended = False
 
@@ -461,6 +462,46 @@ class Files:
         nodes = self.dirty()
         return Left(len(nodes), sum(node.size_bytes for node in nodes))
 
+    def settle_versions(self) -> None:
+        """Drop the spool of files that are done with but for what the store calls them.
+
+        To be called every second or so; asks in another thread. It is not asked when a file is
+        saved: a server may have to read all of an object to know, and nobody needs it while
+        the bytes are here.
+        """
+        with self._lock:
+            done = [node for node in self._spooled.values() if self._is_done(node)]
+            if done and not self._is_settling:
+                self._is_settling = True
+                self._savers.submit(self._settle_versions, done)
+
+    def _settle_versions(self, nodes: list[File]) -> None:
+        try:
+            for node in nodes:
+                with self._tree.subtrees.settled(node):
+                    self._settle_version(node)
+        except SidecarError as error:
+            log.warning("the version of what was saved is not known yet: %s", error.message)
+        finally:
+            self._is_settling = False
+
+    def _settle_version(self, node: File) -> None:
+        """Takes no lock while it asks: reads and writes of the file go on."""
+        remote, asked_s = node.remote, time.monotonic()
+        if remote is None or not self._is_done(node):
+            return
+        found = self._store.settle(remote)
+        with node.lock:
+            if node.remote is remote and self._is_done(node):
+                if not remote.is_settled:
+                    self._tree.settle(node, found, asked_s)
+                self._drop_spool_if_done(node)
+
+    def _is_done(self, node: File) -> bool:
+        """Whether a file with a name is saved, and nobody writes to it."""
+        spool = node.spool
+        return spool is not None and not (spool.dirty or node.writers or node.detached)
+
     def sync(self, deadline_s: float) -> dict[str, SidecarError | None]:
         """:meth:`drain`, but for large new files whose parts are sent while they are written.
 
@@ -705,7 +746,9 @@ class Files:
         if spool is None:
             return
         unneeded = node.detached and not node.handles
-        if unneeded or (not node.writers and not spool.dirty and not node.detached):
+        # A version that may get another name pins nothing: until then the bytes are needed.
+        is_settled = node.remote is None or node.remote.is_settled
+        if unneeded or (self._is_done(node) and is_settled):
             node.spool = None
             with self._lock:
                 self._spooled.pop(node.id, None)

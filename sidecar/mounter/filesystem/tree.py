@@ -473,6 +473,21 @@ class Tree:
         if listing is not None:
             listing.apply(name, exists, remote)
 
+    def settle(self, node: File, remote: ObjectInfo, asked_s: float) -> None:
+        """The version that this mount made is called so by the store.
+
+        Args:
+            asked_s: when the store was asked (monotonic).
+        """
+        parent = node.parent
+        assert parent is not None
+        node.remote = remote
+        node.fresh_until_s = asked_s + self.ttl_s
+        parent.changes.made(node.name, True, remote)
+        if parent.listing is not None:
+            parent.listing.apply(node.name, True, remote)
+        self.nodes.note(node)
+
     def move_directory(
         self,
         node: Directory,

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+PROVISIONAL = "?"
+"""How a version begins that the store may call otherwise from now on (:meth:`Store.settle`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -31,6 +34,11 @@ class ObjectInfo:
     mtime_s: float
     version: str
     metadata: Mapping[str, str] | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether answers of the store name this ``version`` (see :meth:`Store.settle`)."""
+        return not self.version.startswith(PROVISIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +233,13 @@ class Store(Protocol):
         condition: Condition | None = None,
     ) -> ObjectInfo:
         """Write a whole object. Raises AlreadyExists or Stale where ``condition`` fails."""
+
+    def settle(self, made: ObjectInfo) -> ObjectInfo:
+        """What was written, by the version that listings and reads will name.
+
+        It is another one only where ``made`` is not settled; the other methods take both. Where
+        the object is gone or another one by now, the version is one that no reader finds.
+        """
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> Upload:
         """Begin a multipart upload."""

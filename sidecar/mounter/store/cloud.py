@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sidecar.errors import NotFound, SidecarError, Stale, Unavailable
+from sidecar.errors import NotFound, SidecarError, Stale, StoreProtocolError, Unavailable
 from sidecar.mounter.store.answers import Place, Request
 from sidecar.mounter.store.base import Condition, ObjectInfo, Page, StoreObserver
 from sidecar.mounter.store.bulk import BulkReader
-from sidecar.mounter.store.connections import Endpoint
+from sidecar.mounter.store.connections import Endpoint, Patience
 from sidecar.mounter.store.dialect import Dialect, Listing, Put
 from sidecar.mounter.store.exchange import Body, Exchange, Reply
 from sidecar.mounter.store.forks import renew_in_child
@@ -29,6 +29,8 @@ QUICK_TIMEOUT_S = 10.0
 """For requests that move no content."""
 TRANSFER_TIMEOUT_S = 120.0
 """For requests that move or copy content."""
+WRITE_SILENCE_S = 20.0
+"""A store that was sent a large part may write it to its disks before it answers."""
 WRITTEN = frozenset({200, 201})
 """How stores answer a request that wrote something."""
 BUCKET_CHECK_S = 10.0
@@ -67,6 +69,9 @@ class CloudStore(ABC, Generic[C]):
         self._reader = BulkReader(self._exchange, dialect, place, self.retry)
         self._pages = PageReader(self._exchange, dialect, place)
         self._bucket_seen_s = 0.0
+        self._quick = Patience(steady_s=QUICK_TIMEOUT_S)
+        self._writing = Patience(steady_s=WRITE_SILENCE_S)
+        self._copying = Patience(steady_s=TRANSFER_TIMEOUT_S)
         self.after_fork()
         renew_in_child(self)
 
@@ -126,9 +131,13 @@ class CloudStore(ABC, Generic[C]):
         except Stale:
             # Some stores answer so for an object that is gone. If that cannot be found out, it
             # still is not the version that was asked for.
-            with contextlib.suppress(Unavailable):
+            with contextlib.suppress(Unavailable, StoreProtocolError):
                 self.head(key)
             raise
+
+    def settle(self, made: ObjectInfo) -> ObjectInfo:
+        """As :meth:`Store.settle`, for a store that names a version once."""
+        return made
 
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`, for a store without bulk deletes."""
@@ -199,9 +208,17 @@ class CloudStore(ABC, Generic[C]):
         # and must not stay behind this one.
         raise translated
 
-    def transfer(self, request: Request, sign: Callable[[], Put], body: Body) -> Reply:
-        """One request that carries content, without the SDK, with retries."""
-        return self.retry.run(request.operation, lambda: self.transfer_once(request, sign, body))
+    def transfer(
+        self,
+        request: Request,
+        sign: Callable[[], Put],
+        body: Body,
+        accepted: Collection[int] = WRITTEN,
+    ) -> Reply:
+        """One request that writes, without the SDK, with retries."""
+        return self.retry.run(
+            request.operation, lambda: self.transfer_once(request, sign, body, accepted)
+        )
 
     def transfer_once(
         self,
@@ -209,9 +226,17 @@ class CloudStore(ABC, Generic[C]):
         sign: Callable[[], Put],
         body: Body,
         accepted: Collection[int] = WRITTEN,
+        patience: Patience | None = None,
     ) -> Reply:
-        """One attempt at it. Raises as :meth:`Exchange.get`."""
-        return self._exchange.put(request, sign, body, accepted=accepted)
+        """One attempt at it. Raises as :meth:`Exchange.get`.
+
+        Args:
+            patience: for a request that the store may work on for longer than it takes to
+                write a part.
+        """
+        return self._exchange.put(
+            request, sign, body, accepted=accepted, patience=patience or self._writing
+        )
 
     def full(self, key: str) -> str:
         """The key in the bucket."""
@@ -234,8 +259,12 @@ class CloudStore(ABC, Generic[C]):
             if condition.version is not None:
                 raise self.place.stale(key) from None
             return
-        if condition.absent or condition.version not in {None, found.version}:
+        if condition.absent or not self._is_version(found, condition.version):
             raise self.place.condition_failed(request)
+
+    def _is_version(self, found: ObjectInfo, version: str | None) -> bool:
+        """Whether an object has a version; one that is not asked for, always."""
+        return version in {None, found.version}
 
     def _check_bucket(self) -> None:
         """After a 404 that does not say what is missing: raises if it is the bucket."""

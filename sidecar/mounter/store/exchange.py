@@ -12,6 +12,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
 from sidecar.errors import StoreError
@@ -23,6 +24,7 @@ from sidecar.mounter.store.retry import Again
 from sidecar.mounter.store.wire import (
     TRANSPORT_ERRORS,
     Connection,
+    Headers,
     Response,
     request_head,
 )
@@ -30,8 +32,6 @@ from sidecar.mounter.store.wire import (
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_REPLY_BYTES = 1024 * 1024
 _SLICE_BYTES = 256 * 1024
-_WRITE_SILENCE_S = 20.0
-"""A store that was sent a large part may write it to its disks before it answers."""
 
 Body = Sequence[Content]
 """What a request carries, one piece behind the other."""
@@ -65,10 +65,15 @@ class Exchange:
         self._pool = ConnectionPool(endpoint)
         self._dialect = dialect
         self._place = place
-        self._writing = Patience(steady_s=_WRITE_SILENCE_S)
 
     def put(
-        self, request: Request, sign: Callable[[], Put], body: Body, *, accepted: Collection[int]
+        self,
+        request: Request,
+        sign: Callable[[], Put],
+        body: Body,
+        *,
+        accepted: Collection[int],
+        patience: Patience,
     ) -> Reply:
         """One attempt at a request with a body. Raises as :meth:`get`."""
 
@@ -79,7 +84,20 @@ class Exchange:
                 connection, request_head(signed.method, signed.target, headers, host), body
             )
 
-        return self._exchange(request, sign, send, _whole, accepted, self._writing)
+        return self._exchange(request, sign, send, _whole, accepted, patience)
+
+    def head(self, request: Request, sign: Callable[[], Get], *, patience: Patience) -> Headers:
+        """One attempt at a HEAD: the fields of its answer. Raises as :meth:`get`."""
+
+        def send(signed: Get, host: str, connection: Connection) -> bool:
+            connection.send(request_head("HEAD", signed.target, signed.headers, host))
+            return True
+
+        def fields(response: Response) -> Headers:
+            return response.fields
+
+        accepted = {HTTPStatus.OK}
+        return self._exchange(request, sign, send, fields, accepted, patience, has_body=False)
 
     def get(
         self,
@@ -116,6 +134,8 @@ class Exchange:
         read: Callable[[Response], T],
         accepted: Collection[int],
         patience: Patience,
+        *,
+        has_body: bool = True,
     ) -> T:
         followed = False
         while True:
@@ -128,7 +148,7 @@ class Exchange:
                 connection, reused = pool.take(patience.timeout_s)
                 began_s = time.perf_counter()
                 whole = send(signed, pool.authority, connection)
-                response = connection.response()
+                response = connection.response(has_body=has_body)
                 response.will_close = response.will_close or not whole
                 patience.answered(time.perf_counter() - began_s)
                 if response.status in accepted:

@@ -9,14 +9,14 @@ _NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 _MONTHS = {name: number for number, name in enumerate(_NAMES, 1)}
 
 
-def parse_xml(body: bytes, root: str) -> tuple[ET.Element, str]:
+def parse_xml(body: bytes, root: str = "") -> tuple[ET.Element, str]:
     """An XML page.
 
     Entities are refused with the declaration that they need, which no store sends; the names
     of the elements stay as they are, because to copy them would take longer than to parse.
 
     Args:
-        root: local name of the root element.
+        root: local name of the root element; empty: any.
 
     Returns:
         The root, and what stands before every local name: ``{namespace}`` or nothing.
@@ -32,7 +32,7 @@ def parse_xml(body: bytes, root: str) -> tuple[ET.Element, str]:
     except ET.ParseError:
         raise ValueError("no XML") from None
     namespace, _, name = element.tag.rpartition("}")
-    if name != root:
+    if root and name != root:
         raise ValueError("another document")
     return element, f"{namespace}}}" if namespace else ""
 

@@ -1,4 +1,4 @@
-"""S3: logs in and copies through s3fs; lists, reads and sends content without it.
+"""S3: bulk deletion, and what login it takes, through s3fs; everything else without it.
 
 Conditions of a write are sent, and because many servers ignore them (MinIO's gateway in JuiceFS
 and rclone do) a HEAD checks them before: on such a server another writer may come between.
@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sidecar.errors import NotFound, SidecarError
+from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
 from sidecar.mounter.credentials import S3Credentials
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
 from sidecar.mounter.store.base import (
+    PROVISIONAL,
     Condition,
     Content,
     Limits,
@@ -27,21 +28,26 @@ from sidecar.mounter.store.base import (
     Piece,
     StoreObserver,
 )
-from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
+from sidecar.mounter.store.cloud import TRANSFER_TIMEOUT_S, CloudStore
 from sidecar.mounter.store.connections import (
     MAX_CONNECTIONS,
     authorities_file,
 )
+from sidecar.mounter.store.exchange import Body, Reply
 from sidecar.mounter.store.login import CredentialSource, Login
+from sidecar.mounter.store.markup import http_time_s, parse_xml
 from sidecar.mounter.store.retry import Again
 from sidecar.mounter.store.s3_dialect import (
     DEFAULT_REGION,
     S3Dialect,
+    condition_headers,
     etag_of,
     if_match,
     no_identity,
     version_of,
 )
+from sidecar.mounter.store.s3_upload import S3Upload
+from sidecar.mounter.store.wire import Headers
 from sidecar.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -51,6 +57,26 @@ MAX_COPY_BYTES = 5 * GIB
 """Largest object that CopyObject takes; above it the parts are copied."""
 COPY_PART_BYTES = GIB
 DELETE_BATCH = 1000
+
+_METADATA = "x-amz-meta-"
+_SOURCE = "x-amz-copy-source"
+_SOURCE_IF_MATCH = "x-amz-copy-source-if-match"
+_ACCEPTED = frozenset({200, 201, 204})
+_DIGEST_CHARACTERS = 16
+_PARTS = "-"
+"""In the ETag of what was made of parts; before their number."""
+
+
+class Result(NamedTuple):
+    """An answer in XML.
+
+    Attributes:
+        fields: text of the elements below the root, by their names.
+        date_s: the store's clock, seconds since the epoch.
+    """
+
+    fields: Mapping[str, str]
+    date_s: float
 
 
 class S3Store(CloudStore[S3Credentials]):
@@ -73,6 +99,8 @@ class S3Store(CloudStore[S3Credentials]):
     ) -> None:
         login = Login(credentials, S3Credentials)
         self._s3 = dialect = S3Dialect(source, login)
+        self._keeps_etags = False
+        self._copies_parts = True
         super().__init__(
             source,
             place=Place("S3", source.bucket, str(dialect.endpoint)),
@@ -155,16 +183,29 @@ class S3Store(CloudStore[S3Credentials]):
     # --- reading ---------------------------------------------------------------------
 
     def _head(self, key: str) -> ObjectInfo:
-        answer = self.send("head_object", Request("head", key), {"Key": self.full(key)})
-        return ObjectInfo(
-            key=key,
-            size_bytes=answer["ContentLength"],
-            mtime_s=answer["LastModified"].timestamp(),
-            version=version_of(
-                answer.get("ETag"), answer["LastModified"].timestamp(), answer["ContentLength"]
-            ),
-            metadata=dict(answer["Metadata"]),
+        request = Request("head", key)
+        fields = self.retry.run(
+            request.operation,
+            lambda: self._exchange.head(request, lambda: self._s3.head(key), patience=self._quick),
         )
+        try:
+            size_bytes = int(fields["content-length"])
+            mtime_s = http_time_s(fields["last-modified"])
+        except (ValueError, LookupError):
+            raise self.place.protocol(f"its answer to head of `{key}` lacks fields") from None
+        metadata = {
+            name.removeprefix(_METADATA): value
+            for name, value in fields.items()
+            if name.startswith(_METADATA)
+        }
+        version = version_of(fields.get("etag"), mtime_s, size_bytes)
+        return ObjectInfo(key, size_bytes, mtime_s, version, metadata)
+
+    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+        """As :meth:`Store.get_range`."""
+        if version.startswith(PROVISIONAL):
+            version = self._found(key, version).version
+        return super().get_range(key, version, offset, buffer)
 
     # --- writing ---------------------------------------------------------------------
 
@@ -177,58 +218,40 @@ class S3Store(CloudStore[S3Credentials]):
     ) -> ObjectInfo:
         """As :meth:`Store.put`. ``mtime_s`` is the store's clock when it answered."""
         self.check_condition(key, condition)
-        headers = {
-            **{f"x-amz-meta-{name}": value for name, value in (metadata or {}).items()},
-            **_condition_headers(condition),
-        }
-        reply = self.transfer(
-            Request("put", key, condition), lambda: self._s3.put(key, {}, headers), (content,)
+        headers = {**_metadata_headers(metadata), **condition_headers(condition)}
+        reply = self.request(
+            Request("put", key, condition), "PUT", key, {}, headers, body=(content,)
         )
         version = etag_of(reply.headers.get("etag"))
         if not version:
             return self.head(key)
-        return ObjectInfo(key, len(content), _date(reply.headers), version, metadata or {})
+        return ObjectInfo(key, len(content), _date_s(reply.headers), version, metadata or {})
 
     def check_condition(self, key: str, condition: Condition | None) -> None:
         """As in the base class, for servers that may not know conditions: AWS does."""
         if self._login.credentials.endpoint_url:
             super().check_condition(key, condition)
 
-    def as_it_is_read(self, made: ObjectInfo) -> ObjectInfo:
-        """An object made of parts, with the version that reads will name.
-
-        Some servers (rclone) say one ETag when the upload is completed, and another one from
-        then on; AWS does not.
-        """
-        if not self._login.credentials.endpoint_url:
-            return made
-        found = self.head(made.key)
-        is_ours = (found.size_bytes, found.metadata) == (made.size_bytes, made.metadata)
-        return found if is_ours else made
-
-    def put_part(self, key: str, upload_id: str, number: int, content: Content) -> str:
-        """One part of an upload; its ETag, quotes included."""
-        query = {"partNumber": str(number), "uploadId": upload_id}
-        reply = self.transfer(
-            Request("part", key), lambda: self._s3.put(key, query, {}), (content,)
-        )
-        return reply.headers.get("etag", "")
-
-    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _S3Upload:
+    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> S3Upload:
         """As :meth:`Store.start_upload`."""
-        answer = self.send(
-            "create_multipart_upload",
+        answer = self.result(
             Request("put", key),
-            {"Key": self.full(key), "Metadata": dict(metadata or {})},
+            "POST",
+            key,
+            {"uploads": ""},
+            _metadata_headers(metadata),
         )
-        return _S3Upload(self, key, answer["UploadId"], metadata or {}, {})
+        upload_id = answer.fields.get("UploadId", "")
+        if not upload_id:
+            raise self.place.protocol(f"an upload of `{key}` has no number")
+        return S3Upload(self, key, upload_id, metadata or {}, {})
 
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
-    ) -> _S3Upload:
+    ) -> S3Upload:
         """As :meth:`Store.resume_upload`."""
         known = {number: (receipt, size) for number, (size, receipt) in parts.items()}
-        return _S3Upload(self, key, state["upload"], state["metadata"], known)
+        return S3Upload(self, key, state["upload"], state["metadata"], known)
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
         """As :meth:`Store.abandon`."""
@@ -243,16 +266,15 @@ class S3Store(CloudStore[S3Credentials]):
         begun: Callable[[Mapping[str, Any]], None],
     ) -> ObjectInfo | None:
         """As :meth:`Store.patch`: what is kept is copied as parts."""
-        unchanged = if_match("CopySourceIfMatch", base.version)
-        if not unchanged or not any(piece.kept for piece in pieces):
+        if not (self._copies_parts and any(piece.kept for piece in pieces)):
             return None
-        source = {
-            "CopySource": {"Bucket": self._bucket, "Key": self.full(base.key)},
-            **unchanged,
-        }
+        if not base.is_settled:
+            base = self._found(base.key, base.version)
+        unchanged = if_match(_SOURCE_IF_MATCH, base.version)
         parts = [part for piece in pieces for part in _split_copy(piece)]
-        if len(parts) > self.limits.max_parts:
+        if not unchanged or len(parts) > self.limits.max_parts:
             return None
+        source = {_SOURCE: self._s3.source(base.key), **unchanged}
         upload = self.start_upload(key, metadata)
         begun(upload.state)
         try:
@@ -261,12 +283,15 @@ class S3Store(CloudStore[S3Credentials]):
                     assert part.content is not None
                     upload.put_part(number, part.content)
                     continue
-                last = part.offset + part.size_bytes - 1
-                upload.copy_part(number, f"bytes={part.offset}-{last}", part.size_bytes, source)
+                upload.copy_part(number, source, part.offset, part.offset + part.size_bytes - 1)
             return upload.complete()
         except NotFound:
             upload.abort()
             raise self.place.stale(base.key) from None
+        except Unsupported:
+            self._copies_parts = False
+            upload.abort()
+            return None
         except SidecarError:
             upload.abort()
             raise
@@ -281,48 +306,42 @@ class S3Store(CloudStore[S3Credentials]):
     ) -> ObjectInfo:
         """As :meth:`Store.copy`. In place it makes a new version."""
         found = self.head(source)
-        if version is not None and found.version != version:
+        if not self._is_version(found, version):
             raise self.place.stale(source)
         kept = found.metadata if metadata is None else metadata
-        arguments = {
-            "CopySource": {"Bucket": self._bucket, "Key": self.full(source)},
-            **if_match("CopySourceIfMatch", found.version),
+        headers = {
+            _SOURCE: self._s3.source(source),
+            **if_match(_SOURCE_IF_MATCH, found.version),
         }
         if found.size_bytes > MAX_COPY_BYTES:
-            return self._copy_parts(found, target, kept or {}, arguments)
-        answer = self.send(
-            "copy_object",
+            return self._copy_parts(found, target, kept or {}, headers)
+        headers["x-amz-metadata-directive"] = "COPY" if metadata is None else "REPLACE"
+        fields, _ = self.result(
             Request("copy", source),
-            {
-                "Key": self.full(target),
-                "MetadataDirective": "COPY" if metadata is None else "REPLACE",
-                "Metadata": dict(metadata or {}),
-                **arguments,
-            },
-            timeout_s=TRANSFER_TIMEOUT_S,
-        )
-        result = answer["CopyObjectResult"]
-        return ObjectInfo(
+            "PUT",
             target,
-            found.size_bytes,
-            result["LastModified"].timestamp(),
-            result["ETag"].strip('"'),
-            kept,
+            {},
+            {**headers, **_metadata_headers(metadata)},
         )
+        try:
+            mtime_s = datetime.fromisoformat(fields["LastModified"]).timestamp()
+        except (ValueError, LookupError):
+            raise self.place.protocol(f"its answer to copy of `{source}` lacks fields") from None
+        return ObjectInfo(target, found.size_bytes, mtime_s, etag_of(fields.get("ETag")), kept)
 
     def _copy_parts(
         self,
         found: ObjectInfo,
         target: str,
         metadata: Mapping[str, str],
-        arguments: Mapping[str, Any],
+        source: Mapping[str, str],
     ) -> ObjectInfo:
         upload = self.start_upload(target, metadata)
         try:
             for number, first in enumerate(range(0, found.size_bytes, COPY_PART_BYTES), 1):
                 last = min(first + COPY_PART_BYTES, found.size_bytes) - 1
-                upload.copy_part(number, f"bytes={first}-{last}", last - first + 1, arguments)
-            return upload.complete()
+                upload.copy_part(number, source, first, last)
+            return self.settle(upload.complete())
         except SidecarError:
             upload.abort()
             raise
@@ -330,15 +349,110 @@ class S3Store(CloudStore[S3Credentials]):
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
         try:
-            self.send("delete_object", Request("delete", key), {"Key": self.full(key)})
+            self.request(Request("delete", key), "DELETE", key, {})
         except NotFound:
             return  # S3 itself never says so, other servers do
+
+    # --- versions of what was made of parts --------------------------------------------
+
+    def made_of_parts(
+        self, key: str, etag: str, size_bytes: int, made_s: float, metadata: Mapping[str, str]
+    ) -> ObjectInfo:
+        """What an upload that was completed has become.
+
+        Some servers (rclone) say one ETag when an upload is completed, and another one from
+        then on; AWS does not. Behind an endpoint of its own a server is asked once, later.
+        """
+        if not etag:
+            return self.head(key)
+        version = etag
+        if self._login.credentials.endpoint_url and not self._keeps_etags:
+            version = _provisional(etag, size_bytes, metadata)
+        return ObjectInfo(key, size_bytes, made_s, version, metadata)
+
+    def settle(self, made: ObjectInfo) -> ObjectInfo:
+        """As :meth:`Store.settle`."""
+        if made.is_settled:
+            return made
+        etag = _etag_in(made.version)
+        try:
+            found = self._found(made.key, made.version)
+        except (NotFound, Stale):
+            return replace(made, version=etag)
+        self._keeps_etags = found.version == etag
+        return found
+
+    def _found(self, key: str, provisional: str) -> ObjectInfo:
+        """The object as it is read. Raises NotFound, and Stale where it is another one."""
+        found = self.head(key)
+        if not self._is_version(found, provisional):
+            raise self.place.stale(key)
+        return found
+
+    def _is_version(self, found: ObjectInfo, version: str | None) -> bool:
+        if version is None or not version.startswith(PROVISIONAL):
+            return super()._is_version(found, version)
+        etag = _etag_in(version)
+        if found.version == etag or _PARTS in found.version:
+            return found.version == etag  # a server that goes on naming an upload's ETag
+        return version == _provisional(etag, found.size_bytes, found.metadata or {})
+
+    # --- requests --------------------------------------------------------------------
+
+    def request(
+        self,
+        request: Request,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str] | None = None,
+        *,
+        body: Body = (),
+    ) -> Reply:
+        """One request about an object, with retries."""
+        return self.transfer(
+            request,
+            lambda: self._s3.request(method, key, query, headers or {}),
+            body,
+            _ACCEPTED,
+        )
+
+    def result(
+        self,
+        request: Request,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str] | None = None,
+        *,
+        body: Body = (),
+    ) -> Result:
+        """One request that the store may work on for long, with retries; what its answer says.
+
+        S3 may say 200 before it knows, so as to keep the connection, and then send an error.
+        """
+
+        def attempt() -> Result:
+            reply = self.transfer_once(
+                request,
+                lambda: self._s3.request(method, key, query, headers or {}),
+                body,
+                _ACCEPTED,
+                self._copying,
+            )
+            fields = _fields(reply.content)
+            if fields is None:
+                code = self._s3.error_code(Headers(reply.headers), reply.content)
+                raise self.place.from_answer(Answer(500, code), request)
+            return Result(fields, _date_s(reply.headers))
+
+        return self.retry.run(request.operation, attempt)
 
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`: a thousand in a request."""
         for start in range(0, len(keys), DELETE_BATCH):
             batch = [{"Key": self.full(key)} for key in keys[start : start + DELETE_BATCH]]
-            answer = self.send(
+            answer = self._send(
                 "delete_objects",
                 Request("delete", keys[start]),
                 {"Delete": {"Objects": batch, "Quiet": True}},
@@ -353,13 +467,13 @@ class S3Store(CloudStore[S3Credentials]):
         marker: dict[str, Any] = {}
         count = 0
         while True:
-            answer = self.send(
+            answer = self._send(
                 "list_multipart_uploads", Request("list"), {"Prefix": self.full(prefix), **marker}
             )
             for item in answer.get("Uploads", []):
                 if item["Initiated"] <= before:
                     key = self._relative(item["Key"])
-                    _S3Upload(self, key, item["UploadId"], {}, {}).abort()
+                    S3Upload(self, key, item["UploadId"], {}, {}).abort()
                     count += 1
             if not answer.get("IsTruncated"):
                 return count
@@ -368,121 +482,16 @@ class S3Store(CloudStore[S3Credentials]):
                 "UploadIdMarker": answer["NextUploadIdMarker"],
             }
 
-    def send(
+    def _send(
         self,
         method: str,
         request: Request,
         arguments: Mapping[str, Any],
-        *,
-        timeout_s: float = QUICK_TIMEOUT_S,
     ) -> Any:
         """One call of the SDK with retries; ``arguments`` in its own words."""
         return self._call(
-            request,
-            lambda sdk: sdk._call_s3(method, Bucket=self._bucket, **arguments),
-            timeout_s,
+            request, lambda sdk: sdk._call_s3(method, Bucket=self._bucket, **arguments)
         )
-
-
-class _S3Upload:
-    """A multipart upload."""
-
-    def __init__(
-        self,
-        store: S3Store,
-        key: str,
-        upload_id: str,
-        metadata: Mapping[str, str],
-        parts: dict[int, tuple[str, int]],
-    ) -> None:
-        self._store = store
-        self._key = key
-        self._upload = {"Key": store.full(key), "UploadId": upload_id}
-        self._metadata = metadata
-        self._parts = parts
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """As :attr:`Upload.state`."""
-        return {"upload": self._upload["UploadId"], "metadata": dict(self._metadata)}
-
-    def put_part(self, number: int, content: Content) -> str:
-        """As :meth:`Upload.put_part`."""
-        try:
-            etag = self._store.put_part(self._key, self._upload["UploadId"], number, content)
-        except NotFound:
-            raise self._store.place.upload_lost(self._key) from None
-        if not etag:
-            raise self._store.place.protocol(f"a part of `{self._key}` has no ETag")
-        self._parts[number] = (etag, len(content))
-        return etag
-
-    def copy_part(
-        self, number: int, byte_range: str, size_bytes: int, source: Mapping[str, Any]
-    ) -> None:
-        """Make a part from a range of another object."""
-        answer = self._store.send(
-            "upload_part_copy",
-            Request("copy", self._key),
-            {
-                "PartNumber": number,
-                "CopySourceRange": byte_range,
-                **source,
-                **self._upload,
-            },
-            timeout_s=TRANSFER_TIMEOUT_S,
-        )
-        self._parts[number] = (answer["CopyPartResult"]["ETag"], size_bytes)
-
-    def complete(
-        self,
-        condition: Condition | None = None,
-        *,
-        parts: int | None = None,
-        metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - fixed when it was begun
-    ) -> ObjectInfo:
-        """As :meth:`Upload.complete`."""
-        self._store.check_condition(self._key, condition)
-        sent = sorted(self._parts.items())[:parts]
-        listed = [{"PartNumber": number, "ETag": etag} for number, (etag, _) in sent]
-        try:
-            answer = self._store.send(
-                "complete_multipart_upload",
-                Request("complete", self._key, condition),
-                {
-                    "MultipartUpload": {"Parts": listed},
-                    **self._upload,
-                    **_conditional(condition),
-                },
-                timeout_s=TRANSFER_TIMEOUT_S,
-            )
-        except NotFound:
-            return self._completed_before([etag for _, (etag, _) in sent])
-        size_bytes = sum(size for _, (_, size) in sent)
-        version = answer["ETag"].strip('"')
-        date_s = _date(answer["ResponseMetadata"]["HTTPHeaders"])
-        made = ObjectInfo(self._key, size_bytes, date_s, version, self._metadata)
-        return self._store.as_it_is_read(made)
-
-    def _completed_before(self, etags: list[str]) -> ObjectInfo:
-        """The upload is gone: perhaps because an attempt worked whose answer was lost."""
-        digest = hashlib.md5(usedforsecurity=False)
-        for etag in etags:
-            digest.update(bytes.fromhex(etag.strip('"')))
-        try:
-            found = self._store.head(self._key)
-        except NotFound:
-            raise self._store.place.upload_lost(self._key) from None
-        if found.version != f"{digest.hexdigest()}-{len(etags)}":
-            raise self._store.place.upload_lost(self._key)
-        return found
-
-    def abort(self) -> None:
-        """As :meth:`Upload.abort`."""
-        try:
-            self._store.send("abort_multipart_upload", Request("abort", self._key), self._upload)
-        except NotFound:
-            return
 
 
 def _add_content_md5(request: Any, **_: Any) -> None:
@@ -491,20 +500,32 @@ def _add_content_md5(request: Any, **_: Any) -> None:
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
-def _conditional(condition: Condition | None) -> dict[str, str]:
-    if condition is None:
-        return {}
-    if condition.absent:
-        return {"IfNoneMatch": "*"}
-    return {} if condition.version is None else if_match("IfMatch", condition.version)
+def _metadata_headers(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    return {f"{_METADATA}{name}": value for name, value in (metadata or {}).items()}
 
 
-def _condition_headers(condition: Condition | None) -> dict[str, str]:
-    if condition is None:
+def _fields(body: bytes) -> dict[str, str] | None:
+    """Text of the elements below an answer's root; None for what is an error, or no XML."""
+    if not body:
         return {}
-    if condition.absent:
-        return {"if-none-match": "*"}
-    return {} if condition.version is None else if_match("if-match", condition.version)
+    try:
+        root, namespace = parse_xml(body)
+    except ValueError:
+        return None
+    if root.tag == f"{namespace}Error":
+        return None
+    return {field.tag.removeprefix(namespace): field.text or "" for field in root}
+
+
+def _provisional(etag: str, size_bytes: int, metadata: Mapping[str, str]) -> str:
+    """A version that what we made is recognised by: its metadata have our time of it in ns."""
+    lines = "".join(f"{name}:{value}\n" for name, value in sorted(metadata.items()))
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:_DIGEST_CHARACTERS]
+    return f"{PROVISIONAL}{size_bytes}:{digest}:{etag}"
+
+
+def _etag_in(provisional: str) -> str:
+    return provisional.rpartition(":")[2]
 
 
 def _split_copy(piece: Piece) -> Iterator[Piece]:
@@ -516,6 +537,9 @@ def _split_copy(piece: Piece) -> Iterator[Piece]:
         yield replace(piece, offset=piece.offset + start, size_bytes=size_bytes)
 
 
-def _date(headers: Mapping[str, str]) -> float:
+def _date_s(headers: Mapping[str, str]) -> float:
     """Seconds since the epoch, from the answer's ``Date``: what the object's time will be."""
-    return parsedate_to_datetime(headers["date"]).timestamp()
+    try:
+        return http_time_s(headers["date"])
+    except (ValueError, LookupError):
+        return time.time()

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, StoreError
 from sidecar.mounter.credentials import S3Credentials
 from sidecar.mounter.store.answers import Answer, Place, Request
-from sidecar.mounter.store.base import ObjectInfo, Page
+from sidecar.mounter.store.base import PROVISIONAL, Condition, ObjectInfo, Page
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.dialect import Get, Listing, Put
 from sidecar.mounter.store.login import Login
@@ -67,13 +67,28 @@ class S3Dialect:
         signature = self._signature(path)
         return Get(path, {**signature, "range": byte_range, **if_match("if-match", version)})
 
-    def put(self, key: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Put:
-        """PutObject or UploadPart. ``headers``: lower case, of the condition and ``x-amz-…``."""
+    def request(
+        self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> Put:
+        """Any request about one object.
+
+        Args:
+            headers: lower case, of the condition and ``x-amz-…``.
+        """
         path, parameters = quote_path(f"{self._root}/{self._prefix}{key}"), quote_query(query)
         amz = {name: value for name, value in headers.items() if name.startswith("x-amz-")}
-        signature = self._signature(path, parameters, "PUT", amz)
+        signature = self._signature(path, parameters, method, amz)
         target = f"{path}?{parameters}" if parameters else path
-        return Put("PUT", target, {**headers, **signature})
+        return Put(method, target, {**headers, **signature})
+
+    def head(self, key: str) -> Get:
+        """HeadObject."""
+        signed = self.request("HEAD", key, {}, {})
+        return Get(signed.target, signed.headers)
+
+    def source(self, key: str) -> str:
+        """An object as ``x-amz-copy-source`` names it."""
+        return quote_path(f"/{self._bucket}/{self._prefix}{key}")
 
     def list(self, listing: Listing) -> Get:
         """ListObjectsV2, with keys that XML cannot hold escaped."""
@@ -224,4 +239,13 @@ def version_of(etag: str | None, mtime_s: float, size_bytes: int | str) -> str:
 
 def if_match(name: str, version: str) -> dict[str, str]:
     """The condition that the object is this version, named ``name``; none for what has no ETag."""
-    return {} if version.startswith(_NO_ETAG) else {name: f'"{version}"'}
+    return {} if version.startswith((_NO_ETAG, PROVISIONAL)) else {name: f'"{version}"'}
+
+
+def condition_headers(condition: Condition | None) -> dict[str, str]:
+    """The headers that say a condition of a write."""
+    if condition is None:
+        return {}
+    if condition.absent:
+        return {"if-none-match": "*"}
+    return {} if condition.version is None else if_match("if-match", condition.version)

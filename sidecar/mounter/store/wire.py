@@ -96,10 +96,16 @@ class Connection:
         finally:
             self._socket.setblocking(True)
 
-    def response(self) -> Response:
-        """The answer to what was sent, its body not read yet. Raises OSError, BrokenAnswer."""
+    def response(self, *, has_body: bool = True) -> Response:
+        """The answer to what was sent, its body not read yet. Raises OSError, BrokenAnswer.
+
+        Args:
+            has_body: False for the answer to a HEAD, whose fields are those of a GET.
+        """
         while (response := Response(self._head(), self)).status == HTTPStatus.CONTINUE:
             pass
+        if not has_body:
+            response.length = 0
         return response
 
     def receive(self, buffer: memoryview) -> int:

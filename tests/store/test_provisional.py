@@ -1,0 +1,137 @@
+"""Objects made of parts, on servers that call them otherwise from then on, and on others.
+
+rclone does: an upload ends with an ETag of its parts, and is read by one of its content.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import Stale
+from sidecar.mounter.credentials import S3Credentials
+from sidecar.mounter.store import open_store
+from sidecar.mounter.store.base import Condition, ObjectInfo, Piece, Store
+from sidecar.spec import StoreSource
+from tests.store.conftest import make_cloud
+from tests.store.test_faults import FixedCredentials
+from tests.support.clouds import CountingObserver
+from tests.support.servers import HttpResponder, answer
+
+MIB = 1024 * 1024
+PART = 5 * MIB
+OURS = {"mtime": "1700000000.123456789"}
+
+
+@pytest.fixture
+def renaming(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Store]:
+    """The product's store on rclone's server."""
+    cloud = make_cloud("rclone", request, monkeypatch)
+    cloud.write_secret(tmp_path / "secrets")
+    store = cloud.open(tmp_path / "secrets")
+    yield store
+    store.close()
+
+
+def upload(store: Store, content: bytes) -> ObjectInfo:
+    begun = store.start_upload("key", OURS)
+    for number, start in enumerate(range(0, len(content), PART), 1):
+        begun.put_part(number, content[start : start + PART])
+    return begun.complete()
+
+
+def read(store: Store, version: str, size: int) -> bytes:
+    buffer = bytearray(size)
+    assert store.get_range("key", version, 0, memoryview(buffer)) == size
+    return bytes(buffer)
+
+
+def test_what_was_made_can_be_used_at_once(renaming: Store) -> None:
+    content = os.urandom(PART + 5)
+    made = upload(renaming, content)
+    assert not made.is_settled
+    assert read(renaming, made.version, len(content)) == content
+    copied = renaming.copy("key", "copy", version=made.version)
+    assert renaming.head("copy").version == copied.version
+    settled = renaming.settle(made)
+    assert settled.is_settled
+    assert (settled.version, settled.metadata) == (renaming.head("key").version, OURS)
+    assert renaming.settle(settled) is settled
+    renaming.put("key", b"newer", OURS, Condition(version=made.version))
+    with pytest.raises(Stale):
+        renaming.put("key", b"newest", OURS, Condition(version=made.version))
+
+
+def test_another_s_object_is_not_taken_for_what_was_made(renaming: Store) -> None:
+    content = os.urandom(PART + 5)
+    made = upload(renaming, content)
+    renaming.put("key", content[::-1], {"mtime": "1700000000.123456788"})
+    with pytest.raises(Stale):
+        read(renaming, made.version, len(content))
+    with pytest.raises(Stale):
+        renaming.copy("key", "copy", version=made.version)
+    settled = renaming.settle(made)
+    assert settled.is_settled
+    with pytest.raises(Stale):
+        read(renaming, settled.version, len(content))
+
+
+def test_a_server_that_names_a_version_once_is_asked_once(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cloud = make_cloud("s3", request, monkeypatch)
+    cloud.write_secret(tmp_path / "secrets")
+    observer = CountingObserver()
+    store = cloud.open(tmp_path / "secrets", observer=observer)
+    first = upload(store, os.urandom(PART + 5))
+    assert store.settle(first).version == store.head("key").version
+    observer.requests.clear()
+    made = upload(store, os.urandom(PART + 5))
+    assert made.is_settled
+    assert store.settle(made) is made
+    assert ("head", "ok") not in observer.requests
+    assert store.head("key").version == made.version
+    store.close()
+
+
+def test_a_server_that_copies_no_ranges_is_sent_it_all(renaming: Store) -> None:
+    base = renaming.put("key", os.urandom(PART), OURS)
+    pieces = [Piece(0, PART, None, kept=True)]
+    begun: list[object] = []
+    for _ in range(2):
+        assert renaming.patch(base, "key", pieces, OURS, begun.append) is None
+    assert len(begun) == 1
+    assert renaming.head("key") == base
+
+
+def test_an_error_behind_a_good_status_is_tried_again() -> None:
+    """As S3 sends it that says 200 early, so as to keep the connection."""
+    answers = [
+        b"  <Error><Code>InternalError</Code><Message>try again</Message></Error>",
+        b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>",
+    ]
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        answer(handler, 200, answers.pop(0), {})
+
+    observer = CountingObserver()
+    with HttpResponder(respond) as server:
+        store = open_store(
+            StoreSource(store="s3", url="s3://bucket", bucket="bucket"),
+            FixedCredentials(
+                S3Credentials(
+                    access_key_id="key", secret_access_key="secret", endpoint_url=server.endpoint
+                )
+            ),
+            retry_budget_s=20,
+            observer=observer,
+        )
+        assert store.start_upload("key").state["upload"] == "1"
+        store.close()
+    assert observer.retries == [("put", "server_error")]
