@@ -95,17 +95,22 @@ def test_ratios_are_of_medians_with_the_range_within_rounds() -> None:
 
 
 def test_targets_pass_at_their_bound_and_lose_beyond_it() -> None:
+    def both(rate: float) -> dict[str, list[float]]:
+        return {"first_reads_per_s": [rate], "reads_per_s": [rate]}
+
     def random_read(ours: float) -> dict[tuple[str, str | None], Any]:
         rows = [
-            row("random-read-1", KERNEL, reads_per_s=[ours], peak_pss_mib=[406.0]),
-            row("random-read-1", "s3fs-fuse", reads_per_s=[90.0]),
-            row("random-read-1", "rclone mount", reads_per_s=[100.0]),
-            row("random-read-1", "floor client", reads_per_s=[1000.0]),
+            row("random-read-1", KERNEL, **both(ours), peak_pss_mib=[406.0]),
+            row("random-read-1", "s3fs-fuse", **both(90.0)),
+            row("random-read-1", "rclone mount", **both(100.0)),
+            row("random-read-1", "floor client", **both(1000.0)),
         ]
         return judged(rows, "random-read-1")
 
     # Five times the better of the peers; 0.7 of the floor.
     assert random_read(700.0) == {
+        ("first reads/s", "best peer"): True,
+        ("first reads/s", "floor client"): True,
         ("reads/s", "best peer"): True,
         ("reads/s", "floor client"): True,
         ("peak PSS MiB", None): True,
