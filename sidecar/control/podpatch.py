@@ -70,6 +70,7 @@ def inject(pod: Json, catalogue: Catalogue, injection: Injection) -> Json:
     _refuse_unsupported(pod_spec, injection)
     request = parse_pod_request(metadata, "pod.metadata")
     spec = spec_of_pod(pod_spec, request, catalogue)
+    _refuse_unguarded(spec, injection)
     pod = copy.deepcopy(pod)
     _annotate(pod, spec)
     _Pod(pod["spec"], spec, request, injection).add()
@@ -111,6 +112,21 @@ def _refuse_unsupported(pod_spec: Json, injection: Injection) -> None:
             "the pod has init containers, which end before any other container starts",
             "use native sidecars (Kubernetes 1.29), or do their work in the main container",
         )
+
+
+def _refuse_unguarded(spec: PersistenceSpec, injection: Injection) -> None:
+    """Nothing keeps an experiment from starting where an ordinary sidecar container fails.
+
+    Below the shared root it then finds nothing and can make nothing; but a directory of its
+    own is there, empty, and what it saves there is lost.
+    """
+    for volume in spec.volumes:
+        if not injection.native and volume.mountpoint not in {None, volume.path}:
+            raise PodUnsupported(
+                f"bucket volume {volume.kind}/{volume.name} has a `mountPath` ({volume.path}), and "
+                "without native sidecars a failed mount would be an empty directory there",
+                "use native sidecars (Kubernetes 1.29), or leave its `mountPath` out",
+            )
 
 
 def _annotate(pod: Json, spec: PersistenceSpec) -> None:

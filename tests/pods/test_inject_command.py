@@ -138,3 +138,11 @@ def test_init_containers_need_native_sidecars() -> None:
     done = sidecar_inject(given("init-containers"), "--no-native")
     assert done.returncode == 2
     assert done.stderr.startswith("error SC1013 POD_UNSUPPORTED: standard input: Pod train: ")
+
+
+def test_a_bucket_with_a_mount_path_needs_native_sidecars() -> None:
+    done = sidecar_inject(given("sub-path"), "--no-native")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error SC1013 POD_UNSUPPORTED: standard input: Pod train: bucket "
+    )

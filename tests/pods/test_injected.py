@@ -127,6 +127,8 @@ def without_native_sidecars(directory: Path, clouds: Clouds, command: list[str])
     """As for a Kubernetes before 1.29. Ordinary containers start in order, and stop at once."""
     experiment = experiment_of(command, grace_s=3)
     experiment["spec"]["restartPolicy"] = "Always"  # as a Deployment's: it does not complete
+    selected = '["images", "settings", "host", "claim"]'  # `labels` has a path of its own
+    experiment["metadata"].setdefault("annotations", {})["mount-sidecar.io/data"] = selected
     catalogue = parse_catalogue(clouds.catalogue(directory), "the test's catalogue")
     injection = Injection(image=SIDECAR_IMAGE, native=False)
     text = inject_manifests(yaml.safe_dump(experiment), "the pod", catalogue, injection)
