@@ -296,3 +296,24 @@ def test_what_has_no_settled_version_is_changed_and_renamed(tmp_path: Path) -> N
     until(lambda: node.spool is None)
     assert not view.metric("mount_sidecar_overwritten_versions_total")
     assert view.read("other") == expected[:MIB]
+
+
+def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
+    tmp_path: Path,
+) -> None:
+    store = RenamingStore()
+    view = View(store, tmp_path)
+    view.fs.begin()
+    handle = new_file(view, 17)
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    number = view.node("file")
+    node = view.fs.tree.nodes.get(number)
+    assert isinstance(node, File)
+    view.fs.forget(number, node.lookups)  # now only what is to be settled holds it
+    assert node.spool is not None
+    view.fs.files.settle_versions()
+    until(lambda: node.spool is None)
+    successor = View(store, tmp_path)
+    successor.fs.restore()
+    assert successor.read("file") == block(0)

@@ -753,7 +753,10 @@ class Files:
             with self._lock:
                 self._spooled.pop(node.id, None)
                 self._bulk.pop(node.id, None)
-            self._tree.nodes.note(node)  # first: a successor must not look for the file
+            # First: a successor must not look for the file, also of a node that nothing but
+            # the file held.
+            self._tree.nodes.note(node)
+            self._tree.nodes.drop_unused(node)
             self._uploader.drop(spool)
             spool.discard()
 
