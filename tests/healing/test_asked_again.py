@@ -172,10 +172,10 @@ def test_creation_is_exclusive_and_survives(mount: Mount) -> None:
     entry, handle = mount.ask(create)  # type: ignore[misc]
     mount.take_over()
     again, handle_again = mount.ask_again(create)  # type: ignore[misc]
-    assert again.attributes[:2] == entry.attributes[:2]
+    assert again.attributes.mode == entry.attributes.mode
     assert handle_again > handle
     assert len(mount.fs.files.opened()) == 1  # the handle that never arrived is gone
-    assert mount.fs.tree.nodes.get(entry.attributes.node).lookups == 1
+    assert mount.fs.tree.nodes.get(again.attributes.node).lookups == 1
     mount.fs.begin_request(UNIQUE + 2)
     with pytest.raises(FileExists):
         create(mount.fs)
