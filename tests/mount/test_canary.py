@@ -53,7 +53,12 @@ class Canaries:
 
     def in_files(self, root: Path) -> list[str]:
         files = [root] if root.is_file() else [path for path in root.rglob("*") if path.is_file()]
-        return [str(path) for path in files if self.in_bytes(path.read_bytes())]
+        found = []
+        for path in files:
+            with contextlib.suppress(FileNotFoundError):  # a spool file that was done with
+                if self.in_bytes(path.read_bytes()):
+                    found.append(str(path))
+        return found
 
     def in_processes(self, sidecar: Sidecar) -> list[str]:
         found = []
