@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,13 +121,27 @@ def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert 0 < free <= total
 
 
+@contextlib.contextmanager
+def disk_at(path: Path, size_bytes: int) -> Iterator[None]:
+    """An empty file system of its own."""
+    path.mkdir()
+    options = f"size={size_bytes}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
 def test_a_mount_without_sizes_of_its_own(s3_server: S3Server, tmp_path: Path) -> None:
     cloud = make_bucket(s3_server)
     expected = fill(cloud, {"key": 3 * MIB})
     sizes = Sizes(memory_bytes=None, cache_bytes=None)
+    disk = tmp_path / "disk"  # this machine's own may be too full for a cache
     with (
+        disk_at(disk, 512 * MIB),
         FaultProxy(s3_server.port) as proxy,
-        sidecar_behind(proxy, cloud, tmp_path / "run", tmp_path / "m", sizes=sizes) as sidecar,
+        sidecar_behind(proxy, cloud, disk / "run", tmp_path / "m", sizes=sizes) as sidecar,
     ):
         content = (tmp_path / "m" / "key").read_bytes()
         assert hashlib.sha256(content).hexdigest() == expected["key"]
