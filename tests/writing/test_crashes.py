@@ -61,6 +61,11 @@ def open_uploads(cloud: Cloud) -> list[str]:
     return [upload.object_name for upload in listed.uploads]
 
 
+def is_noted(sidecar: Sidecar) -> bool:
+    """Whether an upload under way is written down."""
+    return any(sidecar.state.glob("*/spool/*.state"))
+
+
 def write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
@@ -151,7 +156,8 @@ def torn(tmp_path: Path, mortal: Cloud) -> Iterator[Sidecar]:
         with subprocess.Popen(
             [sys.executable, "-c", program, str(tmp_path / "m/model")], stderr=subprocess.DEVNULL
         ):
-            sidecar.wait_for(lambda: bool(open_uploads(mortal)))
+            # Also written down: one whose number has not arrived stays (decision 13).
+            sidecar.wait_for(lambda: bool(open_uploads(mortal)) and is_noted(sidecar))
             mortal.server.pause()
             sidecar.kill()
         mortal.server.resume()

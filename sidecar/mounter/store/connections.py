@@ -120,6 +120,7 @@ class ConnectionPool:
     def after_fork(self) -> None:
         """Forget connections without closing them (see :mod:`sidecar.mounter.store.forks`)."""
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._closed = False
         self._idle: list[Connection] = []
 
     def take(self, timeout_s: float) -> tuple[Connection, bool]:
@@ -144,11 +145,18 @@ class ConnectionPool:
         """Return one whose response was read to its end."""
         self._idle.append(connection)
         self._slots.release()
+        if self._closed:
+            self.close_idle()
 
     def discard(self, connection: Connection) -> None:
         """Close one that is in an unknown state."""
         connection.close()
         self._slots.release()
+
+    def close(self) -> None:
+        """Keep no connection any more: what is under way ends, and its connection with it."""
+        self._closed = True
+        self.close_idle()
 
     def close_idle(self) -> None:
         """Close what nobody uses: after one was found dead, the others likely are too."""

@@ -175,8 +175,8 @@ class Exchange:
                     pool.discard(connection)
 
     def close(self) -> None:
-        """Close idle connections."""
-        self._pool.close_idle()
+        """Close idle connections, and the others when their requests end."""
+        self._pool.close()
 
     def _meaning(self, response: Response, body: bytes, request: Request) -> StoreError | Again:
         code = self._dialect.error_code(response.fields, body)
