@@ -313,7 +313,7 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
     view.fs.forget(number, node.lookups)  # now only what is to be settled holds it
     assert node.spool is not None
     view.fs.files.settle_versions()
-    until(lambda: node.spool is None)
+    until(lambda: not list((tmp_path / "spool").glob("*.data")))
     successor = View(store, tmp_path)
     successor.fs.restore()
     assert successor.read("file") == block(0)
