@@ -156,16 +156,22 @@ class _Alone:
         """Nothing to count."""
 
 
+def _nothing() -> None:
+    """Nothing to release: the bytes belong to the result alone."""
+
+
 class ReadResult(NamedTuple):
     """Bytes for one read. ``release`` must be called once they were copied or sent.
 
     Attributes:
         surplus: what was fetched beside them, by its offset; for the kernel's page cache.
+        given: to be called once the kernel has the surplus.
     """
 
     views: list[memoryview]
     release: Callable[[], None]
     surplus: Sequence[tuple[int, memoryview]] = ()
+    given: Callable[[], None] = _nothing
 
 
 class _Part:
@@ -545,7 +551,7 @@ class ObjectReader:
         try:
             fetcher.fetch(self.info, entry, first, buffer, _Alone())
         except BaseException:
-            self._settle(first, last)
+            self._end(first)
             raise
         finally:
             if entry is not None and fetcher.cache is not None:
@@ -556,13 +562,22 @@ class ObjectReader:
         if self._widening is None:
             return ReadResult(views, _nothing)
         before, behind = buffer[: offset - first], buffer[end - first :]
-        surplus = [(at, view) for at, view in ((first, before), (end, behind)) if view]
-        return ReadResult(views, functools.partial(self._settle, first, last), surplus)
+        return ReadResult(
+            views,
+            functools.partial(self._end, first),
+            [(at, view) for at, view in ((first, before), (end, behind)) if view],
+            functools.partial(self._given, first, last),
+        )
 
-    def _settle(self, first: int, last: int) -> None:
+    def _end(self, first: int) -> None:
         if self._widening is not None:
             with self._lock:
-                self._widening.end(first, last)
+                self._widening.end(first)
+
+    def _given(self, first: int, last: int) -> None:
+        if self._widening is not None:
+            with self._lock:
+                self._widening.given(first, last)
 
     def _read_parts(
         self,
@@ -645,7 +660,3 @@ def _failed(stream: _Stream, offset: int, end: int) -> bool:
     return any(
         part.error is not None and part.start < end and part.end > offset for part in stream.parts
     )
-
-
-def _nothing() -> None:
-    """Nothing to release: the bytes belong to the result alone."""

@@ -64,11 +64,12 @@ class Widening:
     def begin(self, offset: int, end: int) -> tuple[int, int]:
         """The range to fetch for a read of ``[offset, end)``; :meth:`end` must follow."""
         self._asked_bytes += end - offset
-        block_bytes = MOST_BYTES
-        while block_bytes * _PART > self._asked_bytes:
-            block_bytes //= 2
+        part_bytes = min(MOST_BYTES, self._asked_bytes // _PART)
+        if part_bytes <= end - offset:
+            return offset, end
+        block_bytes = 1 << (part_bytes.bit_length() - 1)  # so that blocks do not overlap
         first = offset - offset % block_bytes
-        if end - offset >= block_bytes or end > first + block_bytes or first in self._under_way:
+        if end > first + block_bytes or first in self._under_way:
             return offset, end
         if self._given[offset // _CHUNK_BYTES]:
             self._lost += 1  # the kernel had it, and dropped it
@@ -77,12 +78,14 @@ class Widening:
         self._under_way.add(first)
         return first, min(first + block_bytes, self._size_bytes)
 
-    def end(self, first: int, last: int) -> None:
-        """The range is with the kernel, or was not to be had."""
-        if first in self._under_way:
-            self._under_way.discard(first)
-            low, high = -(-first // _CHUNK_BYTES), last // _CHUNK_BYTES
-            self._given[low:high] = b"\1" * (high - low)
+    def end(self, first: int) -> None:
+        """The range that begins there is not being fetched any more."""
+        self._under_way.discard(first)
+
+    def given(self, first: int, last: int) -> None:
+        """The kernel has the range."""
+        low, high = -(-first // _CHUNK_BYTES), last // _CHUNK_BYTES
+        self._given[low:high] = b"\1" * (high - low)
 
     def rest(self) -> None:
         """The object is not read for now: others may have its room."""

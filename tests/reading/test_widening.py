@@ -59,6 +59,8 @@ class Pages:
             assert view == content[at : at + len(view)]
             if keep:
                 self.there.update(range(at, at + len(view), BLOCK))
+        if result.surplus:
+            result.given()
         result.release()
         self.there.add(offset)
 
@@ -153,12 +155,42 @@ def test_a_failed_fetch_leaves_nothing_behind(reading: Make) -> None:
     pages.read(missing)
 
 
+def test_the_last_bytes_of_an_object_may_be_the_first_that_are_read(reading: Make) -> None:
+    """As of an archive, whose table of contents is at the end."""
+    one = reading(SIZE + 5)
+    reader = one.open(surplus=True)
+    one.check(reader, SIZE, 5)
+    assert one.store.ranges == [(SIZE, 5)]
+
+
+@pytest.mark.parametrize("how", ["failed", "not taken"])
+def test_what_the_kernel_never_had_it_cannot_drop(reading: Make, how: str) -> None:
+    one = reading()
+    reader = one.open(surplus=True)
+    offsets = scattered()
+    if how == "failed":
+        one.store.failure = Unavailable("away")
+    for offset in offsets:
+        if how == "failed":
+            with pytest.raises(Unavailable):
+                reader.read(offset, BLOCK)
+        else:
+            reader.read(offset, BLOCK).release()
+    one.store.failure = None
+    before = one.store.asked_bytes
+    pages = Pages(one, reader)
+    for offset in offsets:
+        pages.read(offset)
+    assert len(pages.there) > 2 * len(offsets)
+    assert one.store.asked_bytes - before < 1.5 * SIZE
+
+
 def test_room_is_shared_and_given_back() -> None:
     share = PageCacheShare(100 * MIB)
     first, second = Widening(share, 60 * MIB), Widening(share, 60 * MIB)
     for one in (first, second):
         for offset in range(0, 40 * MIB, MIB):
-            one.end(*one.begin(offset, offset + BLOCK))
+            one.end(one.begin(offset, offset + BLOCK)[0])
     assert first.begin(50 * MIB, 50 * MIB + BLOCK) != (50 * MIB, 50 * MIB + BLOCK)
     assert second.begin(50 * MIB, 50 * MIB + BLOCK) == (50 * MIB, 50 * MIB + BLOCK)
     first.rest()
@@ -193,4 +225,6 @@ def test_through_a_mount_every_byte_is_right_and_most_reads_ask_nothing(
             os.close(file)
         labels = {"volume": "data/v", "operation": "get"}
         name = "mount_sidecar_store_request_duration_seconds_count"
-        assert sidecar.metric(name, **labels) < len(offsets)
+        requests = sidecar.metric(name, **labels)
+        print(f"{requests:.0f} requests for {len(offsets)} blocks")
+        assert requests < len(offsets) * 2 / 3  # unwidened it is four fifths

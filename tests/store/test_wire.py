@@ -96,7 +96,8 @@ def test_a_body_without_a_length_ends_with_the_connection(connect: Connect) -> N
 
 def test_interim_answers_are_skipped(connect: Connect) -> None:
     later = OK + b"content-length: 0\r\n\r\n"
-    response = connect(b"HTTP/1.1 100 Continue\r\n\r\n" + later).response()
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"
+    response = connect(interim + later).response()
     assert (response.status, response.is_read) == (200, True)
 
 
@@ -128,6 +129,9 @@ def test_who_closes_says_so(
         b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
         b"HTTP/1.1 abc\r\n\r\n",
         b"HTTP/1.1 2000 OK\r\n\r\n",
+        b"HTTP/1.1 20\xb2 OK\r\n\r\n",
+        OK + b"content-length: \xb2\r\n\r\nab",
+        OK + b"transfer-encoding: chunked\r\n\r\n-5\r\nabcdef",
         b"HTTP/2 200\r\n\r\n",
         OK + b"no colon\r\n\r\n",
         OK + b"x: y\r\n" * 20_000,

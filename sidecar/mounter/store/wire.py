@@ -14,6 +14,7 @@ import contextlib
 import math
 import socket
 import ssl
+import string
 import struct
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -102,7 +103,7 @@ class Connection:
         Args:
             has_body: False for the answer to a HEAD, whose fields are those of a GET.
         """
-        while (response := Response(self._head(), self)).status == HTTPStatus.CONTINUE:
+        while (response := Response(self._head(), self)).status < HTTPStatus.OK:
             pass
         if not has_body:
             response.length = 0
@@ -189,7 +190,7 @@ class Response:
         first, *lines = head.decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
         number = rest[:3]
-        if not version.startswith("HTTP/1.") or not number.isdigit() or rest[3:4].strip():
+        if not version.startswith("HTTP/1.") or not number.isdecimal() or rest[3:4].strip():
             raise BrokenAnswer("not an HTTP/1 status line")
         self.status = int(number)
         self.fields = fields = Headers()
@@ -200,7 +201,9 @@ class Response:
             fields[name.lower()] = value.strip()
         self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
         length = fields.get("content-length", "")
-        self.length = int(length) if length.isdigit() and not self.chunked else None
+        if length and not length.isdecimal():
+            raise BrokenAnswer("a length that is no number")
+        self.length = int(length) if length and not self.chunked else None
         if self.status in _WITHOUT_BODY:
             self.length = 0
         says = fields.get("connection", "").lower()
@@ -248,11 +251,10 @@ class Response:
         return bytes(body)
 
     def _next_chunk(self) -> bool:
-        size = self._connection.line().partition(b";")[0]
-        try:
-            self._in_chunk = int(size, 16)
-        except ValueError:
-            raise BrokenAnswer("a chunk has no size") from None
+        size = self._connection.line().partition(b";")[0].strip()
+        if not size or size.strip(string.hexdigits.encode()):
+            raise BrokenAnswer("a chunk has no size")
+        self._in_chunk = int(size, 16)
         if self._in_chunk:
             return True
         while self._connection.line():

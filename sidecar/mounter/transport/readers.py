@@ -239,9 +239,6 @@ class _Reader:
         if isinstance(result, ReadResult):
             answer(self._descriptor, read.unique, 0, result.views)
             self._metrics.read_bytes.inc(sum(map(len, result.views)))
-            if result.surplus:
-                self._give(read.number, result.surplus)
-            result.release()
         else:
             end_if_starved(result)
             failure = result
@@ -249,20 +246,25 @@ class _Reader:
                 log.warning("a read of `%s` failed: %s", read.reader.info.key, failure)
             answer(self._descriptor, read.unique, to_errno(failure))
         self._metrics.operation("read", time.perf_counter() - read.began_s, failure)
+        if isinstance(result, ReadResult):  # the program does not wait for this
+            if result.surplus and self._give(read.number, result.surplus):
+                result.given()
+            result.release()
 
-    def _give(self, node: int, surplus: Sequence[tuple[int, memoryview]]) -> None:
-        """Fill the kernel's page cache, unless too many threads are at it already.
+    def _give(self, node: int, surplus: Sequence[tuple[int, memoryview]]) -> bool:
+        """Fill the kernel's page cache; False where too many threads are at it already.
 
         The kernel waits for pages that a READ under way will fill: somebody must be left who
         answers that.
         """
         if not self._givers.acquire(blocking=False):
-            return
+            return False
         try:
             for offset, view in surplus:
                 fill_pages(self._descriptor, node, offset, view)
         finally:
             self._givers.release()
+        return True
 
 
 class _Read:
