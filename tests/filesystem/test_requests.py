@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.errors import NotFound, WouldBlock
 from sidecar.mounter.filesystem.nodes import ROOT
-from tests.filesystem.view import LateStore, PagedStore, View
+from tests.filesystem.view import LateStore, PagedStore, SlowPagesStore, View
 from tests.support.memory_store import MemoryStore
 
 
@@ -85,6 +85,26 @@ def test_a_few_names_of_a_huge_directory_do_not_list_it(tmp_path: Path) -> None:
     for name in ("4900", "4950", "4999"):
         assert view.stat(f"dir/{name}").size_bytes == 7
     assert asked(store) < 10
+
+
+def test_no_name_waits_for_the_pages_of_a_huge_directory(tmp_path: Path) -> None:
+    store = SlowPagesStore(100)
+    names = fill(store, 1_000)
+    view = View(store, tmp_path)
+    try:
+        for name in names[500:510]:  # more than a listing of the rest is begun after
+            assert view.stat(f"dir/{name}").size_bytes == 7
+    finally:
+        store.gate.set()
+
+
+def test_names_of_a_directory_of_some_pages_are_asked_for_together(tmp_path: Path) -> None:
+    store = PagedStore(100)
+    names = fill(store, 1_000)
+    view = View(store, tmp_path)
+    for name in names[100:]:
+        assert view.stat(f"dir/{name}").size_bytes == 7
+    assert asked(store) < 20  # ten pages, and the names before these were wanted
 
 
 def test_an_answer_is_believed_for_its_lifetime_and_not_longer(tmp_path: Path) -> None:

@@ -120,6 +120,21 @@ class PagedStore(MemoryStore):
         return super().list_page(prefix, token, delimiter=delimiter, limit=min(limit, self._page))
 
 
+class SlowPagesStore(PagedStore):
+    """Gives the pages behind a first one when the gate is open."""
+
+    def __init__(self, page: int) -> None:
+        super().__init__(page)
+        self.gate = threading.Event()
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        if token is not None:
+            self.gate.wait(60)
+        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+
+
 class LateStore(MemoryStore):
     """Answers one LIST late, with what was there when it was asked.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from sidecar.mounter.store.connections import ConnectionPool, Endpoint
 from sidecar.mounter.store.wire import BrokenAnswer, Connection, request_head
 
 Piece = bytes | float
@@ -169,6 +170,17 @@ def test_silence_in_the_body_keeps_what_came(connect: Connect) -> None:
     assert bytes(buffer[:3]) == b"abc"
     with pytest.raises(TimeoutError):
         response.readinto(buffer[3:])
+
+
+def test_a_connection_that_comes_back_to_a_closed_pool_is_closed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pool = ConnectionPool(Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}"))
+        connection, _ = pool.take(1.0)
+        with listener.accept()[0] as peer:
+            peer.settimeout(5)
+            pool.close()
+            pool.give_back(connection)
+            assert peer.recv(1) == b""
 
 
 def test_a_request_is_one_request() -> None:
