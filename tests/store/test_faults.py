@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -17,6 +18,7 @@ from sidecar.mounter.store import connections, open_store, s3
 from sidecar.mounter.store.base import Condition, Store
 from sidecar.spec import StoreSource
 from tests.support.clouds import Cloud, CountingObserver, RcloneCloud, S3Cloud
+from tests.support.faults import FaultProxy
 from tests.support.servers import HttpResponder, RcloneServer, S3Server, answer
 
 BODY = bytes(range(200))
@@ -298,14 +300,53 @@ def test_a_large_copy_goes_in_parts(
     assert (head.version, head.metadata) == (made.version, {"mode": "640"})
 
 
-def test_abandoned_uploads_are_aborted_and_young_ones_kept(
-    s3_cloud: Cloud, s3_store: Store
+def open_uploads(cloud: S3Cloud) -> list[str]:
+    listed = cloud.server.client()._list_multipart_uploads(cloud.bucket, prefix="dir/object")
+    return [str(upload.upload_id) for upload in listed.uploads]
+
+
+def test_uploads_whose_numbers_never_arrived_are_removed(
+    s3_cloud: S3Cloud, s3_store: Store
 ) -> None:
-    upload = s3_store.start_upload("dir/object")
-    upload.put_part(1, b"x" * 1024)
-    assert s3_store.abort_uploads("dir/object", older_than_s=3600) == 0
-    assert s3_store.abort_uploads("dir/object", older_than_s=-5) == 1
-    assert s3_store.abort_uploads("dir/object", older_than_s=-5) == 0
+    """Those without a part, begun since then; what may be another client's stays."""
+    began_s = time.time()
+    other = s3_store.start_upload("dir/object")
+    other.put_part(1, b"x" * 1024)
+    s3_store.start_upload("dir/object")
+    s3_store.abandon("dir/object", {"since_s": began_s + 3600})
+    assert len(open_uploads(s3_cloud)) == 2
+    s3_store.abandon("dir/object", {"since_s": began_s})
+    assert open_uploads(s3_cloud) == [other.state["upload"]]
+    other.abort()
+
+
+def test_an_upload_that_is_begun_a_second_time_is_begun_once(s3_cloud: S3Cloud) -> None:
+    with FaultProxy(s3_cloud.server.port, faults=["truncate"], rate=1) as proxy:
+
+        class Calming(CountingObserver):
+            def retried(self, operation: str, reason: str) -> None:
+                super().retried(operation, reason)
+                proxy.rate = 0
+
+        secret = {**s3_cloud.server.credentials(), "AWS_ENDPOINT_URL": proxy.endpoint}
+        observer = Calming()
+        store = open_store(
+            StoreSource(store="s3", url=f"s3://{s3_cloud.bucket}", bucket=s3_cloud.bucket),
+            FixedCredentials(
+                S3Credentials(
+                    access_key_id=secret["AWS_ACCESS_KEY_ID"],
+                    secret_access_key=secret["AWS_SECRET_ACCESS_KEY"],
+                    endpoint_url=secret["AWS_ENDPOINT_URL"],
+                )
+            ),
+            retry_budget_s=20,
+            observer=observer,
+        )
+        upload = store.start_upload("dir/object")
+        assert observer.retries
+        assert open_uploads(s3_cloud) == [upload.state["upload"]]
+        upload.abort()
+        store.close()
 
 
 def test_without_etags_time_and_size_pin_the_version(tmp_path: Path) -> None:

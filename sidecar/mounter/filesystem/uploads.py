@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -29,6 +30,9 @@ from sidecar.mounter.store.base import (
 )
 
 log = logging.getLogger(__name__)
+
+_LEFT = "an upload may be left in the store: %s"
+"""The spool file's state remembers it: the next start tries again."""
 
 Fetch = Callable[[ObjectInfo, int, memoryview], None]
 """Fills memory from an offset of exactly one version of an object."""
@@ -53,6 +57,7 @@ class Sending:
         self._beginning = threading.Lock()
         self._upload: Upload | None = None
         self._record: UploadRecord | None = None
+        self._asked: UploadRecord | None = None
         self._futures: dict[int, Future[None]] = {}
         self._touched: set[int] = set()
         self._doubtful = 0
@@ -145,6 +150,7 @@ class Sending:
                 future.cancel()
         self.wait()
         os.close(self._fd)
+        self._end_asked()
         if self._upload is not None and self._record is not None:
             self._upload.abort()
             self._state.end(self._record)
@@ -174,6 +180,12 @@ class Sending:
     def _begin(self, metadata: Mapping[str, str]) -> Upload:
         with self._beginning:
             if self._upload is None:
+                try:
+                    self._end_asked()
+                except SidecarError as error:
+                    log.warning(_LEFT, error.message)
+                since = {"since_s": time.time()}
+                self._asked = self._state.begin(self.key, since, resumable=False)
                 upload = self._store.start_upload(self.key, metadata)
                 try:
                     record = self._state.begin(self.key, upload.state, resumable=True)
@@ -182,7 +194,16 @@ class Sending:
                     raise
                 with self._lock:
                     self._upload, self._record = upload, record
+                self._state.end(self._asked)
+                self._asked = None
             return self._upload
+
+    def _end_asked(self) -> None:
+        """Remove what was perhaps begun by a request whose answer never came."""
+        if self._asked is not None:
+            self._store.abandon(self._asked.key, self._asked.state)
+            self._state.end(self._asked)
+            self._asked = None
 
 
 class Uploader:
@@ -295,8 +316,7 @@ class Uploader:
             try:
                 action(*arguments)
             except SidecarError as error:
-                # The spool file's state remembers it: the next start tries again.
-                log.warning("an upload is left in the store: %s", error.message)
+                log.warning(_LEFT, error.message)
 
         self._threads.submit(act)
 

@@ -353,10 +353,6 @@ class AzureStore(CloudStore[AzureCredentials]):
         except NotFound:
             return
 
-    def abort_uploads(self, prefix: str, older_than_s: float) -> int:  # noqa: ARG002
-        """As :meth:`Store.abort_uploads`: blocks that were not committed expire in a week."""
-        return 0
-
     def _source_url(self, key: str) -> str:
         login = self._login.credentials
         url = f"{self._base}/{quote_path(f'{self._bucket}/{self.full(key)}')}"

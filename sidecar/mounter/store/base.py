@@ -258,7 +258,9 @@ class Store(Protocol):
         """Remove what an upload or a patch of a process that ended left.
 
         Args:
-            state: the upload's, or what ``begun`` was given.
+            state: the upload's, or what ``begun`` was given; or ``{"since_s": time}``, for uploads
+                of ``key`` that were asked for since that time, in seconds since the epoch, and
+                whose state never arrived. Of those only what has no part is removed.
 
         Never raises for what is already gone.
         """
@@ -277,8 +279,8 @@ class Store(Protocol):
             base: the object that ranges are copied from, on condition that it is unchanged.
             pieces: what the object shall be, one behind the other, in order. Each but the
                 last has at least ``min_part_bytes``.
-            begun: called with the state (see :meth:`resume_upload`) of what must be aborted
-                if this process ends before the call does.
+            begun: called with each state (see :meth:`abandon`) of what must be removed if this
+                process ends before the call does.
 
         Returns:
             None, and nothing is changed, where this store would have to be sent it all.
@@ -305,13 +307,6 @@ class Store(Protocol):
 
     def delete_many(self, keys: list[str]) -> None:
         """Delete objects, in bulk requests where the store has them."""
-
-    def abort_uploads(self, prefix: str, older_than_s: float) -> int:
-        """Abort multipart uploads under ``prefix`` begun over ``older_than_s`` seconds ago.
-
-        Returns how many. Stores without lasting uploads (Azure's uncommitted blocks
-        expire by themselves, GCS sessions too) return 0.
-        """
 
     def close(self) -> None:
         """Close connections. The store is not used afterwards."""

@@ -240,10 +240,10 @@ class GcsStore(CloudStore[GcsCredentials]):
         return ResumableUpload(self, key, state["session"], state["metadata"], sent)
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
-        """As :meth:`Store.abandon`."""
+        """As :meth:`Store.abandon`. Sessions cannot be listed, and expire in a week."""
         if "leftover" in state:
             self.delete(state["leftover"])
-        else:
+        elif "session" in state:
             self.resume_upload(key, state, {}).abort()
 
     def patch(
@@ -332,10 +332,6 @@ class GcsStore(CloudStore[GcsCredentials]):
             self.send(Request("delete", key), "DELETE", self._object(key))
         except NotFound:
             self._check_bucket()
-
-    def abort_uploads(self, prefix: str, older_than_s: float) -> int:  # noqa: ARG002
-        """As :meth:`Store.abort_uploads`: sessions cannot be listed, and expire in a week."""
-        return 0
 
     def _resource(self, key: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         return {"name": self.full(key), "metadata": dict(metadata or {})}

@@ -1,4 +1,4 @@
-"""S3: bulk deletion, and what login it takes, through s3fs; everything else without it.
+"""S3: bulk deletion through s3fs; everything else without it.
 
 Conditions of a write are sent, and because many servers ignore them (MinIO's gateway in JuiceFS
 and rclone do) a HEAD checks them before: on such a server another writer may come between.
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
@@ -53,6 +54,8 @@ from sidecar.units import GIB, MIB
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
+log = logging.getLogger(__name__)
+
 MAX_COPY_BYTES = 5 * GIB
 """Largest object that CopyObject takes; above it the parts are copied."""
 COPY_PART_BYTES = GIB
@@ -63,6 +66,8 @@ _SOURCE = "x-amz-copy-source"
 _SOURCE_IF_MATCH = "x-amz-copy-source-if-match"
 _ACCEPTED = frozenset({200, 201, 204})
 _DIGEST_CHARACTERS = 16
+_CLOCKS_DIFFER_S = 60.0
+"""How far the store's clock may be behind ours, when uploads without a name are looked for."""
 _PARTS = "-"
 """In the ETag of what was made of parts; before their number."""
 
@@ -234,16 +239,23 @@ class S3Store(CloudStore[S3Credentials]):
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> S3Upload:
         """As :meth:`Store.start_upload`."""
-        answer = self.result(
-            Request("put", key),
-            "POST",
-            key,
-            {"uploads": ""},
-            _metadata_headers(metadata),
-        )
+        request, since_s, attempts = Request("put", key), time.time(), 0
+        headers = _metadata_headers(metadata)
+
+        def attempt() -> Result:
+            nonlocal attempts
+            attempts += 1
+            return self._result_once(request, "POST", key, {"uploads": ""}, headers)
+
+        answer = self.retry.run(request.operation, attempt)
         upload_id = answer.fields.get("UploadId", "")
         if not upload_id:
             raise self.place.protocol(f"an upload of `{key}` has no number")
+        if attempts > 1:  # the others may have worked, too
+            try:
+                self._abort_nameless(key, since_s, keep=upload_id)
+            except SidecarError as error:
+                log.warning("an upload may be left in the store: %s", error.message)
         return S3Upload(self, key, upload_id, metadata or {}, {})
 
     def resume_upload(
@@ -255,7 +267,33 @@ class S3Store(CloudStore[S3Credentials]):
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
         """As :meth:`Store.abandon`."""
-        self.resume_upload(key, state, {}).abort()
+        if "upload" in state:
+            self.resume_upload(key, state, {}).abort()
+        else:
+            self._abort_nameless(key, state["since_s"])
+
+    def _abort_nameless(self, key: str, since_s: float, *, keep: str = "") -> None:
+        """Abort uploads of a key that were begun since then, and have no part; one is kept.
+
+        They might be another client's that is about to send its first part, which then begins
+        anew; one that has sent a part is left alone.
+        """
+        request = Request("list")
+        reply = self.transfer(request, lambda: self._s3.uploads(key), (), _ACCEPTED)
+        try:
+            uploads = self._s3.parse_uploads(reply.content)
+        except (ValueError, LookupError):
+            raise self.place.protocol(f"uploads of `{key}` cannot be listed") from None
+        for found, upload_id, begun_s in uploads:
+            if found != key or upload_id == keep or begun_s < since_s - _CLOCKS_DIFFER_S:
+                continue
+            query = {"uploadId": upload_id, "max-parts": "1"}
+            try:
+                parts = self.result(request, "GET", key, query).fields
+            except NotFound:
+                continue
+            if "Part" not in parts:
+                S3Upload(self, key, upload_id, {}, {}).abort()
 
     def patch(
         self,
@@ -275,6 +313,7 @@ class S3Store(CloudStore[S3Credentials]):
         if not unchanged or len(parts) > self.limits.max_parts:
             return None
         source = {_SOURCE: self._s3.source(base.key), **unchanged}
+        begun({"since_s": time.time()})
         upload = self.start_upload(key, metadata)
         begun(upload.state)
         try:
@@ -431,22 +470,33 @@ class S3Store(CloudStore[S3Credentials]):
 
         S3 may say 200 before it knows, so as to keep the connection, and then send an error.
         """
+        return self.retry.run(
+            request.operation,
+            lambda: self._result_once(request, method, key, query, headers, body=body),
+        )
 
-        def attempt() -> Result:
-            reply = self.transfer_once(
-                request,
-                lambda: self._s3.request(method, key, query, headers or {}),
-                body,
-                _ACCEPTED,
-                self._copying,
-            )
-            fields = _fields(reply.content)
-            if fields is None:
-                code = self._s3.error_code(Headers(reply.headers), reply.content)
-                raise self.place.from_answer(Answer(500, code), request)
-            return Result(fields, _date_s(reply.headers))
-
-        return self.retry.run(request.operation, attempt)
+    def _result_once(
+        self,
+        request: Request,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str] | None = None,
+        *,
+        body: Body = (),
+    ) -> Result:
+        reply = self.transfer_once(
+            request,
+            lambda: self._s3.request(method, key, query, headers or {}),
+            body,
+            _ACCEPTED,
+            self._copying,
+        )
+        fields = _fields(reply.content)
+        if fields is None:
+            code = self._s3.error_code(Headers(reply.headers), reply.content)
+            raise self.place.from_answer(Answer(500, code), request)
+        return Result(fields, _date_s(reply.headers))
 
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`: a thousand in a request."""
@@ -460,27 +510,6 @@ class S3Store(CloudStore[S3Credentials]):
             for failure in answer.get("Errors", []):
                 # One that failed is asked for alone, so that it is retried and explained.
                 self.delete(self._relative(failure["Key"]))
-
-    def abort_uploads(self, prefix: str, older_than_s: float) -> int:
-        """As :meth:`Store.abort_uploads`."""
-        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        marker: dict[str, Any] = {}
-        count = 0
-        while True:
-            answer = self._send(
-                "list_multipart_uploads", Request("list"), {"Prefix": self.full(prefix), **marker}
-            )
-            for item in answer.get("Uploads", []):
-                if item["Initiated"] <= before:
-                    key = self._relative(item["Key"])
-                    S3Upload(self, key, item["UploadId"], {}, {}).abort()
-                    count += 1
-            if not answer.get("IsTruncated"):
-                return count
-            marker = {
-                "KeyMarker": answer["NextKeyMarker"],
-                "UploadIdMarker": answer["NextUploadIdMarker"],
-            }
 
     def _send(
         self,

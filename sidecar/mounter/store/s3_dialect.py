@@ -86,6 +86,25 @@ class S3Dialect:
         signed = self.request("HEAD", key, {}, {})
         return Get(signed.target, signed.headers)
 
+    def uploads(self, key: str) -> Put:
+        """ListMultipartUploads, of what begins with ``key``: its own come first."""
+        wanted = {"prefix": f"{self._prefix}{key}", "uploads": ""}
+        path, query = quote_path(self._root) or "/", quote_query(wanted)
+        return Put("GET", f"{path}?{query}", self._signature(path, query))
+
+    def parse_uploads(self, body: bytes) -> list[tuple[str, str, float]]:
+        """From ListMultipartUploadsResult: key, number, and when it was begun."""
+        root, ns = parse_xml(body, "ListMultipartUploadsResult")
+        skip = len(self._prefix)
+        return [
+            (
+                _text(item, f"{ns}Key")[skip:],
+                _text(item, f"{ns}UploadId"),
+                datetime.fromisoformat(_text(item, f"{ns}Initiated")).timestamp(),
+            )
+            for item in root.iterfind(f"{ns}Upload")
+        ]
+
     def source(self, key: str) -> str:
         """An object as ``x-amz-copy-source`` names it."""
         return quote_path(f"/{self._bucket}/{self._prefix}{key}")
