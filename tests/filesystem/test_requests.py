@@ -11,6 +11,8 @@ import pytest
 
 from sidecar.errors import NotFound, WouldBlock
 from sidecar.mounter.filesystem.nodes import ROOT
+from sidecar.mounter.filesystem.tree import RELIST_MISSES
+from sidecar.mounter.store.base import Page
 from tests.filesystem.view import LateStore, PagedStore, SlowPagesStore, View
 from tests.support.memory_store import MemoryStore
 
@@ -63,6 +65,47 @@ def test_lookups_at_the_same_time_share_one_listing(tmp_path: Path) -> None:
         store.gate.set()
         assert len({entry.result().attributes.node for entry in found}) == 30
     assert store.requests["list"] - before == 1
+
+
+class UnevenStore(MemoryStore):
+    """Takes a while to list a directory, or to answer for a name.
+
+    Attributes:
+        listings: of the whole directory, so far.
+    """
+
+    def __init__(self, directory_s: float, name_s: float) -> None:
+        super().__init__()
+        self._directory_s, self._name_s = directory_s, name_s
+        self.listings = 0
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        self.listings += prefix == "dir/"
+        time.sleep(self._directory_s if prefix == "dir/" else self._name_s)
+        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("directory_s", "name_s", "listings"),
+    [pytest.param(0.0, 0.005, 1, id="quick"), pytest.param(0.5, 0.0, 0, id="slow")],
+)
+def test_a_directory_is_listed_again_where_that_saves_time(
+    tmp_path: Path, directory_s: float, name_s: float, listings: int
+) -> None:
+    """As where a program makes one new file after the other."""
+    store = UnevenStore(directory_s, name_s)
+    fill(store, 5)
+    view = View(store, tmp_path, ttl_s=0.4)
+    view.names("dir")
+    directory = view.node("dir")
+    time.sleep(0.41)
+    before = store.listings
+    for number in range(RELIST_MISSES + 4):
+        with pytest.raises(NotFound):
+            view.fs.lookup(directory, f"new-{number}")
+    assert store.listings - before == listings
 
 
 @pytest.mark.parametrize("count", [3, 1_000], ids=["listed", "asked_by_name"])

@@ -62,6 +62,9 @@ class Listing:
     a stable directory offset; a name that this mount deleted stays in ``names`` and leaves
     ``entries``.
 
+    Attributes:
+        took_s: how long the store took for the pages loaded so far.
+
     Args:
         prefix: the directory's key, ending in ``/``; empty for the root.
         hidden: called with (name, reason) for each key that no path shows.
@@ -97,6 +100,7 @@ class Listing:
         self.complete = False
         self.has_marker = False
         self.loaded_s = float("-inf")
+        self.took_s = 0.0
         self._positions: dict[str, int] = {}
         self._followed = -1
 
@@ -204,6 +208,7 @@ class Listing:
             else:
                 asked_s = time.monotonic()
                 page = self._store.list_page(self._prefix, self._token)
+            self.took_s += time.monotonic() - asked_s
             self._take(page)
             self._token = page.next_token
             self.complete = page.next_token is None

@@ -67,6 +67,7 @@ class Directory(Node):
         listing: the last reading of it.
         kept: made or emptied through this mount, so that it exists without any object.
         misses: names asked for one by one since the last listing.
+        missed_s: how long the store took to answer for them.
         attributes: mode, uid, gid and mtime_ns that its object keeps, by name.
         attributes_until_s: until when (monotonic) they are believed; 0: never asked for.
     """
@@ -79,6 +80,7 @@ class Directory(Node):
         "kept",
         "listing",
         "lock",
+        "missed_s",
         "misses",
         "mtime_ns",
         "negative",
@@ -91,6 +93,7 @@ class Directory(Node):
         self.changes = Changes()
         self.kept = False
         self.misses = 0
+        self.missed_s = 0.0
         self.negative: dict[str, float] = {}
         self.mtime_ns = mtime_ns
         self.attributes: dict[str, int] = {}

@@ -32,7 +32,9 @@ from sidecar.mounter.store.base import ObjectInfo, Store
 log = logging.getLogger(__name__)
 
 RELIST_MISSES = 16
-"""After so many names asked for one by one, reading the whole directory again is cheaper."""
+"""After so many names asked for one by one, reading the whole directory again may be cheaper."""
+_TOOK_BELIEVED_S = 60.0
+"""How long it is believed that a directory takes as long to list as it took."""
 _REST_MISSES = 3
 """After so many names that a first page does not tell, the others are likely to be asked for."""
 _NEGATIVE_NAMES = 10_000
@@ -542,7 +544,7 @@ class Tree:
         with parent.lock:
             listing = parent.listing
             fresh = listing is not None and listing.loaded_s + self.ttl_s > now_s
-            if listing is None or (not fresh and parent.misses >= RELIST_MISSES):
+            if listing is None or (not fresh and self._pays(parent, listing, now_s)):
                 listing = self._new_listing(parent)
                 fresh = True
             elif not (fresh and listing.covers(name)):
@@ -560,8 +562,24 @@ class Tree:
                 return False, None, until_s
         asked_s = time.monotonic()
         exists, remote = find_remote(self._store, parent.key, name)
+        with parent.lock:
+            parent.missed_s += time.monotonic() - asked_s
         exists, remote = parent.changes.since(asked_s).get(name, (exists, remote))
         return exists, remote, asked_s + self.ttl_s
+
+    def _pays(self, parent: Directory, old: Listing, now_s: float) -> bool:
+        """Whether to read a directory again, whose listing ``old`` is not believed any more.
+
+        It would answer for the metadata lifetime, and save then what names that are asked for
+        one by one cost at present. The store may take longer than that to list a large
+        directory, above all one that is being written to.
+        """
+        if parent.misses < RELIST_MISSES:
+            return False
+        since_s = now_s - (old.loaded_s + self.ttl_s)
+        if since_s > _TOOK_BELIEVED_S:
+            return True
+        return old.took_s * since_s <= parent.missed_s * self.ttl_s
 
     def _bind(
         self,
@@ -623,6 +641,7 @@ class Tree:
             listing.loaded_s = time.monotonic()  # its first page is about to be asked for
             directory.listing = listing
             directory.misses = 0
+            directory.missed_s = 0.0
         return listing
 
     def _hide(self, key: str, reason: str) -> None:
