@@ -15,13 +15,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from sidecar.errors import QuotaExceeded
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.store.base import Condition, Limits, ObjectInfo
 from sidecar.mounter.transport import kernel
+from sidecar.mounter.transport.readers import Readers
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -76,18 +81,23 @@ class Served:
     Args:
         state: an empty directory for its spool, its metrics and its log.
         hanging: whether the file ``never`` is there, whose content never comes.
+        readers: reader processes, of a read-only volume; 0: none, and it is writable.
     """
 
-    def __init__(self, state: Path, *, hanging: bool = False) -> None:
+    def __init__(self, state: Path, *, hanging: bool = False, readers: int = 0) -> None:
         self._state = state
         self._hanging = hanging
+        self._readers = readers
         self._next_unique = 2
 
     def __enter__(self) -> Served:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(PATIENCE_S)
         with theirs, (self._state / "log").open("wb") as log:
-            argv = [str(theirs.fileno()), str(self._state), "hanging" if self._hanging else ""]
+            argv = [
+                *(str(theirs.fileno()), str(self._state)),
+                *("hanging" if self._hanging else "", str(self._readers)),
+            ]
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __spec__.name, *argv],
                 cwd=Path(__file__).parents[2],
@@ -193,14 +203,23 @@ def make_store(*, hanging: bool) -> MemoryStore:
     return store
 
 
+def _fetcher(store: MemoryStore, state: Path) -> Fetcher:
+    metrics = VolumeMetrics(state / "metrics", "data/memory", "data-memory")
+    return Fetcher(store, ThreadPoolExecutor(4), BufferPool(1 << 24), metrics, part_bytes=1 << 20)
+
+
 def main() -> None:
     """Serve on an inherited descriptor until standard input ends, which it does with the test."""
     descriptor, state = int(sys.argv[1]), Path(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-    filesystem, metrics = build(make_store(hanging=bool(sys.argv[3])), state)
-    server = kernel.Server(filesystem, descriptor, metrics, lambda _can_resend: None)
+    store, count = make_store(hanging=bool(sys.argv[3])), int(sys.argv[4])
+    readers = Readers(count, lambda number: _fetcher(store, state / f"reader{number}"))
+    filesystem, metrics = build(store, state, read_only=bool(count))
+    server = kernel.Server(
+        filesystem, descriptor, metrics, lambda _can_resend: None, readers if count else None
+    )
     serving = threading.Thread(target=server.serve, daemon=True)
     serving.start()
     sys.stdin.read()

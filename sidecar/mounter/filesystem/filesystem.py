@@ -104,6 +104,7 @@ class FileSystem:
     ) -> None:
         self.read_only = read_only
         self._store: Store = fetcher.store
+        self._get = fetcher.get
         self._spool = spool
         self._threads = threads
         self._journal = journal
@@ -356,6 +357,16 @@ class FileSystem:
         if not isinstance(node, File) or node.remote is None:
             raise IsADirectory(f"`{node.key}`")
         return node.remote
+
+    def fetch(self, info: ObjectInfo, offset: int, content: memoryview) -> None:
+        """Fill memory from the store, for a program that waits for it.
+
+        Raises what the store raises, and Stale.
+        """
+        began_s = time.perf_counter()
+        self._get(info, offset, content)
+        self._metrics.stall_seconds.inc(time.perf_counter() - began_s)
+        self._metrics.cache_misses.inc()
 
     @property
     def has_cache(self) -> bool:

@@ -2,8 +2,10 @@
 
 One thread reads requests and answers at once whatever needs no waiting: names and
 attributes within their lifetime, bytes that are here. What must wait (for the store, for a
-disk) is handed, with the buffer it arrived in, to a pool. So the common case costs two
-system calls and no switch between threads, and a slow store stops nobody else.
+disk) is handed, with the buffer it arrived in, to a pool, and READs to other processes. So
+the common case costs two system calls and no switch between threads, and a slow store stops
+nobody else. A READ that concerns no other one, while no such READ is being fetched here, is
+fetched by the thread that read it; another one takes its turn at the connection.
 
 Replies are gathered by writev(2) from where the bytes lie: a read is not copied in user
 space. A request that is short, unknown or malformed is answered with an errno, and never
@@ -20,16 +22,18 @@ import os
 import queue
 import stat
 import struct
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from sidecar.errors import NotFound, SidecarError, WouldBlock, to_errno
+from sidecar.errors import NotFound, SidecarError, Stale, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import HANDLE, Asked
+from sidecar.mounter.store.base import ObjectInfo
 from sidecar.mounter.transport import protocol as p
 from sidecar.mounter.transport.notifier import Notifier
 from sidecar.mounter.transport.passthrough import ORDINARY, Backings
@@ -48,6 +52,8 @@ _POOL_THREADS = 32
 _SMALL_BYTES = 16 * 1024
 _KEPT_BUFFERS = 8
 _HANDED_ON_LAST = 1024
+_TURN_THREADS = 2
+"""One that has the turn, and one that fetches."""
 _WANTED = (
     p.Init.ASYNC_READ
     | p.Init.ATOMIC_O_TRUNC  # else open(O_TRUNC) would save an empty object first
@@ -83,10 +89,25 @@ class _Result(NamedTuple):
 
 
 _HANDED_ON = _Result(())
-"""A reader process answers, and counts."""
+"""Somebody else answers, and counts."""
 
 Handler = Callable[["Server", Request, bool], "_Result | None"]
 """Serves one opcode; the flag says whether it may wait. None: the kernel wants no answer."""
+
+
+class _Alone(NamedTuple):
+    """A READ for the thread that read it.
+
+    Attributes:
+        info: the version of the object.
+        began_s: when it was read (perf_counter).
+    """
+
+    unique: int
+    info: ObjectInfo
+    offset: int
+    size: int
+    began_s: float
 
 
 class Operation(NamedTuple):
@@ -138,6 +159,12 @@ class Server:
         self._waiting: set[int] = set()
         self._handed_on: collections.deque[int] = collections.deque(maxlen=_HANDED_ON_LAST)
         self._recovering = False
+        self._turn = threading.Lock()
+        self._threads = 0
+        self._alone: _Alone | None = None
+        self._fetches = False
+        self._over = threading.Event()
+        self._failure: BaseException | None = None
         if notifier is not None:
             notifier.connect(descriptor)
             filesystem.tree.on_remote_change = notifier.changed
@@ -157,11 +184,63 @@ class Server:
 
     def serve(self) -> None:
         """Read and answer requests until the file system is unmounted."""
+        # Not in this thread: it would have to wait for what is being fetched at the end.
+        self._start_thread()
+        self._over.wait()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._failure is not None:
+            raise self._failure
+
+    def _start_thread(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._take_turns, name="turn", daemon=True).start()
+
+    def _take_turns(self) -> None:
+        """One thread: read requests while it has the turn, then fetch one READ itself."""
+        content = memoryview(bytearray(MAX_REQUEST_BYTES))
+        try:
+            while True:
+                with self._turn:
+                    read = None if self._over.is_set() else self._take_turn()
+                    if read is None:
+                        break
+                    self._fetches = True
+                    if self._threads < _TURN_THREADS:
+                        self._start_thread()
+                self._fetch(read, content)
+                self._fetches = False
+        except BaseException as error:  # noqa: BLE001 - raised where serve() was called
+            self._failure = error
+        self._over.set()
+
+    def _take_turn(self) -> _Alone | None:
+        """Read and answer requests until there is a READ to fetch; None after the last one."""
         buffer = self._take_buffer()
         while (size := self._read(buffer)) is not None:
             if self._receive(buffer, size):
                 buffer = self._take_buffer()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+            if self._alone is not None:
+                read, self._alone = self._alone, None
+                self._buffers.put(buffer)
+                return read
+        return None
+
+    def _fetch(self, read: _Alone, content: memoryview) -> None:
+        """Answer a READ from the store, whatever other thread has the turn."""
+        failure: Exception | None = None
+        view = content[: read.size]
+        try:
+            self.filesystem.fetch(read.info, read.offset, view)
+        except Exception as error:  # noqa: BLE001 - every READ needs an answer
+            end_if_starved(error)
+            failure = error
+            if not isinstance(error, Stale):
+                log.warning("a read of `%s` failed: %s", read.info.key, error)
+            answer(self._descriptor, read.unique, to_errno(error))
+        else:
+            answer(self._descriptor, read.unique, 0, (view,))
+            self._metrics.read_bytes.inc(read.size)
+        self._metrics.operation("read", time.perf_counter() - read.began_s, failure)
 
     # --- one request --------------------------------------------------------------------------
 
@@ -573,6 +652,12 @@ class Server:
                 number, info = request.node, self.filesystem.version(request.node)
             if info is not None:
                 self._handed_on.append(request.unique)
+                if not (self._needs_opens or self._fetches):
+                    wanted = min(size, info.size_bytes - offset)
+                    if self._readers.is_alone(number, info, offset, wanted):
+                        began_s = time.perf_counter()
+                        self._alone = _Alone(request.unique, info, offset, wanted, began_s)
+                        return _HANDED_ON
                 self._readers.read(
                     request.unique, number, info, offset, size, is_node=not self._needs_opens
                 )

@@ -29,6 +29,7 @@ from sidecar.mounter.prefetch import (
     KEEP_BEHIND_BYTES,
     MAX_STREAMS,
     SEEK_FORWARD_BYTES,
+    WHOLE_OBJECT_BYTES,
     Fetcher,
     ObjectReader,
     ReadResult,
@@ -49,6 +50,8 @@ _THREADS = 32
 _MOST_PINNED = 1024
 _EVICTED_TOGETHER = 64
 _IDLE_S = 60.0
+_ALONE_BYTES = 32 * 1024 * 1024
+"""What is read at random of an object before reads of it concern each other (widening)."""
 
 
 class _Pinned:
@@ -57,14 +60,23 @@ class _Pinned:
     Attributes:
         told: the children that know ``info``.
         ends: where recent reads ended, and which child has them, the latest last.
+        alone_bytes: what was read where nobody had a window.
     """
 
-    __slots__ = ("ends", "info", "told")
+    __slots__ = ("alone_bytes", "ends", "info", "told")
 
     def __init__(self, info: ObjectInfo) -> None:
         self.info = info
         self.told: set[int] = set()
         self.ends: deque[tuple[int, int]] = deque(maxlen=MAX_STREAMS)
+        self.alone_bytes = 0
+
+    def follows(self, offset: int) -> tuple[int, int] | None:
+        """Which of the recent reads one at ``offset`` follows, or steps back from a little."""
+        for end, child in self.ends:
+            if -KEEP_BEHIND_BYTES <= offset - end <= SEEK_FORWARD_BYTES:
+                return end, child
+        return None
 
 
 class Readers:
@@ -110,15 +122,8 @@ class Readers:
             number: the handle that is read, or the node where there are no handles.
             is_node: that it is a node, of which the kernel may be told more than it asked.
         """
-        pinned = self._pinned.get(number)
-        if pinned is None or pinned.info is not info:
-            self.close([number])
-            pinned = self._pinned[number] = _Pinned(info)
-            if len(self._pinned) > _MOST_PINNED:
-                self.close(list(self._pinned)[:_EVICTED_TOGETHER])
-        else:
-            self._pinned.move_to_end(number)
-        child = self._child_for(pinned, number, offset)
+        pinned = self._pin(number, info)
+        child = self._child_for(pinned, number, offset, size)
         pinned.ends.append((offset + size, child))
         kind = _KIND_READ_NODE if is_node else _KIND_READ
         message = _READ.pack(kind, unique, number, offset, size)
@@ -126,6 +131,25 @@ class Readers:
             pinned.told.add(child)
             message += marshal.dumps((info.key, info.size_bytes, info.mtime_s, info.version))
         self._send(child, message)
+
+    def is_alone(self, number: int, info: ObjectInfo, offset: int, wanted: int) -> bool:
+        """Whether a read needs no window and makes none, so that anybody may fetch it.
+
+        That is a small object read whole, and one of the first reads of an object that follow
+        no other one; it is remembered as read.
+        """
+        if wanted <= 0:
+            return False
+        if info.size_bytes <= WHOLE_OBJECT_BYTES:
+            return wanted == info.size_bytes
+        if offset == 0:
+            return False
+        pinned = self._pin(number, info)
+        if pinned.alone_bytes >= _ALONE_BYTES or pinned.follows(offset):
+            return False
+        pinned.alone_bytes += wanted
+        pinned.ends.append((offset + wanted, self._child_by_place(number, offset)))
+        return True
 
     def close(self, numbers: Iterable[int]) -> None:
         """These handles or nodes are not read any more."""
@@ -138,12 +162,28 @@ class Readers:
         for child, known in closed.items():
             self._send(child, bytes((_KIND_CLOSE,)) + marshal.dumps(known))
 
-    def _child_for(self, pinned: _Pinned, number: int, offset: int) -> int:
+    def _pin(self, number: int, info: ObjectInfo) -> _Pinned:
+        """What is remembered of something that is about to be read."""
+        pinned = self._pinned.get(number)
+        if pinned is not None and pinned.info is info:
+            self._pinned.move_to_end(number)
+            return pinned
+        self.close([number])
+        pinned = self._pinned[number] = _Pinned(info)
+        if len(self._pinned) > _MOST_PINNED:
+            self.close(list(self._pinned)[:_EVICTED_TOGETHER])
+        return pinned
+
+    def _child_for(self, pinned: _Pinned, number: int, offset: int, size: int) -> int:
         """The child whose window the read belongs to, else one by the place of the read."""
-        for index, (end, child) in enumerate(pinned.ends):
-            if -KEEP_BEHIND_BYTES <= offset - end <= SEEK_FORWARD_BYTES:
-                del pinned.ends[index]
-                return child
+        followed = pinned.follows(offset)
+        if followed is not None:
+            pinned.ends.remove(followed)
+            return followed[1]
+        pinned.alone_bytes += size
+        return self._child_by_place(number, offset)
+
+    def _child_by_place(self, number: int, offset: int) -> int:
         # What is fetched together is asked of one child.
         return (number + offset // MOST_BYTES) % len(self._sockets)
 
