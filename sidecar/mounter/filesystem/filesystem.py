@@ -359,14 +359,8 @@ class FileSystem:
         return node.remote
 
     def fetch(self, info: ObjectInfo, offset: int, content: memoryview) -> None:
-        """Fill memory from the store, for a program that waits for it.
-
-        Raises what the store raises, and Stale.
-        """
-        began_s = time.perf_counter()
+        """Fill memory from the store. Raises what the store raises, and Stale."""
         self._get(info, offset, content)
-        self._metrics.stall_seconds.inc(time.perf_counter() - began_s)
-        self._metrics.cache_misses.inc()
 
     @property
     def has_cache(self) -> bool:

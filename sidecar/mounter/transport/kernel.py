@@ -28,13 +28,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from sidecar.errors import NotFound, SidecarError, Stale, WouldBlock, to_errno
+from sidecar.errors import NotFound, SidecarError, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import HANDLE, Asked
-from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.transport import alone
 from sidecar.mounter.transport import protocol as p
+from sidecar.mounter.transport.alone import AloneRead
 from sidecar.mounter.transport.notifier import Notifier
 from sidecar.mounter.transport.passthrough import ORDINARY, Backings
 from sidecar.mounter.transport.protocol import Opcode
@@ -89,25 +90,10 @@ class _Result(NamedTuple):
 
 
 _HANDED_ON = _Result(())
-"""Somebody else answers, and counts."""
+"""A reader process answers and counts, or this thread once it has passed its turn on."""
 
 Handler = Callable[["Server", Request, bool], "_Result | None"]
 """Serves one opcode; the flag says whether it may wait. None: the kernel wants no answer."""
-
-
-class _Alone(NamedTuple):
-    """A READ for the thread that read it.
-
-    Attributes:
-        info: the version of the object.
-        began_s: when it was read (perf_counter).
-    """
-
-    unique: int
-    info: ObjectInfo
-    offset: int
-    size: int
-    began_s: float
 
 
 class Operation(NamedTuple):
@@ -161,7 +147,7 @@ class Server:
         self._recovering = False
         self._turn = threading.Lock()
         self._threads = 0
-        self._alone: _Alone | None = None
+        self._alone: AloneRead | None = None
         self._fetches = False
         self._over = threading.Event()
         self._failure: BaseException | None = None
@@ -197,7 +183,8 @@ class Server:
 
     def _take_turns(self) -> None:
         """One thread: read requests while it has the turn, then fetch one READ itself."""
-        content = memoryview(bytearray(MAX_REQUEST_BYTES))
+        content = memoryview(bytearray(alone.MOST_BYTES))
+        fetch = self.filesystem.fetch
         try:
             while True:
                 with self._turn:
@@ -207,13 +194,13 @@ class Server:
                     self._fetches = True
                     if self._threads < _TURN_THREADS:
                         self._start_thread()
-                self._fetch(read, content)
+                read.answer(self._descriptor, fetch, content, self._metrics)
                 self._fetches = False
         except BaseException as error:  # noqa: BLE001 - raised where serve() was called
             self._failure = error
         self._over.set()
 
-    def _take_turn(self) -> _Alone | None:
+    def _take_turn(self) -> AloneRead | None:
         """Read and answer requests until there is a READ to fetch; None after the last one."""
         buffer = self._take_buffer()
         while (size := self._read(buffer)) is not None:
@@ -224,23 +211,6 @@ class Server:
                 self._buffers.put(buffer)
                 return read
         return None
-
-    def _fetch(self, read: _Alone, content: memoryview) -> None:
-        """Answer a READ from the store, whatever other thread has the turn."""
-        failure: Exception | None = None
-        view = content[: read.size]
-        try:
-            self.filesystem.fetch(read.info, read.offset, view)
-        except Exception as error:  # noqa: BLE001 - every READ needs an answer
-            end_if_starved(error)
-            failure = error
-            if not isinstance(error, Stale):
-                log.warning("a read of `%s` failed: %s", read.info.key, error)
-            answer(self._descriptor, read.unique, to_errno(error))
-        else:
-            answer(self._descriptor, read.unique, 0, (view,))
-            self._metrics.read_bytes.inc(read.size)
-        self._metrics.operation("read", time.perf_counter() - read.began_s, failure)
 
     # --- one request --------------------------------------------------------------------------
 
@@ -652,15 +622,16 @@ class Server:
                 number, info = request.node, self.filesystem.version(request.node)
             if info is not None:
                 self._handed_on.append(request.unique)
-                if not (self._needs_opens or self._fetches):
-                    wanted = min(size, info.size_bytes - offset)
-                    if self._readers.is_alone(number, info, offset, wanted):
-                        began_s = time.perf_counter()
-                        self._alone = _Alone(request.unique, info, offset, wanted, began_s)
-                        return _HANDED_ON
-                self._readers.read(
-                    request.unique, number, info, offset, size, is_node=not self._needs_opens
-                )
+                wanted = min(size, info.size_bytes - offset)
+                if self._needs_opens or not self._readers.is_alone(number, info, offset, wanted):
+                    self._readers.read(
+                        request.unique, number, info, offset, size, is_node=not self._needs_opens
+                    )
+                elif self._fetches:
+                    self._readers.read_alone(request.unique, info, offset, wanted)
+                else:
+                    began_s = time.perf_counter()
+                    self._alone = AloneRead(request.unique, info, offset, wanted, began_s)
                 return _HANDED_ON
         result = self.filesystem.read(handle, offset, size, wait=wait)
         return _Result(result.views, result.release)

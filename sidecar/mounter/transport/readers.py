@@ -35,6 +35,8 @@ from sidecar.mounter.prefetch import (
     ReadResult,
 )
 from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.transport import alone
+from sidecar.mounter.transport.alone import AloneRead
 from sidecar.mounter.transport.forked import fork_child, receive_descriptor, send_descriptor
 from sidecar.mounter.transport.replies import answer, end_if_starved, fill_pages
 from sidecar.mounter.widening import MOST_BYTES
@@ -44,7 +46,8 @@ log = logging.getLogger(__name__)
 _READ = struct.Struct(
     "<BQQQI"
 )  # kind unique number offset size; a marshalled ObjectInfo may follow
-_KIND_READ, _KIND_READ_NODE, _KIND_CLOSE = 1, 2, 3  # marshalled numbers follow a close
+# Marshalled numbers follow a close. What is read alone has no number.
+_KIND_READ, _KIND_READ_NODE, _KIND_CLOSE, _KIND_ALONE = 1, 2, 3, 4
 _MESSAGE_BYTES = 16 * 1024
 _THREADS = 32
 _MOST_PINNED = 1024
@@ -91,6 +94,7 @@ class Readers:
         self._sockets: list[socket.socket] = []
         self._pinned: OrderedDict[int, _Pinned] = OrderedDict()  # the latest read last
         self._pids: list[int] = []
+        self._next_alone = 0
         for number in range(count):
 
             def run(end: socket.socket, number: int = number) -> None:
@@ -123,13 +127,13 @@ class Readers:
             is_node: that it is a node, of which the kernel may be told more than it asked.
         """
         pinned = self._pin(number, info)
-        child = self._child_for(pinned, number, offset, size)
+        child = self._child_for(pinned, number, offset)
         pinned.ends.append((offset + size, child))
         kind = _KIND_READ_NODE if is_node else _KIND_READ
         message = _READ.pack(kind, unique, number, offset, size)
         if child not in pinned.told:
             pinned.told.add(child)
-            message += marshal.dumps((info.key, info.size_bytes, info.mtime_s, info.version))
+            message += _marshalled(info)
         self._send(child, message)
 
     def is_alone(self, number: int, info: ObjectInfo, offset: int, wanted: int) -> bool:
@@ -138,7 +142,7 @@ class Readers:
         That is a small object read whole, and one of the first reads of an object that follow
         no other one; it is remembered as read.
         """
-        if wanted <= 0:
+        if not 0 < wanted <= alone.MOST_BYTES:
             return False
         if info.size_bytes <= WHOLE_OBJECT_BYTES:
             return wanted == info.size_bytes
@@ -150,6 +154,12 @@ class Readers:
         pinned.alone_bytes += wanted
         pinned.ends.append((offset + wanted, self._child_by_place(number, offset)))
         return True
+
+    def read_alone(self, unique: int, info: ObjectInfo, offset: int, size: int) -> None:
+        """Let a child answer a READ that :meth:`is_alone`."""
+        message = _READ.pack(_KIND_ALONE, unique, 0, offset, size) + _marshalled(info)
+        self._next_alone += 1
+        self._send(self._next_alone % len(self._sockets), message)
 
     def close(self, numbers: Iterable[int]) -> None:
         """These handles or nodes are not read any more."""
@@ -174,13 +184,12 @@ class Readers:
             self.close(list(self._pinned)[:_EVICTED_TOGETHER])
         return pinned
 
-    def _child_for(self, pinned: _Pinned, number: int, offset: int, size: int) -> int:
+    def _child_for(self, pinned: _Pinned, number: int, offset: int) -> int:
         """The child whose window the read belongs to, else one by the place of the read."""
         followed = pinned.follows(offset)
         if followed is not None:
             pinned.ends.remove(followed)
             return followed[1]
-        pinned.alone_bytes += size
         return self._child_by_place(number, offset)
 
     def _child_by_place(self, number: int, offset: int) -> int:
@@ -202,6 +211,14 @@ class Readers:
     def _end_with_child(self) -> NoReturn:
         log.error("a reader process ended; this worker ends too and is replaced")
         os._exit(os.EX_SOFTWARE)
+
+
+def _marshalled(info: ObjectInfo) -> bytes:
+    return marshal.dumps((info.key, info.size_bytes, info.mtime_s, info.version))
+
+
+def _info_in(message: bytes) -> ObjectInfo:
+    return ObjectInfo(*marshal.loads(message[_READ.size :]))  # noqa: S302 - the parent's
 
 
 class _Reader:
@@ -233,31 +250,37 @@ class _Reader:
         self._serve()
 
     def _serve(self) -> None:
+        content = memoryview(bytearray(alone.MOST_BYTES))
         try:
             while True:
                 self._next_in_turn += 1
                 with self._turn:
                     self._next_in_turn -= 1
-                    waiting = self._take_turn()
+                    read = self._take_turn()
                     # Somebody must be there for the next one.
                     if not self._next_in_turn and self._threads < _THREADS:
                         self._threads += 1
                         threading.Thread(target=self._serve, name="read", daemon=True).start()
-                waiting.answer_later()
+                if isinstance(read, AloneRead):
+                    read.answer(self._descriptor, self._fetcher.get, content, self._metrics)
+                else:
+                    read.answer_later()
         except BaseException as error:
             end_if_starved(error)
             # Somebody would never get an answer. The next worker is asked it again.
             log.exception("a bug: a READ got no answer")
             os._exit(os.EX_SOFTWARE)
 
-    def _take_turn(self) -> _Read:
+    def _take_turn(self) -> _Read | AloneRead:
         """Answer until a read has to be fetched: that one. Ends the process with the worker."""
         while message := self._end.recv(_MESSAGE_BYTES):
             if message[0] != _KIND_CLOSE:
                 kind, unique, number, offset, size = _READ.unpack_from(message)
+                if kind == _KIND_ALONE:
+                    return AloneRead(unique, _info_in(message), offset, size, time.perf_counter())
                 is_node = kind == _KIND_READ_NODE
                 if len(message) > _READ.size:
-                    info = ObjectInfo(*marshal.loads(message[_READ.size :]))  # noqa: S302 - the parent's
+                    info = _info_in(message)
                     self._readers[number] = ObjectReader(self._fetcher, info, surplus=is_node)
                 read = _Read(self._readers[number], unique, number, offset, size, self._answer)
                 if not read.answer_when_here():

@@ -1,0 +1,59 @@
+"""READs that concern no other one: fetched as they are, by whichever thread has one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sidecar.errors import Stale, to_errno
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.transport.replies import answer, end_if_starved
+
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 256 * 1024
+"""Of one read; whoever fetches such reads keeps memory for one."""
+
+Fetch = Callable[[ObjectInfo, int, memoryview], None]
+"""Fills memory from an offset of exactly one version of an object."""
+
+
+class AloneRead(NamedTuple):
+    """One READ.
+
+    Attributes:
+        unique: the request.
+        size: what the object has of what was asked for, 1 to MOST_BYTES.
+        began_s: when it was read from the connection (perf_counter).
+    """
+
+    unique: int
+    info: ObjectInfo
+    offset: int
+    size: int
+    began_s: float
+
+    def answer(
+        self, descriptor: int, fetch: Fetch, content: memoryview, metrics: VolumeMetrics
+    ) -> None:
+        """Fetch it into ``content`` and answer it, whatever comes of it."""
+        failure: Exception | None = None
+        view = content[: self.size]
+        try:
+            fetch(self.info, self.offset, view)
+        except Exception as error:  # noqa: BLE001 - every READ needs an answer
+            end_if_starved(error)
+            failure = error
+            if not isinstance(error, Stale):
+                log.warning("a read of `%s` failed: %s", self.info.key, error)
+            answer(descriptor, self.unique, to_errno(error))
+        else:
+            answer(descriptor, self.unique, 0, (view,))
+            metrics.read_bytes.inc(self.size)
+        took_s = time.perf_counter() - self.began_s
+        metrics.cache_misses.inc()
+        metrics.stall_seconds.inc(took_s)
+        metrics.operation("read", took_s, failure)
