@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from sidecar.errors import AlreadyExists, SpoolFull, Stale, Unavailable
 from sidecar.mounter.filesystem.nodes import File
 from sidecar.mounter.filesystem.parts import Layout
-from sidecar.mounter.store.base import Limits
+from sidecar.mounter.store.base import Condition, Content, Limits, ObjectInfo
 from sidecar.mounter.store.s3 import S3Store
 from tests.filesystem.view import View
 from tests.support.memory_store import FailingStore, MemoryStore, RenamingStore
@@ -219,6 +219,54 @@ def test_an_exclusive_file_does_not_overwrite_another_s(tmp_path: Path) -> None:
     view.fs.flush(handle)
     view.fs.release(handle)
     assert content(store, "file") == b"theirs"
+
+
+def test_an_exclusive_file_of_a_worker_that_died_does_not_overwrite_another_s(
+    tmp_path: Path,
+) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    view.fs.begin()
+    view.fs.write(view.open("file", os.O_RDWR | os.O_CREAT | os.O_EXCL), 0, b"ours")
+    store.put("file", b"theirs")
+    successor = View(store, tmp_path)
+    successor.fs.restore()
+    (handle,) = [number for _, number, *_ in successor.fs.files.records()]
+    with pytest.raises(AlreadyExists):
+        successor.fs.flush(handle)
+    assert content(store, "file") == b"theirs"
+
+
+class LostAnswerStore(MemoryStore):
+    """Its first answer to a PUT is lost, and the second attempt meets the first one's object."""
+
+    def put(
+        self,
+        key: str,
+        content: Content,
+        metadata: Mapping[str, str] | None = None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
+        made = super().put(key, content, metadata, condition)
+        if self.requests["put"] == 1:
+            return super().put(key, content, metadata, condition)
+        return made
+
+
+@pytest.mark.parametrize("flags", [os.O_EXCL, 0], ids=["made", "changed"])
+def test_a_file_whose_saving_was_not_answered_is_not_another_s(tmp_path: Path, flags: int) -> None:
+    store = LostAnswerStore()
+    if not flags:
+        store.put("file", b"old")
+    store.requests.clear()
+    view = View(store, tmp_path)
+    handle = view.open("file", os.O_RDWR | (os.O_CREAT | flags if flags else 0))
+    view.fs.write(handle, 0, b"ours")
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    assert content(store, "file") == b"ours"
+    assert view.read("file") == b"ours"
+    assert view.metric("mount_sidecar_overwritten_versions_total") == 0
 
 
 def test_what_is_written_after_the_drain_is_refused(tmp_path: Path) -> None:

@@ -278,7 +278,8 @@ class Files:
         self._give_spool(node, self._spool.create())
         assert node.spool is not None
         node.spool.dirty = True
-        node.spool.exclusive = exclusive
+        if exclusive:
+            node.spool.state.set_exclusive()
         return node
 
     def takes(self, handle: int, size: int) -> bool:
@@ -378,7 +379,7 @@ class Files:
             except SidecarError:
                 spool.failed = True
                 raise
-            spool.dirty = spool.failed = spool.exclusive = False
+            spool.dirty = spool.failed = False
             spool.rebase(node.remote)
             spool.state.saved()
             node.fresh_until_s = time.monotonic() + self._tree.ttl_s
@@ -394,20 +395,23 @@ class Files:
         metadata = to_metadata(node.attributes, stat.S_IFREG)
         self._base(node, spool)
         condition = None
-        if spool.exclusive:
+        if spool.state.exclusive:
             condition = Condition(absent=True)
         elif node.remote is not None:
             condition = Condition(version=node.remote.version)
         try:
             made = self._uploader.save(node.key, spool, metadata, condition)
-        except Stale:
-            if condition is None or condition.version is None or spool.missing:
-                raise
-            self._metrics.overwritten_versions.inc()
-            logs.event(
-                log, "another writer's version is overwritten", logging.WARNING, key=node.key
-            )
-            made = self._uploader.save(node.key, spool, metadata)
+        except (AlreadyExists, Stale) as error:
+            found = self._made_before(node.key, spool, metadata)
+            if found is None:
+                if isinstance(error, AlreadyExists) or condition is None or spool.missing:
+                    raise
+                self._metrics.overwritten_versions.inc()
+                logs.event(
+                    log, "another writer's version is overwritten", logging.WARNING, key=node.key
+                )
+                found = self._uploader.save(node.key, spool, metadata)
+            made = found
         if made.metadata is None or dict(made.metadata) == metadata:
             return made
         if spool.state.attributes_set:
@@ -415,6 +419,20 @@ class Files:
         # The object has the time at which its upload began, and so has the file from now on.
         node.attributes.update(from_metadata(made.metadata))
         return made
+
+    def _made_before(
+        self, key: str, spool: SpoolFile, metadata: Mapping[str, str]
+    ) -> ObjectInfo | None:
+        """The object, if it is the one that was to be made: an attempt whose answer was lost.
+
+        Its size, and its time in nanoseconds among the metadata, tell it from another writer's.
+        """
+        try:
+            found = self._store.head(key)
+        except SidecarError:
+            return None
+        ours = (spool.size_bytes, metadata) == (found.size_bytes, dict(found.metadata or {}))
+        return found if ours else None
 
     def _give_way(self, node: File) -> None:
         """Somebody else made the object that was to be made here: the name is theirs."""

@@ -499,7 +499,7 @@ class FileSystem:
             self.files.prepare_rename(node)
             with node.lock:
                 if node.spool is not None:
-                    node.spool.exclusive = False  # O_EXCL was about the old name
+                    node.spool.state.drop_exclusive()  # O_EXCL was about the old name
                 has_copy = node.remote is not None and not (node.spool and node.spool.dirty)
                 self._give_name(node, target, new_name, new_key if has_copy else "")
                 self._leave_old_name(node, source, name, other_key)

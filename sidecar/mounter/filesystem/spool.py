@@ -64,7 +64,6 @@ class SpoolFile:
         is_longer_only: all that changed since ``base`` is behind its end.
         filled_bytes: so much was written from the beginning on, without a gap.
         adopted: another process wrote it.
-        exclusive: made with O_EXCL, and not saved yet.
         failed: the last attempt to save it failed.
     """
 
@@ -77,7 +76,6 @@ class SpoolFile:
         self.base: ObjectInfo | None = None
         self.changed: set[int] = set()
         self.is_longer_only = False
-        self.exclusive = False
         self.failed = False
         self._budget = budget
         self._disk_bytes = 0

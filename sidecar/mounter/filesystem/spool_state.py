@@ -47,6 +47,7 @@ class SpoolState:
         missing: parts whose bytes are not in the spool file.
         base: the object that has them.
         attributes_set: chmod, chown or utimensat while an upload is under way.
+        exclusive: made with O_EXCL, and not saved yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,6 +60,7 @@ class SpoolState:
         self.missing: set[int] = set()
         self.base: ObjectInfo | None = None
         self.attributes_set = False
+        self.exclusive = False
 
     @classmethod
     def read(cls, path: Path) -> SpoolState:
@@ -136,8 +138,23 @@ class SpoolState:
             with self._lock:
                 self._write("attributes", True)
 
+    def set_exclusive(self) -> None:
+        """The file must replace no object when it is saved."""
+        with self._lock:
+            try:
+                self._write("exclusive", True)
+            except OSError:  # a full disk: known to this process only
+                self._apply("exclusive", True)
+
+    def drop_exclusive(self) -> None:
+        """The object is the file's, or the file has another name."""
+        if self.exclusive:
+            with self._lock, contextlib.suppress(OSError):  # ours is told from another's
+                self._write("exclusive", False)
+
     def saved(self) -> None:
         """The store has the file as it is, attributes included."""
+        self.drop_exclusive()
         if self.attributes_set:
             with self._lock, contextlib.suppress(OSError):  # to set them again does no harm
                 self._write("attributes", False)
@@ -183,3 +200,5 @@ class SpoolState:
             self.base = ObjectInfo(*values)
         elif kind == "attributes":
             self.attributes_set = values
+        elif kind == "exclusive":
+            self.exclusive = values
