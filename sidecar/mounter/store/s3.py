@@ -78,10 +78,12 @@ class Result(NamedTuple):
     Attributes:
         fields: text of the elements below the root, by their names.
         date_s: the store's clock, seconds since the epoch.
+        attempts: how many it took.
     """
 
     fields: Mapping[str, str]
     date_s: float
+    attempts: int
 
 
 class S3Store(CloudStore[S3Credentials]):
@@ -239,19 +241,14 @@ class S3Store(CloudStore[S3Credentials]):
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> S3Upload:
         """As :meth:`Store.start_upload`."""
-        request, since_s, attempts = Request("put", key), time.time(), 0
-        headers = _metadata_headers(metadata)
-
-        def attempt() -> Result:
-            nonlocal attempts
-            attempts += 1
-            return self._result_once(request, "POST", key, {"uploads": ""}, headers)
-
-        answer = self.retry.run(request.operation, attempt)
+        since_s = time.time()
+        answer = self.result(
+            Request("put", key), "POST", key, {"uploads": ""}, _metadata_headers(metadata)
+        )
         upload_id = answer.fields.get("UploadId", "")
         if not upload_id:
             raise self.place.protocol(f"an upload of `{key}` has no number")
-        if attempts > 1:  # the others may have worked, too
+        if answer.attempts > 1:  # the others may have worked, too
             try:
                 self._abort_nameless(key, since_s, keep=upload_id)
             except SidecarError as error:
@@ -355,13 +352,13 @@ class S3Store(CloudStore[S3Credentials]):
         if found.size_bytes > MAX_COPY_BYTES:
             return self._copy_parts(found, target, kept or {}, headers)
         headers["x-amz-metadata-directive"] = "COPY" if metadata is None else "REPLACE"
-        fields, _ = self.result(
+        fields = self.result(
             Request("copy", source),
             "PUT",
             target,
             {},
             {**headers, **_metadata_headers(metadata)},
-        )
+        ).fields
         try:
             mtime_s = datetime.fromisoformat(fields["LastModified"]).timestamp()
         except (ValueError, LookupError):
@@ -470,33 +467,25 @@ class S3Store(CloudStore[S3Credentials]):
 
         S3 may say 200 before it knows, so as to keep the connection, and then send an error.
         """
-        return self.retry.run(
-            request.operation,
-            lambda: self._result_once(request, method, key, query, headers, body=body),
-        )
+        attempts = 0
 
-    def _result_once(
-        self,
-        request: Request,
-        method: str,
-        key: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str] | None = None,
-        *,
-        body: Body = (),
-    ) -> Result:
-        reply = self.transfer_once(
-            request,
-            lambda: self._s3.request(method, key, query, headers or {}),
-            body,
-            _ACCEPTED,
-            self._copying,
-        )
-        fields = _fields(reply.content)
-        if fields is None:
-            code = self._s3.error_code(Headers(reply.headers), reply.content)
-            raise self.place.from_answer(Answer(500, code), request)
-        return Result(fields, _date_s(reply.headers))
+        def attempt() -> Result:
+            nonlocal attempts
+            attempts += 1
+            reply = self.transfer_once(
+                request,
+                lambda: self._s3.request(method, key, query, headers or {}),
+                body,
+                _ACCEPTED,
+                self._copying,
+            )
+            fields = _fields(reply.content)
+            if fields is None:
+                code = self._s3.error_code(Headers(reply.headers), reply.content)
+                raise self.place.from_answer(Answer(500, code), request)
+            return Result(fields, _date_s(reply.headers), attempts)
+
+        return self.retry.run(request.operation, attempt)
 
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`: a thousand in a request."""
