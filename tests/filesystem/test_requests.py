@@ -67,6 +67,44 @@ def test_lookups_at_the_same_time_share_one_listing(tmp_path: Path) -> None:
     assert store.requests["list"] - before == 1
 
 
+class ListedStore(MemoryStore):
+    """Remembers what was listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed: list[str] = []
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        self.listed.append(prefix)
+        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("order", "ahead"), [("abcdef", "cdef"), ("fedcba", "")], ids=["in order", "backwards"]
+)
+def test_directories_that_are_read_in_order_are_listed_ahead(
+    tmp_path: Path, order: str, ahead: str
+) -> None:
+    store = ListedStore()
+    for name in order:
+        store.put(f"{name}/file", b"content")
+    view = View(store, tmp_path)
+    assert [name for name in view.names() if view.node(name)] == sorted(order)
+    store.listed.clear()
+    for number, name in enumerate(order):
+        assert view.names(name) == ["file"]
+        soon = {
+            f"{later}/" for later in order[number + 1 : number + 3] if later in ahead and number
+        }
+        deadline_s = time.monotonic() + 10
+        while not soon <= set(store.listed):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.001)
+    assert sorted(store.listed) == [f"{name}/" for name in sorted(order)]
+
+
 class UnevenStore(MemoryStore):
     """Takes a while to list a directory, or to answer for a name.
 

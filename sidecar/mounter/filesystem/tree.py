@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import NamedTuple, TypeGuard
 
-from sidecar.errors import NotADirectory, NotFound, WouldBlock
+from sidecar.errors import NotADirectory, NotFound, SidecarError, WouldBlock
 from sidecar.mounter.filesystem.attributes import (
     Attributes,
     Entry,
@@ -43,6 +43,9 @@ _LOCAL_OFFSET = 1 << 40
 """Where the lines begin that only this mount has, so that a listing may grow before them."""
 _LOCAL_MARK = "\0"  # no name has one
 _READDIR_BATCH = 128
+_DIRECTORIES_AHEAD = 2
+_NAMES_AHEAD = 16
+"""Among so many names the next directories are looked for."""
 _LATE_CHANGES_S = 120.0
 DIRECTORY_ATTRIBUTES_S = 60.0
 """How long the attributes of a directory are believed: nothing tells that they changed."""
@@ -79,6 +82,7 @@ class OpenDirectory:
         self.directory = directory
         self.listing = listing
         self.given = given or []
+        self._given_local = len(self.given_local())
         self.local_names: dict[str, None] | None = None
         self.listed = 0
 
@@ -86,6 +90,7 @@ class OpenDirectory:
         """Begin again, with what ``listing`` says."""
         self.listing = listing
         self.given = []
+        self._given_local = 0
         self.local_names = None
 
     def give(self, end: int) -> list[str]:
@@ -93,13 +98,14 @@ class OpenDirectory:
         listing = self.listing
         if listing is None:
             return []
-        listed, local = self.given_listed(), self.given_local()
+        listed = len(self.given) - self._given_local
         if end <= _LOCAL_OFFSET:
-            new = listing.names[len(listed) : max(0, end - _FIRST_ENTRY_OFFSET)]
+            new = listing.names[listed : max(0, end - _FIRST_ENTRY_OFFSET)]
         else:
-            new = listing.names[len(listed) : self.listed]
-            names = list(self.local_names or ())[len(local) : end - _LOCAL_OFFSET]
+            new = listing.names[listed : self.listed]
+            names = list(self.local_names or ())[self._given_local : end - _LOCAL_OFFSET]
             new += [_LOCAL_MARK + name for name in names]
+            self._given_local += len(names)
         self.given += new
         return new
 
@@ -348,7 +354,23 @@ class Tree:
     def open_directory(self, directory: Directory) -> OpenDirectory:
         """Begin to read a directory; shares a listing that is fresh."""
         listing = self._fresh_listing(directory, time.monotonic())
+        self._look_ahead(directory)
         return self._reading(OpenDirectory(directory, listing))
+
+    def _look_ahead(self, directory: Directory) -> None:
+        """Ask for the next directories where one after the other is read, as ``ls -R`` does."""
+        parent = directory.parent
+        if parent is None or parent.listing is None:
+            return
+        behind = parent.listing.follow(directory.name, _NAMES_AHEAD)
+        children = (parent.children.get(name) for name, remote in behind if remote is None)
+        for child in itertools.islice(children, _DIRECTORIES_AHEAD):
+            if isinstance(child, Directory):
+                self._threads.submit(self._list_ahead, child)
+
+    def _list_ahead(self, directory: Directory) -> None:
+        with contextlib.suppress(SidecarError):  # who reads it will be told
+            self._fresh_listing(directory, time.monotonic()).load_until(1)
 
     def _reading(self, opened: OpenDirectory) -> OpenDirectory:
         with self.nodes.lock:

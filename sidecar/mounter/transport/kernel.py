@@ -53,6 +53,8 @@ _POOL_THREADS = 32
 _SMALL_BYTES = 16 * 1024
 _KEPT_BUFFERS = 8
 _HANDED_ON_LAST = 1024
+_MOST_NODES = 100_000
+"""Beyond so many (of 1.2 KiB), names are listed without the nodes that the kernel would hold."""
 _TURN_THREADS = 2
 """One that has the turn, and one that fetches."""
 _WANTED = (
@@ -60,7 +62,6 @@ _WANTED = (
     | p.Init.ATOMIC_O_TRUNC  # else open(O_TRUNC) would save an empty object first
     | p.Init.BIG_WRITES
     | p.Init.DO_READDIRPLUS
-    | p.Init.READDIRPLUS_AUTO
     | p.Init.ASYNC_DIO
     | p.Init.PARALLEL_DIROPS
     | p.Init.MAX_PAGES
@@ -69,6 +70,8 @@ _WANTED = (
     | p.Init.HAS_RESEND
 )
 # Not WRITEBACK_CACHE: it hides write errors from the writer and excludes passthrough.
+# Not READDIRPLUS_AUTO: the kernel would ask for attributes with the first lines only, and for
+# the rest one by one; how many are given with lines is decided here.
 
 _SET_FIELDS = ((p.Set.MODE, "mode"), (p.Set.UID, "uid"), (p.Set.GID, "gid"))
 
@@ -549,9 +552,8 @@ class Server:
                 name = os.fsencode(line.name)
                 if len(reply) + p.dirent_bytes(len(name), plus=True) > size:
                     break
-                if line.name in (".", ".."):
-                    # Node 0: no lookup is counted for these two.
-                    reply += _entry(_NO_NODE, 0, 0)
+                if line.name in (".", "..") or len(self.filesystem.tree.nodes) >= _MOST_NODES:
+                    reply += _NAME_ONLY
                     node = line.node
                 else:
                     entry = self.filesystem.enter(handle, line.name)
@@ -830,3 +832,5 @@ def _add_dirent(reply: bytearray, node: int, offset: int, name: bytes, type_mode
 
 _UINT64_MAX = (1 << 64) - 1
 _NO_NODE = Attributes(0, 0, 0, 0, 0, 0, 0)
+_NAME_ONLY = _entry(_NO_NODE, 0, 0)
+"""Before a line of READDIRPLUS: the kernel makes no node of it, and counts no lookup."""
