@@ -237,6 +237,64 @@ def test_an_exclusive_file_of_a_worker_that_died_does_not_overwrite_another_s(
     assert content(store, "file") == b"theirs"
 
 
+def test_what_a_worker_that_died_had_made_is_not_another_s(tmp_path: Path) -> None:
+    """It made the object, and was killed before it could note that."""
+
+    class Killed(BaseException):
+        pass
+
+    class KillingStore(MemoryStore):
+        def put(
+            self,
+            key: str,
+            content: Content,
+            metadata: Mapping[str, str] | None = None,
+            condition: Condition | None = None,
+        ) -> ObjectInfo:
+            made = super().put(key, content, metadata, condition)
+            if self.requests["put"] == 1:
+                raise Killed
+            return made
+
+    store = KillingStore()
+    view = View(store, tmp_path)
+    view.fs.begin()
+    handle = view.open("file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    view.fs.write(handle, 0, b"ours")
+    with pytest.raises(Killed):
+        view.fs.flush(handle)
+    successor = View(store, tmp_path)
+    successor.fs.restore()
+    successor.fs.write(handle, 4, b", and more")
+    successor.fs.flush(handle)
+    assert content(store, "file") == b"ours, and more"
+
+
+def test_what_was_made_without_an_answer_may_be_changed(tmp_path: Path) -> None:
+    class SilentStore(MemoryStore):
+        def put(
+            self,
+            key: str,
+            content: Content,
+            metadata: Mapping[str, str] | None = None,
+            condition: Condition | None = None,
+        ) -> ObjectInfo:
+            made = super().put(key, content, metadata, condition)
+            if self.requests["put"] == 1:
+                raise Unavailable("the answer was lost, and the retries too")
+            return made
+
+    store = SilentStore()
+    view = View(store, tmp_path)
+    handle = view.open("file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    view.fs.write(handle, 0, b"ours")
+    with pytest.raises(Unavailable):
+        view.fs.flush(handle)
+    view.fs.write(handle, 4, b", and more")
+    view.fs.flush(handle)
+    assert content(store, "file") == b"ours, and more"
+
+
 class LostAnswerStore(MemoryStore):
     """Its first answer to a PUT is lost, and the second attempt meets the first one's object."""
 

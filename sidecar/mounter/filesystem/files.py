@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from sidecar import logs
 from sidecar.errors import (
@@ -380,6 +380,7 @@ class Files:
                 spool.failed = True
                 raise
             spool.dirty = spool.failed = False
+            spool.attempt = None
             spool.rebase(node.remote)
             spool.state.saved()
             node.fresh_until_s = time.monotonic() + self._tree.ttl_s
@@ -396,22 +397,29 @@ class Files:
         self._base(node, spool)
         condition = None
         if spool.state.exclusive:
+            spool.state.try_exclusive()
             condition = Condition(absent=True)
         elif node.remote is not None:
             condition = Condition(version=node.remote.version)
+        before, spool.attempt = spool.attempt, (spool.size_bytes, metadata)
         try:
             made = self._uploader.save(node.key, spool, metadata, condition)
         except (AlreadyExists, Stale) as error:
-            found = self._made_before(node.key, spool, metadata)
-            if found is None:
-                if isinstance(error, AlreadyExists) or condition is None or spool.missing:
-                    raise
+            found = self._head_or_none(node.key)
+            # Of this attempt or of the one before, if their answers were lost.
+            if _is_of(found, spool.attempt):
+                made = found
+            elif _is_of(found, before):
+                ours = Condition(version=found.version)
+                made = self._uploader.save(node.key, spool, metadata, ours)
+            elif isinstance(error, AlreadyExists) or condition is None or spool.missing:
+                raise
+            else:
                 self._metrics.overwritten_versions.inc()
                 logs.event(
                     log, "another writer's version is overwritten", logging.WARNING, key=node.key
                 )
-                found = self._uploader.save(node.key, spool, metadata)
-            made = found
+                made = self._uploader.save(node.key, spool, metadata)
         if made.metadata is None or dict(made.metadata) == metadata:
             return made
         if spool.state.attributes_set:
@@ -420,19 +428,11 @@ class Files:
         node.attributes.update(from_metadata(made.metadata))
         return made
 
-    def _made_before(
-        self, key: str, spool: SpoolFile, metadata: Mapping[str, str]
-    ) -> ObjectInfo | None:
-        """The object, if it is the one that was to be made: an attempt whose answer was lost.
-
-        Its size, and its time in nanoseconds among the metadata, tell it from another writer's.
-        """
+    def _head_or_none(self, key: str) -> ObjectInfo | None:
         try:
-            found = self._store.head(key)
+            return self._store.head(key)
         except SidecarError:
             return None
-        ours = (spool.size_bytes, metadata) == (found.size_bytes, dict(found.metadata or {}))
-        return found if ours else None
 
     def _give_way(self, node: File) -> None:
         """Somebody else made the object that was to be made here: the name is theirs."""
@@ -782,3 +782,15 @@ class Files:
 def is_writable(flags: int) -> bool:
     """Whether open(2) flags ask for writing."""
     return flags & os.O_ACCMODE != os.O_RDONLY
+
+
+def _is_of(
+    found: ObjectInfo | None, attempt: tuple[int, Mapping[str, str]] | None
+) -> TypeGuard[ObjectInfo]:
+    """Whether an attempt to save a file made this object.
+
+    Its size, and its time in nanoseconds among the metadata, tell it from another writer's.
+    """
+    if found is None or attempt is None:
+        return False
+    return attempt == (found.size_bytes, dict(found.metadata or {}))

@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from sidecar.errors import SpoolFull
@@ -65,6 +65,7 @@ class SpoolFile:
         filled_bytes: so much was written from the beginning on, without a gap.
         adopted: another process wrote it.
         failed: the last attempt to save it failed.
+        attempt: size and metadata of what that attempt was about to make, and perhaps made.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class SpoolFile:
         self.changed: set[int] = set()
         self.is_longer_only = False
         self.failed = False
+        self.attempt: tuple[int, Mapping[str, str]] | None = None
         self._budget = budget
         self._disk_bytes = 0
         how = 0 if adopt else os.O_CREAT | os.O_EXCL

@@ -47,7 +47,8 @@ class SpoolState:
         missing: parts whose bytes are not in the spool file.
         base: the object that has them.
         attributes_set: chmod, chown or utimensat while an upload is under way.
-        exclusive: made with O_EXCL, and not saved yet.
+        exclusive: made with O_EXCL, and not saved yet. A successor knows it only as long as nothing
+            was tried: what it finds later may be what its predecessor made.
     """
 
     def __init__(self, path: Path) -> None:
@@ -146,11 +147,20 @@ class SpoolState:
             except OSError:  # a full disk: known to this process only
                 self._apply("exclusive", True)
 
+    def try_exclusive(self) -> None:
+        """The object is about to be made."""
+        with self._lock:
+            with contextlib.suppress(OSError):
+                self._write("exclusive", False)
+            self._apply("exclusive", True)
+
     def drop_exclusive(self) -> None:
         """The object is the file's, or the file has another name."""
         if self.exclusive:
-            with self._lock, contextlib.suppress(OSError):  # ours is told from another's
-                self._write("exclusive", False)
+            with self._lock:
+                with contextlib.suppress(OSError):
+                    self._write("exclusive", False)
+                self._apply("exclusive", False)
 
     def saved(self) -> None:
         """The store has the file as it is, attributes included."""
