@@ -100,9 +100,21 @@ def test_directories_that_are_read_in_order_are_listed_ahead(
         }
         deadline_s = time.monotonic() + 10
         while not soon <= set(store.listed):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.001)
+            assert time.monotonic() < deadline_s, store.listed
+            time.sleep(0.01)
     assert sorted(store.listed) == [f"{name}/" for name in sorted(order)]
+
+
+def test_a_slow_walk_lists_nothing_ahead_that_is_old_when_it_is_read(tmp_path: Path) -> None:
+    store = ListedStore()
+    for name in "abcdef":
+        store.put(f"{name}/file", b"content")
+    view = View(store, tmp_path, ttl_s=0.3)
+    nodes = {name: view.node(name) for name in view.names()}
+    for node in nodes.values():
+        time.sleep(0.15)  # more than a third of the lifetime
+        view.fs.release_directory(view.fs.open_directory(node))
+    assert set(store.listed) & {f"{name}/" for name in nodes} == set()
 
 
 class UnevenStore(MemoryStore):

@@ -227,76 +227,21 @@ def test_an_exclusive_file_of_a_worker_that_died_does_not_overwrite_another_s(
     store = MemoryStore()
     view = View(store, tmp_path)
     view.fs.begin()
-    view.fs.write(view.open("file", os.O_RDWR | os.O_CREAT | os.O_EXCL), 0, b"ours")
+    handle = new_exclusive(view, b"ours")
     store.put("file", b"theirs")
     successor = View(store, tmp_path)
     successor.fs.restore()
-    (handle,) = [number for _, number, *_ in successor.fs.files.records()]
     with pytest.raises(AlreadyExists):
         successor.fs.flush(handle)
     assert content(store, "file") == b"theirs"
 
 
-def test_what_a_worker_that_died_had_made_is_not_another_s(tmp_path: Path) -> None:
-    """It made the object, and was killed before it could note that."""
+class SilentStore(MemoryStore):
+    """Does its first PUT, and its caller meets something else than the answer."""
 
-    class Killed(BaseException):
-        pass
-
-    class KillingStore(MemoryStore):
-        def put(
-            self,
-            key: str,
-            content: Content,
-            metadata: Mapping[str, str] | None = None,
-            condition: Condition | None = None,
-        ) -> ObjectInfo:
-            made = super().put(key, content, metadata, condition)
-            if self.requests["put"] == 1:
-                raise Killed
-            return made
-
-    store = KillingStore()
-    view = View(store, tmp_path)
-    view.fs.begin()
-    handle = view.open("file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    view.fs.write(handle, 0, b"ours")
-    with pytest.raises(Killed):
-        view.fs.flush(handle)
-    successor = View(store, tmp_path)
-    successor.fs.restore()
-    successor.fs.write(handle, 4, b", and more")
-    successor.fs.flush(handle)
-    assert content(store, "file") == b"ours, and more"
-
-
-def test_what_was_made_without_an_answer_may_be_changed(tmp_path: Path) -> None:
-    class SilentStore(MemoryStore):
-        def put(
-            self,
-            key: str,
-            content: Content,
-            metadata: Mapping[str, str] | None = None,
-            condition: Condition | None = None,
-        ) -> ObjectInfo:
-            made = super().put(key, content, metadata, condition)
-            if self.requests["put"] == 1:
-                raise Unavailable("the answer was lost, and the retries too")
-            return made
-
-    store = SilentStore()
-    view = View(store, tmp_path)
-    handle = view.open("file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    view.fs.write(handle, 0, b"ours")
-    with pytest.raises(Unavailable):
-        view.fs.flush(handle)
-    view.fs.write(handle, 4, b", and more")
-    view.fs.flush(handle)
-    assert content(store, "file") == b"ours, and more"
-
-
-class LostAnswerStore(MemoryStore):
-    """Its first answer to a PUT is lost, and the second attempt meets the first one's object."""
+    def __init__(self, instead: BaseException) -> None:
+        super().__init__()
+        self._instead = instead
 
     def put(
         self,
@@ -307,23 +252,62 @@ class LostAnswerStore(MemoryStore):
     ) -> ObjectInfo:
         made = super().put(key, content, metadata, condition)
         if self.requests["put"] == 1:
-            return super().put(key, content, metadata, condition)
+            raise self._instead
         return made
 
 
-@pytest.mark.parametrize("flags", [os.O_EXCL, 0], ids=["made", "changed"])
-def test_a_file_whose_saving_was_not_answered_is_not_another_s(tmp_path: Path, flags: int) -> None:
-    store = LostAnswerStore()
-    if not flags:
-        store.put("file", b"old")
+class Killed(BaseException):
+    """The end of a worker, as far as one process can show it."""
+
+
+def new_exclusive(view: View, data: bytes) -> int:
+    handle = view.open("file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    view.fs.write(handle, 0, data)
+    return handle
+
+
+def test_what_a_worker_that_died_had_made_is_not_another_s(tmp_path: Path) -> None:
+    """It made the object, and was killed before it could note that."""
+    store = SilentStore(Killed())
+    view = View(store, tmp_path)
+    view.fs.begin()
+    handle = new_exclusive(view, b"ours")
+    with pytest.raises(Killed):
+        view.fs.flush(handle)
+    successor = View(store, tmp_path)
+    successor.fs.restore()
+    successor.fs.write(handle, 4, b", and more")
+    successor.fs.flush(handle)
+    assert content(store, "file") == b"ours, and more"
+
+
+def test_what_was_made_without_an_answer_may_be_changed(tmp_path: Path) -> None:
+    store = SilentStore(Unavailable("the answer was lost, and the retries too"))
+    view = View(store, tmp_path)
+    handle = new_exclusive(view, b"ours")
+    with pytest.raises(Unavailable):
+        view.fs.flush(handle)
+    view.fs.write(handle, 4, b", and more")
+    view.fs.flush(handle)
+    assert content(store, "file") == b"ours, and more"
+
+
+def test_an_attempt_that_was_made_again_met_no_other_s_object(tmp_path: Path) -> None:
+    store = SilentStore(AlreadyExists("the second attempt met what the first one had made"))
+    view = View(store, tmp_path)
+    view.fs.flush(new_exclusive(view, b"ours"))
+    assert view.read("file") == content(store, "file") == b"ours"
+
+
+def test_an_attempt_that_was_made_again_met_no_other_s_version(tmp_path: Path) -> None:
+    store = SilentStore(Stale("the second attempt met what the first one had made"))
+    MemoryStore.put(store, "file", b"old")
     store.requests.clear()
     view = View(store, tmp_path)
-    handle = view.open("file", os.O_RDWR | (os.O_CREAT | flags if flags else 0))
+    handle = view.open("file", os.O_RDWR)
     view.fs.write(handle, 0, b"ours")
     view.fs.flush(handle)
-    view.fs.release(handle)
-    assert content(store, "file") == b"ours"
-    assert view.read("file") == b"ours"
+    assert view.read("file") == content(store, "file") == b"ours"
     assert view.metric("mount_sidecar_overwritten_versions_total") == 0
 
 

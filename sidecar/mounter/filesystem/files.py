@@ -278,8 +278,8 @@ class Files:
         self._give_spool(node, self._spool.create())
         assert node.spool is not None
         node.spool.dirty = True
-        if exclusive:
-            node.spool.state.set_exclusive()
+        node.spool.exclusive = exclusive
+        node.spool.state.note_exclusive(exclusive)
         return node
 
     def takes(self, handle: int, size: int) -> bool:
@@ -379,7 +379,7 @@ class Files:
             except SidecarError:
                 spool.failed = True
                 raise
-            spool.dirty = spool.failed = False
+            spool.dirty = spool.failed = spool.exclusive = False
             spool.attempt = None
             spool.rebase(node.remote)
             spool.state.saved()
@@ -396,9 +396,9 @@ class Files:
         metadata = to_metadata(node.attributes, stat.S_IFREG)
         self._base(node, spool)
         condition = None
-        if spool.state.exclusive:
-            spool.state.try_exclusive()
+        if spool.exclusive:
             condition = Condition(absent=True)
+            spool.state.note_exclusive(False)
         elif node.remote is not None:
             condition = Condition(version=node.remote.version)
         before, spool.attempt = spool.attempt, (spool.size_bytes, metadata)
@@ -412,8 +412,8 @@ class Files:
             elif _is_of(found, before):
                 ours = Condition(version=found.version)
                 made = self._uploader.save(node.key, spool, metadata, ours)
-            elif isinstance(error, AlreadyExists) or condition is None or spool.missing:
-                raise
+            elif isinstance(error, AlreadyExists) or spool.missing or node.remote is None:
+                raise  # what is to be overwritten is another version of what this one began as
             else:
                 self._metrics.overwritten_versions.inc()
                 logs.event(

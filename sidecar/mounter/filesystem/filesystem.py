@@ -71,7 +71,7 @@ from sidecar.mounter.filesystem.subtrees import is_at_or_below
 from sidecar.mounter.filesystem.tree import Line, OpenDirectory, Tree
 from sidecar.mounter.filesystem.uploads import Uploader
 from sidecar.mounter.prefetch import Fetcher, ReadResult
-from sidecar.mounter.store.base import ObjectInfo, Store
+from sidecar.mounter.store.base import Fetch, ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class FileSystem:
     ) -> None:
         self.read_only = read_only
         self._store: Store = fetcher.store
-        self._get = fetcher.get
+        self.fetch: Fetch = fetcher.get
         self._spool = spool
         self._threads = threads
         self._journal = journal
@@ -358,10 +358,6 @@ class FileSystem:
             raise IsADirectory(f"`{node.key}`")
         return node.remote
 
-    def fetch(self, info: ObjectInfo, offset: int, content: memoryview) -> None:
-        """Fill memory from the store. Raises what the store raises, and Stale."""
-        self._get(info, offset, content)
-
     @property
     def has_cache(self) -> bool:
         """Whether an open file may be a local copy (:meth:`open_copy`)."""
@@ -499,7 +495,8 @@ class FileSystem:
             self.files.prepare_rename(node)
             with node.lock:
                 if node.spool is not None:
-                    node.spool.state.drop_exclusive()  # O_EXCL was about the old name
+                    node.spool.exclusive = False  # O_EXCL was about the old name
+                    node.spool.state.note_exclusive(False)
                 has_copy = node.remote is not None and not (node.spool and node.spool.dirty)
                 self._give_name(node, target, new_name, new_key if has_copy else "")
                 self._leave_old_name(node, source, name, other_key)

@@ -68,6 +68,7 @@ class Directory(Node):
         kept: made or emptied through this mount, so that it exists without any object.
         misses: names asked for one by one since the last listing.
         missed_s: how long the store took to answer for them.
+        entered_s: when a directory of it was last read (monotonic).
         attributes: mode, uid, gid and mtime_ns that its object keeps, by name.
         attributes_until_s: until when (monotonic) they are believed; 0: never asked for.
     """
@@ -77,6 +78,7 @@ class Directory(Node):
         "attributes_until_s",
         "changes",
         "children",
+        "entered_s",
         "kept",
         "listing",
         "lock",
@@ -94,6 +96,7 @@ class Directory(Node):
         self.kept = False
         self.misses = 0
         self.missed_s = 0.0
+        self.entered_s = float("-inf")
         self.negative: dict[str, float] = {}
         self.mtime_ns = mtime_ns
         self.attributes: dict[str, int] = {}

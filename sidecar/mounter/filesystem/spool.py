@@ -64,6 +64,7 @@ class SpoolFile:
         is_longer_only: all that changed since ``base`` is behind its end.
         filled_bytes: so much was written from the beginning on, without a gap.
         adopted: another process wrote it.
+        exclusive: made with O_EXCL, and not saved yet.
         failed: the last attempt to save it failed.
         attempt: size and metadata of what that attempt was about to make, and perhaps made.
     """
@@ -77,6 +78,7 @@ class SpoolFile:
         self.base: ObjectInfo | None = None
         self.changed: set[int] = set()
         self.is_longer_only = False
+        self.exclusive = False
         self.failed = False
         self.attempt: tuple[int, Mapping[str, str]] | None = None
         self._budget = budget
@@ -90,6 +92,7 @@ class SpoolFile:
         self.state = SpoolState.read(state_path) if adopt else SpoolState(state_path)
         if adopt:
             self.base = self.state.base
+            self.exclusive = self.state.exclusive
             self.changed = set(layout.covering(0, self.size_bytes)) - self.state.missing
         self._account()
 

@@ -47,8 +47,8 @@ class SpoolState:
         missing: parts whose bytes are not in the spool file.
         base: the object that has them.
         attributes_set: chmod, chown or utimensat while an upload is under way.
-        exclusive: made with O_EXCL, and not saved yet. A successor knows it only as long as nothing
-            was tried: what it finds later may be what its predecessor made.
+        exclusive: made with O_EXCL, and nothing was tried yet: what a successor finds later may be
+            what its predecessor made.
     """
 
     def __init__(self, path: Path) -> None:
@@ -139,32 +139,14 @@ class SpoolState:
             with self._lock:
                 self._write("attributes", True)
 
-    def set_exclusive(self) -> None:
-        """The file must replace no object when it is saved."""
-        with self._lock:
-            try:
-                self._write("exclusive", True)
-            except OSError:  # a full disk: known to this process only
-                self._apply("exclusive", True)
-
-    def try_exclusive(self) -> None:
-        """The object is about to be made."""
-        with self._lock:
-            with contextlib.suppress(OSError):
-                self._write("exclusive", False)
-            self._apply("exclusive", True)
-
-    def drop_exclusive(self) -> None:
-        """The object is the file's, or the file has another name."""
-        if self.exclusive:
-            with self._lock:
-                with contextlib.suppress(OSError):
-                    self._write("exclusive", False)
-                self._apply("exclusive", False)
+    def note_exclusive(self, exclusive: bool) -> None:
+        """Whether a successor must replace no object when it saves the file for the first time."""
+        if exclusive != self.exclusive:
+            with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a save
+                self._write("exclusive", exclusive)
 
     def saved(self) -> None:
         """The store has the file as it is, attributes included."""
-        self.drop_exclusive()
         if self.attributes_set:
             with self._lock, contextlib.suppress(OSError):  # to set them again does no harm
                 self._write("attributes", False)

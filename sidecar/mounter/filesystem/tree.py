@@ -362,7 +362,11 @@ class Tree:
         parent = directory.parent
         if parent is None or parent.listing is None:
             return
+        now_s = time.monotonic()
+        since_s, parent.entered_s = now_s - parent.entered_s, now_s
         behind = parent.listing.follow(directory.name, _NAMES_AHEAD)
+        if since_s * (_DIRECTORIES_AHEAD + 1) > self.ttl_s:
+            return  # it would be too old when it is read
         children = (parent.children.get(name) for name, remote in behind if remote is None)
         for child in itertools.islice(children, _DIRECTORIES_AHEAD):
             if isinstance(child, Directory):

@@ -22,6 +22,7 @@ from sidecar.mounter.filesystem.spool_state import SpoolState, UploadRecord
 from sidecar.mounter.store.base import (
     Condition,
     Content,
+    Fetch,
     FileSlice,
     ObjectInfo,
     Piece,
@@ -33,9 +34,6 @@ log = logging.getLogger(__name__)
 
 _LEFT = "an upload may be left in the store: %s"
 """The spool file's state remembers it: the next start tries again."""
-
-Fetch = Callable[[ObjectInfo, int, memoryview], None]
-"""Fills memory from an offset of exactly one version of an object."""
 
 
 class Sending:

@@ -83,6 +83,9 @@ class FileSlice:
 
 Content = memoryview | bytes | FileSlice
 
+Fetch = Callable[[ObjectInfo, int, memoryview], None]
+"""Fills memory from an offset of exactly one version of an object. Raises as ``get_range`` does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 from sidecar.errors import Stale, to_errno
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.store.base import Fetch, ObjectInfo
 from sidecar.mounter.transport.replies import answer, end_if_starved
 
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 256 * 1024
 """Of one read; whoever fetches such reads keeps memory for one."""
-
-Fetch = Callable[[ObjectInfo, int, memoryview], None]
-"""Fills memory from an offset of exactly one version of an object."""
 
 
 class AloneRead(NamedTuple):

@@ -55,8 +55,6 @@ _KEPT_BUFFERS = 8
 _HANDED_ON_LAST = 1024
 _MOST_NODES = 100_000
 """Beyond so many (of 1.2 KiB), names are listed without the nodes that the kernel would hold."""
-_TURN_THREADS = 2
-"""One that has the turn, and one that fetches."""
 _WANTED = (
     p.Init.ASYNC_READ
     | p.Init.ATOMIC_O_TRUNC  # else open(O_TRUNC) would save an empty object first
@@ -149,7 +147,6 @@ class Server:
         self._handed_on: collections.deque[int] = collections.deque(maxlen=_HANDED_ON_LAST)
         self._recovering = False
         self._turn = threading.Lock()
-        self._threads = 0
         self._alone: AloneRead | None = None
         self._fetches = False
         self._over = threading.Event()
@@ -174,15 +171,12 @@ class Server:
     def serve(self) -> None:
         """Read and answer requests until the file system is unmounted."""
         # Not in this thread: it would have to wait for what is being fetched at the end.
-        self._start_thread()
+        for _ in range(1 if self._needs_opens else 2):  # one has the turn, and one fetches
+            threading.Thread(target=self._take_turns, name="turn", daemon=True).start()
         self._over.wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._failure is not None:
             raise self._failure
-
-    def _start_thread(self) -> None:
-        self._threads += 1
-        threading.Thread(target=self._take_turns, name="turn", daemon=True).start()
 
     def _take_turns(self) -> None:
         """One thread: read requests while it has the turn, then fetch one READ itself."""
@@ -195,8 +189,6 @@ class Server:
                     if read is None:
                         break
                     self._fetches = True
-                    if self._threads < _TURN_THREADS:
-                        self._start_thread()
                 read.answer(self._descriptor, fetch, content, self._metrics)
                 self._fetches = False
         except BaseException as error:  # noqa: BLE001 - raised where serve() was called
