@@ -135,9 +135,8 @@ def test_names_alone_cost_no_head(tmp_path: Path) -> None:
         store.put(f"{number:02}", b"")
     view = View(store, tmp_path)
     handle = view.fs.open_directory(ROOT)
-    entries = [
-        view.fs.enter(handle, line.name) for line in list(view.fs.read_directory(handle, 0))[2:]
-    ]
+    names = [line.name for line in list(view.fs.read_directory(handle, 0))[2:]]
+    entries = view.fs.enter(handle, names)
     assert [entry.attributes_ttl_s for entry in entries if entry is not None] == [0.0] * 50
     assert all(entry.ttl_s > 0 for entry in entries if entry is not None)
     assert heads(store) == 0

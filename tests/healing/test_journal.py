@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import marshal
 import os
 import random
 import tempfile
@@ -72,12 +73,28 @@ class TestFile:
             file.write(b"\x40\0\0\0\xa9\x02")
         assert list(Journal(path).read()) == [("closed", 1)]
 
+    def test_what_is_given_at_once_counts_as_a_whole(
+        self, journal: Journal, tmp_path: Path
+    ) -> None:
+        journal.begin(list)
+        journal.begin_request(8)
+        journal.give("lookup", [2, 3], [file_record(2, "a", 1), file_record(3, "b", 1)])
+        path = tmp_path / "journal"
+        whole = Held.read(Journal(path))
+        assert whole.asked[8].given == [("lookup", 2), ("lookup", 3)]
+        assert set(whole.nodes) == {2, 3}
+        with path.open("r+b") as file:  # killed before the bytes in use were set
+            file.seek(8)
+            file.write((HEADER_BYTES + 4 + len(marshal.dumps([]))).to_bytes(8, "little"))
+        before = Held.read(Journal(path))
+        assert (before.asked, before.nodes) == ({}, {})
+
     def test_no_journal(self, tmp_path: Path) -> None:
         assert list(Journal(tmp_path / "journal").read()) == []
         with pytest.raises(StateUnusable):
             build(MemoryStore(), tmp_path)[0].restore()
 
-    @pytest.mark.parametrize("content", [b"", b"msjrnl01", b"x" * 100])
+    @pytest.mark.parametrize("content", [b"", b"msjrnl02", b"x" * 100])
     def test_something_else(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "journal"
         path.write_bytes(content)

@@ -203,7 +203,7 @@ class BareStore(MemoryStore):
         self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
     ) -> Page:
         page = super().list_page(prefix, token, delimiter=delimiter, limit=limit)
-        bare = [replace(info, metadata=None) for info in page.objects]
+        bare = [info._replace(metadata=None) for info in page.objects]
         return replace(page, objects=bare)
 
 
@@ -283,7 +283,7 @@ class _RenamedUpload(_Upload):
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         made = super().complete(condition, parts=parts, metadata=metadata)
-        return replace(made, version=PROVISIONAL + made.version)
+        return made._replace(version=PROVISIONAL + made.version)
 
 
 def _is_version(info: ObjectInfo, version: str) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from sidecar.mounter.filesystem.attributes import Entry
 from sidecar.mounter.filesystem.nodes import ROOT
 from sidecar.mounter.transport import kernel, protocol
 from tests.support.memory_store import MemoryStore
@@ -18,19 +20,20 @@ ROOM = 8
 _NAME_AT = protocol.ENTRY_OUT.size + protocol.ATTR.size
 
 
-@pytest.mark.parametrize("most", [kernel._MOST_NODES, 2 + ROOM], ids=["room", "little room"])
-def test_lines_beyond_the_most_nodes_have_names_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    monkeypatch.setattr(kernel, "_MOST_NODES", most)
+def a_directory(tmp_path: Path) -> tuple[kernel.Server, int, int]:
+    """A server, and the node and a handle of a directory of FILES files."""
     store = MemoryStore()
     for number in range(FILES):
         store.put(f"dir/{number:02}", b"content")
     filesystem, metrics = build(store, tmp_path, read_only=True, ttl_s=600)
     server = kernel.Server(filesystem, os.open(os.devnull, os.O_RDWR), metrics, lambda _: None)
     node = filesystem.lookup(ROOT, "dir").attributes.node
-    handle = filesystem.open_directory(node)
-    body = memoryview(struct.pack("<QQII", handle, 0, 1 << 16, 0) + bytes(16))
+    return server, node, filesystem.open_directory(node)
+
+
+def lines(server: kernel.Server, node: int, handle: int, room: int) -> dict[bytes, int]:
+    """What one READDIRPLUS from the beginning answers: names to nodes."""
+    body = memoryview(struct.pack("<QQII", handle, 0, room, 0) + bytes(16))
     (reply,) = server.read_directory_plus(kernel.Request(44, 2, node, body), True).reply
     found: dict[bytes, int] = {}
     while reply:
@@ -38,11 +41,40 @@ def test_lines_beyond_the_most_nodes_have_names_only(
         name = bytes(reply[_NAME_AT + 24 : _NAME_AT + 24 + length])
         found[name] = int.from_bytes(reply[:8], "little")
         reply = reply[protocol.dirent_bytes(length, plus=True) :]
+    return found
+
+
+@pytest.mark.parametrize("most", [kernel._MOST_NODES, 2 + ROOM], ids=["room", "little room"])
+def test_lines_beyond_the_most_nodes_have_names_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(kernel, "_MOST_NODES", most)
+    found = lines(*a_directory(tmp_path), 1 << 16)
     names = [b"%02d" % number for number in range(FILES)]
     assert list(found) == [b".", b"..", *names]
     given = min(FILES, most - 2)  # the root and the directory are nodes too
     assert all(found[name] for name in names[:given])
     assert not any(found[name] for name in names[given:])
+
+
+def test_lines_that_are_gone_again_are_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty answer would tell the kernel that the directory is over."""
+    server, node, handle = a_directory(tmp_path)
+    enter = server.filesystem.enter
+
+    def enter_all_but_the_first(handle: int, names: Sequence[str]) -> list[Entry | None]:
+        gone = FILES // 2
+        return [
+            e if int(n) >= gone else None for n, e in zip(names, enter(handle, names), strict=True)
+        ]
+
+    monkeypatch.setattr(server.filesystem, "enter", enter_all_but_the_first)
+    body = memoryview(struct.pack("<QQII", handle, 2, 3 * protocol.dirent_bytes(2, plus=True), 0))
+    request = kernel.Request(44, 2, node, memoryview(bytes(body) + bytes(16)))
+    (reply,) = server.read_directory_plus(request, True).reply
+    assert reply[_NAME_AT + 24 : _NAME_AT + 26] == b"%02d" % (FILES // 2)
 
 
 def test_the_kernel_does_not_choose_which_lines_have_attributes() -> None:

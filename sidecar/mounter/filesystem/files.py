@@ -119,7 +119,7 @@ class Files:
             node.handles += 1
             node.writers += writable
         record = ("open", number, node.id, writable, backing_id)
-        self._journal.write(record, (HANDLE, number))
+        self._journal.give(HANDLE, [number], [record])
         return number
 
     def opened(self) -> list[FileHandle]:

@@ -17,7 +17,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -196,16 +196,16 @@ class FileSystem:
             handle = self._next_directory
             self._next_directory += 1
             self._directories[handle] = opened
-        self._journal.write(("opendir", handle, node_id, []), (READING, handle))
+        self._journal.give(READING, [handle], [("opendir", handle, node_id, [])])
         return handle
 
     def read_directory(self, handle: int, offset: int, *, wait: bool = True) -> Iterator[Line]:
         """The lines behind ``offset``. Raises InvalidArgument for an unknown handle."""
         return self.tree.read_directory(self._opened_directory(handle), offset, wait=wait)
 
-    def enter(self, handle: int, name: str) -> Entry | None:
-        """:meth:`lookup` of a line that was just read; None if the name is gone again."""
-        return self.tree.enter_line(self._opened_directory(handle), name)
+    def enter(self, handle: int, names: Sequence[str]) -> list[Entry | None]:
+        """:meth:`lookup` of lines that were just read; None for a name that is gone again."""
+        return self.tree.enter_lines(self._opened_directory(handle), names)
 
     def release_directory(self, handle: int) -> None:
         """closedir(3)."""

@@ -5,9 +5,9 @@ worker that gave them, so each is written down before the answer that gives it o
 shared mapping of a file, which costs no system call and is whole in the page cache when
 the process is killed at any instruction. It is not meant to survive the machine.
 
-The file begins with a header (magic, bytes in use); records follow, each its length and a
-marshalled tuple. A record counts once the bytes in use cover it. When the file is full, a
-snapshot of what is still held replaces it.
+The file begins with a header (magic, bytes in use); what was written at once follows, each
+time its length and a marshalled list of records (tuples). It counts once the bytes in use
+cover it, all or nothing. When the file is full, a snapshot of what is still held replaces it.
 
 A request whose worker dies before its answer left is asked again of the next one. What the
 dead worker had given out for it, had begun and had done is therefore written down under the
@@ -21,7 +21,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from sidecar.errors import StateUnusable
 Record = tuple[Any, ...]
 
 _HEADER = struct.Struct("8sQ")
-_MAGIC = b"msjrnl01"
+_MAGIC = b"msjrnl02"
 _USED_OFFSET = 8
 _USED = struct.Struct("Q")  # native: one aligned store, where "<" stores byte by byte
 _LENGTH = struct.Struct("<I")
@@ -71,7 +71,7 @@ class Asked:
         """Take in a record about the request: its kind, its number, and the rest."""
         kind, _, *rest = record
         if kind == "gave":
-            self.given.append((rest[0], rest[1]))
+            self.given += [(rest[0], number) for number in rest[1]]
         elif kind == "took":
             if (rest[0], rest[1]) in self.given:
                 self.given.remove((rest[0], rest[1]))
@@ -85,7 +85,7 @@ class Asked:
     def records(self, unique: int) -> Iterator[Record]:
         """All of it again, for a snapshot."""
         for kind, number in list(self.given):
-            yield ("gave", unique, kind, number)
+            yield ("gave", unique, kind, [number])
         if self.intent is not None:
             yield ("intent", unique, self.intent)
         if self.answer is not None:
@@ -122,22 +122,28 @@ class Journal:
             self._snapshot = snapshot
             self._rewrite(0)
 
-    def write(self, record: Record, gives: tuple[str, int] | None = None) -> None:
+    def write(self, record: Record) -> None:
         """Append one record; it is safe from the death of this process when this returns.
 
         The change that it describes must have been made before, for the snapshot's sake.
+        """
+        self._append([record])
+
+    def give(self, kind: str, numbers: Sequence[int], records: list[Record]) -> None:
+        """:meth:`write` of what the answer to the request that this thread serves gives out.
 
         Args:
-            gives: what the answer to the request that this thread serves will give out.
+            kind: LOOKUP, HANDLE or READING.
+            records: one for each of ``numbers``, which are of that kind.
         """
         unique = getattr(self._serving, "unique", 0)
-        if gives is not None and unique:
-            gave = ("gave", unique, *gives)
-            with self._lock:
-                self._asked.setdefault(unique, Asked()).add(gave)
-                self._append(("both", gave, record))
-        else:
-            self._append(record)
+        if not unique:
+            self._append(records)
+            return
+        gave = ("gave", unique, kind, list(numbers))
+        with self._lock:
+            self._asked.setdefault(unique, Asked()).add(gave)
+            self._append([gave, *records])
 
     # --- requests that may be asked again ---------------------------------------------------
 
@@ -206,25 +212,25 @@ class Journal:
             left = [self._asked.pop(unique) for unique in numbers]
             self._left.clear()
             if left:
-                self._append(("answered", numbers))
+                self._append([("answered", numbers)])
         return [one.intent for one in left if one.intent is not None and one.answer is None]
 
     def _note_request(self, record: Record) -> None:
         with self._lock:
             self._asked.setdefault(record[1], Asked()).add(record)
-            self._append(record)
+            self._append([record])
 
     # --- the file -----------------------------------------------------------------------------
 
-    def _append(self, record: Record) -> None:
-        data = marshal.dumps(record)
+    def _append(self, records: list[Record]) -> None:
+        data = marshal.dumps(records)
         with self._lock:
             if self._map is None:
                 return  # nothing is given out before begin()
             end = self._used + _LENGTH.size + len(data)
             if end > len(self._map):
                 self._rewrite(len(data))
-                return  # the snapshot describes the state that the record led to
+                return  # the snapshot describes the state that the records led to
             _LENGTH.pack_into(self._map, self._used, len(data))
             self._map[self._used + _LENGTH.size : end] = data
             self._use(end)
@@ -246,10 +252,10 @@ class Journal:
             try:
                 (length,) = _LENGTH.unpack_from(content, position)
                 start, position = position + _LENGTH.size, position + _LENGTH.size + length
-                record = marshal.loads(content[start:position])  # noqa: S302 - our own file
+                records = marshal.loads(content[start:position])  # noqa: S302 - our own file
             except (struct.error, ValueError, EOFError, TypeError) as error:
                 raise StateUnusable(f"`{self._path}` is damaged: {error}") from None
-            yield record
+            yield from records
 
     def _use(self, end: int) -> None:
         # A kill leaves the old or the new value.
@@ -259,12 +265,9 @@ class Journal:
 
     def _rewrite(self, room: int) -> None:
         """Replace the file by a snapshot, with space for as much again."""
-        chunks: list[bytes] = []
         asked = [r for unique, one in self._asked.items() for r in one.records(unique)]
-        for record in (*self._snapshot(), *asked):
-            data = marshal.dumps(record)
-            chunks += (_LENGTH.pack(len(data)), data)
-        content = b"".join(chunks)
+        data = marshal.dumps([*self._snapshot(), *asked])
+        content = _LENGTH.pack(len(data)) + data
         size = max(FIRST_BYTES, 2 * (_HEADER.size + len(content) + room))
         temporary = self._path.with_suffix(".new")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -333,9 +336,6 @@ class Held:
         kind, number, *rest = record
         if kind in _ABOUT_REQUESTS:
             self.asked.setdefault(number, Asked()).add(record)
-        elif kind == "both":
-            self._add(number)
-            self._add(rest[0])
         elif kind == "answered":
             for unique in number:
                 self.asked.pop(unique, None)

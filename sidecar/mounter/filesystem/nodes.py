@@ -11,7 +11,7 @@ A change through this mount keeps the node, as POSIX wants.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sidecar.errors import NodeForgotten
 from sidecar.mounter.filesystem.journal import LOOKUP, Journal, Record
@@ -198,16 +198,19 @@ class NodeTable:
         """The node of a number, where there is one."""
         return self._nodes.get(node_id)
 
-    def hold(self, node: Node) -> None:
-        """Count one lookup; a node that was just dropped by another thread comes back."""
+    def hold(self, nodes: Sequence[Node]) -> None:
+        """Count one lookup of each; one that was just dropped by another thread comes back."""
         with self.lock:
-            node.lookups += 1
-            if node.id not in self._nodes:
-                self._nodes[node.id] = node
-                if node.parent is not None and not node.detached:
-                    node.parent.children.setdefault(node.name, node)
-            record = _record(node) if node.lookups == 1 else ("held", node.id, node.lookups)
-            self._journal.write(record, (LOOKUP, node.id))
+            records: list[Record] = []
+            for node in nodes:
+                node.lookups += 1
+                if node.id not in self._nodes:
+                    self._nodes[node.id] = node
+                    if node.parent is not None and not node.detached:
+                        node.parent.children.setdefault(node.name, node)
+                held = ("held", node.id, node.lookups)
+                records.append(held if node.lookups > 1 else _record(node))
+            self._journal.give(LOOKUP, [node.id for node in nodes], records)
 
     def note(self, node: Node) -> None:
         """Write a node down, after it changed, for a worker that comes after this one."""
@@ -346,23 +349,15 @@ def _record(node: Node) -> Record:
         node.detached,
     )
     if isinstance(node, Link):
-        return (*head, _fields(node.remote), dict(node.attributes), node.target)
+        return (*head, node.remote.bare, node.attributes, node.target)
     if isinstance(node, File):
-        remote, spool = node.remote, node.spool
-        return (
-            *head,
-            _fields(remote) if remote else None,
-            dict(node.attributes),
-            str(spool.path) if spool else None,
-            bool(spool and spool.dirty),
-            node.key if spool else None,
-        )
+        remote = node.remote.bare if node.remote is not None else None
+        spool = node.spool
+        if spool is None:
+            return (*head, remote, node.attributes, None, False, None)
+        return (*head, remote, node.attributes, str(spool.path), spool.dirty, node.key)
     assert isinstance(node, Directory)
     return (*head, node.kept, node.mtime_ns)
-
-
-def _fields(remote: ObjectInfo) -> tuple[str, int, float, str]:
-    return remote.key, remote.size_bytes, remote.mtime_s, remote.version
 
 
 def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Node | None:

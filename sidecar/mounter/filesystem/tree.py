@@ -9,9 +9,8 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import NamedTuple, TypeGuard
 
 from sidecar.errors import NotADirectory, NotFound, SidecarError, WouldBlock
@@ -206,7 +205,7 @@ class Tree:
 
     def enter(self, node: Node) -> Entry:
         """Count one lookup of the node by the kernel, and say what it may keep."""
-        self.nodes.hold(node)
+        self.nodes.hold([node])
         return self.entry(node)
 
     def entry(self, node: Node) -> Entry:
@@ -250,7 +249,7 @@ class Tree:
         metadata = self._heads.get(key, remote, wait=wait)
         with self.nodes.lock:
             if node.remote is remote and not _is_local(node):
-                self._take_attributes(node, replace(remote, metadata=metadata))
+                self._take_attributes(node, remote._replace(metadata=metadata))
 
     def take_directory_attributes(self, node: Directory, attributes: dict[str, int]) -> None:
         """What a directory's object keeps is this."""
@@ -399,23 +398,24 @@ class Tree:
             yield from self._read_listed(opened, max(0, offset - _FIRST_ENTRY_OFFSET), wait)
         yield from self._read_local(opened, max(0, offset - _LOCAL_OFFSET), wait)
 
-    def enter_line(self, opened: OpenDirectory, name: str) -> Entry | None:
-        """:meth:`enter` for a line just read, without a request; None if it is gone again."""
-        while True:
-            with contextlib.suppress(_Moved):
-                return self._enter_line(opened, name, self._moves)
-
-    def _enter_line(self, opened: OpenDirectory, name: str, moves: int) -> Entry | None:
+    def enter_lines(self, opened: OpenDirectory, names: Sequence[str]) -> list[Entry | None]:
+        """:meth:`enter` for lines just read, without a request; None for one that is gone."""
         directory, listing = opened.directory, self._listing_of(opened, wait=True)
+        with self.nodes.lock:  # no directory gets another name in between
+            nodes = [self._node_of_line(directory, listing, name) for name in names]
+            self.nodes.hold([node for node in nodes if node is not None])
+            return [self.entry(node) if node is not None else None for node in nodes]
+
+    def _node_of_line(self, directory: Directory, listing: Listing, name: str) -> Node | None:
         fresh_until_s = listing.loaded_s + self.ttl_s
         child = directory.children.get(name)
         if child is not None and (_is_local(child) or child.fresh_until_s >= fresh_until_s):
-            return self.enter(child)  # known later than the listing
+            return child  # known later than the listing
         try:
             remote = listing.entries[name]
         except KeyError:
             return None
-        return self.enter(self._bind(directory, name, True, remote, fresh_until_s, moves))
+        return self._bind(directory, name, True, remote, fresh_until_s, self._moves)
 
     def _listing_of(self, opened: OpenDirectory, wait: bool) -> Listing:
         """The listing of an open directory; read again if another worker had it."""
@@ -643,7 +643,8 @@ class Tree:
             elif not _is_version(child, remote):
                 add = self.nodes.add_link if is_link_key(remote.key) else self.nodes.add_file
                 old, child = child, add(parent, name, remote)
-                self._take_attributes(child, remote)
+                if remote.metadata is not None:
+                    self._take_attributes(child, remote)
             else:
                 self._renew(child, remote)
             child.fresh_until_s = fresh_until_s

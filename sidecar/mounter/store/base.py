@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 PROVISIONAL = "?"
 """How a version begins that the store may call otherwise from now on (:meth:`Store.settle`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(NamedTuple):
     """One version of one object.
 
     Attributes:
@@ -34,6 +33,11 @@ class ObjectInfo:
     mtime_s: float
     version: str
     metadata: Mapping[str, str] | None = None
+
+    @property
+    def bare(self) -> tuple[str, int, float, str]:
+        """Plain values, without the metadata: ``ObjectInfo(*bare)`` is the same version."""
+        return self[:4]
 
     @property
     def is_settled(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -347,7 +346,7 @@ class GcsStore(CloudStore[GcsCredentials]):
             query={"ifGenerationMatch": found.version},
             **_json_body({"metadata": {**gone, **metadata}}),
         )
-        return replace(found, metadata=dict(metadata))
+        return found._replace(metadata=dict(metadata))
 
 
 async def _send(

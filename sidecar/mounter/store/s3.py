@@ -414,7 +414,7 @@ class S3Store(CloudStore[S3Credentials]):
         try:
             found = self._found(made.key, made.version)
         except (NotFound, Stale):
-            return replace(made, version=etag)
+            return made._replace(version=etag)
         self._keeps_etags = found.version == etag
         return found
 

@@ -136,14 +136,16 @@ class S3Dialect:
         for item in root.iterfind(f"{ns}CommonPrefixes"):
             page.prefixes.append(unquote(_text(item, f"{ns}Prefix"))[skip:])
         # The order of the fields is every server's own.
+        key_tag, time_tag, size_tag, etag_tag = (
+            f"{ns}{name}" for name in ("Key", "LastModified", "Size", "ETag")
+        )
         for item in root.iterfind(f"{ns}Contents"):
-            fields = {field.tag: field.text or "" for field in item}
-            key = unquote(fields[f"{ns}Key"])
+            key = unquote(_text(item, key_tag))
             if key == self._prefix:
                 continue
-            mtime_s = datetime.fromisoformat(fields[f"{ns}LastModified"]).timestamp()
-            size_bytes = int(fields[f"{ns}Size"])
-            version = version_of(fields.get(f"{ns}ETag"), mtime_s, size_bytes)
+            mtime_s = datetime.fromisoformat(_text(item, time_tag)).timestamp()
+            size_bytes = int(_text(item, size_tag))
+            version = version_of(item.findtext(etag_tag), mtime_s, size_bytes)
             page.objects.append(ObjectInfo(key[skip:], size_bytes, mtime_s, version))
         return page
 

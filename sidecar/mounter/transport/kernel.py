@@ -33,6 +33,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import HANDLE, Asked
+from sidecar.mounter.filesystem.tree import Line
 from sidecar.mounter.transport import alone
 from sidecar.mounter.transport import protocol as p
 from sidecar.mounter.transport.alone import AloneRead
@@ -536,30 +537,38 @@ class Server:
         return _Result((reply,))
 
     def read_directory_plus(self, request: Request, wait: bool) -> _Result:
-        handle, offset, size = _read_in(request.body)
+        handle, last, size = _read_in(request.body)
         reply = bytearray()
-        last = offset
+        while not reply and (lines := self._lines_plus(handle, last, size, wait)):
+            last = lines[-1][0].offset
+            names = [line.name for line, _ in lines if line.name not in (".", "..")]
+            del names[max(0, _MOST_NODES - len(self.filesystem.tree.nodes)) :]
+            entries = dict(zip(names, self.filesystem.enter(handle, names), strict=True))
+            for line, name in lines:
+                entry = entries.get(line.name, _NO_ENTRY)
+                if entry is not None:  # else the name is gone again
+                    reply += _entry(*entry)
+                    node = entry.attributes.node or line.node or p.UNKNOWN_INO
+                    _add_dirent(reply, node, line.offset, name, line.type_mode)
+        self.filesystem.give_lines(handle, last)
+        return _Result((reply,))
+
+    def _lines_plus(
+        self, handle: int, offset: int, size: int, wait: bool
+    ) -> list[tuple[Line, bytes]]:
+        """As many lines as a reply of READDIRPLUS has room for, with their encoded names."""
+        lines: list[tuple[Line, bytes]] = []
         try:
             for line in self.filesystem.read_directory(handle, offset, wait=wait):
                 name = os.fsencode(line.name)
-                if len(reply) + p.dirent_bytes(len(name), plus=True) > size:
+                size -= p.dirent_bytes(len(name), plus=True)
+                if size < 0:
                     break
-                if line.name in (".", "..") or len(self.filesystem.tree.nodes) >= _MOST_NODES:
-                    reply += _NAME_ONLY
-                    node = line.node
-                else:
-                    entry = self.filesystem.enter(handle, line.name)
-                    if entry is None:
-                        continue
-                    reply += _entry(*entry)
-                    node = entry.attributes.node
-                _add_dirent(reply, node or p.UNKNOWN_INO, line.offset, name, line.type_mode)
-                last = line.offset
+                lines.append((line, name))
         except SidecarError:
-            if not reply:
-                raise  # else the lookups that were counted would never be forgotten
-        self.filesystem.give_lines(handle, last)
-        return _Result((reply,))
+            if not lines:
+                raise  # what is here is answered first; the kernel asks for the rest
+        return lines
 
     def synchronise_directory(self, _request: Request, _wait: bool) -> _Result:
         """Changes of names are in the store when their system call returns."""
@@ -824,5 +833,5 @@ def _add_dirent(reply: bytearray, node: int, offset: int, name: bytes, type_mode
 
 _UINT64_MAX = (1 << 64) - 1
 _NO_NODE = Attributes(0, 0, 0, 0, 0, 0, 0)
-_NAME_ONLY = _entry(_NO_NODE, 0, 0)
+_NO_ENTRY = Entry(_NO_NODE, 0, 0)
 """Before a line of READDIRPLUS: the kernel makes no node of it, and counts no lookup."""

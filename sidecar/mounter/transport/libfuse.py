@@ -259,7 +259,7 @@ class _PathOperations:
         """
         if node.id in self._held:
             return
-        self._tree.nodes.hold(node)
+        self._tree.nodes.hold([node])
         self._held[node.id] = None
         if len(self._held) > _REMEMBERED_PATHS:
             self._fs.forget(self._held.popitem(last=False)[0], 1)

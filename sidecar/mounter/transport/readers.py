@@ -214,7 +214,7 @@ class Readers:
 
 
 def _marshalled(info: ObjectInfo) -> bytes:
-    return marshal.dumps((info.key, info.size_bytes, info.mtime_s, info.version))
+    return marshal.dumps(info.bare)
 
 
 def _info_in(message: bytes) -> ObjectInfo:
