@@ -230,14 +230,18 @@ class Entry:
             if not missing:
                 return
             boot = self._writes_seen_since()  # before the disk space is taken, which is a change
-            if self.evicted or not self._allocate(missing):
+            spans = list(_spans(missing, self.size_bytes))
+            if self.evicted or not self._allocate(spans):
                 self.release(start, end)
                 return
-            for index in missing:
-                low = index * BLOCK_BYTES
-                block = data[low - start : min(low + BLOCK_BYTES, self.size_bytes) - start]
-                _write(self._fd, block, low)
-                self._set(index, _VALID, zlib.crc32(block))
+            for low, size in spans:
+                stored = data[low - start : low - start + size]
+                _write(self._fd, stored, low)
+                entries = b"".join(
+                    _BLOCK.pack(_VALID, zlib.crc32(stored[at : at + BLOCK_BYTES]), 0.0)
+                    for at in range(0, size, BLOCK_BYTES)
+                )
+                os.pwrite(self._map_fd, entries, _offset(low // BLOCK_BYTES))
             self._note(boot)
 
     def _whole(self, start: int, end: int) -> tuple[int, int]:
@@ -246,9 +250,8 @@ class Entry:
         last = self._blocks if end == self.size_bytes else end // BLOCK_BYTES
         return first, max(first, last)
 
-    def _allocate(self, blocks: list[int]) -> bool:
+    def _allocate(self, spans: list[tuple[int, int]]) -> bool:
         """Take the disk space of blocks, so that the budget counts what the disk counts."""
-        spans = list(_spans(blocks, self.size_bytes))
 
         def allocate() -> None:
             for low, size in spans:

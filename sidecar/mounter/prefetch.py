@@ -300,9 +300,8 @@ class ObjectReader:
         self._closed = False
         self._used_s = 0.0
         self._entry: Entry | None = None
-        if fetcher.cache is not None:
-            create = info.size_bytes > WHOLE_OBJECT_BYTES
-            self._entry = fetcher.cache.enter(info, create=create)
+        self._enter()
+        self._rested = False
         widens = surplus and self._entry is None and info.size_bytes > WHOLE_OBJECT_BYTES
         self._widening = Widening(fetcher.page_cache, info.size_bytes) if widens else None
         # A part must not be so large that a small budget never has room for the next one.
@@ -326,6 +325,9 @@ class ObjectReader:
             return ReadResult([], _nothing)
         with self._lock:
             self._used_s = time.monotonic()
+            if self._rested and wait and not self._closed:
+                self._rested = False
+                self._enter()
             stream = self._find_stream(offset, end, wait)
             parts, missing = self._cover(stream, offset, end) if stream is not None else ([], None)
             entry = None
@@ -367,7 +369,10 @@ class ObjectReader:
         return self.drop_idle(IDLE_S)
 
     def drop_idle(self, idle_s: float) -> bool:
-        """Drop windows that nobody read for ``idle_s``; False where that is none."""
+        """Drop windows that nobody read for ``idle_s``; False where that is none.
+
+        The disk cache may evict the object then; the next read looks what is there by then.
+        """
         if not self._lock.acquire(blocking=False):
             return False
         try:
@@ -375,6 +380,8 @@ class ObjectReader:
                 return False
             if self._widening is not None:
                 self._widening.rest()
+            self._leave()
+            self._rested = True
             if not self._streams:
                 return False
             self._close_streams()
@@ -391,10 +398,21 @@ class ObjectReader:
             self._close_streams()
             if self._widening is not None:
                 self._widening.rest()
-        if self._entry is not None and self._fetcher.cache is not None:
-            self._fetcher.cache.leave(self._entry)
+            self._leave()
 
     # --- windows; the lock is held ---------------------------------------------------
+
+    def _enter(self) -> None:
+        """Use the cache's entry, if it has or may have one."""
+        if self._fetcher.cache is not None:
+            create = self.info.size_bytes > WHOLE_OBJECT_BYTES
+            self._entry = self._fetcher.cache.enter(self.info, create=create)
+
+    def _leave(self) -> None:
+        """Use it no more."""
+        entry, self._entry = self._entry, None
+        if entry is not None and self._fetcher.cache is not None:
+            self._fetcher.cache.leave(entry)
 
     def _hold_entry(self) -> Entry | None:
         """The cache entry, held for one fetch."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sidecar.mounter.cache import DiskCache
 from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.transport.opens import JUDGED_OPENS
 from sidecar.spec import Sizes
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
@@ -68,6 +69,51 @@ def test_reads_do_not_reach_the_worker_and_survive_its_death(
         assert (mount / "other").read_bytes() == remote
         assert sidecar.metric("mount_sidecar_passthrough_opens_total") == 4
         assert sidecar.metric("mount_sidecar_fetched_bytes_total") == len(remote)
+        assert sidecar.stop() == 0
+
+
+def test_many_opens_of_small_files_leave_opening_to_the_kernel(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    bucket = "passthrough-small"
+    s3_server.create_bucket(bucket)
+    remote, local = os.urandom(500_000), os.urandom(500_000)
+    client = s3_server.client()
+    etag = client.put_object(bucket, "whole", io.BytesIO(remote), len(remote)).etag
+    for key in ("early", "late", "healed"):
+        client.put_object(bucket, key, io.BytesIO(remote), len(remote))
+    mount = tmp_path / "m"
+    sidecar = Sidecar(
+        tmp_path / "run",
+        [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
+        secrets={"v": s3_server.credentials_json()},
+        sizes=Sizes(cache_bytes=CACHE_BYTES),
+    )
+    place_copy(sidecar, bucket, "whole", etag, local)
+    with sidecar:
+        with (
+            (mount / "whole").open("rb", buffering=0) as by_copy,
+            (mount / "early").open("rb", buffering=0) as by_handle,
+        ):
+            for _ in range(JUDGED_OPENS):
+                (mount / "whole").open("rb").close()
+            # Each open is still answered: how would these two ever be closed?
+            assert sidecar.metric("mount_sidecar_passthrough_opens_total") == JUDGED_OPENS + 1
+            assert by_copy.read() == local
+            assert by_handle.read() == remote
+        wait_until(lambda: sidecar.metric("mount_sidecar_open_handles") == 0)
+        for _ in range(3):
+            (mount / "whole").open("rb").close()
+        by_now = sidecar.metric("mount_sidecar_passthrough_opens_total")
+        assert JUDGED_OPENS + 1 <= by_now <= JUDGED_OPENS + 2
+        assert (mount / "whole").read_bytes() == local
+        with (mount / "late").open("rb", buffering=0) as by_kernel:
+            assert by_kernel.read(1000) == remote[:1000]
+            os.kill(sidecar.volume_status("v")["worker_pid"], signal.SIGKILL)
+            assert (mount / "healed").read_bytes() == remote
+            assert by_kernel.read() == remote[1000:]
+        assert sidecar.metric("mount_sidecar_passthrough_opens_total") == by_now
+        assert sidecar.metric("mount_sidecar_open_handles") == 0
         assert sidecar.stop() == 0
 
 

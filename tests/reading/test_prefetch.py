@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter import prefetch
+from sidecar.mounter.cache import Keeper
 from sidecar.mounter.prefetch import MAX_WINDOW_BYTES, ObjectReader
+from tests.cache.folders import an_object, has_whole, keep, open_cache
 from tests.reading.scripted import KIB, MIB, Reading, blocks
 
 Make = Callable[..., Reading]
@@ -341,3 +344,35 @@ def test_many_threads_on_one_reader_get_right_bytes(
     one.end()
     assert not wrong
     assert one.buffers.lent_bytes == 0
+
+
+# --- the disk cache -------------------------------------------------------------------------------
+
+
+def test_a_reader_that_rests_lets_its_object_be_evicted(reading: Make, tmp_path: Path) -> None:
+    one = reading(8 * MIB)
+    cache = open_cache(tmp_path, 14 * MIB)
+    one.fetcher = one.fetcher._replace(cache=cache, keeper=Keeper())
+    reader = one.open()
+    read_all(one, reader)
+    wait_until(lambda: has_whole(cache, one.info))
+    other, content = an_object(8 * MIB, "other")
+    keep(cache, other, content)
+    assert not has_whole(cache, other)  # the reader has the room
+    assert reader.drop_idle(0.0)
+    keep(cache, other, content)
+    assert has_whole(cache, other)
+    read_all(one, reader)
+    assert one.store.asked_bytes == 2 * len(one.content)
+
+
+def test_a_reader_that_rested_finds_what_was_kept_meanwhile(reading: Make, tmp_path: Path) -> None:
+    one = reading(100 * KIB)
+    cache = open_cache(tmp_path)
+    one.fetcher = one.fetcher._replace(cache=cache, keeper=Keeper())
+    reader = one.open()
+    read_all(one, reader)
+    wait_until(lambda: has_whole(cache, one.info))
+    reader.drop_idle(0.0)
+    read_all(one, reader)
+    assert one.store.ranges == [(0, 100 * KIB)]

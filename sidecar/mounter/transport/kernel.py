@@ -38,6 +38,7 @@ from sidecar.mounter.transport import alone
 from sidecar.mounter.transport import protocol as p
 from sidecar.mounter.transport.alone import AloneRead
 from sidecar.mounter.transport.notifier import Notifier
+from sidecar.mounter.transport.opens import Opens
 from sidecar.mounter.transport.passthrough import ORDINARY, Backings
 from sidecar.mounter.transport.protocol import Opcode
 from sidecar.mounter.transport.readers import Readers
@@ -139,7 +140,9 @@ class Server:
         self._backings = Backings(descriptor)
         # Nothing of a read-only volume has to know what is open: a node is one version, and
         # closing it saves nothing. Only a file of the disk cache is opened by its copy.
-        self._needs_opens = readers is None or not filesystem.read_only or filesystem.has_cache
+        by_node = readers is not None and filesystem.read_only
+        self._opens = Opens(needed=not by_node, by_copy=filesystem.has_cache)
+        self._reads_alone = by_node and not filesystem.has_cache
         self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="serve")
         self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         # Reads that wait, here and (the last ones passed on) in reader processes: a signal
@@ -172,7 +175,7 @@ class Server:
     def serve(self) -> None:
         """Read and answer requests until the file system is unmounted."""
         # Not in this thread: it would have to wait for what is being fetched at the end.
-        for _ in range(1 if self._needs_opens else 2):  # one has the turn, and one fetches
+        for _ in range(2 if self._reads_alone else 1):  # one has the turn, and one fetches
             threading.Thread(target=self._take_turns, name="turn", daemon=True).start()
         self._over.wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -425,7 +428,7 @@ class Server:
         self._stop_reading(nodes)
 
     def _stop_reading(self, nodes: list[int]) -> None:
-        if self._readers is not None and not self._needs_opens:
+        if self._readers is not None and not self._opens.needed:
             self._readers.close(nodes)
 
     def get_attributes(self, request: Request, wait: bool) -> _Result:
@@ -589,7 +592,7 @@ class Server:
 
     def open(self, request: Request, wait: bool) -> _Result | None:
         flags, _ = p.OPEN_IN.unpack_from(request.body)
-        if not self._needs_opens:
+        if not (self._opens.needed or self._is_open_answered(request.node)):
             # The kernel then opens and closes files without asking (FUSE_NO_OPEN_SUPPORT).
             self._answer_errno(request, errno.ENOSYS)
             return None
@@ -616,20 +619,22 @@ class Server:
             how = p.Open.KEEP_CACHE
         return _Result((p.OPEN_OUT.pack(handle, how, backing_id),))
 
+    def _is_open_answered(self, node: int) -> bool:
+        version = self.filesystem.version(node)
+        return self._opens.is_answered(version, others_open=self._backings.in_use)
+
     def read(self, request: Request, wait: bool) -> _Result:
         handle, offset, size = _read_in(request.body)
         if self._readers is not None:
-            if self._needs_opens:
-                number, info = handle, self.filesystem.pinned(handle)
+            if handle or self._opens.needed:
+                number, info = -handle, self.filesystem.pinned(handle)
             else:
                 number, info = request.node, self.filesystem.version(request.node)
             if info is not None:
                 self._handed_on.append(request.unique)
                 wanted = min(size, info.size_bytes - offset)
-                if self._needs_opens or not self._readers.is_alone(number, info, offset, wanted):
-                    self._readers.read(
-                        request.unique, number, info, offset, size, is_node=not self._needs_opens
-                    )
+                if not (self._reads_alone and self._readers.is_alone(number, info, offset, wanted)):
+                    self._readers.read(request.unique, number, info, offset, size)
                 elif self._fetches:
                     self._readers.read_alone(request.unique, info, offset, wanted)
                 else:
@@ -648,7 +653,7 @@ class Server:
 
     def flush(self, request: Request, _wait: bool) -> _Result | None:
         (handle,) = p.HANDLE_IN.unpack_from(request.body)
-        if not self._needs_opens:
+        if not handle and not self._opens.needed:
             self._answer_errno(request, errno.ENOSYS)  # nothing is written, nor asked again
             return None
         self.filesystem.flush(handle)
@@ -658,7 +663,7 @@ class Server:
         (handle,) = p.HANDLE_IN.unpack_from(request.body)
         self.filesystem.release(handle)
         if self._readers is not None:
-            self._readers.close([handle])
+            self._readers.close([-handle])
         if self.filesystem.read_only:
             self._backings.release(request.node)
         return _Result(())

@@ -43,6 +43,11 @@ class Backings:
             if backing_id != ORDINARY:
                 self._ids[node] = backing_id
 
+    @property
+    def in_use(self) -> bool:
+        """Whether any file is open, in whichever way."""
+        return bool(self._opens)
+
     def acquire(self, node: int, open_copy: Callable[[], Copy | None]) -> int:
         """Count one open of a node; its backing id, or ORDINARY."""
         opens = self._opens.get(node, 0)

@@ -44,10 +44,10 @@ from sidecar.mounter.widening import MOST_BYTES
 log = logging.getLogger(__name__)
 
 _READ = struct.Struct(
-    "<BQQQI"
+    "<BQqQI"
 )  # kind unique number offset size; a marshalled ObjectInfo may follow
 # Marshalled numbers follow a close. What is read alone has no number.
-_KIND_READ, _KIND_READ_NODE, _KIND_CLOSE, _KIND_ALONE = 1, 2, 3, 4
+_KIND_READ, _KIND_CLOSE, _KIND_ALONE = 1, 2, 3
 _MESSAGE_BYTES = 16 * 1024
 _THREADS = 32
 _MOST_PINNED = 1024
@@ -117,20 +117,17 @@ class Readers:
         info: ObjectInfo,
         offset: int,
         size: int,
-        *,
-        is_node: bool,
     ) -> None:
         """Let a child answer a READ of the pinned version ``info``.
 
         Args:
-            number: the handle that is read, or the node where there are no handles.
-            is_node: that it is a node, of which the kernel may be told more than it asked.
+            number: the node that is read, of which the kernel may be told more than it asked;
+                where a handle is read, its negative.
         """
         pinned = self._pin(number, info)
         child = self._child_for(pinned, number, offset)
         pinned.ends.append((offset + size, child))
-        kind = _KIND_READ_NODE if is_node else _KIND_READ
-        message = _READ.pack(kind, unique, number, offset, size)
+        message = _READ.pack(_KIND_READ, unique, number, offset, size)
         if child not in pinned.told:
             pinned.told.add(child)
             message += _marshalled(info)
@@ -278,10 +275,9 @@ class _Reader:
                 kind, unique, number, offset, size = _READ.unpack_from(message)
                 if kind == _KIND_ALONE:
                     return AloneRead(unique, _info_in(message), offset, size, time.perf_counter())
-                is_node = kind == _KIND_READ_NODE
                 if len(message) > _READ.size:
                     info = _info_in(message)
-                    self._readers[number] = ObjectReader(self._fetcher, info, surplus=is_node)
+                    self._readers[number] = ObjectReader(self._fetcher, info, surplus=number > 0)
                 read = _Read(self._readers[number], unique, number, offset, size, self._answer)
                 if not read.answer_when_here():
                     return read
