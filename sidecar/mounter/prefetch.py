@@ -22,7 +22,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.cache import BLOCK_BYTES, DiskCache, Entry, Keeper
 from sidecar.mounter.store.base import ObjectInfo, Store
-from sidecar.mounter.widening import PageCacheShare, Widening
+from sidecar.mounter.widening import MOST_BYTES, PageCacheShare, Widening
 
 log = logging.getLogger(__name__)
 
@@ -288,10 +288,11 @@ class ObjectReader:
 
     Args:
         info: the object's pinned version.
-        surplus: whether the caller gives the kernel what a read brings beyond the question.
+        surplus: where the caller gives the kernel what is brought beyond the question: the
+            blocks of :data:`.widening.MOST_BYTES` that come here and not to another process.
     """
 
-    def __init__(self, fetcher: Fetcher, info: ObjectInfo, *, surplus: bool = False) -> None:
+    def __init__(self, fetcher: Fetcher, info: ObjectInfo, *, surplus: range | None = None) -> None:
         self.info = info
         self._fetcher = fetcher
         self._lock = threading.Lock()
@@ -302,8 +303,10 @@ class ObjectReader:
         self._entry: Entry | None = None
         self._enter()
         self._rested = False
-        widens = surplus and self._entry is None and info.size_bytes > WHOLE_OBJECT_BYTES
-        self._widening = Widening(fetcher.page_cache, info.size_bytes) if widens else None
+        self._widening: Widening | None = None
+        if surplus is not None and self._entry is None and info.size_bytes > WHOLE_OBJECT_BYTES:
+            self._widening = Widening(fetcher.page_cache, info.size_bytes, surplus)
+        self._bringing = threading.Lock()
         # A part must not be so large that a small budget never has room for the next one.
         quarter = fetcher.buffers.budget_bytes // 4
         self._part_bytes = min(fetcher.part_bytes, max(quarter, BLOCK_BYTES))
@@ -364,6 +367,31 @@ class ObjectReader:
         self._hand_over(stream, parts, offset, end, take, None)
         return True
 
+    def bring_more(self, give: Callable[[int, memoryview], None]) -> None:
+        """Fetch what random reads will ask for next, as far as those before make it pay.
+
+        Returns at once where another thread is at it. Raises as :meth:`read`.
+
+        Args:
+            give: gives the kernel content from an offset.
+        """
+        widening = self._widening
+        if widening is None or not self._bringing.acquire(blocking=False):
+            return
+        try:
+            buffer = memoryview(b"")
+            while (span := self._next_behind(widening)) is not None:
+                first, last = span
+                buffer = buffer or memoryview(bytearray(MOST_BYTES))
+                content = buffer[: last - first]
+                self._fetcher.get(self.info, first, content)
+                give(first, content)
+                self._given(first, last)
+        finally:
+            with self._lock:
+                widening.end_behind()
+            self._bringing.release()
+
     def give_up_idle(self) -> bool:
         """Drop windows that nobody reads at the moment (:class:`.buffers.Holder`)."""
         return self.drop_idle(IDLE_S)
@@ -420,6 +448,10 @@ class ObjectReader:
             return None
         self._fetcher.cache.stay(self._entry)
         return self._entry
+
+    def _next_behind(self, widening: Widening) -> tuple[int, int] | None:
+        with self._lock:
+            return None if self._closed or self._rested else widening.behind()
 
     def _find_stream(self, offset: int, end: int, wait: bool) -> _Stream | None:
         """The window that a read belongs to; only who may wait begins or moves one."""

@@ -7,6 +7,9 @@ reads little of an object must not pay for the rest. So each read brings a fixed
 was asked for so far: the first ones bring what they ask for, and the object is never fetched
 more than once on account of a few reads. Where the page cache does not keep what it was
 given, or cannot, nothing is widened.
+
+Once the reads show that it pays, the rest of the object is brought behind their backs too: by
+then most of the time goes into waiting for one block after the other.
 """
 
 from __future__ import annotations
@@ -15,8 +18,14 @@ import threading
 
 _PART = 16
 """A read brings at most this part of the bytes that were asked for before."""
+_PART_BEHIND = 32
+"""All that is brought, with what comes behind the readers' backs, is at most this many times
+what was asked for."""
+_FEW = 1
+"""While more reads than that are under way they keep connections and processors busy."""
 MOST_BYTES = 2 * 1024 * 1024
 _CHUNK_BYTES = 128 * 1024
+_CHUNKS = MOST_BYTES // _CHUNK_BYTES
 _MOST_LOST = 32
 
 
@@ -50,13 +59,19 @@ class Widening:
 
     Args:
         size_bytes: of the object.
+        blocks: which blocks of MOST_BYTES may be brought behind the readers' backs; other
+            processes have the others.
     """
 
-    def __init__(self, share: PageCacheShare, size_bytes: int) -> None:
+    def __init__(self, share: PageCacheShare, size_bytes: int, blocks: range) -> None:
         self._share = share
         self._size_bytes = size_bytes
+        self._blocks = blocks
+        self._behind: int | None = None  # the block of which something is brought now
+        self._behind_chunk = 0  # where to look on in it
         self._reserved = False
         self._asked_bytes = 0
+        self._brought_bytes = 0
         self._under_way: set[int] = set()
         self._given = bytearray(-(-size_bytes // _CHUNK_BYTES))
         self._lost = 0
@@ -64,12 +79,19 @@ class Widening:
     def begin(self, offset: int, end: int) -> tuple[int, int]:
         """The range to fetch for a read of ``[offset, end)``; :meth:`end` must follow."""
         self._asked_bytes += end - offset
+        first, last = self._around(offset, end)
+        self._brought_bytes += last - first
+        return first, last
+
+    def _around(self, offset: int, end: int) -> tuple[int, int]:
         part_bytes = min(MOST_BYTES, self._asked_bytes // _PART)
         if part_bytes <= end - offset:
             return offset, end
         block_bytes = 1 << (part_bytes.bit_length() - 1)  # so that blocks do not overlap
         first = offset - offset % block_bytes
         if end > first + block_bytes or first in self._under_way:
+            return offset, end
+        if offset // MOST_BYTES == self._behind:
             return offset, end
         if self._given[offset // _CHUNK_BYTES]:
             self._lost += 1  # the kernel had it, and dropped it
@@ -81,6 +103,36 @@ class Widening:
     def end(self, first: int) -> None:
         """The range that begins there is not being fetched any more."""
         self._under_way.discard(first)
+
+    def behind(self) -> tuple[int, int] | None:
+        """The next range to bring while nobody waits for it; None where none pays at present.
+
+        The one before is not being brought any more then. Each block comes up once.
+        """
+        self._behind = None
+        credit_bytes = self._asked_bytes * _PART_BEHIND - self._brought_bytes
+        if self._asked_bytes < MOST_BYTES * _PART or credit_bytes < MOST_BYTES:
+            return None
+        if len(self._under_way) > _FEW:
+            return None
+        while self._blocks and self._may_widen():
+            block = self._blocks[0]
+            begin = block * _CHUNKS
+            first = self._given.find(0, max(begin, self._behind_chunk), begin + _CHUNKS)
+            if first < 0 or block * MOST_BYTES in self._under_way:
+                self._blocks = self._blocks[1:]
+                continue
+            behind = self._given.find(1, first, begin + _CHUNKS)
+            last = behind if behind >= 0 else min(begin + _CHUNKS, len(self._given))
+            self._behind, self._behind_chunk = block, last
+            span = first * _CHUNK_BYTES, min(last * _CHUNK_BYTES, self._size_bytes)
+            self._brought_bytes += span[1] - span[0]
+            return span
+        return None
+
+    def end_behind(self) -> None:
+        """Nothing is being brought behind the readers' backs any more."""
+        self._behind = None
 
     def given(self, first: int, last: int) -> None:
         """The kernel has the range."""

@@ -13,7 +13,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.prefetch import Fetcher, ObjectReader
 from sidecar.mounter.store.base import ObjectInfo
-from sidecar.mounter.widening import PageCacheShare
+from sidecar.mounter.widening import MOST_BYTES, PageCacheShare
 from tests.support.memory_store import MemoryStore
 
 MIB = 1024 * 1024
@@ -83,7 +83,8 @@ class Reading:
         self.readers: list[ObjectReader] = []
 
     def open(self, *, surplus: bool = False) -> ObjectReader:
-        reader = ObjectReader(self.fetcher, self.info, surplus=surplus)
+        blocks = range(-(-self.info.size_bytes // MOST_BYTES))
+        reader = ObjectReader(self.fetcher, self.info, surplus=blocks if surplus else None)
         self.readers.append(reader)
         return reader
 

@@ -13,7 +13,7 @@ import pytest
 from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.prefetch import ObjectReader
-from sidecar.mounter.widening import PageCacheShare, Widening
+from sidecar.mounter.widening import MOST_BYTES, PageCacheShare, Widening
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.reading.scripted import KIB, MIB, Reading
 from tests.support.faults import FaultProxy
@@ -187,7 +187,7 @@ def test_what_the_kernel_never_had_it_cannot_drop(reading: Make, how: str) -> No
 
 def test_room_is_shared_and_given_back() -> None:
     share = PageCacheShare(100 * MIB)
-    first, second = Widening(share, 60 * MIB), Widening(share, 60 * MIB)
+    first, second = (Widening(share, 60 * MIB, range(0)) for _ in range(2))
     for one in (first, second):
         for offset in range(0, 40 * MIB, MIB):
             one.end(one.begin(offset, offset + BLOCK)[0])
@@ -197,6 +197,125 @@ def test_room_is_shared_and_given_back() -> None:
     assert second.begin(50 * MIB, 50 * MIB + BLOCK) != (50 * MIB, 50 * MIB + BLOCK)
     second.rest()
     assert share.reserve(100 * MIB)
+
+
+class Behind:
+    """Takes what a reader brings behind the program's back, and compares it."""
+
+    def __init__(self, one: Reading) -> None:
+        self._one = one
+        self.ranges: list[tuple[int, int]] = []
+
+    def give(self, offset: int, view: memoryview) -> None:
+        assert view == self._one.content[offset : offset + len(view)]
+        self.ranges.append((offset, offset + len(view)))
+
+
+def test_before_it_pays_nothing_is_brought_behind(reading: Make) -> None:
+    one = reading()
+    reader = one.open(surplus=True)
+    behind = Behind(one)
+    for offset in scattered()[:-1]:
+        reader.read(offset, BLOCK).release()
+        reader.bring_more(behind.give)
+    assert not behind.ranges
+
+
+def test_then_all_that_the_kernel_has_not_is_brought_once(reading: Make) -> None:
+    one = reading()
+    reader = one.open(surplus=True)
+    behind = Behind(one)
+    there: set[int] = set()
+    for offset in scattered():
+        result = reader.read(offset, BLOCK)
+        if len(there) < 64 and result.surplus:
+            there.add(offset)
+            for at, view in result.surplus:
+                there.update(range(at, at + len(view), BLOCK))
+            result.given()
+        result.release()
+    reader.bring_more(behind.give)
+    reader.bring_more(behind.give)
+    brought = [at for begin, end in behind.ranges for at in range(begin, end, BLOCK)]
+    assert sorted(brought) == sorted(set(range(0, SIZE, BLOCK)) - there)
+
+
+def test_what_is_brought_behind_is_a_multiple_of_what_was_asked() -> None:
+    size = 8 * 1024 * MIB
+    widening = Widening(PageCacheShare(size), size, range(size // MOST_BYTES))
+    offsets = list(range(0, size, MOST_BYTES))
+    random.Random(3).shuffle(offsets)
+    asked = brought = 0
+    there: set[int] = set()
+    for offset in offsets:
+        if offset in there:
+            continue  # the kernel has it
+        first, last = widening.begin(offset, offset + BLOCK)
+        widening.given(first, last)
+        widening.end(first)
+        asked += BLOCK
+        brought += last - first
+        while (span := widening.behind()) is not None:
+            widening.given(*span)
+            brought += span[1] - span[0]
+            there.update(range(span[0], span[1], BLOCK))
+        assert brought <= 32 * asked
+    assert 0.99 * size < brought < 1.1 * size
+    assert asked < size / 30
+
+
+def test_only_the_blocks_of_this_process_are_brought() -> None:
+    size = 128 * MIB + 5
+    widening = Widening(PageCacheShare(size), size, range(1, 65, 3))
+    for offset in range(0, 32 * MIB, BLOCK):
+        widening.end(widening.begin(offset, offset + BLOCK)[0])
+    spans = []
+    while (span := widening.behind()) is not None:
+        spans.append(span)
+    assert [first // MOST_BYTES for first, _ in spans] == list(range(1, 65, 3))
+    assert spans[-1] == (128 * MIB, size)
+
+
+def test_a_read_of_what_is_being_brought_asks_for_itself() -> None:
+    size = 128 * MIB
+    widening = Widening(PageCacheShare(size), size, range(64))
+    for offset in range(0, 32 * MIB, BLOCK):
+        widening.end(widening.begin(offset, offset + BLOCK)[0])
+    span = widening.behind()
+    assert span is not None
+    offset = span[0] + BLOCK
+    assert widening.begin(offset, offset + BLOCK) == (offset, offset + BLOCK)
+    widening.end_behind()
+    assert widening.begin(offset, offset + BLOCK) != (offset, offset + BLOCK)
+
+
+def test_who_is_closed_brings_nothing_more(reading: Make) -> None:
+    one = reading()
+    reader = one.open(surplus=True)
+    for offset in scattered():
+        reader.read(offset, BLOCK).release()
+    behind = Behind(one)
+
+    def give(offset: int, view: memoryview) -> None:
+        behind.give(offset, view)
+        reader.close()
+
+    reader.bring_more(give)
+    assert len(behind.ranges) == 1
+
+
+def test_where_bringing_fails_the_next_one_goes_on(reading: Make) -> None:
+    one = reading()
+    reader = one.open(surplus=True)
+    for offset in scattered():
+        reader.read(offset, BLOCK).release()
+    behind = Behind(one)
+    one.store.failure = Unavailable("away")
+    with pytest.raises(Unavailable):
+        reader.bring_more(behind.give)
+    one.store.failure = None
+    reader.bring_more(behind.give)
+    assert sum(end - begin for begin, end in behind.ranges) == SIZE - MOST_BYTES
 
 
 def test_through_a_mount_every_byte_is_right_and_most_reads_ask_nothing(

@@ -98,7 +98,7 @@ class Readers:
         for number in range(count):
 
             def run(end: socket.socket, number: int = number) -> None:
-                _Reader(end, build(number)).run()
+                _Reader(end, build(number), number, count).run()
 
             pid, end = fork_child(run, self._sockets)
             self._pids.append(pid)
@@ -191,7 +191,7 @@ class Readers:
 
     def _child_by_place(self, number: int, offset: int) -> int:
         # What is fetched together is asked of one child.
-        return (number + offset // MOST_BYTES) % len(self._sockets)
+        return _by_place(number, offset // MOST_BYTES, len(self._sockets))
 
     def _send(self, child: int, message: bytes) -> None:
         try:
@@ -210,6 +210,11 @@ class Readers:
         os._exit(os.EX_SOFTWARE)
 
 
+def _by_place(number: int, block: int, children: int) -> int:
+    """The child that is asked for a block."""
+    return (number + block) % children
+
+
 def _marshalled(info: ObjectInfo) -> bytes:
     return marshal.dumps(info.bare)
 
@@ -226,15 +231,18 @@ class _Reader:
     changes threads as rarely as can be: a wake-up costs as much as a small answer.
     """
 
-    def __init__(self, end: socket.socket, fetcher: Fetcher) -> None:
+    def __init__(self, end: socket.socket, fetcher: Fetcher, index: int, count: int) -> None:
         self._end = end
         self._fetcher = fetcher
+        self._index = index
+        self._count = count
         self._metrics = fetcher.metrics
         self._readers: dict[int, ObjectReader] = {}
         self._turn = threading.Lock()
         self._next_in_turn = 0
         self._threads = 1
         self._givers = threading.BoundedSemaphore(_THREADS // 4)
+        self._bringers = threading.BoundedSemaphore(_THREADS // 8)
         self._descriptor = -1
 
     def run(self) -> None:
@@ -277,7 +285,8 @@ class _Reader:
                     return AloneRead(unique, _info_in(message), offset, size, time.perf_counter())
                 if len(message) > _READ.size:
                     info = _info_in(message)
-                    self._readers[number] = ObjectReader(self._fetcher, info, surplus=number > 0)
+                    surplus = self._blocks(number, info) if number > 0 else None
+                    self._readers[number] = ObjectReader(self._fetcher, info, surplus=surplus)
                 read = _Read(self._readers[number], unique, number, offset, size, self._answer)
                 if not read.answer_when_here():
                     return read
@@ -285,6 +294,14 @@ class _Reader:
                 for number in marshal.loads(message[1:]):  # noqa: S302 - the parent's
                     self._readers.pop(number).close()
         os._exit(0)
+
+    def _blocks(self, node: int, info: ObjectInfo) -> range:
+        """The blocks of a node whose reads come to this child."""
+        blocks = -(-info.size_bytes // MOST_BYTES)
+        first = next(
+            n for n in range(self._count) if _by_place(node, n, self._count) == self._index
+        )
+        return range(first, blocks, self._count)
 
     def _drop_idle(self) -> None:
         """Windows that nobody reads: a close is not always heard of, and programs pause."""
@@ -309,6 +326,8 @@ class _Reader:
             if result.surplus and self._give(read.number, result.surplus):
                 result.given()
             result.release()
+            if result.surplus:
+                self._bring_more(read)
 
     def _give(self, node: int, surplus: Sequence[tuple[int, memoryview]]) -> bool:
         """Fill the kernel's page cache; False where too many threads are at it already.
@@ -324,6 +343,23 @@ class _Reader:
         finally:
             self._givers.release()
         return True
+
+    def _bring_more(self, read: _Read) -> None:
+        """Go on with what will be read, unless enough threads do such things."""
+
+        def give(offset: int, view: memoryview) -> None:
+            with self._givers:
+                fill_pages(self._descriptor, read.number, offset, view)
+
+        if not self._bringers.acquire(blocking=False):
+            return
+        try:
+            read.reader.bring_more(give)
+        except Exception as error:  # noqa: BLE001 - whoever reads it is told, if it lasts
+            end_if_starved(error)
+            log.info("nothing more of `%s` was read ahead: %s", read.reader.info.key, error)
+        finally:
+            self._bringers.release()
 
 
 class _Read:
