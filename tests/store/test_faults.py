@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -215,6 +217,21 @@ def test_a_connection_closed_while_idle_is_no_outage(scripted: Callable[..., Scr
     server = scripted(last_on_this_connection)
     assert [server.read(offset) for offset in (0, 50)] == [BODY[:100], BODY[50:150]]
     assert server.reasons == []
+
+
+def test_a_connection_reset_within_an_answer_is_counted(
+    scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reset(handler: BaseHTTPRequestHandler) -> None:
+        truncated(handler)
+        # Closed without a shutdown(2), which would end the answer in good order.
+        monkeypatch.setattr(handler.server, "shutdown_request", handler.server.close_request)
+        at_once = struct.pack("ii", 1, 0)
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+
+    server = scripted(good, reset, good)
+    assert [server.read(), server.read()] == [BODY[:100], BODY[:100]]
+    assert server.reasons == ["connection"]
 
 
 def lying(span: str, code: int = 206) -> Respond:

@@ -163,7 +163,7 @@ class Exchange:
             except TRANSPORT_ERRORS as error:
                 if isinstance(error, TimeoutError):
                     patience.stalled()
-                if not (reused and _was_closed_idle(error)):
+                if not (reused and response is None and _was_closed_idle(error)):
                     raise self._place.from_transport(error) from None
                 # A server may close an idle connection at any time; that is no outage.
                 pool.close_idle()
