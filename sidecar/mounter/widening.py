@@ -68,7 +68,6 @@ class Widening:
         self._size_bytes = size_bytes
         self._blocks = blocks
         self._behind: int | None = None  # the block of which something is brought now
-        self._behind_chunk = 0  # where to look on in it
         self._reserved = False
         self._asked_bytes = 0
         self._brought_bytes = 0
@@ -89,9 +88,8 @@ class Widening:
             return offset, end
         block_bytes = 1 << (part_bytes.bit_length() - 1)  # so that blocks do not overlap
         first = offset - offset % block_bytes
-        if end > first + block_bytes or first in self._under_way:
-            return offset, end
-        if offset // MOST_BYTES == self._behind:
+        is_coming = first in self._under_way or first // MOST_BYTES == self._behind
+        if end > first + block_bytes or is_coming:
             return offset, end
         if self._given[offset // _CHUNK_BYTES]:
             self._lost += 1  # the kernel had it, and dropped it
@@ -107,36 +105,34 @@ class Widening:
     def behind(self) -> tuple[int, int] | None:
         """The next range to bring while nobody waits for it; None where none pays at present.
 
-        The one before is not being brought any more then. Each block comes up once.
+        The one before is not being brought any more then. What is not :meth:`given` comes again.
         """
         self._behind = None
         credit_bytes = self._asked_bytes * _PART_BEHIND - self._brought_bytes
-        if self._asked_bytes < MOST_BYTES * _PART or credit_bytes < MOST_BYTES:
-            return None
-        if len(self._under_way) > _FEW:
+        pays = self._asked_bytes >= MOST_BYTES * _PART and credit_bytes >= MOST_BYTES
+        if not pays or len(self._under_way) > _FEW:
             return None
         while self._blocks and self._may_widen():
             block = self._blocks[0]
-            begin = block * _CHUNKS
-            first = self._given.find(0, max(begin, self._behind_chunk), begin + _CHUNKS)
+            begin, end = block * _CHUNKS, min((block + 1) * _CHUNKS, len(self._given))
+            first = self._given.find(0, begin, end)
             if first < 0 or block * MOST_BYTES in self._under_way:
                 self._blocks = self._blocks[1:]
                 continue
-            behind = self._given.find(1, first, begin + _CHUNKS)
-            last = behind if behind >= 0 else min(begin + _CHUNKS, len(self._given))
-            self._behind, self._behind_chunk = block, last
-            span = first * _CHUNK_BYTES, min(last * _CHUNK_BYTES, self._size_bytes)
+            last = self._given.find(1, first, end)
+            span = (
+                first * _CHUNK_BYTES,
+                min((last if last >= 0 else end) * _CHUNK_BYTES, self._size_bytes),
+            )
+            self._behind = block
             self._brought_bytes += span[1] - span[0]
             return span
         return None
 
-    def end_behind(self) -> None:
-        """Nothing is being brought behind the readers' backs any more."""
-        self._behind = None
-
     def given(self, first: int, last: int) -> None:
         """The kernel has the range."""
-        low, high = -(-first // _CHUNK_BYTES), last // _CHUNK_BYTES
+        low = -(-first // _CHUNK_BYTES)
+        high = len(self._given) if last == self._size_bytes else last // _CHUNK_BYTES
         self._given[low:high] = b"\1" * (high - low)
 
     def rest(self) -> None:

@@ -27,12 +27,12 @@ from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.cache import DiskCache, Keeper, occupied_bytes
 from sidecar.mounter.channel import Channel, Message
 from sidecar.mounter.credentials import CredentialSource
+from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.filesystem.spool import Spool
-from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.base import Store
 from sidecar.mounter.transport import kernel, libfuse

@@ -23,16 +23,10 @@ from tests.cache.folders import (
     read,
     states,
 )
+from tests.support.waiting import wait_until
 
 TAIL = 1000
 SIZE = 3 * B + TAIL
-
-
-def wait_until(done: object) -> None:
-    deadline_s = time.monotonic() + 20
-    while not done():  # type: ignore[operator]
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 # --- borders --------------------------------------------------------------------------------
@@ -242,7 +236,7 @@ def test_a_lease_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     info, _ = an_object(SIZE)
     one, other = (enter(open_cache(tmp_path), info) for _ in range(2))
     one.claim(0, SIZE)
-    wait_until(lambda: other.claim(0, SIZE).state == "mine")
+    wait_until(lambda: other.claim(0, SIZE).state == "mine", "the lease is over")
 
 
 def test_a_clock_that_was_set_back_holds_nobody_up(
@@ -277,7 +271,7 @@ def test_a_file_that_was_touched_is_compared_first(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.write(content[:1])  # the same byte: only the times tell
     assert not has_whole(cache, info)
-    wait_until(lambda: has_whole(cache, info))
+    wait_until(lambda: has_whole(cache, info), "kept")
 
 
 def test_an_altered_file_is_never_given_out(tmp_path: Path) -> None:
@@ -286,11 +280,11 @@ def test_an_altered_file_is_never_given_out(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, damage=damage)
     alter(keep(cache, info, content))
     assert not has_whole(cache, info)
-    wait_until(lambda: damage.count)
+    wait_until(lambda: damage.count, "damage is noticed")
     assert not has_whole(cache, info)
     keep(cache, info, content)  # the block that is missing
     assert not has_whole(cache, info)
-    wait_until(lambda: has_whole(cache, info))
+    wait_until(lambda: has_whole(cache, info), "kept")
 
 
 def test_what_is_altered_before_the_last_block_came_is_found(tmp_path: Path) -> None:
@@ -320,10 +314,10 @@ def test_after_a_restart_of_the_machine_files_are_compared_first(
     damage = Damage()
     cache = open_cache(tmp_path, damage=damage)
     assert not has_whole(cache, info)
-    wait_until(lambda: damage.count)
+    wait_until(lambda: damage.count, "damage is noticed")
     # What was there before and what came after do not make a sealed file together.
     entry = enter(cache, half)
     entry.store(2 * B, memoryview(half_content)[2 * B :])
     assert entry.whole
     assert not has_whole(cache, half)
-    wait_until(lambda: has_whole(cache, half))
+    wait_until(lambda: has_whole(cache, half), "kept")

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from tests.cache.folders import (
 )
 from tests.cache.user import ONE_SIZE
 from tests.support.servers import REPOSITORY
+from tests.support.waiting import wait_until
 
 User = subprocess.Popen[str]
 
@@ -283,7 +284,7 @@ def test_a_full_disk_is_an_error_and_nothing_worse(tiny_disk: Path) -> None:
     entry.claim(4 * B, info.size_bytes)
     rest = memoryview(content)[4 * B :]
     Keeper().keep(cache, info, entry, 4 * B, rest, lambda: released.append(True))
-    wait_until(lambda: bool(released))
+    wait_until(lambda: released, "released")
     assert entry.claim(4 * B, info.size_bytes).state == "mine"
 
 
@@ -292,13 +293,6 @@ def test_no_room_for_a_map(tiny_disk: Path) -> None:
     (tiny_disk / "ballast").write_bytes(bytes(MIB - 8 * 4096))
     entered = [cache.enter(an_object(B, f"key{number}")[0]) for number in range(20)]
     assert None in entered
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 def test_a_folder_deleted_under_a_running_process_is_made_anew(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from sidecar.mounter import mounts
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
-from tests.support.killer import serving_pid, wait_until, while_dead
+from tests.support.killer import serving_pid, while_dead
 from tests.support.sidecar import Sidecar
+from tests.support.waiting import wait_until
 
 DEAD = rf"\[Errno ({errno.ENOTCONN}|{errno.ECONNABORTED})\]"
 FAILED_RESUMES = 3

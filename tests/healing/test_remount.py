@@ -12,7 +12,8 @@ import pytest
 
 from sidecar.mounter import mounts
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
-from tests.support.killer import serving_pid, wait_until
+from tests.support.killer import serving_pid
+from tests.support.waiting import wait_until
 
 DEAD = rf"\[Errno ({errno.ENOTCONN}|{errno.ECONNABORTED})\]"
 """What a connection without a server gives (fs/fuse/dev.c)."""

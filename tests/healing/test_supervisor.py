@@ -12,7 +12,8 @@ import pytest
 
 from sidecar.mounter.channel import Channel
 from tests.healing.conftest import VOLUME, Bucket, Start
-from tests.support.killer import kill_worker, wait_until
+from tests.support.killer import kill_worker
+from tests.support.waiting import wait_until
 
 MIB = 1024 * 1024
 WARM_UP_RESTARTS = 10

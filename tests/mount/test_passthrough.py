@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from sidecar.mounter.cache import DiskCache
@@ -15,17 +13,22 @@ from sidecar.mounter.transport.opens import JUDGED_OPENS
 from sidecar.spec import Sizes
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
+from tests.support.waiting import wait_until
+
+MIB = 1024 * 1024
+CACHE_BYTES = 64 * MIB
 
 
-def wait_until(done: Callable[[], bool]) -> None:
-    """Return once ``done`` says so."""
-    deadline_s = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
-
-
-CACHE_BYTES = 64 * 1024 * 1024
+def cached(
+    server: S3Server, bucket: str, directory: Path, mount: Path, cache_bytes: int = CACHE_BYTES
+) -> Sidecar:
+    """A read-only mount with a disk cache, not started yet."""
+    return Sidecar(
+        directory,
+        [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
+        secrets={"v": server.credentials_json()},
+        sizes=Sizes(cache_bytes=cache_bytes),
+    )
 
 
 def place_copy(sidecar: Sidecar, bucket: str, key: str, version: str, content: bytes) -> Path:
@@ -50,12 +53,7 @@ def test_reads_do_not_reach_the_worker_and_survive_its_death(
     etag = client.put_object(bucket, "whole", io.BytesIO(remote), len(remote)).etag
     client.put_object(bucket, "other", io.BytesIO(remote), len(remote))
     mount = tmp_path / "m"
-    sidecar = Sidecar(
-        tmp_path / "run",
-        [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
-        secrets={"v": s3_server.credentials_json()},
-        sizes=Sizes(cache_bytes=CACHE_BYTES),
-    )
+    sidecar = cached(s3_server, bucket, tmp_path / "run", mount)
     place_copy(sidecar, bucket, "whole", etag, local)
     with sidecar:
         # Other content on purpose: it shows who answered.
@@ -83,12 +81,7 @@ def test_many_opens_of_small_files_leave_opening_to_the_kernel(
     for key in ("early", "late", "healed"):
         client.put_object(bucket, key, io.BytesIO(remote), len(remote))
     mount = tmp_path / "m"
-    sidecar = Sidecar(
-        tmp_path / "run",
-        [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
-        secrets={"v": s3_server.credentials_json()},
-        sizes=Sizes(cache_bytes=CACHE_BYTES),
-    )
+    sidecar = cached(s3_server, bucket, tmp_path / "run", mount)
     place_copy(sidecar, bucket, "whole", etag, local)
     with sidecar:
         with (
@@ -101,7 +94,7 @@ def test_many_opens_of_small_files_leave_opening_to_the_kernel(
             assert sidecar.metric("mount_sidecar_passthrough_opens_total") == JUDGED_OPENS + 1
             assert by_copy.read() == local
             assert by_handle.read() == remote
-        wait_until(lambda: sidecar.metric("mount_sidecar_open_handles") == 0)
+        wait_until(lambda: sidecar.metric("mount_sidecar_open_handles") == 0, "both closed")
         for _ in range(3):
             (mount / "whole").open("rb").close()
         by_now = sidecar.metric("mount_sidecar_passthrough_opens_total")
@@ -126,12 +119,7 @@ def test_a_copy_that_is_altered_or_of_another_version_is_not_served(
     etag = client.put_object(bucket, "altered", io.BytesIO(b"remote"), 6).etag
     client.put_object(bucket, "old", io.BytesIO(b"remote"), 6)
     mount = tmp_path / "m"
-    sidecar = Sidecar(
-        tmp_path / "run",
-        [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
-        secrets={"v": s3_server.credentials_json()},
-        sizes=Sizes(cache_bytes=CACHE_BYTES),
-    )
+    sidecar = cached(s3_server, bucket, tmp_path / "run", mount)
     with place_copy(sidecar, bucket, "altered", etag, b"remote").open("r+b") as copy:
         copy.write(b"X")
     place_copy(sidecar, bucket, "old", "another-version", b"local!")
@@ -145,5 +133,29 @@ def test_a_copy_that_is_altered_or_of_another_version_is_not_served(
             lambda: (
                 (mount / "altered").read_bytes() == b"remote"
                 and sidecar.metric("mount_sidecar_passthrough_opens_total") > 0
-            )
+            ),
+            "opened by its copy",
         )
+
+
+def test_a_file_that_was_closed_makes_room_for_the_next_one(
+    tmp_path: Path, s3_server: S3Server
+) -> None:
+    bucket = "passthrough-room"
+    s3_server.create_bucket(bucket)
+    content = os.urandom(8 * MIB)
+    for key in ("first", "second"):
+        s3_server.client().put_object(bucket, key, io.BytesIO(content), len(content))
+    mount = tmp_path / "m"
+    with cached(s3_server, bucket, tmp_path / "run", mount, 12 * MIB) as sidecar:
+        for opens, key in enumerate(("first", "second"), 1):
+
+            def opened_by_copy(key: str = key, opens: int = opens) -> bool:
+                with (mount / key).open("rb") as file:
+                    # Its pages alone: a node that the kernel forgets is not read any more.
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    assert file.read() == content
+                return sidecar.metric("mount_sidecar_passthrough_opens_total") >= opens
+
+            wait_until(opened_by_copy, f"{key} is kept", 20)
+        assert sidecar.stop() == 0

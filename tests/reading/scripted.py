@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from sidecar.errors import SidecarError
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.buffers import BufferPool
-from sidecar.mounter.prefetch import Fetcher, ObjectReader
+from sidecar.mounter.fetching import Fetcher
+from sidecar.mounter.prefetch import ObjectReader
 from sidecar.mounter.store.base import ObjectInfo
 from sidecar.mounter.widening import MOST_BYTES, PageCacheShare
 from tests.support.memory_store import MemoryStore

@@ -19,6 +19,7 @@ from sidecar.mounter.cache import Keeper
 from sidecar.mounter.prefetch import MAX_WINDOW_BYTES, ObjectReader
 from tests.cache.folders import an_object, has_whole, keep, open_cache
 from tests.reading.scripted import KIB, MIB, Reading, blocks
+from tests.support.waiting import wait_until
 
 Make = Callable[..., Reading]
 
@@ -46,13 +47,6 @@ def read_all(one: Reading, reader: ObjectReader) -> None:
         one.check(reader, offset, size)
 
 
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
-
-
 # --- the window -----------------------------------------------------------------------------------
 
 
@@ -78,7 +72,9 @@ def test_a_reader_that_does_not_wait_gets_no_larger_window(reading: Make) -> Non
     ahead = []
     for offset, size in blocks(32 * MIB, 256 * KIB):
         one.check(reader, offset, size)
-        wait_until(lambda: not one.store.under_way)  # everything is there before the next read
+        wait_until(
+            lambda: not one.store.under_way, "no fetch"
+        )  # everything is there before the next read
         time.sleep(0.001)
         ahead.append(max(start + length for start, length in one.store.ranges) - offset)
     # Two waits at the most: the first read, and one that overtook the first part.
@@ -268,7 +264,7 @@ def test_close_while_fetches_are_under_way(reading: Make) -> None:
     one.store.gate.clear()
     waiting = threading.Thread(target=one.check, args=(reader, 20 * MIB, MIB))
     waiting.start()
-    wait_until(lambda: bool(one.store.under_way))
+    wait_until(lambda: one.store.under_way, "a fetch")
     reader.close()
     reader.close()
     one.store.gate.set()
@@ -355,7 +351,7 @@ def test_a_reader_that_rests_lets_its_object_be_evicted(reading: Make, tmp_path:
     one.fetcher = one.fetcher._replace(cache=cache, keeper=Keeper())
     reader = one.open()
     read_all(one, reader)
-    wait_until(lambda: has_whole(cache, one.info))
+    wait_until(lambda: has_whole(cache, one.info), "kept")
     other, content = an_object(8 * MIB, "other")
     keep(cache, other, content)
     assert not has_whole(cache, other)  # the reader has the room
@@ -372,7 +368,7 @@ def test_a_reader_that_rested_finds_what_was_kept_meanwhile(reading: Make, tmp_p
     one.fetcher = one.fetcher._replace(cache=cache, keeper=Keeper())
     reader = one.open()
     read_all(one, reader)
-    wait_until(lambda: has_whole(cache, one.info))
+    wait_until(lambda: has_whole(cache, one.info), "kept")
     reader.drop_idle(0.0)
     read_all(one, reader)
     assert one.store.ranges == [(0, 100 * KIB)]

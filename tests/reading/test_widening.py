@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +15,16 @@ import pytest
 from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.prefetch import ObjectReader
+from sidecar.mounter.transport.readers import blocks_of_child, child_by_place
 from sidecar.mounter.widening import MOST_BYTES, PageCacheShare, Widening
+from sidecar.spec import Volume
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.reading.scripted import KIB, MIB, Reading
+from tests.support.clouds import RcloneCloud
 from tests.support.faults import FaultProxy
 from tests.support.killer import kill_worker
-from tests.support.servers import S3Server
+from tests.support.servers import RcloneServer, S3Server
+from tests.support.sidecar import Sidecar
 
 BLOCK = 128 * KIB
 SIZE = 96 * MIB
@@ -211,6 +217,22 @@ class Behind:
         self.ranges.append((offset, offset + len(view)))
 
 
+def read_at_random(one: Reading) -> ObjectReader:
+    """A reader that was asked for just as much as makes bringing the rest pay."""
+    reader = one.open(surplus=True)
+    for offset in scattered():
+        reader.read(offset, BLOCK).release()
+    return reader
+
+
+def asked_at_random(size_bytes: int, blocks: range) -> Widening:
+    """The same, without a reader."""
+    widening = Widening(PageCacheShare(size_bytes), size_bytes, blocks)
+    for offset in range(0, 32 * MIB, BLOCK):
+        widening.end(widening.begin(offset, offset + BLOCK)[0])
+    return widening
+
+
 def test_before_it_pays_nothing_is_brought_behind(reading: Make) -> None:
     one = reading()
     reader = one.open(surplus=True)
@@ -266,34 +288,50 @@ def test_what_is_brought_behind_is_a_multiple_of_what_was_asked() -> None:
 
 def test_only_the_blocks_of_this_process_are_brought() -> None:
     size = 128 * MIB + 5
-    widening = Widening(PageCacheShare(size), size, range(1, 65, 3))
-    for offset in range(0, 32 * MIB, BLOCK):
-        widening.end(widening.begin(offset, offset + BLOCK)[0])
+    widening = asked_at_random(size, range(1, 65, 3))
     spans = []
     while (span := widening.behind()) is not None:
+        widening.given(*span)
         spans.append(span)
     assert [first // MOST_BYTES for first, _ in spans] == list(range(1, 65, 3))
     assert spans[-1] == (128 * MIB, size)
 
 
+@pytest.mark.parametrize("children", [1, 2, 3, 4])
+@pytest.mark.parametrize("node", [1, 2, 7])
+def test_each_block_is_of_the_child_that_is_asked_for_it(node: int, children: int) -> None:
+    size = 10 * MOST_BYTES + 1
+    for child in range(children):
+        for block in blocks_of_child(node, size, child, children):
+            assert child_by_place(node, block * MOST_BYTES, children) == child
+    every = [blocks_of_child(node, size, child, children) for child in range(children)]
+    assert sorted(block for blocks in every for block in blocks) == list(range(11))
+
+
 def test_a_read_of_what_is_being_brought_asks_for_itself() -> None:
-    size = 128 * MIB
-    widening = Widening(PageCacheShare(size), size, range(64))
-    for offset in range(0, 32 * MIB, BLOCK):
-        widening.end(widening.begin(offset, offset + BLOCK)[0])
+    widening = asked_at_random(128 * MIB, range(64))
     span = widening.behind()
     assert span is not None
     offset = span[0] + BLOCK
     assert widening.begin(offset, offset + BLOCK) == (offset, offset + BLOCK)
-    widening.end_behind()
-    assert widening.begin(offset, offset + BLOCK) != (offset, offset + BLOCK)
+    widening.given(*span)
+    another = widening.behind()
+    assert another is not None
+    assert another[0] >= span[1]
+
+
+def test_while_several_reads_are_under_way_nothing_is_brought_behind() -> None:
+    widening = asked_at_random(128 * MIB, range(64))
+    first, second = (widening.begin(at, at + BLOCK)[0] for at in (64 * MIB, 96 * MIB))
+    assert widening.behind() is None
+    widening.end(first)
+    assert widening.behind() is not None
+    widening.end(second)
 
 
 def test_who_is_closed_brings_nothing_more(reading: Make) -> None:
     one = reading()
-    reader = one.open(surplus=True)
-    for offset in scattered():
-        reader.read(offset, BLOCK).release()
+    reader = read_at_random(one)
     behind = Behind(one)
 
     def give(offset: int, view: memoryview) -> None:
@@ -304,18 +342,25 @@ def test_who_is_closed_brings_nothing_more(reading: Make) -> None:
     assert len(behind.ranges) == 1
 
 
+def test_who_rests_brings_nothing_more(reading: Make) -> None:
+    one = reading()
+    reader = read_at_random(one)
+    assert not reader.drop_idle(0.0)  # it has no window
+    behind = Behind(one)
+    reader.bring_more(behind.give)
+    assert not behind.ranges
+
+
 def test_where_bringing_fails_the_next_one_goes_on(reading: Make) -> None:
     one = reading()
-    reader = one.open(surplus=True)
-    for offset in scattered():
-        reader.read(offset, BLOCK).release()
+    reader = read_at_random(one)
     behind = Behind(one)
     one.store.failure = Unavailable("away")
     with pytest.raises(Unavailable):
         reader.bring_more(behind.give)
     one.store.failure = None
     reader.bring_more(behind.give)
-    assert sum(end - begin for begin, end in behind.ranges) == SIZE - MOST_BYTES
+    assert sum(end - begin for begin, end in behind.ranges) == SIZE
 
 
 def test_through_a_mount_every_byte_is_right_and_most_reads_ask_nothing(
@@ -347,3 +392,51 @@ def test_through_a_mount_every_byte_is_right_and_most_reads_ask_nothing(
         requests = sidecar.metric(name, **labels)
         print(f"{requests:.0f} requests for {len(offsets)} blocks")
         assert requests < len(offsets) * 2 / 3  # unwidened it is four fifths
+
+
+def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) -> None:
+    """Of a sparse object, whose blocks differ in their first bytes."""
+    size = 2048 * MIB
+    with RcloneServer(tmp_path / "server", etags=False) as server:
+        cloud = RcloneCloud(server, "behind")
+        server.create_bucket(cloud.bucket)
+        with (server.data / cloud.bucket / "large").open("wb") as file:
+            file.truncate(size)
+            for offset in range(0, size, BLOCK):
+                os.pwrite(file.fileno(), offset.to_bytes(8, "little"), offset)
+        mount = tmp_path / "m"
+        source = cloud.source()
+        volume = Volume(name="v", kind="data", path=str(mount), read_only=True, source=source)
+        secrets = {"cloud": server.credentials_json()}
+        with Sidecar(tmp_path / "run", [volume], secrets=secrets) as sidecar:
+            descriptor = os.open(mount / "large", os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+                def check(offset: int) -> None:
+                    expected = offset.to_bytes(8, "little") + bytes(BLOCK - 8)
+                    assert os.pread(descriptor, BLOCK, offset) == expected
+
+                def fetched() -> float:
+                    return sidecar.metric("mount_sidecar_fetched_bytes_total")
+
+                def comes_by_itself() -> bool:
+                    # What a read brings is fetched before it is answered.
+                    before = fetched()
+                    time.sleep(0.1)
+                    return fetched() > before
+
+                offsets = iter(shuffled(size))
+                came = False
+                while fetched() < 0.9 * size:
+                    if comes_by_itself():
+                        came = True
+                    else:  # not yet for every reader process
+                        for offset in itertools.islice(offsets, 100):
+                            check(offset)
+                assert came
+                for offset in range(0, size, BLOCK):
+                    check(offset)
+                assert fetched() < 1.3 * size
+            finally:
+                os.close(descriptor)

@@ -7,13 +7,14 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tests.support.sidecar import Sidecar
+from tests.support.waiting import wait_until
 
 SERVING_TIMEOUT_S = 60.0
 _SHORTEST_PAUSE_S = 0.02
@@ -30,14 +31,6 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
-def wait_until(done: Callable[[], bool], what: str, timeout_s: float = SERVING_TIMEOUT_S) -> None:
-    """Return when ``done``. Raises AssertionError that names ``what``."""
-    deadline_s = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
-        time.sleep(_POLL_S)
-
-
 def serving_pid(sidecar: Sidecar, volume: str, *, other_than: int | None = None) -> int:
     """Process id of the worker that serves, once one does; ``other_than`` is one just killed."""
     found: list[int] = []
@@ -49,7 +42,7 @@ def serving_pid(sidecar: Sidecar, volume: str, *, other_than: int | None = None)
         found.append(status["worker_pid"])
         return True
 
-    wait_until(serves, f"a worker that serves `{volume}`")
+    wait_until(serves, f"a worker that serves `{volume}`", SERVING_TIMEOUT_S)
     return found[-1]
 
 

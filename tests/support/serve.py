@@ -17,12 +17,12 @@ from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter import mounts
 from sidecar.mounter.buffers import BufferPool
+from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.filesystem.spool import Spool
-from sidecar.mounter.prefetch import Fetcher
 from sidecar.mounter.store.base import Store
 from sidecar.mounter.transport import kernel, libfuse
 from tests.support.memory_store import FailingStore

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from sidecar.errors import QuotaExceeded
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.buffers import BufferPool
-from sidecar.mounter.prefetch import Fetcher
+from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.store.base import Condition, Limits, ObjectInfo
 from sidecar.mounter.transport import kernel
 from sidecar.mounter.transport.readers import Readers

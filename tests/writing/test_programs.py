@@ -12,8 +12,7 @@ import shutil
 import sqlite3
 import subprocess
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import pytest
 
 from sidecar.spec import StoreName
 from tests.support.actor import tree
+from tests.support.waiting import wait_until
 from tests.writing.buckets import MIB, Mounted, mounted
 
 PATIENCE_S = 60.0
@@ -295,13 +295,6 @@ def test_numpy_memmap(place: Mounted, directory: Path) -> None:
 # --- files that grow --------------------------------------------------------------------------
 
 
-def wait_until(done: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not done():
-        assert time.monotonic() < deadline_s, f"not within {PATIENCE_S:g} s: {what}"
-        time.sleep(0.02)
-
-
 def records(path: Path) -> int:
     """Whole records of a TensorBoard event file: length, its checksum, data, its checksum."""
     data, position, found = path.read_bytes(), 0, 0
@@ -326,7 +319,7 @@ def test_tensorboard_events_while_they_grow(place: Mounted, directory: Path) -> 
             for number in range(20):
                 writer.add_scalar("loss", 1 / (1 + number), step * 20 + number)
             added += 20  # besides one that says the version
-            wait_until(all_there, f"the events of step {step}")
+            wait_until(all_there, f"the events of step {step}", PATIENCE_S)
     (events,) = directory.glob("events.*")
     assert place.objects(directory) == {events.name: events.read_bytes()}
     assert records(events) == 1 + added

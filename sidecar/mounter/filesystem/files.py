@@ -24,13 +24,14 @@ from sidecar.errors import (
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.filesystem.attributes import from_metadata, to_metadata
 from sidecar.mounter.filesystem.journal import HANDLE, Journal, Record, Unsaved
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
 from sidecar.mounter.filesystem.tree import Tree
 from sidecar.mounter.filesystem.uploads import Uploader
-from sidecar.mounter.prefetch import Fetcher, ObjectReader, ReadResult
+from sidecar.mounter.prefetch import ObjectReader, ReadResult
 from sidecar.mounter.store.base import Condition, ObjectInfo
 
 log = logging.getLogger(__name__)

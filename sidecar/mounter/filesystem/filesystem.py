@@ -40,6 +40,7 @@ from sidecar.errors import (
 )
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache import Copy
+from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.filesystem.attributes import (
     BLOCK_BYTES,
     Entry,
@@ -70,7 +71,7 @@ from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.filesystem.subtrees import is_at_or_below
 from sidecar.mounter.filesystem.tree import Line, OpenDirectory, Tree
 from sidecar.mounter.filesystem.uploads import Uploader
-from sidecar.mounter.prefetch import Fetcher, ReadResult
+from sidecar.mounter.prefetch import ReadResult
 from sidecar.mounter.store.base import Fetch, ObjectInfo, Store
 
 log = logging.getLogger(__name__)

@@ -626,6 +626,7 @@ class Server:
     def read(self, request: Request, wait: bool) -> _Result:
         handle, offset, size = _read_in(request.body)
         if self._readers is not None:
+            # By its handle where it has one: closing that gives its room in the disk cache back.
             if handle or self._opens.needed:
                 number, info = -handle, self.filesystem.pinned(handle)
             else:
@@ -652,10 +653,10 @@ class Server:
         return _Result((p.WRITE_OUT.pack(self.filesystem.write(handle, offset, data), 0),))
 
     def flush(self, request: Request, _wait: bool) -> _Result | None:
-        (handle,) = p.HANDLE_IN.unpack_from(request.body)
-        if not handle and not self._opens.needed:
+        if not self._opens.needed:
             self._answer_errno(request, errno.ENOSYS)  # nothing is written, nor asked again
             return None
+        (handle,) = p.HANDLE_IN.unpack_from(request.body)
         self.filesystem.flush(handle)
         return _Result(())
 

@@ -25,12 +25,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from sidecar.errors import Stale, to_errno
+from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.prefetch import (
     KEEP_BEHIND_BYTES,
     MAX_STREAMS,
     SEEK_FORWARD_BYTES,
     WHOLE_OBJECT_BYTES,
-    Fetcher,
     ObjectReader,
     ReadResult,
 )
@@ -191,7 +191,7 @@ class Readers:
 
     def _child_by_place(self, number: int, offset: int) -> int:
         # What is fetched together is asked of one child.
-        return _by_place(number, offset // MOST_BYTES, len(self._sockets))
+        return child_by_place(number, offset, len(self._sockets))
 
     def _send(self, child: int, message: bytes) -> None:
         try:
@@ -210,9 +210,14 @@ class Readers:
         os._exit(os.EX_SOFTWARE)
 
 
-def _by_place(number: int, block: int, children: int) -> int:
-    """The child that is asked for a block."""
-    return (number + block) % children
+def child_by_place(number: int, offset: int, children: int) -> int:
+    """The child that is asked for what follows nothing."""
+    return (number + offset // MOST_BYTES) % children
+
+
+def blocks_of_child(number: int, size_bytes: int, child: int, children: int) -> range:
+    """The blocks of MOST_BYTES for which :func:`child_by_place` is this one."""
+    return range((child - number) % children, -(-size_bytes // MOST_BYTES), children)
 
 
 def _marshalled(info: ObjectInfo) -> bytes:
@@ -285,8 +290,7 @@ class _Reader:
                     return AloneRead(unique, _info_in(message), offset, size, time.perf_counter())
                 if len(message) > _READ.size:
                     info = _info_in(message)
-                    surplus = self._blocks(number, info) if number > 0 else None
-                    self._readers[number] = ObjectReader(self._fetcher, info, surplus=surplus)
+                    self._readers[number] = self._open(number, info)
                 read = _Read(self._readers[number], unique, number, offset, size, self._answer)
                 if not read.answer_when_here():
                     return read
@@ -295,13 +299,9 @@ class _Reader:
                     self._readers.pop(number).close()
         os._exit(0)
 
-    def _blocks(self, node: int, info: ObjectInfo) -> range:
-        """The blocks of a node whose reads come to this child."""
-        blocks = -(-info.size_bytes // MOST_BYTES)
-        first = next(
-            n for n in range(self._count) if _by_place(node, n, self._count) == self._index
-        )
-        return range(first, blocks, self._count)
+    def _open(self, number: int, info: ObjectInfo) -> ObjectReader:
+        blocks = blocks_of_child(number, info.size_bytes, self._index, self._count)
+        return ObjectReader(self._fetcher, info, surplus=blocks if number > 0 else None)
 
     def _drop_idle(self) -> None:
         """Windows that nobody reads: a close is not always heard of, and programs pause."""
