@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.servers import AzureServer, GcsServer, RcloneServer, S3Server
+
+# A shell that runs the tests in the background has them, and every program of theirs, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -230,8 +230,6 @@ def test_an_interrupt_prints_nothing(tmp_path: Path) -> None:
         [*SIDECAR, "resolve", "--catalogue", str(catalogue)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A shell that runs the tests in the background has them ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     try:
         # This returns once the command has opened the file, and it then waits for the text.
