@@ -169,14 +169,14 @@ def test_appending_to_a_log_sends_what_is_new(tmp_path: Path) -> None:
 
 
 def test_of_a_large_object_only_what_changes_is_fetched_and_sent(tmp_path: Path) -> None:
-    store = MemoryStore()
+    store = MemoryStore(S3Store.limits)
     store.put("file", blocks(100))
     view = View(store, tmp_path)
     handle = view.open("file", os.O_RDWR)
     view.fs.write(handle, 50 * MIB, b"changed")
     assert store.requests["get"] == 1
     view.fs.flush(handle)
-    assert store.patched_bytes == PART
+    assert store.patched_bytes == S3Store.limits.min_part_bytes
     assert view.read_handle(handle, 99 * MIB) == block(99)
     view.fs.release(handle)
     assert content(store, "file")[50 * MIB :][:7] == b"changed"

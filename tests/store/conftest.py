@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,3 +60,9 @@ def reader(readable: Cloud, secrets: Path) -> Iterator[Store]:
     opened = readable.open(secrets)
     yield opened
     opened.close()
+
+
+def call_each(actions: Sequence[Callable[[], object]]) -> None:
+    """A :attr:`Revision.run` that needs no threads."""
+    for action in actions:
+        action()

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from sidecar.errors import Stale
-from sidecar.mounter.store.base import FileSlice, ObjectInfo, Piece, Store
+from sidecar.mounter.ranges import Range
+from sidecar.mounter.store.base import FileSlice, ObjectInfo, Revision, Store
+from tests.store.conftest import call_each
 from tests.support.clouds import Cloud, S3Cloud
 
 MIB = 1024 * 1024
@@ -28,6 +30,10 @@ class Local:
 
     def slice(self, offset: int, size: int) -> FileSlice:
         return FileSlice(self._file.fileno(), offset, size)
+
+    def becomes(self, size: int, *changed: Range) -> Revision:
+        """What the object shall be: all of this, with other bytes than before in places."""
+        return Revision(size, changed, self.slice, PART, call_each)
 
     def close(self) -> None:
         self._file.close()
@@ -71,12 +77,8 @@ def test_what_is_appended_is_all_that_is_sent(
     for tail in (b"line\n", b"another line\n", os.urandom(PART)):
         content += tail
         local.append(Local(content))
-        kept = base.size_bytes
-        pieces = [
-            Piece(0, kept, local[-1].slice(0, kept), kept=True),
-            Piece(kept, len(tail), local[-1].slice(kept, len(tail)), kept=False),
-        ]
-        made = store.patch(base, "dir/log", pieces, METADATA, Begun())
+        revision = local[-1].becomes(len(content), (base.size_bytes, len(content)))
+        made = store.patch(base, "dir/log", revision, METADATA, Begun())
         assert made is not None
         assert made.size_bytes == len(content)
         assert cloud.read("dir/log") == content
@@ -92,13 +94,9 @@ def test_the_middle_is_replaced_where_the_store_can(
     base = put_in_parts(store, "object", old)
     content = old[:PART] + os.urandom(PART) + old[2 * PART :]
     local.append(Local(content))
-    pieces = [
-        Piece(0, PART, None, kept=True),  # only the store has it
-        Piece(PART, PART, local[-1].slice(PART, PART), kept=False),
-        Piece(2 * PART, PART, None, kept=True),
-    ]
     begun = Begun()
-    made = store.patch(base, "object", pieces, METADATA, begun)
+    revision = local[-1].becomes(len(content), (PART, 2 * PART))
+    made = store.patch(base, "object", revision, METADATA, begun)
     if cloud.name == "gcs":
         assert made is None
         assert not begun.states
@@ -114,13 +112,10 @@ def test_another_s_version_is_not_patched(
     theirs = os.urandom(len(old))
     put_in_parts(store, "object", theirs)
     local.append(Local(old + b"more"))
-    pieces = [
-        Piece(0, len(old), local[-1].slice(0, len(old)), kept=True),
-        Piece(len(old), 4, local[-1].slice(len(old), 4), kept=False),
-    ]
+    revision = local[-1].becomes(len(old) + 4, (len(old), len(old) + 4))
     begun = Begun()
     with pytest.raises(Stale):
-        store.patch(base, "object", pieces, METADATA, begun)
+        store.patch(base, "object", revision, METADATA, begun)
     for state in begun.states:
         store.abandon("object", state)
     assert cloud.read("object") == theirs

@@ -15,9 +15,9 @@ import pytest
 from sidecar.errors import Stale
 from sidecar.mounter.credentials import S3Credentials
 from sidecar.mounter.store import open_store
-from sidecar.mounter.store.base import Condition, ObjectInfo, Piece, Store
+from sidecar.mounter.store.base import Condition, ObjectInfo, Revision, Store
 from sidecar.spec import StoreSource
-from tests.store.conftest import make_cloud
+from tests.store.conftest import call_each, make_cloud
 from tests.store.test_faults import FixedCredentials
 from tests.support.clouds import CountingObserver
 from tests.support.servers import HttpResponder, answer
@@ -102,10 +102,10 @@ def test_a_server_that_names_a_version_once_is_asked_once(
 
 def test_a_server_that_copies_no_ranges_is_sent_it_all(renaming: Store) -> None:
     base = renaming.put("key", os.urandom(PART), OURS)
-    pieces = [Piece(0, PART, None, kept=True)]
+    revision = Revision(PART, [], lambda _offset, size: bytes(size), PART, call_each)
     begun: list[Mapping[str, object]] = []
     for _ in range(2):
-        assert renaming.patch(base, "key", pieces, OURS, begun.append) is None
+        assert renaming.patch(base, "key", revision, OURS, begun.append) is None
     assert ["upload" in state for state in begun] == [False, True]
     assert renaming.head("key").version == base.version
 

@@ -7,11 +7,11 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sidecar.errors import AlreadyExists, NotFound, SidecarError, Stale
+from sidecar.errors import AlreadyExists, NotFound, SidecarError, Stale, StoreProtocolError
 from sidecar.mounter.store.base import (
     PROVISIONAL,
     Condition,
@@ -20,12 +20,18 @@ from sidecar.mounter.store.base import (
     Limits,
     ObjectInfo,
     Page,
-    Piece,
+    Revision,
 )
+from sidecar.mounter.store.pieces import plan
+
+_LOOSE = Limits(1 << 40, 1, 1 << 30, 10_000)
 
 
 class MemoryStore:
     """Implements :class:`sidecar.mounter.store.base.Store`.
+
+    Args:
+        limits: what it refuses to go beyond, as stores do.
 
     Attributes:
         requests: how often each operation was asked for.
@@ -34,9 +40,9 @@ class MemoryStore:
     """
 
     url = "memory://"
-    limits = Limits(1 << 40, 1, 1 << 30, 10_000)
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = _LOOSE) -> None:
+        self.limits = limits
         self._objects: dict[str, tuple[bytes, ObjectInfo]] = {}
         self._versions = itertools.count(1)
         self._lock = threading.RLock()
@@ -139,24 +145,33 @@ class MemoryStore:
         self,
         base: ObjectInfo,
         key: str,
-        pieces: Sequence[Piece],
+        revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],
     ) -> ObjectInfo | None:
-        """Counts the bytes that a real store would be sent."""
+        """As a store does that copies parts; counts the bytes that it is sent."""
         self._count("patch")
         data, info = self._objects.get(base.key, (b"", None))
         if info is None or not _is_version(info, base.version):
             raise Stale(f"`{base.key}`")
-        made = b""
-        for piece in pieces:
-            if piece.kept:
-                made += data[piece.offset : piece.offset + piece.size_bytes]
+        pieces = plan(
+            base.size_bytes,
+            revision.size_bytes,
+            revision.changed,
+            self.limits,
+            sent_part_bytes=revision.part_bytes,
+            copied_part_bytes=self.limits.max_part_bytes,
+        )
+        if pieces is None:
+            return None
+        upload = _Upload(self, key, metadata)
+        for number, (start, end, copied) in enumerate(pieces, 1):
+            if copied:
+                upload.parts[number] = data[start:end]
             else:
-                assert piece.content is not None
-                made += _bytes(piece.content)
-                self.patched_bytes += piece.size_bytes
-        return self.put(key, made, metadata)
+                upload.parts[number] = _bytes(revision.content(start, end - start))
+                self.patched_bytes += end - start
+        return upload.complete()
 
     def copy(
         self,
@@ -265,7 +280,13 @@ class _Upload:
         parts: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
-        data = b"".join(self.parts[number] for number in sorted(self.parts)[:parts])
+        sent = [self.parts[number] for number in sorted(self.parts)[:parts]]
+        limits = self._store.limits
+        if any(len(part) < limits.min_part_bytes for part in sent[:-1]):
+            raise StoreProtocolError(f"`{self._key}`: EntityTooSmall")
+        if any(len(part) > limits.max_part_bytes for part in sent):
+            raise StoreProtocolError(f"`{self._key}`: EntityTooLarge")
+        data = b"".join(sent)
         made = self._store.put(self._key, data, metadata or self._metadata, condition)
         self._store.uploads.pop(self._number)
         return made

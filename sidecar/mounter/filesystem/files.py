@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple, TypeGuard
 
@@ -221,31 +221,26 @@ class Files:
         self._metrics.read_bytes.inc(sum(map(len, result.views)))
         return result
 
-    def _read_spool(self, node: File, offset: int, size: int, wait: bool) -> bytes | None:
+    def _read_spool(
+        self, node: File, offset: int, size: int, wait: bool
+    ) -> bytes | memoryview | None:
         """Bytes of the spool, and of the store what is missing there; None without a spool."""
         spool = node.spool
         if spool is None or not spool.missing:
             return spool.read(offset, size) if spool is not None else None
         size = max(0, min(size, spool.size_bytes - offset))
-        touched = spool.layout.covering(offset, size)
-        if spool.missing.isdisjoint(touched):
+        if spool.missing.isdisjoint(spool.layout.covering(offset, size)):
             return spool.read(offset, size)
         if not wait:
             raise WouldBlock(node.name)
         base = self._base(node, spool)
-        data = bytearray(size)
-        with memoryview(data) as view:
-            for number in touched:
-                start, length = spool.span(number)
-                first, last = max(start, offset), min(start + length, offset + size)
-                here = view[first - offset : last - offset]
-                if number not in spool.missing:
-                    here[:] = spool.read(first, last - first)
-                elif base is None:
-                    raise Stale(f"`{node.key}`: what was given up of it is gone")
-                else:
-                    self._fetcher.get(base, first, here)
-        return bytes(data)
+
+        def fetch(first: int, here: memoryview) -> None:
+            if base is None:
+                raise Stale(f"`{node.key}`: what was given up of it is gone")
+            self._fetcher.get(base, first, here)
+
+        return spool.read_whole(offset, size, fetch)
 
     def _pin(self, opened: FileHandle) -> ObjectReader:
         """A reader of the node's version: the first one, or after this mount wrote a new one."""
@@ -283,11 +278,12 @@ class Files:
         node.spool.state.note_exclusive(exclusive)
         return node
 
-    def takes(self, handle: int, size: int) -> bool:
+    def takes(self, handle: int, offset: int, size: int) -> bool:
         """Whether the spool takes a write of so many bytes without asking the store."""
         spool = self.get(handle).node.spool
-        room = self._spool.budget.free_bytes >= size
-        return spool is not None and not spool.missing and room
+        if spool is None or spool.missing:
+            return False
+        return self._spool.budget.free_bytes >= size + max(0, offset - spool.size_bytes)
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data``. Raises BadHandle, SpoolFull, and what a download raises."""
@@ -299,7 +295,7 @@ class Files:
         with node.lock:
             self._check_open()
             spool = self._prepare(node, offset, len(data))
-            self._make_room(node, spool, len(data))
+            self._make_room(node, spool, len(data) + max(0, offset - spool.size_bytes))
             self._begin_change(node, spool)  # making room may have saved it
             was_dirty = spool.dirty
             spool.write(offset, data)
@@ -328,9 +324,13 @@ class Files:
             self._check_open()
             if size == 0:
                 self._empty(node)
+            elif size < node.size_bytes:
+                self._prepare_to_shorten(node, size).truncate(size)
             else:
-                old = node.size_bytes
-                spool = self._prepare(node, min(old, size), max(1, abs(old - size)))
+                longer_bytes = size - node.size_bytes
+                spool = self._prepare(node, node.size_bytes, longer_bytes)
+                self._make_room(node, spool, longer_bytes)
+                self._begin_change(node, spool)
                 spool.truncate(size)
             node.attributes["mtime_ns"] = time.time_ns()
             self._tree.nodes.note(node)
@@ -620,8 +620,12 @@ class Files:
 
     # --- the lock of the node is held -----------------------------------------------------
 
-    def _ensure_spool(self, node: File) -> SpoolFile:
-        """The node's spool file, which has the object's content, or knows where that is."""
+    def _ensure_spool(self, node: File, needed_bytes: int | None = None) -> SpoolFile:
+        """The node's spool file, which has the object's content, or knows where that is.
+
+        Args:
+            needed_bytes: where it will be cut; what is behind that is not fetched.
+        """
         if node.spool is not None:
             return node.spool
         spool = self._spool.create()
@@ -629,11 +633,13 @@ class Files:
             if node.remote is not None and node.remote.size_bytes > WHOLE_BYTES:
                 spool.begin_as(node.remote)
             elif node.remote is not None:
-                self._download(node.remote, spool)
+                self._download(node.remote, spool, needed_bytes)
         except BaseException:
             spool.discard()
             raise
-        spool.dirty = False
+        spool.rebase(node.remote)
+        # One that lacks its end is what the file is from now on, whoever goes on with it.
+        spool.dirty = node.remote is not None and spool.size_bytes < node.remote.size_bytes
         self._give_spool(node, spool)
         return spool
 
@@ -643,10 +649,11 @@ class Files:
             self._spooled[node.id] = node
         self._tree.nodes.note(node)
 
-    def _download(self, remote: ObjectInfo, spool: SpoolFile) -> None:
-        buffer = bytearray(min(_COPY_BYTES, remote.size_bytes))
-        for offset in range(0, remote.size_bytes, _COPY_BYTES):
-            size = min(_COPY_BYTES, remote.size_bytes - offset)
+    def _download(self, remote: ObjectInfo, spool: SpoolFile, needed_bytes: int | None) -> None:
+        end = remote.size_bytes if needed_bytes is None else min(needed_bytes, remote.size_bytes)
+        buffer = bytearray(min(_COPY_BYTES, end))
+        for offset in range(0, end, _COPY_BYTES):
+            size = min(_COPY_BYTES, end - offset)
             with memoryview(buffer)[:size] as view:
                 self._fetcher.get(remote, offset, view)
                 spool.write(offset, view)
@@ -665,17 +672,43 @@ class Files:
         while True:
             spool = self._ensure_spool(node)
             self._begin_change(node, spool)
-            touched = spool.layout.covering(offset, size)
-            if not spool.missing.isdisjoint(touched):
-                if self._make_readable(node, spool):
-                    continue
-                self._recall(node, spool, sorted(spool.missing.intersection(touched)))
-            if self._uploader.must_begin_anew(spool, touched):
-                if self._make_readable(node, spool):
-                    continue
-                self._uploader.drop(spool)
-            self._uploader.touch(spool, touched)
+            touched = set(spool.layout.covering(offset, size))
+            if spool.size_bytes < offset + size:
+                # A part at the end that is not full becomes longer than the store's.
+                touched.add(spool.layout.number(spool.size_bytes))
+            lacking = spool.missing.intersection(touched)
+            if (lacking and self._make_readable(node, spool)) or self._must_look_again(
+                node, spool, touched
+            ):
+                continue
+            self._recall(node, spool, sorted(lacking))
             return spool
+
+    def _prepare_to_shorten(self, node: File, size: int) -> SpoolFile:
+        """The spool file, of which the first ``size`` bytes are here or in its base."""
+        while True:
+            spool = self._ensure_spool(node, size)
+            self._begin_change(node, spool)
+            cut = set(spool.layout.covering(size, spool.size_bytes - size))
+            kept = spool.layout.covering(0, size)
+            if (
+                not spool.missing.isdisjoint(cut.intersection(kept))
+                and self._make_readable(node, spool)
+            ) or self._must_look_again(node, spool, cut):
+                continue
+            return spool
+
+    def _must_look_again(self, node: File, spool: SpoolFile, numbers: Collection[int]) -> bool:
+        """Tell an upload under way which parts are about to change.
+
+        Whether an object had to be made of it for that, so that all is different now.
+        """
+        if self._uploader.must_begin_anew(spool, numbers):
+            if self._make_readable(node, spool):
+                return True
+            self._uploader.drop(spool)
+        self._uploader.touch(spool, numbers)
+        return False
 
     def _make_readable(self, node: File, spool: SpoolFile) -> bool:
         """Make an object of what only an upload under way has. Whether that was necessary."""
@@ -713,6 +746,8 @@ class Files:
         Raises SpoolFull where it does not.
         """
         budget = self._spool.budget
+        if size > budget.total_bytes:
+            budget.check(size)
         saved = False
         while budget.free_bytes < size:
             if self._evict(size):

@@ -367,7 +367,7 @@ class FileSystem:
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2)."""
         node = self.files.get(handle).node
-        if self.files.takes(handle, len(data)):
+        if self.files.takes(handle, offset, len(data)):
             return self.files.write(handle, offset, data)
         with self.tree.subtrees.settled(node):  # an object is read or made first, by its key
             return self.files.write(handle, offset, data)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import threading
-from collections.abc import Collection, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from sidecar.errors import SpoolFull
 from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.filesystem.spool_state import SUFFIX, SpoolState
+from sidecar.mounter.ranges import Ranges
 from sidecar.mounter.store.base import FileSlice, ObjectInfo
 
+MOST_RESTING = 256
+"""Spool files that nobody reads or writes right now, and whose descriptors stay open."""
 _STAT_BLOCK_BYTES = 512
 # include/uapi/linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
@@ -49,6 +54,48 @@ class SpoolBudget:
             self.used_bytes += bytes_
 
 
+class Descriptors:
+    """Descriptors of spool files: open while somebody uses them, and few of those that rest.
+
+    Safe to use from any thread.
+    """
+
+    def __init__(self, most_resting: int = MOST_RESTING) -> None:
+        self._most_resting = most_resting
+        self._lock = threading.Lock()
+        self._users: dict[Path, list[int]] = {}  # descriptor, and how many use it
+        self._resting: OrderedDict[Path, int] = OrderedDict()  # the longest first
+
+    @contextlib.contextmanager
+    def of(self, path: Path) -> Iterator[int]:
+        """The descriptor of a file, for reading and writing. Raises OSError."""
+        with self._lock:
+            used = self._users.get(path)
+            if used is None:
+                descriptor = self._resting.pop(path, -1)
+                if descriptor < 0:
+                    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                used = self._users[path] = [descriptor, 0]
+            used[1] += 1
+        try:
+            yield used[0]
+        finally:
+            with self._lock:
+                used[1] -= 1
+                if not used[1]:
+                    del self._users[path]
+                    self._resting[path] = used[0]
+                    if len(self._resting) > self._most_resting:
+                        os.close(self._resting.popitem(last=False)[1])
+
+    def forget(self, path: Path) -> None:
+        """The file is about to be deleted; nobody uses it."""
+        with self._lock:
+            descriptor = self._resting.pop(path, -1)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 class SpoolFile:
     """One file's content on local disk. The caller holds the file node's lock.
 
@@ -60,41 +107,70 @@ class SpoolFile:
         dirty: the store does not have this content yet.
         size_bytes: length.
         base: the object that it began as, or that was last made of it.
-        changed: parts that ``base`` does not have as they are here.
-        is_longer_only: all that changed since ``base`` is behind its end.
+        changed: what ``base`` does not have as it is here.
         filled_bytes: so much was written from the beginning on, without a gap.
-        adopted: another process wrote it.
         exclusive: made with O_EXCL, and not saved yet.
         failed: the last attempt to save it failed.
         attempt: size and metadata of what that attempt was about to make, and perhaps made.
     """
 
     def __init__(
-        self, path: Path, budget: SpoolBudget, layout: Layout, *, adopt: bool = False
+        self,
+        path: Path,
+        budget: SpoolBudget,
+        descriptors: Descriptors,
+        layout: Layout,
+        *,
+        adopt: bool = False,
     ) -> None:
         self.path = path
         self.layout = layout
         self.dirty = False
         self.base: ObjectInfo | None = None
-        self.changed: set[int] = set()
-        self.is_longer_only = False
+        self.changed = Ranges()
         self.exclusive = False
         self.failed = False
         self.attempt: tuple[int, Mapping[str, str]] | None = None
         self._budget = budget
-        self._disk_bytes = 0
-        how = 0 if adopt else os.O_CREAT | os.O_EXCL
-        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | how, 0o600)
-        self.size_bytes = os.fstat(self.fd).st_size
+        self._descriptors = descriptors
+        self._taken_bytes = 0
+        # Zeros that nobody wrote, and that the store has to be sent: they take no space here.
+        self._holes = Ranges()
+        self._is_gone = False
+        if not adopt:
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600))
+        self.size_bytes = path.stat().st_size
         self.filled_bytes = self.size_bytes
-        self.adopted = adopt
         state_path = path.with_suffix(SUFFIX)
         self.state = SpoolState.read(state_path) if adopt else SpoolState(state_path)
         if adopt:
-            self.base = self.state.base
-            self.exclusive = self.state.exclusive
-            self.changed = set(layout.covering(0, self.size_bytes)) - self.state.missing
+            self._adopt()
         self._account()
+
+    def _adopt(self) -> None:
+        """Another process wrote it: what only its memory had is taken for changed."""
+        self.base = self.state.base
+        self.exclusive = self.state.exclusive
+        self.missing.intersection_update(self.parts())  # it may have been cut since
+        self.changed.add(0, self.size_bytes)
+        with self._descriptor() as fd:
+            for start, end in _holes_in(fd, self.size_bytes):
+                self._holes.add(start, end)
+        for number in self.missing:
+            start, size_bytes = self.span(number)
+            self.changed.remove(start, start + size_bytes)
+            self._holes.remove(start, start + size_bytes)
+
+    def _descriptor(self) -> contextlib.AbstractContextManager[int]:
+        return self._descriptors.of(self.path)
+
+    def hold(self) -> contextlib.AbstractContextManager[int]:
+        """Keep it open, for what :meth:`content` gives."""
+        return self._descriptor()
+
+    def duplicate(self) -> int:
+        """A descriptor of the caller's own, which may outlive the file."""
+        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
 
     @property
     def missing(self) -> set[int]:
@@ -104,61 +180,84 @@ class SpoolFile:
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data``; returns its length. Raises SpoolFull, OSError (a full disk).
 
-        None of the parts that it touches is missing.
+        None of the parts that it touches is missing, nor the one that it makes longer.
         """
         if not data:
             return 0
-        self._budget.check(len(data))
+        self._budget.check(len(data) + max(0, offset - self.size_bytes))
         self.dirty = True
         position = self._write(offset, data)
-        self._change_from(min(offset, self.size_bytes))
-        if offset > self.size_bytes:  # the gap reads as zeros, which the object does not have
-            self.changed.update(self.layout.covering(self.size_bytes, offset - self.size_bytes))
-        self.changed.update(self.layout.covering(offset, len(data)))
+        self._grow_to(offset)
+        self.changed.add(offset, position)
+        self._holes.remove(offset, position)
         if offset <= self.filled_bytes:
             self.filled_bytes = max(self.filled_bytes, position)
         self.size_bytes = max(self.size_bytes, position)
         self._account()
         return len(data)
 
+    def _grow_to(self, size_bytes: int) -> None:
+        """A gap reads as zeros, which no object has there."""
+        if size_bytes > self.size_bytes:
+            self.changed.add(self.size_bytes, size_bytes)
+            self._holes.add(self.size_bytes, size_bytes)
+
     def _write(self, offset: int, data: bytes | memoryview) -> int:
         """Returns where it ends."""
         view = memoryview(data)
         position = offset
-        try:
-            while view:
-                written = os.pwrite(self.fd, view, position)
-                view = view[written:]
-                position += written
-        except OSError:
-            # A full disk: what was written of it must not show when the file grows later.
-            os.ftruncate(self.fd, self.size_bytes)
-            raise
+        with self._descriptor() as fd:
+            try:
+                while view:
+                    written = os.pwrite(fd, view, position)
+                    view = view[written:]
+                    position += written
+            except OSError:
+                # A full disk: what was written of it must not show when the file grows later.
+                os.ftruncate(fd, self.size_bytes)
+                raise
         return position
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from ``offset``; fewer only at the end."""
-        return os.pread(self.fd, size, offset)
+        with self._descriptor() as fd:
+            return os.pread(fd, size, offset)
+
+    def read_whole(
+        self, offset: int, size: int, fetch: Callable[[int, memoryview], None]
+    ) -> memoryview:
+        """:meth:`read` where parts are missing: ``fetch`` fills memory from an offset on."""
+        size = max(0, min(size, self.size_bytes - offset))
+        data = memoryview(bytearray(size))
+        for number in self.layout.covering(offset, size):
+            start, length = self.span(number)
+            first, last = max(start, offset), min(start + length, offset + size)
+            here = data[first - offset : last - offset]
+            if number in self.missing:
+                fetch(first, here)
+            else:
+                here[:] = self.read(first, last - first)
+        return data
 
     def content(self, offset: int, size_bytes: int) -> FileSlice:
-        """A range, to be sent."""
-        return FileSlice(self.fd, offset, size_bytes)
+        """A range, to be sent; good while somebody holds the file (:meth:`hold`)."""
+        with self._descriptor() as fd:
+            return FileSlice(fd, offset, size_bytes)
 
     def truncate(self, size: int) -> None:
         """Set the length; new bytes read as zero and take no space.
 
-        The part that the shorter of the two lengths lies in is not missing.
+        Where it becomes longer, the part that its end lies in is not missing. Raises SpoolFull.
         """
-        shorter = min(size, self.size_bytes)
-        self._change_from(shorter)
-        os.ftruncate(self.fd, size)
-        last = self.layout.number(max(size, self.size_bytes))
-        touched = range(self.layout.number(shorter), last + 1)
-        count = len(self.layout.covering(0, size))
-        for number in self.missing.intersection(touched):
-            self.state.recall(number)  # there is no such part any more
-        self.changed.update(touched)
-        self.changed = {number for number in self.changed if number <= count}
+        self._budget.check(max(0, size - self.size_bytes))
+        with self._descriptor() as fd:
+            os.ftruncate(fd, size)
+        self._grow_to(size)
+        if size < self.size_bytes:
+            self.changed.remove(size, self.size_bytes)
+            self._holes.remove(size, self.size_bytes)
+            for number in self.missing.difference(self.layout.covering(0, size)):
+                self.state.recall(number)  # there is no such part any more
         self.filled_bytes = min(self.filled_bytes, size)
         self.size_bytes = size
         self.dirty = True
@@ -173,14 +272,24 @@ class SpoolFile:
         """The numbers of its parts."""
         return self.layout.covering(0, self.size_bytes)
 
+    def is_as_in_base(self, number: int) -> bool:
+        """Whether ``base`` has a part as it is here."""
+        start, size_bytes = self.span(number)
+        end = start + size_bytes
+        return (
+            self.base is not None
+            and end <= self.base.size_bytes
+            and not self.changed.touches(start, end)
+        )
+
     def begin_as(self, base: ObjectInfo) -> None:
         """Have the length of an object, and all of its parts missing."""
-        os.ftruncate(self.fd, base.size_bytes)
+        with self._descriptor() as fd:
+            os.ftruncate(fd, base.size_bytes)
         self.size_bytes = self.filled_bytes = base.size_bytes
         self.rebase(base)
         self.state.rebase(base)
         self.state.evict(list(self.parts()))
-        self._account()
 
     def rebase(self, base: ObjectInfo | None) -> None:
         """The store has this content as ``base``."""
@@ -188,7 +297,8 @@ class SpoolFile:
             self.state.rebase(base)
         self.base = base
         self.changed.clear()
-        self.is_longer_only = True
+        self._holes.clear()
+        self._account()
 
     def follow(self, base: ObjectInfo) -> None:
         """The same object has another key by now, or other metadata."""
@@ -200,10 +310,11 @@ class SpoolFile:
     def evict(self, numbers: list[int]) -> bool:
         """Give up the bytes of parts that the store has; False where the disk cannot."""
         self.state.evict(numbers)
-        for number in numbers:
-            start, size_bytes = self.span(number)
-            if not _punch(self.fd, start, size_bytes):
-                return False
+        with self._descriptor() as fd:
+            for number in numbers:
+                start, size_bytes = self.span(number)
+                if not _punch(fd, start, size_bytes):
+                    return False
         self._account()
         return True
 
@@ -215,27 +326,26 @@ class SpoolFile:
         self._account()
 
     def discard(self) -> None:
-        """Close and delete the file, and give its space back."""
-        if self.fd < 0:
+        """Delete the file, and give its space back."""
+        if self._is_gone:
             return
-        os.close(self.fd)
-        self.fd = -1
+        self._is_gone = True
+        self._descriptors.forget(self.path)
         self.path.unlink(missing_ok=True)
         self.state.discard()
-        self._budget.change(-self._disk_bytes)
-        self._disk_bytes = 0
-
-    def _change_from(self, offset: int) -> None:
-        if self.base is None or offset < self.base.size_bytes:
-            self.is_longer_only = False
+        self._budget.change(-self._taken_bytes)
+        self._taken_bytes = 0
 
     def _account(self) -> None:
-        # Blocks and not the length: a hole takes no space, and a copy-on-write file
-        # system or a full disk is seen as it is.
-        disk_bytes = os.fstat(self.fd).st_blocks * _STAT_BLOCK_BYTES
-        if disk_bytes != self._disk_bytes:
-            self._budget.change(disk_bytes - self._disk_bytes)
-            self._disk_bytes = disk_bytes
+        # Blocks and not the length: a copy-on-write file system or a full disk is seen as it
+        # is. A hole takes no space, but it will be sent: who makes one of a terabyte is told
+        # now, and not after the hours that its zeros would take.
+        with self._descriptor() as fd:
+            taken_bytes = os.fstat(fd).st_blocks * _STAT_BLOCK_BYTES
+        taken_bytes += self._holes.size_bytes
+        if taken_bytes != self._taken_bytes:
+            self._budget.change(taken_bytes - self._taken_bytes)
+            self._taken_bytes = taken_bytes
 
 
 class Spool:
@@ -246,12 +356,13 @@ class Spool:
         self.budget = SpoolBudget(total_bytes)
         self.layout = layout
         self._directory = directory
+        self._descriptors = Descriptors()
         self._lock = threading.Lock()
         self._next = 0
 
     def adopt(self, path: str) -> SpoolFile:
         """The file that a predecessor left. Raises OSError if it is gone."""
-        return SpoolFile(Path(path), self.budget, self.layout, adopt=True)
+        return SpoolFile(Path(path), self.budget, self._descriptors, self.layout, adopt=True)
 
     def leftovers(self, kept: Collection[Path] = ()) -> list[SpoolState]:
         """What processes before this one began in the store, but for the spool files ``kept``."""
@@ -272,7 +383,23 @@ class Spool:
                 path = self._directory / f"{self._next:08d}.data"
                 self._next += 1
                 if not path.exists() and not path.with_suffix(SUFFIX).exists():
-                    return SpoolFile(path, self.budget, self.layout)
+                    return SpoolFile(path, self.budget, self._descriptors, self.layout)
+
+
+def _holes_in(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of a file that take no space; lseek(2) with SEEK_HOLE and SEEK_DATA."""
+    position = 0
+    while position < size_bytes:
+        start = os.lseek(fd, position, os.SEEK_HOLE)
+        if start >= size_bytes:
+            return
+        try:
+            position = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no data behind it
+                raise
+            position = size_bytes
+        yield start, position
 
 
 def _punch(fd: int, offset: int, size_bytes: int) -> bool:

@@ -7,12 +7,12 @@ what that version has and of the parts that changed.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from sidecar.errors import SidecarError, SpoolFull, Stale, StoreProtocolError, TooLarge
@@ -25,7 +25,7 @@ from sidecar.mounter.store.base import (
     Fetch,
     FileSlice,
     ObjectInfo,
-    Piece,
+    Revision,
     Store,
     Upload,
 )
@@ -45,12 +45,12 @@ class Sending:
         error: why a part could not be sent ahead; it is tried again when the file is saved.
     """
 
-    def __init__(self, store: Store, key: str, state: SpoolState, fd: int) -> None:
+    def __init__(self, store: Store, key: str, spool: SpoolFile) -> None:
         self.key = key
         self.error: SidecarError | None = None
         self._store = store
-        self._state = state
-        self._fd = os.dup(fd)  # the spool file may be discarded while a part is on its way
+        self._state = spool.state
+        self._fd = spool.duplicate()  # it may be discarded while a part is on its way
         self._lock = threading.Lock()
         self._beginning = threading.Lock()
         self._upload: Upload | None = None
@@ -246,13 +246,13 @@ class Uploader:
             )
         sending.ahead = filled
 
-    def touch(self, spool: SpoolFile, numbers: range) -> None:
+    def touch(self, spool: SpoolFile, numbers: Collection[int]) -> None:
         """Parts are about to change."""
         sending = self._sending.get(spool)
         if sending is not None:
             sending.touch(numbers)
 
-    def must_begin_anew(self, spool: SpoolFile, numbers: range) -> bool:
+    def must_begin_anew(self, spool: SpoolFile, numbers: Collection[int]) -> bool:
         """Whether parts that are about to change cannot be sent again within this upload."""
         sending = self._sending.get(spool)
         return sending is not None and self._store.limits.ordered_parts and sending.touches(numbers)
@@ -276,7 +276,7 @@ class Uploader:
         sending = self._sending.get(spool)
         there = set(sending.sent) if sending is not None else set()
         if spool.base is not None:
-            there |= set(spool.parts()) - spool.changed
+            there.update(number for number in spool.parts() if spool.is_as_in_base(number))
         return sorted(there.intersection(spool.parts()[:-1]) - spool.missing)
 
     # --- taking over, giving up -----------------------------------------------------------
@@ -286,7 +286,7 @@ class Uploader:
         begun = list(spool.state.uploads.values())
         if begun and begun[-1].resumable:
             newest = begun.pop()
-            sending = Sending(self._store, newest.key, spool.state, spool.fd)
+            sending = Sending(self._store, newest.key, spool)
             sending.resume(newest)
             self._sending[spool] = sending
         for record in begun:
@@ -353,12 +353,14 @@ class Uploader:
                     raise
             log.warning("the upload of %r is lost, and begun anew", key)
             self.drop(spool)
-        if size_bytes <= spool.layout.size(1) and not spool.missing:
-            content = spool.content(0, size_bytes) if size_bytes else b""
-            made = self._store.put(key, content, metadata, condition)
-            self._metrics.uploaded_bytes.inc(size_bytes)
-            return made
-        return self._patch(key, spool, metadata) or self._complete(key, spool, metadata, condition)
+        with spool.hold():
+            if size_bytes <= spool.layout.size(1):
+                content = self._content(spool, 0, size_bytes) if size_bytes else b""
+                made = self._store.put(key, content, metadata, condition)
+                self._metrics.uploaded_bytes.inc(size_bytes)
+                return made
+            made_of_base = self._patch(key, spool, metadata)
+            return made_of_base or self._complete(key, spool, metadata, condition)
 
     def _complete(
         self,
@@ -376,9 +378,8 @@ class Uploader:
         for number in spool.parts():
             if number in sent:
                 continue
-            content: Content = spool.content(*spool.span(number))
-            if number in spool.missing:
-                content = self._fetched(spool, number)
+            content = self._content(spool, *spool.span(number))
+            if not isinstance(content, FileSlice):
                 sending.wait()  # of what is in memory, one part at a time
             sending.submit(self._threads, number, content, metadata, done)
         sending.wait()
@@ -394,12 +395,20 @@ class Uploader:
         if base is None or base.size_bytes == 0:  # nothing that could be copied
             return None
         begun: list[UploadRecord] = []
-        pieces = list(_pieces(spool))
+        sent_bytes: list[int] = []
+
+        def content(offset: int, size_bytes: int) -> Content:
+            sent_bytes.append(size_bytes)
+            return self._content(spool, offset, size_bytes)
+
+        revision = Revision(
+            spool.size_bytes, list(spool.changed), content, spool.layout.size(1), self._run
+        )
         try:
             made = self._store.patch(
                 base,
                 key,
-                pieces,
+                revision,
                 metadata,
                 lambda state: begun.append(spool.state.begin(key, state, resumable=False)),
             )
@@ -410,42 +419,31 @@ class Uploader:
         for record in begun:
             spool.state.end(record)
         if made is not None:
-            sent = sum(piece.size_bytes for piece in pieces if not piece.kept)
-            self._metrics.uploaded_bytes.inc(sent)
+            self._metrics.uploaded_bytes.inc(sum(sent_bytes))
         return made
 
-    def _fetched(self, spool: SpoolFile, number: int) -> memoryview:
-        """A part that only the store has."""
-        start, size_bytes = spool.span(number)
-        view = memoryview(bytearray(size_bytes))
-        if spool.base is None:
+    def _content(self, spool: SpoolFile, offset: int, size_bytes: int) -> Content:
+        """A range, to be sent; what only the store has of it is fetched."""
+        if spool.missing.isdisjoint(spool.layout.covering(offset, size_bytes)):
+            return spool.content(offset, size_bytes)
+        base = spool.base
+        if base is None:
             raise Stale("what was given up of the file is not in the store any more")
-        self._fetch(spool.base, start, view)
-        return view
+        return spool.read_whole(offset, size_bytes, functools.partial(self._fetch, base))
+
+    def _run(self, actions: Sequence[Callable[[], object]]) -> None:
+        """Run them in the uploader's threads; once none runs any more, raise what one raised."""
+        futures = [self._threads.submit(action) for action in actions]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
     def _sending_of(self, key: str, spool: SpoolFile) -> Sending:
         sending = self._sending.get(spool)
         if sending is None:
-            sending = self._sending[spool] = Sending(self._store, key, spool.state, spool.fd)
+            sending = self._sending[spool] = Sending(self._store, key, spool)
         return sending
-
-
-def _pieces(spool: SpoolFile) -> Iterator[Piece]:
-    """A file as ranges that its base has, and that it has not."""
-    assert spool.base is not None
-    if spool.is_longer_only:
-        end = spool.base.size_bytes
-        here = spool.content(0, end) if not spool.missing else None
-        yield Piece(0, end, here, kept=True)
-        if spool.size_bytes > end:
-            yield Piece(
-                end, spool.size_bytes - end, spool.content(end, spool.size_bytes - end), kept=False
-            )
-        return
-    for kept, run in itertools.groupby(spool.parts(), lambda number: number not in spool.changed):
-        numbers = list(run)
-        start = spool.layout.start(numbers[0])
-        last_start, last_bytes = spool.span(numbers[-1])
-        size_bytes = last_start + last_bytes - start
-        here = spool.content(start, size_bytes) if spool.missing.isdisjoint(numbers) else None
-        yield Piece(start, size_bytes, here, kept=kept)

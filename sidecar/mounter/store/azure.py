@@ -7,14 +7,16 @@ letter. Changing metadata in place makes a new ETag, and with it a new version.
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.credentials import AzureCredentials
+from sidecar.mounter.ranges import Ranges
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
 from sidecar.mounter.store.azure_dialect import (
     AzureDialect,
@@ -25,15 +27,15 @@ from sidecar.mounter.store.azure_dialect import (
 from sidecar.mounter.store.base import (
     Condition,
     Content,
-    FileSlice,
     Limits,
     ObjectInfo,
-    Piece,
+    Revision,
     StoreObserver,
 )
 from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.login import CredentialSource, Login
+from sidecar.mounter.store.pieces import split
 from sidecar.mounter.store.retry import Again
 from sidecar.mounter.store.signing import quote_path
 from sidecar.units import MIB
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
 COPY_POLL_S = 0.5
-_BLOCK_BYTES = 64 * MIB
 _SMALL_BLOCK_BYTES = 4 * MIB
 
 
@@ -246,7 +247,7 @@ class AzureStore(CloudStore[AzureCredentials]):
         self,
         base: ObjectInfo,
         key: str,
-        pieces: Sequence[Piece],
+        revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],  # noqa: ARG002 - staged blocks expire
     ) -> ObjectInfo | None:
@@ -256,56 +257,59 @@ class AzureStore(CloudStore[AzureCredentials]):
         a log that is saved a thousand times would have a thousand of them, and a blob has
         50,000 at most.
         """
-        if base.key != key or not any(piece.kept for piece in pieces):
+        if base.key != key:
             return None
-        size_bytes = sum(piece.size_bytes for piece in pieces)
-        blocks = self._kept_blocks(base, pieces, size_bytes)
+        blocks = self._kept_blocks(base, revision)
         if not blocks:
             return None
         series = _new_series()
         names: list[str] = []
-        fresh: list[tuple[str, FileSlice]] = []
+        fresh: list[Callable[[], None]] = []
+        block_bytes = max(revision.part_bytes, revision.size_bytes // (self.limits.max_parts // 2))
         position = 0
-        for start, end, name in [*blocks, (size_bytes, size_bytes, "")]:
-            for content in _contents(pieces, position, start):
-                if content is None:
-                    return None
+        for start, end, name in [*blocks, (revision.size_bytes, revision.size_bytes, "")]:
+            for first, last in split(position, start, block_bytes, self.limits):
                 names.append(_block_name(series, len(fresh) + 1))
-                fresh.append((names[-1], content))
+                send = functools.partial(
+                    self._put_block_of, key, names[-1], revision, first, last - first
+                )
+                fresh.append(send)
             position = end
             if name:
                 names.append(name)
         if len(names) > self.limits.max_parts:
             return None
-        for name, content in fresh:
-            self.put_block(key, name, content)
-        return self.commit_blocks(key, names, size_bytes, metadata, Condition(version=base.version))
+        revision.run(fresh)
+        condition = Condition(version=base.version)
+        return self.commit_blocks(key, names, revision.size_bytes, metadata, condition)
 
-    def _kept_blocks(
-        self, base: ObjectInfo, pieces: Sequence[Piece], size_bytes: int
-    ) -> list[tuple[int, int, str]]:
+    def _put_block_of(
+        self, key: str, name: str, revision: Revision, offset: int, size_bytes: int
+    ) -> None:
+        self.put_block(key, name, revision.content(offset, size_bytes))
+
+    def _kept_blocks(self, base: ObjectInfo, revision: Revision) -> list[tuple[int, int, str]]:
         """Blocks of ``base`` that can stay: begin, end and name of each; in order."""
         try:
             committed, _ = self.send(Request("list", base.key), "get_block_list")
         except NotFound:
             raise self.place.stale(base.key) from None
+        changed = Ranges(revision.changed)
         blocks: list[tuple[int, int, str]] = []
         position = 0
         for block in committed:
             end = position + block.size
             if len(block.id) != len(_block_name(_new_series(), 1)):
                 return []  # another client's; names of two lengths are refused
-            if _is_kept(pieces, position, end):
+            if end <= revision.size_bytes and not changed.touches(position, end):
                 blocks.append((position, end, block.id))
             position = end
         if position != base.size_bytes:
             return []  # it was not made of blocks, or is another version
         while blocks:
             start, end, _name = blocks[-1]
-            new_bytes = size_bytes - end
+            new_bytes = revision.size_bytes - end
             if not new_bytes or end - start > min(new_bytes, _SMALL_BLOCK_BYTES):
-                break
-            if _tail_is_elsewhere(pieces, start):
                 break
             blocks.pop()
         return blocks
@@ -417,30 +421,6 @@ class _AzureUpload:
     def abort(self) -> None:
         """As :meth:`Upload.abort`: the store drops the blocks by itself."""
         self._sizes.clear()
-
-
-def _is_kept(pieces: Sequence[Piece], start: int, end: int) -> bool:
-    return all(
-        piece.kept
-        for piece in pieces
-        if piece.offset < end and piece.offset + piece.size_bytes > start
-    ) and end <= sum(piece.size_bytes for piece in pieces)
-
-
-def _tail_is_elsewhere(pieces: Sequence[Piece], start: int) -> bool:
-    """Whether some of what is behind ``start`` is not here."""
-    return any(piece.content is None for piece in pieces if piece.offset + piece.size_bytes > start)
-
-
-def _contents(pieces: Sequence[Piece], start: int, end: int) -> Iterator[FileSlice | None]:
-    """The bytes of a range, piece by piece, none larger than a block should be."""
-    for piece in pieces:
-        first = max(start, piece.offset)
-        last = min(end, piece.offset + piece.size_bytes)
-        for at in range(first, last, _BLOCK_BYTES):
-            size_bytes = min(_BLOCK_BYTES, last - at)
-            content = piece.content
-            yield content.part(at - piece.offset, size_bytes) if content is not None else None
 
 
 def _default_endpoint(source: StoreSource, login: Login[AzureCredentials]) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from sidecar.mounter.ranges import Range
+
 PROVISIONAL = "?"
 """How a version begins that the store may call otherwise from now on (:meth:`Store.settle`)."""
 
@@ -124,19 +126,25 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A range of an object that is put together by :meth:`Store.patch`.
+class Revision:
+    """What an object shall become that began as another version.
 
     Attributes:
-        offset, size_bytes: where in the new object; and in the old one, where it is kept.
-        content: the bytes; None where only the old object has them.
-        kept: the old object has the same bytes there.
+        size_bytes: its length.
+        changed: ranges, in order, that the old version does not have as they shall be. So is
+            everything behind the old version's end.
+        content: the bytes of a range, to be sent; what only the old version has is fetched, and
+            raises as :meth:`Store.get_range`. Several threads may call it.
+        part_bytes: how large the parts shall be that are sent.
+        run: calls functions, several at once, and returns once none of them runs any more.
+            Raises what one of them raised; those that had not begun then are not called.
     """
 
-    offset: int
     size_bytes: int
-    content: FileSlice | None
-    kept: bool
+    changed: Sequence[Range]
+    content: Callable[[int, int], Content]
+    part_bytes: int
+    run: Callable[[Sequence[Callable[[], object]]], None]
 
 
 class StoreObserver(Protocol):
@@ -276,7 +284,7 @@ class Store(Protocol):
         self,
         base: ObjectInfo,
         key: str,
-        pieces: Sequence[Piece],
+        revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],
     ) -> ObjectInfo | None:
@@ -284,8 +292,7 @@ class Store(Protocol):
 
         Args:
             base: the object that ranges are copied from, on condition that it is unchanged.
-            pieces: what the object shall be, one behind the other, in order. Each but the
-                last has at least ``min_part_bytes``.
+            revision: what the object shall become.
             begun: called with each state (see :meth:`abandon`) of what must be removed if this
                 process ends before the call does.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -20,7 +20,7 @@ from sidecar.mounter.store.base import (
     Content,
     Limits,
     ObjectInfo,
-    Piece,
+    Revision,
     StoreObserver,
 )
 from sidecar.mounter.store.cloud import (
@@ -249,7 +249,7 @@ class GcsStore(CloudStore[GcsCredentials]):
         self,
         base: ObjectInfo,
         key: str,
-        pieces: Sequence[Piece],
+        revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],
     ) -> ObjectInfo | None:
@@ -257,11 +257,10 @@ class GcsStore(CloudStore[GcsCredentials]):
 
         For a moment the new end is an object of its own beside the old one.
         """
-        added = [piece for piece in pieces if not piece.kept]
-        kept_bytes = sum(piece.size_bytes for piece in pieces if piece.kept)
-        if kept_bytes != base.size_bytes or any(piece.offset < kept_bytes for piece in added):
+        added_bytes = revision.size_bytes - base.size_bytes
+        if added_bytes < 0 or any(start < base.size_bytes for start, _ in revision.changed):
             return None
-        if not added:
+        if not added_bytes:
             return self.copy(base.key, key, version=base.version, metadata=metadata)
         if self._base != GOOGLE_ENDPOINT:  # emulators do not look at the condition
             self.check_condition(base.key, Condition(version=base.version))
@@ -269,9 +268,8 @@ class GcsStore(CloudStore[GcsCredentials]):
         tail_key = f"{directory}/" if directory else ""
         tail_key += f".{name[:_NAME_CHARACTERS]}.mount-sidecar-{os.urandom(6).hex()}"
         begun({"leftover": tail_key})
-        contents = [piece.content for piece in added if piece.content is not None]
         try:
-            tail = self._put(tail_key, contents, None)
+            tail = self._put(tail_key, (revision.content(base.size_bytes, added_bytes),), None)
             reply = self.send(
                 Request("copy", base.key, Condition(version=base.version)),
                 "POST",

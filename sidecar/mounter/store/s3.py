@@ -9,11 +9,11 @@ User metadata: keys of ``[a-z0-9-]``, ASCII values, kept as ``x-amz-meta-`` head
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,7 @@ from sidecar.mounter.store.base import (
     Content,
     Limits,
     ObjectInfo,
-    Piece,
+    Revision,
     StoreObserver,
 )
 from sidecar.mounter.store.cloud import TRANSFER_TIMEOUT_S, CloudStore
@@ -37,6 +37,7 @@ from sidecar.mounter.store.connections import (
 from sidecar.mounter.store.exchange import Body, Reply
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.markup import http_time_s, parse_xml
+from sidecar.mounter.store.pieces import Piece, plan, split
 from sidecar.mounter.store.retry import Again
 from sidecar.mounter.store.s3_dialect import (
     DEFAULT_REGION,
@@ -296,30 +297,42 @@ class S3Store(CloudStore[S3Credentials]):
         self,
         base: ObjectInfo,
         key: str,
-        pieces: Sequence[Piece],
+        revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],
     ) -> ObjectInfo | None:
         """As :meth:`Store.patch`: what is kept is copied as parts."""
-        if not (self._copies_parts and any(piece.kept for piece in pieces)):
+        pieces = plan(
+            base.size_bytes,
+            revision.size_bytes,
+            revision.changed,
+            self.limits,
+            sent_part_bytes=revision.part_bytes,
+            copied_part_bytes=COPY_PART_BYTES,
+        )
+        if pieces is None or not self._copies_parts:
             return None
         if not base.is_settled:
             base = self._found(base.key, base.version)
         unchanged = if_match(_SOURCE_IF_MATCH, base.version)
-        parts = [part for piece in pieces for part in _split_copy(piece)]
-        if not unchanged or len(parts) > self.limits.max_parts:
+        if not unchanged:
             return None
         source = {_SOURCE: self._s3.source(base.key), **unchanged}
         begun({"since_s": time.time()})
         upload = self.start_upload(key, metadata)
         begun(upload.state)
+
+        def make(number: int, piece: Piece) -> None:
+            if piece.copied:
+                upload.copy_part(number, source, piece.start, piece.end - 1)
+            else:
+                content = revision.content(piece.start, piece.end - piece.start)
+                upload.put_part(number, content)
+
         try:
-            for number, part in enumerate(parts, 1):
-                if not part.kept:
-                    assert part.content is not None
-                    upload.put_part(number, part.content)
-                    continue
-                upload.copy_part(number, source, part.offset, part.offset + part.size_bytes - 1)
+            revision.run(
+                [functools.partial(make, number, piece) for number, piece in enumerate(pieces, 1)]
+            )
             return upload.complete()
         except NotFound:
             upload.abort()
@@ -374,9 +387,9 @@ class S3Store(CloudStore[S3Credentials]):
     ) -> ObjectInfo:
         upload = self.start_upload(target, metadata)
         try:
-            for number, first in enumerate(range(0, found.size_bytes, COPY_PART_BYTES), 1):
-                last = min(first + COPY_PART_BYTES, found.size_bytes) - 1
-                upload.copy_part(number, source, first, last)
+            ranges = split(0, found.size_bytes, COPY_PART_BYTES, self.limits)
+            for number, (start, end) in enumerate(ranges, 1):
+                upload.copy_part(number, source, start, end - 1)
             return self.settle(upload.complete())
         except SidecarError:
             upload.abort()
@@ -544,15 +557,6 @@ def _provisional(etag: str, size_bytes: int, metadata: Mapping[str, str]) -> str
 
 def _etag_in(provisional: str) -> str:
     return provisional.rpartition(":")[2]
-
-
-def _split_copy(piece: Piece) -> Iterator[Piece]:
-    """A kept piece in parts of one size, none of which is too large to copy, or too small."""
-    count = -(-piece.size_bytes // COPY_PART_BYTES) if piece.kept else 1
-    part_bytes = -(-piece.size_bytes // count)
-    for start in range(0, piece.size_bytes, part_bytes):
-        size_bytes = min(part_bytes, piece.size_bytes - start)
-        yield replace(piece, offset=piece.offset + start, size_bytes=size_bytes)
 
 
 def _date_s(headers: Mapping[str, str]) -> float:
