@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -306,6 +307,9 @@ def main(arguments: list[str]) -> int:
     # When memory runs out the kernel shall end a worker, which is replaced, and not the
     # supervisor, which is not (proc_pid_oom_score_adj(5)).
     Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    # 1,024 is the soft limit that shells give, for the sake of select(2), which nobody uses here.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     channel = Channel.inherited(int(arguments[0]))
     received = channel.receive()
     if received is None or received[0]["do"] != "serve":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sidecar.errors import SpoolFull
+from sidecar.errors import NameTooLong, SpoolFull
 from sidecar.mounter.store.base import Limits
 from sidecar.mounter.store.s3 import S3Store
 from tests.filesystem.view import View
@@ -175,3 +176,41 @@ def test_files_that_rest_keep_few_descriptors(tmp_path: Path) -> None:
         view.fs.release(handle)
     assert len(os.listdir("/proc/self/fd")) - before <= 300
     assert content(store, "file-1999") == b"1999"
+
+
+LONG = "/".join(["d" * 250] * 4)  # 1,003 bytes
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> View:
+    store = MemoryStore()
+    store.put(f"{LONG}/file", b"content")
+    store.put(f"{'e' * 250}/{'d' * 250}/{'d' * 250}/{'d' * 240}/file", b"content")
+    store.put("file", b"content")
+    return View(store, tmp_path)
+
+
+TOO_LONG: dict[str, Callable[[View, int], object]] = {
+    "create": lambda view, parent: view.fs.create(parent, "n" * 30, 0o644, os.O_RDWR),
+    "mkdir": lambda view, parent: view.fs.make_directory(parent, "n" * 20),  # NAME and a slash
+    "symlink": lambda view, parent: view.fs.symlink(parent, "n" * 10, b"target"),  # and a suffix
+    "rename": lambda view, _: view.rename("file", f"{LONG}/{'n' * 30}"),
+}
+
+
+@pytest.mark.parametrize("change", TOO_LONG.values(), ids=TOO_LONG)
+def test_a_key_that_the_store_does_not_take_is_refused_at_once(
+    deep: View, change: Callable[[View, int], object]
+) -> None:
+    parent = deep.node(LONG)
+    with pytest.raises(NameTooLong):
+        change(deep, parent)
+    assert deep.names(LONG) == ["file"]
+    assert deep.read("file") == b"content"
+
+
+def test_a_directory_whose_keys_would_be_too_long_stays(deep: View) -> None:
+    with pytest.raises(NameTooLong):
+        deep.rename("e" * 250, f"{'d' * 250}/{'n' * 100}")
+    assert deep.read(f"{'e' * 250}/{'d' * 250}/{'d' * 250}/{'d' * 240}/file") == b"content"
+    assert deep.names("d" * 250) == ["d" * 250]

@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sidecar.errors import AlreadyExists, NotFound, SidecarError, Stale, StoreProtocolError
+from sidecar.errors import (
+    AlreadyExists,
+    NameTooLong,
+    NotFound,
+    SidecarError,
+    Stale,
+    StoreProtocolError,
+)
 from sidecar.mounter.store.base import (
     PROVISIONAL,
     Condition,
@@ -22,6 +29,7 @@ from sidecar.mounter.store.base import (
     Page,
     Revision,
 )
+from sidecar.mounter.store.cloud import MAX_KEY_LENGTH
 from sidecar.mounter.store.pieces import plan
 
 _LOOSE = Limits(1 << 40, 1, 1 << 30, 10_000)
@@ -197,6 +205,10 @@ class MemoryStore:
     def delete_many(self, keys: list[str]) -> None:
         for key in keys:
             self.delete(key)
+
+    def check_key(self, key: str) -> None:
+        if len(key.encode()) > MAX_KEY_LENGTH:
+            raise NameTooLong(f"`{key}`")
 
     def close(self) -> None:
         """Nothing to close."""

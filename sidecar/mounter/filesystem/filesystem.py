@@ -238,6 +238,7 @@ class FileSystem:
             if self._journal.intent() is not None and isinstance(found, Directory):
                 return self.tree.enter(found)  # a dead worker made it for this request
             raise FileExists(f"`{directory.key}{name}`")
+        self._store.check_key(f"{directory.key}{name}/")
         self._journal.intend(("mkdir",))
         attributes = {} if mode in (None, self.tree.owner.dir_mode) else {"mode": mode or 0}
         self._store.put(f"{directory.key}{name}/", b"", to_metadata(attributes, stat.S_IFDIR))
@@ -285,7 +286,7 @@ class FileSystem:
                 raise FileExists(f"`{node.key}`")
             self.tree.complete(node)
             return self.tree.enter(node), self.open(node.id, flags)
-        self._check_file_name(name)
+        self._check_file_name(directory, name)
         self._journal.intend(("create",))
         attributes = {}
         if stat.S_IMODE(mode) != self.tree.owner.file_mode:
@@ -417,6 +418,7 @@ class FileSystem:
             raise FileExists(f"`{found.key}`")
         if len(target) > TARGET_MAX_BYTES:
             raise NameTooLong(f"a link's target of {len(target)} bytes")
+        self._store.check_key(f"{directory.key}{name}{LINK_SUFFIX}")
         self._journal.intend(("symlink",))
         remote = self._store.put(f"{directory.key}{name}{LINK_SUFFIX}", target)
         with self.tree.nodes.lock:
@@ -486,7 +488,9 @@ class FileSystem:
         assert isinstance(node, File | Link)
         new_key = f"{target.key}{new_name}{LINK_SUFFIX if isinstance(node, Link) else ''}"
         if isinstance(node, File):
-            self._check_file_name(new_name)
+            self._check_file_name(target, new_name)
+        else:
+            self._store.check_key(new_key)
         # A file that replaces a link, or the reverse, has another key than what it replaces.
         other_key = replaced.object_key if replaced and replaced.object_key != new_key else ""
         self._journal.intend(("rename", node.id, other_key))
@@ -780,7 +784,8 @@ class FileSystem:
             self.tree.changed(directory, name, False, None)
             return None
 
-    def _check_file_name(self, name: str) -> None:
+    def _check_file_name(self, directory: Directory, name: str) -> None:
+        self._store.check_key(directory.key + name)
         if is_link_key(name):
             raise NotPermitted(
                 f"`{name}`: objects whose names end so are symbolic links", "choose another name"

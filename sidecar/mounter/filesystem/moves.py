@@ -59,6 +59,7 @@ class Moves:
         what is left of the old one is deleted at the next opportunity.
         """
         old, new = node.key, f"{target.key}{name}/"
+        self._store.check_key(new)
         self._begin(node.id, old, new)
         try:
             copied = self._copy_all(old, new)
@@ -164,6 +165,7 @@ class Moves:
 
     def _copy(self, info: ObjectInfo, new_key: str) -> tuple[ObjectInfo, ObjectInfo] | None:
         """(what was copied, the copy); None for what somebody else deleted meanwhile."""
+        self._store.check_key(new_key)
         while True:
             try:
                 if info.key.endswith("/") and not info.size_bytes:

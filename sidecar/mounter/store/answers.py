@@ -22,6 +22,7 @@ from sidecar.errors import (
     BucketNotFound,
     EndpointUnreachable,
     LoginRejected,
+    NameTooLong,
     NotFound,
     QuotaExceeded,
     SidecarError,
@@ -78,6 +79,7 @@ _CONDITION_CODES = {
 }
 _QUOTA_CODES = {"QuotaExceeded", "XMinioStorageFull", "AccountQuotaExceeded"}
 _TOO_LARGE_CODES = {"EntityTooLarge", "RequestBodyTooLarge", "BlockCountExceedsLimit"}
+_TOO_LONG_CODES = {"KeyTooLongError", "KeyTooLong"}
 
 _SAFE_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -131,7 +133,7 @@ class Place:
         """What the service calls a bucket."""
         return "container" if self.service == "Azure" else "bucket"
 
-    def from_answer(self, answer: Answer, request: Request) -> StoreError | Again:
+    def from_answer(self, answer: Answer, request: Request) -> SidecarError | Again:
         """The error for an answer that is not a success."""
         status, code = answer.status, answer.code
         if code in _BUCKET_CODES:
@@ -146,6 +148,8 @@ class Place:
             return QuotaExceeded(f"{self} is full: it refuses to {request.operation}")
         if code in _TOO_LARGE_CODES or status == 413:
             return TooLarge(f"{self} refuses `{request.key}` as too large")
+        if code in _TOO_LONG_CODES:
+            return NameTooLong(f"{self} refuses the key of `{request.key}` as too long")
         if status == 501:
             return Unsupported(f"{self} does not implement this {request.operation}")
         if code in _AGAIN_CODES or status in {408, 500, 502, 503, 504}:

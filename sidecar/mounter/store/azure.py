@@ -199,6 +199,11 @@ class AzureStore(CloudStore[AzureCredentials]):
             dict(metadata or {}),
         )
 
+    _key_unit = "characters"
+
+    def _key_length(self, full: str) -> int:
+        return len(full)
+
     def put_block(self, key: str, name: str, content: Content) -> None:
         """Stage a block. ``name``: of one length for all blocks of a blob, as Azure demands."""
         query = {"comp": "block", "blockid": base64.b64encode(name.encode()).decode()}

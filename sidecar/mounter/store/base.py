@@ -322,5 +322,8 @@ class Store(Protocol):
     def delete_many(self, keys: list[str]) -> None:
         """Delete objects, in bulk requests where the store has them."""
 
+    def check_key(self, key: str) -> None:
+        """Raise NameTooLong for a key that is longer than this store takes. Asks nothing."""
+
     def close(self) -> None:
         """Close connections. The store is not used afterwards."""

@@ -10,7 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sidecar.errors import NotFound, SidecarError, Stale, StoreProtocolError, Unavailable
+from sidecar.errors import (
+    NameTooLong,
+    NotFound,
+    SidecarError,
+    Stale,
+    StoreProtocolError,
+    Unavailable,
+)
 from sidecar.mounter.store.answers import Place, Request
 from sidecar.mounter.store.base import Condition, ObjectInfo, Page, StoreObserver
 from sidecar.mounter.store.bulk import BulkReader
@@ -33,6 +40,8 @@ WRITE_SILENCE_S = 20.0
 """A store that was sent a large part may write it to its disks before it answers."""
 WRITTEN = frozenset({200, 201})
 """How stores answer a request that wrote something."""
+MAX_KEY_LENGTH = 1024
+"""Of a whole key: UTF-8 bytes on S3 and Google Cloud Storage, characters on Azure."""
 BUCKET_CHECK_S = 10.0
 """How long a bucket that was seen is believed to be there."""
 
@@ -237,6 +246,20 @@ class CloudStore(ABC, Generic[C]):
         return self._exchange.put(
             request, sign, body, accepted=accepted, patience=patience or self._writing
         )
+
+    def check_key(self, key: str) -> None:
+        """As :meth:`Store.check_key`."""
+        length = self._key_length(self.full(key))
+        if length > MAX_KEY_LENGTH:
+            raise NameTooLong(
+                f"`{key}` would be a key of {length} {self._key_unit}; {self.place} takes "
+                f"{MAX_KEY_LENGTH}"
+            )
+
+    _key_unit = "bytes"
+
+    def _key_length(self, full: str) -> int:
+        return len(full.encode())
 
     def full(self, key: str) -> str:
         """The key in the bucket."""

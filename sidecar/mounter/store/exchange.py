@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
-from sidecar.errors import StoreError
+from sidecar.errors import SidecarError
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
 from sidecar.mounter.store.base import Content, FileSlice
 from sidecar.mounter.store.connections import ConnectionPool, Endpoint, Patience
@@ -116,7 +116,7 @@ class Exchange:
             read: reads the body; to its end, or the connection is not used again.
 
         Raises:
-            StoreError: what the answer means, where asking again does not help.
+            SidecarError: what the answer means, where asking again does not help.
             Again: what the answer means, or that there was none.
         """
 
@@ -178,7 +178,7 @@ class Exchange:
         """Close idle connections, and the others when their requests end."""
         self._pool.close()
 
-    def _meaning(self, response: Response, body: bytes, request: Request) -> StoreError | Again:
+    def _meaning(self, response: Response, body: bytes, request: Request) -> SidecarError | Again:
         code = self._dialect.error_code(response.fields, body)
         retry_after_s = parse_retry_after(response.fields.get("retry-after"))
         return self._place.from_answer(Answer(response.status, code, retry_after_s), request)
