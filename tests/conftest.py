@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.servers import AzureServer, GcsServer, RcloneServer, S3Server
+from tests.support.strict_server import StrictS3Server
 
 # A shell that runs the tests in the background has them, and every program of theirs, ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -17,6 +18,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """MinIO's gateway: strict about signatures and multipart."""
     with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def strict_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrictS3Server]:
+    """An S3 that refuses what Amazon's refuses; :meth:`StrictS3Server.reset` after changing it."""
+    with StrictS3Server(tmp_path_factory.mktemp("strict-s3")) as server:
         yield server
 
 

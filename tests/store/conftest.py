@@ -11,6 +11,7 @@ from tests.support.clouds import AzureCloud, Cloud, GcsCloud, RcloneCloud, S3Clo
 
 KINDS = {
     "s3": ("s3_server", S3Cloud),
+    "strict": ("strict_s3_server", S3Cloud),
     "gcs": ("gcs_server", GcsCloud),
     "azure": ("azure_server", AzureCloud),
     "rclone": ("rclone_server", RcloneCloud),
@@ -27,13 +28,13 @@ def make_cloud(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     return cls(server, bucket)
 
 
-@pytest.fixture(params=["s3", "gcs", "azure"])
+@pytest.fixture(params=["s3", "strict", "gcs", "azure"])
 def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     """An empty bucket of each cloud."""
     return make_cloud(request.param, request, monkeypatch)
 
 
-@pytest.fixture(params=["s3", "gcs", "azure", "rclone"])
+@pytest.fixture(params=["s3", "strict", "gcs", "azure", "rclone"])
 def readable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     """An empty bucket of every server that bulk reads must understand."""
     return make_cloud(request.param, request, monkeypatch)

