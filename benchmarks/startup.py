@@ -73,7 +73,7 @@ def _buckets(folder: Path) -> Iterator[tuple[list[Cloud], dict[str, str]]]:
     """The buckets, on servers of their own, and the variables that lead SDKs to emulators."""
     with ExitStack() as stack:
         try:
-            s3 = stack.enter_context(servers.S3Server(folder / "s3"))
+            s3 = stack.enter_context(servers.MinioServer(folder / "s3"))
             gcs = stack.enter_context(servers.GcsServer(folder / "gcs"))
             azure = stack.enter_context(servers.AzureServer(folder / "azure"))
         except (servers.ToolMissing, servers.ServerFailed) as error:

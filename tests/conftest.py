@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.servers import AzureServer, GcsServer, RcloneServer, S3Server
+from tests.support.servers import (
+    AzureServer,
+    GcsServer,
+    GivenS3,
+    MinioServer,
+    RcloneServer,
+    S3Server,
+)
 from tests.support.strict_server import StrictS3Server
 
 # A shell that runs the tests in the background has them, and every program of theirs, ignore it.
@@ -16,8 +24,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """MinIO's gateway: strict about signatures and multipart."""
-    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+    """MinIO's gateway, or what ``MOUNT_SIDECAR_TEST_S3`` names.
+
+    ``strict`` is ours, ``minio`` the gateway, and a URL any store that speaks S3, with the login
+    that AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION name.
+    """
+    directory = tmp_path_factory.mktemp("s3")
+    server: S3Server
+    match os.environ.get("MOUNT_SIDECAR_TEST_S3", "minio"):
+        case "minio":
+            server = MinioServer(directory)
+        case "strict":
+            server = StrictS3Server(directory)
+        case endpoint:
+            server = GivenS3(directory, endpoint)
+    with server:
         yield server
 
 

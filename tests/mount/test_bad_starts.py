@@ -25,8 +25,8 @@ from tests.support.servers import (
     AzureServer,
     GcsServer,
     HttpResponder,
+    MinioServer,
     RcloneServer,
-    S3Server,
     TlsFiles,
     answer,
     free_port,
@@ -254,7 +254,7 @@ def test_an_endpoint_that_refuses_and_one_that_never_answers(tmp_path: Path, s3:
 
 
 def test_an_outage_shorter_than_the_deadline_is_waited_out(tmp_path: Path) -> None:
-    with S3Server(tmp_path / "server") as server:
+    with MinioServer(tmp_path / "server") as server:
         server.create_bucket("late")
         server.stop()
         sidecar = bucket_sidecar(tmp_path, S3Cloud(server, "late"))

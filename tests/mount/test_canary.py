@@ -16,7 +16,7 @@ import pytest
 
 from sidecar.spec import Times, Volume
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
-from tests.support.servers import AzureServer, GcsServer, S3Server
+from tests.support.servers import AzureServer, GcsServer, MinioServer
 from tests.support.sidecar import Sidecar
 
 BUCKET = "canary"
@@ -93,7 +93,7 @@ def clouds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Cloud
     root = tmp_path_factory.mktemp("canary")
     azure_key = base64.b64encode(canary("azure").encode()).decode()
     with (
-        S3Server(root / "s3", secret_access_key=canary("s3")) as s3,
+        MinioServer(root / "s3", secret_access_key=canary("s3")) as s3,
         GcsServer(root / "gcs") as gcs,
         AzureServer(root / "azure", account_key=azure_key) as azure,
     ):

@@ -24,7 +24,7 @@ from sidecar.mounter import mounts
 from sidecar.spec import PersistenceSpec, load_spec
 from tests.support.network import Network
 from tests.support.pods import Container, Json, make_shared, podman
-from tests.support.servers import REPOSITORY, S3Server
+from tests.support.servers import REPOSITORY, MinioServer
 
 FOLDER = REPOSITORY / "manifests/examples/compose"
 FILE = FOLDER / "compose.yaml"
@@ -109,7 +109,7 @@ def test_the_experiment_starts_when_the_sidecar_is_healthy(tmp_path: Path, folde
     assert experiment["depends_on"] == {"sidecar": {"condition": "service_healthy"}}
     network = Network()
     container = Container(f"test-compose-{uuid.uuid4().hex[:12]}")
-    with S3Server(tmp_path / "s3") as server:
+    with MinioServer(tmp_path / "s3") as server:
         client = server.client()
         for bucket in ("datasets", "runs"):
             server.create_bucket(bucket)

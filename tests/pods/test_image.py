@@ -23,7 +23,7 @@ from tests.pods.runs import (
     wait_for,
 )
 from tests.support.pods import EXPERIMENT_IMAGE, SIDECAR_IMAGE, Pod, podman
-from tests.support.servers import AzureServer, GcsServer, S3Server
+from tests.support.servers import AzureServer, GcsServer, MinioServer, S3Server
 
 pytestmark = pytest.mark.usefixtures("images")
 
@@ -176,7 +176,7 @@ file.write(b"weights")
 print("written", flush=True)
 time.sleep(1000)
 """
-    with S3Server(tmp_path_factory.mktemp("silent")) as silent:
+    with MinioServer(tmp_path_factory.mktemp("silent")) as silent:
         clouds = Clouds(silent, gcs_server, azure_server)
         pod = pod_of(tmp_path, clouds, command=["python3", "-c", script])
         spec = json.loads(pod.metadata["annotations"][SPEC_ANNOTATION])

@@ -29,6 +29,7 @@ from tests.support.servers import (
     REPOSITORY,
     AzureServer,
     GcsServer,
+    MinioServer,
     S3Server,
     Server,
     find_program,
@@ -162,7 +163,7 @@ def test_rules_and_dashboard_name_metrics_that_the_product_has() -> None:
 @pytest.fixture
 def fragile_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A server that the test stops for a moment."""
-    with S3Server(tmp_path_factory.mktemp("fragile")) as server:
+    with MinioServer(tmp_path_factory.mktemp("fragile")) as server:
         yield server
 
 

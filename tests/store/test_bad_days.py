@@ -234,10 +234,10 @@ def test_a_self_signed_certificate_is_trusted_only_when_named(
 def mortal(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A bucket on a server of the test's own, to be stopped."""
     from tests.store.conftest import KINDS
-    from tests.support.servers import AzureServer, S3Server
+    from tests.support.servers import AzureServer, MinioServer
 
     kinds = {
-        "s3": lambda: S3Server(tmp_path / "server"),
+        "s3": lambda: MinioServer(tmp_path / "server"),
         "gcs": lambda: GcsServer(tmp_path / "server", keep_data=True),
         "azure": lambda: AzureServer(tmp_path / "server"),
     }

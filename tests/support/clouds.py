@@ -11,7 +11,7 @@ from sidecar.mounter.credentials import CredentialSource
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.base import Store, StoreObserver
 from sidecar.spec import StoreName, StoreSource
-from tests.support.servers import AzureServer, GcsServer, RcloneServer, S3Compatible
+from tests.support.servers import AzureServer, GcsServer, RcloneServer, S3Server
 
 Bytes = bytes | bytearray | memoryview
 
@@ -41,7 +41,7 @@ class Cloud(ABC):
 
     name: StoreName
 
-    def __init__(self, server: S3Compatible | GcsServer | AzureServer, bucket: str):
+    def __init__(self, server: S3Server | GcsServer | AzureServer, bucket: str):
         self.server = server
         self.bucket = bucket
 
@@ -106,7 +106,7 @@ class Cloud(ABC):
 
 class S3Cloud(Cloud):
     name = "s3"
-    server: S3Compatible
+    server: S3Server
 
     def url(self, prefix: str = "") -> str:
         return f"s3://{self.bucket}/{prefix}"

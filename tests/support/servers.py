@@ -199,7 +199,7 @@ class Server:
         return self._log_file.read_text(errors="replace")[-2000:]
 
 
-class S3Compatible(Server):
+class S3Server(Server):
     """A server that speaks S3, with one login, and MinIO's client to talk to it."""
 
     access_key_id = "testaccesskey"
@@ -247,7 +247,7 @@ class S3Compatible(Server):
         client.remove_bucket(name)
 
 
-class S3Server(S3Compatible):
+class MinioServer(S3Server):
     """MinIO's request handling, signatures and multipart: the S3 gateway inside JuiceFS."""
 
     def __init__(self, directory: Path, *, secret_access_key: str = "test-secret-key-1") -> None:
@@ -296,7 +296,47 @@ class S3Server(S3Compatible):
         }
 
 
-class RcloneServer(S3Compatible):
+class GivenS3(S3Server):
+    """A store that is there already: a user's own, with the login of the environment.
+
+    Buckets that tests make in it are removed at the end, with all that is in them.
+
+    Args:
+        directory: for nothing, as this server has no log.
+        endpoint: its URL.
+    """
+
+    def __init__(self, directory: Path, endpoint: str) -> None:
+        super().__init__(directory, secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"])
+        self.access_key_id = os.environ["AWS_ACCESS_KEY_ID"]
+        self.region = os.environ.get("AWS_REGION", self.region)
+        address = urllib.parse.urlsplit(endpoint)
+        self.scheme = address.scheme
+        self.port = address.port or (443 if address.scheme == "https" else 80)
+        self._endpoint = endpoint.rstrip("/")
+        self._buckets: list[str] = []
+
+    @property
+    def endpoint(self) -> str:
+        """As it was given."""
+        return self._endpoint
+
+    def create_bucket(self, name: str) -> None:
+        """Make an empty bucket, until the end of the run."""
+        super().create_bucket(name)
+        self._buckets.append(name)
+
+    def start(self) -> Self:
+        """It runs."""
+        return self
+
+    def stop(self) -> None:
+        """It runs on; the buckets of the tests go."""
+        while self._buckets:
+            self.delete_bucket(self._buckets.pop())
+
+
+class RcloneServer(S3Server):
     """``rclone serve s3``: the fast one. Buckets are sub-folders of ``directory/data``.
 
     It answers a ranged GET with 200 and the ranged body.

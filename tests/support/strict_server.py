@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.servers import HOST, REPOSITORY, S3Compatible
+from tests.support.servers import HOST, REPOSITORY, S3Server
 from tests.support.strict_s3.control import PATH
 from tests.support.strict_s3.counters import Line
 
@@ -30,7 +30,7 @@ class Counts(NamedTuple):
     bytes_out: Counter[str]
 
 
-class StrictS3Server(S3Compatible):
+class StrictS3Server(S3Server):
     """An S3 that refuses what Amazon's documentation says is refused: ``strict_s3``.
 
     Its state survives :meth:`stop` and :meth:`start`; what a test told it (limits, pace, faults)

@@ -21,7 +21,7 @@ from sidecar.spec import Times, TransportName
 from tests.mount.buckets import bucket_sidecar, make_cloud
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
 from tests.support.faults import FaultProxy
-from tests.support.servers import S3Server
+from tests.support.servers import MinioServer
 from tests.support.sidecar import Sidecar
 from tests.writing.buckets import MIB, SMALL_PARTS
 
@@ -44,7 +44,7 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[Cloud]:
     """An empty bucket on a server of its own, which the test stops and pauses."""
-    with S3Server(tmp_path / "server") as server:
+    with MinioServer(tmp_path / "server") as server:
         server.create_bucket("mortal")
         yield S3Cloud(server, "mortal")
 
