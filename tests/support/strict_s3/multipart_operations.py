@@ -74,7 +74,7 @@ def complete_multipart_upload(call: Call) -> Answer:
         store(call, made)
         bucket.end(upload)
     fields = [
-        ("Location", f"http://{call.headers['host']}/{call.bucket_name}/{call.key}"),
+        ("Location", f"http://{call.headers['host']}{call.request.path}"),
         ("Bucket", call.bucket_name),
         ("Key", call.key),
         ("ETag", quoted(etag)),

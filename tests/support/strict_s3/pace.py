@@ -64,12 +64,13 @@ class Pacer:
         time.sleep(wait_s)
 
     def _take(self, prefix: tuple[str, str]) -> bool:
-        """A bucket of one second's tokens."""
+        """A bucket of one second's tokens, and of one at least."""
         rate = self.pace.requests_per_s
+        most = max(rate, 1.0)
         with self._lock:
             now = time.monotonic()
-            tokens, at = self._tokens.get(prefix, (rate, now))
-            tokens = min(tokens + (now - at) * rate, rate)
+            tokens, at = self._tokens.get(prefix, (most, now))
+            tokens = min(tokens + (now - at) * rate, most)
             enough = tokens >= 1
             self._tokens[prefix] = (tokens - enough, now)
             return enough

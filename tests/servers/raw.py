@@ -1,0 +1,170 @@
+"""Raw requests, signed by botocore: a client that shares no code with the servers of the tests."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+from xml.etree import ElementTree as ET
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from tests.support.servers import HOST, S3Server
+
+
+class Reply(NamedTuple):
+    """An answer.
+
+    Attributes:
+        headers: names in lower case.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def xml(self) -> ET.Element:
+        """The body, without namespaces."""
+        root = ET.fromstring(self.body)
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]
+        return root
+
+    @property
+    def refusal(self) -> str:
+        """``status code`` of what is refused, ``status`` of what is not."""
+        if self.body.find(b"<Error>") < 0:
+            return str(self.status)
+        return f"{self.status} {self.xml.findtext('Code')}"
+
+    @property
+    def etag(self) -> str:
+        """In quotes, from the headers or the document."""
+        return self.headers.get("etag") or self.text("ETag")
+
+    def text(self, name: str) -> str:
+        """Of an element below the root."""
+        return self.xml.findtext(name) or ""
+
+    def texts(self, path: str) -> list[str]:
+        """Of all elements at a path."""
+        return [element.text or "" for element in self.xml.iterfind(path)]
+
+
+class _Auth(S3SigV4Auth):  # type: ignore[misc]  # botocore has no types
+    """A signature over whatever the test says that the payload is."""
+
+    given = ""
+
+    def payload(self, request: Any) -> str:
+        return self.given or super().payload(request)
+
+
+class Raw:
+    """Sends requests about one bucket.
+
+    Attributes:
+        signed: (key id, secret, region); None for requests without a signature.
+    """
+
+    def __init__(self, server: S3Server, bucket: str) -> None:
+        self.server = server
+        self.bucket = bucket
+        self.signed: tuple[str, str, str] | None = (
+            server.access_key_id,
+            server.secret_access_key,
+            server.region,
+        )
+
+    def __call__(
+        self,
+        method: str,
+        key: str | None = None,
+        body: bytes = b"",
+        *,
+        query: Mapping[str, str] | None = None,
+        payload: str = "",
+        unsigned: Mapping[str, str] | None = None,
+        **headers: str,
+    ) -> Reply:
+        """One request.
+
+        Args:
+            key: None for the bucket itself.
+            payload: what x-amz-content-sha256 says; the body's own by default.
+            unsigned: headers that are added after the signature.
+            headers: ``_`` stands for ``-``.
+        """
+        path = f"/{self.bucket}" + ("" if key is None else f"/{quote(key, safe='/~')}")
+        target = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.send(method, target, sent, body, payload=payload, unsigned=unsigned)
+
+    def send(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        payload: str = "",
+        unsigned: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """As :meth:`__call__`, with a target of its own."""
+        request = AWSRequest(
+            method, f"{self.server.endpoint}{target}", headers=dict(headers), data=body
+        )
+        if self.signed:
+            key_id, secret, region = self.signed
+            auth = _Auth(Credentials(key_id, secret), "s3", region)
+            auth.given = payload
+            auth.add_auth(request)
+        connection = http.client.HTTPConnection(HOST, self.server.port, timeout=30)
+        try:
+            connection.putrequest(method, target, skip_accept_encoding=True)
+            fields = {**dict(request.headers.items()), **(unsigned or {})}
+            if body or method in {"PUT", "POST"}:
+                fields.setdefault("Content-Length", str(len(body)))
+            for name, value in fields.items():
+                connection.putheader(name, value.encode())
+            connection.endheaders(body or None)
+            response = connection.getresponse()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return Reply(response.status, found, response.read())
+        finally:
+            connection.close()
+
+    def begin(self, key: str, **headers: str) -> str:
+        """Begin a multipart upload; its number."""
+        # No parser: the answer repeats the key, which XML may not be able to hold.
+        body = self("POST", key, query={"uploads": ""}, **headers).body.decode()
+        return body.partition("<UploadId>")[2].partition("</UploadId>")[0]
+
+    def part(
+        self, key: str, upload: str, number: int | str, body: bytes = b"", **more: Any
+    ) -> Reply:
+        """UploadPart, or UploadPartCopy."""
+        query = {"partNumber": str(number), "uploadId": upload}
+        return self("PUT", key, body, query=query, **more)
+
+    def complete(self, key: str, upload: str, etags: Mapping[int, str], **headers: str) -> Reply:
+        """CompleteMultipartUpload, with the parts in the mapping's order."""
+        parts = "".join(
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+            for number, etag in etags.items()
+        )
+        body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
+        return self("POST", key, body, query={"uploadId": upload}, **headers)
+
+    def upload(self, key: str, *parts: bytes, **headers: str) -> Reply:
+        """A whole multipart upload."""
+        upload = self.begin(key, **headers)
+        etags = {
+            number: self.part(key, upload, number, part).etag
+            for number, part in enumerate(parts, 1)
+        }
+        return self.complete(key, upload, etags)
