@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.servers import (
-    AzureServer,
-    GcsServer,
     GivenS3,
     MinioServer,
     RcloneServer,
     S3Server,
 )
+from tests.support.strict_azure import StrictAzureServer
+from tests.support.strict_gcs import StrictGcsServer
 from tests.support.strict_server import StrictS3Server
 
 # A shell that runs the tests in the background has them, and every program of theirs, ignore it.
@@ -57,14 +57,14 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RcloneSe
 
 
 @pytest.fixture(scope="session")
-def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
-    """fake-gcs-server with its token endpoint."""
-    with GcsServer(tmp_path_factory.mktemp("gcs")) as server:
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrictGcsServer]:
+    """fake-gcs-server with its token endpoint, behind a proxy that refuses what Google does."""
+    with StrictGcsServer(tmp_path_factory.mktemp("gcs")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
-    """Azurite."""
-    with AzureServer(tmp_path_factory.mktemp("azure")) as server:
+def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrictAzureServer]:
+    """Azurite, behind a proxy that refuses what Azure does."""
+    with StrictAzureServer(tmp_path_factory.mktemp("azure")) as server:
         yield server

@@ -91,6 +91,11 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def process_port(self) -> int:
+        """Where the child process listens, which is another port where a proxy is before it."""
+        return self.port
+
+    @property
     def endpoint(self) -> str:
         """``scheme://127.0.0.1:port``."""
         return f"{self.scheme}://{HOST}:{self.port}"
@@ -442,7 +447,7 @@ class GcsServer(Server):
             "-host",
             HOST,
             "-port",
-            str(self.port),
+            str(self.process_port),
             "-public-host",
             f"{HOST}:{self.port}",
             "-external-url",
@@ -508,7 +513,7 @@ class AzureServer(Server):
             "--blobHost",
             HOST,
             "--blobPort",
-            str(self.port),
+            str(self.process_port),
         ]
 
     @property

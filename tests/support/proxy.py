@@ -1,0 +1,222 @@
+"""A proxy on loopback that forwards HTTP/1.1 as it is; what it does more, a subclass says."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
+
+HOST = "127.0.0.1"
+_PIECE_BYTES = 256 * 1024
+
+
+class Head(NamedTuple):
+    """First line and header fields of a request or an answer, and the bytes of both."""
+
+    line: str
+    fields: dict[str, str]
+    raw: bytes
+
+    @property
+    def method(self) -> str:
+        """Of a request."""
+        return self.line.split(" ", 1)[0]
+
+    @property
+    def target(self) -> str:
+        """Of a request: path and query."""
+        return self.line.split(" ", 2)[1]
+
+    @property
+    def status(self) -> int:
+        """Of an answer."""
+        return int(self.line.split(" ", 2)[1])
+
+
+class Ends(NamedTuple):
+    """Both sides of a connection."""
+
+    client: socket.socket
+    upstream: socket.socket
+    answers: BinaryIO
+
+
+class Proxy:
+    """Listens on loopback, forwards to ``upstream_port`` there, each request with its body read.
+
+    Args:
+        port: where to listen; a free one by default.
+    """
+
+    def __init__(self, upstream_port: int, *, port: int = 0) -> None:
+        self._upstream_port = upstream_port
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server((HOST, port), backlog=128)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._listener.getsockname()[1])
+
+    @property
+    def endpoint(self) -> str:
+        """``http://127.0.0.1:port``."""
+        return f"http://{HOST}:{self.port}"
+
+    def start(self) -> Self:
+        """Serve in threads of this process."""
+        self._run(self._accept)
+        return self
+
+    def stop(self) -> None:
+        """Close all connections, and the port."""
+        self._ending.set()
+        with self._lock:
+            ends = [self._listener, *self._open]
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in list(self._threads):
+            thread.join(10)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def exchange(self, request: Head, body: bytes, ends: Ends) -> bool:
+        """Answer one request; whether the connection goes on. A subclass may do otherwise."""
+        return self.forward(request.method, request.raw + body, ends)
+
+    def forward(self, method: str, request: bytes, ends: Ends, *, truncate: bool = False) -> bool:
+        """Send a request on, and its answer back; whether the connection goes on.
+
+        Args:
+            truncate: the answer's body is cut in half.
+        """
+        ends.upstream.sendall(request)
+        answer = read_head(ends.answers)
+        while answer is not None and answer.status == 100:
+            answer = read_head(ends.answers)
+        if answer is None:
+            return False
+        ends.client.sendall(answer.raw)
+        if method == "HEAD" or answer.status in {204, 304}:
+            return True
+        if "chunked" in answer.fields.get("transfer-encoding", ""):
+            ends.client.sendall(read_chunks(ends.answers))
+            return True
+        length = int(answer.fields["content-length"])
+        wanted = length // 2 if truncate else length
+        while wanted:
+            piece = ends.answers.read(min(wanted, _PIECE_BYTES))
+            if not piece:
+                return False
+            ends.client.sendall(piece)
+            wanted -= len(piece)
+            self.passed(method, len(piece))
+        return not truncate
+
+    def passed(self, method: str, size: int) -> None:
+        """Called for each piece of an answer's body that went to the client."""
+
+    def _run(self, target: Callable[..., None], *arguments: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self._ending.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            self._run(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        """Requests of one connection, over one connection to the store."""
+        with client, contextlib.ExitStack() as stack:
+            try:
+                upstream = socket.create_connection((HOST, self._upstream_port))
+            except OSError:
+                return  # the store is down
+            stack.enter_context(upstream)
+            with self._lock:
+                self._open |= {client, upstream}
+            try:
+                incoming = stack.enter_context(client.makefile("rb"))
+                ends = Ends(client, upstream, stack.enter_context(upstream.makefile("rb")))
+                while not self._ending.is_set() and self._one(incoming, ends):
+                    pass
+            except (OSError, ValueError):
+                return  # either side went away
+            finally:
+                with self._lock:
+                    self._open -= {client, upstream}
+
+    def _one(self, incoming: BinaryIO, ends: Ends) -> bool:
+        request = read_head(incoming)
+        if request is None:
+            return False
+        if request.fields.get("expect", "").lower() == "100-continue":
+            ends.client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return self.exchange(request, read_body(incoming, request), ends)
+
+
+def read_head(stream: BinaryIO) -> Head | None:
+    """First line and header fields; None at the end of the connection."""
+    raw = line = stream.readline()
+    if not line:
+        return None
+    fields: dict[str, str] = {}
+    while True:
+        field = stream.readline()
+        raw += field
+        if field in {b"\r\n", b"\n", b""}:
+            return Head(line.decode("latin-1").rstrip(), fields, raw)
+        name, _, value = field.decode("latin-1").partition(":")
+        fields[name.lower()] = value.strip()
+
+
+def read_body(stream: BinaryIO, head: Head) -> bytes:
+    """As it is sent, with its chunks. Raises ValueError where the connection ends within it."""
+    if "chunked" in head.fields.get("transfer-encoding", ""):
+        return read_chunks(stream)
+    length = int(head.fields.get("content-length", "0"))
+    body = stream.read(length)
+    if len(body) < length:
+        raise ValueError("the connection ended within a body")
+    return body
+
+
+def read_chunks(stream: BinaryIO) -> bytes:
+    """A chunked body with its framing."""
+    raw = b""
+    while True:
+        line = stream.readline()
+        raw += line
+        size = int(line.partition(b";")[0], 16)
+        raw += stream.read(size + 2) if size else stream.readline()
+        if not size:
+            return raw
+
+
+def http_answer(status: int, phrase: str, body: bytes = b"", **fields: str) -> bytes:
+    """A whole answer; ``_`` in names of fields stands for ``-``."""
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+    head = f"HTTP/1.1 {status} {phrase}\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode("latin-1") + body

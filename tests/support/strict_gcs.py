@@ -1,0 +1,452 @@
+"""fake-gcs-server behind a proxy that refuses what Google's documentation says is refused.
+
+The emulator looks at conditions of hardly any request, completes a resumable upload when it is
+asked how far it came, and takes chunks and names of any kind. Sources, at
+https://cloud.google.com/storage/docs: "Request preconditions", "Resumable uploads", "Performing
+resumable uploads", "Objects" (naming), "Object metadata", "Quotas & limits", "Objects: compose",
+"Objects: rewrite", "HTTP status and error codes for JSON".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import threading
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from tests.support.proxy import HOST, Ends, Head, Proxy, http_answer
+from tests.support.servers import GcsServer, free_port
+
+CHUNK_BYTES = 256 * 1024
+MIB = 1024 * 1024
+_OBJECT = re.compile(
+    r"/?(?:download/)?storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^/]+)"
+    r"(?:/(?P<verb>compose|rewriteTo/b/(?P<bucket2>[^/]+)/o/(?P<name2>[^/]+)))?"
+)
+_UPLOAD = re.compile(r"/?(?:resumable/)?upload/storage/v1/b/(?P<bucket>[^/]+)/o")
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+@dataclass(frozen=True)
+class GcsLimits:
+    """Numbers of the documentation.
+
+    Attributes:
+        rewrite_calls: how many calls a rewrite takes. One copies between places and storage
+            classes that are the same; otherwise it may be any number.
+    """
+
+    max_name_bytes: int = 1024
+    max_metadata_bytes: int = 8 * 1024
+    max_sources: int = 32
+    chunk_bytes: int = CHUNK_BYTES
+    rewrite_calls: int = 1
+
+
+class Refused(Exception):
+    """An answer of the proxy itself, as the JSON API says it."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        error = {
+            "code": status,
+            "message": message,
+            "errors": [{"domain": "global", "reason": reason, "message": message}],
+        }
+        body = b"" if status == 304 else json.dumps({"error": error}).encode()
+        phrase = http.client.responses.get(status, "")
+        self.answer = http_answer(status, phrase, body, Content_Type="application/json")
+
+
+@dataclass
+class Session:
+    """A resumable upload.
+
+    Attributes:
+        query: with the conditions under which it was begun, which its end must meet, too.
+        persisted: bytes that the store has.
+        answer: to its last chunk, which is given again.
+    """
+
+    bucket: str
+    name: str
+    query: Mapping[str, str]
+    persisted: int = 0
+    answer: bytes = b""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request, taken apart."""
+
+    head: Head
+    body: bytes
+    path: str
+    query: dict[str, str]
+
+    @classmethod
+    def of(cls, head: Head, body: bytes) -> _Call:
+        url = urlsplit(head.target)
+        return cls(head, body, url.path, dict(parse_qsl(url.query, keep_blank_values=True)))
+
+    @property
+    def resource(self) -> dict[str, Any]:
+        """The JSON that it brings; of a multipart upload the first part."""
+        text = self.body
+        kind = self.head.fields.get("content-type", "")
+        if kind.startswith("multipart/related"):
+            boundary = kind.partition("boundary=")[2].strip("\"'").encode()
+            first = text.partition(b"--" + boundary)[2]
+            text = first.partition(b"\r\n\r\n")[2].partition(b"\r\n--" + boundary)[0]
+        if not text:
+            return {}
+        try:
+            found = json.loads(text)
+        except ValueError:
+            raise Refused(400, "parseError", "Parse Error") from None
+        return found if isinstance(found, dict) else {}
+
+    def raw(self, query: Mapping[str, str] | None = None, **fields: str) -> bytes:
+        """What is forwarded, with another query, or fields."""
+        target = self.head.target if query is None else f"{self.path}?{urlencode(query)}"
+        line = f"{self.head.method} {target} HTTP/1.1\r\n"
+        changed = {**self.head.fields, **fields}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in changed.items())
+        return f"{line}{lines}\r\n".encode("latin-1") + self.body
+
+
+class StrictGcs(Proxy):
+    """The proxy.
+
+    Attributes:
+        limits: the present ones; a test may replace them.
+    """
+
+    def __init__(self, upstream_port: int, *, port: int = 0) -> None:
+        super().__init__(upstream_port, port=port)
+        self.limits = GcsLimits()
+        self._sessions: dict[str, Session] = {}
+        self._rewrites: dict[str, tuple[str, int]] = {}
+        self._objects: defaultdict[tuple[str, str], threading.RLock] = defaultdict(threading.RLock)
+
+    def exchange(self, request: Head, body: bytes, ends: Ends) -> bool:
+        """Forward what is legal."""
+        if "chunked" in request.fields.get("transfer-encoding", ""):
+            return super().exchange(request, body, ends)  # no client of the tests does it
+        call = _Call.of(request, body)
+        try:
+            if upload := _UPLOAD.fullmatch(call.path):
+                return self._upload(call, unquote(upload["bucket"]), ends)
+            if found := _OBJECT.fullmatch(call.path):
+                parts = {name: unquote(text or "") for name, text in found.groupdict().items()}
+                return self._object(call, parts, ends)
+        except Refused as refused:
+            ends.client.sendall(refused.answer)
+            return True
+        return super().exchange(request, body, ends)
+
+    # --- objects --------------------------------------------------------------------------
+
+    def _object(self, call: _Call, parts: Mapping[str, str], ends: Ends) -> bool:
+        method, bucket, name = call.head.method, parts["bucket"], parts["name"]
+        if method not in _WRITES:
+            return self.forward(method, self._read(call, bucket, name), ends)
+        target = (bucket, name)
+        if parts["verb"].startswith("rewriteTo"):
+            target = (parts["bucket2"], parts["name2"])
+        with self._writing(*target):
+            if parts["verb"] == "compose":
+                self._check_compose(call, bucket, name)
+            elif parts["verb"]:
+                if answer := self._rewrite(call, (bucket, name), target):
+                    ends.client.sendall(answer)
+                    return True
+            else:
+                self._check_change(call, bucket, name)
+            return self.forward(method, call.raw(), ends)
+
+    def _read(self, call: _Call, bucket: str, name: str) -> bytes:
+        """A read under a condition is of the generation that met it."""
+        if not _conditions(call.query):
+            return call.raw()
+        found = self._current(bucket, name)
+        if found is None:
+            return call.raw()
+        _check(call.query, found, reading=True)
+        return call.raw({**call.query, "generation": found["generation"]})
+
+    def _check_change(self, call: _Call, bucket: str, name: str) -> None:
+        """Of PATCH, PUT and DELETE."""
+        found = self._current(bucket, name)
+        if found is None:
+            return  # 404, as the emulator says
+        if call.query.get("generation", found["generation"]) != found["generation"]:
+            raise Refused(404, "notFound", f"No such object: {bucket}/{name}")
+        _check(call.query, found)
+        if call.head.method != "DELETE":
+            asked = call.resource.get("metadata") or {}
+            kept = found.get("metadata") or {} if call.head.method == "PATCH" else {}
+            self._check_metadata({**kept, **asked})
+
+    def _check_compose(self, call: _Call, bucket: str, name: str) -> None:
+        resource = call.resource
+        sources = resource.get("sourceObjects") or []
+        if not 1 <= len(sources) <= self.limits.max_sources:
+            message = f"The number of source components must be 1 to {self.limits.max_sources}"
+            raise Refused(400, "invalid", message)
+        self._check_new(name, resource.get("destination") or {})
+        _check(call.query, self._current(bucket, name))
+        for source in sources:
+            found = self._current(bucket, source["name"])
+            generation = str(source.get("generation") or (found or {}).get("generation"))
+            if found is None or found["generation"] != generation:
+                raise Refused(404, "notFound", f"Object {source['name']} ({generation}) not found.")
+            wanted = source.get("objectPreconditions") or {}
+            _check({word: str(value) for word, value in wanted.items()}, found)
+
+    def _rewrite(self, call: _Call, source: tuple[str, str], target: tuple[str, str]) -> bytes:
+        """The answer where the rewrite goes on; empty where it is done now."""
+        self._check_new(target[1], call.resource)
+        step = call.query.get("maxBytesRewrittenPerCall")
+        if step is not None and (int(step) < 1 or int(step) % MIB):
+            raise Refused(400, "invalid", "maxBytesRewrittenPerCall must be a multiple of 1 MiB")
+        found = self._current(*source)
+        if found is None:
+            raise Refused(404, "notFound", f"No such object: {'/'.join(source)}")
+        wanted = call.query.get("sourceGeneration", found["generation"])
+        if wanted != found["generation"]:
+            raise Refused(404, "notFound", f"No such object: {'/'.join(source)}")
+        _check(_of_source(call.query), found)
+        _check(call.query, self._current(*target))
+        size = int(found["size"])
+        calls = -(-size // int(step)) if step else self.limits.rewrite_calls
+        what = json.dumps([source, target, found["generation"]])
+        token, done = call.query.get("rewriteToken", ""), 0
+        if token:
+            before, done = self._rewrites.pop(token, ("", 0))
+            if before != what:
+                raise Refused(400, "invalid", "The rewrite token is not of this rewrite")
+        if done + 1 >= calls:
+            # The emulator copies at once; it knows no tokens.
+            return b""
+        token = uuid.uuid4().hex
+        self._rewrites[token] = (what, done + 1)
+        answer = {
+            "kind": "storage#rewriteResponse",
+            "totalBytesRewritten": str(size * (done + 1) // calls),
+            "objectSize": str(size),
+            "done": False,
+            "rewriteToken": token,
+        }
+        return http_answer(200, "OK", json.dumps(answer).encode(), Content_Type="application/json")
+
+    # --- uploads --------------------------------------------------------------------------
+
+    def _upload(self, call: _Call, bucket: str, ends: Ends) -> bool:
+        if "upload_id" in call.query:
+            return self._in_session(call, ends)
+        resource = {} if call.query.get("uploadType") == "media" else call.resource
+        name = str(resource.get("name") or call.query.get("name", ""))
+        self._check_new(name, resource)
+        with self._writing(bucket, name):
+            _check(call.query, self._current(bucket, name))
+            if call.query.get("uploadType") != "resumable":
+                return self.forward("POST", call.raw(), ends)
+            status, fields, body = self._ask(call.raw())
+            if status == 200:
+                location = dict(parse_qsl(urlsplit(fields["location"]).query))
+                self._sessions[location["upload_id"]] = Session(bucket, name, call.query)
+        kept = {"Location": fields["location"]} if "location" in fields else {}
+        phrase = http.client.responses.get(status, "")
+        ends.client.sendall(http_answer(status, phrase, body, **kept))
+        return True
+
+    def _in_session(self, call: _Call, ends: Ends) -> bool:
+        upload_id = call.query["upload_id"]
+        session = self._sessions.get(upload_id)
+        if session is None:
+            raise Refused(404, "notFound", "The upload session does not exist")
+        with session.lock:
+            if call.head.method == "DELETE":
+                del self._sessions[upload_id]
+                answer = http_answer(499, "Client Closed Request")
+            elif session.answer:
+                answer = session.answer
+            else:
+                answer = self._chunk(call, session)
+        ends.client.sendall(answer)
+        return True
+
+    def _chunk(self, call: _Call, session: Session) -> bytes:
+        """The answer to one chunk, or to the question how far it is."""
+        size = len(call.body)
+        header = call.head.fields.get("content-range", f"bytes 0-{size - 1}/{size}")
+        asked = _CONTENT_RANGE.fullmatch(header)
+        if asked is None:
+            raise Refused(400, "badRequest", f"Invalid Content-Range: {header}")
+        total = None if asked[3] == "*" else int(asked[3])
+        first, end = session.persisted, session.persisted
+        if asked[1]:
+            first, end = int(asked[1]), int(asked[2]) + 1
+        if end - first != size or (total is not None and end > total):
+            raise Refused(400, "badRequest", f"{size} bytes are not {header}")
+        if first > session.persisted:
+            raise Refused(
+                503,
+                "backendError",
+                f"Invalid request. According to the Content-Range header, the upload offset is "
+                f"{first} byte(s), which exceeds already uploaded size of {session.persisted} "
+                "byte(s).",
+            )
+        last = total == max(end, session.persisted)
+        if not last and size % self.limits.chunk_bytes:
+            raise Refused(400, "badRequest", f"A chunk is a multiple of {self.limits.chunk_bytes}")
+        # What the store has is ignored when it comes again.
+        fresh = call.body[session.persisted - first :]
+        if not fresh and not last:
+            return _goes_on(session)
+        return self._pass_chunk(call, session, fresh, total if last else None)
+
+    def _pass_chunk(self, call: _Call, session: Session, fresh: bytes, total: int | None) -> bytes:
+        with contextlib.ExitStack() as stack:
+            if total is not None:
+                stack.enter_context(self._writing(session.bucket, session.name))
+                _check(session.query, self._current(session.bucket, session.name))
+            end = session.persisted + len(fresh)
+            sent = f"{session.persisted}-{end - 1}" if fresh else "*"
+            ranged = f"bytes {sent}/{'*' if total is None else total}"
+            passed = _Call(call.head, fresh, call.path, call.query)
+            fields = {"content-range": ranged, "content-length": str(len(fresh))}
+            status, _, body = self._ask(passed.raw(None, **fields))
+        if status not in {200, 201, 308}:
+            raise Refused(status, "backendError", body.decode(errors="replace"))
+        session.persisted = end
+        if total is None:
+            return _goes_on(session)
+        session.answer = http_answer(200, "OK", body, Content_Type="application/json")
+        return session.answer
+
+    # --- what is there --------------------------------------------------------------------
+
+    def _check_new(self, name: str, resource: Mapping[str, Any]) -> None:
+        size = len(name.encode())
+        illegal = name in {"", ".", ".."} or "\r" in name or "\n" in name
+        if illegal or name.startswith(".well-known/acme-challenge/"):
+            raise Refused(400, "invalid", f"Invalid object name: {name!r}")
+        if size > self.limits.max_name_bytes:
+            raise Refused(400, "invalid", f"The object name is {size} bytes long.")
+        self._check_metadata(resource.get("metadata") or {})
+
+    def _check_metadata(self, metadata: Mapping[str, Any]) -> None:
+        size = sum(
+            len(name.encode()) + len(str(text).encode())
+            for name, text in metadata.items()
+            if text is not None
+        )
+        if size > self.limits.max_metadata_bytes:
+            raise Refused(400, "invalid", f"The custom metadata is {size} bytes large.")
+
+    @contextlib.contextmanager
+    def _writing(self, bucket: str, name: str) -> Iterator[None]:
+        """One writer of an object at a time, so that a condition that held still holds."""
+        with self._lock:
+            turn = self._objects[bucket, name]
+        with turn:
+            yield
+
+    def _current(self, bucket: str, name: str) -> dict[str, Any] | None:
+        """The object's resource."""
+        path = f"/storage/v1/b/{_quoted(bucket)}/o/{_quoted(name)}"
+        host = f"Host: {HOST}:{self.port}"
+        status, _, body = self._ask(f"GET {path} HTTP/1.1\r\n{host}\r\n\r\n".encode())
+        return json.loads(body) if status == 200 else None
+
+    def _ask(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
+        """A request of the proxy's own: status, fields and body of the answer."""
+        connection = http.client.HTTPConnection(HOST, self._upstream_port)
+        try:
+            connection.connect()
+            connection.sock.sendall(request)
+            response = http.client.HTTPResponse(connection.sock)
+            response.begin()
+            fields = {name.lower(): value for name, value in response.getheaders()}
+            return response.status, fields, response.read()
+        finally:
+            connection.close()
+
+
+class StrictGcsServer(GcsServer):
+    """fake-gcs-server behind :class:`StrictGcs`.
+
+    Attributes:
+        proxy: while it runs.
+    """
+
+    def __init__(self, directory: Path, *, keep_data: bool = False) -> None:
+        super().__init__(directory, keep_data=keep_data)
+        self._process_port = free_port()
+        self.proxy: StrictGcs
+
+    @property
+    def process_port(self) -> int:
+        """The emulator's own."""
+        return self._process_port
+
+    def start(self) -> Self:
+        """Start the proxy and the emulator."""
+        self.proxy = StrictGcs(self.process_port, port=self.port).start()
+        return super().start()
+
+    def stop(self) -> None:
+        """Stop both."""
+        super().stop()
+        self.proxy.stop()
+
+
+def _goes_on(session: Session) -> bytes:
+    if not session.persisted:
+        return http_answer(308, "Resume Incomplete")
+    return http_answer(308, "Resume Incomplete", Range=f"bytes=0-{session.persisted - 1}")
+
+
+def _conditions(query: Mapping[str, str]) -> dict[str, str]:
+    return {
+        word: value
+        for word, value in query.items()
+        if re.fullmatch("if(Metag|G)eneration(Not)?Match", word)
+    }
+
+
+def _of_source(query: Mapping[str, str]) -> dict[str, str]:
+    return {
+        word.replace("ifSource", "if"): value
+        for word, value in query.items()
+        if word.startswith("ifSource")
+    }
+
+
+def _check(
+    query: Mapping[str, str], found: Mapping[str, Any] | None, *, reading: bool = False
+) -> None:
+    """Raises Refused where a condition does not hold; what is absent has generation 0."""
+    for word, value in _conditions(query).items():
+        kind = "metageneration" if "Metageneration" in word else "generation"
+        same = value == str(found[kind] if found else 0)
+        if same == ("Not" in word):
+            message = "At least one of the pre-conditions you specified did not hold."
+            unchanged = reading and "Not" in word
+            raise Refused(304 if unchanged else 412, "conditionNotMet", message)
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="")
