@@ -233,6 +233,47 @@ def test_a_rewrite_in_several_calls(api: Api) -> None:
     assert other.status == 400
 
 
+ATTRIBUTES = {
+    "contentType": "text/csv",
+    "contentEncoding": "gzip",
+    "contentDisposition": "attachment",
+    "contentLanguage": "de",
+    "cacheControl": "no-store",
+    "metadata": {"k": "v"},
+}
+
+
+def attributes(api: Api, name: str) -> dict[str, Any]:
+    found = api.object("GET", name).json
+    return {word: found[word] for word in ATTRIBUTES if found.get(word)}
+
+
+def test_a_rewrite_replaces_all_attributes_or_none(api: Api) -> None:
+    api.insert("a", b"content")
+    api.object("PATCH", "a", ATTRIBUTES)
+    path = f"{api.path}/a/rewriteTo/b/{api.bucket}/o"
+    api("POST", f"{path}/same")
+    assert attributes(api, "same") == ATTRIBUTES
+    api("POST", f"{path}/other", {"metadata": {"l": "w"}, "cacheControl": "public"})
+    plain = {"contentType": "application/octet-stream"}
+    assert attributes(api, "other") == {**plain, "metadata": {"l": "w"}, "cacheControl": "public"}
+    assert api.read("other").body == b"content"
+
+
+def test_a_composition_is_new_and_has_the_attributes_of_the_request(api: Api) -> None:
+    api.insert("a", b"content")
+    api.object("PATCH", "a", ATTRIBUTES)
+    before = api.generation("a")
+    body = {"sourceObjects": [{"name": "a"}], "destination": {"metadata": {"l": "w"}}}
+    made = api("POST", f"{api.path}/a/compose", body).json
+    assert int(made["generation"]) == api.generation("a") > before
+    assert attributes(api, "a") == {
+        "contentType": "application/octet-stream",
+        "metadata": {"l": "w"},
+    }
+    assert api.read("a").body == b"content"
+
+
 def test_a_session(api: Api) -> None:
     session = api.session("a")
     asked = api.chunk(session, b"", "*/*")

@@ -1,7 +1,9 @@
 """fake-gcs-server behind a proxy that refuses what Google's documentation says is refused.
 
 The emulator looks at conditions of hardly any request, completes a resumable upload when it is
-asked how far it came, and takes chunks and names of any kind. Sources, at
+asked how far it came, takes chunks and names of any kind, keeps attributes that a rewrite or a
+composition replaces, and the generation of an object that is composed onto itself. What it still
+does otherwise: the metageneration stays 1. Sources, at
 https://cloud.google.com/storage/docs: "Request preconditions", "Resumable uploads", "Performing
 resumable uploads", "Objects" (naming), "Object metadata", "Quotas & limits", "Objects: compose",
 "Objects: rewrite", "HTTP status and error codes for JSON".
@@ -33,6 +35,16 @@ _OBJECT = re.compile(
 )
 _UPLOAD = re.compile(r"/?(?:resumable/)?upload/storage/v1/b/(?P<bucket>[^/]+)/o")
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_ATTRIBUTES = (
+    "contentType",
+    "contentEncoding",
+    "contentDisposition",
+    "contentLanguage",
+    "cacheControl",
+    "customTime",
+    "metadata",
+)
+_JSON = {"Content_Type": "application/json"}
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -64,7 +76,7 @@ class Refused(Exception):
         }
         body = b"" if status == 304 else json.dumps({"error": error}).encode()
         phrase = http.client.responses.get(status, "")
-        self.answer = http_answer(status, phrase, body, Content_Type="application/json")
+        self.answer = http_answer(status, phrase, body, **_JSON)
 
 
 @dataclass
@@ -165,15 +177,15 @@ class StrictGcs(Proxy):
         if parts["verb"].startswith("rewriteTo"):
             target = (parts["bucket2"], parts["name2"])
         with self._writing(*target):
-            if parts["verb"] == "compose":
-                self._check_compose(call, bucket, name)
-            elif parts["verb"]:
-                if answer := self._rewrite(call, (bucket, name), target):
-                    ends.client.sendall(answer)
-                    return True
-            else:
+            if not parts["verb"]:
                 self._check_change(call, bucket, name)
-            return self.forward(method, call.raw(), ends)
+                return self.forward(method, call.raw(), ends)
+            if parts["verb"] == "compose":
+                answer = self._compose(call, bucket, name)
+            else:
+                answer = self._rewrite(call, (bucket, name), target)
+        ends.client.sendall(http_answer(200, "OK", json.dumps(answer).encode(), **_JSON))
+        return True
 
     def _read(self, call: _Call, bucket: str, name: str) -> bytes:
         """A read under a condition is of the generation that met it."""
@@ -198,57 +210,63 @@ class StrictGcs(Proxy):
             kept = found.get("metadata") or {} if call.head.method == "PATCH" else {}
             self._check_metadata({**kept, **asked})
 
-    def _check_compose(self, call: _Call, bucket: str, name: str) -> None:
+    def _compose(self, call: _Call, bucket: str, name: str) -> dict[str, Any]:
+        """A new generation, with no attribute but those of the request."""
         resource = call.resource
         sources = resource.get("sourceObjects") or []
         if not 1 <= len(sources) <= self.limits.max_sources:
             message = f"The number of source components must be 1 to {self.limits.max_sources}"
             raise Refused(400, "invalid", message)
-        self._check_new(name, resource.get("destination") or {})
+        destination = resource.get("destination") or {}
+        self._check_new(name, destination)
         _check(call.query, self._current(bucket, name))
+        contents = []
         for source in sources:
-            found = self._current(bucket, source["name"])
-            generation = str(source.get("generation") or (found or {}).get("generation"))
-            if found is None or found["generation"] != generation:
-                raise Refused(404, "notFound", f"Object {source['name']} ({generation}) not found.")
+            found = self._source(bucket, source["name"], source.get("generation"))
             wanted = source.get("objectPreconditions") or {}
             _check({word: str(value) for word, value in wanted.items()}, found)
+            contents.append(self._content(bucket, source["name"], found["generation"]))
+        return self._insert(bucket, {**destination, "name": name}, b"".join(contents))
 
-    def _rewrite(self, call: _Call, source: tuple[str, str], target: tuple[str, str]) -> bytes:
-        """The answer where the rewrite goes on; empty where it is done now."""
+    def _rewrite(
+        self, call: _Call, source: tuple[str, str], target: tuple[str, str]
+    ) -> dict[str, Any]:
+        """A step, or the whole; attributes are the source's only if the request names none."""
         self._check_new(target[1], call.resource)
         step = call.query.get("maxBytesRewrittenPerCall")
         if step is not None and (int(step) < 1 or int(step) % MIB):
             raise Refused(400, "invalid", "maxBytesRewrittenPerCall must be a multiple of 1 MiB")
-        found = self._current(*source)
-        if found is None:
-            raise Refused(404, "notFound", f"No such object: {'/'.join(source)}")
-        wanted = call.query.get("sourceGeneration", found["generation"])
-        if wanted != found["generation"]:
-            raise Refused(404, "notFound", f"No such object: {'/'.join(source)}")
+        found = self._source(*source, call.query.get("sourceGeneration"))
         _check(_of_source(call.query), found)
         _check(call.query, self._current(*target))
-        size = int(found["size"])
+        size, generation = int(found["size"]), found["generation"]
         calls = -(-size // int(step)) if step else self.limits.rewrite_calls
-        what = json.dumps([source, target, found["generation"]])
-        token, done = call.query.get("rewriteToken", ""), 0
-        if token:
-            before, done = self._rewrites.pop(token, ("", 0))
-            if before != what:
-                raise Refused(400, "invalid", "The rewrite token is not of this rewrite")
-        if done + 1 >= calls:
-            # The emulator copies at once; it knows no tokens.
-            return b""
-        token = uuid.uuid4().hex
-        self._rewrites[token] = (what, done + 1)
-        answer = {
-            "kind": "storage#rewriteResponse",
-            "totalBytesRewritten": str(size * (done + 1) // calls),
-            "objectSize": str(size),
-            "done": False,
-            "rewriteToken": token,
-        }
-        return http_answer(200, "OK", json.dumps(answer).encode(), Content_Type="application/json")
+        what = json.dumps([source, target, generation])
+        before, done = self._rewrites.pop(call.query.get("rewriteToken", ""), (what, 0))
+        if before != what or (not done and "rewriteToken" in call.query):
+            raise Refused(400, "invalid", "The rewrite token is not of this rewrite")
+        answer = {"kind": "storage#rewriteResponse", "objectSize": str(size), "done": True}
+        if done + 1 < calls:
+            token = uuid.uuid4().hex
+            self._rewrites[token] = (what, done + 1)
+            rewritten = str(size * (done + 1) // calls)
+            return {
+                **answer,
+                "done": False,
+                "rewriteToken": token,
+                "totalBytesRewritten": rewritten,
+            }
+        attributes = call.resource or {name: found[name] for name in _ATTRIBUTES if name in found}
+        content = self._content(*source, generation)
+        made = self._insert(target[0], {**attributes, "name": target[1]}, content)
+        return {**answer, "totalBytesRewritten": str(size), "resource": made}
+
+    def _source(self, bucket: str, name: str, generation: object) -> dict[str, Any]:
+        """What is copied. Raises Refused where that generation is absent."""
+        found = self._current(bucket, name)
+        if found is None or str(generation or found["generation"]) != found["generation"]:
+            raise Refused(404, "notFound", f"No such object: {bucket}/{name}")
+        return found
 
     # --- uploads --------------------------------------------------------------------------
 
@@ -333,7 +351,7 @@ class StrictGcs(Proxy):
         session.persisted = end
         if total is None:
             return _goes_on(session)
-        session.answer = http_answer(200, "OK", body, Content_Type="application/json")
+        session.answer = http_answer(200, "OK", body, **_JSON)
         return session.answer
 
     # --- what is there --------------------------------------------------------------------
@@ -364,11 +382,41 @@ class StrictGcs(Proxy):
         with turn:
             yield
 
+    def _content(self, bucket: str, name: str, generation: str) -> bytes:
+        path = f"/download/storage/v1/b/{_quoted(bucket)}/o/{_quoted(name)}"
+        target = f"{path}?alt=media&generation={generation}"
+        status, _, body = self._ask(self._own("GET", target, "Accept-Encoding: gzip"))
+        if status != 200:
+            raise Refused(status, "notFound", f"No such object: {bucket}/{name}")
+        return body
+
+    def _insert(self, bucket: str, resource: Mapping[str, Any], content: bytes) -> dict[str, Any]:
+        """A new object; its resource."""
+        boundary = uuid.uuid4().hex
+        kind = resource.get("contentType") or "application/octet-stream"
+        body = (
+            f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{json.dumps(resource)}\r\n"
+            f"--{boundary}\r\nContent-Type: {kind}\r\n\r\n"
+        ).encode()
+        body += content + f"\r\n--{boundary}--\r\n".encode()
+        target = f"/upload/storage/v1/b/{_quoted(bucket)}/o?uploadType=multipart"
+        related = f"Content-Type: multipart/related; boundary={boundary}"
+        request = self._own("POST", target, related, f"Content-Length: {len(body)}")
+        status, _, answer = self._ask(request + body)
+        if status != 200:
+            raise Refused(status, "invalid", answer.decode(errors="replace"))
+        made: dict[str, Any] = json.loads(answer)
+        return made
+
+    def _own(self, method: str, target: str, *lines: str) -> bytes:
+        """The head of a request of the proxy itself."""
+        host = f"Host: {HOST}:{self.port}"
+        return "\r\n".join([f"{method} {target} HTTP/1.1", host, *lines, "", ""]).encode("latin-1")
+
     def _current(self, bucket: str, name: str) -> dict[str, Any] | None:
         """The object's resource."""
         path = f"/storage/v1/b/{_quoted(bucket)}/o/{_quoted(name)}"
-        host = f"Host: {HOST}:{self.port}"
-        status, _, body = self._ask(f"GET {path} HTTP/1.1\r\n{host}\r\n\r\n".encode())
+        status, _, body = self._ask(self._own("GET", path))
         return json.loads(body) if status == 200 else None
 
     def _ask(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
