@@ -33,6 +33,11 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def file_system(path: Path) -> str:
+    """The type of the one that a path is on: ext4, tmpfs, fuse, ..."""
+    return run("findmnt", "--noheadings", "--output", "FSTYPE", "--target", path).strip()
+
+
 _AS_NOBODY = """\
 import os, sys
 os.chdir(sys.argv[2])
