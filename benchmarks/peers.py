@@ -19,7 +19,7 @@ from typing import Protocol
 import sidecar
 from benchmarks.failure import BenchFailure
 from benchmarks.mounts import detach, is_mounted
-from benchmarks.processes import Child, find_program, first_line, uninterrupted
+from benchmarks.processes import Child, find_program, first_line, printed, uninterrupted
 from benchmarks.servers import Endpoint, Server
 from sidecar.spec import (
     Http,
@@ -260,8 +260,8 @@ class S3fs:
 
     @property
     def settings(self) -> str:
-        cache = "; use_cache" if self.disk_cache else ""
-        return f"defaults; path-style requests; compat_dir{cache}"
+        cache = ["use_cache"] if self.disk_cache else []
+        return "; ".join(["defaults", "path-style requests", *self._prefix_options(), *cache])
 
     def missing(self) -> str | None:
         return None if find_program("s3fs") else "`s3fs` is not installed (Debian: s3fs)"
@@ -278,7 +278,7 @@ class S3fs:
         options = [
             f"url={endpoint.url}",
             "use_path_request_style",
-            "compat_dir",  # Without it a prefix that has no marker object is not found.
+            *self._prefix_options(),
             f"endpoint={endpoint.region}",
             f"passwd_file={login}",
             f"tmpdir={spool}",
@@ -292,6 +292,14 @@ class S3fs:
         source = f"{endpoint.bucket}:/{endpoint.prefix.rstrip('/')}"
         argv = [_require("s3fs"), source, str(path), "-f", "-o", ",".join(options)]
         return Launch(argv, environment, path)
+
+    def _prefix_options(self) -> list[str]:
+        """What lets it find a prefix that has no marker object.
+
+        Old versions (1.90 of Debian 12) do so by default, and end at an option they do not know.
+        """
+        known = printed([_require("s3fs"), "--help"]).split()
+        return ["compat_dir"] if "compat_dir" in known else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,11 +57,15 @@ def find_program(name: str) -> str | None:
 
 def first_line(argv: Sequence[str]) -> str:
     """The first line that a command prints, such as its version. Raises BenchFailure."""
+    return printed(argv).splitlines()[0].strip()
+
+
+def printed(argv: Sequence[str]) -> str:
+    """What a command prints about itself, and something. Raises BenchFailure."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    lines = done.stdout.splitlines()
-    if done.returncode != 0 or not lines:
-        raise BenchFailure(f"`{argv[0]}` did not tell its version (exit {done.returncode})")
-    return lines[0].strip()
+    if done.returncode != 0 or not done.stdout.strip():
+        raise BenchFailure(f"`{' '.join(argv)}` printed nothing (exit {done.returncode})")
+    return done.stdout.strip()
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -140,7 +140,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signal
 def test_a_contender_that_fails_is_a_row_that_says_why(tmp_path: Path) -> None:
     broken = tmp_path / "bin" / "s3fs"
     broken.parent.mkdir()
-    broken.write_text("#!/bin/sh\n[ $1 = --version ] && echo v || { echo no luck; exit 3; }\n")
+    broken.write_text("#!/bin/sh\ncase $1 in --*) echo v ;; *) echo no luck; exit 3 ;; esac\n")
     broken.chmod(0o755)
     work = tmp_path / "work"
     path = f"{broken.parent}:{os.environ['PATH']}"
