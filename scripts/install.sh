@@ -11,6 +11,7 @@
 # what was installed, so that a second call costs well under a second.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/python.sh
 
 group=${1:?usage: scripts/install.sh demo|test|soak|bench}
 venv=.venv
@@ -62,37 +63,36 @@ apt_install() {
 
 has_library() { ldconfig -p | grep -F "$1" >/dev/null; }
 
-# Writes the newest interpreter from 3.11 on, or the one that PYTHON names.
-choose_python() {
-    local minor
-    if [ -n "${PYTHON:-}" ]; then
-        printf '%s\n' "$PYTHON"
-        return
-    fi
-    for minor in 20 19 18 17 16 15 14 13 12 11; do
-        if command -v "python3.$minor"; then
-            return
-        fi
-    done
-    return 1
-}
-
 # Makes the virtual environment in $1 unless it is there.
 make_venv() {
-    local target=$1 python version
+    local target=$1
     if [ -x "$target/bin/python" ] && "$target/bin/python" -m pip --version >/dev/null 2>&1; then
         return
     fi
-    python=$(choose_python) || {
+    choose_python || bring_python
+    say "$target: Python $chosen_version ($chosen_python)"
+    "$chosen_python" -m venv --clear "$target"
+}
+
+# Installs what makes one of Debian's interpreters fit, or its default one, and chooses again.
+# The packages of venv depend on the whole of their Python.
+bring_python() {
+    say "no Python from 3.11 on that runs and makes virtual environments; tried:"
+    tell_refused
+    if [ -n "$unpackaged_python" ]; then
+        apt_install "${unpackaged_python#/usr/bin/}-venv"
+    elif [ -z "${PYTHON:-}" ]; then
         apt_install python3 python3-venv
-        python=$(choose_python) || die "needs Python 3.11 or newer; name one with PYTHON=..."
+    fi
+    choose_python || {
+        tell_refused
+        die "name a Python with PYTHON=..., or select one (pyenv, conda) or install one (uv, apt)"
     }
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        die "$python is older than Python 3.11; name another with PYTHON=..."
-    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    "$python" -c 'import venv, ensurepip' 2>/dev/null || apt_install "python$version-venv"
-    say "$target: Python $version"
-    "$python" -m venv --clear "$target"
+}
+
+tell_refused() {
+    local line
+    while IFS= read -r line; do say "  ${line:-nothing}"; done <<<"${refused_pythons%$'\n'}"
 }
 
 # pip_install VENV ARGUMENT... : with a pip that knows dependency groups and build constraints.
@@ -245,6 +245,7 @@ case $group in
         command -v git >/dev/null || apt_install git
         command -v rsync >/dev/null || apt_install rsync
         command -v s3fs >/dev/null || apt_install s3fs
+        command -v fusermount3 >/dev/null || apt_install fuse3 # of rclone's mount
         install_prometheus
         install_azurite
         install_polyaxon_client
