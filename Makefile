@@ -13,12 +13,15 @@ TYPED := $(wildcard sidecar tests/support benchmarks)
 # each process starts servers of its own.
 PARALLEL := -n 2 --dist loadscope
 # Tests without a server or a mount: seconds, so that `check` stays under a minute.
-FAST := $(wildcard $(addprefix tests/,architecture control credentials filesystem))
+FAST := $(wildcard $(addprefix tests/,architecture control credentials filesystem install))
 
-.PHONY: help demo test check format soak bench clean install-demo install-test
+.PHONY: help demo test check lint format soak bench clean preflight install-demo install-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*##  */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+preflight:
+	@scripts/preflight.sh
 
 install-demo:
 	@scripts/install.sh demo
@@ -29,21 +32,23 @@ install-test:
 demo: install-demo  ## the main job on this machine, with an embedded object store
 	@sidecar demo
 
-test: install-test  ## every test, against real servers and real mounts
+test: preflight install-test  ## every test, against real servers and real mounts
 	@pytest $(PARALLEL) $(ARGS)
 
-check: install-test  ## format, lint, types, import contracts, fast tests: under a minute
+check: lint  ## format, lint, types, import contracts, fast tests: under a minute
+	@pytest -q $(FAST) $(ARGS)
+
+lint: install-test  ## format, lint, types, import contracts
 	@ruff format --check --quiet $(CODE)
 	@ruff check --quiet $(CODE)
 	@mypy $(TYPED)
 	@lint-imports --no-cache --no-logo
-	@pytest -q $(FAST) $(ARGS)
 
 format: install-test  ## rewrite the code as the formatter and the linter want it
 	@ruff format --quiet $(CODE)
 	@ruff check --quiet --fix $(CODE)
 
-soak: install-test  ## the long tests, which `make test` leaves out
+soak: preflight install-test  ## the long tests, which `make test` leaves out
 	@scripts/install.sh soak
 	@pytest -m soak --timeout 0 $(ARGS)
 

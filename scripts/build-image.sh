@@ -14,6 +14,17 @@ base=localhost/debian:$suite-slim
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' sidecar/__init__.py)
 podman=scripts/podman.sh
 
+die() {
+    printf 'build-image: %s\n' "$*" >&2
+    exit 1
+}
+
+[ "$(id -u)" = 0 ] || die "needs root, as images/base/build.sh and podman do: run it with sudo"
+programs=(podman runc)
+[ -f ".tools/base-$suite.tar" ] || programs+=(mmdebstrap)
+type "${programs[@]}" >/dev/null 2>&1 ||
+    die "needs ${programs[*]}: apt-get install ${programs[*]} debian-archive-keyring"
+
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 

@@ -219,6 +219,7 @@ build_images() {
     if done_before "$stamp" "$want"; then
         return
     fi
+    scripts/preflight.sh # in one line, what would be an error of podman's somewhere in a build
     say "$tools/podman: images"
     scripts/build-image.sh >/dev/null
     printf '%s\n' "$want" >"$stamp"
