@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 NOBODY = 65534
 
@@ -38,10 +39,24 @@ def file_system(path: Path) -> str:
     return run("findmnt", "--noheadings", "--output", "FSTYPE", "--target", path).strip()
 
 
-_AS_NOBODY = """\
-import os, sys
+class User(NamedTuple):
+    """Whom a program runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+    def with_groups(self, *groups: int) -> User:
+        """The same user as a member of further groups."""
+        return self._replace(groups=groups)
+
+
+_AS_USER = """\
+import os, stat, sys
 os.chdir(sys.argv[2])
-os.setgroups([]); os.setgid(int(sys.argv[3])); os.setuid(int(sys.argv[3]))
+uid, gid, umask, *groups = map(int, sys.argv[3:])
+os.umask(umask)
+os.setgroups(groups); os.setgid(gid); os.setuid(uid)
 try:
     exec(sys.argv[1])
 except OSError as error:
@@ -49,15 +64,21 @@ except OSError as error:
 """
 
 
-def as_nobody(statement: str, directory: Path) -> int:
-    """Run one Python statement in ``directory`` as uid 65534; its errno, 0 if it worked.
+def as_user(statement: str, directory: Path, user: User, *, umask: int = 0o022) -> int:
+    """Run Python statements in ``directory`` as somebody; their errno, 0 if they worked.
 
-    The statement uses relative names, since that user may not be able to walk there.
+    They use relative names, since that user may not be able to walk there.
     """
-    command = [sys.executable, "-I", "-c", _AS_NOBODY, statement, str(directory), str(NOBODY)]
+    numbers = [str(number) for number in (user.uid, user.gid, umask, *user.groups)]
+    command = [sys.executable, "-I", "-c", _AS_USER, statement, str(directory), *numbers]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.stderr, done.stderr
     return done.returncode
+
+
+def as_nobody(statement: str, directory: Path) -> int:
+    """:func:`as_user` with uid 65534."""
+    return as_user(statement, directory, User(NOBODY, NOBODY))
 
 
 def forget_pages(path: Path) -> None:

@@ -71,6 +71,37 @@ class Ownership:
         return stat.S_IFDIR | self.dir_mode
 
 
+class Caller(NamedTuple):
+    """Who makes something: the user and the group that the system call's process has."""
+
+    uid: int
+    gid: int
+
+
+def of_new(owner: Ownership, parent: Attributes, type_mode: int, caller: Caller) -> dict[str, int]:
+    """What something new in a directory has that it would not have from the volume anyway.
+
+    As on a local disk (inode_init_owner of the kernel's fs/inode.c): it belongs to who makes it,
+    but a directory with the set-group-ID bit gives its group, and that bit to directories.
+
+    Args:
+        parent: the directory's.
+        type_mode: type and permission bits, the umask already taken off. Those of a link are
+            never asked.
+    """
+    uid, gid = caller
+    if parent.mode & stat.S_ISGID:
+        gid = parent.gid
+        if stat.S_ISDIR(type_mode):
+            type_mode |= stat.S_ISGID
+    volume = {"uid": owner.uid, "gid": owner.gid}
+    found = {"uid": uid, "gid": gid}
+    if not stat.S_ISLNK(type_mode):
+        found["mode"] = stat.S_IMODE(type_mode)
+        volume["mode"] = owner.dir_mode if stat.S_ISDIR(type_mode) else owner.file_mode
+    return {name: value for name, value in found.items() if value != volume[name]}
+
+
 def from_metadata(metadata: Mapping[str, str]) -> dict[str, int]:
     """Attributes by the keys of s3fs-fuse (mode, uid, gid) and rclone (mtime).
 

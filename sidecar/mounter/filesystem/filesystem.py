@@ -43,9 +43,11 @@ from sidecar.mounter.cache import Copy
 from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.filesystem.attributes import (
     BLOCK_BYTES,
+    Caller,
     Entry,
     Ownership,
     Statistics,
+    of_new,
     to_metadata,
 )
 from sidecar.mounter.filesystem.files import Files, is_writable
@@ -221,26 +223,32 @@ class FileSystem:
         if names or not start:  # at the beginning, perhaps again: what was given is forgotten
             self._journal.write(("lines", handle, start, names))
 
-    def make_directory(self, parent: int, name: str, mode: int | None = None) -> Entry:
+    def make_directory(
+        self, parent: int, name: str, mode: int | None = None, caller: Caller | None = None
+    ) -> Entry:
         """mkdir(2): a marker object keeps the directory when the mount is gone.
 
         Args:
-            mode: permission bits; the volume's where not given.
+            mode: permission bits, the umask already taken off; the volume's where not given.
+            caller: whose it is; the volume's owner's where not given.
         """
         self._check_writable()
         directory = self.tree.directory(parent)
         with self.tree.subtrees.settled(directory):
-            return self._make_directory(directory, name, mode)
+            return self._make_directory(directory, name, mode, caller)
 
-    def _make_directory(self, directory: Directory, name: str, mode: int | None) -> Entry:
+    def _make_directory(
+        self, directory: Directory, name: str, mode: int | None, caller: Caller | None
+    ) -> Entry:
         found = self._find_or_none(directory, name)
         if found is not None:
             if self._journal.intent() is not None and isinstance(found, Directory):
                 return self.tree.enter(found)  # a dead worker made it for this request
             raise FileExists(f"`{directory.key}{name}`")
         self._store.check_key(f"{directory.key}{name}/")
+        mode = self.tree.owner.dir_mode if mode is None else mode
+        attributes = self._attributes_of_new(directory, stat.S_IFDIR | mode, caller)
         self._journal.intend(("mkdir",))
-        attributes = {} if mode in (None, self.tree.owner.dir_mode) else {"mode": mode or 0}
         self._store.put(f"{directory.key}{name}/", b"", to_metadata(attributes, stat.S_IFDIR))
         with self.tree.nodes.lock:
             node = self.tree.nodes.add_directory(directory, name, time.time_ns())
@@ -272,8 +280,15 @@ class FileSystem:
 
     # --- files -------------------------------------------------------------------------------
 
-    def create(self, parent: int, name: str, mode: int, flags: int) -> tuple[Entry, int]:
-        """open(2) with O_CREAT: the new file's entry and a handle."""
+    def create(
+        self, parent: int, name: str, mode: int, flags: int, caller: Caller | None = None
+    ) -> tuple[Entry, int]:
+        """open(2) with O_CREAT: the new file's entry and a handle.
+
+        Args:
+            mode: permission bits, the umask already taken off.
+            caller: whose it is; the volume's owner's where not given.
+        """
         self._check_writable()
         directory = self.tree.directory(parent)
         try:
@@ -287,10 +302,8 @@ class FileSystem:
             self.tree.complete(node)
             return self.tree.enter(node), self.open(node.id, flags)
         self._check_file_name(directory, name)
+        attributes = self._attributes_of_new(directory, stat.S_IFREG | stat.S_IMODE(mode), caller)
         self._journal.intend(("create",))
-        attributes = {}
-        if stat.S_IMODE(mode) != self.tree.owner.file_mode:
-            attributes["mode"] = stat.S_IMODE(mode)
         with self.tree.nodes.lock:
             file = self.files.create(directory, name, attributes, exclusive=bool(flags & os.O_EXCL))
             directory.negative.pop(name, None)
@@ -298,14 +311,14 @@ class FileSystem:
             entry = self.tree.enter(file)
         return entry, self.files.open(file, is_writable(flags))
 
-    def make_node(self, parent: int, name: str, mode: int) -> Entry:
-        """mknod(2): an empty file, in the store when this returns.
+    def make_node(self, parent: int, name: str, mode: int, caller: Caller | None = None) -> Entry:
+        """mknod(2): an empty file as of :meth:`create`, in the store when this returns.
 
         Raises NotPermitted for a device, a FIFO or a socket.
         """
         if not stat.S_ISREG(mode):
             raise NotPermitted("an object store has no devices, FIFOs or sockets")
-        entry, handle = self.create(parent, name, mode, os.O_EXCL | os.O_WRONLY)
+        entry, handle = self.create(parent, name, mode, os.O_EXCL | os.O_WRONLY, caller)
         try:
             self.flush(handle)
         finally:
@@ -403,14 +416,20 @@ class FileSystem:
                 self.tree.nodes.detach(node)
         self._keep(directory)
 
-    def symlink(self, parent: int, name: str, target: bytes) -> Entry:
-        """symlink(2): an object whose content is the target, which need not exist."""
+    def symlink(self, parent: int, name: str, target: bytes, caller: Caller | None = None) -> Entry:
+        """symlink(2): an object whose content is the target, which need not exist.
+
+        Args:
+            caller: whose it is; the volume's owner's where not given.
+        """
         self._check_writable()
         directory = self.tree.directory(parent)
         with self.tree.subtrees.settled(directory):
-            return self._symlink(directory, name, target)
+            return self._symlink(directory, name, target, caller)
 
-    def _symlink(self, directory: Directory, name: str, target: bytes) -> Entry:
+    def _symlink(
+        self, directory: Directory, name: str, target: bytes, caller: Caller | None
+    ) -> Entry:
         found = self._find_or_none(directory, name)
         if found is not None:
             if self._journal.intent() is not None and isinstance(found, Link):
@@ -418,12 +437,15 @@ class FileSystem:
             raise FileExists(f"`{found.key}`")
         if len(target) > TARGET_MAX_BYTES:
             raise NameTooLong(f"a link's target of {len(target)} bytes")
-        self._store.check_key(f"{directory.key}{name}{LINK_SUFFIX}")
+        key = f"{directory.key}{name}{LINK_SUFFIX}"
+        self._store.check_key(key)
+        attributes = self._attributes_of_new(directory, self.tree.owner.link_type_mode(), caller)
         self._journal.intend(("symlink",))
-        remote = self._store.put(f"{directory.key}{name}{LINK_SUFFIX}", target)
+        remote = self._store.put(key, target, to_metadata(attributes, stat.S_IFREG))
         with self.tree.nodes.lock:
             node = self.tree.nodes.add_link(directory, name, remote)
             node.target = target
+            node.attributes.update(attributes)
             node.fresh_until_s = time.monotonic() + self.tree.ttl_s
             self.tree.changed(directory, name, True, remote)
             return self.tree.enter(node)
@@ -725,6 +747,15 @@ class FileSystem:
             return self._directories[handle]
         except KeyError:
             raise InvalidArgument(f"no open directory has the handle {handle}") from None
+
+    def _attributes_of_new(
+        self, directory: Directory, type_mode: int, caller: Caller | None
+    ) -> dict[str, int]:
+        """What something new in a directory keeps; asks for the directory's where unknown."""
+        owner = self.tree.owner
+        self.tree.complete(directory)
+        parent = self.tree.attributes(directory)
+        return of_new(owner, parent, type_mode, caller or Caller(owner.uid, owner.gid))
 
     def _find_or_none(self, directory: Directory, name: str) -> Node | None:
         try:

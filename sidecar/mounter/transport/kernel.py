@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from sidecar.errors import NotFound, SidecarError, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Entry
+from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import HANDLE, Asked
 from sidecar.mounter.filesystem.tree import Line
@@ -69,6 +69,7 @@ _WANTED = (
     | p.Init.PASSTHROUGH
     | p.Init.HAS_RESEND
 )
+# Not DONT_MASK: the kernel takes the umask off the mode of what is new.
 # Not WRITEBACK_CACHE: it hides write errors from the writer and excludes passthrough.
 # Not READDIRPLUS_AUTO: the kernel would ask for attributes with the first lines only, and for
 # the rest one by one; how many are given with lines is decided here.
@@ -83,6 +84,13 @@ class Request(NamedTuple):
     unique: int
     node: int
     body: memoryview
+    uid: int
+    gid: int
+
+    @property
+    def caller(self) -> Caller:
+        """Whose process asks, by its file system uid and gid (credentials(7))."""
+        return Caller(self.uid, self.gid)
 
 
 class _Result(NamedTuple):
@@ -454,7 +462,9 @@ class Server:
     def make_directory(self, request: Request, _wait: bool) -> _Result:
         mode, _ = p.MKDIR_IN.unpack_from(request.body)
         name = _name_in(request.body[p.MKDIR_IN.size :])
-        entry = self.filesystem.make_directory(request.node, name, stat.S_IMODE(mode))
+        entry = self.filesystem.make_directory(
+            request.node, name, stat.S_IMODE(mode), request.caller
+        )
         return _Result((_entry(*entry),))
 
     def remove_directory(self, request: Request, _wait: bool) -> _Result:
@@ -483,14 +493,16 @@ class Server:
     def make_node(self, request: Request, _wait: bool) -> _Result:
         mode, *_ = p.MKNOD_IN.unpack_from(request.body)
         name = _name_in(request.body[p.MKNOD_IN.size :])
-        entry = self.filesystem.make_node(request.node, name, mode)
+        entry = self.filesystem.make_node(request.node, name, mode, request.caller)
         return _Result((_entry(*entry),))
 
     def symlink(self, request: Request, _wait: bool) -> _Result:
         name, end, target = bytes(request.body).partition(b"\0")
         if not (end and target.endswith(b"\0")):
             raise struct.error("a name and a target expected")
-        entry = self.filesystem.symlink(request.node, _name_in(name + end), target[:-1])
+        entry = self.filesystem.symlink(
+            request.node, _name_in(name + end), target[:-1], request.caller
+        )
         return _Result((_entry(*entry),))
 
     def read_link(self, request: Request, wait: bool) -> _Result:
@@ -582,7 +594,7 @@ class Server:
     def create(self, request: Request, _wait: bool) -> _Result:
         flags, mode, *_ = p.CREATE_IN.unpack_from(request.body)
         name = _name_in(request.body[p.CREATE_IN.size :])
-        entry, handle = self.filesystem.create(request.node, name, mode, flags)
+        entry, handle = self.filesystem.create(request.node, name, mode, flags, request.caller)
         return _Result(
             (
                 _entry(*entry),
@@ -760,11 +772,11 @@ def decode(frame: memoryview) -> Request | None:
     if len(frame) < p.IN_HEADER.size:
         log.warning("a request of %d bytes has no header", len(frame))
         return None
-    length, opcode, unique, node, *_ = p.IN_HEADER.unpack_from(frame)
+    length, opcode, unique, node, uid, gid, *_ = p.IN_HEADER.unpack_from(frame)
     if length != len(frame):
         log.warning("a request of %d bytes says it has %d", len(frame), length)
         return None
-    return Request(opcode, unique, node, frame[p.IN_HEADER.size :])
+    return Request(opcode, unique, node, frame[p.IN_HEADER.size :], uid, gid)
 
 
 def _name(opcode: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sidecar.errors import DependencyMissing, NotFound, SidecarError, to_errno
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes
+from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.nodes import Directory, Node
 from sidecar.mounter.mounts import SUBTYPE
@@ -54,7 +54,7 @@ def serve(
         ) from None
     ttl_s = filesystem.tree.ttl_s
     fuse.FUSE(
-        _PathOperations(filesystem, metrics, on_mounted),
+        _PathOperations(filesystem, metrics, on_mounted, fuse.fuse_get_context),
         mountpoint,
         raw_fi=True,
         encoding=_ENCODING,
@@ -79,7 +79,12 @@ def serve(
 
 
 class _PathOperations:
-    """fusepy's operations. fusepy calls the instance with the operation's name."""
+    """fusepy's operations. fusepy calls the instance with the operation's name.
+
+    Args:
+        context: (uid, gid, pid) of the process that asks what this thread serves; the mode of
+            what is new comes without the bits of its umask.
+    """
 
     use_ns = True
     flag_nullpath_ok = True
@@ -87,12 +92,17 @@ class _PathOperations:
     flag_utime_omit_ok = True  # else libfuse drops a change of one of the two times
 
     def __init__(
-        self, filesystem: FileSystem, metrics: VolumeMetrics, on_mounted: Callable[[], None]
+        self,
+        filesystem: FileSystem,
+        metrics: VolumeMetrics,
+        on_mounted: Callable[[], None],
+        context: Callable[[], tuple[int, int, int]],
     ) -> None:
         self._fs = filesystem
         self._tree = filesystem.tree
         self._metrics = metrics
         self._on_mounted = on_mounted
+        self._context = context
         self._opened: OrderedDict[str, int] = OrderedDict()
         self._held: OrderedDict[int, None] = OrderedDict()
 
@@ -182,8 +192,8 @@ class _PathOperations:
 
     def mkdir(self, path: str, mode: int) -> None:
         parent, name = self._walk_parent(path)
-        node = self._fs.make_directory(parent.id, name, stat.S_IMODE(mode)).attributes.node
-        self._fs.forget(node, 1)
+        entry = self._fs.make_directory(parent.id, name, stat.S_IMODE(mode), self._caller())
+        self._fs.forget(entry.attributes.node, 1)
 
     def rmdir(self, path: str) -> None:
         parent, name = self._walk_parent(path)
@@ -200,13 +210,13 @@ class _PathOperations:
 
     def mknod(self, path: str, mode: int, _device: int) -> None:
         parent, name = self._walk_parent(path)
-        node = self._fs.make_node(parent.id, name, mode).attributes.node
+        node = self._fs.make_node(parent.id, name, mode, self._caller()).attributes.node
         self._fs.forget(node, 1)
 
     def symlink(self, path: str, target: str) -> None:
         parent, name = self._walk_parent(path)
-        node = self._fs.symlink(parent.id, name, target.encode(_ENCODING)).attributes.node
-        self._fs.forget(node, 1)
+        entry = self._fs.symlink(parent.id, name, target.encode(_ENCODING), self._caller())
+        self._fs.forget(entry.attributes.node, 1)
 
     def readlink(self, path: str) -> str:
         return self._fs.read_link(self._walk(path).id).decode(_ENCODING)
@@ -218,7 +228,7 @@ class _PathOperations:
 
     def create(self, path: str, mode: int, fi: Any) -> None:
         parent, name = self._walk_parent(path)
-        entry, fi.fh = self._fs.create(parent.id, name, mode, fi.flags)
+        entry, fi.fh = self._fs.create(parent.id, name, mode, fi.flags, self._caller())
         self._hold(self._tree.nodes.get(entry.attributes.node))
         self._fs.forget(entry.attributes.node, 1)
 
@@ -263,6 +273,10 @@ class _PathOperations:
         self._held[node.id] = None
         if len(self._held) > _REMEMBERED_PATHS:
             self._fs.forget(self._held.popitem(last=False)[0], 1)
+
+    def _caller(self) -> Caller:
+        uid, gid, _pid = self._context()
+        return Caller(uid, gid)
 
     # --- paths to nodes ------------------------------------------------------------------
 
