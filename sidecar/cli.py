@@ -54,8 +54,12 @@ WEBHOOK_TLS = "/etc/sidecar/tls"
 WEBHOOK_PORT = 9443
 
 
-def parse_user(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
-    """``UID:GID`` as two numbers. Raises click.BadParameter."""
+def parse_user(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """``UID:GID`` as two numbers; None where it is not given. Raises click.BadParameter."""
+    if value is None:
+        return None
     uid, colon, gid = value.partition(":")
     if not (colon and uid.isdecimal() and gid.isdecimal() and value.isascii()):
         raise click.BadParameter(f"`{value}` is not UID:GID, such as 1000:1000")
@@ -83,11 +87,10 @@ def cli() -> None:
 )
 @click.option(
     "--user",
-    default="0:0",
-    show_default=True,
     metavar="UID:GID",
     callback=parse_user,
-    help="Whom the run's program runs as: the owner of what is in buckets.",
+    help="Whom the run's program runs as: the owner of what is in buckets. "
+    "[default: not known: everybody may write]",
 )
 @click.option("--shared-root", default=SHARED_ROOT, show_default=True, metavar="DIR")
 @click.option("--secrets-root", default=SECRETS_ROOT, show_default=True, metavar="DIR")
@@ -97,7 +100,7 @@ def resolve(
     polyaxonfile: str | None,
     run: str,
     paths: str,
-    user: tuple[int, int],
+    user: tuple[int, int] | None,
     shared_root: str,
     secrets_root: str,
     state_root: str,
@@ -106,7 +109,7 @@ def resolve(
     from sidecar.control.catalogue import parse_catalogue
     from sidecar.control.resolve import resolve as resolve_spec
     from sidecar.control.selection import Selection, parse_polyaxonfile
-    from sidecar.spec import Access, Roots
+    from sidecar.spec import ANYBODY, Access, Roots
 
     if catalogue == polyaxonfile == STANDARD_INPUT:
         raise UsageError("--catalogue and --polyaxonfile cannot both read standard input")
@@ -123,7 +126,7 @@ def resolve(
         paths="urls" if paths == "urls" else "local",
         roots=Roots(shared=shared_root, secrets=secrets_root, state=state_root),
     )
-    access = Access(uid=user[0], gid=user[1])
+    access = Access(uid=user[0], gid=user[1]) if user is not None else ANYBODY
     click.echo(spec.model_copy(update={"access": access}).to_json())
 
 

@@ -128,12 +128,20 @@ class Http(_Strict):
 
 
 class Access(_Strict):
-    """Who owns what is in a bucket, and with which permission bits."""
+    """Who owns what is in a bucket and does not say so itself, and with which permission bits.
+
+    The run's outputs directory is made so, on every kind of volume.
+    """
 
     uid: int = Field(default=0, ge=0)
     gid: int = Field(default=0, ge=0)
     file_mode: int = Field(default=0o644, ge=0, le=0o7777)
     dir_mode: int = Field(default=0o755, ge=0, le=0o7777)
+
+
+ANYBODY: Final = Access(file_mode=0o666, dir_mode=0o777)
+"""Where nobody knows whom the experiment will run as: an image with a user of its own must be
+able to save, and a bucket's content is seen by nobody outside the pod."""
 
 
 class Times(_Strict):

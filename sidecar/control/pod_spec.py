@@ -10,7 +10,7 @@ from sidecar.control.quantity import parse_quantity, whole_bytes
 from sidecar.control.resolve import resolve, shared_path
 from sidecar.control.shapes import Json, mapping, mappings, number
 from sidecar.errors import AnnotationInvalid
-from sidecar.spec import Access, PersistenceSpec, Sizes
+from sidecar.spec import ANYBODY, Access, PersistenceSpec, Sizes
 from sidecar.units import MIB
 
 DEFAULT_GRACE_S: Final = 30
@@ -63,8 +63,9 @@ def state_bytes(spec: PersistenceSpec, request: PodRequest) -> int:
 def _access(pod_spec: Json) -> Access:
     """Who owns what is in a bucket: who the experiment runs as, as far as the pod says.
 
-    Where only the image knows, everybody in the pod may read and write: a bucket's content is
-    seen by nobody outside the pod, and an image with a user of its own must be able to save.
+    With ``fsGroup`` its group reads and writes, whoever the containers run as, and what is new
+    gets that group: as the kubelet prepares every other volume (SetVolumeOwnership).
+    Where only the image knows, everybody in the pod may read and write (:data:`ANYBODY`).
     """
     where = "spec.securityContext"
     contexts = [mapping(pod_spec, "securityContext", "spec")]
@@ -72,16 +73,12 @@ def _access(pod_spec: Json) -> Access:
         contexts.insert(0, mapping(container, "securityContext", "spec.containers[0]"))
     uid = _first(contexts, "runAsUser", where)
     gid = _first(contexts[-1:], "fsGroup", where)
-    shared = gid is not None
-    if gid is None:
-        gid = _first(contexts, "runAsGroup", where)
+    if gid is not None:
+        return Access(uid=uid or 0, gid=gid, file_mode=0o664, dir_mode=0o2775)
+    gid = _first(contexts, "runAsGroup", where) or 0
     if uid is None:
-        file_mode, dir_mode = 0o666, 0o777
-    elif shared:  # fsGroup means: the group reads and writes what is in volumes
-        file_mode, dir_mode = 0o664, 0o775
-    else:
-        file_mode, dir_mode = 0o644, 0o755
-    return Access(uid=uid or 0, gid=gid or 0, file_mode=file_mode, dir_mode=dir_mode)
+        return ANYBODY.model_copy(update={"gid": gid})
+    return Access(uid=uid, gid=gid)
 
 
 def _first(contexts: list[Json], key: str, where: str) -> int | None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from sidecar.errors import PathMissing, PathNotReadable, PathNotWritable
 
 _PROBE_PREFIX = ".mount-sidecar-probe-"
+_WALK = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_WRITE_OF_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def check_directory(path: str, *, write: bool) -> None:
@@ -46,24 +49,30 @@ def check_directory(path: str, *, write: bool) -> None:
             ) from None
 
 
-def make_run_directory(root: str, path: str, uid: int, gid: int) -> None:
+def make_run_directory(root: str, path: str, uid: int, gid: int, mode: int) -> None:
     """Create the run's outputs directory below the volume; what exists is kept as it is.
 
-    New directories belong to ``uid`` and ``gid``. Raises PathNotWritable.
+    New directories belong to ``uid`` and ``gid``. The last one has ``mode``; in those above it
+    nobody but their owner makes names. Below ``root`` no link is followed: experiments write
+    there, and this is root.
+
+    Raises PathNotWritable.
     """
+    umask = os.umask(0)
+    name, current, parent = "", root, os.open(root, _WALK)
     try:
-        missing = []
-        current = Path(path)
-        while not current.is_dir() and current != Path(root):
-            missing.append(current)
-            current = current.parent
-        for directory in reversed(missing):
-            directory.mkdir(exist_ok=True)
-            if (os.geteuid(), os.getegid()) != (uid, gid):
-                _give(directory, uid, gid)
-    except FileExistsError as error:
+        parts = Path(path).relative_to(root).parts
+        for left, name in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+            current = os.path.join(current, name)
+            wanted = mode & ~_WRITE_OF_OTHERS if left else mode
+            inner = _open_or_make(parent, name, uid, gid, wanted)
+            os.close(parent)
+            parent = inner
+    except NotADirectoryError:
+        is_link = stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode)
         raise PathNotWritable(
-            f"the run's outputs directory `{path}` cannot be made: `{error.filename}` is a file",
+            f"the run's outputs directory `{path}` cannot be made: `{current}` is a "
+            f"{'symbolic link' if is_link else 'file'}",
             "remove it, or give the run another path",
         ) from None
     except OSError as error:
@@ -71,16 +80,35 @@ def make_run_directory(root: str, path: str, uid: int, gid: int) -> None:
             f"the run's outputs directory `{path}` cannot be made: {_reason(error)}",
             "check what the outputs volume's credentials or permissions allow",
         ) from None
+    finally:
+        os.close(parent)
+        os.umask(umask)
 
 
-def _give(directory: Path, uid: int, gid: int) -> None:
+def _open_or_make(parent: int, name: str, uid: int, gid: int, mode: int) -> int:
+    """A descriptor of the directory ``name`` in ``parent``, which is made if it is not there."""
     try:
-        os.chown(directory, uid, gid)
+        return os.open(name, _WALK | os.O_NOFOLLOW, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    try:
+        os.mkdir(name, mode, dir_fd=parent)
+    except FileExistsError:  # another run's sidecar made it meanwhile
+        return os.open(name, _WALK | os.O_NOFOLLOW, dir_fd=parent)
+    made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if (os.geteuid(), os.getegid()) != (uid, gid):
+            os.fchown(made, uid, gid)
+        # mkdir(2) takes no set-group-ID bit; it comes from the directory above, or not.
+        now = stat.S_IMODE(os.fstat(made).st_mode)
+        if now != mode | now & stat.S_ISGID:
+            os.fchmod(made, mode)
     except OSError as error:
-        # A bucket's directories belong to the spec's owner already, and an NFS export with
-        # root_squash decides by itself.
+        # An NFS export with root_squash decides by itself.
         if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS):
+            os.close(made)
             raise
+    return made
 
 
 def _reason(error: OSError) -> str:

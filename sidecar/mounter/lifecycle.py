@@ -256,7 +256,9 @@ class Lifecycle:
             run_directory = root + outputs_path.removeprefix(outputs.path)
 
             def make() -> None:
-                checks.make_run_directory(root, run_directory, access["uid"], access["gid"])
+                checks.make_run_directory(
+                    root, run_directory, access["uid"], access["gid"], access["dir_mode"]
+                )
 
             self._run_check(outputs, make)
             self._turn_until(lambda: not self._checks)

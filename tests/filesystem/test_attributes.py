@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import Unsupported, WouldBlock
-from sidecar.mounter.filesystem.attributes import from_metadata, to_metadata
+from sidecar.mounter.filesystem.attributes import Caller, from_metadata, to_metadata
 from sidecar.mounter.filesystem.nodes import ROOT
 from sidecar.mounter.store.base import ObjectInfo
 from tests.filesystem.view import View
@@ -238,3 +239,77 @@ def test_the_root_has_the_volume_s(tmp_path: Path) -> None:
     view.fs.set_attributes(ROOT, {"mode": 0o755})
     with pytest.raises(Unsupported):
         view.fs.set_attributes(ROOT, {"mode": 0o700})
+
+
+# --- what is new -----------------------------------------------------------------------------
+
+MAKER = Caller(1000, 1001)
+
+
+def make_all(view: View, parent: int = ROOT) -> None:
+    """A file, a directory and a link of :data:`MAKER`."""
+    _, handle = view.fs.create(parent, "file", 0o640, os.O_WRONLY, MAKER)
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    view.fs.make_directory(parent, "dir", 0o750, MAKER)
+    view.fs.symlink(parent, "link", b"x", MAKER)
+
+
+def owners(view: View, *paths: str) -> list[tuple[int, int]]:
+    found = [view.stat(path) for path in paths]
+    return [(attributes.uid, attributes.gid) for attributes in found]
+
+
+@pytest.mark.parametrize("new", STORES)
+def test_another_mount_shows_who_made_it(new: type[MemoryStore], tmp_path: Path) -> None:
+    store = new()
+    one = View(store, tmp_path / "one")
+    make_all(one)
+    for view in (one, View(store, tmp_path / "two")):
+        assert owners(view, "file", "dir", "link") == [MAKER] * 3
+        assert shown(view, "file")["mode"] == 0o640
+        assert shown(view, "dir")["mode"] == 0o750
+    read_only = View(store, tmp_path / "three", read_only=True)
+    assert owners(read_only, "file", "dir", "link") == [(os.getuid(), os.getgid())] * 3
+
+
+@pytest.mark.parametrize("new", STORES)
+def test_a_successor_shows_who_made_it(new: type[MemoryStore], tmp_path: Path) -> None:
+    store = new()
+    one = View(store, tmp_path)
+    one.fs.begin()
+    make_all(one)
+    one.fs.create(ROOT, "open", 0o644, os.O_WRONLY, MAKER)  # and not saved
+    two = View(store, tmp_path)
+    two.fs.restore()
+    assert owners(two, "file", "dir", "link", "open") == [MAKER] * 4
+
+
+def test_what_is_new_costs_no_further_request(tmp_path: Path) -> None:
+    store = BareStore()
+    make_all(View(store, tmp_path))
+    changes = {name: count for name, count in store.requests.items() if name != "list"}
+    assert changes == {"put": 3}
+
+
+def test_what_the_volume_says_anyway_is_not_kept(tmp_path: Path) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    view.fs.make_directory(ROOT, "dir", 0o755, Caller(os.getuid(), os.getgid()))
+    view.fs.symlink(ROOT, "link", b"x", Caller(os.getuid(), os.getgid()))
+    assert store.head("dir/").metadata == {}
+    assert store.head("link.rclonelink").metadata == {}
+
+
+@pytest.mark.parametrize("new", STORES)
+def test_a_group_is_given_also_where_the_directory_is_not_known_yet(
+    new: type[MemoryStore], tmp_path: Path
+) -> None:
+    store = new()
+    store.put("dir/", b"", {"mode": str(0o042775), "gid": "3000"})
+    view = View(store, tmp_path)
+    make_all(view, view.node("dir"))
+    names = ("dir/file", "dir/dir", "dir/link")
+    assert owners(view, *names) == [(MAKER.uid, 3000)] * 3
+    assert shown(view, "dir/dir")["mode"] == 0o2750
+    assert shown(view, "dir/file")["mode"] == 0o640

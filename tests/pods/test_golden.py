@@ -84,7 +84,12 @@ def test_the_annotation_is_the_spec_that_the_sidecar_reads() -> None:
         "/mnt/persistence/outputs/models",
     ]
     access = spec.access
-    assert (access.uid, access.gid, access.file_mode, access.dir_mode) == (1000, 2000, 0o664, 0o775)
+    assert (access.uid, access.gid, access.file_mode, access.dir_mode) == (
+        1000,
+        2000,
+        0o664,
+        0o2775,
+    )
 
 
 def test_a_bucket_with_a_path_of_its_own_is_shown_through_a_sub_path() -> None:

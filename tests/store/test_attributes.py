@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sidecar.mounter.filesystem.attributes import Caller
 from sidecar.mounter.filesystem.nodes import ROOT
 from sidecar.mounter.store.base import Store
 from tests.filesystem.view import View
@@ -56,3 +58,21 @@ def test_what_one_mount_sets_the_next_one_shows(
     assert stat.S_IMODE(View(writable, tmp_path / "three").stat("file").mode) == 0o640
     if cloud.name != "s3":  # JuiceFS's gateway keeps no metadata of such an object
         assert stat.S_IMODE(two.stat("dir").mode) == 0o700
+
+
+def test_who_made_it_is_shown_by_the_next_mount(
+    cloud: Cloud, writable: Store, tmp_path: Path
+) -> None:
+    maker = Caller(1000, 1001)
+    one = View(writable, tmp_path / "one")
+    _, handle = one.fs.create(ROOT, "file", 0o640, os.O_WRONLY, maker)
+    one.fs.flush(handle)
+    one.fs.release(handle)
+    one.fs.symlink(ROOT, "link", b"x", maker)
+    one.fs.make_directory(ROOT, "dir", 0o750, maker)
+    two = View(writable, tmp_path / "two")
+    # JuiceFS's gateway keeps no metadata of a directory's object.
+    for name in ("file", "link") if cloud.name == "s3" else ("file", "link", "dir"):
+        found = two.stat(name)
+        assert (found.uid, found.gid) == maker
+    assert stat.S_IMODE(two.stat("file").mode) == 0o640
