@@ -269,6 +269,65 @@ class FailingStore(MemoryStore):
         return super().start_upload(key, metadata)
 
 
+class HangingStore(MemoryStore):
+    """Takes its time, and never answers what is asked about a key with ``hang`` in it.
+
+    Args:
+        delay_s: before every answer.
+        on_hang: called with the operation that will not be answered.
+    """
+
+    def __init__(self, delay_s: float, on_hang: Callable[[str], None]) -> None:
+        super().__init__()
+        self._delay_s = delay_s
+        self._on_hang = on_hang
+
+    def _pause(self, operation: str, key: str) -> None:
+        time.sleep(self._delay_s)
+        if "hang" in key:
+            self._on_hang(operation)
+            threading.Event().wait()
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        self._pause("list", prefix)
+        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+
+    def head(self, key: str) -> ObjectInfo:
+        self._pause("head", key)
+        return super().head(key)
+
+    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+        self._pause("get", key)
+        return super().get_range(key, version, offset, buffer)
+
+    def put(
+        self,
+        key: str,
+        content: Content,
+        metadata: Mapping[str, str] | None = None,
+        condition: Condition | None = None,
+    ) -> ObjectInfo:
+        self._pause("put", key)
+        return super().put(key, content, metadata, condition)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        self._pause("copy", target)
+        return super().copy(source, target, version=version, metadata=metadata)
+
+    def delete(self, key: str) -> None:
+        self._pause("delete", key)
+        super().delete(key)
+
+
 class _Upload:
     def __init__(self, store: MemoryStore, key: str, metadata: Mapping[str, str] | None) -> None:
         self._store, self._key, self._metadata = store, key, metadata

@@ -25,7 +25,7 @@ from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.store.base import Store
 from sidecar.mounter.transport import kernel, libfuse
-from tests.support.memory_store import FailingStore
+from tests.support.memory_store import FailingStore, HangingStore, MemoryStore
 
 MIB = 1024 * 1024
 SPOOL_BYTES = 10 * 1024 * MIB
@@ -72,20 +72,29 @@ def main() -> None:
         "--refuse-uploads", action="store_true", help="fail whatever brings content"
     )
     parser.add_argument(
+        "--slow",
+        type=float,
+        metavar="S",
+        help="answer so many seconds later, and never about a key with `hang` in it",
+    )
+    parser.add_argument(
         "--twin", metavar="DIR", help="mount the store there too, as another client would"
     )
     parser.add_argument("--until-eof", action="store_true", help="unmount when standard input ends")
     options = parser.parse_args()
-    store = FailingStore()
+    store: MemoryStore = FailingStore()
     if options.refuse_uploads:
+        assert isinstance(store, FailingStore)
         store.failure = Unavailable("the store was told to refuse uploads")
+    if options.slow is not None:
+        store = HangingStore(options.slow, lambda operation: print(operation, flush=True))
     if options.file_mib:
-        store.put("large", random.Random(1).randbytes(MIB) * options.file_mib)
+        MemoryStore.put(store, "large", random.Random(1).randbytes(MIB) * options.file_mib)
     for number in range(options.files):
-        store.put(f"many/{number:05d}", b"%05d" % number)
+        MemoryStore.put(store, f"many/{number:05d}", b"%05d" % number)
     for argument in options.object:
         key, _, text = argument.partition("=")
-        store.put(key, text.encode())
+        MemoryStore.put(store, key, text.encode())
     mountpoints = [path for path in (options.twin, options.mountpoint) if path]
     if options.until_eof:
         # So the mount does not outlive whoever asked for it, however that ends.

@@ -161,17 +161,24 @@ class Files:
         except KeyError:
             raise BadHandle(f"no open file has the handle {handle}") from None
 
-    def release(self, handle: int) -> None:
-        """The last reference to an open file is gone; nothing can be reported any more."""
-        with self._lock:
-            opened = self._handles.pop(handle, None)
+    def release(self, handle: int, *, wait: bool = True) -> None:
+        """The last reference to an open file is gone; nothing can be reported any more.
+
+        Raises WouldBlock while it is being saved, unless the caller may ``wait`` for that.
+        """
+        opened = self._handles.get(handle)
         if opened is None:
             return
-        self._journal.write(("closed", handle))
-        if opened.reader is not None:
-            opened.reader.close()
         node = opened.node
-        with node.lock:
+        if not node.lock.acquire(blocking=wait):
+            raise WouldBlock(node.name)
+        try:
+            with self._lock:
+                if self._handles.pop(handle, None) is None:
+                    return
+            self._journal.write(("closed", handle))
+            if opened.reader is not None:
+                opened.reader.close()
             with self._lock:
                 node.handles -= 1
                 node.writers -= opened.writable
@@ -180,6 +187,8 @@ class Files:
             # Written through a map after its last close: nobody waits for it, but it is saved
             # soon. What could not be saved waits for the next interval.
             late = spool is not None and spool.dirty and not (node.writers or spool.failed)
+        finally:
+            node.lock.release()
         self._tree.nodes.drop_unused(node)
         if late:
             self._savers.submit(self._save_late, node)

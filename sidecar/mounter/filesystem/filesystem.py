@@ -391,9 +391,9 @@ class FileSystem:
         with self.tree.subtrees.settled(self.files.get(handle).node):
             self.files.flush(handle)
 
-    def release(self, handle: int) -> None:
+    def release(self, handle: int, *, wait: bool = True) -> None:
         """The last descriptor of an open file was closed."""
-        self.files.release(handle)
+        self.files.release(handle, wait=wait)
 
     def unlink(self, parent: int, name: str) -> None:
         """unlink(2). Who has the file open goes on reading it."""
@@ -671,6 +671,10 @@ class FileSystem:
                 self.release(number)
             else:
                 self.release_directory(number)
+
+    def take_back_all(self, unique: int) -> None:
+        """What was given out for a request did not arrive: the kernel no longer waits for it."""
+        self.take_back(unique, self._journal.given(unique))
 
     def all_asked_again(self) -> None:
         """From now on the kernel asks only what it never asked before."""

@@ -189,6 +189,10 @@ class Journal:
             self._note_request(again)
             return asked
 
+    def given(self, unique: int) -> Asked:
+        """What was given out for a request that is being answered."""
+        return self._asked.get(unique) or Asked()
+
     def take_back(self, unique: int, kind: str, number: int) -> None:
         """What was given out for a request is about to be taken back.
 

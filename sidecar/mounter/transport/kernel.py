@@ -14,7 +14,6 @@ ends the loop.
 
 from __future__ import annotations
 
-import collections
 import errno
 import functools
 import logging
@@ -37,6 +36,7 @@ from sidecar.mounter.filesystem.tree import Line
 from sidecar.mounter.transport import alone
 from sidecar.mounter.transport import protocol as p
 from sidecar.mounter.transport.alone import AloneRead
+from sidecar.mounter.transport.callers import Callers, is_killed
 from sidecar.mounter.transport.notifier import Notifier
 from sidecar.mounter.transport.opens import Opens
 from sidecar.mounter.transport.passthrough import ORDINARY, Backings
@@ -54,7 +54,6 @@ _BUFFER_BYTES = MAX_REQUEST_BYTES + 4096
 _POOL_THREADS = 32
 _SMALL_BYTES = 16 * 1024
 _KEPT_BUFFERS = 8
-_HANDED_ON_LAST = 1024
 _MOST_NODES = 100_000
 """Beyond so many (of 1.2 KiB), names are listed without the nodes that the kernel would hold."""
 _WANTED = (
@@ -86,6 +85,8 @@ class Request(NamedTuple):
     body: memoryview
     uid: int
     gid: int
+    thread: int
+    """Who asks, by its number in this process's PID namespace; 0 where it has none."""
 
     @property
     def caller(self) -> Caller:
@@ -153,10 +154,7 @@ class Server:
         self._reads_alone = by_node and not filesystem.has_cache
         self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="serve")
         self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        # Reads that wait, here and (the last ones passed on) in reader processes: a signal
-        # to the program may end them.
-        self._waiting: set[int] = set()
-        self._handed_on: collections.deque[int] = collections.deque(maxlen=_HANDED_ON_LAST)
+        self._callers = Callers(descriptor)
         self._recovering = False
         self._turn = threading.Lock()
         self._alone: AloneRead | None = None
@@ -251,8 +249,7 @@ class Server:
             self.filesystem.all_asked_again()
         if not operation.waits and self._perform(request, operation.handler, wait=False):
             return False
-        if request.opcode in _INTERRUPTIBLE:
-            self._waiting.add(request.unique)
+        self._callers.wait(request.unique, request.thread)
         if size <= _SMALL_BYTES:
             # Cheaper to copy than to keep a large buffer from the next request.
             request = request._replace(body=memoryview(bytes(request.body)))
@@ -277,6 +274,7 @@ class Server:
             self.filesystem.take_back(unique, asked)
             return False
         request = request._replace(body=memoryview(bytes(request.body)))
+        self._callers.wait(request.unique, request.thread)
         self._pool.submit(self._perform_later, request, handler, None, asked)
         return True
 
@@ -291,7 +289,7 @@ class Server:
             if asked is not None:
                 self.filesystem.take_back(request.unique & ~p.UNIQUE_RESEND, asked)
             self._perform(request, handler, wait=True)
-            self._waiting.discard(request.unique)
+            self._callers.answered(request.unique)
             request.body.release()
             if buffer is not None and self._buffers.qsize() < _KEPT_BUFFERS:
                 self._buffers.put(buffer)
@@ -340,7 +338,8 @@ class Server:
                     unique = request.unique & ~p.UNIQUE_RESEND
                     self.filesystem.done(unique, b"".join(result.reply))
                 try:
-                    self._answer(request, 0, result.reply)
+                    if not self._answer(request, 0, result.reply):
+                        self.filesystem.take_back_all(request.unique & ~p.UNIQUE_RESEND)
                 finally:
                     if result.release is not None:
                         result.release()
@@ -359,8 +358,8 @@ class Server:
         if request.opcode not in _UNANSWERED:
             self._answer(request, code, ())
 
-    def _answer(self, request: Request, code: int, reply: Reply) -> None:
-        answer(self._descriptor, request.unique, code, reply)
+    def _answer(self, request: Request, code: int, reply: Reply) -> bool:
+        return answer(self._descriptor, request.unique, code, reply)
 
     def _take_buffer(self) -> bytearray:
         try:
@@ -404,12 +403,9 @@ class Server:
         return _Result(())
 
     def interrupt(self, request: Request, _wait: bool) -> _Result | None:
-        """A program got a signal while it waits: its read need not go on waiting."""
+        """A program got a signal while it waits: if it was killed it need not go on waiting."""
         (unique,) = p.INTERRUPT_IN.unpack_from(request.body)
-        if unique in self._waiting or unique in self._handed_on:
-            # Reads have no effect that an answer would have to report; the kernel refuses
-            # the second of two answers.
-            answer(self._descriptor, unique, errno.EINTR)
+        self._callers.watch(unique)
         return None
 
     # --- names ----------------------------------------------------------------------------------
@@ -644,7 +640,7 @@ class Server:
             else:
                 number, info = request.node, self.filesystem.version(request.node)
             if info is not None:
-                self._handed_on.append(request.unique)
+                self._callers.wait_elsewhere(request.unique, request.thread)
                 wanted = min(size, info.size_bytes - offset)
                 if not (self._reads_alone and self._readers.is_alone(number, info, offset, wanted)):
                     self._readers.read(request.unique, number, info, offset, size)
@@ -669,12 +665,15 @@ class Server:
             self._answer_errno(request, errno.ENOSYS)  # nothing is written, nor asked again
             return None
         (handle,) = p.HANDLE_IN.unpack_from(request.body)
-        self.filesystem.flush(handle)
+        # Of a program that was killed nobody hears how it went, and it must not hang while
+        # gigabytes are sent: what it wrote is saved after its RELEASE.
+        if request.opcode == Opcode.FSYNC or not is_killed(request.thread):
+            self.filesystem.flush(handle)
         return _Result(())
 
-    def release(self, request: Request, _wait: bool) -> _Result:
+    def release(self, request: Request, wait: bool) -> _Result:
         (handle,) = p.HANDLE_IN.unpack_from(request.body)
-        self.filesystem.release(handle)
+        self.filesystem.release(handle, wait=wait)
         if self._readers is not None:
             self._readers.close([-handle])
         if self.filesystem.read_only:
@@ -763,7 +762,6 @@ _REMEMBERED = _CHANGES_NAMES | {
     Opcode.READDIRPLUS,
 }
 """These give out nodes and handles, which are taken back if the answer never left."""
-_INTERRUPTIBLE = frozenset((Opcode.READ, Opcode.GETATTR, Opcode.READDIR))
 _NAMES = {int(opcode): opcode.name.lower() for opcode in Opcode}
 
 
@@ -772,11 +770,11 @@ def decode(frame: memoryview) -> Request | None:
     if len(frame) < p.IN_HEADER.size:
         log.warning("a request of %d bytes has no header", len(frame))
         return None
-    length, opcode, unique, node, uid, gid, *_ = p.IN_HEADER.unpack_from(frame)
+    length, opcode, unique, node, uid, gid, thread, *_ = p.IN_HEADER.unpack_from(frame)
     if length != len(frame):
         log.warning("a request of %d bytes says it has %d", len(frame), length)
         return None
-    return Request(opcode, unique, node, frame[p.IN_HEADER.size :], uid, gid)
+    return Request(opcode, unique, node, frame[p.IN_HEADER.size :], uid, gid, thread)
 
 
 def _name(opcode: int) -> str:

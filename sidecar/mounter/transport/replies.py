@@ -16,19 +16,23 @@ Reply = Sequence[bytes | bytearray | memoryview]
 """What follows the header of an answer."""
 
 
-def answer(descriptor: int, unique: int, code: int, reply: Reply = ()) -> None:
-    """Answer a request with an errno (0: none) and a reply, gathered from where it lies."""
+def answer(descriptor: int, unique: int, code: int, reply: Reply = ()) -> bool:
+    """Answer a request with an errno (0: none) and a reply, gathered from where it lies.
+
+    False where the kernel no longer waits for it: who asked was killed, and has its answer.
+    """
     size = p.OUT_HEADER.size + sum(map(len, reply))
     header = p.OUT_HEADER.pack(size, -code, unique)
     try:
         os.writev(descriptor, (header, *reply))
     except OSError as error:
-        # ENOENT: the kernel no longer waits for it. ENODEV: unmounted meanwhile.
+        # ENODEV: unmounted meanwhile.
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.EBADF):
-            return
+            return error.errno != errno.ENOENT
         log.warning("the kernel refused an answer of %d bytes: %s", size, error)
         if code == 0:
-            answer(descriptor, unique, errno.EIO)
+            return answer(descriptor, unique, errno.EIO)
+    return True
 
 
 def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
