@@ -52,15 +52,20 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def frame(opcode: int, unique: int, node: int = ROOT, body: bytes = b"") -> bytes:
-    """A request as the kernel would send it: struct fuse_in_header of fuse.h, then the body."""
+def frame(opcode: int, unique: int, node: int = ROOT, body: bytes = b"", thread: int = 0) -> bytes:
+    """A request as the kernel would send it: struct fuse_in_header of fuse.h, then the body.
+
+    ``thread`` asks; 0: one of another PID namespace.
+    """
     header = b"".join(
         (
             (40 + len(body)).to_bytes(4, "little"),
             opcode.to_bytes(4, "little"),
             unique.to_bytes(8, "little"),
             node.to_bytes(8, "little"),
-            bytes(16),  # uid gid pid extlen padding
+            bytes(8),  # uid gid
+            thread.to_bytes(4, "little"),
+            bytes(4),  # extlen padding
         )
     )
     return header + body
@@ -170,8 +175,10 @@ class Served:
 class _SmallStore(MemoryStore):
     """Full after a few objects, so that what a fuzzer makes stays small; and one that hangs."""
 
-    limits = Limits(2 * LARGE_BYTES, 1, 1 << 30, 10_000)
     _MOST_OBJECTS = 100
+
+    def __init__(self) -> None:
+        super().__init__(Limits(2 * LARGE_BYTES, 1, 1 << 30, 10_000))
 
     def put(
         self,

@@ -34,7 +34,7 @@ def a_directory(tmp_path: Path) -> tuple[kernel.Server, int, int]:
 def lines(server: kernel.Server, node: int, handle: int, room: int) -> dict[bytes, int]:
     """What one READDIRPLUS from the beginning answers: names to nodes."""
     body = memoryview(struct.pack("<QQII", handle, 0, room, 0) + bytes(16))
-    (reply,) = server.read_directory_plus(kernel.Request(44, 2, node, body, 0, 0), True).reply
+    (reply,) = server.read_directory_plus(kernel.Request(44, 2, node, body, 0, 0, 0), True).reply
     found: dict[bytes, int] = {}
     while reply:
         length = int.from_bytes(reply[_NAME_AT + 16 : _NAME_AT + 20], "little")
@@ -72,7 +72,7 @@ def test_lines_that_are_gone_again_are_not_the_end(
 
     monkeypatch.setattr(server.filesystem, "enter", enter_all_but_the_first)
     body = memoryview(struct.pack("<QQII", handle, 2, 3 * protocol.dirent_bytes(2, plus=True), 0))
-    request = kernel.Request(44, 2, node, memoryview(bytes(body) + bytes(16)), 0, 0)
+    request = kernel.Request(44, 2, node, memoryview(bytes(body) + bytes(16)), 0, 0, 0)
     (reply,) = server.read_directory_plus(request, True).reply
     assert reply[_NAME_AT + 24 : _NAME_AT + 26] == b"%02d" % (FILES // 2)
 

@@ -454,10 +454,10 @@ def test_a_request_that_is_sent_again_is_answered_under_its_marked_number(served
     assert served.receive()[:2] == (unique, 0)
 
 
-def test_an_interrupted_read_is_answered_at_once(served: Served) -> None:
+def test_a_read_of_a_killed_program_is_answered_at_once(served: Served, killed: int) -> None:
     handle = open_file(served, look_up(served, "never"))
     waiting = served.fresh_unique()
-    served.send(frame(Opcode.READ, waiting, ROOT, read_in(handle, 0, 5)))
+    served.send(frame(Opcode.READ, waiting, ROOT, read_in(handle, 0, 5), killed))
     assert served.ask(Opcode.STATFS).errno == 0  # that read waits, and stops nobody else
     interrupt = frame(Opcode.INTERRUPT, waiting | 1, 0, struct.pack("<Q", waiting))
     served.send(interrupt)
@@ -470,3 +470,13 @@ def test_an_interrupted_read_is_answered_at_once(served: Served) -> None:
         answers.append(served.receive())
     assert answers[-1].errno == 0
     assert all(answer[:2] == (waiting, errno.EINTR) for answer in answers[:-1])
+
+
+@pytest.mark.parametrize("thread", [0, os.getpid()], ids=["unknown", "alive"])
+def test_a_read_goes_on_when_its_program_gets_a_signal(served: Served, thread: int) -> None:
+    handle = open_file(served, look_up(served, "never"))
+    waiting = served.fresh_unique()
+    served.send(frame(Opcode.READ, waiting, ROOT, read_in(handle, 0, 5), thread))
+    served.send(frame(Opcode.INTERRUPT, waiting | 1, 0, struct.pack("<Q", waiting)))
+    for _ in range(3):
+        assert served.ask(Opcode.STATFS).errno == 0  # ask() meets no other answer

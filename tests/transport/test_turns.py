@@ -31,10 +31,10 @@ def lookup(server: Served, path: str) -> int:
     return node
 
 
-def send_read(server: Served, node: int, offset: int, size: int) -> int:
+def send_read(server: Served, node: int, offset: int, size: int, thread: int = 0) -> int:
     unique = server.fresh_unique()
     body = struct.pack("<QQIIQII", 0, offset, size, 0, 0, 0, 0)
-    server.send(frame(Opcode.READ, unique, node, body))
+    server.send(frame(Opcode.READ, unique, node, body, thread))
     return unique
 
 
@@ -57,10 +57,10 @@ def test_small_files_and_places_of_a_large_one(server: Served) -> None:
         assert read(server, large, LARGE_BYTES + 1, 100).body == b""
 
 
-def test_who_waits_for_the_store_keeps_nobody_waiting(server: Served) -> None:
+def test_who_waits_for_the_store_keeps_nobody_waiting(server: Served, killed: int) -> None:
     """One is fetched here; those that come meanwhile go to the reader processes."""
     never, small = lookup(server, "never"), lookup(server, "a")
-    stuck = send_read(server, never, 0, 4096)
+    stuck = send_read(server, never, 0, 4096, killed)
     for _ in range(5):
         assert lookup(server, "dir/large")
         assert read(server, small, 0, 4096).body == b"hello"
