@@ -343,6 +343,14 @@ class StoreProtocolError(StoreError):
     code, name = "SC1052", "STORE_PROTOCOL"
 
 
+_ORDINARY = (NotFound, Stale, AlreadyExists, Unsupported)
+
+
+def is_store_failure(error: SidecarError) -> bool:
+    """Whether a call failed for the store's sake: not with what stores answer on good days."""
+    return isinstance(error, StoreError | CredentialError) and not isinstance(error, _ORDINARY)
+
+
 # --- the file system ---------------------------------------------------------------
 
 

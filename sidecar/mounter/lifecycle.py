@@ -76,6 +76,7 @@ class VolumeState:
         self.identity = f"{self.kind}-{quote(self.name, safe='')}"
         self.state = "starting"
         self.error: SidecarError | None = None
+        self.failing: list[dict[str, Any]] = []  # calls to the store, as the worker reports them
         self.healed = {"resend": 0, "remount": 0}
         self.descriptor: int | None = None  # the connection, held while workers come and go
         self.can_resume = False
@@ -108,6 +109,9 @@ class VolumeState:
     def document(self) -> dict[str, Any]:
         """Its part of the status document."""
         error = self.error
+        shown = self.failing[-1] if self.failing else None
+        if error is not None:
+            shown = {"code": error.code, "name": error.name, "message": error.message}
         return {
             "kind": self.kind,
             "name": self.name,
@@ -115,9 +119,8 @@ class VolumeState:
             "source": self.source,
             "read_only": self.read_only,
             "state": self.state,
-            "error": {"code": error.code, "name": error.name, "message": error.message}
-            if error is not None
-            else None,
+            "error": shown,
+            "failing": self.failing,
             "worker_pid": self.worker.pid if self.worker and self.worker.running else None,
             "healed": self.healed if self.is_bucket else {},
             "left": self.left,
@@ -450,22 +453,13 @@ class Lifecycle:
             if self._ready:
                 self._mount_again(volume)
         elif event == "serving":
-            volume.state, volume.error = "serving", None
-            volume.serving_since_s = time.monotonic()
-            volume.can_resume = said.message["can_resume"]
-            healed: dict[str, Any] = {}
-            if self._ready:
-                healed["healed"] = "resend" if volume.resuming else "remount"
-                volume.healed[healed["healed"]] += 1
-            volume.resuming = False
-            volume.failed_resumes = 0
-            if volume.descriptor is not None:
-                mounts.raise_readahead(volume.mountpoint)
-            logs.event(log, "serving", volume=volume.label, path=volume.mountpoint, **healed)
+            self._on_serving(volume, can_resume=said.message["can_resume"])
         elif event == "failed":
             volume.error = _error(said.message)
             if not self._ready and self._phase != "draining":
                 raise _of_volume(volume, volume.error)
+        elif event == "failing":
+            volume.failing = said.message["failing"]
         elif event == "draining":
             files, size_bytes = said.message["files"], said.message["size_bytes"]
             volume.left = {"files": files, "size_bytes": size_bytes}
@@ -476,6 +470,20 @@ class Lifecycle:
             volume.unsaved = said.message["unsaved"]
             volume.unsaved_count = said.message["unsaved_count"]
         self._publish()
+
+    def _on_serving(self, volume: VolumeState, *, can_resume: bool) -> None:
+        volume.state, volume.error = "serving", None
+        volume.serving_since_s = time.monotonic()
+        volume.can_resume = can_resume
+        healed: dict[str, Any] = {}
+        if self._ready:
+            healed["healed"] = "resend" if volume.resuming else "remount"
+            volume.healed[healed["healed"]] += 1
+        volume.resuming = False
+        volume.failed_resumes = 0
+        if volume.descriptor is not None:
+            mounts.raise_readahead(volume.mountpoint)
+        logs.event(log, "serving", volume=volume.label, path=volume.mountpoint, **healed)
 
     def _on_exit(self, exited: Exited) -> None:
         if exited.child is self._health:
@@ -546,6 +554,7 @@ class Lifecycle:
                 "name": volume.name,
                 "seconds": seconds,
                 "crashed": volume.crashed,
+                "failing": volume.failing,
             },
             descriptors,
         )

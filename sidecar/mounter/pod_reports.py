@@ -45,6 +45,11 @@ def condition(status: Document) -> Condition | None:
     A worker that is replaced changes nothing: programs wait for some milliseconds.
     """
     if status["ready"]:
+        for volume in status["volumes"]:
+            error = volume["error"]
+            if error is not None and error["code"] != WorkerLost.code:
+                reason = "StoreFails" if error in volume["failing"] else "MountFailed"
+                return Condition("False", reason, f"volume {_label(volume)}: {_line(error)}")
         return Condition("True", "Mounted", f"{len(status['volumes'])} volume(s) are usable")
     if status["phase"] == "failed":
         return Condition("False", "MountFailed", _line(status["error"]))
@@ -98,7 +103,7 @@ class Observer:
         return reports
 
     def _volume(self, volume: Document, status: Document) -> list[Report]:
-        label = f"{volume['kind']}/{volume['name']}"
+        label = _label(volume)
         reports = []
         healed = sum(volume["healed"].values())
         if healed > self._healed.get(label, 0):
@@ -107,11 +112,13 @@ class Observer:
             reports.append(Report("Healed", f"{WorkerLost.code} {WorkerLost.name}: {what}"))
         self._healed[label] = healed
         error = volume["error"]
-        if status["ready"] and error is not None and error["code"] != WorkerLost.code:
-            if (key := f"{label} {error['code']}") not in self._told:
-                self._told.add(key)
-                reports.append(Report("MountFailed", f"volume {label}: {_line(error)}"))
-        elif error is None:
+        failing = [f for f in volume["failing"] if f["code"] not in REFUSED_CODES]
+        if status["ready"]:
+            for failure in failing:  # what is refused is told by what was counted
+                reports += self._once(label, "StoreFails", failure)
+            if error not in [None, *volume["failing"]] and error["code"] != WorkerLost.code:
+                reports += self._once(label, "MountFailed", error)
+        if error is None:
             self._told = {key for key in self._told if not key.startswith(f"{label} ")}
         if status["phase"] == "stopped" and volume["unsaved_count"]:
             keys = [file["key"] for file in volume["unsaved"][:_NAMED_FILES]]
@@ -122,6 +129,17 @@ class Observer:
                 what = f"volume {label}: not saved: {named}"
                 reports.append(Report("NotSaved", f"{NotSaved.code} {NotSaved.name}: {what}"))
         return reports
+
+    def _once(self, label: str, reason: str, error: Document) -> list[Report]:
+        """The report of an error of a volume that had none of its code."""
+        if (key := f"{label} {error['code']}") in self._told:
+            return []
+        self._told.add(key)
+        return [Report(reason, f"volume {label}: {_line(error)}")]
+
+
+def _label(volume: Document) -> str:
+    return f"{volume['kind']}/{volume['name']}"
 
 
 def _refusal(volume: str, code: str) -> Report:

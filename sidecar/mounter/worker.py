@@ -28,6 +28,7 @@ from sidecar.mounter.buffers import BufferPool
 from sidecar.mounter.cache import DiskCache, Keeper, occupied_bytes
 from sidecar.mounter.channel import Channel, Message
 from sidecar.mounter.credentials import CredentialSource
+from sidecar.mounter.failures import Failures, Outcomes, Tell
 from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
@@ -64,10 +65,16 @@ class Worker:
     Args:
         volume: the bucket volume to serve.
         identity: names the metrics files and the state directory of this volume.
+        failing: what failed when the worker before this one ended.
     """
 
     def __init__(
-        self, spec: PersistenceSpec, volume: Volume, identity: str, channel: Channel
+        self,
+        spec: PersistenceSpec,
+        volume: Volume,
+        identity: str,
+        channel: Channel,
+        failing: list[Message],
     ) -> None:
         self._spec = spec
         self._volume = volume
@@ -80,6 +87,11 @@ class Worker:
         self._metrics = VolumeMetrics(
             Path(spec.roots.state) / "metrics", f"{volume.kind}/{volume.name}", identity
         )
+        self._failures = Failures(
+            lambda failing: channel.send({"event": "failing", "failing": failing})
+        )
+        self._failures.adopt(failing)
+        self._outcomes = Outcomes(self._metrics, self._failures.flags, self._failures.take)
         self._memory_bytes = spec.sizes.memory_bytes or budgets.memory_budget_bytes(
             len(self._buckets)
         )
@@ -144,7 +156,7 @@ class Worker:
             self._source,
             CredentialSource(self._source, self._spec.roots.secrets),
             retry_budget_s=self._spec.times.retry_budget_s,
-            observer=self._metrics,
+            observer=self._outcomes,
             with_metadata=not self._volume.read_only,
         )
 
@@ -154,15 +166,16 @@ class Worker:
             return None, None
         count = min(len(os.sched_getaffinity(0)), _MOST_READERS)
 
-        def build(number: int) -> Fetcher:
+        def build(number: int, tell: Tell) -> Fetcher:
             metrics = VolumeMetrics(
                 Path(self._spec.roots.state) / "metrics",
                 f"{self._volume.kind}/{self._volume.name}",
                 f"{self._identity}-reader{number}",
             )
+            self._outcomes.move(metrics, tell)
             return self._fetcher(store, metrics, self._memory_bytes // count)
 
-        return Notifier(), Readers(count, build)
+        return Notifier(), Readers(count, build, self._failures.take)
 
     def _fetcher(self, store: Store, metrics: VolumeMetrics, memory_bytes: int) -> Fetcher:
         return Fetcher(
@@ -284,15 +297,21 @@ class Worker:
         assert self._filesystem is not None
         interval_s = self._spec.times.sync_interval_s
         next_sync_s = time.monotonic() + interval_s
+        told: dict[str, str] = {}
         while not self._leaving.wait(_TICK_S):
             self._filesystem.files.account()
             self._filesystem.files.settle_versions()
+            self._failures.tick()
             if self._cache is not None:
                 self._metrics.cache_used_bytes.set(self._cache.used_bytes)
             if time.monotonic() >= next_sync_s:
                 next_sync_s = time.monotonic() + interval_s
-                for key, error in self._filesystem.sync(next_sync_s).items():
-                    logs.event(log, "not saved yet", logging.WARNING, key=key, error=error)
+                unsaved = self._filesystem.sync(next_sync_s)
+                codes = {key: error.code if error else "" for key, error in unsaved.items()}
+                for key, error in unsaved.items():
+                    if told.get(key) != codes[key]:
+                        logs.event(log, "not saved yet", logging.WARNING, key=key, error=error)
+                told = codes
 
 
 def _described(error: SidecarError) -> Message:
@@ -319,7 +338,7 @@ def main(arguments: list[str]) -> int:
     logs.set_up("worker", f"{duty['kind']}/{duty['name']}")
     spec = read_validated_spec(Path(duty["spec"]))
     volume = next(v for v in spec.volumes if (v.kind, v.name) == (duty["kind"], duty["name"]))
-    worker = Worker(spec, volume, duty["identity"], channel)
+    worker = Worker(spec, volume, duty["identity"], channel, duty["failing"])
     try:
         if descriptors:
             worker.resume(descriptors[0], crashed=duty["crashed"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from sidecar.spec import Times, TransportName, Volume
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
-from tests.support.servers import GcsServer
+from tests.support.servers import GcsServer, HttpResponder, answer
 from tests.support.sidecar import Sidecar
 
 TRANSPORTS: list[TransportName] = ["kernel", "libfuse"]
@@ -59,6 +61,37 @@ def bucket_sidecar(
         times=times or Times(ready_timeout_s=20),
         **settings,
     )
+
+
+LIST = b"""<ListBucketResult><Contents><Key>file</Key><Size>7</Size><ETag>1</ETag>
+<LastModified>2020-01-01T00:00:00Z</LastModified></Contents></ListBucketResult>"""
+DENIED = 403, b"<Error><Code>AccessDenied</Code></Error>"
+
+
+class Refusing:
+    """An S3 server with one object, ``file`` in ``bucket``, whose content it refuses.
+
+    Attributes:
+        refusal: status and body, as long as it refuses.
+    """
+
+    def __init__(self) -> None:
+        self.refusal: tuple[int, bytes] | None = DENIED
+        self.server = HttpResponder(self._respond)
+
+    @property
+    def secret(self) -> str:
+        """What a volume's secret holds."""
+        keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        return json.dumps({**keys, "AWS_ENDPOINT_URL": self.server.endpoint})
+
+    def _respond(self, handler: BaseHTTPRequestHandler) -> None:
+        if handler.path.partition("?")[0] != "/bucket/file":
+            answer(handler, 200, LIST)
+        elif self.refusal is not None:
+            answer(handler, *self.refusal)
+        else:
+            answer(handler, 200, b"content", {"ETag": '"1"'})
 
 
 def in_namespace(script: str) -> list[str]:

@@ -14,6 +14,8 @@ import pytest
 from sidecar.cluster import connect
 from sidecar.mounter.outbox import REPEAT_S, Outbox, PodIdentity
 from sidecar.mounter.pod_reports import Condition, Report
+from sidecar.spec import Times
+from tests.mount.buckets import Refusing
 from tests.reporting.conftest import POD, InPod
 from tests.support.clouds import Cloud
 from tests.support.killer import kill_worker
@@ -49,6 +51,38 @@ def test_from_ready_over_healing_to_stopped(api: KubernetesApi, in_pod: InPod) -
     assert event["metadata"]["name"].startswith("train.")
     assert conditions(api)[CONDITION]["status"] == "False"
     assert conditions(api)[CONDITION]["reason"] == "Stopped"
+
+
+def test_the_condition_follows_what_the_store_fails_at(
+    api: KubernetesApi, in_pod: InPod, tmp_path: Path
+) -> None:
+    store = Refusing()
+    store.refusal = 500, b""
+    path = tmp_path / "m/file"
+    times = Times(ready_timeout_s=30, retry_budget_s=0)
+    settings: dict[str, Any] = {"secret": store.secret, "bucket": "bucket", "times": times}
+    with store.server, in_pod(read_only=True, **settings) as sidecar:
+        api.wait_for(lambda: conditions(api).get(CONDITION, {}).get("status") == "True", "ready")
+        for _ in range(2):
+            with pytest.raises(OSError, match="Errno 5"):
+                path.read_bytes()
+        api.wait_for(lambda: conditions(api)[CONDITION]["status"] == "False", "the failure")
+        api.wait_for(lambda: reasons(api) == ["StoreFails"], "its event")
+        told = conditions(api)[CONDITION]
+        assert told["reason"] == "StoreFails"
+        assert told["message"].startswith("volume data/train: SC1045 UNAVAILABLE: S3 bucket ")
+        assert api.events()[0]["message"] == told["message"]
+        store.refusal = None
+
+        def works() -> bool:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                assert file.read() == b"content"
+            return bool(conditions(api)[CONDITION]["status"] == "True")
+
+        api.wait_for(works, "recovery")
+        assert sidecar.stop() == 0
+    assert reasons(api) == ["StoreFails"]
 
 
 def test_a_mount_that_fails_says_why_before_the_container_ends(

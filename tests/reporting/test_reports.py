@@ -22,6 +22,7 @@ def volume(**changes: Any) -> dict[str, Any]:
         "name": "models",
         "state": "serving",
         "error": None,
+        "failing": [],
         "healed": {"resend": 0, "remount": 0},
         "unsaved": [],
         "unsaved_count": 0,
@@ -71,6 +72,18 @@ def test_a_mount_that_breaks_while_it_is_used_and_again_after_it_was_well(
     assert len(observer.look_at_status(broken)) == 1
 
 
+def test_what_the_store_fails_at_is_told_once_for_each_code(observer: Observer) -> None:
+    first = {**ERROR, "operation": "list", "first": "then", "last": "then", "count": 1}
+    again = {**first, "last": "now", "count": 9}
+    refused = {**first, "code": "SC1041"}  # told by what was counted
+    [report] = observer.look_at_status(status("ready", volume(error=first, failing=[first])))
+    assert report.reason == "StoreFails"
+    both = volume(error=refused, failing=[again, refused])
+    assert observer.look_at_status(status("ready", both)) == []
+    observer.look_at_status(status())
+    assert len(observer.look_at_status(status("ready", volume(error=again, failing=[again])))) == 1
+
+
 def test_before_ready_an_outage_is_only_waited_out(observer: Observer) -> None:
     assert observer.look_at_status(status("starting", volume(state="probing", error=ERROR))) == []
 
@@ -112,6 +125,11 @@ def test_the_condition_follows_ready_and_not_a_worker() -> None:
     assert condition(status("starting")) is None
     assert condition(status()) == mounted
     assert condition(status("ready", volume(state="restarting"))) == mounted
+    fails = {**ERROR, "operation": "list", "first": "then", "last": "now", "count": 2}
+    failing = condition(status("ready", volume(error=fails, failing=[fails])))
+    assert failing is not None
+    assert failing[:2] == ("False", "StoreFails")
+    assert failing.message.startswith("volume outputs/models: SC1042 BUCKET_NOT_FOUND: ")
     failed = condition(status("failed", error=ERROR))
     assert failed is not None
     assert failed[:2] == ("False", "MountFailed")

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
+from sidecar.errors import SidecarError
 from sidecar.mounter.credentials import CredentialSource
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.base import Store, StoreObserver
@@ -22,9 +23,11 @@ class CountingObserver:
     Attributes:
         requests: (operation, code) of each request.
         retries: (operation, reason) of each retry.
+        failures: (operation, code) of each call that failed.
     """
 
     def __init__(self) -> None:
+        self.failures: list[tuple[str, str]] = []
         self.requests: list[tuple[str, str]] = []
         self.retries: list[tuple[str, str]] = []
 
@@ -34,6 +37,9 @@ class CountingObserver:
 
     def retried(self, operation: str, reason: str) -> None:
         self.retries.append((operation, reason))
+
+    def failed(self, operation: str, error: SidecarError) -> None:
+        self.failures.append((operation, error.code))
 
 
 class Cloud(ABC):

@@ -222,7 +222,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     store, count = make_store(hanging=bool(sys.argv[3])), int(sys.argv[4])
-    readers = Readers(count, lambda number: _fetcher(store, state / f"reader{number}"))
+    readers = Readers(count, lambda number, _: _fetcher(store, state / f"reader{number}"), print)
     filesystem, metrics = build(store, state, read_only=bool(count))
     server = kernel.Server(
         filesystem, descriptor, metrics, lambda _can_resend: None, readers if count else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -508,8 +509,8 @@ class Files:
             for node in nodes:
                 with self._tree.subtrees.settled(node):
                     self._settle_version(node)
-        except SidecarError as error:
-            log.warning("the version of what was saved is not known yet: %s", error.message)
+        except SidecarError:
+            pass  # the store's observer says what fails; it is asked again
         finally:
             self._is_settling = False
 
@@ -765,10 +766,8 @@ class Files:
                 time.sleep(_ROOM_POLL_S)
             elif not saved and node.writers and spool.dirty and not node.detached:
                 saved = True
-                try:
+                with contextlib.suppress(StoreError):  # which its observer says, not each write
                     self.save(node)  # somebody writes to it: the spool file stays
-                except StoreError as error:
-                    log.warning("the spool is full, and cannot be emptied: %s", error.message)
             else:
                 budget.check(size)
                 return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,6 @@ from concurrent.futures import Executor, Future
 from sidecar.errors import SidecarError
 from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key, is_spellable
 from sidecar.mounter.store.base import ObjectInfo, Page, Store
-
-log = logging.getLogger(__name__)
 
 _REST_WAIT_S = 0.25
 
@@ -193,10 +191,8 @@ class Listing:
         # else a page still to come will bring it
 
     def _load_rest(self) -> None:
-        try:
+        with contextlib.suppress(SidecarError):  # who waits for a name will ask for it alone
             self.load_all()
-        except SidecarError as error:  # who waits for a name will ask for it alone
-            log.warning("the rest of `%s` was not listed: %s", self._prefix, error)
 
     def _load_page(self, seen: int, *, ahead: bool) -> None:
         with self._lock:

@@ -375,7 +375,7 @@ class AzureStore(CloudStore[AzureCredentials]):
             if properties.copy.status == "success":
                 return self._info(properties)
             if properties.copy.status != "pending":
-                raise self.place.protocol(f"the copy to `{target}` ended without success")
+                raise self.odd_answer("copy", f"the copy to `{target}` ended without success")
 
 
 class _AzureUpload:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from sidecar.errors import SidecarError
 from sidecar.mounter.ranges import Range
 
 PROVISIONAL = "?"
@@ -163,6 +164,9 @@ class StoreObserver(Protocol):
         ``reason``: throttled, server_error, connection, stalled, truncated, checksum,
         credentials.
         """
+
+    def failed(self, operation: str, error: SidecarError) -> None:
+        """A call ended with an error, all its requests included; the caller is told, too."""
 
 
 class Upload(Protocol):

@@ -261,6 +261,12 @@ class CloudStore(ABC, Generic[C]):
     def _key_length(self, full: str) -> int:
         return len(full.encode())
 
+    def odd_answer(self, operation: str, what: str) -> StoreProtocolError:
+        """An answer that makes no sense, though the request itself was a success."""
+        error = self.place.protocol(what)
+        self.retry.failed(operation, error)
+        return error
+
     def full(self, key: str) -> str:
         """The key in the bucket."""
         return self._source.prefix + key

@@ -228,7 +228,7 @@ class GcsStore(CloudStore[GcsCredentials]):
         # Of the session's URL only what is behind the host: it is where it was begun.
         url = urlsplit(reply.headers.get("location", ""))
         if not url.path:
-            raise self.place.protocol("an upload was begun without a session")
+            raise self.odd_answer("put", "an upload was begun without a session")
         return ResumableUpload(self, key, f"{url.path}?{url.query}", metadata or {}, None)
 
     def resume_upload(

@@ -70,6 +70,17 @@ class Retry:
         Raises:
             SidecarError: the attempt's own final error, or that of its last ``Again``.
         """
+        try:
+            return self._run(operation, attempt)
+        except SidecarError as error:
+            self.failed(operation, error)
+            raise
+
+    def failed(self, operation: str, error: SidecarError) -> None:
+        """An answer turned out to be none after all."""
+        self._observer.failed(operation, error)
+
+    def _run(self, operation: str, attempt: Callable[[], T]) -> T:
         deadline = time.monotonic() + self._budget_s
         delay_s = FIRST_DELAY_S
         refreshed = False

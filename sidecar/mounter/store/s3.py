@@ -200,7 +200,7 @@ class S3Store(CloudStore[S3Credentials]):
             size_bytes = int(fields["content-length"])
             mtime_s = http_time_s(fields["last-modified"])
         except (ValueError, LookupError):
-            raise self.place.protocol(f"its answer to head of `{key}` lacks fields") from None
+            raise self.odd_answer("head", f"its answer to head of `{key}` lacks fields") from None
         metadata = {
             name.removeprefix(_METADATA): value
             for name, value in fields.items()
@@ -248,7 +248,7 @@ class S3Store(CloudStore[S3Credentials]):
         )
         upload_id = answer.fields.get("UploadId", "")
         if not upload_id:
-            raise self.place.protocol(f"an upload of `{key}` has no number")
+            raise self.odd_answer("put", f"an upload of `{key}` has no number")
         if answer.attempts > 1:  # the others may have worked, too
             try:
                 self._abort_nameless(key, since_s, keep=upload_id)
@@ -281,7 +281,7 @@ class S3Store(CloudStore[S3Credentials]):
         try:
             uploads = self._s3.parse_uploads(reply.content)
         except (ValueError, LookupError):
-            raise self.place.protocol(f"uploads of `{key}` cannot be listed") from None
+            raise self.odd_answer("list", f"uploads of `{key}` cannot be listed") from None
         for found, upload_id, begun_s in uploads:
             if found != key or upload_id == keep or begun_s < since_s - _CLOCKS_DIFFER_S:
                 continue
@@ -375,7 +375,8 @@ class S3Store(CloudStore[S3Credentials]):
         try:
             mtime_s = datetime.fromisoformat(fields["LastModified"]).timestamp()
         except (ValueError, LookupError):
-            raise self.place.protocol(f"its answer to copy of `{source}` lacks fields") from None
+            what = f"its answer to copy of `{source}` lacks fields"
+            raise self.odd_answer("copy", what) from None
         return ObjectInfo(target, found.size_bytes, mtime_s, etag_of(fields.get("ETag")), kept)
 
     def _copy_parts(

@@ -111,7 +111,7 @@ class S3Upload:
 
     def _came(self, number: int, etag: str, size_bytes: int) -> str:
         if not etag:
-            raise self._store.place.protocol(f"a part of `{self._key}` has no ETag")
+            raise self._store.odd_answer("part", f"a part of `{self._key}` has no ETag")
         self._parts[number] = (etag, size_bytes)
         return etag
 

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import NamedTuple
 
-from sidecar.errors import Stale, to_errno
+from sidecar.errors import SidecarError, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.store.base import Fetch, ObjectInfo
 from sidecar.mounter.transport.replies import answer, end_if_starved
@@ -40,11 +40,11 @@ class AloneRead(NamedTuple):
         view = content[: self.size]
         try:
             fetch(self.info, self.offset, view)
-        except Exception as error:  # noqa: BLE001 - every READ needs an answer
+        except Exception as error:  # every READ needs an answer
             end_if_starved(error)
             failure = error
-            if not isinstance(error, Stale):
-                log.warning("a read of `%s` failed: %s", self.info.key, error)
+            if not isinstance(error, SidecarError | OSError):
+                log.exception("a bug: a read of `%s`", self.info.key)
             answer(descriptor, self.unique, to_errno(error))
         else:
             answer(descriptor, self.unique, 0, (view,))

@@ -180,6 +180,8 @@ class Server:
 
     def serve(self) -> None:
         """Read and answer requests until the file system is unmounted."""
+        if self._readers is not None:
+            threading.Thread(target=self._readers.listen, name="listen", daemon=True).start()
         # Not in this thread: it would have to wait for what is being fetched at the end.
         for _ in range(2 if self._reads_alone else 1):  # one has the turn, and one fetches
             threading.Thread(target=self._take_turns, name="turn", daemon=True).start()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import marshal
 import os
+import selectors
 import signal
 import socket
 import struct
@@ -24,7 +25,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-from sidecar.errors import Stale, to_errno
+from sidecar.errors import SidecarError, to_errno
+from sidecar.mounter.failures import Outcome, Tell
 from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.prefetch import (
     KEEP_BEHIND_BYTES,
@@ -87,10 +89,13 @@ class Readers:
 
     Args:
         count: how many.
-        build: makes the fetcher of child ``n``, in that child.
+        build: makes the fetcher of child ``n``, in that child, and is given who takes what came
+            of its calls to the store.
+        tell: takes that here.
     """
 
-    def __init__(self, count: int, build: Callable[[int], Fetcher]) -> None:
+    def __init__(self, count: int, build: Callable[[int, Tell], Fetcher], tell: Tell) -> None:
+        self._tell = tell
         self._sockets: list[socket.socket] = []
         self._pinned: OrderedDict[int, _Pinned] = OrderedDict()  # the latest read last
         self._pids: list[int] = []
@@ -98,7 +103,10 @@ class Readers:
         for number in range(count):
 
             def run(end: socket.socket, number: int = number) -> None:
-                _Reader(end, build(number), number, count).run()
+                def tell(outcome: Outcome) -> None:
+                    end.send(marshal.dumps(tuple(outcome)))
+
+                _Reader(end, build(number, tell), number, count).run()
 
             pid, end = fork_child(run, self._sockets)
             self._pids.append(pid)
@@ -109,6 +117,19 @@ class Readers:
         """Give every child the connection to answer on."""
         for end in self._sockets:
             send_descriptor(end, descriptor)
+
+    def listen(self) -> None:
+        """Take what the children tell, as long as they live."""
+        with selectors.DefaultSelector() as selector:
+            for end in self._sockets:
+                selector.register(end, selectors.EVENT_READ, end)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    message = key.data.recv(_MESSAGE_BYTES)
+                    if not message:
+                        selector.unregister(key.data)  # it ended: _child_ended
+                        continue
+                    self._tell(Outcome(*marshal.loads(message)))  # noqa: S302 - our child's
 
     def read(
         self,
@@ -318,8 +339,8 @@ class _Reader:
         else:
             end_if_starved(result)
             failure = result
-            if not isinstance(failure, Stale):
-                log.warning("a read of `%s` failed: %s", read.reader.info.key, failure)
+            if not isinstance(failure, SidecarError | OSError):
+                log.error("a bug: a read of `%s`", read.reader.info.key, exc_info=failure)
             answer(self._descriptor, read.unique, to_errno(failure))
         self._metrics.operation("read", time.perf_counter() - read.began_s, failure)
         if isinstance(result, ReadResult):  # the program does not wait for this

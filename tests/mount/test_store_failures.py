@@ -1,0 +1,196 @@
+"""A store that fails: said once when it begins and once when it ends, and shown meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.spec import Sizes, Times, TransportName
+from tests.mount.buckets import Refusing, bucket_sidecar
+from tests.support.clouds import Cloud, S3Cloud
+from tests.support.killer import kill_worker
+from tests.support.servers import S3Server
+from tests.support.sidecar import Sidecar
+
+MIB = 1024 * 1024
+HASTY = Times(ready_timeout_s=20, retry_budget_s=0.2, metadata_read_only_s=1)
+
+
+@pytest.fixture(scope="module")
+def mortal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server that these tests stop."""
+    with S3Server(tmp_path_factory.mktemp("mortal")) as server:
+        yield server
+
+
+@pytest.fixture
+def mortal(mortal_server: S3Server) -> Iterator[Cloud]:
+    """An empty bucket on it."""
+    bucket = f"mortal-{uuid.uuid4().hex[:12]}"
+    mortal_server.create_bucket(bucket)
+    yield S3Cloud(mortal_server, bucket)
+    if not mortal_server.running:
+        mortal_server.start()
+
+
+def fails_with(code: int, call: Callable[[], object]) -> None:
+    with pytest.raises(OSError, match=rf"^\[Errno {code}\] "):
+        call()
+
+
+def lines(sidecar: Sidecar, message: str) -> list[dict[str, str]]:
+    """The fields of the log's lines with a message."""
+    found = [line for line in sidecar.log().splitlines() if f'msg="{message}"' in line]
+    return [dict(re.findall(r'(\w+)=("[^"]*"|\S+)', line)) for line in found]
+
+
+def begun(sidecar: Sidecar) -> Counter[tuple[str, str]]:
+    """How often each failure was said to have begun, by operation and code."""
+    return Counter((f["operation"], f["code"]) for f in lines(sidecar, "the store fails"))
+
+
+def ended(sidecar: Sidecar) -> Counter[tuple[str, str]]:
+    """How often each was said to be over."""
+    return Counter((f["operation"], f["code"]) for f in lines(sidecar, "the store works again"))
+
+
+def failing(sidecar: Sidecar) -> dict[str, dict[str, Any]]:
+    """What fails by the status page, by operation."""
+    return {item["operation"]: item for item in sidecar.volume_status("train")["failing"]}
+
+
+def save(path: Path) -> None:
+    path.write_bytes(b"content")
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def test_an_outage_is_said_once_and_shown_until_it_is_over(
+    tmp_path: Path, mortal: Cloud, transport: TransportName
+) -> None:
+    """Whatever a program tries meanwhile, and however often."""
+    mortal.write("large", os.urandom(24 * MIB))
+    for name in ("folder/file", "gone", "old"):
+        mortal.write(name, b"x")
+    with bucket_sidecar(tmp_path, mortal, times=HASTY, transport=transport) as sidecar:
+        mount = tmp_path / "m"
+        assert sidecar.volume_status("train")["error"] is None
+        with opened(mount / "large") as reading, opened(mount / "w", os.O_WRONLY | os.O_CREAT) as w:
+            os.write(w, b"content")
+            os.stat(mount / "gone"), os.stat(mount / "old")
+            mortal.server.stop()
+            calls: list[Callable[[], object]] = [
+                lambda: os.stat(mount / "folder/file"),
+                lambda: os.listdir(mount / "folder"),
+                lambda: os.mkdir(mount / "new"),
+                lambda: os.unlink(mount / "gone"),
+                lambda: os.rename(mount / "old", mount / "renamed"),
+                lambda: save(mount / "file"),
+                lambda: os.fsync(w),
+                lambda: os.pread(reading, MIB, 12 * MIB),
+            ]
+            for call in calls * 3:
+                fails_with(errno.EIO, call)
+            often = {"list", "read", "write"}  # what each of the calls begins or ends with
+            sidecar.wait_for(lambda: all(failing(sidecar)[kind]["count"] >= 3 for kind in often))
+            counts = failing(sidecar)
+            error = sidecar.volume_status("train")["error"]
+            for failure in counts.values():
+                assert failure["code"] == "SC1047"
+                assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", failure["first"])
+                assert failure["first"] <= failure["last"]
+            assert error in counts.values()
+            assert error["name"] == "ENDPOINT_UNREACHABLE"
+            assert "connection refused" in error["message"]
+            assert json.loads(sidecar.get("/statusz")[1])["volumes"][0]["error"] is not None
+            errors = "mount_sidecar_operation_errors_total"
+            assert sidecar.metric(errors, code="SC1047") >= 3 * len(calls)
+            for operation in ("read", "fsync"):
+                assert sidecar.metric(errors, operation=operation, code="SC1047") >= 3
+            mortal.server.start()
+
+            def works() -> bool:
+                os.pread(reading, MIB, 12 * MIB)
+                os.listdir(mount / "folder")
+                os.fsync(w)
+                for name in ("again", "file"):
+                    save(mount / name)
+                    os.unlink(mount / name)
+                return sidecar.volume_status("train")["error"] is None
+
+            sidecar.wait_for(works)
+        assert set(begun(sidecar).values()) == {1}
+        assert set(begun(sidecar)) == {(operation, "SC1047") for operation in counts}
+        assert ended(sidecar) == begun(sidecar)
+        for line in lines(sidecar, "the store works again"):
+            assert int(line["seconds"]) >= 0
+            assert int(line["failures"]) >= counts[line["operation"]]["count"]
+        # Nothing else was said about it, call by call.
+        warned = [line for line in sidecar.log().splitlines() if "cannot be reached" in line]
+        assert len(warned) <= len(counts) + 2  # and each file that an interval could not save
+        assert sidecar.stop() == 0
+
+
+def read_without_pages(path: Path) -> bytes:
+    """Read a file that the kernel has no pages of."""
+    with opened(path) as descriptor:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return os.read(descriptor, 100)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, None], ids=["plain", "disk-cache"])
+def test_what_a_reader_process_is_refused_is_said_by_the_worker_and_by_its_successor(
+    tmp_path: Path, s3: Cloud, transport: TransportName, cache_bytes: int | None
+) -> None:
+    store = Refusing()
+    settings: dict[str, Any] = {"read_only": True, "times": HASTY, "bucket": "bucket"}
+    settings |= {"transport": transport, "sizes": Sizes(cache_bytes=cache_bytes)}
+    with store.server, bucket_sidecar(tmp_path, s3, secret=store.secret, **settings) as sidecar:
+        path = tmp_path / "m/file"
+
+        def refused() -> None:
+            fails_with(errno.EACCES, lambda: read_without_pages(path))
+
+        for _ in range(8):
+            refused()
+        sidecar.wait_for(lambda: failing(sidecar).get("read", {}).get("count", 0) >= 8)
+        assert failing(sidecar)["read"]["code"] == "SC1041"
+        assert "`file`" in sidecar.volume_status("train")["error"]["message"]
+        assert sidecar.metric("mount_sidecar_operation_errors_total", code="SC1041") >= 8
+        if transport == "kernel":  # a mount of libfuse is made anew, and would be stale
+            first = failing(sidecar)["read"]["first"]
+            kill_worker(sidecar, "train")
+            refused()
+            sidecar.wait_for(lambda: failing(sidecar)["read"]["count"] >= 9)
+            assert failing(sidecar)["read"]["first"] == first
+        assert begun(sidecar) == {("read", "SC1041"): 1}
+        assert not ended(sidecar)
+        store.refusal = None
+
+        def works() -> bool:
+            assert read_without_pages(path) == b"content"
+            return sidecar.volume_status("train")["error"] is None
+
+        sidecar.wait_for(works)
+        assert ended(sidecar) == {("read", "SC1041"): 1}
+        assert failing(sidecar) == {}
+        assert sidecar.stop() == 0
+    assert sidecar.log().count("SC1041") == 2  # when it began, and when it was over
