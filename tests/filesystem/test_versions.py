@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound, Stale
+from sidecar.mounter.filesystem.nodes import ROOT
 from tests.filesystem.view import LateStore, View
 from tests.support.memory_store import MemoryStore
 
@@ -33,6 +34,41 @@ def test_a_changed_object_is_a_new_node_and_the_old_handle_is_stale(
     with pytest.raises(Stale):
         view.read_handle(handle)
     view.fs.release(handle)
+
+
+def test_what_was_stale_is_asked_for_anew_and_nothing_else_is(tmp_path: Path) -> None:
+    """Within the lifetime of its name and of the listing that told of it."""
+    store = MemoryStore()
+    for name in ("changed", "deleted", "other"):
+        store.put(name, b"old")
+    view = View(store, tmp_path, read_only=True)
+    assert view.names() == ["changed", "deleted", "other"]
+    nodes = {name: view.node(name) for name in view.names()}
+    reading = view.fs.open_directory(ROOT)
+    list(view.fs.read_directory(reading, 0))
+    handles = [view.open(name) for name in ("changed", "deleted")]
+    store.put("changed", b"newer")
+    store.delete("deleted")
+    for handle in handles:
+        with pytest.raises(Stale):
+            view.read_handle(handle)
+    # A listing from before does not bring the old ones back.
+    for name, entry in zip(nodes, view.fs.enter(reading, list(nodes)), strict=True):
+        assert entry is not None
+        assert entry.ttl_s > 0 if name == "other" else entry.ttl_s == 0
+    lists = store.requests["list"]
+    assert view.node("changed") != nodes["changed"]
+    assert view.read("changed") == b"newer"
+    with pytest.raises(NotFound):
+        view.node("deleted")
+    assert view.node("other") == nodes["other"]
+    assert store.requests["list"] == lists + 2
+    # And what was heard of them is believed again.
+    assert view.stat("changed").size_bytes == 5
+    with pytest.raises(NotFound):
+        view.node("deleted")
+    assert store.requests["list"] == lists + 2
+    assert view.names() == ["changed", "other"]
 
 
 def test_a_reader_never_sees_two_versions(tmp_path: Path) -> None:

@@ -357,12 +357,16 @@ class FileSystem:
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """pread(2). The caller calls ``release`` of the result once it was sent."""
-        return self.files.read(handle, offset, size, wait=wait)
+        try:
+            return self.files.read(handle, offset, size, wait=wait)
+        except Stale:
+            self.tree.doubt(self.files.get(handle).node)
+            raise
 
     def pinned(self, handle: int) -> ObjectInfo | None:
         """The version of an object that a handle reads; None where the bytes are local.
 
-        A transport may read that version itself.
+        A transport may read that version itself, and says where it is gone (:meth:`doubt`).
         """
         return self.files.pinned(handle)
 
@@ -372,6 +376,14 @@ class FileSystem:
         if not isinstance(node, File) or node.remote is None:
             raise IsADirectory(f"`{node.key}`")
         return node.remote
+
+    def doubt(self, node_id: int) -> Node | None:
+        """A call on a node was Stale: its name is not believed any more, whatever its lifetime.
+
+        The node where the kernel may believe in the name still, else None.
+        """
+        node = self.tree.nodes.find(node_id)
+        return node if node is not None and self.tree.doubt(node) else None
 
     @property
     def has_cache(self) -> bool:
@@ -545,7 +557,11 @@ class FileSystem:
         """
         if copy_key:
             assert node.remote is not None
-            node.remote = self._copy(node.remote, copy_key)
+            try:
+                node.remote = self._copy(node.remote, copy_key)
+            except Stale:
+                self.tree.doubt(node)
+                raise
             self.tree.changed(target, new_name, True, node.remote)
         self.tree.nodes.move(node, target, new_name)
 

@@ -94,6 +94,7 @@ class Listing:
         self._last = ""
         self.names = list(given)
         self._vacant = set(self.names)  # in `names` and not in `entries`
+        self._doubted: set[str] = set()
         self.entries: dict[str, Remote] = {}
         self.complete = False
         self.has_marker = False
@@ -131,7 +132,16 @@ class Listing:
 
     def covers(self, name: str) -> bool:
         """Whether the pages loaded so far say all there is to say about ``name``."""
-        return self.complete or f"{name}/" <= self._last
+        return (self.complete or f"{name}/" <= self._last) and name not in self._doubted
+
+    def doubts(self, name: str) -> bool:
+        """Whether what it says of ``name`` turned out to be old."""
+        return name in self._doubted
+
+    def doubt(self, name: str) -> None:
+        """What it says of ``name``, now or by a page to come, is old; until :meth:`apply`."""
+        with self._lock:
+            self._doubted.add(name)
 
     def follow(self, name: str, count: int) -> list[tuple[str, Remote]]:
         """The ``count`` entries behind ``name``, if it follows what was last asked here.
@@ -151,7 +161,7 @@ class Listing:
             return [(n, self.entries[n]) for n in names if n in self.entries]
 
     def apply(self, name: str, exists: bool, remote: Remote) -> None:
-        """A change through this mount that ended in the store."""
+        """A change through this mount that ended in the store, or what the store says by now."""
         with self._lock:
             self._apply(name, exists, remote)
 
@@ -176,6 +186,7 @@ class Listing:
                     self._apply(name, pair is not None, pair[1] if pair else None)
 
     def _apply(self, name: str, exists: bool, remote: Remote) -> None:
+        self._doubted.discard(name)
         if not exists:
             if name in self.entries:
                 del self.entries[name]

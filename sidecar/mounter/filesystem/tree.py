@@ -407,7 +407,7 @@ class Tree:
             return [self.entry(node) if node is not None else None for node in nodes]
 
     def _node_of_line(self, directory: Directory, listing: Listing, name: str) -> Node | None:
-        fresh_until_s = listing.loaded_s + self.ttl_s
+        fresh_until_s = 0.0 if listing.doubts(name) else listing.loaded_s + self.ttl_s
         child = directory.children.get(name)
         if child is not None and (_is_local(child) or child.fresh_until_s >= fresh_until_s):
             return child  # known later than the listing
@@ -501,6 +501,22 @@ class Tree:
         if listing is not None:
             listing.apply(name, exists, remote)
 
+    def doubt(self, node: Node) -> bool:
+        """The store has another version of a file or a link by now, or none.
+
+        Whoever asks for its name next asks the store. False for what has no name there.
+        """
+        with self.nodes.lock:
+            parent = node.parent
+            if parent is None or node.detached or isinstance(node, Directory) or _is_local(node):
+                return False
+            node.fresh_until_s = 0.0
+            listings = {opened.listing for opened in self._readings if opened.directory is parent}
+            for listing in listings | {parent.listing}:
+                if listing is not None:
+                    listing.doubt(node.name)
+            return True
+
     def settle(self, node: File, remote: ObjectInfo, asked_s: float) -> None:
         """The version that this mount made is called so by the store.
 
@@ -579,7 +595,7 @@ class Tree:
         if fresh:
             if not listing.names and not listing.complete:
                 listing.load_until(1)
-            if load_rest and not listing.covers(name):
+            if load_rest and not (listing.covers(name) or listing.doubts(name)):
                 listing.await_rest(name)
             if listing.covers(name):
                 until_s = listing.loaded_s + self.ttl_s
@@ -591,6 +607,8 @@ class Tree:
         with parent.lock:
             parent.missed_s += time.monotonic() - asked_s
         exists, remote = parent.changes.since(asked_s).get(name, (exists, remote))
+        if listing.doubts(name):
+            listing.apply(name, exists, remote)
         return exists, remote, asked_s + self.ttl_s
 
     def _pays(self, parent: Directory, old: Listing, now_s: float) -> bool:

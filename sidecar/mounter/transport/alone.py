@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
-from sidecar.errors import SidecarError, to_errno
+from sidecar.errors import SidecarError, Stale, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.store.base import Fetch, ObjectInfo
 from sidecar.mounter.transport.replies import answer, end_if_starved
 
 log = logging.getLogger(__name__)
 
+AnswerStale = Callable[[int, int], None]
+"""Sees to it that a request is answered with ESTALE, once nobody believes in the name of what it
+read; the request, and the number of :meth:`.readers.Readers.read`."""
 MOST_BYTES = 256 * 1024
 """Of one read; whoever fetches such reads keeps memory for one."""
 
@@ -22,18 +26,25 @@ class AloneRead(NamedTuple):
 
     Attributes:
         unique: the request.
+        number: what is read, as in :meth:`.readers.Readers.read`.
         size: what the object has of what was asked for, 1 to MOST_BYTES.
         began_s: when it was read from the connection (perf_counter).
     """
 
     unique: int
+    number: int
     info: ObjectInfo
     offset: int
     size: int
     began_s: float
 
     def answer(
-        self, descriptor: int, fetch: Fetch, content: memoryview, metrics: VolumeMetrics
+        self,
+        descriptor: int,
+        fetch: Fetch,
+        content: memoryview,
+        metrics: VolumeMetrics,
+        answer_stale: AnswerStale,
     ) -> None:
         """Fetch it into ``content`` and answer it, whatever comes of it."""
         failure: Exception | None = None
@@ -45,7 +56,10 @@ class AloneRead(NamedTuple):
             failure = error
             if not isinstance(error, SidecarError | OSError):
                 log.exception("a bug: a read of `%s`", self.info.key)
-            answer(descriptor, self.unique, to_errno(error))
+            if isinstance(error, Stale):
+                answer_stale(self.unique, self.number)
+            else:
+                answer(descriptor, self.unique, to_errno(error))
         else:
             answer(descriptor, self.unique, 0, (view,))
             metrics.read_bytes.inc(self.size)

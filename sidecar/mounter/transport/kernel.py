@@ -27,7 +27,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from sidecar.errors import NotFound, SidecarError, WouldBlock, to_errno
+from sidecar.errors import BadHandle, NotFound, SidecarError, Stale, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
@@ -159,6 +159,7 @@ class Server:
         self._turn = threading.Lock()
         self._alone: AloneRead | None = None
         self._fetches = False
+        self._notifier = notifier
         self._over = threading.Event()
         self._failure: BaseException | None = None
         if notifier is not None:
@@ -181,7 +182,8 @@ class Server:
     def serve(self) -> None:
         """Read and answer requests until the file system is unmounted."""
         if self._readers is not None:
-            threading.Thread(target=self._readers.listen, name="listen", daemon=True).start()
+            listen = functools.partial(self._readers.listen, self._answer_stale_read)
+            threading.Thread(target=listen, name="listen", daemon=True).start()
         # Not in this thread: it would have to wait for what is being fetched at the end.
         for _ in range(2 if self._reads_alone else 1):  # one has the turn, and one fetches
             threading.Thread(target=self._take_turns, name="turn", daemon=True).start()
@@ -201,7 +203,9 @@ class Server:
                     if read is None:
                         break
                     self._fetches = True
-                read.answer(self._descriptor, fetch, content, self._metrics)
+                read.answer(
+                    self._descriptor, fetch, content, self._metrics, self._answer_stale_read
+                )
                 self._fetches = False
         except BaseException as error:  # noqa: BLE001 - raised where serve() was called
             self._failure = error
@@ -354,7 +358,25 @@ class Server:
             if ttl_s > 0:  # node 0: the kernel remembers that the name does not exist
                 self._answer(request, 0, (_entry(_NO_NODE, ttl_s, ttl_s),))
                 return
+        if isinstance(error, Stale):
+            self._answer_stale(request.unique, request.node)
+            return
         self._answer_errno(request, to_errno(error))
+
+    def _answer_stale(self, unique: int, node_id: int) -> None:
+        """ESTALE, once neither the file system nor the kernel believes in the node's name."""
+        node = self.filesystem.doubt(node_id)
+        if not (node and self._notifier and self._notifier.answer_stale(unique, node)):
+            answer(self._descriptor, unique, errno.ESTALE)
+
+    def _answer_stale_read(self, unique: int, number: int) -> None:
+        """:meth:`_answer_stale` by the number of what was read (:meth:`read`)."""
+        if number < 0:
+            try:
+                number = self.filesystem.files.get(-number).node.id
+            except BadHandle:  # the program was killed meanwhile
+                number = 0
+        self._answer_stale(unique, number)
 
     def _answer_errno(self, request: Request, code: int) -> None:
         if request.opcode not in _UNANSWERED:
@@ -646,11 +668,13 @@ class Server:
                 wanted = min(size, info.size_bytes - offset)
                 if not (self._reads_alone and self._readers.is_alone(number, info, offset, wanted)):
                     self._readers.read(request.unique, number, info, offset, size)
-                elif self._fetches:
-                    self._readers.read_alone(request.unique, info, offset, wanted)
+                    return _HANDED_ON
+                began_s = time.perf_counter()
+                alone_read = AloneRead(request.unique, number, info, offset, wanted, began_s)
+                if self._fetches:
+                    self._readers.read_alone(alone_read)
                 else:
-                    began_s = time.perf_counter()
-                    self._alone = AloneRead(request.unique, info, offset, wanted, began_s)
+                    self._alone = alone_read
                 return _HANDED_ON
         result = self.filesystem.read(handle, offset, size, wait=wait)
         return _Result(result.views, result.release)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from sidecar.errors import DependencyMissing, NotFound, SidecarError, to_errno
+from sidecar.errors import DependencyMissing, NotFound, SidecarError, Stale, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller
 from sidecar.mounter.filesystem.filesystem import FileSystem
@@ -104,6 +104,7 @@ class _PathOperations:
         self._on_mounted = on_mounted
         self._context = context
         self._opened: OrderedDict[str, int] = OrderedDict()
+        self._told: OrderedDict[str, int] = OrderedDict()  # of what the kernel has attributes
         self._held: OrderedDict[int, None] = OrderedDict()
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
@@ -129,6 +130,8 @@ class _PathOperations:
         node = self._fs.files.get(fi.fh).node if fi is not None else self._walk(path or "/")
         self._hold(node)
         self._tree.complete(node)
+        if path is not None:
+            _remember(self._told, path, node)
         return _stat(self._tree.attributes(node))
 
     def chmod(self, path: str, mode: int) -> None:
@@ -207,6 +210,8 @@ class _PathOperations:
         parent, name = self._walk_parent(old)
         new_parent, new_name = self._walk_parent(new)
         self._fs.rename(parent.id, name, new_parent.id, new_name, 0)
+        for path in (old, new):
+            self._told.pop(path, None)
 
     def mknod(self, path: str, mode: int, _device: int) -> None:
         parent, name = self._walk_parent(path)
@@ -233,14 +238,23 @@ class _PathOperations:
         self._fs.forget(entry.attributes.node, 1)
 
     def open(self, path: str, fi: Any) -> None:
-        node = self._walk(path)
+        told = self._told.pop(path, None)
+        try:
+            node = self._walk(path)
+        except NotFound as error:
+            if told is None:
+                raise
+            raise Stale(error.what) from None
+        if told not in (None, node.id):
+            # What the kernel believes of the path is another version's. At ESTALE it asks for
+            # the attributes of the whole path, and then opens again (fs/namei.c, do_filp_open).
+            raise Stale(f"`{node.key}` is another file by now")
+        _remember(self._told, path, node)
         fi.fh = self._fs.open(node.id, fi.flags)
         # The kernel keeps pages by path here; they are right as long as the path leads to
         # the same node, which is one version.
         fi.keep_cache = self._opened.get(path) == node.id
-        self._opened[path] = node.id
-        if len(self._opened) > _REMEMBERED_PATHS:
-            self._opened.popitem(last=False)
+        _remember(self._opened, path, node)
 
     def read(self, _path: str | None, size: int, offset: int, fi: Any) -> bytes:
         result = self._fs.read(fi.fh, offset, size)
@@ -293,6 +307,12 @@ class _PathOperations:
         if not isinstance(parent, Directory):
             raise NotFound(f"`{parent.key}` is no directory")
         return parent, _decode(name)
+
+
+def _remember(nodes: OrderedDict[str, int], path: str, node: Node) -> None:
+    nodes[path] = node.id
+    if len(nodes) > _REMEMBERED_PATHS:
+        nodes.popitem(last=False)
 
 
 def _decode(part: str) -> str:

@@ -25,7 +25,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-from sidecar.errors import SidecarError, to_errno
+from sidecar.errors import SidecarError, Stale, to_errno
 from sidecar.mounter.failures import Outcome, Tell
 from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.prefetch import (
@@ -38,7 +38,7 @@ from sidecar.mounter.prefetch import (
 )
 from sidecar.mounter.store.base import ObjectInfo
 from sidecar.mounter.transport import alone
-from sidecar.mounter.transport.alone import AloneRead
+from sidecar.mounter.transport.alone import AloneRead, AnswerStale
 from sidecar.mounter.transport.forked import fork_child, receive_descriptor, send_descriptor
 from sidecar.mounter.transport.replies import answer, end_if_starved, fill_pages
 from sidecar.mounter.widening import MOST_BYTES
@@ -48,8 +48,10 @@ log = logging.getLogger(__name__)
 _READ = struct.Struct(
     "<BQqQI"
 )  # kind unique number offset size; a marshalled ObjectInfo may follow
-# Marshalled numbers follow a close. What is read alone has no number.
+# Marshalled numbers follow a close.
 _KIND_READ, _KIND_CLOSE, _KIND_ALONE = 1, 2, 3
+_TOLD_OUTCOME, _TOLD_STALE = 1, 2
+"""What a child tells: marshalled, an Outcome, or the request and the number of a stale read."""
 _MESSAGE_BYTES = 16 * 1024
 _THREADS = 32
 _MOST_PINNED = 1024
@@ -104,7 +106,7 @@ class Readers:
 
             def run(end: socket.socket, number: int = number) -> None:
                 def tell(outcome: Outcome) -> None:
-                    end.send(marshal.dumps(tuple(outcome)))
+                    end.send(bytes((_TOLD_OUTCOME,)) + marshal.dumps(tuple(outcome)))
 
                 _Reader(end, build(number, tell), number, count).run()
 
@@ -118,7 +120,7 @@ class Readers:
         for end in self._sockets:
             send_descriptor(end, descriptor)
 
-    def listen(self) -> None:
+    def listen(self, answer_stale: AnswerStale) -> None:
         """Take what the children tell, as long as they live."""
         with selectors.DefaultSelector() as selector:
             for end in self._sockets:
@@ -129,7 +131,11 @@ class Readers:
                     if not message:
                         selector.unregister(key.data)  # it ended: _child_ended
                         continue
-                    self._tell(Outcome(*marshal.loads(message)))  # noqa: S302 - our child's
+                    details = marshal.loads(message[1:])  # noqa: S302 - our child's
+                    if message[0] == _TOLD_OUTCOME:
+                        self._tell(Outcome(*details))
+                    else:
+                        answer_stale(*details)
 
     def read(
         self,
@@ -173,9 +179,10 @@ class Readers:
         pinned.ends.append((offset + wanted, self._child_by_place(number, offset)))
         return True
 
-    def read_alone(self, unique: int, info: ObjectInfo, offset: int, size: int) -> None:
+    def read_alone(self, read: AloneRead) -> None:
         """Let a child answer a READ that :meth:`is_alone`."""
-        message = _READ.pack(_KIND_ALONE, unique, 0, offset, size) + _marshalled(info)
+        message = _READ.pack(_KIND_ALONE, read.unique, read.number, read.offset, read.size)
+        message += _marshalled(read.info)
         self._next_alone += 1
         self._send(self._next_alone % len(self._sockets), message)
 
@@ -293,7 +300,13 @@ class _Reader:
                         self._threads += 1
                         threading.Thread(target=self._serve, name="read", daemon=True).start()
                 if isinstance(read, AloneRead):
-                    read.answer(self._descriptor, self._fetcher.get, content, self._metrics)
+                    read.answer(
+                        self._descriptor,
+                        self._fetcher.get,
+                        content,
+                        self._metrics,
+                        self._answer_stale,
+                    )
                 else:
                     read.answer_later()
         except BaseException as error:
@@ -308,7 +321,8 @@ class _Reader:
             if message[0] != _KIND_CLOSE:
                 kind, unique, number, offset, size = _READ.unpack_from(message)
                 if kind == _KIND_ALONE:
-                    return AloneRead(unique, _info_in(message), offset, size, time.perf_counter())
+                    began_s = time.perf_counter()
+                    return AloneRead(unique, number, _info_in(message), offset, size, began_s)
                 if len(message) > _READ.size:
                     info = _info_in(message)
                     self._readers[number] = self._open(number, info)
@@ -341,7 +355,10 @@ class _Reader:
             failure = result
             if not isinstance(failure, SidecarError | OSError):
                 log.error("a bug: a read of `%s`", read.reader.info.key, exc_info=failure)
-            answer(self._descriptor, read.unique, to_errno(failure))
+            if isinstance(failure, Stale):
+                self._answer_stale(read.unique, read.number)
+            else:
+                answer(self._descriptor, read.unique, to_errno(failure))
         self._metrics.operation("read", time.perf_counter() - read.began_s, failure)
         if isinstance(result, ReadResult):  # the program does not wait for this
             if result.surplus and self._give(read.number, result.surplus):
@@ -349,6 +366,10 @@ class _Reader:
             result.release()
             if result.surplus:
                 self._bring_more(read)
+
+    def _answer_stale(self, unique: int, number: int) -> None:
+        """Let the worker answer, which knows the name of what was read."""
+        self._end.send(bytes((_TOLD_STALE,)) + marshal.dumps((unique, number)))
 
     def _give(self, node: int, surplus: Sequence[tuple[int, memoryview]]) -> bool:
         """Fill the kernel's page cache; False where too many threads are at it already.
