@@ -47,7 +47,9 @@ The tree, readable in one screen::
     │   ├── TooLarge            SC1049
     │   ├── Unsupported         SC1050
     │   ├── QuotaExceeded       SC1051
-    │   └── StoreProtocolError  SC1052  an answer that no store should give
+    │   ├── StoreProtocolError  SC1052  an answer that no store should give
+    │   ├── ObjectArchived      SC1055  to be restored before it can be read
+    │   └── RegionMismatch      SC1056  the bucket is in another region, or at another endpoint
     ├── FileSystemError         an errno
     │   ├── ReadOnly            SC1060
     │   ├── NotADirectory       SC1061
@@ -343,6 +345,18 @@ class StoreProtocolError(StoreError):
     code, name = "SC1052", "STORE_PROTOCOL"
 
 
+class ObjectArchived(StoreError):
+    """The object is in a storage class from which it must be restored first."""
+
+    code, name = "SC1055", "OBJECT_ARCHIVED"
+
+
+class RegionMismatch(StoreError):
+    """The bucket is in another region than requests are signed for, or at another endpoint."""
+
+    code, name = "SC1056", "REGION_MISMATCH"
+
+
 _ORDINARY = (NotFound, Stale, AlreadyExists, Unsupported)
 
 
@@ -555,6 +569,8 @@ ERRNO: dict[type[SidecarError], int] = {
     Unsupported: _errno.EOPNOTSUPP,
     QuotaExceeded: _errno.EDQUOT,
     StoreProtocolError: _errno.EIO,
+    ObjectArchived: _errno.EACCES,  # no call will read it until somebody has done something
+    RegionMismatch: _errno.EIO,
     CredentialError: _errno.EACCES,
     ReadOnly: _errno.EROFS,
     NotADirectory: _errno.ENOTDIR,

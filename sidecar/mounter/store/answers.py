@@ -24,7 +24,9 @@ from sidecar.errors import (
     LoginRejected,
     NameTooLong,
     NotFound,
+    ObjectArchived,
     QuotaExceeded,
+    RegionMismatch,
     SidecarError,
     Stale,
     StoreError,
@@ -81,7 +83,12 @@ _QUOTA_CODES = {"QuotaExceeded", "XMinioStorageFull", "AccountQuotaExceeded"}
 _TOO_LARGE_CODES = {"EntityTooLarge", "RequestBodyTooLarge", "BlockCountExceedsLimit"}
 _TOO_LONG_CODES = {"KeyTooLongError", "KeyTooLong"}
 
-_SAFE_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ARCHIVED_CODES = {"InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"}
+_ELSEWHERE_STATUS = {301, 307}
+# Also without a code: a HEAD is answered with nothing but headers.
+_REGION_CODES = {"", "AuthorizationHeaderMalformed", "SignatureDoesNotMatch"}
+
+_SAFE_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +99,27 @@ class Answer:
         status: HTTP status.
         code: the store's own code, or an empty string.
         retry_after_s: from ``Retry-After``.
+        storage_class: of the object, where the answer says it.
+        region: where the bucket is, by the answer; of S3 only, as the two below.
+        asked_region: what the request was signed for.
+        endpoint: where to ask instead, by the answer.
     """
 
     status: int
     code: str = ""
     retry_after_s: float | None = None
+    storage_class: str = ""
+    region: str = ""
+    asked_region: str = ""
+    endpoint: str = ""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the bucket is not where it was looked for."""
+        if not self.asked_region or self.status in _ELSEWHERE_STATUS:
+            return bool(self.asked_region)
+        is_other = self.region not in {"", self.asked_region}
+        return is_other and self.status in {400, 403} and self.code in _REGION_CODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +163,15 @@ class Place:
             return self.bucket_not_found()
         if status == 404:
             return self._nothing_there(request)
+        if answer.is_elsewhere:
+            return self.region_mismatch(answer)
         if code in _THROTTLED_CODES or status == 429:
             return self._again(answer, request, "throttled")
         if code in _LOGIN_CODES or status == 401:
             return self.login_rejected(code or str(status))
-        if code in _QUOTA_CODES or status == 507:
-            return QuotaExceeded(f"{self} is full: it refuses to {request.operation}")
-        if code in _TOO_LARGE_CODES or status == 413:
-            return TooLarge(f"{self} refuses `{request.key}` as too large")
-        if code in _TOO_LONG_CODES:
-            return NameTooLong(f"{self} refuses the key of `{request.key}` as too long")
+        refusal = self._refusal_of_this_object(answer, request)
+        if refusal is not None:
+            return refusal
         if status == 501:
             return Unsupported(f"{self} does not implement this {request.operation}")
         if code in _AGAIN_CODES or status in {408, 500, 502, 503, 504}:
@@ -163,6 +185,19 @@ class Place:
             f"{self} answered {request.operation} of `{request.key}` with "
             f"status {status}{_named(code)}"
         )
+
+    def _refusal_of_this_object(self, answer: Answer, request: Request) -> SidecarError | None:
+        """The error where the code says what is the matter with this one object."""
+        status, code = answer.status, answer.code
+        if code in _ARCHIVED_CODES:
+            return self.archived(answer, request)
+        if code in _QUOTA_CODES or status == 507:
+            return QuotaExceeded(f"{self} is full: it refuses to {request.operation}")
+        if code in _TOO_LARGE_CODES or status == 413:
+            return TooLarge(f"{self} refuses `{request.key}` as too large")
+        if code in _TOO_LONG_CODES:
+            return NameTooLong(f"{self} refuses the key of `{request.key}` as too long")
+        return None
 
     def _nothing_there(self, request: Request) -> StoreError:
         """The error for a 404 whose code does not say what is missing."""
@@ -209,6 +244,29 @@ class Place:
         return BucketNotFound(
             f"{self.service} {self.noun} `{self.bucket}` does not exist at {self.endpoint}",
             "create it, or correct `bucket` in the catalogue",
+        )
+
+    def region_mismatch(self, answer: Answer) -> RegionMismatch:
+        """The bucket is not where requests go, or not in the region that they are signed for."""
+        region, endpoint = _safe(answer.region), _safe(answer.endpoint)
+        at = f" at {endpoint}" if endpoint else ""
+        if region not in {"", answer.asked_region}:
+            return RegionMismatch(
+                f"{self} is in the region `{region}`{at}, and was asked for in "
+                f"`{answer.asked_region}`",
+                f"set AWS_REGION to `{region}` in the volume's secret",
+            )
+        return RegionMismatch(
+            f"{self} is elsewhere{at}: status {answer.status}{_named(answer.code)}",
+            "set AWS_ENDPOINT_URL in the volume's secret to where the bucket is",
+        )
+
+    def archived(self, answer: Answer, request: Request) -> ObjectArchived:
+        """The object has to be restored before it can be read."""
+        where = _safe(answer.storage_class)
+        return ObjectArchived(
+            f"`{request.key}` in {self} is archived{f' (storage class {where})' if where else ''}",
+            "restore it first: that takes minutes to days and is the store's own command",
         )
 
     def login_rejected(self, code: str) -> LoginRejected:
@@ -274,7 +332,12 @@ def raise_translated(translated: SidecarError | Again) -> None:
 
 
 def _named(code: str) -> str:
-    return f" ({code})" if _SAFE_CODE.fullmatch(code) else ""
+    return f" ({code})" if _safe(code) else ""
+
+
+def _safe(word: str) -> str:
+    """A word of an answer that may be shown, or nothing."""
+    return word if _SAFE_WORD.fullmatch(word) else ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from sidecar.errors import LoginRejected
 from sidecar.mounter.credentials import AzureCredentials
-from sidecar.mounter.store.answers import Place
+from sidecar.mounter.store.answers import Answer, Place
 from sidecar.mounter.store.base import ObjectInfo, Page
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.dialect import Get, Listing, Put
@@ -148,9 +148,10 @@ class AzureDialect:
         """From the ETag."""
         return fields.get("etag", "").strip('"')
 
-    def error_code(self, fields: Headers, body: bytes) -> str:
+    def refusal(self, status: int, fields: Headers, body: bytes) -> Answer:
         """From the header."""
-        return error_code_of(fields.get("x-ms-error-code", ""), body.decode("latin-1"))
+        code = error_code_of(fields.get("x-ms-error-code", ""), body.decode("latin-1"))
+        return Answer(status, code)
 
     def moved(self, fields: Headers) -> None:
         """Never."""

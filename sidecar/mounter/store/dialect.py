@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from sidecar.mounter.store.answers import Answer
 from sidecar.mounter.store.base import Page
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.wire import Headers
@@ -62,8 +63,8 @@ class Dialect(Protocol):
     def version(self, fields: Headers) -> str:
         """The version that an answer names, or an empty string."""
 
-    def error_code(self, fields: Headers, body: bytes) -> str:
-        """The store's own code in an error answer, or an empty string."""
+    def refusal(self, status: int, fields: Headers, body: bytes) -> Answer:
+        """What an error answer says, ``Retry-After`` left out."""
 
     def moved(self, fields: Headers) -> Endpoint | None:
         """Where to ask instead, when an error answer says so; what is signed next goes there."""

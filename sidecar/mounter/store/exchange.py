@@ -12,11 +12,12 @@ import os
 import select
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
 from sidecar.errors import SidecarError
-from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
+from sidecar.mounter.store.answers import Place, Request, parse_retry_after
 from sidecar.mounter.store.base import Content, FileSlice
 from sidecar.mounter.store.connections import ConnectionPool, Endpoint, Patience
 from sidecar.mounter.store.dialect import Dialect, Get, Put
@@ -179,9 +180,9 @@ class Exchange:
         self._pool.close()
 
     def _meaning(self, response: Response, body: bytes, request: Request) -> SidecarError | Again:
-        code = self._dialect.error_code(response.fields, body)
+        answer = self._dialect.refusal(response.status, response.fields, body)
         retry_after_s = parse_retry_after(response.fields.get("retry-after"))
-        return self._place.from_answer(Answer(response.status, code, retry_after_s), request)
+        return self._place.from_answer(replace(answer, retry_after_s=retry_after_s), request)
 
 
 def _was_closed_idle(error: Exception) -> bool:

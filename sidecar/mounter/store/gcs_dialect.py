@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from sidecar.mounter.store.answers import Answer
 from sidecar.mounter.store.base import ObjectInfo, Page
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.dialect import Get, Listing, Put
@@ -94,9 +95,9 @@ class GcsDialect:
         """From the generation."""
         return fields.get("x-goog-generation", "")
 
-    def error_code(self, fields: Headers, body: bytes) -> str:  # noqa: ARG002 - the protocol
+    def refusal(self, status: int, fields: Headers, body: bytes) -> Answer:  # noqa: ARG002 - base
         """From the JSON or text body."""
-        return reason_of(body)
+        return Answer(status, reason_of(body))
 
     def moved(self, fields: Headers) -> None:
         """Never."""

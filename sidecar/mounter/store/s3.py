@@ -495,8 +495,8 @@ class S3Store(CloudStore[S3Credentials]):
             )
             fields = _fields(reply.content)
             if fields is None:
-                code = self._s3.error_code(Headers(reply.headers), reply.content)
-                raise self.place.from_answer(Answer(500, code), request)
+                said = self._s3.refusal(500, Headers(reply.headers), reply.content)
+                raise self.place.from_answer(said, request)
             return Result(fields, _date_s(reply.headers), attempts)
 
         return self.retry.run(request.operation, attempt)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_REGION = "us-east-1"
 
 _NO_ETAG = "~"
-_ERROR_CODE = re.compile(rb"<Code>([A-Za-z0-9]+)</Code>")
+_ERROR = re.compile(rb"<(Code|StorageClass|Region|Endpoint)>([A-Za-z0-9_.:-]+)</")
 
 
 class S3Dialect:
@@ -158,10 +158,17 @@ class S3Dialect:
         size = total or fields.get("content-length", "")
         return version_of("", parsedate_to_datetime(modified).timestamp(), size)
 
-    def error_code(self, fields: Headers, body: bytes) -> str:  # noqa: ARG002 - the protocol
-        """From the XML body."""
-        match = _ERROR_CODE.search(body)
-        return match[1].decode() if match else ""
+    def refusal(self, status: int, fields: Headers, body: bytes) -> Answer:
+        """From the XML body, and from the header that also a HEAD is answered with."""
+        named = {name.decode(): text.decode() for name, text in _ERROR.findall(body)}
+        return Answer(
+            status,
+            named.get("Code", ""),
+            storage_class=named.get("StorageClass", ""),
+            region=fields.get("x-amz-bucket-region", "") or named.get("Region", ""),
+            asked_region=self._region,
+            endpoint=named.get("Endpoint", ""),
+        )
 
     def moved(self, fields: Headers) -> Endpoint | None:
         """AWS names the bucket's region when it was asked in another one."""
