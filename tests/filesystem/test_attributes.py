@@ -313,3 +313,12 @@ def test_a_group_is_given_also_where_the_directory_is_not_known_yet(
     assert owners(view, *names) == [(MAKER.uid, 3000)] * 3
     assert shown(view, "dir/dir")["mode"] == 0o2750
     assert shown(view, "dir/file")["mode"] == 0o640
+
+
+def test_a_directory_has_two_links_however_many_it_has_below(tmp_path: Path) -> None:
+    store = MemoryStore()
+    for name in ("a/x", "b/x", "c/x"):
+        store.put(f"dir/{name}", b"")
+    view = View(store, tmp_path)
+    assert view.names("dir") == ["a", "b", "c"]
+    assert (view.stat("").nlink, view.stat("dir").nlink, view.stat("dir/a/x").nlink) == (2, 2, 1)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import NotFound
+from sidecar.errors import NotEmpty, NotFound
+from sidecar.mounter.filesystem.nodes import ROOT
 from tests.filesystem.view import PagedStore, View
 from tests.support.memory_store import MemoryStore
 
@@ -77,3 +78,29 @@ def test_a_prefix_that_is_part_of_a_name_is_no_directory(tmp_path: Path) -> None
     view = View(fill(MemoryStore(), "name-longer"), tmp_path)
     with pytest.raises(NotFound):
         view.node("name")
+
+
+def test_a_directory_whose_object_has_content_is_not_removed(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put("e/", b"hidden", {"theirs": "kept"})
+    store.put("other/", b"")
+    view = View(store, tmp_path)
+    assert view.names("e") == []
+    with pytest.raises(NotEmpty):
+        view.fs.remove_directory(ROOT, "e")
+    with pytest.raises(NotEmpty):
+        view.rename("other", "e")
+    # Nor is it emptied when an attribute is kept with it.
+    view.fs.set_attributes(view.node("e"), {"mode": 0o700})
+    assert read(store, "e/") == b"hidden"
+    assert store.head("e/").metadata == {"theirs": "kept", "mode": "16832"}
+    view.fs.make_directory(view.node("e"), "below")
+    view.rename("e", "moved")
+    assert read(store, "moved/") == b"hidden"
+
+
+def read(store: MemoryStore, key: str) -> bytes:
+    found = store.head(key)
+    content = bytearray(found.size_bytes)
+    store.get_range(key, found.version, 0, memoryview(content))
+    return bytes(content)

@@ -12,6 +12,7 @@ that reads requests, and hand only the rest to others.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
+from sidecar import logs
 from sidecar.errors import (
     FileExists,
     InvalidArgument,
@@ -882,7 +884,7 @@ class FileSystem:
             node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
         elif changes and not self._is_current(node, changes):
             attributes = {**node.attributes, **changes}
-            self._store.put(node.key, b"", to_metadata(attributes, stat.S_IFDIR))
+            self._write_marker(node, to_metadata(attributes, stat.S_IFDIR))
             with self.tree.nodes.lock:
                 node.kept = True
                 self.tree.take_directory_attributes(node, attributes)
@@ -895,7 +897,23 @@ class FileSystem:
             if any(self._is_local(child) for child in node.children.values()):
                 return False
         page = self._store.list_page(node.key, limit=2)
-        return not page.prefixes and all(info.key == node.key for info in page.objects)
+        if page.prefixes or any(info.key != node.key for info in page.objects):
+            return False
+        if any(info.size_bytes for info in page.objects):
+            # Nobody can see what it holds through the mount, so nobody meant to delete it.
+            logs.event(log, "kept: a directory's object has content", key=node.key)
+            return False
+        return True
+
+    def _write_marker(self, node: Directory, metadata: Mapping[str, str]) -> None:
+        """Keep metadata with a directory's object. What another tool put into it stays."""
+        with contextlib.suppress(NotFound):
+            found = self._store.head(node.key)
+            if found.size_bytes:
+                kept = {**(found.metadata or {}), **metadata}
+                self._store.copy(node.key, node.key, version=found.version, metadata=kept)
+                return
+        self._store.put(node.key, b"", metadata)
 
     def _is_local(self, child: Node) -> bool:
         return isinstance(child, Directory) or (isinstance(child, File) and child.spool is not None)
