@@ -48,6 +48,8 @@ The tree, readable in one screen::
     │   ├── Unsupported         SC1050
     │   ├── QuotaExceeded       SC1051
     │   ├── StoreProtocolError  SC1052  an answer that no store should give
+    │   ├── WriteDenied         SC1053  may list, and not write; at start
+    │   ├── DeleteDenied        SC1054  may write, and not delete; at start
     │   ├── ObjectArchived      SC1055  to be restored before it can be read
     │   └── RegionMismatch      SC1056  the bucket is in another region, or at another endpoint
     ├── FileSystemError         an errno
@@ -343,6 +345,18 @@ class QuotaExceeded(StoreError):
 
 class StoreProtocolError(StoreError):
     code, name = "SC1052", "STORE_PROTOCOL"
+
+
+class WriteDenied(AccessDenied):
+    """The login may list a volume that is not read-only, and not write to it."""
+
+    code, name = "SC1053", "WRITE_DENIED"
+
+
+class DeleteDenied(AccessDenied):
+    """The login may write to a volume, and not delete: no file could be renamed or replaced."""
+
+    code, name = "SC1054", "DELETE_DENIED"
 
 
 class ObjectArchived(StoreError):

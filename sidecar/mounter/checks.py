@@ -14,12 +14,13 @@ from pathlib import Path
 from sidecar.errors import PathMissing, PathNotReadable, PathNotWritable
 
 _PROBE_PREFIX = ".mount-sidecar-probe-"
+_PROBE_BYTES = 16
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE_OF_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def check_directory(path: str, *, write: bool) -> None:
-    """A directory exists and can be listed; with ``write`` a file can be made and removed.
+    """A directory exists and can be listed; with ``write`` a file can be written and removed.
 
     Raises PathMissing, PathNotReadable, PathNotWritable.
     """
@@ -40,13 +41,28 @@ def check_directory(path: str, *, write: bool) -> None:
     if write:
         probe = os.path.join(path, _PROBE_PREFIX + secrets.token_hex(8))
         try:
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            os.unlink(probe)
+            _write_and_remove(probe)
         except OSError as error:
             raise PathNotWritable(
                 f"`{path}` cannot be written: {_reason(error)}",
                 "declare it `readOnly: true`, or make it writable",
             ) from None
+
+
+def _write_and_remove(path: str) -> None:
+    """Make a file, write it, read it back, remove it. Raises OSError."""
+    content = os.urandom(_PROBE_BYTES)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, content)
+        os.fsync(descriptor)  # NFS tells only now that there is no room
+        if os.pread(descriptor, len(content), 0) != content:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+    finally:
+        try:
+            os.unlink(path)
+        finally:
+            os.close(descriptor)
 
 
 def make_run_directory(root: str, path: str, uid: int, gid: int, mode: int) -> None:

@@ -555,6 +555,8 @@ class Lifecycle:
                 "seconds": seconds,
                 "crashed": volume.crashed,
                 "failing": volume.failing,
+                # What was verified once need not be written again by each successor.
+                "writes": not (self._ready or volume.read_only),
             },
             descriptors,
         )

@@ -36,12 +36,13 @@ from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.filesystem.spool import Spool
 from sidecar.mounter.store import open_store
-from sidecar.mounter.store.base import Store
+from sidecar.mounter.store.base import ObjectInfo, Store
 from sidecar.mounter.transport import kernel, libfuse
 from sidecar.mounter.transport.notifier import Notifier
 from sidecar.mounter.transport.readers import Readers
 from sidecar.mounter.validated import read_validated_spec
 from sidecar.mounter.widening import PageCacheShare
+from sidecar.mounter.write_check import check_writes, probe_key, remove_leftovers
 
 if TYPE_CHECKING:
     from sidecar.spec import PersistenceSpec, StoreSource, Volume
@@ -99,11 +100,15 @@ class Worker:
         self._cache: DiskCache | None = None
         self._leaving = threading.Event()
 
-    def run(self, deadline_s: float) -> None:
-        """Check, mount when told, serve. Returns when the mount is gone."""
+    def run(self, deadline_s: float, *, writes: bool) -> None:
+        """Check, mount when told, serve. Returns when the mount is gone.
+
+        Args:
+            writes: also check that the bucket can be written.
+        """
         store = self._open_store()
         notifier, readers = self._fork_children(store)
-        self._check(store, deadline_s)
+        probe = self._check(store, deadline_s, writes=writes)
         filesystem = self._build(store)
         for key in filesystem.finish_predecessor():
             logs.event(log, "saved what an earlier run had left in the spool", key=key)
@@ -113,6 +118,8 @@ class Worker:
             return
         _, descriptors = received
         self._start_threads()
+        if probe is not None:  # nobody waits for that
+            threading.Thread(target=remove_leftovers, args=(store, probe), daemon=True).start()
         if descriptors:
             kernel.Server(
                 filesystem, descriptors[0], self._metrics, self._say_serving, readers, notifier
@@ -212,8 +219,10 @@ class Worker:
         total, free = budgets.disk_bytes(folder)
         return budgets.cache_budget_bytes(mounts, total, free, occupied_bytes(folder) * mounts)
 
-    def _check(self, store: Store, deadline_s: float) -> None:
+    def _check(self, store: Store, deadline_s: float, *, writes: bool) -> ObjectInfo | None:
         """Wait until the bucket answers. Outages are retried until ``deadline_s`` (monotonic).
+
+        Returns what was written, and deleted again, where it ``writes``.
 
         A wrong key, a missing bucket, or a certificate that nobody vouches for does not get
         better by waiting: raised at once.
@@ -223,6 +232,9 @@ class Worker:
         while True:
             try:
                 store.probe()
+                if not writes:
+                    return None
+                return check_writes(store, probe_key(self._run_directory(), self._state))
             except TlsUntrusted:
                 raise
             except Unavailable as error:
@@ -232,8 +244,14 @@ class Worker:
                 self._channel.send({"event": "waiting", **_described(error)})
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-            else:
-                return
+
+    def _run_directory(self) -> str:
+        """What the experiment is given of this bucket to write to: ``user/…/1/``, or all."""
+        outputs_path = self._spec.outputs_path
+        if self._volume.kind != "outputs" or outputs_path is None:
+            return ""
+        below = outputs_path.removeprefix(self._volume.path).strip("/")
+        return f"{below}/" if below else ""
 
     def _build(self, store: Store) -> FileSystem:
         times, sizes, access = self._spec.times, self._spec.sizes, self._spec.access
@@ -343,7 +361,7 @@ def main(arguments: list[str]) -> int:
         if descriptors:
             worker.resume(descriptors[0], crashed=duty["crashed"])
         else:
-            worker.run(deadline_s)
+            worker.run(deadline_s, writes=duty["writes"])
     except SidecarError as error:
         channel.send({"event": "failed", **_described(error)})
         return error.exit_status

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import NotEmpty, NotFound
+from sidecar.errors import NotEmpty, NotFound, NotPermitted
 from sidecar.mounter.filesystem.nodes import ROOT
 from tests.filesystem.view import PagedStore, View
 from tests.support.memory_store import MemoryStore
@@ -104,3 +104,18 @@ def read(store: MemoryStore, key: str) -> bytes:
     content = bytearray(found.size_bytes)
     store.get_range(key, found.version, 0, memoryview(content))
     return bytes(content)
+
+
+def test_a_sidecar_s_probe_is_no_name(tmp_path: Path) -> None:
+    store = MemoryStore()
+    probe = "dir/.mount-sidecar-probe-0123456789abcdef"
+    store.put(probe, b"")
+    store.put("dir/file", b"")
+    view = View(store, tmp_path)
+    assert view.names("dir") == ["file"]
+    assert view.hidden("name") == 0
+    with pytest.raises(NotPermitted):
+        view.write(probe, b"")
+    view.unlink("dir/file")
+    view.fs.remove_directory(ROOT, "dir")
+    assert store._objects == {}

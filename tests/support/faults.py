@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tests.support.proxy import Ends, Head, Proxy, http_answer
@@ -40,6 +40,8 @@ class FaultProxy(Proxy):
         injected: how often each fault was.
         requests: how many there were, by method.
         body_bytes: bytes of answers' bodies that went to the client, by method.
+        refuse: called with the method and the target of each request; answers with status 403
+            and the code that it returns, unless that is empty, as a store's policy would.
     """
 
     def __init__(
@@ -63,15 +65,19 @@ class FaultProxy(Proxy):
         self.injected: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         self.body_bytes: Counter[str] = Counter()
+        self.refuse: Callable[[str, str], str] = _let_pass
         self._denied: set[str] = set()
 
     def exchange(self, request: Head, body: bytes, ends: Ends) -> bool:
         """Forward one request, unless a fault is drawn for it."""
         fault = self._draw(request.method, request.target)
+        if code := self.refuse(request.method, request.target):
+            ends.client.sendall(_refusal("403", code))
+            return True
         if self.latency_s:
             time.sleep(self.latency_s)
         if fault in _CODES:
-            ends.client.sendall(_refusal(fault))
+            ends.client.sendall(_refusal(fault, _CODES[fault]))
             return True
         if fault == "reset":
             ends.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AT_ONCE)
@@ -105,6 +111,10 @@ class FaultProxy(Proxy):
             return fault
 
 
-def _refusal(status: str) -> bytes:
-    body = f"<Error><Code>{_CODES[status]}</Code><Message>injected</Message></Error>".encode()
+def _let_pass(_method: str, _target: str) -> str:
+    return ""
+
+
+def _refusal(status: str, code: str) -> bytes:
+    body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
     return http_answer(int(status), "Injected", body, Content_Type="application/xml")

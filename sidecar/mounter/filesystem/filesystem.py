@@ -69,6 +69,7 @@ from sidecar.mounter.filesystem.names import (
     NAME_MAX_BYTES,
     TARGET_MAX_BYTES,
     is_link_key,
+    is_probe_key,
 )
 from sidecar.mounter.filesystem.nodes import Directory, File, Link, Node
 from sidecar.mounter.filesystem.spool import Spool
@@ -83,6 +84,8 @@ log = logging.getLogger(__name__)
 RENAME_NOREPLACE = 1
 """renameat2(2): fail if the new name exists."""
 _FREE_FILES = 1 << 32
+_REMAINS = 16
+"""More objects than a directory has that shows none: its own, and probes."""
 
 
 class FileSystem:
@@ -271,10 +274,12 @@ class FileSystem:
         if node is not None:
             if not isinstance(node, Directory):
                 raise NotADirectory(f"`{node.key}`")
-            if not self._is_empty(node):
+            remains = self._remains(node)
+            if remains is None:
                 raise NotEmpty(f"`{node.key}`")
             self._journal.intend(("rmdir",))
-            self._store.delete(node.key)
+            for key in {*remains, node.key}:
+                self._store.delete(key)
             node.kept = False
             self.tree.changed(directory, name, False, None)
             self.tree.nodes.detach(node)
@@ -598,7 +603,7 @@ class FileSystem:
             raise FileExists(f"`{replaced.key}`")
         if not isinstance(replaced, Directory):
             raise NotADirectory(f"`{replaced.key}`")
-        if not self._is_empty(replaced):
+        if self._remains(replaced) is None:
             raise NotEmpty(f"`{replaced.key}`")
 
     # --- refused, each with the errno that its manual page names -------------------------------
@@ -843,6 +848,10 @@ class FileSystem:
             raise NotPermitted(
                 f"`{name}`: objects whose names end so are symbolic links", "choose another name"
             )
+        if is_probe_key(name):
+            raise NotPermitted(
+                f"`{name}`: objects whose names begin so are the sidecar's", "choose another name"
+            )
 
     def _refuse_to_open(self, node: Node) -> NoReturn:
         if isinstance(node, Directory):
@@ -892,18 +901,22 @@ class FileSystem:
                 node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
                 self.tree.nodes.note(node)
 
-    def _is_empty(self, node: Directory) -> bool:
+    def _remains(self, node: Directory) -> list[str] | None:
+        """Objects that an empty directory has, and nobody sees; None where it is not empty."""
         with self.tree.nodes.lock:
             if any(self._is_local(child) for child in node.children.values()):
-                return False
-        page = self._store.list_page(node.key, limit=2)
-        if page.prefixes or any(info.key != node.key for info in page.objects):
-            return False
-        if any(info.size_bytes for info in page.objects):
+                return None
+        page = self._store.list_page(node.key, limit=_REMAINS)
+        keys = [info.key for info in page.objects]
+        if page.prefixes or page.next_token is not None:
+            return None
+        if not all(key == node.key or is_probe_key(key) for key in keys):
+            return None
+        if any(info.key == node.key and info.size_bytes for info in page.objects):
             # Nobody can see what it holds through the mount, so nobody meant to delete it.
             logs.event(log, "kept: a directory's object has content", key=node.key)
-            return False
-        return True
+            return None
+        return keys
 
     def _write_marker(self, node: Directory, metadata: Mapping[str, str]) -> None:
         """Keep metadata with a directory's object. What another tool put into it stays."""

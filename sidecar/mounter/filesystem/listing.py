@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 
 from sidecar.errors import SidecarError
-from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key, is_spellable
+from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key, is_probe_key, is_spellable
 from sidecar.mounter.store.base import ObjectInfo, Page, Store
 
 _REST_WAIT_S = 0.25
@@ -251,6 +251,8 @@ class Listing:
         if not key:
             self.has_marker = True
             return
+        if is_probe_key(key):
+            return  # of a sidecar that starts just now, or did not come to remove it
         name = key.removesuffix(LINK_SUFFIX) if remote is not None else key[:-1]
         if not is_spellable(name):
             self._hidden(self._prefix + key, "name")

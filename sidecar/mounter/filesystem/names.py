@@ -16,6 +16,15 @@ TARGET_MAX_BYTES = 4095
 """PATH_MAX of linux/limits.h without the NUL: no longer target can be followed."""
 
 
+PROBE_PREFIX = ".mount-sidecar-probe-"
+"""How the name of an object begins that a sidecar writes to see whether it may (N9)."""
+
+
+def is_probe_key(key: str) -> bool:
+    """Whether the object of this key is a sidecar's probe, which no directory shows."""
+    return key.rpartition("/")[2].startswith(PROBE_PREFIX)
+
+
 def is_link_key(key: str) -> bool:
     """Whether the object of this key is a symbolic link."""
     return key.endswith(LINK_SUFFIX)

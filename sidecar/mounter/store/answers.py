@@ -72,7 +72,12 @@ _AGAIN_CODES = {
     "ConditionalRequestConflict",
     "OperationAborted",
 }
-_DENIED_CODES = {"PublicAccessNotPermitted", "AllAccessDisabled", "AccountProblem"}
+_DENIED_CODES = {
+    "PublicAccessNotPermitted",
+    "AllAccessDisabled",
+    "AccountProblem",
+    "BlobImmutableDueToPolicy",  # Azure's retention rules, with status 409
+}
 _CONDITION_CODES = {
     "BlobAlreadyExists",
     "ConditionNotMet",
