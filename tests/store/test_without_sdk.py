@@ -39,6 +39,7 @@ READ = """
 import json, sys
 from sidecar.mounter.credentials import CredentialSource
 from sidecar.mounter.store import open_store
+from sidecar.mounter.write_check import check_writes
 from sidecar.spec import StoreSource
 from tests.support.clouds import CountingObserver
 
@@ -49,20 +50,23 @@ store.probe()
 (found,) = store.list_page("").objects
 buffer = bytearray(found.size_bytes)
 assert store.get_range(found.key, found.version, 0, memoryview(buffer)) == found.size_bytes
+if len(sys.argv) > 3:
+    check_writes(store, "probe")
 store.close()
 sdks = ("s3fs", "gcsfs", "adlfs", "botocore", "aiobotocore", "azure", "fsspec", "aiohttp")
 print(json.dumps([buffer.decode(), [name for name in sdks if name in sys.modules]]))
 """
 
 
-def test_a_volume_that_is_only_read_imports_no_sdk(cloud: Cloud, secrets: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--write"]], ids=["read", "written"])
+def test_a_start_imports_no_sdk(cloud: Cloud, secrets: Path, options: list[str]) -> None:
     cloud.write("key", b"content")
     cloud.write_secret(secrets)
     source = cloud.source()
     names = ("store", "url", "bucket", "prefix", "secret", "secret_key")
     fields = json.dumps({name: getattr(source, name) for name in names})
     done = subprocess.run(
-        [sys.executable, "-c", READ, fields, str(secrets)],
+        [sys.executable, "-c", READ, fields, str(secrets), *options],
         check=False,
         capture_output=True,
         text=True,

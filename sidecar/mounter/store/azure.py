@@ -358,7 +358,7 @@ class AzureStore(CloudStore[AzureCredentials]):
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
         try:
-            self.send(Request("delete", key), "delete_blob", delete_snapshots="include")
+            self.transfer(Request("delete", key), lambda: self._azure.delete(key), (), {202})
         except NotFound:
             return
 

@@ -62,6 +62,13 @@ class AzureDialect:
         target, signed = self._signed(path, query, method="PUT", length=length, more=headers)
         return Put("PUT", target, signed)
 
+    def delete(self, key: str) -> Put:
+        """Delete Blob, with its snapshots."""
+        path = f"{self._container}/{self._prefix}{key}"
+        snapshots = {"x-ms-delete-snapshots": "include"}
+        target, signed = self._signed(path, method="DELETE", more=snapshots)
+        return Put("DELETE", target, signed)
+
     def list(self, listing: Listing) -> Get:
         """List Blobs."""
         wanted = {"restype": "container", "comp": "list", "maxresults": str(listing.limit)}

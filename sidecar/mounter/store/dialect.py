@@ -26,7 +26,7 @@ class Put(NamedTuple):
     """One request with a body, signed.
 
     Attributes:
-        method: PUT or POST.
+        method: PUT, POST or DELETE.
         target: path and query.
         headers: all of them but ``Host`` where it is not signed, and the body's length.
     """

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 GOOGLE_ENDPOINT = "https://storage.googleapis.com"
 
+_DELETED = frozenset({200, 204})
 _NAME_CHARACTERS = 50
 """Of four bytes each at most, they leave room in a name of 255 bytes."""
 
@@ -326,7 +327,7 @@ class GcsStore(CloudStore[GcsCredentials]):
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
         try:
-            self.send(Request("delete", key), "DELETE", self._object(key))
+            self.transfer(Request("delete", key), lambda: self._gcs.delete(key), (), _DELETED)
         except NotFound:
             self._check_bucket()
 

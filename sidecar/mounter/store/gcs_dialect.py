@@ -64,6 +64,11 @@ class GcsDialect:
         headers = {"content-range": content_range, **self._tokens.header()}
         return Put("PUT", target, headers)
 
+    def delete(self, key: str) -> Put:
+        """objects.delete."""
+        name = quote(self._prefix + key, safe="")
+        return Put("DELETE", f"{self._list_path}/{name}", self._tokens.header())
+
     def list(self, listing: Listing) -> Get:
         """objects.list with the fields that are used."""
         wanted = {
