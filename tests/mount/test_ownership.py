@@ -11,6 +11,7 @@ from pathlib import Path
 from sidecar.spec import ANYBODY, Access, TransportName, Volume
 from tests.conformance.programs import User, as_user
 from tests.support.clouds import Cloud
+from tests.support.servers import MinioServer
 from tests.support.sidecar import Sidecar
 
 RUN = "user/project/experiments/1"
@@ -63,7 +64,7 @@ def end_worker(sidecar: Sidecar) -> None:
 def test_a_user_whom_nobody_knew(tmp_path: Path, cloud: Cloud, transport: TransportName) -> None:
     """An image with ``USER 1000`` in a pod without runAsUser."""
     # JuiceFS's gateway keeps no metadata of a directory's object.
-    made = MADE[:-1] if cloud.name == "s3" else MADE
+    made = MADE[:-1] if isinstance(cloud.server, MinioServer) else MADE
     with outputs_sidecar(tmp_path / "1", cloud, ANYBODY, transport=transport) as sidecar:
         run = tmp_path / "1/m" / RUN
         assert mode(run) == 0o777

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from sidecar.errors import StoreProtocolError
 from sidecar.mounter.filesystem.names import PROBE_PREFIX
 from sidecar.mounter.write_check import LEFT_S, check_writes, probe_key, remove_leftovers
 from sidecar.spec import ClaimSource, Times, TransportName, Volume
-from tests.mount.buckets import TRANSPORTS, in_namespace
+from tests.mount.buckets import TRANSPORTS, bucket_sidecar, in_namespace
 from tests.mount.test_bad_starts import EXIT_MOUNT, refused
-from tests.support.clouds import Cloud
+from tests.support.clouds import Cloud, S3Cloud
 from tests.support.faults import FaultProxy
 from tests.support.memory_store import MemoryStore
 from tests.support.sidecar import Sidecar
+from tests.support.strict_server import StrictS3Server
 
 RUN = "user/project/experiments/1"
 PROBE = r"\.mount-sidecar-probe-[0-9a-f]{16}"
@@ -223,6 +225,55 @@ def test_what_a_killed_start_left_is_removed_by_the_next_one(tmp_path: Path, s3:
             assert sidecar.stop() == 0
         finally:
             sidecar.clean_up()
+
+
+# --- as S3's policies have it --------------------------------------------------------------------
+
+
+@pytest.fixture
+def strict(strict_s3_server: StrictS3Server) -> Iterator[S3Cloud]:
+    """An empty bucket on the strict S3."""
+    bucket = f"written-{uuid.uuid4().hex[:12]}"
+    strict_s3_server.create_bucket(bucket)
+    strict_s3_server.reset()
+    yield S3Cloud(strict_s3_server, bucket)
+    strict_s3_server.settings(bucket, denied={}, quota_bytes=None)
+    strict_s3_server.reset()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"denied": {"PutObject": ""}}, "SC1053 WRITE_DENIED: .* denies put of "),
+        ({"denied": {"DeleteObject": ""}}, "SC1054 DELETE_DENIED: .* denies delete of "),
+        ({"denied": {"GetObject": ""}}, "SC1041 ACCESS_DENIED: .* denies get of "),
+        ({"quota_bytes": 0}, "SC1051 QUOTA_EXCEEDED: .* is full"),
+    ],
+)
+def test_a_policy_that_lacks_something(
+    tmp_path: Path,
+    strict: S3Cloud,
+    strict_s3_server: StrictS3Server,
+    settings: dict[str, Any],
+    said: str,
+) -> None:
+    strict_s3_server.settings(strict.bucket, **settings)
+    refused(bucket_sidecar(tmp_path, strict), EXIT_MOUNT, f"error {said}.*")
+    strict_s3_server.settings(strict.bucket, denied={}, quota_bytes=None)
+    left = 1 if "DeleteObject" in settings.get("denied", {}) else 0
+    assert len(probes_in(strict)) == left
+
+
+def test_three_requests_and_only_before_ready(
+    tmp_path: Path, strict: S3Cloud, strict_s3_server: StrictS3Server
+) -> None:
+    with bucket_sidecar(tmp_path, strict) as sidecar:
+        # The last LIST looks for what pods left that are gone, when programs run already.
+        sidecar.wait_for(lambda: strict_s3_server.counts().requests["ListObjectsV2"] >= 3)
+        requests = strict_s3_server.counts().requests
+        writing = {name: requests[name] for name in ("PutObject", "GetObject", "DeleteObject")}
+        assert writing == {"PutObject": 1, "GetObject": 1, "DeleteObject": 1}
+        assert sidecar.stop() == 0
 
 
 # --- hostPaths and claims -----------------------------------------------------------------------
