@@ -26,6 +26,8 @@ def test_without_its_programs_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (
         1,
         "",
-        "build-image: needs podman runc mmdebstrap: "
-        "apt-get install podman runc mmdebstrap debian-archive-keyring\n",
+        (
+            "build-image: needs podman runc mmdebstrap: "
+            "apt-get install podman runc mmdebstrap debian-archive-keyring\n"
+        ),
     )
