@@ -103,12 +103,16 @@ def test_a_wrong_etag(raw: Raw) -> None:
     raw.server.fault("wrong_etag", operation="HeadObject")
     assert raw("HEAD", "key").etag != right
     assert raw("HEAD", "key").etag == right
+    raw.server.fault("wrong_etag", operation="CopyObject|ListObjectsV2", times=2)
+    assert raw("PUT", "copy", x_amz_copy_source=f"{raw.bucket}/key").etag != right
+    assert right not in raw("GET", query={"list-type": "2"}).texts("Contents/ETag")
 
 
 def test_an_error_after_200(raw: Raw) -> None:
     raw("PUT", "key", b"content")
     raw.server.fault("late_error", operation="CopyObject", code="InternalError")
     assert raw("PUT", "copy", x_amz_copy_source=f"{raw.bucket}/key").refusal == "200 InternalError"
+    assert raw("HEAD", "copy").status == 404
 
 
 def test_an_answer_is_held_back(raw: Raw) -> None:

@@ -16,6 +16,7 @@ from tests.support.strict_s3.xml_answers import error_document
 Kind = Literal[
     "error", "reset", "lost_answer", "late_error", "truncate", "flip_bit", "wrong_etag", "stall"
 ]
+_WRONG_ETAG = "0" * 32
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,16 @@ class Fault:
     """A rule.
 
     Attributes:
-        kind: ``error`` and ``reset`` come instead of the operation, ``stall`` holds it back for
-            ``stall_s``; the others spoil the answer to what was done: ``lost_answer`` resets the
-            connection, ``late_error`` is status 200 and an error in the body, as S3 may answer
-            CopyObject, UploadPartCopy and CompleteMultipartUpload.
+        kind: ``error``, ``reset`` and ``late_error`` come instead of the operation, ``stall`` holds
+            it back for ``stall_s``; the others spoil the answer to what was done: ``lost_answer``
+            resets the connection. ``late_error`` is status 200 and an error in the body, as S3
+            may answer CopyObject, UploadPartCopy and CompleteMultipartUpload.
         operation: a regular expression; all of the operation's name matches.
         key: a regular expression that is found in the key.
         skip: how many that match go by first.
         times: how many are spoilt; None for all.
         rate: of those, the part that is spoilt.
-        status, code, retry_after_s: of an ``error``; ``code`` also of a ``late_error``.
+        status, code, retry_after_s: of an ``error``; the code also of a ``late_error``.
     """
 
     kind: Kind
@@ -106,6 +107,9 @@ def answer_instead(fault: Fault, route: Route) -> Answer | None:
     """The answer of a fault that keeps the operation from being done."""
     if fault.kind == "reset":
         return Answer(reset=True)
+    if fault.kind == "late_error":
+        body = error_document(S3Error(fault.code, "injected"), "", "injected")
+        return Answer(200, {"Content-Type": "application/xml"}, body)
     if fault.kind == "error":
         headers = {}
         if fault.retry_after_s is not None:
@@ -122,9 +126,9 @@ def spoil(answer: Answer, fault: Fault) -> Answer:
         answer.truncate = True
     elif fault.kind == "flip_bit":
         answer.flip_bit = True
-    elif fault.kind == "late_error" and answer.status == 200:
-        code = fault.code
-        answer.body = error_document(S3Error(code, "injected"), "", "injected")
-    elif fault.kind == "wrong_etag" and "ETag" in answer.headers:
-        answer.headers["ETag"] = f'"{"0" * 32}"'
+    elif fault.kind == "wrong_etag":
+        if "ETag" in answer.headers:
+            answer.headers["ETag"] = f'"{_WRONG_ETAG}"'
+        wrong = f"<ETag>&quot;{_WRONG_ETAG}&quot;</ETag>".encode()
+        answer.body = re.sub(rb"<ETag>[^<]*</ETag>", wrong, answer.body)
     return answer
