@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from sidecar.errors import AlreadyExists, NotFound, Stale
 from sidecar.mounter.store.base import Condition, ObjectInfo, Store
-from tests.support.clouds import Cloud
+from tests.support.clouds import Cloud, GcsCloud
+from tests.support.strict_gcs import GcsLimits, StrictGcsServer
 
 # Azure's SDK hands aiohttp one piece of bytes.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
@@ -112,6 +114,22 @@ def test_copy_keeps_or_replaces_metadata(cloud: Cloud, store: Store) -> None:
     replaced = store.copy("a b+c", "replaced", metadata={"other": "1"})
     assert store.head("replaced").metadata == {"other": "1"}
     assert_agrees(store, replaced)
+
+
+def test_a_copy_that_google_does_in_steps(
+    gcs_server: StrictGcsServer, secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.endpoint)
+    monkeypatch.setattr(gcs_server.proxy, "limits", GcsLimits(rewrite_calls=3))
+    gcs_server.create_bucket("in-steps")
+    cloud = GcsCloud(gcs_server, "in-steps")
+    cloud.write_secret(secrets)
+    store = cloud.open(secrets)
+    store.put("source", b"content", METADATA)
+    made = store.copy("source", "target")
+    assert cloud.read("target") == b"content"
+    assert_agrees(store, made)
+    store.close()
 
 
 def test_copy_in_place_changes_only_metadata(cloud: Cloud, store: Store) -> None:
