@@ -62,7 +62,6 @@ def test_a_clock_that_is_wrong_is_refused(
     then = dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(hours=hours)
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: then)
     reply = raw("GET", "key")
-    # Around midnight the credential's day is another one; botocore makes both of one clock.
     assert reply.refusal == "403 RequestTimeTooSkewed"
     assert reply.text("MaxAllowedSkewMilliseconds") == "900000"
 
