@@ -225,12 +225,25 @@ build_images() {
     printf '%s\n' "$want" >"$stamp"
 }
 
-# For `kubectl kustomize`, which reads no cluster.
+# For `kubectl kustomize`, which reads no cluster. Ubuntu has it in no package: there it is the
+# program of Debian's, fetched and verified as the base of the images is.
 install_kubectl() {
-    if command -v kubectl >/dev/null; then
+    local name folder
+    if command -v kubectl >/dev/null || [ -x "$venv/bin/kubectl" ]; then
         return
     fi
-    apt_install 'kubectl|kubernetes-client'
+    apt_refresh kubectl
+    for name in kubectl kubernetes-client; do
+        if has_package "$name"; then
+            apt_install "$name"
+            return
+        fi
+    done
+    say "$venv: kubectl of Debian"
+    folder=$(mktemp -d)
+    mmdebstrap --quiet --variant=extract --include=kubectl trixie "$folder/debian.tar"
+    tar -x -C "$venv/bin" --strip-components=3 -f "$folder/debian.tar" ./usr/bin/kubectl
+    rm -r "$folder"
 }
 
 mkdir -p "$tools"
@@ -250,8 +263,8 @@ case $group in
         install_prometheus
         install_azurite
         install_polyaxon_client
-        install_kubectl
         install_podman
+        install_kubectl
         build_images
         ;;
     soak) install_torch ;;

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # what choose_python sets is for install.sh
 # Chooses the Python that makes a virtual environment; sourced by scripts/install.sh.
 #
 # A name in PATH says nothing: a shim of pyenv may stand for a version that is not selected, and

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PROGRAMS = "podman runc mmdebstrap"
 
 
 def test_without_its_programs_it_says_so_in_one_line(tmp_path: Path) -> None:
@@ -26,8 +27,5 @@ def test_without_its_programs_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (
         1,
         "",
-        (
-            "build-image: needs podman runc mmdebstrap: "
-            "apt-get install podman runc mmdebstrap debian-archive-keyring\n"
-        ),
+        f"build-image: needs {PROGRAMS}: apt-get install {PROGRAMS} debian-archive-keyring\n",
     )

@@ -230,6 +230,7 @@ class S3Server(Server):
     def client(self) -> Any:
         """An independent client: ``minio.Minio``."""
         import minio
+        import urllib3
 
         address = urllib.parse.urlsplit(self.endpoint)
         return minio.Minio(
@@ -238,6 +239,15 @@ class S3Server(Server):
             secret_key=self.secret_access_key,
             secure=address.scheme == "https",
             region=self.region,
+            # As its own, but for Retry-After: MinIO says 120 s while it is starting again.
+            http_client=urllib3.PoolManager(
+                retries=urllib3.Retry(
+                    total=8,
+                    backoff_factor=0.2,
+                    status_forcelist=[500, 502, 503, 504],
+                    respect_retry_after_header=False,
+                )
+            ),
         )
 
     def create_bucket(self, name: str) -> None:
