@@ -325,11 +325,12 @@ class Worker:
             if time.monotonic() >= next_sync_s:
                 next_sync_s = time.monotonic() + interval_s
                 unsaved = self._filesystem.sync(next_sync_s)
-                codes = {key: error.code if error else "" for key, error in unsaved.items()}
-                for key, error in unsaved.items():
-                    if told.get(key) != codes[key]:
+                # Without an error it is on its way, which is no news of a large file.
+                failed = {key: error for key, error in unsaved.items() if error is not None}
+                for key, error in failed.items():
+                    if told.get(key) != error.code:
                         logs.event(log, "not saved yet", logging.WARNING, key=key, error=error)
-                told = codes
+                told = {key: error.code for key, error in failed.items()}
 
 
 def _described(error: SidecarError) -> Message:

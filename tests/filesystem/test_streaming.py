@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -279,6 +280,36 @@ def test_what_a_worker_that_died_had_made_is_not_another_s(tmp_path: Path) -> No
     successor.fs.write(handle, 4, b", and more")
     successor.fs.flush(handle)
     assert content(store, "file") == b"ours, and more"
+
+
+@pytest.mark.parametrize("more", [b"", b", and more"])
+def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, more: bytes) -> None:
+    """It replaced the object, and was killed before it could note that."""
+    store = MemoryStore()
+    store.put("file", b"old")
+    view = View(store, tmp_path)
+    view.fs.begin()
+    handle = view.open("file", os.O_RDWR)
+    view.fs.write(handle, 0, b"ours")
+    put = store.put
+
+    def put_and_die(*arguments: Any) -> ObjectInfo:
+        put(*arguments)
+        raise Killed
+
+    store.put = put_and_die  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        view.fs.flush(handle)
+    store.put = put  # type: ignore[method-assign]
+    successor = View(store, tmp_path)
+    successor.fs.restore()
+    if more:
+        successor.fs.write(handle, 4, more)
+    successor.fs.flush(handle)
+    assert content(store, "file") == b"ours" + more
+    assert successor.metric("mount_sidecar_overwritten_versions_total") == 0
+    successor.fs.release(handle)
+    assert not list((tmp_path / "spool").iterdir())
 
 
 def test_what_was_made_without_an_answer_may_be_changed(tmp_path: Path) -> None:

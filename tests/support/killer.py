@@ -86,6 +86,9 @@ class Stalls:
 class Killer:
     """Kills the worker ``kills`` times, mostly 20-400 ms after it began to serve.
 
+    Args:
+        pause_s: how long it serves, where that is always the same.
+
     A context manager; a failure of its thread is raised at the end of the block. Where no
     worker comes back, the whole sidecar is killed, because a program that waits for an
     answer cannot be interrupted in any other way.
@@ -94,7 +97,16 @@ class Killer:
         killed: how often so far.
     """
 
-    def __init__(self, sidecar: Sidecar, volume: str, kills: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        sidecar: Sidecar,
+        volume: str,
+        kills: int,
+        seed: int = 0,
+        *,
+        pause_s: float | None = None,
+    ) -> None:
+        self._pause_s = pause_s
         self.killed = 0
         self._sidecar = sidecar
         self._volume = volume
@@ -138,6 +150,8 @@ class Killer:
             pause_s = self._random.uniform(_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S)
             if self.killed % _LONG_PAUSES_EVERY == _LONG_PAUSES_EVERY - 1:
                 pause_s += _LONG_PAUSE_S
+            if self._pause_s is not None:
+                pause_s = self._pause_s
             if self._leaving.wait(pause_s):
                 return
             drop_caches()

@@ -79,10 +79,16 @@ def mounted(
     directory: Path,
     store: StoreName,
     transport: TransportName = "kernel",
+    *,
+    server_fixture: str = "",
     **settings: Any,
 ) -> Iterator[Mounted]:
-    """An empty bucket of the session's server, mounted for a module."""
-    server = request.getfixturevalue(f"{store}_server")
+    """An empty bucket of the session's server, mounted for a module.
+
+    Args:
+        server_fixture: another server than the one that the tests of a store usually have.
+    """
+    server = request.getfixturevalue(server_fixture or f"{store}_server")
     bucket = f"writing-{uuid.uuid4().hex[:12]}"
     server.create_bucket(bucket)
     cloud: Cloud = CLOUDS[store](server, bucket)  # type: ignore[abstract]  # the table's type

@@ -19,7 +19,7 @@ from tests.support.servers import REPOSITORY
 from tests.writing import writers
 from tests.writing.buckets import VOLUME, Mounted, mounted
 
-SHORT_KILLS, SOAK_KILLS = 2, 25  # eight workloads
+SHORT_KILLS, SOAK_KILLS = 2, 25  # nine workloads
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,16 @@ class Writer:
     def wait_while(self, busy: Callable[[], bool]) -> None:
         """Return when it is no longer so, or when the program failed."""
         while busy():
-            try:
-                self._process.wait(0.05)
-            except subprocess.TimeoutExpired:
-                continue
-            assert self._process.stderr is not None
-            pytest.fail(f"the program ended: {self._process.stderr.read()}")
+            self.check()
+
+    def check(self) -> None:
+        """Fail, after a moment, if the program has ended."""
+        try:
+            self._process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            return
+        assert self._process.stderr is not None
+        pytest.fail(f"the program ended: {self._process.stderr.read()}")
 
     def finish(self) -> tuple[int, dict[str, str]]:
         """End the program after its round: the rounds, and path to SHA-256 of what it wrote."""

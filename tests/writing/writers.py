@@ -47,6 +47,24 @@ def append(directory: Path, rounds: Iterator[int]) -> Contents:
     return {"log": bytes(content)}
 
 
+def growing(directory: Path, rounds: Iterator[int]) -> Contents:
+    """Saved small, and then longer and longer: past what a part must have, and cut again."""
+    content = bytearray()
+    descriptor = os.open(directory / "grown", os.O_WRONLY | os.O_CREAT, 0o644)
+    for number in rounds:
+        choose = random.Random(number)
+        data = choose.randbytes(choose.randrange(1, 4 * MIB))
+        os.lseek(descriptor, len(content), os.SEEK_SET)
+        _write_all(descriptor, data)
+        content += data
+        if len(content) > 40 * MIB:
+            del content[choose.randrange(MIB) :]
+            os.ftruncate(descriptor, len(content))
+        os.fsync(descriptor)
+    os.close(descriptor)
+    return {"grown": bytes(content)}
+
+
 def at_random(directory: Path, rounds: Iterator[int]) -> Contents:
     """`r+`: overwrites, holes, truncates; opened and closed again and again."""
     content = bytearray()
@@ -136,6 +154,7 @@ WORKLOADS: dict[str, Callable[[Path, Iterator[int]], Contents]] = {
     for workload in (
         sequential,
         append,
+        growing,
         at_random,
         mapped,
         small_files,

@@ -413,6 +413,8 @@ class Files:
         elif node.remote is not None:
             condition = Condition(version=node.remote.version)
         before, spool.attempt = spool.attempt, (spool.size_bytes, metadata)
+        if condition is not None:
+            spool.state.note_attempt(*spool.attempt)
         try:
             made = self._uploader.save(node.key, spool, metadata, condition)
         except (AlreadyExists, Stale) as error:
@@ -422,6 +424,7 @@ class Files:
                 made = found
             elif _is_of(found, before):
                 ours = Condition(version=found.version)
+                spool.follow(found)  # it has what is missing here
                 made = self._uploader.save(node.key, spool, metadata, ours)
             elif isinstance(error, AlreadyExists) or spool.missing or node.remote is None:
                 raise  # what is to be overwritten is another version of what this one began as

@@ -151,6 +151,7 @@ class SpoolFile:
         """Another process wrote it: what only its memory had is taken for changed."""
         self.base = self.state.base
         self.exclusive = self.state.exclusive
+        self.attempt = self.state.attempt
         self.missing.intersection_update(self.parts())  # it may have been cut since
         self.changed.add(0, self.size_bytes)
         with self._descriptor() as fd:

@@ -49,6 +49,7 @@ class SpoolState:
         attributes_set: chmod, chown or utimensat while an upload is under way.
         exclusive: made with O_EXCL, and nothing was tried yet: what a successor finds later may be
             what its predecessor made.
+        attempt: size and metadata of an object that was perhaps made, and nobody has heard.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,6 +63,7 @@ class SpoolState:
         self.base: ObjectInfo | None = None
         self.attributes_set = False
         self.exclusive = False
+        self.attempt: tuple[int, dict[str, str]] | None = None
 
     @classmethod
     def read(cls, path: Path) -> SpoolState:
@@ -145,11 +147,23 @@ class SpoolState:
             with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a save
                 self._write("exclusive", exclusive)
 
+    def note_attempt(self, size_bytes: int, metadata: Mapping[str, str]) -> None:
+        """An object is about to be replaced: what a successor finds there may be this."""
+        with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a save
+            self._write("attempt", [size_bytes, dict(metadata)])
+
     def saved(self) -> None:
         """The store has the file as it is, attributes included."""
-        if self.attributes_set:
-            with self._lock, contextlib.suppress(OSError):  # to set them again does no harm
-                self._write("attributes", False)
+        with self._lock:
+            self.attempt, self.attributes_set = None, False
+            if self._exists and not (self.uploads or self.missing):
+                # Nothing is left to be known, and a log that is saved again and again would
+                # make it longer and longer.
+                self._path.unlink(missing_ok=True)
+                self._exists = False
+            elif self._exists:
+                with contextlib.suppress(OSError):  # to set attributes again does no harm
+                    self._write("saved", None)
 
     def discard(self) -> None:
         """The spool file is gone; what is still in the store is remembered until it ends."""
@@ -170,6 +184,25 @@ class SpoolState:
         self._apply(kind, values)
 
     def _apply(self, kind: str, values: Any) -> None:
+        if kind == "missing":
+            self.missing.update(values)
+        elif kind == "here":
+            self.missing.discard(values)
+        elif kind == "base":
+            self.base = ObjectInfo(*values)
+        elif kind == "attributes":
+            self.attributes_set = values
+        elif kind == "exclusive":
+            self.exclusive = values
+        elif kind == "attempt":
+            size_bytes, metadata = values
+            self.attempt = size_bytes, metadata
+        elif kind == "saved":
+            self.attempt, self.attributes_set = None, False
+        else:
+            self._apply_to_uploads(kind, values)
+
+    def _apply_to_uploads(self, kind: str, values: Any) -> None:
         if kind == "begin":
             number, key, state, resumable = values
             self.uploads[number] = UploadRecord(number, key, state, resumable)
@@ -184,13 +217,3 @@ class SpoolState:
             number, part = values
             if number in self.uploads:
                 self.uploads[number].parts.pop(part, None)
-        elif kind == "missing":
-            self.missing.update(values)
-        elif kind == "here":
-            self.missing.discard(values)
-        elif kind == "base":
-            self.base = ObjectInfo(*values)
-        elif kind == "attributes":
-            self.attributes_set = values
-        elif kind == "exclusive":
-            self.exclusive = values
