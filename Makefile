@@ -14,8 +14,12 @@ TYPED := $(wildcard sidecar tests/support benchmarks)
 PARALLEL := -n 2 --dist loadscope
 # Tests without a server or a mount: seconds, so that `check` stays under a minute.
 FAST := $(wildcard $(addprefix tests/,architecture control credentials filesystem install))
+# What talks to an S3 server, and the long tests for Ceph; tests/writing/test_conformance.py runs the
+# conformance suite on a mounted bucket.
+ON_S3 := tests/store tests/writing tests/reading tests/mount -k "not (gcs or azure or rclone or strict)"
+LONG_ON_CEPH := -m soak $(addprefix tests/,store/test_ceph.py writing/test_ceph.py writing/test_conformance.py)
 
-.PHONY: help demo test check lint format soak bench clean preflight install-demo install-test
+.PHONY: help demo test check lint format soak soak-ceph bench clean preflight install-demo install-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*##  */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,6 +55,11 @@ format: install-test  ## rewrite the code as the formatter and the linter want i
 soak: preflight install-test  ## the long tests, which `make test` leaves out
 	@scripts/install.sh soak
 	@pytest -m soak --timeout 0 $(ARGS)
+
+soak-ceph: install-test  ## the tests of S3, on Ceph's gateway
+	@scripts/install.sh soak
+	@MOUNT_SIDECAR_TEST_S3=ceph pytest --timeout 0 $(ON_S3) $(ARGS)
+	@MOUNT_SIDECAR_TEST_S3=ceph pytest --timeout 0 $(LONG_ON_CEPH) $(ARGS)
 
 bench: install-test  ## our mounts beside their peers, on this machine
 	@scripts/install.sh bench

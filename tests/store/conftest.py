@@ -12,6 +12,7 @@ from tests.support.clouds import AzureCloud, Cloud, GcsCloud, RcloneCloud, S3Clo
 KINDS = {
     "s3": ("s3_server", S3Cloud),
     "strict": ("strict_s3_server", S3Cloud),
+    "ceph": ("ceph_server", S3Cloud),
     "gcs": ("gcs_server", GcsCloud),
     "azure": ("azure_server", AzureCloud),
     "rclone": ("rclone_server", RcloneCloud),

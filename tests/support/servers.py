@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,7 @@ from cryptography.x509.oid import NameOID
 
 HOST = "127.0.0.1"
 READY_TIMEOUT_S = 60.0
+_END_S = 5.0
 _PR_SET_PDEATHSIG = 1
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -77,6 +78,35 @@ def free_port() -> int:
 def _die_with_parent() -> None:
     # Otherwise a test run that is killed leaves its servers behind.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], log_file: Path
+) -> subprocess.Popen[bytes]:
+    """A child that dies with the *thread* that makes it; what it writes is added to a file.
+
+    Args:
+        environment: variables that are added to ours.
+    """
+    with log_file.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call
+        )
+
+
+def end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """SIGTERM, and SIGKILL for one that is still there after ``timeout_s``."""
+    process.terminate()
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Server:
@@ -120,15 +150,7 @@ class Server:
         """
         if self._process is not None:
             raise ServerFailed(f"{type(self).__name__} is already running")
-        with self._log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment()},
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call
-            )
+        self._process = spawn(self.command(), self.environment(), self._log_file)
         try:
             self._wait_until_ready()
         except BaseException:
@@ -139,14 +161,8 @@ class Server:
     def stop(self) -> None:
         """Stop; the data stays. Stopping a stopped server does nothing."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            end(process, _END_S)
 
     def pause(self) -> None:
         """Freeze the process: connections are accepted by the kernel and never answered."""
