@@ -5,6 +5,7 @@ rclone does: an upload ends with an ETag of its parts, and is read by one of its
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
@@ -88,16 +89,15 @@ def test_a_server_that_names_a_version_once_is_asked_once(
     cloud = make_cloud("s3", request, monkeypatch)
     cloud.write_secret(tmp_path / "secrets")
     observer = CountingObserver()
-    store = cloud.open(tmp_path / "secrets", observer=observer)
-    first = upload(store, os.urandom(PART + 5))
-    assert store.settle(first).version == store.head("key").version
-    observer.requests.clear()
-    made = upload(store, os.urandom(PART + 5))
-    assert made.is_settled
-    assert store.settle(made) is made
-    assert ("head", "ok") not in observer.requests
-    assert store.head("key").version == made.version
-    store.close()
+    with contextlib.closing(cloud.open(tmp_path / "secrets", observer=observer)) as store:
+        first = upload(store, os.urandom(PART + 5))
+        assert store.settle(first).version == store.head("key").version
+        observer.requests.clear()
+        made = upload(store, os.urandom(PART + 5))
+        assert made.is_settled
+        assert store.settle(made) is made
+        assert ("head", "ok") not in observer.requests
+        assert store.head("key").version == made.version
 
 
 def test_a_server_that_copies_no_ranges_is_sent_it_all(renaming: Store) -> None:

@@ -78,7 +78,9 @@ def test_a_start_imports_no_sdk(cloud: Cloud, secrets: Path, options: list[str])
 # --- pages that no healthy server gives --------------------------------------------------
 
 
-def list_from(kind: StoreName, *bodies: bytes, retry_budget_s: float = 20) -> Page:
+def list_from(
+    kind: StoreName, *bodies: bytes, retry_budget_s: float = 20, token: str | None = None
+) -> Page:
     """The page that a server's answer is taken for; of several, each is given once."""
     script = list(bodies)
 
@@ -108,7 +110,7 @@ def list_from(kind: StoreName, *bodies: bytes, retry_budget_s: float = 20) -> Pa
             observer=CountingObserver(),
         )
         try:
-            return store.list_page("")
+            return store.list_page("", token)
         finally:
             store.close()
 
@@ -156,6 +158,38 @@ def test_a_page_that_is_cut_short_is_asked_for_again() -> None:
     assert [item.key for item in page.objects] == ["key"]
     with pytest.raises((Unavailable, StoreProtocolError), match="only in part"):
         list_from("s3", whole + b"<cut>", retry_budget_s=0)
+
+
+@pytest.mark.parametrize(
+    ("written", "key"),
+    [
+        (b"a&#x01;b", "a\x01b"),
+        (b"a&#1;b&#x1F;", "a\x01b\x1f"),
+        (b"a\x01b", "a\x01b"),
+        (b"a&#x1;\xee\x80\x80&#xE001;", "a\x01\ue000\ue001"),  # what could stand in for it
+        (b"a&#x01;&amp;#x1;&lt;&#xFFFE;\xef\xbf\xbf", "a\x01&#x1;<\ufffe\uffff"),
+        (b"a&#x01;&#10;&#x10FFFF;", "a\x01\n\U0010ffff"),
+    ],
+)
+def test_characters_that_xml_forbids_are_read(written: bytes, key: str) -> None:
+    page = list_from("s3", S3_PAGE % (CONTENTS % written))
+    assert [item.key for item in page.objects] == [key]
+
+
+@pytest.mark.parametrize(
+    "written", [b"a&#x01;&#xD800;", b"a&#x110000;", b"a&#x01;<b", b"&#x01;&z;"]
+)
+def test_what_is_still_no_xml_is_refused(written: bytes) -> None:
+    with pytest.raises(StoreProtocolError, match="no page of a listing") as caught:
+        list_from("s3", S3_PAGE % (CONTENTS % written))
+    assert caught.value.code == "SC1052"
+
+
+def test_a_listing_that_does_not_go_on_ends() -> None:
+    more = b"<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
+    assert list_from("s3", S3_PAGE % more).next_token == "t"
+    with pytest.raises(StoreProtocolError, match="does not go on"):
+        list_from("s3", S3_PAGE % more, token="t")
 
 
 def test_keys_are_unescaped_exactly_where_the_server_says_so() -> None:

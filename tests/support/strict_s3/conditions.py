@@ -41,11 +41,14 @@ def check_source(found: StoredObject, headers: Mapping[str, str]) -> None:
         raise S3Error("PreconditionFailed", fields=error.fields) from None
 
 
-def check_write(found: StoredObject | None, key: str, headers: Mapping[str, str]) -> None:
+def check_write(
+    found: StoredObject | None, key: str, headers: Mapping[str, str], *, bare: bool
+) -> None:
     """Conditions of a write, and of a deletion.
 
     Args:
         found: what is there now.
+        bare: compare as Ceph's gateway does, with the ETag without its quotes.
 
     Raises:
         S3Error: PreconditionFailed, NoSuchKey, NotImplemented.
@@ -59,7 +62,10 @@ def check_write(found: StoredObject | None, key: str, headers: Mapping[str, str]
             raise S3Error("NotImplemented", fields={"Header": "If-None-Match"})
         if found is not None:
             raise S3Error("PreconditionFailed", fields={"Condition": "If-None-Match"})
-    if match is not None:
+    if match is not None and bare:
+        if found is None or match not in {"*", found.etag}:
+            raise S3Error("PreconditionFailed", fields={"Condition": "If-Match"})
+    elif match is not None:
         if found is None:
             raise S3Error("NoSuchKey", fields={"Key": key})
         if not _matches(match, found):

@@ -75,7 +75,7 @@ def open_part_source(call: Call) -> Iterator[Part]:
         S3Error: InvalidArgument for a range that is not well-formed, or not inside the source;
             InvalidRequest for a source that is too large without a range, or too small with one.
     """
-    with open_source(call) as source:
+    with open_source(call, twice=call.bucket.settings.like_ceph) as source:
         found = source.found
         header = call.headers.get("x-amz-copy-source-range")
         first, last = 0, found.size - 1
@@ -96,8 +96,11 @@ def open_part_source(call: Call) -> Iterator[Part]:
 
 
 @contextlib.contextmanager
-def open_source(call: Call) -> Iterator[Source]:
+def open_source(call: Call, *, twice: bool = False) -> Iterator[Source]:
     """What ``x-amz-copy-source`` names, if the conditions hold.
+
+    Args:
+        twice: decode the name twice, as Ceph's gateway does.
 
     Raises:
         S3Error: InvalidArgument, NoSuchBucket, NoSuchKey, AccessDenied, PreconditionFailed,
@@ -109,6 +112,7 @@ def open_source(call: Call) -> Iterator[Source]:
         raise S3Error("NotImplemented", "This server keeps no versions.")
     try:
         key = unquote(escaped, errors="strict")
+        key = unquote(key, errors="strict") if twice else key
     except UnicodeDecodeError:
         key = ""
     if not slash or not key:
@@ -118,7 +122,8 @@ def open_source(call: Call) -> Iterator[Source]:
     if key not in bucket.objects:
         call.allow("ListBucket", key, bucket)
     with bucket.pinned(key) as found:
-        check_source(found, call.headers)
+        if not bucket.settings.like_ceph:
+            check_source(found, call.headers)
         if found.attributes.storage_class in ARCHIVED:
             raise S3Error(
                 "InvalidObjectState", "Operation is not valid for the source object's storage class"

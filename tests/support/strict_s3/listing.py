@@ -75,7 +75,10 @@ def page_of(keys: Sequence[str], prefix: str, delimiter: str, after: str, limit:
 def list_objects_v2(call: Call) -> Answer:
     """ListObjectsV2."""
     token = call.query.get("continuation-token")
-    after = call.query.get("start-after", "") if token is None else _from_token(token)
+    like_ceph = call.bucket.settings.like_ceph
+    after = call.query.get("start-after", "")
+    if token is not None:
+        after = token if like_ceph else _from_token(token)
     listed, found = _list(call, after)
     encode = _encoding(call)
     fields = _common(call, listed, encode)
@@ -83,7 +86,8 @@ def list_objects_v2(call: Call) -> Answer:
     if token is not None:
         fields.append(("ContinuationToken", token))
     if listed.truncated:
-        fields.append(("NextContinuationToken", _to_token(listed.last)))
+        following = listed.last if like_ceph else _to_token(listed.last)
+        fields.append(("NextContinuationToken", following))
     if "start-after" in call.query:
         fields.append(("StartAfter", encode(call.query["start-after"])))
     owner = call.query.get("fetch-owner") == "true"

@@ -58,12 +58,19 @@ def complete_multipart_upload(call: Call) -> Answer:
     call.allow("PutObject")
     bucket = call.bucket
     with bucket.lock:
+        if bucket.settings.like_ceph and call.query["uploadId"] not in bucket.uploads:
+            raise S3Error("InternalError")
         upload = bucket.upload(call.key, call.query["uploadId"])
     asked = parse_document(call.document(), "CompleteMultipartUpload")
     with bucket.lock:
         bucket.upload(call.key, upload.upload_id)  # another may have been faster
         parts = _chosen(asked, upload, call.limits)
-        check_write(bucket.objects.get(call.key), call.key, call.headers)
+        check_write(
+            bucket.objects.get(call.key),
+            call.key,
+            call.headers,
+            bare=call.bucket.settings.like_ceph,
+        )
         digest = hashlib.md5(usedforsecurity=False)
         for _, part in parts:
             digest.update(bytes.fromhex(part.etag))

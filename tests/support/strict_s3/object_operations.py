@@ -34,7 +34,12 @@ def put_object(call: Call) -> Answer:
     """PutObject."""
     call.check_key()
     attributes = attributes_of(call)
-    check_write(call.bucket.objects.get(call.key), call.key, call.headers)
+    check_write(
+        call.bucket.objects.get(call.key),
+        call.key,
+        call.headers,
+        bare=call.bucket.settings.like_ceph,
+    )
     with call.received(call.limits.max_put_bytes) as (segments, md5):
         etag = etag_for(md5, attributes)
         size = sum(segment.size for segment in segments)
@@ -50,7 +55,12 @@ def store(call: Call, made: StoredObject) -> None:
     """
     bucket = call.bucket
     with bucket.lock:
-        check_write(bucket.objects.get(made.key), made.key, call.headers)
+        check_write(
+            bucket.objects.get(made.key),
+            made.key,
+            call.headers,
+            bare=call.bucket.settings.like_ceph,
+        )
         bucket.put(made)
 
 
@@ -105,7 +115,12 @@ def delete_object(call: Call) -> Answer:
     """DeleteObject: what is absent is deleted, too."""
     call.allow("DeleteObject")
     with call.bucket.lock:
-        check_write(call.bucket.objects.get(call.key), call.key, call.headers)
+        check_write(
+            call.bucket.objects.get(call.key),
+            call.key,
+            call.headers,
+            bare=call.bucket.settings.like_ceph,
+        )
         call.bucket.remove(call.key)
     return Answer(204)
 

@@ -75,6 +75,12 @@ class Settings:
         quota_bytes: of all objects.
         acls: whether ACLs may be set (Object Ownership is not "bucket owner enforced").
         encryption: of objects that are made without naming one.
+        like_ceph: it does what Ceph's RADOS gateway does otherwise. ``If-Match`` of a write is
+            compared with the ETag without its quotes, and fails where there is nothing;
+            conditions of a copy's source are not looked at, and for UploadPartCopy its name is
+            decoded twice; continuation tokens are keys; to
+            complete an upload that is gone is InternalError. (The gateway also completes uploads
+            whatever the condition says.) Measured with 16.2.
     """
 
     region: str = ""
@@ -86,6 +92,7 @@ class Settings:
     quota_bytes: int | None = None
     acls: bool = True
     encryption: dict[str, str] = field(default_factory=lambda: dict(DEFAULT_ENCRYPTION))
+    like_ceph: bool = False
 
 
 class Bucket:
