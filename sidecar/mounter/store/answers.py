@@ -40,6 +40,7 @@ from sidecar.mounter.store.base import Condition
 from sidecar.mounter.store.retry import Again
 
 _BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"}
+_UPLOAD_CODE = "NoSuchUpload"
 _LOGIN_CODES = {
     # S3, https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
     "InvalidAccessKeyId",
@@ -166,6 +167,8 @@ class Place:
         status, code = answer.status, answer.code
         if code in _BUCKET_CODES:
             return self.bucket_not_found()
+        if code == _UPLOAD_CODE:
+            return self.not_found(request.key)  # nothing is said about the object
         if status == 404:
             return self._nothing_there(request)
         if answer.is_elsewhere:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
 
 _NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MONTHS = {name: number for number, name in enumerate(_NAMES, 1)}
 
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""What no document can hold, a reference to it included (XML 1.0, 2.2)."""
+_REFERENCE = re.compile("&#(?:x([0-9a-fA-F]{1,6})|([0-9]{1,7}));")
+_PRIVATE = range(0xE000, 0xF900)
+"""Code points that mean nothing in Unicode."""
+
 
 def parse_xml(body: bytes, root: str = "") -> tuple[ET.Element, str]:
     """An XML page.
+
+    Characters that XML forbids are read where stores put them into a key, as they are or as a
+    reference: S3 does so where it is not asked for ``encoding-type=url``, and Ceph's gateway also
+    then, in the fields that are not keys.
 
     Entities are refused with the declaration that they need, which no store sends; the names
     of the elements stay as they are, because to copy them would take longer than to parse.
@@ -30,11 +42,40 @@ def parse_xml(body: bytes, root: str = "") -> tuple[ET.Element, str]:
     try:
         element = ET.fromstring(text)  # noqa: S314 - see above
     except ET.ParseError:
-        raise ValueError("no XML") from None
+        element = _parse_forbidden(text)
     namespace, _, name = element.tag.rpartition("}")
     if root and name != root:
         raise ValueError("another document")
     return element, f"{namespace}}}" if namespace else ""
+
+
+def _parse_forbidden(text: str) -> ET.Element:
+    """A page that the parser refuses: with other characters in place of those that XML forbids.
+
+    Raises ValueError: it is no XML for another reason.
+    """
+    used = {*text, *map(_meant, _REFERENCE.finditer(text))}
+    unused = (chr(code) for code in _PRIVATE if chr(code) not in used)
+    stand_in = dict(zip(filter(FORBIDDEN.match, sorted(used)), unused, strict=False))
+
+    def replace(found: re.Match[str]) -> str:
+        return stand_in.get(_meant(found)) or found[0]
+
+    parsable = _REFERENCE.sub(replace, text).translate(str.maketrans(stand_in))
+    try:
+        root = ET.fromstring(parsable)  # noqa: S314 - as above
+    except ET.ParseError:
+        raise ValueError("no XML") from None
+    back = str.maketrans({other: character for character, other in stand_in.items()})
+    for element in root.iter():
+        element.text = element.text and element.text.translate(back)
+    return root
+
+
+def _meant(reference: re.Match[str]) -> str:
+    """The character; empty for what is no code point."""
+    code: int = int(reference[1], 16) if reference[1] else int(reference[2])
+    return chr(code) if code <= sys.maxunicode else ""
 
 
 def http_time_s(value: str) -> float:

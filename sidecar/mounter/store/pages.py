@@ -50,10 +50,14 @@ class PageReader:
             patience=self._patience,
         )
         try:
-            return self._dialect.page(body)
+            page = self._dialect.page(body)
         except (ValueError, LookupError, TypeError, RecursionError):
-            pass  # its message may quote the body
-        raise self._place.protocol("its answer to list is no page of a listing")
+            page = None  # its message may quote the body
+        if page is None:
+            raise self._place.protocol("its answer to list is no page of a listing")
+        if page.next_token is not None and page.next_token == listing.token:
+            raise self._place.protocol("its listing does not go on")  # it would never end
+        return page
 
     def _read(self, response: Response) -> bytes:
         body = response.read(MAX_PAGE_BYTES + 1)

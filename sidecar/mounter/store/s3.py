@@ -15,7 +15,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import unquote
 
 from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
 from sidecar.mounter.credentials import S3Credentials
@@ -36,7 +37,7 @@ from sidecar.mounter.store.connections import (
 )
 from sidecar.mounter.store.exchange import Body, Reply
 from sidecar.mounter.store.login import CredentialSource, Login
-from sidecar.mounter.store.markup import http_time_s, parse_xml
+from sidecar.mounter.store.markup import FORBIDDEN, http_time_s, parse_xml
 from sidecar.mounter.store.pieces import Piece, plan, split
 from sidecar.mounter.store.retry import Again
 from sidecar.mounter.store.s3_dialect import (
@@ -54,6 +55,8 @@ from sidecar.units import GIB, MIB
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +112,7 @@ class S3Store(CloudStore[S3Credentials]):
         self._s3 = dialect = S3Dialect(source, login)
         self._keeps_etags = False
         self._copies_parts = True
+        self._quotes_etags = True
         super().__init__(
             source,
             place=Place("S3", source.bucket, str(dialect.endpoint)),
@@ -226,10 +230,13 @@ class S3Store(CloudStore[S3Credentials]):
     ) -> ObjectInfo:
         """As :meth:`Store.put`. ``mtime_s`` is the store's clock when it answered."""
         self.check_condition(key, condition)
-        headers = {**_metadata_headers(metadata), **condition_headers(condition)}
-        reply = self.request(
-            Request("put", key, condition), "PUT", key, {}, headers, body=(content,)
-        )
+        request = Request("put", key, condition)
+
+        def write(conditions: Mapping[str, str]) -> Reply:
+            headers = {**_metadata_headers(metadata), **conditions}
+            return self.request(request, "PUT", key, {}, headers, body=(content,))
+
+        reply = self.conditionally(key, condition, write)
         version = etag_of(reply.headers.get("etag"))
         if not version:
             return self.head(key)
@@ -239,6 +246,31 @@ class S3Store(CloudStore[S3Credentials]):
         """As in the base class, for servers that may not know conditions: AWS does."""
         if self._login.credentials.endpoint_url:
             super().check_condition(key, condition)
+
+    def conditionally(
+        self, key: str, condition: Condition | None, write: Callable[[Mapping[str, str]], T]
+    ) -> T:
+        """What ``write`` makes of the headers that say a condition; raises what it raises.
+
+        Ceph's gateway compares ``If-Match`` of a write with the ETag without its quotes. So where
+        the condition fails although the object is that version, it is said the other way, and so
+        from then on if that is understood. The store checks it in both.
+        """
+        quoted = self._quotes_etags
+        try:
+            return write(condition_headers(condition, quoted=quoted))
+        except Stale:
+            if condition is None or not self._is_still(key, condition.version):
+                raise
+        made = write(condition_headers(condition, quoted=not quoted))
+        self._quotes_etags = not quoted
+        return made
+
+    def _is_still(self, key: str, version: str | None) -> bool:
+        try:
+            return self._is_version(self._head(key), version)
+        except NotFound:
+            return False
 
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> S3Upload:
         """As :meth:`Store.start_upload`."""
@@ -310,7 +342,7 @@ class S3Store(CloudStore[S3Credentials]):
             sent_part_bytes=revision.part_bytes,
             copied_part_bytes=COPY_PART_BYTES,
         )
-        if pieces is None or not self._copies_parts:
+        if pieces is None or not self._copies_ranges_of(base.key):
             return None
         if not base.is_settled:
             base = self._found(base.key, base.version)
@@ -333,6 +365,7 @@ class S3Store(CloudStore[S3Credentials]):
             revision.run(
                 [functools.partial(make, number, piece) for number, piece in enumerate(pieces, 1)]
             )
+            self._check_source(base)
             return upload.complete()
         except NotFound:
             upload.abort()
@@ -386,15 +419,37 @@ class S3Store(CloudStore[S3Credentials]):
         metadata: Mapping[str, str],
         source: Mapping[str, str],
     ) -> ObjectInfo:
+        if not self._copies_ranges_of(found.key):
+            raise Unsupported(f"{self.place} copies no ranges of `{found.key}`")
         upload = self.start_upload(target, metadata)
         try:
             ranges = split(0, found.size_bytes, COPY_PART_BYTES, self.limits)
             for number, (start, end) in enumerate(ranges, 1):
                 upload.copy_part(number, source, start, end - 1)
+            self._check_source(found)
             return self.settle(upload.complete())
         except SidecarError:
             upload.abort()
             raise
+
+    def _copies_ranges_of(self, key: str) -> bool:
+        """Whether parts are made of an object's ranges, as far as it is known.
+
+        Ceph's gateway decodes the name of the source twice, and so takes another object's bytes
+        where the name looks as if it were escaped.
+        """
+        name = self.full(key)
+        unescaped = not self._login.credentials.endpoint_url or unquote(name) == name
+        return self._copies_parts and unescaped
+
+    def _check_source(self, source: ObjectInfo) -> None:
+        """Raises Stale, or NotFound, where ranges may have been copied from another version.
+
+        AWS checks the condition of each copy; Ceph's gateway takes it and does not.
+        """
+        endpoint = self._login.credentials.endpoint_url
+        if endpoint and not self._is_version(self._head(source.key), source.version):
+            raise self.place.stale(source.key)
 
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
@@ -476,33 +531,65 @@ class S3Store(CloudStore[S3Credentials]):
         headers: Mapping[str, str] | None = None,
         *,
         body: Body = (),
+        doubt: Callable[[], object] = lambda: None,
     ) -> Result:
         """One request that the store may work on for long, with retries; what its answer says.
 
         S3 may say 200 before it knows, so as to keep the connection, and then send an error.
+
+        Args:
+            doubt: called before what the store failed at is tried again; may raise why not.
         """
         attempts = 0
 
         def attempt() -> Result:
             nonlocal attempts
             attempts += 1
-            reply = self.transfer_once(
-                request,
-                lambda: self._s3.request(method, key, query, headers or {}),
-                body,
-                _ACCEPTED,
-                self._copying,
-            )
-            fields = _fields(reply.content)
-            if fields is None:
-                said = self._s3.refusal(500, Headers(reply.headers), reply.content)
-                raise self.place.from_answer(said, request)
-            return Result(fields, _date_s(reply.headers), attempts)
+            try:
+                return self._result_once(request, method, key, query, headers or {}, body, attempts)
+            except Again as again:
+                if again.reason == "server_error":
+                    doubt()
+                raise
 
         return self.retry.run(request.operation, attempt)
 
+    def _result_once(
+        self,
+        request: Request,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: Body,
+        attempts: int,
+    ) -> Result:
+        reply = self.transfer_once(
+            request,
+            lambda: self._s3.request(method, key, query, headers),
+            body,
+            _ACCEPTED,
+            self._copying,
+        )
+        try:
+            fields = _fields(reply.content)
+        except ValueError:  # it may have been cut short
+            error = self.place.protocol(f"its answer to {request.operation} of `{key}` is no XML")
+            raise Again(error, "truncated") from None
+        if fields is None:
+            said = self._s3.refusal(500, Headers(reply.headers), reply.content)
+            raise self.place.from_answer(said, request)
+        return Result(fields, _date_s(reply.headers), attempts)
+
     def delete_many(self, keys: list[str]) -> None:
-        """As :meth:`Store.delete_many`: a thousand in a request."""
+        """As :meth:`Store.delete_many`: a thousand in a request.
+
+        Names that no XML can hold go one by one, for their names are in the path then.
+        """
+        for key in keys:
+            if FORBIDDEN.search(self.full(key)):
+                self.delete(key)
+        keys = [key for key in keys if not FORBIDDEN.search(self.full(key))]
         for start in range(0, len(keys), DELETE_BATCH):
             batch = [{"Key": self.full(key)} for key in keys[start : start + DELETE_BATCH]]
             answer = self._send(
@@ -537,13 +624,10 @@ def _metadata_headers(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _fields(body: bytes) -> dict[str, str] | None:
-    """Text of the elements below an answer's root; None for what is an error, or no XML."""
+    """Text of the elements below an answer's root; None for an error. ValueError: no XML."""
     if not body:
         return {}
-    try:
-        root, namespace = parse_xml(body)
-    except ValueError:
-        return None
+    root, namespace = parse_xml(body)
     if root.tag == f"{namespace}Error":
         return None
     return {field.tag.removeprefix(namespace): field.text or "" for field in root}

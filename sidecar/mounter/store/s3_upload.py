@@ -14,10 +14,10 @@ from xml.sax.saxutils import escape
 from sidecar.errors import NotFound, Unsupported
 from sidecar.mounter.store.answers import Request
 from sidecar.mounter.store.base import Condition, Content, ObjectInfo
-from sidecar.mounter.store.s3_dialect import condition_headers, etag_of
+from sidecar.mounter.store.s3_dialect import etag_of
 
 if TYPE_CHECKING:
-    from sidecar.mounter.store.s3 import S3Store
+    from sidecar.mounter.store.s3 import Result, S3Store
 
 
 class S3Upload:
@@ -87,15 +87,22 @@ class S3Upload:
         """As :meth:`Upload.complete`. The version may be provisional."""
         self._store.check_condition(self._key, condition)
         sent = sorted(self._parts.items())[:parts]
-        try:
-            answer = self._store.result(
-                Request("complete", self._key, condition),
+        request = Request("complete", self._key, condition)
+        part_list = _part_list((number, etag) for number, (etag, _) in sent)
+
+        def write(conditions: Mapping[str, str]) -> Result:
+            return self._store.result(
+                request,
                 "POST",
                 self._key,
                 self._query,
-                condition_headers(condition),
-                body=(_part_list((number, etag) for number, (etag, _) in sent),),
+                conditions,
+                body=(part_list,),
+                doubt=self._check_there,
             )
+
+        try:
+            answer = self._store.conditionally(self._key, condition, write)
         except NotFound:
             return self._completed_before([etag for _, (etag, _) in sent])
         size_bytes = sum(size for _, (_, size) in sent)
@@ -114,6 +121,11 @@ class S3Upload:
             raise self._store.odd_answer("part", f"a part of `{self._key}` has no ETag")
         self._parts[number] = (etag, size_bytes)
         return etag
+
+    def _check_there(self) -> None:
+        """Raises NotFound for an upload that is gone: Ceph's gateway then fails to complete it."""
+        query = {**self._query, "max-parts": "1"}
+        self._store.request(Request("list", self._key), "GET", self._key, query)
 
     def _completed_before(self, etags: list[str]) -> ObjectInfo:
         """The upload is gone: perhaps because an attempt worked whose answer was lost."""
