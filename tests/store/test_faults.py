@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -323,18 +324,51 @@ def open_uploads(cloud: S3Cloud) -> list[str]:
 
 
 def test_uploads_whose_numbers_never_arrived_are_removed(
-    s3_cloud: S3Cloud, s3_store: Store
+    s3_cloud: S3Cloud, s3_store: Store, tmp_path: Path
 ) -> None:
     """Those without a part, begun since then; what may be another client's stays."""
     began_s = time.time()
-    other = s3_store.start_upload("dir/object")
+    before = s3_cloud.open(tmp_path / "secrets")
+    other = before.start_upload("dir/object")
     other.put_part(1, b"x" * 1024)
-    s3_store.start_upload("dir/object")
+    before.start_upload("dir/object")
+    before.close()
     s3_store.abandon("dir/object", {"since_s": began_s + 3600})
     assert len(open_uploads(s3_cloud)) == 2
     s3_store.abandon("dir/object", {"since_s": began_s})
     assert open_uploads(s3_cloud) == [other.state["upload"]]
     other.abort()
+
+
+def test_what_was_begun_meanwhile_is_not_removed(s3_store: Store) -> None:
+    """What another process left is removed by and by, while the file is sent anew."""
+    began_s = time.time()
+    begun = s3_store.start_upload("key")
+    s3_store.abandon("key", {"since_s": began_s})
+    begun.put_part(1, b"data")
+    begun.complete()
+    resumed = s3_store.resume_upload("key", s3_store.start_upload("key").state, {})
+    s3_store.abandon("key", {"since_s": began_s})
+    resumed.put_part(1, b"more")
+    assert resumed.complete().size_bytes == 4
+
+
+def test_nothing_is_begun_while_what_was_left_is_removed(s3_store: Store) -> None:
+    """The number of an upload that is begun right now is not known yet."""
+    began_s = time.time()
+
+    def begin(_: int) -> None:
+        upload = s3_store.start_upload("key")
+        time.sleep(0.1)  # so that others look meanwhile
+        upload.put_part(1, b"data")
+        upload.abort()
+
+    with ThreadPoolExecutor(8) as threads:
+        done = [threads.submit(begin, number) for number in range(40)]
+        while not all(future.done() for future in done):
+            s3_store.abandon("key", {"since_s": began_s})
+        for future in done:
+            future.result()
 
 
 def test_an_upload_that_is_begun_a_second_time_is_begun_once(s3_cloud: S3Cloud) -> None:

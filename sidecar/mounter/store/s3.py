@@ -49,7 +49,7 @@ from sidecar.mounter.store.s3_dialect import (
     no_identity,
     version_of,
 )
-from sidecar.mounter.store.s3_upload import S3Upload
+from sidecar.mounter.store.s3_upload import OwnUploads, S3Upload
 from sidecar.mounter.store.wire import Headers
 from sidecar.units import GIB, MIB
 
@@ -113,6 +113,7 @@ class S3Store(CloudStore[S3Credentials]):
         self._keeps_etags = False
         self._copies_parts = True
         self._quotes_etags = True
+        self.own_uploads = OwnUploads()
         super().__init__(
             source,
             place=Place("S3", source.bucket, str(dialect.endpoint)),
@@ -275,15 +276,17 @@ class S3Store(CloudStore[S3Credentials]):
     def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> S3Upload:
         """As :meth:`Store.start_upload`."""
         since_s = time.time()
-        answer = self.result(
-            Request("put", key), "POST", key, {"uploads": ""}, _metadata_headers(metadata)
-        )
-        upload_id = answer.fields.get("UploadId", "")
-        if not upload_id:
-            raise self.odd_answer("put", f"an upload of `{key}` has no number")
+        with self.own_uploads.changing(key):
+            answer = self.result(
+                Request("put", key), "POST", key, {"uploads": ""}, _metadata_headers(metadata)
+            )
+            upload_id = answer.fields.get("UploadId", "")
+            if not upload_id:
+                raise self.odd_answer("put", f"an upload of `{key}` has no number")
+            self.own_uploads.add(upload_id)
         if answer.attempts > 1:  # the others may have worked, too
             try:
-                self._abort_nameless(key, since_s, keep=upload_id)
+                self._abort_nameless(key, since_s)
             except SidecarError as error:
                 log.warning("an upload may be left in the store: %s", error.message)
         return S3Upload(self, key, upload_id, metadata or {}, {})
@@ -293,6 +296,7 @@ class S3Store(CloudStore[S3Credentials]):
     ) -> S3Upload:
         """As :meth:`Store.resume_upload`."""
         known = {number: (receipt, size) for number, (size, receipt) in parts.items()}
+        self.own_uploads.add(state["upload"])
         return S3Upload(self, key, state["upload"], state["metadata"], known)
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
@@ -302,12 +306,16 @@ class S3Store(CloudStore[S3Credentials]):
         else:
             self._abort_nameless(key, state["since_s"])
 
-    def _abort_nameless(self, key: str, since_s: float, *, keep: str = "") -> None:
-        """Abort uploads of a key that were begun since then, and have no part; one is kept.
+    def _abort_nameless(self, key: str, since_s: float) -> None:
+        """Abort uploads of a key that were begun since then, and have no part; ours are kept.
 
         They might be another client's that is about to send its first part, which then begins
         anew; one that has sent a part is left alone.
         """
+        with self.own_uploads.changing(key):  # none of ours may be without a number yet
+            self._abort_others(key, since_s)
+
+    def _abort_others(self, key: str, since_s: float) -> None:
         request = Request("list")
         reply = self.transfer(request, lambda: self._s3.uploads(key), (), _ACCEPTED)
         try:
@@ -315,7 +323,9 @@ class S3Store(CloudStore[S3Credentials]):
         except (ValueError, LookupError):
             raise self.odd_answer("list", f"uploads of `{key}` cannot be listed") from None
         for found, upload_id, begun_s in uploads:
-            if found != key or upload_id == keep or begun_s < since_s - _CLOCKS_DIFFER_S:
+            if found != key or upload_id in self.own_uploads:
+                continue
+            if begun_s < since_s - _CLOCKS_DIFFER_S:
                 continue
             query = {"uploadId": upload_id, "max-parts": "1"}
             try:

@@ -6,8 +6,10 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -18,6 +20,39 @@ from sidecar.mounter.store.s3_dialect import etag_of
 
 if TYPE_CHECKING:
     from sidecar.mounter.store.s3 import Result, S3Store
+
+
+class OwnUploads:
+    """The uploads that this process has under way, by number."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._numbers: set[str] = set()
+        self._keys: set[str] = set()
+
+    def __contains__(self, upload_id: str) -> bool:
+        return upload_id in self._numbers
+
+    def add(self, upload_id: str) -> None:
+        """One that was begun or is gone on with."""
+        self._numbers.add(upload_id)
+
+    def discard(self, upload_id: str) -> None:
+        """One that ended."""
+        self._numbers.discard(upload_id)
+
+    @contextlib.contextmanager
+    def changing(self, key: str) -> Iterator[None]:
+        """Alone with the uploads of a key: to begin one, or to remove others."""
+        with self._changed:
+            self._changed.wait_for(lambda: key not in self._keys)
+            self._keys.add(key)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._keys.discard(key)
+                self._changed.notify_all()
 
 
 class S3Upload:
@@ -104,13 +139,16 @@ class S3Upload:
         try:
             answer = self._store.conditionally(self._key, condition, write)
         except NotFound:
+            self._store.own_uploads.discard(self._query["uploadId"])
             return self._completed_before([etag for _, (etag, _) in sent])
+        self._store.own_uploads.discard(self._query["uploadId"])
         size_bytes = sum(size for _, (_, size) in sent)
         etag = etag_of(answer.fields.get("ETag"))
         return self._store.made_of_parts(self._key, etag, size_bytes, answer.date_s, self._metadata)
 
     def abort(self) -> None:
         """As :meth:`Upload.abort`."""
+        self._store.own_uploads.discard(self._query["uploadId"])
         try:
             self._store.request(Request("abort", self._key), "DELETE", self._key, self._query)
         except NotFound:
