@@ -150,6 +150,7 @@ def pod_of(
     secrets: dict[str, dict[str, str]] | None = None,
     memory: str | None = None,
     command: list[str] | None = None,
+    context: Json | None = None,
 ) -> Pod:
     """The pod of the run, as `sidecar inject` makes it of :func:`experiment_of`.
 
@@ -157,8 +158,11 @@ def pod_of(
         secrets: instead of the right ones.
         memory: limit of the sidecar.
         command: of the experiment.
+        context: securityContext of the pod, instead of one that names the user.
     """
     experiment = experiment_of(command)
+    if context is not None:
+        experiment["spec"]["securityContext"] = context
     if memory:
         experiment["metadata"]["annotations"]["mount-sidecar.io/memory-limit"] = memory
     catalogue = parse_catalogue(clouds.catalogue(directory), "the test's catalogue")

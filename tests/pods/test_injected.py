@@ -164,3 +164,37 @@ def test_without_native_sidecars_a_failure_is_no_empty_directory(
         assert "cannot access '/mnt/persistence/data/images'" in said
         assert "Read-only file system" in said
         everything_is_gone(pod)
+
+
+SAVES_AS_ITSELF = """
+import os
+os.chdir(os.environ["POLYAXON_RUN_OUTPUTS_PATH"])
+os.mkdir("checkpoints")
+with open("checkpoints/1.tmp", "w") as file:
+    file.write("weights")
+    os.fsync(file.fileno())
+os.rename("checkpoints/1.tmp", "checkpoints/1")
+open("log", "w").write("one")
+open("log", "a").write(" two")
+os.symlink("checkpoints/1", "last")
+made = [os.lstat(name) for name in ("checkpoints", "checkpoints/1", "log", "last")]
+print(os.getuid(), {status.st_uid for status in made}, {status.st_gid for status in made})
+"""
+
+
+@pytest.mark.parametrize(
+    ("context", "group"),
+    [({}, USER), ({"fsGroup": GROUP}, GROUP), ({"runAsUser": USER}, 0)],
+    ids=["image", "group", "user"],
+)
+def test_an_image_with_a_user_of_its_own(
+    tmp_path: Path, clouds: Clouds, context: Json, group: int
+) -> None:
+    """``USER 1000:1000`` in the image; what the pod says of it, from nothing on."""
+    command = ["python3", "-c", SAVES_AS_ITSELF]
+    with pod_of(tmp_path, clouds, command=command, context=context) as pod:
+        assert pod[EXPERIMENT].wait() == 0, pod[EXPERIMENT].logs()
+        assert pod[EXPERIMENT].logs() == f"{USER} {{{USER}}} {{{group}}}\n"
+        assert pod.stop_sidecars() == {SIDECAR: 0}, pod[SIDECAR].logs()
+        assert sorted(clouds.saved()) == ["checkpoints/1", "last.rclonelink", "log"]
+        everything_is_gone(pod)
