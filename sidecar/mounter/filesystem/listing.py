@@ -13,6 +13,7 @@ from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key, is_probe_
 from sidecar.mounter.store.base import ObjectInfo, Page, Store
 
 _REST_WAIT_S = 0.25
+_FREED_TOGETHER = 5000
 
 HiddenCallback = Callable[[str, str], None]
 
@@ -46,6 +47,10 @@ class Changes:
                 if ended >= moment_s
             }
 
+    def __bool__(self) -> bool:
+        """Whether anything is remembered."""
+        return bool(self._made)
+
     def forget_before(self, moment_s: float) -> None:
         """Drop changes that no listing still under way can have missed."""
         with self._lock:
@@ -62,6 +67,7 @@ class Listing:
 
     Attributes:
         took_s: how long the store took for the pages loaded so far.
+        used_s: when it was last asked for what follows a name (monotonic).
 
     Args:
         prefix: the directory's key, ending in ``/``; empty for the root.
@@ -100,6 +106,7 @@ class Listing:
         self.has_marker = False
         self.loaded_s = float("-inf")
         self.took_s = 0.0
+        self.used_s = float("-inf")
         self._positions: dict[str, int] = {}
         self._followed = -1
 
@@ -148,6 +155,7 @@ class Listing:
 
         As readers that go through the names in order do, perhaps skipping some.
         """
+        self.used_s = time.monotonic()
         with self._lock:
             while len(self._positions) < len(self.names):
                 self._positions[self.names[len(self._positions)]] = len(self._positions)
@@ -159,6 +167,26 @@ class Listing:
                 return []
             names = self.names[here + 1 : here + 1 + count]
             return [(n, self.entries[n]) for n in names if n in self.entries]
+
+    def without_names(self) -> Listing:
+        """What is worth remembering of it once it is not believed any more: what it cost."""
+        rest = Listing(self._store, self._prefix, self._changes, self._hidden, self._threads)
+        rest.loaded_s, rest.took_s = self.loaded_s, self.took_s
+        return rest
+
+    def free(self) -> None:
+        """Forget all names, of which nobody needs one any more.
+
+        Bit by bit: to free a million at once stops every thread of the process for a second.
+        """
+        while self.names or self.entries or self._positions:
+            del self.names[-_FREED_TOGETHER:]
+            for _ in range(_FREED_TOGETHER):
+                if self.entries:
+                    self.entries.popitem()
+                if self._positions:
+                    self._positions.popitem()
+            time.sleep(0)
 
     def apply(self, name: str, exists: bool, remote: Remote) -> None:
         """A change through this mount that ended in the store, or what the store says by now."""

@@ -46,6 +46,8 @@ _DIRECTORIES_AHEAD = 2
 _NAMES_AHEAD = 16
 """Among so many names the next directories are looked for."""
 _LATE_CHANGES_S = 120.0
+_FOLLOWED_S = 10.0
+"""A listing whose names are asked for in its order is kept, though it is not believed any more."""
 DIRECTORY_ATTRIBUTES_S = 60.0
 """How long the attributes of a directory are believed: nothing tells that they changed."""
 
@@ -151,6 +153,7 @@ class Tree:
         self.subtrees = Subtrees()
         self.nodes = NodeTable(time.time_ns(), journal)
         self._readings: weakref.WeakSet[OpenDirectory] = weakref.WeakSet()
+        self._remembering: set[Directory] = set()  # with a listing, changes or absences
         self._moves = 0  # directories that got another name, so far
         self.on_remote_change: Callable[[Node], None] = _ignore
         """Called with a node that lost its name because the bucket changed."""
@@ -496,6 +499,7 @@ class Tree:
         """Tell everything that remembers the directory what the store now has there."""
         parent.negative.pop(name, None)
         parent.changes.made(name, exists, remote)
+        self._remembering.add(parent)
         parent.mtime_ns = time.time_ns()
         listing = parent.listing
         if listing is not None:
@@ -654,6 +658,7 @@ class Tree:
                 if len(parent.negative) >= _NEGATIVE_NAMES:
                     parent.negative.clear()
                 parent.negative[name] = fresh_until_s
+                self._remembering.add(parent)
                 raise NotFound(f"`{parent.key}{name}`")
             if remote is None:
                 if not isinstance(child, Directory):
@@ -685,9 +690,39 @@ class Tree:
             )
             listing.loaded_s = time.monotonic()  # its first page is about to be asked for
             directory.listing = listing
+            self._remembering.add(directory)
             directory.misses = 0
             directory.missed_s = 0.0
         return listing
+
+    def drop_expired(self) -> None:
+        """Free what is not believed any more, also where nobody asks again. Every second or so."""
+        now_s = time.monotonic()
+        with self.nodes.lock:
+            read = {opened.listing for opened in self._readings}
+            expired = [
+                listing
+                for directory in list(self._remembering)
+                if (listing := self._forget_expired(directory, now_s, read)) is not None
+            ]
+        for listing in expired:
+            listing.free()
+
+    def _forget_expired(
+        self, directory: Directory, now_s: float, read: set[Listing | None]
+    ) -> Listing | None:
+        """Forget it of one directory; its listing where that is nobody's any more."""
+        listing, expired = directory.listing, None
+        if listing is not None and listing.names and listing not in read:
+            of_use_s = max(listing.loaded_s + self.ttl_s, listing.used_s + _FOLLOWED_S)
+            if of_use_s <= now_s:
+                directory.listing, expired = listing.without_names(), listing
+        directory.changes.forget_before(now_s - _LATE_CHANGES_S)
+        directory.negative = {n: s for n, s in directory.negative.items() if s > now_s}
+        listed = directory.listing is not None and directory.listing.names
+        if not (listed or directory.changes or directory.negative):
+            self._remembering.discard(directory)
+        return expired
 
     def _hide(self, key: str, reason: str) -> None:
         self._hidden(reason)

@@ -1,0 +1,79 @@
+"""What is remembered of names is freed once it is not believed any more."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import NotFound
+from sidecar.mounter.filesystem.nodes import ROOT
+from sidecar.mounter.store.base import ObjectInfo, Page
+from tests.filesystem.view import View
+from tests.support.memory_store import MemoryStore
+
+NAMES = 200_000
+
+
+class ManyNames(MemoryStore):
+    """A root of many names that need no memory here."""
+
+    def list_page(
+        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    ) -> Page:
+        self._count("list")
+        start = int(token or 0)
+        end = min(NAMES, start + limit)
+        objects = [ObjectInfo(f"name-{n:08}", n, 1e9, f"{n:032x}") for n in range(start, end)]
+        return Page(objects, [], str(end) if end < NAMES else None)
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_large_listing_is_freed_when_nobody_reads_it_and_nobody_believes_it(
+    tmp_path: Path,
+) -> None:
+    store = ManyNames()
+    view = View(store, tmp_path, ttl_s=0)
+    before = tracemalloc.get_traced_memory()[0]
+    reading = view.fs.open_directory(ROOT)
+    lines = view.fs.read_directory(reading, 0)
+    names = [next(lines).name for _ in range(NAMES // 2)]
+    view.fs.tree.drop_expired()
+    names += [line.name for line in lines]  # who reads it reads on
+    assert len(names) == len(set(names)) == NAMES + 2
+    del names
+    view.fs.release_directory(reading)
+    del lines
+    listed = tracemalloc.get_traced_memory()[0] - before
+    assert listed > NAMES * 100
+    view.fs.tree.drop_expired()
+    assert tracemalloc.get_traced_memory()[0] - before < listed / 20
+    # A name that is asked for then does not list it all again.
+    lists = store.requests["list"]
+    view.node("name-00000000")
+    assert store.requests["list"] == lists + 1
+
+
+def test_what_is_believed_stays(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put("file", b"x")
+    view = View(store, tmp_path)
+    assert view.names() == ["file"]
+    with pytest.raises(NotFound):
+        view.node("absent")
+    view.write("new", b"x")
+    requests = dict(store.requests)
+    view.fs.tree.drop_expired()
+    assert view.names() == ["file", "new"]
+    with pytest.raises(NotFound):
+        view.node("absent")
+    assert store.requests == requests
