@@ -77,3 +77,17 @@ def test_what_is_believed_stays(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         view.node("absent")
     assert store.requests == requests
+
+
+def test_who_has_asked_a_listing_still_has_all_of_it(tmp_path: Path) -> None:
+    """A lookup may be slow: what it believes when it asks must not be emptied meanwhile."""
+    store = MemoryStore()
+    store.put("file", b"x")
+    view = View(store, tmp_path, ttl_s=0)
+    view.names()
+    listing = view.fs.tree.nodes.root.listing
+    assert listing is not None
+    view.fs.tree.drop_expired()
+    assert view.fs.tree.nodes.root.listing is not listing
+    assert listing.covers("file")
+    assert "file" in listing.entries

@@ -174,10 +174,10 @@ class Listing:
         rest.loaded_s, rest.took_s = self.loaded_s, self.took_s
         return rest
 
-    def free(self) -> None:
-        """Forget all names, of which nobody needs one any more.
+    def __del__(self) -> None:
+        """Nobody looks at it any more: free its names, bit by bit.
 
-        Bit by bit: to free a million at once stops every thread of the process for a second.
+        To free a million at once stops every thread of the process for a second.
         """
         while self.names or self.entries or self._positions:
             del self.names[-_FREED_TOGETHER:]

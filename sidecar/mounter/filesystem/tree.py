@@ -696,7 +696,10 @@ class Tree:
         return listing
 
     def drop_expired(self) -> None:
-        """Free what is not believed any more, also where nobody asks again. Every second or so."""
+        """Let go of what is not believed any more, also where nobody asks again.
+
+        Every second or so. Who has asked a listing a moment ago still has all of it.
+        """
         now_s = time.monotonic()
         with self.nodes.lock:
             read = {opened.listing for opened in self._readings}
@@ -705,8 +708,7 @@ class Tree:
                 for directory in list(self._remembering)
                 if (listing := self._forget_expired(directory, now_s, read)) is not None
             ]
-        for listing in expired:
-            listing.free()
+        expired.clear()  # without the lock: it takes its time
 
     def _forget_expired(
         self, directory: Directory, now_s: float, read: set[Listing | None]
