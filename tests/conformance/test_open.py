@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import mmap
 import os
+import shutil
 import socket
+import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conformance.programs import fails_with, opened, write
 
 BLOCK = 4096
+FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h
+SLEEP = Path("/bin/sleep")
 
 
 def test_o_creat_makes_a_file_or_opens_it(directory: Path) -> None:
@@ -191,6 +198,48 @@ def test_a_socket(directory: Path) -> None:
     with opened(directory, os.O_PATH) as fd, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"/proc/self/fd/{fd}/socket")  # short, as sun_path wants
     assert (directory / "socket").is_socket()
+
+
+def test_attributes_of_other_file_systems(directory: Path) -> None:
+    path = write(directory / "file", b"content")
+    with opened(path, os.O_RDONLY) as fd:
+        fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))
+
+
+def test_a_program_that_runs_is_not_written(directory: Path) -> None:
+    with running(directory / "program") as path:
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC):
+            with fails_with(errno.ETXTBSY):
+                os.open(path, flags)
+        with fails_with(errno.ETXTBSY):
+            os.truncate(path, 0)
+        assert path.read_bytes() == SLEEP.read_bytes()
+
+
+def test_a_program_that_runs_is_not_emptied_by_a_reader(directory: Path) -> None:
+    with running(directory / "program") as path:
+        with contextlib.suppress(OSError):  # it is ETXTBSY unless the program has died of it
+            os.close(os.open(path, os.O_RDONLY | os.O_TRUNC))
+        assert path.read_bytes() == SLEEP.read_bytes()
+
+
+def test_what_is_being_written_is_not_run(directory: Path) -> None:
+    path = directory / "program"
+    shutil.copy(SLEEP, path)
+    with opened(path, os.O_WRONLY), fails_with(errno.ETXTBSY):
+        subprocess.run([path, "0"], check=True)
+    subprocess.run([path, "0"], check=True)
+
+
+@contextlib.contextmanager
+def running(path: Path) -> Iterator[Path]:
+    """A program that is a file of the file system under test, and runs."""
+    shutil.copy(SLEEP, path)
+    with subprocess.Popen([path, "60"]) as process:
+        try:
+            yield path
+        finally:
+            process.kill()
 
 
 def test_mknod_of_a_regular_file(directory: Path) -> None:

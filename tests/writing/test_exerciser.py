@@ -1,7 +1,8 @@
 """One file, any order of reads, writes, truncates, maps, syncs and reopens: every byte, always.
 
-In the manner of fsx. The file is compared with a model in memory at each read, whole every
-now and then, and at the end in the bucket. A failure prints the seed and the last operations.
+In the manner of fsx, and with what the crate of that name lacks, O_DIRECT and AIO. The file is
+compared with a model in memory at each read, whole every now and then, and at the end in the
+bucket. A failure prints the seed and the last operations.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from sidecar.spec import StoreName, TransportName
+from tests.support.direct import BLOCK_BYTES, DirectFile
 from tests.writing.buckets import Mounted, mounted
 
 LONGEST_BYTES = 400_000
@@ -57,6 +59,10 @@ class Exerciser:
             self._map_read: 10,
             self._map_write: 15,
             self._map_write_and_sync: 3,
+            self._direct_read: 6,
+            self._direct_write: 6,
+            self._asynchronous_reads: 4,
+            self._asynchronous_writes: 4,
             self._forget_pages: 2,
             self._sync: 1,
             self._reopen: 2,
@@ -136,6 +142,44 @@ class Exerciser:
     def _map_write_and_sync(self, offset: int, size: int) -> None:
         self._map_write(offset, size, sync=True)
 
+    # O_DIRECT goes past the pages that the others leave behind, by blocks.
+
+    def _direct_read(self, offset: int, size: int) -> None:
+        offset, size = _blocks(offset, size)
+        with DirectFile(self._path) as file:
+            self._compare(file.read(offset, size), offset, size)
+
+    def _direct_write(self, offset: int, size: int) -> None:
+        offset, size = _blocks(offset, size)
+        data = self._random.randbytes(size)
+        with DirectFile(self._path) as file:
+            file.write(offset, data)
+        self._store(offset, data)
+
+    def _asynchronous_reads(self, offset: int, size: int) -> None:
+        pieces = self._pieces(offset, size)
+        with DirectFile(self._path) as file:
+            found = file.read_many(pieces)
+        for (start, length), got in zip(pieces, found, strict=True):
+            self._compare(got, start, length)
+
+    def _asynchronous_writes(self, offset: int, size: int) -> None:
+        pieces = [
+            (start, self._random.randbytes(length)) for start, length in self._pieces(offset, size)
+        ]
+        with DirectFile(self._path) as file:
+            file.write_many(pieces)
+        for start, data in pieces:
+            self._store(start, data)
+
+    def _pieces(self, offset: int, size: int) -> list[tuple[int, int]]:
+        """Some ranges that do not overlap, in no order."""
+        offset, size = _blocks(offset, size)
+        starts = range(offset, offset + size, 4 * BLOCK_BYTES)
+        pieces = [(start, min(4 * BLOCK_BYTES, offset + size - start)) for start in starts]
+        self._random.shuffle(pieces)
+        return pieces
+
     def _forget_pages(self, _offset: int, _size: int) -> None:
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -145,6 +189,13 @@ class Exerciser:
     def _reopen(self, _offset: int, _size: int) -> None:
         os.close(self._fd)
         self._fd = os.open(self._path, os.O_RDWR)
+
+
+def _blocks(offset: int, size: int) -> tuple[int, int]:
+    """The range of whole blocks nearest to a range that is not over :data:`LONGEST_BYTES`."""
+    start = min(offset, LONGEST_BYTES - BLOCK_BYTES) // BLOCK_BYTES * BLOCK_BYTES
+    size = max(BLOCK_BYTES, size // BLOCK_BYTES * BLOCK_BYTES)
+    return start, min(size, LONGEST_BYTES // BLOCK_BYTES * BLOCK_BYTES - start)
 
 
 @pytest.fixture
