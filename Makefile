@@ -19,7 +19,7 @@ FAST := $(wildcard $(addprefix tests/,architecture control credentials filesyste
 ON_S3 := tests/store tests/writing tests/reading tests/mount -k "not (gcs or azure or rclone or strict)"
 LONG_ON_CEPH := -m soak $(addprefix tests/,store/test_ceph.py writing/test_ceph.py writing/test_conformance.py)
 
-.PHONY: help demo test check lint format soak soak-ceph bench clean preflight install-demo install-test
+.PHONY: help demo test check lint format soak soak-ceph soak-tools bench clean preflight install-demo install-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*##  */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -60,6 +60,10 @@ soak-ceph: install-test  ## the tests of S3, on Ceph's gateway
 	@scripts/install.sh soak
 	@MOUNT_SIDECAR_TEST_S3=ceph pytest --timeout 0 $(ON_S3) $(ARGS)
 	@MOUNT_SIDECAR_TEST_S3=ceph pytest --timeout 0 $(LONG_ON_CEPH) $(ARGS)
+
+soak-tools: preflight install-test  ## strict testers of file systems: pjdfstest, fsx, stress-ng and their like
+	@scripts/install.sh soak-tools
+	@pytest -m soak_tools --timeout 0 tests/soak_tools $(ARGS)
 
 bench: install-test  ## our mounts beside their peers, on this machine
 	@scripts/install.sh bench

@@ -4,6 +4,7 @@
 #   scripts/install.sh demo     the product in .venv, and libfuse
 #   scripts/install.sh test     besides, the real servers and tools that the tests talk to
 #   scripts/install.sh soak     besides, in .venv-torch, what is too large for every test run
+#   scripts/install.sh soak-tools   what `test` has made, and strict testers of file systems
 #   scripts/install.sh bench    what draws plots, in the .venv that `test` has made
 #
 # Debian 12 or 13, or Ubuntu; root only where a system package is missing. Registries are
@@ -13,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/python.sh
 
-group=${1:?usage: scripts/install.sh demo|test|soak|bench}
+group=${1:?usage: scripts/install.sh demo|test|soak|soak-tools|bench}
 venv=.venv
 tools=.tools
 azurite_version=3.35.0 # the last release that runs on the Node.js of Debian 12 and Ubuntu 24.04
@@ -153,6 +154,31 @@ install_torch() {
     say "$target: torch"
     pip_install "$target" -r "$requirements"
     printf '%s\n' "$want" >"$target/.installed"
+}
+
+# Strict testers of file systems: some are Debian's, others are built from their crates.
+install_testers() {
+    local name
+    for name in dbench stress-ng bonnie++; do
+        PATH=$PATH:/usr/sbin command -v "$name" >/dev/null || apt_install "$name"
+    done
+    install_crate pjdfstest 0.2.2
+    install_crate fsx 0.3.2
+}
+
+# install_crate NAME VERSION : the program NAME in .tools/bin, a minute or two the first time.
+install_crate() {
+    local stamp=$tools/.crate-$1
+    if done_before "$stamp" "$2"; then
+        return
+    fi
+    # Debian 12 and Ubuntu 24.04 have an older one.
+    command -v cargo >/dev/null || apt_install cargo
+    cargo --version | awk '{ split($2, v, "."); exit !(v[1] > 1 || v[2] >= 85) }' ||
+        die "$1 needs cargo 1.85 or newer, here is $(cargo --version): install it by rustup"
+    say "$tools: $1 $2"
+    cargo install -q --locked --root "$tools" "$1@$2"
+    printf '%s\n' "$2" >"$stamp"
 }
 
 install_plot() {
@@ -295,6 +321,7 @@ case $group in
         install_torch
         install_ceph
         ;;
+    soak-tools) install_testers ;;
     bench) install_plot ;;
-    *) die "unknown group $group: demo, test, soak or bench" ;;
+    *) die "unknown group $group: demo, test, soak, soak-tools or bench" ;;
 esac

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.conformance.differences import DIFFERENCES
+from tests.soak_tools.expected import EXPECTED
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +33,11 @@ def test_every_difference_cites_a_paragraph_that_its_test_proves() -> None:
         assert difference.paragraph in paragraphs, f"{test} on {transport}"
         proof = ("tests/conformance/" + test.partition("::")[0], test.partition("::")[2])
         assert proof in _proofs(paragraphs[difference.paragraph]), f"{test} on {transport}"
+
+
+def test_every_finding_of_a_strict_tester_cites_a_paragraph() -> None:
+    paragraphs = _paragraphs()
+    assert [entry for entry in EXPECTED if entry.why not in paragraphs] == []
 
 
 def test_every_difference_is_of_a_test_that_exists() -> None:

@@ -1,0 +1,83 @@
+"""The one list of what strict testers find on a mount, and why that is right.
+
+Whatever is not here is a defect; what is here must be found, or is taken off.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+EVERYWHERE = frozenset({"kernel-root", "kernel-nobody", "libfuse-root"})
+KERNEL = frozenset({"kernel-root", "kernel-nobody"})
+AS_ROOT = frozenset({"kernel-root", "libfuse-root"})
+LIBFUSE = frozenset({"libfuse-root"})
+
+
+class Expected(NamedTuple):
+    """One reason for which cases of one tester fail.
+
+    Attributes:
+        cases: a regular expression of their whole names.
+        says: a regular expression that what the tester says has somewhere.
+        why: the heading of SEMANTICS.md that says so.
+        where: transport and user.
+        always: whether at least one case must fail so; else it depends on the moment.
+    """
+
+    tool: str
+    cases: str
+    says: str
+    why: str
+    where: frozenset[str] = EVERYWHERE
+    always: bool = True
+
+    def explains(self, case: str, text: str) -> bool:
+        """Whether this is why a case failed."""
+        return bool(re.fullmatch(self.cases, case) and re.search(self.says, text))
+
+
+_NAMES = "N2 Names are up to 255 bytes of UTF-8"
+_HARD_LINKS = "X1 Hard links are refused"
+_SPECIAL = "X2 Devices, FIFOs and sockets are refused"
+_ONE_TIME = "A3 There is one time"
+_LINKS = "A5 The mount itself has the volume's mode and owner"
+_IOCTL = "X6 ioctl knows nothing"
+_EXTENDED = "X3 Extended attributes are refused"
+_NAMELESS = "T3 libfuse cannot stat a file that lost its name"
+_TYPES = "(fifo|block|char|socket)"
+
+_RUNNING = "W7 What runs is not written"
+
+EXPECTED: tuple[Expected, ...] = (
+    # --- pjdfstest
+    Expected("pjdfstest", rf"(\w+::)+{_TYPES}", "EPERM|assertion failed: mknod", _SPECIAL),
+    Expected("pjdfstest", r"mk(fifo|nod)::\w+", "EPERM|is_ok", _SPECIAL),
+    Expected("pjdfstest", "open::(fifo_nonblock_wronly|socket_error)", "EPERM", _SPECIAL),
+    Expected("pjdfstest", r"link::\w+::regular", "EPERM|is_ok", _HARD_LINKS),
+    Expected("pjdfstest", r"unlink::u\w+::regular", "EPERM", _HARD_LINKS),
+    Expected(
+        "pjdfstest",
+        "rename::(preserve_metadata|to_multiply_linked)::regular",
+        "EPERM",
+        _HARD_LINKS,
+    ),
+    Expected("pjdfstest", "chmod::update_ctime::(regular|dir)", "did not change", _ONE_TIME),
+    Expected(
+        "pjdfstest",
+        "utimensat::(changes_timestamps::(regular|dir)|y2038|follow_symlink|utime_omit|subsecond)",
+        "TimeSpec",
+        _ONE_TIME,
+    ),
+    Expected("pjdfstest", "rename::updates_link_parent", "left: 2 right: 3", _LINKS),
+    # Its paths of 4,095 bytes are keys, and a store that is none of S3's may have no limit.
+    Expected("pjdfstest", r"(\w+::)+enametoolong_path", "name too long", _NAMES, always=False),
+    # The program that was cut off may have died before the second look.
+    Expected("pjdfstest", "open::etxtbsy", "unwrap_err", _RUNNING, always=False),
+    Expected("pjdfstest", "unlink::open_file_not_freed", "ENOENT", _NAMELESS, LIBFUSE),
+    # --- stress-ng, which says "skipping" for what it cannot do
+    Expected("stress_ng", "link", "link calls not allowed", _HARD_LINKS),
+    Expected("stress_ng", "fiemap", "FS_IOC_FIEMAP not supported", _IOCTL),
+    Expected("stress_ng", "verity", "verity", _IOCTL),
+    Expected("stress_ng", "xattr", "does not support xattr", _EXTENDED),
+)
