@@ -99,6 +99,18 @@ def test_a_full_spool(tmp_path: Path) -> None:
     assert store.head("file").size_bytes == 4
 
 
+def test_a_file_is_emptied_in_a_spool_that_is_over_full(tmp_path: Path) -> None:
+    """Blocks are larger than what was asked for, and two that ask at once may both be let in."""
+    view = View(MemoryStore(), tmp_path)
+    handle = view.open("file", os.O_WRONLY | os.O_CREAT)
+    view.fs.write(handle, 0, bytes(5000))
+    budget = view.fs._spool.budget
+    budget.total_bytes = budget.used_bytes - 1
+    view.fs.set_attributes(view.node("file"), {}, 100)
+    emptied = view.fs.set_attributes(view.node("file"), {}, 0)
+    assert emptied.attributes.size_bytes == 0
+
+
 def test_a_read_only_file_system_refuses_by_itself(tmp_path: Path) -> None:
     store = MemoryStore()
     store.put("file", b"content")

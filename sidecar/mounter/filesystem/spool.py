@@ -41,8 +41,10 @@ class SpoolBudget:
         return max(0, self.total_bytes - self.used_bytes)
 
     def check(self, more_bytes: int) -> None:
-        """Raise SpoolFull if ``more_bytes`` would not fit."""
-        if self.used_bytes + more_bytes > self.total_bytes:
+        """Raise SpoolFull if ``more_bytes`` would not fit. Nothing always does."""
+        # It may be over-full: blocks are larger than what was asked for, and two files that ask
+        # at once are both let in.
+        if more_bytes and self.used_bytes + more_bytes > self.total_bytes:
             raise SpoolFull(
                 f"the spool holds {self.used_bytes} of {self.total_bytes} bytes",
                 "close files so that they are uploaded, or raise `sizes.spool_bytes`",
