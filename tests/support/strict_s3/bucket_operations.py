@@ -1,7 +1,8 @@
 """Operations on buckets.
 
 Sources: "ListBuckets", "CreateBucket", "DeleteBucket", "HeadBucket", "GetBucketLocation",
-"General purpose bucket naming rules".
+"GetBucketOwnershipControls", "Controlling ownership of objects and disabling ACLs", "General
+purpose bucket naming rules".
 """
 
 from __future__ import annotations
@@ -54,3 +55,10 @@ def get_bucket_location(call: Call) -> Answer:
     call.allow("GetBucketLocation")
     region = call.bucket.settings.region or call.region
     return xml_answer("LocationConstraint", "" if region == "us-east-1" else region)
+
+
+def get_bucket_ownership_controls(call: Call) -> Answer:
+    """GetBucketOwnershipControls."""
+    call.allow("GetBucketOwnershipControls")
+    chosen = "ObjectWriter" if call.bucket.settings.acls else "BucketOwnerEnforced"
+    return xml_answer("OwnershipControls", [("Rule", [("ObjectOwnership", chosen)])])

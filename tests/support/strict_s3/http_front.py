@@ -233,7 +233,7 @@ class Front:
             name, colon, value = raw.decode("latin-1").partition(":")
             if not colon or name != name.strip():
                 raise ValueError("no header")
-            name, value = name.lower(), value.strip()
+            name, value = name.lower(), value.strip(" \t\r\n")
             headers[name] = f"{headers[name]},{value}" if name in headers else value
         path, _, query = target.partition("?")
         size = int(headers["content-length"]) if "content-length" in headers else None

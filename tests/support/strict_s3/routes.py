@@ -28,6 +28,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Answer]] = {
     "DeleteObjectTagging": object_operations.delete_object_tagging,
     "DeleteObjects": object_operations.delete_objects,
     "GetBucketLocation": bucket_operations.get_bucket_location,
+    "GetBucketOwnershipControls": bucket_operations.get_bucket_ownership_controls,
     "GetObject": object_operations.get_object,
     "GetObjectAcl": object_operations.get_object_acl,
     "GetObjectTagging": object_operations.get_object_tagging,
@@ -49,6 +50,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Answer]] = {
 _OF_BUCKET = {
     ("GET", ""): "ListObjects",
     ("GET", "location"): "GetBucketLocation",
+    ("GET", "ownershipControls"): "GetBucketOwnershipControls",
     ("GET", "uploads"): "ListMultipartUploads",
     ("HEAD", ""): "HeadBucket",
     ("PUT", ""): "CreateBucket",

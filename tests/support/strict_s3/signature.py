@@ -103,7 +103,7 @@ def check_signature(
 
 def canonical_request(request: Request, names: list[str]) -> str:
     """What is signed of a request."""
-    headers = "".join(f"{name}:{' '.join(request.headers[name].split())}\n" for name in names)
+    headers = "".join(f"{name}:{_trimmed(request.headers[name])}\n" for name in names)
     payload = request.headers.get("x-amz-content-sha256", "UNSIGNED-PAYLOAD")
     path = quote(unquote_to_bytes(request.path), safe=f"/{_UNRESERVED}")
     return "\n".join([
@@ -114,6 +114,11 @@ def canonical_request(request: Request, names: list[str]) -> str:
         ";".join(names),
         payload,
     ])  # fmt: skip
+
+
+def _trimmed(value: str) -> str:
+    """Bytes of UTF-8 stand in it as Latin-1: one of them may look like a space of Unicode."""
+    return re.sub("[ \t]+", " ", value.strip(" \t"))
 
 
 @lru_cache(maxsize=64)

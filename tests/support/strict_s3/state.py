@@ -73,7 +73,8 @@ class Settings:
         denied: actions that a policy denies, each with the prefix of keys it is about.
         requester_pays: refuses requests that do not say so.
         quota_bytes: of all objects.
-        acls: whether ACLs may be set (Object Ownership is not "bucket owner enforced").
+        acls: whether ACLs may be set (Object Ownership is not "bucket owner enforced", which it is
+            in new buckets).
         encryption: of objects that are made without naming one.
         like_ceph: it does what Ceph's RADOS gateway does otherwise. ``If-Match`` of a write is
             compared with the ETag without its quotes, and fails where there is nothing;
@@ -90,7 +91,7 @@ class Settings:
     denied: dict[str, str] = field(default_factory=dict)
     requester_pays: bool = False
     quota_bytes: int | None = None
-    acls: bool = True
+    acls: bool = False
     encryption: dict[str, str] = field(default_factory=lambda: dict(DEFAULT_ENCRYPTION))
     like_ceph: bool = False
 
