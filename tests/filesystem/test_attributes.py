@@ -95,6 +95,35 @@ def test_a_change_of_metadata_alone_is_seen(new: type[MemoryStore], tmp_path: Pa
     assert shown(view, "file")["mode"] == 0o600
 
 
+@pytest.mark.parametrize("new", STORES)
+def test_what_somebody_else_gives_an_object_is_seen(new: type[MemoryStore], tmp_path: Path) -> None:
+    """In place, so that the version stays."""
+    store = new()
+    store.put("file", b"old")
+    view = View(store, tmp_path, ttl_s=0)
+    view.stat("file")
+    store.describe("file", {"type": "text/plain"})
+    view.write("file", b"new")
+    assert store.head("file").properties == {"type": "text/plain"}
+
+
+@pytest.mark.parametrize("new", STORES)
+def test_what_a_saved_file_has_costs_no_head(new: type[MemoryStore], tmp_path: Path) -> None:
+    """Saved again and again by one mount."""
+    store = new()
+    store.put("file", b"old")
+    store.describe("file", {"type": "text/plain"})
+    view = View(store, tmp_path)
+    view.write("file", b"new")
+    asked = heads(store)
+    for data in (b"newer", b"newest"):
+        view.write("file", data)
+    view.rename("file", "other")
+    view.fs.set_attributes(view.node("other"), CHANGES)
+    assert store.head("other").properties == {"type": "text/plain"}
+    assert heads(store) == asked + 1  # the test's own
+
+
 def test_a_listing_that_brings_metadata_costs_no_head(tmp_path: Path) -> None:
     store = MemoryStore()
     for number in range(100):

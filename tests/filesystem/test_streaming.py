@@ -250,8 +250,10 @@ class SilentStore(MemoryStore):
         content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo:
-        made = super().put(key, content, metadata, condition)
+        made = super().put(key, content, metadata, condition, like=like)
         if self.requests["put"] == 1:
             raise self._instead
         return made

@@ -27,6 +27,7 @@ from sidecar.mounter.store.base import (
     Limits,
     ObjectInfo,
     Page,
+    Properties,
     Revision,
 )
 from sidecar.mounter.store.cloud import MAX_KEY_LENGTH
@@ -119,24 +120,50 @@ class MemoryStore:
         content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         self._count("put")
         data = _bytes(content)
         with self._lock:
             self._check(key, condition)
             info = ObjectInfo(
-                key, len(data), time.time(), str(next(self._versions)), dict(metadata or {})
+                key,
+                len(data),
+                time.time(),
+                str(next(self._versions)),
+                dict(metadata or {}),
+                self._properties_of(like),
             )
             self._objects[key] = (bytes(data), info)
             return info
+
+    def describe(self, key: str, properties: Properties) -> None:
+        """Somebody else gave an object properties, in place."""
+        data, info = self._objects[key]
+        changed = info._replace(properties=dict(properties), mtime_s=info.mtime_s + 1)
+        self._objects[key] = data, changed
+
+    def _properties_of(self, like: ObjectInfo | None) -> Properties:
+        if like is None:
+            return {}
+        return (
+            like.properties if like.properties is not None else self.head(like.key).properties or {}
+        )
 
     def settle(self, made: ObjectInfo) -> ObjectInfo:
         self._count("settle")
         return made
 
-    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _Upload:
+    def start_upload(
+        self,
+        key: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        like: ObjectInfo | None = None,
+    ) -> _Upload:
         self._count("start_upload")
-        return _Upload(self, key, metadata)
+        return _Upload(self, key, metadata, like)
 
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
@@ -156,6 +183,8 @@ class MemoryStore:
         revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
         """As a store does that copies parts; counts the bytes that it is sent."""
         self._count("patch")
@@ -172,7 +201,7 @@ class MemoryStore:
         )
         if pieces is None:
             return None
-        upload = _Upload(self, key, metadata)
+        upload = _Upload(self, key, metadata, like)
         for number, (start, end, copied) in enumerate(pieces, 1):
             if copied:
                 upload.parts[number] = data[start:end]
@@ -195,7 +224,7 @@ class MemoryStore:
             raise NotFound(f"`{source}`")
         if version is not None and not _is_version(info, version):
             raise Stale(f"`{source}`")
-        return self.put(target, data, info.metadata if metadata is None else metadata)
+        return self.put(target, data, info.metadata if metadata is None else metadata, like=info)
 
     def delete(self, key: str) -> None:
         self._count("delete")
@@ -230,7 +259,7 @@ class BareStore(MemoryStore):
         self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
     ) -> Page:
         page = super().list_page(prefix, token, delimiter=delimiter, limit=limit)
-        bare = [info._replace(metadata=None) for info in page.objects]
+        bare = [info._replace(metadata=None, properties=None) for info in page.objects]
         return replace(page, objects=bare)
 
 
@@ -241,8 +270,14 @@ class RenamingStore(MemoryStore):
         super().settle(made)
         return made if made.is_settled else self.head(made.key)
 
-    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _Upload:
-        return _RenamedUpload(self, key, metadata)
+    def start_upload(
+        self,
+        key: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        like: ObjectInfo | None = None,
+    ) -> _Upload:
+        return _RenamedUpload(self, key, metadata, like)
 
 
 class FailingStore(MemoryStore):
@@ -258,15 +293,23 @@ class FailingStore(MemoryStore):
         content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         if self.failure is not None and content:
             raise self.failure
-        return super().put(key, content, metadata, condition)
+        return super().put(key, content, metadata, condition, like=like)
 
-    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _Upload:
+    def start_upload(
+        self,
+        key: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        like: ObjectInfo | None = None,
+    ) -> _Upload:
         if self.failure is not None:
             raise self.failure
-        return super().start_upload(key, metadata)
+        return super().start_upload(key, metadata, like=like)
 
 
 class HangingStore(MemoryStore):
@@ -308,9 +351,11 @@ class HangingStore(MemoryStore):
         content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         self._pause("put", key)
-        return super().put(key, content, metadata, condition)
+        return super().put(key, content, metadata, condition, like=like)
 
     def copy(
         self,
@@ -329,8 +374,14 @@ class HangingStore(MemoryStore):
 
 
 class _Upload:
-    def __init__(self, store: MemoryStore, key: str, metadata: Mapping[str, str] | None) -> None:
-        self._store, self._key, self._metadata = store, key, metadata
+    def __init__(
+        self,
+        store: MemoryStore,
+        key: str,
+        metadata: Mapping[str, str] | None,
+        like: ObjectInfo | None,
+    ) -> None:
+        self._store, self._key, self._metadata, self._like = store, key, metadata, like
         self.parts: dict[int, bytes] = {}
         self._number = next(store._versions)
         store.uploads[self._number] = self
@@ -358,7 +409,8 @@ class _Upload:
         if any(len(part) > limits.max_part_bytes for part in sent):
             raise StoreProtocolError(f"`{self._key}`: EntityTooLarge")
         data = b"".join(sent)
-        made = self._store.put(self._key, data, metadata or self._metadata, condition)
+        kept = metadata or self._metadata
+        made = self._store.put(self._key, data, kept, condition, like=self._like)
         self._store.uploads.pop(self._number)
         return made
 

@@ -186,10 +186,12 @@ class _SmallStore(MemoryStore):
         data: memoryview | bytes,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         if key not in self._objects and len(self._objects) >= self._MOST_OBJECTS:
             raise QuotaExceeded("the test's store is full")
-        return super().put(key, data, metadata, condition)
+        return super().put(key, data, metadata, condition, like=like)
 
     def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
         if key == "never":

@@ -141,6 +141,28 @@ def to_metadata(attributes: Mapping[str, int], type_mode: int) -> dict[str, str]
     return metadata
 
 
+def beside_metadata(
+    kept: Mapping[str, str] | None, attributes: Mapping[str, int], type_mode: int, max_bytes: int
+) -> dict[str, str]:
+    """The metadata of an object's next version: what other tools ``kept`` there, and attributes.
+
+    Args:
+        max_bytes: what the store takes; what has no room beside other tools' is left out.
+    """
+    metadata = dict(kept or {})
+    used_bytes = sum(map(_length, metadata.items()))
+    for item in to_metadata(attributes, type_mode).items():
+        name, value = item
+        if name in metadata or used_bytes + _length(item) <= max_bytes:
+            used_bytes += _length(item)
+            metadata[name] = value
+    return metadata
+
+
+def _length(item: tuple[str, str]) -> int:
+    return sum(len(text.encode()) for text in item)
+
+
 _TIME = re.compile(r"(-)?(\d{1,19})(?:\.(\d*))?", re.ASCII)
 _UINT32 = 1 << 32
 _INT63 = 1 << 63

@@ -16,6 +16,7 @@ from sidecar import logs
 from sidecar.errors import (
     AlreadyExists,
     BadHandle,
+    NotFound,
     SidecarError,
     SpoolFull,
     Stale,
@@ -26,12 +27,12 @@ from sidecar.errors import (
 )
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.fetching import Fetcher
-from sidecar.mounter.filesystem.attributes import from_metadata, to_metadata
+from sidecar.mounter.filesystem.attributes import beside_metadata, from_metadata
 from sidecar.mounter.filesystem.journal import HANDLE, Journal, Record, Unsaved
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
 from sidecar.mounter.filesystem.tree import Tree
-from sidecar.mounter.filesystem.uploads import Uploader
+from sidecar.mounter.filesystem.uploads import Description, Uploader
 from sidecar.mounter.prefetch import ObjectReader, ReadResult
 from sidecar.mounter.store.base import Condition, ObjectInfo
 
@@ -313,11 +314,13 @@ class Files:
             if not was_dirty:
                 self._tree.nodes.note(node)
             if not (node.detached or self._uploader.is_ahead(spool)):
-                self._uploader.send_ahead(
-                    node.key, spool, to_metadata(node.attributes, stat.S_IFREG)
-                )
+                self._send_ahead(node, spool)
         self._metrics.written_bytes.inc(len(data))
         return len(data)
+
+    def _send_ahead(self, node: File, spool: SpoolFile) -> None:
+        with contextlib.suppress(StoreError):  # else it is sent when it is saved, or said then
+            self._uploader.send_ahead(node.key, spool, self._description(node))
 
     def _check_length(self, node: File, size_bytes: int) -> None:
         """Refuse at once what no object can be. Raises TooLarge."""
@@ -358,10 +361,7 @@ class Files:
                     node.spool.state.set_attributes()
             elif node.remote is not None and not node.detached and node.parent is not None:
                 key = node.key
-                # Other tools' keys stay. What a listing without metadata knows is completed
-                # before (Tree.complete).
-                kept = dict(node.remote.metadata or {})
-                metadata = {**kept, **to_metadata(node.attributes, stat.S_IFREG)}
+                metadata = self._description(node).metadata
                 node.remote = self._store.copy(key, key, metadata=metadata)
                 self._tree.changed(node.parent, node.name, True, node.remote)
             self._tree.nodes.note(node)
@@ -404,7 +404,8 @@ class Files:
 
         Of two writers the last one wins, whole; that there was another one is told.
         """
-        metadata = to_metadata(node.attributes, stat.S_IFREG)
+        description = self._description(node)
+        metadata = description.metadata
         self._base(node, spool)
         condition = None
         if spool.exclusive:
@@ -416,7 +417,7 @@ class Files:
         if condition is not None:
             spool.state.note_attempt(*spool.attempt)
         try:
-            made = self._uploader.save(node.key, spool, metadata, condition)
+            made = self._uploader.save(node.key, spool, description, condition)
         except (AlreadyExists, Stale) as error:
             found = self._head_or_none(node.key)
             # Of this attempt or of the one before, if their answers were lost.
@@ -425,7 +426,7 @@ class Files:
             elif _is_of(found, before):
                 ours = Condition(version=found.version)
                 spool.follow(found)  # it has what is missing here
-                made = self._uploader.save(node.key, spool, metadata, ours)
+                made = self._uploader.save(node.key, spool, description, ours)
             elif isinstance(error, AlreadyExists) or spool.missing or node.remote is None:
                 raise  # what is to be overwritten is another version of what this one began as
             else:
@@ -433,7 +434,11 @@ class Files:
                 logs.event(
                     log, "another writer's version is overwritten", logging.WARNING, key=node.key
                 )
-                made = self._uploader.save(node.key, spool, metadata)
+                if found is not None:
+                    description = self._described(node.attributes, found)
+                    metadata = description.metadata
+                    spool.attempt = (spool.size_bytes, metadata)
+                made = self._uploader.save(node.key, spool, description)
         if made.metadata is None or dict(made.metadata) == metadata:
             return made
         if spool.state.attributes_set:
@@ -441,6 +446,31 @@ class Files:
         # The object has the time at which its upload began, and so has the file from now on.
         node.attributes.update(from_metadata(made.metadata))
         return made
+
+    def _description(self, node: File) -> Description:
+        """What the next version of a file is made with: other tools' metadata and the rest stay.
+
+        Raises what the store raises: a worker's successor asks again what its predecessor knew,
+        as :meth:`Tree.complete` does for who opens a file.
+        """
+        remote = node.remote
+        if remote is not None and (remote.metadata is None or remote.properties is None):
+            node.remote = remote = self._known(remote)
+        return self._described(node.attributes, remote)
+
+    def _described(self, attributes: Mapping[str, int], like: ObjectInfo | None) -> Description:
+        """A file with these attributes, in place of ``like``."""
+        most = self._store.limits.max_metadata_bytes
+        kept = like.metadata if like is not None else None
+        return Description(beside_metadata(kept, attributes, stat.S_IFREG, most), like)
+
+    def _known(self, remote: ObjectInfo) -> ObjectInfo:
+        """With metadata and properties: of whatever has the name now, and is replaced."""
+        try:
+            found = self._store.head(remote.key)
+        except NotFound:
+            return remote._replace(metadata={}, properties={})
+        return remote._replace(metadata=found.metadata, properties=found.properties)
 
     def _head_or_none(self, key: str) -> ObjectInfo | None:
         try:
@@ -621,8 +651,13 @@ class Files:
         except FileNotFoundError:
             return
         self._uploader.adopt(spool)
-        metadata = to_metadata(unsaved.attributes, stat.S_IFREG)
-        made = self._uploader.save(unsaved.key, spool, metadata)
+        try:
+            replaced = self._store.head(unsaved.key)
+        except NotFound:
+            replaced = None
+        description = self._described(unsaved.attributes, replaced)
+        metadata = description.metadata
+        made = self._uploader.save(unsaved.key, spool, description)
         if spool.state.attributes_set and dict(made.metadata or {}) != metadata:
             self._store.copy(unsaved.key, unsaved.key, version=made.version, metadata=metadata)
         spool.discard()

@@ -49,6 +49,7 @@ from sidecar.mounter.filesystem.attributes import (
     Entry,
     Ownership,
     Statistics,
+    beside_metadata,
     of_new,
     to_metadata,
 )
@@ -877,7 +878,9 @@ class FileSystem:
         node.attributes.update(changes)
         if node.parent is not None and not node.detached:
             key = node.object_key
-            metadata = to_metadata(node.attributes, stat.S_IFREG)
+            most = self._store.limits.max_metadata_bytes
+            kept = node.remote.metadata  # known by now: Tree.complete
+            metadata = beside_metadata(kept, node.attributes, stat.S_IFREG, most)
             node.remote = self._store.copy(key, key, metadata=metadata)
             self.tree.changed(node.parent, node.name, True, node.remote)
         self.tree.nodes.note(node)
@@ -893,7 +896,7 @@ class FileSystem:
             node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
         elif changes and not self._is_current(node, changes):
             attributes = {**node.attributes, **changes}
-            self._write_marker(node, to_metadata(attributes, stat.S_IFDIR))
+            self._write_marker(node, attributes)
             with self.tree.nodes.lock:
                 node.kept = True
                 self.tree.take_directory_attributes(node, attributes)
@@ -918,15 +921,18 @@ class FileSystem:
             return None
         return keys
 
-    def _write_marker(self, node: Directory, metadata: Mapping[str, str]) -> None:
-        """Keep metadata with a directory's object. What another tool put into it stays."""
+    def _write_marker(self, node: Directory, attributes: Mapping[str, int]) -> None:
+        """Keep attributes with a directory's object. What another tool put into it stays."""
         with contextlib.suppress(NotFound):
             found = self._store.head(node.key)
+            most = self._store.limits.max_metadata_bytes
+            metadata = beside_metadata(found.metadata, attributes, stat.S_IFDIR, most)
             if found.size_bytes:
-                kept = {**(found.metadata or {}), **metadata}
-                self._store.copy(node.key, node.key, version=found.version, metadata=kept)
-                return
-        self._store.put(node.key, b"", metadata)
+                self._store.copy(node.key, node.key, version=found.version, metadata=metadata)
+            else:
+                self._store.put(node.key, b"", metadata, like=found)
+            return
+        self._store.put(node.key, b"", to_metadata(attributes, stat.S_IFDIR))
 
     def _is_local(self, child: Node) -> bool:
         return isinstance(child, Directory) or (isinstance(child, File) and child.spool is not None)

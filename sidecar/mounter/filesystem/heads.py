@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 
 from sidecar.errors import NotFound, WouldBlock
@@ -23,7 +22,8 @@ _REMEMBERED = 4096
 
 Stamp = tuple[str, int] | None
 """What the metadata belong to: version and second of the last change; None for a directory."""
-Metadata = Mapping[str, str]
+Found = ObjectInfo | None
+"""The object as HEAD shows it; None for what is not there, or has another version by now."""
 
 
 class Heads:
@@ -37,12 +37,12 @@ class Heads:
         self._store = store
         self._threads = threads
         self._lock = threading.Lock()
-        self._coming: OrderedDict[str, tuple[Stamp, Future[Metadata]]] = OrderedDict()
+        self._coming: OrderedDict[str, tuple[Stamp, Future[Found]]] = OrderedDict()
 
-    def get(self, key: str, remote: Remote, *, wait: bool = True) -> Metadata:
-        """The metadata of an object, or of a directory's object (``remote`` None).
+    def get(self, key: str, remote: Remote, *, wait: bool = True) -> Found:
+        """An object with its metadata, or a directory's object (``remote`` None).
 
-        Empty for what is not there, or has another version by now: who believes in the old one
+        None for what is not there, or has another version by now: who believes in the old one
         will hear of it when the lifetime of its name ends. Raises what the store raises, and
         WouldBlock where the answer is not here and the caller does not ``wait``.
         """
@@ -75,14 +75,14 @@ class Heads:
                     if len(self._coming) > _REMEMBERED:
                         self._coming.popitem(last=False)
 
-    def _ask(self, key: str, stamp: Stamp) -> Metadata:
+    def _ask(self, key: str, stamp: Stamp) -> Found:
         try:
             found = self._store.head(key)
         except NotFound:
-            return {}
+            return None
         if stamp is not None and found.version != stamp[0]:
-            return {}
-        return found.metadata or {}
+            return None
+        return found
 
 
 def stamp_of(remote: ObjectInfo | None) -> Stamp:

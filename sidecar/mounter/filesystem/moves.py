@@ -170,8 +170,8 @@ class Moves:
             try:
                 if info.key.endswith("/") and not info.size_bytes:
                     # Some servers (JuiceFS's gateway) make directories of these, and copy none.
-                    metadata = self._store.head(info.key).metadata
-                    return info, self._store.put(new_key, b"", metadata)
+                    found = self._store.head(info.key)
+                    return info, self._store.put(new_key, b"", found.metadata, like=found)
                 return info, self._store.copy(info.key, new_key, version=info.version)
             except NotFound:
                 return None

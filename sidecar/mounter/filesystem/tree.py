@@ -242,17 +242,21 @@ class Tree:
             listing = parent.listing
             self._heads.look_ahead(parent.key, listing, node.name)
         if isinstance(node, Directory):
-            metadata = self._heads.get(key, None, wait=wait)
+            marker = self._heads.get(key, None, wait=wait)
             with self.nodes.lock:
-                self.take_directory_attributes(node, from_metadata(metadata))
+                attributes = from_metadata((marker and marker.metadata) or {})
+                self.take_directory_attributes(node, attributes)
             return
         assert isinstance(node, File | Link)
         remote = node.remote
         assert remote is not None
-        metadata = self._heads.get(key, remote, wait=wait)
+        found = self._heads.get(key, remote, wait=wait)
+        known = remote._replace(
+            metadata=(found and found.metadata) or {}, properties=(found and found.properties) or {}
+        )
         with self.nodes.lock:
             if node.remote is remote and not _is_local(node):
-                self._take_attributes(node, remote._replace(metadata=metadata))
+                self._take_attributes(node, known)
 
     def take_directory_attributes(self, node: Directory, attributes: dict[str, int]) -> None:
         """What a directory's object keeps is this."""
@@ -277,7 +281,7 @@ class Tree:
         if not self._reads_attributes or known is None:
             return
         if remote.metadata is not None:
-            if remote.metadata != known.metadata:
+            if (remote.metadata, remote.properties) != (known.metadata, known.properties):
                 self._take_attributes(node, remote)
         elif stamp_of(remote) != stamp_of(known):
             self._take_attributes(node, remote)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
 
 from sidecar.errors import SidecarError, SpoolFull, Stale, StoreProtocolError, TooLarge
 from sidecar.metrics import VolumeMetrics
@@ -31,6 +32,19 @@ from sidecar.mounter.store.base import (
 )
 
 log = logging.getLogger(__name__)
+
+
+class Description(NamedTuple):
+    """What an object is made with besides its content.
+
+    Attributes:
+        metadata: all of them.
+        like: what has the properties that it shall have; None for a new file.
+    """
+
+    metadata: Mapping[str, str]
+    like: ObjectInfo | None = None
+
 
 _LEFT = "an upload may be left in the store: %s"
 """The spool file's state remembers it: the next start tries again."""
@@ -80,13 +94,13 @@ class Sending:
         threads: ThreadPoolExecutor,
         number: int,
         content: Content,
-        metadata: Mapping[str, str],
+        description: Description,
         done: Callable[[int], None],
     ) -> None:
         """Send a part by and by, unless it is sent or on its way.
 
         Args:
-            metadata: for the object, if this is what begins the upload.
+            description: for the object, if this is what begins the upload.
             done: called with the number of bytes once they are sent.
         """
         with self._lock:
@@ -95,7 +109,7 @@ class Sending:
             if isinstance(content, FileSlice):
                 content = FileSlice(self._fd, content.offset, content.size_bytes)
             self._touched.discard(number)
-            self._futures[number] = threads.submit(self._send, number, content, metadata, done)
+            self._futures[number] = threads.submit(self._send, number, content, description, done)
 
     def is_busy(self) -> bool:
         """Whether parts are on their way."""
@@ -157,11 +171,11 @@ class Sending:
         self,
         number: int,
         content: Content,
-        metadata: Mapping[str, str],
+        description: Description,
         done: Callable[[int], None],
     ) -> None:
         try:
-            upload = self._begin(metadata)
+            upload = self._begin(description)
             receipt = upload.put_part(number, content)
             done(len(content))
             with self._lock:
@@ -175,7 +189,7 @@ class Sending:
             with self._lock:
                 del self._futures[number]
 
-    def _begin(self, metadata: Mapping[str, str]) -> Upload:
+    def _begin(self, description: Description) -> Upload:
         with self._beginning:
             if self._upload is None:
                 try:
@@ -184,7 +198,9 @@ class Sending:
                     log.warning(_LEFT, error.message)
                 since = {"since_s": time.time()}
                 self._asked = self._state.begin(self.key, since, resumable=False)
-                upload = self._store.start_upload(self.key, metadata)
+                upload = self._store.start_upload(
+                    self.key, description.metadata, like=description.like
+                )
                 try:
                     record = self._state.begin(self.key, upload.state, resumable=True)
                 except OSError:
@@ -233,7 +249,7 @@ class Uploader:
             return not filled
         return sending.ahead >= filled or sending.error is not None
 
-    def send_ahead(self, key: str, spool: SpoolFile, metadata: Mapping[str, str]) -> None:
+    def send_ahead(self, key: str, spool: SpoolFile, description: Description) -> None:
         """Send the parts of a new file that are written from end to end."""
         sending = self._sending_of(key, spool)
         if sending.key != key:
@@ -242,7 +258,7 @@ class Uploader:
         for number in range(sending.ahead + 1, filled + 1):
             content = spool.content(*spool.span(number))
             sending.submit(
-                self._threads, number, content, metadata, self._metrics.uploaded_bytes.inc
+                self._threads, number, content, description, self._metrics.uploaded_bytes.inc
             )
         sending.ahead = filled
 
@@ -324,7 +340,7 @@ class Uploader:
         self,
         key: str,
         spool: SpoolFile,
-        metadata: Mapping[str, str],
+        description: Description,
         condition: Condition | None = None,
     ) -> ObjectInfo:
         """Make ``key`` the spool file's content; returns the version the store confirmed.
@@ -347,7 +363,7 @@ class Uploader:
             sending = None
         if sending is not None:
             try:
-                return self._complete(key, spool, metadata, condition)
+                return self._complete(key, spool, description, condition)
             except StoreProtocolError:
                 if spool.missing:
                     raise
@@ -356,17 +372,19 @@ class Uploader:
         with spool.hold():
             if size_bytes <= spool.layout.size(1):
                 content = self._content(spool, 0, size_bytes) if size_bytes else b""
-                made = self._store.put(key, content, metadata, condition)
+                made = self._store.put(
+                    key, content, description.metadata, condition, like=description.like
+                )
                 self._metrics.uploaded_bytes.inc(size_bytes)
                 return made
-            made_of_base = self._patch(key, spool, metadata)
-            return made_of_base or self._complete(key, spool, metadata, condition)
+            made_of_base = self._patch(key, spool, description)
+            return made_of_base or self._complete(key, spool, description, condition)
 
     def _complete(
         self,
         key: str,
         spool: SpoolFile,
-        metadata: Mapping[str, str],
+        description: Description,
         condition: Condition | None,
     ) -> ObjectInfo:
         """Send what is not sent, and make the object."""
@@ -381,15 +399,15 @@ class Uploader:
             content = self._content(spool, *spool.span(number))
             if not isinstance(content, FileSlice):
                 sending.wait()  # of what is in memory, one part at a time
-            sending.submit(self._threads, number, content, metadata, done)
+            sending.submit(self._threads, number, content, description, done)
         sending.wait()
         if sending.error is not None:
             raise sending.error
-        made = sending.complete(condition, len(spool.parts()), metadata)
+        made = sending.complete(condition, len(spool.parts()), description.metadata)
         del self._sending[spool]
         return made
 
-    def _patch(self, key: str, spool: SpoolFile, metadata: Mapping[str, str]) -> ObjectInfo | None:
+    def _patch(self, key: str, spool: SpoolFile, description: Description) -> ObjectInfo | None:
         """Put the object together in the store; None where it must be sent whole."""
         base = spool.base
         if base is None or base.size_bytes == 0:  # nothing that could be copied
@@ -409,8 +427,9 @@ class Uploader:
                 base,
                 key,
                 revision,
-                metadata,
+                description.metadata,
                 lambda state: begun.append(spool.state.begin(key, state, resumable=False)),
+                like=description.like,
             )
         except Stale:
             if spool.missing:

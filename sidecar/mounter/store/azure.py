@@ -7,14 +7,14 @@ letter. Changing metadata in place makes a new ETag, and with it a new version.
 from __future__ import annotations
 
 import base64
-import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
-from sidecar.errors import NotFound, SecretInvalid, SidecarError
+from sidecar.errors import AccessDenied, NotFound, SecretInvalid, SidecarError, Unsupported
 from sidecar.mounter.credentials import AzureCredentials
 from sidecar.mounter.ranges import Ranges
 from sidecar.mounter.store.answers import Answer, Place, Request, parse_retry_after
@@ -24,11 +24,20 @@ from sidecar.mounter.store.azure_dialect import (
     from_azure,
     no_identity,
 )
+from sidecar.mounter.store.azure_properties import (
+    TAG_COUNT,
+    TAGS,
+    properties_in,
+    repeated,
+    repeated_by_copy,
+    scope_of,
+)
 from sidecar.mounter.store.base import (
     Condition,
     Content,
     Limits,
     ObjectInfo,
+    Properties,
     Revision,
     StoreObserver,
 )
@@ -36,9 +45,10 @@ from sidecar.mounter.store.cloud import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, Clo
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.pieces import split
+from sidecar.mounter.store.properties import Repeated
 from sidecar.mounter.store.retry import Again
 from sidecar.mounter.store.signing import quote_path
-from sidecar.units import MIB
+from sidecar.units import KIB, MIB
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
@@ -55,6 +65,7 @@ class AzureStore(CloudStore[AzureCredentials]):
         min_part_bytes=1,
         max_part_bytes=4000 * MIB,
         max_parts=50_000,
+        max_metadata_bytes=8 * KIB,
     )
 
     def __init__(
@@ -169,7 +180,21 @@ class AzureStore(CloudStore[AzureCredentials]):
             mtime_s=item.last_modified.timestamp(),
             version=item.etag.strip('"'),
             metadata=from_azure(item.metadata or {}),
+            properties=properties_in(item),
         )
+
+    def _tags(self, like: ObjectInfo | None, properties: Properties) -> str:
+        """As ``x-ms-tags`` has them; asked for only where there are some."""
+        if like is None or TAG_COUNT not in properties or not self.keeper.may(TAGS):
+            return ""
+        try:
+            tags = self.send(Request("head", like.key), "get_blob_tags")
+        except NotFound:
+            return ""
+        except (AccessDenied, Unsupported) as error:
+            self.keeper.give_up(TAGS, error)
+            return ""
+        return urlencode(tags, quote_via=quote)
 
     # --- writing ---------------------------------------------------------------------
 
@@ -179,17 +204,23 @@ class AzureStore(CloudStore[AzureCredentials]):
         content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.put`."""
-        headers = {
+        own = {
             "x-ms-blob-type": "BlockBlob",
             **{f"x-ms-meta-{name}": value for name, value in _to_azure(metadata).items()},
             **_condition_headers(condition),
         }
-        reply = self.transfer(
-            Request("put", key, condition),
-            lambda: self._azure.put(key, {}, headers, len(content)),
-            (content,),
+        properties = self.properties_of(like)
+        reply = self.keeper.write(
+            repeated(properties, self._tags(like, properties)),
+            lambda headers: self.transfer(
+                Request("put", key, condition),
+                lambda: self._azure.put(key, {}, {**headers, **own}, len(content)),
+                (content,),
+            ),
         )
         return ObjectInfo(
             key,
@@ -197,6 +228,7 @@ class AzureStore(CloudStore[AzureCredentials]):
             parsedate_to_datetime(reply.headers["last-modified"]).timestamp(),
             reply.headers["etag"].strip('"'),
             dict(metadata or {}),
+            properties,
         )
 
     _key_unit = "characters"
@@ -204,13 +236,19 @@ class AzureStore(CloudStore[AzureCredentials]):
     def _key_length(self, full: str) -> int:
         return len(full)
 
-    def put_block(self, key: str, name: str, content: Content) -> None:
-        """Stage a block. ``name``: of one length for all blocks of a blob, as Azure demands."""
+    def put_block(self, key: str, name: str, content: Content, properties: Properties) -> None:
+        """Stage a block of a blob that will have ``properties``.
+
+        ``name``: of one length for all blocks of a blob, as Azure demands.
+        """
         query = {"comp": "block", "blockid": base64.b64encode(name.encode()).decode()}
-        self.transfer(
-            Request("part", key),
-            lambda: self._azure.put(key, query, {}, len(content)),
-            (content,),
+        self.keeper.write(
+            scope_of(properties),
+            lambda headers: self.transfer(
+                Request("part", key),
+                lambda: self._azure.put(key, query, headers, len(content)),
+                (content,),
+            ),
         )
 
     def commit_blocks(
@@ -220,30 +258,56 @@ class AzureStore(CloudStore[AzureCredentials]):
         size_bytes: int,
         metadata: Mapping[str, str],
         condition: Condition | None,
+        *,
+        properties: Properties,
+        tags: str,
     ) -> ObjectInfo:
         """Make the blob of blocks: staged ones, and ones that it has."""
         from azure.storage.blob import BlobBlock
 
-        answer = self.send(
+        answer = self._write(
+            repeated(properties, tags),
             Request("complete", key, condition),
             "commit_block_list",
-            TRANSFER_TIMEOUT_S,
             block_list=[BlobBlock(name) for name in names],
             metadata=_to_azure(metadata),
             **_conditional(condition),
         )
-        return _written(key, size_bytes, answer, metadata)
+        return _written(key, size_bytes, answer, metadata, properties)
 
-    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> _AzureUpload:
-        """As :meth:`Store.start_upload`. Nothing is asked of the store before the first part."""
-        return _AzureUpload(self, key, metadata or {}, _new_series(), {})
+    def _write(self, said: Repeated, request: Request, method: str, **arguments: Any) -> Any:
+        """:meth:`send` of what makes a blob, with as many of the headers as are taken."""
+        return self.keeper.write(
+            said,
+            lambda headers: self.send(
+                # A dictionary of its own for each: the SDK adds to it.
+                request,
+                method,
+                TRANSFER_TIMEOUT_S,
+                headers=dict(headers),
+                **arguments,
+            ),
+        )
+
+    def start_upload(
+        self,
+        key: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        like: ObjectInfo | None = None,
+    ) -> _AzureUpload:
+        """As :meth:`Store.start_upload`. It begins with the first part."""
+        properties = self.properties_of(like)
+        tags = self._tags(like, properties)
+        return _AzureUpload(self, key, metadata or {}, _new_series(), {}, properties, tags)
 
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
     ) -> _AzureUpload:
         """As :meth:`Store.resume_upload`."""
         sizes = {number: size for number, (size, _) in parts.items()}
-        return _AzureUpload(self, key, state["metadata"], state["series"], sizes)
+        properties, tags = state.get("properties", {}), state.get("tags", "")
+        return _AzureUpload(self, key, state["metadata"], state["series"], sizes, properties, tags)
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
         """As :meth:`Store.abandon`: blocks that were not committed expire in a week."""
@@ -255,6 +319,8 @@ class AzureStore(CloudStore[AzureCredentials]):
         revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],  # noqa: ARG002 - staged blocks expire
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
         """As :meth:`Store.patch`: blocks that lie whole in what is kept stay.
 
@@ -267,6 +333,7 @@ class AzureStore(CloudStore[AzureCredentials]):
         blocks = self._kept_blocks(base, revision)
         if not blocks:
             return None
+        properties = self.properties_of(like)
         series = _new_series()
         names: list[str] = []
         fresh: list[Callable[[], None]] = []
@@ -275,9 +342,11 @@ class AzureStore(CloudStore[AzureCredentials]):
         for start, end, name in [*blocks, (revision.size_bytes, revision.size_bytes, "")]:
             for first, last in split(position, start, block_bytes, self.limits):
                 names.append(_block_name(series, len(fresh) + 1))
-                send = functools.partial(
-                    self._put_block_of, key, names[-1], revision, first, last - first
-                )
+
+                def send(name: str = names[-1], first: int = first, last: int = last) -> None:
+                    content = revision.content(first, last - first)
+                    self.put_block(key, name, content, properties)
+
                 fresh.append(send)
             position = end
             if name:
@@ -285,13 +354,15 @@ class AzureStore(CloudStore[AzureCredentials]):
         if len(names) > self.limits.max_parts:
             return None
         revision.run(fresh)
-        condition = Condition(version=base.version)
-        return self.commit_blocks(key, names, revision.size_bytes, metadata, condition)
-
-    def _put_block_of(
-        self, key: str, name: str, revision: Revision, offset: int, size_bytes: int
-    ) -> None:
-        self.put_block(key, name, revision.content(offset, size_bytes))
+        return self.commit_blocks(
+            key,
+            names,
+            revision.size_bytes,
+            metadata,
+            Condition(version=base.version),
+            properties=properties,
+            tags=self._tags(like, properties),
+        )
 
     def _kept_blocks(self, base: ObjectInfo, revision: Revision) -> list[tuple[int, int, str]]:
         """Blocks of ``base`` that can stay: begin, end and name of each; in order."""
@@ -340,11 +411,12 @@ class AzureStore(CloudStore[AzureCredentials]):
                 metadata=_to_azure(metadata),
                 **_conditional(unchanged),
             )
-            return _written(source, found.size_bytes, answer, metadata)
-        answer = self.send(
+            return _written(source, found.size_bytes, answer, metadata, found.properties)
+        properties = self.properties_of(found)
+        answer = self._write(
+            repeated_by_copy(properties, self._tags(found, properties)),
             request,
             "start_copy_from_url",
-            TRANSFER_TIMEOUT_S,
             key=target,
             source_url=self._source_url(source),
             metadata=None if metadata is None else _to_azure(metadata),
@@ -353,7 +425,7 @@ class AzureStore(CloudStore[AzureCredentials]):
         if answer["copy_status"] != "success":
             return self._wait_for_copy(target)
         kept = found.metadata if metadata is None else metadata
-        return _written(target, found.size_bytes, answer, kept)
+        return _written(target, found.size_bytes, answer, kept, properties)
 
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
@@ -388,21 +460,31 @@ class _AzureUpload:
         metadata: Mapping[str, str],
         series: str,
         sizes: dict[int, int],
+        properties: Properties,
+        tags: str,
     ) -> None:
         self._store = store
         self._key = key
         self._metadata = metadata
         self._series = series
         self._sizes = sizes
+        self._properties = properties
+        self._tags = tags
 
     @property
     def state(self) -> Mapping[str, Any]:
         """As :attr:`Upload.state`."""
-        return {"series": self._series, "metadata": dict(self._metadata)}
+        return {
+            "series": self._series,
+            "metadata": dict(self._metadata),
+            "properties": dict(self._properties),
+            "tags": self._tags,
+        }
 
     def put_part(self, number: int, content: Content) -> str:
         """As :meth:`Upload.put_part`."""
-        self._store.put_block(self._key, _block_name(self._series, number), content)
+        name = _block_name(self._series, number)
+        self._store.put_block(self._key, name, content, self._properties)
         self._sizes[number] = len(content)
         return ""
 
@@ -421,6 +503,8 @@ class _AzureUpload:
             sum(size for _, size in sent),
             self._metadata if metadata is None else metadata,
             condition,
+            properties=self._properties,
+            tags=self._tags,
         )
 
     def abort(self) -> None:
@@ -455,7 +539,11 @@ def _to_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _written(
-    key: str, size_bytes: int, answer: Mapping[str, Any], metadata: Mapping[str, str] | None
+    key: str,
+    size_bytes: int,
+    answer: Mapping[str, Any],
+    metadata: Mapping[str, str] | None,
+    properties: Properties | None,
 ) -> ObjectInfo:
     return ObjectInfo(
         key,
@@ -463,6 +551,7 @@ def _written(
         answer["last_modified"].timestamp(),
         answer["etag"].strip('"'),
         dict(metadata or {}),
+        properties,
     )
 
 

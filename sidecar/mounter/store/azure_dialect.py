@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element
 from sidecar.errors import LoginRejected
 from sidecar.mounter.credentials import AzureCredentials
 from sidecar.mounter.store.answers import Answer, Place
+from sidecar.mounter.store.azure_properties import listed_properties
 from sidecar.mounter.store.base import ObjectInfo, Page
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.dialect import Get, Listing, Put
@@ -107,6 +108,7 @@ class AzureDialect:
                     http_time_s(fields[f"{ns}Last-Modified"]),
                     fields[f"{ns}Etag"].strip('"'),
                     self._metadata(blob, ns),
+                    listed_properties(fields, ns) if self._with_metadata else None,
                 )
             )
         return page

@@ -15,6 +15,10 @@ from typing import Any, NamedTuple, Protocol
 from sidecar.errors import SidecarError
 from sidecar.mounter.ranges import Range
 
+Properties = Mapping[str, str]
+"""What an object has besides content and metadata: content headers, storage class, encryption,
+whether there are tags. In its store's own words, opaque to everybody else, and of JSON's types."""
+
 PROVISIONAL = "?"
 """How a version begins that the store may call otherwise from now on (:meth:`Store.settle`)."""
 
@@ -29,6 +33,7 @@ class ObjectInfo(NamedTuple):
         version: what pins the content: an ETag (S3, Azure) or a generation (GCS). Opaque.
         metadata: user metadata, or None where it was not asked for (a listing never has it).
             Keys that all stores keep are ``[a-z][a-z0-9-]*``, values printable ASCII.
+        properties: what else it has, or None where that was not asked for.
     """
 
     key: str
@@ -36,10 +41,11 @@ class ObjectInfo(NamedTuple):
     mtime_s: float
     version: str
     metadata: Mapping[str, str] | None = None
+    properties: Properties | None = None
 
     @property
     def bare(self) -> tuple[str, int, float, str]:
-        """Plain values, without the metadata: ``ObjectInfo(*bare)`` is the same version."""
+        """Plain values, without metadata and properties: ``ObjectInfo(*bare)`` is this version."""
         return self[:4]
 
     @property
@@ -103,6 +109,7 @@ class Limits:
         min_part_bytes: smallest part of a multipart upload but the last.
         max_part_bytes: largest part.
         max_parts: most parts of one upload.
+        max_metadata_bytes: names and values of an object's metadata together.
         ordered_parts: parts go one behind the other, and none can be sent again.
     """
 
@@ -111,6 +118,7 @@ class Limits:
     max_part_bytes: int
     max_parts: int
     ordered_parts: bool = False
+    max_metadata_bytes: int = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +215,12 @@ class Upload(Protocol):
 
 
 class Store(Protocol):
-    """An object store below one root."""
+    """An object store below one root.
+
+    What writes an object may be told ``like`` which other one it is made: it gets the properties
+    of that one (asked for where it does not have them), but for what the login may not give it,
+    which is said in the log once; and those of an archive, where nobody could read it.
+    """
 
     @property
     def url(self) -> str:
@@ -235,7 +248,7 @@ class Store(Protocol):
         """One page of what begins with ``prefix``. ``delimiter=""`` lists every key below it."""
 
     def head(self, key: str) -> ObjectInfo:
-        """One object with its metadata. Raises NotFound."""
+        """One object with its metadata and properties. Raises NotFound."""
 
     def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
         """Fill ``buffer`` with the bytes from ``offset`` of exactly ``version``.
@@ -250,6 +263,8 @@ class Store(Protocol):
         content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         """Write a whole object. Raises AlreadyExists or Stale where ``condition`` fails."""
 
@@ -260,7 +275,13 @@ class Store(Protocol):
         the object is gone or another one by now, the version is one that no reader finds.
         """
 
-    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> Upload:
+    def start_upload(
+        self,
+        key: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        like: ObjectInfo | None = None,
+    ) -> Upload:
         """Begin a multipart upload."""
 
     def resume_upload(
@@ -291,6 +312,8 @@ class Store(Protocol):
         revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
         """Make ``key`` of ranges that ``base`` has and of new content, copying inside the store.
 
@@ -316,6 +339,7 @@ class Store(Protocol):
     ) -> ObjectInfo:
         """Copy on the server's side, ``metadata`` replacing the source's where given.
 
+        The copy is made like the source.
         ``source == target`` with ``metadata`` changes the metadata in place. Raises
         NotFound, and Stale where ``version`` is given and is not the source's.
         """

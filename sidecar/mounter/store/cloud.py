@@ -19,7 +19,13 @@ from sidecar.errors import (
     Unavailable,
 )
 from sidecar.mounter.store.answers import Place, Request
-from sidecar.mounter.store.base import Condition, ObjectInfo, Page, StoreObserver
+from sidecar.mounter.store.base import (
+    Condition,
+    ObjectInfo,
+    Page,
+    Properties,
+    StoreObserver,
+)
 from sidecar.mounter.store.bulk import BulkReader
 from sidecar.mounter.store.connections import Endpoint, Patience
 from sidecar.mounter.store.dialect import Dialect, Listing, Put
@@ -27,6 +33,7 @@ from sidecar.mounter.store.exchange import Body, Exchange, Reply
 from sidecar.mounter.store.forks import renew_in_child
 from sidecar.mounter.store.login import C, Login
 from sidecar.mounter.store.pages import PageReader
+from sidecar.mounter.store.properties import Keeper
 from sidecar.mounter.store.retry import Again, Retry
 
 if TYPE_CHECKING:
@@ -74,6 +81,7 @@ class CloudStore(ABC, Generic[C]):
         self.place = place
         self._login = login
         self.retry = Retry(retry_budget_s, login, observer)
+        self.keeper = Keeper(place)
         self._exchange = Exchange(endpoint, dialect, place)
         self._reader = BulkReader(self._exchange, dialect, place, self.retry)
         self._pages = PageReader(self._exchange, dialect, place)
@@ -266,6 +274,17 @@ class CloudStore(ABC, Generic[C]):
         error = self.place.protocol(what)
         self.retry.failed(operation, error)
         return error
+
+    def properties_of(self, like: ObjectInfo | None) -> Properties:
+        """What is made ``like`` an object must be given. Empty for one that is gone."""
+        if like is None:
+            return {}
+        if like.properties is not None:
+            return like.properties
+        try:
+            return self.head(like.key).properties or {}
+        except NotFound:
+            return {}
 
     def full(self, key: str) -> str:
         """The key in the bucket."""

@@ -20,6 +20,7 @@ from sidecar.mounter.store.base import (
     Content,
     Limits,
     ObjectInfo,
+    Properties,
     Revision,
     StoreObserver,
 )
@@ -32,11 +33,17 @@ from sidecar.mounter.store.cloud import (
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.exchange import Body, Reply
 from sidecar.mounter.store.gcs_dialect import GcsDialect, object_info, reason_of
+from sidecar.mounter.store.gcs_properties import (
+    component_of,
+    content_type,
+    fields_of,
+    key_query,
+)
 from sidecar.mounter.store.gcs_tokens import Tokens
 from sidecar.mounter.store.gcs_upload import CHUNK_BYTES, ResumableUpload
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.retry import Again
-from sidecar.units import MIB
+from sidecar.units import KIB, MIB
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
@@ -67,6 +74,7 @@ class GcsStore(CloudStore[GcsCredentials]):
         max_part_bytes=5 * MIB * MIB,
         max_parts=MIB,
         ordered_parts=True,
+        max_metadata_bytes=8 * KIB,
     )
 
     def __init__(
@@ -173,7 +181,7 @@ class GcsStore(CloudStore[GcsCredentials]):
 
     def info(self, item: Mapping[str, Any]) -> ObjectInfo:
         """From an object resource of the JSON API."""
-        return object_info(item, self._source.prefix, dict(item.get("metadata") or {}))
+        return object_info(item, self._source.prefix, known=True)
 
     # --- writing ---------------------------------------------------------------------
 
@@ -183,24 +191,27 @@ class GcsStore(CloudStore[GcsCredentials]):
         content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.put`: one multipart/related request (RFC 2387)."""
-        return self._put(key, (content,), metadata, condition)
+        return self._put(key, (content,), metadata, self.properties_of(like), condition)
 
     def _put(
         self,
         key: str,
         content: Body,
         metadata: Mapping[str, str] | None,
+        properties: Properties,
         condition: Condition | None = None,
     ) -> ObjectInfo:
         boundary = os.urandom(16).hex()
         head = (
             f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
-            f"{json.dumps(self._resource(key, metadata))}\r\n"
-            f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
+            f"{json.dumps(self._resource(key, metadata, properties))}\r\n"
+            f"--{boundary}\r\nContent-Type: {content_type(properties)}\r\n\r\n"
         )
-        query = {"uploadType": "multipart", **_conditional(condition)}
+        query = {"uploadType": "multipart", **key_query(properties), **_conditional(condition)}
         reply = self.transfer(
             Request("put", key, condition),
             lambda: self._gcs.put(query, boundary),
@@ -217,14 +228,21 @@ class GcsStore(CloudStore[GcsCredentials]):
             accepted={*WRITTEN, 308},
         )
 
-    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> ResumableUpload:
+    def start_upload(
+        self,
+        key: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        like: ObjectInfo | None = None,
+    ) -> ResumableUpload:
         """As :meth:`Store.start_upload`: a resumable session, whose parts go in order."""
+        properties = self.properties_of(like)
         reply = self.send(
             Request("put", key),
             "POST",
             self._uploads,
-            query={"uploadType": "resumable"},
-            **_json_body(self._resource(key, metadata)),
+            query={"uploadType": "resumable", **key_query(properties)},
+            **_json_body(self._resource(key, metadata, properties)),
         )
         # Of the session's URL only what is behind the host: it is where it was begun.
         url = urlsplit(reply.headers.get("location", ""))
@@ -253,6 +271,8 @@ class GcsStore(CloudStore[GcsCredentials]):
         revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
         """As :meth:`Store.patch`: what is behind the end of ``base`` is sent, and composed.
 
@@ -269,17 +289,20 @@ class GcsStore(CloudStore[GcsCredentials]):
         tail_key = f"{directory}/" if directory else ""
         tail_key += f".{name[:_NAME_CHARACTERS]}.mount-sidecar-{os.urandom(6).hex()}"
         begun({"leftover": tail_key})
+        properties = self.properties_of(like)
         try:
-            tail = self._put(tail_key, (revision.content(base.size_bytes, added_bytes),), None)
+            added = revision.content(base.size_bytes, added_bytes)
+            tail = self._put(tail_key, (added,), None, component_of(properties))
             reply = self.send(
                 Request("copy", base.key, Condition(version=base.version)),
                 "POST",
                 f"{self._object(key)}/compose",
                 timeout_s=TRANSFER_TIMEOUT_S,
+                query=key_query(properties),
                 **_json_body(
                     {
                         "sourceObjects": [self._component(base), self._component(tail)],
-                        "destination": self._resource(key, metadata),
+                        "destination": self._resource(key, metadata, properties),
                     }
                 ),
             )
@@ -308,7 +331,11 @@ class GcsStore(CloudStore[GcsCredentials]):
             raise self.place.stale(source)
         if source == target and metadata is not None:
             return self.set_metadata(found, metadata)
-        query: dict[str, str] = {"ifSourceGenerationMatch": found.version}
+        properties = self.properties_of(found)
+        query = {
+            "ifSourceGenerationMatch": found.version,
+            **key_query(properties, "destinationKmsKeyName"),
+        }
         kept = found.metadata if metadata is None else metadata
         while True:
             # A large copy between locations or classes takes several requests.
@@ -318,7 +345,9 @@ class GcsStore(CloudStore[GcsCredentials]):
                 f"{self._object(source)}/rewriteTo/{self._object(target)}",
                 timeout_s=TRANSFER_TIMEOUT_S,
                 query=query,
-                **_json_body({"metadata": dict(kept or {})}),
+                # All of it: the class is the bucket's, where it is not said, and of what is said
+                # nothing is copied.
+                **_json_body(self._resource(target, kept, properties)),
             ).json()
             if answer["done"]:
                 return self.info(answer["resource"])
@@ -331,8 +360,11 @@ class GcsStore(CloudStore[GcsCredentials]):
         except NotFound:
             self._check_bucket()
 
-    def _resource(self, key: str, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-        return {"name": self.full(key), "metadata": dict(metadata or {})}
+    def _resource(
+        self, key: str, metadata: Mapping[str, str] | None, properties: Properties
+    ) -> dict[str, Any]:
+        own = {"name": self.full(key), "metadata": dict(metadata or {})}
+        return {**fields_of(properties), **own}
 
     def set_metadata(self, found: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
         """Replace the metadata of this version, which stays the version it is."""

@@ -13,6 +13,7 @@ from sidecar.mounter.store.answers import Answer
 from sidecar.mounter.store.base import ObjectInfo, Page
 from sidecar.mounter.store.connections import Endpoint
 from sidecar.mounter.store.dialect import Get, Listing, Put
+from sidecar.mounter.store.gcs_properties import SHOWN, properties_in
 from sidecar.mounter.store.gcs_tokens import Tokens
 from sidecar.mounter.store.signing import quote_query
 from sidecar.mounter.store.wire import Headers
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
 _FIELDS = "kind,items(name,size,timeCreated,generation{}),prefixes,nextPageToken"
+_KEPT_FIELDS = ",".join(("", "metadata", *SHOWN))
 _REASON = re.compile(r"[A-Za-z]+")
 
 
@@ -74,7 +76,7 @@ class GcsDialect:
         wanted = {
             "prefix": self._prefix + listing.prefix,
             "maxResults": str(listing.limit),
-            "fields": _FIELDS.format(",metadata" if self._with_metadata else ""),
+            "fields": _FIELDS.format(_KEPT_FIELDS if self._with_metadata else ""),
         }
         if listing.delimiter:
             wanted["delimiter"] = listing.delimiter
@@ -89,7 +91,7 @@ class GcsDialect:
             raise ValueError("another resource")
         root = self._prefix
         objects = [
-            object_info(item, root, item.get("metadata", {}) if self._with_metadata else None)
+            object_info(item, root, known=self._with_metadata)
             for item in answer.get("items", [])
             if item["name"] != root
         ]
@@ -120,13 +122,12 @@ def reason_of(content: bytes) -> str:
     return reason if _REASON.fullmatch(reason) else ""
 
 
-def object_info(
-    item: Mapping[str, Any], root: str, metadata: Mapping[str, str] | None = None
-) -> ObjectInfo:
+def object_info(item: Mapping[str, Any], root: str, *, known: bool) -> ObjectInfo:
     """From an object resource.
 
     Args:
         root: the prefix that the mount's keys do not have.
+        known: metadata and properties were asked for.
     """
     return ObjectInfo(
         key=item["name"][len(root) :],
@@ -134,5 +135,6 @@ def object_info(
         # When this content was made; `updated` also moves with the metadata.
         mtime_s=datetime.fromisoformat(item["timeCreated"]).timestamp(),
         version=str(item["generation"]),
-        metadata=metadata,
+        metadata=dict(item.get("metadata") or {}) if known else None,
+        properties=properties_in(item) if known else None,
     )

@@ -27,6 +27,7 @@ from sidecar.mounter.store.base import (
     Content,
     Limits,
     ObjectInfo,
+    Properties,
     Revision,
     StoreObserver,
 )
@@ -49,6 +50,7 @@ from sidecar.mounter.store.s3_dialect import (
     no_identity,
     version_of,
 )
+from sidecar.mounter.store.s3_properties import S3Properties, properties_in
 from sidecar.mounter.store.s3_upload import OwnUploads, S3Upload
 from sidecar.mounter.store.wire import Headers
 from sidecar.units import GIB, MIB
@@ -114,6 +116,7 @@ class S3Store(CloudStore[S3Credentials]):
         self._copies_parts = True
         self._quotes_etags = True
         self.own_uploads = OwnUploads()
+        self._properties = S3Properties(self)
         super().__init__(
             source,
             place=Place("S3", source.bucket, str(dialect.endpoint)),
@@ -212,7 +215,7 @@ class S3Store(CloudStore[S3Credentials]):
             if name.startswith(_METADATA)
         }
         version = version_of(fields.get("etag"), mtime_s, size_bytes)
-        return ObjectInfo(key, size_bytes, mtime_s, version, metadata)
+        return ObjectInfo(key, size_bytes, mtime_s, version, metadata, properties_in(fields))
 
     def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
         """As :meth:`Store.get_range`."""
@@ -228,20 +231,30 @@ class S3Store(CloudStore[S3Credentials]):
         content: Content,
         metadata: Mapping[str, str] | None = None,
         condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.put`. ``mtime_s`` is the store's clock when it answered."""
         self.check_condition(key, condition)
+        properties = self.properties_of(like)
+        repeated = self._properties.repeated(like, properties)
         request = Request("put", key, condition)
 
         def write(conditions: Mapping[str, str]) -> Reply:
-            headers = {**_metadata_headers(metadata), **conditions}
-            return self.request(request, "PUT", key, {}, headers, body=(content,))
+            own = {**_metadata_headers(metadata), **conditions}
+            return self.keeper.write(
+                repeated,
+                lambda headers: self.request(
+                    request, "PUT", key, {}, {**headers, **own}, body=(content,)
+                ),
+            )
 
         reply = self.conditionally(key, condition, write)
         version = etag_of(reply.headers.get("etag"))
         if not version:
             return self.head(key)
-        return ObjectInfo(key, len(content), _date_s(reply.headers), version, metadata or {})
+        made_s = _date_s(reply.headers)
+        return ObjectInfo(key, len(content), made_s, version, metadata or {}, properties)
 
     def check_condition(self, key: str, condition: Condition | None) -> None:
         """As in the base class, for servers that may not know conditions: AWS does."""
@@ -273,12 +286,24 @@ class S3Store(CloudStore[S3Credentials]):
         except NotFound:
             return False
 
-    def start_upload(self, key: str, metadata: Mapping[str, str] | None = None) -> S3Upload:
+    def start_upload(
+        self,
+        key: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        like: ObjectInfo | None = None,
+    ) -> S3Upload:
         """As :meth:`Store.start_upload`."""
+        properties = self.properties_of(like)
+        repeated = self._properties.repeated(like, properties)
         since_s = time.time()
+        own = _metadata_headers(metadata)
         with self.own_uploads.changing(key):
-            answer = self.result(
-                Request("put", key), "POST", key, {"uploads": ""}, _metadata_headers(metadata)
+            answer = self.keeper.write(
+                repeated,
+                lambda headers: self.result(
+                    Request("put", key), "POST", key, {"uploads": ""}, {**headers, **own}
+                ),
             )
             upload_id = answer.fields.get("UploadId", "")
             if not upload_id:
@@ -289,7 +314,7 @@ class S3Store(CloudStore[S3Credentials]):
                 self._abort_nameless(key, since_s)
             except SidecarError as error:
                 log.warning("an upload may be left in the store: %s", error.message)
-        return S3Upload(self, key, upload_id, metadata or {}, {})
+        return S3Upload(self, key, upload_id, metadata or {}, {}, properties)
 
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
@@ -342,6 +367,8 @@ class S3Store(CloudStore[S3Credentials]):
         revision: Revision,
         metadata: Mapping[str, str],
         begun: Callable[[Mapping[str, Any]], None],
+        *,
+        like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
         """As :meth:`Store.patch`: what is kept is copied as parts."""
         pieces = plan(
@@ -361,7 +388,7 @@ class S3Store(CloudStore[S3Credentials]):
             return None
         source = {_SOURCE: self._s3.source(base.key), **unchanged}
         begun({"since_s": time.time()})
-        upload = self.start_upload(key, metadata)
+        upload = self.start_upload(key, metadata, like=like)
         begun(upload.state)
 
         def make(number: int, piece: Piece) -> None:
@@ -401,26 +428,28 @@ class S3Store(CloudStore[S3Credentials]):
         if not self._is_version(found, version):
             raise self.place.stale(source)
         kept = found.metadata if metadata is None else metadata
-        headers = {
+        own = {
             _SOURCE: self._s3.source(source),
             **if_match(_SOURCE_IF_MATCH, found.version),
         }
         if found.size_bytes > MAX_COPY_BYTES:
-            return self._copy_parts(found, target, kept or {}, headers)
-        headers["x-amz-metadata-directive"] = "COPY" if metadata is None else "REPLACE"
-        fields = self.result(
-            Request("copy", source),
-            "PUT",
-            target,
-            {},
-            {**headers, **_metadata_headers(metadata)},
+            return self._copy_parts(found, target, kept or {}, own)
+        own["x-amz-metadata-directive"] = "COPY" if metadata is None else "REPLACE"
+        own.update(_metadata_headers(metadata))
+        fields = self.keeper.write(
+            self._properties.repeated_by_copy(found, replace=metadata is not None),
+            lambda headers: self.result(
+                Request("copy", source), "PUT", target, {}, {**headers, **own}
+            ),
         ).fields
         try:
             mtime_s = datetime.fromisoformat(fields["LastModified"]).timestamp()
         except (ValueError, LookupError):
             what = f"its answer to copy of `{source}` lacks fields"
             raise self.odd_answer("copy", what) from None
-        return ObjectInfo(target, found.size_bytes, mtime_s, etag_of(fields.get("ETag")), kept)
+        return found._replace(
+            key=target, mtime_s=mtime_s, version=etag_of(fields.get("ETag")), metadata=kept
+        )
 
     def _copy_parts(
         self,
@@ -431,7 +460,7 @@ class S3Store(CloudStore[S3Credentials]):
     ) -> ObjectInfo:
         if not self._copies_ranges_of(found.key):
             raise Unsupported(f"{self.place} copies no ranges of `{found.key}`")
-        upload = self.start_upload(target, metadata)
+        upload = self.start_upload(target, metadata, like=found)
         try:
             ranges = split(0, found.size_bytes, COPY_PART_BYTES, self.limits)
             for number, (start, end) in enumerate(ranges, 1):
@@ -471,7 +500,13 @@ class S3Store(CloudStore[S3Credentials]):
     # --- versions of what was made of parts --------------------------------------------
 
     def made_of_parts(
-        self, key: str, etag: str, size_bytes: int, made_s: float, metadata: Mapping[str, str]
+        self,
+        key: str,
+        etag: str,
+        size_bytes: int,
+        made_s: float,
+        metadata: Mapping[str, str],
+        properties: Properties | None,
     ) -> ObjectInfo:
         """What an upload that was completed has become.
 
@@ -483,7 +518,7 @@ class S3Store(CloudStore[S3Credentials]):
         version = etag
         if self._login.credentials.endpoint_url and not self._keeps_etags:
             version = _provisional(etag, size_bytes, metadata)
-        return ObjectInfo(key, size_bytes, made_s, version, metadata)
+        return ObjectInfo(key, size_bytes, made_s, version, metadata, properties)
 
     def settle(self, made: ObjectInfo) -> ObjectInfo:
         """As :meth:`Store.settle`."""
@@ -513,6 +548,10 @@ class S3Store(CloudStore[S3Credentials]):
         return version == _provisional(etag, found.size_bytes, found.metadata or {})
 
     # --- requests --------------------------------------------------------------------
+
+    def ask_ownership(self) -> Reply:
+        """GetBucketOwnershipControls; a 404 is an answer."""
+        return self.transfer(Request("head"), self._s3.ownership, (), {200, 404})
 
     def request(
         self,

@@ -73,11 +73,15 @@ class S3Dialect:
         """Any request about one object.
 
         Args:
-            headers: lower case, of the condition and ``x-amz-…``.
+            headers: lower case.
         """
         path, parameters = quote_path(f"{self._root}/{self._prefix}{key}"), quote_query(query)
-        amz = {name: value for name, value in headers.items() if name.startswith("x-amz-")}
-        signature = self._signature(path, parameters, method, amz)
+        signed = {
+            name: value
+            for name, value in headers.items()
+            if name.startswith("x-amz-") or name == "content-type"
+        }
+        signature = self._signature(path, parameters, method, signed)
         target = f"{path}?{parameters}" if parameters else path
         return Put(method, target, {**headers, **signature})
 
@@ -92,7 +96,13 @@ class S3Dialect:
         Keys are not asked for in ``encoding-type=url``: Ceph's gateway encodes them and does not
         say so, other servers do neither. ``parse_xml`` reads what XML cannot hold.
         """
-        wanted = {"prefix": f"{self._prefix}{key}", "uploads": ""}
+        return self._about_bucket({"prefix": f"{self._prefix}{key}", "uploads": ""})
+
+    def ownership(self) -> Put:
+        """GetBucketOwnershipControls."""
+        return self._about_bucket({"ownershipControls": ""})
+
+    def _about_bucket(self, wanted: Mapping[str, str]) -> Put:
         path, query = quote_path(self._root) or "/", quote_query(wanted)
         return Put("GET", f"{path}?{query}", self._signature(path, query))
 

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 from sidecar.errors import NotFound, Unsupported
 from sidecar.mounter.store.answers import Request
-from sidecar.mounter.store.base import Condition, Content, ObjectInfo
+from sidecar.mounter.store.base import Condition, Content, ObjectInfo, Properties
 from sidecar.mounter.store.s3_dialect import etag_of
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class S3Upload:
     Args:
         upload_id: the store's word for it.
         parts: what it has already: number to (ETag, bytes).
+        properties: of the object that it will be; None where that is not known any more.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class S3Upload:
         upload_id: str,
         metadata: Mapping[str, str],
         parts: dict[int, tuple[str, int]],
+        properties: Properties | None = None,
     ) -> None:
         self._store = store
         self._key = key
         self._query = {"uploadId": upload_id}
         self._metadata = metadata
         self._parts = parts
+        self._properties = properties
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -144,7 +147,9 @@ class S3Upload:
         self._store.own_uploads.discard(self._query["uploadId"])
         size_bytes = sum(size for _, (_, size) in sent)
         etag = etag_of(answer.fields.get("ETag"))
-        return self._store.made_of_parts(self._key, etag, size_bytes, answer.date_s, self._metadata)
+        return self._store.made_of_parts(
+            self._key, etag, size_bytes, answer.date_s, self._metadata, self._properties
+        )
 
     def abort(self) -> None:
         """As :meth:`Upload.abort`."""

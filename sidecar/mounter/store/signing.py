@@ -10,6 +10,7 @@ import base64
 import functools
 import hashlib
 import hmac
+import re
 import time
 import urllib.parse
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from email.utils import formatdate
 AZURE_API_VERSION = "2021-12-02"
 
 _UNSIGNED = "UNSIGNED-PAYLOAD"
+_BLANKS = re.compile(r"[ \t]+")
 
 
 def quote_path(path: str) -> str:
@@ -54,7 +56,8 @@ def sigv4_headers(
         host: as in the ``Host`` header, with the port unless it is the scheme's own.
         path: quoted with :func:`quote_path`.
         query: made with :func:`quote_query`.
-        more: further headers ``x-amz-…``, lower case, all of which must be signed.
+        more: further headers, lower case: ``content-type`` and ``x-amz-…``, all of which must
+            be signed. Bytes that are no ASCII stand in them as Latin-1.
     """
     now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     day = now[:8]
@@ -63,12 +66,10 @@ def sigv4_headers(
         headers["x-amz-security-token"] = session_token
     headers = dict(sorted({**headers, **(more or {})}.items()))
     names = ";".join(headers)
-    canonical_headers = "".join(
-        f"{name}:{' '.join(value.split())}\n" for name, value in headers.items()
-    )
+    canonical_headers = "".join(f"{name}:{_one_spaced(value)}\n" for name, value in headers.items())
     canonical = f"{method}\n{path}\n{query}\n{canonical_headers}\n{names}\n{_UNSIGNED}"
     scope = f"{day}/{region}/s3/aws4_request"
-    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    digest = hashlib.sha256(canonical.encode("latin-1")).hexdigest()
     to_sign = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{digest}"
     key = _sigv4_key(secret_access_key, day, region)
     signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
@@ -108,13 +109,14 @@ def shared_key_headers(
         account_key: base64, as Azure shows it.
         query: not quoted; names in lower case.
         length: of the body.
-        more: further headers, lower case: ``x-ms-…``, ``content-type``, ``if-none-match``.
+        more: further headers: ``x-ms-…``, ``content-type``, ``if-none-match``, in lower case
+            but for names of metadata.
     """
     headers = {**azure_headers(byte_range=byte_range, if_match=if_match), **(more or {})}
     resource = "".join(f"\n{name}:{value}" for name, value in sorted((query or {}).items()))
     fields = "".join(
-        f"{name}:{' '.join(value.split())}\n"
-        for name, value in sorted(headers.items())
+        f"{name}:{_one_spaced(value)}\n"
+        for name, value in sorted((name.lower(), value) for name, value in headers.items())
         if name.startswith("x-ms-")
     )
     to_sign = (
@@ -126,6 +128,11 @@ def shared_key_headers(
     signature = hmac.digest(base64.b64decode(account_key), to_sign.encode(), "sha256")
     headers["authorization"] = f"SharedKey {account}:{base64.b64encode(signature).decode()}"
     return headers
+
+
+def _one_spaced(value: str) -> str:
+    """As signatures have it. Not every space of Unicode: it may be a byte of a letter in UTF-8."""
+    return _BLANKS.sub(" ", value.strip(" \t"))
 
 
 def azure_headers(*, byte_range: str = "", if_match: str = "") -> dict[str, str]:

@@ -198,7 +198,7 @@ class Response:
             name, colon, value = line.partition(":")
             if not colon:
                 raise BrokenAnswer("broken header")
-            fields[name.lower()] = value.strip()
+            fields[name.lower()] = value.strip(" \t")  # other spaces may be bytes of UTF-8
         self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
         length = fields.get("content-length", "")
         if length and not length.isdecimal():
