@@ -19,7 +19,7 @@ from sidecar.spec import Sizes, Times, TransportName
 from tests.mount.buckets import Refusing, bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud
 from tests.support.killer import kill_worker
-from tests.support.servers import S3Server
+from tests.support.servers import MinioServer, S3Server
 from tests.support.sidecar import Sidecar
 
 MIB = 1024 * 1024
@@ -29,7 +29,7 @@ HASTY = Times(ready_timeout_s=20, retry_budget_s=0.2, metadata_read_only_s=1)
 @pytest.fixture(scope="module")
 def mortal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A server that these tests stop."""
-    with S3Server(tmp_path_factory.mktemp("mortal")) as server:
+    with MinioServer(tmp_path_factory.mktemp("mortal")) as server:
         yield server
 
 
