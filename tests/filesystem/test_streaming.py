@@ -295,8 +295,8 @@ def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, m
     view.fs.write(handle, 0, b"ours")
     put = store.put
 
-    def put_and_die(*arguments: Any) -> ObjectInfo:
-        put(*arguments)
+    def put_and_die(*arguments: Any, **options: Any) -> ObjectInfo:
+        put(*arguments, **options)
         raise Killed
 
     store.put = put_and_die  # type: ignore[method-assign]

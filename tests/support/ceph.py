@@ -35,7 +35,7 @@ DIFFERENCES = {
         "16.2, not 18.2, says no ETag when an upload is completed: a HEAD asks for it"
     ),
 }
-"""Tests that may fail on it, and why (docs/decisions/0025-ceph-s-gateway.md has the habits)."""
+"""Tests that may fail on it, and why (docs/decisions/0027-ceph-s-gateway.md has the habits)."""
 _CLIENT = "client.gateway"
 _END_S = 30.0
 """An OSD writes down what it has in memory before it ends."""
