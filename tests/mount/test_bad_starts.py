@@ -32,6 +32,7 @@ from tests.support.servers import (
     free_port,
 )
 from tests.support.sidecar import Sidecar
+from tests.support.strict_server import StrictS3Server
 
 EXIT_USAGE = 2
 EXIT_MOUNT = 3
@@ -517,8 +518,12 @@ def test_one_of_five_volumes_fails_when_all_are_mounted(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     transport: TransportName,
+    strict_s3_server: StrictS3Server,
 ) -> None:
     clouds = {name: make_cloud(request, monkeypatch, name) for name in CLOUDS}
+    # To S3 `user` and `user/…` are two keys; the gateway, which has files, writes no second one.
+    clouds["s3"] = S3Cloud(strict_s3_server, clouds["s3"].bucket)
+    strict_s3_server.create_bucket(clouds["s3"].bucket)
     clouds["s3"].write("user", b"an object where the run's outputs need a directory")
     volumes, secrets = five_volumes(tmp_path, clouds, "s3")
     outputs_path = tmp_path / "m/s3/user/project"
