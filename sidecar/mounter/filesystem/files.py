@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple, TypeGuard
 
@@ -96,7 +96,9 @@ class Files:
         self._spool = spool
         self._uploader = uploader
         self._metrics = metrics
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._leaving: set[int] = set()  # nodes that are losing their name just now
+        self._leaving_changed = threading.Condition(self._lock)
         self._handles: dict[int, FileHandle] = {}
         self._next = 1
         self._spooled: dict[int, File] = {}  # by node, oldest first
@@ -108,13 +110,39 @@ class Files:
     # --- handles -----------------------------------------------------------------------
 
     def open(
-        self, node: File, writable: bool, *, truncate: bool = False, backing_id: int = 0
+        self,
+        node: File,
+        writable: bool,
+        *,
+        truncate: bool = False,
+        backing_id: int = 0,
+        wait: bool = True,
     ) -> int:
-        """A new handle. With ``truncate`` the file is empty for everyone from now on."""
+        """A new handle. With ``truncate`` the file is empty for everyone from now on.
+
+        Raises Stale for a file that lost its name and that nobody has open: at ESTALE open(2)
+        looks for the name again (fs/namei.c, do_filp_open). WouldBlock while it is losing it,
+        unless the caller may ``wait``.
+        """
         if truncate:
-            with node.lock:
+            with node.lock:  # which losing a name needs, too
+                self._check_has_content(node)
                 self._empty(node)
                 self._tree.nodes.note(node)
+                return self._give_handle(node, writable, backing_id)
+        with self._leaving_changed:
+            if node.id in self._leaving:
+                if not wait:
+                    raise WouldBlock(node.name)
+                self._leaving_changed.wait_for(lambda: node.id not in self._leaving)
+            self._check_has_content(node)
+            return self._give_handle(node, writable, backing_id)
+
+    def _check_has_content(self, node: File) -> None:
+        if node.detached and node.spool is None:
+            raise Stale(f"`{node.name}` was deleted or replaced")
+
+    def _give_handle(self, node: File, writable: bool, backing_id: int) -> int:
         with self._lock:
             number = self._next
             self._next += 1
@@ -208,6 +236,17 @@ class Files:
         Raises Stale when the pinned version is gone, what the store raises, and WouldBlock
         where the bytes are not here and the caller does not ``wait``.
         """
+        while True:
+            used = self.get(handle).node.remote
+            try:
+                return self._read(handle, offset, size, wait)
+            except Stale:
+                node = self.get(handle).node
+                # Meanwhile it got another name, or lost it and was kept in the spool.
+                if node.spool is None and node.remote in (None, used):
+                    raise
+
+    def _read(self, handle: int, offset: int, size: int, wait: bool) -> ReadResult:
         opened = self.get(handle)
         node = opened.node
         if node.spool is not None:
@@ -411,7 +450,8 @@ class Files:
         if spool.exclusive:
             condition = Condition(absent=True)
             spool.state.note_exclusive(False)
-        elif node.remote is not None:
+        elif node.remote is not None and node.remote.key == node.key:
+            # After a rename its version is still the one of the old name.
             condition = Condition(version=node.remote.version)
         before, spool.attempt = spool.attempt, (spool.size_bytes, metadata)
         if condition is not None:
@@ -488,7 +528,28 @@ class Files:
         self._tree.nodes.detach(node)
         self.settle(node)
 
-    def rescue(self, node: File) -> None:
+    @contextlib.contextmanager
+    def losing_name(self, node: File | None) -> Iterator[None]:
+        """A block in which a file is deleted or replaced through this mount; None: nothing is.
+
+        Who has it open goes on (W6, R5). Who opens it meanwhile waits, and finds it gone, or
+        still there if the block fails.
+        """
+        if node is None:
+            yield
+            return
+        with self._leaving_changed:
+            self._leaving.add(node.id)
+        try:
+            self._rescue(node)
+            yield
+        finally:
+            with self._leaving_changed:
+                self._leaving.discard(node.id)
+                self._leaving_changed.notify_all()
+        self.settle(node)
+
+    def _rescue(self, node: File) -> None:
         """Keep the content of an open file whose object is about to be deleted.
 
         What does not fit into the spool is not kept: its readers get ESTALE.

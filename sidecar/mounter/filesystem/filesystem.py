@@ -345,8 +345,8 @@ class FileSystem:
             return self._cache.open_whole(node.remote)
         return None
 
-    def open(self, node_id: int, flags: int, backing_id: int = 0) -> int:
-        """open(2) of an existing file: a handle.
+    def open(self, node_id: int, flags: int, backing_id: int = 0, *, wait: bool = True) -> int:
+        """open(2) of an existing file: a handle. Raises Stale for one that lost its name.
 
         Args:
             backing_id: remembered with the handle, for a transport that serves it without
@@ -361,7 +361,7 @@ class FileSystem:
             self._refuse_to_open(node)
         if writable or truncate:
             self.tree.complete(node)  # what it keeps is kept when it is written
-        return self.files.open(node, writable, truncate=truncate, backing_id=backing_id)
+        return self.files.open(node, writable, truncate=truncate, backing_id=backing_id, wait=wait)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """pread(2). The caller calls ``release`` of the result once it was sent."""
@@ -536,22 +536,19 @@ class FileSystem:
         # A file that replaces a link, or the reverse, has another key than what it replaces.
         other_key = replaced.object_key if replaced and replaced.object_key != new_key else ""
         self._journal.intend(("rename", node.id, other_key))
-        if isinstance(replaced, File):
-            self.files.rescue(replaced)
-        if isinstance(node, File):
-            self.files.prepare_rename(node)
-            with node.lock:
-                if node.spool is not None:
-                    node.spool.exclusive = False  # O_EXCL was about the old name
-                    node.spool.state.note_exclusive(False)
-                has_copy = node.remote is not None and not (node.spool and node.spool.dirty)
-                self._give_name(node, target, new_name, new_key if has_copy else "")
+        with self.files.losing_name(replaced if isinstance(replaced, File) else None):
+            if isinstance(node, File):
+                self.files.prepare_rename(node)
+                with node.lock:
+                    if node.spool is not None:
+                        node.spool.exclusive = False  # O_EXCL was about the old name
+                        node.spool.state.note_exclusive(False)
+                    has_copy = node.remote is not None and not (node.spool and node.spool.dirty)
+                    self._give_name(node, target, new_name, new_key if has_copy else "")
+                    self._leave_old_name(node, source, name, other_key)
+            else:
+                self._give_name(node, target, new_name, new_key)
                 self._leave_old_name(node, source, name, other_key)
-        else:
-            self._give_name(node, target, new_name, new_key)
-            self._leave_old_name(node, source, name, other_key)
-        if isinstance(replaced, File):
-            self.files.settle(replaced)
         self._keep(source)
         return True
 
@@ -792,13 +789,11 @@ class FileSystem:
             return None
 
     def _unlink_file(self, node: File, directory: Directory, name: str) -> None:
-        with node.lock:
+        with node.lock, self.files.losing_name(node):
             if node.remote is not None:
-                self.files.rescue(node)
                 self._store.delete(node.key)
             self.tree.changed(directory, name, False, None)
             self.tree.nodes.detach(node)
-            self.files.settle(node)
 
     def _copy(self, remote: ObjectInfo, new_key: str) -> ObjectInfo:
         return self._store.copy(remote.key, new_key, version=remote.version)

@@ -14,9 +14,9 @@ from sidecar.mounter.transport.replies import answer, end_if_starved
 
 log = logging.getLogger(__name__)
 
-AnswerStale = Callable[[int, int], None]
-"""Sees to it that a request is answered with ESTALE, once nobody believes in the name of what it
-read; the request, and the number of :meth:`.readers.Readers.read`."""
+AnswerStale = Callable[[int, int, int, int], None]
+"""Sees to it that a READ is answered whose version is gone: the request, the number of
+:meth:`.readers.Readers.read`, offset and size."""
 MOST_BYTES = 256 * 1024
 """Of one read; whoever fetches such reads keeps memory for one."""
 
@@ -57,7 +57,7 @@ class AloneRead(NamedTuple):
             if not isinstance(error, SidecarError | OSError):
                 log.exception("a bug: a read of `%s`", self.info.key)
             if isinstance(error, Stale):
-                answer_stale(self.unique, self.number)
+                answer_stale(self.unique, self.number, self.offset, self.size)
             else:
                 answer(descriptor, self.unique, to_errno(error))
         else:

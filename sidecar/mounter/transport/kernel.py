@@ -27,7 +27,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from sidecar.errors import BadHandle, NotFound, SidecarError, Stale, WouldBlock, to_errno
+from sidecar.errors import NotFound, SidecarError, Stale, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
@@ -369,14 +369,26 @@ class Server:
         if not (node and self._notifier and self._notifier.answer_stale(unique, node)):
             answer(self._descriptor, unique, errno.ESTALE)
 
-    def _answer_stale_read(self, unique: int, number: int) -> None:
-        """:meth:`_answer_stale` by the number of what was read (:meth:`read`)."""
+    def _answer_stale_read(self, unique: int, number: int, offset: int, size: int) -> None:
+        """A version that was read elsewhere is gone; ``number`` as in :meth:`read`."""
         if number < 0:
-            try:
-                number = self.filesystem.files.get(-number).node.id
-            except BadHandle:  # the program was killed meanwhile
-                number = 0
-        self._answer_stale(unique, number)
+            # Its file may have another name by now, or be in the spool since it lost its name.
+            self._pool.submit(self._read_here, unique, -number, offset, size)
+        else:
+            self._answer_stale(unique, number)
+
+    def _read_here(self, unique: int, handle: int, offset: int, size: int) -> None:
+        node = 0
+        try:
+            node = self.filesystem.files.get(handle).node.id
+            result = self.filesystem.read(handle, offset, size)
+        except Stale:
+            self._answer_stale(unique, node)
+        except SidecarError as error:  # BadHandle: the program was killed meanwhile
+            answer(self._descriptor, unique, to_errno(error))
+        else:
+            answer(self._descriptor, unique, 0, result.views)
+            result.release()
 
     def _answer_errno(self, request: Request, code: int) -> None:
         if request.opcode not in _UNANSWERED:
@@ -635,7 +647,7 @@ class Server:
             copy = functools.partial(self.filesystem.open_copy, request.node)
             backing_id = self._backings.acquire(request.node, copy)
         try:
-            handle = self.filesystem.open(request.node, flags, backing_id)
+            handle = self.filesystem.open(request.node, flags, backing_id, wait=wait)
         except BaseException:
             if self.filesystem.read_only:
                 self._backings.release(request.node)

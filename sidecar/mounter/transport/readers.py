@@ -51,7 +51,7 @@ _READ = struct.Struct(
 # Marshalled numbers follow a close.
 _KIND_READ, _KIND_CLOSE, _KIND_ALONE = 1, 2, 3
 _TOLD_OUTCOME, _TOLD_STALE = 1, 2
-"""What a child tells: marshalled, an Outcome, or the request and the number of a stale read."""
+"""What a child tells: marshalled, an Outcome, or what AnswerStale takes."""
 _MESSAGE_BYTES = 16 * 1024
 _THREADS = 32
 _MOST_PINNED = 1024
@@ -356,7 +356,7 @@ class _Reader:
             if not isinstance(failure, SidecarError | OSError):
                 log.error("a bug: a read of `%s`", read.reader.info.key, exc_info=failure)
             if isinstance(failure, Stale):
-                self._answer_stale(read.unique, read.number)
+                self._answer_stale(read.unique, read.number, read.offset, read.size)
             else:
                 answer(self._descriptor, read.unique, to_errno(failure))
         self._metrics.operation("read", time.perf_counter() - read.began_s, failure)
@@ -367,9 +367,9 @@ class _Reader:
             if result.surplus:
                 self._bring_more(read)
 
-    def _answer_stale(self, unique: int, number: int) -> None:
-        """Let the worker answer, which knows the name of what was read."""
-        self._end.send(bytes((_TOLD_STALE,)) + marshal.dumps((unique, number)))
+    def _answer_stale(self, unique: int, number: int, offset: int, size: int) -> None:
+        """Let the worker answer, which knows what has become of what was read."""
+        self._end.send(bytes((_TOLD_STALE,)) + marshal.dumps((unique, number, offset, size)))
 
     def _give(self, node: int, surplus: Sequence[tuple[int, memoryview]]) -> bool:
         """Fill the kernel's page cache; False where too many threads are at it already.
@@ -407,7 +407,7 @@ class _Reader:
 class _Read:
     """One READ."""
 
-    __slots__ = ("_answer", "_offset", "_size", "began_s", "number", "reader", "unique")
+    __slots__ = ("_answer", "began_s", "number", "offset", "reader", "size", "unique")
 
     def __init__(
         self,
@@ -422,19 +422,19 @@ class _Read:
         self.unique = unique
         self.number = number
         self.began_s = time.perf_counter()
-        self._offset = offset
-        self._size = size
+        self.offset = offset
+        self.size = size
         self._answer = answer
 
     def answer_when_here(self) -> bool:
         """Answer it now or when what is being fetched is here; False if nobody fetches it."""
-        return self.reader.read_when_here(self._offset, self._size, self._take)
+        return self.reader.read_when_here(self.offset, self.size, self._take)
 
     def answer_later(self) -> None:
         """Fetch what it needs, and answer it."""
         result: ReadResult | Exception
         try:
-            result = self.reader.read(self._offset, self._size)
+            result = self.reader.read(self.offset, self.size)
         except Exception as error:  # noqa: BLE001 - every READ needs an answer
             result = error
         self._answer(self, result)

@@ -1,0 +1,123 @@
+"""Calls that meet each other in the middle: none fails for it, as none does on a local disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import Stale
+from tests.filesystem.view import View
+from tests.support.memory_store import MemoryStore
+
+
+class Meeting(MemoryStore):
+    """Something else happens in the middle of the next GET or DELETE.
+
+    Attributes:
+        in_get, in_delete: what, once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_get: Callable[[], object] | None = None
+        self.in_delete: Callable[[], object] | None = None
+
+    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+        meet, self.in_get = self.in_get, None
+        if meet is not None:
+            meet()
+        return super().get_range(key, version, offset, buffer)
+
+    def delete(self, key: str) -> None:
+        meet, self.in_delete = self.in_delete, None
+        if meet is not None:
+            meet()
+        super().delete(key)
+
+
+@pytest.fixture
+def store() -> Meeting:
+    store = Meeting()
+    store.put("file", b"content")
+    store.put("other", b"theirs")
+    return store
+
+
+@pytest.fixture
+def view(store: Meeting, tmp_path: Path) -> View:
+    return View(store, tmp_path)
+
+
+def test_a_file_is_renamed_while_it_is_read(store: Meeting, view: View) -> None:
+    handle = view.open("file")
+    store.in_get = lambda: view.rename("file", "new")
+    assert view.read_handle(handle) == b"content"
+
+
+def test_a_file_is_unlinked_while_it_is_read(store: Meeting, view: View) -> None:
+    handle = view.open("file")
+    store.in_get = lambda: view.unlink("file")
+    assert view.read_handle(handle) == b"content"
+
+
+def test_a_file_is_replaced_while_it_is_read(store: Meeting, view: View) -> None:
+    handle = view.open("file")
+    store.in_get = lambda: view.rename("other", "file")
+    assert view.read_handle(handle) == b"content"
+
+
+@pytest.mark.parametrize("change", ["unlink", "rename"])
+def test_a_file_is_opened_while_it_loses_its_name(store: Meeting, view: View, change: str) -> None:
+    """ESTALE of open(2) makes the kernel look for the name again."""
+    node = view.node("file")
+    came: list[object] = []
+
+    def open_it() -> None:
+        try:
+            came.append(view.fs.open(node, os.O_RDWR))
+        except Stale as error:
+            came.append(error)
+
+    opening = threading.Thread(target=open_it)
+    store.in_delete = opening.start
+    if change == "unlink":
+        view.unlink("file")
+    else:
+        view.rename("other", "file")
+    opening.join()
+    if isinstance(came[0], int):  # it came first, so it goes on
+        assert view.read_handle(came[0]) == b"content"
+    else:
+        assert isinstance(came[0], Stale)
+        with pytest.raises(Stale):
+            view.fs.open(node, os.O_RDONLY | os.O_TRUNC)
+
+
+def test_a_file_whose_deletion_fails_is_opened_meanwhile(store: Meeting, view: View) -> None:
+    node = view.node("file")
+    handles: list[int] = []
+
+    def fail() -> None:
+        opening.start()
+        raise Stale("the store says no")
+
+    opening = threading.Thread(target=lambda: handles.append(view.fs.open(node, os.O_RDONLY)))
+    store.in_delete = fail
+    with pytest.raises(Stale):
+        view.unlink("file")
+    opening.join()
+    assert view.read_handle(handles[0]) == b"content"
+
+
+def test_a_file_that_is_written_is_renamed_over_another_one(store: Meeting, view: View) -> None:
+    handle = view.open("file", os.O_WRONLY)
+    view.fs.write(handle, 0, b"CONTENT")
+    view.rename("file", "other")
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    assert view.read("other") == b"CONTENT"
+    assert view.metric("mount_sidecar_overwritten_versions_total") == 0
