@@ -53,20 +53,27 @@ def is_killed(thread: int) -> bool:
         return False
     try:
         status = Path(f"/proc/{thread}/status").read_bytes()
+        masks = {
+            line[:6]: int(line[7:], 16)
+            for line in status.splitlines()
+            if line.startswith((b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:"))
+        }
+        pending = masks[b"SigPnd"] | masks[b"ShdPnd"]
+        survived = masks[b"SigBlk"] | masks[b"SigIgn"] | masks[b"SigCgt"]
+        if pending & _FATAL & ~survived:
+            return True
+        # A thread that is ending has let go of its memory before its files (kernel/exit.c). Of
+        # one in execve(2), which has memory, `stat` cannot be read until the FLUSH of what is
+        # closed on exec is answered (exec_update_lock): who waits for it here waits for itself.
+        if b"\nVmSize:" in status:
+            return False
         stat = Path(f"/proc/{thread}/stat").read_bytes()
     except OSError:
         return False
-    masks = {
-        line[:6]: int(line[7:], 16)
-        for line in status.splitlines()
-        if line.startswith((b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:", b"SigCgt:"))
-    }
-    pending = masks[b"SigPnd"] | masks[b"ShdPnd"]
-    survived = masks[b"SigBlk"] | masks[b"SigIgn"] | masks[b"SigCgt"]
     fields = stat[stat.rindex(b")") + 2 :].split()
     is_ending = bool(int(fields[_FLAGS_FIELD]) & _PF_EXITING)
     by_signal = bool(int(fields[_EXIT_CODE_FIELD]) & _SIGNAL_MASK)
-    return bool(pending & _FATAL & ~survived) or (is_ending and by_signal)
+    return is_ending and by_signal
 
 
 class Callers:
