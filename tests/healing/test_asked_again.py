@@ -83,7 +83,7 @@ class Mount:
 def store() -> DyingStore:
     store = DyingStore()
     for key in ("a", "b", "d/", "e/f"):
-        store.put(key, key.encode())
+        store.put(key, b"" if key.endswith("/") else key.encode())
     return store
 
 
