@@ -354,7 +354,7 @@ class S3Store(CloudStore[S3Credentials]):
                 continue
             query = {"uploadId": upload_id, "max-parts": "1"}
             try:
-                parts = self.result(request, "GET", key, query).fields
+                parts = self.result(Request("list", key), "GET", key, query).fields
             except NotFound:
                 continue
             if "Part" not in parts:

@@ -153,11 +153,9 @@ class S3Upload:
 
     def abort(self) -> None:
         """As :meth:`Upload.abort`."""
-        self._store.own_uploads.discard(self._query["uploadId"])
-        try:
+        with contextlib.suppress(NotFound):
             self._store.request(Request("abort", self._key), "DELETE", self._key, self._query)
-        except NotFound:
-            return
+        self._store.own_uploads.discard(self._query["uploadId"])
 
     def _came(self, number: int, etag: str, size_bytes: int) -> str:
         if not etag:
