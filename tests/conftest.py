@@ -30,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xfail(reason=DIFFERENCES[item.nodeid], strict=False))
 
 
+@pytest.fixture(autouse=True)
+def _metrics_folder() -> Iterator[None]:
+    """Where a file system in this process counts is nothing for the programs of later tests."""
+    yield
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+
+
 @pytest.fixture(scope="session")
 def s3_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
