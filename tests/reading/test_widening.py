@@ -22,7 +22,7 @@ from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.reading.scripted import KIB, MIB, Reading
 from tests.support.clouds import RcloneCloud
 from tests.support.faults import FaultProxy
-from tests.support.killer import kill_worker
+from tests.support.killer import caches_kept, kill_worker
 from tests.support.servers import RcloneServer, S3Server
 from tests.support.sidecar import Sidecar
 
@@ -408,7 +408,7 @@ def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) 
         source = cloud.source()
         volume = Volume(name="v", kind="data", path=str(mount), read_only=True, source=source)
         secrets = {"cloud": server.credentials_json()}
-        with Sidecar(tmp_path / "run", [volume], secrets=secrets) as sidecar:
+        with caches_kept(), Sidecar(tmp_path / "run", [volume], secrets=secrets) as sidecar:
             descriptor = os.open(mount / "large", os.O_RDONLY)
             try:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)

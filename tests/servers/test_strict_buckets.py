@@ -123,6 +123,7 @@ TAG = b"<Tagging><TagSet><Tag><Key>a</Key><Value>1</Value></Tag></TagSet></Taggi
     ],
 )
 def test_a_policy_denies(raw: Raw, action: str, asked) -> None:
+    raw.server.settings(raw.bucket, acls=True)
     raw("PUT", "x/key", b"content", x_amz_tagging="a=1")
     denied = {action: "" if action == "ListBucketMultipartUploads" else "x/"}
     raw.server.settings(raw.bucket, denied=denied)

@@ -141,6 +141,7 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
         server.create_bucket("bucket")
         server.limits(min_part_bytes=1)
         raw = Raw(server, "bucket")
+        server.settings("bucket", acls=True)
         raw("PUT", "kept", b"kept", x_amz_meta_a="ü", x_amz_tagging="a=1", x_amz_acl="public-read")
         raw("PUT", "copied", b"copied")
         raw("PUT", "copy", x_amz_copy_source="bucket/copied")

@@ -42,6 +42,7 @@ def test_a_copy_of_parts_is_one_piece(raw: Raw) -> None:
 
 
 def test_a_copy_keeps_metadata_and_tags_and_nothing_else(raw: Raw) -> None:
+    raw.server.settings(raw.bucket, acls=True)
     raw("PUT", "key", **ATTRIBUTES, x_amz_tagging="a=1", x_amz_acl="public-read")
     copy(raw, "key", "copy")
     headers = raw("HEAD", "copy").headers

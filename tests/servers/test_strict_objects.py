@@ -225,6 +225,7 @@ def test_tags(raw: Raw) -> None:
 
 
 def test_acls(raw: Raw) -> None:
+    raw.server.settings(raw.bucket, acls=True)
     raw("PUT", "key", x_amz_acl="public-read")
     found = raw("GET", "key", query={"acl": ""})
     assert found.texts(".//Permission") == ["FULL_CONTROL", "READ"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -27,8 +28,24 @@ _POLL_S = 0.005
 
 
 def drop_caches() -> None:
-    """Make the kernel forget pages, names and attributes, so that it asks the worker again."""
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    """Make the kernel forget pages, names and attributes, so that it asks the worker again.
+
+    Of every file system of the machine: so not while a test beside this one counts on them.
+    """
+    with open(__file__, "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+@contextmanager
+def caches_kept() -> Iterator[None]:
+    """A block in which no test of this clone drops caches."""
+    with open(__file__, "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 def serving_pid(sidecar: Sidecar, volume: str, *, other_than: int | None = None) -> int:
