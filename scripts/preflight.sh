@@ -62,7 +62,7 @@ check_space() {
 check_podman() {
     local root name=preflight-$$ reason
     root=$(mktemp -d)
-    mkdir "$root/usr"
+    mkdir "$root/usr" "$root/inside"
     ln -s usr/bin usr/lib usr/lib64 "$root"
     if ! reason=$(
         scripts/podman.sh run --detach --name "$name" --network none --memory 64m \
@@ -73,6 +73,10 @@ check_podman() {
     elif ! reason=$(scripts/podman.sh exec "$name" /bin/true 2>&1); then
         lack "podman enters no container here (${reason##*$'\n'}):" \
             "use a machine, a virtual one, or a privileged container with cgroups of its own"
+    elif ! scripts/podman.sh exec "$name" /bin/test -d /inside 2>/dev/null; then
+        # setns(2) goes to the root of a mount namespace, which chroot(2) leaves as it was.
+        lack "podman exec leaves this chroot and lands on the machine, not in its container:" \
+            "enter the folder by systemd-nspawn or pivot_root"
     fi
     scripts/podman.sh rm --force --time 0 --ignore "$name" >/dev/null 2>&1 || true
     rm -r "$root"

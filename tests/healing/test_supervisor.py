@@ -69,11 +69,12 @@ def test_restarts_leave_nothing_in_the_supervisor(
         for _ in range(restarts):
             kill_worker(sidecar, VOLUME)
             assert os.pread(file.fileno(), 7, 0) == b"content"
+        # A spare that is being started has a descriptor more for a moment.
+        wait_until(lambda: settled()[1:] == first[1:], f"{first} again")
         last = settled()
     with capsys.disabled():
         print(f"\n    {restarts} restarts: {first} -> {last}", end=" ")
     assert last.resident_bytes - first.resident_bytes < GROWTH_BYTES
-    assert last[1:] == first[1:]
     assert last.zombies == 0
     healed = sidecar.volume_status(VOLUME)["healed"]
     assert healed == {"resend": WARM_UP_RESTARTS + restarts, "remount": 0}

@@ -66,6 +66,19 @@ def test_what_podman_cannot_do(tmp_path: Path, verb: str, what: str) -> None:
     assert line.startswith(f"preflight: podman {what} here (no luck): ")
 
 
+def test_a_container_that_is_left_when_it_is_entered(tmp_path: Path) -> None:
+    """As in a chroot: every program of the machine is there, and nothing of the container."""
+    podman = tmp_path / "podman"
+    podman.write_text(
+        '#!/bin/sh\nwhile [ "$1" != exec ]; do [ $# -gt 0 ] || exit 0; shift; done\nshift 2\n"$@"\n'
+    )
+    podman.chmod(0o755)
+    done = run("true", SCRIPT, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("preflight: podman exec leaves this chroot ")
+
+
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_run_of_everything_ends_before_its_first_test(tmp_path: Path, processes: int) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n")
