@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.errors import AlreadyExists, SpoolFull, Stale, Unavailable
+from sidecar.errors import AlreadyExists, SpoolFull, Stale, StoreProtocolError, Unavailable
 from sidecar.mounter.filesystem.nodes import File
 from sidecar.mounter.filesystem.parts import Layout
 from sidecar.mounter.store.base import Condition, Content, Limits, ObjectInfo
@@ -312,6 +312,69 @@ def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, m
     assert successor.metric("mount_sidecar_overwritten_versions_total") == 0
     successor.fs.release(handle)
     assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_worker_dies_while_it_tries_what_a_dead_one_had_done(tmp_path: Path) -> None:
+    """The object is what the first one made, and the second one has noted another attempt."""
+    store = MemoryStore()
+    store.put("file", b"old")
+    view = View(store, tmp_path)
+    view.fs.begin()
+    handle = view.open("file", os.O_RDWR)
+    put = store.put
+    dies_after = [True, False]
+
+    def put_and_die(*arguments: Any, **options: Any) -> ObjectInfo:
+        if dies_after.pop(0):
+            put(*arguments, **options)
+        raise Killed
+
+    store.put = put_and_die  # type: ignore[method-assign]
+    for text in (b"ours", b"ours, and more"):
+        view.fs.write(handle, 0, text)
+        with pytest.raises(Killed):
+            view.fs.flush(handle)
+        view = View(store, tmp_path)
+        view.fs.restore()
+    store.put = put  # type: ignore[method-assign]
+    view.fs.flush(handle)
+    assert content(store, "file") == b"ours, and more"
+    assert view.metric("mount_sidecar_overwritten_versions_total") == 0
+
+
+def test_what_a_dead_worker_s_upload_had_made_is_not_another_s(tmp_path: Path) -> None:
+    """It has the time at which the upload began, on stores that fix it then."""
+    store = MemoryStore()
+    store.put("file", b"old")
+    view = View(store, tmp_path)
+    view.fs.begin()
+    handle = view.open("file", os.O_RDWR | os.O_TRUNC)
+    for number in range(20):
+        view.fs.write(handle, number * MIB, block(number))
+    until(lambda: parts_there(store) == 2)
+    [upload] = store.uploads.values()
+    begun_with = dict(upload._metadata or {})
+    complete = upload.complete
+
+    def complete_and_die(condition: Condition | None = None, **options: Any) -> ObjectInfo:
+        complete(condition, **{**options, "metadata": begun_with})
+        raise Killed
+
+    upload.complete = complete_and_die  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        view.fs.flush(handle)
+
+    def gone(*_: object, **__: object) -> Any:
+        raise StoreProtocolError("the upload is gone")
+
+    upload.complete = upload.put_part = gone  # type: ignore[method-assign]
+    store.uploads[upload.state["number"]] = upload
+    successor = View(store, tmp_path)
+    successor.fs.restore()
+    successor.fs.write(handle, 5, b"changed")  # of the same size
+    successor.fs.flush(handle)
+    assert content(store, "file")[:12] == block(0)[:5] + b"changed"
+    assert successor.metric("mount_sidecar_overwritten_versions_total") == 0
 
 
 def test_what_was_made_without_an_answer_may_be_changed(tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ class _Upload:
 
     @property
     def state(self) -> Mapping[str, Any]:
-        return {"number": self._number}
+        return {"number": self._number, "metadata": dict(self._metadata or {})}
 
     def put_part(self, number: int, content: Content) -> str:
         self._store._count("part")

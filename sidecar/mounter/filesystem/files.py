@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 from sidecar import logs
 from sidecar.errors import (
@@ -31,6 +31,7 @@ from sidecar.mounter.filesystem.attributes import beside_metadata, from_metadata
 from sidecar.mounter.filesystem.journal import HANDLE, Journal, Record, Unsaved
 from sidecar.mounter.filesystem.nodes import Directory, File
 from sidecar.mounter.filesystem.spool import Spool, SpoolFile
+from sidecar.mounter.filesystem.spool_state import Attempt
 from sidecar.mounter.filesystem.tree import Tree
 from sidecar.mounter.filesystem.uploads import Description, Uploader
 from sidecar.mounter.prefetch import ObjectReader, ReadResult
@@ -430,7 +431,7 @@ class Files:
                 spool.failed = True
                 raise
             spool.dirty = spool.failed = spool.exclusive = False
-            spool.attempt = None
+            spool.attempts.clear()
             spool.rebase(node.remote)
             spool.state.saved()
             node.fresh_until_s = time.monotonic() + self._tree.ttl_s
@@ -453,20 +454,23 @@ class Files:
         elif node.remote is not None and node.remote.key == node.key:
             # After a rename its version is still the one of the old name.
             condition = Condition(version=node.remote.version)
-        before, spool.attempt = spool.attempt, (spool.size_bytes, metadata)
+        before = list(spool.attempts)
+        attempt = Attempt(spool.size_bytes, [metadata, *self._uploader.begun_with(spool)])
+        spool.attempts.append(attempt)
         if condition is not None:
-            spool.state.note_attempt(*spool.attempt)
+            spool.state.note_attempt(attempt)
         try:
             made = self._uploader.save(node.key, spool, description, condition)
         except (AlreadyExists, Stale) as error:
             found = self._head_or_none(node.key)
-            # Of this attempt or of the one before, if their answers were lost.
-            if _is_of(found, spool.attempt):
-                made = found
-            elif _is_of(found, before):
+            # Of an attempt before, or of this one, if their answers were lost. In this order: what
+            # an upload was begun with is in both, and the file may have changed in between.
+            if found is not None and any(earlier.made(found) for earlier in before):
                 ours = Condition(version=found.version)
                 spool.follow(found)  # it has what is missing here
                 made = self._uploader.save(node.key, spool, description, ours)
+            elif found is not None and attempt.made(found):
+                made = found
             elif isinstance(error, AlreadyExists) or spool.missing or node.remote is None:
                 raise  # what is to be overwritten is another version of what this one began as
             else:
@@ -477,7 +481,7 @@ class Files:
                 if found is not None:
                     description = self._described(node.attributes, found)
                     metadata = description.metadata
-                    spool.attempt = (spool.size_bytes, metadata)
+                    spool.attempts.append(Attempt(spool.size_bytes, [metadata]))
                 made = self._uploader.save(node.key, spool, description)
         if made.metadata is None or dict(made.metadata) == metadata:
             return made
@@ -925,15 +929,3 @@ class Files:
 def is_writable(flags: int) -> bool:
     """Whether open(2) flags ask for writing."""
     return flags & os.O_ACCMODE != os.O_RDONLY
-
-
-def _is_of(
-    found: ObjectInfo | None, attempt: tuple[int, Mapping[str, str]] | None
-) -> TypeGuard[ObjectInfo]:
-    """Whether an attempt to save a file made this object.
-
-    Its size, and its time in nanoseconds among the metadata, tell it from another writer's.
-    """
-    if found is None or attempt is None:
-        return False
-    return attempt == (found.size_bytes, dict(found.metadata or {}))

@@ -8,12 +8,12 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from sidecar.errors import SpoolFull
 from sidecar.mounter.filesystem.parts import Layout
-from sidecar.mounter.filesystem.spool_state import SUFFIX, SpoolState
+from sidecar.mounter.filesystem.spool_state import SUFFIX, Attempt, SpoolState
 from sidecar.mounter.ranges import Ranges
 from sidecar.mounter.store.base import FileSlice, ObjectInfo
 
@@ -113,7 +113,7 @@ class SpoolFile:
         filled_bytes: so much was written from the beginning on, without a gap.
         exclusive: made with O_EXCL, and not saved yet.
         failed: the last attempt to save it failed.
-        attempt: size and metadata of what that attempt was about to make, and perhaps made.
+        attempts: what was about to be made, and perhaps was, since it was saved last.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class SpoolFile:
         self.changed = Ranges()
         self.exclusive = False
         self.failed = False
-        self.attempt: tuple[int, Mapping[str, str]] | None = None
+        self.attempts: list[Attempt] = []
         self._budget = budget
         self._descriptors = descriptors
         self._taken_bytes = 0
@@ -153,7 +153,7 @@ class SpoolFile:
         """Another process wrote it: what only its memory had is taken for changed."""
         self.base = self.state.base
         self.exclusive = self.state.exclusive
-        self.attempt = self.state.attempt
+        self.attempts = list(self.state.attempts)
         self.missing.intersection_update(self.parts())  # it may have been cut since
         self.changed.add(0, self.size_bytes)
         with self._descriptor() as fd:

@@ -12,13 +12,31 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sidecar.mounter.store.base import ObjectInfo
 
 SUFFIX = ".state"
+_MOST_ATTEMPTS = 8
+
+
+class Attempt(NamedTuple):
+    """An object that was perhaps made of a spool file.
+
+    Attributes:
+        size_bytes: its length.
+        metadata: one of these it has: what it was to have, or what its upload was begun with.
+            There the file's time is in nanoseconds, which tells it from another writer's.
+    """
+
+    size_bytes: int
+    metadata: Sequence[Mapping[str, str]]
+
+    def made(self, found: ObjectInfo) -> bool:
+        """Whether this is the object."""
+        return found.size_bytes == self.size_bytes and dict(found.metadata or {}) in self.metadata
 
 
 class UploadRecord:
@@ -49,7 +67,8 @@ class SpoolState:
         attributes_set: chmod, chown or utimensat while an upload is under way.
         exclusive: made with O_EXCL, and nothing was tried yet: what a successor finds later may be
             what its predecessor made.
-        attempt: size and metadata of an object that was perhaps made, and nobody has heard.
+        attempts: objects that were perhaps made since the file was saved, and nobody has heard;
+            the latest last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +82,7 @@ class SpoolState:
         self.base: ObjectInfo | None = None
         self.attributes_set = False
         self.exclusive = False
-        self.attempt: tuple[int, dict[str, str]] | None = None
+        self.attempts: list[Attempt] = []
 
     @classmethod
     def read(cls, path: Path) -> SpoolState:
@@ -147,15 +166,15 @@ class SpoolState:
             with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a save
                 self._write("exclusive", exclusive)
 
-    def note_attempt(self, size_bytes: int, metadata: Mapping[str, str]) -> None:
+    def note_attempt(self, attempt: Attempt) -> None:
         """An object is about to be replaced: what a successor finds there may be this."""
         with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a save
-            self._write("attempt", [size_bytes, dict(metadata)])
+            self._write("attempt", [attempt.size_bytes, list(map(dict, attempt.metadata))])
 
     def saved(self) -> None:
         """The store has the file as it is, attributes included."""
         with self._lock:
-            self.attempt, self.attributes_set = None, False
+            self.attempts, self.attributes_set = [], False
             if self._exists and not (self.uploads or self.missing):
                 # Nothing is left to be known, and a log that is saved again and again would
                 # make it longer and longer.
@@ -195,10 +214,9 @@ class SpoolState:
         elif kind == "exclusive":
             self.exclusive = values
         elif kind == "attempt":
-            size_bytes, metadata = values
-            self.attempt = size_bytes, metadata
+            self.attempts = [*self.attempts, Attempt(*values)][-_MOST_ATTEMPTS:]
         elif kind == "saved":
-            self.attempt, self.attributes_set = None, False
+            self.attempts, self.attributes_set = [], False
         else:
             self._apply_to_uploads(kind, values)
 

@@ -277,6 +277,11 @@ class Uploader:
         """Whether an upload was begun that no object was made of."""
         return spool in self._sending
 
+    def begun_with(self, spool: SpoolFile) -> list[Mapping[str, str]]:
+        """The metadata of uploads under way, which what is made of them may have."""
+        states = [record.state for record in list(spool.state.uploads.values())]
+        return [state["metadata"] for state in states if "metadata" in state]
+
     def sent_parts(self, spool: SpoolFile) -> int:
         """How many parts of an upload under way the store has."""
         sending = self._sending.get(spool)
