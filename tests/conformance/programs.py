@@ -51,8 +51,9 @@ class User(NamedTuple):
         return self._replace(groups=groups)
 
 
+# What is needed is imported before: the interpreter may be in a folder that the user cannot enter.
 _AS_USER = """\
-import os, stat, sys
+import os, shutil, stat, subprocess, sys
 os.chdir(sys.argv[2])
 uid, gid, umask, *groups = map(int, sys.argv[3:])
 os.umask(umask)

@@ -182,7 +182,7 @@ def test_the_wait_for_a_silent_connection_adapts(
             assert server.read() == BODY[:100]
     finally:
         release.set()
-    assert server.reasons == ["stalled"]
+    assert set(server.reasons) == {"stalled"}  # a slow machine stalls by itself, too
 
 
 def test_patience_follows_the_answers_and_doubles_with_each_stall() -> None:
