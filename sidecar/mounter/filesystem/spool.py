@@ -68,9 +68,12 @@ class Descriptors:
         self._users: dict[Path, list[int]] = {}  # descriptor, and how many use it
         self._resting: OrderedDict[Path, int] = OrderedDict()  # the longest first
 
-    @contextlib.contextmanager
-    def of(self, path: Path) -> Iterator[int]:
-        """The descriptor of a file, for reading and writing. Raises OSError."""
+    def of(self, path: Path) -> _Held:
+        """A block with the descriptor of a file, for reading and writing. Raises OSError."""
+        return _Held(self, path)
+
+    def take(self, path: Path) -> int:
+        """Somebody uses the descriptor, until :meth:`give_back`. Raises OSError."""
         with self._lock:
             used = self._users.get(path)
             if used is None:
@@ -79,16 +82,18 @@ class Descriptors:
                     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                 used = self._users[path] = [descriptor, 0]
             used[1] += 1
-        try:
-            yield used[0]
-        finally:
-            with self._lock:
-                used[1] -= 1
-                if not used[1]:
-                    del self._users[path]
-                    self._resting[path] = used[0]
-                    if len(self._resting) > self._most_resting:
-                        os.close(self._resting.popitem(last=False)[1])
+            return used[0]
+
+    def give_back(self, path: Path) -> None:
+        """One user less."""
+        with self._lock:
+            used = self._users[path]
+            used[1] -= 1
+            if not used[1]:
+                del self._users[path]
+                self._resting[path] = used[0]
+                if len(self._resting) > self._most_resting:
+                    os.close(self._resting.popitem(last=False)[1])
 
     def forget(self, path: Path) -> None:
         """The file is about to be deleted; nobody uses it."""
@@ -96,6 +101,22 @@ class Descriptors:
             descriptor = self._resting.pop(path, -1)
         if descriptor >= 0:
             os.close(descriptor)
+
+
+class _Held:
+    """Not a generator, which costs each write(2) a tenth of its time."""
+
+    __slots__ = ("_descriptors", "_path")
+
+    def __init__(self, descriptors: Descriptors, path: Path) -> None:
+        self._descriptors = descriptors
+        self._path = path
+
+    def __enter__(self) -> int:
+        return self._descriptors.take(self._path)
+
+    def __exit__(self, *_: object) -> None:
+        self._descriptors.give_back(self._path)
 
 
 class SpoolFile:
@@ -192,7 +213,8 @@ class SpoolFile:
         position = self._write(offset, data)
         self._grow_to(offset)
         self.changed.add(offset, position)
-        self._holes.remove(offset, position)
+        if self._holes:
+            self._holes.remove(offset, position)
         if offset <= self.filled_bytes:
             self.filled_bytes = max(self.filled_bytes, position)
         self.size_bytes = max(self.size_bytes, position)
