@@ -47,13 +47,17 @@ class Ranges:
         if start >= end:
             return
         first = bisect_left(self._ends, start)  # the first that it touches, or the next one
-        last = bisect_right(self._starts, end)
-        if first < last:
+        last = bisect_right(self._starts, end, first)
+        if first == last:
+            self._starts.insert(first, start)
+            self._ends.insert(first, end)
+            self.size_bytes += end - start
+        else:
             start = min(start, self._starts[first])
             end = max(end, self._ends[last - 1])
-        self.size_bytes += end - start - self._between(first, last)
-        self._starts[first:last] = [start]
-        self._ends[first:last] = [end]
+            self.size_bytes += end - start - self._between(first, last)
+            self._starts[first:last] = [start]
+            self._ends[first:last] = [end]
         if len(self._starts) > MOST_RANGES:
             self._widen()
 

@@ -785,6 +785,8 @@ class Files:
         while True:
             spool = self._ensure_spool(node)
             self._begin_change(node, spool)
+            if not spool.missing and not self._uploader.is_under_way(spool):
+                return spool
             touched = set(spool.layout.covering(offset, size))
             if spool.size_bytes < offset + size:
                 # A part at the end that is not full becomes longer than the store's.

@@ -210,7 +210,7 @@ class SpoolFile:
             return 0
         self._budget.check(len(data) + max(0, offset - self.size_bytes))
         self.dirty = True
-        position = self._write(offset, data)
+        position, taken_bytes = self._write(offset, data)
         self._grow_to(offset)
         self.changed.add(offset, position)
         if self._holes:
@@ -218,7 +218,7 @@ class SpoolFile:
         if offset <= self.filled_bytes:
             self.filled_bytes = max(self.filled_bytes, position)
         self.size_bytes = max(self.size_bytes, position)
-        self._account()
+        self._account_for(taken_bytes)
         return len(data)
 
     def _grow_to(self, size_bytes: int) -> None:
@@ -227,8 +227,8 @@ class SpoolFile:
             self.changed.add(self.size_bytes, size_bytes)
             self._holes.add(self.size_bytes, size_bytes)
 
-    def _write(self, offset: int, data: bytes | memoryview) -> int:
-        """Returns where it ends."""
+    def _write(self, offset: int, data: bytes | memoryview) -> tuple[int, int]:
+        """Returns where it ends, and how much of the disk the file takes now."""
         view = memoryview(data)
         position = offset
         with self._descriptor() as fd:
@@ -241,7 +241,7 @@ class SpoolFile:
                 # A full disk: what was written of it must not show when the file grows later.
                 os.ftruncate(fd, self.size_bytes)
                 raise
-        return position
+            return position, _taken_bytes(fd)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from ``offset``; fewer only at the end."""
@@ -346,9 +346,9 @@ class SpoolFile:
     def recall(self, number: int, data: memoryview) -> None:
         """The bytes of a missing part are back. Raises SpoolFull, OSError."""
         self._budget.check(len(data))
-        self._write(self.layout.start(number), data)
+        _, taken_bytes = self._write(self.layout.start(number), data)
         self.state.recall(number)
-        self._account()
+        self._account_for(taken_bytes)
 
     def discard(self) -> None:
         """Delete the file, and give its space back."""
@@ -362,11 +362,13 @@ class SpoolFile:
         self._taken_bytes = 0
 
     def _account(self) -> None:
-        # Blocks and not the length: a copy-on-write file system or a full disk is seen as it
-        # is. A hole takes no space, but it will be sent: who makes one of a terabyte is told
-        # now, and not after the hours that its zeros would take.
         with self._descriptor() as fd:
-            taken_bytes = os.fstat(fd).st_blocks * _STAT_BLOCK_BYTES
+            taken_bytes = _taken_bytes(fd)
+        self._account_for(taken_bytes)
+
+    def _account_for(self, taken_bytes: int) -> None:
+        # A hole takes no space, but it will be sent: who makes one of a terabyte is told now, and
+        # not after the hours that its zeros would take.
         taken_bytes += self._holes.size_bytes
         if taken_bytes != self._taken_bytes:
             self._budget.change(taken_bytes - self._taken_bytes)
@@ -425,6 +427,11 @@ def _holes_in(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
                 raise
             position = size_bytes
         yield start, position
+
+
+def _taken_bytes(fd: int) -> int:
+    """Blocks and not the length: a copy-on-write file system or a full disk is seen as it is."""
+    return os.fstat(fd).st_blocks * _STAT_BLOCK_BYTES
 
 
 def _punch(fd: int, offset: int, size_bytes: int) -> bool:
