@@ -14,7 +14,7 @@ from benchmarks import metadata, reading, small_files, startup
 from benchmarks.measure import CPU, FILES, FIRST_READS, FLOOR, PEAK_PSS, READS, THROUGHPUT, Metric
 from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
 from benchmarks.ratios import Row, measured, ratio
-from sidecar.mounter.budgets import MOST_MEMORY_BYTES
+from sidecar.mounter.system.resource_limits import MOST_MEMORY_BYTES
 
 BEST_PEER = "best peer"
 PEERS = ("s3fs-fuse", "rclone mount", "fsspec.fuse")

@@ -25,7 +25,7 @@ from benchmarks.cli import leave
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import CPU, GB, MB, MIB, THROUGHPUT, Metric, Values, run_all
 from benchmarks.peers import OURS, Launch, Mount, running
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 
 TRANSPORTS = ("kernel", "libfuse")
 LATEST = Path(__file__).resolve().parent / "results" / "transports.json"

@@ -38,7 +38,7 @@ from sidecar.spec import (
 )
 
 if TYPE_CHECKING:
-    from sidecar.control.sidecar_container import Injection
+    from sidecar.control.injection.sidecar_container import Injection
 
 # What a shell reports for a program that the signal ended (128 + SIGINT, + SIGPIPE).
 EXIT_INTERRUPTED = 130
@@ -106,9 +106,9 @@ def resolve(
     state_root: str,
 ) -> None:
     """Print the resolved spec of a run as JSON. FILE may be - for standard input."""
-    from sidecar.control.catalogue import parse_catalogue
-    from sidecar.control.resolve import resolve as resolve_spec
-    from sidecar.control.selection import Selection, parse_polyaxonfile
+    from sidecar.control.catalogue.catalogue import parse_catalogue
+    from sidecar.control.catalogue.resolve import resolve as resolve_spec
+    from sidecar.control.catalogue.selection import Selection, parse_polyaxonfile
     from sidecar.spec import ANYBODY, Access, Roots
 
     if catalogue == polyaxonfile == STANDARD_INPUT:
@@ -146,8 +146,8 @@ _NATIVE = click.option(
 @_NATIVE
 def inject(catalogue: str, filename: str, image: str | None, native: bool) -> None:
     """Print a manifest with the sidecar added to each pod in it. FILE may be -."""
-    from sidecar.control.catalogue import parse_catalogue
-    from sidecar.control.workloads import inject_manifests
+    from sidecar.control.catalogue.catalogue import parse_catalogue
+    from sidecar.control.injection.manifests import inject_manifests
 
     if catalogue == filename == STANDARD_INPUT:
         raise UsageError("--catalogue and --filename cannot both read standard input")
@@ -157,7 +157,7 @@ def inject(catalogue: str, filename: str, image: str | None, native: bool) -> No
 
 
 def _injection(image: str | None, native: bool) -> Injection:
-    from sidecar.control.sidecar_container import DEFAULT_IMAGE, Injection
+    from sidecar.control.injection.sidecar_container import DEFAULT_IMAGE, Injection
 
     return Injection(image=image or DEFAULT_IMAGE, native=native)
 
@@ -188,7 +188,7 @@ def webhook(
     """Serve admission requests until told to stop. The catalogue and the TLS pair are followed."""
     if context.invoked_subcommand is not None:
         return
-    from sidecar.control.webhook import Listen, serve
+    from sidecar.control.webhook.server import Listen, serve
 
     serve(Path(catalogue), Path(tls), _injection(image, native), Listen(host, port, http_port))
 
@@ -212,8 +212,8 @@ def certificate(
     import datetime as dt
 
     from sidecar import logs
-    from sidecar.cluster import connect
-    from sidecar.control.certificate_job import Job, install_certificate
+    from sidecar.control.webhook.certificate_job import Job, install_certificate
+    from sidecar.kubernetes_api import connect
 
     logs.set_up("certificate")
     if renew_before_days >= days:
@@ -237,7 +237,7 @@ def certificate(
 @click.option("--port", default=HTTP_PORT, show_default=True, type=PORT, help="Of the sidecar.")
 def wait(timeout_s: float, port: int) -> None:
     """Return when the sidecar in this container is ready: for compose, or a postStart."""
-    from sidecar.mounter.waiting import wait_until_ready
+    from sidecar.mounter.reporting.wait import wait_until_ready
 
     wait_until_ready(port, timeout_s)
 
@@ -254,8 +254,8 @@ def demo() -> None:
 @click.option("--spec", "spec_file", required=True, metavar="FILE", help="From `sidecar resolve`.")
 def mount(spec_file: str) -> None:
     """Mount every bucket of a spec and serve until told to stop: the container's job."""
-    from sidecar.mounter import supervisor
-    from sidecar.mounter.status import write_termination_message
+    from sidecar.mounter.supervisor.main import command
+    from sidecar.mounter.system.status import write_termination_message
 
     termination_message = TERMINATION_MESSAGE  # a spec that cannot be read names no other
     try:
@@ -266,9 +266,9 @@ def mount(spec_file: str) -> None:
         write_termination_message(termination_message, error.line() + "\n")
         raise
     # Replace this process: nothing that parsing needed stays in process 1.
-    command = supervisor.command(str(validated))
+    arguments = command(str(validated))
     sys.stdout.flush()
-    os.execv(command[0], command)
+    os.execv(arguments[0], arguments)
 
 
 @cli.command()

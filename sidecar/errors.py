@@ -458,7 +458,7 @@ class WouldBlock(FileSystemError):
 
 
 class ClusterError(SidecarError):
-    """What the Kubernetes API answered, translated at one seam (:mod:`sidecar.cluster`)."""
+    """What the Kubernetes API answered, translated at one seam (:mod:`sidecar.kubernetes_api`)."""
 
     exit_status = EXIT_MOUNT
 

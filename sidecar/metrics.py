@@ -53,7 +53,7 @@ def _reserve(path: Path) -> None:
 class VolumeMetrics:
     """What one worker counts for its volume. Safe to use from any thread.
 
-    Implements :class:`sidecar.mounter.store.base.StoreObserver`.
+    Implements :class:`sidecar.mounter.store.interface.StoreObserver`.
     """
 
     def __init__(self, directory: Path, volume: str, identity: str) -> None:
@@ -277,7 +277,7 @@ class StatusCollector:
     """The supervisor's status as metrics, read afresh at every scrape.
 
     Args:
-        read_status: returns the status document (:mod:`sidecar.mounter.status`).
+        read_status: returns the status document (:mod:`sidecar.mounter.system.status`).
     """
 
     def __init__(self, read_status: Callable[[], dict[str, object]]) -> None:

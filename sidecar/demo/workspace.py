@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sidecar.demo.programs import Program
 from sidecar.demo.signals import StopSignals
-from sidecar.mounter.mounts import mounted, unmount
+from sidecar.mounter.system.mounts import mounted, unmount
 
 
 class Workspace:

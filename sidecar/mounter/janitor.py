@@ -28,8 +28,8 @@ from pathlib import Path
 
 from sidecar import logs
 from sidecar.errors import EXIT_OK, MountFailed, NotRoot, PathMissing, UsageError
-from sidecar.mounter import mounts
-from sidecar.mounter.mounts import Mount
+from sidecar.mounter.system import mounts
+from sidecar.mounter.system.mounts import Mount
 
 log = logging.getLogger("sidecar.janitor")
 

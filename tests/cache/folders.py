@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from sidecar.mounter.blocks import BLOCK_BYTES, Entry
-from sidecar.mounter.cache import DiskCache
-from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, Entry
+from sidecar.mounter.cache.disk_cache import DiskCache
+from sidecar.mounter.store.interface import ObjectInfo
 
 MIB = 1024 * 1024
 URL = "s3://bucket"

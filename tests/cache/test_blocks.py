@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.mounter import blocks
-from sidecar.mounter.blocks import BLOCK_BYTES as B
+from sidecar.mounter.cache.cache_entry import BLOCK_BYTES as B
+from sidecar.mounter.cache.disk_cache import cache_entry
 from tests.cache.folders import (
     Damage,
     an_object,
@@ -208,7 +208,7 @@ def test_of_two_who_claim_one_gets_each_block(tmp_path: Path) -> None:
     entries = [enter(open_cache(tmp_path), info) for _ in range(2)]
     mine: list[int] = []
 
-    def claim(entry: blocks.Entry) -> None:
+    def claim(entry: cache_entry.Entry) -> None:
         mine.extend(
             index for index in range(64) if entry.claim(index * B, index * B + B).state == "mine"
         )
@@ -232,7 +232,7 @@ def test_a_failed_fetch_is_free_for_others_at_once(tmp_path: Path) -> None:
 
 
 def test_a_lease_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "LEASE_S", 0.05)
+    monkeypatch.setattr(cache_entry, "LEASE_S", 0.05)
     info, _ = an_object(SIZE)
     one, other = (enter(open_cache(tmp_path), info) for _ in range(2))
     one.claim(0, SIZE)
@@ -246,7 +246,7 @@ def test_a_clock_that_was_set_back_holds_nobody_up(
     one, other = (enter(open_cache(tmp_path), info) for _ in range(2))
     one.claim(0, SIZE)
     now_s = time.time()
-    monkeypatch.setattr(blocks.time, "time", lambda: now_s - 3600)
+    monkeypatch.setattr(cache_entry.time, "time", lambda: now_s - 3600)
     assert other.claim(0, SIZE).state == "mine"
 
 
@@ -310,7 +310,7 @@ def test_after_a_restart_of_the_machine_files_are_compared_first(
     stamp = lost.stat()
     alter(lost)
     os.utime(lost, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    monkeypatch.setattr(blocks, "_boot", lambda: b"2ndstart")
+    monkeypatch.setattr(cache_entry, "_boot", lambda: b"2ndstart")
     damage = Damage()
     cache = open_cache(tmp_path, damage=damage)
     assert not has_whole(cache, info)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.budgets import (
+from sidecar.mounter.system.resource_limits import (
     cache_budget_bytes,
     disk_bytes,
     memory_budget_bytes,

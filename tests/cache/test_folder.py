@@ -15,9 +15,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sidecar.mounter import blocks
-from sidecar.mounter.blocks import BLOCK_BYTES as B
-from sidecar.mounter.cache import Keeper
+from sidecar.mounter.cache.cache_entry import BLOCK_BYTES as B
+from sidecar.mounter.cache.disk_cache import Keeper, cache_entry
 from tests.cache.folders import (
     MIB,
     an_object,
@@ -159,7 +158,7 @@ def age(path: Path, seconds: float) -> None:
 def test_the_least_recently_used_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "_USE_STAMP_S", 0.0)
+    monkeypatch.setattr(cache_entry, "_USE_STAMP_S", 0.0)
     cache = open_cache(tmp_path, 10 * B)
     made = [an_object(2 * B, f"key{number}") for number in range(4)]
     for number, (info, content) in enumerate(made):

@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from sidecar.mounter.blocks import BLOCK_BYTES, Entry
-from sidecar.mounter.cache import DiskCache
-from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, Entry
+from sidecar.mounter.cache.disk_cache import DiskCache
+from sidecar.mounter.store.interface import ObjectInfo
 from tests.cache.folders import an_object, enter, open_cache
 
 ROUNDS = 60

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 
 ROOT = Path(__file__).parents[2]
 _END_S = 10.0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.control.bucket_url import AZURE_CLOUDS, BucketUrl, parse_bucket_url
+from sidecar.control.catalogue.bucket_url import AZURE_CLOUDS, BucketUrl, parse_bucket_url
 from sidecar.errors import BucketUrlInvalid, ConfigError, SchemeMismatch
 from sidecar.spec import StoreName
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.control.catalogue import Catalogue, parse_catalogue
+from sidecar.control.catalogue.catalogue import Catalogue, parse_catalogue
 from sidecar.errors import (
     BucketMissing,
     BucketUrlInvalid,

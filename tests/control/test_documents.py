@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sidecar.control.document import parse_documents
+from sidecar.control.catalogue.yaml_document import parse_documents
 from sidecar.errors import CatalogueInvalid
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from sidecar.control.catalogue import Catalogue, parse_catalogue
-from sidecar.control.resolve import Paths, resolve
-from sidecar.control.selection import Selection, parse_polyaxonfile
+from sidecar.control.catalogue.catalogue import Catalogue, parse_catalogue
+from sidecar.control.catalogue.resolve import Paths, resolve
+from sidecar.control.catalogue.selection import Selection, parse_polyaxonfile
 from sidecar.errors import (
     ConfigError,
     DuplicateSelection,

@@ -17,7 +17,7 @@ from sidecar.errors import (
     SidecarError,
     SpecInvalid,
 )
-from sidecar.mounter.credentials import CredentialSource, load_credentials
+from sidecar.mounter.store.secrets import CredentialSource, load_credentials
 from sidecar.spec import StoreName, StoreSource
 from tests.credentials.secrets import CANARY, PRIVATE_KEY, SECRETS, source, write
 

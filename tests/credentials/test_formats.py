@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.mounter.credentials import (
+from sidecar.mounter.store.secrets import (
     AzureCredentials,
     GcsCredentials,
     S3Credentials,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import SecretKeyMissing, SecretNotJson
-from sidecar.mounter.credentials import CredentialSource, S3Credentials
+from sidecar.mounter.store.secrets import CredentialSource, S3Credentials
 from tests.credentials.secrets import source, write
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NameTooLong, SpoolFull
-from sidecar.mounter.store.base import Limits
-from sidecar.mounter.store.s3 import S3Store
+from sidecar.mounter.store.interface import Limits
+from sidecar.mounter.store.s3.store import S3Store
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
 

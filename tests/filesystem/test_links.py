@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound, NotPermitted
-from sidecar.mounter.filesystem.nodes import ROOT
+from sidecar.mounter.filesystem.inodes import ROOT
 from tests.filesystem.view import PagedStore, View
 from tests.support.memory_store import MemoryStore
 

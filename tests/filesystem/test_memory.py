@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound
-from sidecar.mounter.filesystem.nodes import ROOT
-from sidecar.mounter.store.base import ObjectInfo, Page
+from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.store.interface import ObjectInfo, Page
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
 

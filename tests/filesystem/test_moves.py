@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound, SidecarError, Unavailable
-from sidecar.mounter.filesystem.nodes import ROOT
-from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.store.interface import ObjectInfo
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound, WouldBlock
-from sidecar.mounter.filesystem.nodes import ROOT
-from sidecar.mounter.filesystem.tree import RELIST_MISSES
-from sidecar.mounter.store.base import Page
+from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.namespace import RELIST_MISSES
+from sidecar.mounter.store.interface import Page
 from tests.filesystem.view import LateStore, PagedStore, SlowPagesStore, View
 from tests.support.memory_store import MemoryStore
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from sidecar.errors import AlreadyExists, SpoolFull, Stale, StoreProtocolError, Unavailable
-from sidecar.mounter.filesystem.nodes import File
-from sidecar.mounter.filesystem.parts import Layout
-from sidecar.mounter.store.base import Condition, Content, Limits, ObjectInfo
-from sidecar.mounter.store.s3 import S3Store
+from sidecar.mounter.filesystem.inodes import File
+from sidecar.mounter.store.interface import Condition, Content, Limits, ObjectInfo
+from sidecar.mounter.store.s3.store import S3Store
+from sidecar.mounter.writing.part_layout import Layout
 from tests.filesystem.view import View
 from tests.support.memory_store import FailingStore, MemoryStore, RenamingStore
 

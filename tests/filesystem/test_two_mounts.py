@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 from tests.conformance import places
 
 LIFETIME_S = 0.05

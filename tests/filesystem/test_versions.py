@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound, Stale
-from sidecar.mounter.filesystem.nodes import ROOT
+from sidecar.mounter.filesystem.inodes import ROOT
 from tests.filesystem.view import LateStore, View
 from tests.support.memory_store import MemoryStore
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sidecar.metrics import scrape_registry
 from sidecar.mounter.filesystem.attributes import Attributes
-from sidecar.mounter.filesystem.nodes import ROOT
-from sidecar.mounter.store.base import Page, Store
+from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.store.interface import Page, Store
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import SPOOL_BYTES, build
 

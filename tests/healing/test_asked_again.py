@@ -11,8 +11,8 @@ import pytest
 
 from sidecar.errors import FileExists, NotFound
 from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.filesystem.journal import MOST_CRASHES, MOST_DEATHS, Held, Journal
-from sidecar.mounter.filesystem.nodes import ROOT
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 

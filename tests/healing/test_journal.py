@@ -26,14 +26,14 @@ from hypothesis.stateful import (
 
 from sidecar.errors import SidecarError, StateUnusable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.buffers import BufferPool
-from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.filesystem.attributes import Entry, Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.filesystem.journal import FIRST_BYTES, Held, Journal, Record
-from sidecar.mounter.filesystem.nodes import ROOT
-from sidecar.mounter.filesystem.parts import Layout
-from sidecar.mounter.filesystem.spool import Spool
+from sidecar.mounter.reading.buffers import BufferPool
+from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.writing.part_layout import Layout
+from sidecar.mounter.writing.spool import Spool
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid
 from tests.support.waiting import wait_until

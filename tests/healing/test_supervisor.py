@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from sidecar.mounter.channel import Channel
+from sidecar.mounter.system.channel import Channel
 from tests.healing.conftest import VOLUME, Bucket, Start
 from tests.support.killer import kill_worker
 from tests.support.waiting import wait_until
@@ -98,8 +98,8 @@ def test_a_dead_workers_channel_is_not_waited_for() -> None:
 
 LAST_WORDS = """
 import os, time
-from sidecar.mounter.channel import Channel
-from sidecar.mounter.children import Children
+from sidecar.mounter.system.channel import Channel
+from sidecar.mounter.system.processes import Children
 
 def two_words(far):
     for word in ("first", "last"):

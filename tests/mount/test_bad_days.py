@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 from sidecar.spec import Sizes, Times, TransportName
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud
@@ -390,7 +390,7 @@ def test_worker_killed_while_stopping(tmp_path: Path, mortal: Cloud) -> None:
 def test_health_process_killed(tmp_path: Path, s3: Cloud) -> None:
     with bucket_sidecar(tmp_path, s3) as sidecar:
         port = sidecar.status()["http_port"]
-        (killed,) = [pid for pid in sidecar.children() if b"mounter.health" in command(pid)]
+        (killed,) = [pid for pid in sidecar.children() if b"reporting.health" in command(pid)]
         os.kill(killed, signal.SIGKILL)
 
         def answers() -> bool:

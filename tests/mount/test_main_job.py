@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 from sidecar.spec import ClaimSource, HostPathSource, TransportName, Volume
 from tests.support.servers import AzureServer, GcsServer, S3Server
 from tests.support.sidecar import Sidecar, bucket_volume

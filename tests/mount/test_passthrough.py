@@ -7,9 +7,9 @@ import os
 import signal
 from pathlib import Path
 
-from sidecar.mounter.cache import DiskCache
-from sidecar.mounter.store.base import ObjectInfo
-from sidecar.mounter.transport.opens import JUDGED_OPENS
+from sidecar.mounter.cache.disk_cache import DiskCache
+from sidecar.mounter.fuse.open_policy import JUDGED_OPENS
+from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.spec import Sizes
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume

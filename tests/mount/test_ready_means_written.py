@@ -16,7 +16,12 @@ import pytest
 
 from sidecar.errors import StoreProtocolError
 from sidecar.mounter.filesystem.names import PROBE_PREFIX
-from sidecar.mounter.write_check import LEFT_S, check_writes, probe_key, remove_leftovers
+from sidecar.mounter.worker.write_check import (
+    LEFT_S,
+    check_writes,
+    probe_key,
+    remove_leftovers,
+)
 from sidecar.spec import ClaimSource, Times, TransportName, Volume
 from tests.mount.buckets import TRANSPORTS, bucket_sidecar, in_namespace
 from tests.mount.test_bad_starts import EXIT_MOUNT, refused

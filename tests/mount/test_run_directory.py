@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import PathNotWritable
-from sidecar.mounter.checks import make_run_directory
+from sidecar.mounter.supervisor.path_checks import make_run_directory
 
 RUN = "user/project/experiments/1"
 

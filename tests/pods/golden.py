@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidecar.control.catalogue import Catalogue, parse_catalogue
-from sidecar.control.sidecar_container import Injection
-from sidecar.control.workloads import inject_manifests
+from sidecar.control.catalogue.catalogue import Catalogue, parse_catalogue
+from sidecar.control.injection.manifests import inject_manifests
+from sidecar.control.injection.sidecar_container import Injection
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "pods"
 CATALOGUE = FOLDER / "catalogue.yaml"

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from sidecar.control.catalogue import parse_catalogue
-from sidecar.control.sidecar_container import Injection
-from sidecar.control.workloads import inject_manifests
+from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.control.injection.manifests import inject_manifests
+from sidecar.control.injection.sidecar_container import Injection
 from sidecar.demo.dataset import labels_csv, load_digits
 from sidecar.pod import CONTAINER_NAME as SIDECAR
 from tests.support.pods import EXPERIMENT_IMAGE, SIDECAR_IMAGE, Container, Json, Pod

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 from sidecar.spec import PersistenceSpec, load_spec
 from tests.support.network import Network
 from tests.support.pods import Container, Json, make_shared, podman

@@ -10,9 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from sidecar.control.catalogue import parse_catalogue
-from sidecar.control.podpatch import inject, pod_patch
-from sidecar.control.sidecar_container import Injection
+from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.control.injection.inject import inject, pod_patch
+from sidecar.control.injection.sidecar_container import Injection
 from sidecar.spec import load_spec
 from tests.pods.golden import CATALOGUE, IMAGE, NAMES, catalogue, expected, given, injected
 

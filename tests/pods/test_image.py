@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import __version__
-from sidecar.control.pod_request import SPEC_ANNOTATION
+from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
 from tests.pods.runs import (
     EXPERIMENT,
     NOTES,

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidecar.control.catalogue import parse_catalogue
-from sidecar.control.sidecar_container import Injection
-from sidecar.control.workloads import inject_manifests
+from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.control.injection.manifests import inject_manifests
+from sidecar.control.injection.sidecar_container import Injection
 from tests.pods.runs import (
     EXPERIMENT,
     RUN,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 from tests.pods.runs import EXPERIMENT, Clouds, kill_sidecar, pod_of
 from tests.support.pods import SIDECAR_IMAGE, podman
 from tests.support.servers import S3Server, find_program

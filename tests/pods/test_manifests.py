@@ -13,7 +13,7 @@ import yaml
 
 from sidecar import __version__
 from sidecar.cli import cli
-from sidecar.control.catalogue import parse_catalogue
+from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.spec import HTTP_PORT
 from tests.support.servers import REPOSITORY, find_program
 

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sidecar.errors import SidecarError
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.buffers import BufferPool
-from sidecar.mounter.fetching import Fetcher
-from sidecar.mounter.prefetch import ObjectReader
-from sidecar.mounter.store.base import ObjectInfo
-from sidecar.mounter.widening import MOST_BYTES, PageCacheShare
+from sidecar.mounter.reading.buffers import BufferPool
+from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.reading.object_reader import ObjectReader
+from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare
+from sidecar.mounter.store.interface import ObjectInfo
 from tests.support.memory_store import MemoryStore
 
 MIB = 1024 * 1024

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter import prefetch
-from sidecar.mounter.cache import Keeper
-from sidecar.mounter.prefetch import MAX_WINDOW_BYTES, ObjectReader
+from sidecar.mounter.cache.disk_cache import Keeper
+from sidecar.mounter.reading import object_reader
+from sidecar.mounter.reading.object_reader import MAX_WINDOW_BYTES, ObjectReader
 from tests.cache.folders import an_object, has_whole, keep, open_cache
 from tests.reading.scripted import KIB, MIB, Reading, blocks
 from tests.support.waiting import wait_until
@@ -142,7 +142,7 @@ def test_idle_readers_make_room(reading: Make, monkeypatch: pytest.MonkeyPatch) 
         for offset, size in blocks(4 * MIB, MIB):
             one.check(reader, offset, size)
     one.settle()
-    monkeypatch.setattr(prefetch, "IDLE_S", 0.0)
+    monkeypatch.setattr(object_reader, "IDLE_S", 0.0)
     one.store.ranges.clear()
     reader = one.open()
     for offset, size in blocks(64 * MIB, MIB):
@@ -181,7 +181,7 @@ def test_random_reads_after_a_header_cost_no_more(reading: Make) -> None:
 
 def test_small_seeks_keep_the_stream(reading: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # A loaded machine makes the reader wait, and the window grow.
-    monkeypatch.setattr(prefetch, "MAX_WINDOW_BYTES", 8 * MIB)
+    monkeypatch.setattr(object_reader, "MAX_WINDOW_BYTES", 8 * MIB)
     one = reading(64 * MIB)
     reader = one.open()
     for offset, size in blocks(16 * MIB, 256 * KIB):

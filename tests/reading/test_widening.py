@@ -14,9 +14,9 @@ import pytest
 
 from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.prefetch import ObjectReader
-from sidecar.mounter.transport.readers import blocks_of_child, child_by_place
-from sidecar.mounter.widening import MOST_BYTES, PageCacheShare, Widening
+from sidecar.mounter.fuse.readers.pool import blocks_of_child, child_by_place
+from sidecar.mounter.reading.object_reader import ObjectReader
+from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare, Widening
 from sidecar.spec import Volume
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.reading.scripted import KIB, MIB, Reading

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.cluster import connect
-from sidecar.mounter.outbox import REPEAT_S, Outbox, PodIdentity
-from sidecar.mounter.pod_reports import Condition, Report
+from sidecar.kubernetes_api import connect
+from sidecar.mounter.reporting.event_recorder import REPEAT_S, Outbox, PodIdentity
+from sidecar.mounter.reporting.pod_reports import Condition, Report
 from sidecar.spec import Times
 from tests.mount.buckets import Refusing
 from tests.reporting.conftest import POD, InPod

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sidecar.metrics import VolumeTotals, read_volume_totals
-from sidecar.mounter.experiment import has_ended
-from sidecar.mounter.pod_reports import Condition, Observer, condition
+from sidecar.mounter.reporting.pod_completion import has_ended
+from sidecar.mounter.reporting.pod_reports import Condition, Observer, condition
 
 SPOOL_BYTES = 1000
 

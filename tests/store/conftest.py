@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.store.base import Store
+from sidecar.mounter.store.interface import Store
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, RcloneCloud, S3Cloud
 
 KINDS = {

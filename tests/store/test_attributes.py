@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.filesystem.attributes import Caller
-from sidecar.mounter.filesystem.nodes import ROOT
-from sidecar.mounter.store.base import Store
+from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.store.interface import Store
 from tests.filesystem.view import View
 from tests.support.clouds import Cloud
 from tests.support.servers import MinioServer

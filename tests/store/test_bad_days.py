@@ -20,7 +20,7 @@ from sidecar.errors import (
     TlsUntrusted,
     Unavailable,
 )
-from sidecar.mounter.store.base import Condition, Store
+from sidecar.mounter.store.interface import Condition, Store
 from tests.support.clouds import Cloud, CountingObserver, GcsCloud, RcloneCloud
 from tests.support.servers import GcsServer, RcloneServer, TlsFiles, free_port
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sidecar.errors import AlreadyExists, NotFound, Stale, StoreProtocolError
-from sidecar.mounter.store.base import Condition, ObjectInfo, Revision, Store
+from sidecar.mounter.store.interface import Condition, ObjectInfo, Revision, Store
 from tests.store.conftest import call_each, make_cloud
 from tests.support.clouds import Cloud, CountingObserver
 from tests.support.strict_server import StrictS3Server
@@ -235,7 +235,7 @@ def test_an_upload_of_an_odd_name_is_found_again(
 
 
 def _uploads(store: Any, key: str) -> bytes:
-    from sidecar.mounter.store.answers import Request
+    from sidecar.mounter.store.store_errors import Request
 
     answer: bytes = store.transfer(Request("list"), lambda: store._s3.uploads(key), ()).content
     return answer

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import ObjectArchived, RegionMismatch, SidecarError, to_errno
-from sidecar.mounter.store.answers import Answer, Place, Request
-from sidecar.mounter.store.base import Store
+from sidecar.mounter.store.interface import Store
+from sidecar.mounter.store.store_errors import Answer, Place, Request
 from tests.support.clouds import CountingObserver, S3Cloud
 from tests.support.strict_server import StrictS3Server
 

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import AccessDenied, Stale, StoreProtocolError, Unavailable
-from sidecar.mounter.credentials import Credentials, GcsCredentials, S3Credentials
-from sidecar.mounter.store import connections, open_store, s3
-from sidecar.mounter.store.base import Condition, Store
+from sidecar.mounter.store import open_store
+from sidecar.mounter.store.http import pool
+from sidecar.mounter.store.interface import Condition, Store
+from sidecar.mounter.store.s3.store import store
+from sidecar.mounter.store.secrets import Credentials, GcsCredentials, S3Credentials
 from sidecar.spec import StoreSource
 from tests.support.clouds import Cloud, CountingObserver, RcloneCloud, S3Cloud
 from tests.support.faults import FaultProxy
@@ -151,7 +153,7 @@ def test_a_lasting_fault_ends_with_the_budget(
 def test_a_stalled_connection_is_dropped_and_asked_again(
     scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "SOCKET_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(pool, "SOCKET_TIMEOUT_S", 0.3)
     release = threading.Event()
 
     def stalled(handler: BaseHTTPRequestHandler) -> None:
@@ -169,7 +171,7 @@ def test_a_stalled_connection_is_dropped_and_asked_again(
 def test_the_wait_for_a_silent_connection_adapts(
     scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "SHORTEST_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(pool, "SHORTEST_TIMEOUT_S", 0.05)
     release = threading.Event()
 
     def stalled(handler: BaseHTTPRequestHandler) -> None:
@@ -186,8 +188,8 @@ def test_the_wait_for_a_silent_connection_adapts(
 
 
 def test_patience_follows_the_answers_and_doubles_with_each_stall() -> None:
-    patience = connections.Patience()
-    assert patience.timeout_s == connections.SOCKET_TIMEOUT_S  # nothing is known yet
+    patience = pool.Patience()
+    assert patience.timeout_s == pool.SOCKET_TIMEOUT_S  # nothing is known yet
     for _ in range(50):
         patience.answered(0.3)
     usual_s = patience.timeout_s
@@ -196,12 +198,12 @@ def test_patience_follows_the_answers_and_doubles_with_each_stall() -> None:
     assert patience.timeout_s == 2 * usual_s
     for _ in range(10):
         patience.stalled()
-    assert patience.timeout_s == connections.SOCKET_TIMEOUT_S
+    assert patience.timeout_s == pool.SOCKET_TIMEOUT_S
     patience.answered(0.3)
     assert patience.timeout_s < 1.0
     for _ in range(50):
         patience.answered(0.001)
-    assert patience.timeout_s == connections.SHORTEST_TIMEOUT_S
+    assert patience.timeout_s == pool.SHORTEST_TIMEOUT_S
 
 
 def test_a_broken_body_goes_on_where_it_stopped(scripted: Callable[..., Scripted]) -> None:
@@ -307,8 +309,8 @@ def test_a_large_copy_goes_in_parts(
     s3_cloud: Cloud, s3_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mib = 1024 * 1024
-    monkeypatch.setattr(s3, "MAX_COPY_BYTES", 8 * mib)
-    monkeypatch.setattr(s3, "COPY_PART_BYTES", 5 * mib)
+    monkeypatch.setattr(store, "MAX_COPY_BYTES", 8 * mib)
+    monkeypatch.setattr(store, "COPY_PART_BYTES", 5 * mib)
     content = bytes(range(256)) * (12 * mib // 256)
     s3_store.put("source", content, {"mode": "640"})
     made = s3_store.copy("source", "target")

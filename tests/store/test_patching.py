@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sidecar.errors import Stale
-from sidecar.mounter.ranges import Range
-from sidecar.mounter.store.base import FileSlice, ObjectInfo, Revision, Store
+from sidecar.mounter.store.interface import FileSlice, ObjectInfo, Revision, Store
+from sidecar.mounter.store.ranges import Range
 from tests.store.conftest import call_each
 from tests.support.clouds import Cloud, S3Cloud
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.mounter.ranges import MOST_RANGES, Range, Ranges
-from sidecar.mounter.store.azure import AzureStore
-from sidecar.mounter.store.base import Limits
-from sidecar.mounter.store.gcs import GcsStore
-from sidecar.mounter.store.pieces import Piece, plan, split
-from sidecar.mounter.store.s3 import S3Store
+from sidecar.mounter.store.azure.store import AzureStore
+from sidecar.mounter.store.gcs.store import GcsStore
+from sidecar.mounter.store.interface import Limits
+from sidecar.mounter.store.patch_plan import Piece, plan, split
+from sidecar.mounter.store.ranges import MOST_RANGES, Range, Ranges
+from sidecar.mounter.store.s3.store import S3Store
 from sidecar.units import GIB, MIB
 
 STORES = [S3Store.limits, GcsStore.limits, AzureStore.limits]

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from sidecar.mounter.store import s3
-from sidecar.mounter.store.answers import Request
-from sidecar.mounter.store.base import Revision, Store
-from sidecar.mounter.store.gcs import GcsStore
+from sidecar.mounter.store.gcs.store import GcsStore
+from sidecar.mounter.store.interface import Revision, Store
+from sidecar.mounter.store.s3.store import store
+from sidecar.mounter.store.store_errors import Request
 from sidecar.units import MIB
 from tests.filesystem.view import View
 from tests.store.conftest import make_cloud
@@ -357,8 +357,8 @@ def test_what_is_put_together_of_copies(
     strict: Cloud, strict_store: Store, server: StrictS3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What CopyObject takes no more, in place and to another name."""
-    monkeypatch.setattr(s3, "MAX_COPY_BYTES", 6 * MIB)
-    monkeypatch.setattr(s3, "COPY_PART_BYTES", 5 * MIB)
+    monkeypatch.setattr(store, "MAX_COPY_BYTES", 6 * MIB)
+    monkeypatch.setattr(store, "COPY_PART_BYTES", 5 * MIB)
     server.settings(strict.bucket, acls=True)
     described.write_s3(
         strict,
@@ -545,7 +545,7 @@ def test_bytes_that_are_no_ascii(
 
 
 def test_a_transfer_coding_is_not_repeated(strict: Cloud, strict_store: Store) -> None:
-    from sidecar.mounter.store.s3_properties import properties_in
+    from sidecar.mounter.store.s3.properties import properties_in
 
     assert properties_in({"content-encoding": "gzip, aws-chunked"}) == {"content-encoding": "gzip"}
     assert properties_in({"content-encoding": "aws-chunked"}) == {}

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import Stale
-from sidecar.mounter.credentials import S3Credentials
 from sidecar.mounter.store import open_store
-from sidecar.mounter.store.base import Condition, ObjectInfo, Revision, Store
+from sidecar.mounter.store.interface import Condition, ObjectInfo, Revision, Store
+from sidecar.mounter.store.secrets import S3Credentials
 from sidecar.spec import StoreSource
 from tests.store.conftest import call_each, make_cloud
 from tests.store.test_faults import FixedCredentials

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from sidecar.errors import NotFound, Stale
-from sidecar.mounter.store.base import Store
+from sidecar.mounter.store.interface import Store
 from tests.support.clouds import Cloud
 
 SIZE_BYTES = 300_000

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from sidecar.mounter.store.connections import ConnectionPool, Endpoint
-from sidecar.mounter.store.wire import BrokenAnswer, Connection, request_head
+from sidecar.mounter.store.http.connection import BrokenAnswer, Connection, request_head
+from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 
 Piece = bytes | float
 """What the peer sends, or for how long it pauses."""

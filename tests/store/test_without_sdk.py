@@ -18,17 +18,17 @@ from sidecar.errors import (
     StoreProtocolError,
     Unavailable,
 )
-from sidecar.mounter.credentials import (
+from sidecar.mounter.store import open_store
+from sidecar.mounter.store.http.pool import Endpoint
+from sidecar.mounter.store.http.xml_body import http_time_s
+from sidecar.mounter.store.interface import Page, Store
+from sidecar.mounter.store.s3.requests import S3Dialect
+from sidecar.mounter.store.secrets import (
     AzureCredentials,
     Credentials,
     GcsCredentials,
     S3Credentials,
 )
-from sidecar.mounter.store import open_store
-from sidecar.mounter.store.base import Page, Store
-from sidecar.mounter.store.connections import Endpoint
-from sidecar.mounter.store.markup import http_time_s
-from sidecar.mounter.store.s3_dialect import S3Dialect
 from sidecar.spec import StoreName, StoreSource
 from tests.store.test_faults import FixedCredentials
 from tests.store.test_listing import UNUSUAL_KEYS, all_pages
@@ -37,9 +37,9 @@ from tests.support.servers import HttpResponder, answer, free_port
 
 READ = """
 import json, sys
-from sidecar.mounter.credentials import CredentialSource
+from sidecar.mounter.store.secrets import CredentialSource
 from sidecar.mounter.store import open_store
-from sidecar.mounter.write_check import check_writes
+from sidecar.mounter.worker.write_check import check_writes
 from sidecar.spec import StoreSource
 from tests.support.clouds import CountingObserver
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import AlreadyExists, NotFound, Stale
-from sidecar.mounter.store.base import Condition, ObjectInfo, Store
+from sidecar.mounter.store.interface import Condition, ObjectInfo, Store
 from tests.support.clouds import Cloud, GcsCloud
 from tests.support.strict_gcs import GcsLimits, StrictGcsServer
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sidecar.errors import SidecarError
-from sidecar.mounter.credentials import CredentialSource
 from sidecar.mounter.store import open_store
-from sidecar.mounter.store.base import Store, StoreObserver
+from sidecar.mounter.store.interface import Store, StoreObserver
+from sidecar.mounter.store.secrets import CredentialSource
 from sidecar.spec import StoreName, StoreSource
 from tests.support.servers import AzureServer, GcsServer, RcloneServer, S3Server
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 from tests.support.sidecar import processes_with
 
 _SESSION_VARIABLE = "MOUNT_SIDECAR_TEST_SESSION"

@@ -19,7 +19,8 @@ from sidecar.errors import (
     Stale,
     StoreProtocolError,
 )
-from sidecar.mounter.store.base import (
+from sidecar.mounter.store.http_store import MAX_KEY_LENGTH
+from sidecar.mounter.store.interface import (
     PROVISIONAL,
     Condition,
     Content,
@@ -30,14 +31,13 @@ from sidecar.mounter.store.base import (
     Properties,
     Revision,
 )
-from sidecar.mounter.store.cloud import MAX_KEY_LENGTH
-from sidecar.mounter.store.pieces import plan
+from sidecar.mounter.store.patch_plan import plan
 
 _LOOSE = Limits(1 << 40, 1, 1 << 30, 10_000)
 
 
 class MemoryStore:
-    """Implements :class:`sidecar.mounter.store.base.Store`.
+    """Implements :class:`sidecar.mounter.store.interface.Store`.
 
     Args:
         limits: what it refuses to go beyond, as stores do.

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sidecar import __version__
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 from tests.support.network import HOST, Network
 from tests.support.servers import REPOSITORY
 

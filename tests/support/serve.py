@@ -15,16 +15,16 @@ from pathlib import Path
 
 from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter import mounts
-from sidecar.mounter.buffers import BufferPool
-from sidecar.mounter.fetching import Fetcher
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.parts import Layout
-from sidecar.mounter.filesystem.spool import Spool
-from sidecar.mounter.store.base import Store
-from sidecar.mounter.transport import kernel, libfuse
+from sidecar.mounter.fuse import kernel, libfuse
+from sidecar.mounter.reading.buffers import BufferPool
+from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.store.interface import Store
+from sidecar.mounter.system import mounts
+from sidecar.mounter.writing.part_layout import Layout
+from sidecar.mounter.writing.spool import Spool
 from tests.support.memory_store import FailingStore, HangingStore, MemoryStore
 
 MIB = 1024 * 1024

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 from sidecar.spec import (
     Access,
     Http,

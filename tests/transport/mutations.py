@@ -8,7 +8,7 @@ import stat
 import struct
 from collections.abc import Callable
 
-from sidecar.mounter.transport.protocol import Opcode, Set
+from sidecar.mounter.fuse.protocol import Opcode, Set
 from tests.transport.served import ROOT, frame
 
 _NAMES = [b"a", b"dir", b"large", b"sub", b"many", b"00", b"49", b"new", b"other", b"x" * 255]

@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 from sidecar.errors import QuotaExceeded
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.buffers import BufferPool
-from sidecar.mounter.fetching import Fetcher
-from sidecar.mounter.store.base import Condition, Limits, ObjectInfo
-from sidecar.mounter.transport import kernel
-from sidecar.mounter.transport.readers import Readers
+from sidecar.mounter.fuse import kernel
+from sidecar.mounter.fuse.readers.pool import Readers
+from sidecar.mounter.reading.buffers import BufferPool
+from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.store.interface import Condition, Limits, ObjectInfo
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 

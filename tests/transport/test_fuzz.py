@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.transport.protocol import Opcode
+from sidecar.mounter.fuse.protocol import Opcode
 from tests.transport.mutations import Requests, mutated
 from tests.transport.served import PATIENCE_S, Served
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.filesystem.attributes import Entry
-from sidecar.mounter.filesystem.nodes import ROOT
-from sidecar.mounter.transport import kernel, protocol
+from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.fuse import kernel, protocol
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidecar.mounter.transport import protocol as p
-from sidecar.mounter.transport.kernel import MAX_REQUEST_BYTES, OPERATIONS
-from sidecar.mounter.transport.protocol import Opcode
+from sidecar.mounter.fuse import protocol as p
+from sidecar.mounter.fuse.kernel import MAX_REQUEST_BYTES, OPERATIONS
+from sidecar.mounter.fuse.protocol import Opcode
 from tests.transport.served import LARGE_BYTES, ROOT, Served, frame
 
 # enum fuse_opcode, protocol 7.45

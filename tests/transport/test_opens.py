@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sidecar.mounter.store.base import ObjectInfo
-from sidecar.mounter.transport.opens import JUDGED_OPENS, WORTH_BYTES, Opens
+from sidecar.mounter.fuse.open_policy import JUDGED_OPENS, WORTH_BYTES, Opens
+from sidecar.mounter.store.interface import ObjectInfo
 
 
 def answers(opens: Opens, size_bytes: int, times: int, *, others_open: bool = False) -> list[bool]:

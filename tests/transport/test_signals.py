@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-from sidecar.mounter import mounts
+from sidecar.mounter.system import mounts
 
 _END_S = 60.0
 

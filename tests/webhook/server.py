@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
-from sidecar.control.certificate import Pair, make_pair
+from sidecar.control.webhook.certificate import Pair, make_pair
 from tests.pods.golden import CATALOGUE, IMAGE
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "admission"

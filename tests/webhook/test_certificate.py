@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sidecar.control.certificate import make_pair, service_names
+from sidecar.control.webhook.certificate import make_pair, service_names
 from tests.support.kubernetes_api import KubernetesApi
 from tests.webhook.server import Webhook, recorded, review
 

@@ -41,8 +41,7 @@ from sidecar.errors import (
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache import Copy
-from sidecar.mounter.fetching import Fetcher
+from sidecar.mounter.cache.disk_cache import Copy
 from sidecar.mounter.filesystem.attributes import (
     BLOCK_BYTES,
     Caller,
@@ -53,7 +52,8 @@ from sidecar.mounter.filesystem.attributes import (
     of_new,
     to_metadata,
 )
-from sidecar.mounter.filesystem.files import Files, is_writable
+from sidecar.mounter.filesystem.directory_rename import Moves
+from sidecar.mounter.filesystem.inodes import Directory, File, Link, Node
 from sidecar.mounter.filesystem.journal import (
     HANDLE,
     LOOKUP,
@@ -64,7 +64,6 @@ from sidecar.mounter.filesystem.journal import (
     Record,
     Unsaved,
 )
-from sidecar.mounter.filesystem.moves import Moves
 from sidecar.mounter.filesystem.names import (
     LINK_SUFFIX,
     NAME_MAX_BYTES,
@@ -72,13 +71,14 @@ from sidecar.mounter.filesystem.names import (
     is_link_key,
     is_probe_key,
 )
-from sidecar.mounter.filesystem.nodes import Directory, File, Link, Node
-from sidecar.mounter.filesystem.spool import Spool
-from sidecar.mounter.filesystem.subtrees import is_at_or_below
-from sidecar.mounter.filesystem.tree import Line, OpenDirectory, Tree
-from sidecar.mounter.filesystem.uploads import Uploader
-from sidecar.mounter.prefetch import ReadResult
-from sidecar.mounter.store.base import Fetch, ObjectInfo, Store
+from sidecar.mounter.filesystem.namespace import Line, OpenDirectory, Tree
+from sidecar.mounter.filesystem.open_files import Files, is_writable
+from sidecar.mounter.filesystem.subtree_locks import is_at_or_below
+from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.reading.object_reader import ReadResult
+from sidecar.mounter.store.interface import Fetch, ObjectInfo, Store
+from sidecar.mounter.writing.spool import Spool
+from sidecar.mounter.writing.uploader import Uploader
 
 log = logging.getLogger(__name__)
 

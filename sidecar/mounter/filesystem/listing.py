@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future
 
 from sidecar.errors import SidecarError
 from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key, is_probe_key, is_spellable
-from sidecar.mounter.store.base import ObjectInfo, Page, Store
+from sidecar.mounter.store.interface import ObjectInfo, Page, Store
 
 _REST_WAIT_S = 0.25
 _FREED_TOGETHER = 5000

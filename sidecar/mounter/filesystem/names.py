@@ -8,7 +8,7 @@ metadata, so that a listing alone tells links from files on every store.
 from __future__ import annotations
 
 from sidecar.errors import NameInvalid, NameTooLong
-from sidecar.mounter.store.base import ObjectInfo
+from sidecar.mounter.store.interface import ObjectInfo
 
 NAME_MAX_BYTES = 255
 LINK_SUFFIX = ".rclonelink"

@@ -1,11 +1,11 @@
-"""Object stores behind one protocol: :mod:`sidecar.mounter.store.base`."""
+"""Object stores behind one protocol: :mod:`sidecar.mounter.store.interface`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sidecar.mounter.store.base import Store, StoreObserver
+    from sidecar.mounter.store.interface import Store, StoreObserver
     from sidecar.mounter.store.login import CredentialSource
     from sidecar.spec import StoreSource
 
@@ -31,11 +31,11 @@ def open_store(
         CredentialError: the secret cannot be used.
     """
     if source.store == "s3":
-        from sidecar.mounter.store.s3 import S3Store
+        from sidecar.mounter.store.s3.store import S3Store
 
         return S3Store(source, credentials, retry_budget_s=retry_budget_s, observer=observer)
     if source.store == "gcs":
-        from sidecar.mounter.store.gcs import GcsStore
+        from sidecar.mounter.store.gcs.store import GcsStore
 
         return GcsStore(
             source,
@@ -44,7 +44,7 @@ def open_store(
             observer=observer,
             with_metadata=with_metadata,
         )
-    from sidecar.mounter.store.azure import AzureStore
+    from sidecar.mounter.store.azure.store import AzureStore
 
     return AzureStore(
         source,

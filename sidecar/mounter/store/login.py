@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from typing import Generic, Protocol, TypeVar
 
-from sidecar.mounter.credentials import Credentials
-from sidecar.mounter.store.forks import renew_in_child
+from sidecar.mounter.store.http.forks import renew_in_child
+from sidecar.mounter.store.secrets import Credentials
 
 
 class CredentialSource(Protocol):
-    """What a store needs of :class:`sidecar.mounter.credentials.CredentialSource`."""
+    """What a store needs of :class:`sidecar.mounter.store.secrets.CredentialSource`."""
 
     def current(self) -> Credentials:
         """The credentials. Raises CredentialError."""
@@ -39,7 +39,7 @@ class Login(Generic[C]):
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """Make the lock anew (see :mod:`sidecar.mounter.store.forks`)."""
+        """Make the lock anew (see :mod:`sidecar.mounter.store.http.forks`)."""
         self._lock = threading.Lock()
 
     def refresh(self, seen_epoch: int) -> bool:

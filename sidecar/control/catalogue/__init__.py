@@ -1,0 +1,1 @@
+"""What is declared and what a run selects, to a spec. Pure."""

@@ -1,0 +1,284 @@
+"""The catalogue: the data and outputs volumes that an admin declares.
+
+It is written as Helm values (``persistence:`` at the top, upstream's chart) or as the
+bare ``data``/``outputs`` mapping, in YAML or JSON. The keys of an entry are upstream's
+(polyaxon 0.6, ``existingClaim, mountPath, hostPath, store, bucket, secret, secretKey,
+readOnly``) and one more: ``anonymous: true`` on a store reads a public bucket without
+a login, which the absence of a secret alone cannot say (it means ambient identity).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+
+from sidecar.control.catalogue.bucket_url import parse_bucket_url
+from sidecar.control.catalogue.paths import check_absolute_path, name_problem
+from sidecar.control.catalogue.yaml_document import Value, parse_documents
+from sidecar.errors import (
+    BucketMissing,
+    CatalogueInvalid,
+    MountPathInvalid,
+    SecretIncomplete,
+    SourceConflict,
+    SourceMissing,
+    UnknownKey,
+)
+from sidecar.spec import (
+    ClaimSource,
+    HostPathSource,
+    Kind,
+    Source,
+    StoreName,
+    StoreSource,
+    describe_validation_error,
+    nearest,
+)
+
+KINDS: tuple[Kind, ...] = ("data", "outputs")
+
+# Upstream's chart keeps its own volumes beside the two kinds; they are not a run's.
+_CHART_KEYS = ("logs", "repos", "upload")
+
+# kubernetes.io "Object Names and IDs": DNS subdomain names; and a secret's keys.
+_KUBERNETES_NAME = re.compile(
+    r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+)
+_SECRET_KEY = re.compile(r"(?!\.\.)(?!\.$)[-._A-Za-z0-9]{1,253}")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DeclaredVolume(_Strict):
+    """One entry.
+
+    Attributes:
+        mount_path: where the experiment finds it; None for a bucket without ``mountPath``.
+    """
+
+    name: str
+    kind: Kind
+    mount_path: str | None = None
+    read_only: bool = False
+    source: Source
+
+
+class Catalogue(_Strict):
+    """Every declared volume, each kind in declared order."""
+
+    data: tuple[DeclaredVolume, ...] = ()
+    outputs: tuple[DeclaredVolume, ...] = ()
+
+    def of_kind(self, kind: Kind) -> tuple[DeclaredVolume, ...]:
+        """The volumes of one kind."""
+        return self.data if kind == "data" else self.outputs
+
+
+def parse_catalogue(text: str, where: str) -> Catalogue:
+    """Parse a catalogue.
+
+    Args:
+        text: YAML or JSON.
+        where: how messages name its origin, such as the file.
+
+    Raises:
+        ConfigError: naming the path inside the document, such as
+            ``persistence.data.data-s3.bukcet``, and the nearest valid key.
+    """
+    documents = parse_documents(text, where, CatalogueInvalid)
+    if len(documents) != 1:
+        found = f"{len(documents)} documents" if documents else "nothing"
+        raise CatalogueInvalid(f"{where}: holds {found} where one document belongs")
+    at, section = _section(documents[0], where)
+    return Catalogue(
+        data=_volumes("data", section.get("data"), at),
+        outputs=_volumes("outputs", section.get("outputs"), at),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """A place inside the document."""
+
+    where: str
+    keys: tuple[str, ...] = ()
+
+    def __truediv__(self, key: str) -> _At:
+        return _At(self.where, (*self.keys, key))
+
+    def __str__(self) -> str:
+        return f"{self.where}: `{self.path}`" if self.keys else self.where
+
+    @property
+    def path(self) -> str:
+        return ".".join(self.keys)
+
+
+def _section(document: Value, where: str) -> tuple[_At, dict[str, Value]]:
+    """The mapping with ``data`` and ``outputs``, and where it is."""
+    at = _At(where)
+    top = _mapping(document, at)
+    if "persistence" in top:
+        at /= "persistence"
+        section = _mapping(top["persistence"], at)
+        known: tuple[str, ...] = (*KINDS, *_CHART_KEYS)
+    else:
+        section = top
+        known = (*KINDS, "persistence")
+        if not section:
+            raise CatalogueInvalid(
+                f"{at}: is empty",
+                "declare volumes under `persistence.data` and `persistence.outputs`",
+            )
+    for key in section:
+        if key not in known:
+            raise UnknownKey(f"{where}: unknown key `{(at / key).path}`{nearest(key, list(known))}")
+    return at, section
+
+
+def _mapping(value: Value, at: _At) -> dict[str, Value]:
+    if value is None and at.keys:
+        return {}  # Helm values often say `data:` or `data: null` for none
+    if not isinstance(value, dict):
+        raise CatalogueInvalid(f"{at}: must be a mapping")
+    return value
+
+
+def _volumes(kind: Kind, section: Value, at: _At) -> tuple[DeclaredVolume, ...]:
+    at /= kind
+    volumes = []
+    for name, value in _mapping(section, at).items():
+        if problem := name_problem(name):
+            raise CatalogueInvalid(
+                f"{at / name}: a volume's name is a directory's; this one {problem}"
+            )
+        if not isinstance(value, dict):
+            raise CatalogueInvalid(f"{at / name}: must be a mapping")
+        volumes.append(_volume(kind, name, value, at / name))
+    return tuple(volumes)
+
+
+class _Entry(_Strict):
+    """An entry as written: types and keys only. None is what YAML's null gives: absent."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    mount_path: str | None = None
+    host_path: str | None = None
+    existing_claim: str | None = None
+    store: StoreName | None = None
+    bucket: str | None = None
+    secret: str | None = None
+    secret_key: str | None = None
+    read_only: bool | None = None
+    anonymous: bool | None = None
+
+
+def _volume(kind: Kind, name: str, value: dict[str, Value], at: _At) -> DeclaredVolume:
+    entry = _entry(value, at)
+    source = _source(entry, at)
+    if entry.mount_path is not None:
+        check_absolute_path(entry.mount_path, str(at / "mountPath"), MountPathInvalid)
+    elif not isinstance(source, StoreSource):
+        raise MountPathInvalid(
+            f"{at}: lacks `mountPath`", f"`{source.type}` needs one; only a bucket has a default"
+        )
+    return DeclaredVolume(
+        name=name,
+        kind=kind,
+        mount_path=entry.mount_path,
+        read_only=bool(entry.read_only),
+        source=source,
+    )
+
+
+def _entry(value: dict[str, Value], at: _At) -> _Entry:
+    try:
+        return _Entry.model_validate(value)
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False, include_input=False, include_context=False)
+    # A misspelt key also makes others missing or wrong: it is what to tell first.
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    unknown = first["type"] == "extra_forbidden"
+    located = {**first, "loc": (*at.keys, *first["loc"])}
+    error = UnknownKey if unknown else CatalogueInvalid
+    raise error(f"{at.where}: {describe_validation_error(located, _Entry)}")
+
+
+def _source(entry: _Entry, at: _At) -> Source:
+    named = {
+        "hostPath": entry.host_path,
+        "existingClaim": entry.existing_claim,
+        "store": entry.store,
+    }
+    given = [key for key, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise SourceConflict(f"{at}: has {_listed(given)}", f"keep one of {_listed(list(named))}")
+    if not given:
+        raise SourceMissing(
+            f"{at}: says nowhere what to mount", f"add one of {_listed(list(named))}"
+        )
+    if entry.store is not None:
+        return _store(entry, entry.store, at)
+    _refuse_store_keys(entry, given[0], at)
+    if entry.host_path is not None:
+        path = check_absolute_path(entry.host_path, str(at / "hostPath"), CatalogueInvalid)
+        return HostPathSource(host_path=path)
+    claim = _matching(
+        _KUBERNETES_NAME, str(entry.existing_claim), at / "existingClaim", "a claim's name"
+    )
+    return ClaimSource(claim=claim)
+
+
+def _refuse_store_keys(entry: _Entry, given: str, at: _At) -> None:
+    for field in ("bucket", "secret", "secret_key", "anonymous"):
+        if getattr(entry, field) is not None:
+            raise CatalogueInvalid(f"{at / to_camel(field)}: belongs to `store`, not to `{given}`")
+
+
+def _store(entry: _Entry, store: StoreName, at: _At) -> StoreSource:
+    if entry.bucket is None:
+        raise BucketMissing(f"{at}: has `store` without `bucket`", "add the bucket's URL")
+    if (entry.secret is None) != (entry.secret_key is None):
+        present, absent = (
+            ("secretKey", "secret") if entry.secret is None else ("secret", "secretKey")
+        )
+        raise SecretIncomplete(
+            f"{at}: has `{present}` without `{absent}`",
+            "give both, or neither for ambient identity",
+        )
+    url = parse_bucket_url(store, entry.bucket, str(at / "bucket"))
+    if entry.secret is not None and entry.secret_key is not None:
+        if entry.anonymous:
+            raise SecretIncomplete(
+                f"{at}: has both `secret` and `anonymous: true`", "keep one of them"
+            )
+        _matching(_KUBERNETES_NAME, entry.secret, at / "secret", "a secret's name")
+        _matching(_SECRET_KEY, entry.secret_key, at / "secretKey", "a key of a secret")
+    return StoreSource(
+        store=store,
+        url=entry.bucket,
+        bucket=url.bucket,
+        prefix=url.prefix,
+        account=url.account,
+        endpoint_suffix=url.endpoint_suffix,
+        secret=entry.secret,
+        secret_key=entry.secret_key,
+        anonymous=bool(entry.anonymous),
+    )
+
+
+def _matching(pattern: re.Pattern[str], value: str, at: _At, what: str) -> str:
+    if not pattern.fullmatch(value):
+        raise CatalogueInvalid(f"{at}: cannot be {what} in Kubernetes")
+    return value
+
+
+def _listed(keys: list[str]) -> str:
+    quoted = [f"`{key}`" for key in keys]
+    return f"{', '.join(quoted[:-1])} and {quoted[-1]}" if len(quoted) > 1 else quoted[0]

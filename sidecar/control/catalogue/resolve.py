@@ -1,0 +1,200 @@
+"""Catalogue and selection to PersistenceSpec: pure, no I/O.
+
+Rules beyond the contract's, decided here:
+
+- A catalogue without any outputs volume gives a run without outputs: ``outputs_path``
+  is None and ``POLYAXON_RUN_OUTPUTS_PATH`` is not set. One that declares outputs
+  volumes, all of them read-only, is an error.
+- No ``mountPath`` may touch the directories that the sidecar itself uses. In the shared
+  emptyDir there is nothing but FUSE mounts, because a kubelet deletes an emptyDir
+  through whatever else is mounted in it (docs: "only FUSE mounts live in the shared
+  emptyDir").
+- With ``paths="urls"`` buckets are exported as URLs and mounted all the same; other
+  volumes have no URL and keep their path.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from sidecar.control.catalogue.catalogue import Catalogue, DeclaredVolume
+from sidecar.control.catalogue.paths import check_absolute_path, check_parts, contains
+from sidecar.control.catalogue.selection import Selection
+from sidecar.errors import (
+    DuplicateSelection,
+    MountPathInvalid,
+    OutputsMissing,
+    OutputsReadOnly,
+    PathOverlap,
+    RunPathInvalid,
+    VolumeUnknown,
+)
+from sidecar.spec import (
+    DATA_PATHS_VARIABLE,
+    OUTPUTS_PATH_VARIABLE,
+    SPEC_FILE,
+    Kind,
+    PersistenceSpec,
+    Roots,
+    StoreSource,
+    Volume,
+    nearest,
+)
+
+Paths = Literal["local", "urls"]
+
+
+def resolve(
+    catalogue: Catalogue,
+    selection: Selection,
+    *,
+    run: str = "",
+    paths: Paths = "local",
+    roots: Roots | None = None,
+) -> PersistenceSpec:
+    """The spec of one run.
+
+    Args:
+        catalogue: what the admin declares.
+        selection: what the run asks for.
+        run: path of the run below the outputs volume; empty for the volume itself.
+        paths: what is exported for buckets: where they are mounted, or their URLs.
+        roots: the sidecar's own directories; None for the defaults.
+
+    Raises:
+        ConfigError: a rule of the contract's "Resolution" is broken.
+    """
+    roots = roots or Roots()
+    _check_roots(roots)
+    if run:
+        check_parts(run, "the run's path", RunPathInvalid)
+    data = [_volume(declared, roots) for declared in _select_data(catalogue, selection)]
+    chosen = _select_outputs(catalogue, selection)
+    outputs = _volume(chosen, roots) if chosen else None
+    volumes = (*data, outputs) if outputs else tuple(data)
+    _check_overlaps(volumes, roots)
+    environment = {
+        DATA_PATHS_VARIABLE: json.dumps({volume.name: _exported(volume, paths) for volume in data})
+    }
+    if outputs:
+        environment[OUTPUTS_PATH_VARIABLE] = _joined(_exported(outputs, paths), run)
+    return PersistenceSpec(
+        run=run,
+        volumes=volumes,
+        outputs_path=_joined(outputs.path, run) if outputs else None,
+        environment=environment,
+        roots=roots,
+    )
+
+
+def shared_path(roots: Roots, kind: Kind, name: str) -> str:
+    """Where a bucket without ``mountPath`` is: below the shared root, by kind and name."""
+    return f"{roots.shared}/{kind}/{name}"
+
+
+def _volume(declared: DeclaredVolume, roots: Roots) -> Volume:
+    path = declared.mount_path or shared_path(roots, declared.kind, declared.name)
+    return Volume(
+        name=declared.name,
+        kind=declared.kind,
+        path=path,
+        read_only=declared.read_only,
+        source=declared.source,
+        mountpoint=path if isinstance(declared.source, StoreSource) else None,
+    )
+
+
+def _select_data(catalogue: Catalogue, selection: Selection) -> list[DeclaredVolume]:
+    if selection.data is None:
+        return list(catalogue.data)
+    chosen: list[DeclaredVolume] = []
+    for index, name in enumerate(selection.data):
+        where = f"{selection.origin}.data[{index}]"
+        volume = _find(catalogue, "data", name, where)
+        if volume in chosen:
+            raise DuplicateSelection(f"{where}: `{name}` is already in the list", "name it once")
+        chosen.append(volume)
+    return chosen
+
+
+def _select_outputs(catalogue: Catalogue, selection: Selection) -> DeclaredVolume | None:
+    if selection.outputs is not None:
+        where = f"{selection.origin}.outputs"
+        volume = _find(catalogue, "outputs", selection.outputs, where)
+        if volume.read_only:
+            raise OutputsReadOnly(
+                f"{where}: `{volume.name}` is read-only in the catalogue",
+                f"writable are: {_listed(_writable(catalogue)) or 'none'}",
+            )
+        return volume
+    if not catalogue.outputs:
+        return None
+    writable = _writable(catalogue)
+    if not writable:
+        raise OutputsMissing(
+            f"every outputs volume is read-only: {_listed(list(catalogue.outputs))}",
+            "declare one without `readOnly: true`",
+        )
+    return writable[0]
+
+
+def _writable(catalogue: Catalogue) -> list[DeclaredVolume]:
+    return [volume for volume in catalogue.outputs if not volume.read_only]
+
+
+def _find(catalogue: Catalogue, kind: Kind, name: str, where: str) -> DeclaredVolume:
+    declared = catalogue.of_kind(kind)
+    for volume in declared:
+        if volume.name == name:
+            return volume
+    hint = nearest(name, [volume.name for volume in declared])
+    raise VolumeUnknown(
+        f"{where}: no {kind} volume is named `{name}`{hint}",
+        f"the catalogue declares: {_listed(list(declared)) or 'none'}",
+    )
+
+
+def _listed(volumes: list[DeclaredVolume]) -> str:
+    return ", ".join(volume.name for volume in volumes)
+
+
+def _check_roots(roots: Roots) -> None:
+    for name, root in roots:
+        if root is not None:
+            check_absolute_path(root, f"roots.{name}", MountPathInvalid)
+
+
+def _check_overlaps(volumes: tuple[Volume, ...], roots: Roots) -> None:
+    own = [("shared root", roots.shared), ("secrets root", roots.secrets)]
+    own += [("state root", roots.state), ("spec", SPEC_FILE)]
+    own += [("termination message", roots.termination_message)]
+    if roots.cache is not None:
+        own.append(("cache folder", roots.cache))
+    for index, volume in enumerate(volumes):
+        for other in volumes[:index]:
+            if contains(other.path, volume.path) or contains(volume.path, other.path):
+                raise PathOverlap(
+                    f"{other.kind} volume `{other.name}` at `{other.path}` and "
+                    f"{volume.kind} volume `{volume.name}` at `{volume.path}` overlap",
+                    "select one of them, or change a `mountPath` in the catalogue",
+                )
+        if volume.is_bucket and volume.path == shared_path(roots, volume.kind, volume.name):
+            continue
+        for what, path in own:
+            if contains(volume.path, path) or contains(path, volume.path):
+                raise PathOverlap(
+                    f"{volume.kind} volume `{volume.name}` at `{volume.path}` overlaps "
+                    f"the sidecar's {what} at `{path}`",
+                    "change its `mountPath` in the catalogue",
+                )
+
+
+def _exported(volume: Volume, paths: Paths) -> str:
+    if paths == "urls" and isinstance(volume.source, StoreSource):
+        return volume.source.url.rstrip("/")
+    return volume.path
+
+
+def _joined(base: str, run: str) -> str:
+    return f"{base}/{run}" if run else base

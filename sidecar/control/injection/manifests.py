@@ -1,0 +1,126 @@
+"""Manifests with the sidecar added: every kind that holds a pod, lists, several documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import yaml
+
+from sidecar.control.catalogue.catalogue import Catalogue
+from sidecar.control.catalogue.yaml_document import parse_documents
+from sidecar.control.injection.inject import inject
+from sidecar.control.injection.object_fields import Json, mapping, mappings, text
+from sidecar.control.injection.pod_annotations import INJECT_LABEL
+from sidecar.control.injection.sidecar_container import Injection
+from sidecar.errors import ConfigError, ManifestInvalid
+
+_TEMPLATE: Final = ("spec", "template")
+_POD: Final[dict[str, tuple[str, ...]]] = {
+    "Pod": (),
+    "PodTemplate": ("template",),
+    "Job": _TEMPLATE,
+    "CronJob": ("spec", "jobTemplate", *_TEMPLATE),
+    "Deployment": _TEMPLATE,
+    "StatefulSet": _TEMPLATE,
+    "DaemonSet": _TEMPLATE,
+    "ReplicaSet": _TEMPLATE,
+    "ReplicationController": _TEMPLATE,
+}
+"""Where each kind has its pod, or its pod template."""
+
+
+def inject_manifests(text_: str, where: str, catalogue: Catalogue, injection: Injection) -> str:
+    """Every document of a YAML stream (or a JSON text), with the sidecar in each pod.
+
+    Kinds without a pod are kept as they are, and so are pods with the label
+    ``mount-sidecar.io/inject: "false"``. Comments are not kept.
+
+    Args:
+        text_: the manifests.
+        where: how messages name their origin, such as the file.
+
+    Raises:
+        ManifestInvalid: not YAML, no Kubernetes objects, or no pod among them.
+        ConfigError: see :func:`sidecar.control.injection.inject.inject`.
+    """
+    documents: list[Any] = [
+        document
+        for document in parse_documents(text_, where, ManifestInvalid)
+        if document is not None
+    ]
+    pods = 0
+    for document in documents:
+        for kind, resource in _objects(document, where):
+            pods += _inject_into(kind, resource, where, catalogue, injection)
+    if not pods:
+        raise ManifestInvalid(
+            f"{where}: holds no pod", f"kinds that have one: {', '.join(_POD)}, and lists of them"
+        )
+    return yaml.dump_all(
+        documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000
+    )
+
+
+def _objects(document: Any, where: str) -> Iterator[tuple[str, Json]]:
+    """The kind and the object of one document: itself, or a list's items."""
+    if not isinstance(document, dict) or not document.get("kind"):
+        raise ManifestInvalid(f"{where}: a document is no Kubernetes object", "it has no `kind`")
+    kind = text(document, "kind", where)
+    if not kind.endswith("List") or "items" not in document:
+        yield kind, document
+        return
+    for item in mappings(document, "items", f"{where}: {kind}"):
+        # Items of a typed list, such as a PodList, need not repeat their kind.
+        yield text(item, "kind", where) or kind.removesuffix("List"), item
+
+
+def _inject_into(
+    kind: str, resource: Json, where: str, catalogue: Catalogue, injection: Injection
+) -> int:
+    """Change the pod of one object in place; how many it has."""
+    if kind not in _POD:
+        return 0
+    name = mapping(resource, "metadata", f"{where}: {kind}").get("name", "(unnamed)")
+    at = f"{where}: {kind} {name}"
+    try:
+        pod = _pod_of(kind, resource)
+        labels = mapping(mapping(pod, "metadata", "pod"), "labels", "pod.metadata")
+        if labels.get(INJECT_LABEL) != "false":
+            pod.update(inject(pod, catalogue, injection))
+    except ConfigError as error:
+        raise type(error)(f"{at}: {error.what}", error.hint) from None
+    return 1
+
+
+def _pod_of(kind: str, resource: Json) -> Json:
+    pod, path = resource, kind
+    for key in _POD[kind]:
+        if key not in pod:
+            raise ManifestInvalid(f"{path}.{key}: is missing")
+        pod, path = mapping(pod, key, path), f"{path}.{key}"
+    return pod
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that every parser reads as the same values."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base's signature
+        """Repeat what is used twice: kubectl reads aliases, people do not."""
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """Scripts as blocks; and quotes where another parser could see a number.
+
+    PyYAML writes ``1e3`` and ``0o17`` plain, which YAML 1.2 and Go's parser read as numbers.
+    """
+    style = None
+    if "\n" in value:
+        style = "|"
+    elif value.startswith(tuple("0123456789+-.")):
+        style = "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)

@@ -1,0 +1,105 @@
+"""AdmissionReview in, AdmissionReview out (admission.k8s.io/v1): pure, no side effects.
+
+So a dry run needs no care of its own, and two replicas need no agreement.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sidecar.control.catalogue.catalogue import Catalogue
+from sidecar.control.injection.inject import pod_patch
+from sidecar.control.injection.object_fields import Json, mapping
+from sidecar.control.injection.pod_annotations import INJECT_LABEL
+from sidecar.control.injection.sidecar_container import Injection
+from sidecar.errors import ConfigError, ReviewInvalid
+
+API_VERSION: Final = "admission.k8s.io/v1"
+UNPROCESSABLE: Final = 422
+
+Outcome = Literal["injected", "unchanged", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent back.
+
+    Attributes:
+        code: the refusal's stable code; empty otherwise.
+    """
+
+    review: Json
+    outcome: Outcome
+    code: str = ""
+
+
+def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Answer:
+    """The answer to one request.
+
+    A new pod with the label ``mount-sidecar.io/inject: "true"`` gets the sidecar, or is refused
+    with the message that tells its author why. Whatever else a configuration may send (other
+    kinds, updates, pods without the label, pods that have the sidecar) is let through.
+
+    Raises:
+        ReviewInvalid: the body is no AdmissionReview of version 1.
+    """
+    request = _request(body)
+    uid = request["uid"]
+    pod = request.get("object")
+    if not isinstance(pod, dict) or not _is_asked_for(request, pod):
+        return Answer(_review({"uid": uid, "allowed": True}), "unchanged")
+    try:
+        patch = pod_patch(pod, catalogue, injection)
+    except ConfigError as error:
+        status = {
+            "status": "Failure",
+            "reason": "Invalid",
+            "code": UNPROCESSABLE,
+            "message": f"{error.code} {error.name}: {error.message}",
+        }
+        refusal = {"uid": uid, "allowed": False, "status": status}
+        return Answer(_review(refusal), "refused", error.code)
+    if not patch:
+        return Answer(_review({"uid": uid, "allowed": True}), "unchanged")
+    encoded = base64.b64encode(json.dumps(patch).encode()).decode()
+    response = {"uid": uid, "allowed": True, "patchType": "JSONPatch", "patch": encoded}
+    return Answer(_review(response), "injected")
+
+
+def _request(body: bytes) -> Json:
+    try:
+        review: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ReviewInvalid("the body is not JSON") from None
+    if not isinstance(review, dict) or review.get("kind") != "AdmissionReview":
+        raise ReviewInvalid("the body is no AdmissionReview")
+    if review.get("apiVersion") != API_VERSION:
+        raise ReviewInvalid(f"the AdmissionReview is not of {API_VERSION}")
+    request = review.get("request")
+    if not isinstance(request, dict) or not isinstance(request.get("uid"), str):
+        raise ReviewInvalid("the AdmissionReview has no request with a `uid`")
+    return request
+
+
+def _is_asked_for(request: Json, pod: Json) -> bool:
+    kind = request.get("kind")
+    if request.get("operation") != "CREATE" or kind != {
+        "group": "",
+        "version": "v1",
+        "kind": "Pod",
+    }:
+        return False
+    if request.get("subResource"):
+        return False
+    try:
+        labels = mapping(mapping(pod, "metadata", "pod"), "labels", "pod.metadata")
+    except ConfigError:
+        return False  # no API server sends such a pod
+    return bool(labels.get(INJECT_LABEL) == "true")
+
+
+def _review(response: Json) -> Json:
+    return {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}

@@ -1,0 +1,1 @@
+"""Whole versions of objects on local disk. Knows a store only by its interface."""

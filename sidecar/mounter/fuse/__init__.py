@@ -1,0 +1,1 @@
+"""Bytes of /dev/fuse to calls of the file system, and back."""

@@ -1,0 +1,73 @@
+"""Answers on a FUSE connection. May be written by any process that shares the descriptor."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Sequence
+
+from sidecar.mounter.fuse import protocol as p
+
+log = logging.getLogger(__name__)
+
+Reply = Sequence[bytes | bytearray | memoryview]
+"""What follows the header of an answer."""
+
+
+def answer(descriptor: int, unique: int, code: int, reply: Reply = ()) -> bool:
+    """Answer a request with an errno (0: none) and a reply, gathered from where it lies.
+
+    False where the kernel no longer waits for it: who asked was killed, and has its answer.
+    """
+    size = p.OUT_HEADER.size + sum(map(len, reply))
+    header = p.OUT_HEADER.pack(size, -code, unique)
+    try:
+        os.writev(descriptor, (header, *reply))
+    except OSError as error:
+        # ENODEV: unmounted meanwhile.
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EBADF):
+            return error.errno != errno.ENOENT
+        log.warning("the kernel refused an answer of %d bytes: %s", size, error)
+        if code == 0:
+            return answer(descriptor, unique, errno.EIO)
+    return True
+
+
+def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
+    """Tell the kernel something it did not ask. Raises OSError."""
+    header = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(body), code, 0)
+    os.writev(descriptor, (header, body))
+
+
+def fill_pages(descriptor: int, node: int, offset: int, content: memoryview) -> None:
+    """Put content that nobody asked for into the page cache of a node.
+
+    It may wait for a page that a READ under way will fill. Where the kernel does not take it,
+    it will ask.
+    """
+    store = p.NOTIFY_STORE_OUT.pack(node, offset, len(content), 0)
+    size = p.OUT_HEADER.size + len(store) + len(content)
+    with contextlib.suppress(OSError):  # ENOENT: the node is forgotten
+        os.writev(descriptor, (p.OUT_HEADER.pack(size, p.Notify.STORE, 0), store, content))
+
+
+def end_if_starved(error: BaseException) -> None:
+    """End this process at once if memory has run out: the next worker is asked again.
+
+    A system call's ENOMEM and the lack of a stack for a thread are the same thing, also
+    where another error has been raised because of them.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if (
+            isinstance(cause, MemoryError)
+            or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+            or (isinstance(cause, RuntimeError) and str(cause) == _NO_THREAD)
+        ):
+            os._exit(os.EX_OSERR)
+        cause = cause.__cause__ or cause.__context__
+
+
+_NO_THREAD = "can't start new thread"  # Modules/_threadmodule.c

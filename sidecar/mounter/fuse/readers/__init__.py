@@ -1,0 +1,1 @@
+"""Reader processes: they fetch and answer READs beside the worker."""

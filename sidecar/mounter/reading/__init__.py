@@ -1,0 +1,1 @@
+"""Ranges of objects in: windows, read-ahead, buffers. Knows no inode."""

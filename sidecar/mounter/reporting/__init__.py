@@ -1,0 +1,1 @@
+"""What people and the cluster are told. Nothing waits for it."""

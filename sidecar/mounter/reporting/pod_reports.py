@@ -1,0 +1,153 @@
+"""What the cluster is told about a pod's mounts: from status documents to reports. Pure.
+
+Every report carries the stable code, so that the event, the log, the metric and the
+termination message name the same thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+from sidecar.errors import AccessDenied, LoginRejected, NotSaved, SpoolFull, WorkerLost
+from sidecar.metrics import VolumeTotals
+
+CONDITION: Final = "mount-sidecar.io/Ready"
+
+REFUSED_CODES: Final = (AccessDenied.code, LoginRejected.code)
+_NEARLY_FULL: Final = 0.9
+_RELAXED: Final = 0.7
+"""Below it the spool may be reported as nearly full again."""
+_NAMED_FILES: Final = 10
+
+Document = dict[str, Any]
+
+
+class Report(NamedTuple):
+    """One thing worth an event. Equal ones are one event with a count."""
+
+    reason: str
+    message: str
+    kind: Literal["Normal", "Warning"] = "Warning"
+
+
+class Condition(NamedTuple):
+    """The pod's condition ``mount-sidecar.io/Ready``."""
+
+    status: Literal["True", "False"]
+    reason: str
+    message: str
+
+
+def condition(status: Document) -> Condition | None:
+    """What a status document means for the condition; None while that is not known yet.
+
+    A worker that is replaced changes nothing: programs wait for some milliseconds.
+    """
+    if status["ready"]:
+        for volume in status["volumes"]:
+            error = volume["error"]
+            if error is not None and error["code"] != WorkerLost.code:
+                reason = "StoreFails" if error in volume["failing"] else "MountFailed"
+                return Condition("False", reason, f"volume {_label(volume)}: {_line(error)}")
+        return Condition("True", "Mounted", f"{len(status['volumes'])} volume(s) are usable")
+    if status["phase"] == "failed":
+        return Condition("False", "MountFailed", _line(status["error"]))
+    if status["phase"] in ("draining", "stopped"):
+        return Condition("False", "Stopped", "what was written is being saved, or was")
+    return None
+
+
+@dataclass(slots=True)
+class Observer:
+    """Compares what is with what was, and says what is new.
+
+    Attributes:
+        spool_bytes: the budget of each writable bucket's spool.
+    """
+
+    spool_bytes: int
+    _healed: dict[str, int] = field(default_factory=dict)
+    _refused: dict[tuple[str, str], float] = field(default_factory=dict)
+    _nearly_full: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
+
+    def look_at_status(self, status: Document) -> list[Report]:
+        """Reports from one status document (:mod:`sidecar.mounter.system.status`)."""
+        reports = []
+        for volume in status["volumes"]:
+            reports += self._volume(volume, status)
+        if status["phase"] == "failed" and status["error"] and "failed" not in self._told:
+            self._told.add("failed")
+            reports.append(Report("MountFailed", _line(status["error"])))
+        return reports
+
+    def look_at_totals(self, totals: VolumeTotals) -> list[Report]:
+        """Reports from what the workers have counted."""
+        reports = []
+        for (volume, code), count in totals.request_errors.items():
+            if code in REFUSED_CODES and count > self._refused.get((volume, code), 0.0):
+                reports.append(_refusal(volume, code))
+            self._refused[volume, code] = count
+        for volume, used_bytes in totals.spool_used_bytes.items():
+            part = used_bytes / self.spool_bytes if self.spool_bytes else 0.0
+            if part >= _NEARLY_FULL and volume not in self._nearly_full:
+                self._nearly_full.add(volume)
+                what = f"volume {volume}: the spool holds {part:.0%} of {self.spool_bytes} bytes"
+                why = "writes get ENOSPC when it is full; is the store slow, or away?"
+                reports.append(
+                    Report("SpoolNearlyFull", f"{SpoolFull.code} {SpoolFull.name}: {what}; {why}")
+                )
+            elif part < _RELAXED:
+                self._nearly_full.discard(volume)
+        return reports
+
+    def _volume(self, volume: Document, status: Document) -> list[Report]:
+        label = _label(volume)
+        reports = []
+        healed = sum(volume["healed"].values())
+        if healed > self._healed.get(label, 0):
+            how = "unseen" if volume["healed"].get("resend") else "with a new mount"
+            what = f"volume {label}: its worker ended, and the mount went on {how}"
+            reports.append(Report("Healed", f"{WorkerLost.code} {WorkerLost.name}: {what}"))
+        self._healed[label] = healed
+        error = volume["error"]
+        failing = [f for f in volume["failing"] if f["code"] not in REFUSED_CODES]
+        if status["ready"]:
+            for failure in failing:  # what is refused is told by what was counted
+                reports += self._once(label, "StoreFails", failure)
+            if error not in [None, *volume["failing"]] and error["code"] != WorkerLost.code:
+                reports += self._once(label, "MountFailed", error)
+        if error is None:
+            self._told = {key for key in self._told if not key.startswith(f"{label} ")}
+        if status["phase"] == "stopped" and volume["unsaved_count"]:
+            keys = [file["key"] for file in volume["unsaved"][:_NAMED_FILES]]
+            more = volume["unsaved_count"] - len(keys)
+            named = ", ".join(keys) + (f" and {more} more" if more > 0 else "")
+            if (key := f"unsaved {label}") not in self._told:
+                self._told.add(key)
+                what = f"volume {label}: not saved: {named}"
+                reports.append(Report("NotSaved", f"{NotSaved.code} {NotSaved.name}: {what}"))
+        return reports
+
+    def _once(self, label: str, reason: str, error: Document) -> list[Report]:
+        """The report of an error of a volume that had none of its code."""
+        if (key := f"{label} {error['code']}") in self._told:
+            return []
+        self._told.add(key)
+        return [Report(reason, f"volume {label}: {_line(error)}")]
+
+
+def _label(volume: Document) -> str:
+    return f"{volume['kind']}/{volume['name']}"
+
+
+def _refusal(volume: str, code: str) -> Report:
+    name = LoginRejected.name if code == LoginRejected.code else AccessDenied.name
+    return Report(
+        "CredentialsRefused", f"{code} {name}: volume {volume}: the store refuses requests"
+    )
+
+
+def _line(error: Document) -> str:
+    return f"{error['code']} {error['name']}: {error['message']}"

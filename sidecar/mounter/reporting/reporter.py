@@ -1,0 +1,133 @@
+"""The process that tells the cluster: events and a condition of the pod.
+
+A process of its own, at low priority, that the supervisor never waits for except for a moment
+at the very end. It looks at the status document and at the metrics' files, as everybody may,
+and imports the Kubernetes client only when there is something to say: a pod that becomes ready
+has not paid for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sidecar import logs
+from sidecar.metrics import read_volume_totals
+from sidecar.mounter.reporting.pod_reports import Observer, condition
+from sidecar.mounter.system.channel import Channel
+from sidecar.mounter.system.status import STATUS_FILE, read_status
+from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
+from sidecar.validated_spec import read_validated_spec
+
+if TYPE_CHECKING:
+    from sidecar.mounter.reporting.event_recorder import Outbox
+
+log = logging.getLogger("sidecar.reporter")
+
+_TURN_S: Final = 0.5
+_TOTALS_S: Final = 5.0
+_NICE: Final = 10
+
+
+class Reporter:
+    """Looks, and sends what is new.
+
+    Args:
+        state: the sidecar's state directory.
+        spool_bytes: the budget of each writable bucket.
+    """
+
+    def __init__(self, state: Path, spool_bytes: int) -> None:
+        self._state = state
+        self._observer = Observer(spool_bytes)
+        self._outbox: Outbox | None = None
+        self._seen: tuple[int, int] | None = None
+        self._next_totals_s = 0.0
+        self.ready = False
+
+    def turn(self, now_s: float, *, last: bool = False) -> None:
+        """Look once, and send what is due."""
+        reports = []
+        identity = _identity(self._state / STATUS_FILE)
+        if identity is not None and identity != self._seen:
+            self._seen = identity
+            status = read_status(self._state)
+            reports += self._observer.look_at_status(status)
+            self.ready = bool(status["ready"])
+            found = condition(status)
+            if found is not None:
+                self._open_outbox().set_condition(found)
+        if now_s >= self._next_totals_s and self.ready:
+            self._next_totals_s = now_s + _TOTALS_S
+            reports += self._observer.look_at_totals(read_volume_totals(self._state / "metrics"))
+        for report in reports:
+            self._open_outbox().add(report)
+        if self._outbox is not None:
+            self._outbox.send(now_s, last=last)
+
+    def _open_outbox(self) -> Outbox:
+        if self._outbox is None:
+            from sidecar.kubernetes_api import connect
+            from sidecar.mounter.reporting.event_recorder import Outbox, PodIdentity
+
+            self._outbox = Outbox(
+                PodIdentity(*(os.environ[name] for name in POD_VARIABLES)), connect
+            )
+        return self._outbox
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _watch_experiment(channel: Channel) -> None:
+    """Tell the supervisor when the other containers have ended."""
+    from sidecar.errors import ClusterError
+    from sidecar.kubernetes_api import connect
+    from sidecar.mounter.reporting.pod_completion import wait_for_end
+
+    names = dict(zip(POD_VARIABLES, (os.environ[name] for name in POD_VARIABLES), strict=True))
+    try:
+        wait_for_end(connect(), names["SIDECAR_POD_NAMESPACE"], names["SIDECAR_POD_NAME"])
+    except ClusterError as error:
+        logs.event(log, "the pod will not complete by itself", logging.ERROR, why=error.line())
+        return
+    channel.send({"event": "experiment ended"})
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m sidecar.mounter.reporting.reporter CHANNEL SPEC``."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(_NICE)
+    logs.set_up("reporter")
+    channel = Channel.inherited(int(arguments[0]))
+    spec = read_validated_spec(Path(arguments[1]))
+    reporter = Reporter(Path(spec.roots.state), spec.sizes.spool_bytes)
+    watching = STOP_WITH_EXPERIMENT_VARIABLE not in os.environ
+    while not select.select([channel], [], [], _TURN_S)[0]:
+        reporter.turn(time.monotonic())
+        if reporter.ready and not watching:
+            watching = True
+            target: Any = _watch_experiment
+            threading.Thread(target=target, args=(channel,), daemon=True).start()
+    # Asked to leave, or the supervisor is gone: either way there is no later.
+    reporter.turn(time.monotonic(), last=True)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(exit_status)  # not wait for a watch

@@ -1,0 +1,64 @@
+"""What an object of Google Cloud Storage has besides content and metadata.
+
+Source: "Objects", https://cloud.google.com/storage/docs/json_api/v1/objects. What a hold or a
+retention is about is one version; the next one has none. Grants of single objects are not seen
+without a right that few logins have, and are the bucket's default for a new version.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from sidecar.mounter.store.interface import Properties
+from sidecar.mounter.store.object_properties import DISTINCT
+
+_DEFAULT_TYPE = "application/octet-stream"
+_KEY = "kmsKeyName"
+_CLASS = "storageClass"
+SHOWN = (
+    "cacheControl",
+    "contentDisposition",
+    "contentEncoding",
+    "contentLanguage",
+    "contentType",
+    "customTime",
+    _KEY,
+    _CLASS,
+)
+_KEY_VERSION = "/cryptoKeyVersions/"
+
+
+def properties_in(item: Mapping[str, Any]) -> Properties:
+    """From an object resource."""
+    return _shown(tuple(map(item.get, SHOWN)))
+
+
+@functools.lru_cache(DISTINCT)
+def _shown(values: tuple[str | None, ...]) -> Properties:
+    found = {name: value for name, value in zip(SHOWN, values, strict=True) if value}
+    if _KEY in found:  # it is named with its version, and given without
+        found[_KEY] = found[_KEY].partition(_KEY_VERSION)[0]
+    return found
+
+
+def fields_of(properties: Properties) -> dict[str, str]:
+    """Fields of a resource that give a new object these properties."""
+    return {name: value for name, value in properties.items() if name != _KEY}
+
+
+def content_type(properties: Properties) -> str:
+    """As a header of the part that brings the content, where some servers look for it only."""
+    said = properties.get("contentType", "")
+    return said if said.isascii() and said.isprintable() and said else _DEFAULT_TYPE
+
+
+def component_of(properties: Properties) -> Properties:
+    """What an object must have that another one with these properties is composed of."""
+    return {name: value for name, value in properties.items() if name in {_KEY, _CLASS}}
+
+
+def key_query(properties: Properties, name: str = _KEY) -> dict[str, str]:
+    """The parameter of a request that names the key a new object is encrypted with."""
+    return {name: properties[_KEY]} if _KEY in properties else {}

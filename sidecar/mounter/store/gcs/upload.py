@@ -1,0 +1,213 @@
+"""Uploads in parts to Google Cloud Storage: a resumable session.
+
+Source: "Resumable uploads", https://cloud.google.com/storage/docs/performing-resumable-uploads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sidecar.errors import NotFound, Unavailable, Unsupported
+from sidecar.mounter.store.http.client import Reply
+from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.interface import Condition, Content, FileSlice, ObjectInfo
+from sidecar.mounter.store.store_errors import Request
+
+if TYPE_CHECKING:
+    from sidecar.mounter.store.gcs.store import GcsStore
+
+CHUNK_BYTES = 256 * 1024
+"""What every chunk of a session but the last must be a multiple of."""
+
+_GOES_ON = 308
+
+Pieces = Sequence[Content]
+
+
+class ResumableUpload:
+    """An :class:`~sidecar.mounter.store.interface.Upload` whose bytes go in order.
+
+    Parts may be given by several threads at once: each waits until the ones before it are
+    sent. A part that failed may be sent again; one that was sent cannot be replaced. When a
+    part fails, those that wait behind it fail too, so that nobody waits for ever. A session
+    checks no condition at its end, so it is checked just before, and another writer may come
+    between.
+
+    Args:
+        location: path and query of the session.
+        sent: sizes of the parts that a process which ended had sent; it may have sent more.
+            None for a session that was begun just now.
+    """
+
+    def __init__(
+        self,
+        store: GcsStore,
+        key: str,
+        location: str,
+        metadata: Mapping[str, str],
+        sent: Sequence[int] | None,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._location = location
+        self._metadata = metadata
+        self._turn = threading.Condition()
+        self._next = len(sent or ()) + 1
+        self._sending = False
+        self._failed = False
+        self._sent_bytes = sum(sent or ())
+        # What the session has is what was sent: else it is asked before the next piece.
+        self._sure = sent is None
+        self._tail: Pieces = ()  # what is not yet a whole chunk
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """As :attr:`Upload.state`."""
+        return {"session": self._location, "metadata": dict(self._metadata)}
+
+    def put_part(self, number: int, content: Content) -> str:
+        """As :meth:`Upload.put_part`, in the order of the numbers."""
+        self._wait_for_turn(number)
+        worked = False
+        try:
+            self._append(content)
+            worked = True
+        finally:
+            with self._turn:
+                self._sending = False
+                self._failed = not worked
+                self._next += worked
+                self._turn.notify_all()
+        return ""
+
+    def complete(
+        self,
+        condition: Condition | None = None,
+        *,
+        parts: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """As :meth:`Upload.complete`."""
+        if parts is not None and parts != self._next - 1:
+            raise Unsupported(f"`{self._key}` cannot be made of some of the parts that were sent")
+        self._store.check_condition(self._key, condition)
+        total_bytes = self._sent_bytes + _length(self._tail)
+        reply = self._send(Request("complete", self._key, condition), self._tail, total_bytes)
+        made = self._store.info(reply.json())
+        if metadata is not None and dict(metadata) != dict(self._metadata):
+            return self._store.set_metadata(made, metadata)
+        return made
+
+    def abort(self) -> None:
+        """As :meth:`Upload.abort`."""
+        try:
+            self._store.send(Request("abort", self._key), "DELETE", self._location)
+        except NotFound:
+            return
+
+    def _wait_for_turn(self, number: int) -> None:
+        with self._turn:
+            if number == self._next:
+                self._failed = False
+            self._turn.wait_for(
+                lambda: self._failed or (number <= self._next and not self._sending)
+            )
+            if self._failed:
+                raise Unavailable(f"part {number} of `{self._key}` waited for one that failed")
+            if number < self._next:
+                raise Unsupported(f"part {number} of `{self._key}` is sent and stays as it is")
+            self._sending = True
+
+    def _append(self, content: Content) -> None:
+        waiting: Pieces = (*self._tail, content)
+        ready = _length(waiting) // CHUNK_BYTES * CHUNK_BYTES
+        if ready:
+            body, rest = _split(waiting, ready)
+            self._send(Request("part", self._key), body, None)
+            self._sent_bytes += ready
+        else:
+            rest = waiting
+        # Parts are whole chunks but for the last one: little is left, and kept in memory.
+        self._tail = tuple(map(_in_memory, rest))
+
+    def _send(self, request: Request, body: Pieces, total_bytes: int | None) -> Reply:
+        """Send the bytes from ``_sent_bytes`` on; again after a failure, only those missing.
+
+        Args:
+            total_bytes: the object's size with the last chunk, else None.
+        """
+        end = self._sent_bytes + _length(body)
+        total = "*" if total_bytes is None else str(total_bytes)
+
+        def attempt() -> Reply:
+            first = self._sent_bytes
+            if not self._sure:
+                # Answered with 308 and what arrived, or with the object. fake-gcs-server instead
+                # ends the session here: there, no upload survives an outage.
+                state = self._put(request, f"bytes */{total}", ())
+                if state.status != _GOES_ON:
+                    return state  # it was complete: only the answer was lost
+                first = _persisted_bytes(state)
+                if not self._sent_bytes <= first <= end:
+                    raise self._store.place.protocol("an upload lost bytes that it had")
+                if first == end and total_bytes is None:
+                    self._sure = True
+                    return state
+            self._sure = False
+            sent = f"{first}-{end - 1}" if first < end else "*"
+            _, rest = _split(body, first - self._sent_bytes)
+            reply = self._put(request, f"bytes {sent}/{total}", rest)
+            if (reply.status == _GOES_ON) != (total_bytes is None) or (
+                reply.status == _GOES_ON and _persisted_bytes(reply) != end
+            ):
+                error = self._store.place.protocol("an upload took only some of the bytes")
+                raise Again(error, "truncated")
+            self._sure = True
+            return reply
+
+        try:
+            return self._store.retry.run(request.operation, attempt)
+        except NotFound:
+            raise self._store.place.upload_lost(self._key) from None
+
+    def _put(self, request: Request, content_range: str, body: Pieces) -> Reply:
+        return self._store.put_chunk(request, self._location, content_range, body)
+
+
+def _length(pieces: Pieces) -> int:
+    return sum(map(len, pieces))
+
+
+def _split(pieces: Pieces, count: int) -> tuple[Pieces, Pieces]:
+    """The first ``count`` bytes, and the rest."""
+    first: list[Content] = []
+    rest: list[Content] = []
+    for piece in pieces:
+        taken = min(count, len(piece))
+        count -= taken
+        if taken:
+            first.append(_part(piece, 0, taken))
+        if taken < len(piece):
+            rest.append(_part(piece, taken, len(piece) - taken))
+    return first, rest
+
+
+def _part(piece: Content, start: int, size_bytes: int) -> Content:
+    if isinstance(piece, FileSlice):
+        return piece.part(start, size_bytes)
+    return memoryview(piece).cast("B")[start : start + size_bytes]
+
+
+def _in_memory(piece: Content) -> bytes:
+    if isinstance(piece, FileSlice):
+        return os.pread(piece.fd, piece.size_bytes, piece.offset).ljust(piece.size_bytes, b"\0")
+    return bytes(piece)
+
+
+def _persisted_bytes(reply: Reply) -> int:
+    """How many bytes a session has, from ``Range: bytes=0-N``."""
+    _, _, last = reply.headers.get("range", "").partition("-")
+    return int(last) + 1 if last.isdigit() else 0

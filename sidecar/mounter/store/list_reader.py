@@ -1,0 +1,71 @@
+"""Pages of a listing without an SDK.
+
+What an SDK takes for a page is ten times what it takes to parse it, and the first page has to
+wait until the SDK is imported (docs/decisions/0007-listing-the-short-way.md).
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from sidecar.errors import StoreProtocolError
+from sidecar.mounter.store.http.client import Exchange
+from sidecar.mounter.store.http.connection import Response
+from sidecar.mounter.store.http.pool import Patience
+from sidecar.mounter.store.http.requests import Dialect, Listing
+from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.interface import Page
+from sidecar.mounter.store.store_errors import Place, Request
+
+MAX_PAGE_BYTES = 32 * 1024 * 1024
+"""More than a thousand of the longest keys, every byte of them escaped."""
+PAGE_TIMEOUT_S = 10.0
+"""A store may look long for a page: longer than for a range, and each time differently long."""
+
+_REQUEST = Request("list")
+
+
+class PageReader:
+    """Reads pages.
+
+    Args:
+        exchange: who sends the requests.
+        dialect: how they look.
+        place: for messages.
+    """
+
+    def __init__(self, exchange: Exchange, dialect: Dialect, place: Place) -> None:
+        self._exchange = exchange
+        self._dialect = dialect
+        self._place = place
+        self._patience = Patience(steady_s=PAGE_TIMEOUT_S)
+
+    def page(self, listing: Listing) -> Page:
+        """One attempt at a page. Raises as :meth:`Exchange.get`."""
+        body = self._exchange.get(
+            _REQUEST,
+            lambda: self._dialect.list(listing),
+            self._read,
+            accepted={HTTPStatus.OK},
+            patience=self._patience,
+        )
+        try:
+            page = self._dialect.page(body)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            page = None  # its message may quote the body
+        if page is None:
+            raise self._place.protocol("its answer to list is no page of a listing")
+        if page.next_token is not None and page.next_token == listing.token:
+            raise self._place.protocol("its listing does not go on")  # it would never end
+        return page
+
+    def _read(self, response: Response) -> bytes:
+        body = response.read(MAX_PAGE_BYTES + 1)
+        if len(body) > MAX_PAGE_BYTES:
+            raise self._place.protocol(f"a page is longer than {MAX_PAGE_BYTES} bytes")
+        if response.length:  # what did not come
+            raise Again(self._cut_short(), "truncated")
+        return body
+
+    def _cut_short(self) -> StoreProtocolError:
+        return self._place.protocol("a page of a listing came only in part")

@@ -1,0 +1,366 @@
+"""What an answer, or the lack of one, means: the one table for all three stores.
+
+Each store extracts (HTTP status, the store's own code) from its SDK's exception or from a
+bulk answer; everything else, the messages included, is decided here. Messages name bucket,
+endpoint and what to do, and never carry a URL's query or a header: signatures and SAS tokens
+are secrets.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sidecar.errors import (
+    AccessDenied,
+    AlreadyExists,
+    BucketNotFound,
+    EndpointUnreachable,
+    LoginRejected,
+    NameTooLong,
+    NotFound,
+    ObjectArchived,
+    QuotaExceeded,
+    RegionMismatch,
+    SidecarError,
+    Stale,
+    StoreError,
+    StoreProtocolError,
+    TlsUntrusted,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+)
+from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.interface import Condition
+
+_BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"}
+_UPLOAD_CODE = "NoSuchUpload"
+_LOGIN_CODES = {
+    # S3, https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "InvalidTokenId",  # what MinIO calls it
+    "ExpiredToken",
+    "TokenRefreshRequired",
+    "RequestTimeTooSkewed",
+    "AuthorizationHeaderMalformed",
+    # Azure, https://learn.microsoft.com/rest/api/storageservices/common-rest-api-error-codes
+    "AuthenticationFailed",
+    "InvalidAuthenticationInfo",
+    "NoAuthenticationInformation",
+}
+_THROTTLED_CODES = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "ServerBusy",
+    "rateLimitExceeded",
+    "userRateLimitExceeded",
+}
+_AGAIN_CODES = {
+    "RequestTimeout",
+    "InternalError",
+    "OperationTimedOut",
+    # Two conditional writes at once on S3: the documentation says to send it again.
+    "ConditionalRequestConflict",
+    "OperationAborted",
+}
+_DENIED_CODES = {
+    "PublicAccessNotPermitted",
+    "AllAccessDisabled",
+    "AccountProblem",
+    "BlobImmutableDueToPolicy",  # Azure's retention rules, with status 409
+}
+_CONDITION_CODES = {
+    "BlobAlreadyExists",
+    "ConditionNotMet",
+    "PreconditionFailed",
+    "TargetConditionNotMet",
+}
+_QUOTA_CODES = {"QuotaExceeded", "XMinioStorageFull", "AccountQuotaExceeded"}
+_TOO_LARGE_CODES = {"EntityTooLarge", "RequestBodyTooLarge", "BlockCountExceedsLimit"}
+_TOO_LONG_CODES = {"KeyTooLongError", "KeyTooLong"}
+
+_ARCHIVED_CODES = {"InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"}
+_ELSEWHERE_STATUS = {301, 307}
+# Also without a code: a HEAD is answered with nothing but headers.
+_REGION_CODES = {"", "AuthorizationHeaderMalformed", "SignatureDoesNotMatch"}
+
+_SAFE_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a store said.
+
+    Attributes:
+        status: HTTP status.
+        code: the store's own code, or an empty string.
+        retry_after_s: from ``Retry-After``.
+        storage_class: of the object, where the answer says it.
+        region: where the bucket is, by the answer; of S3 only, as the two below.
+        asked_region: what the request was signed for.
+        endpoint: where to ask instead, by the answer.
+    """
+
+    status: int
+    code: str = ""
+    retry_after_s: float | None = None
+    storage_class: str = ""
+    region: str = ""
+    asked_region: str = ""
+    endpoint: str = ""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the bucket is not where it was looked for."""
+        if not self.asked_region or self.status in _ELSEWHERE_STATUS:
+            return bool(self.asked_region)
+        is_other = self.region not in {"", self.asked_region}
+        return is_other and self.status in {400, 403} and self.code in _REGION_CODES
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked, for messages.
+
+    Attributes:
+        operation: the word of :meth:`StoreObserver.request`.
+        key: the object, relative to the mount's root; empty for a listing.
+        condition: of a write.
+    """
+
+    operation: str
+    key: str = ""
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where requests go, for messages.
+
+    Attributes:
+        service: ``S3``, ``GCS`` or ``Azure``.
+        bucket: the bucket or container.
+        endpoint: host and port.
+    """
+
+    service: str
+    bucket: str
+    endpoint: str
+
+    @property
+    def noun(self) -> str:
+        """What the service calls a bucket."""
+        return "container" if self.service == "Azure" else "bucket"
+
+    def from_answer(self, answer: Answer, request: Request) -> SidecarError | Again:
+        """The error for an answer that is not a success."""
+        status, code = answer.status, answer.code
+        if code in _BUCKET_CODES:
+            return self.bucket_not_found()
+        if code == _UPLOAD_CODE:
+            return self.not_found(request.key)  # nothing is said about the object
+        if status == 404:
+            return self._nothing_there(request)
+        if answer.is_elsewhere:
+            return self.region_mismatch(answer)
+        if code in _THROTTLED_CODES or status == 429:
+            return self._again(answer, request, "throttled")
+        if code in _LOGIN_CODES or status == 401:
+            return self.login_rejected(code or str(status))
+        refusal = self._refusal_of_this_object(answer, request)
+        if refusal is not None:
+            return refusal
+        if status == 501:
+            return Unsupported(f"{self} does not implement this {request.operation}")
+        if code in _AGAIN_CODES or status in {408, 500, 502, 503, 504}:
+            reason = "throttled" if status == 503 else "server_error"
+            return self._again(answer, request, reason)
+        if status in {304, 412} or code in _CONDITION_CODES:
+            return self.condition_failed(request)
+        if status == 403 or code in _DENIED_CODES:
+            return self.access_denied(request)
+        return StoreProtocolError(
+            f"{self} answered {request.operation} of `{request.key}` with "
+            f"status {status}{_named(code)}"
+        )
+
+    def _refusal_of_this_object(self, answer: Answer, request: Request) -> SidecarError | None:
+        """The error where the code says what is the matter with this one object."""
+        status, code = answer.status, answer.code
+        if code in _ARCHIVED_CODES:
+            return self.archived(answer, request)
+        if code in _QUOTA_CODES or status == 507:
+            return QuotaExceeded(f"{self} is full: it refuses to {request.operation}")
+        if code in _TOO_LARGE_CODES or status == 413:
+            return TooLarge(f"{self} refuses `{request.key}` as too large")
+        if code in _TOO_LONG_CODES:
+            return NameTooLong(f"{self} refuses the key of `{request.key}` as too long")
+        return None
+
+    def _nothing_there(self, request: Request) -> StoreError:
+        """The error for a 404 whose code does not say what is missing."""
+        if request.condition is not None and request.condition.version:
+            return self.stale(request.key)  # what S3 answers to If-Match where there is nothing
+        if not request.key or request.operation == "put":
+            return self.bucket_not_found()  # nothing else that was asked for can be missing
+        return self.not_found(request.key)
+
+    def from_transport(self, error: BaseException) -> StoreError | Again:
+        """The error for a request that got no whole answer."""
+        causes = list(_causes(error))
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+            # Not all libraries that subclass the error fill this in.
+            reasons = [str(getattr(cause, "verify_message", "")) for cause in causes]
+            return TlsUntrusted(
+                f"the certificate of {self.service} endpoint {self.endpoint} is not trusted: "
+                f"{next(filter(None, reasons), 'unknown authority')}",
+                "give the authority's certificate in SSL_CERT_FILE, or correct the endpoint",
+            )
+        stalled = False
+        why = "the connection broke"
+        for cause in causes:
+            if isinstance(cause, socket.gaierror):
+                why = "the name cannot be resolved"
+            elif isinstance(cause, ConnectionRefusedError):
+                why = "connection refused"
+            elif isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
+                why = "no answer in time"
+                stalled = True
+            elif isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+                why = "it does not speak TLS"
+            else:
+                continue
+            break
+        unreachable = EndpointUnreachable(
+            f"{self.service} endpoint {self.endpoint} cannot be reached: {why}",
+            "check the endpoint's address and that the pod's network lets it through",
+        )
+        return Again(unreachable, "stalled" if stalled else "connection")
+
+    def bucket_not_found(self) -> BucketNotFound:
+        """The bucket is not there."""
+        return BucketNotFound(
+            f"{self.service} {self.noun} `{self.bucket}` does not exist at {self.endpoint}",
+            "create it, or correct `bucket` in the catalogue",
+        )
+
+    def region_mismatch(self, answer: Answer) -> RegionMismatch:
+        """The bucket is not where requests go, or not in the region that they are signed for."""
+        region, endpoint = _safe(answer.region), _safe(answer.endpoint)
+        at = f" at {endpoint}" if endpoint else ""
+        if region not in {"", answer.asked_region}:
+            return RegionMismatch(
+                f"{self} is in the region `{region}`{at}, and was asked for in "
+                f"`{answer.asked_region}`",
+                f"set AWS_REGION to `{region}` in the volume's secret",
+            )
+        return RegionMismatch(
+            f"{self} is elsewhere{at}: status {answer.status}{_named(answer.code)}",
+            "set AWS_ENDPOINT_URL in the volume's secret to where the bucket is",
+        )
+
+    def archived(self, answer: Answer, request: Request) -> ObjectArchived:
+        """The object has to be restored before it can be read."""
+        where = _safe(answer.storage_class)
+        return ObjectArchived(
+            f"`{request.key}` in {self} is archived{f' (storage class {where})' if where else ''}",
+            "restore it first: that takes minutes to days and is the store's own command",
+        )
+
+    def login_rejected(self, code: str) -> LoginRejected:
+        """The store does not accept who we say we are. ``code``: the store's word for it."""
+        hint = "check the keys in the volume's secret"
+        if code == "RequestTimeTooSkewed":
+            hint = "set the node's clock"
+        return LoginRejected(f"{self} rejects the login{_named(code)}", hint)
+
+    def access_denied(self, request: Request) -> AccessDenied:
+        """The login is known and may not do this."""
+        what = f"{request.operation} of `{request.key}`" if request.key else request.operation
+        return AccessDenied(f"{self} denies {what}", "grant it to the volume's credentials")
+
+    def not_found(self, key: str) -> NotFound:
+        """The object is not there."""
+        return NotFound(f"`{key}` is not in {self}")
+
+    def stale(self, key: str) -> Stale:
+        """The object is there in another version."""
+        return Stale(f"`{key}` in {self} is no longer the version that was opened")
+
+    def upload_lost(self, key: str) -> StoreProtocolError:
+        """An upload that the store forgot: for a writer that is no missing file."""
+        return self.protocol(f"the upload of `{key}` is gone")
+
+    def condition_failed(self, request: Request) -> StoreError:
+        """A condition of a read or write does not hold."""
+        if request.condition is not None and request.condition.absent:
+            return AlreadyExists(f"`{request.key}` in {self} exists already")
+        return self.stale(request.key)
+
+    def protocol(self, what: str) -> StoreProtocolError:
+        """An answer that makes no sense."""
+        return StoreProtocolError(f"{self}: {what}")
+
+    def _again(self, answer: Answer, request: Request, reason: str) -> Again:
+        error = Unavailable(
+            f"{self} cannot {request.operation} now: status {answer.status}{_named(answer.code)}",
+            "try again later",
+        )
+        return Again(error, reason, answer.retry_after_s)
+
+    def __str__(self) -> str:
+        return f"{self.service} {self.noun} `{self.bucket}` at {self.endpoint}"
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Seconds from a ``Retry-After`` header (RFC 9110, 10.2.3), or None."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def raise_translated(translated: SidecarError | Again) -> None:
+    """Raise without the SDK's exception behind it, which may hold URLs and headers."""
+    raise translated from None
+
+
+def _named(code: str) -> str:
+    return f" ({code})" if _safe(code) else ""
+
+
+def _safe(word: str) -> str:
+    """A word of an answer that may be shown, or nothing."""
+    return word if _SAFE_WORD.fullmatch(word) else ""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and everything that it was raised from, as each library links them."""
+    pending: list[object] = [error]
+    seen: set[int] = set()
+    while pending:
+        item = pending.pop(0)
+        if not isinstance(item, BaseException) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield item
+        pending += [item.__cause__, item.__context__, *item.args]
+        # aiohttp, azure-core, urllib3
+        pending += [getattr(item, name, None) for name in ("os_error", "inner_exception", "reason")]
+        details = getattr(item, "kwargs", None)  # botocore
+        if isinstance(details, dict):
+            pending.append(details.get("error"))

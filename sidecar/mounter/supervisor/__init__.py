@@ -1,0 +1,1 @@
+"""Process 1 of the container: starts, watches and ends all others. Standard library only."""

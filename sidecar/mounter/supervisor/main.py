@@ -1,0 +1,41 @@
+"""Process 1 of the container. Standard library only: it must be small and must not fail.
+
+``sidecar mount`` validates the spec and then replaces itself by this module, so that no
+library stays in its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from sidecar import logs
+from sidecar.mounter.supervisor.lifecycle import Lifecycle
+
+
+def command(spec_file: str) -> list[str]:
+    """The command line that runs the supervisor on a validated spec."""
+    return [
+        sys.executable,
+        "-m",
+        "sidecar.mounter.supervisor.main",
+        spec_file,
+        str(time.monotonic()),
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    """Run with SPEC and the time of the start; returns the exit status of the contract."""
+    spec_file, started = arguments
+    logs.set_up("supervisor")
+    spec = json.loads(Path(spec_file).read_text())
+    return Lifecycle(spec, spec_file, float(started)).run()
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)

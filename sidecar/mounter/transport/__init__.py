@@ -1,1 +1,0 @@
-"""From the kernel's requests to the file system: two ways, one conformance suite."""

@@ -1,0 +1,114 @@
+"""Ready means written: one small object of our own, on each bucket that is not read-only.
+
+A login that may list says nothing about writing, and an experiment must not be the one who finds
+out, at its first checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+from pathlib import Path
+
+from sidecar.errors import (
+    AccessDenied,
+    DeleteDenied,
+    LoginRejected,
+    SidecarError,
+    StateUnusable,
+    StoreProtocolError,
+    WriteDenied,
+)
+from sidecar.mounter.filesystem.names import PROBE_PREFIX, is_probe_key
+from sidecar.mounter.store.interface import ObjectInfo, Store
+
+log = logging.getLogger("sidecar.worker")
+
+LEFT_S = 3600.0
+"""A probe of this age is nobody's any more: a start takes a minute (``ready_timeout_s``)."""
+_PROBE_BYTES = 16
+_TOKEN = re.compile(r"[0-9a-f]{16}")
+
+
+def probe_key(directory: str, state: Path) -> str:
+    """The key of this sidecar's own probe.
+
+    The next start with the same state directory has the same one, and so removes what a start
+    that was killed has left.
+
+    Args:
+        directory: the run's directory below the mount's root, ending in ``/``; or empty.
+
+    Raises StateUnusable.
+    """
+    path = state / "probe"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        token = path.read_text() if path.exists() else ""
+        if not _TOKEN.fullmatch(token):
+            token = secrets.token_hex(8)
+            path.write_text(token)
+    except OSError as error:
+        raise StateUnusable(f"cannot write `{path}`: {error.strerror}") from None
+    return f"{directory}{PROBE_PREFIX}{token}"
+
+
+def check_writes(store: Store, key: str) -> ObjectInfo:
+    """Write, read back and delete one small object; what was written.
+
+    No condition is used, since not every store has them.
+
+    Raises:
+        WriteDenied, DeleteDenied: where the login may list, and not this.
+        SidecarError: what the store raises, such as QuotaExceeded; AccessDenied of reading.
+    """
+    content = os.urandom(_PROBE_BYTES)
+    try:
+        made = store.put(key, content)
+    except LoginRejected:
+        raise
+    except AccessDenied as error:
+        raise WriteDenied(
+            f"{error.what}, and may be listed",
+            "grant writing to the volume's credentials, or declare it `readOnly: true`",
+        ) from None
+    try:
+        _read_back(store, made, content)
+    except SidecarError:
+        with contextlib.suppress(SidecarError):  # the first error is the one to tell
+            store.delete(key)
+        raise
+    try:
+        store.delete(key)
+    except LoginRejected:
+        raise
+    except AccessDenied as error:
+        raise DeleteDenied(
+            f"{error.what}, and may be written",
+            "renaming and replacing files needs it: grant it to the volume's credentials, and "
+            "keep no retention rule on what experiments write",
+        ) from None
+    return made
+
+
+def _read_back(store: Store, made: ObjectInfo, content: bytes) -> None:
+    buffer = bytearray(len(content))
+    size = store.get_range(made.key, made.version, 0, memoryview(buffer))
+    if bytes(buffer[:size]) != content:
+        raise StoreProtocolError(
+            f"`{made.key}` was written, and other bytes were read", "is there a proxy in between?"
+        )
+
+
+def remove_leftovers(store: Store, made: ObjectInfo) -> None:
+    """Delete probes beside ``made`` that pods have left which are gone for good. Never raises."""
+    prefix = made.key[: made.key.rindex(PROBE_PREFIX) + len(PROBE_PREFIX)]
+    try:
+        for info in store.list_page(prefix).objects:
+            if is_probe_key(info.key) and info.mtime_s < made.mtime_s - LEFT_S:
+                store.delete(info.key)
+    except SidecarError as error:
+        log.warning("what earlier starts left in the store stays there: %s", error.message)
