@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, Entry
+from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, CacheEntry
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.store.interface import ObjectInfo
 
@@ -36,7 +36,7 @@ def an_object(size_bytes: int, key: str = "key", version: str = "1") -> tuple[Ob
     return ObjectInfo(key, size_bytes, 0.0, version), content
 
 
-def enter(cache: DiskCache, info: ObjectInfo) -> Entry:
+def enter(cache: DiskCache, info: ObjectInfo) -> CacheEntry:
     entry = cache.enter(info)
     assert entry is not None
     return entry
@@ -50,7 +50,7 @@ def keep(cache: DiskCache, info: ObjectInfo, content: bytes) -> Path:
     return entry.path
 
 
-def states(entry: Entry) -> str:
+def states(entry: CacheEntry) -> str:
     """One letter for each block: valid, leased, and - for neither. Claims nothing."""
     return "".join(
         {"valid": "v", "leased": "l"}.get(_peek(entry, index), "-")
@@ -58,7 +58,7 @@ def states(entry: Entry) -> str:
     )
 
 
-def _peek(entry: Entry, index: int) -> str:
+def _peek(entry: CacheEntry, index: int) -> str:
     start = index * BLOCK_BYTES
     end = min(start + BLOCK_BYTES, entry.size_bytes)
     state = entry.claim(start, end).state
@@ -67,7 +67,7 @@ def _peek(entry: Entry, index: int) -> str:
     return state
 
 
-def read(entry: Entry, start: int, size: int) -> bytes:
+def read(entry: CacheEntry, start: int, size: int) -> bytes:
     """What the cache has right of a range."""
     buffer = memoryview(bytearray(size))
     return bytes(buffer[: entry.read(start, buffer)])

@@ -208,7 +208,7 @@ def test_of_two_who_claim_one_gets_each_block(tmp_path: Path) -> None:
     entries = [enter(open_cache(tmp_path), info) for _ in range(2)]
     mine: list[int] = []
 
-    def claim(entry: cache_entry.Entry) -> None:
+    def claim(entry: cache_entry.CacheEntry) -> None:
         mine.extend(
             index for index in range(64) if entry.claim(index * B, index * B + B).state == "mine"
         )

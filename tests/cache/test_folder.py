@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sidecar.mounter.cache.cache_entry import BLOCK_BYTES as B
-from sidecar.mounter.cache.disk_cache import Keeper, cache_entry
+from sidecar.mounter.cache.disk_cache import CacheWriter, cache_entry
 from tests.cache.folders import (
     MIB,
     an_object,
@@ -282,7 +282,7 @@ def test_a_full_disk_is_an_error_and_nothing_worse(tiny_disk: Path) -> None:
     released: list[bool] = []
     entry.claim(4 * B, info.size_bytes)
     rest = memoryview(content)[4 * B :]
-    Keeper().keep(cache, info, entry, 4 * B, rest, lambda: released.append(True))
+    CacheWriter().keep(cache, info, entry, 4 * B, rest, lambda: released.append(True))
     wait_until(lambda: released, "released")
     assert entry.claim(4 * B, info.size_bytes).state == "mine"
 

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, Entry
+from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, CacheEntry
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.store.interface import ObjectInfo
 from tests.cache.folders import an_object, enter, open_cache
@@ -35,7 +35,7 @@ def objects() -> list[tuple[ObjectInfo, bytes]]:
 def use_at_random(cache: DiskCache, seed: int) -> None:
     dice = random.Random(seed)
     known = objects()
-    held: list[Entry] = []
+    held: list[CacheEntry] = []
     for _ in range(ROUNDS):
         info, content = dice.choice(known)
         entry = cache.enter(info)

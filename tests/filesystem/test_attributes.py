@@ -21,7 +21,7 @@ PAST_NS = -5_000_000_001
 STORES = [MemoryStore, BareStore]
 
 
-def heads(store: MemoryStore) -> int:
+def metadata_prefetch(store: MemoryStore) -> int:
     return store.requests.get("head", 0)
 
 
@@ -43,9 +43,9 @@ def test_another_mount_shows_what_was_set(new: type[MemoryStore], tmp_path: Path
     one.fs.make_directory(ROOT, "dir")
     one.fs.symlink(ROOT, "link", b"x")
     for name in ("file", "dir"):
-        one.fs.set_attributes(one.node(name), CHANGES)
+        one.fs.set_attributes(one.inode(name), CHANGES)
     link = {name: value for name, value in CHANGES.items() if name != "mode"}
-    one.fs.set_attributes(one.node("link"), link)
+    one.fs.set_attributes(one.inode("link"), link)
     for view in (one, View(store, tmp_path / "two")):
         assert shown(view, "file") == CHANGES
         assert shown(view, "dir") == CHANGES
@@ -69,7 +69,7 @@ def test_other_tools_keys_stay_when_an_attribute_is_set(tmp_path: Path) -> None:
     store = BareStore()
     store.put("file", b"", {"other-tool": "x"})
     view = View(store, tmp_path)
-    view.fs.set_attributes(view.node("file"), {"mode": 0o600})
+    view.fs.set_attributes(view.inode("file"), {"mode": 0o600})
     assert store.head("file").metadata == {"other-tool": "x", "mode": str(0o100600)}
 
 
@@ -115,13 +115,13 @@ def test_what_a_saved_file_has_costs_no_head(new: type[MemoryStore], tmp_path: P
     store.describe("file", {"type": "text/plain"})
     view = View(store, tmp_path)
     view.write("file", b"new")
-    asked = heads(store)
+    asked = metadata_prefetch(store)
     for data in (b"newer", b"newest"):
         view.write("file", data)
     view.rename("file", "other")
-    view.fs.set_attributes(view.node("other"), CHANGES)
+    view.fs.set_attributes(view.inode("other"), CHANGES)
     assert store.head("other").properties == {"type": "text/plain"}
-    assert heads(store) == asked + 1  # the test's own
+    assert metadata_prefetch(store) == asked + 1  # the test's own
 
 
 def test_a_listing_that_brings_metadata_costs_no_head(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_listing_that_brings_metadata_costs_no_head(tmp_path: Path) -> None:
     view = View(store, tmp_path)
     for name in view.names():
         assert shown(view, name)["mode"] == 0o640
-    assert heads(store) == 0
+    assert metadata_prefetch(store) == 0
 
 
 def test_one_head_for_each_version(tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_one_head_for_each_version(tmp_path: Path) -> None:
     view = View(store, tmp_path, ttl_s=0)
     for _ in range(3):
         for number in range(50):
-            node = view.node(f"{number:02}")
-            assert stat.S_IMODE(view.fs.get_attributes(node).attributes.mode) == 0o640
-    assert heads(store) == 50
+            inode = view.inode(f"{number:02}")
+            assert stat.S_IMODE(view.fs.get_attributes(inode).attributes.mode) == 0o640
+    assert metadata_prefetch(store) == 50
 
 
 def test_our_own_writes_cost_no_head(tmp_path: Path) -> None:
@@ -155,11 +155,11 @@ def test_our_own_writes_cost_no_head(tmp_path: Path) -> None:
     assert view.stat("dir").mode == stat.S_IFDIR | 0o755
     view.rename("file", "other")
     assert shown(view, "other")["mode"] == 0o644
-    assert heads(store) == 0
+    assert metadata_prefetch(store) == 0
 
 
 def test_names_alone_cost_no_head(tmp_path: Path) -> None:
-    """READDIRPLUS gives nodes without attributes that count."""
+    """READDIRPLUS gives inodes without attributes that count."""
     store = BareStore()
     for number in range(50):
         store.put(f"{number:02}", b"")
@@ -169,8 +169,8 @@ def test_names_alone_cost_no_head(tmp_path: Path) -> None:
     entries = view.fs.enter(handle, names)
     assert [entry.attributes_ttl_s for entry in entries if entry is not None] == [0.0] * 50
     assert all(entry.ttl_s > 0 for entry in entries if entry is not None)
-    assert heads(store) == 0
-    assert view.fs.get_attributes(view.node("07")).attributes_ttl_s > 0
+    assert metadata_prefetch(store) == 0
+    assert view.fs.get_attributes(view.inode("07")).attributes_ttl_s > 0
 
 
 class SlowHeads(BareStore):
@@ -204,7 +204,7 @@ def test_who_asks_in_the_order_of_the_listing_does_not_wait_for_each(tmp_path: P
     view = View(store, tmp_path)
     for name in view.names():
         assert shown(view, name)["mode"] == 0o640
-    assert heads(store) == 60
+    assert metadata_prefetch(store) == 60
     assert store.most >= 4
 
 
@@ -216,7 +216,7 @@ def test_who_asks_at_random_pays_for_nothing_else(tmp_path: Path) -> None:
     view.names()
     for name in ("900", "100", "500", "040"):
         view.stat(name)
-    assert heads(store) == 4
+    assert metadata_prefetch(store) == 4
 
 
 def test_a_read_only_volume_asks_for_no_attributes(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_read_only_volume_asks_for_no_attributes(tmp_path: Path) -> None:
     view = View(store, tmp_path, read_only=True)
     assert shown(view, "dir/file")["mode"] == 0o644
     assert stat.S_IMODE(view.stat("dir").mode) == 0o755
-    assert heads(store) == 0
+    assert metadata_prefetch(store) == 0
 
 
 def test_who_may_not_wait_does_not_ask(tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_who_may_not_wait_does_not_ask(tmp_path: Path) -> None:
     view.names()
     with pytest.raises(WouldBlock):
         view.fs.lookup(ROOT, "file", wait=False)
-    assert heads(store) == 0
-    view.node("file")
+    assert metadata_prefetch(store) == 0
+    view.inode("file")
     assert view.fs.lookup(ROOT, "file", wait=False).attributes_ttl_s > 0
 
 
@@ -337,7 +337,7 @@ def test_a_group_is_given_also_where_the_directory_is_not_known_yet(
     store = new()
     store.put("dir/", b"", {"mode": str(0o042775), "gid": "3000"})
     view = View(store, tmp_path)
-    make_all(view, view.node("dir"))
+    make_all(view, view.inode("dir"))
     names = ("dir/file", "dir/dir", "dir/link")
     assert owners(view, *names) == [(MAKER.uid, 3000)] * 3
     assert shown(view, "dir/dir")["mode"] == 0o2750

@@ -106,8 +106,8 @@ def test_a_file_is_emptied_in_a_spool_that_is_over_full(tmp_path: Path) -> None:
     view.fs.write(handle, 0, bytes(5000))
     budget = view.fs._spool.budget
     budget.total_bytes = budget.used_bytes - 1
-    view.fs.set_attributes(view.node("file"), {}, 100)
-    emptied = view.fs.set_attributes(view.node("file"), {}, 0)
+    view.fs.set_attributes(view.inode("file"), {}, 100)
+    emptied = view.fs.set_attributes(view.inode("file"), {}, 0)
     assert emptied.attributes.size_bytes == 0
 
 
@@ -115,14 +115,14 @@ def test_a_read_only_file_system_refuses_by_itself(tmp_path: Path) -> None:
     store = MemoryStore()
     store.put("file", b"content")
     view = View(store, tmp_path, read_only=True)
-    root, node = view.node(""), view.node("file")
+    root, inode = view.inode(""), view.inode("file")
     before = dict(store.requests)
     for change in (
         lambda: view.fs.create(root, "new", 0o644, os.O_WRONLY),
-        lambda: view.fs.open(node, os.O_WRONLY),
-        lambda: view.fs.open(node, os.O_RDONLY | os.O_TRUNC),
-        lambda: view.fs.set_attributes(node, {}, 0),
-        lambda: view.fs.set_attributes(node, {"mode": 0o600}),
+        lambda: view.fs.open(inode, os.O_WRONLY),
+        lambda: view.fs.open(inode, os.O_RDONLY | os.O_TRUNC),
+        lambda: view.fs.set_attributes(inode, {}, 0),
+        lambda: view.fs.set_attributes(inode, {"mode": 0o600}),
         lambda: view.fs.unlink(root, "file"),
         lambda: view.fs.make_directory(root, "new"),
         lambda: view.fs.remove_directory(root, "new"),

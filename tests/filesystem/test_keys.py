@@ -77,7 +77,7 @@ def test_every_name_once_whatever_the_pages(tmp_path: Path, page: int) -> None:
 def test_a_prefix_that_is_part_of_a_name_is_no_directory(tmp_path: Path) -> None:
     view = View(fill(MemoryStore(), "name-longer"), tmp_path)
     with pytest.raises(NotFound):
-        view.node("name")
+        view.inode("name")
 
 
 def test_a_directory_whose_object_has_content_is_not_removed(tmp_path: Path) -> None:
@@ -91,10 +91,10 @@ def test_a_directory_whose_object_has_content_is_not_removed(tmp_path: Path) -> 
     with pytest.raises(NotEmpty):
         view.rename("other", "e")
     # Nor is it emptied when an attribute is kept with it.
-    view.fs.set_attributes(view.node("e"), {"mode": 0o700})
+    view.fs.set_attributes(view.inode("e"), {"mode": 0o700})
     assert read(store, "e/") == b"hidden"
     assert store.head("e/").metadata == {"theirs": "kept", "mode": "16832"}
-    view.fs.make_directory(view.node("e"), "below")
+    view.fs.make_directory(view.inode("e"), "below")
     view.rename("e", "moved")
     assert read(store, "moved/") == b"hidden"
 

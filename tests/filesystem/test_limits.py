@@ -91,7 +91,7 @@ def test_what_is_cut_off_is_not_fetched(tmp_path: Path, old: int, size: int) -> 
         return get(key, version, offset, buffer)
 
     store.get_range = count  # type: ignore[method-assign]
-    view.fs.set_attributes(view.node("file"), {}, size)
+    view.fs.set_attributes(view.inode("file"), {}, size)
     assert sum(fetched) <= size
     assert content(store, "file") == noise(0, old)[:size]
 
@@ -102,9 +102,9 @@ def test_what_is_cut_off_does_not_come_back(tmp_path: Path, old: int) -> None:
     store.put("file", noise(0, old))
     view = View(store, tmp_path)
     handle = view.open("file", os.O_RDWR)
-    node = view.node("file")
-    view.fs.set_attributes(node, {}, 9 * MIB + 1)
-    view.fs.set_attributes(node, {}, 12 * MIB)
+    inode = view.inode("file")
+    view.fs.set_attributes(inode, {}, 9 * MIB + 1)
+    view.fs.set_attributes(inode, {}, 12 * MIB)
     view.fs.write(handle, 30 * MIB, b"end")
     expected = noise(0, old)[: 9 * MIB + 1].ljust(30 * MIB, b"\0") + b"end"
     assert view.read_handle(handle, 0, 40 * MIB) == expected
@@ -133,13 +133,13 @@ def test_a_hole_that_could_not_be_sent_is_refused_at_once(tmp_path: Path) -> Non
     view = View(store, tmp_path, spool_bytes=64 * MIB)
     handle = view.open("file", os.O_RDWR | os.O_CREAT)
     view.fs.write(handle, 0, b"begin")
-    node = view.node("file")
+    inode = view.inode("file")
     with pytest.raises(SpoolFull):
-        view.fs.set_attributes(node, {}, 1 << 39)
+        view.fs.set_attributes(inode, {}, 1 << 39)
     with pytest.raises(SpoolFull):
         view.fs.write(handle, 1 << 39, b"end")
     assert view.stat("file").size_bytes == 5
-    view.fs.set_attributes(node, {}, 40 * MIB)
+    view.fs.set_attributes(inode, {}, 40 * MIB)
     assert view.fs.statistics().blocks_free * 4096 < 30 * MIB
     view.fs.flush(handle)
     view.fs.release(handle)
@@ -151,7 +151,7 @@ def test_a_hole_is_sent_once(tmp_path: Path) -> None:
     store = MemoryStore(S3Store.limits)
     view = View(store, tmp_path)
     handle = view.open("file", os.O_RDWR | os.O_CREAT)
-    view.fs.set_attributes(view.node("file"), {}, 100 * MIB)
+    view.fs.set_attributes(view.inode("file"), {}, 100 * MIB)
     for number in range(5):
         view.fs.write(handle, number * 20 * MIB, b"here")
         view.fs.flush(handle)
@@ -202,7 +202,7 @@ TOO_LONG: dict[str, Callable[[View, int], object]] = {
 def test_a_key_that_the_store_does_not_take_is_refused_at_once(
     deep: View, change: Callable[[View, int], object]
 ) -> None:
-    parent = deep.node(LONG)
+    parent = deep.inode(LONG)
     with pytest.raises(NameTooLong):
         change(deep, parent)
     assert deep.names(LONG) == ["file"]

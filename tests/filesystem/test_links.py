@@ -28,10 +28,10 @@ def kind(view: View, path: str) -> int:
 def test_a_link_of_another_tool_is_shown(tmp_path: Path) -> None:
     view = View(fill(MemoryStore(), "dir/link.rclonelink"), tmp_path, read_only=True)
     assert view.names("dir") == ["link"]
-    assert view.fs.read_link(view.node("dir/link")) == b"target"
+    assert view.fs.read_link(view.inode("dir/link")) == b"target"
     assert view.stat("dir/link").size_bytes == len(b"target")
     with pytest.raises(NotFound):
-        view.node("dir/link.rclonelink")
+        view.inode("dir/link.rclonelink")
 
 
 def test_a_link_is_found_by_name_without_a_listing(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_link_is_found_by_name_without_a_listing(tmp_path: Path) -> None:
     view = View(fill(PagedStore(16), *keys, "name.rclonelink"), tmp_path)
     assert kind(view, "name") == stat.S_IFLNK
     with pytest.raises(NotFound):
-        view.node("nam")
+        view.inode("nam")
 
 
 def test_a_link_that_was_made_is_an_object_with_the_suffix(tmp_path: Path) -> None:
@@ -47,10 +47,10 @@ def test_a_link_that_was_made_is_an_object_with_the_suffix(tmp_path: Path) -> No
     view = View(store, tmp_path)
     view.fs.symlink(ROOT, "link", b"elsewhere")
     assert [info.key for info in store.list_page("").objects] == ["link.rclonelink"]
-    assert view.fs.read_link(view.node("link")) == b"elsewhere"
+    assert view.fs.read_link(view.inode("link")) == b"elsewhere"
     assert store.requests.get("get", 0) == 0  # the target is known
     other = View(store, tmp_path / "other")
-    assert other.fs.read_link(other.node("link")) == b"elsewhere"
+    assert other.fs.read_link(other.inode("link")) == b"elsewhere"
 
 
 @pytest.mark.parametrize("by_name", [False, True], ids=["listed", "asked by name"])
@@ -107,11 +107,11 @@ def test_what_replaces_a_link_leaves_nothing_of_it(tmp_path: Path) -> None:
     assert [info.key for info in store.list_page("").objects] == ["a.rclonelink"]
 
 
-def test_a_changed_link_is_a_new_node(tmp_path: Path) -> None:
+def test_a_changed_link_is_a_new_inode(tmp_path: Path) -> None:
     store = fill(MemoryStore(), "link.rclonelink")
     view = View(store, tmp_path, ttl_s=0)
-    old = view.node("link")
+    old = view.inode("link")
     assert view.fs.read_link(old) == b"target"
     store.put("link.rclonelink", b"another")
-    assert view.node("link") != old
-    assert view.fs.read_link(view.node("link")) == b"another"
+    assert view.inode("link") != old
+    assert view.fs.read_link(view.inode("link")) == b"another"

@@ -143,7 +143,7 @@ def test_a_failing_copy_leaves_everything_as_it_was(store: SlowStore, tmp_path: 
     assert keys(store) == before
     assert view.read("old/1/01") == b"1"
     with pytest.raises(NotFound):
-        view.node("new")
+        view.inode("new")
     store.copies = 1 << 30
     view.rename("old", "new")
     check(store)
@@ -201,9 +201,9 @@ def self_destruct(
     store.failure, store.copies, store.deletions = Died(), copies, deletions
     fs = build(store, state)[0]
     fs.begin()
-    node = fs.lookup(ROOT, "old").attributes.node
-    inner = fs.lookup(node, "1").attributes.node
-    handle = fs.open(fs.lookup(inner, "05").attributes.node, os.O_RDWR)
+    inode = fs.lookup(ROOT, "old").attributes.inode
+    inner = fs.lookup(inode, "1").attributes.inode
+    handle = fs.open(fs.lookup(inner, "05").attributes.inode, os.O_RDWR)
     dirty = fs.create(inner, "dirty", 0o600, os.O_RDWR)[1]
     fs.write(dirty, 0, b"dirty")
     fs.begin_request(8)
@@ -220,7 +220,7 @@ def self_destruct(
         fs.begin_request(8)
         fs.rename(ROOT, "old", ROOT, "new", 0)
         fs.end_request(8)
-        assert fs.lookup(ROOT, "new").attributes.node == node
+        assert fs.lookup(ROOT, "new").attributes.inode == inode
         result = fs.read(handle, 0, 10)
         assert b"".join(result.views) == b"5"
         result.release()

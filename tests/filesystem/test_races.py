@@ -73,12 +73,12 @@ def test_a_file_is_replaced_while_it_is_read(store: Meeting, view: View) -> None
 @pytest.mark.parametrize("change", ["unlink", "rename"])
 def test_a_file_is_opened_while_it_loses_its_name(store: Meeting, view: View, change: str) -> None:
     """ESTALE of open(2) makes the kernel look for the name again."""
-    node = view.node("file")
+    inode = view.inode("file")
     came: list[object] = []
 
     def open_it() -> None:
         try:
-            came.append(view.fs.open(node, os.O_RDWR))
+            came.append(view.fs.open(inode, os.O_RDWR))
         except Stale as error:
             came.append(error)
 
@@ -94,18 +94,18 @@ def test_a_file_is_opened_while_it_loses_its_name(store: Meeting, view: View, ch
     else:
         assert isinstance(came[0], Stale)
         with pytest.raises(Stale):
-            view.fs.open(node, os.O_RDONLY | os.O_TRUNC)
+            view.fs.open(inode, os.O_RDONLY | os.O_TRUNC)
 
 
 def test_a_file_whose_deletion_fails_is_opened_meanwhile(store: Meeting, view: View) -> None:
-    node = view.node("file")
+    inode = view.inode("file")
     handles: list[int] = []
 
     def fail() -> None:
         opening.start()
         raise Stale("the store says no")
 
-    opening = threading.Thread(target=lambda: handles.append(view.fs.open(node, os.O_RDONLY)))
+    opening = threading.Thread(target=lambda: handles.append(view.fs.open(inode, os.O_RDONLY)))
     store.in_delete = fail
     with pytest.raises(Stale):
         view.unlink("file")

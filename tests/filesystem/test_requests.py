@@ -44,7 +44,7 @@ def test_the_first_names_come_before_the_last_page(tmp_path: Path) -> None:
     store = PagedStore(100)
     fill(store, 1_000)
     view = View(store, tmp_path)
-    handle = view.fs.open_directory(view.node("dir"))
+    handle = view.fs.open_directory(view.inode("dir"))
     before = store.requests["list"]
     assert len(list(islice(view.fs.read_directory(handle, 0), 10))) == 10
     assert store.requests["list"] - before < 10
@@ -56,14 +56,14 @@ def test_lookups_at_the_same_time_share_one_listing(tmp_path: Path) -> None:
     store = LateStore()
     names = fill(store, 30)
     view = View(store, tmp_path)
-    directory = view.node("dir")
+    directory = view.inode("dir")
     before = store.requests["list"]
     store.delay_next()
     with ThreadPoolExecutor(8) as threads:
         found = [threads.submit(view.fs.lookup, directory, name) for name in names]
         assert store.asked.wait(10)
         store.gate.set()
-        assert len({entry.result().attributes.node for entry in found}) == 30
+        assert len({entry.result().attributes.inode for entry in found}) == 30
     assert store.requests["list"] - before == 1
 
 
@@ -91,7 +91,7 @@ def test_directories_that_are_read_in_order_are_listed_ahead(
     for name in order:
         store.put(f"{name}/file", b"content")
     view = View(store, tmp_path)
-    assert [name for name in view.names() if view.node(name)] == sorted(order)
+    assert [name for name in view.names() if view.inode(name)] == sorted(order)
     store.listed.clear()
     for number, name in enumerate(order):
         assert view.names(name) == ["file"]
@@ -110,11 +110,11 @@ def test_a_slow_walk_lists_nothing_ahead_that_is_old_when_it_is_read(tmp_path: P
     for name in "abcdef":
         store.put(f"{name}/file", b"content")
     view = View(store, tmp_path, ttl_s=0.3)
-    nodes = {name: view.node(name) for name in view.names()}
-    for node in nodes.values():
+    inodes = {name: view.inode(name) for name in view.names()}
+    for inode in inodes.values():
         time.sleep(0.15)  # more than a third of the lifetime
-        view.fs.release_directory(view.fs.open_directory(node))
-    assert set(store.listed) & {f"{name}/" for name in nodes} == set()
+        view.fs.release_directory(view.fs.open_directory(inode))
+    assert set(store.listed) & {f"{name}/" for name in inodes} == set()
 
 
 class UnevenStore(MemoryStore):
@@ -149,7 +149,7 @@ def test_a_directory_is_listed_again_where_that_saves_time(
     fill(store, 5)
     view = View(store, tmp_path, ttl_s=0.4)
     view.names("dir")
-    directory = view.node("dir")
+    directory = view.inode("dir")
     time.sleep(0.41)
     before = store.listings
     for number in range(RELIST_MISSES + 4):
@@ -164,10 +164,10 @@ def test_a_missing_name_is_remembered(tmp_path: Path, count: int) -> None:
     fill(store, count)
     view = View(store, tmp_path)
     with pytest.raises(NotFound):
-        view.node("dir/missing")
+        view.inode("dir/missing")
     before = asked(store)
     with pytest.raises(NotFound):
-        view.node("dir/missing")
+        view.inode("dir/missing")
     assert asked(store) == before
 
 
@@ -208,7 +208,7 @@ def test_an_answer_is_believed_for_its_lifetime_and_not_longer(tmp_path: Path) -
     assert believing.stat("dir/0000").size_bytes == asking.stat("dir/0000").size_bytes == 7
     for view in (believing, asking):
         with pytest.raises(NotFound):
-            view.node("dir/new")
+            view.inode("dir/new")
     store.put("dir/0000", b"longer content")
     store.put("dir/new", b"")
     time.sleep(0.03)
@@ -217,7 +217,7 @@ def test_an_answer_is_believed_for_its_lifetime_and_not_longer(tmp_path: Path) -
     assert asking.names("dir") == ["0000", "new"]
     assert believing.stat("dir/0000").size_bytes == 7
     with pytest.raises(NotFound):
-        believing.node("dir/new")
+        believing.inode("dir/new")
     assert believing.names("dir") == ["0000"]
 
 
@@ -228,7 +228,7 @@ def test_who_may_not_wait_is_told_and_nothing_is_asked(tmp_path: Path) -> None:
     with pytest.raises(WouldBlock):
         view.fs.lookup(ROOT, "dir", wait=False)
     assert asked(store) == 0
-    directory = view.node("dir")
+    directory = view.inode("dir")
     handle = view.fs.open_directory(directory)
     with pytest.raises(WouldBlock):
         list(view.fs.read_directory(handle, 0, wait=False))

@@ -15,7 +15,7 @@ from sidecar.errors import AlreadyExists, SpoolFull, Stale, StoreProtocolError, 
 from sidecar.mounter.filesystem.inodes import File
 from sidecar.mounter.store.interface import Condition, Content, Limits, ObjectInfo
 from sidecar.mounter.store.s3.store import S3Store
-from sidecar.mounter.writing.part_layout import Layout
+from sidecar.mounter.writing.part_layout import PartLayout
 from tests.filesystem.view import View
 from tests.support.memory_store import FailingStore, MemoryStore, RenamingStore
 
@@ -67,7 +67,7 @@ def parts_there(store: MemoryStore) -> int:
     ],
 )
 def test_parts_grow_until_the_store_s_limits_are_in_reach(limits: Limits) -> None:
-    layout = Layout(PART, limits)
+    layout = PartLayout(PART, limits)
     assert layout.start(limits.max_parts + 1) >= 5 << 40
     end = 0
     for number in [*range(1, 3), *range(limits.max_parts // 10 - 2, limits.max_parts // 10 + 3)]:
@@ -99,7 +99,7 @@ def test_what_was_sent_and_is_written_again_is_sent_again(tmp_path: Path) -> Non
     handle = new_file(view, 20)
     until(lambda: parts_there(store) == 2)
     view.fs.write(handle, 3, b"header")
-    view.fs.set_attributes(view.node("file"), {}, 18 * MIB)
+    view.fs.set_attributes(view.inode("file"), {}, 18 * MIB)
     view.fs.flush(handle)
     view.fs.release(handle)
     assert content(store, "file") == (block(0)[:3] + b"header" + blocks(20)[9:])[: 18 * MIB]
@@ -453,15 +453,15 @@ def test_the_spool_keeps_what_has_no_settled_version_yet(tmp_path: Path) -> None
     assert content(store, "file") == blocks(17)
     assert not store.requests.get("settle")
     reader = view.open("file")
-    node = view.fs.tree.nodes.get(view.node("file"))
-    assert isinstance(node, File)
-    assert node.spool is not None
+    inode = view.fs.namespace.inodes.get(view.inode("file"))
+    assert isinstance(inode, File)
+    assert inode.spool is not None
     assert view.read_handle(reader, 16 * MIB) == block(16)
     assert not store.requests.get("get", 0) - 1  # the one above
     view.fs.files.settle_versions()
-    until(lambda: node.spool is None)
-    assert node.remote == store.head("file")
-    assert view.node("file") == node.id
+    until(lambda: inode.spool is None)
+    assert inode.remote == store.head("file")
+    assert view.inode("file") == inode.id
     assert view.read_handle(reader, 16 * MIB) == block(16)
 
 
@@ -477,9 +477,9 @@ def test_what_has_no_settled_version_is_changed_and_renamed(tmp_path: Path) -> N
     expected = b"changed" + blocks(17)[7:]
     assert content(store, "other") == expected
     view.fs.files.settle_versions()
-    node = view.fs.tree.nodes.get(view.node("other"))
-    assert isinstance(node, File)
-    until(lambda: node.spool is None)
+    inode = view.fs.namespace.inodes.get(view.inode("other"))
+    assert isinstance(inode, File)
+    until(lambda: inode.spool is None)
     assert not view.metric("mount_sidecar_overwritten_versions_total")
     assert view.read("other") == expected[:MIB]
 
@@ -493,11 +493,11 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
     handle = new_file(view, 17)
     view.fs.flush(handle)
     view.fs.release(handle)
-    number = view.node("file")
-    node = view.fs.tree.nodes.get(number)
-    assert isinstance(node, File)
-    view.fs.forget(number, node.lookups)  # now only what is to be settled holds it
-    assert node.spool is not None
+    number = view.inode("file")
+    inode = view.fs.namespace.inodes.get(number)
+    assert isinstance(inode, File)
+    view.fs.forget(number, inode.lookups)  # now only what is to be settled holds it
+    assert inode.spool is not None
     view.fs.files.settle_versions()
     until(lambda: not list((tmp_path / "spool").glob("*.data")))
     successor = View(store, tmp_path)

@@ -1,4 +1,4 @@
-"""One node is one version: what a change of the bucket does, and a change of our own."""
+"""One inode is one version: what a change of the bucket does, and a change of our own."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def store() -> MemoryStore:
     return store
 
 
-def test_a_changed_object_is_a_new_node_and_the_old_handle_is_stale(
+def test_a_changed_object_is_a_new_inode_and_the_old_handle_is_stale(
     store: MemoryStore, tmp_path: Path
 ) -> None:
     view = View(store, tmp_path, ttl_s=0)
-    old, handle = view.node("file"), view.open("file")
+    old, handle = view.inode("file"), view.open("file")
     store.put("file", b"newer")
-    assert view.node("file") != old
+    assert view.inode("file") != old
     assert view.read("file") == b"newer"
     with pytest.raises(Stale):
         view.read_handle(handle)
@@ -43,7 +43,7 @@ def test_what_was_stale_is_asked_for_anew_and_nothing_else_is(tmp_path: Path) ->
         store.put(name, b"old")
     view = View(store, tmp_path, read_only=True)
     assert view.names() == ["changed", "deleted", "other"]
-    nodes = {name: view.node(name) for name in view.names()}
+    inodes = {name: view.inode(name) for name in view.names()}
     reading = view.fs.open_directory(ROOT)
     list(view.fs.read_directory(reading, 0))
     handles = [view.open(name) for name in ("changed", "deleted")]
@@ -53,20 +53,20 @@ def test_what_was_stale_is_asked_for_anew_and_nothing_else_is(tmp_path: Path) ->
         with pytest.raises(Stale):
             view.read_handle(handle)
     # A listing from before does not bring the old ones back.
-    for name, entry in zip(nodes, view.fs.enter(reading, list(nodes)), strict=True):
+    for name, entry in zip(inodes, view.fs.enter(reading, list(inodes)), strict=True):
         assert entry is not None
         assert entry.ttl_s > 0 if name == "other" else entry.ttl_s == 0
     lists = store.requests["list"]
-    assert view.node("changed") != nodes["changed"]
+    assert view.inode("changed") != inodes["changed"]
     assert view.read("changed") == b"newer"
     with pytest.raises(NotFound):
-        view.node("deleted")
-    assert view.node("other") == nodes["other"]
+        view.inode("deleted")
+    assert view.inode("other") == inodes["other"]
     assert store.requests["list"] == lists + 2
     # And what was heard of them is believed again.
     assert view.stat("changed").size_bytes == 5
     with pytest.raises(NotFound):
-        view.node("deleted")
+        view.inode("deleted")
     assert store.requests["list"] == lists + 2
     assert view.names() == ["changed", "other"]
 
@@ -93,21 +93,21 @@ def test_an_object_deleted_behind_our_back(store: MemoryStore, tmp_path: Path) -
     handle = view.open("file")
     store.delete("file")
     with pytest.raises(NotFound):
-        view.node("file")
+        view.inode("file")
     with pytest.raises(Stale):
         view.read_handle(handle)
     assert view.names() == []
     view.fs.release(handle)
 
 
-def test_a_change_of_our_own_keeps_the_node(store: MemoryStore, tmp_path: Path) -> None:
+def test_a_change_of_our_own_keeps_the_inode(store: MemoryStore, tmp_path: Path) -> None:
     view = View(store, tmp_path)
-    node, reader = view.node("file"), view.open("file")
+    inode, reader = view.inode("file"), view.open("file")
     view.write("file", b"newer")
-    assert view.node("file") == node
+    assert view.inode("file") == inode
     assert view.read_handle(reader) == b"newer"
     view.rename("file", "other")
-    assert view.node("other") == node
+    assert view.inode("other") == inode
     assert view.read_handle(reader) == b"newer"
     view.fs.release(reader)
 
@@ -116,7 +116,7 @@ def test_a_change_of_our_own_is_seen_at_once(store: MemoryStore, tmp_path: Path)
     view = View(store, tmp_path)  # believes what it knows for an hour
     assert view.names() == ["file"]
     with pytest.raises(NotFound):
-        view.node("new")
+        view.inode("new")
     view.write("new", b"content")
     assert view.names() == ["file", "new"]
     assert view.stat("new").size_bytes == 7
@@ -125,7 +125,7 @@ def test_a_change_of_our_own_is_seen_at_once(store: MemoryStore, tmp_path: Path)
     view.unlink("file")
     assert view.names() == ["newer"]
     with pytest.raises(NotFound):
-        view.node("file")
+        view.inode("file")
 
 
 def test_an_answer_that_was_on_its_way_does_not_undo_a_change(tmp_path: Path) -> None:
@@ -135,11 +135,11 @@ def test_an_answer_that_was_on_its_way_does_not_undo_a_change(tmp_path: Path) ->
     assert view.names() == ["old"]
     store.delay_next()
     with ThreadPoolExecutor(1) as thread:
-        looked_up = thread.submit(view.node, "new")
+        looked_up = thread.submit(view.inode, "new")
         assert store.asked.wait(10)  # the store has said that there is no `new`
         view.rename("old", "new")
         store.gate.set()
-        assert looked_up.result() == view.node("new")
+        assert looked_up.result() == view.inode("new")
     assert view.read("new") == b"content"
 
 
@@ -190,7 +190,7 @@ def test_rename_of_a_saved_file_is_a_copy_in_the_store(store: MemoryStore, tmp_p
 def test_attributes_are_kept_with_the_object(store: MemoryStore, tmp_path: Path) -> None:
     view = View(store, tmp_path)
     changes = {"mode": 0o600, "uid": 7, "gid": 8, "mtime_ns": 1_000_000_000_000_000_005}
-    view.fs.set_attributes(view.node("file"), changes)
+    view.fs.set_attributes(view.inode("file"), changes)
     assert store.head("file").metadata == {
         "mode": str(0o100600),
         "uid": "7",
@@ -205,7 +205,7 @@ def test_attributes_are_kept_with_the_object(store: MemoryStore, tmp_path: Path)
 
 def test_a_directory_that_was_made_survives_the_mount(store: MemoryStore, tmp_path: Path) -> None:
     view = View(store, tmp_path / "one")
-    view.fs.make_directory(view.node(""), "made")
+    view.fs.make_directory(view.inode(""), "made")
     view.write("made/inner", b"")
     view.unlink("made/inner")
     assert sorted(View(store, tmp_path / "two").names()) == ["file", "made"]

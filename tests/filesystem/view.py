@@ -35,20 +35,20 @@ class View:
         self.fs, _ = build(store, state, ttl_s=ttl_s, read_only=read_only, spool_bytes=spool_bytes)
         self._state = state
 
-    def node(self, path: str) -> int:
-        """The node of a path, looked up part by part."""
-        node = ROOT
+    def inode(self, path: str) -> int:
+        """The inode of a path, looked up part by part."""
+        inode = ROOT
         for part in path.split("/"):
             if part:
-                node = self.fs.lookup(node, part).attributes.node
-        return node
+                inode = self.fs.lookup(inode, part).attributes.inode
+        return inode
 
     def stat(self, path: str) -> Attributes:
-        return self.fs.get_attributes(self.node(path)).attributes
+        return self.fs.get_attributes(self.inode(path)).attributes
 
     def names(self, path: str = "") -> list[str]:
         """The directory's names, without ``.`` and ``..``, in the order of the listing."""
-        handle = self.fs.open_directory(self.node(path))
+        handle = self.fs.open_directory(self.inode(path))
         try:
             lines = [line.name for line in self.fs.read_directory(handle, 0)]
         finally:
@@ -60,7 +60,7 @@ class View:
         if flags & os.O_CREAT:
             parent, name = self._split(path)
             return self.fs.create(parent, name, 0o644, flags)[1]
-        return self.fs.open(self.node(path), flags)
+        return self.fs.open(self.inode(path), flags)
 
     def read_handle(self, handle: int, offset: int = 0, size: int = 1 << 20) -> bytes:
         result = self.fs.read(handle, offset, size)
@@ -104,7 +104,7 @@ class View:
 
     def _split(self, path: str) -> tuple[int, str]:
         directory, _, name = path.rpartition("/")
-        return self.node(directory), name
+        return self.inode(directory), name
 
 
 class PagedStore(MemoryStore):

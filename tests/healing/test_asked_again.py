@@ -12,7 +12,7 @@ import pytest
 from sidecar.errors import FileExists, NotFound
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.journal import MOST_CRASHES, MOST_DEATHS, Held, Journal
+from sidecar.mounter.filesystem.journal import MOST_CRASHES, MOST_DEATHS, Journal, RecoveredState
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -128,7 +128,7 @@ def test_a_worker_dies_around_a_change(
     store: DyingStore, mount: Mount, change: str, after: bool
 ) -> None:
     operation, moment, expected = CHANGES[change]
-    number = mount.fs.lookup(ROOT, "a").attributes.node
+    number = mount.fs.lookup(ROOT, "a").attributes.inode
     store.armed = (*moment, after)
     with pytest.raises(Died):
         mount.ask(operation)
@@ -136,7 +136,7 @@ def test_a_worker_dies_around_a_change(
     mount.ask_again(operation)
     assert keys(store) == expected
     if change.startswith("rename"):
-        assert mount.fs.lookup(ROOT, expected[-1] if "n" in expected else "b").attributes.node == (
+        assert mount.fs.lookup(ROOT, expected[-1] if "n" in expected else "b").attributes.inode == (
             number
         )
 
@@ -175,7 +175,7 @@ def test_creation_is_exclusive_and_survives(mount: Mount) -> None:
     assert again.attributes.mode == entry.attributes.mode
     assert handle_again > handle
     assert len(mount.fs.files.opened()) == 1  # the handle that never arrived is gone
-    assert mount.fs.tree.nodes.get(again.attributes.node).lookups == 1
+    assert mount.fs.namespace.inodes.get(again.attributes.inode).lookups == 1
     mount.fs.begin_request(UNIQUE + 2)
     with pytest.raises(FileExists):
         create(mount.fs)
@@ -183,7 +183,7 @@ def test_creation_is_exclusive_and_survives(mount: Mount) -> None:
 
 GIVING: dict[str, Operation] = {
     "lookup": lambda fs: fs.lookup(ROOT, "a"),
-    "open": lambda fs: fs.open(fs.tree.find(fs.tree.nodes.root, "a").id, os.O_RDWR),
+    "open": lambda fs: fs.open(fs.namespace.find(fs.namespace.inodes.root, "a").id, os.O_RDWR),
     "opendir": lambda fs: fs.open_directory(ROOT),
 }
 
@@ -192,14 +192,14 @@ GIVING: dict[str, Operation] = {
 @pytest.mark.parametrize("giving", GIVING)
 def test_what_never_arrived_is_taken_back(mount: Mount, giving: str, deaths: int) -> None:
     """However often it is asked, one lookup, one handle."""
-    node = mount.fs.lookup(ROOT, "a").attributes.node
+    inode = mount.fs.lookup(ROOT, "a").attributes.inode
     mount.ask(GIVING[giving])
     for _ in range(deaths):
         mount.take_over()
         mount.ask_again(GIVING[giving])
         # Its answer does not leave either, but the last one's.
         mount.fs.begin_request(UNIQUE)
-    assert mount.fs.tree.nodes.get(node).lookups == (2 if giving == "lookup" else 1)
+    assert mount.fs.namespace.inodes.get(inode).lookups == (2 if giving == "lookup" else 1)
     assert len(mount.fs.files.opened()) == (giving == "open")
     assert len(mount.fs._directories) == (giving == "opendir")
 
@@ -210,8 +210,8 @@ def test_what_was_answered_stays_given(mount: Mount, tmp_path: Path) -> None:
     mount.take_over()
     mount.fs.all_asked_again()
     mount.take_over()
-    assert mount.fs.tree.nodes.get(2).lookups == 1
-    assert Held.read(Journal(tmp_path / "journal")).asked == {}
+    assert mount.fs.namespace.inodes.get(2).lookups == 1
+    assert RecoveredState.read(Journal(tmp_path / "journal")).asked == {}
 
 
 def test_requests_in_flight_survive_compaction(mount: Mount, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_requests_in_flight_survive_compaction(mount: Mount, tmp_path: Path) -> 
     mount.fs.make_directory(ROOT, "n")
     mount.fs.done(UNIQUE + 2, b"reply")
     mount.fs.begin()  # writes a snapshot
-    asked = Held.read(Journal(tmp_path / "journal")).asked
+    asked = RecoveredState.read(Journal(tmp_path / "journal")).asked
     assert asked[UNIQUE].given == [("lookup", 2)]
     assert asked[UNIQUE + 2].answer == (0, b"reply")
 

@@ -29,10 +29,10 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import Entry, Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.journal import FIRST_BYTES, Held, Journal, Record
+from sidecar.mounter.filesystem.journal import FIRST_BYTES, Journal, Record, RecoveredState
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
-from sidecar.mounter.writing.part_layout import Layout
+from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
@@ -80,14 +80,14 @@ class TestFile:
         journal.begin_request(8)
         journal.give("lookup", [2, 3], [file_record(2, "a", 1), file_record(3, "b", 1)])
         path = tmp_path / "journal"
-        whole = Held.read(Journal(path))
+        whole = RecoveredState.read(Journal(path))
         assert whole.asked[8].given == [("lookup", 2), ("lookup", 3)]
-        assert set(whole.nodes) == {2, 3}
+        assert set(whole.inodes) == {2, 3}
         with path.open("r+b") as file:  # killed before the bytes in use were set
             file.seek(8)
             file.write((HEADER_BYTES + 4 + len(marshal.dumps([]))).to_bytes(8, "little"))
-        before = Held.read(Journal(path))
-        assert (before.asked, before.nodes) == ({}, {})
+        before = RecoveredState.read(Journal(path))
+        assert (before.asked, before.inodes) == ({}, {})
 
     def test_no_journal(self, tmp_path: Path) -> None:
         assert list(Journal(tmp_path / "journal").read()) == []
@@ -101,7 +101,7 @@ class TestFile:
         with pytest.raises(StateUnusable):
             list(Journal(path).read())
         build(MemoryStore(), tmp_path)[0].finish_predecessor()  # a new run starts all the same
-        assert Held.read(Journal(path)).last_node == ROOT
+        assert RecoveredState.read(Journal(path)).last_inode == ROOT
 
     def test_a_damaged_record(self, journal: Journal, tmp_path: Path) -> None:
         journal.begin(list)
@@ -140,7 +140,7 @@ class TestFile:
             journal.write(held[number])
         path = tmp_path / "journal"
         assert path.stat().st_size > 4 * FIRST_BYTES
-        read = Held.read(Journal(path))
+        read = RecoveredState.read(Journal(path))
         assert read.directories == {n: (ROOT, record[3]) for n, record in held.items()}
 
     def test_it_is_bounded(self, journal: Journal, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ class TestFile:
             journal.write(("open", number, 2, False, 0))
             journal.write(("closed", number))
         assert (tmp_path / "journal").stat().st_size == FIRST_BYTES
-        assert Held.read(Journal(tmp_path / "journal")).handles == {}
+        assert RecoveredState.read(Journal(tmp_path / "journal")).handles == {}
 
 
 def test_compaction_under_load(tmp_path: Path) -> None:
@@ -178,33 +178,33 @@ def test_compaction_under_load(tmp_path: Path) -> None:
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(work, range(THREADS)))
     assert len(rewritten) > 1
-    read = Held.read(Journal(tmp_path / "journal"))
+    read = RecoveredState.read(Journal(tmp_path / "journal"))
     assert read.directories == {number: (ROOT, record[3]) for number, record in held.items()}
 
 
 class TestHeld:
     @staticmethod
-    def add_up(tmp_path: Path, *records: Record) -> Held:
+    def add_up(tmp_path: Path, *records: Record) -> RecoveredState:
         journal = Journal(tmp_path / "journal")
         journal.begin(list)
         for record in records:
             journal.write(record)
-        return Held.read(Journal(tmp_path / "journal"))
+        return RecoveredState.read(Journal(tmp_path / "journal"))
 
     def test_lookups_are_the_last_that_were_written(self, tmp_path: Path) -> None:
         held = self.add_up(
             tmp_path, file_record(2, "a", 1), ("held", 2, 2), ("held", 2, 3), ("held", 3, 9)
         )
-        assert held.nodes == {2: file_record(2, "a", 3)}
+        assert held.inodes == {2: file_record(2, "a", 3)}
 
-    def test_a_dropped_node_is_gone_and_its_number_is_not_free(self, tmp_path: Path) -> None:
+    def test_a_dropped_inode_is_gone_and_its_number_is_not_free(self, tmp_path: Path) -> None:
         held = self.add_up(tmp_path, file_record(7, "a", 1), ("held", 7, 0), ("dropped", 7))
-        assert held.nodes == {}
-        assert held.last_node == 7
+        assert held.inodes == {}
+        assert held.last_inode == 7
 
     def test_numbers_survive_a_snapshot(self, tmp_path: Path) -> None:
         held = self.add_up(tmp_path, ("last", 70, 80, 90), ("open", 5, 2, False, 0))
-        assert (held.last_node, held.last_handle, held.last_directory) == (70, 80, 90)
+        assert (held.last_inode, held.last_handle, held.last_directory) == (70, 80, 90)
 
     def test_lines_replace_what_was_given_behind_them(self, tmp_path: Path) -> None:
         held = self.add_up(
@@ -230,17 +230,17 @@ def test_counts_are_right_whatever_threads_do_at_once(tmp_path: Path) -> None:
         choose = random.Random(thread)
         for _ in range(1_500):
             entry = filesystem.lookup(ROOT, choose.choice(names))
-            handle = filesystem.open(entry.attributes.node, os.O_RDONLY)
+            handle = filesystem.open(entry.attributes.inode, os.O_RDONLY)
             filesystem.release(handle)
             if choose.random() < 0.9:
-                filesystem.forget(entry.attributes.node, 1)
+                filesystem.forget(entry.attributes.inode, 1)
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(work, range(THREADS)))
-    held = Held.read(Journal(tmp_path / "journal"))
+    held = RecoveredState.read(Journal(tmp_path / "journal"))
     assert held.handles == {}
-    counts = {node.id: node.lookups for node in filesystem.tree.nodes if node.id != ROOT}
-    assert {n: record[4] for n, record in held.nodes.items() if n != ROOT} == counts
+    counts = {inode.id: inode.lookups for inode in filesystem.namespace.inodes if inode.id != ROOT}
+    assert {n: record[4] for n, record in held.inodes.items() if n != ROOT} == counts
 
 
 def test_no_number_is_given_twice(tmp_path: Path) -> None:
@@ -251,13 +251,13 @@ def test_no_number_is_given_twice(tmp_path: Path) -> None:
     filesystem = build(store, tmp_path)[0]
     filesystem.begin()
     for _ in range(3):
-        node = filesystem.lookup(ROOT, "a").attributes.node
-        handle = filesystem.open(node, os.O_RDONLY)
+        inode = filesystem.lookup(ROOT, "a").attributes.inode
+        handle = filesystem.open(inode, os.O_RDONLY)
         reading = filesystem.open_directory(ROOT)
-        given.append((node, handle, reading))
+        given.append((inode, handle, reading))
         filesystem.release(handle)
         filesystem.release_directory(reading)
-        filesystem.forget(node, 1)
+        filesystem.forget(inode, 1)
         for _ in range(2):
             filesystem = build(store, tmp_path)[0]
             filesystem.restore()
@@ -266,7 +266,7 @@ def test_no_number_is_given_twice(tmp_path: Path) -> None:
 
 
 def known(filesystem: FileSystem) -> tuple[list[Record], dict[int, str]]:
-    """What the kernel may refer to, and what is only here: records, and the nodes' keys.
+    """What the kernel may refer to, and what is only here: records, and the inodes' keys.
 
     Without times of modification: what counts is the write that the store confirms.
     """
@@ -276,8 +276,10 @@ def known(filesystem: FileSystem) -> tuple[list[Record], dict[int, str]]:
         if record[0] in ("open", "opendir")
         or (record[0] == "node" and record[1] != ROOT and _matters(record))
     ]
-    nodes = [record[1] for record in records if record[0] == "node"]
-    return sorted(records), {number: filesystem.tree.nodes.get(number).key for number in nodes}
+    inodes = [record[1] for record in records if record[0] == "node"]
+    return sorted(records), {
+        number: filesystem.namespace.inodes.get(number).key for number in inodes
+    }
 
 
 def _without_mtime(record: Record) -> Record:
@@ -330,9 +332,9 @@ class Restored(RuleBasedStateMachine):
             self._store.put(key, key.encode())
         self._filesystem = self._build()
         self._filesystem.begin()
-        self._last_node = ROOT
+        self._last_inode = ROOT
         self._last_handle = 0
-        self._read: dict[int, int] = {}  # open directories: handle to node
+        self._read: dict[int, int] = {}  # open directories: handle to inode
 
     def teardown(self) -> None:
         self._folder.cleanup()
@@ -348,7 +350,7 @@ class Restored(RuleBasedStateMachine):
                 self._metrics,
                 part_bytes=MIB,
             ),
-            Spool(state / "spool", MIB, Layout(MIB, self._store.limits)),
+            Spool(state / "spool", MIB, PartLayout(MIB, self._store.limits)),
             Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
             self._metrics,
             ThreadPoolExecutor(1),
@@ -361,9 +363,9 @@ class Restored(RuleBasedStateMachine):
         return filesystem
 
     def _given(self, entry: Entry) -> int:
-        """The number of a node that the kernel now has."""
-        self._last_node = max(self._last_node, entry.attributes.node)
-        return entry.attributes.node
+        """The number of an inode that the kernel now has."""
+        self._last_inode = max(self._last_inode, entry.attributes.inode)
+        return entry.attributes.inode
 
     def _opened(self, handle: int) -> int:
         self._last_handle = max(self._last_handle, handle)
@@ -394,10 +396,10 @@ class Restored(RuleBasedStateMachine):
         entry = self._try(self._filesystem.lookup, parent, name)
         return self._given(entry) if entry else multiple()
 
-    @rule(node=st.one_of(files, directories), count=st.integers(1, 3))
-    def forget(self, node: int, count: int) -> None:
-        if node not in self._read.values():  # the kernel holds what is open
-            self._filesystem.forget(node, count)
+    @rule(inode=st.one_of(files, directories), count=st.integers(1, 3))
+    def forget(self, inode: int, count: int) -> None:
+        if inode not in self._read.values():  # the kernel holds what is open
+            self._filesystem.forget(inode, count)
 
     @rule(target=handles, parent=directories, name=NAMES)
     def create(self, parent: int, name: str) -> Any:
@@ -407,9 +409,9 @@ class Restored(RuleBasedStateMachine):
         self._given(made[0])
         return self._opened(made[1])
 
-    @rule(target=handles, node=files, flags=st.sampled_from([os.O_RDONLY, os.O_RDWR]))
-    def open(self, node: int, flags: int) -> Any:
-        handle = self._try(self._filesystem.open, node, flags)
+    @rule(target=handles, inode=files, flags=st.sampled_from([os.O_RDONLY, os.O_RDWR]))
+    def open(self, inode: int, flags: int) -> Any:
+        handle = self._try(self._filesystem.open, inode, flags)
         return self._opened(handle) if handle is not None else multiple()
 
     @rule(handle=handles, offset=st.integers(0, 9))
@@ -436,16 +438,16 @@ class Restored(RuleBasedStateMachine):
     def rename(self, parent: int, name: str, new_parent: int, new_name: str) -> None:
         self._try(self._filesystem.rename, parent, name, new_parent, new_name, 0)
 
-    @rule(node=files, size=st.one_of(st.none(), st.integers(0, 9)))
-    def set_attributes(self, node: int, size: int | None) -> None:
-        self._try(self._filesystem.set_attributes, node, {"mode": 0o640}, size)
+    @rule(inode=files, size=st.one_of(st.none(), st.integers(0, 9)))
+    def set_attributes(self, inode: int, size: int | None) -> None:
+        self._try(self._filesystem.set_attributes, inode, {"mode": 0o640}, size)
 
-    @rule(target=readings, node=directories)
-    def open_directory(self, node: int) -> Any:
-        handle = self._try(self._filesystem.open_directory, node)
+    @rule(target=readings, inode=directories)
+    def open_directory(self, inode: int) -> Any:
+        handle = self._try(self._filesystem.open_directory, inode)
         if handle is None:
             return multiple()
-        self._read[handle] = node
+        self._read[handle] = inode
         return handle
 
     @rule(handle=readings, offset=st.integers(0, 6), count=st.integers(1, 3))
@@ -471,17 +473,17 @@ class Restored(RuleBasedStateMachine):
         successor = self._build()
         successor.restore()
         assert known(successor) == known(self._filesystem)
-        assert successor.tree.nodes.last_number >= self._last_node
+        assert successor.namespace.inodes.last_number >= self._last_inode
         assert successor.files.last_number >= self._last_handle
         self._filesystem = successor
 
     @invariant()
     def what_is_written_down_is_what_is_held(self) -> None:
-        held = Held.read(Journal(Path(self._folder.name) / "journal"))
+        held = RecoveredState.read(Journal(Path(self._folder.name) / "journal"))
         assert held.handles.keys() == self._filesystem.files._handles.keys()
-        for node in self._filesystem.tree.nodes:
-            if node.lookups and node.id != ROOT:
-                assert held.nodes[node.id][4] == node.lookups
+        for inode in self._filesystem.namespace.inodes:
+            if inode.lookups and inode.id != ROOT:
+                assert held.inodes[inode.id][4] == inode.lookups
 
 
 TestRestored = pytest.mark.filterwarnings("ignore::ResourceWarning")(Restored.TestCase)

@@ -57,7 +57,7 @@ def test_large_directories_one_after_the_other_take_the_memory_of_few(
     store = ManyNames()
     times = Times(ready_timeout_s=20, metadata_read_only_s=1)
     settings: dict[str, Any] = {"secret": store.secret, "bucket": "bucket", "times": times}
-    # On libfuse, where the kernel does not hold a node for each line.
+    # On libfuse, where the kernel does not hold an inode for each line.
     settings |= {"read_only": True, "transport": "libfuse"}
     with store.server, bucket_sidecar(tmp_path, s3, **settings) as sidecar:
         pid = sidecar.volume_status("train")["worker_pid"]

@@ -152,7 +152,7 @@ def test_a_file_that_was_closed_makes_room_for_the_next_one(
 
             def opened_by_copy(key: str = key, opens: int = opens) -> bool:
                 with (mount / key).open("rb") as file:
-                    # Its pages alone: a node that the kernel forgets is not read any more.
+                    # Its pages alone: an inode that the kernel forgets is not read any more.
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                     assert file.read() == content
                 return sidecar.metric("mount_sidecar_passthrough_opens_total") >= opens

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.disk_cache import Keeper
+from sidecar.mounter.cache.disk_cache import CacheWriter
 from sidecar.mounter.reading import object_reader
 from sidecar.mounter.reading.object_reader import MAX_WINDOW_BYTES, ObjectReader
 from tests.cache.folders import an_object, has_whole, keep, open_cache
@@ -348,7 +348,7 @@ def test_many_threads_on_one_reader_get_right_bytes(
 def test_a_reader_that_rests_lets_its_object_be_evicted(reading: Make, tmp_path: Path) -> None:
     one = reading(8 * MIB)
     cache = open_cache(tmp_path, 14 * MIB)
-    one.fetcher = one.fetcher._replace(cache=cache, keeper=Keeper())
+    one.fetcher = one.fetcher._replace(cache=cache, cache_writer=CacheWriter())
     reader = one.open()
     read_all(one, reader)
     wait_until(lambda: has_whole(cache, one.info), "kept")
@@ -365,7 +365,7 @@ def test_a_reader_that_rests_lets_its_object_be_evicted(reading: Make, tmp_path:
 def test_a_reader_that_rested_finds_what_was_kept_meanwhile(reading: Make, tmp_path: Path) -> None:
     one = reading(100 * KIB)
     cache = open_cache(tmp_path)
-    one.fetcher = one.fetcher._replace(cache=cache, keeper=Keeper())
+    one.fetcher = one.fetcher._replace(cache=cache, cache_writer=CacheWriter())
     reader = one.open()
     read_all(one, reader)
     wait_until(lambda: has_whole(cache, one.info), "kept")

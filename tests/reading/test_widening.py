@@ -16,7 +16,7 @@ from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.fuse.readers.pool import blocks_of_child, child_by_place
 from sidecar.mounter.reading.object_reader import ObjectReader
-from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare, Widening
+from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare, ReadAround
 from sidecar.spec import Volume
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.reading.scripted import KIB, MIB, Reading
@@ -193,7 +193,7 @@ def test_what_the_kernel_never_had_it_cannot_drop(reading: Make, how: str) -> No
 
 def test_room_is_shared_and_given_back() -> None:
     share = PageCacheShare(100 * MIB)
-    first, second = (Widening(share, 60 * MIB, range(0)) for _ in range(2))
+    first, second = (ReadAround(share, 60 * MIB, range(0)) for _ in range(2))
     for one in (first, second):
         for offset in range(0, 40 * MIB, MIB):
             one.end(one.begin(offset, offset + BLOCK)[0])
@@ -225,12 +225,12 @@ def read_at_random(one: Reading) -> ObjectReader:
     return reader
 
 
-def asked_at_random(size_bytes: int, blocks: range) -> Widening:
+def asked_at_random(size_bytes: int, blocks: range) -> ReadAround:
     """The same, without a reader."""
-    widening = Widening(PageCacheShare(size_bytes), size_bytes, blocks)
+    read_around = ReadAround(PageCacheShare(size_bytes), size_bytes, blocks)
     for offset in range(0, 32 * MIB, BLOCK):
-        widening.end(widening.begin(offset, offset + BLOCK)[0])
-    return widening
+        read_around.end(read_around.begin(offset, offset + BLOCK)[0])
+    return read_around
 
 
 def test_before_it_pays_nothing_is_brought_behind(reading: Make) -> None:
@@ -264,7 +264,7 @@ def test_then_all_that_the_kernel_has_not_is_brought_once(reading: Make) -> None
 
 def test_what_is_brought_behind_is_a_multiple_of_what_was_asked() -> None:
     size = 8 * 1024 * MIB
-    widening = Widening(PageCacheShare(size), size, range(size // MOST_BYTES))
+    read_around = ReadAround(PageCacheShare(size), size, range(size // MOST_BYTES))
     offsets = list(range(0, size, MOST_BYTES))
     random.Random(3).shuffle(offsets)
     asked = brought = 0
@@ -272,13 +272,13 @@ def test_what_is_brought_behind_is_a_multiple_of_what_was_asked() -> None:
     for offset in offsets:
         if offset in there:
             continue  # the kernel has it
-        first, last = widening.begin(offset, offset + BLOCK)
-        widening.given(first, last)
-        widening.end(first)
+        first, last = read_around.begin(offset, offset + BLOCK)
+        read_around.given(first, last)
+        read_around.end(first)
         asked += BLOCK
         brought += last - first
-        while (span := widening.behind()) is not None:
-            widening.given(*span)
+        while (span := read_around.behind()) is not None:
+            read_around.given(*span)
             brought += span[1] - span[0]
             there.update(range(span[0], span[1], BLOCK))
         assert brought <= 32 * asked
@@ -288,10 +288,10 @@ def test_what_is_brought_behind_is_a_multiple_of_what_was_asked() -> None:
 
 def test_only_the_blocks_of_this_process_are_brought() -> None:
     size = 128 * MIB + 5
-    widening = asked_at_random(size, range(1, 65, 3))
+    read_around = asked_at_random(size, range(1, 65, 3))
     spans = []
-    while (span := widening.behind()) is not None:
-        widening.given(*span)
+    while (span := read_around.behind()) is not None:
+        read_around.given(*span)
         spans.append(span)
     assert [first // MOST_BYTES for first, _ in spans] == list(range(1, 65, 3))
     assert spans[-1] == (128 * MIB, size)
@@ -309,24 +309,24 @@ def test_each_block_is_of_the_child_that_is_asked_for_it(node: int, children: in
 
 
 def test_a_read_of_what_is_being_brought_asks_for_itself() -> None:
-    widening = asked_at_random(128 * MIB, range(64))
-    span = widening.behind()
+    read_around = asked_at_random(128 * MIB, range(64))
+    span = read_around.behind()
     assert span is not None
     offset = span[0] + BLOCK
-    assert widening.begin(offset, offset + BLOCK) == (offset, offset + BLOCK)
-    widening.given(*span)
-    another = widening.behind()
+    assert read_around.begin(offset, offset + BLOCK) == (offset, offset + BLOCK)
+    read_around.given(*span)
+    another = read_around.behind()
     assert another is not None
     assert another[0] >= span[1]
 
 
 def test_while_several_reads_are_under_way_nothing_is_brought_behind() -> None:
-    widening = asked_at_random(128 * MIB, range(64))
-    first, second = (widening.begin(at, at + BLOCK)[0] for at in (64 * MIB, 96 * MIB))
-    assert widening.behind() is None
-    widening.end(first)
-    assert widening.behind() is not None
-    widening.end(second)
+    read_around = asked_at_random(128 * MIB, range(64))
+    first, second = (read_around.begin(at, at + BLOCK)[0] for at in (64 * MIB, 96 * MIB))
+    assert read_around.behind() is None
+    read_around.end(first)
+    assert read_around.behind() is not None
+    read_around.end(second)
 
 
 def test_who_is_closed_brings_nothing_more(reading: Make) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sidecar.kubernetes_api import connect
-from sidecar.mounter.reporting.event_recorder import REPEAT_S, Outbox, PodIdentity
+from sidecar.mounter.reporting.event_recorder import REPEAT_S, EventRecorder, PodIdentity
 from sidecar.mounter.reporting.pod_reports import Condition, Report
 from sidecar.spec import Times
 from tests.mount.buckets import Refusing
@@ -199,43 +199,45 @@ def end(api: KubernetesApi, *, exit_code: int) -> None:
 
 
 @pytest.fixture
-def outbox(api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outbox:
+def recorder(api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRecorder:
     monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path)))
-    return Outbox(POD_IDENTITY, connect)
+    return EventRecorder(POD_IDENTITY, connect)
 
 
 REPORT = Report("CredentialsRefused", "SC1043 LOGIN_REJECTED: volume data/d")
 LATER_S = REPEAT_S + 1
 
 
-def test_many_of_one_kind_are_one_event_with_a_count(api: KubernetesApi, outbox: Outbox) -> None:
+def test_many_of_one_kind_are_one_event_with_a_count(
+    api: KubernetesApi, recorder: EventRecorder
+) -> None:
     for second in range(50):
-        outbox.add(REPORT)
-        outbox.send(float(second))
-    outbox.send(LATER_S)
-    outbox.send(2 * LATER_S)
+        recorder.add(REPORT)
+        recorder.send(float(second))
+    recorder.send(LATER_S)
+    recorder.send(2 * LATER_S)
     assert [event["count"] for event in api.events()] == [50]
     assert len(api.requests("POST", "events")) == len(api.requests("PATCH", "events")) == 1
 
 
 @pytest.mark.parametrize("status", [404, 410])
 def test_an_event_that_the_server_has_forgotten_is_made_anew(
-    api: KubernetesApi, outbox: Outbox, status: int
+    api: KubernetesApi, recorder: EventRecorder, status: int
 ) -> None:
-    outbox.add(REPORT)
-    outbox.send(0.0)
+    recorder.add(REPORT)
+    recorder.send(0.0)
     api.fail("PATCH", "events", status)
-    outbox.add(REPORT)
-    outbox.send(LATER_S)
+    recorder.add(REPORT)
+    recorder.send(LATER_S)
     assert [event["count"] for event in api.events()] == [1, 2]
 
 
-def test_a_name_that_is_taken_is_not_kept(api: KubernetesApi, outbox: Outbox) -> None:
+def test_a_name_that_is_taken_is_not_kept(api: KubernetesApi, recorder: EventRecorder) -> None:
     api.fail("POST", "events", 409)
-    outbox.add(REPORT)
-    outbox.send(0.0)
+    recorder.add(REPORT)
+    recorder.send(0.0)
     assert api.events() == []
-    outbox.send(2.0)
+    recorder.send(2.0)
     assert len(api.events()) == 1
     first, second = api.requests("POST", "events")
     assert first.body["metadata"]["name"] != second.body["metadata"]["name"]
@@ -243,52 +245,54 @@ def test_a_name_that_is_taken_is_not_kept(api: KubernetesApi, outbox: Outbox) ->
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(
-    api: KubernetesApi, outbox: Outbox, status: int
+    api: KubernetesApi, recorder: EventRecorder, status: int
 ) -> None:
     api.fail("POST", "events", status, Retry_After="30")
-    outbox.add(REPORT)
+    recorder.add(REPORT)
     for second in (0.0, 1.0, 29.0):
-        outbox.send(second)
+        recorder.send(second)
     assert len(api.requests("POST", "events")) == 1
-    outbox.send(31.0)
+    recorder.send(31.0)
     assert len(api.events()) == 1
 
 
-def test_the_last_words_do_not_wait(api: KubernetesApi, outbox: Outbox) -> None:
-    outbox.add(REPORT)
-    outbox.send(0.0)
-    outbox.add(REPORT)
-    outbox.set_condition(Condition("False", "Stopped", "stopped"))
-    outbox.send(1.0, last=True)
+def test_the_last_words_do_not_wait(api: KubernetesApi, recorder: EventRecorder) -> None:
+    recorder.add(REPORT)
+    recorder.send(0.0)
+    recorder.add(REPORT)
+    recorder.set_condition(Condition("False", "Stopped", "stopped"))
+    recorder.send(1.0, last=True)
     assert [event["count"] for event in api.events()] == [2]
     assert conditions(api)[CONDITION]["reason"] == "Stopped"
 
 
 def test_the_newest_condition_is_sent_and_other_conditions_stay(
-    api: KubernetesApi, outbox: Outbox
+    api: KubernetesApi, recorder: EventRecorder
 ) -> None:
     theirs = {"type": "Initialized", "status": "True"}
     api.objects[POD]["status"]["conditions"] = [theirs]
-    outbox.set_condition(Condition("True", "Mounted", "one"))
-    outbox.set_condition(Condition("True", "Mounted", "two"))
-    outbox.send(0.0)
-    outbox.send(10.0)
+    recorder.set_condition(Condition("True", "Mounted", "one"))
+    recorder.set_condition(Condition("True", "Mounted", "two"))
+    recorder.send(0.0)
+    recorder.send(10.0)
     assert len(api.requests("PATCH", "status")) == 1
     assert conditions(api)["Initialized"] == theirs
     assert conditions(api)[CONDITION]["message"] == "two"
 
 
-def test_a_message_of_any_length_is_an_event(api: KubernetesApi, outbox: Outbox) -> None:
-    outbox.add(Report("NotSaved", "é" * 2000))
-    outbox.send(0.0)
+def test_a_message_of_any_length_is_an_event(api: KubernetesApi, recorder: EventRecorder) -> None:
+    recorder.add(Report("NotSaved", "é" * 2000))
+    recorder.send(0.0)
     [event] = api.events()
     assert len(event["message"].encode()) <= 1024
 
 
-def test_a_flood_of_different_reports_is_bounded(api: KubernetesApi, outbox: Outbox) -> None:
+def test_a_flood_of_different_reports_is_bounded(
+    api: KubernetesApi, recorder: EventRecorder
+) -> None:
     for number in range(1000):
-        outbox.add(Report("MountFailed", f"number {number}"))
-    outbox.send(0.0)
+        recorder.add(Report("MountFailed", f"number {number}"))
+    recorder.send(0.0)
     assert len(api.events()) == 100
 
 

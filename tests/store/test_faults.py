@@ -188,7 +188,7 @@ def test_the_wait_for_a_silent_connection_adapts(
 
 
 def test_patience_follows_the_answers_and_doubles_with_each_stall() -> None:
-    patience = pool.Patience()
+    patience = pool.AdaptiveTimeout()
     assert patience.timeout_s == pool.SOCKET_TIMEOUT_S  # nothing is known yet
     for _ in range(50):
         patience.answered(0.3)

@@ -23,7 +23,7 @@ from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.system import mounts
-from sidecar.mounter.writing.part_layout import Layout
+from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from tests.support.memory_store import FailingStore, HangingStore, MemoryStore
 
@@ -46,7 +46,7 @@ def build(
     )
     filesystem = FileSystem(
         fetcher,
-        Spool(state / "spool", spool_bytes, Layout(8 * MIB, store.limits)),
+        Spool(state / "spool", spool_bytes, PartLayout(8 * MIB, store.limits)),
         Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
         metrics,
         ThreadPoolExecutor(4),

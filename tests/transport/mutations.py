@@ -25,14 +25,14 @@ class Requests:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.nodes = [ROOT]
+        self.inodes = [ROOT]
         self.handles: list[int] = []
         self._due: list[tuple[int, int, bytes]] = []
 
     def learn(self, opcode: int, body: bytes) -> None:
-        """Remember the nodes and handles of a successful answer."""
+        """Remember the inodes and handles of a successful answer."""
         if opcode in (Opcode.LOOKUP, Opcode.MKDIR, Opcode.MKNOD, Opcode.CREATE) and body[:8]:
-            self._remember(self.nodes, int.from_bytes(body[:8], "little"))
+            self._remember(self.inodes, int.from_bytes(body[:8], "little"))
         if opcode in (Opcode.OPEN, Opcode.OPENDIR):
             self._remember(self.handles, int.from_bytes(body[:8], "little"))
         if opcode == Opcode.CREATE:
@@ -41,7 +41,7 @@ class Requests:
     def valid(self, unique: int) -> bytes:
         """A well-formed request of any kind."""
         opcode = self.random.choice(list(_BODIES))
-        return frame(opcode, unique, self.random.choice(self.nodes), _BODIES[opcode](self))
+        return frame(opcode, unique, self.random.choice(self.inodes), _BODIES[opcode](self))
 
     def due(self, unique: int) -> bytes | None:
         """A request that gives back what is not used any more, as a kernel would.
@@ -50,8 +50,8 @@ class Requests:
         """
         if not self._due:
             return None
-        opcode, node, body = self._due.pop()
-        return frame(opcode, unique, node, body)
+        opcode, inode, body = self._due.pop()
+        return frame(opcode, unique, inode, body)
 
     def _remember(self, known: list[int], number: int) -> None:
         if number not in known:
@@ -59,7 +59,7 @@ class Requests:
         if len(known) <= _REMEMBERED:
             return
         dropped = known.pop(1)
-        if known is self.nodes:
+        if known is self.inodes:
             self._due.append((Opcode.FORGET, dropped, struct.pack("<Q", 1 << 40)))
         else:
             body = struct.pack("<QIIQ", dropped, 0, 0, 0)
@@ -90,9 +90,9 @@ class Requests:
         return struct.pack("<II6Q8I", valid, 0, *numbers, *rest)
 
     def forgetting(self) -> bytes:
-        nodes = self.random.sample(self.nodes, min(3, len(self.nodes)))
-        body = struct.pack("<II", self.random.choice([len(nodes), (1 << 32) - 1]), 0)
-        return body + b"".join(struct.pack("<QQ", node, 1) for node in nodes)
+        inodes = self.random.sample(self.inodes, min(3, len(self.inodes)))
+        body = struct.pack("<II", self.random.choice([len(inodes), (1 << 32) - 1]), 0)
+        return body + b"".join(struct.pack("<QQ", inode, 1) for inode in inodes)
 
     def open_flags(self) -> int:
         return self.random.choice(_OPEN_FLAGS)
@@ -109,13 +109,13 @@ _BODIES: dict[int, Callable[[Requests], bytes]] = {
     Opcode.MKDIR: lambda r: struct.pack("<II", 0o755, 0) + r.name(),
     Opcode.UNLINK: Requests.name,
     Opcode.RMDIR: Requests.name,
-    Opcode.RENAME: lambda r: struct.pack("<Q", r.random.choice(r.nodes)) + r.name() + r.name(),
+    Opcode.RENAME: lambda r: struct.pack("<Q", r.random.choice(r.inodes)) + r.name() + r.name(),
     Opcode.RENAME2: lambda r: (
-        struct.pack("<QII", r.random.choice(r.nodes), r.random.choice([0, 1, 2]), 0)
+        struct.pack("<QII", r.random.choice(r.inodes), r.random.choice([0, 1, 2]), 0)
         + r.name()
         + r.name()
     ),
-    Opcode.LINK: lambda r: struct.pack("<Q", r.random.choice(r.nodes)) + r.name(),
+    Opcode.LINK: lambda r: struct.pack("<Q", r.random.choice(r.inodes)) + r.name(),
     Opcode.OPEN: lambda r: struct.pack("<II", r.open_flags(), 0),
     Opcode.CREATE: lambda r: struct.pack("<IIII", r.open_flags(), 0o100644, 0, 0) + r.name(),
     Opcode.READ: Requests.reading,

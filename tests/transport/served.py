@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def frame(opcode: int, unique: int, node: int = ROOT, body: bytes = b"", thread: int = 0) -> bytes:
+def frame(opcode: int, unique: int, inode: int = ROOT, body: bytes = b"", thread: int = 0) -> bytes:
     """A request as the kernel would send it: struct fuse_in_header of fuse.h, then the body.
 
     ``thread`` asks; 0: one of another PID namespace.
@@ -62,7 +62,7 @@ def frame(opcode: int, unique: int, node: int = ROOT, body: bytes = b"", thread:
             (40 + len(body)).to_bytes(4, "little"),
             opcode.to_bytes(4, "little"),
             unique.to_bytes(8, "little"),
-            node.to_bytes(8, "little"),
+            inode.to_bytes(8, "little"),
             bytes(8),  # uid gid
             thread.to_bytes(4, "little"),
             bytes(4),  # extlen padding
@@ -163,10 +163,10 @@ class Served:
         data = self._socket.recv(_LONGEST_FRAME)
         return None if data[8:16] == _NOTIFICATION else parse(data)
 
-    def ask(self, opcode: int, node: int = ROOT, body: bytes = b"") -> Answer:
+    def ask(self, opcode: int, inode: int = ROOT, body: bytes = b"") -> Answer:
         """One request and its answer, while no other one is under way."""
         unique = self.fresh_unique()
-        self.send(frame(opcode, unique, node, body))
+        self.send(frame(opcode, unique, inode, body))
         answer = self.receive()
         assert answer.unique == unique
         return answer

@@ -27,7 +27,7 @@ IN_FLIGHT = 32
 SETTLED_AFTER = 10_000
 """Frames after which every buffer that can be in use has been used once."""
 GROWTH_BYTES = 32 * MIB
-"""What the server may gain after that: nodes, names and objects of the files that were made."""
+"""What the server may gain after that: inodes, names and objects of the files that were made."""
 _UNANSWERED = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
 
 

@@ -1,4 +1,4 @@
-"""READDIRPLUS: attributes come with every line, until there are too many nodes."""
+"""READDIRPLUS: attributes come with every line, until there are too many inodes."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _NAME_AT = protocol.ENTRY_OUT.size + protocol.ATTR.size
 
 
 def a_directory(tmp_path: Path) -> tuple[kernel.Server, int, int]:
-    """A server, and the node and a handle of a directory of FILES files."""
+    """A server, and the inode and a handle of a directory of FILES files."""
     store = MemoryStore()
     for number in range(FILES):
         store.put(f"dir/{number:02}", b"content")
     filesystem, metrics = build(store, tmp_path, read_only=True, ttl_s=600)
     server = kernel.Server(filesystem, os.open(os.devnull, os.O_RDWR), metrics, lambda _: None)
-    node = filesystem.lookup(ROOT, "dir").attributes.node
-    return server, node, filesystem.open_directory(node)
+    inode = filesystem.lookup(ROOT, "dir").attributes.inode
+    return server, inode, filesystem.open_directory(inode)
 
 
-def lines(server: kernel.Server, node: int, handle: int, room: int) -> dict[bytes, int]:
-    """What one READDIRPLUS from the beginning answers: names to nodes."""
+def lines(server: kernel.Server, inode: int, handle: int, room: int) -> dict[bytes, int]:
+    """What one READDIRPLUS from the beginning answers: names to inodes."""
     body = memoryview(struct.pack("<QQII", handle, 0, room, 0) + bytes(16))
-    (reply,) = server.read_directory_plus(kernel.Request(44, 2, node, body, 0, 0, 0), True).reply
+    (reply,) = server.read_directory_plus(kernel.Request(44, 2, inode, body, 0, 0, 0), True).reply
     found: dict[bytes, int] = {}
     while reply:
         length = int.from_bytes(reply[_NAME_AT + 16 : _NAME_AT + 20], "little")
@@ -44,15 +44,15 @@ def lines(server: kernel.Server, node: int, handle: int, room: int) -> dict[byte
     return found
 
 
-@pytest.mark.parametrize("most", [kernel._MOST_NODES, 2 + ROOM], ids=["room", "little room"])
-def test_lines_beyond_the_most_nodes_have_names_only(
+@pytest.mark.parametrize("most", [kernel._MOST_INODES, 2 + ROOM], ids=["room", "little room"])
+def test_lines_beyond_the_most_inodes_have_names_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr(kernel, "_MOST_NODES", most)
     found = lines(*a_directory(tmp_path), 1 << 16)
     names = [b"%02d" % number for number in range(FILES)]
     assert list(found) == [b".", b"..", *names]
-    given = min(FILES, most - 2)  # the root and the directory are nodes too
+    given = min(FILES, most - 2)  # the root and the directory are inodes too
     assert all(found[name] for name in names[:given])
     assert not any(found[name] for name in names[given:])
 
@@ -61,7 +61,7 @@ def test_lines_that_are_gone_again_are_not_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty answer would tell the kernel that the directory is over."""
-    server, node, handle = a_directory(tmp_path)
+    server, inode, handle = a_directory(tmp_path)
     enter = server.filesystem.enter
 
     def enter_all_but_the_first(handle: int, names: Sequence[str]) -> list[Entry | None]:
@@ -72,7 +72,7 @@ def test_lines_that_are_gone_again_are_not_the_end(
 
     monkeypatch.setattr(server.filesystem, "enter", enter_all_but_the_first)
     body = memoryview(struct.pack("<QQII", handle, 2, 3 * protocol.dirent_bytes(2, plus=True), 0))
-    request = kernel.Request(44, 2, node, memoryview(bytes(body) + bytes(16)), 0, 0, 0)
+    request = kernel.Request(44, 2, inode, memoryview(bytes(body) + bytes(16)), 0, 0, 0)
     (reply,) = server.read_directory_plus(request, True).reply
     assert reply[_NAME_AT + 24 : _NAME_AT + 26] == b"%02d" % (FILES // 2)
 

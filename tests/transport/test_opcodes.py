@@ -170,17 +170,17 @@ def served(server: Served) -> Iterator[Served]:
 
 
 def look_up(served: Served, *names: str) -> int:
-    """The node of a path."""
-    node = ROOT
+    """The inode of a path."""
+    inode = ROOT
     for name in names:
-        answer = served.ask(Opcode.LOOKUP, node, name.encode() + b"\0")
+        answer = served.ask(Opcode.LOOKUP, inode, name.encode() + b"\0")
         assert answer.errno == 0
-        node = int.from_bytes(answer.body[:8], "little")
-    return node
+        inode = int.from_bytes(answer.body[:8], "little")
+    return inode
 
 
-def open_file(served: Served, node: int, flags: int = os.O_RDONLY) -> int:
-    answer = served.ask(Opcode.OPEN, node, struct.pack("<II", flags, 0))
+def open_file(served: Served, inode: int, flags: int = os.O_RDONLY) -> int:
+    answer = served.ask(Opcode.OPEN, inode, struct.pack("<II", flags, 0))
     assert answer.errno == 0
     return int.from_bytes(answer.body[:8], "little")
 
@@ -256,13 +256,13 @@ def test_every_opcode_answers_once_whatever_its_body(served: Served, body: bytes
 
 
 @pytest.mark.parametrize("node", [0, 999_999, 1 << 63, (1 << 64) - 1])
-def test_every_opcode_answers_for_a_node_that_was_never_given_out(
-    served: Served, node: int
+def test_every_opcode_answers_for_a_inode_that_was_never_given_out(
+    served: Served, inode: int
 ) -> None:
     for number in ANSWERED:
-        answer = served.ask(number, node, b"name\0" + bytes(251))
+        answer = served.ask(number, inode, b"name\0" + bytes(251))
         assert answer.errno != errno.ENOSYS or OPERATIONS[number].errno == errno.ENOSYS
-    assert served.ask(Opcode.GETATTR, node).errno == errno.ESTALE
+    assert served.ask(Opcode.GETATTR, inode).errno == errno.ESTALE
 
 
 @pytest.mark.parametrize("opcode", UNKNOWN)
@@ -317,20 +317,20 @@ def test_a_malformed_body_gets_einval(served: Served, opcode: Opcode, body: byte
 
 @pytest.mark.parametrize("count", [0, 1, 2, WHOLE_4_GIB])
 def test_batch_forget_believes_what_is_there_and_not_the_count(served: Served, count: int) -> None:
-    nodes = [look_up(served, "a"), look_up(served, "dir")]
-    body = struct.pack("<II", count, 0) + b"".join(struct.pack("<QQ", n, 1 << 40) for n in nodes)
+    inodes = [look_up(served, "a"), look_up(served, "dir")]
+    body = struct.pack("<II", count, 0) + b"".join(struct.pack("<QQ", n, 1 << 40) for n in inodes)
     served.send(frame(Opcode.BATCH_FORGET, served.fresh_unique(), 0, body))
-    known = [served.ask(Opcode.GETATTR, node).errno == 0 for node in nodes]
+    known = [served.ask(Opcode.GETATTR, inode).errno == 0 for inode in inodes]
     assert known == [count < 1, count < 2]
 
 
-def test_a_node_lives_until_every_lookup_of_it_is_forgotten(served: Served) -> None:
-    node = look_up(served, "dir", "sub", "leaf")
-    assert look_up(served, "dir", "sub", "leaf") == node
-    served.send(frame(Opcode.FORGET, served.fresh_unique(), node, struct.pack("<Q", 1)))
-    assert served.ask(Opcode.GETATTR, node).errno == 0
-    served.send(frame(Opcode.FORGET, served.fresh_unique(), node, struct.pack("<Q", 1)))
-    assert served.ask(Opcode.GETATTR, node).errno == errno.ESTALE
+def test_a_inode_lives_until_every_lookup_of_it_is_forgotten(served: Served) -> None:
+    inode = look_up(served, "dir", "sub", "leaf")
+    assert look_up(served, "dir", "sub", "leaf") == inode
+    served.send(frame(Opcode.FORGET, served.fresh_unique(), inode, struct.pack("<Q", 1)))
+    assert served.ask(Opcode.GETATTR, inode).errno == 0
+    served.send(frame(Opcode.FORGET, served.fresh_unique(), inode, struct.pack("<Q", 1)))
+    assert served.ask(Opcode.GETATTR, inode).errno == errno.ESTALE
 
 
 # --- lengths and offsets that no kernel would ask for --------------------------------------------
@@ -372,18 +372,18 @@ def test_a_write_that_no_file_can_hold_is_refused(served: Served, offset: int) -
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 63, (1 << 64) - 1])
 def test_a_length_that_no_file_can_have_is_refused(served: Served, size: int) -> None:
-    node = look_up(served, "a")
+    inode = look_up(served, "a")
     body = struct.pack("<IIQQQQQQ8I", p.Set.SIZE, 0, 0, size, *bytes(12))
-    assert served.ask(Opcode.SETATTR, node, body).errno in (errno.EFBIG, errno.EINVAL)
-    assert served.ask(Opcode.GETATTR, node).errno == 0
+    assert served.ask(Opcode.SETATTR, inode, body).errno in (errno.EFBIG, errno.EINVAL)
+    assert served.ask(Opcode.GETATTR, inode).errno == 0
 
 
 @pytest.mark.parametrize("seconds", [-1, 0, -(10**9), 2**63 - 1, -(2**63)])
 def test_any_time_can_be_set_and_comes_back(served: Served, seconds: int) -> None:
-    node = look_up(served, "a")
+    inode = look_up(served, "a")
     body = struct.pack("<IIQQQQqQ8I", p.Set.MTIME, 0, 0, 0, 0, 0, seconds, *bytes(9))
-    assert served.ask(Opcode.SETATTR, node, body).errno == 0
-    answer = served.ask(Opcode.GETATTR, node)
+    assert served.ask(Opcode.SETATTR, inode, body).errno == 0
+    answer = served.ask(Opcode.GETATTR, inode)
     assert answer.errno == 0
     (mtime_s,) = struct.unpack_from("<q", answer.body, 16 + 8 * 4)
     assert mtime_s == seconds

@@ -23,23 +23,23 @@ def server(tmp_path: Path) -> Iterator[Served]:
 
 
 def lookup(server: Served, path: str) -> int:
-    node = ROOT
+    inode = ROOT
     for name in path.split("/"):
-        answer = server.ask(Opcode.LOOKUP, node, name.encode() + b"\0")
+        answer = server.ask(Opcode.LOOKUP, inode, name.encode() + b"\0")
         assert answer.errno == 0
-        node = int.from_bytes(answer.body[:8], "little")
-    return node
+        inode = int.from_bytes(answer.body[:8], "little")
+    return inode
 
 
-def send_read(server: Served, node: int, offset: int, size: int, thread: int = 0) -> int:
+def send_read(server: Served, inode: int, offset: int, size: int, thread: int = 0) -> int:
     unique = server.fresh_unique()
     body = struct.pack("<QQIIQII", 0, offset, size, 0, 0, 0, 0)
-    server.send(frame(Opcode.READ, unique, node, body, thread))
+    server.send(frame(Opcode.READ, unique, inode, body, thread))
     return unique
 
 
-def read(server: Served, node: int, offset: int, size: int) -> Answer:
-    unique = send_read(server, node, offset, size)
+def read(server: Served, inode: int, offset: int, size: int) -> Answer:
+    unique = send_read(server, inode, offset, size)
     answer = server.receive()
     assert answer.unique == unique
     return answer

@@ -80,7 +80,7 @@ class Gone(Exception):
     """Somebody deleted the files, or failed to make them, meanwhile: open them anew."""
 
 
-class Entry:
+class CacheEntry:
     """One object version in the cache. Safe to use from any thread and process.
 
     Every method may raise OSError, of which nothing worse follows than that the store is

@@ -26,10 +26,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, Entry, Gone
+from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, CacheEntry, Gone
 from sidecar.mounter.store.interface import ObjectInfo
 
-__all__ = ["BLOCK_BYTES", "Copy", "DiskCache", "Entry", "Keeper"]
+__all__ = ["BLOCK_BYTES", "CacheEntry", "CacheWriter", "Copy", "DiskCache"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ _USED = struct.Struct("<q")
 class Copy:
     """A whole object as a local file that stays while this is open."""
 
-    def __init__(self, descriptor: int, cache: DiskCache, entry: Entry) -> None:
+    def __init__(self, descriptor: int, cache: DiskCache, entry: CacheEntry) -> None:
         self.descriptor = descriptor
         self._cache = cache
         self._entry = entry
@@ -86,7 +86,7 @@ class DiskCache:
         self._budget_bytes = budget_bytes - budget_bytes // _SLACK
         self._lock = threading.Lock()
         self._usage_lock = threading.Lock()  # flock(2) does not tell threads apart
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
         self._usage_fd = self._open_usage()
         with self._locked_usage():
             # What a process that was killed counted and did not write, or the reverse.
@@ -94,7 +94,7 @@ class DiskCache:
 
     # --- entries --------------------------------------------------------------------------
 
-    def enter(self, info: ObjectInfo, *, create: bool = True) -> Entry | None:
+    def enter(self, info: ObjectInfo, *, create: bool = True) -> CacheEntry | None:
         """The entry of a version, for a reader who calls :meth:`leave` in the end.
 
         None where the folder cannot hold it, and where it has none and shall not
@@ -125,12 +125,12 @@ class DiskCache:
                 self._close_one_idle()
         return made
 
-    def stay(self, entry: Entry) -> None:
+    def stay(self, entry: CacheEntry) -> None:
         """A user of an entry more, beside the one it comes from."""
         with self._lock:
             entry.users += 1
 
-    def leave(self, entry: Entry) -> None:
+    def leave(self, entry: CacheEntry) -> None:
         """A user of an entry less."""
         with self._lock:
             entry.users -= 1
@@ -160,7 +160,7 @@ class DiskCache:
             self.leave(entry)
         return None
 
-    def _compare(self, entry: Entry) -> None:
+    def _compare(self, entry: CacheEntry) -> None:
         try:
             entry.compare_and_seal()
         except OSError as error:
@@ -169,7 +169,7 @@ class DiskCache:
             entry.comparing = False
             self.leave(entry)
 
-    def _take(self, name: str) -> Entry | None:
+    def _take(self, name: str) -> CacheEntry | None:
         """One user more of an entry that is open; the lock is held."""
         entry = self._entries.get(name)
         if entry is None:
@@ -182,12 +182,12 @@ class DiskCache:
         self._entries.move_to_end(name)  # most recently used last
         return entry
 
-    def _open(self, name: str, size_bytes: int) -> Entry:
+    def _open(self, name: str, size_bytes: int) -> CacheEntry:
         path = self._directory / name[:2] / name
         for _ in range(_ATTEMPTS):
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(Gone):
-                return Entry(self, path, size_bytes)
+                return CacheEntry(self, path, size_bytes)
         raise OSError(f"{name} is broken, or deleted again and again")
 
     def _close_one_idle(self) -> None:
@@ -315,7 +315,7 @@ def _scan(directory: Path) -> Iterator[tuple[int, float, Path]]:
             yield used, stamp, Path(path)
 
 
-class Keeper:
+class CacheWriter:
     """Stores fetched ranges behind the readers' backs: one thread, a short queue.
 
     When the disk is slower than the store, ranges are not kept rather than waited for.
@@ -331,7 +331,7 @@ class Keeper:
         self,
         cache: DiskCache,
         info: ObjectInfo,
-        entry: Entry | None,
+        entry: CacheEntry | None,
         start: int,
         data: memoryview,
         release: Callable[[], None],
@@ -373,7 +373,7 @@ class Keeper:
                 if entry is not None:
                     cache.leave(entry)
 
-    def _store(self, entry: Entry, start: int, data: memoryview) -> None:
+    def _store(self, entry: CacheEntry, start: int, data: memoryview) -> None:
         try:
             entry.store(start, data)
         except OSError as error:
@@ -386,7 +386,7 @@ class Keeper:
 class _Kept(NamedTuple):
     cache: DiskCache
     info: ObjectInfo
-    entry: Entry | None
+    entry: CacheEntry | None
     start: int
     data: memoryview
     release: Callable[[], None]

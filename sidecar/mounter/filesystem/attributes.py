@@ -1,4 +1,4 @@
-"""What the file system says about a node: the fields of stat(2) that a bucket can fill."""
+"""What the file system says about an inode: the fields of stat(2) that a bucket can fill."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ BLOCK_BYTES = 4096
 
 
 class Attributes(NamedTuple):
-    """Attributes of one node. Times in nanoseconds since the epoch.
+    """Attributes of one inode. Times in nanoseconds since the epoch.
 
     ``mode`` holds the file type bits too (S_IFREG, S_IFDIR, S_IFLNK).
     """
 
-    node: int
+    inode: int
     mode: int
     size_bytes: int
     mtime_ns: int
@@ -28,10 +28,10 @@ class Attributes(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A name's answer: the node's attributes, and for how long the kernel may keep both.
+    """A name's answer: the inode's attributes, and for how long the kernel may keep both.
 
     Attributes:
-        ttl_s: for how long the name leads to this node.
+        ttl_s: for how long the name leads to this inode.
         attributes_ttl_s: for how long the attributes are these; 0 where they are not known
             in full yet.
     """
@@ -39,14 +39,6 @@ class Entry(NamedTuple):
     attributes: Attributes
     ttl_s: float
     attributes_ttl_s: float
-
-
-class DirectoryEntry(NamedTuple):
-    """One line of readdir. ``offset`` is what continues after it."""
-
-    name: str
-    offset: int
-    attributes: Attributes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +57,6 @@ class Ownership:
     def link_type_mode(self) -> int:
         """A link's bits are never asked (symlink(7))."""
         return stat.S_IFLNK | 0o777
-
-    def dir_type_mode(self) -> int:
-        """``dir_mode`` with the type bits."""
-        return stat.S_IFDIR | self.dir_mode
 
 
 class Caller(NamedTuple):

@@ -2,7 +2,7 @@
 
 Written down before it begins. A worker that dies is followed by one that is asked again and
 skips what is copied already; a sidecar that dies, by a next start that finishes the move.
-The node keeps its number, and so does everything below it: who has a file open goes on.
+The inode keeps its number, and so does everything below it: who has a file open goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sidecar import logs
 from sidecar.errors import NotFound, SidecarError, Stale
 from sidecar.mounter.filesystem.inodes import Directory
 from sidecar.mounter.filesystem.journal import Journal, Record
-from sidecar.mounter.filesystem.namespace import Tree
+from sidecar.mounter.filesystem.namespace import Namespace
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
@@ -31,16 +31,16 @@ Copied = dict[str, tuple[ObjectInfo, ObjectInfo]]
 """Old key to (the version that was copied, the copy)."""
 
 
-class Moves:
+class DirectoryRename:
     """The moves of one mount, the unfinished ones of its predecessors included.
 
     Attributes:
-        unfinished: by the directory's node.
+        unfinished: by the directory's inode.
     """
 
-    def __init__(self, store: Store, tree: Tree, journal: Journal) -> None:
+    def __init__(self, store: Store, namespace: Namespace, journal: Journal) -> None:
         self._store = store
-        self._tree = tree
+        self._namespace = namespace
         self._journal = journal
         self.unfinished: dict[int, Move] = {}
 
@@ -48,7 +48,7 @@ class Moves:
         """For a successor. Takes no lock."""
         return [("moving", number, *move) for number, move in list(self.unfinished.items())]
 
-    def move(self, node: Directory, target: Directory, name: str, marker: dict[str, str]) -> None:
+    def move(self, inode: Directory, target: Directory, name: str, marker: dict[str, str]) -> None:
         """Give a directory another name. The caller holds it and both parents still.
 
         Args:
@@ -58,22 +58,22 @@ class Moves:
         name stays and what was copied is deleted again; later, the new name is there, and
         what is left of the old one is deleted at the next opportunity.
         """
-        old, new = node.key, f"{target.key}{name}/"
+        old, new = inode.key, f"{target.key}{name}/"
         self._store.check_key(new)
-        self._begin(node.id, old, new)
+        self._begin(inode.id, old, new)
         try:
             copied = self._copy_all(old, new)
             if old not in copied:
                 self._store.put(new, b"", marker)  # so that it stays when it is empty
         except SidecarError:
-            self._undo(node.id, old, new)
+            self._undo(inode.id, old, new)
             raise
-        self._tree.move_directory(node, target, name, copied)
+        self._namespace.move_directory(inode, target, name, copied)
         self._delete(old, copied)
-        self._end(node.id)
+        self._end(inode.id)
 
     def complete(self, number: int) -> None:
-        """The node has its new name already: delete what is left of the old one."""
+        """The inode has its new name already: delete what is left of the old one."""
         old, new = self.unfinished[number]
         there = {info.key for info in self._below(new)}
         left = [info.key for info in self._below(old)]
@@ -82,9 +82,9 @@ class Moves:
 
     def finish(self, number: int) -> None:
         """The rest of a move that nobody asks for any more."""
-        node = self._tree.nodes.find(number)
+        inode = self._namespace.inodes.find(number)
         old, new = self.unfinished[number]
-        if node is not None and node.key == old and not node.detached:
+        if inode is not None and inode.key == old and not inode.detached:
             self._undo(number, old, new)
         else:
             self.complete(number)

@@ -1,4 +1,4 @@
-"""The file system: every operation of a mount, on nodes and handles.
+"""The file system: every operation of a mount, on inodes and handles.
 
 Knows neither FUSE nor an SDK. A transport (:mod:`sidecar.mounter.transport`) calls these
 methods from any of its threads; each either does what its system call says or raises one
@@ -52,17 +52,17 @@ from sidecar.mounter.filesystem.attributes import (
     of_new,
     to_metadata,
 )
-from sidecar.mounter.filesystem.directory_rename import Moves
-from sidecar.mounter.filesystem.inodes import Directory, File, Link, Node
+from sidecar.mounter.filesystem.directory_rename import DirectoryRename
+from sidecar.mounter.filesystem.inodes import Directory, File, Inode, Link
 from sidecar.mounter.filesystem.journal import (
     HANDLE,
     LOOKUP,
     READING,
-    Asked,
-    Held,
     Journal,
     Record,
-    Unsaved,
+    RecoveredState,
+    ReplayedRequest,
+    UnsavedFile,
 )
 from sidecar.mounter.filesystem.names import (
     LINK_SUFFIX,
@@ -71,8 +71,8 @@ from sidecar.mounter.filesystem.names import (
     is_link_key,
     is_probe_key,
 )
-from sidecar.mounter.filesystem.namespace import Line, OpenDirectory, Tree
-from sidecar.mounter.filesystem.open_files import Files, is_writable
+from sidecar.mounter.filesystem.namespace import DirectoryEntry, Namespace, OpenDirectory
+from sidecar.mounter.filesystem.open_files import OpenFiles, is_writable
 from sidecar.mounter.filesystem.subtree_locks import is_at_or_below
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.object_reader import ReadResult
@@ -120,7 +120,7 @@ class FileSystem:
         self._metrics = metrics
         self._predecessor_crashed = False
         self._cache = fetcher.cache
-        self.tree = Tree(
+        self.namespace = Namespace(
             self._store,
             owner,
             ttl_s,
@@ -131,58 +131,58 @@ class FileSystem:
             reads_attributes=not read_only,
         )
         uploader = Uploader(self._store, threads, fetcher.get, metrics)
-        self.files = Files(self.tree, fetcher, spool, uploader, metrics, journal)
-        self._moves = Moves(self._store, self.tree, journal)
+        self.files = OpenFiles(self.namespace, fetcher, spool, uploader, metrics, journal)
+        self._moves = DirectoryRename(self._store, self.namespace, journal)
         self._directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
 
     # --- names and attributes -----------------------------------------------------------
 
     def lookup(self, parent: int, name: str, *, wait: bool = True) -> Entry:
-        """The node of a name, counted as held until :meth:`forget`. Raises NotFound."""
-        directory = self.tree.directory(parent)
-        node = self.tree.find(directory, name, wait=wait)
-        self.tree.complete(node, wait=wait)
-        return self.tree.enter(node)
+        """The inode of a name, counted as held until :meth:`forget`. Raises NotFound."""
+        directory = self.namespace.directory(parent)
+        inode = self.namespace.find(directory, name, wait=wait)
+        self.namespace.complete(inode, wait=wait)
+        return self.namespace.enter(inode)
 
     def absence_ttl_s(self, parent: int, name: str) -> float:
         """For how much longer a name that was not found is known not to exist."""
         try:
-            return self.tree.absence_ttl_s(self.tree.directory(parent), name)
+            return self.namespace.absence_ttl_s(self.namespace.directory(parent), name)
         except (NodeForgotten, NotADirectory):
             return 0.0
 
-    def forget(self, node_id: int, count: int) -> None:
-        """The caller no longer holds ``count`` of its lookups of the node."""
-        self.tree.nodes.forget(node_id, count)
+    def forget(self, inode_id: int, count: int) -> None:
+        """The caller no longer holds ``count`` of its lookups of the inode."""
+        self.namespace.inodes.forget(inode_id, count)
 
-    def get_attributes(self, node_id: int, *, wait: bool = True) -> Entry:
-        """stat(2) of a node."""
-        node = self.tree.nodes.get(node_id)
-        self.tree.refresh(node, wait=wait)
-        self.tree.complete(node, wait=wait)
-        return self.tree.entry(node)
+    def get_attributes(self, inode_id: int, *, wait: bool = True) -> Entry:
+        """stat(2) of an inode."""
+        inode = self.namespace.inodes.get(inode_id)
+        self.namespace.refresh(inode, wait=wait)
+        self.namespace.complete(inode, wait=wait)
+        return self.namespace.entry(inode)
 
     def set_attributes(
-        self, node_id: int, changes: Mapping[str, int], size_bytes: int | None = None
+        self, inode_id: int, changes: Mapping[str, int], size_bytes: int | None = None
     ) -> Entry:
         """chmod, chown, utimensat and truncate(2): ``changes`` has mode, uid, gid, mtime_ns."""
         self._check_writable()
-        node = self.tree.nodes.get(node_id)
-        with self.tree.subtrees.settled(node):
-            self.tree.complete(node)
-            if isinstance(node, Directory):
+        inode = self.namespace.inodes.get(inode_id)
+        with self.namespace.subtrees.shared(inode):
+            self.namespace.complete(inode)
+            if isinstance(inode, Directory):
                 if size_bytes is not None:
-                    raise IsADirectory(f"`{node.key}`")
-                self._set_directory_attributes(node, changes)
-            elif isinstance(node, File):
+                    raise IsADirectory(f"`{inode.key}`")
+                self._set_directory_attributes(inode, changes)
+            elif isinstance(inode, File):
                 if size_bytes is not None:
-                    self.files.truncate(node, size_bytes)
-                if changes and not self._is_current(node, changes):
-                    self.files.set_attributes(node, changes)
-            elif isinstance(node, Link):
-                self._set_link_attributes(node, changes, size_bytes)
-        return self.tree.entry(node)
+                    self.files.truncate(inode, size_bytes)
+                if changes and not self._is_current(inode, changes):
+                    self.files.set_attributes(inode, changes)
+            elif isinstance(inode, Link):
+                self._set_link_attributes(inode, changes, size_bytes)
+        return self.namespace.entry(inode)
 
     def statistics(self) -> Statistics:
         """statfs(2): a bucket has no end; what fills up is the spool."""
@@ -191,30 +191,32 @@ class FileSystem:
         return Statistics(
             budget.total_bytes // BLOCK_BYTES,
             free,
-            len(self.tree.nodes),
+            len(self.namespace.inodes),
             _FREE_FILES,
             NAME_MAX_BYTES,
         )
 
     # --- directories ----------------------------------------------------------------------
 
-    def open_directory(self, node_id: int) -> int:
+    def open_directory(self, inode_id: int) -> int:
         """opendir(3): a handle that reads one state of the directory."""
-        opened = self.tree.open_directory(self.tree.directory(node_id))
-        with self.tree.nodes.lock:
+        opened = self.namespace.open_directory(self.namespace.directory(inode_id))
+        with self.namespace.inodes.lock:
             handle = self._next_directory
             self._next_directory += 1
             self._directories[handle] = opened
-        self._journal.give(READING, [handle], [("opendir", handle, node_id, [])])
+        self._journal.give(READING, [handle], [("opendir", handle, inode_id, [])])
         return handle
 
-    def read_directory(self, handle: int, offset: int, *, wait: bool = True) -> Iterator[Line]:
+    def read_directory(
+        self, handle: int, offset: int, *, wait: bool = True
+    ) -> Iterator[DirectoryEntry]:
         """The lines behind ``offset``. Raises InvalidArgument for an unknown handle."""
-        return self.tree.read_directory(self._opened_directory(handle), offset, wait=wait)
+        return self.namespace.read_directory(self._opened_directory(handle), offset, wait=wait)
 
     def enter(self, handle: int, names: Sequence[str]) -> list[Entry | None]:
         """:meth:`lookup` of lines that were just read; None for a name that is gone again."""
-        return self.tree.enter_lines(self._opened_directory(handle), names)
+        return self.namespace.enter_lines(self._opened_directory(handle), names)
 
     def release_directory(self, handle: int) -> None:
         """closedir(3)."""
@@ -239,8 +241,8 @@ class FileSystem:
             caller: whose it is; the volume's owner's where not given.
         """
         self._check_writable()
-        directory = self.tree.directory(parent)
-        with self.tree.subtrees.settled(directory):
+        directory = self.namespace.directory(parent)
+        with self.namespace.subtrees.shared(directory):
             return self._make_directory(directory, name, mode, caller)
 
     def _make_directory(
@@ -249,41 +251,41 @@ class FileSystem:
         found = self._find_or_none(directory, name)
         if found is not None:
             if self._journal.intent() is not None and isinstance(found, Directory):
-                return self.tree.enter(found)  # a dead worker made it for this request
+                return self.namespace.enter(found)  # a dead worker made it for this request
             raise FileExists(f"`{directory.key}{name}`")
         self._store.check_key(f"{directory.key}{name}/")
-        mode = self.tree.owner.dir_mode if mode is None else mode
+        mode = self.namespace.owner.dir_mode if mode is None else mode
         attributes = self._attributes_of_new(directory, stat.S_IFDIR | mode, caller)
         self._journal.intend(("mkdir",))
         self._store.put(f"{directory.key}{name}/", b"", to_metadata(attributes, stat.S_IFDIR))
-        with self.tree.nodes.lock:
-            node = self.tree.nodes.add_directory(directory, name, time.time_ns())
-            node.kept = True
-            self.tree.take_directory_attributes(node, attributes)
-            self.tree.changed(directory, name, True, None)
-            return self.tree.enter(node)
+        with self.namespace.inodes.lock:
+            inode = self.namespace.inodes.add_directory(directory, name, time.time_ns())
+            inode.kept = True
+            self.namespace.take_directory_attributes(inode, attributes)
+            self.namespace.changed(directory, name, True, None)
+            return self.namespace.enter(inode)
 
     def remove_directory(self, parent: int, name: str) -> None:
         """rmdir(2). Raises NotADirectory, NotEmpty."""
         self._check_writable()
-        directory = self.tree.directory(parent)
-        with self.tree.subtrees.settled(directory):
+        directory = self.namespace.directory(parent)
+        with self.namespace.subtrees.shared(directory):
             self._remove_directory(directory, name)
 
     def _remove_directory(self, directory: Directory, name: str) -> None:
-        node = self._find_to_remove(directory, name)
-        if node is not None:
-            if not isinstance(node, Directory):
-                raise NotADirectory(f"`{node.key}`")
-            remains = self._remains(node)
+        inode = self._find_to_remove(directory, name)
+        if inode is not None:
+            if not isinstance(inode, Directory):
+                raise NotADirectory(f"`{inode.key}`")
+            remains = self._remains(inode)
             if remains is None:
-                raise NotEmpty(f"`{node.key}`")
+                raise NotEmpty(f"`{inode.key}`")
             self._journal.intend(("rmdir",))
-            for key in {*remains, node.key}:
+            for key in {*remains, inode.key}:
                 self._store.delete(key)
-            node.kept = False
-            self.tree.changed(directory, name, False, None)
-            self.tree.nodes.detach(node)
+            inode.kept = False
+            self.namespace.changed(directory, name, False, None)
+            self.namespace.inodes.detach(inode)
         self._keep(directory)
 
     # --- files -------------------------------------------------------------------------------
@@ -298,25 +300,25 @@ class FileSystem:
             caller: whose it is; the volume's owner's where not given.
         """
         self._check_writable()
-        directory = self.tree.directory(parent)
+        directory = self.namespace.directory(parent)
         try:
-            node = self.tree.find(directory, name)
+            inode = self.namespace.find(directory, name)
         except NotFound:
             pass
         else:
             # With an intent a dead worker made it, for this very request.
             if flags & os.O_EXCL and self._journal.intent() is None:
-                raise FileExists(f"`{node.key}`")
-            self.tree.complete(node)
-            return self.tree.enter(node), self.open(node.id, flags)
+                raise FileExists(f"`{inode.key}`")
+            self.namespace.complete(inode)
+            return self.namespace.enter(inode), self.open(inode.id, flags)
         self._check_file_name(directory, name)
         attributes = self._attributes_of_new(directory, stat.S_IFREG | stat.S_IMODE(mode), caller)
         self._journal.intend(("create",))
-        with self.tree.nodes.lock:
+        with self.namespace.inodes.lock:
             file = self.files.create(directory, name, attributes, exclusive=bool(flags & os.O_EXCL))
             directory.negative.pop(name, None)
             directory.mtime_ns = time.time_ns()
-            entry = self.tree.enter(file)
+            entry = self.namespace.enter(file)
         return entry, self.files.open(file, is_writable(flags))
 
     def make_node(self, parent: int, name: str, mode: int, caller: Caller | None = None) -> Entry:
@@ -333,19 +335,19 @@ class FileSystem:
             self.release(handle)
         return entry
 
-    def open_copy(self, node_id: int) -> Copy | None:
-        """The whole node as a local file, where the cache has it; closed by the caller."""
-        node = self.tree.nodes.get(node_id)
+    def open_copy(self, inode_id: int) -> Copy | None:
+        """The whole inode as a local file, where the cache has it; closed by the caller."""
+        inode = self.namespace.inodes.get(inode_id)
         if (
             self._cache is not None
-            and isinstance(node, File)
-            and node.remote is not None
-            and node.spool is None
+            and isinstance(inode, File)
+            and inode.remote is not None
+            and inode.spool is None
         ):
-            return self._cache.open_whole(node.remote)
+            return self._cache.open_whole(inode.remote)
         return None
 
-    def open(self, node_id: int, flags: int, backing_id: int = 0, *, wait: bool = True) -> int:
+    def open(self, inode_id: int, flags: int, backing_id: int = 0, *, wait: bool = True) -> int:
         """open(2) of an existing file: a handle. Raises Stale for one that lost its name.
 
         Args:
@@ -356,19 +358,19 @@ class FileSystem:
         truncate = bool(flags & os.O_TRUNC)
         if writable or truncate:
             self._check_writable()
-        node = self.tree.nodes.get(node_id)
-        if not isinstance(node, File):
-            self._refuse_to_open(node)
+        inode = self.namespace.inodes.get(inode_id)
+        if not isinstance(inode, File):
+            self._refuse_to_open(inode)
         if writable or truncate:
-            self.tree.complete(node)  # what it keeps is kept when it is written
-        return self.files.open(node, writable, truncate=truncate, backing_id=backing_id, wait=wait)
+            self.namespace.complete(inode)  # what it keeps is kept when it is written
+        return self.files.open(inode, writable, truncate=truncate, backing_id=backing_id, wait=wait)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """pread(2). The caller calls ``release`` of the result once it was sent."""
         try:
             return self.files.read(handle, offset, size, wait=wait)
         except Stale:
-            self.tree.doubt(self.files.get(handle).node)
+            self.namespace.doubt(self.files.get(handle).inode)
             raise
 
     def pinned(self, handle: int) -> ObjectInfo | None:
@@ -378,20 +380,20 @@ class FileSystem:
         """
         return self.files.pinned(handle)
 
-    def version(self, node_id: int) -> ObjectInfo:
-        """The version of an object that a node of a read-only mount is. Raises IsADirectory."""
-        node = self.tree.nodes.get(node_id)
-        if not isinstance(node, File) or node.remote is None:
-            raise IsADirectory(f"`{node.key}`")
-        return node.remote
+    def version(self, inode_id: int) -> ObjectInfo:
+        """The version of an object that an inode of a read-only mount is. Raises IsADirectory."""
+        inode = self.namespace.inodes.get(inode_id)
+        if not isinstance(inode, File) or inode.remote is None:
+            raise IsADirectory(f"`{inode.key}`")
+        return inode.remote
 
-    def doubt(self, node_id: int) -> Node | None:
-        """A call on a node was Stale: its name is not believed any more, whatever its lifetime.
+    def doubt(self, inode_id: int) -> Inode | None:
+        """A call on an inode was Stale: its name is not believed any more, whatever its lifetime.
 
-        The node where the kernel may believe in the name still, else None.
+        The inode where the kernel may believe in the name still, else None.
         """
-        node = self.tree.nodes.find(node_id)
-        return node if node is not None and self.tree.doubt(node) else None
+        inode = self.namespace.inodes.find(inode_id)
+        return inode if inode is not None and self.namespace.doubt(inode) else None
 
     @property
     def has_cache(self) -> bool:
@@ -400,15 +402,15 @@ class FileSystem:
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2)."""
-        node = self.files.get(handle).node
+        inode = self.files.get(handle).inode
         if self.files.takes(handle, offset, len(data)):
             return self.files.write(handle, offset, data)
-        with self.tree.subtrees.settled(node):  # an object is read or made first, by its key
+        with self.namespace.subtrees.shared(inode):  # an object is read or made first, by its key
             return self.files.write(handle, offset, data)
 
     def flush(self, handle: int) -> None:
         """close(2), fsync(2), fdatasync(2): the store has the bytes, or an error says why not."""
-        with self.tree.subtrees.settled(self.files.get(handle).node):
+        with self.namespace.subtrees.shared(self.files.get(handle).inode):
             self.files.flush(handle)
 
     def release(self, handle: int, *, wait: bool = True) -> None:
@@ -418,22 +420,22 @@ class FileSystem:
     def unlink(self, parent: int, name: str) -> None:
         """unlink(2). Who has the file open goes on reading it."""
         self._check_writable()
-        directory = self.tree.directory(parent)
-        with self.tree.subtrees.settled(directory):
+        directory = self.namespace.directory(parent)
+        with self.namespace.subtrees.shared(directory):
             self._unlink(directory, name)
 
     def _unlink(self, directory: Directory, name: str) -> None:
-        node = self._find_to_remove(directory, name)
-        if node is not None:
-            if isinstance(node, Directory):
-                raise IsADirectory(f"`{node.key}`")
+        inode = self._find_to_remove(directory, name)
+        if inode is not None:
+            if isinstance(inode, Directory):
+                raise IsADirectory(f"`{inode.key}`")
             self._journal.intend(("unlink",))
-            if isinstance(node, File):
-                self._unlink_file(node, directory, name)
+            if isinstance(inode, File):
+                self._unlink_file(inode, directory, name)
             else:
-                self._store.delete(node.object_key)
-                self.tree.changed(directory, name, False, None)
-                self.tree.nodes.detach(node)
+                self._store.delete(inode.object_key)
+                self.namespace.changed(directory, name, False, None)
+                self.namespace.inodes.detach(inode)
         self._keep(directory)
 
     def symlink(self, parent: int, name: str, target: bytes, caller: Caller | None = None) -> Entry:
@@ -443,8 +445,8 @@ class FileSystem:
             caller: whose it is; the volume's owner's where not given.
         """
         self._check_writable()
-        directory = self.tree.directory(parent)
-        with self.tree.subtrees.settled(directory):
+        directory = self.namespace.directory(parent)
+        with self.namespace.subtrees.shared(directory):
             return self._symlink(directory, name, target, caller)
 
     def _symlink(
@@ -453,36 +455,38 @@ class FileSystem:
         found = self._find_or_none(directory, name)
         if found is not None:
             if self._journal.intent() is not None and isinstance(found, Link):
-                return self.tree.enter(found)  # a dead worker made it for this request
+                return self.namespace.enter(found)  # a dead worker made it for this request
             raise FileExists(f"`{found.key}`")
         if len(target) > TARGET_MAX_BYTES:
             raise NameTooLong(f"a link's target of {len(target)} bytes")
         key = f"{directory.key}{name}{LINK_SUFFIX}"
         self._store.check_key(key)
-        attributes = self._attributes_of_new(directory, self.tree.owner.link_type_mode(), caller)
+        attributes = self._attributes_of_new(
+            directory, self.namespace.owner.link_type_mode(), caller
+        )
         self._journal.intend(("symlink",))
         remote = self._store.put(key, target, to_metadata(attributes, stat.S_IFREG))
-        with self.tree.nodes.lock:
-            node = self.tree.nodes.add_link(directory, name, remote)
-            node.target = target
-            node.attributes.update(attributes)
-            node.fresh_until_s = time.monotonic() + self.tree.ttl_s
-            self.tree.changed(directory, name, True, remote)
-            return self.tree.enter(node)
+        with self.namespace.inodes.lock:
+            inode = self.namespace.inodes.add_link(directory, name, remote)
+            inode.target = target
+            inode.attributes.update(attributes)
+            inode.fresh_until_s = time.monotonic() + self.namespace.ttl_s
+            self.namespace.changed(directory, name, True, remote)
+            return self.namespace.enter(inode)
 
-    def read_link(self, node_id: int, *, wait: bool = True) -> bytes:
+    def read_link(self, inode_id: int, *, wait: bool = True) -> bytes:
         """readlink(2): the target, as it was given. Raises InvalidArgument for what is no link."""
-        node = self.tree.nodes.get(node_id)
-        if not isinstance(node, Link):
-            raise InvalidArgument(f"`{node.key}` is no symbolic link")
-        if node.target is None:
+        inode = self.namespace.inodes.get(inode_id)
+        if not isinstance(inode, Link):
+            raise InvalidArgument(f"`{inode.key}` is no symbolic link")
+        if inode.target is None:
             if not wait:
-                raise WouldBlock(node.name)
-            node.target = self._read_target(node)
-        return node.target
+                raise WouldBlock(inode.name)
+            inode.target = self._read_target(inode)
+        return inode.target
 
-    def _read_target(self, node: Link) -> bytes:
-        remote = node.remote
+    def _read_target(self, inode: Link) -> bytes:
+        remote = inode.remote
         if remote.size_bytes > TARGET_MAX_BYTES:
             raise NameTooLong(f"`{remote.key}` is a link's object of {remote.size_bytes} bytes")
         target = bytearray(remote.size_bytes)
@@ -498,8 +502,8 @@ class FileSystem:
         self._check_writable()
         if flags & ~RENAME_NOREPLACE:
             raise InvalidArgument(f"rename flags {flags:#x}")
-        source, target = self.tree.directory(parent), self.tree.directory(new_parent)
-        with self.tree.subtrees.settled(source, target):
+        source, target = self.namespace.directory(parent), self.namespace.directory(new_parent)
+        with self.namespace.subtrees.shared(source, target):
             if self._rename_object(source, name, target, new_name, flags):
                 return
         self._rename_directory(source, name, target, new_name, flags)
@@ -512,90 +516,90 @@ class FileSystem:
         if intent is not None and intent[0] == "move":
             return False
         if intent is not None and self._was_moved(intent, target, new_name):
-            moved = self.tree.nodes.get(intent[1])
+            moved = self.namespace.inodes.get(intent[1])
             assert isinstance(moved, File | Link)
             self._leave_old_name(moved, source, name, intent[2])
             self._keep(source)
             return True
-        node = self.tree.find(source, name)
+        inode = self.namespace.find(source, name)
         replaced = self._find_or_none(target, new_name)
         if replaced is not None and flags & RENAME_NOREPLACE and intent is None:
             raise FileExists(f"`{replaced.key}`")
-        if replaced is node:
+        if replaced is inode:
             return True
-        if isinstance(node, Directory):
+        if isinstance(inode, Directory):
             return False
         if isinstance(replaced, Directory):
             raise IsADirectory(f"`{replaced.key}`")
-        assert isinstance(node, File | Link)
-        new_key = f"{target.key}{new_name}{LINK_SUFFIX if isinstance(node, Link) else ''}"
-        if isinstance(node, File):
+        assert isinstance(inode, File | Link)
+        new_key = f"{target.key}{new_name}{LINK_SUFFIX if isinstance(inode, Link) else ''}"
+        if isinstance(inode, File):
             self._check_file_name(target, new_name)
         else:
             self._store.check_key(new_key)
         # A file that replaces a link, or the reverse, has another key than what it replaces.
         other_key = replaced.object_key if replaced and replaced.object_key != new_key else ""
-        self._journal.intend(("rename", node.id, other_key))
+        self._journal.intend(("rename", inode.id, other_key))
         with self.files.losing_name(replaced if isinstance(replaced, File) else None):
-            if isinstance(node, File):
-                self.files.prepare_rename(node)
-                with node.lock:
-                    if node.spool is not None:
-                        node.spool.exclusive = False  # O_EXCL was about the old name
-                        node.spool.state.note_exclusive(False)
-                    has_copy = node.remote is not None and not (node.spool and node.spool.dirty)
-                    self._give_name(node, target, new_name, new_key if has_copy else "")
-                    self._leave_old_name(node, source, name, other_key)
+            if isinstance(inode, File):
+                self.files.prepare_rename(inode)
+                with inode.lock:
+                    if inode.spool is not None:
+                        inode.spool.exclusive = False  # O_EXCL was about the old name
+                        inode.spool.state.note_exclusive(False)
+                    has_copy = inode.remote is not None and not (inode.spool and inode.spool.dirty)
+                    self._give_name(inode, target, new_name, new_key if has_copy else "")
+                    self._leave_old_name(inode, source, name, other_key)
             else:
-                self._give_name(node, target, new_name, new_key)
-                self._leave_old_name(node, source, name, other_key)
+                self._give_name(inode, target, new_name, new_key)
+                self._leave_old_name(inode, source, name, other_key)
         self._keep(source)
         return True
 
     def _give_name(
-        self, node: File | Link, target: Directory, new_name: str, copy_key: str
+        self, inode: File | Link, target: Directory, new_name: str, copy_key: str
     ) -> None:
         """The first half of a rename.
 
         Args:
-            copy_key: where the node's object is copied to; empty where that is not what it has.
+            copy_key: where the inode's object is copied to; empty where that is not what it has.
         """
         if copy_key:
-            assert node.remote is not None
+            assert inode.remote is not None
             try:
-                node.remote = self._copy(node.remote, copy_key)
+                inode.remote = self._copy(inode.remote, copy_key)
             except Stale:
-                self.tree.doubt(node)
+                self.namespace.doubt(inode)
                 raise
-            self.tree.changed(target, new_name, True, node.remote)
-        self.tree.nodes.move(node, target, new_name)
+            self.namespace.changed(target, new_name, True, inode.remote)
+        self.namespace.inodes.move(inode, target, new_name)
 
     def _rename_directory(
         self, source: Directory, name: str, target: Directory, new_name: str, flags: int
     ) -> None:
         intent = self._journal.intent()
         if intent is not None and self._was_moved(intent, target, new_name):
-            with self.tree.subtrees.settled(source, target):
+            with self.namespace.subtrees.shared(source, target):
                 if intent[1] in self._moves.unfinished:
                     self._moves.complete(intent[1])
                 self._keep(source)
             return
-        node = self.tree.find(source, name)
-        assert isinstance(node, Directory)
-        if is_at_or_below(target, node):
-            raise InvalidArgument(f"`{node.key}` cannot go into itself")
-        with self.tree.subtrees.moving(node, source, target):
+        inode = self.namespace.find(source, name)
+        assert isinstance(inode, Directory)
+        if is_at_or_below(target, inode):
+            raise InvalidArgument(f"`{inode.key}` cannot go into itself")
+        with self.namespace.subtrees.exclusive(inode, source, target):
             replaced = self._find_or_none(target, new_name)
             if replaced is not None and intent is None:
                 self._check_replaceable(replaced, flags)
             for file in self.files.dirty():
-                if file.parent is not None and is_at_or_below(file.parent, node):
+                if file.parent is not None and is_at_or_below(file.parent, inode):
                     self.files.prepare_rename(file)
-            self._journal.intend(("move", node.id))
-            self._moves.move(node, target, new_name, {})
+            self._journal.intend(("move", inode.id))
+            self._moves.move(inode, target, new_name, {})
             self._keep(source)
 
-    def _check_replaceable(self, replaced: Node, flags: int) -> None:
+    def _check_replaceable(self, replaced: Inode, flags: int) -> None:
         """rename(2): only an empty directory gives way to another one."""
         if flags & RENAME_NOREPLACE:
             raise FileExists(f"`{replaced.key}`")
@@ -623,7 +627,7 @@ class FileSystem:
         raises; what is not saved then stays in the spool for the next attempt.
         """
         try:
-            held = Held.read(self._journal)
+            held = RecoveredState.read(self._journal)
         except StateUnusable as error:
             # The machine crashed, perhaps. What is in the spool stays there: nobody knows what
             # it was, and the run must start all the same.
@@ -641,34 +645,34 @@ class FileSystem:
         return [left.key for left in unsaved]
 
     def restore(self, *, crashed: bool = False) -> None:
-        """Take over the nodes and handles that a predecessor gave out; then :meth:`begin`.
+        """Take over the inodes and handles that a predecessor gave out; then :meth:`begin`.
 
         Args:
             crashed: the predecessor ended by itself, and was not killed.
         """
         self._predecessor_crashed = crashed
-        held = Held.read(self._journal)
-        if not held.last_node:
+        held = RecoveredState.read(self._journal)
+        if not held.last_inode:
             # The kernel holds numbers that would be given to other files.
             raise StateUnusable("there is no journal of the worker that died")
-        self.tree.nodes.restore(held.nodes, held.last_node, self._spool.adopt)
-        nodes = self.tree.nodes
+        self.namespace.inodes.restore(held.inodes, held.last_inode, self._spool.adopt)
+        inodes = self.namespace.inodes
         handles: dict[int, tuple[File, bool, int]] = {}
-        for number, (node_id, writable, backing_id) in held.handles.items():
-            node = nodes.get(node_id)
-            if isinstance(node, File):
-                handles[number] = (node, writable, backing_id)
+        for number, (inode_id, writable, backing_id) in held.handles.items():
+            inode = inodes.get(inode_id)
+            if isinstance(inode, File):
+                handles[number] = (inode, writable, backing_id)
         self.files.restore(handles, held.last_handle)
-        for number, (node_id, given) in held.directories.items():
-            self._directories[number] = self.tree.resume_directory(
-                self.tree.directory(node_id), given
+        for number, (inode_id, given) in held.directories.items():
+            self._directories[number] = self.namespace.resume_directory(
+                self.namespace.directory(inode_id), given
             )
         self._next_directory = held.last_directory + 1
         self._moves.unfinished = dict(held.moves)
         self._journal.adopt(held.asked)
         self.begin()
 
-    def asked_again(self, unique: int) -> Asked:
+    def asked_again(self, unique: int) -> ReplayedRequest:
         """The kernel asks a request again whose worker died; ``unique`` without its mark."""
         asked = self._journal.asked_again(unique, crashed=self._predecessor_crashed)
         if asked.answer is None and asked.is_hopeless:
@@ -682,7 +686,7 @@ class FileSystem:
             asked.answer = errno.EIO, b""
         return asked
 
-    def take_back(self, unique: int, asked: Asked) -> None:
+    def take_back(self, unique: int, asked: ReplayedRequest) -> None:
         """What a dead worker gave out for a request never arrived; it is about to be served."""
         for kind, number in list(asked.given):
             self._journal.take_back(unique, kind, number)
@@ -706,8 +710,8 @@ class FileSystem:
     def _finish_moves(self) -> None:
         """What is left of moves whose system call ended, or whose program did."""
         for number in list(self._moves.unfinished):
-            node = self.tree.nodes.find(number)
-            with self.tree.subtrees.settled(node or self.tree.nodes.root):
+            inode = self.namespace.inodes.find(number)
+            with self.namespace.subtrees.shared(inode or self.namespace.inodes.root):
                 if number in self._moves.unfinished:
                     try:
                         self._moves.finish(number)
@@ -729,8 +733,8 @@ class FileSystem:
     def _records(self) -> list[Record]:
         last_directory = self._next_directory - 1
         return [
-            ("last", self.tree.nodes.last_number, self.files.last_number, last_directory),
-            *self.tree.nodes.records(),
+            ("last", self.namespace.inodes.last_number, self.files.last_number, last_directory),
+            *self.namespace.inodes.records(),
             *self.files.records(),
             *self._moves.records(),
             *(
@@ -742,7 +746,7 @@ class FileSystem:
     # --- the end -------------------------------------------------------------------------------
 
     def sync(self, deadline_s: float) -> dict[str, SidecarError | None]:
-        """Upload what is dirty, as :meth:`Files.sync`; what is left, and why."""
+        """Upload what is dirty, as :meth:`OpenFiles.sync`; what is left, and why."""
         self._finish_moves()
         return self.files.sync(deadline_s)
 
@@ -777,46 +781,46 @@ class FileSystem:
         self, directory: Directory, type_mode: int, caller: Caller | None
     ) -> dict[str, int]:
         """What something new in a directory keeps; asks for the directory's where unknown."""
-        owner = self.tree.owner
-        self.tree.complete(directory)
-        parent = self.tree.attributes(directory)
+        owner = self.namespace.owner
+        self.namespace.complete(directory)
+        parent = self.namespace.attributes(directory)
         return of_new(owner, parent, type_mode, caller or Caller(owner.uid, owner.gid))
 
-    def _find_or_none(self, directory: Directory, name: str) -> Node | None:
+    def _find_or_none(self, directory: Directory, name: str) -> Inode | None:
         try:
-            return self.tree.find(directory, name)
+            return self.namespace.find(directory, name)
         except NotFound:
             return None
 
-    def _unlink_file(self, node: File, directory: Directory, name: str) -> None:
-        with node.lock, self.files.losing_name(node):
-            if node.remote is not None:
-                self._store.delete(node.key)
-            self.tree.changed(directory, name, False, None)
-            self.tree.nodes.detach(node)
+    def _unlink_file(self, inode: File, directory: Directory, name: str) -> None:
+        with inode.lock, self.files.losing_name(inode):
+            if inode.remote is not None:
+                self._store.delete(inode.key)
+            self.namespace.changed(directory, name, False, None)
+            self.namespace.inodes.detach(inode)
 
     def _copy(self, remote: ObjectInfo, new_key: str) -> ObjectInfo:
         return self._store.copy(remote.key, new_key, version=remote.version)
 
     def _leave_old_name(
-        self, node: File | Link, source: Directory, name: str, other_key: str
+        self, inode: File | Link, source: Directory, name: str, other_key: str
     ) -> None:
-        """The second half of a rename: the node has its new name, the store the old one too.
+        """The second half of a rename: the inode has its new name, the store the old one too.
 
         Args:
             other_key: of a replaced object whose key the new one does not have; else empty.
         """
         old_key = f"{source.key}{name}"
-        if isinstance(node, Link):
+        if isinstance(inode, Link):
             self._delete_all(other_key, old_key + LINK_SUFFIX)
         else:
-            with node.lock:
-                had_object = node.remote is not None
-                must_save = had_object or other_key or not node.writers
-                if node.spool is not None and node.spool.dirty and must_save:
-                    self.files.save(node)  # before what it replaces is deleted
+            with inode.lock:
+                had_object = inode.remote is not None
+                must_save = had_object or other_key or not inode.writers
+                if inode.spool is not None and inode.spool.dirty and must_save:
+                    self.files.save(inode)  # before what it replaces is deleted
                 self._delete_all(other_key, old_key if had_object else "")
-        self.tree.changed(source, name, False, None)
+        self.namespace.changed(source, name, False, None)
 
     def _delete_all(self, *keys: str) -> None:
         for key in keys:
@@ -824,18 +828,18 @@ class FileSystem:
                 self._store.delete(key)
 
     def _was_moved(self, intent: Record, target: Directory, new_name: str) -> bool:
-        """Whether the worker that meant to rename a node died after it had moved it."""
+        """Whether the worker that meant to rename an inode died after it had moved it."""
         child = target.children.get(new_name)
         return child is not None and child.id == intent[1]
 
-    def _find_to_remove(self, directory: Directory, name: str) -> Node | None:
-        """The node of a name; None where a dead worker removed it for this request."""
+    def _find_to_remove(self, directory: Directory, name: str) -> Inode | None:
+        """The inode of a name; None where a dead worker removed it for this request."""
         try:
-            return self.tree.find(directory, name)
+            return self.namespace.find(directory, name)
         except NotFound:
             if self._journal.intent() is None:
                 raise
-            self.tree.changed(directory, name, False, None)
+            self.namespace.changed(directory, name, False, None)
             return None
 
     def _check_file_name(self, directory: Directory, name: str) -> None:
@@ -849,14 +853,14 @@ class FileSystem:
                 f"`{name}`: objects whose names begin so are the sidecar's", "choose another name"
             )
 
-    def _refuse_to_open(self, node: Node) -> NoReturn:
-        if isinstance(node, Directory):
-            raise IsADirectory(f"`{node.key}`")
-        raise InvalidArgument(f"`{node.key}` is a symbolic link")
+    def _refuse_to_open(self, inode: Inode) -> NoReturn:
+        if isinstance(inode, Directory):
+            raise IsADirectory(f"`{inode.key}`")
+        raise InvalidArgument(f"`{inode.key}` is a symbolic link")
 
-    def _is_current(self, node: Node, changes: Mapping[str, int]) -> bool:
+    def _is_current(self, inode: Inode, changes: Mapping[str, int]) -> bool:
         """Whether the changes say what is so already: chown to the owner, say."""
-        now = self.tree.attributes(node)
+        now = self.namespace.attributes(inode)
         current = {
             "mode": stat.S_IMODE(now.mode),
             "uid": now.uid,
@@ -866,70 +870,70 @@ class FileSystem:
         return all(current[name] == value for name, value in changes.items())
 
     def _set_link_attributes(
-        self, node: Link, changes: Mapping[str, int], size_bytes: int | None
+        self, inode: Link, changes: Mapping[str, int], size_bytes: int | None
     ) -> None:
         if size_bytes is not None or "mode" in changes:
-            raise Unsupported(f"`{node.key}`: a symbolic link has neither length nor mode to set")
-        node.attributes.update(changes)
-        if node.parent is not None and not node.detached:
-            key = node.object_key
+            raise Unsupported(f"`{inode.key}`: a symbolic link has neither length nor mode to set")
+        inode.attributes.update(changes)
+        if inode.parent is not None and not inode.detached:
+            key = inode.object_key
             most = self._store.limits.max_metadata_bytes
-            kept = node.remote.metadata  # known by now: Tree.complete
-            metadata = beside_metadata(kept, node.attributes, stat.S_IFREG, most)
-            node.remote = self._store.copy(key, key, metadata=metadata)
-            self.tree.changed(node.parent, node.name, True, node.remote)
-        self.tree.nodes.note(node)
+            kept = inode.remote.metadata  # known by now: Namespace.complete
+            metadata = beside_metadata(kept, inode.attributes, stat.S_IFREG, most)
+            inode.remote = self._store.copy(key, key, metadata=metadata)
+            self.namespace.changed(inode.parent, inode.name, True, inode.remote)
+        self.namespace.inodes.note(inode)
 
-    def _set_directory_attributes(self, node: Directory, changes: Mapping[str, int]) -> None:
-        if node.parent is None:
+    def _set_directory_attributes(self, inode: Directory, changes: Mapping[str, int]) -> None:
+        if inode.parent is None:
             wanted = {name: value for name, value in changes.items() if name != "mtime_ns"}
-            if wanted and not self._is_current(node, wanted):
+            if wanted and not self._is_current(inode, wanted):
                 raise Unsupported(
                     "the mode and owner of the mount itself are the volume's",
                     "set `access` in the spec",
                 )
-            node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
-        elif changes and not self._is_current(node, changes):
-            attributes = {**node.attributes, **changes}
-            self._write_marker(node, attributes)
-            with self.tree.nodes.lock:
-                node.kept = True
-                self.tree.take_directory_attributes(node, attributes)
+            inode.mtime_ns = changes.get("mtime_ns", inode.mtime_ns)
+        elif changes and not self._is_current(inode, changes):
+            attributes = {**inode.attributes, **changes}
+            self._write_marker(inode, attributes)
+            with self.namespace.inodes.lock:
+                inode.kept = True
+                self.namespace.take_directory_attributes(inode, attributes)
                 # Also where the object keeps this time already, and names have moved it since.
-                node.mtime_ns = changes.get("mtime_ns", node.mtime_ns)
-                self.tree.nodes.note(node)
+                inode.mtime_ns = changes.get("mtime_ns", inode.mtime_ns)
+                self.namespace.inodes.note(inode)
 
-    def _remains(self, node: Directory) -> list[str] | None:
+    def _remains(self, inode: Directory) -> list[str] | None:
         """Objects that an empty directory has, and nobody sees; None where it is not empty."""
-        with self.tree.nodes.lock:
-            if any(self._is_local(child) for child in node.children.values()):
+        with self.namespace.inodes.lock:
+            if any(self._is_local(child) for child in inode.children.values()):
                 return None
-        page = self._store.list_page(node.key, limit=_REMAINS)
+        page = self._store.list_page(inode.key, limit=_REMAINS)
         keys = [info.key for info in page.objects]
         if page.prefixes or page.next_token is not None:
             return None
-        if not all(key == node.key or is_probe_key(key) for key in keys):
+        if not all(key == inode.key or is_probe_key(key) for key in keys):
             return None
-        if any(info.key == node.key and info.size_bytes for info in page.objects):
+        if any(info.key == inode.key and info.size_bytes for info in page.objects):
             # Nobody can see what it holds through the mount, so nobody meant to delete it.
-            logs.event(log, "kept: a directory's object has content", key=node.key)
+            logs.event(log, "kept: a directory's object has content", key=inode.key)
             return None
         return keys
 
-    def _write_marker(self, node: Directory, attributes: Mapping[str, int]) -> None:
+    def _write_marker(self, inode: Directory, attributes: Mapping[str, int]) -> None:
         """Keep attributes with a directory's object. What another tool put into it stays."""
         with contextlib.suppress(NotFound):
-            found = self._store.head(node.key)
+            found = self._store.head(inode.key)
             most = self._store.limits.max_metadata_bytes
             metadata = beside_metadata(found.metadata, attributes, stat.S_IFDIR, most)
             if found.size_bytes:
-                self._store.copy(node.key, node.key, version=found.version, metadata=metadata)
+                self._store.copy(inode.key, inode.key, version=found.version, metadata=metadata)
             else:
-                self._store.put(node.key, b"", metadata, like=found)
+                self._store.put(inode.key, b"", metadata, like=found)
             return
-        self._store.put(node.key, b"", to_metadata(attributes, stat.S_IFDIR))
+        self._store.put(inode.key, b"", to_metadata(attributes, stat.S_IFDIR))
 
-    def _is_local(self, child: Node) -> bool:
+    def _is_local(self, child: Inode) -> bool:
         return isinstance(child, Directory) or (isinstance(child, File) and child.spool is not None)
 
     def _keep(self, directory: Directory) -> None:
@@ -943,10 +947,10 @@ class FileSystem:
         if not page.objects and not page.prefixes:
             self._store.put(directory.key, b"")
             directory.kept = True
-            self.tree.nodes.note(directory)
+            self.namespace.inodes.note(directory)
 
 
-def _after_moves(left: Unsaved, moves: Iterable[tuple[str, str]]) -> Unsaved:
+def _after_moves(left: UnsavedFile, moves: Iterable[tuple[str, str]]) -> UnsavedFile:
     """What a file is called now that the moves of its directories are finished."""
     for old, new in moves:
         if left.key.startswith(old):

@@ -1,11 +1,11 @@
-"""Nodes: what the kernel knows by a number. The table of those it holds.
+"""Inodes: what the kernel knows by a number. The table of those it holds.
 
-One node is one version of one object. When an object changes in the bucket behind this
-mount's back, its name gets a new node, and the old one lives on, detached, for those who
-hold it open: no reader ever sees two versions through one node, and the kernel's cached
-pages of a node are right for ever (fs/fuse/inode.c truncates them when a size changes,
+One inode is one version of one object. When an object changes in the bucket behind this
+mount's back, its name gets a new inode, and the old one lives on, detached, for those who
+hold it open: no reader ever sees two versions through one inode, and the kernel's cached
+pages of an inode are right for ever (fs/fuse/inode.c truncates them when a size changes,
 which would show a reader the end of the new version in the middle of the old one).
-A change through this mount keeps the node, as POSIX wants.
+A change through this mount keeps the inode, as POSIX wants.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ ROOT = 1
 """FUSE_ROOT_ID of the kernel's include/uapi/linux/fuse.h."""
 
 
-class Node:
+class Inode:
     """What directories, files and links share.
 
     Attributes:
-        lookups: how many times the kernel was given this node and has not forgotten it.
+        lookups: how many times the kernel was given this inode and has not forgotten it.
         detached: no name leads here any more (deleted, replaced, or changed remotely).
         fresh_until_s: until when (monotonic) the store need not be asked again.
     """
 
     __slots__ = ("detached", "fresh_until_s", "id", "lookups", "name", "parent")
 
-    def __init__(self, node_id: int, parent: Directory | None, name: str) -> None:
-        self.id = node_id
+    def __init__(self, inode_id: int, parent: Directory | None, name: str) -> None:
+        self.id = inode_id
         self.parent = parent
         self.name = name
         self.lookups = 0
@@ -59,11 +59,11 @@ class Node:
         return self.key
 
 
-class Directory(Node):
+class Directory(Inode):
     """A directory.
 
     Attributes:
-        children: the nodes below that somebody knows, by name.
+        children: the inodes below that somebody knows, by name.
         listing: the last reading of it.
         kept: made or emptied through this mount, so that it exists without any object.
         misses: names asked for one by one since the last listing.
@@ -88,9 +88,9 @@ class Directory(Node):
         "negative",
     )
 
-    def __init__(self, node_id: int, parent: Directory | None, name: str, mtime_ns: int) -> None:
-        super().__init__(node_id, parent, name)
-        self.children: dict[str, Node] = {}
+    def __init__(self, inode_id: int, parent: Directory | None, name: str, mtime_ns: int) -> None:
+        super().__init__(inode_id, parent, name)
+        self.children: dict[str, Inode] = {}
         self.listing: Listing | None = None
         self.changes = Changes()
         self.kept = False
@@ -109,7 +109,7 @@ class Directory(Node):
         return f"{super().key}/" if self.parent is not None else ""
 
 
-class File(Node):
+class File(Inode):
     """A file: an object in the store, or one that is still only in the spool.
 
     Attributes:
@@ -124,9 +124,9 @@ class File(Node):
     __slots__ = ("attributes", "handles", "lock", "remote", "spool", "writers")
 
     def __init__(
-        self, node_id: int, parent: Directory | None, name: str, remote: ObjectInfo | None
+        self, inode_id: int, parent: Directory | None, name: str, remote: ObjectInfo | None
     ) -> None:
-        super().__init__(node_id, parent, name)
+        super().__init__(inode_id, parent, name)
         self.remote = remote
         self.spool: SpoolFile | None = None
         self.attributes: dict[str, int] = {}
@@ -142,7 +142,7 @@ class File(Node):
         return self.remote.size_bytes if self.remote is not None else 0
 
 
-class Link(Node):
+class Link(Inode):
     """A symbolic link.
 
     Attributes:
@@ -153,8 +153,8 @@ class Link(Node):
 
     __slots__ = ("attributes", "remote", "target")
 
-    def __init__(self, node_id: int, parent: Directory | None, name: str, remote: ObjectInfo):
-        super().__init__(node_id, parent, name)
+    def __init__(self, inode_id: int, parent: Directory | None, name: str, remote: ObjectInfo):
+        super().__init__(inode_id, parent, name)
         self.remote = remote
         self.target: bytes | None = None
         self.attributes: dict[str, int] = {}
@@ -165,10 +165,10 @@ class Link(Node):
         return self.key + LINK_SUFFIX
 
 
-class NodeTable:
-    """Every node that the kernel or a handle holds. Safe to use from any thread.
+class InodeTable:
+    """Every inode that the kernel or a handle holds. Safe to use from any thread.
 
-    A node leaves the table when the kernel has forgotten it and nothing is open, dirty or
+    An inode leaves the table when the kernel has forgotten it and nothing is open, dirty or
     below it.
     """
 
@@ -177,46 +177,46 @@ class NodeTable:
         self._journal = journal
         self.root = Directory(ROOT, None, "", root_mtime_ns)
         self.root.lookups = 1
-        self._nodes: dict[int, Node] = {ROOT: self.root}
+        self._inodes: dict[int, Inode] = {ROOT: self.root}
         self._next = ROOT + 1
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._inodes)
 
-    def __iter__(self) -> Iterator[Node]:
+    def __iter__(self) -> Iterator[Inode]:
         with self.lock:
-            return iter(list(self._nodes.values()))
+            return iter(list(self._inodes.values()))
 
-    def get(self, node_id: int) -> Node:
-        """The node of a number. Raises NodeForgotten."""
+    def get(self, inode_id: int) -> Inode:
+        """The inode of a number. Raises NodeForgotten."""
         try:
-            return self._nodes[node_id]
+            return self._inodes[inode_id]
         except KeyError:
-            raise NodeForgotten(f"node {node_id} was never given out or was forgotten") from None
+            raise NodeForgotten(f"inode {inode_id} was never given out or was forgotten") from None
 
-    def find(self, node_id: int) -> Node | None:
-        """The node of a number, where there is one."""
-        return self._nodes.get(node_id)
+    def find(self, inode_id: int) -> Inode | None:
+        """The inode of a number, where there is one."""
+        return self._inodes.get(inode_id)
 
-    def hold(self, nodes: Sequence[Node]) -> None:
+    def hold(self, inodes: Sequence[Inode]) -> None:
         """Count one lookup of each; one that was just dropped by another thread comes back."""
         with self.lock:
             records: list[Record] = []
-            for node in nodes:
-                node.lookups += 1
-                if node.id not in self._nodes:
-                    self._nodes[node.id] = node
-                    if node.parent is not None and not node.detached:
-                        node.parent.children.setdefault(node.name, node)
-                held = ("held", node.id, node.lookups)
-                records.append(held if node.lookups > 1 else _record(node))
-            self._journal.give(LOOKUP, [node.id for node in nodes], records)
+            for inode in inodes:
+                inode.lookups += 1
+                if inode.id not in self._inodes:
+                    self._inodes[inode.id] = inode
+                    if inode.parent is not None and not inode.detached:
+                        inode.parent.children.setdefault(inode.name, inode)
+                held = ("held", inode.id, inode.lookups)
+                records.append(held if inode.lookups > 1 else _record(inode))
+            self._journal.give(LOOKUP, [inode.id for inode in inodes], records)
 
-    def note(self, node: Node) -> None:
-        """Write a node down, after it changed, for a worker that comes after this one."""
+    def note(self, inode: Inode) -> None:
+        """Write an inode down, after it changed, for a worker that comes after this one."""
         with self.lock:  # so that no older state of it is written behind a newer one
-            if _is_held(node):
-                self._journal.write(_record(node))
+            if _is_held(inode):
+                self._journal.write(_record(inode))
 
     @property
     def last_number(self) -> int:
@@ -225,79 +225,79 @@ class NodeTable:
 
     def records(self) -> list[Record]:
         """What a successor must know, in full. Takes no lock."""
-        return [_record(node) for node in list(self._nodes.values()) if _is_held(node)]
+        return [_record(inode) for inode in list(self._inodes.values()) if _is_held(inode)]
 
     def add_file(self, parent: Directory, name: str, remote: ObjectInfo | None) -> File:
-        """A new file node under a name, in place of the one that had it."""
+        """A new file inode under a name, in place of the one that had it."""
         with self.lock:
-            node = File(self._take_number(), parent, name, remote)
-            self._bind(node, parent, name)
-            return node
+            inode = File(self._take_number(), parent, name, remote)
+            self._bind(inode, parent, name)
+            return inode
 
     def add_link(self, parent: Directory, name: str, remote: ObjectInfo) -> Link:
-        """A new link node under a name, in place of the one that had it."""
+        """A new link inode under a name, in place of the one that had it."""
         with self.lock:
-            node = Link(self._take_number(), parent, name, remote)
-            self._bind(node, parent, name)
-            return node
+            inode = Link(self._take_number(), parent, name, remote)
+            self._bind(inode, parent, name)
+            return inode
 
     def add_directory(self, parent: Directory, name: str, mtime_ns: int) -> Directory:
-        """A new directory node under a name, in place of the one that had it."""
+        """A new directory inode under a name, in place of the one that had it."""
         with self.lock:
-            node = Directory(self._take_number(), parent, name, mtime_ns)
-            self._bind(node, parent, name)
-            return node
+            inode = Directory(self._take_number(), parent, name, mtime_ns)
+            self._bind(inode, parent, name)
+            return inode
 
-    def detach(self, node: Node) -> None:
-        """Take a node's name away; handles and the kernel may hold it still."""
+    def detach(self, inode: Inode) -> None:
+        """Take an inode's name away; handles and the kernel may hold it still."""
         with self.lock:
-            parent = node.parent
-            if not node.detached and parent is not None:
-                node.detached = True
-                if parent.children.get(node.name) is node:
-                    del parent.children[node.name]
-                self.note(node)
-            self.drop_unused(node)
+            parent = inode.parent
+            if not inode.detached and parent is not None:
+                inode.detached = True
+                if parent.children.get(inode.name) is inode:
+                    del parent.children[inode.name]
+                self.note(inode)
+            self.drop_unused(inode)
 
-    def move(self, node: Node, parent: Directory, name: str) -> None:
-        """Give a node another name, in place of the one that had it."""
+    def move(self, inode: Inode, parent: Directory, name: str) -> None:
+        """Give an inode another name, in place of the one that had it."""
         with self.lock:
-            old = node.parent
-            if old is not None and old.children.get(node.name) is node:
-                del old.children[node.name]
-            node.parent, node.name = parent, name
+            old = inode.parent
+            if old is not None and old.children.get(inode.name) is inode:
+                del old.children[inode.name]
+            inode.parent, inode.name = parent, name
             self._replace(parent, name)
-            parent.children[name] = node
-            self.note(node)
+            parent.children[name] = inode
+            self.note(inode)
 
-    def forget(self, node_id: int, count: int) -> None:
+    def forget(self, inode_id: int, count: int) -> None:
         """The kernel drops ``count`` of the lookups it was given (FUSE_FORGET)."""
         with self.lock:
-            node = self._nodes.get(node_id)
-            if node is None or node is self.root:
+            inode = self._inodes.get(inode_id)
+            if inode is None or inode is self.root:
                 return
-            node.lookups = max(0, node.lookups - count)
-            self._journal.write(("held", node.id, node.lookups))
-            self.drop_unused(node)
+            inode.lookups = max(0, inode.lookups - count)
+            self._journal.write(("held", inode.id, inode.lookups))
+            self.drop_unused(inode)
 
-    def drop_unused(self, node: Node) -> None:
-        """Remove the node, and then its parents, if nothing holds them."""
+    def drop_unused(self, inode: Inode) -> None:
+        """Remove the inode, and then its parents, if nothing holds them."""
         with self.lock:
-            while node is not self.root and not _is_held(node):
-                if self._nodes.pop(node.id, None) is None:
+            while inode is not self.root and not _is_held(inode):
+                if self._inodes.pop(inode.id, None) is None:
                     return
-                self._journal.write(("dropped", node.id))
-                parent = node.parent
+                self._journal.write(("dropped", inode.id))
+                parent = inode.parent
                 if parent is None:
                     return
-                if parent.children.get(node.name) is node:
-                    del parent.children[node.name]
-                node = parent
+                if parent.children.get(inode.name) is inode:
+                    del parent.children[inode.name]
+                inode = parent
 
     def restore(
         self, kept: dict[int, Record], last_number: int, adopt: Callable[[str], SpoolFile]
     ) -> None:
-        """Take over the nodes of a predecessor, by number, from their last records.
+        """Take over the inodes of a predecessor, by number, from their last records.
 
         Args:
             last_number: the highest that it gave out.
@@ -305,20 +305,20 @@ class NodeTable:
         """
         with self.lock:
             for record in kept.values():
-                node = _restored(record, adopt)
-                if node is not None:
-                    self._nodes[node.id] = node
+                inode = _restored(record, adopt)
+                if inode is not None:
+                    self._inodes[inode.id] = inode
             for number, record in kept.items():
-                parent = self._nodes.get(record[2])
-                node = self._nodes[number]
-                if node is self.root:
+                parent = self._inodes.get(record[2])
+                inode = self._inodes[number]
+                if inode is self.root:
                     continue
                 if isinstance(parent, Directory):
-                    node.parent = parent
-                    if not node.detached:
-                        parent.children[node.name] = node
+                    inode.parent = parent
+                    if not inode.detached:
+                        parent.children[inode.name] = inode
                 else:
-                    node.detached = True  # its directory was forgotten: no path leads here
+                    inode.detached = True  # its directory was forgotten: no path leads here
             self._next = max(last_number, ROOT) + 1
 
     def _take_number(self) -> int:
@@ -326,10 +326,10 @@ class NodeTable:
         self._next += 1
         return number
 
-    def _bind(self, node: Node, parent: Directory, name: str) -> None:
+    def _bind(self, inode: Inode, parent: Directory, name: str) -> None:
         self._replace(parent, name)
-        parent.children[name] = node
-        self._nodes[node.id] = node
+        parent.children[name] = inode
+        self._inodes[inode.id] = inode
 
     def _replace(self, parent: Directory, name: str) -> None:
         old = parent.children.pop(name, None)
@@ -339,42 +339,42 @@ class NodeTable:
             self.drop_unused(old)
 
 
-def _record(node: Node) -> Record:
+def _record(inode: Inode) -> Record:
     head = (
         "node",
-        node.id,
-        node.parent.id if node.parent is not None else 0,
-        node.name,
-        node.lookups,
-        node.detached,
+        inode.id,
+        inode.parent.id if inode.parent is not None else 0,
+        inode.name,
+        inode.lookups,
+        inode.detached,
     )
-    if isinstance(node, Link):
-        return (*head, node.remote.bare, node.attributes, node.target)
-    if isinstance(node, File):
-        remote = node.remote.bare if node.remote is not None else None
-        spool = node.spool
+    if isinstance(inode, Link):
+        return (*head, inode.remote.bare, inode.attributes, inode.target)
+    if isinstance(inode, File):
+        remote = inode.remote.bare if inode.remote is not None else None
+        spool = inode.spool
         if spool is None:
-            return (*head, remote, node.attributes, None, False, None)
-        return (*head, remote, node.attributes, str(spool.path), spool.dirty, node.key)
-    assert isinstance(node, Directory)
-    return (*head, node.kept, node.mtime_ns)
+            return (*head, remote, inode.attributes, None, False, None)
+        return (*head, remote, inode.attributes, str(spool.path), spool.dirty, inode.key)
+    assert isinstance(inode, Directory)
+    return (*head, inode.kept, inode.mtime_ns)
 
 
-def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Node | None:
+def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Inode | None:
     _, number, _parent, name, lookups, detached, *details = record
     if number == ROOT:
         return None
-    node: Node
+    inode: Inode
     if len(details) == 2:
         directory = Directory(number, None, name, details[1])
         directory.kept = details[0]
-        node = directory
+        inode = directory
     elif len(details) == 3:
         remote, attributes, target = details
         link = Link(number, None, name, ObjectInfo(*remote))
         link.attributes = dict(attributes)
         link.target = target
-        node = link
+        inode = link
     else:
         remote, attributes, spool_path, dirty, _key = details
         file = File(number, None, name, ObjectInfo(*remote) if remote is not None else None)
@@ -382,18 +382,18 @@ def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Node | None:
         if spool_path is not None:
             file.spool = adopt(spool_path)
             file.spool.dirty = dirty
-        node = file
-    node.lookups = lookups
-    node.detached = detached
-    return node
+        inode = file
+    inode.lookups = lookups
+    inode.detached = detached
+    return inode
 
 
-def _is_held(node: Node) -> bool:
-    """Whether the kernel may ask for the node, or something of it or below it is only here."""
-    if node.lookups:
+def _is_held(inode: Inode) -> bool:
+    """Whether the kernel may ask for the inode, or something of it or below it is only here."""
+    if inode.lookups:
         return True
-    if isinstance(node, File):
-        return bool(node.handles) or (node.spool is not None and not node.detached)
-    return isinstance(node, Directory) and (
-        bool(node.children) or (node.kept and not node.detached)
+    if isinstance(inode, File):
+        return bool(inode.handles) or (inode.spool is not None and not inode.detached)
+    return isinstance(inode, Directory) and (
+        bool(inode.children) or (inode.kept and not inode.detached)
     )

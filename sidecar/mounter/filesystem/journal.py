@@ -1,6 +1,6 @@
 """What a worker must know of its predecessor to go on with the same mount.
 
-The kernel refers to nodes and handles by the numbers that it was given. They outlive the
+The kernel refers to inodes and handles by the numbers that it was given. They outlive the
 worker that gave them, so each is written down before the answer that gives it out: into a
 shared mapping of a file, which costs no system call and is whole in the page cache when
 the process is killed at any instruction. It is not meant to survive the machine.
@@ -43,10 +43,10 @@ MOST_DEATHS = 30
 """The same for workers that were killed, by whoever: out of memory, perhaps, and perhaps not."""
 
 LOOKUP, HANDLE, READING = "lookup", "handle", "reading"
-"""What an answer gives out: a count of a node, an open file, an open directory."""
+"""What an answer gives out: a count of an inode, an open file, an open directory."""
 
 
-class Asked:
+class ReplayedRequest:
     """One request that is asked again: what its earlier workers made of it.
 
     Attributes:
@@ -107,7 +107,7 @@ class Journal:
         self._map: mmap.mmap | None = None
         self._used = _HEADER.size
         self._serving = threading.local()
-        self._asked: dict[int, Asked] = {}  # requests in flight that need to be known
+        self._asked: dict[int, ReplayedRequest] = {}  # requests in flight that need to be known
         self._left: set[int] = set()  # those of a predecessor that were not asked again yet
 
     def begin(self, snapshot: Callable[[], Iterable[Record]]) -> None:
@@ -142,7 +142,7 @@ class Journal:
             return
         gave = ("gave", unique, kind, list(numbers))
         with self._lock:
-            self._asked.setdefault(unique, Asked()).add(gave)
+            self._asked.setdefault(unique, ReplayedRequest()).add(gave)
             self._append([gave, *records])
 
     # --- requests that may be asked again ---------------------------------------------------
@@ -176,7 +176,7 @@ class Journal:
         """The request changed something; this is the answer, whoever gives it."""
         self._note_request(("done", unique, errno, reply))
 
-    def asked_again(self, unique: int, *, crashed: bool) -> Asked:
+    def asked_again(self, unique: int, *, crashed: bool) -> ReplayedRequest:
         """The kernel asks a request again: what is known of it.
 
         Args:
@@ -184,14 +184,14 @@ class Journal:
         """
         with self._lock:
             self._left.discard(unique)
-            asked = self._asked.setdefault(unique, Asked())
+            asked = self._asked.setdefault(unique, ReplayedRequest())
             again = ("again", unique, asked.deaths + 1, asked.crashes + crashed)
             self._note_request(again)
             return asked
 
-    def given(self, unique: int) -> Asked:
+    def given(self, unique: int) -> ReplayedRequest:
         """What was given out for a request that is being answered."""
-        return self._asked.get(unique) or Asked()
+        return self._asked.get(unique) or ReplayedRequest()
 
     def take_back(self, unique: int, kind: str, number: int) -> None:
         """What was given out for a request is about to be taken back.
@@ -201,7 +201,7 @@ class Journal:
         """
         self._note_request(("took", unique, kind, number))
 
-    def adopt(self, asked: dict[int, Asked]) -> None:
+    def adopt(self, asked: dict[int, ReplayedRequest]) -> None:
         """Take over the requests of a predecessor."""
         self._asked = dict(asked)
         self._left = set(asked)
@@ -221,7 +221,7 @@ class Journal:
 
     def _note_request(self, record: Record) -> None:
         with self._lock:
-            self._asked.setdefault(record[1], Asked()).add(record)
+            self._asked.setdefault(record[1], ReplayedRequest()).add(record)
             self._append([record])
 
     # --- the file -----------------------------------------------------------------------------
@@ -288,7 +288,7 @@ class Journal:
         temporary.replace(self._path)
 
 
-class Unsaved(NamedTuple):
+class UnsavedFile(NamedTuple):
     """A file whose content only the spool has."""
 
     key: str
@@ -296,14 +296,14 @@ class Unsaved(NamedTuple):
     attributes: dict[str, int]
 
 
-class Held:
+class RecoveredState:
     """What the records of a predecessor add up to.
 
     Attributes:
-        nodes: number to the node's last record, its lookups brought up to date.
-        handles: number to (node, writable, backing id).
-        directories: number to (node, names of the lines that were given).
-        moves: directories whose names were being changed: node to (old key, new key).
+        inodes: number to the inode's last record, its lookups brought up to date.
+        handles: number to (inode, writable, backing id).
+        directories: number to (inode, names of the lines that were given).
+        moves: directories whose names were being changed: inode to (old key, new key).
         asked: what is known of requests that may be asked again, by number.
         last_node, last_handle, last_directory: the highest numbers ever given out. None is
             given twice: the kernel asks again for the release of what was released already,
@@ -311,49 +311,49 @@ class Held:
     """
 
     def __init__(self) -> None:
-        self.nodes: dict[int, Record] = {}
+        self.inodes: dict[int, Record] = {}
         self.handles: dict[int, tuple[int, bool, int]] = {}
         self.directories: dict[int, tuple[int, list[str]]] = {}
         self.moves: dict[int, tuple[str, str]] = {}
-        self.asked: dict[int, Asked] = {}
-        self.last_node = self.last_handle = self.last_directory = 0
+        self.asked: dict[int, ReplayedRequest] = {}
+        self.last_inode = self.last_handle = self.last_directory = 0
 
     @classmethod
-    def read(cls, journal: Journal) -> Held:
+    def read(cls, journal: Journal) -> RecoveredState:
         """Add up a journal."""
         held = cls()
         for record in journal.read():
             held._add(record)
         return held
 
-    def unsaved(self) -> list[Unsaved]:
+    def unsaved(self) -> list[UnsavedFile]:
         """What is in the spool and not in the store."""
         found = []
-        for record in self.nodes.values():
+        for record in self.inodes.values():
             if len(record) == _FILE_FIELDS:
                 detached, _remote, attributes, spool_path, dirty, key = record[_DETACHED:]
                 if spool_path is not None and dirty and not detached:
-                    found.append(Unsaved(key, spool_path, attributes))
+                    found.append(UnsavedFile(key, spool_path, attributes))
         return found
 
     def _add(self, record: Record) -> None:
         kind, number, *rest = record
         if kind in _ABOUT_REQUESTS:
-            self.asked.setdefault(number, Asked()).add(record)
+            self.asked.setdefault(number, ReplayedRequest()).add(record)
         elif kind == "answered":
             for unique in number:
                 self.asked.pop(unique, None)
         elif kind == "last":
-            self.last_node, self.last_handle, self.last_directory = number, *rest
+            self.last_inode, self.last_handle, self.last_directory = number, *rest
         elif kind == "node":
-            self.nodes[number] = record
-            self.last_node = max(self.last_node, number)
+            self.inodes[number] = record
+            self.last_inode = max(self.last_inode, number)
         elif kind == "held":
-            known = self.nodes.get(number)
+            known = self.inodes.get(number)
             if known is not None:
-                self.nodes[number] = (*known[:_LOOKUPS], rest[0], *known[_LOOKUPS + 1 :])
+                self.inodes[number] = (*known[:_LOOKUPS], rest[0], *known[_LOOKUPS + 1 :])
         elif kind == "dropped":
-            self.nodes.pop(number, None)
+            self.inodes.pop(number, None)
         else:
             self._add_opened(kind, number, rest)
 
@@ -378,6 +378,6 @@ class Held:
             self.moves.pop(number, None)
 
 
-_LOOKUPS = 4  # positions in a node's record
+_LOOKUPS = 4  # positions in an inode's record
 _DETACHED = 5
 _FILE_FIELDS = 11

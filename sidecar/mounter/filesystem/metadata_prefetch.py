@@ -26,7 +26,7 @@ Found = ObjectInfo | None
 """The object as HEAD shows it; None for what is not there, or has another version by now."""
 
 
-class Heads:
+class MetadataPrefetch:
     """The HEADs of one mount. Safe to use from any thread.
 
     Args:

@@ -1,4 +1,4 @@
-"""Names to nodes: what the store has, what this mount changed, and how long it is believed."""
+"""Names to inodes: what the store has, what this mount changed, and how long it is believed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sidecar.mounter.filesystem.attributes import (
     Ownership,
     from_metadata,
 )
-from sidecar.mounter.filesystem.inodes import Directory, File, Link, Node, NodeTable
+from sidecar.mounter.filesystem.inodes import Directory, File, Inode, InodeTable, Link
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.listing import Changes, Listing, Remote, find_remote
-from sidecar.mounter.filesystem.metadata_prefetch import Heads, stamp_of
+from sidecar.mounter.filesystem.metadata_prefetch import MetadataPrefetch, stamp_of
 from sidecar.mounter.filesystem.names import check_name, is_link_key
-from sidecar.mounter.filesystem.subtree_locks import Subtrees, is_at_or_below
+from sidecar.mounter.filesystem.subtree_locks import SubtreeLocks, is_at_or_below
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
@@ -52,19 +52,19 @@ DIRECTORY_ATTRIBUTES_S = 60.0
 """How long the attributes of a directory are believed: nothing tells that they changed."""
 
 
-class Line(NamedTuple):
+class DirectoryEntry(NamedTuple):
     """One name of a directory.
 
     Attributes:
         offset: continues the reading behind it.
         type_mode: S_IFREG, S_IFDIR or S_IFLNK.
-        node: its number, where there is a node yet.
+        inode: its number, where there is an inode yet.
     """
 
     name: str
     offset: int
     type_mode: int
-    node: int | None
+    inode: int | None
 
 
 class OpenDirectory:
@@ -120,7 +120,7 @@ class OpenDirectory:
         return [name.removeprefix(_LOCAL_MARK) for name in marked]
 
 
-class Tree:
+class Namespace:
     """The name space of one mount. Safe to use from any thread.
 
     Args:
@@ -143,32 +143,32 @@ class Tree:
     ) -> None:
         self._threads = threads
         self._reads_attributes = reads_attributes
-        self._heads = Heads(store, threads)
+        self._metadata_prefetch = MetadataPrefetch(store, threads)
         self.ttl_s = ttl_s
         self.owner = owner
         self._store = store
         self._hidden = hidden
         self._hidden_logged: set[str] = set()
         self._hidden_lock = threading.Lock()
-        self.subtrees = Subtrees()
-        self.nodes = NodeTable(time.time_ns(), journal)
+        self.subtrees = SubtreeLocks()
+        self.inodes = InodeTable(time.time_ns(), journal)
         self._readings: weakref.WeakSet[OpenDirectory] = weakref.WeakSet()
         self._remembering: set[Directory] = set()  # with a listing, changes or absences
         self._moves = 0  # directories that got another name, so far
-        self.on_remote_change: Callable[[Node], None] = _ignore
-        """Called with a node that lost its name because the bucket changed."""
+        self.on_remote_change: Callable[[Inode], None] = _ignore
+        """Called with an inode that lost its name because the bucket changed."""
 
     # --- names ---------------------------------------------------------------------
 
-    def directory(self, node_id: int) -> Directory:
-        """The directory node of a number. Raises NodeForgotten, NotADirectory."""
-        node = self.nodes.get(node_id)
-        if not isinstance(node, Directory):
-            raise NotADirectory(f"`{node.key}` is no directory")
-        return node
+    def directory(self, inode_id: int) -> Directory:
+        """The directory inode of a number. Raises NodeForgotten, NotADirectory."""
+        inode = self.inodes.get(inode_id)
+        if not isinstance(inode, Directory):
+            raise NotADirectory(f"`{inode.key}` is no directory")
+        return inode
 
-    def find(self, parent: Directory, name: str, *, wait: bool = True) -> Node:
-        """The node of a name, asking the store where nothing fresh is known.
+    def find(self, parent: Directory, name: str, *, wait: bool = True) -> Inode:
+        """The inode of a name, asking the store where nothing fresh is known.
 
         Raises NotFound, NameTooLong, NameInvalid, what the store raises, and WouldBlock
         where the store must be asked and the caller does not ``wait``.
@@ -177,7 +177,7 @@ class Tree:
             with contextlib.suppress(_Moved):
                 return self._find(parent, name, self._moves, wait=wait)
 
-    def _find(self, parent: Directory, name: str, moves: int, *, wait: bool) -> Node:
+    def _find(self, parent: Directory, name: str, moves: int, *, wait: bool) -> Inode:
         now_s = time.monotonic()
         child = parent.children.get(name)
         if child is not None and (_is_local(child) or child.fresh_until_s > now_s):
@@ -206,146 +206,146 @@ class Tree:
             return False
         return True
 
-    def enter(self, node: Node) -> Entry:
-        """Count one lookup of the node by the kernel, and say what it may keep."""
-        self.nodes.hold([node])
-        return self.entry(node)
+    def enter(self, inode: Inode) -> Entry:
+        """Count one lookup of the inode by the kernel, and say what it may keep."""
+        self.inodes.hold([inode])
+        return self.entry(inode)
 
-    def entry(self, node: Node) -> Entry:
-        """The attributes of a node, and for how much longer they are believed."""
+    def entry(self, inode: Inode) -> Entry:
+        """The attributes of an inode, and for how much longer they are believed."""
         ttl_s = self.ttl_s
-        if not (node.parent is None or node.detached or _is_local(node)):
-            ttl_s = max(0.0, node.fresh_until_s - time.monotonic())
-        return Entry(self.attributes(node), ttl_s, 0.0 if self._lacks_attributes(node) else ttl_s)
+        if not (inode.parent is None or inode.detached or _is_local(inode)):
+            ttl_s = max(0.0, inode.fresh_until_s - time.monotonic())
+        return Entry(self.attributes(inode), ttl_s, 0.0 if self._lacks_attributes(inode) else ttl_s)
 
-    def _lacks_attributes(self, node: Node) -> bool:
-        """Whether a node's object may keep attributes that nobody has asked for yet."""
-        if not self._reads_attributes or node.parent is None or node.detached:
+    def _lacks_attributes(self, inode: Inode) -> bool:
+        """Whether an inode's object may keep attributes that nobody has asked for yet."""
+        if not self._reads_attributes or inode.parent is None or inode.detached:
             return False
-        if isinstance(node, Directory):
-            return node.attributes_until_s <= time.monotonic()
-        assert isinstance(node, File | Link)
-        if node.remote is None or _is_local(node):
+        if isinstance(inode, Directory):
+            return inode.attributes_until_s <= time.monotonic()
+        assert isinstance(inode, File | Link)
+        if inode.remote is None or _is_local(inode):
             return False
-        return node.remote.metadata is None
+        return inode.remote.metadata is None
 
-    def complete(self, node: Node, *, wait: bool = True) -> None:
-        """Make sure that the attributes of a node are those that its object keeps.
+    def complete(self, inode: Inode, *, wait: bool = True) -> None:
+        """Make sure that the attributes of an inode are those that its object keeps.
 
         Raises what the store raises, and WouldBlock as :meth:`find` does.
         """
-        if not self._lacks_attributes(node):
+        if not self._lacks_attributes(inode):
             return
-        parent, key, listing = node.parent, node.object_key, None
+        parent, key, listing = inode.parent, inode.object_key, None
         assert parent is not None
         if parent.listing is not None:
             listing = parent.listing
-            self._heads.look_ahead(parent.key, listing, node.name)
-        if isinstance(node, Directory):
-            marker = self._heads.get(key, None, wait=wait)
-            with self.nodes.lock:
+            self._metadata_prefetch.look_ahead(parent.key, listing, inode.name)
+        if isinstance(inode, Directory):
+            marker = self._metadata_prefetch.get(key, None, wait=wait)
+            with self.inodes.lock:
                 attributes = from_metadata((marker and marker.metadata) or {})
-                self.take_directory_attributes(node, attributes)
+                self.take_directory_attributes(inode, attributes)
             return
-        assert isinstance(node, File | Link)
-        remote = node.remote
+        assert isinstance(inode, File | Link)
+        remote = inode.remote
         assert remote is not None
-        found = self._heads.get(key, remote, wait=wait)
+        found = self._metadata_prefetch.get(key, remote, wait=wait)
         known = remote._replace(
             metadata=(found and found.metadata) or {}, properties=(found and found.properties) or {}
         )
-        with self.nodes.lock:
-            if node.remote is remote and not _is_local(node):
-                self._take_attributes(node, known)
+        with self.inodes.lock:
+            if inode.remote is remote and not _is_local(inode):
+                self._take_attributes(inode, known)
 
-    def take_directory_attributes(self, node: Directory, attributes: dict[str, int]) -> None:
+    def take_directory_attributes(self, inode: Directory, attributes: dict[str, int]) -> None:
         """What a directory's object keeps is this."""
         # A directory's time moves with its names, which is not written down each time: the one
         # that is kept counts when it is first seen, and when somebody has set it since.
         mtime_ns = attributes.get("mtime_ns")
-        if mtime_ns is not None and mtime_ns != node.attributes.get("mtime_ns"):
-            node.mtime_ns = mtime_ns
-        node.attributes = attributes
-        node.attributes_until_s = time.monotonic() + DIRECTORY_ATTRIBUTES_S
+        if mtime_ns is not None and mtime_ns != inode.attributes.get("mtime_ns"):
+            inode.mtime_ns = mtime_ns
+        inode.attributes = attributes
+        inode.attributes_until_s = time.monotonic() + DIRECTORY_ATTRIBUTES_S
 
-    def _take_attributes(self, node: File | Link, remote: ObjectInfo) -> None:
-        """A node's object, and the attributes that come with it."""
-        node.remote = remote
+    def _take_attributes(self, inode: File | Link, remote: ObjectInfo) -> None:
+        """An inode's object, and the attributes that come with it."""
+        inode.remote = remote
         if self._reads_attributes and remote.metadata is not None:
-            node.attributes = from_metadata(remote.metadata)
-        self.nodes.note(node)
+            inode.attributes = from_metadata(remote.metadata)
+        self.inodes.note(inode)
 
-    def _renew(self, node: File | Link, remote: ObjectInfo) -> None:
-        """The store named the version that the node is; its metadata may be others by now."""
-        known = node.remote
+    def _renew(self, inode: File | Link, remote: ObjectInfo) -> None:
+        """The store named the version that the inode is; its metadata may be others by now."""
+        known = inode.remote
         if not self._reads_attributes or known is None:
             return
         if remote.metadata is not None:
             if (remote.metadata, remote.properties) != (known.metadata, known.properties):
-                self._take_attributes(node, remote)
+                self._take_attributes(inode, remote)
         elif stamp_of(remote) != stamp_of(known):
-            self._take_attributes(node, remote)
+            self._take_attributes(inode, remote)
 
-    def refresh(self, node: Node, *, wait: bool = True) -> None:
-        """Make sure that the attributes of a node are within their lifetime.
+    def refresh(self, inode: Inode, *, wait: bool = True) -> None:
+        """Make sure that the attributes of an inode are within their lifetime.
 
         Raises WouldBlock as :meth:`find` does, and NotFound when the name is gone and nobody
         holds the file open.
         """
-        parent = node.parent
-        if parent is None or node.detached or _is_local(node):
+        parent = inode.parent
+        if parent is None or inode.detached or _is_local(inode):
             return
-        if node.fresh_until_s > time.monotonic():
+        if inode.fresh_until_s > time.monotonic():
             return
         try:
-            self.find(parent, node.name, wait=wait)
+            self.find(parent, inode.name, wait=wait)
         except NotFound:
-            # Who has it open asks by the node, and no handle need be known (read-only mounts).
-            if not (isinstance(node, File) and node.lookups):
+            # Who has it open asks by the inode, and no handle need be known (read-only mounts).
+            if not (isinstance(inode, File) and inode.lookups):
                 raise
 
-    def attributes(self, node: Node) -> Attributes:
+    def attributes(self, inode: Inode) -> Attributes:
         """The attributes as they are known now."""
         owner = self.owner
-        if isinstance(node, Link):
+        if isinstance(inode, Link):
             return Attributes(
-                node.id,
+                inode.id,
                 owner.link_type_mode(),
-                node.remote.size_bytes,
-                node.attributes.get("mtime_ns", int(node.remote.mtime_s * 1e9)),
-                0 if node.detached else 1,
-                node.attributes.get("uid", owner.uid),
-                node.attributes.get("gid", owner.gid),
+                inode.remote.size_bytes,
+                inode.attributes.get("mtime_ns", int(inode.remote.mtime_s * 1e9)),
+                0 if inode.detached else 1,
+                inode.attributes.get("uid", owner.uid),
+                inode.attributes.get("gid", owner.gid),
             )
-        if isinstance(node, File):
-            remote, set_ = node.remote, node.attributes
+        if isinstance(inode, File):
+            remote, set_ = inode.remote, inode.attributes
             mtime_ns = int(remote.mtime_s * 1e9) if remote is not None else 0
             if not set_:
                 return Attributes(
-                    node.id,
+                    inode.id,
                     owner.file_type_mode(),
-                    node.size_bytes,
+                    inode.size_bytes,
                     mtime_ns,
-                    0 if node.detached else 1,
+                    0 if inode.detached else 1,
                     owner.uid,
                     owner.gid,
                 )
             return Attributes(
-                node.id,
+                inode.id,
                 owner.file_type_mode() & ~0o7777 | set_.get("mode", owner.file_mode),
-                node.size_bytes,
+                inode.size_bytes,
                 set_.get("mtime_ns", mtime_ns),
-                0 if node.detached else 1,
+                0 if inode.detached else 1,
                 set_.get("uid", owner.uid),
                 set_.get("gid", owner.gid),
             )
-        assert isinstance(node, Directory)
-        set_ = node.attributes
+        assert isinstance(inode, Directory)
+        set_ = inode.attributes
         return Attributes(
-            node.id,
+            inode.id,
             stat.S_IFDIR | set_.get("mode", owner.dir_mode),
             4096,
-            node.mtime_ns,
+            inode.mtime_ns,
             2,
             set_.get("uid", owner.uid),
             set_.get("gid", owner.gid),
@@ -383,13 +383,13 @@ class Tree:
             self._fresh_listing(directory, time.monotonic()).load_until(1)
 
     def _reading(self, opened: OpenDirectory) -> OpenDirectory:
-        with self.nodes.lock:
+        with self.inodes.lock:
             self._readings.add(opened)
         return opened
 
     def read_directory(
         self, opened: OpenDirectory, offset: int, *, wait: bool = True
-    ) -> Iterator[Line]:
+    ) -> Iterator[DirectoryEntry]:
         """The lines behind ``offset``, pages loaded as they are reached.
 
         0 is the beginning, also of a reading that is under way: then it shows what is there
@@ -398,9 +398,9 @@ class Tree:
         directory = opened.directory
         if offset <= 0:
             opened.rewind(self._fresh_listing(directory, time.monotonic()))
-            yield Line(".", 1, stat.S_IFDIR, directory.id)
+            yield DirectoryEntry(".", 1, stat.S_IFDIR, directory.id)
         if offset <= 1:
-            yield Line("..", 2, stat.S_IFDIR, (directory.parent or directory).id)
+            yield DirectoryEntry("..", 2, stat.S_IFDIR, (directory.parent or directory).id)
         if offset < _LOCAL_OFFSET:
             yield from self._read_listed(opened, max(0, offset - _FIRST_ENTRY_OFFSET), wait)
         yield from self._read_local(opened, max(0, offset - _LOCAL_OFFSET), wait)
@@ -408,12 +408,12 @@ class Tree:
     def enter_lines(self, opened: OpenDirectory, names: Sequence[str]) -> list[Entry | None]:
         """:meth:`enter` for lines just read, without a request; None for one that is gone."""
         directory, listing = opened.directory, self._listing_of(opened, wait=True)
-        with self.nodes.lock:  # no directory gets another name in between
-            nodes = [self._node_of_line(directory, listing, name) for name in names]
-            self.nodes.hold([node for node in nodes if node is not None])
-            return [self.entry(node) if node is not None else None for node in nodes]
+        with self.inodes.lock:  # no directory gets another name in between
+            inodes = [self._inode_of_line(directory, listing, name) for name in names]
+            self.inodes.hold([inode for inode in inodes if inode is not None])
+            return [self.entry(inode) if inode is not None else None for inode in inodes]
 
-    def _node_of_line(self, directory: Directory, listing: Listing, name: str) -> Node | None:
+    def _inode_of_line(self, directory: Directory, listing: Listing, name: str) -> Inode | None:
         fresh_until_s = 0.0 if listing.doubts(name) else listing.loaded_s + self.ttl_s
         child = directory.children.get(name)
         if child is not None and (_is_local(child) or child.fresh_until_s >= fresh_until_s):
@@ -431,7 +431,7 @@ class Tree:
             if not wait:
                 raise WouldBlock(opened.directory.key)
             directory = opened.directory
-            with self.nodes.lock:  # so that no move makes the key another one in between
+            with self.inodes.lock:  # so that no move makes the key another one in between
                 listing = Listing(
                     self._store,
                     directory.key,
@@ -444,7 +444,9 @@ class Tree:
             listing.load_all()
         return listing
 
-    def _read_listed(self, opened: OpenDirectory, start: int, wait: bool) -> Iterator[Line]:
+    def _read_listed(
+        self, opened: OpenDirectory, start: int, wait: bool
+    ) -> Iterator[DirectoryEntry]:
         """What the store has, from the index ``start`` on."""
         directory, listing = opened.directory, self._listing_of(opened, wait)
         for index in itertools.count(start):
@@ -460,14 +462,16 @@ class Tree:
             if name in listing.entries and name not in (opened.local_names or ()):
                 remote = listing.entries[name]
                 child = directory.children.get(name)
-                yield Line(
+                yield DirectoryEntry(
                     name,
                     index + 1 + _FIRST_ENTRY_OFFSET,
                     _type_of(remote),
                     child.id if child is not None else None,
                 )
 
-    def _read_local(self, opened: OpenDirectory, start: int, wait: bool) -> Iterator[Line]:
+    def _read_local(
+        self, opened: OpenDirectory, start: int, wait: bool
+    ) -> Iterator[DirectoryEntry]:
         """What only this mount has yet: files being written, directories without objects.
 
         A file that is saved meanwhile keeps its place here.
@@ -476,7 +480,7 @@ class Tree:
         for index, name in enumerate(self._note_local(opened, listing)):
             child = directory.children.get(name)
             if index >= start and child is not None:
-                yield Line(
+                yield DirectoryEntry(
                     name,
                     index + 1 + _LOCAL_OFFSET,
                     stat.S_IFDIR if isinstance(child, Directory) else stat.S_IFREG,
@@ -485,7 +489,7 @@ class Tree:
 
     def _note_local(self, opened: OpenDirectory, listing: Listing) -> dict[str, None]:
         """The names that are listed last; settled when they are first asked for."""
-        with self.nodes.lock:
+        with self.inodes.lock:
             if opened.local_names is None:
                 children = opened.directory.children.items()
                 # What another worker gave keeps its place.
@@ -509,40 +513,40 @@ class Tree:
         if listing is not None:
             listing.apply(name, exists, remote)
 
-    def doubt(self, node: Node) -> bool:
+    def doubt(self, inode: Inode) -> bool:
         """The store has another version of a file or a link by now, or none.
 
         Whoever asks for its name next asks the store. False for what has no name there.
         """
-        with self.nodes.lock:
-            parent = node.parent
-            if parent is None or node.detached or isinstance(node, Directory) or _is_local(node):
+        with self.inodes.lock:
+            parent = inode.parent
+            if parent is None or inode.detached or isinstance(inode, Directory) or _is_local(inode):
                 return False
-            node.fresh_until_s = 0.0
+            inode.fresh_until_s = 0.0
             listings = {opened.listing for opened in self._readings if opened.directory is parent}
             for listing in listings | {parent.listing}:
                 if listing is not None:
-                    listing.doubt(node.name)
+                    listing.doubt(inode.name)
             return True
 
-    def settle(self, node: File, remote: ObjectInfo, asked_s: float) -> None:
+    def settle(self, inode: File, remote: ObjectInfo, asked_s: float) -> None:
         """The version that this mount made is called so by the store.
 
         Args:
             asked_s: when the store was asked (monotonic).
         """
-        parent = node.parent
+        parent = inode.parent
         assert parent is not None
-        node.remote = remote
-        node.fresh_until_s = asked_s + self.ttl_s
-        parent.changes.made(node.name, True, remote)
+        inode.remote = remote
+        inode.fresh_until_s = asked_s + self.ttl_s
+        parent.changes.made(inode.name, True, remote)
         if parent.listing is not None:
-            parent.listing.apply(node.name, True, remote)
-        self.nodes.note(node)
+            parent.listing.apply(inode.name, True, remote)
+        self.inodes.note(inode)
 
     def move_directory(
         self,
-        node: Directory,
+        inode: Directory,
         target: Directory,
         name: str,
         copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]],
@@ -552,12 +556,12 @@ class Tree:
         Args:
             copied: old key to (the version that was copied, the copy).
         """
-        source, old_name = node.parent, node.name
+        source, old_name = inode.parent, inode.name
         assert source is not None
-        with self.nodes.lock:
-            below = [other for other in self.nodes if is_at_or_below(other, node)]
+        with self.inodes.lock:
+            below = [other for other in self.inodes if is_at_or_below(other, inode)]
             old_keys = {other.id: other.object_key for other in below}
-            self.nodes.move(node, target, name)
+            self.inodes.move(inode, target, name)
             self._moves += 1
             for other in below:
                 if isinstance(other, Directory):
@@ -568,24 +572,24 @@ class Tree:
             listings = {d.listing: d for d in below if isinstance(d, Directory)}
             listings |= {opened.listing: opened.directory for opened in self._readings}
             for listing, directory in listings.items():
-                if listing is not None and is_at_or_below(directory, node):
+                if listing is not None and is_at_or_below(directory, inode):
                     listing.move(directory.key, directory.changes, copied)
         self.changed(source, old_name, False, None)
         self.changed(target, name, True, None)
 
-    def _move_object(self, node: Node, pair: tuple[ObjectInfo, ObjectInfo] | None) -> None:
+    def _move_object(self, inode: Inode, pair: tuple[ObjectInfo, ObjectInfo] | None) -> None:
         """Something below a directory that was moved has another key."""
-        assert isinstance(node, File | Link)
-        known = node.remote
-        if isinstance(node, File) and node.spool is not None:
+        assert isinstance(inode, File | Link)
+        known = inode.remote
+        if isinstance(inode, File) and inode.spool is not None:
             # What is in the spool is newer, whatever was copied.
-            node.remote = pair[1] if pair is not None else None
+            inode.remote = pair[1] if pair is not None else None
         elif pair is not None and known is not None and known.version == pair[0].version:
-            node.remote = pair[1]
+            inode.remote = pair[1]
         else:
-            self.nodes.detach(node)  # somebody else changed or deleted it; its readers hear that
+            self.inodes.detach(inode)  # somebody else changed or deleted it; its readers hear that
             return
-        self.nodes.note(node)
+        self.inodes.note(inode)
 
     # --- asking the store ------------------------------------------------------------------
 
@@ -641,15 +645,15 @@ class Tree:
         remote: Remote,
         fresh_until_s: float,
         moves: int,
-    ) -> Node:
-        """Make the node of a name agree with what the store said.
+    ) -> Inode:
+        """Make the inode of a name agree with what the store said.
 
         Args:
             moves: how many directories had got another name when the store was asked. Raises
                 _Moved where it is another number: the answer may be about another directory.
         """
-        old: Node | None = None
-        with self.nodes.lock:
+        old: Inode | None = None
+        with self.inodes.lock:
             if self._moves != moves:
                 raise _Moved
             child = parent.children.get(name)
@@ -657,7 +661,7 @@ class Tree:
                 return child
             if not exists:
                 if child is not None:
-                    self.nodes.detach(child)
+                    self.inodes.detach(child)
                     self.on_remote_change(child)
                 if len(parent.negative) >= _NEGATIVE_NAMES:
                     parent.negative.clear()
@@ -666,9 +670,9 @@ class Tree:
                 raise NotFound(f"`{parent.key}{name}`")
             if remote is None:
                 if not isinstance(child, Directory):
-                    old, child = child, self.nodes.add_directory(parent, name, parent.mtime_ns)
+                    old, child = child, self.inodes.add_directory(parent, name, parent.mtime_ns)
             elif not _is_version(child, remote):
-                add = self.nodes.add_link if is_link_key(remote.key) else self.nodes.add_file
+                add = self.inodes.add_link if is_link_key(remote.key) else self.inodes.add_file
                 old, child = child, add(parent, name, remote)
                 if remote.metadata is not None:
                     self._take_attributes(child, remote)
@@ -688,7 +692,7 @@ class Tree:
 
     def _new_listing(self, directory: Directory) -> Listing:
         directory.changes.forget_before(time.monotonic() - _LATE_CHANGES_S)
-        with self.nodes.lock:  # so that no move makes the key another one in between
+        with self.inodes.lock:  # so that no move makes the key another one in between
             listing = Listing(
                 self._store, directory.key, directory.changes, self._hide, self._threads
             )
@@ -705,7 +709,7 @@ class Tree:
         Every second or so. Who has asked a listing a moment ago still has all of it.
         """
         now_s = time.monotonic()
-        with self.nodes.lock:
+        with self.inodes.lock:
             read = {opened.listing for opened in self._readings}
             expired = [
                 listing
@@ -744,7 +748,7 @@ class _Moved(Exception):
     """A directory got another name while the store was asked: ask again."""
 
 
-def _ignore(_node: Node) -> None:
+def _ignore(_inode: Inode) -> None:
     """Nobody needs to be told."""
 
 
@@ -754,19 +758,19 @@ def _type_of(remote: Remote) -> int:
     return stat.S_IFLNK if is_link_key(remote.key) else stat.S_IFREG
 
 
-def _is_version(node: Node | None, remote: ObjectInfo) -> TypeGuard[File | Link]:
-    """Whether a node is this version of this kind of object."""
-    if isinstance(node, File):
-        known = node.remote if not is_link_key(remote.key) else None
-    elif isinstance(node, Link):
-        known = node.remote if is_link_key(remote.key) else None
+def _is_version(inode: Inode | None, remote: ObjectInfo) -> TypeGuard[File | Link]:
+    """Whether an inode is this version of this kind of object."""
+    if isinstance(inode, File):
+        known = inode.remote if not is_link_key(remote.key) else None
+    elif isinstance(inode, Link):
+        known = inode.remote if is_link_key(remote.key) else None
     else:
         return False
     return known is not None and known.version == remote.version
 
 
-def _is_local(node: Node) -> bool:
-    """Whether this mount knows more about the node than the store does."""
-    if isinstance(node, File):
-        return node.spool is not None
-    return isinstance(node, Directory) and node.kept
+def _is_local(inode: Inode) -> bool:
+    """Whether this mount knows more about the inode than the store does."""
+    if isinstance(inode, File):
+        return inode.spool is not None
+    return isinstance(inode, Directory) and inode.kept

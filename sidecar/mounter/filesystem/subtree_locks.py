@@ -1,10 +1,10 @@
 """Who may change what is below a directory while the directory gets another name.
 
 The keys of everything below it change with it. Whoever is about to ask the store for a
-change of a key therefore says of which node, and waits while a directory above is moved; a
+change of a key therefore says of which inode, and waits while a directory above is moved; a
 move waits for those that began before. Nobody else waits.
 
-Locks are taken in this order: a subtree's, then a file node's.
+Locks are taken in this order: a subtree's, then a file inode's.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sidecar.mounter.filesystem.inodes import Directory, Node
+from sidecar.mounter.filesystem.inodes import Directory, Inode
 
 
-class Subtrees:
+class SubtreeLocks:
     """The changes and moves under way in one mount. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._moving: list[Directory] = []
-        self._changing: list[tuple[Node, ...]] = []
+        self._changing: list[tuple[Inode, ...]] = []
         self._mine = threading.local()
 
     @contextmanager
-    def settled(self, *nodes: Node) -> Iterator[None]:
-        """A block that changes keys of these nodes, or below them, in the store.
+    def shared(self, *inodes: Inode) -> Iterator[None]:
+        """A block that changes keys of these inodes, or below them, in the store.
 
         Inside another such block of the same thread it means nothing: that one covers it.
         """
@@ -35,19 +35,19 @@ class Subtrees:
             yield
             return
         with self._condition:
-            self._condition.wait_for(lambda: not self._is_moving(nodes))
-            self._changing.append(nodes)
+            self._condition.wait_for(lambda: not self._is_moving(inodes))
+            self._changing.append(inodes)
         self._mine.inside = True
         try:
             yield
         finally:
             self._mine.inside = False
             with self._condition:
-                self._changing.remove(nodes)
+                self._changing.remove(inodes)
                 self._condition.notify_all()
 
     @contextmanager
-    def moving(self, directory: Directory, *parents: Directory) -> Iterator[None]:
+    def exclusive(self, directory: Directory, *parents: Directory) -> Iterator[None]:
         """A block that gives a directory another name.
 
         Args:
@@ -73,16 +73,18 @@ class Subtrees:
                 self._changing.remove(parents)
                 self._condition.notify_all()
 
-    def _is_moving(self, nodes: tuple[Node, ...]) -> bool:
-        return any(is_at_or_below(node, moved) for moved in self._moving for node in nodes)
+    def _is_moving(self, inodes: tuple[Inode, ...]) -> bool:
+        return any(is_at_or_below(inode, moved) for moved in self._moving for inode in inodes)
 
     def _is_changing(self, directory: Directory) -> bool:
-        return any(is_at_or_below(node, directory) for nodes in self._changing for node in nodes)
+        return any(
+            is_at_or_below(inode, directory) for inodes in self._changing for inode in inodes
+        )
 
 
-def is_at_or_below(node: Node, directory: Directory) -> bool:
-    """Whether a node is the directory, or has it above itself."""
-    here: Node | None = node
+def is_at_or_below(inode: Inode, directory: Directory) -> bool:
+    """Whether an inode is the directory, or has it above itself."""
+    here: Inode | None = inode
     while here is not None:
         if here is directory:
             return True

@@ -41,15 +41,15 @@ def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
     os.writev(descriptor, (header, body))
 
 
-def fill_pages(descriptor: int, node: int, offset: int, content: memoryview) -> None:
-    """Put content that nobody asked for into the page cache of a node.
+def fill_pages(descriptor: int, inode: int, offset: int, content: memoryview) -> None:
+    """Put content that nobody asked for into the page cache of an inode.
 
     It may wait for a page that a READ under way will fill. Where the kernel does not take it,
     it will ask.
     """
-    store = p.NOTIFY_STORE_OUT.pack(node, offset, len(content), 0)
+    store = p.NOTIFY_STORE_OUT.pack(inode, offset, len(content), 0)
     size = p.OUT_HEADER.size + len(store) + len(content)
-    with contextlib.suppress(OSError):  # ENOENT: the node is forgotten
+    with contextlib.suppress(OSError):  # ENOENT: the inode is forgotten
         os.writev(descriptor, (p.OUT_HEADER.pack(size, p.Notify.STORE, 0), store, content))
 
 

@@ -31,17 +31,17 @@ from sidecar.errors import NotFound, SidecarError, Stale, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.journal import HANDLE, Asked
-from sidecar.mounter.filesystem.namespace import Line
+from sidecar.mounter.filesystem.journal import HANDLE, ReplayedRequest
+from sidecar.mounter.filesystem.namespace import DirectoryEntry
 from sidecar.mounter.fuse import protocol as p
 from sidecar.mounter.fuse.callers import Callers, is_killed
 from sidecar.mounter.fuse.connection import Reply, answer, end_if_starved, notify
 from sidecar.mounter.fuse.notifier import Notifier
-from sidecar.mounter.fuse.open_policy import Opens
+from sidecar.mounter.fuse.open_policy import OpenPolicy
 from sidecar.mounter.fuse.passthrough import ORDINARY, Backings
 from sidecar.mounter.fuse.protocol import Opcode
 from sidecar.mounter.fuse.readers import direct_read
-from sidecar.mounter.fuse.readers.direct_read import AloneRead
+from sidecar.mounter.fuse.readers.direct_read import DirectRead
 from sidecar.mounter.fuse.readers.pool import Readers
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ _BUFFER_BYTES = MAX_REQUEST_BYTES + 4096
 _POOL_THREADS = 32
 _SMALL_BYTES = 16 * 1024
 _KEPT_BUFFERS = 8
-_MOST_NODES = 100_000
-"""Beyond so many (of 1.2 KiB), names are listed without the nodes that the kernel would hold."""
+_MOST_INODES = 100_000
+"""Beyond so many (of 1.2 KiB), names are listed without the inodes that the kernel would hold."""
 _WANTED = (
     p.Init.ASYNC_READ
     | p.Init.ATOMIC_O_TRUNC  # else open(O_TRUNC) would save an empty object first
@@ -81,7 +81,7 @@ class Request(NamedTuple):
 
     opcode: int
     unique: int
-    node: int
+    inode: int
     body: memoryview
     uid: int
     gid: int
@@ -147,24 +147,24 @@ class Server:
         self._metrics = metrics
         self._on_serving = on_serving
         self._backings = Backings(descriptor)
-        # Nothing of a read-only volume has to know what is open: a node is one version, and
+        # Nothing of a read-only volume has to know what is open: an inode is one version, and
         # closing it saves nothing. Only a file of the disk cache is opened by its copy.
-        by_node = readers is not None and filesystem.read_only
-        self._opens = Opens(needed=not by_node, by_copy=filesystem.has_cache)
-        self._reads_alone = by_node and not filesystem.has_cache
+        by_inode = readers is not None and filesystem.read_only
+        self._opens = OpenPolicy(needed=not by_inode, by_copy=filesystem.has_cache)
+        self._reads_alone = by_inode and not filesystem.has_cache
         self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="serve")
         self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._callers = Callers(descriptor)
         self._recovering = False
         self._turn = threading.Lock()
-        self._alone: AloneRead | None = None
+        self._alone: DirectRead | None = None
         self._fetches = False
         self._notifier = notifier
         self._over = threading.Event()
         self._failure: BaseException | None = None
         if notifier is not None:
             notifier.connect(descriptor)
-            filesystem.tree.on_remote_change = notifier.changed
+            filesystem.namespace.on_remote_change = notifier.changed
 
     def resume(self) -> None:
         """Take over from a dead process: the file system is restored, INIT was its business.
@@ -175,7 +175,7 @@ class Server:
         self._recovering = True
         notify(self._descriptor, p.Notify.RESEND)
         self._backings.restore(
-            (opened.node.id, opened.backing_id) for opened in self.filesystem.files.opened()
+            (opened.inode.id, opened.backing_id) for opened in self.filesystem.files.opened()
         )
         self._on_serving(True)
 
@@ -211,7 +211,7 @@ class Server:
             self._failure = error
         self._over.set()
 
-    def _take_turn(self) -> AloneRead | None:
+    def _take_turn(self) -> DirectRead | None:
         """Read and answer requests until there is a READ to fetch; None after the last one."""
         buffer = self._take_buffer()
         while (size := self._read(buffer)) is not None:
@@ -276,7 +276,7 @@ class Server:
         if self.filesystem.read_only:  # nothing below has to wait, and this thread has backings
             for kind, number in asked.given:
                 if kind == HANDLE:
-                    self._backings.release(self.filesystem.files.get(number).node.id)
+                    self._backings.release(self.filesystem.files.get(number).inode.id)
             self.filesystem.take_back(unique, asked)
             return False
         request = request._replace(body=memoryview(bytes(request.body)))
@@ -289,7 +289,7 @@ class Server:
         request: Request,
         handler: Handler,
         buffer: bytearray | None,
-        asked: Asked | None = None,
+        asked: ReplayedRequest | None = None,
     ) -> None:
         try:
             if asked is not None:
@@ -354,19 +354,19 @@ class Server:
 
     def _answer_error(self, request: Request, error: SidecarError | OSError) -> None:
         if request.opcode == Opcode.LOOKUP and type(error) is NotFound:
-            ttl_s = self.filesystem.absence_ttl_s(request.node, _name_in(request.body))
-            if ttl_s > 0:  # node 0: the kernel remembers that the name does not exist
-                self._answer(request, 0, (_entry(_NO_NODE, ttl_s, ttl_s),))
+            ttl_s = self.filesystem.absence_ttl_s(request.inode, _name_in(request.body))
+            if ttl_s > 0:  # inode 0: the kernel remembers that the name does not exist
+                self._answer(request, 0, (_entry(_NO_INODE, ttl_s, ttl_s),))
                 return
         if isinstance(error, Stale):
-            self._answer_stale(request.unique, request.node)
+            self._answer_stale(request.unique, request.inode)
             return
         self._answer_errno(request, to_errno(error))
 
-    def _answer_stale(self, unique: int, node_id: int) -> None:
-        """ESTALE, once neither the file system nor the kernel believes in the node's name."""
-        node = self.filesystem.doubt(node_id)
-        if not (node and self._notifier and self._notifier.answer_stale(unique, node)):
+    def _answer_stale(self, unique: int, inode_id: int) -> None:
+        """ESTALE, once neither the file system nor the kernel believes in the inode's name."""
+        inode = self.filesystem.doubt(inode_id)
+        if not (inode and self._notifier and self._notifier.answer_stale(unique, inode)):
             answer(self._descriptor, unique, errno.ESTALE)
 
     def _answer_stale_read(self, unique: int, number: int, offset: int, size: int) -> None:
@@ -378,12 +378,12 @@ class Server:
             self._answer_stale(unique, number)
 
     def _read_here(self, unique: int, handle: int, offset: int, size: int) -> None:
-        node = 0
+        inode = 0
         try:
-            node = self.filesystem.files.get(handle).node.id
+            inode = self.filesystem.files.get(handle).inode.id
             result = self.filesystem.read(handle, offset, size)
         except Stale:
-            self._answer_stale(unique, node)
+            self._answer_stale(unique, inode)
         except SidecarError as error:  # BadHandle: the program was killed meanwhile
             answer(self._descriptor, unique, to_errno(error))
         else:
@@ -447,32 +447,32 @@ class Server:
     # --- names ----------------------------------------------------------------------------------
 
     def lookup(self, request: Request, wait: bool) -> _Result:
-        entry = self.filesystem.lookup(request.node, _name_in(request.body), wait=wait)
+        entry = self.filesystem.lookup(request.inode, _name_in(request.body), wait=wait)
         return _Result((_entry(*entry),), None)
 
     def forget(self, request: Request, _wait: bool) -> None:
         (count,) = p.FORGET_IN.unpack_from(request.body)
-        self.filesystem.forget(request.node, count)
-        self._stop_reading([request.node])
+        self.filesystem.forget(request.inode, count)
+        self._stop_reading([request.inode])
 
     def batch_forget(self, request: Request, _wait: bool) -> None:
         (count, _) = p.BATCH_FORGET_IN.unpack_from(request.body)
         offset = p.BATCH_FORGET_IN.size
         present = (len(request.body) - offset) // p.FORGET_ONE.size
-        nodes = []
+        inodes = []
         for _ in range(min(count, present)):
-            node, lookups = p.FORGET_ONE.unpack_from(request.body, offset)
-            self.filesystem.forget(node, lookups)
-            nodes.append(node)
+            inode, lookups = p.FORGET_ONE.unpack_from(request.body, offset)
+            self.filesystem.forget(inode, lookups)
+            inodes.append(inode)
             offset += p.FORGET_ONE.size
-        self._stop_reading(nodes)
+        self._stop_reading(inodes)
 
-    def _stop_reading(self, nodes: list[int]) -> None:
+    def _stop_reading(self, inodes: list[int]) -> None:
         if self._readers is not None and not self._opens.needed:
-            self._readers.close(nodes)
+            self._readers.close(inodes)
 
     def get_attributes(self, request: Request, wait: bool) -> _Result:
-        entry = self.filesystem.get_attributes(request.node, wait=wait)
+        entry = self.filesystem.get_attributes(request.inode, wait=wait)
         return _Result((_attr_out(entry),))
 
     def set_attributes(self, request: Request, _wait: bool) -> _Result:
@@ -487,7 +487,7 @@ class Server:
             signed_s = mtime_s - (mtime_s >> 63 << 64)
             changes["mtime_ns"] = signed_s * 10**9 + mtime_ns
         entry = self.filesystem.set_attributes(
-            request.node, changes, size if valid & p.Set.SIZE else None
+            request.inode, changes, size if valid & p.Set.SIZE else None
         )
         return _Result((_attr_out(entry),))
 
@@ -495,28 +495,28 @@ class Server:
         mode, _ = p.MKDIR_IN.unpack_from(request.body)
         name = _name_in(request.body[p.MKDIR_IN.size :])
         entry = self.filesystem.make_directory(
-            request.node, name, stat.S_IMODE(mode), request.caller
+            request.inode, name, stat.S_IMODE(mode), request.caller
         )
         return _Result((_entry(*entry),))
 
     def remove_directory(self, request: Request, _wait: bool) -> _Result:
-        self.filesystem.remove_directory(request.node, _name_in(request.body))
+        self.filesystem.remove_directory(request.inode, _name_in(request.body))
         return _Result(())
 
     def unlink(self, request: Request, _wait: bool) -> _Result:
-        self.filesystem.unlink(request.node, _name_in(request.body))
+        self.filesystem.unlink(request.inode, _name_in(request.body))
         return _Result(())
 
     def rename(self, request: Request, _wait: bool) -> _Result:
         (new_parent,) = p.RENAME_IN.unpack_from(request.body)
         old, new = _names_in(request.body[p.RENAME_IN.size :], 2)
-        self.filesystem.rename(request.node, old, new_parent, new, 0)
+        self.filesystem.rename(request.inode, old, new_parent, new, 0)
         return _Result(())
 
     def rename2(self, request: Request, _wait: bool) -> _Result:
         new_parent, flags, _ = p.RENAME2_IN.unpack_from(request.body)
         old, new = _names_in(request.body[p.RENAME2_IN.size :], 2)
-        self.filesystem.rename(request.node, old, new_parent, new, flags)
+        self.filesystem.rename(request.inode, old, new_parent, new, flags)
         return _Result(())
 
     def link(self, _request: Request, _wait: bool) -> _Result:
@@ -525,7 +525,7 @@ class Server:
     def make_node(self, request: Request, _wait: bool) -> _Result:
         mode, *_ = p.MKNOD_IN.unpack_from(request.body)
         name = _name_in(request.body[p.MKNOD_IN.size :])
-        entry = self.filesystem.make_node(request.node, name, mode, request.caller)
+        entry = self.filesystem.make_node(request.inode, name, mode, request.caller)
         return _Result((_entry(*entry),))
 
     def symlink(self, request: Request, _wait: bool) -> _Result:
@@ -533,12 +533,12 @@ class Server:
         if not (end and target.endswith(b"\0")):
             raise struct.error("a name and a target expected")
         entry = self.filesystem.symlink(
-            request.node, _name_in(name + end), target[:-1], request.caller
+            request.inode, _name_in(name + end), target[:-1], request.caller
         )
         return _Result((_entry(*entry),))
 
     def read_link(self, request: Request, wait: bool) -> _Result:
-        return _Result((self.filesystem.read_link(request.node, wait=wait),))
+        return _Result((self.filesystem.read_link(request.inode, wait=wait),))
 
     def statistics(self, _request: Request, _wait: bool) -> _Result:
         now = self.filesystem.statistics()
@@ -558,7 +558,7 @@ class Server:
     # --- directories ------------------------------------------------------------------------------
 
     def open_directory(self, request: Request, _wait: bool) -> _Result:
-        handle = self.filesystem.open_directory(request.node)
+        handle = self.filesystem.open_directory(request.inode)
         return _Result((p.OPEN_OUT.pack(handle, 0, 0),))
 
     def release_directory(self, request: Request, _wait: bool) -> _Result:
@@ -575,7 +575,7 @@ class Server:
                 name = os.fsencode(line.name)
                 if len(reply) + p.dirent_bytes(len(name), plus=False) > size:
                     break
-                _add_dirent(reply, line.node or p.UNKNOWN_INO, line.offset, name, line.type_mode)
+                _add_dirent(reply, line.inode or p.UNKNOWN_INO, line.offset, name, line.type_mode)
                 last = line.offset
         except WouldBlock:
             if not reply:
@@ -589,22 +589,22 @@ class Server:
         while not reply and (lines := self._lines_plus(handle, last, size, wait)):
             last = lines[-1][0].offset
             names = [line.name for line, _ in lines if line.name not in (".", "..")]
-            del names[max(0, _MOST_NODES - len(self.filesystem.tree.nodes)) :]
+            del names[max(0, _MOST_INODES - len(self.filesystem.namespace.inodes)) :]
             entries = dict(zip(names, self.filesystem.enter(handle, names), strict=True))
             for line, name in lines:
                 entry = entries.get(line.name, _NO_ENTRY)
                 if entry is not None:  # else the name is gone again
                     reply += _entry(*entry)
-                    node = entry.attributes.node or line.node or p.UNKNOWN_INO
-                    _add_dirent(reply, node, line.offset, name, line.type_mode)
+                    inode = entry.attributes.inode or line.inode or p.UNKNOWN_INO
+                    _add_dirent(reply, inode, line.offset, name, line.type_mode)
         self.filesystem.give_lines(handle, last)
         return _Result((reply,))
 
     def _lines_plus(
         self, handle: int, offset: int, size: int, wait: bool
-    ) -> list[tuple[Line, bytes]]:
+    ) -> list[tuple[DirectoryEntry, bytes]]:
         """As many lines as a reply of READDIRPLUS has room for, with their encoded names."""
-        lines: list[tuple[Line, bytes]] = []
+        lines: list[tuple[DirectoryEntry, bytes]] = []
         try:
             for line in self.filesystem.read_directory(handle, offset, wait=wait):
                 name = os.fsencode(line.name)
@@ -626,7 +626,7 @@ class Server:
     def create(self, request: Request, _wait: bool) -> _Result:
         flags, mode, *_ = p.CREATE_IN.unpack_from(request.body)
         name = _name_in(request.body[p.CREATE_IN.size :])
-        entry, handle = self.filesystem.create(request.node, name, mode, flags, request.caller)
+        entry, handle = self.filesystem.create(request.inode, name, mode, flags, request.caller)
         return _Result(
             (
                 _entry(*entry),
@@ -636,7 +636,7 @@ class Server:
 
     def open(self, request: Request, wait: bool) -> _Result | None:
         flags, _ = p.OPEN_IN.unpack_from(request.body)
-        if not (self._opens.needed or self._is_open_answered(request.node)):
+        if not (self._opens.needed or self._is_open_answered(request.inode)):
             # The kernel then opens and closes files without asking (FUSE_NO_OPEN_SUPPORT).
             self._answer_errno(request, errno.ENOSYS)
             return None
@@ -644,27 +644,27 @@ class Server:
             raise WouldBlock("truncate")
         backing_id = ORDINARY
         if self.filesystem.read_only:
-            copy = functools.partial(self.filesystem.open_copy, request.node)
-            backing_id = self._backings.acquire(request.node, copy)
+            copy = functools.partial(self.filesystem.open_copy, request.inode)
+            backing_id = self._backings.acquire(request.inode, copy)
         try:
-            handle = self.filesystem.open(request.node, flags, backing_id, wait=wait)
+            handle = self.filesystem.open(request.inode, flags, backing_id, wait=wait)
         except BaseException:
             if self.filesystem.read_only:
-                self._backings.release(request.node)
+                self._backings.release(request.inode)
             raise
         if backing_id != ORDINARY:
             self._metrics.passthrough_opens.inc()
             how = p.Open.PASSTHROUGH | p.Open.NOFLUSH
         elif flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
-            # A node is one version, so the kernel's pages of it are always right; and
+            # An inode is one version, so the kernel's pages of it are always right; and
             # close(2) has nothing to wait for. (With O_TRUNC it has: the file is empty now.)
             how = p.Open.KEEP_CACHE | p.Open.NOFLUSH
         else:
             how = p.Open.KEEP_CACHE
         return _Result((p.OPEN_OUT.pack(handle, how, backing_id),))
 
-    def _is_open_answered(self, node: int) -> bool:
-        version = self.filesystem.version(node)
+    def _is_open_answered(self, inode: int) -> bool:
+        version = self.filesystem.version(inode)
         return self._opens.is_answered(version, others_open=self._backings.in_use)
 
     def read(self, request: Request, wait: bool) -> _Result:
@@ -674,7 +674,7 @@ class Server:
             if handle or self._opens.needed:
                 number, info = -handle, self.filesystem.pinned(handle)
             else:
-                number, info = request.node, self.filesystem.version(request.node)
+                number, info = request.inode, self.filesystem.version(request.inode)
             if info is not None:
                 self._callers.wait_elsewhere(request.unique, request.thread)
                 wanted = min(size, info.size_bytes - offset)
@@ -682,7 +682,7 @@ class Server:
                     self._readers.read(request.unique, number, info, offset, size)
                     return _HANDED_ON
                 began_s = time.perf_counter()
-                alone_read = AloneRead(request.unique, number, info, offset, wanted, began_s)
+                alone_read = DirectRead(request.unique, number, info, offset, wanted, began_s)
                 if self._fetches:
                     self._readers.read_alone(alone_read)
                 else:
@@ -715,7 +715,7 @@ class Server:
         if self._readers is not None:
             self._readers.close([-handle])
         if self.filesystem.read_only:
-            self._backings.release(request.node)
+            self._backings.release(request.inode)
         return _Result(())
 
 
@@ -750,7 +750,7 @@ OPERATIONS: dict[int, Operation] = {
     Opcode.READDIR: Operation(Server.read_directory),
     Opcode.RELEASEDIR: Operation(Server.release_directory),
     Opcode.FSYNCDIR: Operation(Server.synchronise_directory),
-    # Locks are not negotiated: the kernel keeps them itself, for this node alone.
+    # Locks are not negotiated: the kernel keeps them itself, for this inode alone.
     Opcode.GETLK: Operation(None, errno.ENOSYS),
     Opcode.SETLK: Operation(None, errno.ENOSYS),
     Opcode.SETLKW: Operation(None, errno.ENOSYS),
@@ -799,7 +799,7 @@ _REMEMBERED = _CHANGES_NAMES | {
     Opcode.OPENDIR,
     Opcode.READDIRPLUS,
 }
-"""These give out nodes and handles, which are taken back if the answer never left."""
+"""These give out inodes and handles, which are taken back if the answer never left."""
 _NAMES = {int(opcode): opcode.name.lower() for opcode in Opcode}
 
 
@@ -808,11 +808,11 @@ def decode(frame: memoryview) -> Request | None:
     if len(frame) < p.IN_HEADER.size:
         log.warning("a request of %d bytes has no header", len(frame))
         return None
-    length, opcode, unique, node, uid, gid, thread, *_ = p.IN_HEADER.unpack_from(frame)
+    length, opcode, unique, inode, uid, gid, thread, *_ = p.IN_HEADER.unpack_from(frame)
     if length != len(frame):
         log.warning("a request of %d bytes says it has %d", len(frame), length)
         return None
-    return Request(opcode, unique, node, frame[p.IN_HEADER.size :], uid, gid, thread)
+    return Request(opcode, unique, inode, frame[p.IN_HEADER.size :], uid, gid, thread)
 
 
 def _name(opcode: int) -> str:
@@ -841,7 +841,7 @@ def _attr(attributes: Attributes) -> bytes:
     seconds, nanoseconds = divmod(attributes.mtime_ns, 10**9)
     seconds &= _UINT64_MAX  # two's complement, as the kernel reads it
     return p.ATTR.pack(
-        attributes.node,
+        attributes.inode,
         attributes.size_bytes,
         -(-attributes.size_bytes // 512),
         seconds,
@@ -863,7 +863,7 @@ def _attr(attributes: Attributes) -> bytes:
 def _entry(attributes: Attributes, ttl_s: float, attributes_ttl_s: float) -> bytes:
     seconds, attributes_s = int(ttl_s), int(attributes_ttl_s)
     head = p.ENTRY_OUT.pack(
-        attributes.node,
+        attributes.inode,
         0,
         seconds,
         attributes_s,
@@ -879,13 +879,13 @@ def _attr_out(entry: Entry) -> bytes:
     return head + _attr(entry.attributes)
 
 
-def _add_dirent(reply: bytearray, node: int, offset: int, name: bytes, type_mode: int) -> None:
-    reply += p.DIRENT.pack(node, offset, len(name), type_mode >> 12)
+def _add_dirent(reply: bytearray, inode: int, offset: int, name: bytes, type_mode: int) -> None:
+    reply += p.DIRENT.pack(inode, offset, len(name), type_mode >> 12)
     reply += name
     reply += bytes(-len(reply) % 8)
 
 
 _UINT64_MAX = (1 << 64) - 1
-_NO_NODE = Attributes(0, 0, 0, 0, 0, 0, 0)
-_NO_ENTRY = Entry(_NO_NODE, 0, 0)
-"""Before a line of READDIRPLUS: the kernel makes no node of it, and counts no lookup."""
+_NO_INODE = Attributes(0, 0, 0, 0, 0, 0, 0)
+_NO_ENTRY = Entry(_NO_INODE, 0, 0)
+"""Before a line of READDIRPLUS: the kernel makes no inode of it, and counts no lookup."""

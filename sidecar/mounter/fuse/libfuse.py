@@ -1,4 +1,4 @@
-"""The portable transport: fusepy on libfuse 2, paths resolved to nodes.
+"""The portable transport: fusepy on libfuse 2, paths resolved to inodes.
 
 libfuse asks by path, so this transport walks the tree for each request, and libfuse (not
 the kernel) remembers which path is which. What follows from that is listed in
@@ -17,7 +17,7 @@ from sidecar.errors import DependencyMissing, NotFound, SidecarError, Stale, to_
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.inodes import Directory, Node
+from sidecar.mounter.filesystem.inodes import Directory, Inode
 from sidecar.mounter.fuse.protocol import UNKNOWN_INO
 from sidecar.mounter.system.mounts import SUBTYPE
 
@@ -52,7 +52,7 @@ def serve(
         raise DependencyMissing(
             "libfuse 2 is not installed", "install Debian's libfuse2 (libfuse2t64 since 13)"
         ) from None
-    ttl_s = filesystem.tree.ttl_s
+    ttl_s = filesystem.namespace.ttl_s
     fuse.FUSE(
         _PathOperations(filesystem, metrics, on_mounted, fuse.fuse_get_context),
         mountpoint,
@@ -99,7 +99,7 @@ class _PathOperations:
         context: Callable[[], tuple[int, int, int]],
     ) -> None:
         self._fs = filesystem
-        self._tree = filesystem.tree
+        self._namespace = filesystem.namespace
         self._metrics = metrics
         self._on_mounted = on_mounted
         self._context = context
@@ -127,12 +127,12 @@ class _PathOperations:
         """The mount is gone; the worker ends when serve() returns."""
 
     def getattr(self, path: str | None, fi: Any = None) -> dict[str, int]:
-        node = self._fs.files.get(fi.fh).node if fi is not None else self._walk(path or "/")
-        self._hold(node)
-        self._tree.complete(node)
+        inode = self._fs.files.get(fi.fh).inode if fi is not None else self._walk(path or "/")
+        self._hold(inode)
+        self._namespace.complete(inode)
         if path is not None:
-            _remember(self._told, path, node)
-        return _stat(self._tree.attributes(node))
+            _remember(self._told, path, inode)
+        return _stat(self._namespace.attributes(inode))
 
     def chmod(self, path: str, mode: int) -> None:
         self._fs.set_attributes(self._walk(path).id, {"mode": stat.S_IMODE(mode)})
@@ -152,8 +152,8 @@ class _PathOperations:
         self._fs.set_attributes(self._walk(path).id, {"mtime_ns": mtime_ns})
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
-        node = self._fs.files.get(fi.fh).node if fi is not None else self._walk(path or "/")
-        self._fs.set_attributes(node.id, {}, size_bytes=length)
+        inode = self._fs.files.get(fi.fh).inode if fi is not None else self._walk(path or "/")
+        self._fs.set_attributes(inode.id, {}, size_bytes=length)
 
     def statfs(self, _path: str) -> dict[str, int]:
         statistics = self._fs.statistics()
@@ -182,7 +182,7 @@ class _PathOperations:
         for line in self._fs.read_directory(handle, 0):
             known = {
                 "st_mode": line.type_mode,
-                "st_ino": line.node or UNKNOWN_INO,
+                "st_ino": line.inode or UNKNOWN_INO,
             }
             lines.append((_encode(line.name), known, 0))
         return lines
@@ -196,7 +196,7 @@ class _PathOperations:
     def mkdir(self, path: str, mode: int) -> None:
         parent, name = self._walk_parent(path)
         entry = self._fs.make_directory(parent.id, name, stat.S_IMODE(mode), self._caller())
-        self._fs.forget(entry.attributes.node, 1)
+        self._fs.forget(entry.attributes.inode, 1)
 
     def rmdir(self, path: str) -> None:
         parent, name = self._walk_parent(path)
@@ -215,13 +215,13 @@ class _PathOperations:
 
     def mknod(self, path: str, mode: int, _device: int) -> None:
         parent, name = self._walk_parent(path)
-        node = self._fs.make_node(parent.id, name, mode, self._caller()).attributes.node
-        self._fs.forget(node, 1)
+        inode = self._fs.make_node(parent.id, name, mode, self._caller()).attributes.inode
+        self._fs.forget(inode, 1)
 
     def symlink(self, path: str, target: str) -> None:
         parent, name = self._walk_parent(path)
         entry = self._fs.symlink(parent.id, name, target.encode(_ENCODING), self._caller())
-        self._fs.forget(entry.attributes.node, 1)
+        self._fs.forget(entry.attributes.inode, 1)
 
     def readlink(self, path: str) -> str:
         return self._fs.read_link(self._walk(path).id).decode(_ENCODING)
@@ -234,27 +234,27 @@ class _PathOperations:
     def create(self, path: str, mode: int, fi: Any) -> None:
         parent, name = self._walk_parent(path)
         entry, fi.fh = self._fs.create(parent.id, name, mode, fi.flags, self._caller())
-        self._hold(self._tree.nodes.get(entry.attributes.node))
-        self._fs.forget(entry.attributes.node, 1)
+        self._hold(self._namespace.inodes.get(entry.attributes.inode))
+        self._fs.forget(entry.attributes.inode, 1)
 
     def open(self, path: str, fi: Any) -> None:
         told = self._told.pop(path, None)
         try:
-            node = self._walk(path)
+            inode = self._walk(path)
         except NotFound as error:
             if told is None:
                 raise
             raise Stale(error.what) from None
-        if told not in (None, node.id):
+        if told not in (None, inode.id):
             # What the kernel believes of the path is another version's. At ESTALE it asks for
             # the attributes of the whole path, and then opens again (fs/namei.c, do_filp_open).
-            raise Stale(f"`{node.key}` is another file by now")
-        _remember(self._told, path, node)
-        fi.fh = self._fs.open(node.id, fi.flags)
+            raise Stale(f"`{inode.key}` is another file by now")
+        _remember(self._told, path, inode)
+        fi.fh = self._fs.open(inode.id, fi.flags)
         # The kernel keeps pages by path here; they are right as long as the path leads to
-        # the same node, which is one version.
-        fi.keep_cache = self._opened.get(path) == node.id
-        _remember(self._opened, path, node)
+        # the same inode, which is one version.
+        fi.keep_cache = self._opened.get(path) == inode.id
+        _remember(self._opened, path, inode)
 
     def read(self, _path: str | None, size: int, offset: int, fi: Any) -> bytes:
         result = self._fs.read(fi.fh, offset, size)
@@ -275,16 +275,16 @@ class _PathOperations:
     def release(self, _path: str | None, fi: Any) -> None:
         self._fs.release(fi.fh)
 
-    def _hold(self, node: Node) -> None:
-        """Keep the number of a node.
+    def _hold(self, inode: Inode) -> None:
+        """Keep the number of an inode.
 
         The kernel keeps by path what stat(2) said, and SQLite takes a file whose number changes
         for another file.
         """
-        if node.id in self._held:
+        if inode.id in self._held:
             return
-        self._tree.nodes.hold([node])
-        self._held[node.id] = None
+        self._namespace.inodes.hold([inode])
+        self._held[inode.id] = None
         if len(self._held) > _REMEMBERED_PATHS:
             self._fs.forget(self._held.popitem(last=False)[0], 1)
 
@@ -292,14 +292,14 @@ class _PathOperations:
         uid, gid, _pid = self._context()
         return Caller(uid, gid)
 
-    # --- paths to nodes ------------------------------------------------------------------
+    # --- paths to inodes ------------------------------------------------------------------
 
-    def _walk(self, path: str) -> Node:
-        node: Node = self._tree.nodes.root
+    def _walk(self, path: str) -> Inode:
+        inode: Inode = self._namespace.inodes.root
         for part in path.split("/"):
             if part:
-                node = self._tree.find(self._tree.directory(node.id), _decode(part))
-        return node
+                inode = self._namespace.find(self._namespace.directory(inode.id), _decode(part))
+        return inode
 
     def _walk_parent(self, path: str) -> tuple[Directory, str]:
         directory, _, name = path.rpartition("/")
@@ -309,10 +309,10 @@ class _PathOperations:
         return parent, _decode(name)
 
 
-def _remember(nodes: OrderedDict[str, int], path: str, node: Node) -> None:
-    nodes[path] = node.id
-    if len(nodes) > _REMEMBERED_PATHS:
-        nodes.popitem(last=False)
+def _remember(inodes: OrderedDict[str, int], path: str, inode: Inode) -> None:
+    inodes[path] = inode.id
+    if len(inodes) > _REMEMBERED_PATHS:
+        inodes.popitem(last=False)
 
 
 def _decode(part: str) -> str:
@@ -325,7 +325,7 @@ def _encode(name: str) -> str:
 
 def _stat(attributes: Attributes) -> dict[str, int]:
     return {
-        "st_ino": attributes.node,
+        "st_ino": attributes.inode,
         "st_mode": attributes.mode,
         "st_nlink": attributes.nlink,
         "st_size": attributes.size_bytes,

@@ -19,14 +19,14 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-from sidecar.mounter.filesystem.inodes import Node
+from sidecar.mounter.filesystem.inodes import Inode
 from sidecar.mounter.fuse import protocol as p
 from sidecar.mounter.fuse.connection import answer, notify
 from sidecar.mounter.fuse.readers.child import fork_child, receive_descriptor, send_descriptor
 
 log = logging.getLogger(__name__)
 
-_MESSAGE = struct.Struct("<QQQ")  # node, parent, request to answer or 0; the name follows
+_MESSAGE = struct.Struct("<QQQ")  # inode, parent, request to answer or 0; the name follows
 _MESSAGE_BYTES = 1024
 _PATIENCE_S = 1.0
 _THREADS = 4
@@ -45,27 +45,27 @@ class Notifier:
         """Give the child the connection."""
         send_descriptor(self._end, descriptor)
 
-    def changed(self, node: Node) -> None:
-        """A node that the kernel knows lost its name because the bucket changed.
+    def changed(self, inode: Inode) -> None:
+        """An inode that the kernel knows lost its name because the bucket changed.
 
         Never waits, and goes without a child that ended: names and attributes expire by
         themselves, only somewhat later.
         """
-        if node.lookups:
-            self._send(node, 0)
+        if inode.lookups:
+            self._send(inode, 0)
 
-    def answer_stale(self, unique: int, node: Node) -> bool:
-        """Answer a request with ESTALE, once the kernel does not believe in the node's name.
+    def answer_stale(self, unique: int, inode: Inode) -> bool:
+        """Answer a request with ESTALE, once the kernel does not believe in the inode's name.
 
         So whoever gets the answer and opens the file again is asked about the name. Never waits;
         False where there is nobody to do it.
         """
-        return self._send(node, unique)
+        return self._send(inode, unique)
 
-    def _send(self, node: Node, unique: int) -> bool:
-        if node.parent is None:
+    def _send(self, inode: Inode, unique: int) -> bool:
+        if inode.parent is None:
             return False
-        message = _MESSAGE.pack(node.id, node.parent.id, unique) + os.fsencode(node.name)
+        message = _MESSAGE.pack(inode.id, inode.parent.id, unique) + os.fsencode(inode.name)
         try:
             self._end.send(message)
         except (BlockingIOError, ConnectionError):
@@ -74,9 +74,9 @@ class Notifier:
 
 
 class _Name(NamedTuple):
-    """A name that is out of date, and the node that had it."""
+    """A name that is out of date, and the inode that had it."""
 
-    node: int
+    inode: int
     parent: int
     name: bytes
 
@@ -89,8 +89,8 @@ def _run(end: socket.socket) -> None:
     changes = ThreadPoolExecutor(1)
     answers = _StaleAnswers(descriptor)
     while message := end.recv(_MESSAGE_BYTES):
-        node, parent, unique = _MESSAGE.unpack_from(message)
-        name = _Name(node, parent, message[_MESSAGE.size :])
+        inode, parent, unique = _MESSAGE.unpack_from(message)
+        name = _Name(inode, parent, message[_MESSAGE.size :])
         if unique:
             answers.give(unique, name)
         else:
@@ -124,11 +124,11 @@ class _StaleAnswers:
 
 
 def _forget(descriptor: int, name: _Name, offset: int) -> None:
-    """Tell the kernel that a name, the node's attributes, and its pages from ``offset`` are old."""
+    """Tell the kernel that a name, its attributes, and its pages from ``offset`` are old."""
     entry = p.NOTIFY_INVAL_ENTRY_OUT.pack(name.parent, len(name.name), 0) + name.name + b"\0"
     for code, body in (
         (p.Notify.INVAL_ENTRY, entry),
-        (p.Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE_OUT.pack(name.node, offset, 0)),
+        (p.Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE_OUT.pack(name.inode, offset, 0)),
     ):
         try:
             notify(descriptor, code, body)

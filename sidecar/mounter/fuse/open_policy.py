@@ -10,7 +10,7 @@ WORTH_BYTES = 1024 * 1024
 for an open, against half a second for each gigabyte of a copy that the kernel reads by itself."""
 
 
-class Opens:
+class OpenPolicy:
     """Decides it for one mount; once given away it cannot be taken back (FUSE_NO_OPEN_SUPPORT).
 
     Args:

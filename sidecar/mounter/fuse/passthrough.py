@@ -2,8 +2,8 @@
 
 Rules of fs/fuse/passthrough.c and iomode.c (Linux 6.9): the backing file is registered by
 ioctl and needs CAP_SYS_ADMIN; while a file is open in one way, ordinary or passthrough, an
-open in the other way fails with EIO, so the way is decided per node and counted; all
-concurrent opens of a node share one backing file. Used on read-only volumes alone, where
+open in the other way fails with EIO, so the way is decided per inode and counted; all
+concurrent opens of an inode share one backing file. Used on read-only volumes alone, where
 nothing can change the file that is open.
 """
 
@@ -31,30 +31,30 @@ class Backings:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._copies: dict[int, Copy] = {}  # node -> what stays while it is open
+        self._copies: dict[int, Copy] = {}  # inode -> what stays while it is open
         self._refused = False
-        self._ids: dict[int, int] = {}  # node -> backing id
-        self._opens: dict[int, int] = {}  # node -> opens, all of one way
+        self._ids: dict[int, int] = {}  # inode -> backing id
+        self._opens: dict[int, int] = {}  # inode -> opens, all of one way
 
     def restore(self, opens: Iterable[tuple[int, int]]) -> None:
-        """Take over a predecessor's opens: (node, backing id) of each handle."""
-        for node, backing_id in opens:
-            self._opens[node] = self._opens.get(node, 0) + 1
+        """Take over a predecessor's opens: (inode, backing id) of each handle."""
+        for inode, backing_id in opens:
+            self._opens[inode] = self._opens.get(inode, 0) + 1
             if backing_id != ORDINARY:
-                self._ids[node] = backing_id
+                self._ids[inode] = backing_id
 
     @property
     def in_use(self) -> bool:
         """Whether any file is open, in whichever way."""
         return bool(self._opens)
 
-    def acquire(self, node: int, open_copy: Callable[[], Copy | None]) -> int:
-        """Count one open of a node; its backing id, or ORDINARY."""
-        opens = self._opens.get(node, 0)
+    def acquire(self, inode: int, open_copy: Callable[[], Copy | None]) -> int:
+        """Count one open of an inode; its backing id, or ORDINARY."""
+        opens = self._opens.get(inode, 0)
         copy = open_copy() if not opens and not self._refused else None
-        self._opens[node] = opens + 1
+        self._opens[inode] = opens + 1
         if copy is None:
-            return self._ids.get(node, ORDINARY)
+            return self._ids.get(inode, ORDINARY)
         try:
             request = bytearray(p.BACKING_MAP.pack(copy.descriptor, 0, 0))
             backing_id: int = fcntl.ioctl(self._descriptor, p.BACKING_OPEN, request)
@@ -64,17 +64,17 @@ class Backings:
             self._refused = True
             copy.close()
             return ORDINARY
-        self._copies[node] = copy
-        self._ids[node] = backing_id
+        self._copies[inode] = copy
+        self._ids[inode] = backing_id
         return backing_id
 
-    def release(self, node: int) -> None:
-        """One open of a node less; the last one gives the backing file back."""
-        opens = self._opens.pop(node, 1) - 1
+    def release(self, inode: int) -> None:
+        """One open of an inode less; the last one gives the backing file back."""
+        opens = self._opens.pop(inode, 1) - 1
         if opens:
-            self._opens[node] = opens
-        elif (backing_id := self._ids.pop(node, ORDINARY)) != ORDINARY:
+            self._opens[inode] = opens
+        elif (backing_id := self._ids.pop(inode, ORDINARY)) != ORDINARY:
             fcntl.ioctl(self._descriptor, p.BACKING_CLOSE, backing_id.to_bytes(4, "little"))
-            copy = self._copies.pop(node, None)
+            copy = self._copies.pop(inode, None)
             if copy is not None:
                 copy.close()

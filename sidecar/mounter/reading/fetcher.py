@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from sidecar.errors import NotFound, Stale, StoreProtocolError
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.disk_cache import DiskCache, Entry, Keeper
+from sidecar.mounter.cache.disk_cache import CacheEntry, CacheWriter, DiskCache
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.read_around import PageCacheShare
 from sidecar.mounter.store.interface import ObjectInfo, Store
@@ -58,13 +58,13 @@ class Fetcher(NamedTuple):
     metrics: VolumeMetrics
     part_bytes: int
     cache: DiskCache | None = None
-    keeper: Keeper = Keeper()
+    cache_writer: CacheWriter = CacheWriter()
     page_cache: PageCacheShare = PageCacheShare(0)
 
     def fetch(
         self,
         info: ObjectInfo,
-        entry: Entry | None,
+        entry: CacheEntry | None,
         offset: int,
         buffer: memoryview,
         users: Users,
@@ -85,13 +85,13 @@ class Fetcher(NamedTuple):
         self.get(info, offset, buffer)
         if entry is None and self.cache is not None and len(buffer) == info.size_bytes:
             users.hold()
-            self.keeper.keep(self.cache, info, None, 0, buffer, users.drop)
+            self.cache_writer.keep(self.cache, info, None, 0, buffer, users.drop)
 
     def _fetch_through(
         self,
         cache: DiskCache,
         info: ObjectInfo,
-        entry: Entry,
+        entry: CacheEntry,
         offset: int,
         buffer: memoryview,
         users: Users,
@@ -113,7 +113,7 @@ class Fetcher(NamedTuple):
                     entry.release(position, run.end)
                     raise
                 users.hold()
-                self.keeper.keep(cache, info, entry, position, view, users.drop)
+                self.cache_writer.keep(cache, info, entry, position, view, users.drop)
                 position = run.end
 
     def get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sidecar.errors import WouldBlock
-from sidecar.mounter.cache.disk_cache import BLOCK_BYTES, Entry
+from sidecar.mounter.cache.disk_cache import BLOCK_BYTES, CacheEntry
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import ALONE, Fetcher
-from sidecar.mounter.reading.read_around import MOST_BYTES, Widening
+from sidecar.mounter.reading.read_around import MOST_BYTES, ReadAround
 from sidecar.mounter.store.interface import ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class _Part:
     )
 
     def __init__(
-        self, start: int, buffer: bytearray, pool: BufferPool, entry: Entry | None
+        self, start: int, buffer: bytearray, pool: BufferPool, entry: CacheEntry | None
     ) -> None:
         self.start = start
         self.end = start + len(buffer)
@@ -178,7 +178,7 @@ class ObjectReader:
     Args:
         info: the object's pinned version.
         surplus: where the caller gives the kernel what is brought beyond the question: the
-            blocks of :data:`.widening.MOST_BYTES` that come here and not to another process.
+            blocks of :data:`.read_around.MOST_BYTES` that come here and not to another process.
     """
 
     def __init__(self, fetcher: Fetcher, info: ObjectInfo, *, surplus: range | None = None) -> None:
@@ -189,12 +189,12 @@ class ObjectReader:
         self._ends: deque[int] = deque(maxlen=_REMEMBERED_ENDS)
         self._closed = False
         self._used_s = 0.0
-        self._entry: Entry | None = None
+        self._entry: CacheEntry | None = None
         self._enter()
         self._rested = False
-        self._widening: Widening | None = None
+        self._read_around: ReadAround | None = None
         if surplus is not None and self._entry is None and info.size_bytes > WHOLE_OBJECT_BYTES:
-            self._widening = Widening(fetcher.page_cache, info.size_bytes, surplus)
+            self._read_around = ReadAround(fetcher.page_cache, info.size_bytes, surplus)
         self._bringing = threading.Lock()
         # A part must not be so large that a small budget never has room for the next one.
         quarter = fetcher.buffers.budget_bytes // 4
@@ -264,12 +264,12 @@ class ObjectReader:
         Args:
             give: gives the kernel content from an offset.
         """
-        widening = self._widening
-        if widening is None or not self._bringing.acquire(blocking=False):
+        read_around = self._read_around
+        if read_around is None or not self._bringing.acquire(blocking=False):
             return
         try:
             buffer = memoryview(b"")
-            while (span := self._next_behind(widening)) is not None:
+            while (span := self._next_behind(read_around)) is not None:
                 first, last = span
                 buffer = buffer or memoryview(bytearray(MOST_BYTES))
                 content = buffer[: last - first]
@@ -293,8 +293,8 @@ class ObjectReader:
         try:
             if time.monotonic() - self._used_s < idle_s:
                 return False
-            if self._widening is not None:
-                self._widening.rest()
+            if self._read_around is not None:
+                self._read_around.rest()
             self._leave()
             self._rested = True
             if not self._streams:
@@ -311,8 +311,8 @@ class ObjectReader:
                 return
             self._closed = True
             self._close_streams()
-            if self._widening is not None:
-                self._widening.rest()
+            if self._read_around is not None:
+                self._read_around.rest()
             self._leave()
 
     # --- windows; the lock is held ---------------------------------------------------
@@ -329,16 +329,16 @@ class ObjectReader:
         if entry is not None and self._fetcher.cache is not None:
             self._fetcher.cache.leave(entry)
 
-    def _hold_entry(self) -> Entry | None:
+    def _hold_entry(self) -> CacheEntry | None:
         """The cache entry, held for one fetch."""
         if self._closed or self._entry is None or self._fetcher.cache is None:
             return None
         self._fetcher.cache.stay(self._entry)
         return self._entry
 
-    def _next_behind(self, widening: Widening) -> tuple[int, int] | None:
+    def _next_behind(self, read_around: ReadAround) -> tuple[int, int] | None:
         with self._lock:
-            return None if self._closed or self._rested else widening.behind()
+            return None if self._closed or self._rested else read_around.behind()
 
     def _find_stream(self, offset: int, end: int, wait: bool) -> _Stream | None:
         """The window that a read belongs to; only who may wait begins or moves one."""
@@ -476,12 +476,12 @@ class ObjectReader:
 
     # --- reading; the lock is not held ------------------------------------------------
 
-    def _read_directly(self, entry: Entry | None, offset: int, end: int) -> ReadResult:
+    def _read_directly(self, entry: CacheEntry | None, offset: int, end: int) -> ReadResult:
         first = offset - offset % self._grain_bytes
         last = min(-(-end // self._grain_bytes) * self._grain_bytes, self.info.size_bytes)
-        if self._widening is not None:
+        if self._read_around is not None:
             with self._lock:
-                first, last = self._widening.begin(offset, end)
+                first, last = self._read_around.begin(offset, end)
         buffer = memoryview(bytearray(last - first))
         fetcher = self._fetcher
         began_s = time.perf_counter()
@@ -496,7 +496,7 @@ class ObjectReader:
         fetcher.metrics.stall_seconds.inc(time.perf_counter() - began_s)
         fetcher.metrics.cache_misses.inc()
         views = [buffer[offset - first : end - first]]
-        if self._widening is None:
+        if self._read_around is None:
             return ReadResult(views, _nothing)
         before, behind = buffer[: offset - first], buffer[end - first :]
         return ReadResult(
@@ -507,14 +507,14 @@ class ObjectReader:
         )
 
     def _end(self, first: int) -> None:
-        if self._widening is not None:
+        if self._read_around is not None:
             with self._lock:
-                self._widening.end(first)
+                self._read_around.end(first)
 
     def _given(self, first: int, last: int) -> None:
-        if self._widening is not None:
+        if self._read_around is not None:
             with self._lock:
-                self._widening.given(first, last)
+                self._read_around.given(first, last)
 
     def _read_parts(
         self,

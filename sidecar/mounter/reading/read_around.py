@@ -54,7 +54,7 @@ class PageCacheShare:
             self._left_bytes += size_bytes
 
 
-class Widening:
+class ReadAround:
     """The random reads of one object. Used with the object's lock held.
 
     Args:

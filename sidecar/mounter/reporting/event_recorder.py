@@ -56,7 +56,7 @@ class _Waiting:
     not_before_s: float = 0.0
 
 
-class Outbox:
+class EventRecorder:
     """Events and the condition of one pod.
 
     Args:

@@ -27,7 +27,7 @@ from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
 from sidecar.validated_spec import read_validated_spec
 
 if TYPE_CHECKING:
-    from sidecar.mounter.reporting.event_recorder import Outbox
+    from sidecar.mounter.reporting.event_recorder import EventRecorder
 
 log = logging.getLogger("sidecar.reporter")
 
@@ -47,7 +47,7 @@ class Reporter:
     def __init__(self, state: Path, spool_bytes: int) -> None:
         self._state = state
         self._observer = Observer(spool_bytes)
-        self._outbox: Outbox | None = None
+        self._recorder: EventRecorder | None = None
         self._seen: tuple[int, int] | None = None
         self._next_totals_s = 0.0
         self.ready = False
@@ -69,18 +69,18 @@ class Reporter:
             reports += self._observer.look_at_totals(read_volume_totals(self._state / "metrics"))
         for report in reports:
             self._open_outbox().add(report)
-        if self._outbox is not None:
-            self._outbox.send(now_s, last=last)
+        if self._recorder is not None:
+            self._recorder.send(now_s, last=last)
 
-    def _open_outbox(self) -> Outbox:
-        if self._outbox is None:
+    def _open_outbox(self) -> EventRecorder:
+        if self._recorder is None:
             from sidecar.kubernetes_api import connect
-            from sidecar.mounter.reporting.event_recorder import Outbox, PodIdentity
+            from sidecar.mounter.reporting.event_recorder import EventRecorder, PodIdentity
 
-            self._outbox = Outbox(
+            self._recorder = EventRecorder(
                 PodIdentity(*(os.environ[name] for name in POD_VARIABLES)), connect
             )
-        return self._outbox
+        return self._recorder
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

@@ -18,11 +18,11 @@ from sidecar.errors import (
     StoreProtocolError,
     Unavailable,
 )
-from sidecar.mounter.store.http.client import Body, Exchange, Reply
+from sidecar.mounter.store.http.client import Body, HttpClient, Reply
 from sidecar.mounter.store.http.forks import renew_in_child
-from sidecar.mounter.store.http.pool import Endpoint, Patience
-from sidecar.mounter.store.http.requests import Dialect, Listing, Put
-from sidecar.mounter.store.http.retry import Again, Retry
+from sidecar.mounter.store.http.pool import AdaptiveTimeout, Endpoint
+from sidecar.mounter.store.http.requests import Listing, Put, RequestBuilder
+from sidecar.mounter.store.http.retry import Retry, Retryable
 from sidecar.mounter.store.interface import (
     Condition,
     ObjectInfo,
@@ -30,10 +30,10 @@ from sidecar.mounter.store.interface import (
     Properties,
     StoreObserver,
 )
-from sidecar.mounter.store.list_reader import PageReader
+from sidecar.mounter.store.list_reader import ListReader
 from sidecar.mounter.store.login import C, Login
-from sidecar.mounter.store.object_properties import Keeper
-from sidecar.mounter.store.range_reader import BulkReader
+from sidecar.mounter.store.object_properties import PropertyKeeper
+from sidecar.mounter.store.range_reader import RangeReader
 from sidecar.mounter.store.store_errors import Place, Request
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ BUCKET_CHECK_S = 10.0
 T = TypeVar("T")
 
 
-class CloudStore(ABC, Generic[C]):
+class HttpStore(ABC, Generic[C]):
     """Common half of a :class:`~sidecar.mounter.store.interface.Store`.
 
     Args:
         source: the bucket and prefix.
         place: for messages.
         login: the credentials in use.
-        endpoint, dialect: for listings and bulk reads, which do without the SDK.
+        endpoint, requests: for listings and bulk reads, which do without the SDK.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class CloudStore(ABC, Generic[C]):
         place: Place,
         login: Login[C],
         endpoint: Endpoint,
-        dialect: Dialect,
+        requests: RequestBuilder,
         retry_budget_s: float,
         observer: StoreObserver,
     ) -> None:
@@ -81,14 +81,14 @@ class CloudStore(ABC, Generic[C]):
         self.place = place
         self._login = login
         self.retry = Retry(retry_budget_s, login, observer)
-        self.keeper = Keeper(place)
-        self._exchange = Exchange(endpoint, dialect, place)
-        self._reader = BulkReader(self._exchange, dialect, place, self.retry)
-        self._pages = PageReader(self._exchange, dialect, place)
+        self.property_keeper = PropertyKeeper(place)
+        self._client = HttpClient(endpoint, requests, place)
+        self._reader = RangeReader(self._client, requests, place, self.retry)
+        self._pages = ListReader(self._client, requests, place)
         self._bucket_seen_s = 0.0
-        self._quick = Patience(steady_s=QUICK_TIMEOUT_S)
-        self._writing = Patience(steady_s=WRITE_SILENCE_S)
-        self._copying = Patience(steady_s=TRANSFER_TIMEOUT_S)
+        self._quick = AdaptiveTimeout(steady_s=QUICK_TIMEOUT_S)
+        self._writing = AdaptiveTimeout(steady_s=WRITE_SILENCE_S)
+        self._copying = AdaptiveTimeout(steady_s=TRANSFER_TIMEOUT_S)
         self.after_fork()
         renew_in_child(self)
 
@@ -110,7 +110,7 @@ class CloudStore(ABC, Generic[C]):
         """As :meth:`Store.probe`."""
         try:
             self.retry.once("list", lambda: self._pages.page(Listing("", None, "/", 1)))
-        except Again as again:
+        except Retryable as again:
             error = again.error
         else:
             return
@@ -167,7 +167,7 @@ class CloudStore(ABC, Generic[C]):
 
     def close(self) -> None:
         """As :meth:`Store.close`."""
-        self._exchange.close()
+        self._client.close()
         with self._sdk_lock:
             sdk, self._sdk = self._sdk, None
         if sdk is not None:
@@ -188,7 +188,7 @@ class CloudStore(ABC, Generic[C]):
         """What the SDK raises. Anything else is a bug and passes through."""
 
     @abstractmethod
-    def _translate(self, error: BaseException, request: Request) -> SidecarError | Again:
+    def _translate(self, error: BaseException, request: Request) -> SidecarError | Retryable:
         """The one seam between the SDK's exceptions and the error tree."""
 
     @abstractmethod
@@ -243,16 +243,16 @@ class CloudStore(ABC, Generic[C]):
         sign: Callable[[], Put],
         body: Body,
         accepted: Collection[int] = WRITTEN,
-        patience: Patience | None = None,
+        timeout: AdaptiveTimeout | None = None,
     ) -> Reply:
-        """One attempt at it. Raises as :meth:`Exchange.get`.
+        """One attempt at it. Raises as :meth:`HttpClient.get`.
 
         Args:
-            patience: for a request that the store may work on for longer than it takes to
+            timeout: for a request that the store may work on for longer than it takes to
                 write a part.
         """
-        return self._exchange.put(
-            request, sign, body, accepted=accepted, patience=patience or self._writing
+        return self._client.put(
+            request, sign, body, accepted=accepted, timeout=timeout or self._writing
         )
 
     def check_key(self, key: str) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from sidecar.errors import StoreProtocolError
-from sidecar.mounter.store.http.client import Exchange
+from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.connection import Response
-from sidecar.mounter.store.http.pool import Patience
-from sidecar.mounter.store.http.requests import Dialect, Listing
-from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.http.pool import AdaptiveTimeout
+from sidecar.mounter.store.http.requests import Listing, RequestBuilder
+from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Page
 from sidecar.mounter.store.store_errors import Place, Request
 
@@ -25,32 +25,32 @@ PAGE_TIMEOUT_S = 10.0
 _REQUEST = Request("list")
 
 
-class PageReader:
+class ListReader:
     """Reads pages.
 
     Args:
-        exchange: who sends the requests.
-        dialect: how they look.
+        client: who sends the requests.
+        requests: how they look.
         place: for messages.
     """
 
-    def __init__(self, exchange: Exchange, dialect: Dialect, place: Place) -> None:
-        self._exchange = exchange
-        self._dialect = dialect
+    def __init__(self, client: HttpClient, requests: RequestBuilder, place: Place) -> None:
+        self._client = client
+        self._requests = requests
         self._place = place
-        self._patience = Patience(steady_s=PAGE_TIMEOUT_S)
+        self._timeout = AdaptiveTimeout(steady_s=PAGE_TIMEOUT_S)
 
     def page(self, listing: Listing) -> Page:
-        """One attempt at a page. Raises as :meth:`Exchange.get`."""
-        body = self._exchange.get(
+        """One attempt at a page. Raises as :meth:`HttpClient.get`."""
+        body = self._client.get(
             _REQUEST,
-            lambda: self._dialect.list(listing),
+            lambda: self._requests.list(listing),
             self._read,
             accepted={HTTPStatus.OK},
-            patience=self._patience,
+            timeout=self._timeout,
         )
         try:
-            page = self._dialect.page(body)
+            page = self._requests.page(body)
         except (ValueError, LookupError, TypeError, RecursionError):
             page = None  # its message may quote the body
         if page is None:
@@ -64,7 +64,7 @@ class PageReader:
         if len(body) > MAX_PAGE_BYTES:
             raise self._place.protocol(f"a page is longer than {MAX_PAGE_BYTES} bytes")
         if response.length:  # what did not come
-            raise Again(self._cut_short(), "truncated")
+            raise Retryable(self._cut_short(), "truncated")
         return body
 
     def _cut_short(self) -> StoreProtocolError:

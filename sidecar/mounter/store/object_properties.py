@@ -53,7 +53,7 @@ class Repeated(NamedTuple):
 NOTHING = Repeated({}, {})
 
 
-class Keeper:
+class PropertyKeeper:
     """Writes that repeat properties, as far as the store lets this login.
 
     Safe to use from any thread.

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
-from sidecar.mounter.store.http.client import Exchange
+from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.connection import Headers, Response
-from sidecar.mounter.store.http.pool import Patience
-from sidecar.mounter.store.http.requests import Dialect
-from sidecar.mounter.store.http.retry import Again, Retry
+from sidecar.mounter.store.http.pool import AdaptiveTimeout
+from sidecar.mounter.store.http.requests import RequestBuilder
+from sidecar.mounter.store.http.retry import Retry, Retryable
 from sidecar.mounter.store.store_errors import Place, Request
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -48,22 +48,24 @@ class _Range:
         self.buffer = self.buffer[count:]
 
 
-class BulkReader:
+class RangeReader:
     """Reads ranges.
 
     Args:
-        exchange: who sends the requests.
-        dialect: how they look.
+        client: who sends the requests.
+        requests: how they look.
         place: for messages.
         retry: the store's policy.
     """
 
-    def __init__(self, exchange: Exchange, dialect: Dialect, place: Place, retry: Retry) -> None:
-        self._exchange = exchange
-        self._dialect = dialect
+    def __init__(
+        self, client: HttpClient, requests: RequestBuilder, place: Place, retry: Retry
+    ) -> None:
+        self._client = client
+        self._requests = requests
         self._place = place
         self._retry = retry
-        self._patience = Patience()
+        self._timeout = AdaptiveTimeout()
 
     def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
         """As :meth:`sidecar.mounter.store.interface.Store.get_range`."""
@@ -75,19 +77,19 @@ class BulkReader:
 
     def _attempt(self, wanted: _Range) -> None:
         """Get what is still missing of a range."""
-        self._exchange.get(
+        self._client.get(
             Request("get", wanted.key),
-            lambda: self._dialect.get(wanted.key, wanted.version, wanted.header),
+            lambda: self._requests.get(wanted.key, wanted.version, wanted.header),
             lambda response: self._read(response, wanted),
             accepted=_ACCEPTED,
-            patience=self._patience,
+            timeout=self._timeout,
         )
 
     def _read(self, response: Response, wanted: _Range) -> None:
         """The body into the buffer."""
         if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             # The range begins at or behind the end; of this version, as far as it is said.
-            if self._dialect.version(response.fields):
+            if self._requests.version(response.fields):
                 self._check_version(response.fields, wanted)
             response.read(_MAX_ERROR_BYTES)
             return
@@ -97,14 +99,14 @@ class BulkReader:
             more = response.readinto(wanted.buffer[:length])
             if not more:
                 error = self._place.protocol(f"`{wanted.key}` came only to byte {wanted.offset}")
-                raise Again(error, "truncated")
+                raise Retryable(error, "truncated")
             wanted.came(more)
             length -= more
         if response.chunked:
             response.read(1)  # the last, empty chunk
 
     def _check_version(self, fields: Headers, wanted: _Range) -> None:
-        got = self._dialect.version(fields)
+        got = self._requests.version(fields)
         if not got:
             raise self._place.protocol(f"the answer for `{wanted.key}` does not say its version")
         if got != wanted.version:

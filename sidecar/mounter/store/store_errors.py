@@ -36,7 +36,7 @@ from sidecar.errors import (
     Unavailable,
     Unsupported,
 )
-from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Condition
 
 _BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"}
@@ -162,7 +162,7 @@ class Place:
         """What the service calls a bucket."""
         return "container" if self.service == "Azure" else "bucket"
 
-    def from_answer(self, answer: Answer, request: Request) -> SidecarError | Again:
+    def from_answer(self, answer: Answer, request: Request) -> SidecarError | Retryable:
         """The error for an answer that is not a success."""
         status, code = answer.status, answer.code
         if code in _BUCKET_CODES:
@@ -215,7 +215,7 @@ class Place:
             return self.bucket_not_found()  # nothing else that was asked for can be missing
         return self.not_found(request.key)
 
-    def from_transport(self, error: BaseException) -> StoreError | Again:
+    def from_transport(self, error: BaseException) -> StoreError | Retryable:
         """The error for a request that got no whole answer."""
         causes = list(_causes(error))
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
@@ -245,7 +245,7 @@ class Place:
             f"{self.service} endpoint {self.endpoint} cannot be reached: {why}",
             "check the endpoint's address and that the pod's network lets it through",
         )
-        return Again(unreachable, "stalled" if stalled else "connection")
+        return Retryable(unreachable, "stalled" if stalled else "connection")
 
     def bucket_not_found(self) -> BucketNotFound:
         """The bucket is not there."""
@@ -311,12 +311,12 @@ class Place:
         """An answer that makes no sense."""
         return StoreProtocolError(f"{self}: {what}")
 
-    def _again(self, answer: Answer, request: Request, reason: str) -> Again:
+    def _again(self, answer: Answer, request: Request, reason: str) -> Retryable:
         error = Unavailable(
             f"{self} cannot {request.operation} now: status {answer.status}{_named(answer.code)}",
             "try again later",
         )
-        return Again(error, reason, answer.retry_after_s)
+        return Retryable(error, reason, answer.retry_after_s)
 
     def __str__(self) -> str:
         return f"{self.service} {self.noun} `{self.bucket}` at {self.endpoint}"
@@ -334,7 +334,7 @@ def parse_retry_after(value: str | None) -> float | None:
         return None
 
 
-def raise_translated(translated: SidecarError | Again) -> None:
+def raise_translated(translated: SidecarError | Retryable) -> None:
     """Raise without the SDK's exception behind it, which may hold URLs and headers."""
     raise translated from None
 

@@ -35,7 +35,7 @@ from sidecar.errors import (
 )
 from sidecar.mounter.supervisor import path_checks
 from sidecar.mounter.system import mounts, status
-from sidecar.mounter.system.processes import Child, Children, Exited, Said, describe_exit
+from sidecar.mounter.system.processes import Child, Exited, Processes, Said, describe_exit
 
 log = logging.getLogger("sidecar.supervisor")
 
@@ -151,7 +151,7 @@ class Lifecycle:
         self._volumes = [VolumeState(volume) for volume in spec["volumes"]]
         self._buckets = [volume for volume in self._volumes if volume.is_bucket]
         self._state = Path(spec["roots"]["state"])
-        self._children = Children()
+        self._children = Processes()
         self._health: Child | None = None
         self._reporter: Child | None = None  # in a pod only
         self._reporter_starts = 0

@@ -60,7 +60,7 @@ class Signalled(NamedTuple):
 Event = Said | Exited | Signalled
 
 
-class Children:
+class Processes:
     """Starts processes, and yields what they say and how they end."""
 
     def __init__(self) -> None:

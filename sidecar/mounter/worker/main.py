@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, cast
 from sidecar import logs
 from sidecar.errors import SidecarError, TlsUntrusted, Unavailable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.disk_cache import DiskCache, Keeper, occupied_bytes
+from sidecar.mounter.cache.disk_cache import CacheWriter, DiskCache, occupied_bytes
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
@@ -40,7 +40,7 @@ from sidecar.mounter.store.secrets import CredentialSource
 from sidecar.mounter.system import mounts, resource_limits
 from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.worker.write_check import check_writes, probe_key, remove_leftovers
-from sidecar.mounter.writing.part_layout import Layout
+from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from sidecar.validated_spec import read_validated_spec
 
@@ -192,7 +192,7 @@ class Worker:
             metrics,
             self._spec.sizes.part_bytes,
             self._open_cache(metrics),
-            Keeper(),
+            CacheWriter(),
             PageCacheShare(resource_limits.page_cache_bytes(len(self._buckets))),
         )
 
@@ -266,7 +266,9 @@ class Worker:
         self._metrics.spool_limit_bytes.set(sizes.spool_bytes)
         self._filesystem = FileSystem(
             fetcher,
-            Spool(self._state / "spool", sizes.spool_bytes, Layout(sizes.part_bytes, store.limits)),
+            Spool(
+                self._state / "spool", sizes.spool_bytes, PartLayout(sizes.part_bytes, store.limits)
+            ),
             Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
             self._metrics,
             ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
@@ -322,7 +324,7 @@ class Worker:
             self._filesystem.files.account()
             self._filesystem.files.settle_versions()
             self._failures.tick()
-            self._filesystem.tree.drop_expired()
+            self._filesystem.namespace.drop_expired()
             if self._cache is not None:
                 self._metrics.cache_used_bytes.set(self._cache.used_bytes)
             if time.monotonic() >= next_sync_s:

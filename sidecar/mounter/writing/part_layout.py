@@ -9,7 +9,7 @@ _CHUNK_BYTES = 256 * 1024
 """Google Cloud Storage takes nothing else than multiples of it before the end."""
 
 
-class Layout:
+class PartLayout:
     """Where the parts of a file begin and end, whatever its length. Numbers begin at 1.
 
     The first tenth of the parts that a store allows has ``part_bytes`` each, and every further

@@ -14,8 +14,8 @@ from pathlib import Path
 from sidecar.errors import SpoolFull
 from sidecar.mounter.store.interface import FileSlice, ObjectInfo
 from sidecar.mounter.store.ranges import Ranges
-from sidecar.mounter.writing.part_layout import Layout
-from sidecar.mounter.writing.spool_log import SUFFIX, Attempt, SpoolState
+from sidecar.mounter.writing.part_layout import PartLayout
+from sidecar.mounter.writing.spool_log import SUFFIX, Attempt, SpoolLog
 
 MOST_RESTING = 256
 """Spool files that nobody reads or writes right now, and whose descriptors stay open."""
@@ -120,7 +120,7 @@ class _Held:
 
 
 class SpoolFile:
-    """One file's content on local disk. The caller holds the file node's lock.
+    """One file's content on local disk. The caller holds the file inode's lock.
 
     What the store has already may leave the disk again, part by part, when room is needed.
 
@@ -142,7 +142,7 @@ class SpoolFile:
         path: Path,
         budget: SpoolBudget,
         descriptors: Descriptors,
-        layout: Layout,
+        layout: PartLayout,
         *,
         adopt: bool = False,
     ) -> None:
@@ -165,7 +165,7 @@ class SpoolFile:
         self.size_bytes = path.stat().st_size
         self.filled_bytes = self.size_bytes
         state_path = path.with_suffix(SUFFIX)
-        self.state = SpoolState.read(state_path) if adopt else SpoolState(state_path)
+        self.state = SpoolLog.read(state_path) if adopt else SpoolLog(state_path)
         if adopt:
             self._adopt()
         self._account()
@@ -378,7 +378,7 @@ class SpoolFile:
 class Spool:
     """The directory of one mount's spool files."""
 
-    def __init__(self, directory: Path, total_bytes: int, layout: Layout) -> None:
+    def __init__(self, directory: Path, total_bytes: int, layout: PartLayout) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.budget = SpoolBudget(total_bytes)
         self.layout = layout
@@ -391,12 +391,10 @@ class Spool:
         """The file that a predecessor left. Raises OSError if it is gone."""
         return SpoolFile(Path(path), self.budget, self._descriptors, self.layout, adopt=True)
 
-    def leftovers(self, kept: Collection[Path] = ()) -> list[SpoolState]:
+    def leftovers(self, kept: Collection[Path] = ()) -> list[SpoolLog]:
         """What processes before this one began in the store, but for the spool files ``kept``."""
         names = {path.stem for path in kept}
-        return [
-            state for state in SpoolState.all_in(self._directory) if state.path.stem not in names
-        ]
+        return [state for state in SpoolLog.all_in(self._directory) if state.path.stem not in names]
 
     def clear(self) -> None:
         """Delete files of runs before this one that nothing leads to."""

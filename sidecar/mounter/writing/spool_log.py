@@ -57,7 +57,7 @@ class UploadRecord:
         self.parts: dict[int, tuple[int, str]] = {}
 
 
-class SpoolState:
+class SpoolLog:
     """The lines of one spool file. Safe to use from any thread.
 
     Attributes:
@@ -85,7 +85,7 @@ class SpoolState:
         self.attempts: list[Attempt] = []
 
     @classmethod
-    def read(cls, path: Path) -> SpoolState:
+    def read(cls, path: Path) -> SpoolLog:
         """What a process that ended wrote; nothing where it wrote none."""
         state = cls(path)
         try:
@@ -102,7 +102,7 @@ class SpoolState:
         return state
 
     @classmethod
-    def all_in(cls, directory: Path) -> Iterator[SpoolState]:
+    def all_in(cls, directory: Path) -> Iterator[SpoolLog]:
         """Of every spool file that has one."""
         for path in sorted(directory.glob(f"*{SUFFIX}")):
             yield cls.read(path)

@@ -1,6 +1,6 @@
 """From the spool to the store.
 
-A new file is sent part by part while it is written (:class:`Sending`); what is left is sent
+A new file is sent part by part while it is written (:class:`ActiveUpload`); what is left is sent
 when it is saved. A file that the store has in an older version is put together there, of
 what that version has and of the parts that changed.
 """
@@ -29,7 +29,7 @@ from sidecar.mounter.store.interface import (
     Upload,
 )
 from sidecar.mounter.writing.spool import SpoolFile
-from sidecar.mounter.writing.spool_log import SpoolState, UploadRecord
+from sidecar.mounter.writing.spool_log import SpoolLog, UploadRecord
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ _LEFT = "an upload may be left in the store: %s"
 """The spool file's state remembers it: the next start tries again."""
 
 
-class Sending:
+class ActiveUpload:
     """One multipart upload of one spool file. Threads of the uploader send its parts.
 
     Attributes:
@@ -221,7 +221,7 @@ class Sending:
 
 
 class Uploader:
-    """Sends spool files. The caller holds the file node's lock.
+    """Sends spool files. The caller holds the file inode's lock.
 
     Args:
         threads: send parts; their number bounds the connections that upload.
@@ -235,7 +235,7 @@ class Uploader:
         self._threads = threads
         self._fetch = fetch
         self._metrics = metrics
-        self._sending: dict[SpoolFile, Sending] = {}
+        self._active: dict[SpoolFile, ActiveUpload] = {}
 
     # --- while a file is written ----------------------------------------------------------
 
@@ -244,38 +244,38 @@ class Uploader:
         if spool.base is not None:
             return True  # most of it may be in the store already: sent when it is saved
         filled = spool.layout.number(spool.filled_bytes) - 1
-        sending = self._sending.get(spool)
-        if sending is None:
+        upload_ = self._active.get(spool)
+        if upload_ is None:
             return not filled
-        return sending.ahead >= filled or sending.error is not None
+        return upload_.ahead >= filled or upload_.error is not None
 
     def send_ahead(self, key: str, spool: SpoolFile, description: Description) -> None:
         """Send the parts of a new file that are written from end to end."""
-        sending = self._sending_of(key, spool)
-        if sending.key != key:
+        upload_ = self._sending_of(key, spool)
+        if upload_.key != key:
             return  # it was renamed: begun anew when it is saved
         filled = spool.layout.number(spool.filled_bytes) - 1
-        for number in range(sending.ahead + 1, filled + 1):
+        for number in range(upload_.ahead + 1, filled + 1):
             content = spool.content(*spool.span(number))
-            sending.submit(
+            upload_.submit(
                 self._threads, number, content, description, self._metrics.uploaded_bytes.inc
             )
-        sending.ahead = filled
+        upload_.ahead = filled
 
     def touch(self, spool: SpoolFile, numbers: Collection[int]) -> None:
         """Parts are about to change."""
-        sending = self._sending.get(spool)
-        if sending is not None:
-            sending.touch(numbers)
+        upload_ = self._active.get(spool)
+        if upload_ is not None:
+            upload_.touch(numbers)
 
     def must_begin_anew(self, spool: SpoolFile, numbers: Collection[int]) -> bool:
         """Whether parts that are about to change cannot be sent again within this upload."""
-        sending = self._sending.get(spool)
-        return sending is not None and self._store.limits.ordered_parts and sending.touches(numbers)
+        upload_ = self._active.get(spool)
+        return upload_ is not None and self._store.limits.ordered_parts and upload_.touches(numbers)
 
     def is_under_way(self, spool: SpoolFile) -> bool:
         """Whether an upload was begun that no object was made of."""
-        return spool in self._sending
+        return spool in self._active
 
     def begun_with(self, spool: SpoolFile) -> list[Mapping[str, str]]:
         """The metadata of uploads under way, which what is made of them may have."""
@@ -284,18 +284,18 @@ class Uploader:
 
     def sent_parts(self, spool: SpoolFile) -> int:
         """How many parts of an upload under way the store has."""
-        sending = self._sending.get(spool)
-        return len(sending.sent) if sending is not None else 0
+        upload_ = self._active.get(spool)
+        return len(upload_.sent) if upload_ is not None else 0
 
     def is_busy(self, spool: SpoolFile) -> bool:
         """Whether parts are on their way."""
-        sending = self._sending.get(spool)
-        return sending is not None and sending.is_busy()
+        upload_ = self._active.get(spool)
+        return upload_ is not None and upload_.is_busy()
 
     def evictable(self, spool: SpoolFile) -> list[int]:
         """Parts whose bytes the store has, and that are not at the end, where more may come."""
-        sending = self._sending.get(spool)
-        there = set(sending.sent) if sending is not None else set()
+        upload_ = self._active.get(spool)
+        there = set(upload_.sent) if upload_ is not None else set()
         if spool.base is not None:
             there.update(number for number in spool.parts() if spool.is_as_in_base(number))
         return sorted(there.intersection(spool.parts()[:-1]) - spool.missing)
@@ -307,13 +307,13 @@ class Uploader:
         begun = list(spool.state.uploads.values())
         if begun and begun[-1].resumable:
             newest = begun.pop()
-            sending = Sending(self._store, newest.key, spool)
-            sending.resume(newest)
-            self._sending[spool] = sending
+            upload_ = ActiveUpload(self._store, newest.key, spool)
+            upload_.resume(newest)
+            self._active[spool] = upload_
         for record in begun:
             self._later(self._abandon, spool.state, record)
 
-    def abandon(self, states: Iterable[SpoolState]) -> None:
+    def abandon(self, states: Iterable[SpoolLog]) -> None:
         """Remove from the store what processes that ended left there, by and by."""
         for state in states:
             for record in list(state.uploads.values()):
@@ -322,11 +322,11 @@ class Uploader:
 
     def drop(self, spool: SpoolFile) -> None:
         """Give up an upload under way, by and by; the file may go on or be discarded."""
-        sending = self._sending.pop(spool, None)
-        if sending is not None:
-            self._later(sending.abort)
+        upload_ = self._active.pop(spool, None)
+        if upload_ is not None:
+            self._later(upload_.abort)
 
-    def _abandon(self, state: SpoolState, record: UploadRecord) -> None:
+    def _abandon(self, state: SpoolLog, record: UploadRecord) -> None:
         self._store.abandon(record.key, record.state)
         state.end(record)
 
@@ -362,11 +362,11 @@ class Uploader:
                 f"`{key}` has {size_bytes} bytes; an object of this store holds "
                 f"{self._store.limits.max_object_bytes}"
             )
-        sending = self._sending.get(spool)
-        if sending is not None and sending.key != key:
+        upload_ = self._active.get(spool)
+        if upload_ is not None and upload_.key != key:
             self.drop(spool)
-            sending = None
-        if sending is not None:
+            upload_ = None
+        if upload_ is not None:
             try:
                 return self._complete(key, spool, description, condition)
             except StoreProtocolError:
@@ -393,23 +393,23 @@ class Uploader:
         condition: Condition | None,
     ) -> ObjectInfo:
         """Send what is not sent, and make the object."""
-        sending = self._sending_of(key, spool)
-        sending.wait()
-        sending.error = None
+        upload_ = self._sending_of(key, spool)
+        upload_.wait()
+        upload_.error = None
         done = self._metrics.uploaded_bytes.inc
-        sent = sending.sent
+        sent = upload_.sent
         for number in spool.parts():
             if number in sent:
                 continue
             content = self._content(spool, *spool.span(number))
             if not isinstance(content, FileSlice):
-                sending.wait()  # of what is in memory, one part at a time
-            sending.submit(self._threads, number, content, description, done)
-        sending.wait()
-        if sending.error is not None:
-            raise sending.error
-        made = sending.complete(condition, len(spool.parts()), description.metadata)
-        del self._sending[spool]
+                upload_.wait()  # of what is in memory, one part at a time
+            upload_.submit(self._threads, number, content, description, done)
+        upload_.wait()
+        if upload_.error is not None:
+            raise upload_.error
+        made = upload_.complete(condition, len(spool.parts()), description.metadata)
+        del self._active[spool]
         return made
 
     def _patch(self, key: str, spool: SpoolFile, description: Description) -> ObjectInfo | None:
@@ -466,8 +466,8 @@ class Uploader:
                 future.cancel()
             wait(futures)
 
-    def _sending_of(self, key: str, spool: SpoolFile) -> Sending:
-        sending = self._sending.get(spool)
-        if sending is None:
-            sending = self._sending[spool] = Sending(self._store, key, spool)
-        return sending
+    def _sending_of(self, key: str, spool: SpoolFile) -> ActiveUpload:
+        upload_ = self._active.get(spool)
+        if upload_ is None:
+            upload_ = self._active[spool] = ActiveUpload(self._store, key, spool)
+        return upload_

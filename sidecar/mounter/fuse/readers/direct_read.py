@@ -21,7 +21,7 @@ MOST_BYTES = 256 * 1024
 """Of one read; whoever fetches such reads keeps memory for one."""
 
 
-class AloneRead(NamedTuple):
+class DirectRead(NamedTuple):
     """One READ.
 
     Attributes:

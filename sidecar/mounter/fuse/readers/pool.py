@@ -29,7 +29,7 @@ from sidecar.errors import SidecarError, Stale, to_errno
 from sidecar.mounter.fuse.connection import answer, end_if_starved, fill_pages
 from sidecar.mounter.fuse.readers import direct_read
 from sidecar.mounter.fuse.readers.child import fork_child, receive_descriptor, send_descriptor
-from sidecar.mounter.fuse.readers.direct_read import AloneRead, AnswerStale
+from sidecar.mounter.fuse.readers.direct_read import AnswerStale, DirectRead
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.object_reader import (
     KEEP_BEHIND_BYTES,
@@ -148,7 +148,7 @@ class Readers:
         """Let a child answer a READ of the pinned version ``info``.
 
         Args:
-            number: the node that is read, of which the kernel may be told more than it asked;
+            number: the inode that is read, of which the kernel may be told more than it asked;
                 where a handle is read, its negative.
         """
         pinned = self._pin(number, info)
@@ -179,7 +179,7 @@ class Readers:
         pinned.ends.append((offset + wanted, self._child_by_place(number, offset)))
         return True
 
-    def read_alone(self, read: AloneRead) -> None:
+    def read_alone(self, read: DirectRead) -> None:
         """Let a child answer a READ that :meth:`is_alone`."""
         message = _READ.pack(_KIND_ALONE, read.unique, read.number, read.offset, read.size)
         message += _marshalled(read.info)
@@ -187,7 +187,7 @@ class Readers:
         self._send(self._next_alone % len(self._sockets), message)
 
     def close(self, numbers: Iterable[int]) -> None:
-        """These handles or nodes are not read any more."""
+        """These handles or inodes are not read any more."""
         closed: dict[int, list[int]] = {}
         for number in numbers:
             pinned = self._pinned.pop(number, None)
@@ -299,7 +299,7 @@ class _Reader:
                     if not self._next_in_turn and self._threads < _THREADS:
                         self._threads += 1
                         threading.Thread(target=self._serve, name="read", daemon=True).start()
-                if isinstance(read, AloneRead):
+                if isinstance(read, DirectRead):
                     read.answer(
                         self._descriptor,
                         self._fetcher.get,
@@ -315,14 +315,14 @@ class _Reader:
             log.exception("a bug: a READ got no answer")
             os._exit(os.EX_SOFTWARE)
 
-    def _take_turn(self) -> _Read | AloneRead:
+    def _take_turn(self) -> _Read | DirectRead:
         """Answer until a read has to be fetched: that one. Ends the process with the worker."""
         while message := self._end.recv(_MESSAGE_BYTES):
             if message[0] != _KIND_CLOSE:
                 kind, unique, number, offset, size = _READ.unpack_from(message)
                 if kind == _KIND_ALONE:
                     began_s = time.perf_counter()
-                    return AloneRead(unique, number, _info_in(message), offset, size, began_s)
+                    return DirectRead(unique, number, _info_in(message), offset, size, began_s)
                 if len(message) > _READ.size:
                     info = _info_in(message)
                     self._readers[number] = self._open(number, info)
@@ -371,7 +371,7 @@ class _Reader:
         """Let the worker answer, which knows what has become of what was read."""
         self._end.send(bytes((_TOLD_STALE,)) + marshal.dumps((unique, number, offset, size)))
 
-    def _give(self, node: int, surplus: Sequence[tuple[int, memoryview]]) -> bool:
+    def _give(self, inode: int, surplus: Sequence[tuple[int, memoryview]]) -> bool:
         """Fill the kernel's page cache; False where too many threads are at it already.
 
         The kernel waits for pages that a READ under way will fill: somebody must be left who
@@ -381,7 +381,7 @@ class _Reader:
             return False
         try:
             for offset, view in surplus:
-                fill_pages(self._descriptor, node, offset, view)
+                fill_pages(self._descriptor, inode, offset, view)
         finally:
             self._givers.release()
         return True

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 
 
-class AzureDialect:
+class AzureRequests:
     """Requests with shared key, SAS token or bearer token."""
 
     def __init__(

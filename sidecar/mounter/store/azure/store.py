@@ -24,14 +24,14 @@ from sidecar.mounter.store.azure.properties import (
     scope_of,
 )
 from sidecar.mounter.store.azure.requests import (
-    AzureDialect,
+    AzureRequests,
     error_code_of,
     from_azure,
     no_identity,
 )
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.retry import Again
-from sidecar.mounter.store.http_store import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, CloudStore
+from sidecar.mounter.store.http.retry import Retryable
+from sidecar.mounter.store.http_store import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, HttpStore
 from sidecar.mounter.store.interface import (
     Condition,
     Content,
@@ -57,7 +57,7 @@ COPY_POLL_S = 0.5
 _SMALL_BLOCK_BYTES = 4 * MIB
 
 
-class AzureStore(CloudStore[AzureCredentials]):
+class AzureStore(HttpStore[AzureCredentials]):
     """A container of a storage account."""
 
     limits = Limits(
@@ -84,7 +84,7 @@ class AzureStore(CloudStore[AzureCredentials]):
         except ValueError as error:
             raise SecretInvalid(f"the blob endpoint of {source.url}: {error}") from None
         place = Place("Azure", source.bucket, str(endpoint))
-        self._azure = dialect = AzureDialect(
+        self._azure = requests = AzureRequests(
             source, endpoint, login, place, with_metadata=with_metadata
         )
         super().__init__(
@@ -92,7 +92,7 @@ class AzureStore(CloudStore[AzureCredentials]):
             place=place,
             login=login,
             endpoint=endpoint,
-            dialect=dialect,
+            requests=requests,
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
@@ -131,7 +131,7 @@ class AzureStore(CloudStore[AzureCredentials]):
 
         return (AzureError, OSError)
 
-    def _translate(self, error: BaseException, request: Request) -> SidecarError | Again:
+    def _translate(self, error: BaseException, request: Request) -> SidecarError | Retryable:
         from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 
         if isinstance(error, HttpResponseError) and error.response is not None:
@@ -185,14 +185,14 @@ class AzureStore(CloudStore[AzureCredentials]):
 
     def _tags(self, like: ObjectInfo | None, properties: Properties) -> str:
         """As ``x-ms-tags`` has them; asked for only where there are some."""
-        if like is None or TAG_COUNT not in properties or not self.keeper.may(TAGS):
+        if like is None or TAG_COUNT not in properties or not self.property_keeper.may(TAGS):
             return ""
         try:
             tags = self.send(Request("head", like.key), "get_blob_tags")
         except NotFound:
             return ""
         except (AccessDenied, Unsupported) as error:
-            self.keeper.give_up(TAGS, error)
+            self.property_keeper.give_up(TAGS, error)
             return ""
         return urlencode(tags, quote_via=quote)
 
@@ -214,7 +214,7 @@ class AzureStore(CloudStore[AzureCredentials]):
             **_condition_headers(condition),
         }
         properties = self.properties_of(like)
-        reply = self.keeper.write(
+        reply = self.property_keeper.write(
             repeated(properties, self._tags(like, properties)),
             lambda headers: self.transfer(
                 Request("put", key, condition),
@@ -242,7 +242,7 @@ class AzureStore(CloudStore[AzureCredentials]):
         ``name``: of one length for all blocks of a blob, as Azure demands.
         """
         query = {"comp": "block", "blockid": base64.b64encode(name.encode()).decode()}
-        self.keeper.write(
+        self.property_keeper.write(
             scope_of(properties),
             lambda headers: self.transfer(
                 Request("part", key),
@@ -277,7 +277,7 @@ class AzureStore(CloudStore[AzureCredentials]):
 
     def _write(self, said: Repeated, request: Request, method: str, **arguments: Any) -> Any:
         """:meth:`send` of what makes a blob, with as many of the headers as are taken."""
-        return self.keeper.write(
+        return self.property_keeper.write(
             said,
             lambda headers: self.send(
                 # A dictionary of its own for each: the SDK adds to it.

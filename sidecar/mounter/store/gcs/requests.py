@@ -26,7 +26,7 @@ _KEPT_FIELDS = ",".join(("", "metadata", *SHOWN))
 _REASON = re.compile(r"[A-Za-z]+")
 
 
-class GcsDialect:
+class GcsRequests:
     """Requests of the JSON API."""
 
     def __init__(

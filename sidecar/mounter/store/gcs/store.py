@@ -19,17 +19,17 @@ from sidecar.mounter.store.gcs.properties import (
     fields_of,
     key_query,
 )
-from sidecar.mounter.store.gcs.requests import GcsDialect, object_info, reason_of
+from sidecar.mounter.store.gcs.requests import GcsRequests, object_info, reason_of
 from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.gcs.upload import CHUNK_BYTES, ResumableUpload
 from sidecar.mounter.store.http.client import Body, Reply
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http_store import (
     QUICK_TIMEOUT_S,
     TRANSFER_TIMEOUT_S,
     WRITTEN,
-    CloudStore,
+    HttpStore,
 )
 from sidecar.mounter.store.interface import (
     Condition,
@@ -65,7 +65,7 @@ class GcsAnswer(Exception):
         self.content = content
 
 
-class GcsStore(CloudStore[GcsCredentials]):
+class GcsStore(HttpStore[GcsCredentials]):
     """A bucket of Google Cloud Storage."""
 
     limits = Limits(
@@ -95,7 +95,7 @@ class GcsStore(CloudStore[GcsCredentials]):
         place = Place("GCS", source.bucket, str(endpoint))
         self._tokens = Tokens(login, place)
         self._objects = f"b/{quote(source.bucket, safe='')}/o"
-        self._gcs = dialect = GcsDialect(
+        self._gcs = requests = GcsRequests(
             source, endpoint, self._tokens, with_metadata=with_metadata
         )
         super().__init__(
@@ -103,7 +103,7 @@ class GcsStore(CloudStore[GcsCredentials]):
             place=place,
             login=login,
             endpoint=endpoint,
-            dialect=dialect,
+            requests=requests,
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
@@ -132,7 +132,7 @@ class GcsStore(CloudStore[GcsCredentials]):
 
         return (GcsAnswer, ClientError, OSError)
 
-    def _translate(self, error: BaseException, request: Request) -> SidecarError | Again:
+    def _translate(self, error: BaseException, request: Request) -> SidecarError | Retryable:
         if isinstance(error, GcsAnswer):
             retry_after_s = parse_retry_after(error.headers.get("retry-after"))
             answer = Answer(error.status, reason_of(error.content), retry_after_s)

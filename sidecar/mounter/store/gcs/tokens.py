@@ -10,7 +10,7 @@ from typing import Any
 from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, Unavailable
 from sidecar.mounter.store.http.forks import renew_in_child
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.secrets import GcsCredentials
 from sidecar.mounter.store.store_errors import Place
@@ -26,7 +26,7 @@ _OAUTH_ERROR = re.compile(r"[a-z_]{1,40}")
 class Tokens:
     """The token of one login, renewed before it expires.
 
-    Every method is one attempt, raises ``Again`` for what may work later, and LoginRejected
+    Every method is one attempt, raises ``Retryable`` for what may work later, and LoginRejected
     or SecretInvalid for what will not.
     """
 
@@ -61,7 +61,7 @@ class Tokens:
         identity = self._identity
         return {} if identity is None else {"authorization": f"Bearer {identity.token}"}
 
-    def _fetch(self, identity: Any) -> SidecarError | Again | None:
+    def _fetch(self, identity: Any) -> SidecarError | Retryable | None:
         import urllib3
         from google.auth.exceptions import GoogleAuthError
         from google.auth.transport.urllib3 import Request
@@ -73,7 +73,7 @@ class Tokens:
                 return self._refused(error)
         return None
 
-    def _refused(self, error: Exception) -> SidecarError | Again:
+    def _refused(self, error: Exception) -> SidecarError | Retryable:
         from google.auth.exceptions import TransportError
 
         if isinstance(error, TransportError):
@@ -86,7 +86,7 @@ class Tokens:
         code = str(details.get("error", "")) if isinstance(details, dict) else ""
         rejected = self._place.login_rejected(code if _OAUTH_ERROR.fullmatch(code) else "")
         if getattr(error, "retryable", False):
-            return Again(Unavailable(rejected.what, "try again later"), "server_error")
+            return Retryable(Unavailable(rejected.what, "try again later"), "server_error")
         return rejected
 
     def _find_identity(self) -> Any:

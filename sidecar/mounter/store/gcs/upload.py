@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, Unavailable, Unsupported
 from sidecar.mounter.store.http.client import Reply
-from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Condition, Content, FileSlice, ObjectInfo
 from sidecar.mounter.store.store_errors import Request
 
@@ -164,7 +164,7 @@ class ResumableUpload:
                 reply.status == _GOES_ON and _persisted_bytes(reply) != end
             ):
                 error = self._store.place.protocol("an upload took only some of the bytes")
-                raise Again(error, "truncated")
+                raise Retryable(error, "truncated")
             self._sure = True
             return reply
 

@@ -24,9 +24,9 @@ from sidecar.mounter.store.http.connection import (
     Response,
     request_head,
 )
-from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint, Patience
-from sidecar.mounter.store.http.requests import Dialect, Get, Put
-from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.http.pool import AdaptiveTimeout, ConnectionPool, Endpoint
+from sidecar.mounter.store.http.requests import Get, Put, RequestBuilder
+from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Content, FileSlice
 from sidecar.mounter.store.store_errors import Place, Request, parse_retry_after
 
@@ -53,18 +53,18 @@ class Reply(NamedTuple):
         return json.loads(self.content)
 
 
-class Exchange:
+class HttpClient:
     """Sends requests to one store.
 
     Args:
         endpoint: where the requests go.
-        dialect: how they look.
+        requests: how they look.
         place: for messages.
     """
 
-    def __init__(self, endpoint: Endpoint, dialect: Dialect, place: Place) -> None:
+    def __init__(self, endpoint: Endpoint, requests: RequestBuilder, place: Place) -> None:
         self._pool = ConnectionPool(endpoint)
-        self._dialect = dialect
+        self._requests = requests
         self._place = place
 
     def put(
@@ -74,7 +74,7 @@ class Exchange:
         body: Body,
         *,
         accepted: Collection[int],
-        patience: Patience,
+        timeout: AdaptiveTimeout,
     ) -> Reply:
         """One attempt at a request with a body. Raises as :meth:`get`."""
 
@@ -85,9 +85,11 @@ class Exchange:
                 connection, request_head(signed.method, signed.target, headers, host), body
             )
 
-        return self._exchange(request, sign, send, _whole, accepted, patience)
+        return self._exchange(request, sign, send, _whole, accepted, timeout)
 
-    def head(self, request: Request, sign: Callable[[], Get], *, patience: Patience) -> Headers:
+    def head(
+        self, request: Request, sign: Callable[[], Get], *, timeout: AdaptiveTimeout
+    ) -> Headers:
         """One attempt at a HEAD: the fields of its answer. Raises as :meth:`get`."""
 
         def send(signed: Get, host: str, connection: Connection) -> bool:
@@ -98,7 +100,7 @@ class Exchange:
             return response.fields
 
         accepted = {HTTPStatus.OK}
-        return self._exchange(request, sign, send, fields, accepted, patience, has_body=False)
+        return self._exchange(request, sign, send, fields, accepted, timeout, has_body=False)
 
     def get(
         self,
@@ -107,7 +109,7 @@ class Exchange:
         read: Callable[[Response], T],
         *,
         accepted: Collection[int],
-        patience: Patience,
+        timeout: AdaptiveTimeout,
     ) -> T:
         """One attempt: what ``read`` makes of an answer whose status is ``accepted``.
 
@@ -125,7 +127,7 @@ class Exchange:
             connection.send(request_head("GET", signed.target, signed.headers, host))
             return True
 
-        return self._exchange(request, sign, send, read, accepted, patience)
+        return self._exchange(request, sign, send, read, accepted, timeout)
 
     def _exchange(
         self,
@@ -134,7 +136,7 @@ class Exchange:
         send: Callable[[S, str, Connection], bool],
         read: Callable[[Response], T],
         accepted: Collection[int],
-        patience: Patience,
+        timeout: AdaptiveTimeout,
         *,
         has_body: bool = True,
     ) -> T:
@@ -146,16 +148,16 @@ class Exchange:
             response: Response | None = None
             reused = False
             try:
-                connection, reused = pool.take(patience.timeout_s)
+                connection, reused = pool.take(timeout.timeout_s)
                 began_s = time.perf_counter()
                 whole = send(signed, pool.authority, connection)
                 response = connection.response(has_body=has_body)
                 response.will_close = response.will_close or not whole
-                patience.answered(time.perf_counter() - began_s)
+                timeout.answered(time.perf_counter() - began_s)
                 if response.status in accepted:
                     return read(response)
                 body = response.read(_MAX_ERROR_BYTES)
-                moved = None if followed else self._dialect.moved(response.fields)
+                moved = None if followed else self._requests.moved(response.fields)
                 if moved is None:
                     raise self._meaning(response, body, request)
                 followed = True
@@ -163,7 +165,7 @@ class Exchange:
                 pool.close_idle()
             except TRANSPORT_ERRORS as error:
                 if isinstance(error, TimeoutError):
-                    patience.stalled()
+                    timeout.stalled()
                 if not (reused and response is None and _was_closed_idle(error)):
                     raise self._place.from_transport(error) from None
                 # A server may close an idle connection at any time; that is no outage.
@@ -179,8 +181,10 @@ class Exchange:
         """Close idle connections, and the others when their requests end."""
         self._pool.close()
 
-    def _meaning(self, response: Response, body: bytes, request: Request) -> SidecarError | Again:
-        answer = self._dialect.refusal(response.status, response.fields, body)
+    def _meaning(
+        self, response: Response, body: bytes, request: Request
+    ) -> SidecarError | Retryable:
+        answer = self._requests.refusal(response.status, response.fields, body)
         retry_after_s = parse_retry_after(response.fields.get("retry-after"))
         return self._place.from_answer(replace(answer, retry_after_s=retry_after_s), request)
 

@@ -13,7 +13,7 @@ from sidecar.mounter.store.http.forks import renew_in_child
 
 MAX_CONNECTIONS = 64
 SOCKET_TIMEOUT_S = 5.0
-"""A connection that brings no byte for this long is dropped at the latest (:class:`Patience`)."""
+"""Longest that a connection may bring no byte (:class:`AdaptiveTimeout`)."""
 SHORTEST_TIMEOUT_S = 0.5
 
 _LONGEST_FACTOR = 16
@@ -58,7 +58,7 @@ class Endpoint:
         return f"{host}:{self.port}"
 
 
-class Patience:
+class AdaptiveTimeout:
     """How long to wait for a silent connection before the request goes out again on another.
 
     As TCP estimates its retransmission time-out (RFC 6298): a moving mean of the time to the

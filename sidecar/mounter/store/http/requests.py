@@ -45,7 +45,7 @@ class Listing(NamedTuple):
     limit: int
 
 
-class Dialect(Protocol):
+class RequestBuilder(Protocol):
     """How one store is asked, and how its answers are read. Every method is cheap."""
 
     def get(self, key: str, version: str, byte_range: str) -> Get:

@@ -1,7 +1,7 @@
 """One retry policy for everything that is asked of a store.
 
 The SDKs' own retries are off, so that one budget bounds one call. An attempt returns, raises
-a :class:`~sidecar.errors.StoreError` that is final, or raises :class:`Again`.
+a :class:`~sidecar.errors.StoreError` that is final, or raises :class:`Retryable`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LONGEST_DELAY_S = 5.0
 T = TypeVar("T")
 
 
-class Again(Exception):
+class Retryable(Exception):
     """An attempt failed in a way that the next one may not.
 
     Args:
@@ -68,7 +68,7 @@ class Retry:
         also where there are no newer ones: stores deny by mistake on bad days.
 
         Raises:
-            SidecarError: the attempt's own final error, or that of its last ``Again``.
+            SidecarError: the attempt's own final error, or that of its last ``Retryable``.
         """
         try:
             return self._run(operation, attempt)
@@ -94,7 +94,7 @@ class Retry:
                 refreshed = True
                 self._login.refresh(epoch)
                 self._observer.retried(operation, "credentials")
-            except Again as again:
+            except Retryable as again:
                 # Full jitter: the pods of one experiment must not come back all at once.
                 wait_s = again.retry_after_s or random.uniform(delay_s / 2, delay_s)  # noqa: S311
                 delay_s = min(delay_s * 2, LONGEST_DELAY_S)
@@ -104,7 +104,7 @@ class Retry:
                 time.sleep(wait_s)
 
     def once(self, operation: str, attempt: Callable[[], T]) -> T:
-        """One counted attempt. Raises what it raises, ``Again`` included."""
+        """One counted attempt. Raises what it raises, ``Retryable`` included."""
         started = time.perf_counter()
         code = "ok"
         try:
@@ -112,7 +112,7 @@ class Retry:
         except SidecarError as error:
             code = error.code
             raise
-        except Again as again:
+        except Retryable as again:
             code = again.error.code
             raise
         finally:

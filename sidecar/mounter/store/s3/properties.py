@@ -91,7 +91,7 @@ class S3Properties:
             return NOTHING
         plain = {name: properties[name] for name in (*_CONTENT, _REDIRECT) if name in properties}
         groups: dict[str, Group] = {}
-        if _TAG_COUNT in properties and self._store.keeper.may(TAGS):
+        if _TAG_COUNT in properties and self._store.property_keeper.may(TAGS):
             tags = self._tags(like.key)
             groups |= {TAGS: Group({"x-amz-tagging": tags})} if tags else {}
         return Repeated(plain, groups | self._groups(like, properties))
@@ -131,7 +131,7 @@ class S3Properties:
         except NotFound:
             return ""
         except _REFUSED as error:
-            self._store.keeper.give_up(TAGS, error)
+            self._store.property_keeper.give_up(TAGS, error)
             return ""
         return urlencode(tags, quote_via=quote)
 
@@ -142,7 +142,7 @@ class S3Properties:
         except NotFound:
             return {}
         except _REFUSED as error:
-            self._store.keeper.give_up(ACL, error)
+            self._store.property_keeper.give_up(ACL, error)
             return {}
         owner = f'id="{root.findtext(f"{ns}Owner/{ns}ID") or ""}"'
         given: dict[str, dict[str, None]] = {}  # in order, each once
@@ -154,7 +154,7 @@ class S3Properties:
         return {name: ", ".join(grantees) for name, grantees in given.items()}
 
     def _asks_for_grants(self) -> bool:
-        if not self._store.keeper.may(ACL):
+        if not self._store.property_keeper.may(ACL):
             return False
         with self._lock:
             if self._has_acls is None:
@@ -168,7 +168,7 @@ class S3Properties:
         except AccessDenied:
             return False  # few may ask this
         except StoreError as error:
-            self._store.keeper.give_up(ACL, error)
+            self._store.property_keeper.give_up(ACL, error)
             return False
         if reply.status == 404:
             # Of a bucket that is older than the choice; other servers have other words.

@@ -14,7 +14,7 @@ from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, StoreErro
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import Get, Listing, Put
-from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.xml_body import parse_xml
 from sidecar.mounter.store.interface import PROVISIONAL, Condition, ObjectInfo, Page
 from sidecar.mounter.store.login import Login
@@ -31,7 +31,7 @@ _NO_ETAG = "~"
 _ERROR = re.compile(rb"<(Code|StorageClass|Region|Endpoint)>([A-Za-z0-9_.:-]+)</")
 
 
-class S3Dialect:
+class S3Requests:
     """Requests of S3, path-style behind an endpoint, by host name at AWS."""
 
     def __init__(self, source: StoreSource, login: Login[S3Credentials]) -> None:
@@ -224,7 +224,7 @@ class S3Dialect:
         from botocore.exceptions import BotoCoreError, ClientError
 
         place = Place("S3", self._bucket, str(self.endpoint))
-        failure: SidecarError | Again
+        failure: SidecarError | Retryable
         try:
             if self._chain is None:
                 from botocore.session import Session
@@ -242,7 +242,7 @@ class S3Dialect:
         raise failure
 
 
-def _refused(error: Any, place: Place) -> SidecarError | Again:
+def _refused(error: Any, place: Place) -> SidecarError | Retryable:
     """What the service that exchanges the pod's identity (STS) answered."""
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))

@@ -25,9 +25,9 @@ from sidecar.mounter.store.http.pool import (
     MAX_CONNECTIONS,
     authorities_file,
 )
-from sidecar.mounter.store.http.retry import Again
+from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.xml_body import FORBIDDEN, http_time_s, parse_xml
-from sidecar.mounter.store.http_store import TRANSFER_TIMEOUT_S, CloudStore
+from sidecar.mounter.store.http_store import TRANSFER_TIMEOUT_S, HttpStore
 from sidecar.mounter.store.interface import (
     PROVISIONAL,
     Condition,
@@ -43,7 +43,7 @@ from sidecar.mounter.store.patch_plan import Piece, plan, split
 from sidecar.mounter.store.s3.properties import S3Properties, properties_in
 from sidecar.mounter.store.s3.requests import (
     DEFAULT_REGION,
-    S3Dialect,
+    S3Requests,
     condition_headers,
     etag_of,
     if_match,
@@ -92,7 +92,7 @@ class Result(NamedTuple):
     attempts: int
 
 
-class S3Store(CloudStore[S3Credentials]):
+class S3Store(HttpStore[S3Credentials]):
     """A bucket of S3, or of a server that speaks it."""
 
     limits = Limits(
@@ -111,7 +111,7 @@ class S3Store(CloudStore[S3Credentials]):
         observer: StoreObserver,
     ) -> None:
         login = Login(credentials, S3Credentials)
-        self._s3 = dialect = S3Dialect(source, login)
+        self._s3 = requests = S3Requests(source, login)
         self._keeps_etags = False
         self._copies_parts = True
         self._quotes_etags = True
@@ -119,10 +119,10 @@ class S3Store(CloudStore[S3Credentials]):
         self._properties = S3Properties(self)
         super().__init__(
             source,
-            place=Place("S3", source.bucket, str(dialect.endpoint)),
+            place=Place("S3", source.bucket, str(requests.endpoint)),
             login=login,
-            endpoint=dialect.endpoint,
-            dialect=dialect,
+            endpoint=requests.endpoint,
+            requests=requests,
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
@@ -176,7 +176,7 @@ class S3Store(CloudStore[S3Credentials]):
         # OSError: how s3fs wraps what the store answered; also sockets and time-outs.
         return (OSError, BotoCoreError, ClientError)
 
-    def _translate(self, error: BaseException, request: Request) -> SidecarError | Again:
+    def _translate(self, error: BaseException, request: Request) -> SidecarError | Retryable:
         from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
 
         cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
@@ -202,7 +202,7 @@ class S3Store(CloudStore[S3Credentials]):
         request = Request("head", key)
         fields = self.retry.run(
             request.operation,
-            lambda: self._exchange.head(request, lambda: self._s3.head(key), patience=self._quick),
+            lambda: self._client.head(request, lambda: self._s3.head(key), timeout=self._quick),
         )
         try:
             size_bytes = int(fields["content-length"])
@@ -242,7 +242,7 @@ class S3Store(CloudStore[S3Credentials]):
 
         def write(conditions: Mapping[str, str]) -> Reply:
             own = {**_metadata_headers(metadata), **conditions}
-            return self.keeper.write(
+            return self.property_keeper.write(
                 repeated,
                 lambda headers: self.request(
                     request, "PUT", key, {}, {**headers, **own}, body=(content,)
@@ -299,7 +299,7 @@ class S3Store(CloudStore[S3Credentials]):
         since_s = time.time()
         own = _metadata_headers(metadata)
         with self.own_uploads.changing(key):
-            answer = self.keeper.write(
+            answer = self.property_keeper.write(
                 repeated,
                 lambda headers: self.result(
                     Request("put", key), "POST", key, {"uploads": ""}, {**headers, **own}
@@ -436,7 +436,7 @@ class S3Store(CloudStore[S3Credentials]):
             return self._copy_parts(found, target, kept or {}, own)
         own["x-amz-metadata-directive"] = "COPY" if metadata is None else "REPLACE"
         own.update(_metadata_headers(metadata))
-        fields = self.keeper.write(
+        fields = self.property_keeper.write(
             self._properties.repeated_by_copy(found, replace=metadata is not None),
             lambda headers: self.result(
                 Request("copy", source), "PUT", target, {}, {**headers, **own}
@@ -596,7 +596,7 @@ class S3Store(CloudStore[S3Credentials]):
             attempts += 1
             try:
                 return self._result_once(request, method, key, query, headers or {}, body, attempts)
-            except Again as again:
+            except Retryable as again:
                 if again.reason == "server_error":
                     doubt()
                 raise
@@ -624,7 +624,7 @@ class S3Store(CloudStore[S3Credentials]):
             fields = _fields(reply.content)
         except ValueError:  # it may have been cut short
             error = self.place.protocol(f"its answer to {request.operation} of `{key}` is no XML")
-            raise Again(error, "truncated") from None
+            raise Retryable(error, "truncated") from None
         if fields is None:
             said = self._s3.refusal(500, Headers(reply.headers), reply.content)
             raise self.place.from_answer(said, request)
