@@ -13,7 +13,7 @@ TYPED := $(wildcard sidecar tests/support benchmarks)
 # each process starts servers of its own.
 PARALLEL := -n 2 --dist loadscope
 # Tests without a server or a mount: seconds, so that `check` stays under a minute.
-FAST := $(wildcard $(addprefix tests/,architecture control credentials filesystem install))
+FAST := $(wildcard $(addprefix tests/,architecture control secrets filesystem install system))
 # What talks to an S3 server, and the long tests for Ceph; tests/writing/test_conformance.py runs the
 # conformance suite on a mounted bucket.
 ON_S3 := tests/store tests/writing tests/reading tests/mount -k "not (gcs or azure or rclone or strict)"

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.spec import Times
 from tests.mount.buckets import bucket_sidecar, make_cloud
-from tests.reporting.test_reports import pod
+from tests.reporting.test_pod_reports import pod
 from tests.support.clouds import Cloud
 from tests.support.kubernetes_api import KubernetesApi
 from tests.support.sidecar import Sidecar

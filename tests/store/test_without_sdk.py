@@ -22,7 +22,7 @@ from sidecar.mounter.store import open_store
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.xml_body import http_time_s
 from sidecar.mounter.store.interface import Page, Store
-from sidecar.mounter.store.s3.requests import S3Dialect
+from sidecar.mounter.store.s3.requests import S3Requests
 from sidecar.mounter.store.secrets import (
     AzureCredentials,
     Credentials,
@@ -291,7 +291,7 @@ def test_a_bucket_in_another_region_is_followed_within_the_one_attempt(
     ):
         target = Endpoint.parse(second.endpoint)
         monkeypatch.setattr(
-            S3Dialect,
+            S3Requests,
             "moved",
             lambda _, fields: target if "x-amz-bucket-region" in fields else None,
         )

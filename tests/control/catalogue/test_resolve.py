@@ -20,7 +20,7 @@ from sidecar.errors import (
     VolumeUnknown,
 )
 from sidecar.spec import PersistenceSpec, Roots, load_spec
-from tests.control.samples import CATALOGUE, SELECT_DATA, SELECT_OUTPUTS
+from tests.control.catalogue.samples import CATALOGUE, SELECT_DATA, SELECT_OUTPUTS
 
 RUN = "user/project/experiments/1"
 

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from sidecar.mounter.cache import cache_entry
 from sidecar.mounter.cache.cache_entry import BLOCK_BYTES as B
-from sidecar.mounter.cache.disk_cache import CacheWriter, cache_entry
+from sidecar.mounter.cache.disk_cache import CacheWriter
 from tests.cache.folders import (
     MIB,
     an_object,

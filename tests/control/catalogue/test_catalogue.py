@@ -22,7 +22,7 @@ from sidecar.errors import (
     UnknownKey,
 )
 from sidecar.spec import ClaimSource, HostPathSource, StoreSource
-from tests.control.samples import CATALOGUE
+from tests.control.catalogue.samples import CATALOGUE
 
 
 def test_the_documents_sample_as_printed() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.fuse.protocol import Opcode
-from tests.transport.mutations import Requests, mutated
-from tests.transport.served import PATIENCE_S, Served
+from tests.fuse.mutations import Requests, mutated
+from tests.fuse.served import PATIENCE_S, Served
 
 MIB = 1024 * 1024
 SHORT_FRAMES = 20_000

@@ -17,7 +17,7 @@ import pytest
 from sidecar.mounter.fuse import protocol as p
 from sidecar.mounter.fuse.kernel import MAX_REQUEST_BYTES, OPERATIONS
 from sidecar.mounter.fuse.protocol import Opcode
-from tests.transport.served import LARGE_BYTES, ROOT, Served, frame
+from tests.fuse.served import LARGE_BYTES, ROOT, Served, frame
 
 # enum fuse_opcode, protocol 7.45
 OPCODES = {
@@ -255,8 +255,8 @@ def test_every_opcode_answers_once_whatever_its_body(served: Served, body: bytes
         served.send(frame(OPCODES[name], served.fresh_unique(), ROOT, body))
 
 
-@pytest.mark.parametrize("node", [0, 999_999, 1 << 63, (1 << 64) - 1])
-def test_every_opcode_answers_for_a_inode_that_was_never_given_out(
+@pytest.mark.parametrize("inode", [0, 999_999, 1 << 63, (1 << 64) - 1])
+def test_every_opcode_answers_for_an_inode_that_was_never_given_out(
     served: Served, inode: int
 ) -> None:
     for number in ANSWERED:
@@ -324,7 +324,7 @@ def test_batch_forget_believes_what_is_there_and_not_the_count(served: Served, c
     assert known == [count < 1, count < 2]
 
 
-def test_a_inode_lives_until_every_lookup_of_it_is_forgotten(served: Served) -> None:
+def test_an_inode_lives_until_every_lookup_of_it_is_forgotten(served: Served) -> None:
     inode = look_up(served, "dir", "sub", "leaf")
     assert look_up(served, "dir", "sub", "leaf") == inode
     served.send(frame(Opcode.FORGET, served.fresh_unique(), inode, struct.pack("<Q", 1)))

@@ -48,7 +48,7 @@ def lines(server: kernel.Server, inode: int, handle: int, room: int) -> dict[byt
 def test_lines_beyond_the_most_inodes_have_names_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(kernel, "_MOST_NODES", most)
+    monkeypatch.setattr(kernel, "_MOST_INODES", most)
     found = lines(*a_directory(tmp_path), 1 << 16)
     names = [b"%02d" % number for number in range(FILES)]
     assert list(found) == [b".", b"..", *names]

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from sidecar.control.webhook.certificate import Pair, make_pair
-from tests.pods.golden import CATALOGUE, IMAGE
+from tests.control.injection.golden import CATALOGUE, IMAGE
 
-RECORDED = Path(__file__).parents[1] / "fixtures" / "admission"
+RECORDED = Path(__file__).parents[2] / "fixtures" / "admission"
 NAME = "mount-sidecar-webhook.mount-sidecar.svc"
 _START_S = 30.0
 

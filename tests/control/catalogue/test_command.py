@@ -11,7 +11,7 @@ import pytest
 
 from sidecar import __version__
 from sidecar.spec import load_spec
-from tests.control.samples import CATALOGUE, SELECT_DATA
+from tests.control.catalogue.samples import CATALOGUE, SELECT_DATA
 
 SIDECAR = [sys.executable, "-m", "sidecar"]
 

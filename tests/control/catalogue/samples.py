@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-DOCUMENT = Path(__file__).parent.parent / "fixtures" / "catalogues" / "customize-volumes.md"
+DOCUMENT = Path(__file__).parents[2] / "fixtures" / "catalogues" / "customize-volumes.md"
 
 
 def blocks(language: str) -> list[str]:

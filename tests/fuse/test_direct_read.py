@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.fuse.protocol import Opcode
-from tests.transport.served import LARGE_BYTES, ROOT, Answer, Served, frame
+from tests.fuse.served import LARGE_BYTES, ROOT, Answer, Served, frame
 
 _INIT = struct.pack("<IIII", 7, 45, 1 << 20, 0) + bytes(48)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.mounter.cache import cache_entry
 from sidecar.mounter.cache.cache_entry import BLOCK_BYTES as B
-from sidecar.mounter.cache.disk_cache import cache_entry
 from tests.cache.folders import (
     Damage,
     an_object,

@@ -7,7 +7,7 @@ import pytest
 
 from sidecar.errors import SecretKeyMissing, SecretNotJson
 from sidecar.mounter.store.secrets import CredentialSource, S3Credentials
-from tests.credentials.secrets import source, write
+from tests.secrets.secrets import source, write
 
 
 def login(key: str) -> dict[str, object]:

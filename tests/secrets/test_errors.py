@@ -19,7 +19,7 @@ from sidecar.errors import (
 )
 from sidecar.mounter.store.secrets import CredentialSource, load_credentials
 from sidecar.spec import StoreName, StoreSource
-from tests.credentials.secrets import CANARY, PRIVATE_KEY, SECRETS, source, write
+from tests.secrets.secrets import CANARY, PRIVATE_KEY, SECRETS, source, write
 
 CONNECTION = "AZURE_CONNECTION_STRING"
 Change = Mapping[str, object] | str | bytes

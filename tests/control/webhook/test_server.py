@@ -20,8 +20,8 @@ import jsonpatch
 import kubernetes_validate
 import pytest
 
-from tests.pods.golden import CATALOGUE
-from tests.webhook.server import Webhook, new_pair, post, recorded, review, tls_files
+from tests.control.injection.golden import CATALOGUE
+from tests.control.webhook.server import Webhook, new_pair, post, recorded, review, tls_files
 
 REQUESTS = 1000
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 
 from sidecar.mounter.fuse.protocol import Opcode, Set
-from tests.transport.served import ROOT, frame
+from tests.fuse.served import ROOT, frame
 
 _NAMES = [b"a", b"dir", b"large", b"sub", b"many", b"00", b"49", b"new", b"other", b"x" * 255]
 _SIZES = [0, 1, 24, 4096, 131_072, 1 << 20, 1 << 31, (1 << 32) - 1]

@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sidecar.control.webhook.certificate import make_pair, service_names
+from tests.control.webhook.server import Webhook, recorded, review
 from tests.support.kubernetes_api import KubernetesApi
-from tests.webhook.server import Webhook, recorded, review
 
 CONFIGURATION = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/mount-sidecar"
 SECRETS = "/api/v1/namespaces/mount-sidecar/secrets"

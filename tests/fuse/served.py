@@ -2,7 +2,7 @@
 
 SOCK_SEQPACKET keeps the borders of frames, as /dev/fuse does, so that a test can play the
 kernel and send what no kernel would. The server runs in a process of its own
-(``python -m tests.transport.served DESCRIPTOR STATE``), whose memory and whose end can be
+(``python -m tests.fuse.served DESCRIPTOR STATE``), whose memory and whose end can be
 seen.
 """
 

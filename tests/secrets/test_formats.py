@@ -15,9 +15,9 @@ from sidecar.mounter.store.secrets import (
     load_credentials,
 )
 from sidecar.spec import StoreName
-from tests.control.samples import AZURE as AZURE_SAMPLE
-from tests.control.samples import S3_ALL, S3_REQUIRED
-from tests.credentials.secrets import AZURE, GCS, PRIVATE_KEY, S3, source, write
+from tests.control.catalogue.samples import AZURE as AZURE_SAMPLE
+from tests.control.catalogue.samples import S3_ALL, S3_REQUIRED
+from tests.secrets.secrets import AZURE, GCS, PRIVATE_KEY, S3, source, write
 
 BLOB = "blob.core.windows.net"
 KEY = "a2V5"

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from sidecar.cli import main
-from tests.pods.golden import CATALOGUE, IMAGE, expected, given
+from tests.control.injection.golden import CATALOGUE, IMAGE, expected, given
 
 HEAD = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, annotations: {ANNOTATIONS}}\nspec:\n"
 

@@ -1,4 +1,4 @@
-"""Manifests in, manifests out: `python -m tests.pods.golden` writes the expected ones anew."""
+"""Manifests in and out: `python -m tests.control.injection.golden` writes the expected ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sidecar.control.catalogue.catalogue import Catalogue, parse_catalogue
 from sidecar.control.injection.manifests import inject_manifests
 from sidecar.control.injection.sidecar_container import Injection
 
-FOLDER = Path(__file__).parents[1] / "fixtures" / "pods"
+FOLDER = Path(__file__).parents[2] / "fixtures" / "pods"
 CATALOGUE = FOLDER / "catalogue.yaml"
 SUFFIX = ".injected.yaml"
 NAMES = sorted(

@@ -14,7 +14,15 @@ from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import inject, pod_patch
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.spec import load_spec
-from tests.pods.golden import CATALOGUE, IMAGE, NAMES, catalogue, expected, given, injected
+from tests.control.injection.golden import (
+    CATALOGUE,
+    IMAGE,
+    NAMES,
+    catalogue,
+    expected,
+    given,
+    injected,
+)
 
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 """Every version that native sidecars work in by default, to the newest that the package knows."""
@@ -32,7 +40,7 @@ def documents(text: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_manifest_in_manifest_out(name: str) -> None:
     assert injected(name, given(name)) == expected(name).read_text(), (
-        "if this is meant: python -m tests.pods.golden"
+        "if this is meant: python -m tests.control.injection.golden"
     )
 
 
