@@ -19,7 +19,7 @@ from sidecar.errors import AccessDenied, Stale, StoreProtocolError, Unavailable
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.http import pool
 from sidecar.mounter.store.interface import Condition, Store
-from sidecar.mounter.store.s3 import store as s3_store
+from sidecar.mounter.store.s3 import store as s3_module
 from sidecar.mounter.store.secrets import Credentials, GcsCredentials, S3Credentials
 from sidecar.spec import StoreSource
 from tests.support.clouds import Cloud, CountingObserver, RcloneCloud, S3Cloud
@@ -309,8 +309,8 @@ def test_a_large_copy_goes_in_parts(
     s3_cloud: Cloud, s3_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mib = 1024 * 1024
-    monkeypatch.setattr(s3_store, "MAX_COPY_BYTES", 8 * mib)
-    monkeypatch.setattr(s3_store, "COPY_PART_BYTES", 5 * mib)
+    monkeypatch.setattr(s3_module, "MAX_COPY_BYTES", 8 * mib)
+    monkeypatch.setattr(s3_module, "COPY_PART_BYTES", 5 * mib)
     content = bytes(range(256)) * (12 * mib // 256)
     s3_store.put("source", content, {"mode": "640"})
     made = s3_store.copy("source", "target")

@@ -15,7 +15,7 @@ import pytest
 
 from sidecar.mounter.store.gcs.store import GcsStore
 from sidecar.mounter.store.interface import Revision, Store
-from sidecar.mounter.store.s3 import store as s3_store
+from sidecar.mounter.store.s3 import store as s3_module
 from sidecar.mounter.store.store_errors import Request
 from sidecar.units import MIB
 from tests.filesystem.view import View
@@ -357,8 +357,8 @@ def test_what_is_put_together_of_copies(
     strict: Cloud, strict_store: Store, server: StrictS3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What CopyObject takes no more, in place and to another name."""
-    monkeypatch.setattr(s3_store, "MAX_COPY_BYTES", 6 * MIB)
-    monkeypatch.setattr(s3_store, "COPY_PART_BYTES", 5 * MIB)
+    monkeypatch.setattr(s3_module, "MAX_COPY_BYTES", 6 * MIB)
+    monkeypatch.setattr(s3_module, "COPY_PART_BYTES", 5 * MIB)
     server.settings(strict.bucket, acls=True)
     described.write_s3(
         strict,
