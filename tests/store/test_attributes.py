@@ -49,7 +49,7 @@ def test_what_one_mount_sets_the_next_one_shows(
     one = View(writable, tmp_path / "one")
     one.write("file", b"content")
     one.fs.make_directory(ROOT, "dir", 0o700)
-    one.fs.set_attributes(one.node("file"), CHANGES)
+    one.fs.set_attributes(one.inode("file"), CHANGES)
     two = View(writable, tmp_path / "two")
     assert two.names() == ["dir", "file"]
     found = two.stat("file")

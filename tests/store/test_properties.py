@@ -94,15 +94,15 @@ def change(view: View, path: str, flags: int, offset: int, data: bytes) -> None:
 
 
 def chmod(view: View) -> None:
-    view.fs.set_attributes(view.node("file"), {"mode": 0o600})
+    view.fs.set_attributes(view.inode("file"), {"mode": 0o600})
 
 
 def chown(view: View) -> None:
-    view.fs.set_attributes(view.node("file"), {"uid": 7, "gid": 8})
+    view.fs.set_attributes(view.inode("file"), {"uid": 7, "gid": 8})
 
 
 def utime(view: View) -> None:
-    view.fs.set_attributes(view.node("file"), {"mtime_ns": 10**18})
+    view.fs.set_attributes(view.inode("file"), {"mtime_ns": 10**18})
 
 
 def append(view: View) -> None:
@@ -122,15 +122,15 @@ def overwrite_with_much(view: View) -> None:
 
 
 def truncate(view: View) -> None:
-    view.fs.set_attributes(view.node("file"), {}, 10)
+    view.fs.set_attributes(view.inode("file"), {}, 10)
 
 
 def lengthen(view: View) -> None:
-    view.fs.set_attributes(view.node("file"), {}, view.stat("file").size_bytes + 10)
+    view.fs.set_attributes(view.inode("file"), {}, view.stat("file").size_bytes + 10)
 
 
 def empty(view: View) -> None:
-    view.fs.set_attributes(view.node("file"), {}, 0)
+    view.fs.set_attributes(view.inode("file"), {}, 0)
 
 
 def rename(view: View) -> None:
@@ -216,8 +216,8 @@ def test_a_directory_s_attributes_are_set(cloud: Cloud, writable: Store, tmp_pat
     described.write(cloud, "dir/", b"")
     before = described.seen(cloud, "dir/")
     view = View(writable, tmp_path)
-    view.fs.set_attributes(view.node("dir"), {"mode": 0o700})
-    view.fs.set_attributes(view.node("dir"), {"mtime_ns": 10**18})
+    view.fs.set_attributes(view.inode("dir"), {"mode": 0o700})
+    view.fs.set_attributes(view.inode("dir"), {"mtime_ns": 10**18})
     assert described.seen(cloud, "dir/") == before
 
 
@@ -225,7 +225,7 @@ def test_a_link_s_attributes_are_set(cloud: Cloud, writable: Store, tmp_path: Pa
     described.write(cloud, "link.rclonelink", b"target")
     before = described.seen(cloud, "link.rclonelink")
     view = View(writable, tmp_path)
-    view.fs.set_attributes(view.node("link"), {"mtime_ns": 10**18})
+    view.fs.set_attributes(view.inode("link"), {"mtime_ns": 10**18})
     assert described.seen(cloud, "link.rclonelink") == before
 
 
