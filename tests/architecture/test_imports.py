@@ -1,8 +1,10 @@
 """The architecture as checks: who may import whom, and what process 1 loads."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,15 +12,70 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+FORBIDDEN = {
+    "Imports point down, and the two halves never meet": (
+        "mounter/store/interface.py",
+        "import sidecar.control.catalogue.paths",
+    ),
+    "Inside the mounter, imports point down: a folder is a stage of a byte": (
+        "mounter/store/interface.py",
+        "import sidecar.mounter.filesystem.names",
+    ),
+    "Inside the control half, imports point down": (
+        "control/catalogue/paths.py",
+        "import sidecar.control.injection.quantity",
+    ),
+    "What is above the stores knows neither SDK nor FUSE, and of the stores only the interface": (
+        "mounter/filesystem/names.py",
+        "import sidecar.mounter.store.login",
+    ),
+    "Cloud SDKs only behind the Store protocol": ("mounter/reading/buffers.py", "import s3fs"),
+    "Process 1 runs on the standard library alone": ("mounter/system/mounts.py", "import yaml"),
+}
+"""For each contract a module and an import that it must refuse there."""
+LOST = "mounter/lost.py"
+"""A module that no layer names."""
+
+
 def test_the_import_contracts_hold():
-    done = subprocess.run(
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_contract_refuses_what_it_forbids(tmp_path: Path) -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    assert {contract["name"] for contract in contracts["contracts"]} == set(FORBIDDEN)
+    copy_sources(tmp_path)
+    for module, statement in FORBIDDEN.values():
+        path = tmp_path / "sidecar" / module
+        path.write_text(f"{path.read_text()}\n{statement}\n")
+    said = " ".join(lint_imports(tmp_path).stdout.split())  # names are wrapped
+    assert {name for name in FORBIDDEN if f"{name} BROKEN" in said} == set(FORBIDDEN), said
+
+
+def test_a_module_without_a_layer_is_refused(tmp_path: Path) -> None:
+    copy_sources(tmp_path)
+    (tmp_path / "sidecar" / LOST).write_text('"""Nobody said where this belongs."""\n')
+    done = lint_imports(tmp_path)
+    assert done.returncode != 0
+    assert "sidecar.mounter.lost" in done.stdout
+
+
+def copy_sources(target: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", target)
+    shutil.copytree(
+        ROOT / "sidecar", target / "sidecar", ignore=shutil.ignore_patterns("__pycache__")
+    )
+
+
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
-        cwd=ROOT,
+        cwd=root,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("module", ["sidecar.errors", "sidecar.mounter.supervisor.main"])
