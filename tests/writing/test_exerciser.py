@@ -209,7 +209,7 @@ def place(
 @pytest.mark.parametrize(
     ("store", "transport", "operations"),
     [
-        pytest.param("s3", "kernel", 3_000, id="short-s3-kernel"),
+        pytest.param("s3", "kernel", 1_500, id="short-s3-kernel"),
         pytest.param("s3", "libfuse", 500, id="short-s3-libfuse"),
         *(
             pytest.param(
