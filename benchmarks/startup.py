@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.datasets import Nothing
@@ -92,7 +92,7 @@ def _buckets(folder: Path) -> Iterator[tuple[list[Cloud], dict[str, str]]]:
 
 def _volume(number: int, cloud: Cloud, folder: Path) -> Volume:
     name = f"bucket-{number}"
-    source = cloud.source().model_copy(update={"secret": f"secret-{number}"})
+    source = replace(cloud.source(), secret=f"secret-{number}")
     return Volume(name=name, kind="data", path=str(folder / name), source=source)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,6 @@ from sidecar.spec import (
     STATE_ROOT,
     TERMINATION_MESSAGE,
     PersistenceSpec,
-    load_spec,
 )
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def resolve(
         roots=Roots(shared=shared_root, secrets=secrets_root, state=state_root),
     )
     access = Access(uid=user[0], gid=user[1]) if user is not None else ANYBODY
-    click.echo(spec.model_copy(update={"access": access}).to_json())
+    click.echo(replace(spec, access=access).to_json())
 
 
 _IMAGE = click.option("--image", metavar="IMAGE", help="Of the sidecar. [default: this version's]")
@@ -256,6 +256,7 @@ def mount(spec_file: str) -> None:
     """Mount every bucket of a spec and serve until told to stop: the container's job."""
     from sidecar.mounter.supervisor.main import command
     from sidecar.mounter.system.status import write_termination_message
+    from sidecar.spec_document import load_spec
 
     termination_message = TERMINATION_MESSAGE  # a spec that cannot be read names no other
     try:

@@ -1,19 +1,15 @@
 """PersistenceSpec: the contract between the control half and the mounter half.
 
-Versioned JSON, strict and frozen. The control half writes it (``sidecar resolve``,
-``sidecar inject``, the webhook), the mounter half reads it (``sidecar mount``). Every
-default of the product is here: paths, ports, sizes, times.
+Every default of the product is here. Standard library only, because process 1 loads this;
+:mod:`sidecar.spec_document` checks what people write.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from sidecar.errors import SpecInvalid
 from sidecar.units import GIB, MIB
 
 SPEC_VERSION: Final = 1
@@ -34,26 +30,27 @@ StoreName = Literal["s3", "gcs", "azure"]
 TransportName = Literal["kernel", "libfuse"]
 Healing = Literal["resend", "remount"]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+# Limits of numbers stand in the metadata of fields, under pydantic's names.
 
 
-class HostPathSource(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPathSource:
     """A directory of the node, mounted by the kubelet at the volume's path."""
 
     type: Literal["hostPath"] = "hostPath"
     host_path: str
 
 
-class ClaimSource(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimSource:
     """A PersistentVolumeClaim, mounted by the kubelet at the volume's path."""
 
     type: Literal["existingClaim"] = "existingClaim"
     claim: str
 
 
-class StoreSource(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSource:
     """A bucket, mounted by the sidecar.
 
     Attributes:
@@ -79,10 +76,16 @@ class StoreSource(_Strict):
     anonymous: bool = False
 
 
-Source = Annotated[HostPathSource | ClaimSource | StoreSource, Field(discriminator="type")]
+Source = HostPathSource | ClaimSource | StoreSource
 
 
-class Volume(_Strict):
+def volume_label(kind: str, name: str) -> str:
+    """How logs, metrics and messages name a volume."""
+    return f"{kind}/{name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
     """One selected volume.
 
     Attributes:
@@ -99,12 +102,23 @@ class Volume(_Strict):
     mountpoint: str | None = None
 
     @property
+    def label(self) -> str:
+        """How logs, metrics and messages name it: ``kind/name``."""
+        return volume_label(self.kind, self.name)
+
+    @property
+    def mounted_at(self) -> str:
+        """Where it is in the sidecar's own file system."""
+        return self.mountpoint or self.path
+
+    @property
     def is_bucket(self) -> bool:
         """Whether the sidecar mounts it (and not the kubelet)."""
         return isinstance(self.source, StoreSource)
 
 
-class Roots(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roots:
     """Where things are in the sidecar's own file system.
 
     Attributes:
@@ -120,23 +134,25 @@ class Roots(_Strict):
     termination_message: str = TERMINATION_MESSAGE
 
 
-class Http(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
     """The one port for metrics, probes and status. Port 0 picks a free one (tests)."""
 
     host: str = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus come from outside the pod
-    port: int = Field(default=HTTP_PORT, ge=0, le=65535)
+    port: int = field(default=HTTP_PORT, metadata={"ge": 0, "le": 65535})
 
 
-class Access(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
     """Who owns what is in a bucket and does not say so itself, and with which permission bits.
 
     The run's outputs directory is made so, on every kind of volume.
     """
 
-    uid: int = Field(default=0, ge=0)
-    gid: int = Field(default=0, ge=0)
-    file_mode: int = Field(default=0o644, ge=0, le=0o7777)
-    dir_mode: int = Field(default=0o755, ge=0, le=0o7777)
+    uid: int = field(default=0, metadata={"ge": 0})
+    gid: int = field(default=0, metadata={"ge": 0})
+    file_mode: int = field(default=0o644, metadata={"ge": 0, "le": 0o7777})
+    dir_mode: int = field(default=0o755, metadata={"ge": 0, "le": 0o7777})
 
 
 ANYBODY: Final = Access(file_mode=0o666, dir_mode=0o777)
@@ -144,7 +160,8 @@ ANYBODY: Final = Access(file_mode=0o666, dir_mode=0o777)
 able to save, and a bucket's content is seen by nobody outside the pod."""
 
 
-class Times(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
     """Times in seconds.
 
     Attributes:
@@ -156,16 +173,17 @@ class Times(_Strict):
         grace_margin_s: what of it is kept for unmounting and leaving.
     """
 
-    ready_timeout_s: float = Field(default=60.0, gt=0)
-    retry_budget_s: float = Field(default=30.0, ge=0)
-    metadata_read_only_s: float = Field(default=60.0, ge=0)
-    metadata_writable_s: float = Field(default=1.0, ge=0)
-    sync_interval_s: float = Field(default=60.0, gt=0)
-    grace_s: float = Field(default=60.0, gt=0)
-    grace_margin_s: float = Field(default=5.0, ge=0)
+    ready_timeout_s: float = field(default=60.0, metadata={"gt": 0})
+    retry_budget_s: float = field(default=30.0, metadata={"ge": 0})
+    metadata_read_only_s: float = field(default=60.0, metadata={"ge": 0})
+    metadata_writable_s: float = field(default=1.0, metadata={"ge": 0})
+    sync_interval_s: float = field(default=60.0, metadata={"gt": 0})
+    grace_s: float = field(default=60.0, metadata={"gt": 0})
+    grace_margin_s: float = field(default=5.0, metadata={"ge": 0})
 
 
-class Sizes(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
     """Budgets in bytes, for each bucket mount.
 
     Attributes:
@@ -175,13 +193,14 @@ class Sizes(_Strict):
         part_bytes: part of an upload and of a read ahead.
     """
 
-    memory_bytes: int | None = Field(default=None, ge=16 * MIB)
-    cache_bytes: int | None = Field(default=0, ge=0)
-    spool_bytes: int = Field(default=10 * GIB, ge=0)
-    part_bytes: int = Field(default=8 * MIB, ge=5 * MIB)
+    memory_bytes: int | None = field(default=None, metadata={"ge": 16 * MIB})
+    cache_bytes: int | None = field(default=0, metadata={"ge": 0})
+    spool_bytes: int = field(default=10 * GIB, metadata={"ge": 0})
+    part_bytes: int = field(default=8 * MIB, metadata={"ge": 5 * MIB})
 
 
-class PersistenceSpec(_Strict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersistenceSpec:
     """Everything that one run mounts, and how.
 
     Attributes:
@@ -198,7 +217,7 @@ class PersistenceSpec(_Strict):
     run: str = ""
     volumes: tuple[Volume, ...] = ()
     outputs_path: str | None = None
-    environment: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     roots: Roots = Roots()
     http: Http = Http()
     access: Access = Access()
@@ -212,62 +231,30 @@ class PersistenceSpec(_Strict):
         """The volumes that the sidecar mounts."""
         return tuple(volume for volume in self.volumes if volume.is_bucket)
 
-    def to_json(self) -> str:
-        """The spec as JSON, indented, defaults included."""
-        return self.model_dump_json(indent=2)
+    def to_json(self, indent: int | None = 2) -> str:
+        """The spec as JSON, defaults included. ``indent``: None for one line without spaces."""
+        separators = (",", ":") if indent is None else None
+        return json.dumps(asdict(self), ensure_ascii=False, indent=indent, separators=separators)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The spec that :meth:`to_json` gave. Not for what people write: nothing is checked."""
+        return cls.from_document(json.loads(text))
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Self:
+        """The spec of a document that is known to be valid, in JSON's types."""
+        built = {key: part(**document[key]) for key, part in _PARTS.items()}
+        volumes = tuple(
+            Volume(**{**volume, "source": _SOURCES[volume["source"]["type"]](**volume["source"])})
+            for volume in document["volumes"]
+        )
+        return cls(**{**document, **built, "volumes": volumes})
 
 
-def load_spec(text: str, where: str) -> PersistenceSpec:
-    """Parse a spec.
-
-    Args:
-        text: the JSON.
-        where: how messages name its origin, such as the file.
-
-    Raises:
-        SpecInvalid: naming the path inside the document and the nearest valid key.
-    """
-    try:
-        return PersistenceSpec.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise SpecInvalid(
-            f"{where}: {describe_validation_error(first, PersistenceSpec)}",
-            "make it with `sidecar resolve`",
-        ) from None
-
-
-def describe_validation_error(error: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """One clause for one pydantic error: the path, what is wrong, the nearest valid key."""
-    location = [str(part) for part in error["loc"]]
-    path = ".".join(location) or "the document"
-    if error["type"] == "extra_forbidden":
-        known = sorted(_known_keys(model))
-        return f"unknown key `{path}`{nearest(location[-1], known)}"
-    if error["type"] == "missing":
-        return f"`{path}` is missing"
-    return f"`{path}`: {error['msg'].lower()}"
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """`` (did you mean `x`?)``, or an empty string where nothing is near."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean `{match[0]}`?)" if match else ""
-
-
-def _known_keys(model: type[BaseModel]) -> set[str]:
-    keys: set[str] = set()
-    pending: list[Any] = [model]
-    seen: set[Any] = set()
-    while pending:
-        item = pending.pop()
-        if item in seen:
-            continue
-        seen.add(item)
-        if isinstance(item, type) and issubclass(item, BaseModel):
-            for name, info in item.model_fields.items():
-                keys.add(info.alias or name)
-                pending.append(info.annotation)
-        else:
-            pending.extend(getattr(item, "__args__", ()))
-    return keys
+_PARTS: Final = {"roots": Roots, "http": Http, "access": Access, "times": Times, "sizes": Sizes}
+_SOURCES: Final = {
+    "hostPath": HostPathSource,
+    "existingClaim": ClaimSource,
+    "store": StoreSource,
+}

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from sidecar.demo.programs import Program
 from sidecar.demo.signals import Stopped, StopSignals
 from sidecar.demo.workspace import Workspace, free_port
 from sidecar.errors import EXIT_OK, DemoFailed
-from sidecar.spec import Http, PersistenceSpec, load_spec
+from sidecar.spec import Http, PersistenceSpec
+from sidecar.spec_document import load_spec
 
 RUN = "demo/digits/experiments/1"
 DATA_BUCKET, DATA_PREFIX = "datasets", "digits/"
@@ -210,11 +211,10 @@ def _resolve(workspace: Workspace, server: EmbeddedS3) -> PersistenceSpec:
     )
     spec = load_spec("\n".join(program.lines()), "the output of `sidecar resolve`")
     termination = str(workspace.path / "termination-message")
-    spec = spec.model_copy(
-        update={
-            "http": Http(host="127.0.0.1", port=free_port()),
-            "roots": spec.roots.model_copy(update={"termination_message": termination}),
-        }
+    spec = replace(
+        spec,
+        http=Http(host="127.0.0.1", port=free_port()),
+        roots=replace(spec.roots, termination_message=termination),
     )
     (workspace.path / "spec.json").write_text(spec.to_json())
     return spec

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ def shared_sidecar(
         tmp_path / f"m{number}",
         sizes=Sizes(cache_bytes=cache_bytes),
     )
-    roots = sidecar.spec.roots.model_copy(update={"cache": str(tmp_path / "cache")})
-    sidecar.spec = sidecar.spec.model_copy(update={"roots": roots})
+    roots = replace(sidecar.spec.roots, cache=str(tmp_path / "cache"))
+    sidecar.spec = replace(sidecar.spec, roots=roots)
     sidecar.spec_text = sidecar.spec.to_json()
     return sidecar
 

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +329,7 @@ def test_claim_not_writable(tmp_path: Path) -> None:
         rf"error SC1085 PATH_NOT_WRITABLE: volume data/local \(data-pvc\): `{path}` cannot be "
         "written: Read-only file system; declare it `readOnly: true`, or make it writable",
     )
-    declared = directory_volume(path, CLAIM).model_copy(update={"read_only": True})
+    declared = replace(directory_volume(path, CLAIM), read_only=True)
     with local_sidecar(tmp_path, declared, prefix=read_only) as sidecar:
         assert sidecar.stop() == 0
 
@@ -491,7 +492,7 @@ def five_volumes(
                 name=name,
                 kind="outputs" if name == outputs else "data",
                 path=str(tmp_path / "m" / name),
-                source=cloud.source().model_copy(update={"secret": name}),
+                source=replace(cloud.source(), secret=name),
             )
         )
     return volumes, secrets

@@ -10,6 +10,7 @@ import re
 import secrets
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def start(
             name=name,
             kind="data",
             path=str(directory / "m" / name),
-            source=clouds[name].source().model_copy(update={"secret": name}),
+            source=replace(clouds[name].source(), secret=name),
         )
         for name in contents
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,10 @@ def test_five_kinds_of_volume_in_one_run(
             name="azure",
             kind="outputs",
             path=str(tmp_path / "m/azure"),
-            source=bucket_volume(
-                "azure", tmp_path, "azure", f"wasbs://{names['azure']}"
-            ).source.model_copy(update={"account": account}),
+            source=replace(
+                bucket_volume("azure", tmp_path, "azure", f"wasbs://{names['azure']}").source,
+                account=account,
+            ),
         ),
     ]
     sidecar = Sidecar(

@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 from sidecar.mounter.system import mounts
-from sidecar.spec import PersistenceSpec, load_spec
+from sidecar.spec import PersistenceSpec
+from sidecar.spec_document import load_spec
 from tests.support.network import Network
 from tests.support.pods import Container, Json, make_shared, podman
 from tests.support.servers import REPOSITORY, MinioServer

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from sidecar.spec import StoreName, StoreSource
 
@@ -43,7 +44,7 @@ SECRETS: dict[StoreName, dict[str, object]] = {"s3": S3, "gcs": GCS, "azure": AZ
 
 def source(store: StoreName, **given: str | bool | None) -> StoreSource:
     """A bucket of ``store`` whose secret is ``login``/``key.json``, unless ``given`` says other."""
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "store": store,
         "url": BUCKETS[store],
         "bucket": "bucket",
@@ -52,7 +53,7 @@ def source(store: StoreName, **given: str | bool | None) -> StoreSource:
         "account": "account" if store == "azure" else None,
         "endpoint_suffix": "blob.core.windows.net" if store == "azure" else None,
     }
-    return StoreSource.model_validate({**fields, **given})
+    return StoreSource(**{**fields, **given})
 
 
 def write(root: Path, content: dict[str, object] | str | bytes) -> None:

@@ -34,9 +34,8 @@ from sidecar.spec import (
     Source,
     StoreName,
     StoreSource,
-    describe_validation_error,
-    nearest,
 )
+from sidecar.spec_document import describe_validation_error, nearest
 
 KINDS: tuple[Kind, ...] = ("data", "outputs")
 

@@ -16,6 +16,7 @@ Rules beyond the contract's, decided here:
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Literal
 
 from sidecar.control.catalogue.catalogue import Catalogue, DeclaredVolume
@@ -39,8 +40,8 @@ from sidecar.spec import (
     Roots,
     StoreSource,
     Volume,
-    nearest,
 )
+from sidecar.spec_document import nearest
 
 Paths = Literal["local", "urls"]
 
@@ -160,7 +161,7 @@ def _listed(volumes: list[DeclaredVolume]) -> str:
 
 
 def _check_roots(roots: Roots) -> None:
-    for name, root in roots:
+    for name, root in asdict(roots).items():
         if root is not None:
             check_absolute_path(root, f"roots.{name}", MountPathInvalid)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sidecar.control.catalogue.yaml_document import Value, parse_documents
 from sidecar.errors import SelectionInvalid, UnknownKey
-from sidecar.spec import nearest
+from sidecar.spec_document import nearest
 
 
 @dataclass(frozen=True, slots=True)

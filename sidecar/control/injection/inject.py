@@ -123,7 +123,7 @@ def _refuse_unguarded(spec: PersistenceSpec, injection: Injection) -> None:
     for volume in spec.volumes:
         if not injection.native and volume.mountpoint not in {None, volume.path}:
             raise PodUnsupported(
-                f"bucket volume {volume.kind}/{volume.name} has a `mountPath` ({volume.path}), and "
+                f"bucket volume {volume.label} has a `mountPath` ({volume.path}), and "
                 "without native sidecars a failed mount would be an empty directory there",
                 "use native sidecars (Kubernetes 1.29), or leave its `mountPath` out",
             )
@@ -133,7 +133,7 @@ def _annotate(pod: Json, spec: PersistenceSpec) -> None:
     metadata = pod["metadata"] = mapping(pod, "metadata", "pod")
     annotations = metadata["annotations"] = mapping(metadata, "annotations", "pod.metadata")
     annotations[STATUS_ANNOTATION] = INJECTED
-    annotations[SPEC_ANNOTATION] = spec.model_dump_json()
+    annotations[SPEC_ANNOTATION] = spec.to_json(indent=None)
     size_bytes = sum(len(f"{key}{value}".encode()) for key, value in annotations.items())
     if size_bytes > ANNOTATIONS_BYTES:
         raise SpecTooLarge(

@@ -21,7 +21,7 @@ from sidecar.control.catalogue.yaml_document import Value
 from sidecar.control.injection.object_fields import Json, mapping, text
 from sidecar.control.injection.quantity import parse_quantity
 from sidecar.errors import AnnotationInvalid
-from sidecar.spec import nearest
+from sidecar.spec_document import nearest
 
 PREFIX: Final = "mount-sidecar.io/"
 INJECT_LABEL: Final = PREFIX + "inject"

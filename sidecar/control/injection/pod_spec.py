@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from sidecar.control.catalogue.catalogue import Catalogue
@@ -35,18 +36,12 @@ def spec_of_pod(pod_spec: Json, request: PodRequest, catalogue: Catalogue) -> Pe
     """
     spec = resolve(catalogue, request.selection, run=request.run, paths=request.paths)
     volumes = tuple(
-        volume.model_copy(update={"mountpoint": shared_path(spec.roots, volume.kind, volume.name)})
+        replace(volume, mountpoint=shared_path(spec.roots, volume.kind, volume.name))
         if volume.is_bucket
         else volume
         for volume in spec.volumes
     )
-    return spec.model_copy(
-        update={
-            "volumes": volumes,
-            "access": _access(pod_spec),
-            "sizes": _sizes(spec, request),
-        }
-    )
+    return replace(spec, volumes=volumes, access=_access(pod_spec), sizes=_sizes(spec, request))
 
 
 def state_bytes(spec: PersistenceSpec, request: PodRequest) -> int:
@@ -77,7 +72,7 @@ def _access(pod_spec: Json) -> Access:
         return Access(uid=uid or 0, gid=gid, file_mode=0o664, dir_mode=0o2775)
     gid = _first(contexts, "runAsGroup", where) or 0
     if uid is None:
-        return ANYBODY.model_copy(update={"gid": gid})
+        return replace(ANYBODY, gid=gid)
     return Access(uid=uid, gid=gid)
 
 
@@ -98,7 +93,7 @@ def _sizes(spec: PersistenceSpec, request: PodRequest) -> Sizes:
             f"{writable} bucket(s)",
             f"at least {(OVERHEAD_BYTES + writable * spec.sizes.part_bytes) // MIB}Mi",
         )
-    return spec.sizes.model_copy(update={"spool_bytes": min(spool_bytes, spec.sizes.spool_bytes)})
+    return replace(spec.sizes, spool_bytes=min(spool_bytes, spec.sizes.spool_bytes))
 
 
 def _ephemeral_bytes(request: PodRequest) -> int | None:

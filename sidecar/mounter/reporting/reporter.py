@@ -24,7 +24,7 @@ from sidecar.mounter.reporting.pod_reports import Observer, condition
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.status import STATUS_FILE, read_status
 from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
-from sidecar.validated_spec import read_validated_spec
+from sidecar.spec import PersistenceSpec
 
 if TYPE_CHECKING:
     from sidecar.mounter.reporting.event_recorder import EventRecorder
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
     os.nice(_NICE)
     logs.set_up("reporter")
     channel = Channel.inherited(int(arguments[0]))
-    spec = read_validated_spec(Path(arguments[1]))
+    spec = PersistenceSpec.from_json(Path(arguments[1]).read_text())
     reporter = Reporter(Path(spec.roots.state), spec.sizes.spool_bytes)
     watching = STOP_WITH_EXPERIMENT_VARIABLE not in os.environ
     while not select.select([channel], [], [], _TURN_S)[0]:

@@ -18,7 +18,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from sidecar import logs
 from sidecar.errors import SidecarError, TlsUntrusted, Unavailable
@@ -42,10 +41,7 @@ from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.worker.write_check import check_writes, probe_key, remove_leftovers
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
-from sidecar.validated_spec import read_validated_spec
-
-if TYPE_CHECKING:
-    from sidecar.spec import PersistenceSpec, StoreSource, Volume
+from sidecar.spec import PersistenceSpec, StoreSource, Volume
 
 log = logging.getLogger("sidecar.worker")
 
@@ -79,15 +75,14 @@ class Worker:
     ) -> None:
         self._spec = spec
         self._volume = volume
-        self._source = cast("StoreSource", volume.source)
+        assert isinstance(volume.source, StoreSource)
+        self._source = volume.source
         self._channel = channel
-        self._mountpoint = volume.mountpoint or volume.path
+        self._mountpoint = volume.mounted_at
         self._identity = identity
-        self._buckets = [v for v in spec.volumes if v.source.type == "store"]
+        self._buckets = spec.buckets
         self._state = Path(spec.roots.state) / identity
-        self._metrics = VolumeMetrics(
-            Path(spec.roots.state) / "metrics", f"{volume.kind}/{volume.name}", identity
-        )
+        self._metrics = VolumeMetrics(Path(spec.roots.state) / "metrics", volume.label, identity)
         self._failures = Failures(
             lambda failing: channel.send({"event": "failing", "failing": failing})
         )
@@ -176,7 +171,7 @@ class Worker:
         def build(number: int, tell: Tell) -> Fetcher:
             metrics = VolumeMetrics(
                 Path(self._spec.roots.state) / "metrics",
-                f"{self._volume.kind}/{self._volume.name}",
+                self._volume.label,
                 f"{self._identity}-reader{number}",
             )
             self._outcomes.move(metrics, tell)
@@ -360,7 +355,7 @@ def main(arguments: list[str]) -> int:
     duty, descriptors = received
     deadline_s = time.monotonic() + duty["seconds"]
     logs.set_up("worker", f"{duty['kind']}/{duty['name']}")
-    spec = read_validated_spec(Path(duty["spec"]))
+    spec = PersistenceSpec.from_json(Path(duty["spec"]).read_text())
     volume = next(v for v in spec.volumes if (v.kind, v.name) == (duty["kind"], duty["name"]))
     worker = Worker(spec, volume, duty["identity"], channel, duty["failing"])
     try:

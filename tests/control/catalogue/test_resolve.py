@@ -19,7 +19,8 @@ from sidecar.errors import (
     UnknownKey,
     VolumeUnknown,
 )
-from sidecar.spec import PersistenceSpec, Roots, load_spec
+from sidecar.spec import PersistenceSpec, Roots
+from sidecar.spec_document import load_spec
 from tests.control.catalogue.samples import CATALOGUE, SELECT_DATA, SELECT_OUTPUTS
 
 RUN = "user/project/experiments/1"
