@@ -64,8 +64,6 @@ The tree, readable in one screen::
     │   ├── InvalidArgument     SC1068
     │   ├── FileExists          SC1069
     │   ├── NodeForgotten       SC1070
-    │   ├── Interrupted         SC1071
-    │   ├── NoAttribute         SC1072
     │   ├── NotPermitted        SC1074  this file system has no such thing
     │   └── WouldBlock          SC1075  an answer needs the store, and the caller may not wait
     ├── ClusterError            exit status 3: what the Kubernetes API answered
@@ -94,13 +92,13 @@ The tree, readable in one screen::
 
 Codes are part of the interface: logs, events, metrics, the status page and the
 termination message show them, and docs/troubleshooting.md is keyed by them. A code is
-never reused for something else.
+never used for something else. Reserved, since earlier versions had them: SC1071, SC1072.
 """
 
 from __future__ import annotations
 
 import errno as _errno
-from typing import ClassVar
+from typing import Any, ClassVar
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -112,8 +110,8 @@ class SidecarError(Exception):
     """Anything that a user is told about: one line, one code.
 
     Args:
-        what: what is wrong and where, without secrets, without a final full stop.
-        hint: what the reader can do about it; omitted when nothing sensible can be said.
+        what: what is wrong and where, without secrets and without a full stop at the end.
+        hint: what the reader can do about it; empty if there is nothing sensible to say.
     """
 
     code: ClassVar[str] = "SC1000"
@@ -125,10 +123,6 @@ class SidecarError(Exception):
         self.what = what
         self.hint = hint
 
-    def __reduce__(self) -> tuple[type[SidecarError], tuple[str, str]]:
-        # Errors cross process boundaries (worker to supervisor).
-        return (type(self), (self.what, self.hint))
-
     @property
     def message(self) -> str:
         """What is wrong and what to do, on one line."""
@@ -138,6 +132,25 @@ class SidecarError(Exception):
     def line(self) -> str:
         """The one line that a command prints: ``error SCnnnn NAME: message``."""
         return f"error {self.code} {self.name}: {self.message}"
+
+    def to_message(self) -> dict[str, str]:
+        """The error as another process gets it; :func:`from_message` rebuilds it."""
+        return {"code": self.code, "what": self.what, "hint": self.hint}
+
+    def document(self) -> dict[str, str]:
+        """The error as the status document shows it."""
+        return {"code": self.code, "name": self.name, "message": self.message}
+
+
+def from_message(message: dict[str, Any]) -> SidecarError:
+    """The error of a message with the keys of :meth:`SidecarError.to_message`."""
+    pending: list[type[SidecarError]] = [SidecarError]
+    while pending:
+        cls = pending.pop()
+        if cls.code == message["code"]:
+            return cls(message["what"], message["hint"])
+        pending.extend(cls.__subclasses__())
+    return SidecarError(message["what"], message["hint"])
 
 
 class UsageError(SidecarError):
@@ -429,17 +442,9 @@ class FileExists(FileSystemError):
 
 
 class NodeForgotten(FileSystemError):
-    """The kernel asked about a node that this process never gave out."""
+    """The kernel asked about an inode that this process never gave out."""
 
     code, name = "SC1070", "NODE_FORGOTTEN"
-
-
-class Interrupted(FileSystemError):
-    code, name = "SC1071", "INTERRUPTED"
-
-
-class NoAttribute(FileSystemError):
-    code, name = "SC1072", "NO_ATTRIBUTE"
 
 
 class NotPermitted(FileSystemError):
@@ -597,8 +602,6 @@ ERRNO: dict[type[SidecarError], int] = {
     InvalidArgument: _errno.EINVAL,
     FileExists: _errno.EEXIST,
     NodeForgotten: _errno.ESTALE,
-    Interrupted: _errno.EINTR,
-    NoAttribute: _errno.ENODATA,
     NotPermitted: _errno.EPERM,
     WouldBlock: _errno.EAGAIN,
     SidecarError: _errno.EIO,
@@ -615,14 +618,3 @@ def to_errno(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno:
         return error.errno
     return _errno.EIO
-
-
-def by_code(code: str, what: str, hint: str = "") -> SidecarError:
-    """Rebuild an error that another process reported as (code, what, hint)."""
-    pending: list[type[SidecarError]] = [SidecarError]
-    while pending:
-        cls = pending.pop()
-        if cls.code == code:
-            return cls(what, hint)
-        pending.extend(cls.__subclasses__())
-    return SidecarError(what, hint)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.errors import SidecarError
+from sidecar.spec import volume_label
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -313,10 +314,10 @@ class StatusCollector:
         )
         volumes = status.get("volumes")
         for volume in volumes if isinstance(volumes, list) else []:
-            name = f"{volume['kind']}/{volume['name']}"
-            state.add_metric((name, volume["state"]), 1.0)
+            label = volume_label(volume["kind"], volume["name"])
+            state.add_metric((label, volume["state"]), 1.0)
             for healed, count in volume.get("healed", {}).items():
-                restarts.add_metric((name, healed), float(count))
+                restarts.add_metric((label, healed), float(count))
         yield state
         yield restarts
 

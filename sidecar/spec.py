@@ -109,7 +109,7 @@ class Volume:
     @property
     def mounted_at(self) -> str:
         """Where it is in the sidecar's own file system."""
-        return self.mountpoint or self.path
+        return (self.mountpoint if self.is_bucket else None) or self.path
 
     @property
     def is_bucket(self) -> bool:

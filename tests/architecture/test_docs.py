@@ -24,6 +24,12 @@ def test_no_code_is_used_twice():
     assert len(codes) == len(set(codes))
 
 
+def test_reserved_codes_are_free():
+    reserved = re.findall(r"SC\d{4}", errors.__doc__.partition("Reserved")[2])
+    assert reserved
+    assert not {error.code for error in _errors()} & set(reserved)
+
+
 def test_documents_name_only_commands_and_targets_that_exist():
     commands = set(cli.cli.commands)
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))

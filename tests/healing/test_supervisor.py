@@ -99,20 +99,20 @@ def test_a_dead_workers_channel_is_not_waited_for() -> None:
 LAST_WORDS = """
 import os, time
 from sidecar.mounter.system.channel import Channel
-from sidecar.mounter.system.processes import Children
+from sidecar.mounter.system.processes import Processes
 
 def two_words(far):
     for word in ("first", "last"):
         Channel(far).send({"event": word})
 
-children = Children()
-child = children._fork("talker", two_words)
+processes = Processes()
+child = processes._fork(two_words)
 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-events = children.events(time.monotonic() + 10)
+events = processes.events(time.monotonic() + 10)
 assert next(events).message["event"] == "first"
 assert next(events).message["event"] == "last"
 # Whoever hears this gives up, as at a volume that cannot be mounted.
-children.end([child])
+processes.end([child])
 assert not child.running
 """
 

@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> int:
             f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}",
             "free the port, or set another in the spec (`http.port`)",
         )
-        channel.send({"event": "failed", "code": busy.code, "what": busy.what, "hint": busy.hint})
+        channel.send({"event": "failed", **busy.to_message()})
         return busy.exit_status
     channel.send({"event": "listening", "port": server.server_address[1]})
     threading.Thread(target=live.listen, name="liveness", daemon=True).start()

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from sidecar.errors import AccessDenied, LoginRejected, NotSaved, SpoolFull, WorkerLost
 from sidecar.metrics import VolumeTotals
+from sidecar.spec import volume_label
 
 CONDITION: Final = "mount-sidecar.io/Ready"
 
@@ -139,7 +140,7 @@ class Observer:
 
 
 def _label(volume: Document) -> str:
-    return f"{volume['kind']}/{volume['name']}"
+    return volume_label(volume["kind"], volume["name"])
 
 
 def _refusal(volume: str, code: str) -> Report:

@@ -12,6 +12,7 @@ import time
 from typing import Any, Final
 
 from sidecar.errors import ReadyTimeout
+from sidecar.spec import volume_label
 
 _PAUSE_S: Final = 0.2
 _REQUEST_S: Final = 5.0
@@ -58,4 +59,4 @@ def _describe(status: dict[str, Any] | None, port: int) -> str:
 def _volume(volume: dict[str, Any]) -> str:
     error = volume["error"]
     why = f"{error['code']} {error['message']}" if error else volume["state"]
-    return f"{volume['kind']}/{volume['name']} ({why})"
+    return f"{volume_label(volume['kind'], volume['name'])} ({why})"

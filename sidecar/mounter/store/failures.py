@@ -1,11 +1,10 @@
-"""What the store fails at: said once, counted, and said again when it works.
+"""Which kinds of calls to the store fail at present: logged once, counted, reported.
 
-Whatever is asked of a store passes ``http.retry``, which tells its observer how a call ended: the
-:class:`Outcomes` of the process. What is news there goes to the :class:`Failures` of the worker,
-from reader processes too. They log a change once, and report what fails to the supervisor, which
-shows it in the status document.
+No store is called here. Every call passes ``http.retry``, which tells the process's
+:class:`Outcomes` how it ended. What is news goes to the worker's :class:`Failures`, from the
+reader processes too, and from there to the supervisor for the status document.
 
-A call that works costs no more than a look at one byte, which all processes of a worker share.
+A call that works costs a look at one byte, which all processes of a worker share.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
 from sidecar import logs
-from sidecar.errors import SidecarError, is_store_failure
+from sidecar.errors import SidecarError, from_message, is_store_failure
 from sidecar.metrics import VolumeMetrics
 
 log = logging.getLogger(__name__)
 
 QUIET_S: Final = 5.0
-"""A kind of call works again when one did and none has failed for so long: where some objects
-are refused and others are not, that is one failure and not one for each of them."""
+"""A kind of call works again if one has worked and none has failed for this long. So a store
+that refuses some objects and not others is one failure, and not one for each object."""
 
 _KINDS: Final = ("list", "read", "write", "delete")
 _KIND_OF: Final = {
@@ -42,19 +41,21 @@ _KIND_OF: Final = {
     "abort": 3,
     "login": 0,
 }
-"""By the operation of :class:`StoreObserver`: what a store lets one do
-or not, and what is tried again after it failed."""
+"""Index in _KINDS of each operation of :class:`StoreObserver`."""
 _WORKS, _FAILS, _WORKED = 0, 1, 2
-"""What the shared byte of a kind says; _WORKED: it failed, and a call has worked since."""
+"""The shared byte of a kind. _WORKED: it failed, and a call has worked since."""
 
 
 class Outcome(NamedTuple):
-    """How a call ended, as it goes from process to process. Without a code it worked."""
+    """How a call ended, as reader processes send it to their worker.
+
+    Attributes:
+        kind: index in the kinds of calls.
+        error: the error as a message (:meth:`SidecarError.to_message`); None if it worked.
+    """
 
     kind: int
-    code: str = ""
-    name: str = ""
-    message: str = ""
+    error: dict[str, str] | None = None
 
 
 Tell = Callable[[Outcome], None]
@@ -64,9 +65,9 @@ class Outcomes:
     """Implements :class:`StoreObserver`. Safe to use from any thread.
 
     Args:
-        metrics: count every request.
+        metrics: counts every request.
         flags: of :class:`Failures`.
-        tell: takes what is news.
+        tell: takes the outcomes that are news.
     """
 
     def __init__(self, metrics: VolumeMetrics, flags: mmap.mmap, tell: Tell) -> None:
@@ -75,7 +76,7 @@ class Outcomes:
         self._tell = tell
 
     def move(self, metrics: VolumeMetrics, tell: Tell) -> None:
-        """This is a child of the process that made it: it counts and tells for itself."""
+        """Count and tell elsewhere: this is now a child of the process that made it."""
         self._metrics, self._tell = metrics, tell
 
     def request(self, operation: str, seconds: float, code: str) -> None:
@@ -93,7 +94,7 @@ class Outcomes:
     def failed(self, operation: str, error: SidecarError) -> None:
         """As the base class says."""
         if is_store_failure(error):
-            self._tell(Outcome(_KIND_OF[operation], error.code, error.name, error.message))
+            self._tell(Outcome(_KIND_OF[operation], error.to_message()))
 
 
 @dataclass(slots=True)
@@ -102,9 +103,9 @@ class Failure:
 
     Attributes:
         operation: list, read, write or delete.
-        message: what the first one said.
-        first, last: when, in UTC by RFC 3339.
-        count: how many calls failed; what was tried again within one is one.
+        message: of the first call that failed.
+        first, last: times in UTC (RFC 3339).
+        count: calls that failed, however often each was tried.
     """
 
     operation: str
@@ -117,13 +118,13 @@ class Failure:
 
 
 class Failures:
-    """What fails at present. Safe to use from any thread.
+    """The kinds of calls that fail at present. Safe to use from any thread.
 
     Args:
-        report: takes what fails, the newest failure last, whenever that changed.
+        report: takes the failures as JSON, the newest last, whenever they changed.
 
     Attributes:
-        flags: a byte for each kind, shared by the process that makes it and those it forks.
+        flags: a byte for each kind, shared by this process and those it forks.
     """
 
     def __init__(self, report: Callable[[list[dict[str, Any]]], object]) -> None:
@@ -136,7 +137,7 @@ class Failures:
         self._is_told = True
 
     def adopt(self, failing: Iterable[dict[str, Any]]) -> None:
-        """What failed when the worker before this one ended, as it was reported."""
+        """Begin with the failures that the worker before this one reported last."""
         now_s = time.monotonic()
         with self._lock:
             for item in failing:
@@ -148,37 +149,38 @@ class Failures:
                 self.flags[kind] = _FAILS
 
     def take(self, outcome: Outcome) -> None:
-        """A call failed, or one of a kind that fails worked."""
-        kind, code, name, message = outcome
+        """A call failed, or one worked of a kind that fails."""
+        kind = outcome.kind
         with self._lock:
-            if not code:
+            if outcome.error is None:
                 if self.flags[kind] == _FAILS:
                     self.flags[kind] = _WORKED
                 return
             now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             self._failed_s[kind] = time.monotonic()
             self.flags[kind] = _FAILS
-            failure = self._failing.get((kind, code))
+            error = from_message(outcome.error)
+            failure = self._failing.get((kind, error.code))
             if failure is not None:
                 failure.count += 1
                 failure.last = now
                 self._is_told = False
                 return
-            failure = Failure(_KINDS[kind], code, name, message, now, now, 1)
-            self._failing[kind, code] = failure
-            self._began_s[kind, code] = time.monotonic()
+            failure = Failure(_KINDS[kind], **error.document(), first=now, last=now, count=1)
+            self._failing[kind, error.code] = failure
+            self._began_s[kind, error.code] = time.monotonic()
             logs.event(
                 log,
                 "the store fails",
                 logging.WARNING,
                 operation=failure.operation,
-                code=code,
-                error=message,
+                code=error.code,
+                error=error.message,
             )
             self._tell()
 
     def tick(self) -> None:
-        """Say what works again, and how often the rest has failed by now. About once a second."""
+        """Report what works again, and new counts of the rest. Call it about once a second."""
         now_s = time.monotonic()
         with self._lock:
             for kind, failed_s in enumerate(self._failed_s):

@@ -1,12 +1,11 @@
 """Process 1 of the container. Standard library only: it must be small and must not fail.
 
-``sidecar mount`` validates the spec and then replaces itself by this module, so that no
-library stays in its memory.
+``sidecar mount`` checks the spec and then executes this module in its place, so that no library
+stays in memory.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -14,10 +13,11 @@ from pathlib import Path
 
 from sidecar import logs
 from sidecar.mounter.supervisor.lifecycle import Lifecycle
+from sidecar.spec import PersistenceSpec
 
 
 def command(spec_file: str) -> list[str]:
-    """The command line that runs the supervisor on a validated spec."""
+    """The command line that runs the supervisor on a spec that was checked."""
     return [
         sys.executable,
         "-m",
@@ -28,10 +28,13 @@ def command(spec_file: str) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run with SPEC and the time of the start; returns the exit status of the contract."""
+    """Run with the spec's file and the time of the start (monotonic, in seconds).
+
+    Returns the exit status of the contract.
+    """
     spec_file, started = arguments
     logs.set_up("supervisor")
-    spec = json.loads(Path(spec_file).read_text())
+    spec = PersistenceSpec.from_json(Path(spec_file).read_text())
     return Lifecycle(spec, spec_file, float(started)).run()
 
 

@@ -1,6 +1,6 @@
 """Messages between the supervisor and its children: JSON and descriptors over a socket.
 
-Standard library only.
+What a message means is not decided here. Standard library only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
-        """The near end, and the far end to hand to a child."""
+        """The near end, and the far end for a child."""
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (near, far):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_BYTES)
@@ -36,7 +36,7 @@ class Channel:
         return cls(socket.socket(fileno=descriptor))
 
     def fileno(self) -> int:
-        """For selectors."""
+        """The descriptor of this end, for selectors; -1 once it is closed."""
         return self._socket.fileno()
 
     def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> bool:
@@ -56,7 +56,7 @@ class Channel:
     def receive(self, *, wait: bool = True) -> tuple[Message, list[int]] | None:
         """The next message and its descriptors; None once the other end is gone.
 
-        Without ``wait`` also None where there is no message now.
+        Without ``wait``, also None if no message has arrived yet.
         """
         flags = 0 if wait else socket.MSG_DONTWAIT
         descriptors = array.array("i")

@@ -1,7 +1,7 @@
-"""mount(2), umount2(2) and what /proc says about mounts. Standard library only.
+"""mount(2), umount2(2), and the mounts that /proc lists. Standard library only.
 
-A mount whose server is gone must never be touched by path: lstat(2) on it hangs or gives
-ENOTCONN. So everything here asks /proc/self/mountinfo and unmounts lazily.
+Nothing here touches a mount by path, because lstat(2) hangs, or fails with ENOTCONN, if its
+server is gone: /proc/self/mountinfo is read, and mounts are detached lazily.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FSTYPE = f"fuse.{SUBTYPE}"
 GUARD_SOURCE = "mount-sidecar-guard"
 
 READAHEAD_KIB = 4096
-"""Four of the largest requests: enough to keep answers coming while one is copied."""
+"""Four of the largest requests, so that answers keep coming while one is copied."""
 
 # include/uapi/linux/mount.h and fs.h
 _MS_RDONLY = 1
@@ -42,7 +42,7 @@ class Mount(NamedTuple):
 
 
 def check_host() -> None:
-    """Raise NotRoot or FuseDeviceMissing when this process could not mount."""
+    """Check that this process can mount. Raises NotRoot, FuseDeviceMissing."""
     if os.geteuid() != 0:
         raise NotRoot(
             f"mounting needs root, and this process has uid {os.geteuid()}",
@@ -67,8 +67,13 @@ def mount_fuse(
 ) -> None:
     """Mount a connection (an open /dev/fuse) at ``path``. Raises MountFailed.
 
-    The kernel checks permissions by the modes that the file system reports
-    (``default_permissions``) for every user (``allow_other``).
+    Every user may use the mount (``allow_other``). The kernel checks permissions, by the modes
+    that the file system reports (``default_permissions``).
+
+    Args:
+        descriptor: of the open /dev/fuse.
+        source: what /proc/mounts shows as the mounted device.
+        max_read_bytes: size of the largest READ.
     """
     options = (
         f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,"
@@ -87,9 +92,9 @@ def mount_fuse(
 
 
 def raise_readahead(path: str) -> bool:
-    """Let the kernel read ahead further than a FUSE mount may ask for itself.
+    """Raise the kernel's readahead of a mount above the default, which INIT can only lower.
 
-    ``max_readahead`` of INIT can only lower it. False where sysfs is read-only.
+    False if sysfs is read-only.
     """
     for mount in mounts_at(path)[-1:]:
         try:
@@ -101,10 +106,10 @@ def raise_readahead(path: str) -> bool:
 
 
 def unmount(path: str) -> bool:
-    """Detach the topmost mount at ``path`` at once, whoever uses it; False if there is none.
+    """Detach the topmost mount at ``path``, also if it is in use; False if there is none.
 
-    A FUSE connection is aborted (MNT_FORCE): who waits for an answer that will not come gets
-    an error now, also when some other process still holds the descriptor.
+    A FUSE connection is aborted (MNT_FORCE): requests in flight fail at once, even if another
+    process still holds the descriptor. Raises MountFailed.
     """
     if _libc.umount2(os.fsencode(path), _MNT_FORCE | _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
         return True
@@ -118,7 +123,7 @@ def mounted(process: str = "self") -> list[Mount]:
     """Every mount of a process's mount namespace, in mount order.
 
     Raises:
-        OSError: there is no such process (any more).
+        OSError: the process does not exist.
     """
     with open(f"/proc/{process}/mountinfo", "rb") as file:
         return [_parse(line.decode("utf-8", "surrogateescape")) for line in file]
@@ -131,12 +136,12 @@ def mounts_at(path: str) -> list[Mount]:
 
 
 def guard(path: str) -> None:
-    """Mount something under a mountpoint-to-be that lets nobody write, not even root.
+    """Mount an empty, read-only tmpfs of mode 0 where a bucket will be mounted.
 
-    What a program writes there while no bucket is mounted would be lost. An empty read-only
-    tmpfs of mode 0: writing gives EROFS, and listing EACCES to anybody but root, so that a
-    missing mount is not mistaken for an empty data set. Like any mount it must be cleared
-    before the kubelet can delete the directory; :func:`clear` does.
+    While no bucket is mounted there, what a program writes would be lost, and a missing mount
+    would look like an empty data set. With the guard writing gives EROFS, even to root, and
+    listing gives EACCES to everybody but root. :func:`clear` removes it, as the kubelet needs
+    before it can delete the directory. Raises MountFailed.
     """
     result = _libc.mount(
         GUARD_SOURCE.encode(),
@@ -161,7 +166,13 @@ def is_guard(mount: Mount) -> bool:
 
 
 def clear(path: str, *, keep_guard: bool = False) -> int:
-    """Detach what this product mounted at ``path``, dead or alive. Returns how many."""
+    """Detach the mounts of this product at ``path``, dead or alive; how many.
+
+    Mounts of others on top of them are left alone. Raises MountFailed.
+
+    Args:
+        keep_guard: leave the guard in place.
+    """
     count = 0
     while True:
         top = mounts_at(path)[-1:]

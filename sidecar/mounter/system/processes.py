@@ -1,7 +1,7 @@
 """Child processes and signals as one stream of events. Standard library only.
 
-Process 1 of a container must reap whatever is left to it, must never block on one child,
-and is single-threaded here, which makes fork(2) without exec safe.
+Process 1 of a container must reap every orphan and must never block on one child. It has no
+threads, which makes fork(2) without exec safe. What an event means is not decided here.
 """
 
 from __future__ import annotations
@@ -22,46 +22,70 @@ _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _KILL_WAIT_S = 2.0
 
 
-class Child:
-    """One child process and the near end of its channel."""
+class Ending(NamedTuple):
+    """How a process ended: by itself with an exit status, or by a signal. The other is None."""
 
-    def __init__(self, name: str, pid: int, channel: Channel) -> None:
-        self.name = name
+    exit_status: int | None
+    signal: int | None
+
+    @classmethod
+    def of_wait_status(cls, wait_status: int) -> Ending:
+        """From what waitpid(2) gives."""
+        if os.WIFSIGNALED(wait_status):
+            return cls(None, os.WTERMSIG(wait_status))
+        return cls(os.WEXITSTATUS(wait_status), None)
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exit status {self.exit_status}"
+        if self.signal == signal.SIGKILL:
+            return "SIGKILL (out of memory?)"
+        return signal.Signals(self.signal).name
+
+
+class Child:
+    """One child process and the near end of its channel.
+
+    Attributes:
+        ending: None until it has been reaped.
+    """
+
+    def __init__(self, pid: int, channel: Channel) -> None:
         self.pid = pid
         self.channel = channel
-        self.exit_status: int | None = None
+        self.ending: Ending | None = None
 
     @property
     def running(self) -> bool:
         """Whether it has not been reaped."""
-        return self.exit_status is None
+        return self.ending is None
 
 
-class Said(NamedTuple):
+class MessageReceived(NamedTuple):
     """A child sent a message."""
 
     child: Child
     message: Message
 
 
-class Exited(NamedTuple):
-    """A child ended; what it had said before came first. ``status``: see :func:`describe_exit`."""
+class ChildEnded(NamedTuple):
+    """A child was reaped. Its last messages come before this."""
 
     child: Child
-    status: int
+    ending: Ending
 
 
-class Signalled(NamedTuple):
+class SignalReceived(NamedTuple):
     """This process got SIGTERM, SIGINT or SIGHUP."""
 
     number: int
 
 
-Event = Said | Exited | Signalled
+Event = MessageReceived | ChildEnded | SignalReceived
 
 
 class Processes:
-    """Starts processes, and yields what they say and how they end."""
+    """Starts child processes, and yields their messages and their ends. One for each process."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -75,7 +99,7 @@ class Processes:
             signal.signal(number, _wake_only)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
 
-    def start(self, name: str, module: str, arguments: list[str]) -> Child:
+    def start(self, module: str, *arguments: str) -> Child:
         """Run ``python -m module CHANNEL arguments…`` in a session of its own."""
 
         def execute(far: socket.socket) -> None:
@@ -83,26 +107,24 @@ class Processes:
             command = [sys.executable, "-m", module, str(far.fileno()), *arguments]
             os.execv(sys.executable, command)
 
-        return self._fork(name, execute)
+        return self._fork(execute)
 
-    def run(self, name: str, function: Callable[[], None]) -> Child:
-        """Call a function in a forked child, which says ``passed`` or ``failed``."""
+    def run(self, function: Callable[[], None]) -> Child:
+        """Call a function in a forked child, which sends ``passed`` or ``failed``."""
 
         def call(far: socket.socket) -> None:
             channel = Channel(far)
             try:
                 function()
             except SidecarError as error:
-                channel.send(
-                    {"event": "failed", "code": error.code, "what": error.what, "hint": error.hint}
-                )
+                channel.send({"event": "failed", **error.to_message()})
             else:
                 channel.send({"event": "passed"})
 
-        return self._fork(name, call)
+        return self._fork(call)
 
     def events(self, until_s: float) -> Iterator[Event]:
-        """What happens next; returns when something did, or at ``until_s`` (monotonic)."""
+        """The next events: waits for at least one, or until ``until_s`` (monotonic)."""
         ready = self._selector.select(max(0.0, until_s - time.monotonic()))
         for key, _ in ready:
             if key.data is None:
@@ -116,12 +138,12 @@ class Processes:
         if not child.running:
             return
         os.kill(child.pid, signal.SIGKILL)
-        _, status = os.waitpid(child.pid, 0)
-        self._forget(child, status)
+        _, wait_status = os.waitpid(child.pid, 0)
+        self._forget(child, wait_status)
         child.channel.close()
 
     def end(self, children: list[Child], wait_s: float = _KILL_WAIT_S) -> None:
-        """Let children leave by themselves within ``wait_s``, then SIGKILL the rest."""
+        """Let children end by themselves within ``wait_s``, then SIGKILL the rest."""
         deadline_s = time.monotonic() + wait_s
         while any(child.running for child in children) and time.monotonic() < deadline_s:
             for _ in self.events(deadline_s):
@@ -134,7 +156,7 @@ class Processes:
         for child in list(self._by_pid.values()):
             self.kill(child)
 
-    def _fork(self, name: str, body: Callable[[socket.socket], None]) -> Child:
+    def _fork(self, body: Callable[[socket.socket], None]) -> Child:
         near, far = Channel.pair()
         pid = os.fork()
         if pid == 0:
@@ -144,7 +166,7 @@ class Processes:
                 signal.set_wakeup_fd(-1)
                 for number in _HANDLED:
                     signal.signal(number, signal.SIG_DFL)
-                # The other ends that this process inherited would keep channels open.
+                # Inherited near ends would keep the channels of other children open.
                 for child in self._by_pid.values():
                     child.channel.close()
                 near.close()
@@ -153,7 +175,7 @@ class Processes:
             finally:
                 os._exit(status)
         far.close()
-        child = Child(name, pid, near)
+        child = Child(pid, near)
         self._by_pid[pid] = child
         self._selector.register(near, selectors.EVENT_READ, child)
         return child
@@ -165,58 +187,49 @@ class Processes:
             return
         for number in numbers:
             if number != signal.SIGCHLD:
-                yield Signalled(number)
+                yield SignalReceived(number)
 
     def _messages(self, child: Child, *, only_one: bool) -> Iterator[Event]:
         while True:
-            # The last words of a dead child are read without waiting for the end of the
+            # The last messages of a dead child are read without waiting for the end of the
             # channel: a child of its own may hold that open, and be stuck in the kernel.
             received = child.channel.receive(wait=only_one)
             if received is None:
                 self._unregister(child)
                 return
-            yield Said(child, received[0])
+            yield MessageReceived(child, received[0])
             if only_one:
                 return
 
     def _reap(self) -> Iterator[Event]:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             child = self._by_pid.get(pid)
             if child is None:
-                continue  # an orphan that was left to process 1
-            # All of this before anything is told: who is told may raise, and never ask for the
-            # rest, and the child would pass for one that runs.
-            words = []
-            if child.channel.fileno() >= 0:
-                words = list(self._messages(child, only_one=False))
-            self._forget(child, status)
-            yield from words
+                continue  # an orphan that became a child of process 1
+            # The child is marked as ended before the first event: whoever takes an event may
+            # raise and never ask for the next, and the child would seem to be running.
+            last_messages = list(self._messages(child, only_one=False))
+            ending = self._forget(child, wait_status)
+            yield from last_messages
             child.channel.close()
-            yield Exited(child, os.waitstatus_to_exitcode(status))
+            yield ChildEnded(child, ending)
 
-    def _forget(self, child: Child, status: int) -> None:
-        child.exit_status = os.waitstatus_to_exitcode(status)
+    def _forget(self, child: Child, wait_status: int) -> Ending:
+        child.ending = Ending.of_wait_status(wait_status)
         self._by_pid.pop(child.pid, None)
         self._unregister(child)
+        return child.ending
 
     def _unregister(self, child: Child) -> None:
         if child.channel.fileno() >= 0 and child.channel.fileno() in self._selector.get_map():
             self._selector.unregister(child.channel)
 
 
-def describe_exit(status: int) -> str:
-    """How a process ended, in words."""
-    if status >= 0:
-        return f"exit status {status}"
-    name = signal.Signals(-status).name
-    return f"{name} (out of memory?)" if name == "SIGKILL" else name
-
-
 def _wake_only(_number: int, _frame: object) -> None:
-    """The wakeup descriptor carries the number; the default action must not happen."""
+    """Nothing: the wakeup descriptor carries the number. A handler prevents the default action."""

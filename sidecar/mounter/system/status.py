@@ -1,4 +1,7 @@
-"""The status document, the ready file and the termination message. Standard library only."""
+"""Where the status document, the ready file and the termination message are written.
+
+What they say is decided in the supervisor. Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sidecar.mounter.system.atomic_file import replace_text
+
 SIDECAR_DIRECTORY = ".sidecar"
 READY_FILE = "ready"
 STATUS_FILE = "status.json"
 
 TERMINATION_MESSAGE_BYTES = 4096
-"""What a kubelet reads of it."""
+"""A kubelet reads no more of it."""
 _MORE_BYTES = 40
+"""Room for the line that says how many lines were left out."""
+_MODE = 0o644
 
 
 class SharedDirectory:
-    """``<shared>/.sidecar``, which the experiment's container can see and perhaps change.
+    """``<shared>/.sidecar``, which the experiment sees and may be able to change.
 
-    So nothing here is ever read back, and a link that somebody planted is never followed.
+    So nothing here is ever read back, and no link is followed.
     """
 
     def __init__(self, shared_root: str) -> None:
@@ -31,18 +38,8 @@ class SharedDirectory:
         )
 
     def write(self, name: str, text: str) -> None:
-        """Replace a file in one step."""
-        temporary = f".{name}.new"
-        self.remove(temporary)
-        descriptor = os.open(
-            temporary,
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-            0o644,
-            dir_fd=self._descriptor,
-        )
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.replace(temporary, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        """Replace a file in one step. Raises OSError."""
+        replace_text(name, text, mode=_MODE, directory=self._descriptor)
 
     def remove(self, name: str) -> None:
         """Delete a file if it is there."""
@@ -50,7 +47,7 @@ class SharedDirectory:
             os.unlink(name, dir_fd=self._descriptor)
 
 
-def dump(document: dict[str, Any]) -> str:
+def dump_status(document: dict[str, Any]) -> str:
     """The status document as it is written and served."""
     return json.dumps(document, indent=2) + "\n"
 
@@ -61,17 +58,15 @@ def read_status(state: Path) -> dict[str, Any]:
     return document
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace a file of the state directory in one step."""
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.replace(path)
+def write_status(state: Path, text: str) -> None:
+    """Replace the status document in the state directory in one step. Raises OSError."""
+    replace_text(state / STATUS_FILE, text, mode=_MODE)
 
 
 def write_termination_message(path: str, text: str) -> None:
-    """Tell the kubelet why the container ended; not being able to is no error of its own.
+    """Tell the kubelet why the container ended.
 
-    The kubelet has made the file; where there is none, nobody reads it.
+    The kubelet has made the file. If it cannot be written, nobody reads it: no error.
     """
     data = text.encode()
     if len(data) > TERMINATION_MESSAGE_BYTES:

@@ -238,7 +238,7 @@ class Worker:
                 if time.monotonic() + pause_s >= deadline_s:
                     raise
                 # Told now, because the deadline may strike while this process waits.
-                self._channel.send({"event": "waiting", **_described(error)})
+                self._channel.send({"event": "waiting", **error.to_message()})
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
@@ -333,10 +333,6 @@ class Worker:
                 told = {key: error.code for key, error in failed.items()}
 
 
-def _described(error: SidecarError) -> Message:
-    return {"code": error.code, "what": error.what, "hint": error.hint}
-
-
 def main(arguments: list[str]) -> int:
     """``python -m sidecar.mounter.worker.main CHANNEL``; the volume comes in the first message."""
     # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
@@ -364,7 +360,7 @@ def main(arguments: list[str]) -> int:
         else:
             worker.run(deadline_s, writes=duty["writes"])
     except SidecarError as error:
-        channel.send({"event": "failed", **_described(error)})
+        channel.send({"event": "failed", **error.to_message()})
         return error.exit_status
     return 0
 

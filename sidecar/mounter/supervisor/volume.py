@@ -1,0 +1,338 @@
+"""What process 1 knows of one volume, and what may happen to it: start, crash, healing, drain.
+
+The order in which volumes start and end is :mod:`.lifecycle`'s. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+from sidecar import logs
+from sidecar.errors import MountFailed, SidecarError, StateUnusable, WorkerLost, from_message
+from sidecar.mounter.supervisor.workers import Workers
+from sidecar.mounter.system import mounts
+from sidecar.mounter.system.channel import Message
+from sidecar.mounter.system.processes import Child, Ending
+from sidecar.spec import ClaimSource, HostPathSource, Source, TransportName, Volume
+
+log = logging.getLogger("sidecar.supervisor")
+
+State = Literal[
+    "starting",
+    "probing",
+    "checked",
+    "mounting",
+    "serving",
+    "restarting",
+    "draining",
+    "drained",
+    "stopped",
+]
+
+_RECENT_S: Final = 10.0
+_ENDS_WITHOUT_DELAY: Final = 10
+_REMEMBERED_ENDS: Final = 100
+_DELAY_S: Final = 0.1
+_LONGEST_DELAY_S: Final = 5.0
+_MOST_FAILED_RESUMES: Final = 3
+_WORKER_START_S: Final = 3600.0
+_REQUEST_BYTES: Final = 1024 * 1024
+_ENDINGS_WITHOUT_CRASH: Final = (
+    Ending(exit_status=None, signal=signal.SIGKILL),
+    Ending(exit_status=os.EX_OSERR, signal=None),  # no memory: end_if_starved of fuse/connection.py
+)
+
+
+class SupervisedVolume:
+    """What process 1 knows of one volume. The kubelet mounts it, unless it is a bucket.
+
+    Attributes:
+        volume: the volume of the spec.
+        state: what the status document shows.
+        error: why it cannot be used at present, or None.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self.state: State = "starting"
+        self.error: SidecarError | None = None
+
+    def named(self, error: SidecarError) -> SidecarError:
+        """The same error, with the volume named in front."""
+        what = f"volume {self.volume.label} ({_origin(self.volume.source)}): {error.what}"
+        return type(error)(what, error.hint)
+
+    def document(self) -> dict[str, Any]:
+        """Its part of the status document."""
+        return {
+            "kind": self.volume.kind,
+            "name": self.volume.name,
+            "path": self.volume.path,
+            "source": _origin(self.volume.source),
+            "read_only": self.volume.read_only,
+            "state": self.state,
+            "error": self.error.document() if self.error else None,
+            "failing": [],
+            "worker_pid": None,
+            "healed": {},
+            "left": None,
+            "unsaved": [],
+            "unsaved_count": 0,
+        }
+
+
+class SupervisedBucket(SupervisedVolume):
+    """A volume that the sidecar mounts: its mount, and the worker that serves it.
+
+    Args:
+        transport: of the spec.
+        spec_file: where workers read the spec.
+
+    Attributes:
+        heals: a worker that ends is replaced. Before ready, its end ends the sidecar.
+        stopping: the sidecar is draining, so that a worker may fail before ready.
+        worker: the worker that was started last; it may have ended.
+        restart_at_s: when the next worker is to be started (monotonic), or None.
+        unsaved: files that a drain did not save, and why; not more than the worker lists.
+        unsaved_count: how many there are.
+    """
+
+    def __init__(
+        self, volume: Volume, transport: TransportName, spec_file: str, workers: Workers
+    ) -> None:
+        super().__init__(volume)
+        self._transport = transport
+        self._spec_file = spec_file
+        self._workers = workers
+        self.heals = False
+        self.stopping = False
+        self.worker: Child | None = None
+        self.restart_at_s: float | None = None
+        self._restart_delay = RestartDelay()
+        self._crashed = False  # the last worker ended by a fault of its own
+        self._connection: int | None = None  # /dev/fuse, kept open from worker to worker
+        self._can_resume = False
+        self._resuming = False
+        self._failed_resumes = 0
+        self._healed = {"resend": 0, "remount": 0}
+        self._failing: list[dict[str, Any]] = []  # calls to the store, as the worker reports them
+        self._left: dict[str, int] | None = None  # while draining
+        self._made_directories: list[Path] = []
+        self.unsaved: list[dict[str, str]] = []
+        self.unsaved_count = 0
+
+    def document(self) -> dict[str, Any]:
+        """Its part of the status document."""
+        document = super().document()
+        if self.error is None and self._failing:
+            document["error"] = self._failing[-1]
+        return {
+            **document,
+            "failing": self._failing,
+            "worker_pid": self.worker.pid if self.worker and self.worker.running else None,
+            "healed": self._healed,
+            "left": self._left,
+            "unsaved": self.unsaved,
+            "unsaved_count": self.unsaved_count,
+        }
+
+    # --- the mount ----------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """An empty, guarded mountpoint. Raises StateUnusable, MountFailed."""
+        path = self.volume.mounted_at
+        if count := mounts.clear(path):
+            logs.event(log, "cleared stale mounts", volume=self.volume.label, count=count)
+        directory = Path(path)
+        missing = []
+        while not directory.is_dir():
+            missing.append(directory)
+            directory = directory.parent
+        try:
+            for directory in reversed(missing):
+                directory.mkdir()
+                self._made_directories.append(directory)
+        except OSError as error:
+            raise StateUnusable(f"cannot make the mountpoint `{path}`: {error.strerror}") from None
+        mounts.guard(path)
+
+    def mount(self) -> None:
+        """Mount, and give the connection to the worker. Raises MountFailed."""
+        self.state = "mounting"
+        assert self.worker is not None
+        if self._transport == "libfuse":
+            self.worker.channel.send({"do": "mount"})
+            return
+        self._connection = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            mounts.mount_fuse(
+                self._connection,
+                self.volume.mounted_at,
+                _origin(self.volume.source),
+                read_only=self.volume.read_only,
+                max_read_bytes=_REQUEST_BYTES,
+            )
+        except MountFailed as error:
+            raise self.named(error) from None
+        self.worker.channel.send({"do": "mount"}, (self._connection,))
+
+    def unmount(self, *, keep_guard: bool = False) -> None:
+        """Detach the mount and close the connection: the kernel then aborts what waits."""
+        mounts.clear(self.volume.mounted_at, keep_guard=keep_guard)
+        if self._connection is not None:
+            os.close(self._connection)
+            self._connection = None
+
+    def remove_directories(self) -> None:
+        """Remove the directories that :meth:`prepare` made, if they are empty."""
+        for directory in reversed(self._made_directories):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+    # --- the worker ---------------------------------------------------------------------------
+
+    def start_worker(self, seconds: float) -> None:
+        """Start a worker, which gives up if the bucket does not answer within ``seconds``."""
+        self.restart_at_s = None
+        self._resuming = self._can_resume
+        resumed = self._connection if self._resuming else None
+        self.worker = self._workers.serve(
+            {
+                "do": "serve",
+                "spec": self._spec_file,
+                "identity": f"{self.volume.kind}-{quote(self.volume.name, safe='')}",
+                "kind": self.volume.kind,
+                "name": self.volume.name,
+                "seconds": seconds,
+                "crashed": self._crashed,
+                "failing": self._failing,
+                # Verified once: successors need not write again.
+                "writes": not (self.heals or self.volume.read_only),
+            },
+            () if resumed is None else (resumed,),
+        )
+
+    def restart_if_due(self, now_s: float) -> None:
+        """Start the next worker if its time has come (monotonic)."""
+        if self.restart_at_s is not None and self.restart_at_s <= now_s:
+            self.start_worker(_WORKER_START_S)
+
+    def drain(self, seconds: float) -> None:
+        """Ask the worker to save everything within ``seconds``."""
+        assert self.worker is not None
+        self.state = "draining"
+        self.worker.channel.send({"do": "drain", "seconds": seconds})
+
+    def give_up_draining(self, seconds: float) -> None:
+        """The worker did not answer within ``seconds``: something may be unsaved."""
+        self.error = self.error or WorkerLost(f"no answer within {seconds:g} s")
+        self.unsaved_count += 1
+        self.unsaved = [{"key": "(unknown)", "code": self.error.code, "why": self.error.what}]
+
+    def on_message(self, message: Message) -> None:
+        """The worker sent a message. Raises the error of one that fails before ready."""
+        event = message["event"]
+        if event == "probing":
+            self.state = "probing"
+        elif event == "waiting":
+            self.error = from_message(message)
+        elif event == "checked":
+            self.state, self.error = "checked", None
+            if self.heals:
+                self._mount_again()
+        elif event == "serving":
+            self._on_serving(can_resume=message["can_resume"])
+        elif event == "failed":
+            self.error = from_message(message)
+            if not self.heals and not self.stopping:
+                raise self.named(self.error)
+        elif event == "failing":
+            self._failing = message["failing"]
+        elif event == "draining":
+            files, size_bytes = message["files"], message["size_bytes"]
+            self._left = {"files": files, "size_bytes": size_bytes}
+            label = self.volume.label
+            logs.event(log, "saving", volume=label, files_left=files, bytes_left=size_bytes)
+        elif event == "drained":
+            self.state = "drained"
+            self._left = None
+            self.unsaved = message["unsaved"]
+            self.unsaved_count = message["unsaved_count"]
+
+    def _on_serving(self, *, can_resume: bool) -> None:
+        self.state, self.error = "serving", None
+        self._can_resume = can_resume
+        healed: dict[str, Any] = {}
+        if self.heals:
+            healed["healed"] = "resend" if self._resuming else "remount"
+            self._healed[healed["healed"]] += 1
+        self._resuming = False
+        self._failed_resumes = 0
+        if self._connection is not None:
+            mounts.raise_readahead(self.volume.mounted_at)
+        path = self.volume.mounted_at
+        logs.event(log, "serving", volume=self.volume.label, path=path, **healed)
+
+    def _mount_again(self) -> None:
+        """Mount for a worker that replaces another; if that fails, another worker tries."""
+        assert self.worker is not None
+        try:
+            self.mount()
+        except MountFailed as error:
+            label = self.volume.label
+            logs.event(log, "not mounted again", logging.ERROR, volume=label, why=error.what)
+            self.error = error
+            self.worker.channel.send({"do": "leave"})
+
+    def on_worker_ended(self, ending: Ending) -> None:
+        """Plan the next worker. Raises WorkerLost before ready."""
+        if self.state in ("drained", "stopped"):
+            return
+        lost = WorkerLost(f"the worker ended: {ending}")
+        if not self.heals:
+            raise self.named(lost)
+        logs.event(log, "worker lost", logging.WARNING, volume=self.volume.label, how=ending)
+        now_s = time.monotonic()
+        delay_s = self._restart_delay.after_end_s(now_s)
+        self._crashed = ending not in _ENDINGS_WITHOUT_CRASH
+        if self._resuming:
+            self._failed_resumes += 1
+        if not self._can_resume or self._failed_resumes >= _MOST_FAILED_RESUMES:
+            # The next worker mounts anew. Requests in flight fail now.
+            self.unmount(keep_guard=True)
+            self._can_resume = False
+        self.state = "restarting"
+        self.error = self.error or lost
+        self.restart_at_s = now_s + delay_s
+
+
+class RestartDelay:
+    """How long to wait before the next worker: not at all, unless workers end in a row.
+
+    Programs wait for their reads meanwhile, so only a worker that ends again and again is
+    slowed down, up to a bound.
+    """
+
+    def __init__(self) -> None:
+        self._ends_s: deque[float] = deque(maxlen=_REMEMBERED_ENDS)
+
+    def after_end_s(self, now_s: float) -> float:
+        """The delay in seconds after a worker that ended at ``now_s`` (monotonic)."""
+        self._ends_s.append(now_s)
+        recent = sum(now_s - end_s < _RECENT_S for end_s in self._ends_s)
+        return min(_LONGEST_DELAY_S, _DELAY_S * (recent // _ENDS_WITHOUT_DELAY) ** 2)
+
+
+def _origin(source: Source) -> str:
+    """How messages and /proc/mounts name what is mounted."""
+    if isinstance(source, HostPathSource):
+        return source.host_path
+    return source.claim if isinstance(source, ClaimSource) else source.url

@@ -1,0 +1,53 @@
+"""Replaces a file in one step: a reader, or a crash, finds the old content or the new one.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(
+    name: str | Path, *, mode: int = 0o600, directory: int | None = None
+) -> Iterator[int]:
+    """A descriptor of a new, empty file that takes the place of ``name`` at the end.
+
+    If the body raises, ``name`` stays as it was. No link is followed.
+
+    Args:
+        mode: of the new file, before the umask.
+        directory: descriptor of the directory in which ``name`` is.
+
+    Raises:
+        OSError: the file cannot be made or renamed.
+    """
+    temporary = f"{name}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=directory)
+    descriptor = os.open(
+        temporary,
+        os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+        mode,
+        dir_fd=directory,
+    )
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def replace_text(
+    name: str | Path, text: str, *, mode: int = 0o600, directory: int | None = None
+) -> None:
+    """Replace the content of a file. Arguments and errors as of :func:`replacing`."""
+    with (
+        replacing(name, mode=mode, directory=directory) as descriptor,
+        open(descriptor, "w", encoding="utf-8", closefd=False) as file,
+    ):
+        file.write(text)
