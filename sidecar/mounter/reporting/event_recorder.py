@@ -1,4 +1,7 @@
-"""Reports on their way to the cluster: few, counted, tried again, and given up where forbidden."""
+"""Sends reports to the Kubernetes API: few, counted, tried again, given up if forbidden.
+
+What is worth a report is decided in :mod:`.pod_reports`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any, Final
 from kubernetes import client
 
 from sidecar import logs
+from sidecar.backoff import Backoff
 from sidecar.errors import (
     ApiConflict,
     ApiForbidden,
@@ -28,18 +32,18 @@ from sidecar.pod import CONTAINER_NAME
 log = logging.getLogger("sidecar.reporter")
 
 REPEAT_S: Final = 60.0
-"""The same report again within this time only raises a count, which is sent afterwards."""
-_FIRST_PAUSE_S: Final = 1.0
-_LONGEST_PAUSE_S: Final = 60.0
-_MOST_WAITING: Final = 100
+"""The same report within this time only raises a count, which is sent afterwards."""
+_FIRST_DELAY_S: Final = 1.0
+_LONGEST_DELAY_S: Final = 60.0
+_MOST_REPORTS: Final = 100
 _MESSAGE_BYTES: Final = 1024
-"""What the API takes of an event's message."""
+"""The API takes no longer message of an event."""
 _CONDITION_INTERVAL_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class PodIdentity:
-    """Which pod this is."""
+    """The pod in which this runs."""
 
     name: str
     namespace: str
@@ -48,9 +52,19 @@ class PodIdentity:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _Event:
+    """The event of one report.
+
+    Attributes:
+        count: how often the report was made.
+        sent_count: the count that the API has.
+        name: of the API's object; empty while there is none.
+        first: when it was sent first; empty before.
+        not_before_s: when it may be sent again (monotonic).
+    """
+
     count: int = 0
-    sent: int = 0
+    sent_count: int = 0
     name: str = ""
     first: str = ""
     not_before_s: float = 0.0
@@ -60,60 +74,62 @@ class EventRecorder:
     """Events and the condition of one pod.
 
     Args:
-        connect: opens the API; called at the first use, since the client is large.
+        connect: opens the API. Called at the first use, since the client is large.
     """
 
     def __init__(self, pod: PodIdentity, connect: Callable[[], Any]) -> None:
         self._pod = pod
         self._connect = connect
         self._api: Any = None
-        self._waiting: dict[Report, _Waiting] = {}
+        self._events: dict[Report, _Event] = {}
         self._condition: Condition | None = None
-        self._condition_told: Condition | None = None
+        self._condition_sent: Condition | None = None
         self._condition_not_before_s = 0.0
         self._forbidden: set[str] = set()
         self._not_before_s = 0.0
-        self._pause_s = _FIRST_PAUSE_S
+        self._backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
+        self._is_waiting = False
 
     def add(self, report: Report) -> None:
-        """One more report; equal ones are counted."""
-        if report in self._waiting or len(self._waiting) < _MOST_WAITING:
-            self._waiting.setdefault(report, _Waiting()).count += 1
+        """Take a report. Equal ones are counted."""
+        if report in self._events or len(self._events) < _MOST_REPORTS:
+            self._events.setdefault(report, _Event()).count += 1
 
     def set_condition(self, condition: Condition) -> None:
-        """The newest state; the ones before it that were not sent are nobody's concern."""
+        """Take the newest condition. Earlier ones that were not sent are dropped."""
         self._condition = condition
 
     def send(self, now_s: float, *, last: bool = False) -> None:
-        """Send what is due; takes at most one time-out of the API. Never raises.
+        """Send what is due. Takes at most one time-out of the API. Never raises.
 
         Args:
             now_s: monotonic.
-            last: there is no later: intervals are not waited for.
+            last: this is the last call, so send everything now.
         """
         if now_s < self._not_before_s and not last:
             return
         try:
             self._send_condition(now_s, last=last)
-            for report, waiting in self._waiting.items():
-                due = last or now_s >= waiting.not_before_s
-                if due and waiting.count > waiting.sent and "events" not in self._forbidden:
-                    self._send_event(report, waiting)
-                    waiting.not_before_s = now_s + REPEAT_S
+            for report, event in self._events.items():
+                due = last or now_s >= event.not_before_s
+                if due and event.count > event.sent_count and "events" not in self._forbidden:
+                    self._send_event(report, event)
+                    event.not_before_s = now_s + REPEAT_S
         except (ApiUnavailable, ApiConflict) as error:
-            self._pause(error, now_s)
+            self._wait(error, now_s)
         except ClusterError as error:  # NotInCluster
             self._forbidden |= {"events", "condition"}
             logs.event(log, "nothing can be reported", logging.WARNING, why=error.line())
         else:
-            self._pause_s = _FIRST_PAUSE_S
+            self._backoff.reset()
+            self._is_waiting = False
 
-    def _pause(self, error: ClusterError, now_s: float) -> None:
+    def _wait(self, error: ClusterError, now_s: float) -> None:
         asked_s = error.retry_after_s if isinstance(error, ApiUnavailable) else 0.0
-        if self._pause_s == _FIRST_PAUSE_S:
+        if not self._is_waiting:
+            self._is_waiting = True
             logs.event(log, "reports wait", logging.WARNING, why=error.line())
-        self._not_before_s = now_s + max(self._pause_s, asked_s)
-        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        self._not_before_s = now_s + max(self._backoff.next_s(), asked_s)
 
     def _core(self) -> Any:
         if self._api is None:
@@ -122,7 +138,7 @@ class EventRecorder:
 
     def _send_condition(self, now_s: float, *, last: bool) -> None:
         wanted = self._condition
-        if wanted is None or wanted == self._condition_told or "condition" in self._forbidden:
+        if wanted is None or wanted == self._condition_sent or "condition" in self._forbidden:
             return
         if now_s < self._condition_not_before_s and not last:
             return
@@ -143,25 +159,25 @@ class EventRecorder:
             )
         except (ApiForbidden, ApiNotFound, ApiGone, ApiRefused) as error:
             self._give_up("condition", error)
-        self._condition_told = wanted
+        self._condition_sent = wanted
         self._condition_not_before_s = now_s + _CONDITION_INTERVAL_S
 
-    def _send_event(self, report: Report, waiting: _Waiting) -> None:
-        count = waiting.count
+    def _send_event(self, report: Report, event: _Event) -> None:
+        count = event.count
         try:
-            if waiting.name:
+            if event.name:
                 try:
-                    self._patch_event(waiting.name, count)
+                    self._patch_event(event.name, count)
                 except (ApiNotFound, ApiGone):  # events are kept for an hour
-                    waiting.name = ""
-            if not waiting.name:
-                waiting.first = waiting.first or _now()
+                    event.name = ""
+            if not event.name:
+                event.first = event.first or _now()
                 name = f"{self._pod.name}.{secrets.token_hex(8)}"
-                self._create_event(name, report, waiting.first, count)
-                waiting.name = name
+                self._create_event(name, report, event.first, count)
+                event.name = name
         except (ApiForbidden, ApiRefused) as error:
             self._give_up("events", error)
-        waiting.sent = count
+        event.sent_count = count
 
     def _create_event(self, name: str, report: Report, first: str, count: int) -> None:
         pod = self._pod
@@ -196,7 +212,7 @@ class EventRecorder:
         request(f"patch events in `{namespace}`", patch, name, namespace, body)
 
     def _give_up(self, what: str, error: ClusterError) -> None:
-        """Logged once; mounts work without it."""
+        """Log it once, and go on without: mounts work all the same."""
         self._forbidden.add(what)
         logs.event(log, f"no {what} will be reported", logging.WARNING, why=error.line())
 

@@ -1,8 +1,8 @@
-"""The HTTP process: /metrics, /startupz, /livez, /statusz on one port.
+"""The process that answers HTTP: /metrics, /startupz, /livez, /statusz on one port.
 
-A process of its own, so that the supervisor needs no library and a scrape never waits for
-a mount. Liveness is the supervisor's answer to a ping: a store that is down, or a worker
-that is being restarted, must not make the kubelet kill the sidecar and with it the mounts.
+It is separate so that the supervisor needs no library, and no scrape waits for a mount. Live
+means that the supervisor answers a ping. A store that is down, or a worker that is restarted,
+must not make the kubelet kill the sidecar, and with it the mounts.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ _REQUEST_TIMEOUT_S = 10.0
 
 
 class Liveness:
-    """Asks the supervisor whether its loop still turns."""
+    """Asks the supervisor whether its loop still runs."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._answered = threading.Condition()
-        self._asked = 0
-        self._heard = 0
+        self._last_ping = 0
+        self._last_pong = 0
 
     def listen(self) -> None:
-        """Take the supervisor's answers until it is gone; then this process ends too."""
+        """Take the supervisor's answers. When it is gone, this process ends too."""
         while (received := self._channel.receive()) is not None:
             with self._answered:
-                self._heard = max(self._heard, int(received[0].get("pong", 0)))
+                self._last_pong = max(self._last_pong, int(received[0].get("pong", 0)))
                 self._answered.notify_all()
         os._exit(0)
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the supervisor answered in time."""
         with self._answered:
-            self._asked += 1
-            asked = self._asked
-        self._channel.send({"event": "ping", "number": asked})
+            self._last_ping += 1
+            number = self._last_ping
+        self._channel.send({"event": "ping", "number": number})
         with self._answered:
-            return self._answered.wait_for(lambda: self._heard >= asked, _PING_TIMEOUT_S)
+            return self._answered.wait_for(lambda: self._last_pong >= number, _PING_TIMEOUT_S)
 
 
 class _Server(ThreadingHTTPServer):
@@ -67,13 +67,13 @@ class _Server(ThreadingHTTPServer):
         address: tuple[str, int],
         status_file: Path,
         registry: CollectorRegistry,
-        live: Liveness,
+        liveness: Liveness,
     ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
         self.status_file = status_file
         self.registry = registry
-        self.live = live
+        self.liveness = liveness
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """A scraper that hung up is not worth a traceback."""
@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/statusz":
             self._answer_json(HTTPStatus.OK, self.server.status_file.read_text())
         elif path == "/livez":
-            alive = self.server.live.alive()
+            alive = self.server.liveness.is_alive()
             self._answer_json(
                 HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE,
                 json.dumps({"alive": alive}) + "\n",
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-        """Probes every few seconds are no state change."""
+        """Nothing: a probe every few seconds is no state change."""
 
 
 def main(arguments: list[str]) -> int:
@@ -131,12 +131,12 @@ def main(arguments: list[str]) -> int:
     logs.set_up("health")
     channel = Channel.inherited(int(descriptor))
     status_file = Path(state) / STATUS_FILE
-    live = Liveness(channel)
+    liveness = Liveness(channel)
     registry = scrape_registry(
         Path(state) / "metrics", lambda: dict(json.loads(status_file.read_text()))
     )
     try:
-        server = _Server((host, int(port)), status_file, registry, live)
+        server = _Server((host, int(port)), status_file, registry, liveness)
     except OSError as error:
         busy = PortInUse(
             f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}",
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> int:
         channel.send({"event": "failed", **busy.to_message()})
         return busy.exit_status
     channel.send({"event": "listening", "port": server.server_address[1]})
-    threading.Thread(target=live.listen, name="liveness", daemon=True).start()
+    threading.Thread(target=liveness.listen, name="liveness", daemon=True).start()
     server.serve_forever()
     return 0
 

@@ -1,7 +1,7 @@
-"""When the pod's other containers have ended for good: asked of the API.
+"""Asks the Kubernetes API whether the pod's other containers have ended for good.
 
-For clusters without native sidecars, where an ordinary sidecar container would keep the pod
-of a Job from ever completing.
+Only for clusters without native sidecars, where the sidecar is an ordinary container, and the
+pod of a Job would never complete.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from kubernetes import client
 from kubernetes.watch import Watch
 
 from sidecar import logs
+from sidecar.backoff import Backoff
 from sidecar.errors import ApiConflict, ApiGone, ApiUnavailable
 from sidecar.kubernetes_api import TIMEOUT_S, request, translated
 from sidecar.pod import CONTAINER_NAME
@@ -21,34 +22,36 @@ from sidecar.pod import CONTAINER_NAME
 log = logging.getLogger("sidecar.reporter")
 
 _WATCH_S: Final = 300
-_FIRST_PAUSE_S: Final = 1.0
-_LONGEST_PAUSE_S: Final = 30.0
+_LOOK_AGAIN_S: Final = 1.0
+_FIRST_DELAY_S: Final = 2.0
+_LONGEST_DELAY_S: Final = 30.0
 
 
 def wait_for_end(api: Any, namespace: str, name: str) -> None:
-    """Return when every container of the pod but the sidecar has ended and will not come again.
+    """Return when every container of the pod but the sidecar has ended and will not restart.
 
     A watch that is dropped, or whose place in the history is gone (410), begins anew with a
-    look at the pod, so nothing is missed.
+    list, so nothing is missed.
 
     Raises:
-        ClusterError: it is not allowed to look, or the API refuses otherwise.
+        ClusterError: the pod may not be watched, or the API refuses otherwise.
     """
-    pause_s = _FIRST_PAUSE_S
+    backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
     while True:
         try:
-            if _look(api, namespace, name):
+            if _watch(api, namespace, name):
                 return
-            pause_s, asked_s = _FIRST_PAUSE_S, 0.0
+            backoff.reset()
+            wait_s = _LOOK_AGAIN_S  # a server may end every watch at once
         except (ApiUnavailable, ApiConflict, ApiGone) as error:
             asked_s = error.retry_after_s if isinstance(error, ApiUnavailable) else 0.0
             logs.event(log, "watch begins anew", logging.WARNING, why=error.line())
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-        time.sleep(max(pause_s, asked_s))  # also where a server ends every watch at once
+            wait_s = max(backoff.next_s(), asked_s)
+        time.sleep(wait_s)
 
 
-def _look(api: Any, namespace: str, name: str) -> bool:
-    """List, then watch until the experiment ends (True) or the watch does (False)."""
+def _watch(api: Any, namespace: str, name: str) -> bool:
+    """List, then watch: True once the experiment has ended, False if the watch ends before."""
     core = client.CoreV1Api(api)
     only = f"metadata.name={name}"
     what = f"watch pods in `{namespace}`"
@@ -69,7 +72,7 @@ def _look(api: Any, namespace: str, name: str) -> bool:
 
 
 def has_ended(pod: dict[str, Any]) -> bool:
-    """Whether the experiment's containers have ended for good, by the pod's restartPolicy."""
+    """Whether the experiment's containers have ended, and its restartPolicy restarts none."""
     policy = pod["spec"].get("restartPolicy", "Always")
     others = [c["name"] for c in pod["spec"]["containers"] if c["name"] != CONTAINER_NAME]
     statuses = {

@@ -1,7 +1,7 @@
-"""What the cluster is told about a pod's mounts: from status documents to reports. Pure.
+"""Turns status documents and metrics into reports about a pod's mounts. Pure: no I/O.
 
-Every report carries the stable code, so that the event, the log, the metric and the
-termination message name the same thing.
+Every report carries the stable code, so that the event, the log, the metric and the termination
+message name the same thing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONDITION: Final = "mount-sidecar.io/Ready"
 REFUSED_CODES: Final = (AccessDenied.code, LoginRejected.code)
 _NEARLY_FULL: Final = 0.9
 _RELAXED: Final = 0.7
-"""Below it the spool may be reported as nearly full again."""
+"""Below this, the spool may be reported as nearly full again."""
 _NAMED_FILES: Final = 10
 
 Document = dict[str, Any]
@@ -41,9 +41,9 @@ class Condition(NamedTuple):
 
 
 def condition(status: Document) -> Condition | None:
-    """What a status document means for the condition; None while that is not known yet.
+    """The condition that a status document means; None while nothing is known yet.
 
-    A worker that is replaced changes nothing: programs wait for some milliseconds.
+    A worker that is being replaced changes nothing: programs wait for milliseconds.
     """
     if status["ready"]:
         for volume in status["volumes"]:
@@ -61,7 +61,7 @@ def condition(status: Document) -> Condition | None:
 
 @dataclass(slots=True)
 class Observer:
-    """Compares what is with what was, and says what is new.
+    """Compares each status document and each count with the ones before, and reports changes.
 
     Attributes:
         spool_bytes: the budget of each writable bucket's spool.
@@ -74,7 +74,7 @@ class Observer:
     _told: set[str] = field(default_factory=set)
 
     def look_at_status(self, status: Document) -> list[Report]:
-        """Reports from one status document (:mod:`sidecar.mounter.system.status`)."""
+        """Reports of what is new in a status document (:mod:`sidecar.mounter.system.status`)."""
         reports = []
         for volume in status["volumes"]:
             reports += self._volume(volume, status)
@@ -84,7 +84,7 @@ class Observer:
         return reports
 
     def look_at_totals(self, totals: VolumeTotals) -> list[Report]:
-        """Reports from what the workers have counted."""
+        """Reports of what is new in the workers' counts."""
         reports = []
         for (volume, code), count in totals.request_errors.items():
             if code in REFUSED_CODES and count > self._refused.get((volume, code), 0.0):
@@ -115,7 +115,7 @@ class Observer:
         error = volume["error"]
         failing = [f for f in volume["failing"] if f["code"] not in REFUSED_CODES]
         if status["ready"]:
-            for failure in failing:  # what is refused is told by what was counted
+            for failure in failing:  # refused requests: look_at_totals
                 reports += self._once(label, "StoreFails", failure)
             if error not in [None, *volume["failing"]] and error["code"] != WorkerLost.code:
                 reports += self._once(label, "MountFailed", error)
@@ -132,7 +132,7 @@ class Observer:
         return reports
 
     def _once(self, label: str, reason: str, error: Document) -> list[Report]:
-        """The report of an error of a volume that had none of its code."""
+        """A report, unless one of this volume's error with this code was made already."""
         if (key := f"{label} {error['code']}") in self._told:
             return []
         self._told.add(key)

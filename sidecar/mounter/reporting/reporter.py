@@ -1,9 +1,8 @@
-"""The process that tells the cluster: events and a condition of the pod.
+"""The process that reports to the cluster: events and a condition of the pod.
 
-A process of its own, at low priority, that the supervisor never waits for except for a moment
-at the very end. It looks at the status document and at the metrics' files, as everybody may,
-and imports the Kubernetes client only when there is something to say: a pod that becomes ready
-has not paid for it.
+It runs at low priority, and the supervisor waits for it only for a moment at the very end. It
+reads the status document and the files of metrics, and imports the Kubernetes client only when
+there is something to report, so that a pod becomes ready no later for it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _NICE: Final = 10
 
 
 class Reporter:
-    """Looks, and sends what is new.
+    """Looks for what is new, and sends it.
 
     Args:
         state: the sidecar's state directory.
@@ -53,26 +52,26 @@ class Reporter:
         self.ready = False
 
     def turn(self, now_s: float, *, last: bool = False) -> None:
-        """Look once, and send what is due."""
+        """Look once, and send what is due. ``now_s``: monotonic; ``last``: send everything."""
         reports = []
-        identity = _identity(self._state / STATUS_FILE)
-        if identity is not None and identity != self._seen:
-            self._seen = identity
+        version = _version(self._state / STATUS_FILE)
+        if version is not None and version != self._seen:
+            self._seen = version
             status = read_status(self._state)
             reports += self._observer.look_at_status(status)
             self.ready = bool(status["ready"])
             found = condition(status)
             if found is not None:
-                self._open_outbox().set_condition(found)
+                self._open_recorder().set_condition(found)
         if now_s >= self._next_totals_s and self.ready:
             self._next_totals_s = now_s + _TOTALS_S
             reports += self._observer.look_at_totals(read_volume_totals(self._state / "metrics"))
         for report in reports:
-            self._open_outbox().add(report)
+            self._open_recorder().add(report)
         if self._recorder is not None:
             self._recorder.send(now_s, last=last)
 
-    def _open_outbox(self) -> EventRecorder:
+    def _open_recorder(self) -> EventRecorder:
         if self._recorder is None:
             from sidecar.kubernetes_api import connect
             from sidecar.mounter.reporting.event_recorder import EventRecorder, PodIdentity
@@ -83,7 +82,8 @@ class Reporter:
         return self._recorder
 
 
-def _identity(file: Path) -> tuple[int, int] | None:
+def _version(file: Path) -> tuple[int, int] | None:
+    """What changes whenever the file is replaced; None if there is no file."""
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -97,9 +97,9 @@ def _watch_experiment(channel: Channel) -> None:
     from sidecar.kubernetes_api import connect
     from sidecar.mounter.reporting.pod_completion import wait_for_end
 
-    names = dict(zip(POD_VARIABLES, (os.environ[name] for name in POD_VARIABLES), strict=True))
+    namespace, name = os.environ["SIDECAR_POD_NAMESPACE"], os.environ["SIDECAR_POD_NAME"]
     try:
-        wait_for_end(connect(), names["SIDECAR_POD_NAMESPACE"], names["SIDECAR_POD_NAME"])
+        wait_for_end(connect(), namespace, name)
     except ClusterError as error:
         logs.event(log, "the pod will not complete by itself", logging.ERROR, why=error.line())
         return
@@ -122,7 +122,7 @@ def main(arguments: list[str]) -> int:
             watching = True
             target: Any = _watch_experiment
             threading.Thread(target=target, args=(channel,), daemon=True).start()
-    # Asked to leave, or the supervisor is gone: either way there is no later.
+    # Told to leave, or the supervisor is gone.
     reporter.turn(time.monotonic(), last=True)
     return 0
 
@@ -130,4 +130,4 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     exit_status = main(sys.argv[1:])
     sys.stderr.flush()
-    os._exit(exit_status)  # not wait for a watch
+    os._exit(exit_status)  # a watch in another thread is not waited for

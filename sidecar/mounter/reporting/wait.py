@@ -1,7 +1,7 @@
-"""`sidecar wait`: returns once the sidecar of this container says that all is mounted.
+"""`sidecar wait`: returns when the sidecar of this pod is ready.
 
-It asks over HTTP and not for the ready file: that lies where the experiment could write, and
-one of an earlier start could still be there. Standard library only, since it is run often.
+It asks over HTTP, because the experiment could write the ready file, and that of an earlier
+start may still be there. Standard library only, since it is run often.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, Final
 from sidecar.errors import ReadyTimeout
 from sidecar.spec import volume_label
 
-_PAUSE_S: Final = 0.2
-_REQUEST_S: Final = 5.0
+_POLL_S: Final = 0.2
+_REQUEST_TIMEOUT_S: Final = 5.0
 
 
 def wait_until_ready(port: int, timeout_s: float) -> None:
     """Return when every selected volume is usable.
 
     Raises:
-        ReadyTimeout: not within ``timeout_s``; says what the sidecar was waiting for.
+        ReadyTimeout: not within ``timeout_s``. The message says which volumes are late.
     """
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -31,13 +31,13 @@ def wait_until_ready(port: int, timeout_s: float) -> None:
             return
         if time.monotonic() >= deadline_s:
             break
-        time.sleep(_PAUSE_S)
+        time.sleep(_POLL_S)
     raise ReadyTimeout(f"not ready after {timeout_s:g} s: {_describe(status, port)}")
 
 
 def _status(port: int) -> dict[str, Any] | None:
-    """The status document, or None where nobody answers yet."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_REQUEST_S)
+    """The status document, or None if nobody answers yet."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_REQUEST_TIMEOUT_S)
     try:
         connection.request("GET", "/startupz")
         document: dict[str, Any] = json.loads(connection.getresponse().read())
