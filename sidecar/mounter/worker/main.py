@@ -1,10 +1,9 @@
-"""One process for one bucket mount: credentials, store, file system, transport.
+"""One process for one bucket mount: wires credentials, store, file system and transport.
 
-Started by the supervisor with one end of a channel. Everything is imported before it is
-told which volume it serves, so that a worker that waits as a spare replaces a dead one in
-milliseconds. Says ``checked`` when the bucket answered, waits for ``mount``, serves, and
-uploads what is dirty on ``drain``. If the supervisor dies, the worker saves what it can,
-unmounts, and leaves.
+It decides nothing itself. The supervisor starts it with one end of a channel, and it imports
+everything before it is told which volume to serve: a worker in reserve replaces a dead one in
+milliseconds. It sends ``checked`` when the bucket answers, waits for ``mount``, serves, and saves
+what is dirty on ``drain``. If the supervisor dies, it saves what it can, unmounts, and ends.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sidecar import logs
-from sidecar.errors import SidecarError, TlsUntrusted, Unavailable
+from sidecar.errors import SidecarError
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.disk_cache import CacheWriter, DiskCache, occupied_bytes
+from sidecar.mounter.cache.disk_cache import CacheWriter, DiskCache
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
@@ -34,11 +33,14 @@ from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell
-from sidecar.mounter.store.interface import ObjectInfo, Store
+from sidecar.mounter.store.interface import Store
 from sidecar.mounter.store.secrets import CredentialSource
-from sidecar.mounter.system import mounts, resource_limits
+from sidecar.mounter.system import mounts
 from sidecar.mounter.system.channel import Channel, Message
-from sidecar.mounter.worker.write_check import check_writes, probe_key, remove_leftovers
+from sidecar.mounter.worker import budgets
+from sidecar.mounter.worker.bucket_check import check_bucket, writable_directory
+from sidecar.mounter.worker.upkeep import Upkeep
+from sidecar.mounter.worker.write_check import probe_key, remove_leftovers
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from sidecar.spec import PersistenceSpec, StoreSource, Volume
@@ -48,21 +50,18 @@ log = logging.getLogger("sidecar.worker")
 _FETCH_THREADS = 16
 _MOST_READERS = 4
 _UPLOAD_THREADS = 4
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 2.0
-_TICK_S = 1.0
 _SHOWN_UNSAVED = 100
 _ORPHAN_GRACE_S = 20.0
 _OOM_SCORE = "500"
 
 
 class Worker:
-    """The process's parts, wired.
+    """The parts of the process, wired.
 
     Args:
-        volume: the bucket volume to serve.
-        identity: names the metrics files and the state directory of this volume.
-        failing: what failed when the worker before this one ended.
+        volume: the bucket to serve.
+        identity: names the metrics files and the state directory of the volume.
+        failing: the last ``failing`` that the worker before this one sent.
     """
 
     def __init__(
@@ -78,9 +77,7 @@ class Worker:
         assert isinstance(volume.source, StoreSource)
         self._source = volume.source
         self._channel = channel
-        self._mountpoint = volume.mounted_at
         self._identity = identity
-        self._buckets = spec.buckets
         self._state = Path(spec.roots.state) / identity
         self._metrics = VolumeMetrics(Path(spec.roots.state) / "metrics", volume.label, identity)
         self._failures = Failures(
@@ -88,22 +85,27 @@ class Worker:
         )
         self._failures.adopt(failing)
         self._outcomes = Outcomes(self._metrics, self._failures.flags, self._failures.take)
-        self._memory_bytes = spec.sizes.memory_bytes or resource_limits.memory_budget_bytes(
-            len(self._buckets)
-        )
+        self._memory_bytes = budgets.memory_bytes(spec)
         self._filesystem: FileSystem | None = None
         self._cache: DiskCache | None = None
         self._leaving = threading.Event()
 
     def run(self, deadline_s: float, *, writes: bool) -> None:
-        """Check, mount when told, serve. Returns when the mount is gone.
+        """Check the bucket, mount when told to, serve. Returns when the mount is gone.
 
         Args:
+            deadline_s: until when an outage of the store is waited out (monotonic).
             writes: also check that the bucket can be written.
+
+        Raises:
+            SidecarError: the bucket cannot be used.
         """
         store = self._open_store()
         notifier, readers = self._fork_children(store)
-        probe = self._check(store, deadline_s, writes=writes)
+        self._channel.send({"event": "probing"})
+        probe = check_bucket(
+            store, self._probe_key() if writes else None, deadline_s, self._say_waiting
+        )
         filesystem = self._build(store)
         for key in filesystem.finish_predecessor():
             logs.event(log, "saved what an earlier run had left in the spool", key=key)
@@ -113,7 +115,7 @@ class Worker:
             return
         _, descriptors = received
         self._start_threads()
-        if probe is not None:  # nobody waits for that
+        if probe is not None:  # nothing waits for this
             threading.Thread(target=remove_leftovers, args=(store, probe), daemon=True).start()
         if descriptors:
             kernel.Server(
@@ -122,7 +124,7 @@ class Worker:
         else:
             libfuse.serve(
                 filesystem,
-                self._mountpoint,
+                self._volume.mounted_at,
                 self._source.url,
                 self._metrics,
                 on_mounted=lambda: self._say_serving(False),
@@ -130,10 +132,11 @@ class Worker:
         self._leaving.set()
 
     def resume(self, descriptor: int, *, crashed: bool) -> None:
-        """Go on with the mount of a worker that died. Does not ask the store first.
+        """Go on with the mount of a worker that ended, without checking the bucket.
 
         Args:
-            crashed: it ended by itself, and was not killed.
+            descriptor: of the mount's connection.
+            crashed: that worker ended by a fault of its own.
         """
         store = self._open_store()
         notifier, readers = self._fork_children(store)
@@ -149,7 +152,12 @@ class Worker:
 
     def _start_threads(self) -> None:
         threading.Thread(target=self._listen, name="control", daemon=True).start()
-        threading.Thread(target=self._tick, name="tick", daemon=True).start()
+        assert self._filesystem is not None
+        interval_s = self._spec.times.sync_interval_s
+        upkeep = Upkeep(self._filesystem, self._cache, self._metrics, self._failures, interval_s)
+        threading.Thread(
+            target=upkeep.run, args=(self._leaving,), name="upkeep", daemon=True
+        ).start()
 
     # --- before the mount ------------------------------------------------------------------
 
@@ -163,7 +171,7 @@ class Worker:
         )
 
     def _fork_children(self, store: Store) -> tuple[Notifier | None, Readers | None]:
-        """The children; first of all, while this process has no other thread."""
+        """The child processes. Called first, while this process has no other thread."""
         if self._spec.transport == "libfuse":
             return None, None
         count = min(len(os.sched_getaffinity(0)), _MOST_READERS)
@@ -188,14 +196,14 @@ class Worker:
             self._spec.sizes.part_bytes,
             self._open_cache(metrics),
             CacheWriter(),
-            PageCacheShare(resource_limits.page_cache_bytes(len(self._buckets))),
+            PageCacheShare(budgets.page_cache_bytes(self._spec)),
         )
 
     def _open_cache(self, metrics: VolumeMetrics) -> DiskCache | None:
-        """The cache folder, opened by each process for itself; a broken one is not needed."""
+        """The disk cache, which each process opens for itself. None if it is off or broken."""
         folder = Path(self._spec.roots.cache or self._state / "cache")
         try:
-            budget_bytes = self._cache_bytes(folder)
+            budget_bytes = budgets.cache_bytes(self._spec, folder)
             if not budget_bytes:
                 return None
             return DiskCache(
@@ -205,57 +213,12 @@ class Worker:
             log.warning("there will be no disk cache: %s", error)
             return None
 
-    def _cache_bytes(self, folder: Path) -> int:
-        given = self._spec.sizes.cache_bytes
-        if given is not None:
-            return given
-        # One folder for all has one budget; else each mount has a part of the disk.
-        mounts = 1 if self._spec.roots.cache else len(self._buckets)
-        total, free = resource_limits.disk_bytes(folder)
-        return resource_limits.cache_budget_bytes(
-            mounts, total, free, occupied_bytes(folder) * mounts
-        )
-
-    def _check(self, store: Store, deadline_s: float, *, writes: bool) -> ObjectInfo | None:
-        """Wait until the bucket answers. Outages are retried until ``deadline_s`` (monotonic).
-
-        Returns what was written, and deleted again, where it ``writes``.
-
-        A wrong key, a missing bucket, or a certificate that nobody vouches for does not get
-        better by waiting: raised at once.
-        """
-        pause_s = _FIRST_PAUSE_S
-        self._channel.send({"event": "probing"})
-        while True:
-            try:
-                store.probe()
-                if not writes:
-                    return None
-                return check_writes(store, probe_key(self._run_directory(), self._state))
-            except TlsUntrusted:
-                raise
-            except Unavailable as error:
-                if time.monotonic() + pause_s >= deadline_s:
-                    raise
-                # Told now, because the deadline may strike while this process waits.
-                self._channel.send({"event": "waiting", **error.to_message()})
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-
-    def _run_directory(self) -> str:
-        """What the experiment is given of this bucket to write to: ``user/…/1/``, or all."""
-        outputs_path = self._spec.outputs_path
-        if self._volume.kind != "outputs" or outputs_path is None:
-            return ""
-        below = outputs_path.removeprefix(self._volume.path).strip("/")
-        return f"{below}/" if below else ""
-
     def _build(self, store: Store) -> FileSystem:
         times, sizes, access = self._spec.times, self._spec.sizes, self._spec.access
         read_only = self._volume.read_only
         ttl_s = times.metadata_read_only_s if read_only else times.metadata_writable_s
         if self._spec.transport == "libfuse":
-            ttl_s /= 2  # libfuse keeps names on top of the file system: the lifetimes add up
+            ttl_s /= 2  # libfuse keeps names as well, and the two lifetimes add up
         fetcher = self._fetcher(store, self._metrics, self._memory_bytes)
         self._cache = fetcher.cache
         self._metrics.spool_limit_bytes.set(sizes.spool_bytes)
@@ -273,6 +236,12 @@ class Worker:
         )
         return self._filesystem
 
+    def _probe_key(self) -> str:
+        return probe_key(writable_directory(self._spec, self._volume), self._state)
+
+    def _say_waiting(self, error: SidecarError) -> None:
+        self._channel.send({"event": "waiting", **error.to_message()})
+
     # --- while serving -----------------------------------------------------------------------
 
     def _say_serving(self, can_resume: bool) -> None:
@@ -280,7 +249,7 @@ class Worker:
         self._channel.send({"event": "serving", "can_resume": can_resume})
 
     def _listen(self) -> None:
-        """Obey the supervisor; save and unmount if it is gone."""
+        """Do what the supervisor says. If it is gone, save and unmount."""
         while (received := self._channel.receive()) is not None:
             message, _ = received
             if message["do"] == "drain":
@@ -290,15 +259,16 @@ class Worker:
         self._leaving.set()
         log.error("the supervisor is gone; saving and unmounting")
         self._drain(_ORPHAN_GRACE_S)
-        mounts.clear(self._mountpoint)
+        mounts.clear(self._volume.mounted_at)
         os._exit(1)
 
     def _drain(self, seconds: float) -> Message:
+        """Save within ``seconds``; the ``drained`` message without its event."""
         assert self._filesystem is not None
-        files_ = self._filesystem.files
+        open_files = self._filesystem.files
 
         def tell() -> None:
-            left = files_.left()
+            left = open_files.left()
             progress = {"files": left.files, "size_bytes": left.size_bytes}
             self._channel.send({"event": "draining", **progress})
 
@@ -310,38 +280,16 @@ class Worker:
         ]
         return {"unsaved": files[:_SHOWN_UNSAVED], "unsaved_count": len(files)}
 
-    def _tick(self) -> None:
-        assert self._filesystem is not None
-        interval_s = self._spec.times.sync_interval_s
-        next_sync_s = time.monotonic() + interval_s
-        told: dict[str, str] = {}
-        while not self._leaving.wait(_TICK_S):
-            self._filesystem.files.account()
-            self._filesystem.files.settle_versions()
-            self._failures.tick()
-            self._filesystem.namespace.drop_expired()
-            if self._cache is not None:
-                self._metrics.cache_used_bytes.set(self._cache.used_bytes)
-            if time.monotonic() >= next_sync_s:
-                next_sync_s = time.monotonic() + interval_s
-                unsaved = self._filesystem.sync(next_sync_s)
-                # Without an error it is on its way, which is no news of a large file.
-                failed = {key: error for key, error in unsaved.items() if error is not None}
-                for key, error in failed.items():
-                    if told.get(key) != error.code:
-                        logs.event(log, "not saved yet", logging.WARNING, key=key, error=error)
-                told = {key: error.code for key, error in failed.items()}
-
 
 def main(arguments: list[str]) -> int:
     """``python -m sidecar.mounter.worker.main CHANNEL``; the volume comes in the first message."""
     # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # When memory runs out the kernel shall end a worker, which is replaced, and not the
+    # When memory runs out, the kernel should end a worker, which is replaced, and not the
     # supervisor, which is not (proc_pid_oom_score_adj(5)).
     Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    # 1,024 is the soft limit that shells give, for the sake of select(2), which nobody uses here.
+    # The soft limit is often 1,024, for the sake of select(2), which is not used here.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     channel = Channel.inherited(int(arguments[0]))
@@ -350,9 +298,9 @@ def main(arguments: list[str]) -> int:
         return 0
     duty, descriptors = received
     deadline_s = time.monotonic() + duty["seconds"]
-    logs.set_up("worker", f"{duty['kind']}/{duty['name']}")
     spec = PersistenceSpec.from_json(Path(duty["spec"]).read_text())
     volume = next(v for v in spec.volumes if (v.kind, v.name) == (duty["kind"], duty["name"]))
+    logs.set_up("worker", volume.label)
     worker = Worker(spec, volume, duty["identity"], channel, duty["failing"])
     try:
         if descriptors:
@@ -366,7 +314,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _end_with_thread(thread: threading.ExceptHookArgs) -> None:
-    """A thread died of a bug or of hunger: better the whole process, which is replaced."""
+    """A thread ended by a bug or for lack of memory: end the process, which is replaced."""
     try:
         log.critical("a thread ended", exc_info=thread.exc_value)
     finally:

@@ -1,0 +1,60 @@
+"""Checks before the mount that a bucket answers, and that it can be written if it must be.
+
+How a write is tried is :mod:`.write_check`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from sidecar.backoff import Backoff
+from sidecar.errors import TlsUntrusted, Unavailable
+from sidecar.mounter.store.interface import ObjectInfo, Store
+from sidecar.mounter.worker.write_check import check_writes
+from sidecar.spec import PersistenceSpec, Volume
+
+_FIRST_DELAY_S: Final = 0.1
+_LONGEST_DELAY_S: Final = 2.0
+
+
+def check_bucket(
+    store: Store,
+    write_key: str | None,
+    deadline_s: float,
+    on_outage: Callable[[Unavailable], object],
+) -> ObjectInfo | None:
+    """Wait until the bucket answers; the object that was written, and deleted again.
+
+    Args:
+        write_key: the key to write; None if writing is not to be checked.
+        deadline_s: until when outages are retried (monotonic).
+        on_outage: told of each outage before the wait, during which the supervisor's deadline
+            may come.
+
+    Raises:
+        SidecarError: what waiting does not mend, such as a wrong key, a missing bucket, or a
+            certificate that is not trusted; at the deadline, the last outage.
+    """
+    backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
+    while True:
+        try:
+            store.probe()
+            return check_writes(store, write_key) if write_key is not None else None
+        except TlsUntrusted:
+            raise
+        except Unavailable as error:
+            delay_s = backoff.next_s()
+            if time.monotonic() + delay_s >= deadline_s:
+                raise
+            on_outage(error)
+            time.sleep(delay_s)
+
+
+def writable_directory(spec: PersistenceSpec, volume: Volume) -> str:
+    """Where the experiment writes in a bucket: a prefix such as ``user/…/1/``, or empty for all."""
+    if volume.kind != "outputs" or spec.outputs_path is None:
+        return ""
+    below = spec.outputs_path.removeprefix(volume.path).strip("/")
+    return f"{below}/" if below else ""

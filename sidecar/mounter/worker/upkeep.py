@@ -1,0 +1,69 @@
+"""What a worker does once a second while it serves, and the regular save of dirty files.
+
+No request waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Final
+
+from sidecar import logs
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.cache.disk_cache import DiskCache
+from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.store.failures import Failures
+
+log = logging.getLogger("sidecar.worker")
+
+_TICK_S: Final = 1.0
+
+
+class Upkeep:
+    """The regular work of one worker, in a thread of its own.
+
+    Args:
+        cache: the worker's own, if there is a disk cache.
+        sync_interval_s: how often files that stay open are saved.
+    """
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        cache: DiskCache | None,
+        metrics: VolumeMetrics,
+        failures: Failures,
+        sync_interval_s: float,
+    ) -> None:
+        self._filesystem = filesystem
+        self._cache = cache
+        self._metrics = metrics
+        self._failures = failures
+        self._sync_interval_s = sync_interval_s
+        self._logged: dict[str, str] = {}  # key to the code of the error
+
+    def run(self, leaving: threading.Event) -> None:
+        """Work until ``leaving``."""
+        next_sync_s = time.monotonic() + self._sync_interval_s
+        while not leaving.wait(_TICK_S):
+            self._filesystem.files.account()
+            self._filesystem.files.settle_versions()
+            self._failures.tick()
+            self._filesystem.namespace.drop_expired()
+            if self._cache is not None:
+                self._metrics.cache_used_bytes.set(self._cache.used_bytes)
+            if time.monotonic() >= next_sync_s:
+                next_sync_s = time.monotonic() + self._sync_interval_s
+                self._sync(next_sync_s)
+
+    def _sync(self, until_s: float) -> None:
+        """Save what is dirty, and log each new failure once."""
+        unsaved = self._filesystem.sync(until_s)
+        # Without an error the upload of a large file is in flight, which is no news.
+        failed = {key: error for key, error in unsaved.items() if error is not None}
+        for key, error in failed.items():
+            if self._logged.get(key) != error.code:
+                logs.event(log, "not saved yet", logging.WARNING, key=key, error=error)
+        self._logged = {key: error.code for key, error in failed.items()}
