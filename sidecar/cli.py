@@ -1,8 +1,8 @@
-"""The command `sidecar`: wires, decides nothing.
+"""The command line of `sidecar`: options in, calls out. It decides nothing.
 
-A command is one function below, which imports what it needs when it runs:
-`sidecar resolve` must not pay for the stores' SDKs. It raises errors of
-:mod:`sidecar.errors`; :func:`main` alone prints them and picks the exit status.
+Each command is a function, which imports what it needs when it runs, so that `sidecar resolve`
+does not load the stores' SDKs. Commands raise errors of :mod:`sidecar.errors`; only :func:`main`
+prints them and chooses the exit status.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from sidecar.spec import (
 if TYPE_CHECKING:
     from sidecar.control.injection.sidecar_container import Injection
 
-# What a shell reports for a program that the signal ended (128 + SIGINT, + SIGPIPE).
+# As a shell reports a program that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 STANDARD_INPUT = "-"
 PORT = click.IntRange(0, 65535)
-MAX_ID = 2**32 - 2  # the last value means "none" to the kernel (chown(2))
+MAX_ID = 2**32 - 2  # 2**32 - 1 means "no change" to chown(2)
 
-# Where the admission server finds what its Deployment mounts.
+# Paths at which the admission server's Deployment mounts its files.
 WEBHOOK_CATALOGUE = "/etc/sidecar/catalogue/catalogue.yaml"
 WEBHOOK_TLS = "/etc/sidecar/tls"
 WEBHOOK_PORT = 9443
@@ -57,7 +57,7 @@ WEBHOOK_PORT = 9443
 def parse_user(
     _context: click.Context, _option: click.Parameter, value: str | None
 ) -> tuple[int, int] | None:
-    """``UID:GID`` as two numbers; None where it is not given. Raises click.BadParameter."""
+    """``UID:GID`` as two numbers; None if it is not given. Raises click.BadParameter."""
     if value is None:
         return None
     uid, colon, gid = value.partition(":")
@@ -258,7 +258,7 @@ def mount(spec_file: str) -> None:
     from sidecar.mounter.system.status import write_termination_message
     from sidecar.spec_document import load_spec
 
-    termination_message = TERMINATION_MESSAGE  # a spec that cannot be read names no other
+    termination_message = TERMINATION_MESSAGE  # until the spec, if it can be read, names another
     try:
         spec = load_spec(*read_text(spec_file, SpecInvalid))
         termination_message = spec.roots.termination_message
@@ -266,7 +266,7 @@ def mount(spec_file: str) -> None:
     except SidecarError as error:
         write_termination_message(termination_message, error.line() + "\n")
         raise
-    # Replace this process: nothing that parsing needed stays in process 1.
+    # Replace this process, so that the libraries that parsing needed leave its memory.
     arguments = command(str(validated))
     sys.stdout.flush()
     os.execv(arguments[0], arguments)
@@ -301,7 +301,7 @@ def janitor(root: Path, interval_s: float, *, once: bool) -> None:
 
 
 def _write_validated(spec: PersistenceSpec) -> Path:
-    """The spec where the supervisor and its workers read it. Raises StateUnusable."""
+    """Write the spec for the supervisor and its workers; the file. Raises StateUnusable."""
     validated = Path(spec.roots.state) / "spec.json"
     try:
         validated.parent.mkdir(parents=True, exist_ok=True)
@@ -315,11 +315,11 @@ def _write_validated(spec: PersistenceSpec) -> Path:
 
 
 def read_text(path: str, error: type[ConfigError]) -> tuple[str, str]:
-    """The text of a file, or of standard input for ``-``, and how messages name it.
+    """The text of a file, or of standard input for ``-``, and the name of it for messages.
 
     Raises:
         UsageError: the file cannot be read.
-        ConfigError: of class ``error``, it is not UTF-8.
+        ConfigError: it is not UTF-8; of the class ``error``.
     """
     where = "standard input" if path == STANDARD_INPUT else path
     try:
@@ -334,14 +334,15 @@ def read_text(path: str, error: type[ConfigError]) -> tuple[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status.
+    """Run a command line; the exit status.
 
     Args:
-        arguments: without the program's name; None for the process's own.
+        arguments: without the program's name; None for those of the process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        # Not cli.main(): it prints usage in its own form and turns signals into exit 1.
+        # Not cli.main(), which prints usage errors in a form of its own, and exits with 1 for a
+        # signal.
         with cli.make_context("sidecar", list(arguments)) as context:
             cli.invoke(context)
         sys.stdout.flush()
@@ -354,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at exit, and would complain then.
+        # Python flushes standard output again at exit, which would fail and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     return EXIT_OK

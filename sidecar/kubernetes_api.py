@@ -1,7 +1,7 @@
-"""The Kubernetes API through its client: the one seam where its errors become ours.
+"""Calls the Kubernetes API through its client: the one seam where its errors become ours.
 
-Used by both halves: the reporter in a pod, and the certificate job. The client waits for
-nobody unasked: no retries of its own, and a time limit on every call.
+Both halves use it: the reporter in a pod, and the certificate job. The client makes no retries
+of its own, and every call has a time limit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sidecar.errors import (
 )
 
 TIMEOUT_S: Final = (2.0, 5.0)
-"""To connect, and for each read."""
+"""Time limits of connecting, and of each read."""
 _TOO_MANY: Final = 429
 _BY_STATUS: Final[dict[int, type[ClusterError]]] = {
     401: ApiForbidden,
@@ -42,13 +42,13 @@ _BY_STATUS: Final[dict[int, type[ClusterError]]] = {
 
 
 def connect() -> Any:
-    """A client for the API: by ``KUBECONFIG`` or ``~/.kube/config`` if there, else the pod's own.
+    """A client for the API, by ``KUBECONFIG``, ``~/.kube/config`` or the pod's service account.
 
     Raises:
-        NotInCluster: neither can be used.
+        NotInCluster: none of them can be used.
     """
     settings: Any = client.Configuration()
-    # Passed by name: the client itself looks at the variable only when it is imported.
+    # The path is passed, because the client reads the variable only when it is imported.
     file = Path(os.environ.get("KUBECONFIG") or "~/.kube/config").expanduser()
     try:
         if file.exists():
@@ -64,15 +64,15 @@ def connect() -> Any:
 
 
 def request(what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a method of the client; what the API answered, as plain values.
+    """Call a method of the client; the API's answer as plain JSON values.
 
-    Not as the client's models, which refuse whatever a newer API answers that they do not know.
+    The client's own models are not used: they refuse answers of a newer API.
 
     Args:
         what: see :func:`translated`.
 
     Raises:
-        ClusterError: what the API said instead.
+        ClusterError: the call failed.
     """
     with translated(what):
         answer = function(*arguments, **options, _preload_content=False, _request_timeout=TIMEOUT_S)
@@ -81,10 +81,10 @@ def request(what: str, function: Callable[..., Any], *arguments: Any, **options:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what the client raises inside into a ClusterError.
+    """Turn errors of the client into a ClusterError.
 
     Args:
-        what: what is tried, as the end of "cannot …", such as ``create events in `team```.
+        what: the attempt, as the end of "cannot …", such as ``create events in `team```.
     """
     try:
         yield

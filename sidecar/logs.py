@@ -1,8 +1,7 @@
 """Structured logs: one logfmt line for each state change, on standard error.
 
-Standard library only, since the supervisor logs too. What happens for each operation is a
-metric, not a log line. Secrets never reach a logger: nothing that holds one has a ``repr``
-that shows it.
+Standard library only, since the supervisor logs too. Single operations are counted in metrics,
+not logged. No secret reaches a logger: whatever holds one hides it in its ``repr``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class LogfmtFormatter(logging.Formatter):
         self._context = f"component={component}" + (f" volume={_value(volume)}" if volume else "")
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever the message holds."""
+        """The record as one line, whatever characters are in it."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         text = (
             f"time={moment}.{int(record.msecs):03d}Z level={record.levelname.lower()}"
@@ -47,7 +46,7 @@ def set_up(component: str, volume: str = "") -> None:
 
 
 def event(log: logging.Logger, message: str, level: int = logging.INFO, **fields: object) -> None:
-    """Log a state change with its fields."""
+    """Log a state change, with fields that become ``key=value``."""
     log.log(level, message, extra={"fields": fields})
 
 

@@ -1,9 +1,8 @@
-"""Every metric: name, unit, labels. Nothing else in the product names a metric.
+"""Every metric: name, unit, labels. No other module names a metric.
 
-Several processes count (one worker for each bucket, the health process reads), so the
-values live in memory-mapped files of prometheus-client's multi-process mode. The files
-are keyed by the volume and not by the process: a restarted worker goes on counting
-where the dead one stopped, and 500 restarts leave one file.
+Workers count and the health process reads, so the values are in memory-mapped files of
+prometheus-client's multi-process mode. A file belongs to a volume and not to a process: a
+restarted worker goes on counting where the last one stopped, and 500 restarts leave one file.
 
 Source of the conventions: https://prometheus.io/docs/practices/naming/
 """
@@ -43,7 +42,7 @@ def _open_values(directory: Path, identity: str) -> None:
 
 
 def _reserve(path: Path) -> None:
-    """Take the disk space now: a mapped page that a full disk refuses is a SIGBUS (mmap(2))."""
+    """Allocate the file's blocks: writing a mapped page on a full disk is SIGBUS (mmap(2))."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         os.posix_fallocate(descriptor, 0, _FILE_BYTES)
@@ -52,7 +51,7 @@ def _reserve(path: Path) -> None:
 
 
 class VolumeMetrics:
-    """What one worker counts for its volume. Safe to use from any thread.
+    """The metrics of one process that serves a volume. Safe to use from any thread.
 
     Implements :class:`sidecar.mounter.store.interface.StoreObserver`.
     """
@@ -166,7 +165,7 @@ class VolumeMetrics:
         self._observe_request: dict[str, Callable[[float], None]] = {}
 
     def operation(self, operation: str, seconds: float, error: BaseException | None) -> None:
-        """One file system operation ended."""
+        """Count a file system operation that ended. ``error``: what it failed with, or None."""
         observe = self._observe_operation.get(operation)
         if observe is None:
             observe = self._operations.labels(self._volume, operation).observe
@@ -177,7 +176,7 @@ class VolumeMetrics:
             self._operation_errors.labels(self._volume, operation, code).inc()
 
     def request(self, operation: str, seconds: float, code: str) -> None:
-        """One store request ended; ``code`` is ``ok`` or a stable code."""
+        """Count a store request that ended. ``code``: ``ok`` or a stable code."""
         observe = self._observe_request.get(operation)
         if observe is None:
             observe = self._requests.labels(self._volume, operation).observe
@@ -187,19 +186,19 @@ class VolumeMetrics:
             self._request_errors.labels(self._volume, operation, code).inc()
 
     def retried(self, operation: str, reason: str) -> None:
-        """One store request is sent again."""
+        """Count a store request that is sent again."""
         self._retries.labels(self._volume, operation, reason).inc()
 
     def hidden(self, reason: str) -> None:
-        """A key is left out of a listing. ``reason``: shadowed, name."""
+        """Count a key that is left out of a listing. ``reason``: shadowed, name."""
         self.hidden_keys.labels(self._volume, reason).inc()
 
 
 class VolumeTotals(NamedTuple):
-    """What all processes of each volume have counted, by the volume's label.
+    """Sums over all processes of each volume, by the volume's label.
 
     Attributes:
-        request_errors: by volume and stable code.
+        request_errors: by label and stable code.
     """
 
     spool_used_bytes: dict[str, float]
@@ -207,7 +206,7 @@ class VolumeTotals(NamedTuple):
 
 
 def read_volume_totals(directory: Path) -> VolumeTotals:
-    """Read them from the files of :class:`VolumeMetrics`."""
+    """The sums of the files that :class:`VolumeMetrics` writes."""
     directory.mkdir(parents=True, exist_ok=True)
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
@@ -226,7 +225,7 @@ def read_volume_totals(directory: Path) -> VolumeTotals:
 
 
 class WebhookMetrics:
-    """What the admission server counts; one process, so nothing is shared."""
+    """The metrics of the admission server, which is one process and shares nothing."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -257,25 +256,25 @@ class WebhookMetrics:
         )
 
     def request(self, outcome: str, seconds: float, code: str) -> None:
-        """One request was answered. ``outcome``: injected, unchanged, refused, malformed."""
+        """Count an answer. ``outcome``: injected, unchanged, refused, malformed."""
         self._requests.labels(outcome).observe(seconds)
         if code:
             self._errors.labels(code).inc()
 
     def files(self, catalogue_valid: bool, certificate_expires_s: float) -> None:
-        """The state of what the server reads."""
+        """Set the state of the files that the server reads."""
         self._catalogue_valid.set(1.0 if catalogue_valid else 0.0)
         self._expires.set(certificate_expires_s)
 
     def page(self) -> tuple[str, bytes]:
-        """The content type, and what ``/metrics`` shows."""
+        """The content type and the content of ``/metrics``."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
         return CONTENT_TYPE_LATEST, generate_latest(self._registry)
 
 
 class StatusCollector:
-    """The supervisor's status as metrics, read afresh at every scrape.
+    """The supervisor's status as metrics, read at every scrape.
 
     Args:
         read_status: returns the status document (:mod:`sidecar.mounter.system.status`).
@@ -285,7 +284,7 @@ class StatusCollector:
         self._read_status = read_status
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: prometheus-client would otherwise read the status at registration."""
+        """Nothing: otherwise prometheus-client would call :meth:`collect` at registration."""
         return ()
 
     def collect(self) -> Iterable[Metric]:

@@ -1,6 +1,6 @@
-"""What the pod and the sidecar in it know each other by. Standard library only.
+"""Names that the control half writes into a pod, and that the sidecar in it reads.
 
-The control half writes these names into a pod, process 1 and its children read them.
+Standard library only, because process 1 loads it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from typing import Final
 
 CONTAINER_NAME: Final = "mount-sidecar"
-"""Of the sidecar in a pod."""
+"""The sidecar's container in a pod."""
 
 POD_VARIABLES: Final = {
     "SIDECAR_POD_NAME": "metadata.name",
@@ -17,12 +17,12 @@ POD_VARIABLES: Final = {
     "SIDECAR_POD_UID": "metadata.uid",
     "SIDECAR_NODE_NAME": "spec.nodeName",
 }
-"""Variables of the sidecar, and the field of the pod that each holds."""
+"""Environment variables of the sidecar, and the field of the pod that each holds."""
 
 STOP_WITH_EXPERIMENT_VARIABLE: Final = "SIDECAR_STOP_WITH_EXPERIMENT"
-"""Set where the sidecar must end by itself when the pod's other containers have."""
+"""Set if the sidecar must end by itself once the pod's other containers have ended."""
 
 
 def is_in_pod() -> bool:
-    """Whether it is known here which pod this is."""
+    """Whether this process runs in a pod that it can name."""
     return all(name in os.environ for name in POD_VARIABLES)

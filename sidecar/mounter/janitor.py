@@ -1,18 +1,17 @@
-"""Detaches what sidecars that were killed left mounted on a node. Standard library only.
+"""Detaches the mounts that killed sidecars left on a node. Standard library only.
 
-A sidecar that gets SIGKILL cannot unmount. Its FUSE mounts stay on the node, dead, with their
+A sidecar that gets SIGKILL cannot unmount. Its dead FUSE mounts stay on the node, with their
 guards below them, and the kubelet cannot delete the pod's directory: the pod hangs in
-Terminating. The next start of the same sidecar would clear them; where there is no next start,
-somebody on the node must.
+Terminating. If the sidecar does not start again and clear them, this must.
 
-A mount is left over when all of this holds, and only then is it touched:
+A mount is detached only if all of this holds:
 
-- It is ours by type and source, and lies below the kubelet's directory of pods.
-- No process sees it at another place than the node does. As long as a container of the pod
-  runs, be it the sidecar or the experiment, it has the mount at a path of its own; and an
-  experiment that outlives its sidecar must get errors rather than an empty directory.
-- What is on top there is a FUSE mount whose connection is gone (statfs(2) says so; a server
-  that only does not answer is left alone), or a guard.
+- It is ours by type and source, and is below the kubelet's directory of pods.
+- No process sees it at another path than the node does. A container of the pod that still runs,
+  the sidecar's or the experiment's, has it at a path of its own; and an experiment that outlives
+  its sidecar must get errors, not an empty directory.
+- On top is a guard, or a FUSE mount whose connection is gone, as statfs(2) says. A server that
+  merely does not answer is left alone.
 """
 
 from __future__ import annotations
@@ -63,18 +62,18 @@ class Janitor:
                 "mount the kubelet's directory of pods at the same path, with Bidirectional",
             )
         self._root = os.path.normpath(root)
-        # By device; a question to a server that does not answer is not asked twice.
-        self._asked: dict[str, _Question] = {}
+        # By device: a server that does not answer is not asked twice.
+        self._probes: dict[str, _ConnectionProbe] = {}
 
     def look(self) -> list[str]:
-        """Detach what is left over now; the paths where something was."""
+        """Detach what is left over at present; the paths where something was detached."""
         stacks: dict[str, list[Mount]] = {}
         for mount in mounts.mounted():
             if mount.path.startswith(f"{self._root}/"):
                 stacks.setdefault(mount.path, []).append(mount)
         ours = {path: stack for path, stack in stacks.items() if all(map(mounts.is_ours, stack))}
         if not ours:
-            self._asked.clear()
+            self._probes.clear()
             return []
         used = _devices_in_pods(ours)
         cleared = []
@@ -89,46 +88,45 @@ class Janitor:
             logs.event(log, "detached what a dead sidecar left", path=path, count=count)
             cleared.append(path)
         devices = {mount.device for stack in ours.values() for mount in stack}
-        self._asked = {d: question for d, question in self._asked.items() if d in devices}
+        self._probes = {d: probe for d, probe in self._probes.items() if d in devices}
         return cleared
 
     def _is_dead(self, mount: Mount) -> bool:
         if mounts.is_guard(mount):
             return True
-        question = self._asked.get(mount.device)
-        if question is None or not question.is_alive():
-            question = self._asked[mount.device] = _Question(mount.path)
-            question.start()
-        question.join(_ANSWER_S)
-        return question.dead
+        probe = self._probes.get(mount.device)
+        if probe is None or not probe.is_alive():
+            probe = self._probes[mount.device] = _ConnectionProbe(mount.path)
+            probe.start()
+        probe.join(_ANSWER_S)
+        return probe.is_dead
 
 
-class _Question(threading.Thread):
-    """Whether a mount's connection is gone, asked in a thread: statfs(2) may hang.
+class _ConnectionProbe(threading.Thread):
+    """Asks in a thread whether a mount's connection is gone, because statfs(2) may hang.
 
-    The walk to a mount's root asks its server nothing. A connection that is gone answers
-    everything with ENOTCONN at once, and with ECONNABORTED what was asked just before
-    (fs/fuse/dev.c).
+    Walking to a mount's root sends its server no request. A connection that is gone fails every
+    request with ENOTCONN, and those in flight with ECONNABORTED (fs/fuse/dev.c).
     """
 
     def __init__(self, path: str) -> None:
         super().__init__(name="statfs", daemon=True)
         self._path = path
-        self.dead = False
+        self.is_dead = False
 
     def run(self) -> None:
         try:
             os.statvfs(self._path)
         except OSError as error:
-            self.dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+            self.is_dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def _devices_in_pods(stacks: Iterable[str]) -> set[str]:
     """Devices that some process sees mounted at another path than the node has them.
 
     Args:
-        stacks: paths of the node. A process that has the node's directories below some place
-            of its own, such as ``/host``, sees them at a path that ends in the node's.
+        stacks: paths of the node. A process that has the node's directories below a directory
+            such as ``/host`` sees them at paths that end in the node's.
     """
     endings = tuple(stacks)
     namespaces = {os.readlink("/proc/self/ns/mnt")}
@@ -136,7 +134,7 @@ def _devices_in_pods(stacks: Iterable[str]) -> set[str]:
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             namespace = os.readlink(folder / "ns" / "mnt")
             if namespace in namespaces:
                 continue

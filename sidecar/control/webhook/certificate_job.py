@@ -18,6 +18,7 @@ from typing import Any, Final
 from kubernetes import client
 
 from sidecar import logs
+from sidecar.backoff import Backoff
 from sidecar.control.injection.object_fields import Json
 from sidecar.control.webhook.certificate import (
     Pair,
@@ -32,8 +33,8 @@ from sidecar.kubernetes_api import request
 log = logging.getLogger("sidecar.webhook")
 
 _ATTEMPTS: Final = 6
-_PAUSE_S: Final = 0.5
-_LONGEST_PAUSE_S: Final = 10.0
+_FIRST_DELAY_S: Final = 0.5
+_LONGEST_DELAY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def install_certificate(api: Any, job: Job) -> bool:
     Raises:
         ClusterError: the last answer, when it stays like this; at once where it may not.
     """
-    pause_s = _PAUSE_S
+    backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return _install(api, job)
@@ -71,10 +72,9 @@ def install_certificate(api: Any, job: Job) -> bool:
             if attempt == _ATTEMPTS:
                 raise
             asked_s = error.retry_after_s if isinstance(error, ApiUnavailable) else 0.0
-            wait_s = min(max(pause_s, asked_s), _LONGEST_PAUSE_S)
+            wait_s = min(max(backoff.next_s(), asked_s), _LONGEST_DELAY_S)
             logs.event(log, "trying again", logging.WARNING, why=error.line(), seconds=wait_s)
             time.sleep(wait_s)
-            pause_s *= 2
     raise AssertionError("unreachable")
 
 

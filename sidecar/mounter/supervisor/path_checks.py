@@ -1,6 +1,6 @@
-"""What "ready means verified" checks by path, in a process that may hang.
+"""Checks a volume by its path: a hostPath, a claim or a mounted bucket. Standard library only.
 
-Standard library only. Used for every kind of volume: a hostPath, a claim, a mounted bucket.
+Called in a process of its own, since any of it may hang.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _WRITE_OF_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def check_directory(path: str, *, write: bool) -> None:
-    """A directory exists and can be listed; with ``write`` a file can be written and removed.
+    """Check that a directory can be listed and, with ``write``, that a file can be written.
 
-    Raises PathMissing, PathNotReadable, PathNotWritable.
+    Raises:
+        PathMissing, PathNotReadable, PathNotWritable: it cannot.
     """
     try:
         with os.scandir(path) as entries:
@@ -55,7 +56,7 @@ def _write_and_remove(path: str) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, content)
-        os.fsync(descriptor)  # NFS tells only now that there is no room
+        os.fsync(descriptor)  # NFS reports only here that there is no space
         if os.pread(descriptor, len(content), 0) != content:
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
     finally:
@@ -66,13 +67,14 @@ def _write_and_remove(path: str) -> None:
 
 
 def make_run_directory(root: str, path: str, uid: int, gid: int, mode: int) -> None:
-    """Create the run's outputs directory below the volume; what exists is kept as it is.
+    """Create the run's outputs directory ``path`` below the volume's ``root``.
 
-    New directories belong to ``uid`` and ``gid``. The last one has ``mode``; in those above it
-    nobody but their owner makes names. Below ``root`` no link is followed: experiments write
-    there, and this is root.
+    Directories that exist are left as they are. New ones belong to ``uid`` and ``gid``. The last
+    one has ``mode``; those above it have no write permission for group and others. No link below
+    ``root`` is followed: experiments write there, and this process is root.
 
-    Raises PathNotWritable.
+    Raises:
+        PathNotWritable: it cannot be made, or a link or a file is in the way.
     """
     umask = os.umask(0)
     name, current, parent = "", root, os.open(root, _WALK)
@@ -102,7 +104,7 @@ def make_run_directory(root: str, path: str, uid: int, gid: int, mode: int) -> N
 
 
 def _open_or_make(parent: int, name: str, uid: int, gid: int, mode: int) -> int:
-    """A descriptor of the directory ``name`` in ``parent``, which is made if it is not there."""
+    """A descriptor of the directory ``name`` in ``parent``, made if it does not exist."""
     try:
         return os.open(name, _WALK | os.O_NOFOLLOW, dir_fd=parent)
     except FileNotFoundError:
@@ -115,12 +117,12 @@ def _open_or_make(parent: int, name: str, uid: int, gid: int, mode: int) -> int:
     try:
         if (os.geteuid(), os.getegid()) != (uid, gid):
             os.fchown(made, uid, gid)
-        # mkdir(2) takes no set-group-ID bit; it comes from the directory above, or not.
+        # mkdir(2) ignores the set-group-ID bit; the directory above may hand its own down.
         now = stat.S_IMODE(os.fstat(made).st_mode)
         if now != mode | now & stat.S_ISGID:
             os.fchmod(made, mode)
     except OSError as error:
-        # An NFS export with root_squash decides by itself.
+        # An NFS export with root_squash chooses owner and mode itself.
         if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS):
             os.close(made)
             raise

@@ -1,8 +1,8 @@
-"""What a mount may use of memory and disk when the spec does not say: from what there is.
+"""Measures the memory and disk that a container may use, and gives each mount its share.
 
-Sources: cgroups(7); the kernel's Documentation/admin-guide/cgroup-v2.rst and
-cgroup-v1/memory.rst; kubelet eviction (it begins at 10 % free of the node's file system, and
-at 15 % of the images').
+It knows no spec and no process. Sources: cgroups(7); the kernel's
+Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst; kubelet eviction, which begins
+when 10 % of the node's file system is free, or 15 % of that of images.
 """
 
 from __future__ import annotations
@@ -12,50 +12,50 @@ from pathlib import Path
 
 MIB = 1024 * 1024
 
-PAGE_CACHE_PART = 2
-MEMORY_PART = 4
-"""A quarter of the limit is for content; the rest is Python, the page cache, and room."""
+PAGE_CACHE_DIVISOR = 2
+MEMORY_DIVISOR = 4
+"""A quarter of the limit is for content; the rest is for Python, the page cache, and reserve."""
 LEAST_MEMORY_BYTES = 16 * MIB
 MOST_MEMORY_BYTES = 256 * MIB
-"""More makes nothing faster: the windows of four fast readers."""
-KEPT_FREE = 5
-"""A fifth of the file system stays free, so that the kubelet evicts nobody for the cache."""
+"""Enough for the windows of four fast readers; more makes nothing faster."""
+KEPT_FREE_DIVISOR = 5
+"""A fifth of the file system stays free, so that the kubelet evicts no pod for the cache."""
 LEAST_CACHE_BYTES = 64 * MIB
-"""Less is not worth its files: no cache."""
+"""A smaller cache is not worth its files, so there is none."""
 
 
 def memory_budget_bytes(
     mounts: int, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
 ) -> int:
-    """Memory for one of ``mounts`` mounts, from the container's limit or the machine's size."""
-    share = _available_bytes(cgroups, proc) // MEMORY_PART // max(1, mounts)
+    """Memory in bytes for the content of one of ``mounts`` mounts."""
+    share = _available_bytes(cgroups, proc) // MEMORY_DIVISOR // max(1, mounts)
     return max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share))
 
 
 def page_cache_bytes(
     mounts: int, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
 ) -> int:
-    """What one of ``mounts`` mounts may have the kernel keep that nobody asked for yet.
+    """Page cache in bytes that one of ``mounts`` mounts may fill with what nobody has asked for.
 
-    It is charged to this container, and is given back under pressure.
+    It is charged to this container, and the kernel takes it back under pressure.
     """
-    return _available_bytes(cgroups, proc) // PAGE_CACHE_PART // max(1, mounts)
+    return _available_bytes(cgroups, proc) // PAGE_CACHE_DIVISOR // max(1, mounts)
 
 
 def cache_budget_bytes(mounts: int, total_bytes: int, free_bytes: int, occupied_bytes: int) -> int:
-    """Disk space for the cache of one of ``mounts`` mounts; 0 where there is too little.
+    """Disk space for the cache of one of ``mounts`` mounts; 0 if there is too little.
 
     Args:
         total_bytes, free_bytes: of the file system (:func:`disk_bytes`).
-        occupied_bytes: what the caches there have already, so that a restart comes to the same.
+        occupied_bytes: what the caches there occupy already, so that a restart gives the same.
     """
-    usable = free_bytes + occupied_bytes - total_bytes // KEPT_FREE
+    usable = free_bytes + occupied_bytes - total_bytes // KEPT_FREE_DIVISOR
     share = usable // max(1, mounts)
     return share if share >= LEAST_CACHE_BYTES else 0
 
 
 def disk_bytes(path: Path) -> tuple[int, int]:
-    """(size, free for everybody) of the file system of the nearest parent that exists."""
+    """Size and free space of the file system of ``path``, or of its nearest parent that exists."""
     while not path.exists():
         path = path.parent
     status = os.statvfs(path)
@@ -63,12 +63,12 @@ def disk_bytes(path: Path) -> tuple[int, int]:
 
 
 def _available_bytes(cgroups: Path, proc: Path) -> int:
-    """The container's limit, or the machine's size."""
+    """The smallest memory limit that applies, or the machine's memory."""
     return min([*_cgroup_limits(cgroups, proc), _machine_bytes(proc)])
 
 
 def _cgroup_limits(cgroups: Path, proc: Path) -> list[int]:
-    """Every limit from this process's group up to what is visible of the hierarchy."""
+    """The limits of this process's group and of every group above it that is visible."""
     limits: list[int] = []
     for line in (proc / "self" / "cgroup").read_text().splitlines():
         number, controllers, group = line.split(":", 2)

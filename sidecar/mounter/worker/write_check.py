@@ -1,7 +1,7 @@
-"""Ready means written: one small object of our own, on each bucket that is not read-only.
+"""Ready means written: writes, reads back and deletes one small object in a writable bucket.
 
-A login that may list says nothing about writing, and an experiment must not be the one who finds
-out, at its first checkpoint.
+A login that may list may still not write, and an experiment should not find that out at its
+first checkpoint. When this is tried, and tried again, is :mod:`.bucket_check`'s.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sidecar.mounter.store.interface import ObjectInfo, Store
 log = logging.getLogger("sidecar.worker")
 
 LEFT_S = 3600.0
-"""A probe of this age is nobody's any more: a start takes a minute (``ready_timeout_s``)."""
+"""A probe of this age is a leftover: a start takes a minute (``ready_timeout_s``)."""
 _PROBE_BYTES = 16
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 
@@ -36,13 +36,14 @@ _TOKEN = re.compile(r"[0-9a-f]{16}")
 def probe_key(directory: str, state: Path) -> str:
     """The key of this sidecar's own probe.
 
-    The next start with the same state directory has the same one, and so removes what a start
-    that was killed has left.
+    The next start with the same state directory uses it again, and so removes the probe of a
+    start that was killed.
 
     Args:
         directory: the run's directory below the mount's root, ending in ``/``; or empty.
 
-    Raises StateUnusable.
+    Raises:
+        StateUnusable: the token cannot be kept.
     """
     path = state / "probe"
     try:
@@ -57,13 +58,13 @@ def probe_key(directory: str, state: Path) -> str:
 
 
 def check_writes(store: Store, key: str) -> ObjectInfo:
-    """Write, read back and delete one small object; what was written.
+    """Write, read back and delete one small object; the object that was written.
 
-    No condition is used, since not every store has them.
+    The write is unconditional, since not every store has conditional ones.
 
     Raises:
-        WriteDenied, DeleteDenied: where the login may list, and not this.
-        SidecarError: what the store raises, such as QuotaExceeded; AccessDenied of reading.
+        WriteDenied, DeleteDenied: the login may list, but not do this.
+        SidecarError: what else the store raises, such as QuotaExceeded.
     """
     content = os.urandom(_PROBE_BYTES)
     try:
@@ -78,7 +79,7 @@ def check_writes(store: Store, key: str) -> ObjectInfo:
     try:
         _read_back(store, made, content)
     except SidecarError:
-        with contextlib.suppress(SidecarError):  # the first error is the one to tell
+        with contextlib.suppress(SidecarError):  # the first error is the one to raise
             store.delete(key)
         raise
     try:
@@ -104,7 +105,7 @@ def _read_back(store: Store, made: ObjectInfo, content: bytes) -> None:
 
 
 def remove_leftovers(store: Store, made: ObjectInfo) -> None:
-    """Delete probes beside ``made`` that pods have left which are gone for good. Never raises."""
+    """Delete old probes beside ``made``, left by starts that were killed. Never raises."""
     prefix = made.key[: made.key.rindex(PROBE_PREFIX) + len(PROBE_PREFIX)]
     try:
         for info in store.list_page(prefix).objects:
