@@ -40,7 +40,9 @@ class Ending(NamedTuple):
             return f"exit status {self.exit_status}"
         if self.signal == signal.SIGKILL:
             return "SIGKILL (out of memory?)"
-        return signal.Signals(self.signal).name
+        # Most real-time signals have no name, and process 1 must not fail for one.
+        names = {number.value: number.name for number in signal.Signals}
+        return names.get(self.signal, f"signal {self.signal}")
 
 
 class Child:
