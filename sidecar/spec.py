@@ -56,7 +56,7 @@ class StoreSource:
     Attributes:
         url: the bucket as the admin wrote it, without credentials.
         bucket: bucket (S3, GCS) or container (Azure).
-        prefix: what the mount's root is below the bucket: empty, or ending in ``/``.
+        prefix: the prefix of the keys below the mount's root: empty, or ending in ``/``.
         account: Azure's storage account from the URL.
         endpoint_suffix: Azure's domain behind the account, such as ``blob.core.windows.net``.
         secret: name of the secret; None means ambient identity.
@@ -122,9 +122,8 @@ class Roots:
     """Where things are in the sidecar's own file system.
 
     Attributes:
-        cache: the folder of the disk cache, when it shall not be a part of ``state``: a
-            hostPath that several pods share, say. Every sidecar that uses it must be
-            trusted with what the others read.
+        cache: the folder of the disk cache; None: inside ``state``. It may be a hostPath that
+            several pods share, if each sidecar may see what the others read.
     """
 
     shared: str = SHARED_ROOT
@@ -144,9 +143,9 @@ class Http:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Who owns what is in a bucket and does not say so itself, and with which permission bits.
+    """Owner and permission bits of what is in a bucket, unless an object has its own.
 
-    The run's outputs directory is made so, on every kind of volume.
+    The run's outputs directory gets them on every kind of volume.
     """
 
     uid: int = field(default=0, metadata={"ge": 0})
@@ -156,8 +155,8 @@ class Access:
 
 
 ANYBODY: Final = Access(file_mode=0o666, dir_mode=0o777)
-"""Where nobody knows whom the experiment will run as: an image with a user of its own must be
-able to save, and a bucket's content is seen by nobody outside the pod."""
+"""For a pod that does not say whom the experiment runs as. A user that only the image names must
+be able to save, and nothing outside the pod sees the mount."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +167,9 @@ class Times:
         ready_timeout_s: deadline for everything before ready.
         retry_budget_s: how long an outage is waited out before EIO.
         metadata_read_only_s, metadata_writable_s: lifetime of names and attributes.
-        sync_interval_s: how often long-open dirty files are sent to the store.
-        grace_s: what the sidecar has of the pod's terminationGracePeriodSeconds.
-        grace_margin_s: what of it is kept for unmounting and leaving.
+        sync_interval_s: how often dirty files that stay open are saved.
+        grace_s: the sidecar's part of the pod's terminationGracePeriodSeconds.
+        grace_margin_s: the part of it that is kept for unmounting and ending.
     """
 
     ready_timeout_s: float = field(default=60.0, metadata={"gt": 0})
@@ -187,10 +186,10 @@ class Sizes:
     """Budgets in bytes, for each bucket mount.
 
     Attributes:
-        memory_bytes: blocks in memory, read ahead included; None: from the container's limit.
-        cache_bytes: blocks on disk; 0 turns the disk cache off; None: from the room on the disk.
-        spool_bytes: what was written and is not in the store yet; ENOSPC beyond it.
-        part_bytes: part of an upload and of a read ahead.
+        memory_bytes: content in memory, readahead included; None: a share of the container's limit.
+        cache_bytes: the disk cache; 0 turns it off; None: a share of the disk's space.
+        spool_bytes: what was written and is not in the store yet; beyond it writes get ENOSPC.
+        part_bytes: a part of an upload or of readahead.
     """
 
     memory_bytes: int | None = field(default=None, metadata={"ge": 16 * MIB})
@@ -208,9 +207,10 @@ class PersistenceSpec:
         outputs_path: the run's outputs directory, created before ready.
         volumes: data volumes in the run's order, then the outputs volume.
         environment: the variables of the experiment container.
-        transport: ``libfuse`` where the kernel's own protocol is not wanted.
-        healing: how a mount goes on when its worker dies: ``resend`` hands it to the next
-            worker unseen (Linux 6.9, kernel transport), and falls back to ``remount``.
+        transport: ``kernel`` speaks the kernel's protocol itself, ``libfuse`` through libfuse.
+        healing: how a mount goes on when its worker ends. ``resend``: the next worker takes it
+            over, and programs only wait (Linux 6.9, kernel transport; elsewhere as ``remount``).
+            ``remount``: it is mounted again.
     """
 
     version: Literal[1] = SPEC_VERSION

@@ -24,9 +24,14 @@ def test_a_file_is_replaced_also_where_a_crash_left_its_successor(tmp_path: Path
 def test_a_failure_leaves_the_old_content(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(file) as descriptor:
-        os.write(descriptor, b"half of the new")
-        raise ZeroDivisionError
+
+    def fail_half_way() -> None:
+        with replacing(file) as descriptor:
+            os.write(descriptor, b"half of the new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert file.read_text() == "old"
 
 
