@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -40,7 +39,8 @@ def check_directory(path: str, *, write: bool) -> None:
             f"`{path}` cannot be listed: {_reason(error)}", "check its owner and mode"
         ) from None
     if write:
-        probe = os.path.join(path, _PROBE_PREFIX + secrets.token_hex(8))
+        # Not of `secrets`, which would load OpenSSL into process 1.
+        probe = os.path.join(path, _PROBE_PREFIX + os.urandom(8).hex())
         try:
             _write_and_remove(probe)
         except OSError as error:
