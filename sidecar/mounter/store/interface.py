@@ -169,8 +169,7 @@ class StoreObserver(Protocol):
     def retried(self, operation: str, reason: str) -> None:
         """A request is sent again.
 
-        ``reason``: throttled, server_error, connection, stalled, truncated, checksum,
-        credentials.
+        ``reason``: throttled, server_error, connection, stalled, truncated, credentials.
         """
 
     def failed(self, operation: str, error: SidecarError) -> None:

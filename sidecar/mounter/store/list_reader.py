@@ -16,8 +16,9 @@ from sidecar.mounter.store.http.requests import Listing, RequestBuilder
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Page
 from sidecar.mounter.store.store_errors import Place, Request
+from sidecar.units import MIB
 
-MAX_PAGE_BYTES = 32 * 1024 * 1024
+MAX_PAGE_BYTES = 32 * MIB
 """More than a thousand of the longest keys, every byte of them escaped."""
 PAGE_TIMEOUT_S = 10.0
 """A store may look long for a page: longer than for a range, and each time differently long."""

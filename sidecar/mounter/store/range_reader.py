@@ -16,6 +16,7 @@ from sidecar.mounter.store.http.pool import AdaptiveTimeout
 from sidecar.mounter.store.http.requests import RequestBuilder
 from sidecar.mounter.store.http.retry import Retry, Retryable
 from sidecar.mounter.store.store_errors import Place, Request
+from sidecar.units import KIB
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _ACCEPTED = {
@@ -23,7 +24,7 @@ _ACCEPTED = {
     HTTPStatus.PARTIAL_CONTENT,
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
 }
-_MAX_ERROR_BYTES = 64 * 1024
+_MAX_ERROR_BYTES = 64 * KIB
 
 
 class _Range:

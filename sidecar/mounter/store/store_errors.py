@@ -334,11 +334,6 @@ def parse_retry_after(value: str | None) -> float | None:
         return None
 
 
-def raise_translated(translated: SidecarError | Retryable) -> None:
-    """Raise without the SDK's exception behind it, which may hold URLs and headers."""
-    raise translated from None
-
-
 def _named(code: str) -> str:
     return f" ({code})" if _safe(code) else ""
 

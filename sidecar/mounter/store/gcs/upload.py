@@ -15,11 +15,12 @@ from sidecar.mounter.store.http.client import Reply
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Condition, Content, FileSlice, ObjectInfo
 from sidecar.mounter.store.store_errors import Request
+from sidecar.units import KIB
 
 if TYPE_CHECKING:
     from sidecar.mounter.store.gcs.store import GcsStore
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 256 * KIB
 """What every chunk of a session but the last must be a multiple of."""
 
 _GOES_ON = 308

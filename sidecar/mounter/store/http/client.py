@@ -29,10 +29,11 @@ from sidecar.mounter.store.http.requests import Get, Put, RequestBuilder
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Content, FileSlice
 from sidecar.mounter.store.store_errors import Place, Request, parse_retry_after
+from sidecar.units import KIB, MIB
 
-_MAX_ERROR_BYTES = 64 * 1024
-_MAX_REPLY_BYTES = 1024 * 1024
-_SLICE_BYTES = 256 * 1024
+_MAX_ERROR_BYTES = 64 * KIB
+_MAX_REPLY_BYTES = MIB
+_SLICE_BYTES = 256 * KIB
 
 Body = Sequence[Content]
 """What a request carries, one piece behind the other."""

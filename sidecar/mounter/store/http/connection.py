@@ -19,9 +19,11 @@ import struct
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
+from sidecar.units import KIB
+
 _HEAD_BYTES = 4096
 """Received at first: a head, and little of the body, since that is copied again."""
-_MAX_HEAD_BYTES = 64 * 1024
+_MAX_HEAD_BYTES = 64 * KIB
 _END_OF_HEAD = b"\r\n\r\n"
 _TIMEVAL = struct.Struct("@ll")
 

@@ -6,11 +6,11 @@ a :class:`~sidecar.errors.StoreError` that is final, or raises :class:`Retryable
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from sidecar.backoff import Backoff
 from sidecar.errors import AccessDenied, SidecarError
 from sidecar.mounter.store.interface import StoreObserver
 
@@ -82,7 +82,8 @@ class Retry:
 
     def _run(self, operation: str, attempt: Callable[[], T]) -> T:
         deadline = time.monotonic() + self._budget_s
-        delay_s = FIRST_DELAY_S
+        # Jitter: the pods of one experiment must not come back all at once.
+        backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, jitter=True)
         refreshed = False
         while True:
             epoch = self._login.epoch
@@ -95,9 +96,8 @@ class Retry:
                 self._login.refresh(epoch)
                 self._observer.retried(operation, "credentials")
             except Retryable as again:
-                # Full jitter: the pods of one experiment must not come back all at once.
-                wait_s = again.retry_after_s or random.uniform(delay_s / 2, delay_s)  # noqa: S311
-                delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+                delay_s = backoff.next_s()
+                wait_s = again.retry_after_s or delay_s
                 if time.monotonic() + wait_s > deadline:
                     raise again.error from None
                 self._observer.retried(operation, again.reason)
