@@ -451,7 +451,7 @@ def test_the_spool_keeps_what_has_no_settled_version_yet(tmp_path: Path) -> None
     view.fs.flush(handle)
     view.fs.release(handle)
     assert content(store, "file") == blocks(17)
-    assert not store.requests.get("settle")
+    assert not store.requests.get("resolve_version")
     reader = view.open("file")
     inode = view.fs.namespace.inodes.get(view.inode("file"))
     assert isinstance(inode, File)

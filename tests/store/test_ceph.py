@@ -130,7 +130,7 @@ def test_an_upload_ends_on_condition(
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_two_versions_are_never_put_together(cloud: Cloud, store: Store, when: str) -> None:
     old, theirs = os.urandom(2 * PART), os.urandom(2 * PART)
-    base = store.settle(in_parts(store, "key", old))
+    base = store.resolve_version(in_parts(store, "key", old))
 
     def change(state: Mapping[str, Any]) -> None:
         if when == "before" or "upload" in state:
@@ -158,8 +158,8 @@ def test_an_upload_that_is_gone_is_said_at_once(store: Store, observer: Counting
 def test_an_upload_whose_answer_was_lost_is_done(cloud: Cloud, store: Store) -> None:
     upload = store.start_upload("key", OURS)
     upload.put_part(1, b"data")
-    first = store.settle(upload.complete())
-    assert store.settle(upload.complete()).version == first.version
+    first = store.resolve_version(upload.complete())
+    assert store.resolve_version(upload.complete()).version == first.version
     assert cloud.read("key") == b"data"
 
 
@@ -193,7 +193,7 @@ def test_odd_names_are_listed(store: Store, limit: int) -> None:
 def test_a_name_that_looks_escaped_is_not_another_one(cloud: Cloud, store: Store) -> None:
     content = os.urandom(2 * PART)
     cloud.write("A", content[::-1])
-    base = store.settle(in_parts(store, "%41", content))
+    base = store.resolve_version(in_parts(store, "%41", content))
     assert store.patch(base, "%41", SAME, OURS, ignore) is None
     store.copy("%41", "copy", version=base.version)
     assert cloud.read("copy") == content
@@ -202,8 +202,8 @@ def test_a_name_that_looks_escaped_is_not_another_one(cloud: Cloud, store: Store
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names_are_files(store: Store, name: str) -> None:
     content = os.urandom(2 * PART)
-    base = store.settle(in_parts(store, name, content))
-    made = store.settle(store.patch(base, name, SAME, OURS, ignore) or base)
+    base = store.resolve_version(in_parts(store, name, content))
+    made = store.resolve_version(store.patch(base, name, SAME, OURS, ignore) or base)
     store.copy(name, f"{name}/copy", version=made.version)
     buffer = bytearray(2 * PART)
     copied = store.head(f"{name}/copy")
@@ -235,7 +235,7 @@ def test_an_upload_of_an_odd_name_is_found_again(
 
 
 def _uploads(store: Any, key: str) -> bytes:
-    from sidecar.mounter.store.store_errors import Request
+    from sidecar.mounter.store.store_errors import Call
 
-    answer: bytes = store.transfer(Request("list"), lambda: store._s3.uploads(key), ()).content
+    answer: bytes = store.transfer(Call("list"), lambda: store._s3.uploads(key), ()).content
     return answer

@@ -17,7 +17,7 @@ import pytest
 
 from sidecar.errors import AccessDenied, Stale, StoreProtocolError, Unavailable
 from sidecar.mounter.store import open_store
-from sidecar.mounter.store.http import pool
+from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Condition, Store
 from sidecar.mounter.store.s3 import store as s3_module
 from sidecar.mounter.store.secrets import Credentials, GcsCredentials, S3Credentials
@@ -153,7 +153,7 @@ def test_a_lasting_fault_ends_with_the_budget(
 def test_a_stalled_connection_is_dropped_and_asked_again(
     scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "SOCKET_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(timeouts, "SOCKET_TIMEOUT_S", 0.3)
     release = threading.Event()
 
     def stalled(handler: BaseHTTPRequestHandler) -> None:
@@ -171,7 +171,7 @@ def test_a_stalled_connection_is_dropped_and_asked_again(
 def test_the_wait_for_a_silent_connection_adapts(
     scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "SHORTEST_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(timeouts, "SHORTEST_TIMEOUT_S", 0.05)
     release = threading.Event()
 
     def stalled(handler: BaseHTTPRequestHandler) -> None:
@@ -188,8 +188,8 @@ def test_the_wait_for_a_silent_connection_adapts(
 
 
 def test_the_timeout_follows_the_answers_and_doubles_with_each_stall() -> None:
-    patience = pool.AdaptiveTimeout()
-    assert patience.timeout_s == pool.SOCKET_TIMEOUT_S  # nothing is known yet
+    patience = timeouts.AdaptiveTimeout()
+    assert patience.timeout_s == timeouts.SOCKET_TIMEOUT_S  # nothing is known yet
     for _ in range(50):
         patience.answered(0.3)
     usual_s = patience.timeout_s
@@ -198,12 +198,12 @@ def test_the_timeout_follows_the_answers_and_doubles_with_each_stall() -> None:
     assert patience.timeout_s == 2 * usual_s
     for _ in range(10):
         patience.stalled()
-    assert patience.timeout_s == pool.SOCKET_TIMEOUT_S
+    assert patience.timeout_s == timeouts.SOCKET_TIMEOUT_S
     patience.answered(0.3)
     assert patience.timeout_s < 1.0
     for _ in range(50):
         patience.answered(0.001)
-    assert patience.timeout_s == pool.SHORTEST_TIMEOUT_S
+    assert patience.timeout_s == timeouts.SHORTEST_TIMEOUT_S
 
 
 def test_a_broken_body_goes_on_where_it_stopped(scripted: Callable[..., Scripted]) -> None:

@@ -83,7 +83,7 @@ def test_what_is_appended_is_all_that_is_sent(
         assert made.size_bytes == len(content)
         assert cloud.read("dir/log") == content
         assert cloud.metadata("dir/log") == METADATA
-        assert store.head("dir/log").version == store.settle(made).version
+        assert store.head("dir/log").version == store.resolve_version(made).version
         base = made
     assert cloud.keys() == ["dir/log"]
 

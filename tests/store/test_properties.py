@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
 from sidecar.mounter.store.gcs.store import GcsStore
+from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest
+from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
+from sidecar.mounter.store.http_store import WRITTEN
 from sidecar.mounter.store.interface import Revision, Store
 from sidecar.mounter.store.s3 import store as s3_module
-from sidecar.mounter.store.store_errors import Request
+from sidecar.mounter.store.store_errors import Call
 from sidecar.units import MIB
 from tests.filesystem.view import View
 from tests.store.conftest import make_cloud
@@ -327,19 +331,27 @@ def test_what_fake_gcs_server_forgets(
     assert found.properties is not None
     with_key = {**found.properties, "kmsKeyName": key}
     asked: list[tuple[str, dict[str, str], dict[str, str]]] = []
-    send = store.send
+    transfer = store.transfer
 
     def record(
-        what: Request, method: str, path: str, *, query: dict[str, str] | None = None, **more: Any
-    ) -> Any:
-        if method == "POST":
-            body = json.loads(more["body"])
-            asked.append((path.rpartition("/")[2], query or {}, body.get("destination", body)))
+        call: Call,
+        sign: Callable[[], SignedRequest],
+        body: Body = (),
+        accepted: Collection[int] = WRITTEN,
+        timeout: AdaptiveTimeout | None = None,
+    ) -> BufferedResponse:
+        signed = sign()
+        url = urlsplit(signed.target)
+        query = dict(parse_qsl(url.query))
+        if signed.method == "POST" and "json" in signed.headers["content-type"]:
+            content = json.loads(bytes(body[0]))
+            asked.append((url.path.rpartition("/")[2], query, content.get("destination", content)))
         # Not sent: to this server a key is a parameter it does not know.
-        plain = {name: value for name, value in (query or {}).items() if "msKey" not in name}
-        return send(what, method, path, query=plain, **more)
+        plain = {name: value for name, value in query.items() if "msKey" not in name}
+        target = f"{url.path}?{urlencode(plain)}" if plain else url.path
+        return transfer(call, lambda: signed._replace(target=target), body, accepted, timeout)
 
-    monkeypatch.setattr(store, "send", record)
+    monkeypatch.setattr(store, "transfer", record)
     monkeypatch.setattr(store, "properties_of", lambda like: with_key)
     store.start_upload("file", like=found).abort()
     store.copy("file", "other")

@@ -56,14 +56,14 @@ def read(store: Store, version: str, size: int) -> bytes:
 def test_what_was_made_can_be_used_at_once(renaming: Store) -> None:
     content = os.urandom(PART + 5)
     made = upload(renaming, content)
-    assert not made.is_settled
+    assert not made.has_final_version
     assert read(renaming, made.version, len(content)) == content
     copied = renaming.copy("key", "copy", version=made.version)
     assert renaming.head("copy").version == copied.version
-    settled = renaming.settle(made)
-    assert settled.is_settled
+    settled = renaming.resolve_version(made)
+    assert settled.has_final_version
     assert (settled.version, settled.metadata) == (renaming.head("key").version, OURS)
-    assert renaming.settle(settled) is settled
+    assert renaming.resolve_version(settled) is settled
     renaming.put("key", b"newer", OURS, Condition(version=made.version))
     with pytest.raises(Stale):
         renaming.put("key", b"newest", OURS, Condition(version=made.version))
@@ -77,8 +77,8 @@ def test_another_s_object_is_not_taken_for_what_was_made(renaming: Store) -> Non
         read(renaming, made.version, len(content))
     with pytest.raises(Stale):
         renaming.copy("key", "copy", version=made.version)
-    settled = renaming.settle(made)
-    assert settled.is_settled
+    settled = renaming.resolve_version(made)
+    assert settled.has_final_version
     with pytest.raises(Stale):
         read(renaming, settled.version, len(content))
 
@@ -91,11 +91,11 @@ def test_a_server_that_names_a_version_once_is_asked_once(
     observer = CountingObserver()
     with contextlib.closing(cloud.open(tmp_path / "secrets", observer=observer)) as store:
         first = upload(store, os.urandom(PART + 5))
-        assert store.settle(first).version == store.head("key").version
+        assert store.resolve_version(first).version == store.head("key").version
         observer.requests.clear()
         made = upload(store, os.urandom(PART + 5))
-        assert made.is_settled
-        assert store.settle(made) is made
+        assert made.has_final_version
+        assert store.resolve_version(made) is made
         assert ("head", "ok") not in observer.requests
         assert store.head("key").version == made.version
 

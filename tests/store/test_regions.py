@@ -13,7 +13,8 @@ import pytest
 
 from sidecar.errors import ObjectArchived, RegionMismatch, SidecarError, to_errno
 from sidecar.mounter.store.interface import Store
-from sidecar.mounter.store.store_errors import Answer, Place, Request
+from sidecar.mounter.store.store_errors import Call as StoreCall
+from sidecar.mounter.store.store_errors import ErrorResponse, StoreErrors
 from tests.support.clouds import CountingObserver, S3Cloud
 from tests.support.strict_server import StrictS3Server
 
@@ -124,7 +125,7 @@ def test_an_archived_object_is_named_and_not_asked_for_again(
 
 
 def test_azure_s_archive_is_one_too() -> None:
-    place = Place("Azure", "container", "account.blob.example")
-    error = place.from_answer(Answer(409, "BlobArchived"), Request("get", "cold"))
+    errors = StoreErrors("Azure", "container", "account.blob.example")
+    error = errors.from_response(ErrorResponse(409, "BlobArchived"), StoreCall("get", "cold"))
     assert isinstance(error, ObjectArchived)
     assert error.what.endswith("is archived")

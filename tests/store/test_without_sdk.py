@@ -292,7 +292,7 @@ def test_a_bucket_in_another_region_is_followed_within_the_one_attempt(
         target = Endpoint.parse(second.endpoint)
         monkeypatch.setattr(
             S3Requests,
-            "moved",
+            "redirect",
             lambda _, fields: target if "x-amz-bucket-region" in fields else None,
         )
         observer = CountingObserver()

@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 
 def assert_agrees(store: Store, made: ObjectInfo) -> None:
     """Head, listing and a pinned read know the version of what the write returned."""
-    made = store.settle(made)
+    made = store.resolve_version(made)
     assert store.head(made.key).version == made.version
     (listed,) = store.list_page(made.key).objects
     assert (listed.version, listed.size_bytes) == (made.version, made.size_bytes)

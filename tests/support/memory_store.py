@@ -21,7 +21,6 @@ from sidecar.errors import (
 )
 from sidecar.mounter.store.http_store import MAX_KEY_LENGTH
 from sidecar.mounter.store.interface import (
-    PROVISIONAL,
     Condition,
     Content,
     FileSlice,
@@ -29,6 +28,7 @@ from sidecar.mounter.store.interface import (
     ObjectInfo,
     Page,
     Properties,
+    ProvisionalVersion,
     Revision,
 )
 from sidecar.mounter.store.patch_plan import plan
@@ -151,8 +151,8 @@ class MemoryStore:
             like.properties if like.properties is not None else self.head(like.key).properties or {}
         )
 
-    def settle(self, made: ObjectInfo) -> ObjectInfo:
-        self._count("settle")
+    def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
+        self._count("resolve_version")
         return made
 
     def start_upload(
@@ -266,9 +266,9 @@ class BareStore(MemoryStore):
 class RenamingStore(MemoryStore):
     """Calls what is made of parts otherwise from then on, as rclone's server does."""
 
-    def settle(self, made: ObjectInfo) -> ObjectInfo:
-        super().settle(made)
-        return made if made.is_settled else self.head(made.key)
+    def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
+        super().resolve_version(made)
+        return made if made.has_final_version else self.head(made.key)
 
     def start_upload(
         self,
@@ -427,11 +427,13 @@ class _RenamedUpload(_Upload):
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         made = super().complete(condition, parts=parts, metadata=metadata)
-        return made._replace(version=PROVISIONAL + made.version)
+        provisional = ProvisionalVersion(made.version, made.size_bytes, "0")
+        return made._replace(version=str(provisional))
 
 
 def _is_version(info: ObjectInfo, version: str) -> bool:
-    return info.version == version.removeprefix(PROVISIONAL)
+    provisional = ProvisionalVersion.parse(version)
+    return info.version == (provisional.etag if provisional else version)
 
 
 def _bytes(content: Content) -> bytes:

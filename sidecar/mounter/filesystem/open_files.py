@@ -617,10 +617,10 @@ class OpenFiles:
         remote, asked_s = inode.remote, time.monotonic()
         if remote is None or not self._is_done(inode):
             return
-        found = self._store.settle(remote)
+        found = self._store.resolve_version(remote)
         with inode.lock:
             if inode.remote is remote and self._is_done(inode):
-                if not remote.is_settled:
+                if not remote.has_final_version:
                     self._namespace.settle(inode, found, asked_s)
                 self._drop_spool_if_done(inode)
 
@@ -914,7 +914,7 @@ class OpenFiles:
             return
         unneeded = inode.detached and not inode.handles
         # A version that may get another name pins nothing: until then the bytes are needed.
-        is_settled = inode.remote is None or inode.remote.is_settled
+        is_settled = inode.remote is None or inode.remote.has_final_version
         if unneeded or (self._is_done(inode) and is_settled):
             inode.spool = None
             with self._lock:

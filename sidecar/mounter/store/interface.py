@@ -8,6 +8,7 @@ thread, retries outages within the retry budget, and raises only errors of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -19,8 +20,37 @@ Properties = Mapping[str, str]
 """What an object has besides content and metadata: content headers, storage class, encryption,
 whether there are tags. In its store's own words, opaque to everybody else, and of JSON's types."""
 
-PROVISIONAL = "?"
-"""How a version begins that the store may call otherwise from now on (:meth:`Store.settle`)."""
+
+@dataclass(frozen=True, slots=True)
+class ProvisionalVersion:
+    """A version of what was made just now, which the store may name otherwise from now on.
+
+    ``str()`` is its form in :attr:`ObjectInfo.version`: versions are compared, sent to other
+    processes and kept on disk as text, and most of them are the store's own.
+
+    Attributes:
+        etag: the name that the store gave when the object was made.
+        size_bytes: its length.
+        digest: of its metadata, hexadecimal.
+    """
+
+    etag: str
+    size_bytes: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"?{self.size_bytes}:{self.digest}:{self.etag}"
+
+    @classmethod
+    def parse(cls, version: str) -> ProvisionalVersion | None:
+        """From the text of a version; None for one that the store names."""
+        if not version.startswith("?"):
+            return None
+        found = _PROVISIONAL.fullmatch(version)
+        return cls(found[3], int(found[1]), found[2]) if found else None
+
+
+_PROVISIONAL = re.compile(r"\?(\d+):([0-9a-f]+):(.+)", re.DOTALL)
 
 
 class ObjectInfo(NamedTuple):
@@ -49,9 +79,9 @@ class ObjectInfo(NamedTuple):
         return self[:4]
 
     @property
-    def is_settled(self) -> bool:
-        """Whether answers of the store name this ``version`` (see :meth:`Store.settle`)."""
-        return not self.version.startswith(PROVISIONAL)
+    def has_final_version(self) -> bool:
+        """Whether the store names ``version`` in its responses: it is not provisional."""
+        return ProvisionalVersion.parse(self.version) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,11 +297,11 @@ class Store(Protocol):
     ) -> ObjectInfo:
         """Write a whole object. Raises AlreadyExists or Stale where ``condition`` fails."""
 
-    def settle(self, made: ObjectInfo) -> ObjectInfo:
-        """What was written, by the version that listings and reads will name.
+    def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
+        """What was written, with the version that the store names in listings and reads.
 
-        It is another one only where ``made`` is not settled; the other methods take both. Where
-        the object is gone or another one by now, the version is one that no reader finds.
+        That is ``made`` itself if its version is final. The other methods take both versions.
+        If the object is gone or replaced, the version is one that no reader finds.
         """
 
     def start_upload(

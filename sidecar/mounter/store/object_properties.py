@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from sidecar import logs
 from sidecar.errors import AccessDenied, StoreError, StoreProtocolError, Unsupported
-from sidecar.mounter.store.store_errors import Place
+from sidecar.mounter.store.store_errors import StoreErrors
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class PropertyKeeper:
     Safe to use from any thread.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, errors: StoreErrors) -> None:
+        self._errors = errors
         self._refused: set[str] = set()
 
     def may(self, name: str) -> bool:
@@ -76,7 +76,7 @@ class PropertyKeeper:
                 "what objects have cannot be kept when they are written",
                 logging.WARNING,
                 what=name,
-                bucket=self._place.bucket,
+                bucket=self._errors.bucket,
                 error=why,
             )
 

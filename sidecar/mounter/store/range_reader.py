@@ -1,8 +1,6 @@
-"""Bulk GET: ranges of pinned objects, straight into the caller's memory.
+"""Reads ranges of pinned versions straight into the caller's memory. Knows no cloud and no SDK.
 
-It does not go through the SDKs: they cost two to three times the CPU time for a large object
-and nine times for a small one (see docs on performance). One request, one connection, one
-``readinto``.
+An SDK costs two to three times the CPU time for a large object, nine times for a small one.
 """
 
 from __future__ import annotations
@@ -12,10 +10,10 @@ from http import HTTPStatus
 
 from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.connection import Headers, Response
-from sidecar.mounter.store.http.pool import AdaptiveTimeout
-from sidecar.mounter.store.http.requests import RequestBuilder
 from sidecar.mounter.store.http.retry import Retry, Retryable
-from sidecar.mounter.store.store_errors import Place, Request
+from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
+from sidecar.mounter.store.request_builder import RequestBuilder
+from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -28,7 +26,7 @@ _MAX_ERROR_BYTES = 64 * KIB
 
 
 class _Range:
-    """What is still missing of one range; an attempt goes on where the last one stopped."""
+    """The rest of one range: an attempt continues where the last one stopped."""
 
     __slots__ = ("buffer", "key", "offset", "version")
 
@@ -40,11 +38,11 @@ class _Range:
 
     @property
     def header(self) -> str:
-        """What to ask for, as in the ``Range`` header."""
+        """The value of the ``Range`` header."""
         return f"bytes={self.offset}-{self.offset + len(self.buffer) - 1}"
 
-    def came(self, count: int) -> None:
-        """The next ``count`` bytes are there."""
+    def received(self, count: int) -> None:
+        """The next ``count`` bytes are in the buffer."""
         self.offset += count
         self.buffer = self.buffer[count:]
 
@@ -53,18 +51,22 @@ class RangeReader:
     """Reads ranges.
 
     Args:
-        client: who sends the requests.
-        requests: how they look.
-        place: for messages.
+        client: sends the requests.
+        requests: builds them.
+        errors: makes the errors.
         retry: the store's policy.
     """
 
     def __init__(
-        self, client: HttpClient, requests: RequestBuilder, place: Place, retry: Retry
+        self,
+        client: HttpClient[Call],
+        requests: RequestBuilder,
+        errors: StoreErrors,
+        retry: Retry,
     ) -> None:
         self._client = client
         self._requests = requests
-        self._place = place
+        self._errors = errors
         self._retry = retry
         self._timeout = AdaptiveTimeout()
 
@@ -77,9 +79,8 @@ class RangeReader:
         return wanted.offset - offset
 
     def _attempt(self, wanted: _Range) -> None:
-        """Get what is still missing of a range."""
-        self._client.get(
-            Request("get", wanted.key),
+        self._client.receive(
+            Call("get", wanted.key),
             lambda: self._requests.get(wanted.key, wanted.version, wanted.header),
             lambda response: self._read(response, wanted),
             accepted=_ACCEPTED,
@@ -87,9 +88,9 @@ class RangeReader:
         )
 
     def _read(self, response: Response, wanted: _Range) -> None:
-        """The body into the buffer."""
+        """Receive the body into the buffer."""
         if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            # The range begins at or behind the end; of this version, as far as it is said.
+            # The range begins at or behind the end: of this version, if the response names one.
             if self._requests.version(response.fields):
                 self._check_version(response.fields, wanted)
             response.read(_MAX_ERROR_BYTES)
@@ -99,9 +100,9 @@ class RangeReader:
         while length:
             more = response.readinto(wanted.buffer[:length])
             if not more:
-                error = self._place.protocol(f"`{wanted.key}` came only to byte {wanted.offset}")
+                error = self._errors.protocol(f"`{wanted.key}` came only to byte {wanted.offset}")
                 raise Retryable(error, "truncated")
-            wanted.came(more)
+            wanted.received(more)
             length -= more
         if response.chunked:
             response.read(1)  # the last, empty chunk
@@ -109,13 +110,13 @@ class RangeReader:
     def _check_version(self, fields: Headers, wanted: _Range) -> None:
         got = self._requests.version(fields)
         if not got:
-            raise self._place.protocol(f"the answer for `{wanted.key}` does not say its version")
+            raise self._errors.protocol(f"the answer for `{wanted.key}` does not say its version")
         if got != wanted.version:
-            # A store that ignored the condition.
-            raise self._place.stale(wanted.key)
+            # The store ignored the condition.
+            raise self._errors.stale(wanted.key)
 
     def _body_length(self, response: Response, offset: int, asked: int) -> int:
-        """How many bytes the body has, once it is certain that they begin at ``offset``."""
+        """How many bytes the body has. Raises unless they are the ones at ``offset``."""
         content_range = response.fields.get("content-range", "")
         match = _CONTENT_RANGE.fullmatch(content_range)
         if match:
@@ -123,9 +124,9 @@ class RangeReader:
             whole = asked if match[3] == "*" else min(asked, int(match[3]) - offset)
             if first == offset and last - first + 1 == whole:
                 return whole
-            raise self._place.protocol(f"asked for {asked} bytes at {offset}, got {content_range}")
+            raise self._errors.protocol(f"asked for {asked} bytes at {offset}, got {content_range}")
         # Without Content-Range the body is the whole object, as far as anyone can tell.
         length = response.length
         if offset == 0 and length is not None and length <= asked:
             return length
-        raise self._place.protocol("it does not answer ranges")
+        raise self._errors.protocol("it does not answer ranges")

@@ -1,18 +1,15 @@
-"""What an answer, or the lack of one, means: the one table for all three stores.
+"""What an error response, or the lack of a response, means: one table for all three stores.
 
-Each store extracts (HTTP status, the store's own code) from its SDK's exception or from a
-bulk answer; everything else, the messages included, is decided here. Messages name bucket,
-endpoint and what to do, and never carry a URL's query or a header: signatures and SAS tokens
-are secrets.
+A store extracts the status and its own code from a response or from its SDK's exception. The
+error class and the message are decided here. A message names bucket, endpoint and what to do,
+and never a URL's query or a header: signatures and SAS tokens are secrets.
 """
 
 from __future__ import annotations
 
-import email.utils
 import re
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,7 +62,7 @@ _THROTTLED_CODES = {
     "rateLimitExceeded",
     "userRateLimitExceeded",
 }
-_AGAIN_CODES = {
+_RETRYABLE_CODES = {
     "RequestTimeout",
     "InternalError",
     "OperationTimedOut",
@@ -98,17 +95,17 @@ _SAFE_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a store said.
+class ErrorResponse:
+    """A response that is not a success. The last three attributes are S3's.
 
     Attributes:
         status: HTTP status.
         code: the store's own code, or an empty string.
         retry_after_s: from ``Retry-After``.
-        storage_class: of the object, where the answer says it.
-        region: where the bucket is, by the answer; of S3 only, as the two below.
-        asked_region: what the request was signed for.
-        endpoint: where to ask instead, by the answer.
+        storage_class: the object's, or an empty string.
+        region: the bucket's region, or an empty string.
+        asked_region: the region that the request was signed for.
+        endpoint: the bucket's endpoint, or an empty string.
     """
 
     status: int
@@ -129,11 +126,11 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What was asked, for messages.
+class Call:
+    """What is asked of the store, for metrics and messages.
 
     Attributes:
-        operation: the word of :meth:`StoreObserver.request`.
+        operation: one of the words of :meth:`StoreObserver.request`.
         key: the object, relative to the mount's root; empty for a listing.
         condition: of a write.
     """
@@ -144,8 +141,8 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where requests go, for messages.
+class StoreErrors:
+    """Makes the errors of one bucket.
 
     Attributes:
         service: ``S3``, ``GCS`` or ``Azure``.
@@ -162,61 +159,60 @@ class Place:
         """What the service calls a bucket."""
         return "container" if self.service == "Azure" else "bucket"
 
-    def from_answer(self, answer: Answer, request: Request) -> SidecarError | Retryable:
-        """The error for an answer that is not a success."""
-        status, code = answer.status, answer.code
+    def from_response(self, response: ErrorResponse, call: Call) -> SidecarError | Retryable:
+        """The error that a response means."""
+        status, code = response.status, response.code
         if code in _BUCKET_CODES:
             return self.bucket_not_found()
         if code == _UPLOAD_CODE:
-            return self.not_found(request.key)  # nothing is said about the object
+            return self.not_found(call.key)  # nothing is said about the object
         if status == 404:
-            return self._nothing_there(request)
-        if answer.is_elsewhere:
-            return self.region_mismatch(answer)
+            return self._nothing_there(call)
+        if response.is_elsewhere:
+            return self.region_mismatch(response)
         if code in _THROTTLED_CODES or status == 429:
-            return self._again(answer, request, "throttled")
+            return self._retryable(response, call, "throttled")
         if code in _LOGIN_CODES or status == 401:
             return self.login_rejected(code or str(status))
-        refusal = self._refusal_of_this_object(answer, request)
-        if refusal is not None:
-            return refusal
+        error = self._about_object(response, call)
+        if error is not None:
+            return error
         if status == 501:
-            return Unsupported(f"{self} does not implement this {request.operation}")
-        if code in _AGAIN_CODES or status in {408, 500, 502, 503, 504}:
+            return Unsupported(f"{self} does not implement this {call.operation}")
+        if code in _RETRYABLE_CODES or status in {408, 500, 502, 503, 504}:
             reason = "throttled" if status == 503 else "server_error"
-            return self._again(answer, request, reason)
+            return self._retryable(response, call, reason)
         if status in {304, 412} or code in _CONDITION_CODES:
-            return self.condition_failed(request)
+            return self.condition_failed(call)
         if status == 403 or code in _DENIED_CODES:
-            return self.access_denied(request)
+            return self.access_denied(call)
         return StoreProtocolError(
-            f"{self} answered {request.operation} of `{request.key}` with "
-            f"status {status}{_named(code)}"
+            f"{self} answered {call.operation} of `{call.key}` with status {status}{_named(code)}"
         )
 
-    def _refusal_of_this_object(self, answer: Answer, request: Request) -> SidecarError | None:
-        """The error where the code says what is the matter with this one object."""
-        status, code = answer.status, answer.code
+    def _about_object(self, response: ErrorResponse, call: Call) -> SidecarError | None:
+        """The error if the code says what is wrong with this one object."""
+        status, code = response.status, response.code
         if code in _ARCHIVED_CODES:
-            return self.archived(answer, request)
+            return self.archived(response, call)
         if code in _QUOTA_CODES or status == 507:
-            return QuotaExceeded(f"{self} is full: it refuses to {request.operation}")
+            return QuotaExceeded(f"{self} is full: it refuses to {call.operation}")
         if code in _TOO_LARGE_CODES or status == 413:
-            return TooLarge(f"{self} refuses `{request.key}` as too large")
+            return TooLarge(f"{self} refuses `{call.key}` as too large")
         if code in _TOO_LONG_CODES:
-            return NameTooLong(f"{self} refuses the key of `{request.key}` as too long")
+            return NameTooLong(f"{self} refuses the key of `{call.key}` as too long")
         return None
 
-    def _nothing_there(self, request: Request) -> StoreError:
+    def _nothing_there(self, call: Call) -> StoreError:
         """The error for a 404 whose code does not say what is missing."""
-        if request.condition is not None and request.condition.version:
-            return self.stale(request.key)  # what S3 answers to If-Match where there is nothing
-        if not request.key or request.operation == "put":
+        if call.condition is not None and call.condition.version:
+            return self.stale(call.key)  # what S3 answers to If-Match where there is nothing
+        if not call.key or call.operation == "put":
             return self.bucket_not_found()  # nothing else that was asked for can be missing
-        return self.not_found(request.key)
+        return self.not_found(call.key)
 
     def from_transport(self, error: BaseException) -> StoreError | Retryable:
-        """The error for a request that got no whole answer."""
+        """The error for a request without a whole response."""
         causes = list(_causes(error))
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
             # Not all libraries that subclass the error fill this in.
@@ -254,39 +250,39 @@ class Place:
             "create it, or correct `bucket` in the catalogue",
         )
 
-    def region_mismatch(self, answer: Answer) -> RegionMismatch:
+    def region_mismatch(self, response: ErrorResponse) -> RegionMismatch:
         """The bucket is not where requests go, or not in the region that they are signed for."""
-        region, endpoint = _safe(answer.region), _safe(answer.endpoint)
+        region, endpoint = _safe(response.region), _safe(response.endpoint)
         at = f" at {endpoint}" if endpoint else ""
-        if region not in {"", answer.asked_region}:
+        if region not in {"", response.asked_region}:
             return RegionMismatch(
                 f"{self} is in the region `{region}`{at}, and was asked for in "
-                f"`{answer.asked_region}`",
+                f"`{response.asked_region}`",
                 f"set AWS_REGION to `{region}` in the volume's secret",
             )
         return RegionMismatch(
-            f"{self} is elsewhere{at}: status {answer.status}{_named(answer.code)}",
+            f"{self} is elsewhere{at}: status {response.status}{_named(response.code)}",
             "set AWS_ENDPOINT_URL in the volume's secret to where the bucket is",
         )
 
-    def archived(self, answer: Answer, request: Request) -> ObjectArchived:
+    def archived(self, response: ErrorResponse, call: Call) -> ObjectArchived:
         """The object has to be restored before it can be read."""
-        where = _safe(answer.storage_class)
+        where = _safe(response.storage_class)
         return ObjectArchived(
-            f"`{request.key}` in {self} is archived{f' (storage class {where})' if where else ''}",
+            f"`{call.key}` in {self} is archived{f' (storage class {where})' if where else ''}",
             "restore it first: that takes minutes to days and is the store's own command",
         )
 
     def login_rejected(self, code: str) -> LoginRejected:
-        """The store does not accept who we say we are. ``code``: the store's word for it."""
+        """The store does not accept the login. ``code``: the store's word for it."""
         hint = "check the keys in the volume's secret"
         if code == "RequestTimeTooSkewed":
             hint = "set the node's clock"
         return LoginRejected(f"{self} rejects the login{_named(code)}", hint)
 
-    def access_denied(self, request: Request) -> AccessDenied:
+    def access_denied(self, call: Call) -> AccessDenied:
         """The login is known and may not do this."""
-        what = f"{request.operation} of `{request.key}`" if request.key else request.operation
+        what = f"{call.operation} of `{call.key}`" if call.key else call.operation
         return AccessDenied(f"{self} denies {what}", "grant it to the volume's credentials")
 
     def not_found(self, key: str) -> NotFound:
@@ -298,40 +294,28 @@ class Place:
         return Stale(f"`{key}` in {self} is no longer the version that was opened")
 
     def upload_lost(self, key: str) -> StoreProtocolError:
-        """An upload that the store forgot: for a writer that is no missing file."""
+        """The store no longer has an upload. To a writer this is not a missing file."""
         return self.protocol(f"the upload of `{key}` is gone")
 
-    def condition_failed(self, request: Request) -> StoreError:
+    def condition_failed(self, call: Call) -> StoreError:
         """A condition of a read or write does not hold."""
-        if request.condition is not None and request.condition.absent:
-            return AlreadyExists(f"`{request.key}` in {self} exists already")
-        return self.stale(request.key)
+        if call.condition is not None and call.condition.absent:
+            return AlreadyExists(f"`{call.key}` in {self} exists already")
+        return self.stale(call.key)
 
     def protocol(self, what: str) -> StoreProtocolError:
-        """An answer that makes no sense."""
+        """The response makes no sense."""
         return StoreProtocolError(f"{self}: {what}")
 
-    def _again(self, answer: Answer, request: Request, reason: str) -> Retryable:
+    def _retryable(self, response: ErrorResponse, call: Call, reason: str) -> Retryable:
         error = Unavailable(
-            f"{self} cannot {request.operation} now: status {answer.status}{_named(answer.code)}",
+            f"{self} cannot {call.operation} now: status {response.status}{_named(response.code)}",
             "try again later",
         )
-        return Retryable(error, reason, answer.retry_after_s)
+        return Retryable(error, reason, response.retry_after_s)
 
     def __str__(self) -> str:
         return f"{self.service} {self.noun} `{self.bucket}` at {self.endpoint}"
-
-
-def parse_retry_after(value: str | None) -> float | None:
-    """Seconds from a ``Retry-After`` header (RFC 9110, 10.2.3), or None."""
-    if not value:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def _named(code: str) -> str:
@@ -339,12 +323,12 @@ def _named(code: str) -> str:
 
 
 def _safe(word: str) -> str:
-    """A word of an answer that may be shown, or nothing."""
+    """A word of a response that may be shown, or an empty string."""
     return word if _SAFE_WORD.fullmatch(word) else ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and everything that it was raised from, as each library links them."""
+    """An error and everything that it was raised from, by each library's links."""
     pending: list[object] = [error]
     seen: set[int] = set()
     while pending:

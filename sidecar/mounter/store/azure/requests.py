@@ -1,21 +1,20 @@
-"""The REST API of Azure Blob Storage, as far as it is spoken without the SDK."""
+"""Requests of Azure's Blob service, signed, and its responses as values. No SDK."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 from xml.etree.ElementTree import Element
 
-from sidecar.errors import LoginRejected
 from sidecar.mounter.store.azure.properties import listed_properties
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import Get, Listing, Put
+from sidecar.mounter.store.http.requests import SignedRequest
 from sidecar.mounter.store.http.xml_body import http_time_s, parse_xml
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from sidecar.mounter.store.login import Login
+from sidecar.mounter.store.request_builder import ListQuery
 from sidecar.mounter.store.secrets import AzureCredentials
 from sidecar.mounter.store.signing import (
     azure_headers,
@@ -23,23 +22,26 @@ from sidecar.mounter.store.signing import (
     quote_query,
     shared_key_headers,
 )
-from sidecar.mounter.store.store_errors import Answer, Place
+from sidecar.mounter.store.store_errors import ErrorResponse
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
-STORAGE_SCOPE = "https://storage.azure.com/.default"
-
 
 class AzureRequests:
-    """Requests with shared key, SAS token or bearer token."""
+    """Requests with shared key, SAS token or bearer token.
+
+    Args:
+        pod_token: gives the bearer token of the pod's identity.
+        with_metadata: listings bring metadata and properties.
+    """
 
     def __init__(
         self,
         source: StoreSource,
         endpoint: Endpoint,
         login: Login[AzureCredentials],
-        place: Place,
+        pod_token: Callable[[], str],
         *,
         with_metadata: bool,
     ) -> None:
@@ -47,40 +49,37 @@ class AzureRequests:
         self._container = f"{endpoint.path}/{source.bucket}"
         self._prefix = source.prefix
         self._login = login
-        self._place = place
-        self._identity: Any = None
+        self._pod_token = pod_token
 
-    def get(self, key: str, version: str, byte_range: str) -> Get:
+    def get(self, key: str, version: str, byte_range: str) -> SignedRequest:
         """A GET signed in its headers, or with the SAS token in its query."""
         path = f"{self._container}/{self._prefix}{key}"
         return self._signed(path, byte_range=byte_range, if_match=f'"{version}"')
 
     def put(
         self, key: str, query: Mapping[str, str], headers: Mapping[str, str], length: int
-    ) -> Put:
+    ) -> SignedRequest:
         """Put Blob or Put Block. ``headers``: lower case, besides login and time."""
         path = f"{self._container}/{self._prefix}{key}"
-        target, signed = self._signed(path, query, method="PUT", length=length, more=headers)
-        return Put("PUT", target, signed)
+        return self._signed(path, query, method="PUT", length=length, more=headers)
 
-    def delete(self, key: str) -> Put:
+    def delete(self, key: str) -> SignedRequest:
         """Delete Blob, with its snapshots."""
         path = f"{self._container}/{self._prefix}{key}"
         snapshots = {"x-ms-delete-snapshots": "include"}
-        target, signed = self._signed(path, method="DELETE", more=snapshots)
-        return Put("DELETE", target, signed)
+        return self._signed(path, method="DELETE", more=snapshots)
 
-    def list(self, listing: Listing) -> Get:
+    def list(self, query: ListQuery) -> SignedRequest:
         """List Blobs."""
-        wanted = {"restype": "container", "comp": "list", "maxresults": str(listing.limit)}
-        if self._prefix + listing.prefix:
-            wanted["prefix"] = self._prefix + listing.prefix
-        if listing.delimiter:
-            wanted["delimiter"] = listing.delimiter
+        wanted = {"restype": "container", "comp": "list", "maxresults": str(query.limit)}
+        if self._prefix + query.prefix:
+            wanted["prefix"] = self._prefix + query.prefix
+        if query.delimiter:
+            wanted["delimiter"] = query.delimiter
         if self._with_metadata:
             wanted["include"] = "metadata"
-        if listing.token:
-            wanted["marker"] = listing.token
+        if query.token:
+            wanted["marker"] = query.token
         return self._signed(self._container, wanted)
 
     def page(self, body: bytes) -> Page:
@@ -130,7 +129,7 @@ class AzureRequests:
         method: str = "GET",
         length: int = 0,
         more: Mapping[str, str] | None = None,
-    ) -> Get:
+    ) -> SignedRequest:
         quoted, parameters = quote_path(path), [quote_query(query)] if query else []
         login = self._login.credentials
         if login.account_key:
@@ -148,34 +147,23 @@ class AzureRequests:
         else:
             headers = {**azure_headers(byte_range=byte_range, if_match=if_match), **(more or {})}
             if login.ambient:
-                headers["authorization"] = f"Bearer {self._token()}"
+                headers["authorization"] = f"Bearer {self._pod_token()}"
             if login.sas_token:
                 parameters.append(login.sas_token)
-        return Get(f"{quoted}?{'&'.join(parameters)}" if parameters else quoted, headers)
+        target = f"{quoted}?{'&'.join(parameters)}" if parameters else quoted
+        return SignedRequest(method, target, headers)
 
     def version(self, fields: Headers) -> str:
         """From the ETag."""
         return fields.get("etag", "").strip('"')
 
-    def refusal(self, status: int, fields: Headers, body: bytes) -> Answer:
+    def parse_error(self, status: int, fields: Headers, body: bytes) -> ErrorResponse:
         """From the header."""
         code = error_code_of(fields.get("x-ms-error-code", ""), body.decode("latin-1"))
-        return Answer(status, code)
+        return ErrorResponse(status, code)
 
-    def moved(self, fields: Headers) -> None:
+    def redirect(self, fields: Headers) -> None:
         """Never."""
-
-    def _token(self) -> str:
-        """Of the ambient identity; the SDK keeps it until it is about to expire."""
-        from azure.core.exceptions import ClientAuthenticationError
-        from azure.identity import DefaultAzureCredential
-
-        if self._identity is None:
-            self._identity = DefaultAzureCredential()
-        with contextlib.suppress(ClientAuthenticationError):  # its message quotes what it tried
-            token: str = self._identity.get_token(STORAGE_SCOPE).token
-            return token
-        raise no_identity(self._place)
 
 
 def _name(item: Element, namespace: str) -> str:
@@ -196,11 +184,3 @@ def error_code_of(code: str, text: str) -> str:
     if code == "AuthorizationFailure" and "Server failed to authenticate" in text:
         return "AuthenticationFailed"
     return code
-
-
-def no_identity(place: Place) -> LoginRejected:
-    """There is nothing to log in with."""
-    return LoginRejected(
-        f"{place}: the pod has no ambient identity that Azure accepts",
-        "name a `secret`, or give the pod's service account workload identity",
-    )

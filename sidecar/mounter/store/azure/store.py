@@ -7,14 +7,13 @@ letter. Changing metadata in place makes a new ETag, and with it a new version.
 from __future__ import annotations
 
 import base64
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from sidecar.errors import AccessDenied, NotFound, SecretInvalid, SidecarError, Unsupported
+from sidecar.errors import AccessDenied, NotFound, SecretInvalid, Unsupported
 from sidecar.mounter.store.azure.properties import (
     TAG_COUNT,
     TAGS,
@@ -23,15 +22,11 @@ from sidecar.mounter.store.azure.properties import (
     repeated_by_copy,
     scope_of,
 )
-from sidecar.mounter.store.azure.requests import (
-    AzureRequests,
-    error_code_of,
-    from_azure,
-    no_identity,
-)
+from sidecar.mounter.store.azure.requests import AzureRequests, from_azure
+from sidecar.mounter.store.azure.sdk import AzureSdk, PodIdentity
+from sidecar.mounter.store.azure.upload import AzureUpload, block_name, new_series
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.retry import Retryable
-from sidecar.mounter.store.http_store import QUICK_TIMEOUT_S, TRANSFER_TIMEOUT_S, HttpStore
+from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import (
     Condition,
     Content,
@@ -42,12 +37,11 @@ from sidecar.mounter.store.interface import (
     StoreObserver,
 )
 from sidecar.mounter.store.login import CredentialSource, Login
-from sidecar.mounter.store.object_properties import Repeated
 from sidecar.mounter.store.patch_plan import split
 from sidecar.mounter.store.ranges import Ranges
 from sidecar.mounter.store.secrets import AzureCredentials
 from sidecar.mounter.store.signing import quote_path
-from sidecar.mounter.store.store_errors import Answer, Place, Request, parse_retry_after
+from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -83,13 +77,19 @@ class AzureStore(HttpStore[AzureCredentials]):
             endpoint = Endpoint.parse(self._base)
         except ValueError as error:
             raise SecretInvalid(f"the blob endpoint of {source.url}: {error}") from None
-        place = Place("Azure", source.bucket, str(endpoint))
+        errors = StoreErrors("Azure", source.bucket, str(endpoint))
+        identity = PodIdentity()
+        self._sdk = AzureSdk(login, self._base, errors)
         self._azure = requests = AzureRequests(
-            source, endpoint, login, place, with_metadata=with_metadata
+            source,
+            endpoint,
+            login,
+            lambda: identity.token(errors),
+            with_metadata=with_metadata,
         )
         super().__init__(
             source,
-            place=place,
+            errors=errors,
             login=login,
             endpoint=endpoint,
             requests=requests,
@@ -97,81 +97,20 @@ class AzureStore(HttpStore[AzureCredentials]):
             observer=observer,
         )
 
-    # --- login -----------------------------------------------------------------------
-
-    def _connect(self) -> Any:
-        from adlfs import AzureBlobFileSystem
-
-        login = self._login.credentials
-        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-        if login.ambient:
-            host = self._base.removeprefix("https://")
-            return AzureBlobFileSystem(
-                account_name=login.account_name, account_host=host, anon=False, **options
-            )
-        # A connection string is the only way to give adlfs any endpoint.
-        fields = [f"BlobEndpoint={self._base}"]
-        if login.account_key:
-            fields += [f"AccountName={login.account_name}", f"AccountKey={login.account_key}"]
-        elif login.sas_token:
-            fields.append(f"SharedAccessSignature={login.sas_token}")
-        try:
-            return AzureBlobFileSystem(connection_string=";".join(fields), anon=True, **options)
-        except ValueError:
-            pass  # its message may hold the string
-        raise SecretInvalid(f"{self.place}: no connection string can be made of the secret")
-
-    def _disconnect(self, sdk: Any) -> None:
-        import fsspec.asyn
-
-        fsspec.asyn.sync(sdk.loop, sdk.service_client.close)
-
-    def _sdk_errors(self) -> tuple[type[BaseException], ...]:
-        from azure.core.exceptions import AzureError
-
-        return (AzureError, OSError)
-
-    def _translate(self, error: BaseException, request: Request) -> SidecarError | Retryable:
-        from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
-
-        if isinstance(error, HttpResponseError) and error.response is not None:
-            headers: Mapping[str, str] = error.response.headers  # type: ignore[attr-defined]
-            answer = Answer(
-                error.status_code or 0,
-                error_code_of(headers.get("x-ms-error-code") or "", str(error.message)),
-                parse_retry_after(headers.get("retry-after")),
-            )
-            return self.place.from_answer(answer, request)
-        if isinstance(error, ClientAuthenticationError):
-            return no_identity(self.place)
-        return self.place.from_transport(error)
-
-    def send(
-        self,
-        request: Request,
-        method: str,
-        timeout_s: float = QUICK_TIMEOUT_S,
-        *,
-        key: str | None = None,
-        **arguments: Any,
-    ) -> Any:
-        """One method of the blob's client, with our retries instead of the SDK's.
-
-        Args:
-            key: where it is not the request's.
-        """
-        name = self.full(request.key if key is None else key)
-
-        async def call(sdk: Any) -> Any:
-            blob = sdk.service_client.get_blob_client(self._bucket, name)
-            return await getattr(blob, method)(retry_total=0, **arguments)
-
-        return self._call(request, call, timeout_s)
+    def close(self) -> None:
+        """As :meth:`Store.close`."""
+        super().close()
+        self._sdk.close()
 
     # --- reading ---------------------------------------------------------------------
 
     def _head(self, key: str) -> ObjectInfo:
-        return self._info(self.send(Request("head", key), "get_blob_properties"))
+        return self._info(self._properties(Call("head", key)))
+
+    def _properties(self, call: Call) -> Any:
+        return self.retry.run(
+            call.operation, lambda: self._sdk.properties(call, self.full(call.key))
+        )
 
     def _info(self, item: Any) -> ObjectInfo:
         return ObjectInfo(
@@ -188,7 +127,9 @@ class AzureStore(HttpStore[AzureCredentials]):
         if like is None or TAG_COUNT not in properties or not self.property_keeper.may(TAGS):
             return ""
         try:
-            tags = self.send(Request("head", like.key), "get_blob_tags")
+            tags = self.retry.run(
+                "head", lambda: self._sdk.tags(Call("head", like.key), self.full(like.key))
+            )
         except NotFound:
             return ""
         except (AccessDenied, Unsupported) as error:
@@ -217,7 +158,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         reply = self.property_keeper.write(
             repeated(properties, self._tags(like, properties)),
             lambda headers: self.transfer(
-                Request("put", key, condition),
+                Call("put", key, condition),
                 lambda: self._azure.put(key, {}, {**headers, **own}, len(content)),
                 (content,),
             ),
@@ -245,7 +186,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         self.property_keeper.write(
             scope_of(properties),
             lambda headers: self.transfer(
-                Request("part", key),
+                Call("part", key),
                 lambda: self._azure.put(key, query, headers, len(content)),
                 (content,),
             ),
@@ -263,31 +204,17 @@ class AzureStore(HttpStore[AzureCredentials]):
         tags: str,
     ) -> ObjectInfo:
         """Make the blob of blocks: staged ones, and ones that it has."""
-        from azure.storage.blob import BlobBlock
-
-        answer = self._write(
+        call = Call("complete", key, condition)
+        answer = self.property_keeper.write(
             repeated(properties, tags),
-            Request("complete", key, condition),
-            "commit_block_list",
-            block_list=[BlobBlock(name) for name in names],
-            metadata=_to_azure(metadata),
-            **_conditional(condition),
-        )
-        return _written(key, size_bytes, answer, metadata, properties)
-
-    def _write(self, said: Repeated, request: Request, method: str, **arguments: Any) -> Any:
-        """:meth:`send` of what makes a blob, with as many of the headers as are taken."""
-        return self.property_keeper.write(
-            said,
-            lambda headers: self.send(
-                # A dictionary of its own for each: the SDK adds to it.
-                request,
-                method,
-                TRANSFER_TIMEOUT_S,
-                headers=dict(headers),
-                **arguments,
+            lambda headers: self.retry.run(
+                call.operation,
+                lambda: self._sdk.commit_blocks(
+                    call, self.full(key), names, _to_azure(metadata), headers
+                ),
             ),
         )
+        return _written(key, size_bytes, answer, metadata, properties)
 
     def start_upload(
         self,
@@ -295,19 +222,19 @@ class AzureStore(HttpStore[AzureCredentials]):
         metadata: Mapping[str, str] | None = None,
         *,
         like: ObjectInfo | None = None,
-    ) -> _AzureUpload:
+    ) -> AzureUpload:
         """As :meth:`Store.start_upload`. It begins with the first part."""
         properties = self.properties_of(like)
         tags = self._tags(like, properties)
-        return _AzureUpload(self, key, metadata or {}, _new_series(), {}, properties, tags)
+        return AzureUpload(self, key, metadata or {}, new_series(), {}, properties, tags)
 
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
-    ) -> _AzureUpload:
+    ) -> AzureUpload:
         """As :meth:`Store.resume_upload`."""
         sizes = {number: size for number, (size, _) in parts.items()}
         properties, tags = state.get("properties", {}), state.get("tags", "")
-        return _AzureUpload(self, key, state["metadata"], state["series"], sizes, properties, tags)
+        return AzureUpload(self, key, state["metadata"], state["series"], sizes, properties, tags)
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
         """As :meth:`Store.abandon`: blocks that were not committed expire in a week."""
@@ -334,14 +261,14 @@ class AzureStore(HttpStore[AzureCredentials]):
         if not blocks:
             return None
         properties = self.properties_of(like)
-        series = _new_series()
+        series = new_series()
         names: list[str] = []
         fresh: list[Callable[[], None]] = []
         block_bytes = max(revision.part_bytes, revision.size_bytes // (self.limits.max_parts // 2))
         position = 0
         for start, end, name in [*blocks, (revision.size_bytes, revision.size_bytes, "")]:
             for first, last in split(position, start, block_bytes, self.limits):
-                names.append(_block_name(series, len(fresh) + 1))
+                names.append(block_name(series, len(fresh) + 1))
 
                 def send(name: str = names[-1], first: int = first, last: int = last) -> None:
                     content = revision.content(first, last - first)
@@ -367,18 +294,20 @@ class AzureStore(HttpStore[AzureCredentials]):
     def _kept_blocks(self, base: ObjectInfo, revision: Revision) -> list[tuple[int, int, str]]:
         """Blocks of ``base`` that can stay: begin, end and name of each; in order."""
         try:
-            committed, _ = self.send(Request("list", base.key), "get_block_list")
+            committed = self.retry.run(
+                "list", lambda: self._sdk.blocks(Call("list", base.key), self.full(base.key))
+            )
         except NotFound:
-            raise self.place.stale(base.key) from None
+            raise self.errors.stale(base.key) from None
         changed = Ranges(revision.changed)
         blocks: list[tuple[int, int, str]] = []
         position = 0
-        for block in committed:
-            end = position + block.size
-            if len(block.id) != len(_block_name(_new_series(), 1)):
+        for name, size_bytes in committed:
+            end = position + size_bytes
+            if len(name) != len(block_name(new_series(), 1)):
                 return []  # another client's; names of two lengths are refused
             if end <= revision.size_bytes and not changed.touches(position, end):
-                blocks.append((position, end, block.id))
+                blocks.append((position, end, name))
             position = end
         if position != base.size_bytes:
             return []  # it was not made of blocks, or is another version
@@ -401,26 +330,30 @@ class AzureStore(HttpStore[AzureCredentials]):
         """As :meth:`Store.copy`. In place it makes a new version."""
         found = self.head(source)
         if version is not None and found.version != version:
-            raise self.place.stale(source)
-        request = Request("copy", source)
-        unchanged = Condition(version=found.version)
+            raise self.errors.stale(source)
         if source == target and metadata is not None:
-            answer = self.send(
-                request,
-                "set_blob_metadata",
-                metadata=_to_azure(metadata),
-                **_conditional(unchanged),
+            answer = self.retry.run(
+                "copy",
+                lambda: self._sdk.set_metadata(
+                    Call("copy", source), self.full(source), _to_azure(metadata), found.version
+                ),
             )
             return _written(source, found.size_bytes, answer, metadata, found.properties)
         properties = self.properties_of(found)
-        answer = self._write(
+        own = None if metadata is None else _to_azure(metadata)
+        answer = self.property_keeper.write(
             repeated_by_copy(properties, self._tags(found, properties)),
-            request,
-            "start_copy_from_url",
-            key=target,
-            source_url=self._source_url(source),
-            metadata=None if metadata is None else _to_azure(metadata),
-            **_conditional(unchanged, "source_"),
+            lambda headers: self.retry.run(
+                "copy",
+                lambda: self._sdk.start_copy(
+                    Call("copy", source),
+                    self.full(target),
+                    self._source_url(source),
+                    found.version,
+                    own,
+                    headers,
+                ),
+            ),
         )
         if answer["copy_status"] != "success":
             return self._wait_for_copy(target)
@@ -430,7 +363,7 @@ class AzureStore(HttpStore[AzureCredentials]):
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
         try:
-            self.transfer(Request("delete", key), lambda: self._azure.delete(key), (), {202})
+            self.transfer(Call("delete", key), lambda: self._azure.delete(key), (), {202})
         except NotFound:
             return
 
@@ -443,87 +376,16 @@ class AzureStore(HttpStore[AzureCredentials]):
     def _wait_for_copy(self, target: str) -> ObjectInfo:
         while True:
             time.sleep(COPY_POLL_S)
-            properties = self.send(Request("copy", target), "get_blob_properties")
+            properties = self._properties(Call("copy", target))
             if properties.copy.status == "success":
                 return self._info(properties)
             if properties.copy.status != "pending":
-                raise self.odd_answer("copy", f"the copy to `{target}` ended without success")
-
-
-class _AzureUpload:
-    """Blocks, then the list of them."""
-
-    def __init__(
-        self,
-        store: AzureStore,
-        key: str,
-        metadata: Mapping[str, str],
-        series: str,
-        sizes: dict[int, int],
-        properties: Properties,
-        tags: str,
-    ) -> None:
-        self._store = store
-        self._key = key
-        self._metadata = metadata
-        self._series = series
-        self._sizes = sizes
-        self._properties = properties
-        self._tags = tags
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """As :attr:`Upload.state`."""
-        return {
-            "series": self._series,
-            "metadata": dict(self._metadata),
-            "properties": dict(self._properties),
-            "tags": self._tags,
-        }
-
-    def put_part(self, number: int, content: Content) -> str:
-        """As :meth:`Upload.put_part`."""
-        name = _block_name(self._series, number)
-        self._store.put_block(self._key, name, content, self._properties)
-        self._sizes[number] = len(content)
-        return ""
-
-    def complete(
-        self,
-        condition: Condition | None = None,
-        *,
-        parts: int | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> ObjectInfo:
-        """As :meth:`Upload.complete`."""
-        sent = sorted(self._sizes.items())[:parts]
-        return self._store.commit_blocks(
-            self._key,
-            [_block_name(self._series, number) for number, _ in sent],
-            sum(size for _, size in sent),
-            self._metadata if metadata is None else metadata,
-            condition,
-            properties=self._properties,
-            tags=self._tags,
-        )
-
-    def abort(self) -> None:
-        """As :meth:`Upload.abort`: the store drops the blocks by itself."""
-        self._sizes.clear()
+                raise self.malformed("copy", f"the copy to `{target}` ended without success")
 
 
 def _default_endpoint(source: StoreSource, login: Login[AzureCredentials]) -> str:
     account = login.credentials.account_name or source.account
     return f"https://{account}.{source.endpoint_suffix or 'blob.core.windows.net'}"
-
-
-def _new_series() -> str:
-    """What the names of one upload's blocks begin with, and no other's."""
-    return os.urandom(8).hex()
-
-
-def _block_name(series: str, number: int) -> str:
-    return f"{series}{number:08d}"
 
 
 def _condition_headers(condition: Condition | None) -> dict[str, str]:
@@ -553,18 +415,3 @@ def _written(
         dict(metadata or {}),
         properties,
     )
-
-
-def _conditional(condition: Condition | None, prefix: str = "") -> dict[str, Any]:
-    from azure.core import MatchConditions
-
-    if condition is None:
-        return {}
-    if condition.absent:
-        return {f"{prefix}match_condition": MatchConditions.IfMissing}
-    if condition.version is None:
-        return {}
-    return {
-        f"{prefix}etag": f'"{condition.version}"',
-        f"{prefix}match_condition": MatchConditions.IfNotModified,
-    }

@@ -1,4 +1,4 @@
-"""The JSON API of Google Cloud Storage, as far as it is spoken without the SDK."""
+"""Requests of Google's JSON API, signed, and its responses as values. No SDK."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from sidecar.mounter.store.gcs.properties import SHOWN, properties_in
 from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import Get, Listing, Put
+from sidecar.mounter.store.http.requests import SignedRequest
 from sidecar.mounter.store.interface import ObjectInfo, Page
+from sidecar.mounter.store.request_builder import ListQuery
 from sidecar.mounter.store.signing import quote_query
-from sidecar.mounter.store.store_errors import Answer
+from sidecar.mounter.store.store_errors import ErrorResponse
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
 _FIELDS = "kind,items(name,size,timeCreated,generation{}),prefixes,nextPageToken"
 _KEPT_FIELDS = ",".join(("", "metadata", *SHOWN))
+_JSON = {"content-type": "application/json; charset=UTF-8"}
 _REASON = re.compile(r"[A-Za-z]+")
 
 
@@ -34,55 +36,83 @@ class GcsRequests:
     ) -> None:
         self._with_metadata = with_metadata
         objects = f"storage/v1/b/{quote(source.bucket, safe='')}/o"
-        self._root = f"{endpoint.path}/download/{objects}/"
-        self._list_path = f"{endpoint.path}/{objects}"
+        self._downloads = f"{endpoint.path}/download/{objects}"
+        self._objects = f"{endpoint.path}/{objects}"
         self._uploads = f"{endpoint.path}/upload/{objects}"
+        self._bucket = source.bucket
         self._prefix = source.prefix
         self._tokens = tokens
 
-    def get(self, key: str, version: str, byte_range: str) -> Get:
+    def get(self, key: str, version: str, byte_range: str) -> SignedRequest:
         """A GET with a bearer token."""
-        name = quote(self._prefix + key, safe="")
-        return Get(
-            # `ifGenerationMatch`, not `generation`: it tells changed (412) from gone (404).
-            f"{self._root}{name}?alt=media&ifGenerationMatch={version}",
-            {
-                "range": byte_range,
-                # Without it an object stored with Content-Encoding gzip is unpacked on the
-                # way, and the range is ignored.
-                "accept-encoding": "gzip",
-                **self._tokens.header(),
-            },
+        target = f"{self._downloads}/{self._name(key)}?alt=media&ifGenerationMatch={version}"
+        # `ifGenerationMatch`, not `generation`: it tells changed (412) from gone (404).
+        headers = {
+            "range": byte_range,
+            # Without it an object stored with Content-Encoding gzip is unpacked on the way,
+            # and the range is ignored.
+            "accept-encoding": "gzip",
+            **self._tokens.header(),
+        }
+        return SignedRequest("GET", target, headers)
+
+    def object(
+        self,
+        method: str,
+        key: str,
+        action: str = "",
+        query: Mapping[str, str] | None = None,
+        *,
+        has_json: bool = False,
+    ) -> SignedRequest:
+        """A request about one object.
+
+        Args:
+            action: what is done with it, as a path behind its own.
+            has_json: whether it has a body.
+        """
+        parameters = f"?{quote_query(query)}" if query else ""
+        target = f"{self._objects}/{self._name(key)}{action}{parameters}"
+        return SignedRequest(
+            method, target, {**self._tokens.header(), **(_JSON if has_json else {})}
         )
 
-    def put(self, query: Mapping[str, str], boundary: str) -> Put:
+    def rewrite_to(self, key: str) -> str:
+        """The action that copies an object to another one."""
+        return f"/rewriteTo/b/{quote(self._bucket, safe='')}/o/{self._name(key)}"
+
+    def start_upload(self, query: Mapping[str, str]) -> SignedRequest:
+        """Begin a resumable session; the body is an object resource."""
+        target = f"{self._uploads}?{quote_query({'uploadType': 'resumable', **query})}"
+        return SignedRequest("POST", target, {**self._tokens.header(), **_JSON})
+
+    def abort(self, target: str) -> SignedRequest:
+        """End a resumable session."""
+        return SignedRequest("DELETE", target, self._tokens.header())
+
+    def put(self, query: Mapping[str, str], boundary: str) -> SignedRequest:
         """A multipart/related upload of a whole object."""
         headers = {"content-type": f"multipart/related; boundary={boundary}"}
         target = f"{self._uploads}?{quote_query(query)}"
-        return Put("POST", target, {**headers, **self._tokens.header()})
+        return SignedRequest("POST", target, {**headers, **self._tokens.header()})
 
-    def put_chunk(self, target: str, content_range: str) -> Put:
+    def put_chunk(self, target: str, content_range: str) -> SignedRequest:
         """A piece of a resumable upload."""
         headers = {"content-range": content_range, **self._tokens.header()}
-        return Put("PUT", target, headers)
+        return SignedRequest("PUT", target, headers)
 
-    def delete(self, key: str) -> Put:
-        """objects.delete."""
-        name = quote(self._prefix + key, safe="")
-        return Put("DELETE", f"{self._list_path}/{name}", self._tokens.header())
-
-    def list(self, listing: Listing) -> Get:
+    def list(self, query: ListQuery) -> SignedRequest:
         """objects.list with the fields that are used."""
         wanted = {
-            "prefix": self._prefix + listing.prefix,
-            "maxResults": str(listing.limit),
+            "prefix": self._prefix + query.prefix,
+            "maxResults": str(query.limit),
             "fields": _FIELDS.format(_KEPT_FIELDS if self._with_metadata else ""),
         }
-        if listing.delimiter:
-            wanted["delimiter"] = listing.delimiter
-        if listing.token:
-            wanted["pageToken"] = listing.token
-        return Get(f"{self._list_path}?{quote_query(wanted)}", self._tokens.header())
+        if query.delimiter:
+            wanted["delimiter"] = query.delimiter
+        if query.token:
+            wanted["pageToken"] = query.token
+        return SignedRequest("GET", f"{self._objects}?{quote_query(wanted)}", self._tokens.header())
 
     def page(self, body: bytes) -> Page:
         """From an Objects resource."""
@@ -102,12 +132,15 @@ class GcsRequests:
         """From the generation."""
         return fields.get("x-goog-generation", "")
 
-    def refusal(self, status: int, fields: Headers, body: bytes) -> Answer:  # noqa: ARG002 - base
+    def parse_error(self, status: int, fields: Headers, body: bytes) -> ErrorResponse:  # noqa: ARG002 - base
         """From the JSON or text body."""
-        return Answer(status, reason_of(body))
+        return ErrorResponse(status, reason_of(body))
 
-    def moved(self, fields: Headers) -> None:
+    def redirect(self, fields: Headers) -> None:
         """Never."""
+
+    def _name(self, key: str) -> str:
+        return quote(self._prefix + key, safe="")
 
 
 def reason_of(content: bytes) -> str:

@@ -6,11 +6,13 @@ that handles which pinned it go on reading.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.store.gcs.properties import (
@@ -19,15 +21,14 @@ from sidecar.mounter.store.gcs.properties import (
     fields_of,
     key_query,
 )
-from sidecar.mounter.store.gcs.requests import GcsRequests, object_info, reason_of
+from sidecar.mounter.store.gcs.requests import GcsRequests, object_info
+from sidecar.mounter.store.gcs.sdk import GcsSdk, is_plain
 from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.gcs.upload import CHUNK_BYTES, ResumableUpload
-from sidecar.mounter.store.http.client import Body, Reply
 from sidecar.mounter.store.http.pool import Endpoint
+from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http_store import (
-    QUICK_TIMEOUT_S,
-    TRANSFER_TIMEOUT_S,
     WRITTEN,
     HttpStore,
 )
@@ -42,7 +43,7 @@ from sidecar.mounter.store.interface import (
 )
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.secrets import GcsCredentials
-from sidecar.mounter.store.store_errors import Answer, Place, Request, parse_retry_after
+from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -50,19 +51,12 @@ if TYPE_CHECKING:
 
 GOOGLE_ENDPOINT = "https://storage.googleapis.com"
 
+DELETE_BATCH = 1000
+
 _DELETED = frozenset({200, 204})
+_ABORTED = frozenset({200, 204, 499})
 _NAME_CHARACTERS = 50
 """Of four bytes each at most, they leave room in a name of 255 bytes."""
-
-
-class GcsAnswer(Exception):
-    """An answer that is not a success, as it came."""
-
-    def __init__(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
-        super().__init__(status)
-        self.status = status
-        self.headers = headers
-        self.content = content
 
 
 class GcsStore(HttpStore[GcsCredentials]):
@@ -92,15 +86,15 @@ class GcsStore(HttpStore[GcsCredentials]):
             endpoint = Endpoint.parse(self._base)
         except ValueError as error:
             raise SecretInvalid(f"STORAGE_EMULATOR_HOST: {error}") from None
-        place = Place("GCS", source.bucket, str(endpoint))
-        self._tokens = Tokens(login, place)
-        self._objects = f"b/{quote(source.bucket, safe='')}/o"
+        errors = StoreErrors("GCS", source.bucket, str(endpoint))
+        self._tokens = Tokens(login, errors)
+        self._sdk = GcsSdk(login, self._base, self._tokens.identity, errors)
         self._gcs = requests = GcsRequests(
             source, endpoint, self._tokens, with_metadata=with_metadata
         )
         super().__init__(
             source,
-            place=place,
+            errors=errors,
             login=login,
             endpoint=endpoint,
             requests=requests,
@@ -108,76 +102,18 @@ class GcsStore(HttpStore[GcsCredentials]):
             observer=observer,
         )
 
-    # --- login -----------------------------------------------------------------------
-
-    def _connect(self) -> Any:
-        # gcsfs's new default asks a gRPC endpoint about each bucket and waits a minute where
-        # there is none. Read when the package is imported.
-        os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-        from gcsfs.core import GCSFileSystem
-
-        return GCSFileSystem(
-            project="-",  # only needed to list or make buckets
-            token=self._tokens.identity() or "anon",
-            endpoint_url=self._base,
-            skip_instance_cache=True,
-            use_listings_cache=False,
-        )
-
-    def _disconnect(self, sdk: Any) -> None:
-        sdk.close_session(sdk.loop, sdk._session)
-
-    def _sdk_errors(self) -> tuple[type[BaseException], ...]:
-        from aiohttp import ClientError
-
-        return (GcsAnswer, ClientError, OSError)
-
-    def _translate(self, error: BaseException, request: Request) -> SidecarError | Retryable:
-        if isinstance(error, GcsAnswer):
-            retry_after_s = parse_retry_after(error.headers.get("retry-after"))
-            answer = Answer(error.status, reason_of(error.content), retry_after_s)
-            return self.place.from_answer(answer, request)
-        return self.place.from_transport(error)
-
-    def send(
-        self,
-        request: Request,
-        method: str,
-        path: str,
-        *,
-        timeout_s: float = QUICK_TIMEOUT_S,
-        **options: Any,
-    ) -> Reply:
-        """One call of the JSON API with retries; see :func:`_send` for the rest."""
-        return self.retry.run(
-            request.operation,
-            lambda: self.send_once(request, method, path, timeout_s=timeout_s, **options),
-        )
-
-    def send_once(
-        self,
-        request: Request,
-        method: str,
-        path: str,
-        *,
-        timeout_s: float = QUICK_TIMEOUT_S,
-        **options: Any,
-    ) -> Reply:
-        """One attempt at a call of the JSON API."""
-        self._tokens.renew()  # else gcsfs would, blocking its event loop
-        return self._attempt(request, lambda sdk: _send(sdk, method, path, **options), timeout_s)
-
-    @property
-    def _uploads(self) -> str:
-        return f"{self._base}/upload/storage/v1/{self._objects}"
-
-    def _object(self, key: str) -> str:
-        return f"{self._objects}/{quote(self.full(key), safe='')}"
+    def close(self) -> None:
+        """As :meth:`Store.close`."""
+        super().close()
+        self._sdk.close()
 
     # --- reading ---------------------------------------------------------------------
 
     def _head(self, key: str) -> ObjectInfo:
-        return self.info(self.send(Request("head", key), "GET", self._object(key)).json())
+        reply = self.transfer(
+            Call("head", key), lambda: self._gcs.object("GET", key), timeout=self._quick
+        )
+        return self.info(reply.json())
 
     def info(self, item: Mapping[str, Any]) -> ObjectInfo:
         """From an object resource of the JSON API."""
@@ -213,16 +149,22 @@ class GcsStore(HttpStore[GcsCredentials]):
         )
         query = {"uploadType": "multipart", **key_query(properties), **_conditional(condition)}
         reply = self.transfer(
-            Request("put", key, condition),
+            Call("put", key, condition),
             lambda: self._gcs.put(query, boundary),
             (head.encode(), *content, f"\r\n--{boundary}--\r\n".encode()),
         )
         return self.info(reply.json())
 
-    def put_chunk(self, request: Request, location: str, content_range: str, body: Body) -> Reply:
+    def abort(self, call: Call, location: str) -> None:
+        """End a resumable upload. Raises NotFound for one that is gone."""
+        self.transfer(call, lambda: self._gcs.abort(location), (), _ABORTED, self._quick)
+
+    def put_chunk(
+        self, call: Call, location: str, content_range: str, body: Body
+    ) -> BufferedResponse:
         """One attempt at a piece of a resumable upload, which may go on (308) or not exist."""
         return self.transfer_once(
-            request,
+            call,
             lambda: self._gcs.put_chunk(location, content_range),
             body,
             accepted={*WRITTEN, 308},
@@ -237,17 +179,16 @@ class GcsStore(HttpStore[GcsCredentials]):
     ) -> ResumableUpload:
         """As :meth:`Store.start_upload`: a resumable session, whose parts go in order."""
         properties = self.properties_of(like)
-        reply = self.send(
-            Request("put", key),
-            "POST",
-            self._uploads,
-            query={"uploadType": "resumable", **key_query(properties)},
-            **_json_body(self._resource(key, metadata, properties)),
+        reply = self.transfer(
+            Call("put", key),
+            lambda: self._gcs.start_upload(key_query(properties)),
+            (_json(self._resource(key, metadata, properties)),),
+            timeout=self._quick,
         )
         # Of the session's URL only what is behind the host: it is where it was begun.
         url = urlsplit(reply.headers.get("location", ""))
         if not url.path:
-            raise self.odd_answer("put", "an upload was begun without a session")
+            raise self.malformed("put", "an upload was begun without a session")
         return ResumableUpload(self, key, f"{url.path}?{url.query}", metadata or {}, None)
 
     def resume_upload(
@@ -293,18 +234,17 @@ class GcsStore(HttpStore[GcsCredentials]):
         try:
             added = revision.content(base.size_bytes, added_bytes)
             tail = self._put(tail_key, (added,), None, component_of(properties))
-            reply = self.send(
-                Request("copy", base.key, Condition(version=base.version)),
-                "POST",
-                f"{self._object(key)}/compose",
-                timeout_s=TRANSFER_TIMEOUT_S,
-                query=key_query(properties),
-                **_json_body(
-                    {
-                        "sourceObjects": [self._component(base), self._component(tail)],
-                        "destination": self._resource(key, metadata, properties),
-                    }
+            composition = {
+                "sourceObjects": [self._component(base), self._component(tail)],
+                "destination": self._resource(key, metadata, properties),
+            }
+            reply = self.transfer(
+                Call("copy", base.key, Condition(version=base.version)),
+                lambda: self._gcs.object(
+                    "POST", key, "/compose", key_query(properties), has_json=True
                 ),
+                (_json(composition),),
+                timeout=self._copying,
             )
         finally:
             self.delete(tail_key)
@@ -328,7 +268,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         """As :meth:`Store.copy`. In place the generation stays."""
         found = self.head(source)
         if version is not None and found.version != version:
-            raise self.place.stale(source)
+            raise self.errors.stale(source)
         if source == target and metadata is not None:
             return self.set_metadata(found, metadata)
         properties = self.properties_of(found)
@@ -337,17 +277,18 @@ class GcsStore(HttpStore[GcsCredentials]):
             **key_query(properties, "destinationKmsKeyName"),
         }
         kept = found.metadata if metadata is None else metadata
+        # All of it: the class is the bucket's unless it is said, and of what is said nothing is
+        # copied.
+        resource = _json(self._resource(target, kept, properties))
         while True:
             # A large copy between locations or classes takes several requests.
-            answer = self.send(
-                Request("copy", source),
-                "POST",
-                f"{self._object(source)}/rewriteTo/{self._object(target)}",
-                timeout_s=TRANSFER_TIMEOUT_S,
-                query=query,
-                # All of it: the class is the bucket's, where it is not said, and of what is said
-                # nothing is copied.
-                **_json_body(self._resource(target, kept, properties)),
+            answer = self.transfer(
+                Call("copy", source),
+                lambda: self._gcs.object(
+                    "POST", source, self._gcs.rewrite_to(target), query, has_json=True
+                ),
+                (resource,),
+                timeout=self._copying,
             ).json()
             if answer["done"]:
                 return self.info(answer["resource"])
@@ -356,9 +297,27 @@ class GcsStore(HttpStore[GcsCredentials]):
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
         try:
-            self.transfer(Request("delete", key), lambda: self._gcs.delete(key), (), _DELETED)
+            self.transfer(
+                Call("delete", key), lambda: self._gcs.object("DELETE", key), (), _DELETED
+            )
         except NotFound:
             self._check_bucket()
+
+    def delete_many(self, keys: list[str]) -> None:
+        """As :meth:`Store.delete_many`, through gcsfs.
+
+        What it fails at is deleted one by one, so that it is retried and explained.
+        """
+        whole = {self.full(key): key for key in keys}
+        plain = [name for name in whole if is_plain(name)]
+        for start in range(0, len(plain), DELETE_BATCH):
+            batch = plain[start : start + DELETE_BATCH]
+            with contextlib.suppress(SidecarError, Retryable):
+                self.retry.once("delete", functools.partial(self._sdk.delete, batch))
+                for name in batch:
+                    del whole[name]
+        for key in whole.values():
+            self.delete(key)
 
     def _resource(
         self, key: str, metadata: Mapping[str, str] | None, properties: Properties
@@ -370,60 +329,19 @@ class GcsStore(HttpStore[GcsCredentials]):
         """Replace the metadata of this version, which stays the version it is."""
         # PATCH merges: what is to go must be named.
         gone = dict.fromkeys(found.metadata or {})
-        self.send(
-            Request("copy", found.key),
-            "PATCH",
-            self._object(found.key),
-            query={"ifGenerationMatch": found.version},
-            **_json_body({"metadata": {**gone, **metadata}}),
+        self.transfer(
+            Call("copy", found.key),
+            lambda: self._gcs.object(
+                "PATCH", found.key, "", {"ifGenerationMatch": found.version}, has_json=True
+            ),
+            (_json({"metadata": {**gone, **metadata}}),),
+            timeout=self._quick,
         )
         return found._replace(metadata=dict(metadata))
 
 
-async def _send(
-    sdk: Any,
-    method: str,
-    path: str,
-    *,
-    query: Mapping[str, str | None] | None = None,
-    content_type: str = "",
-    body: bytes = b"",
-) -> Reply:
-    """One request over gcsfs's session and login, without its retries.
-
-    gcsfs's own ``_call`` retries by itself and drops status and body of most errors.
-
-    Args:
-        path: quoted; a URL, or relative to ``storage/v1/``.
-    """
-    from yarl import URL
-
-    await sdk._set_session()
-    url = path if "://" in path else f"{sdk.base}{path}"
-    parameters = urlencode(sdk._get_params(query or {}))
-    headers = {"Content-Length": str(len(body))}
-    if content_type:
-        headers["Content-Type"] = content_type
-    async with sdk.session.request(
-        method,
-        # Encoded already: once more, and `%2F` would become `%252F`.
-        URL(f"{url}?{parameters}" if parameters else url, encoded=True),
-        headers=sdk._get_headers(headers),
-        data=body or None,
-        allow_redirects=False,
-    ) as response:
-        content = await response.read()
-        if response.status >= 400 and response.status != 499:  # 499: an upload was aborted
-            raise GcsAnswer(response.status, response.headers, content)
-        return Reply(response.status, response.headers, content)
-
-
-def _json_body(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of :func:`_send`."""
-    return {
-        "content_type": "application/json; charset=UTF-8",
-        "body": json.dumps(value).encode(),
-    }
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value).encode()
 
 
 def _conditional(condition: Condition | None) -> dict[str, str]:

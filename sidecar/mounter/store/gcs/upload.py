@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, Unavailable, Unsupported
-from sidecar.mounter.store.http.client import Reply
+from sidecar.mounter.store.http.requests import BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Condition, Content, FileSlice, ObjectInfo
-from sidecar.mounter.store.store_errors import Request
+from sidecar.mounter.store.store_errors import Call
 from sidecar.units import KIB
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class ResumableUpload:
             raise Unsupported(f"`{self._key}` cannot be made of some of the parts that were sent")
         self._store.check_condition(self._key, condition)
         total_bytes = self._sent_bytes + _length(self._tail)
-        reply = self._send(Request("complete", self._key, condition), self._tail, total_bytes)
+        reply = self._send(Call("complete", self._key, condition), self._tail, total_bytes)
         made = self._store.info(reply.json())
         if metadata is not None and dict(metadata) != dict(self._metadata):
             return self._store.set_metadata(made, metadata)
@@ -105,7 +105,7 @@ class ResumableUpload:
     def abort(self) -> None:
         """As :meth:`Upload.abort`."""
         try:
-            self._store.send(Request("abort", self._key), "DELETE", self._location)
+            self._store.abort(Call("abort", self._key), self._location)
         except NotFound:
             return
 
@@ -127,14 +127,14 @@ class ResumableUpload:
         ready = _length(waiting) // CHUNK_BYTES * CHUNK_BYTES
         if ready:
             body, rest = _split(waiting, ready)
-            self._send(Request("part", self._key), body, None)
+            self._send(Call("part", self._key), body, None)
             self._sent_bytes += ready
         else:
             rest = waiting
         # Parts are whole chunks but for the last one: little is left, and kept in memory.
         self._tail = tuple(map(_in_memory, rest))
 
-    def _send(self, request: Request, body: Pieces, total_bytes: int | None) -> Reply:
+    def _send(self, call: Call, body: Pieces, total_bytes: int | None) -> BufferedResponse:
         """Send the bytes from ``_sent_bytes`` on; again after a failure, only those missing.
 
         Args:
@@ -143,39 +143,39 @@ class ResumableUpload:
         end = self._sent_bytes + _length(body)
         total = "*" if total_bytes is None else str(total_bytes)
 
-        def attempt() -> Reply:
+        def attempt() -> BufferedResponse:
             first = self._sent_bytes
             if not self._sure:
                 # Answered with 308 and what arrived, or with the object. fake-gcs-server instead
                 # ends the session here: there, no upload survives an outage.
-                state = self._put(request, f"bytes */{total}", ())
+                state = self._put(call, f"bytes */{total}", ())
                 if state.status != _GOES_ON:
                     return state  # it was complete: only the answer was lost
                 first = _persisted_bytes(state)
                 if not self._sent_bytes <= first <= end:
-                    raise self._store.place.protocol("an upload lost bytes that it had")
+                    raise self._store.errors.protocol("an upload lost bytes that it had")
                 if first == end and total_bytes is None:
                     self._sure = True
                     return state
             self._sure = False
             sent = f"{first}-{end - 1}" if first < end else "*"
             _, rest = _split(body, first - self._sent_bytes)
-            reply = self._put(request, f"bytes {sent}/{total}", rest)
+            reply = self._put(call, f"bytes {sent}/{total}", rest)
             if (reply.status == _GOES_ON) != (total_bytes is None) or (
                 reply.status == _GOES_ON and _persisted_bytes(reply) != end
             ):
-                error = self._store.place.protocol("an upload took only some of the bytes")
+                error = self._store.errors.protocol("an upload took only some of the bytes")
                 raise Retryable(error, "truncated")
             self._sure = True
             return reply
 
         try:
-            return self._store.retry.run(request.operation, attempt)
+            return self._store.retry.run(call.operation, attempt)
         except NotFound:
-            raise self._store.place.upload_lost(self._key) from None
+            raise self._store.errors.upload_lost(self._key) from None
 
-    def _put(self, request: Request, content_range: str, body: Pieces) -> Reply:
-        return self._store.put_chunk(request, self._location, content_range, body)
+    def _put(self, call: Call, content_range: str, body: Pieces) -> BufferedResponse:
+        return self._store.put_chunk(call, self._location, content_range, body)
 
 
 def _length(pieces: Pieces) -> int:
@@ -208,7 +208,7 @@ def _in_memory(piece: Content) -> bytes:
     return bytes(piece)
 
 
-def _persisted_bytes(reply: Reply) -> int:
+def _persisted_bytes(reply: BufferedResponse) -> int:
     """How many bytes a session has, from ``Range: bytes=0-N``."""
     _, _, last = reply.headers.get("range", "").partition("-")
     return int(last) + 1 if last.isdigit() else 0

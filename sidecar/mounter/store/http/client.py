@@ -1,22 +1,18 @@
-"""One request and its answer, over keep-alive connections and without an SDK.
+"""Sends one request on one keep-alive connection and reads its response.
 
-One request, one connection. No thread is started, so that a forked child can use it. What is
-sent from a file goes by sendfile(2), or through one small buffer where the connection is TLS.
+Knows no store: a :class:`Translator` says what error a response is. Starts no thread, so that a
+forked child can use it. Files are sent by sendfile(2), or over TLS through one small buffer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from http import HTTPStatus
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Collection
+from typing import Generic, Protocol, TypeVar
 
-from sidecar.errors import SidecarError
 from sidecar.mounter.store.http.connection import (
     TRANSPORT_ERRORS,
     Connection,
@@ -24,124 +20,98 @@ from sidecar.mounter.store.http.connection import (
     Response,
     request_head,
 )
-from sidecar.mounter.store.http.pool import AdaptiveTimeout, ConnectionPool, Endpoint
-from sidecar.mounter.store.http.requests import Get, Put, RequestBuilder
-from sidecar.mounter.store.http.retry import Retryable
-from sidecar.mounter.store.interface import Content, FileSlice
-from sidecar.mounter.store.store_errors import Place, Request, parse_retry_after
+from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
+from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest
+from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
+from sidecar.mounter.store.interface import FileSlice
 from sidecar.units import KIB, MIB
 
 _MAX_ERROR_BYTES = 64 * KIB
-_MAX_REPLY_BYTES = MIB
+_MAX_BUFFERED_BYTES = MIB
 _SLICE_BYTES = 256 * KIB
 
-Body = Sequence[Content]
-"""What a request carries, one piece behind the other."""
-
-S = TypeVar("S")
+C = TypeVar("C")
+C_contra = TypeVar("C_contra", contravariant=True)
 T = TypeVar("T")
 
 
-class Reply(NamedTuple):
-    """An answer that is not an error, read to its end."""
+class Translator(Protocol[C_contra]):
+    """The errors of one store. ``call`` is what the caller of :class:`HttpClient` passed."""
 
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
+    def refused(self, call: C_contra, response: Response, body: bytes) -> Exception:
+        """The error that a response means whose status is not accepted."""
 
-    def json(self) -> Any:
-        """The content."""
-        return json.loads(self.content)
+    def unanswered(self, error: Exception) -> Exception:
+        """The error of a request without a whole response: one of ``TRANSPORT_ERRORS``."""
+
+    def redirect(self, fields: Headers) -> Endpoint | None:
+        """Where an error response sends the client. What is signed next is for that endpoint."""
 
 
-class HttpClient:
-    """Sends requests to one store.
+class HttpClient(Generic[C]):
+    """Sends requests to one store. Safe to use from any thread.
 
     Args:
-        endpoint: where the requests go.
-        requests: how they look.
-        place: for messages.
+        endpoint: where the requests go until the store redirects them.
+        translator: makes the errors.
     """
 
-    def __init__(self, endpoint: Endpoint, requests: RequestBuilder, place: Place) -> None:
+    def __init__(self, endpoint: Endpoint, translator: Translator[C]) -> None:
         self._pool = ConnectionPool(endpoint)
-        self._requests = requests
-        self._place = place
+        self._translator = translator
 
-    def put(
+    def send(
         self,
-        request: Request,
-        sign: Callable[[], Put],
+        call: C,
+        sign: Callable[[], SignedRequest],
         body: Body,
         *,
         accepted: Collection[int],
         timeout: AdaptiveTimeout,
-    ) -> Reply:
-        """One attempt at a request with a body. Raises as :meth:`get`."""
+    ) -> BufferedResponse:
+        """One attempt at a request with a body. Arguments and errors as :meth:`receive`."""
 
-        def send(signed: Put, host: str, connection: Connection) -> bool:
+        def write(signed: SignedRequest, host: str, connection: Connection) -> bool:
             length = {"content-length": str(sum(map(len, body)))}
             headers = {**signed.headers, **length}
             return _send(
                 connection, request_head(signed.method, signed.target, headers, host), body
             )
 
-        return self._exchange(request, sign, send, _whole, accepted, timeout)
+        return self._exchange(call, sign, write, _buffered, accepted, timeout)
 
-    def head(
-        self, request: Request, sign: Callable[[], Get], *, timeout: AdaptiveTimeout
-    ) -> Headers:
-        """One attempt at a HEAD: the fields of its answer. Raises as :meth:`get`."""
-
-        def send(signed: Get, host: str, connection: Connection) -> bool:
-            connection.send(request_head("HEAD", signed.target, signed.headers, host))
-            return True
-
-        def fields(response: Response) -> Headers:
-            return response.fields
-
-        accepted = {HTTPStatus.OK}
-        return self._exchange(request, sign, send, fields, accepted, timeout, has_body=False)
-
-    def get(
+    def receive(
         self,
-        request: Request,
-        sign: Callable[[], Get],
+        call: C,
+        sign: Callable[[], SignedRequest],
         read: Callable[[Response], T],
         *,
         accepted: Collection[int],
         timeout: AdaptiveTimeout,
     ) -> T:
-        """One attempt: what ``read`` makes of an answer whose status is ``accepted``.
+        """One attempt at a request without a body: what ``read`` makes of its response.
 
         Args:
-            request: for messages.
-            sign: makes the request; again where the store says that the bucket is elsewhere.
-            read: reads the body; to its end, or the connection is not used again.
+            call: what is done, for the translator.
+            sign: makes the request; called again after a redirect.
+            read: reads the body to its end, or else the connection is not used again.
+            accepted: the statuses that are not errors.
 
         Raises:
-            SidecarError: what the answer means, where asking again does not help.
-            Again: what the answer means, or that there was none.
+            Exception: what the translator makes of another response, or of none.
         """
-
-        def send(signed: Get, host: str, connection: Connection) -> bool:
-            connection.send(request_head("GET", signed.target, signed.headers, host))
-            return True
-
-        return self._exchange(request, sign, send, read, accepted, timeout)
+        return self._exchange(call, sign, _send_head, read, accepted, timeout)
 
     def _exchange(
         self,
-        request: Request,
-        sign: Callable[[], S],
-        send: Callable[[S, str, Connection], bool],
+        call: C,
+        sign: Callable[[], SignedRequest],
+        write: Callable[[SignedRequest, str, Connection], bool],
         read: Callable[[Response], T],
         accepted: Collection[int],
         timeout: AdaptiveTimeout,
-        *,
-        has_body: bool = True,
     ) -> T:
-        followed = False
+        redirected = False
         while True:
             signed = sign()
             pool = self._pool
@@ -151,24 +121,24 @@ class HttpClient:
             try:
                 connection, reused = pool.take(timeout.timeout_s)
                 began_s = time.perf_counter()
-                whole = send(signed, pool.authority, connection)
-                response = connection.response(has_body=has_body)
+                whole = write(signed, pool.authority, connection)
+                response = connection.response(has_body=signed.method != "HEAD")
                 response.will_close = response.will_close or not whole
                 timeout.answered(time.perf_counter() - began_s)
                 if response.status in accepted:
                     return read(response)
                 body = response.read(_MAX_ERROR_BYTES)
-                moved = None if followed else self._requests.moved(response.fields)
-                if moved is None:
-                    raise self._meaning(response, body, request)
-                followed = True
-                self._pool = ConnectionPool(moved)
+                target = None if redirected else self._translator.redirect(response.fields)
+                if target is None:
+                    raise self._translator.refused(call, response, body)
+                redirected = True
+                self._pool = ConnectionPool(target)
                 pool.close_idle()
             except TRANSPORT_ERRORS as error:
                 if isinstance(error, TimeoutError):
                     timeout.stalled()
                 if not (reused and response is None and _was_closed_idle(error)):
-                    raise self._place.from_transport(error) from None
+                    raise self._translator.unanswered(error) from None
                 # A server may close an idle connection at any time; that is no outage.
                 pool.close_idle()
             finally:
@@ -179,30 +149,28 @@ class HttpClient:
                     pool.discard(connection)
 
     def close(self) -> None:
-        """Close idle connections, and the others when their requests end."""
+        """Close idle connections now, the others when their requests end."""
         self._pool.close()
-
-    def _meaning(
-        self, response: Response, body: bytes, request: Request
-    ) -> SidecarError | Retryable:
-        answer = self._requests.refusal(response.status, response.fields, body)
-        retry_after_s = parse_retry_after(response.fields.get("retry-after"))
-        return self._place.from_answer(replace(answer, retry_after_s=retry_after_s), request)
 
 
 def _was_closed_idle(error: Exception) -> bool:
     return isinstance(error, ConnectionResetError | BrokenPipeError)
 
 
-def _whole(response: Response) -> Reply:
-    return Reply(response.status, response.fields, response.read(_MAX_REPLY_BYTES))
+def _buffered(response: Response) -> BufferedResponse:
+    return BufferedResponse(response.status, response.fields, response.read(_MAX_BUFFERED_BYTES))
+
+
+def _send_head(signed: SignedRequest, host: str, connection: Connection) -> bool:
+    connection.send(request_head(signed.method, signed.target, signed.headers, host))
+    return True
 
 
 def _send(connection: Connection, head: bytes, body: Body) -> bool:
-    """False where the answer came before all was sent."""
+    """False if the response came before all was sent."""
     connection.send(head)
-    # A store that refuses says so at once, reads no further and closes: the answer is worth
-    # more than the broken pipe, which is met again if there is none.
+    # A server that refuses says so at once, reads no further and closes. Its response is worth
+    # more than the broken pipe, which is met again if there is no response.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for piece in body:
             if not isinstance(piece, FileSlice):
@@ -213,7 +181,7 @@ def _send(connection: Connection, head: bytes, body: Body) -> bool:
 
 
 def _send_file(connection: Connection, piece: FileSlice) -> bool:
-    """False where the answer came before all was sent."""
+    """False if the response came before all was sent."""
     sent = _copy(connection, piece) if connection.is_tls else _sendfile(connection, piece)
     if sent is None:
         return False
@@ -224,7 +192,7 @@ def _send_file(connection: Connection, piece: FileSlice) -> bool:
 
 
 def _copy(connection: Connection, piece: FileSlice) -> int:
-    """Send up to the end of the file; how much there was."""
+    """Send up to the end of the file. How many bytes that were."""
     sent = 0
     while sent < piece.size_bytes:
         more = min(_SLICE_BYTES, piece.size_bytes - sent)
@@ -237,10 +205,10 @@ def _copy(connection: Connection, piece: FileSlice) -> int:
 
 
 def _sendfile(connection: Connection, piece: FileSlice) -> int | None:
-    """:func:`_copy` inside the kernel; None where the answer came before.
+    """:func:`_copy` inside the kernel; None if the response came before the end.
 
-    Polled, for a blocking sendfile(2) waits for room in a connection that nobody reads from
-    any more.
+    It polls, because a blocking sendfile(2) would wait for room in a connection that the server
+    no longer reads from.
     """
     sent = 0
     with connection.unblocked() as (sock, timeout_s):
@@ -249,7 +217,7 @@ def _sendfile(connection: Connection, piece: FileSlice) -> int | None:
         while sent < piece.size_bytes:
             events = poll.poll(timeout_s * 1000)
             if not events:
-                raise TimeoutError("the store takes no more")
+                raise TimeoutError("the server takes no more")
             if events[0][1] & select.POLLIN:
                 return None
             try:

@@ -1,70 +1,43 @@
-"""What differs between stores in the requests that do not go through an SDK."""
+"""Requests and responses as values. Knows no store and sends nothing."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from sidecar.mounter.store.http.connection import Headers
-from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.interface import Page
-from sidecar.mounter.store.store_errors import Answer
+from sidecar.mounter.store.interface import Content
 
-
-class Get(NamedTuple):
-    """One GET, signed.
-
-    Attributes:
-        target: path and query.
-        headers: all of them but ``Host`` where it is not signed.
-    """
-
-    target: str
-    headers: dict[str, str]
+Body = Sequence[Content]
+"""The body of a request, in pieces that are sent one after the other."""
 
 
-class Put(NamedTuple):
-    """One request with a body, signed.
+class SignedRequest(NamedTuple):
+    """A request that is ready to be sent.
 
     Attributes:
-        method: PUT, POST or DELETE.
-        target: path and query.
-        headers: all of them but ``Host`` where it is not signed, and the body's length.
+        method: of RFC 9110.
+        target: path and query, quoted.
+        headers: by lower-case name, without ``content-length``, and without ``host`` unless
+            it is signed.
     """
 
     method: str
     target: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
 
 
-class Listing(NamedTuple):
-    """One page that is wanted; as :meth:`sidecar.mounter.store.interface.Store.list_page`."""
+class BufferedResponse(NamedTuple):
+    """A response whose body was read to its end.
 
-    prefix: str
-    token: str | None
-    delimiter: str
-    limit: int
+    Attributes:
+        headers: by lower-case name.
+    """
 
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
-class RequestBuilder(Protocol):
-    """How one store is asked, and how its answers are read. Every method is cheap."""
-
-    def get(self, key: str, version: str, byte_range: str) -> Get:
-        """A signed GET of ``byte_range`` (``bytes=a-b``), on condition of ``version``."""
-
-    def list(self, listing: Listing) -> Get:
-        """A signed GET of a page."""
-
-    def page(self, body: bytes) -> Page:
-        """A page from its body.
-
-        Raises ValueError, LookupError or TypeError for what is not one, which may quote it.
-        """
-
-    def version(self, fields: Headers) -> str:
-        """The version that an answer names, or an empty string."""
-
-    def refusal(self, status: int, fields: Headers, body: bytes) -> Answer:
-        """What an error answer says, ``Retry-After`` left out."""
-
-    def moved(self, fields: Headers) -> Endpoint | None:
-        """Where to ask instead, when an error answer says so; what is signed next goes there."""
+    def json(self) -> Any:
+        """The content as JSON. Raises ValueError."""
+        return json.loads(self.content)

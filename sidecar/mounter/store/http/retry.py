@@ -6,6 +6,7 @@ a :class:`~sidecar.errors.StoreError` that is final, or raises :class:`Retryable
 
 from __future__ import annotations
 
+import email.utils
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -117,3 +118,15 @@ class Retry:
             raise
         finally:
             self._observer.request(operation, time.perf_counter() - started, code)
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Seconds from a ``Retry-After`` header (RFC 9110, 10.2.3), or None."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

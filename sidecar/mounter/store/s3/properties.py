@@ -17,9 +17,10 @@ from sidecar.errors import AccessDenied, NotFound, StoreError, StoreProtocolErro
 from sidecar.mounter.store.http.xml_body import parse_xml
 from sidecar.mounter.store.interface import ObjectInfo, Properties
 from sidecar.mounter.store.object_properties import DISTINCT, NOTHING, Group, Repeated
-from sidecar.mounter.store.store_errors import Request
+from sidecar.mounter.store.store_errors import Call
 
 if TYPE_CHECKING:
+    from sidecar.mounter.store.s3.requests import S3Requests
     from sidecar.mounter.store.s3.store import S3Store
 
 _CONTENT = (
@@ -80,8 +81,9 @@ class S3Properties:
     ACLs are in use, which they are not in buckets made since April 2023 unless somebody said so.
     """
 
-    def __init__(self, store: S3Store) -> None:
+    def __init__(self, store: S3Store, requests: S3Requests) -> None:
         self._store = store
+        self._requests = requests
         self._lock = threading.Lock()
         self._has_acls: bool | None = None
 
@@ -164,7 +166,7 @@ class S3Properties:
     def _bucket_has_acls(self) -> bool:
         """False as well where that cannot be found out."""
         try:
-            reply = self._store.ask_ownership()
+            reply = self._store.transfer(Call("head"), self._requests.ownership, (), {200, 404})
         except AccessDenied:
             return False  # few may ask this
         except StoreError as error:
@@ -181,11 +183,11 @@ class S3Properties:
         return chosen in {"BucketOwnerPreferred", "ObjectWriter"}
 
     def _ask(self, key: str, what: str, root: str) -> tuple[Element, str]:
-        reply = self._store.request(Request("head", key), "GET", key, {what: ""})
+        reply = self._store.request(Call("head", key), "GET", key, {what: ""})
         try:
             return parse_xml(reply.content, root)
         except ValueError:
-            raise self._store.place.protocol(f"its {what} of `{key}` cannot be read") from None
+            raise self._store.errors.protocol(f"its {what} of `{key}` cannot be read") from None
 
 
 def _grants_in(root: Element, ns: str) -> Iterator[tuple[str, str]]:

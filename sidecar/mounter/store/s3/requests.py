@@ -1,34 +1,54 @@
-"""S3's REST API, as far as it is spoken without the SDK: reading, and sending content."""
+"""Requests of S3's REST API, signed, and its responses as values. No SDK."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element
 
-from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, StoreError
+from sidecar.errors import SecretInvalid
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import Get, Listing, Put
-from sidecar.mounter.store.http.retry import Retryable
-from sidecar.mounter.store.http.xml_body import parse_xml
-from sidecar.mounter.store.interface import PROVISIONAL, Condition, ObjectInfo, Page
+from sidecar.mounter.store.http.requests import BufferedResponse, SignedRequest
+from sidecar.mounter.store.http.xml_body import http_time_s, parse_xml
+from sidecar.mounter.store.interface import ObjectInfo, Page
 from sidecar.mounter.store.login import Login
+from sidecar.mounter.store.request_builder import ListQuery
+from sidecar.mounter.store.s3.sdk import PodIdentity
+from sidecar.mounter.store.s3.versions import etag_of, if_match, version_of
 from sidecar.mounter.store.secrets import S3Credentials
 from sidecar.mounter.store.signing import quote_path, quote_query, sigv4_headers
-from sidecar.mounter.store.store_errors import Answer, Place, Request
+from sidecar.mounter.store.store_errors import ErrorResponse, StoreErrors
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
 DEFAULT_REGION = "us-east-1"
 
-_NO_ETAG = "~"
+METADATA = "x-amz-meta-"
+ACCEPTED = frozenset({200, 201, 204})
+"""The statuses of a request that worked."""
+
 _ERROR = re.compile(rb"<(Code|StorageClass|Region|Endpoint)>([A-Za-z0-9_.:-]+)</")
+
+
+class SlowResponse(NamedTuple):
+    """The response to a request that the store may work on for long.
+
+    Attributes:
+        fields: text of the elements below the root, by their names.
+        date_s: the store's clock, seconds since the epoch.
+        attempts: how many it took.
+    """
+
+    fields: Mapping[str, str]
+    date_s: float
+    attempts: int
 
 
 class S3Requests:
@@ -39,7 +59,7 @@ class S3Requests:
         self._prefix = source.prefix
         self._login = login
         self._region = login.credentials.region or DEFAULT_REGION
-        self._chain: Any = None
+        self._pod_identity = PodIdentity()
         self.endpoint = self._find_endpoint()
 
     def _find_endpoint(self) -> Endpoint:
@@ -61,15 +81,17 @@ class S3Requests:
             login.use_tls, host, 443 if login.use_tls else 80, verify_tls=login.verify_tls
         )
 
-    def get(self, key: str, version: str, byte_range: str) -> Get:
+    def get(self, key: str, version: str, byte_range: str) -> SignedRequest:
         """A GET signed in its headers."""
         path = quote_path(f"{self._root}/{self._prefix}{key}")
-        signature = self._signature(path)
-        return Get(path, {**signature, "range": byte_range, **if_match("if-match", version)})
+        condition = if_match("if-match", version)
+        return SignedRequest(
+            "GET", path, {**self._signature(path), "range": byte_range, **condition}
+        )
 
     def request(
         self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str]
-    ) -> Put:
+    ) -> SignedRequest:
         """Any request about one object.
 
         Args:
@@ -83,14 +105,9 @@ class S3Requests:
         }
         signature = self._signature(path, parameters, method, signed)
         target = f"{path}?{parameters}" if parameters else path
-        return Put(method, target, {**headers, **signature})
+        return SignedRequest(method, target, {**headers, **signature})
 
-    def head(self, key: str) -> Get:
-        """HeadObject."""
-        signed = self.request("HEAD", key, {}, {})
-        return Get(signed.target, signed.headers)
-
-    def uploads(self, key: str) -> Put:
+    def uploads(self, key: str) -> SignedRequest:
         """ListMultipartUploads, of what begins with ``key``: its own come first.
 
         Keys are not asked for in ``encoding-type=url``: Ceph's gateway encodes them and does not
@@ -98,13 +115,13 @@ class S3Requests:
         """
         return self._about_bucket({"prefix": f"{self._prefix}{key}", "uploads": ""})
 
-    def ownership(self) -> Put:
+    def ownership(self) -> SignedRequest:
         """GetBucketOwnershipControls."""
         return self._about_bucket({"ownershipControls": ""})
 
-    def _about_bucket(self, wanted: Mapping[str, str]) -> Put:
+    def _about_bucket(self, wanted: Mapping[str, str]) -> SignedRequest:
         path, query = quote_path(self._root) or "/", quote_query(wanted)
-        return Put("GET", f"{path}?{query}", self._signature(path, query))
+        return SignedRequest("GET", f"{path}?{query}", self._signature(path, query))
 
     def parse_uploads(self, body: bytes) -> list[tuple[str, str, float]]:
         """From ListMultipartUploadsResult: key, number, and when it was begun."""
@@ -123,20 +140,20 @@ class S3Requests:
         """An object as ``x-amz-copy-source`` names it."""
         return quote_path(f"/{self._bucket}/{self._prefix}{key}")
 
-    def list(self, listing: Listing) -> Get:
+    def list(self, query: ListQuery) -> SignedRequest:
         """ListObjectsV2, with keys that XML cannot hold escaped."""
         wanted = {
             "list-type": "2",
             "encoding-type": "url",
-            "prefix": self._prefix + listing.prefix,
-            "max-keys": str(listing.limit),
+            "prefix": self._prefix + query.prefix,
+            "max-keys": str(query.limit),
         }
-        if listing.delimiter:
-            wanted["delimiter"] = listing.delimiter
-        if listing.token:
-            wanted["continuation-token"] = listing.token
-        path, query = quote_path(self._root) or "/", quote_query(wanted)
-        return Get(f"{path}?{query}", self._signature(path, query))
+        if query.delimiter:
+            wanted["delimiter"] = query.delimiter
+        if query.token:
+            wanted["continuation-token"] = query.token
+        path, parameters = quote_path(self._root) or "/", quote_query(wanted)
+        return SignedRequest("GET", f"{path}?{parameters}", self._signature(path, parameters))
 
     def page(self, body: bytes) -> Page:
         """From ListBucketResult."""
@@ -170,12 +187,13 @@ class S3Requests:
             return etag_of(etag)
         total = fields.get("content-range", "").rpartition("/")[2]
         size = total or fields.get("content-length", "")
-        return version_of("", parsedate_to_datetime(modified).timestamp(), size)
+        mtime_s = parsedate_to_datetime(modified).timestamp()
+        return version_of("", mtime_s, int(size) if size.isdecimal() else 0)
 
-    def refusal(self, status: int, fields: Headers, body: bytes) -> Answer:
-        """From the XML body, and from the header that also a HEAD is answered with."""
+    def parse_error(self, status: int, fields: Headers, body: bytes) -> ErrorResponse:
+        """From the XML body, and the header, which is all that a HEAD gets."""
         named = {name.decode(): text.decode() for name, text in _ERROR.findall(body)}
-        return Answer(
+        return ErrorResponse(
             status,
             named.get("Code", ""),
             storage_class=named.get("StorageClass", ""),
@@ -184,7 +202,7 @@ class S3Requests:
             endpoint=named.get("Endpoint", ""),
         )
 
-    def moved(self, fields: Headers) -> Endpoint | None:
+    def redirect(self, fields: Headers) -> Endpoint | None:
         """AWS names the bucket's region when it was asked in another one."""
         region = fields.get("x-amz-bucket-region", "")
         if self._login.credentials.endpoint_url or region in {"", self._region}:
@@ -206,7 +224,8 @@ class S3Requests:
             return {}
         key_id, secret, token = login.access_key_id, login.secret_access_key, login.session_token
         if login.ambient:
-            key_id, secret, token = self._ambient()
+            errors = StoreErrors("S3", self._bucket, str(self.endpoint))
+            key_id, secret, token = self._pod_identity.keys(errors)
         return sigv4_headers(
             host=self.endpoint.authority,
             path=path,
@@ -219,37 +238,6 @@ class S3Requests:
             more=more,
         )
 
-    def _ambient(self) -> tuple[str, str, str | None]:
-        """From the SDK's chain, which renews what expires."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        place = Place("S3", self._bucket, str(self.endpoint))
-        failure: SidecarError | Retryable
-        try:
-            if self._chain is None:
-                from botocore.session import Session
-
-                self._chain = Session().get_credentials()
-            if self._chain is not None:
-                frozen = self._chain.get_frozen_credentials()
-                return frozen.access_key, frozen.secret_key, frozen.token
-            failure = no_identity(place)
-        except ClientError as error:
-            failure = _refused(error, place)
-        except BotoCoreError as error:
-            failure = Place("AWS login", self._bucket, "of the pod").from_transport(error)
-        # Outside the handler: the SDK's exceptions may hold tokens.
-        raise failure
-
-
-def _refused(error: Any, place: Place) -> SidecarError | Retryable:
-    """What the service that exchanges the pod's identity (STS) answered."""
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    if status == 429 or status >= 500:
-        return place.from_answer(Answer(status, code), Request("login"))
-    return place.login_rejected(code)
-
 
 def _text(item: Element, name: str) -> str:
     text = item.findtext(name)
@@ -258,40 +246,14 @@ def _text(item: Element, name: str) -> str:
     return text
 
 
-def no_identity(place: Place) -> StoreError:
-    """There is nothing to log in with."""
-    return LoginRejected(
-        f"{place}: the pod has no ambient identity",
-        "name a `secret`, or give the pod's service account a role",
-    )
+def metadata_headers(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """The headers that give an object user metadata."""
+    return {f"{METADATA}{name}": value for name, value in (metadata or {}).items()}
 
 
-def etag_of(value: str | None) -> str:
-    """An ETag without its quotes; empty where there is none."""
-    return (value or "").removeprefix("W/").strip('"')
-
-
-def version_of(etag: str | None, mtime_s: float, size_bytes: int | str) -> str:
-    """The ETag; of a server that has none, time and size, which is weaker but not nothing.
-
-    Such a server may still name an ETag when it is written to; reads of that version are Stale.
-    """
-    return etag_of(etag) or f"{_NO_ETAG}{int(mtime_s)}-{size_bytes}"
-
-
-def if_match(name: str, version: str, *, quoted: bool = True) -> dict[str, str]:
-    """The condition that the object is this version, named ``name``; none for what has no ETag."""
-    if version.startswith((_NO_ETAG, PROVISIONAL)):
-        return {}
-    return {name: f'"{version}"' if quoted else version}
-
-
-def condition_headers(condition: Condition | None, *, quoted: bool) -> dict[str, str]:
-    """The headers that say a condition of a write; an ETag as HTTP has it, or without quotes."""
-    if condition is None:
-        return {}
-    if condition.absent:
-        return {"if-none-match": "*"}
-    if condition.version is None:
-        return {}
-    return if_match("if-match", condition.version, quoted=quoted)
+def date_s(response: BufferedResponse) -> float:
+    """Seconds since the epoch, from ``Date``: the time that a new object gets."""
+    try:
+        return http_time_s(response.headers["date"])
+    except (ValueError, LookupError):
+        return time.time()

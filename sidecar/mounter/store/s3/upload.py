@@ -1,4 +1,4 @@
-"""Multipart uploads to S3, and answers that say too early that all is well.
+"""Multipart uploads to S3: beginning, finishing and removing them. Imports no SDK.
 
 Source: "CreateMultipartUpload", "CompleteMultipartUpload", "UploadPartCopy",
 https://docs.aws.amazon.com/AmazonS3/latest/API/.
@@ -8,50 +8,127 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from sidecar.errors import NotFound, Unsupported
+from sidecar.errors import NotFound, SidecarError, Unsupported
 from sidecar.mounter.store.interface import Condition, Content, ObjectInfo, Properties
-from sidecar.mounter.store.s3.requests import etag_of
-from sidecar.mounter.store.store_errors import Request
+from sidecar.mounter.store.object_properties import Repeated
+from sidecar.mounter.store.s3.requests import (
+    ACCEPTED,
+    S3Requests,
+    SlowResponse,
+    metadata_headers,
+)
+from sidecar.mounter.store.s3.versions import etag_of
+from sidecar.mounter.store.store_errors import Call
 
 if TYPE_CHECKING:
-    from sidecar.mounter.store.s3.store import Result, S3Store
+    from sidecar.mounter.store.s3.store import S3Store
+
+log = logging.getLogger(__name__)
+
+_CLOCKS_DIFFER_S = 60.0
+"""How far the store's clock may be behind ours, when nameless uploads are looked for."""
 
 
-class OwnUploads:
-    """The uploads that this process has under way, by number."""
+class S3Uploads:
+    """Begins and resumes the uploads of one store, and removes those without an owner.
 
-    def __init__(self) -> None:
+    Safe to use from any thread. An upload is nameless if the store began it and its number
+    never arrived here.
+    """
+
+    def __init__(self, store: S3Store, requests: S3Requests) -> None:
+        self._store = store
+        self._requests = requests
+        self._own: set[str] = set()
         self._changed = threading.Condition()
-        self._numbers: set[str] = set()
-        self._keys: set[str] = set()
+        self._changing: set[str] = set()
 
-    def __contains__(self, upload_id: str) -> bool:
-        return upload_id in self._numbers
+    def start(
+        self, key: str, metadata: Mapping[str, str], properties: Properties, repeated: Repeated
+    ) -> S3Upload:
+        """Begin an upload.
 
-    def add(self, upload_id: str) -> None:
-        """One that was begun or is gone on with."""
-        self._numbers.add(upload_id)
+        Args:
+            properties: those that the object will have.
+            repeated: the same, as headers.
+        """
+        since_s = time.time()
+        own = metadata_headers(metadata)
+        with self._alone_with(key):
+            response = self._store.property_keeper.write(
+                repeated,
+                lambda headers: self._store.request_slow(
+                    Call("put", key), "POST", key, {"uploads": ""}, {**headers, **own}
+                ),
+            )
+            upload_id = response.fields.get("UploadId", "")
+            if not upload_id:
+                raise self._store.malformed("put", f"an upload of `{key}` has no number")
+            self._own.add(upload_id)
+        if response.attempts > 1:  # the others may have worked, too
+            try:
+                self.abort_nameless(key, since_s)
+            except SidecarError as error:
+                log.warning("an upload may be left in the store: %s", error.message)
+        return S3Upload(self._store, self._own, key, upload_id, metadata, {}, properties)
 
-    def discard(self, upload_id: str) -> None:
-        """One that ended."""
-        self._numbers.discard(upload_id)
+    def resume(
+        self, key: str, state: Mapping[str, Any], parts: dict[int, tuple[str, int]]
+    ) -> S3Upload:
+        """Go on with an upload of a process that ended. ``parts``: number to (ETag, bytes)."""
+        self._own.add(state["upload"])
+        return S3Upload(self._store, self._own, key, state["upload"], state["metadata"], parts)
+
+    def abort_nameless(self, key: str, since_s: float) -> None:
+        """Abort the uploads of a key that began since then, have no part and are not ours.
+
+        They might be another client's that is about to send its first part, which then begins
+        anew. One that has a part is left alone.
+
+        Args:
+            since_s: seconds since the epoch.
+        """
+        with self._alone_with(key):  # none of ours may be without a number yet
+            response = self._store.transfer(
+                Call("list"), lambda: self._requests.uploads(key), (), ACCEPTED
+            )
+            try:
+                uploads = self._requests.parse_uploads(response.content)
+            except (ValueError, LookupError):
+                what = f"uploads of `{key}` cannot be listed"
+                raise self._store.malformed("list", what) from None
+            for found, upload_id, begun_s in uploads:
+                is_other = found == key and upload_id not in self._own
+                if is_other and begun_s >= since_s - _CLOCKS_DIFFER_S:
+                    self._abort_empty(key, upload_id)
+
+    def _abort_empty(self, key: str, upload_id: str) -> None:
+        query = {"uploadId": upload_id, "max-parts": "1"}
+        try:
+            fields = self._store.request_slow(Call("list", key), "GET", key, query).fields
+        except NotFound:
+            return
+        if "Part" not in fields:
+            S3Upload(self._store, self._own, key, upload_id, {}, {}).abort()
 
     @contextlib.contextmanager
-    def changing(self, key: str) -> Iterator[None]:
-        """Alone with the uploads of a key: to begin one, or to remove others."""
+    def _alone_with(self, key: str) -> Iterator[None]:
+        """A block in which no other thread begins or removes uploads of a key."""
         with self._changed:
-            self._changed.wait_for(lambda: key not in self._keys)
-            self._keys.add(key)
+            self._changed.wait_for(lambda: key not in self._changing)
+            self._changing.add(key)
         try:
             yield
         finally:
             with self._changed:
-                self._keys.discard(key)
+                self._changing.discard(key)
                 self._changed.notify_all()
 
 
@@ -59,14 +136,16 @@ class S3Upload:
     """An :class:`~sidecar.mounter.store.interface.Upload`.
 
     Args:
-        upload_id: the store's word for it.
-        parts: what it has already: number to (ETag, bytes).
-        properties: of the object that it will be; None where that is not known any more.
+        own: the numbers of this process's uploads; this one leaves the set at its end.
+        upload_id: its number.
+        parts: the parts that the store has: number to (ETag, bytes).
+        properties: of the object that it will be; None if they are no longer known.
     """
 
     def __init__(
         self,
         store: S3Store,
+        own: set[str],
         key: str,
         upload_id: str,
         metadata: Mapping[str, str],
@@ -74,6 +153,7 @@ class S3Upload:
         properties: Properties | None = None,
     ) -> None:
         self._store = store
+        self._own = own
         self._key = key
         self._query = {"uploadId": upload_id}
         self._metadata = metadata
@@ -90,11 +170,11 @@ class S3Upload:
         query = {"partNumber": str(number), **self._query}
         try:
             reply = self._store.request(
-                Request("part", self._key), "PUT", self._key, query, body=(content,)
+                Call("part", self._key), "PUT", self._key, query, body=(content,)
             )
         except NotFound:
-            raise self._store.place.upload_lost(self._key) from None
-        return self._came(number, reply.headers.get("etag", ""), len(content))
+            raise self._store.errors.upload_lost(self._key) from None
+        return self._note_part(number, reply.headers.get("etag", ""), len(content))
 
     def copy_part(self, number: int, source: Mapping[str, str], first: int, last: int) -> None:
         """Make a part from the bytes ``first`` to ``last`` of another object.
@@ -104,16 +184,16 @@ class S3Upload:
 
         Raises Unsupported for a server that takes it for an empty part, as rclone does.
         """
-        answer = self._store.result(
-            Request("copy", self._key),
+        answer = self._store.request_slow(
+            Call("copy", self._key),
             "PUT",
             self._key,
             {"partNumber": str(number), **self._query},
             {**source, "x-amz-copy-source-range": f"bytes={first}-{last}"},
         )
         if "ETag" not in answer.fields:
-            raise Unsupported(f"{self._store.place} copies no ranges")
-        self._came(number, answer.fields["ETag"], last - first + 1)
+            raise Unsupported(f"{self._store.errors} copies no ranges")
+        self._note_part(number, answer.fields["ETag"], last - first + 1)
 
     def complete(
         self,
@@ -125,12 +205,12 @@ class S3Upload:
         """As :meth:`Upload.complete`. The version may be provisional."""
         self._store.check_condition(self._key, condition)
         sent = sorted(self._parts.items())[:parts]
-        request = Request("complete", self._key, condition)
+        call = Call("complete", self._key, condition)
         part_list = _part_list((number, etag) for number, (etag, _) in sent)
 
-        def write(conditions: Mapping[str, str]) -> Result:
-            return self._store.result(
-                request,
+        def write(conditions: Mapping[str, str]) -> SlowResponse:
+            return self._store.request_slow(
+                call,
                 "POST",
                 self._key,
                 self._query,
@@ -142,9 +222,9 @@ class S3Upload:
         try:
             answer = self._store.conditionally(self._key, condition, write)
         except NotFound:
-            self._store.own_uploads.discard(self._query["uploadId"])
+            self._own.discard(self._query["uploadId"])
             return self._completed_before([etag for _, (etag, _) in sent])
-        self._store.own_uploads.discard(self._query["uploadId"])
+        self._own.discard(self._query["uploadId"])
         size_bytes = sum(size for _, (_, size) in sent)
         etag = etag_of(answer.fields.get("ETag"))
         return self._store.made_of_parts(
@@ -154,19 +234,19 @@ class S3Upload:
     def abort(self) -> None:
         """As :meth:`Upload.abort`."""
         with contextlib.suppress(NotFound):
-            self._store.request(Request("abort", self._key), "DELETE", self._key, self._query)
-        self._store.own_uploads.discard(self._query["uploadId"])
+            self._store.request(Call("abort", self._key), "DELETE", self._key, self._query)
+        self._own.discard(self._query["uploadId"])
 
-    def _came(self, number: int, etag: str, size_bytes: int) -> str:
+    def _note_part(self, number: int, etag: str, size_bytes: int) -> str:
         if not etag:
-            raise self._store.odd_answer("part", f"a part of `{self._key}` has no ETag")
+            raise self._store.malformed("part", f"a part of `{self._key}` has no ETag")
         self._parts[number] = (etag, size_bytes)
         return etag
 
     def _check_there(self) -> None:
         """Raises NotFound for an upload that is gone: Ceph's gateway then fails to complete it."""
         query = {**self._query, "max-parts": "1"}
-        self._store.request(Request("list", self._key), "GET", self._key, query)
+        self._store.request(Call("list", self._key), "GET", self._key, query)
 
     def _completed_before(self, etags: list[str]) -> ObjectInfo:
         """The upload is gone: perhaps because an attempt worked whose answer was lost."""
@@ -176,9 +256,9 @@ class S3Upload:
         try:
             found = self._store.head(self._key)
         except NotFound:
-            raise self._store.place.upload_lost(self._key) from None
+            raise self._store.errors.upload_lost(self._key) from None
         if found.version != f"{digest.hexdigest()}-{len(etags)}":
-            raise self._store.place.upload_lost(self._key)
+            raise self._store.errors.upload_lost(self._key)
         return found
 
 

@@ -1,0 +1,74 @@
+"""Versions of S3's objects: what pins an object, and the headers that demand it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sidecar.mounter.store.interface import Condition, ProvisionalVersion
+
+_NO_ETAG = "~"
+_DIGEST_CHARACTERS = 16
+
+
+class TimeAndSize(NamedTuple):
+    """The version of an object that has no ETag: weaker than one, but not nothing.
+
+    A server that lists no ETag may still return one when it is written to. A read of that
+    version is Stale.
+    """
+
+    mtime_s: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return f"{_NO_ETAG}{self.mtime_s}-{self.size_bytes}"
+
+    @classmethod
+    def parse(cls, version: str) -> TimeAndSize | None:
+        """From the text of a version; None if it is another kind."""
+        mtime_s, dash, size_bytes = version.removeprefix(_NO_ETAG).partition("-")
+        is_one = version.startswith(_NO_ETAG) and mtime_s.isdecimal() and size_bytes.isdecimal()
+        return cls(int(mtime_s), int(size_bytes)) if is_one and dash else None
+
+
+def etag_of(value: str | None) -> str:
+    """An ETag without its quotes; empty for None."""
+    return (value or "").removeprefix("W/").strip('"')
+
+
+def version_of(etag: str | None, mtime_s: float, size_bytes: int) -> str:
+    """The version of an object by a response."""
+    return etag_of(etag) or str(TimeAndSize(int(mtime_s), size_bytes))
+
+
+def provisional_version(
+    etag: str, size_bytes: int, metadata: Mapping[str, str]
+) -> ProvisionalVersion:
+    """The version of what this mount made. Its metadata have our time of the file in ns."""
+    lines = "".join(f"{name}:{value}\n" for name, value in sorted(metadata.items()))
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:_DIGEST_CHARACTERS]
+    return ProvisionalVersion(etag, size_bytes, digest)
+
+
+def if_match(name: str, version: str, *, quoted: bool = True) -> dict[str, str]:
+    """The header ``name`` that demands a version; none for a version that is no ETag."""
+    if TimeAndSize.parse(version) or ProvisionalVersion.parse(version):
+        return {}
+    return {name: f'"{version}"' if quoted else version}
+
+
+def condition_headers(condition: Condition | None, *, quoted: bool) -> dict[str, str]:
+    """The headers that state the condition of a write.
+
+    Args:
+        quoted: whether an ETag stands in quotes, as HTTP demands.
+    """
+    if condition is None:
+        return {}
+    if condition.absent:
+        return {"if-none-match": "*"}
+    if condition.version is None:
+        return {}
+    return if_match("if-match", condition.version, quoted=quoted)

@@ -1,0 +1,56 @@
+"""The client of a cloud's SDK, made when it is first needed. Imports no SDK."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from sidecar.mounter.store.http.forks import renew_in_child
+from sidecar.mounter.store.login import Login
+
+T = TypeVar("T")
+
+
+class SdkClient(Generic[T]):
+    """One client for each process and login. Safe to use from any thread.
+
+    Args:
+        login: the credentials in use; newer ones get a new client.
+        connect: makes a client; imports the SDK.
+        close: closes the connections of one that is used no more.
+    """
+
+    def __init__(
+        self, login: Login[Any], connect: Callable[[], T], close: Callable[[T], object]
+    ) -> None:
+        self._login = login
+        self._connect = connect
+        self._close = close
+        self.after_fork()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """Forget the parent's client (see :mod:`sidecar.mounter.store.http.forks`)."""
+        self._client: T | None = None
+        self._made_for: tuple[int, int] | None = None
+        self._lock = threading.Lock()
+
+    def current(self) -> T:
+        """The client for the present login. Raises what ``connect`` raises."""
+        wanted = (os.getpid(), self._login.epoch)
+        with self._lock:
+            if self._client is None or self._made_for != wanted:
+                outdated, self._client = self._client, self._connect()
+                self._made_for = wanted
+                if outdated is not None:
+                    self._close(outdated)
+            return self._client
+
+    def close(self) -> None:
+        """Close the client, if there is one."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            self._close(client)
