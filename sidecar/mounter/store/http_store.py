@@ -158,8 +158,6 @@ class HttpStore(ABC, Generic[C]):
         """As :meth:`Store.close`."""
         self._client.close()
 
-    # --- for the subclasses ----------------------------------------------------------
-
     @abstractmethod
     def _head(self, key: str) -> ObjectInfo:
         """The object, with retries."""

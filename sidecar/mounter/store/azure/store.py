@@ -102,8 +102,6 @@ class AzureStore(HttpStore[AzureCredentials]):
         super().close()
         self._sdk.close()
 
-    # --- reading ---------------------------------------------------------------------
-
     def _head(self, key: str) -> ObjectInfo:
         return self._info(self._properties(Call("head", key)))
 
@@ -136,8 +134,6 @@ class AzureStore(HttpStore[AzureCredentials]):
             self.property_keeper.give_up(TAGS, error)
             return ""
         return urlencode(tags, quote_via=quote)
-
-    # --- writing ---------------------------------------------------------------------
 
     def put(
         self,

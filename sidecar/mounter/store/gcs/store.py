@@ -107,8 +107,6 @@ class GcsStore(HttpStore[GcsCredentials]):
         super().close()
         self._sdk.close()
 
-    # --- reading ---------------------------------------------------------------------
-
     def _head(self, key: str) -> ObjectInfo:
         reply = self.transfer(
             Call("head", key), lambda: self._gcs.object("GET", key), timeout=self._quick
@@ -118,8 +116,6 @@ class GcsStore(HttpStore[GcsCredentials]):
     def info(self, item: Mapping[str, Any]) -> ObjectInfo:
         """From an object resource of the JSON API."""
         return object_info(item, self._source.prefix, known=True)
-
-    # --- writing ---------------------------------------------------------------------
 
     def put(
         self,

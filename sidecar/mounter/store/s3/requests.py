@@ -19,6 +19,7 @@ from sidecar.mounter.store.http.xml_body import http_time_s, parse_xml
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.request_builder import ListQuery
+from sidecar.mounter.store.s3.properties import properties_in
 from sidecar.mounter.store.s3.sdk import PodIdentity
 from sidecar.mounter.store.s3.versions import etag_of, if_match, version_of
 from sidecar.mounter.store.secrets import S3Credentials
@@ -180,6 +181,18 @@ class S3Requests:
             page.objects.append(ObjectInfo(key[skip:], size_bytes, mtime_s, version))
         return page
 
+    def parse_head(self, key: str, fields: Headers) -> ObjectInfo:
+        """From the answer to HEAD. Raises ValueError, LookupError for missing fields."""
+        size_bytes = int(fields["content-length"])
+        mtime_s = http_time_s(fields["last-modified"])
+        metadata = {
+            name.removeprefix(METADATA): value
+            for name, value in fields.items()
+            if name.startswith(METADATA)
+        }
+        version = version_of(fields.get("etag"), mtime_s, size_bytes)
+        return ObjectInfo(key, size_bytes, mtime_s, version, metadata, properties_in(fields))
+
     def version(self, fields: Headers) -> str:
         """From the ETag, or what takes its place."""
         etag, modified = fields.get("etag"), fields.get("last-modified")
@@ -257,3 +270,13 @@ def date_s(response: BufferedResponse) -> float:
         return http_time_s(response.headers["date"])
     except (ValueError, LookupError):
         return time.time()
+
+
+def parse_fields(body: bytes) -> dict[str, str] | None:
+    """Text of the elements below the root; None for an error. Raises ValueError: no XML."""
+    if not body:
+        return {}
+    root, namespace = parse_xml(body)
+    if root.tag == f"{namespace}Error":
+        return None
+    return {field.tag.removeprefix(namespace): field.text or "" for field in root}

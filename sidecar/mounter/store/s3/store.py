@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
-from sidecar.mounter.store.http.connection import Headers, Response
+from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
-from sidecar.mounter.store.http.xml_body import FORBIDDEN, http_time_s, parse_xml
+from sidecar.mounter.store.http.xml_body import FORBIDDEN
 from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import (
     Condition,
@@ -34,15 +34,15 @@ from sidecar.mounter.store.interface import (
 )
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.patch_plan import Piece, plan, split
-from sidecar.mounter.store.s3.properties import S3Properties, properties_in
+from sidecar.mounter.store.s3.properties import S3Properties
 from sidecar.mounter.store.s3.requests import (
     ACCEPTED,
     DEFAULT_REGION,
-    METADATA,
     S3Requests,
     SlowResponse,
     date_s,
     metadata_headers,
+    parse_fields,
 )
 from sidecar.mounter.store.s3.sdk import S3Sdk
 from sidecar.mounter.store.s3.upload import S3Upload, S3Uploads
@@ -51,7 +51,6 @@ from sidecar.mounter.store.s3.versions import (
     etag_of,
     if_match,
     provisional_version,
-    version_of,
 )
 from sidecar.mounter.store.secrets import S3Credentials
 from sidecar.mounter.store.store_errors import Call, StoreErrors
@@ -115,8 +114,6 @@ class S3Store(HttpStore[S3Credentials]):
         super().close()
         self._sdk.close()
 
-    # --- reading ---------------------------------------------------------------------
-
     def _head(self, key: str) -> ObjectInfo:
         call = Call("head", key)
         fields = self.retry.run(
@@ -124,31 +121,21 @@ class S3Store(HttpStore[S3Credentials]):
             lambda: self._client.receive(
                 call,
                 lambda: self._s3.request("HEAD", key, {}, {}),
-                _header,
+                lambda response: response.fields,
                 accepted={200},
                 timeout=self._quick,
             ),
         )
         try:
-            size_bytes = int(fields["content-length"])
-            mtime_s = http_time_s(fields["last-modified"])
+            return self._s3.parse_head(key, fields)
         except (ValueError, LookupError):
             raise self.malformed("head", f"its answer to head of `{key}` lacks fields") from None
-        metadata = {
-            name.removeprefix(METADATA): value
-            for name, value in fields.items()
-            if name.startswith(METADATA)
-        }
-        version = version_of(fields.get("etag"), mtime_s, size_bytes)
-        return ObjectInfo(key, size_bytes, mtime_s, version, metadata, properties_in(fields))
 
     def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
         """As :meth:`Store.get_range`."""
         if ProvisionalVersion.parse(version):
             version = self._found(key, version).version
         return super().get_range(key, version, offset, buffer)
-
-    # --- writing ---------------------------------------------------------------------
 
     def put(
         self,
@@ -374,8 +361,6 @@ class S3Store(HttpStore[S3Credentials]):
         except NotFound:
             return  # S3 itself never says so, other servers do
 
-    # --- versions of what was made of parts --------------------------------------------
-
     def made_of_parts(
         self,
         key: str,
@@ -425,8 +410,6 @@ class S3Store(HttpStore[S3Credentials]):
         if found.version == etag or _PARTS in found.version:
             return found.version == etag  # a server that goes on naming an upload's ETag
         return provisional == provisional_version(etag, found.size_bytes, found.metadata or {})
-
-    # --- requests --------------------------------------------------------------------
 
     def request(
         self,
@@ -486,19 +469,17 @@ class S3Store(HttpStore[S3Credentials]):
         return self.retry.run(call.operation, attempt)
 
     def _fields(self, call: Call, response: BufferedResponse) -> Mapping[str, str]:
-        """The text of the elements below the root. Raises the error that a body may be."""
-        if not response.content:
-            return {}
+        """What an XML body says. Raises the error that it may be."""
         try:
-            root, namespace = parse_xml(response.content)
+            fields = parse_fields(response.content)
         except ValueError:  # it may have been cut short
             what = f"its answer to {call.operation} of `{call.key}` is no XML"
             raise Retryable(self.errors.protocol(what), "truncated") from None
-        if root.tag == f"{namespace}Error":
-            fields = Headers(response.headers)
-            error = self._s3.parse_error(500, fields, response.content)
+        if fields is None:
+            header = Headers(response.headers)
+            error = self._s3.parse_error(500, header, response.content)
             raise self.errors.from_response(error, call)
-        return {field.tag.removeprefix(namespace): field.text or "" for field in root}
+        return fields
 
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`, a thousand in a request, through s3fs.
@@ -515,7 +496,3 @@ class S3Store(HttpStore[S3Credentials]):
             alone += map(self._relative, refused)
         for key in alone:
             self.delete(key)
-
-
-def _header(response: Response) -> Headers:
-    return response.fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -28,9 +29,13 @@ class TimeAndSize(NamedTuple):
     @classmethod
     def parse(cls, version: str) -> TimeAndSize | None:
         """From the text of a version; None if it is another kind."""
-        mtime_s, dash, size_bytes = version.removeprefix(_NO_ETAG).partition("-")
-        is_one = version.startswith(_NO_ETAG) and mtime_s.isdecimal() and size_bytes.isdecimal()
-        return cls(int(mtime_s), int(size_bytes)) if is_one and dash else None
+        if not version.startswith(_NO_ETAG):
+            return None
+        found = _TIME_AND_SIZE.fullmatch(version, len(_NO_ETAG))
+        return cls(int(found[1]), int(found[2])) if found else None
+
+
+_TIME_AND_SIZE = re.compile(r"(-?\d+)-(\d+)")
 
 
 def etag_of(value: str | None) -> str:
