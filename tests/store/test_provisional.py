@@ -15,7 +15,14 @@ import pytest
 
 from sidecar.errors import Stale
 from sidecar.mounter.store import open_store
-from sidecar.mounter.store.interface import Condition, ObjectInfo, Revision, Store
+from sidecar.mounter.store.interface import (
+    Condition,
+    ObjectInfo,
+    ProvisionalVersion,
+    Revision,
+    Store,
+)
+from sidecar.mounter.store.s3.versions import TimeAndSize
 from sidecar.mounter.store.secrets import S3Credentials
 from sidecar.spec import StoreSource
 from tests.store.conftest import call_each, make_cloud
@@ -51,6 +58,23 @@ def read(store: Store, version: str, size: int) -> bytes:
     buffer = bytearray(size)
     assert store.get_range("key", version, 0, memoryview(buffer)) == size
     return bytes(buffer)
+
+
+def test_a_version_is_text_on_disk_and_what_it_says_in_memory() -> None:
+    """As journals and spool logs of earlier releases have it."""
+    text = "?6:0123456789abcdef:d41d8cd98f00b204e9800998ecf8427e-2"
+    version = ProvisionalVersion.parse(text)
+    assert version == ProvisionalVersion(
+        "d41d8cd98f00b204e9800998ecf8427e-2", 6, "0123456789abcdef"
+    )
+    assert str(version) == text
+    assert not ObjectInfo("key", 6, 0.0, text).has_final_version
+    for final in ["?", "?etag", "?6:xyz:etag", "etag", "~1700000000-6"]:
+        assert ProvisionalVersion.parse(final) is None
+        assert ObjectInfo("key", 6, 0.0, final).has_final_version
+    assert TimeAndSize.parse("~1700000000-6") == TimeAndSize(1700000000, 6)
+    assert str(TimeAndSize(1700000000, 6)) == "~1700000000-6"
+    assert TimeAndSize.parse("~etag") is None
 
 
 def test_what_was_made_can_be_used_at_once(renaming: Store) -> None:

@@ -594,7 +594,7 @@ class HttpResponder:
             def do_GET(self) -> None:
                 respond(self)
 
-            do_POST = do_HEAD = do_PUT = do_GET
+            do_POST = do_HEAD = do_PUT = do_DELETE = do_GET
 
             def log_message(self, *arguments: object) -> None:
                 """Tests read answers, not logs."""

@@ -1,0 +1,101 @@
+"""Deletion of many keys through the SDKs: what they are given, and what they fail at."""
+
+from __future__ import annotations
+
+import re
+from http.server import BaseHTTPRequestHandler
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from sidecar.errors import AccessDenied
+from sidecar.mounter.store import open_store
+from sidecar.mounter.store.interface import Store
+from sidecar.mounter.store.secrets import Credentials, GcsCredentials, S3Credentials
+from sidecar.spec import StoreName, StoreSource
+from tests.store.test_faults import FixedCredentials
+from tests.support.clouds import CountingObserver
+from tests.support.servers import HttpResponder, answer
+
+GOOGLE = "/storage.googleapis.com"
+"""gcsfs sends batches to whatever has this in its address."""
+
+
+class Google:
+    """Batches and single deletions of the JSON API, as far as they are asked for here."""
+
+    def __init__(self, refused: set[str]) -> None:
+        self.refused = refused
+        self.batched: list[str] = []
+        self.alone: list[str] = []
+
+    def respond(self, handler: BaseHTTPRequestHandler) -> None:
+        body = handler.rfile.read(int(handler.headers["Content-Length"] or 0)).decode()
+        if handler.command == "DELETE":
+            name = unquote(urlsplit(handler.path).path.rpartition("/")[2])
+            self.alone.append(name)
+            return answer(handler, 403 if name in self.refused else 204)
+        names = [unquote(name) for name in re.findall(r"DELETE /storage/v1/b/\w+/o/(\S+) ", body)]
+        self.batched += names
+        parts = [
+            f"--b\r\n\r\nHTTP/1.1 {403 if name in self.refused else 204} x\r\n\r\n"
+            for name in names
+        ]
+        text = "".join(parts) + "--b--"
+        return answer(handler, 200, text.encode(), {"Content-Type": "multipart/mixed; boundary=b"})
+
+
+def opened(kind: StoreName, credentials: Credentials, observer: CountingObserver) -> Store:
+    return open_store(
+        StoreSource(store=kind, url=f"{kind}://bucket/p/", bucket="bucket", prefix="p/"),
+        FixedCredentials(credentials),
+        retry_budget_s=0,
+        observer=observer,
+    )
+
+
+def test_google_is_sent_a_batch_of_plain_names() -> None:
+    google, observer = Google(refused=set()), CountingObserver()
+    with HttpResponder(google.respond) as server:
+        login = GcsCredentials(endpoint_url=server.endpoint + GOOGLE, anonymous=True)
+        store = opened("gcs", login, observer)
+        store.delete_many(["a", "dir/", "ü/%41", "all*", "[a]", "why?"])
+        store.close()
+    assert sorted(google.batched) == ["p/a", "p/dir/", "p/ü/%41"]
+    assert google.alone == ["p/all*", "p/[a]", "p/why?"]  # gcsfs would take them for patterns
+    assert observer.requests == [("delete", "ok")] * 4
+
+
+def test_what_a_batch_refuses_is_explained(caplog: pytest.LogCaptureFixture) -> None:
+    google, observer = Google(refused={"p/b"}), CountingObserver()
+    with HttpResponder(google.respond) as server:
+        login = GcsCredentials(endpoint_url=server.endpoint + GOOGLE, anonymous=True)
+        store = opened("gcs", login, observer)
+        with pytest.raises(AccessDenied, match="denies delete of `b`") as caught:
+            store.delete_many(["a", "b"])
+        store.close()
+    assert google.alone[:2] == ["p/a", "p/b"]
+    assert caught.value.__context__ is None
+    assert not caplog.records
+
+
+def test_what_s3_refuses_of_many_is_explained() -> None:
+    asked: list[str] = []
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"] or 0))
+        asked.append(f"{handler.command} {handler.path.partition('?')[0]}")
+        if handler.command == "DELETE":
+            return answer(handler, 403, b"<Error><Code>AccessDenied</Code></Error>")
+        body = (
+            b"<DeleteResult><Error><Key>p/b</Key><Code>AccessDenied</Code></Error></DeleteResult>"
+        )
+        return answer(handler, 200, body)
+
+    with HttpResponder(respond) as server:
+        login = S3Credentials("key", "secret", endpoint_url=server.endpoint)
+        store = opened("s3", login, CountingObserver())
+        with pytest.raises(AccessDenied, match="denies delete of `b`"):
+            store.delete_many(["a", "b"])
+        store.close()
+    assert asked[:2] == ["POST /bucket", "DELETE /bucket/p/b"]
