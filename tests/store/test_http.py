@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from sidecar.mounter.store.http.connection import BrokenAnswer, Connection, request_head
+from sidecar.mounter.store.http.connection import BrokenResponse, Connection, request_head
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 
 Piece = bytes | float
@@ -142,7 +142,7 @@ def test_who_closes_says_so(
     ],
 )
 def test_what_is_not_http(connect: Connect, sent: bytes) -> None:
-    with pytest.raises(BrokenAnswer):
+    with pytest.raises(BrokenResponse):
         body(connect(sent))
 
 

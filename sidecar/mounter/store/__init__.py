@@ -20,12 +20,12 @@ def open_store(
 ) -> Store:
     """The store of one bucket. Asks nothing of it yet; :meth:`Store.probe` does.
 
-    Only the modules of this kind of store are imported; its SDK with the first call other than
-    ``probe``, ``list_page`` and ``get_range``.
+    Only the modules of this kind of store are imported, and its SDK with the first call that
+    needs it (docs/decisions/0029-what-s3fs-gcsfs-and-adlfs-do.md).
 
     Args:
         retry_budget_s: how long each call waits out an outage.
-        with_metadata: listings bring the objects' metadata where the store's can (not S3's).
+        with_metadata: listings bring the objects' metadata; S3's cannot.
 
     Raises:
         CredentialError: the secret cannot be used.

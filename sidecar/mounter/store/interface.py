@@ -1,9 +1,8 @@
-"""The Store protocol: what the file system may ask of an object store.
+"""The Store protocol: what the file system may ask of an object store. Imports no store.
 
-Keys are relative to the mount's root (the bucket, or the prefix behind it), use ``/``,
-never begin with one, and are ``str``. Every method blocks, may be called from any
-thread, retries outages within the retry budget, and raises only errors of
-:mod:`sidecar.errors`: SDK exceptions are translated inside the implementation.
+Keys are relative to the mount's root (the bucket, or the prefix behind it). They use ``/`` and
+never begin with one. Every method blocks, may be called from any thread, retries outages within
+the retry budget, and raises only errors of :mod:`sidecar.errors`.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from sidecar.mounter.store.ranges import Range
 
 Properties = Mapping[str, str]
 """What an object has besides content and metadata: content headers, storage class, encryption,
-whether there are tags. In its store's own words, opaque to everybody else, and of JSON's types."""
+number of tags. In the store's own words, opaque to others, of JSON's types."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProvisionalVersion:
-    """A version of what was made just now, which the store may name otherwise from now on.
+    """The version of a new object to which the store may yet give another name.
 
     ``str()`` is its form in :attr:`ObjectInfo.version`: versions are compared, sent to other
     processes and kept on disk as text, and most of them are the store's own.
@@ -61,9 +60,9 @@ class ObjectInfo(NamedTuple):
         size_bytes: length of the content.
         mtime_s: last modification, seconds since the epoch.
         version: what pins the content: an ETag (S3, Azure) or a generation (GCS). Opaque.
-        metadata: user metadata, or None where it was not asked for (a listing never has it).
+        metadata: user metadata, or None if it was not asked for.
             Keys that all stores keep are ``[a-z][a-z0-9-]*``, values printable ASCII.
-        properties: what else it has, or None where that was not asked for.
+        properties: what else the object has, or None if that was not asked for.
     """
 
     key: str
@@ -75,7 +74,7 @@ class ObjectInfo(NamedTuple):
 
     @property
     def bare(self) -> tuple[str, int, float, str]:
-        """Plain values, without metadata and properties: ``ObjectInfo(*bare)`` is this version."""
+        """Without metadata and properties: ``ObjectInfo(*bare)`` is the same version."""
         return self[:4]
 
     @property
@@ -90,9 +89,9 @@ class Page:
 
     Attributes:
         objects: objects directly at this level.
-        prefixes: common prefixes, each ending in ``/``, relative to the mount's root. One may
-            come again on a later page.
-        next_token: pass it on for the next page; None on the last one.
+        prefixes: common prefixes, each ending in ``/``, relative to the mount's root. A later
+            page may repeat one.
+        next_token: for the next page; None on the last one.
     """
 
     objects: list[ObjectInfo] = field(default_factory=list)
@@ -102,12 +101,12 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """Content that lies in a local file, sent without passing through this process's memory.
+    """Content in a local file, sent without a copy in this process's memory.
 
-    Where the file has become shorter meanwhile, zeros are sent in place of what is gone.
+    If the file has become shorter, zeros are sent in place of the missing bytes.
 
     Attributes:
-        fd: open for reading until it is sent; its position is not used.
+        fd: open for reading until the content is sent; its position is not used.
         offset: first byte.
         size_bytes: how many.
     """
@@ -127,7 +126,7 @@ class FileSlice:
 Content = memoryview | bytes | FileSlice
 
 Fetch = Callable[[ObjectInfo, int, memoryview], None]
-"""Fills memory from an offset of exactly one version of an object. Raises as ``get_range`` does."""
+"""Fills memory from an offset of one version of an object. Raises as :meth:`Store.get_range`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +135,11 @@ class Limits:
 
     Attributes:
         max_object_bytes: largest object.
-        min_part_bytes: smallest part of a multipart upload but the last.
+        min_part_bytes: smallest part of a multipart upload; the last may be smaller.
         max_part_bytes: largest part.
         max_parts: most parts of one upload.
         max_metadata_bytes: names and values of an object's metadata together.
-        ordered_parts: parts go one behind the other, and none can be sent again.
+        ordered_parts: parts are sent in order, and none can be sent again.
     """
 
     max_object_bytes: int
@@ -153,7 +152,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """When a write may happen: at most one of the two is set.
+    """When a write may happen. At most one of the two is set.
 
     Attributes:
         version: only if the object is still this version.
@@ -166,17 +165,17 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What an object shall become that began as another version.
+    """The next version of an object, as changes to an older one.
 
     Attributes:
         size_bytes: its length.
-        changed: ranges, in order, that the old version does not have as they shall be. So is
-            everything behind the old version's end.
-        content: the bytes of a range, to be sent; what only the old version has is fetched, and
-            raises as :meth:`Store.get_range`. Several threads may call it.
-        part_bytes: how large the parts shall be that are sent.
-        run: calls functions, several at once, and returns once none of them runs any more.
-            Raises what one of them raised; those that had not begun then are not called.
+        changed: ranges, in order, in which it differs from the old version. Everything behind
+            the old version's end differs too.
+        content: gives the bytes of a range. Fetches what only the old version has, and raises as
+            :meth:`Store.get_range`. Several threads may call it.
+        part_bytes: wanted size of the parts that are sent.
+        run: calls functions, several at once, and returns when none of them runs any more.
+            Raises what one of them raised; functions that had not begun then are not called.
     """
 
     size_bytes: int
@@ -187,7 +186,7 @@ class Revision:
 
 
 class StoreObserver(Protocol):
-    """Who counts what a store does (:mod:`sidecar.metrics` in production)."""
+    """Counts what a store does (:mod:`sidecar.metrics` in production)."""
 
     def request(self, operation: str, seconds: float, code: str) -> None:
         """One request ended.
@@ -203,24 +202,24 @@ class StoreObserver(Protocol):
         """
 
     def failed(self, operation: str, error: SidecarError) -> None:
-        """A call ended with an error, all its requests included; the caller is told, too."""
+        """A call failed, after all its attempts. The caller gets the error too."""
 
 
 class Upload(Protocol):
     """One multipart upload. Parts may be sent by several threads at once.
 
     Attributes:
-        state: what :meth:`Store.resume_upload` needs; of JSON's types. It may let whoever
-            has it write to the upload, so it is kept like a secret.
+        state: what :meth:`Store.resume_upload` needs, of JSON's types. It may allow to write
+            to the upload, so it is kept like a secret.
     """
 
     @property
     def state(self) -> Mapping[str, Any]: ...  # noqa: D102 - said above
 
     def put_part(self, number: int, content: Content) -> str:
-        """Send part ``number`` (from 1); its receipt. Sending a number again replaces it.
+        """Send part ``number`` (from 1), or replace it. Returns its receipt.
 
-        Raises Unsupported for a part that is sent, where ``ordered_parts`` is true.
+        Raises Unsupported for a part that was sent, if ``ordered_parts``.
         """
 
     def complete(
@@ -233,10 +232,10 @@ class Upload(Protocol):
         """Make the object from all parts, or from the first ``parts``.
 
         Args:
-            metadata: in place of what the upload was begun with; where the store cannot, the
-                answer's ``metadata`` says what the object has.
+            metadata: in place of what the upload was begun with. If the store cannot, the
+                result's ``metadata`` is what the object has.
 
-        Raises AlreadyExists or Stale where ``condition`` fails.
+        Raises AlreadyExists or Stale if ``condition`` fails.
         """
 
     def abort(self) -> None:
@@ -246,9 +245,9 @@ class Upload(Protocol):
 class Store(Protocol):
     """An object store below one root.
 
-    What writes an object may be told ``like`` which other one it is made: it gets the properties
-    of that one (asked for where it does not have them), but for what the login may not give it,
-    which is said in the log once; and those of an archive, where nobody could read it.
+    A method that writes an object takes ``like``, the object whose properties the new one gets.
+    They are asked for if ``like`` does not have them. Properties that the login may not set are
+    left out, which is logged once; so is a storage class from which nothing can be read.
     """
 
     @property
@@ -295,7 +294,7 @@ class Store(Protocol):
         *,
         like: ObjectInfo | None = None,
     ) -> ObjectInfo:
-        """Write a whole object. Raises AlreadyExists or Stale where ``condition`` fails."""
+        """Write a whole object. Raises AlreadyExists or Stale if ``condition`` fails."""
 
     def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
         """What was written, with the version that the store names in listings and reads.
@@ -316,7 +315,7 @@ class Store(Protocol):
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
     ) -> Upload:
-        """Go on with an upload of a process that ended. Asks nothing of the store.
+        """Continue an upload of a process that ended. Asks nothing of the store.
 
         Args:
             state: the upload's.
@@ -324,12 +323,12 @@ class Store(Protocol):
         """
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
-        """Remove what an upload or a patch of a process that ended left.
+        """Remove what an upload or a patch of a process that ended left behind.
 
         Args:
-            state: the upload's, or what ``begun`` was given; or ``{"since_s": time}``, for uploads
-                of ``key`` that were asked for since that time, in seconds since the epoch, and
-                whose state never arrived. Of those only what has no part is removed.
+            state: the upload's, or what ``begun`` was given. ``{"since_s": time}`` stands for
+                uploads of ``key`` whose state never arrived, requested since that time in
+                seconds since the epoch; only those without a part are removed.
 
         Never raises for what is already gone.
         """
@@ -344,18 +343,18 @@ class Store(Protocol):
         *,
         like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
-        """Make ``key`` of ranges that ``base`` has and of new content, copying inside the store.
+        """Make ``key`` of ranges of ``base``, copied inside the store, and of new content.
 
         Args:
             base: the object that ranges are copied from, on condition that it is unchanged.
             revision: what the object shall become.
-            begun: called with each state (see :meth:`abandon`) of what must be removed if this
-                process ends before the call does.
+            begun: called with the state (see :meth:`abandon`) of everything that must be removed
+                if this process ends before the call does.
 
         Returns:
-            None, and nothing is changed, where this store would have to be sent it all.
+            None, with nothing changed, if this store would have to be sent all of it.
 
-        Raises Stale where ``base`` is no longer there as it was.
+        Raises Stale if ``base`` is no longer the object's version.
         """
 
     def copy(
@@ -366,18 +365,22 @@ class Store(Protocol):
         version: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
-        """Copy on the server's side, ``metadata`` replacing the source's where given.
+        """Copy on the server's side. The copy has the source's properties.
 
-        The copy is made like the source.
-        ``source == target`` with ``metadata`` changes the metadata in place. Raises
-        NotFound, and Stale where ``version`` is given and is not the source's.
+        ``source == target`` changes the metadata in place.
+
+        Args:
+            version: the source's; None for any.
+            metadata: the target's; None for the source's.
+
+        Raises NotFound, and Stale if the source is not ``version``.
         """
 
     def delete(self, key: str) -> None:
         """Delete an object. Deleting what does not exist is not an error."""
 
     def delete_many(self, keys: list[str]) -> None:
-        """Delete objects, in bulk requests where the store has them."""
+        """Delete objects, in bulk if the store can."""
 
     def check_key(self, key: str) -> None:
         """Raise NameTooLong for a key that is longer than this store takes. Asks nothing."""

@@ -1,8 +1,8 @@
-"""What an object has besides content and metadata, and how what takes its place gets it.
+"""Keeps an object's properties when a new version replaces it. Knows no cloud.
 
-Stores keep the properties of an object only as long as nobody writes it: whoever writes a new
-version says them again, or they are gone. Not everyone who may write an object may also give it
-tags, another key or grants, so these are said in groups, and what is refused is left out.
+A store forgets the properties of an object when it is written, so a write repeats them. A login
+that may write an object may not be allowed to set its tags, key or grants. So these are sent in
+groups, and a group that is refused is left out.
 """
 
 from __future__ import annotations
@@ -18,35 +18,34 @@ from sidecar.mounter.store.store_errors import StoreErrors
 log = logging.getLogger(__name__)
 
 DISTINCT = 4096
-"""How many different properties of each store are kept once, and not with each object that has
-them: most of a bucket's are alike, and listings are long."""
+"""How many different properties are shared by the objects that have them: most of a bucket's are
+alike, and listings are long."""
 _REFUSALS = (AccessDenied, Unsupported, StoreProtocolError)
 
 T = TypeVar("T")
-Headers = Mapping[str, str]
 
 
 class Group(NamedTuple):
     """Headers that a store takes or refuses together.
 
     Attributes:
-        headers: what says the properties.
-        instead: what is said where they are refused.
+        headers: set the properties.
+        instead: sent if those are refused.
     """
 
-    headers: Headers
-    instead: Headers | None = None
+    headers: Mapping[str, str]
+    instead: Mapping[str, str] | None = None
 
 
 class Repeated(NamedTuple):
-    """The properties of an object in the headers of a request.
+    """The properties of an object as headers of a request.
 
     Attributes:
-        plain: what everybody may say who may write.
-        groups: what may be refused, by its name in the log; what is most likely first.
+        plain: what everybody who may write may set.
+        groups: what may be refused, by its name in the log; the likeliest first.
     """
 
-    plain: Headers
+    plain: Mapping[str, str]
     groups: Mapping[str, Group]
 
 
@@ -54,7 +53,7 @@ NOTHING = Repeated({}, {})
 
 
 class PropertyKeeper:
-    """Writes that repeat properties, as far as the store lets this login.
+    """Writes with repeated properties, as far as this login may set them.
 
     Safe to use from any thread.
     """
@@ -68,7 +67,7 @@ class PropertyKeeper:
         return name not in self._refused
 
     def give_up(self, name: str, why: StoreError) -> None:
-        """A group is refused: from now on it is left out. Said once."""
+        """Leave a group out from now on. Logged once."""
         if self.may(name):
             self._refused.add(name)
             logs.event(
@@ -80,10 +79,10 @@ class PropertyKeeper:
                 error=why,
             )
 
-    def write(self, repeated: Repeated, send: Callable[[Headers], T]) -> T:
-        """What ``send`` returns, with headers that say as much as the store takes.
+    def write(self, repeated: Repeated, send: Callable[[Mapping[str, str]], T]) -> T:
+        """What ``send`` returns, called with as many of the headers as the store takes.
 
-        Raises what ``send`` raises, where leaving out does not help.
+        Raises what ``send`` raises if leaving out does not help.
         """
         left_out = frozenset(name for name in repeated.groups if not self.may(name))
         try:
@@ -101,7 +100,7 @@ class PropertyKeeper:
         raise refusal
 
 
-def _headers(repeated: Repeated, left_out: frozenset[str]) -> Headers:
+def _headers(repeated: Repeated, left_out: frozenset[str]) -> Mapping[str, str]:
     said = dict(repeated.plain)
     for name, group in repeated.groups.items():
         said.update((group.instead or {}) if name in left_out else group.headers)
@@ -109,7 +108,7 @@ def _headers(repeated: Repeated, left_out: frozenset[str]) -> Headers:
 
 
 def _suspects(names: Sequence[str]) -> Iterator[frozenset[str]]:
-    """What may be the reason of a refusal: each alone, then all together."""
+    """The groups that may be the reason of a refusal: each alone, then all together."""
     for name in names:
         yield frozenset({name})
     if len(names) > 1:

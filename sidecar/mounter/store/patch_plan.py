@@ -1,9 +1,9 @@
-"""How an object is put together of what an older version has and of new bytes.
+"""Plans an object of ranges of an older version and new bytes. Knows no store.
 
 A multipart upload has parts that are sent and parts that the store copies from an object.
-Each but the last has a smallest size, each has a largest one, and there may be so many. What
-must be sent is therefore not only what changed: a part that is too small takes bytes of its
-neighbours, and what lies between two changes may be too short to be copied.
+Each but the last has a smallest size, each has a largest one, and their number is limited. So
+more must be sent than what changed: a part that is too small takes bytes of its neighbours, and a
+range between two changes may be too short to be copied.
 """
 
 from __future__ import annotations

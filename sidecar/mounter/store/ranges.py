@@ -1,4 +1,4 @@
-"""Sets of byte offsets, kept as the few ranges that they make."""
+"""Sets of byte offsets, kept as ranges. Imports nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 Range = tuple[int, int]
-"""First byte, and the one behind the last."""
+"""First byte, and the byte behind the last."""
 
 MOST_RANGES = 4096
 """A set of more ranges is widened, so that scattered writes cost bounded memory and time."""

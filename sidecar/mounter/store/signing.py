@@ -1,7 +1,6 @@
-"""Signatures of requests, in headers: no signed URL exists that could leak.
+"""Signs requests in their headers, so that no signed URL can leak. Standard library only.
 
-Written with the standard library, because a worker that only reads need not wait for an SDK
-to be imported, and because a signature here costs about 20 µs.
+A signature takes about 20 µs, and a worker that only reads imports no SDK for it.
 """
 
 from __future__ import annotations

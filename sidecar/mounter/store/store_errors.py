@@ -88,7 +88,7 @@ _TOO_LONG_CODES = {"KeyTooLongError", "KeyTooLong"}
 
 _ARCHIVED_CODES = {"InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"}
 _ELSEWHERE_STATUS = {301, 307}
-# Also without a code: a HEAD is answered with nothing but headers.
+# Also without a code: the response to a HEAD has headers only.
 _REGION_CODES = {"", "AuthorizationHeaderMalformed", "SignatureDoesNotMatch"}
 
 _SAFE_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
@@ -165,7 +165,7 @@ class StoreErrors:
         if code in _BUCKET_CODES:
             return self.bucket_not_found()
         if code == _UPLOAD_CODE:
-            return self.not_found(call.key)  # nothing is said about the object
+            return self.not_found(call.key)  # it says nothing about the object
         if status == 404:
             return self._nothing_there(call)
         if response.is_elsewhere:
@@ -206,7 +206,7 @@ class StoreErrors:
     def _nothing_there(self, call: Call) -> StoreError:
         """The error for a 404 whose code does not say what is missing."""
         if call.condition is not None and call.condition.version:
-            return self.stale(call.key)  # what S3 answers to If-Match where there is nothing
+            return self.stale(call.key)  # S3 to If-Match where no object is
         if not call.key or call.operation == "put":
             return self.bucket_not_found()  # nothing else that was asked for can be missing
         return self.not_found(call.key)

@@ -1,8 +1,8 @@
-"""What a blob has besides content and metadata, and the headers that repeat it.
+"""The properties of blobs, and the headers that repeat them. Imports no SDK.
 
 Source: "Put Blob", "Put Block List", "Copy Blob", "List Blobs", "Get Blob Tags",
-https://learn.microsoft.com/rest/api/storageservices/. Holds and policies of immutability belong
-to one version.
+https://learn.microsoft.com/rest/api/storageservices/. Holds and immutability policies belong to
+one version and are not repeated.
 """
 
 from __future__ import annotations

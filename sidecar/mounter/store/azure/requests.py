@@ -180,7 +180,7 @@ def from_azure(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def error_code_of(code: str, text: str) -> str:
-    """Azurite calls a wrong signature what Azure calls a closed firewall; the text differs."""
+    """The code of an error. Azurite gives a wrong signature the code of a closed firewall."""
     if code == "AuthorizationFailure" and "Server failed to authenticate" in text:
         return "AuthenticationFailed"
     return code

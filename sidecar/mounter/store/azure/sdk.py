@@ -65,7 +65,7 @@ class AzureSdk:
         """Make a blob of blocks, if ``call.condition`` holds; its ``etag``, ``last_modified``."""
         from azure.storage.blob import BlobBlock
 
-        answer: Mapping[str, Any] = self._send(
+        fields: Mapping[str, Any] = self._send(
             call,
             name,
             "commit_block_list",
@@ -75,20 +75,20 @@ class AzureSdk:
             headers=dict(headers),  # the SDK adds to it
             **_conditional(call.condition),
         )
-        return answer
+        return fields
 
     def set_metadata(
         self, call: Call, name: str, metadata: Mapping[str, str], version: str
     ) -> Mapping[str, Any]:
         """Replace a version's metadata; the new ``etag`` and ``last_modified``."""
-        answer: Mapping[str, Any] = self._send(
+        fields: Mapping[str, Any] = self._send(
             call,
             name,
             "set_blob_metadata",
             metadata=dict(metadata),
             **_conditional(Condition(version=version)),
         )
-        return answer
+        return fields
 
     def start_copy(
         self,
@@ -104,7 +104,7 @@ class AzureSdk:
         Args:
             metadata: the target's; None for the source's.
         """
-        answer: Mapping[str, Any] = self._send(
+        fields: Mapping[str, Any] = self._send(
             call,
             target,
             "start_copy_from_url",
@@ -114,7 +114,7 @@ class AzureSdk:
             headers=dict(headers),
             **_conditional(Condition(version=version), "source_"),
         )
-        return answer
+        return fields
 
     def close(self) -> None:
         """Close its connections."""

@@ -1,4 +1,4 @@
-"""Azure Blob Storage: logs in and copies through adlfs; the rest is done without it.
+"""Azure Blob Storage. Imports no SDK: what adlfs does is in :mod:`.sdk`.
 
 User metadata: Azure's names are identifiers, so ``-`` is kept as ``_``; keys begin with a
 letter. Changing metadata in place makes a new ETag, and with it a new version.
@@ -199,9 +199,9 @@ class AzureStore(HttpStore[AzureCredentials]):
         properties: Properties,
         tags: str,
     ) -> ObjectInfo:
-        """Make the blob of blocks: staged ones, and ones that it has."""
+        """Make the blob of staged blocks and of blocks that it has."""
         call = Call("complete", key, condition)
-        answer = self.property_keeper.write(
+        made = self.property_keeper.write(
             repeated(properties, tags),
             lambda headers: self.retry.run(
                 call.operation,
@@ -210,7 +210,7 @@ class AzureStore(HttpStore[AzureCredentials]):
                 ),
             ),
         )
-        return _written(key, size_bytes, answer, metadata, properties)
+        return _written(key, size_bytes, made, metadata, properties)
 
     def start_upload(
         self,
@@ -245,11 +245,11 @@ class AzureStore(HttpStore[AzureCredentials]):
         *,
         like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
-        """As :meth:`Store.patch`: blocks that lie whole in what is kept stay.
+        """As :meth:`Store.patch`: blocks in which nothing changed stay.
 
-        Small blocks at the end are sent again with what is new, when they are no larger: else
-        a log that is saved a thousand times would have a thousand of them, and a blob has
-        50,000 at most.
+        Small blocks at the end are sent again with the new bytes, if they are no larger than
+        those. Else a log that is saved a thousand times would have a thousand blocks, and a blob
+        has 50,000 at most.
         """
         if base.key != key:
             return None
@@ -288,7 +288,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         )
 
     def _kept_blocks(self, base: ObjectInfo, revision: Revision) -> list[tuple[int, int, str]]:
-        """Blocks of ``base`` that can stay: begin, end and name of each; in order."""
+        """The blocks of ``base`` that can stay, in order: begin, end and name of each."""
         try:
             committed = self.retry.run(
                 "list", lambda: self._sdk.blocks(Call("list", base.key), self.full(base.key))
@@ -328,16 +328,16 @@ class AzureStore(HttpStore[AzureCredentials]):
         if version is not None and found.version != version:
             raise self.errors.stale(source)
         if source == target and metadata is not None:
-            answer = self.retry.run(
+            made = self.retry.run(
                 "copy",
                 lambda: self._sdk.set_metadata(
                     Call("copy", source), self.full(source), _to_azure(metadata), found.version
                 ),
             )
-            return _written(source, found.size_bytes, answer, metadata, found.properties)
+            return _written(source, found.size_bytes, made, metadata, found.properties)
         properties = self.properties_of(found)
         own = None if metadata is None else _to_azure(metadata)
-        answer = self.property_keeper.write(
+        made = self.property_keeper.write(
             repeated_by_copy(properties, self._tags(found, properties)),
             lambda headers: self.retry.run(
                 "copy",
@@ -351,10 +351,10 @@ class AzureStore(HttpStore[AzureCredentials]):
                 ),
             ),
         )
-        if answer["copy_status"] != "success":
+        if made["copy_status"] != "success":
             return self._wait_for_copy(target)
         kept = found.metadata if metadata is None else metadata
-        return _written(target, found.size_bytes, answer, kept, properties)
+        return _written(target, found.size_bytes, made, kept, properties)
 
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
@@ -399,15 +399,15 @@ def _to_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
 def _written(
     key: str,
     size_bytes: int,
-    answer: Mapping[str, Any],
+    made: Mapping[str, Any],
     metadata: Mapping[str, str] | None,
     properties: Properties | None,
 ) -> ObjectInfo:
     return ObjectInfo(
         key,
         size_bytes,
-        answer["last_modified"].timestamp(),
-        answer["etag"].strip('"'),
+        made["last_modified"].timestamp(),
+        made["etag"].strip('"'),
         dict(metadata or {}),
         properties,
     )

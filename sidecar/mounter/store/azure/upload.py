@@ -1,4 +1,4 @@
-"""Uploads in parts to Azure: staged blocks, and the list that makes a blob of them."""
+"""Uploads in parts to Azure: staged blocks, and the list of them. Imports no SDK."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class AzureUpload:
 
 
 def new_series() -> str:
-    """What the names of one upload's blocks begin with, and no other's."""
+    """A prefix for the names of one upload's blocks."""
     return os.urandom(8).hex()
 
 

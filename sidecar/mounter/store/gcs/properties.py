@@ -1,8 +1,8 @@
-"""What an object of Google Cloud Storage has besides content and metadata.
+"""The properties of Google's objects, and the fields that repeat them. Imports no SDK.
 
-Source: "Objects", https://cloud.google.com/storage/docs/json_api/v1/objects. What a hold or a
-retention is about is one version; the next one has none. Grants of single objects are not seen
-without a right that few logins have, and are the bucket's default for a new version.
+Source: "Objects", https://cloud.google.com/storage/docs/json_api/v1/objects. Holds and retention
+belong to one version and are not repeated. Grants of single objects need a permission that few
+logins have to be read, so a new version gets the bucket's default.
 """
 
 from __future__ import annotations

@@ -116,17 +116,17 @@ class GcsRequests:
 
     def page(self, body: bytes) -> Page:
         """From an Objects resource."""
-        answer = json.loads(body)
-        if answer["kind"] != "storage#objects":
+        resource = json.loads(body)
+        if resource["kind"] != "storage#objects":
             raise ValueError("another resource")
         root = self._prefix
         objects = [
             object_info(item, root, known=self._with_metadata)
-            for item in answer.get("items", [])
+            for item in resource.get("items", [])
             if item["name"] != root
         ]
-        prefixes = [found[len(root) :] for found in answer.get("prefixes", [])]
-        return Page(objects, prefixes, answer.get("nextPageToken") or None)
+        prefixes = [found[len(root) :] for found in resource.get("prefixes", [])]
+        return Page(objects, prefixes, resource.get("nextPageToken") or None)
 
     def version(self, fields: Headers) -> str:
         """From the generation."""

@@ -1,7 +1,7 @@
-"""Google Cloud Storage: logs in and copies through gcsfs; the rest is done without it.
+"""Google Cloud Storage. Imports no SDK: what gcsfs does is in :mod:`.sdk`.
 
-User metadata is the object's ``metadata``; changing it in place keeps the generation, so
-that handles which pinned it go on reading.
+User metadata is the object's ``metadata``. A change in place keeps the generation, so handles
+that pinned it go on reading.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DELETE_BATCH = 1000
 _DELETED = frozenset({200, 204})
 _ABORTED = frozenset({200, 204, 499})
 _NAME_CHARACTERS = 50
-"""Of four bytes each at most, they leave room in a name of 255 bytes."""
+"""How many characters of a name, of four bytes at most, fit into another one of 255 bytes."""
 
 
 class GcsStore(HttpStore[GcsCredentials]):
@@ -158,7 +158,7 @@ class GcsStore(HttpStore[GcsCredentials]):
     def put_chunk(
         self, call: Call, location: str, content_range: str, body: Body
     ) -> BufferedResponse:
-        """One attempt at a piece of a resumable upload, which may go on (308) or not exist."""
+        """One attempt to send a piece of a resumable upload. Status 308: it goes on."""
         return self.transfer_once(
             call,
             lambda: self._gcs.put_chunk(location, content_range),
@@ -211,9 +211,9 @@ class GcsStore(HttpStore[GcsCredentials]):
         *,
         like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
-        """As :meth:`Store.patch`: what is behind the end of ``base`` is sent, and composed.
+        """As :meth:`Store.patch`: the bytes behind the end of ``base`` are sent and composed.
 
-        For a moment the new end is an object of its own beside the old one.
+        For a moment they are an object of their own beside it.
         """
         added_bytes = revision.size_bytes - base.size_bytes
         if added_bytes < 0 or any(start < base.size_bytes for start, _ in revision.changed):
@@ -273,12 +273,12 @@ class GcsStore(HttpStore[GcsCredentials]):
             **key_query(properties, "destinationKmsKeyName"),
         }
         kept = found.metadata if metadata is None else metadata
-        # All of it: the class is the bucket's unless it is said, and of what is said nothing is
-        # copied.
+        # Complete: a class that is not named is the bucket's, and a resource that is given
+        # replaces the source's.
         resource = _json(self._resource(target, kept, properties))
         while True:
             # A large copy between locations or classes takes several requests.
-            answer = self.transfer(
+            reply = self.transfer(
                 Call("copy", source),
                 lambda: self._gcs.object(
                     "POST", source, self._gcs.rewrite_to(target), query, has_json=True
@@ -286,9 +286,9 @@ class GcsStore(HttpStore[GcsCredentials]):
                 (resource,),
                 timeout=self._copying,
             ).json()
-            if answer["done"]:
-                return self.info(answer["resource"])
-            query["rewriteToken"] = answer["rewriteToken"]
+            if reply["done"]:
+                return self.info(reply["resource"])
+            query["rewriteToken"] = reply["rewriteToken"]
 
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
@@ -302,7 +302,7 @@ class GcsStore(HttpStore[GcsCredentials]):
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`, through gcsfs.
 
-        What it fails at is deleted one by one, so that it is retried and explained.
+        Keys that it fails at are deleted one by one, so that they are retried and explained.
         """
         whole = {self.full(key): key for key in keys}
         plain = [name for name in whole if is_plain(name)]
@@ -322,7 +322,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         return {**fields_of(properties), **own}
 
     def set_metadata(self, found: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
-        """Replace the metadata of this version, which stays the version it is."""
+        """Replace the metadata of this version, which keeps its generation."""
         # PATCH merges: what is to go must be named.
         gone = dict.fromkeys(found.metadata or {})
         self.transfer(

@@ -1,4 +1,4 @@
-"""Uploads in parts to Google Cloud Storage: a resumable session.
+"""Uploads in parts to Google Cloud Storage: a resumable session. Imports no SDK.
 
 Source: "Resumable uploads", https://cloud.google.com/storage/docs/performing-resumable-uploads.
 """
@@ -31,16 +31,15 @@ Pieces = Sequence[Content]
 class ResumableUpload:
     """An :class:`~sidecar.mounter.store.interface.Upload` whose bytes go in order.
 
-    Parts may be given by several threads at once: each waits until the ones before it are
-    sent. A part that failed may be sent again; one that was sent cannot be replaced. When a
-    part fails, those that wait behind it fail too, so that nobody waits for ever. A session
-    checks no condition at its end, so it is checked just before, and another writer may come
-    between.
+    Several threads may send parts at once: each waits until the parts before it are sent. A part
+    that failed may be sent again; one that was sent cannot be replaced. When a part fails, those
+    that wait behind it fail too, so that no thread waits for ever. A session checks no condition
+    at its end. So it is checked just before, and another writer may come between.
 
     Args:
         location: path and query of the session.
-        sent: sizes of the parts that a process which ended had sent; it may have sent more.
-            None for a session that was begun just now.
+        sent: sizes of the parts that an ended process had sent; it may have sent more. None for
+            a new session.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class ResumableUpload:
         self._sending = False
         self._failed = False
         self._sent_bytes = sum(sent or ())
-        # What the session has is what was sent: else it is asked before the next piece.
+        # Whether the session has exactly what was sent. Else it is asked before the next piece.
         self._sure = sent is None
         self._tail: Pieces = ()  # what is not yet a whole chunk
 
@@ -150,7 +149,7 @@ class ResumableUpload:
                 # ends the session here: there, no upload survives an outage.
                 state = self._put(call, f"bytes */{total}", ())
                 if state.status != _GOES_ON:
-                    return state  # it was complete: only the answer was lost
+                    return state  # it was finished: only the response was lost
                 first = _persisted_bytes(state)
                 if not self._sent_bytes <= first <= end:
                     raise self._store.errors.protocol("an upload lost bytes that it had")

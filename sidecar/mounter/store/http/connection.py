@@ -1,11 +1,10 @@
-"""HTTP/1.1 on one keep-alive connection: as few system calls as a request can have.
+"""HTTP/1.1 on one keep-alive connection, with few system calls. Retries nothing (RFC 9112).
 
-Of a small GET through :mod:`http.client`, half of the CPU time is the library's: an e-mail
-parser for the header, a buffered file around each response, and a poll(2) before each
-recv(2). Here a request is one send; the answer's head is found in what the first recv
-brings; and the body goes from the kernel to the caller's memory in one call however long it
-is (MSG_WAITALL), the socket being a blocking one with a time limit of its own (SO_RCVTIMEO).
-Source: RFC 9112.
+Half of the CPU time of a small GET through :mod:`http.client` is the library's: an e-mail parser
+for the header, a buffered file around each response, a poll(2) before each recv(2). Here a
+request is one send. The first recv brings the response's head. The body goes from the kernel to
+the caller's memory in one call, however long it is (MSG_WAITALL): the socket blocks, and the
+kernel limits the time (SO_RCVTIMEO).
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from http import HTTPStatus
 from sidecar.units import KIB
 
 _HEAD_BYTES = 4096
-"""Received at first: a head, and little of the body, since that is copied again."""
+"""Received at first: a head, and little of the body, because that is copied again."""
 _MAX_HEAD_BYTES = 64 * KIB
 _END_OF_HEAD = b"\r\n\r\n"
 _TIMEVAL = struct.Struct("@ll")
 
 
-class BrokenAnswer(Exception):
-    """What came is not HTTP, or not all of it came."""
+class BrokenResponse(Exception):
+    """The response is not HTTP, or not whole."""
 
 
 class Headers(dict[str, str]):
@@ -37,15 +36,15 @@ class Headers(dict[str, str]):
 
 
 class Connection:
-    """A connection of its own, used by one thread at a time.
+    """A connection, used by one thread at a time.
 
     Args:
         host: name or address.
-        tls: what checks the server's certificate; None: plain TCP.
-        timeout_s: as :meth:`set_timeout`, and for connecting.
+        tls: checks the server's certificate; None for plain TCP.
+        timeout_s: as :meth:`set_timeout`; also for connecting.
 
     Attributes:
-        is_tls: whether what is sent has to be encrypted in user space.
+        is_tls: whether data is encrypted in user space.
 
     Raises:
         OSError: refused, not resolved, not trusted, too slow.
@@ -68,7 +67,7 @@ class Connection:
         self._left = memoryview(b"")  # received, and not taken yet
 
     def set_timeout(self, timeout_s: float) -> None:
-        """How long the server may be silent, or take nothing, before TimeoutError."""
+        """For how long the server may neither send nor take anything before TimeoutError."""
         if timeout_s == self._timeout_s:
             return
         self._timeout_s = timeout_s
@@ -81,7 +80,7 @@ class Connection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def send(self, data: bytes | memoryview) -> None:
-        """All of it."""
+        """Send all of ``data``."""
         try:
             self._socket.sendall(data)
         except BlockingIOError:
@@ -89,7 +88,7 @@ class Connection:
 
     @contextlib.contextmanager
     def unblocked(self) -> Iterator[tuple[socket.socket, float]]:
-        """The socket, for sendfile(2) and poll(2), and how long its server may be silent.
+        """The socket, not blocking, for sendfile(2) and poll(2), and the time limit in seconds.
 
         Plain TCP only.
         """
@@ -100,10 +99,10 @@ class Connection:
             self._socket.setblocking(True)
 
     def response(self, *, has_body: bool = True) -> Response:
-        """The answer to what was sent, its body not read yet. Raises OSError, BrokenAnswer.
+        """The response, its body not read yet. Raises OSError, BrokenResponse.
 
         Args:
-            has_body: False for the answer to a HEAD, whose fields are those of a GET.
+            has_body: False for HEAD, whose response has the fields of a GET's.
         """
         while (response := Response(self._head(), self)).status < HTTPStatus.OK:
             pass
@@ -112,7 +111,7 @@ class Connection:
         return response
 
     def receive(self, buffer: memoryview) -> int:
-        """Fill the buffer; less where the server ended or was slow in the middle of it."""
+        """Fill the buffer. Returns fewer bytes if the server ends or stalls in the middle."""
         count = self._take(buffer)
         if count == len(buffer):
             return count
@@ -126,12 +125,12 @@ class Connection:
             raise _silent() from None
 
     def line(self) -> bytes:
-        """Up to the end of a line, without it; of the framing of a body."""
+        """The next line of a body's framing, without its end."""
         line = bytearray()
         byte = memoryview(bytearray(1))
         while not line.endswith(b"\r\n"):
             if len(line) > _HEAD_BYTES or not self.receive(byte):
-                raise BrokenAnswer("a line does not end")
+                raise BrokenResponse("a line does not end")
             line += byte
         return bytes(line[:-2])
 
@@ -147,7 +146,7 @@ class Connection:
         return count
 
     def _decrypt(self, buffer: memoryview, count: int) -> int:
-        """Fill the buffer from ``count`` on, record by record, as far as the server is quick."""
+        """Fill the buffer from ``count`` on, record by record, until the server stalls."""
         try:
             while count < len(buffer) and (more := self._socket.recv_into(buffer[count:])):
                 count += more
@@ -161,7 +160,7 @@ class Connection:
         received = bytes(self._left)
         while (end := received.find(_END_OF_HEAD)) < 0:
             if len(received) > _MAX_HEAD_BYTES:
-                raise BrokenAnswer("the header does not end")
+                raise BrokenResponse("the header does not end")
             try:
                 more = self._socket.recv(_HEAD_BYTES)
             except BlockingIOError:
@@ -174,13 +173,13 @@ class Connection:
 
 
 class Response:
-    """An answer: its status and fields, and then its body.
+    """A response that is being read: status and fields, then the body.
 
     Attributes:
         status: a number of RFC 9110.
         fields: the header.
-        length: bytes of the body that are still to come; None where that is not known.
-        chunked: whether the body says its length piece by piece.
+        length: bytes of the body that are still to come; None if that is not known.
+        chunked: whether the body comes in chunks.
         will_close: whether the connection cannot be used again.
     """
 
@@ -193,18 +192,18 @@ class Response:
         version, _, rest = first.partition(" ")
         number = rest[:3]
         if not version.startswith("HTTP/1.") or not number.isdecimal() or rest[3:4].strip():
-            raise BrokenAnswer("not an HTTP/1 status line")
+            raise BrokenResponse("not an HTTP/1 status line")
         self.status = int(number)
         self.fields = fields = Headers()
         for line in lines:
             name, colon, value = line.partition(":")
             if not colon:
-                raise BrokenAnswer("broken header")
+                raise BrokenResponse("broken header")
             fields[name.lower()] = value.strip(" \t")  # other spaces may be bytes of UTF-8
         self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
         length = fields.get("content-length", "")
         if length and not length.isdecimal():
-            raise BrokenAnswer("a length that is no number")
+            raise BrokenResponse("a length that is no number")
         self.length = int(length) if length and not self.chunked else None
         if self.status in _WITHOUT_BODY:
             self.length = 0
@@ -221,7 +220,7 @@ class Response:
         return self.length == 0
 
     def readinto(self, buffer: memoryview) -> int:
-        """The body's next bytes, as many as fit and are there; 0 at its end, early or not."""
+        """Read the body's next bytes. Returns how many; 0 at its end, which may be early."""
         if self.length == 0:
             return 0
         if self.chunked and not self._in_chunk and not self._next_chunk():
@@ -233,7 +232,7 @@ class Response:
         if self.chunked:
             self._in_chunk -= count
             if not count:
-                raise BrokenAnswer("a chunk ended early")
+                raise BrokenResponse("a chunk ended early")
             if not self._in_chunk:
                 self._connection.line()
         elif self.length is not None:
@@ -241,7 +240,7 @@ class Response:
         return count
 
     def read(self, most_bytes: int) -> bytes:
-        """The rest of the body, or its next ``most_bytes``."""
+        """The rest of the body, at most ``most_bytes``."""
         size = most_bytes if self.length is None else min(self.length, most_bytes)
         body = bytearray()
         block = memoryview(bytearray(min(size, _MAX_HEAD_BYTES)))
@@ -255,7 +254,7 @@ class Response:
     def _next_chunk(self) -> bool:
         size = self._connection.line().partition(b";")[0].strip()
         if not size or size.strip(string.hexdigits.encode()):
-            raise BrokenAnswer("a chunk has no size")
+            raise BrokenResponse("a chunk has no size")
         self._in_chunk = int(size, 16)
         if self._in_chunk:
             return True
@@ -269,9 +268,9 @@ _WITHOUT_BODY = frozenset((HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED))
 
 
 def request_head(method: str, target: str, headers: Mapping[str, str], host: str) -> bytes:
-    """The bytes that begin a request; ``host`` is for where ``headers`` name none.
+    """The request line and header. ``host`` is used unless ``headers`` has one.
 
-    Raises ValueError for what would be more than one request.
+    Raises ValueError for a line break, which would begin another request.
     """
     lines = [f"{method} {target} HTTP/1.1"]
     if "host" not in headers:
@@ -286,10 +285,10 @@ def request_head(method: str, target: str, headers: Mapping[str, str], host: str
 
 
 def _silent() -> TimeoutError:
-    """What a blocking socket means by EAGAIN: its time limit is over."""
+    """What EAGAIN means on a blocking socket: its time limit is over."""
     return TimeoutError("the server is silent")
 
 
-TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, BrokenAnswer)
+TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, BrokenResponse)
 """What a request on a connection raises: refused, reset, timed out, not resolved, not trusted,
-and answers that are not HTTP."""
+no HTTP."""

@@ -1,8 +1,8 @@
-"""What must be made anew in a forked child.
+"""Renews locks and connections in a forked child. Imports nothing of the product.
 
-A worker may fork children that read objects. A lock that another thread of the parent held
-at that moment stays locked for ever in the child, and a connection is shared with the
-parent: both are thrown away before the child runs.
+A worker forks reader processes. A lock that another thread of the parent held at that moment
+would stay locked for ever in the child, and a connection would be shared with the parent. Both are
+replaced before the child runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class ForkAware(Protocol):
     """Something with locks or connections."""
 
     def after_fork(self) -> None:
-        """Make locks anew and forget connections without closing them for the parent."""
+        """Replace locks, and forget connections without closing them."""
 
 
 _live: weakref.WeakSet[ForkAware] = weakref.WeakSet()

@@ -1,4 +1,4 @@
-"""Keep-alive connections to one endpoint, one for each request in flight."""
+"""Keep-alive connections to one endpoint, one for each request in flight. Sends nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One retry policy for everything that is asked of a store.
+"""One retry policy for all requests to a store. Knows neither HTTP nor the store.
 
-The SDKs' own retries are off, so that one budget bounds one call. An attempt returns, raises
-a :class:`~sidecar.errors.StoreError` that is final, or raises :class:`Retryable`.
+An attempt returns, raises a final :class:`~sidecar.errors.SidecarError`, or raises
+:class:`Retryable`. One budget bounds one call, because nothing below retries.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 class Retryable(Exception):
-    """An attempt failed in a way that the next one may not.
+    """An attempt failed, and the next one may work.
 
     Args:
-        error: what the caller is told when there is no next attempt.
+        error: what the caller gets if there is no next attempt.
         reason: one of the words of :meth:`StoreObserver.retried`.
-        retry_after_s: how long the store asked to wait (``Retry-After``), if it did.
+        retry_after_s: how long the store asks to wait (``Retry-After``), or None.
     """
 
     def __init__(
@@ -40,21 +40,23 @@ class Retryable(Exception):
 
 
 class Refreshable(Protocol):
-    """Credentials in use, numbered."""
+    """Credentials in use, with an epoch."""
 
     @property
     def epoch(self) -> int:
         """Grows with every refresh."""
 
     def refresh(self, seen_epoch: int) -> bool:
-        """Get newer credentials than those of ``seen_epoch``; False where there are none."""
+        """Replace the credentials of ``seen_epoch``; False if there are no newer ones."""
 
 
 class Retry:
-    """Tries until it works, or the budget is spent.
+    """Repeats an attempt until it works or the budget is spent.
 
     Args:
-        budget_s: how long an outage is waited out, from the first attempt; 0 means one attempt.
+        budget_s: time for all attempts, from the first one on; 0 means one attempt.
+        login: refreshed after AccessDenied.
+        observer: counts attempts, retries and failures.
     """
 
     def __init__(self, budget_s: float, login: Refreshable, observer: StoreObserver) -> None:
@@ -78,7 +80,7 @@ class Retry:
             raise
 
     def failed(self, operation: str, error: SidecarError) -> None:
-        """An answer turned out to be none after all."""
+        """Tell the observer that a call failed."""
         self._observer.failed(operation, error)
 
     def _run(self, operation: str, attempt: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""XML of answers, by the standard library."""
+"""Parses the XML of responses, by the standard library. Knows no document."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 _MONTHS = {name: number for number, name in enumerate(_NAMES, 1)}
 
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-"""What no document can hold, a reference to it included (XML 1.0, 2.2)."""
+"""What no document can hold, not even as a reference (XML 1.0, 2.2)."""
 _REFERENCE = re.compile("&#(?:x([0-9a-fA-F]{1,6})|([0-9]{1,7}));")
 _PRIVATE = range(0xE000, 0xF900)
 """Code points that mean nothing in Unicode."""
@@ -50,7 +50,7 @@ def parse_xml(body: bytes, root: str = "") -> tuple[ET.Element, str]:
 
 
 def _parse_forbidden(text: str) -> ET.Element:
-    """A page that the parser refuses: with other characters in place of those that XML forbids.
+    """Parse a page with other characters in place of those that XML forbids.
 
     Raises ValueError: it is no XML for another reason.
     """

@@ -1,4 +1,4 @@
-"""What an object of S3 has besides content and metadata, and the headers that repeat it.
+"""The properties of S3's objects, and the headers that repeat them. Imports no SDK.
 
 Source: "HeadObject", "CopyObject", "GetObjectTagging", "GetObjectAcl" and
 "GetBucketOwnershipControls", https://docs.aws.amazon.com/AmazonS3/latest/API/.
@@ -55,7 +55,7 @@ _REFUSED = (AccessDenied, Unsupported, StoreProtocolError)
 
 
 def properties_in(fields: Mapping[str, str]) -> Properties:
-    """From the answer to HEAD."""
+    """From the response to HEAD."""
     return _shown(tuple(map(fields.get, _SHOWN)))
 
 
@@ -73,12 +73,12 @@ def _shown(values: tuple[str | None, ...]) -> Properties:
 
 
 class S3Properties:
-    """Says again what an object has, for one bucket. Safe to use from any thread.
+    """The headers that repeat properties, for one bucket. Safe to use from any thread.
 
-    Content headers, storage class and encryption come with every HEAD, as does the number of
-    tags: only where there are some, one request asks for them. That an object has grants is said
-    nowhere, and a request for each save would be too dear; so the bucket is asked once whether
-    ACLs are in use, which they are not in buckets made since April 2023 unless somebody said so.
+    HEAD brings content headers, storage class, encryption and the number of tags. One request
+    fetches the tags if there are any. Nothing says whether an object has grants, and a request
+    for each save would be too dear. So the bucket is asked once whether ACLs are in use; in
+    buckets made since April 2023 they are not unless an owner chose so.
     """
 
     def __init__(self, store: S3Store, requests: S3Requests) -> None:
@@ -102,7 +102,7 @@ class S3Properties:
         """For CopyObject, which takes tags along by itself.
 
         Args:
-            replace: other metadata are given, and then the content headers stay behind, too.
+            replace: other metadata are given; then CopyObject drops the content headers too.
         """
         properties = self._store.properties_of(source)
         names = (*_CONTENT, _REDIRECT) if replace else (_REDIRECT,)
@@ -138,7 +138,7 @@ class S3Properties:
         return urlencode(tags, quote_via=quote)
 
     def _grants(self, key: str) -> dict[str, str]:
-        """The headers that give an object's grants; none where only its owner has any."""
+        """The headers that repeat an object's grants; none if only its owner has any."""
         try:
             root, ns = self._ask(key, "acl", "AccessControlPolicy")
         except NotFound:
@@ -164,7 +164,7 @@ class S3Properties:
             return self._has_acls
 
     def _bucket_has_acls(self) -> bool:
-        """False as well where that cannot be found out."""
+        """Whether ACLs are in use; False if that cannot be found out."""
         try:
             reply = self._store.transfer(Call("head"), self._requests.ownership, (), {200, 404})
         except AccessDenied:

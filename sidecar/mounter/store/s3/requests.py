@@ -182,7 +182,7 @@ class S3Requests:
         return page
 
     def parse_head(self, key: str, fields: Headers) -> ObjectInfo:
-        """From the answer to HEAD. Raises ValueError, LookupError for missing fields."""
+        """From the response to HEAD. Raises ValueError, LookupError for missing fields."""
         size_bytes = int(fields["content-length"])
         mtime_s = http_time_s(fields["last-modified"])
         metadata = {
@@ -194,7 +194,7 @@ class S3Requests:
         return ObjectInfo(key, size_bytes, mtime_s, version, metadata, properties_in(fields))
 
     def version(self, fields: Headers) -> str:
-        """From the ETag, or what takes its place."""
+        """From the ETag, or else from time and size."""
         etag, modified = fields.get("etag"), fields.get("last-modified")
         if etag_of(etag) or not modified:
             return etag_of(etag)
@@ -216,7 +216,7 @@ class S3Requests:
         )
 
     def redirect(self, fields: Headers) -> Endpoint | None:
-        """AWS names the bucket's region when it was asked in another one."""
+        """The endpoint in the bucket's region, which AWS names to who asks in another one."""
         region = fields.get("x-amz-bucket-region", "")
         if self._login.credentials.endpoint_url or region in {"", self._region}:
             return None

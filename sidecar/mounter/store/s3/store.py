@@ -176,11 +176,11 @@ class S3Store(HttpStore[S3Credentials]):
     def conditionally(
         self, key: str, condition: Condition | None, write: Callable[[Mapping[str, str]], T]
     ) -> T:
-        """What ``write`` makes of the headers that say a condition; raises what it raises.
+        """What ``write`` returns, called with the headers that state a condition.
 
-        Ceph's gateway compares ``If-Match`` of a write with the ETag without its quotes. So where
-        the condition fails although the object is that version, it is said the other way, and so
-        from then on if that is understood. The store checks it in both.
+        Ceph's gateway compares ``If-Match`` of a write with the ETag without its quotes. So if
+        the condition fails although the object is that version, it is sent the other way, and
+        that way from then on if it works. The store checks it both times.
         """
         quoted = self._quotes_etags
         try:
@@ -336,17 +336,17 @@ class S3Store(HttpStore[S3Credentials]):
             raise
 
     def _copies_ranges_of(self, key: str) -> bool:
-        """Whether parts are made of an object's ranges, as far as it is known.
+        """Whether parts can be copied from an object's ranges, as far as it is known.
 
-        Ceph's gateway decodes the name of the source twice, and so takes another object's bytes
-        where the name looks as if it were escaped.
+        Ceph's gateway decodes the name of the source twice, so it takes another object's bytes
+        if the name looks escaped.
         """
         name = self.full(key)
         unescaped = not self._login.credentials.endpoint_url or unquote(name) == name
         return self._copies_parts and unescaped
 
     def _check_source(self, source: ObjectInfo) -> None:
-        """Raises Stale, or NotFound, where ranges may have been copied from another version.
+        """Raise Stale or NotFound if ranges may have been copied from another version.
 
         AWS checks the condition of each copy; Ceph's gateway takes it and does not.
         """
@@ -396,7 +396,7 @@ class S3Store(HttpStore[S3Credentials]):
         return found
 
     def _found(self, key: str, provisional: str) -> ObjectInfo:
-        """The object as it is read. Raises NotFound, and Stale where it is another one."""
+        """The object by the store's version. Raises NotFound, and Stale if it is another one."""
         found = self.head(key)
         if not self._is_version(found, provisional):
             raise self.errors.stale(key)

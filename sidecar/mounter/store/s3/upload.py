@@ -182,18 +182,18 @@ class S3Upload:
         Args:
             source: headers that name it, and its condition.
 
-        Raises Unsupported for a server that takes it for an empty part, as rclone does.
+        Raises Unsupported if the server takes it for an empty part, as rclone does.
         """
-        answer = self._store.request_slow(
+        response = self._store.request_slow(
             Call("copy", self._key),
             "PUT",
             self._key,
             {"partNumber": str(number), **self._query},
             {**source, "x-amz-copy-source-range": f"bytes={first}-{last}"},
         )
-        if "ETag" not in answer.fields:
+        if "ETag" not in response.fields:
             raise Unsupported(f"{self._store.errors} copies no ranges")
-        self._note_part(number, answer.fields["ETag"], last - first + 1)
+        self._note_part(number, response.fields["ETag"], last - first + 1)
 
     def complete(
         self,
@@ -220,15 +220,15 @@ class S3Upload:
             )
 
         try:
-            answer = self._store.conditionally(self._key, condition, write)
+            response = self._store.conditionally(self._key, condition, write)
         except NotFound:
             self._own.discard(self._query["uploadId"])
             return self._completed_before([etag for _, (etag, _) in sent])
         self._own.discard(self._query["uploadId"])
         size_bytes = sum(size for _, (_, size) in sent)
-        etag = etag_of(answer.fields.get("ETag"))
+        etag = etag_of(response.fields.get("ETag"))
         return self._store.made_of_parts(
-            self._key, etag, size_bytes, answer.date_s, self._metadata, self._properties
+            self._key, etag, size_bytes, response.date_s, self._metadata, self._properties
         )
 
     def abort(self) -> None:
@@ -244,12 +244,12 @@ class S3Upload:
         return etag
 
     def _check_there(self) -> None:
-        """Raises NotFound for an upload that is gone: Ceph's gateway then fails to complete it."""
+        """Raise NotFound if the upload is gone: Ceph's gateway fails to complete it then."""
         query = {**self._query, "max-parts": "1"}
         self._store.request(Call("list", self._key), "GET", self._key, query)
 
     def _completed_before(self, etags: list[str]) -> ObjectInfo:
-        """The upload is gone: perhaps because an attempt worked whose answer was lost."""
+        """The object, if an attempt to complete the upload worked whose response was lost."""
         digest = hashlib.md5(usedforsecurity=False)
         for etag in etags:
             digest.update(bytes.fromhex(etag.strip('"')))
