@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sidecar.errors import Stale
+from sidecar.errors import NotFound, Stale
+from sidecar.mounter.filesystem.inodes import ROOT
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
 
@@ -121,3 +124,33 @@ def test_a_file_that_is_written_is_renamed_over_another_one(store: Meeting, view
     view.fs.release(handle)
     assert view.read("other") == b"CONTENT"
     assert view.metric("mount_sidecar_overwritten_versions_total") == 0
+
+
+def test_absent_names_expire_while_others_are_made(store: Meeting, view: View) -> None:
+    """Absent names expire in one thread while others of them are made in another."""
+    view.names()
+    absent = [f"absent-{number}" for number in range(2_000)]
+    for name in absent:
+        with pytest.raises(NotFound):
+            view.inode(name)
+    ended = threading.Event()
+
+    def expire() -> None:
+        while not ended.is_set():
+            view.fs.namespace.drop_expired()
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            expiring = threads.submit(expire)
+            old = "file"
+            for new in absent[:200]:
+                view.rename(old, new)
+                assert view.fs.absence_ttl_s(ROOT, new) == 0
+                old = new
+            ended.set()
+            expiring.result()
+    finally:
+        ended.set()
+        sys.setswitchinterval(interval_s)

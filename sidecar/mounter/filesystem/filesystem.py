@@ -316,7 +316,7 @@ class FileSystem:
         self._journal.intend(("create",))
         with self.namespace.inodes.lock:
             file = self.files.create(directory, name, attributes, exclusive=bool(flags & os.O_EXCL))
-            directory.negative.pop(name, None)
+            directory.negative.discard(name)
             directory.mtime_ns = time.time_ns()
             entry = self.namespace.enter(file)
         return entry, self.files.open(file, is_writable(flags))

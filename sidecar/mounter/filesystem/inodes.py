@@ -17,6 +17,7 @@ from sidecar.errors import NodeForgotten
 from sidecar.mounter.filesystem.journal import LOOKUP, Journal, Record
 from sidecar.mounter.filesystem.listing import Changes, Listing
 from sidecar.mounter.filesystem.names import LINK_SUFFIX
+from sidecar.mounter.filesystem.negative_cache import NegativeCache
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.writing.spool import SpoolFile
 
@@ -66,6 +67,7 @@ class Directory(Inode):
         children: the inodes below that somebody knows, by name.
         listing: the last reading of it.
         kept: made or emptied through this mount, so that it exists without any object.
+        negative: names of it that do not exist.
         misses: names asked for one by one since the last listing.
         missed_s: how long the store took to answer for them.
         entered_s: when a directory of it was last read (monotonic).
@@ -97,7 +99,7 @@ class Directory(Inode):
         self.misses = 0
         self.missed_s = 0.0
         self.entered_s = float("-inf")
-        self.negative: dict[str, float] = {}
+        self.negative = NegativeCache()
         self.mtime_ns = mtime_ns
         self.attributes: dict[str, int] = {}
         self.attributes_until_s = 0.0

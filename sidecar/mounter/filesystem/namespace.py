@@ -36,7 +36,7 @@ _TOOK_BELIEVED_S = 60.0
 """How long it is believed that a directory takes as long to list as it took."""
 _REST_MISSES = 3
 """After so many names that a first page does not tell, the others are likely to be asked for."""
-_NEGATIVE_NAMES = 10_000
+_LOGGED_KEYS = 10_000
 _FIRST_ENTRY_OFFSET = 2
 _LOCAL_OFFSET = 1 << 40
 """Where the lines begin that only this mount has, so that a listing may grow before them."""
@@ -182,7 +182,7 @@ class Namespace:
         child = parent.children.get(name)
         if child is not None and (_is_local(child) or child.fresh_until_s > now_s):
             return child
-        if parent.negative.get(name, 0.0) > now_s:
+        if parent.negative.holds(name, now_s):
             raise NotFound(f"`{parent.key}{name}`")
         check_name(name)
         listing = parent.listing
@@ -196,7 +196,7 @@ class Namespace:
 
     def absence_ttl_s(self, parent: Directory, name: str) -> float:
         """For how much longer a name that was not found is known not to exist."""
-        return max(0.0, parent.negative.get(name, 0.0) - time.monotonic())
+        return parent.negative.remaining_s(name)
 
     def exists(self, parent: Directory, name: str) -> bool:
         """Whether a name is taken."""
@@ -505,7 +505,7 @@ class Namespace:
 
     def changed(self, parent: Directory, name: str, exists: bool, remote: Remote) -> None:
         """Tell everything that remembers the directory what the store now has there."""
-        parent.negative.pop(name, None)
+        parent.negative.discard(name)
         parent.changes.made(name, exists, remote)
         self._remembering.add(parent)
         parent.mtime_ns = time.time_ns()
@@ -663,9 +663,7 @@ class Namespace:
                 if child is not None:
                     self.inodes.detach(child)
                     self.on_remote_change(child)
-                if len(parent.negative) >= _NEGATIVE_NAMES:
-                    parent.negative.clear()
-                parent.negative[name] = fresh_until_s
+                parent.negative.add(name, fresh_until_s)
                 self._remembering.add(parent)
                 raise NotFound(f"`{parent.key}{name}`")
             if remote is None:
@@ -728,7 +726,7 @@ class Namespace:
             if of_use_s <= now_s:
                 directory.listing, expired = listing.without_names(), listing
         directory.changes.forget_before(now_s - _LATE_CHANGES_S)
-        directory.negative = {n: s for n, s in directory.negative.items() if s > now_s}
+        directory.negative.drop_expired(now_s)
         listed = directory.listing is not None and directory.listing.names
         if not (listed or directory.changes or directory.negative):
             self._remembering.discard(directory)
@@ -739,7 +737,7 @@ class Namespace:
         with self._hidden_lock:
             if key in self._hidden_logged:
                 return
-            if len(self._hidden_logged) < _NEGATIVE_NAMES:
+            if len(self._hidden_logged) < _LOGGED_KEYS:
                 self._hidden_logged.add(key)
         log.warning("key left out: %r (%s)", key, reason)
 
