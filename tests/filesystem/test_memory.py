@@ -47,7 +47,7 @@ def test_a_large_listing_is_freed_when_nobody_reads_it_and_nobody_believes_it(
     reading = view.fs.open_directory(ROOT)
     lines = view.fs.read_directory(reading, 0)
     names = [next(lines).name for _ in range(NAMES // 2)]
-    view.fs.namespace.drop_expired()
+    view.fs.namespace.directory_cache.drop_expired()
     names += [line.name for line in lines]  # who reads it reads on
     assert len(names) == len(set(names)) == NAMES + 2
     del names
@@ -55,7 +55,7 @@ def test_a_large_listing_is_freed_when_nobody_reads_it_and_nobody_believes_it(
     del lines
     listed = tracemalloc.get_traced_memory()[0] - before
     assert listed > NAMES * 100
-    view.fs.namespace.drop_expired()
+    view.fs.namespace.directory_cache.drop_expired()
     assert tracemalloc.get_traced_memory()[0] - before < listed / 20
     # A name that is asked for then does not list it all again.
     lists = store.requests["list"]
@@ -72,7 +72,7 @@ def test_what_is_believed_stays(tmp_path: Path) -> None:
         view.inode("absent")
     view.write("new", b"x")
     requests = dict(store.requests)
-    view.fs.namespace.drop_expired()
+    view.fs.namespace.directory_cache.drop_expired()
     assert view.names() == ["file", "new"]
     with pytest.raises(NotFound):
         view.inode("absent")
@@ -87,7 +87,7 @@ def test_who_has_asked_a_listing_still_has_all_of_it(tmp_path: Path) -> None:
     view.names()
     listing = view.fs.namespace.inodes.root.listing
     assert listing is not None
-    view.fs.namespace.drop_expired()
+    view.fs.namespace.directory_cache.drop_expired()
     assert view.fs.namespace.inodes.root.listing is not listing
     assert listing.covers("file")
     assert "file" in listing.entries

@@ -137,7 +137,7 @@ def test_absent_names_expire_while_others_are_made(store: Meeting, view: View) -
 
     def expire() -> None:
         while not ended.is_set():
-            view.fs.namespace.drop_expired()
+            view.fs.namespace.directory_cache.drop_expired()
 
     interval_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

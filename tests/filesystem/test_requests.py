@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.errors import NotFound, WouldBlock
 from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.namespace import RELIST_MISSES
+from sidecar.mounter.filesystem.name_resolver import RELIST_MISSES
 from sidecar.mounter.store.interface import Page
 from tests.filesystem.view import LateStore, PagedStore, SlowPagesStore, View
 from tests.support.memory_store import MemoryStore

@@ -68,7 +68,7 @@ class DirectoryRename:
         except SidecarError:
             self._undo(inode.id, old, new)
             raise
-        self._namespace.move_directory(inode, target, name, copied)
+        self._namespace.rename_directory(inode, target, name, copied)
         self._delete(old, copied)
         self._end(inode.id)
 

@@ -64,6 +64,7 @@ from sidecar.mounter.filesystem.journal import (
     ReplayedRequest,
     UnsavedFile,
 )
+from sidecar.mounter.filesystem.listing import REMOTE_DIRECTORY
 from sidecar.mounter.filesystem.names import (
     LINK_SUFFIX,
     NAME_MAX_BYTES,
@@ -71,8 +72,14 @@ from sidecar.mounter.filesystem.names import (
     is_link_key,
     is_probe_key,
 )
-from sidecar.mounter.filesystem.namespace import DirectoryEntry, Namespace, OpenDirectory
+from sidecar.mounter.filesystem.namespace import Namespace
 from sidecar.mounter.filesystem.open_files import OpenFiles, is_writable
+from sidecar.mounter.filesystem.readdir import (
+    DirectoryEntry,
+    OpenDirectory,
+    from_journal,
+    to_journal,
+)
 from sidecar.mounter.filesystem.subtree_locks import is_at_or_below
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.object_reader import ReadResult
@@ -142,13 +149,13 @@ class FileSystem:
         """The inode of a name, counted as held until :meth:`forget`. Raises NotFound."""
         directory = self.namespace.directory(parent)
         inode = self.namespace.find(directory, name, wait=wait)
-        self.namespace.complete(inode, wait=wait)
+        self.namespace.attributes.load(inode, wait=wait)
         return self.namespace.enter(inode)
 
     def absence_ttl_s(self, parent: int, name: str) -> float:
         """For how much longer a name that was not found is known not to exist."""
         try:
-            return self.namespace.absence_ttl_s(self.namespace.directory(parent), name)
+            return self.namespace.directory(parent).negative.remaining_s(name)
         except (NodeForgotten, NotADirectory):
             return 0.0
 
@@ -160,7 +167,7 @@ class FileSystem:
         """stat(2) of an inode."""
         inode = self.namespace.inodes.get(inode_id)
         self.namespace.refresh(inode, wait=wait)
-        self.namespace.complete(inode, wait=wait)
+        self.namespace.attributes.load(inode, wait=wait)
         return self.namespace.entry(inode)
 
     def set_attributes(
@@ -169,8 +176,8 @@ class FileSystem:
         """chmod, chown, utimensat and truncate(2): ``changes`` has mode, uid, gid, mtime_ns."""
         self._check_writable()
         inode = self.namespace.inodes.get(inode_id)
-        with self.namespace.subtrees.shared(inode):
-            self.namespace.complete(inode)
+        with self.namespace.subtree_locks.shared(inode):
+            self.namespace.attributes.load(inode)
             if isinstance(inode, Directory):
                 if size_bytes is not None:
                     raise IsADirectory(f"`{inode.key}`")
@@ -200,7 +207,7 @@ class FileSystem:
 
     def open_directory(self, inode_id: int) -> int:
         """opendir(3): a handle that reads one state of the directory."""
-        opened = self.namespace.open_directory(self.namespace.directory(inode_id))
+        opened = OpenDirectory.open(self.namespace, self.namespace.directory(inode_id))
         with self.namespace.inodes.lock:
             handle = self._next_directory
             self._next_directory += 1
@@ -212,11 +219,11 @@ class FileSystem:
         self, handle: int, offset: int, *, wait: bool = True
     ) -> Iterator[DirectoryEntry]:
         """The lines behind ``offset``. Raises InvalidArgument for an unknown handle."""
-        return self.namespace.read_directory(self._opened_directory(handle), offset, wait=wait)
+        return self._opened_directory(handle).read(offset, wait=wait)
 
     def enter(self, handle: int, names: Sequence[str]) -> list[Entry | None]:
         """:meth:`lookup` of lines that were just read; None for a name that is gone again."""
-        return self.namespace.enter_lines(self._opened_directory(handle), names)
+        return self._opened_directory(handle).enter(names)
 
     def release_directory(self, handle: int) -> None:
         """closedir(3)."""
@@ -226,10 +233,10 @@ class FileSystem:
     def give_lines(self, handle: int, end: int) -> None:
         """The lines up to offset ``end`` are about to be given to the kernel."""
         opened = self._opened_directory(handle)
-        names = opened.give(end)
-        start = len(opened.given) - len(names)
+        names = opened.note_returned(end)
+        start = len(opened.returned) - len(names)
         if names or not start:  # at the beginning, perhaps again: what was given is forgotten
-            self._journal.write(("lines", handle, start, names))
+            self._journal.write(("lines", handle, start, to_journal(names)))
 
     def make_directory(
         self, parent: int, name: str, mode: int | None = None, caller: Caller | None = None
@@ -242,7 +249,7 @@ class FileSystem:
         """
         self._check_writable()
         directory = self.namespace.directory(parent)
-        with self.namespace.subtrees.shared(directory):
+        with self.namespace.subtree_locks.shared(directory):
             return self._make_directory(directory, name, mode, caller)
 
     def _make_directory(
@@ -261,15 +268,15 @@ class FileSystem:
         with self.namespace.inodes.lock:
             inode = self.namespace.inodes.add_directory(directory, name, time.time_ns())
             inode.kept = True
-            self.namespace.take_directory_attributes(inode, attributes)
-            self.namespace.changed(directory, name, True, None)
+            self.namespace.attributes.set_of_directory(inode, attributes)
+            self.namespace.apply_change(directory, name, REMOTE_DIRECTORY)
             return self.namespace.enter(inode)
 
     def remove_directory(self, parent: int, name: str) -> None:
         """rmdir(2). Raises NotADirectory, NotEmpty."""
         self._check_writable()
         directory = self.namespace.directory(parent)
-        with self.namespace.subtrees.shared(directory):
+        with self.namespace.subtree_locks.shared(directory):
             self._remove_directory(directory, name)
 
     def _remove_directory(self, directory: Directory, name: str) -> None:
@@ -284,7 +291,7 @@ class FileSystem:
             for key in {*remains, inode.key}:
                 self._store.delete(key)
             inode.kept = False
-            self.namespace.changed(directory, name, False, None)
+            self.namespace.apply_removal(directory, name)
             self.namespace.inodes.detach(inode)
         self._keep(directory)
 
@@ -309,7 +316,7 @@ class FileSystem:
             # With an intent a dead worker made it, for this very request.
             if flags & os.O_EXCL and self._journal.intent() is None:
                 raise FileExists(f"`{inode.key}`")
-            self.namespace.complete(inode)
+            self.namespace.attributes.load(inode)
             return self.namespace.enter(inode), self.open(inode.id, flags)
         self._check_file_name(directory, name)
         attributes = self._attributes_of_new(directory, stat.S_IFREG | stat.S_IMODE(mode), caller)
@@ -362,7 +369,7 @@ class FileSystem:
         if not isinstance(inode, File):
             self._refuse_to_open(inode)
         if writable or truncate:
-            self.namespace.complete(inode)  # what it keeps is kept when it is written
+            self.namespace.attributes.load(inode)  # what it keeps is kept when it is written
         return self.files.open(inode, writable, truncate=truncate, backing_id=backing_id, wait=wait)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
@@ -370,7 +377,7 @@ class FileSystem:
         try:
             return self.files.read(handle, offset, size, wait=wait)
         except Stale:
-            self.namespace.doubt(self.files.get(handle).inode)
+            self.namespace.invalidate(self.files.get(handle).inode)
             raise
 
     def pinned(self, handle: int) -> ObjectInfo | None:
@@ -393,7 +400,7 @@ class FileSystem:
         The inode where the kernel may believe in the name still, else None.
         """
         inode = self.namespace.inodes.find(inode_id)
-        return inode if inode is not None and self.namespace.doubt(inode) else None
+        return inode if inode is not None and self.namespace.invalidate(inode) else None
 
     @property
     def has_cache(self) -> bool:
@@ -405,12 +412,13 @@ class FileSystem:
         inode = self.files.get(handle).inode
         if self.files.takes(handle, offset, len(data)):
             return self.files.write(handle, offset, data)
-        with self.namespace.subtrees.shared(inode):  # an object is read or made first, by its key
+        # An object is read or made first, by its key.
+        with self.namespace.subtree_locks.shared(inode):
             return self.files.write(handle, offset, data)
 
     def flush(self, handle: int) -> None:
         """close(2), fsync(2), fdatasync(2): the store has the bytes, or an error says why not."""
-        with self.namespace.subtrees.shared(self.files.get(handle).inode):
+        with self.namespace.subtree_locks.shared(self.files.get(handle).inode):
             self.files.flush(handle)
 
     def release(self, handle: int, *, wait: bool = True) -> None:
@@ -421,7 +429,7 @@ class FileSystem:
         """unlink(2). Who has the file open goes on reading it."""
         self._check_writable()
         directory = self.namespace.directory(parent)
-        with self.namespace.subtrees.shared(directory):
+        with self.namespace.subtree_locks.shared(directory):
             self._unlink(directory, name)
 
     def _unlink(self, directory: Directory, name: str) -> None:
@@ -434,7 +442,7 @@ class FileSystem:
                 self._unlink_file(inode, directory, name)
             else:
                 self._store.delete(inode.object_key)
-                self.namespace.changed(directory, name, False, None)
+                self.namespace.apply_removal(directory, name)
                 self.namespace.inodes.detach(inode)
         self._keep(directory)
 
@@ -446,7 +454,7 @@ class FileSystem:
         """
         self._check_writable()
         directory = self.namespace.directory(parent)
-        with self.namespace.subtrees.shared(directory):
+        with self.namespace.subtree_locks.shared(directory):
             return self._symlink(directory, name, target, caller)
 
     def _symlink(
@@ -471,7 +479,7 @@ class FileSystem:
             inode.target = target
             inode.attributes.update(attributes)
             inode.fresh_until_s = time.monotonic() + self.namespace.ttl_s
-            self.namespace.changed(directory, name, True, remote)
+            self.namespace.apply_change(directory, name, remote)
             return self.namespace.enter(inode)
 
     def read_link(self, inode_id: int, *, wait: bool = True) -> bytes:
@@ -503,7 +511,7 @@ class FileSystem:
         if flags & ~RENAME_NOREPLACE:
             raise InvalidArgument(f"rename flags {flags:#x}")
         source, target = self.namespace.directory(parent), self.namespace.directory(new_parent)
-        with self.namespace.subtrees.shared(source, target):
+        with self.namespace.subtree_locks.shared(source, target):
             if self._rename_object(source, name, target, new_name, flags):
                 return
         self._rename_directory(source, name, target, new_name, flags)
@@ -569,9 +577,9 @@ class FileSystem:
             try:
                 inode.remote = self._copy(inode.remote, copy_key)
             except Stale:
-                self.namespace.doubt(inode)
+                self.namespace.invalidate(inode)
                 raise
-            self.namespace.changed(target, new_name, True, inode.remote)
+            self.namespace.apply_change(target, new_name, inode.remote)
         self.namespace.inodes.move(inode, target, new_name)
 
     def _rename_directory(
@@ -579,7 +587,7 @@ class FileSystem:
     ) -> None:
         intent = self._journal.intent()
         if intent is not None and self._was_moved(intent, target, new_name):
-            with self.namespace.subtrees.shared(source, target):
+            with self.namespace.subtree_locks.shared(source, target):
                 if intent[1] in self._moves.unfinished:
                     self._moves.complete(intent[1])
                 self._keep(source)
@@ -588,7 +596,7 @@ class FileSystem:
         assert isinstance(inode, Directory)
         if is_at_or_below(target, inode):
             raise InvalidArgument(f"`{inode.key}` cannot go into itself")
-        with self.namespace.subtrees.exclusive(inode, source, target):
+        with self.namespace.subtree_locks.exclusive(inode, source, target):
             replaced = self._find_or_none(target, new_name)
             if replaced is not None and intent is None:
                 self._check_replaceable(replaced, flags)
@@ -664,8 +672,8 @@ class FileSystem:
                 handles[number] = (inode, writable, backing_id)
         self.files.restore(handles, held.last_handle)
         for number, (inode_id, given) in held.directories.items():
-            self._directories[number] = self.namespace.resume_directory(
-                self.namespace.directory(inode_id), given
+            self._directories[number] = OpenDirectory.resume(
+                self.namespace, self.namespace.directory(inode_id), from_journal(given)
             )
         self._next_directory = held.last_directory + 1
         self._moves.unfinished = dict(held.moves)
@@ -711,7 +719,7 @@ class FileSystem:
         """What is left of moves whose system call ended, or whose program did."""
         for number in list(self._moves.unfinished):
             inode = self.namespace.inodes.find(number)
-            with self.namespace.subtrees.shared(inode or self.namespace.inodes.root):
+            with self.namespace.subtree_locks.shared(inode or self.namespace.inodes.root):
                 if number in self._moves.unfinished:
                     try:
                         self._moves.finish(number)
@@ -738,7 +746,7 @@ class FileSystem:
             *self.files.records(),
             *self._moves.records(),
             *(
-                ("opendir", handle, opened.directory.id, list(opened.given))
+                ("opendir", handle, opened.directory.id, to_journal(list(opened.returned)))
                 for handle, opened in list(self._directories.items())
             ),
         ]
@@ -782,8 +790,8 @@ class FileSystem:
     ) -> dict[str, int]:
         """What something new in a directory keeps; asks for the directory's where unknown."""
         owner = self.namespace.owner
-        self.namespace.complete(directory)
-        parent = self.namespace.attributes(directory)
+        self.namespace.attributes.load(directory)
+        parent = self.namespace.attributes.of(directory)
         return of_new(owner, parent, type_mode, caller or Caller(owner.uid, owner.gid))
 
     def _find_or_none(self, directory: Directory, name: str) -> Inode | None:
@@ -796,7 +804,7 @@ class FileSystem:
         with inode.lock, self.files.losing_name(inode):
             if inode.remote is not None:
                 self._store.delete(inode.key)
-            self.namespace.changed(directory, name, False, None)
+            self.namespace.apply_removal(directory, name)
             self.namespace.inodes.detach(inode)
 
     def _copy(self, remote: ObjectInfo, new_key: str) -> ObjectInfo:
@@ -820,7 +828,7 @@ class FileSystem:
                 if inode.spool is not None and inode.spool.dirty and must_save:
                     self.files.save(inode)  # before what it replaces is deleted
                 self._delete_all(other_key, old_key if had_object else "")
-        self.namespace.changed(source, name, False, None)
+        self.namespace.apply_removal(source, name)
 
     def _delete_all(self, *keys: str) -> None:
         for key in keys:
@@ -839,7 +847,7 @@ class FileSystem:
         except NotFound:
             if self._journal.intent() is None:
                 raise
-            self.namespace.changed(directory, name, False, None)
+            self.namespace.apply_removal(directory, name)
             return None
 
     def _check_file_name(self, directory: Directory, name: str) -> None:
@@ -860,7 +868,7 @@ class FileSystem:
 
     def _is_current(self, inode: Inode, changes: Mapping[str, int]) -> bool:
         """Whether the changes say what is so already: chown to the owner, say."""
-        now = self.namespace.attributes(inode)
+        now = self.namespace.attributes.of(inode)
         current = {
             "mode": stat.S_IMODE(now.mode),
             "uid": now.uid,
@@ -878,10 +886,10 @@ class FileSystem:
         if inode.parent is not None and not inode.detached:
             key = inode.object_key
             most = self._store.limits.max_metadata_bytes
-            kept = inode.remote.metadata  # known by now: Namespace.complete
+            kept = inode.remote.metadata  # known by now: InodeAttributes.load
             metadata = beside_metadata(kept, inode.attributes, stat.S_IFREG, most)
             inode.remote = self._store.copy(key, key, metadata=metadata)
-            self.namespace.changed(inode.parent, inode.name, True, inode.remote)
+            self.namespace.apply_change(inode.parent, inode.name, inode.remote)
         self.namespace.inodes.note(inode)
 
     def _set_directory_attributes(self, inode: Directory, changes: Mapping[str, int]) -> None:
@@ -898,7 +906,7 @@ class FileSystem:
             self._write_marker(inode, attributes)
             with self.namespace.inodes.lock:
                 inode.kept = True
-                self.namespace.take_directory_attributes(inode, attributes)
+                self.namespace.attributes.set_of_directory(inode, attributes)
                 # Also where the object keeps this time already, and names have moved it since.
                 inode.mtime_ns = changes.get("mtime_ns", inode.mtime_ns)
                 self.namespace.inodes.note(inode)
@@ -941,7 +949,7 @@ class FileSystem:
         if directory.parent is None or directory.kept:
             return
         listing = directory.listing
-        if listing is not None and listing.complete and (listing.entries or listing.has_marker):
+        if listing is not None and listing.fully_loaded and (listing.entries or listing.has_marker):
             return
         page = self._store.list_page(directory.key, limit=1)
         if not page.objects and not page.prefixes:

@@ -1,10 +1,10 @@
-"""Inodes: what the kernel knows by a number. The table of those it holds.
+"""Inodes, and the table of those that the kernel or a handle holds. Asks the store for nothing.
 
-One inode is one version of one object. When an object changes in the bucket behind this
-mount's back, its name gets a new inode, and the old one lives on, detached, for those who
-hold it open: no reader ever sees two versions through one inode, and the kernel's cached
-pages of an inode are right for ever (fs/fuse/inode.c truncates them when a size changes,
-which would show a reader the end of the new version in the middle of the old one).
+One inode is one version of one object. When another writer changes an object in the bucket, its
+name gets a new inode. The old one lives on without a name for those who hold it open. So no
+reader sees two versions through one inode, and the pages of an inode that the kernel caches are
+always right. (With one inode for both, fs/fuse/inode.c would truncate the pages to the new size,
+and a reader would find the end of the new version in the middle of the old one.)
 A change through this mount keeps the inode, as POSIX wants.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sidecar.errors import NodeForgotten
 from sidecar.mounter.filesystem.journal import LOOKUP, Journal, Record
-from sidecar.mounter.filesystem.listing import Changes, Listing
+from sidecar.mounter.filesystem.listing import Listing, ListingCost, RecentChanges
 from sidecar.mounter.filesystem.names import LINK_SUFFIX
 from sidecar.mounter.filesystem.negative_cache import NegativeCache
 from sidecar.mounter.store.interface import ObjectInfo
@@ -29,9 +29,9 @@ class Inode:
     """What directories, files and links share.
 
     Attributes:
-        lookups: how many times the kernel was given this inode and has not forgotten it.
+        lookups: how many lookups of it the kernel was given and has not forgotten.
         detached: no name leads here any more (deleted, replaced, or changed remotely).
-        fresh_until_s: until when (monotonic) the store need not be asked again.
+        fresh_until_s: until when its name counts without asking the store (monotonic).
     """
 
     __slots__ = ("detached", "fresh_until_s", "id", "lookups", "name", "parent")
@@ -56,23 +56,30 @@ class Inode:
 
     @property
     def object_key(self) -> str:
-        """The key of the object that it is in the store."""
+        """The key of its object in the store."""
         return self.key
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this mount knows more about it than the store does."""
+        return False
 
 
 class Directory(Inode):
     """A directory.
 
     Attributes:
-        children: the inodes below that somebody knows, by name.
-        listing: the last reading of it.
+        children: the inodes in it that somebody holds, by name.
         kept: made or emptied through this mount, so that it exists without any object.
-        negative: names of it that do not exist.
+        listing: the last one; None before the first, and when it has expired.
+        expired_listing_cost: of the last one that expired; None before.
+        changes: what this mount changed in it.
+        negative: names that it does not have.
         misses: names asked for one by one since the last listing.
-        missed_s: how long the store took to answer for them.
-        entered_s: when a directory of it was last read (monotonic).
+        misses_took_s: how long the store took to answer for them.
+        last_opened_s: when a directory in it was last opened (monotonic).
         attributes: mode, uid, gid and mtime_ns that its object keeps, by name.
-        attributes_until_s: until when (monotonic) they are believed; 0: never asked for.
+        attributes_until_s: until when (monotonic) they count; 0 before they were loaded.
     """
 
     __slots__ = (
@@ -80,12 +87,13 @@ class Directory(Inode):
         "attributes_until_s",
         "changes",
         "children",
-        "entered_s",
+        "expired_listing_cost",
         "kept",
+        "last_opened_s",
         "listing",
         "lock",
-        "missed_s",
         "misses",
+        "misses_took_s",
         "mtime_ns",
         "negative",
     )
@@ -94,11 +102,12 @@ class Directory(Inode):
         super().__init__(inode_id, parent, name)
         self.children: dict[str, Inode] = {}
         self.listing: Listing | None = None
-        self.changes = Changes()
+        self.expired_listing_cost: ListingCost | None = None
+        self.changes = RecentChanges()
         self.kept = False
         self.misses = 0
-        self.missed_s = 0.0
-        self.entered_s = float("-inf")
+        self.misses_took_s = 0.0
+        self.last_opened_s = float("-inf")
         self.negative = NegativeCache()
         self.mtime_ns = mtime_ns
         self.attributes: dict[str, int] = {}
@@ -110,17 +119,21 @@ class Directory(Inode):
         """Ends in ``/``; empty for the root."""
         return f"{super().key}/" if self.parent is not None else ""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it may exist without any object."""
+        return self.kept
+
 
 class File(Inode):
     """A file: an object in the store, or one that is still only in the spool.
 
     Attributes:
         remote: the object's version that the store has; None before the first upload.
-        spool: what was written and is kept locally; reads come from it while it exists.
+        spool: what was written and is kept locally; it is read while it exists.
         attributes: mode, uid, gid and mtime_ns that were set, by name.
         handles, writers: open handles, and those of them that may write.
         lock: held while the spool is changed or uploaded.
-        failure: the last upload's error that no close or fsync has reported yet.
     """
 
     __slots__ = ("attributes", "handles", "lock", "remote", "spool", "writers")
@@ -143,13 +156,18 @@ class File(Inode):
             return self.spool.size_bytes
         return self.remote.size_bytes if self.remote is not None else 0
 
+    @property
+    def is_local(self) -> bool:
+        """Whether its content is in the spool."""
+        return self.spool is not None
+
 
 class Link(Inode):
     """A symbolic link.
 
     Attributes:
         remote: the object's version; its content is the target.
-        target: the content, once it was asked for.
+        target: the content; None before it was read.
         attributes: uid, gid and mtime_ns that were set, by name.
     """
 
@@ -163,15 +181,18 @@ class Link(Inode):
 
     @property
     def object_key(self) -> str:
-        """Its key has a suffix that its name has not."""
+        """Ends in a suffix that the name does not have."""
         return self.key + LINK_SUFFIX
 
 
 class InodeTable:
-    """Every inode that the kernel or a handle holds. Safe to use from any thread.
+    """The inodes of one mount. Safe to use from any thread.
 
-    An inode leaves the table when the kernel has forgotten it and nothing is open, dirty or
-    below it.
+    An inode leaves the table when the kernel has forgotten it and nothing of it or below it is
+    open or only here.
+
+    Attributes:
+        lock: held while names are bound to inodes and inodes come or go.
     """
 
     def __init__(self, root_mtime_ns: int, journal: Journal) -> None:
@@ -197,11 +218,11 @@ class InodeTable:
             raise NodeForgotten(f"inode {inode_id} was never given out or was forgotten") from None
 
     def find(self, inode_id: int) -> Inode | None:
-        """The inode of a number, where there is one."""
+        """The inode of a number; None if it was never given out or was forgotten."""
         return self._inodes.get(inode_id)
 
     def hold(self, inodes: Sequence[Inode]) -> None:
-        """Count one lookup of each; one that was just dropped by another thread comes back."""
+        """Count one lookup of each. One that another thread has just dropped comes back."""
         with self.lock:
             records: list[Record] = []
             for inode in inodes:
@@ -215,8 +236,8 @@ class InodeTable:
             self._journal.give(LOOKUP, [inode.id for inode in inodes], records)
 
     def note(self, inode: Inode) -> None:
-        """Write an inode down, after it changed, for a worker that comes after this one."""
-        with self.lock:  # so that no older state of it is written behind a newer one
+        """Write the state of an inode to the journal, after a change."""
+        with self.lock:  # no older state of it is written behind a newer one
             if _is_held(inode):
                 self._journal.write(_record(inode))
 
@@ -226,7 +247,7 @@ class InodeTable:
         return self._next - 1
 
     def records(self) -> list[Record]:
-        """What a successor must know, in full. Takes no lock."""
+        """The state of every inode, for the journal. Takes no lock."""
         return [_record(inode) for inode in list(self._inodes.values()) if _is_held(inode)]
 
     def add_file(self, parent: Directory, name: str, remote: ObjectInfo | None) -> File:
@@ -251,7 +272,7 @@ class InodeTable:
             return inode
 
     def detach(self, inode: Inode) -> None:
-        """Take an inode's name away; handles and the kernel may hold it still."""
+        """Take an inode's name away. Handles and the kernel may still hold it."""
         with self.lock:
             parent = inode.parent
             if not inode.detached and parent is not None:
@@ -391,7 +412,7 @@ def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Inode | None
 
 
 def _is_held(inode: Inode) -> bool:
-    """Whether the kernel may ask for the inode, or something of it or below it is only here."""
+    """Whether the kernel may ask for the inode, or it or something below it is only here."""
     if inode.lookups:
         return True
     if isinstance(inode, File):

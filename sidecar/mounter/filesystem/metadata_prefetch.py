@@ -1,8 +1,8 @@
-"""Metadata that a listing does not bring: one HEAD for each version, some ahead of who asks.
+"""Metadata that a listing does not have: one HEAD for each object, some before it is asked for.
 
 S3 lists no metadata. Who asks for the attributes of one entry after another, as ``ls -l`` and
-``find`` do, would wait for a request each time; so while names are asked for in the order of
-the listing, the next ones are asked for at the same time.
+``find`` do, would wait for a request each time. So while names are asked for in the order of
+the listing, the HEADs of the next ones are requested too.
 """
 
 from __future__ import annotations
@@ -10,81 +10,112 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from concurrent.futures import Executor, Future
+from typing import NamedTuple
 
 from sidecar.errors import NotFound, WouldBlock
 from sidecar.mounter.filesystem.listing import Listing, Remote
-from sidecar.mounter.filesystem.names import object_key
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
-AHEAD = 32
-"""How many of the next entries are asked for."""
-_REMEMBERED = 4096
+_PREFETCHED = 32
+"""HEADs of so many of the next entries are requested."""
+_MAX_REMEMBERED = 4096
 
-Stamp = tuple[str, int] | None
-"""What the metadata belong to: version and second of the last change; None for a directory."""
-Found = ObjectInfo | None
-"""The object as HEAD shows it; None for what is not there, or has another version by now."""
+
+class MetadataVersion(NamedTuple):
+    """What a store changes when an object's metadata change.
+
+    Not the version alone: an ETag of S3 stays when only metadata change.
+    """
+
+    version: str
+    mtime_s: int
+
+    @classmethod
+    def of(cls, info: ObjectInfo) -> MetadataVersion:
+        """That of a listed object, or of the answer to a HEAD."""
+        return cls(info.version, int(info.mtime_s))
+
+
+class _HeadRequest(NamedTuple):
+    """One HEAD that was requested.
+
+    Attributes:
+        expected: the object that it is about; None: a directory's, of whatever version.
+        answer: None for an object that is not there.
+    """
+
+    expected: MetadataVersion | None
+    answer: Future[ObjectInfo | None]
 
 
 class MetadataPrefetch:
     """The HEADs of one mount. Safe to use from any thread.
 
     Args:
-        threads: ask ahead; their number bounds the requests at the same time.
+        threads: send prefetches; their number bounds the requests at the same time.
     """
 
     def __init__(self, store: Store, threads: Executor) -> None:
         self._store = store
         self._threads = threads
         self._lock = threading.Lock()
-        self._coming: OrderedDict[str, tuple[Stamp, Future[Found]]] = OrderedDict()
+        self._requests: OrderedDict[str, _HeadRequest] = OrderedDict()
 
-    def get(self, key: str, remote: Remote, *, wait: bool = True) -> Found:
-        """An object with its metadata, or a directory's object (``remote`` None).
+    def get(self, key: str, remote: Remote, *, wait: bool = True) -> ObjectInfo | None:
+        """The object of a key, with its metadata.
 
-        None for what is not there, or has another version by now: who believes in the old one
-        will hear of it when the lifetime of its name ends. Raises what the store raises, and
-        WouldBlock where the answer is not here and the caller does not ``wait``.
+        None where there is none, or none of this version: whoever has the old version learns
+        that when the lifetime of its name ends. Raises what the store raises, and WouldBlock
+        where the answer is not here and the caller does not ``wait``.
         """
-        stamp = stamp_of(remote)
+        expected = _expected(remote)
         with self._lock:
-            asked_stamp, coming = self._coming.get(key, (None, None))
-            if coming is not None and asked_stamp != stamp:
-                del self._coming[key]
-                coming = None
-            if coming is not None and (wait or coming.done()):
-                del self._coming[key]
-        if coming is None:
-            if not wait:
-                raise WouldBlock(key)
-            return self._ask(key, stamp)
-        if not (wait or coming.done()):
+            request = self._requests.get(key)
+            if request is not None and request.expected != expected:
+                del self._requests[key]
+                request = None
+            is_here = request is not None and (wait or request.answer.done())
+            if is_here:
+                del self._requests[key]
+        if request is not None and is_here:
+            return request.answer.result()
+        if not wait:
             raise WouldBlock(key)
-        return coming.result()
+        return self._request_head(key, expected)
 
-    def look_ahead(self, prefix: str, listing: Listing, name: str) -> None:
-        """``name`` was asked for; if that is the order of the listing, ask for the next ones."""
-        for next_name, remote in listing.follow(name, AHEAD):
-            key = object_key(prefix, next_name, remote)
-            if remote is None or remote.metadata is None:
-                stamp = stamp_of(remote)
-                with self._lock:
-                    if self._coming.get(key, (None, None))[0] == stamp and key in self._coming:
-                        continue
-                    self._coming[key] = stamp, self._threads.submit(self._ask, key, stamp)
-                    if len(self._coming) > _REMEMBERED:
-                        self._coming.popitem(last=False)
+    def prefetch_after(self, prefix: str, listing: Listing, name: str) -> None:
+        """``name`` of a directory is asked for. Prefetch the next ones if they are likely next.
 
-    def _ask(self, key: str, stamp: Stamp) -> Found:
+        Args:
+            prefix: the directory's key.
+        """
+        for next_name, remote in listing.next_if_sequential(name, _PREFETCHED):
+            if isinstance(remote, ObjectInfo):
+                if remote.metadata is not None:
+                    continue
+                key = remote.key
+            else:
+                key = f"{prefix}{next_name}/"
+            self._prefetch(key, _expected(remote))
+
+    def _prefetch(self, key: str, expected: MetadataVersion | None) -> None:
+        with self._lock:
+            request = self._requests.get(key)
+            if request is None or request.expected != expected:
+                answer = self._threads.submit(self._request_head, key, expected)
+                self._requests[key] = _HeadRequest(expected, answer)
+                if len(self._requests) > _MAX_REMEMBERED:
+                    self._requests.popitem(last=False)
+
+    def _request_head(self, key: str, expected: MetadataVersion | None) -> ObjectInfo | None:
         try:
-            found = self._store.head(key)
+            info = self._store.head(key)
         except NotFound:
             return None
-        if stamp is not None and found.version != stamp[0]:
+        if expected is not None and info.version != expected.version:
             return None
-        return found
+        return info
 
 
-def stamp_of(remote: ObjectInfo | None) -> Stamp:
-    """What metadata belong to. A change of metadata alone need not change an ETag of S3."""
-    return (remote.version, int(remote.mtime_s)) if remote is not None else None
+def _expected(remote: Remote) -> MetadataVersion | None:
+    return MetadataVersion.of(remote) if isinstance(remote, ObjectInfo) else None

@@ -253,7 +253,7 @@ class OpenFiles:
         if inode.spool is not None:
             if wait and inode.spool.missing:
                 # What only an upload has is made an object, and others are read by their key.
-                with self._namespace.subtrees.shared(inode):
+                with self._namespace.subtree_locks.shared(inode):
                     self._make_readable_by_now(inode)
             if not inode.lock.acquire(blocking=wait):
                 raise WouldBlock(inode.name)
@@ -403,7 +403,7 @@ class OpenFiles:
                 key = inode.key
                 metadata = self._description(inode).metadata
                 inode.remote = self._store.copy(key, key, metadata=metadata)
-                self._namespace.changed(inode.parent, inode.name, True, inode.remote)
+                self._namespace.apply_change(inode.parent, inode.name, inode.remote)
             self._namespace.inodes.note(inode)
 
     def flush(self, handle: int) -> None:
@@ -435,7 +435,7 @@ class OpenFiles:
             spool.rebase(inode.remote)
             spool.state.saved()
             inode.fresh_until_s = time.monotonic() + self._namespace.ttl_s
-            self._namespace.changed(parent, inode.name, True, inode.remote)
+            self._namespace.apply_change(parent, inode.name, inode.remote)
             self._namespace.inodes.note(inode)
             self._drop_spool_if_done(inode)
 
@@ -495,7 +495,7 @@ class OpenFiles:
         """What the next version of a file is made with: other tools' metadata and the rest stay.
 
         Raises what the store raises: a worker's successor asks again what its predecessor knew,
-        as :meth:`Namespace.complete` does for who opens a file.
+        as :meth:`InodeAttributes.load` does for who opens a file.
         """
         remote = inode.remote
         if remote is not None and (remote.metadata is None or remote.properties is None):
@@ -528,7 +528,7 @@ class OpenFiles:
         assert parent is not None
         logs.event(log, "another writer made it first", logging.WARNING, key=inode.key)
         theirs = self._store.head(inode.key)
-        self._namespace.changed(parent, inode.name, True, theirs)
+        self._namespace.apply_change(parent, inode.name, theirs)
         self._namespace.inodes.detach(inode)
         self.settle(inode)
 
@@ -605,7 +605,7 @@ class OpenFiles:
     def _settle_versions(self, inodes: list[File]) -> None:
         try:
             for inode in inodes:
-                with self._namespace.subtrees.shared(inode):
+                with self._namespace.subtree_locks.shared(inode):
                     self._settle_version(inode)
         except SidecarError:
             pass  # the store's observer says what fails; it is asked again
@@ -621,7 +621,7 @@ class OpenFiles:
         with inode.lock:
             if inode.remote is remote and self._is_done(inode):
                 if not remote.has_final_version:
-                    self._namespace.settle(inode, found, asked_s)
+                    self._namespace.set_resolved_version(inode, found, asked_s)
                 self._drop_spool_if_done(inode)
 
     def _is_done(self, inode: File) -> bool:
@@ -663,7 +663,7 @@ class OpenFiles:
             if time.monotonic() >= deadline_s:
                 return
             try:
-                with self._namespace.subtrees.shared(inode):
+                with self._namespace.subtree_locks.shared(inode):
                     self.save(inode)
             except SidecarError as error:
                 failed[inode.id] = error
@@ -691,7 +691,7 @@ class OpenFiles:
 
     def _save_late(self, inode: File) -> None:
         try:
-            with self._namespace.subtrees.shared(inode):
+            with self._namespace.subtree_locks.shared(inode):
                 self.save(inode)
         except SidecarError as error:
             logs.event(log, "not saved yet", logging.WARNING, key=inode.key, error=error)

@@ -1,10 +1,9 @@
-"""Who may change what is below a directory while the directory gets another name.
+"""Locks that keep a directory's rename apart from every other change of keys below it.
 
-The keys of everything below it change with it. Whoever is about to ask the store for a
-change of a key therefore says of which inode, and waits while a directory above is moved; a
-move waits for those that began before. Nobody else waits.
+A rename changes all keys below the directory. Whoever changes a key takes the lock of its inode
+shared; a rename takes that of its directory exclusively. Nothing else ever waits for either.
 
-Locks are taken in this order: a subtree's, then a file inode's.
+Knows neither the store nor names. A subtree's lock is taken before a file inode's lock.
 """
 
 from __future__ import annotations
@@ -17,73 +16,72 @@ from sidecar.mounter.filesystem.inodes import Directory, Inode
 
 
 class SubtreeLocks:
-    """The changes and moves under way in one mount. Safe to use from any thread."""
+    """The subtree locks of one mount. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._moving: list[Directory] = []
-        self._changing: list[tuple[Inode, ...]] = []
-        self._mine = threading.local()
+        self._exclusive: list[Directory] = []
+        self._shared: list[tuple[Inode, ...]] = []
+        self._thread = threading.local()
 
     @contextmanager
     def shared(self, *inodes: Inode) -> Iterator[None]:
-        """A block that changes keys of these inodes, or below them, in the store.
+        """Hold while keys of these inodes, or below them, change in the store.
 
-        Inside another such block of the same thread it means nothing: that one covers it.
+        Does nothing where the thread holds a lock already: that one covers it.
         """
-        if getattr(self._mine, "inside", False):
+        if getattr(self._thread, "holds", False):
             yield
             return
         with self._condition:
-            self._condition.wait_for(lambda: not self._is_moving(inodes))
-            self._changing.append(inodes)
-        self._mine.inside = True
+            self._condition.wait_for(lambda: not self._is_below_exclusive(inodes))
+            self._shared.append(inodes)
+        self._thread.holds = True
         try:
             yield
         finally:
-            self._mine.inside = False
+            self._thread.holds = False
             with self._condition:
-                self._changing.remove(inodes)
+                self._shared.remove(inodes)
                 self._condition.notify_all()
 
     @contextmanager
     def exclusive(self, directory: Directory, *parents: Directory) -> Iterator[None]:
-        """A block that gives a directory another name.
+        """Hold while a directory is renamed.
 
         Args:
-            parents: where it is and where it goes.
+            parents: the directories it is in before and after; they are held shared.
         """
         with self._condition:
             self._condition.wait_for(
                 lambda: (
-                    not self._is_moving((directory, *parents))
-                    and not any(is_at_or_below(other, directory) for other in self._moving)
+                    not self._is_below_exclusive((directory, *parents))
+                    and not any(is_at_or_below(other, directory) for other in self._exclusive)
                 )
             )
-            self._moving.append(directory)  # first, so that no new change keeps this one waiting
-            self._changing.append(parents)
-            self._condition.wait_for(lambda: not self._is_changing(directory))
-        self._mine.inside = True
+            # First, so that no new change below keeps this one waiting.
+            self._exclusive.append(directory)
+            self._shared.append(parents)
+            self._condition.wait_for(lambda: not self._has_shared_below(directory))
+        self._thread.holds = True
         try:
             yield
         finally:
-            self._mine.inside = False
+            self._thread.holds = False
             with self._condition:
-                self._moving.remove(directory)
-                self._changing.remove(parents)
+                self._exclusive.remove(directory)
+                self._shared.remove(parents)
                 self._condition.notify_all()
 
-    def _is_moving(self, inodes: tuple[Inode, ...]) -> bool:
-        return any(is_at_or_below(inode, moved) for moved in self._moving for inode in inodes)
+    def _is_below_exclusive(self, inodes: tuple[Inode, ...]) -> bool:
+        return any(is_at_or_below(inode, held) for held in self._exclusive for inode in inodes)
 
-    def _is_changing(self, directory: Directory) -> bool:
-        return any(
-            is_at_or_below(inode, directory) for inodes in self._changing for inode in inodes
-        )
+    def _has_shared_below(self, directory: Directory) -> bool:
+        return any(is_at_or_below(inode, directory) for held in self._shared for inode in held)
 
 
 def is_at_or_below(inode: Inode, directory: Directory) -> bool:
-    """Whether an inode is the directory, or has it above itself."""
+    """Whether an inode is the directory or lies below it."""
     here: Inode | None = inode
     while here is not None:
         if here is directory:

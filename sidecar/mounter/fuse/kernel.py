@@ -32,7 +32,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import HANDLE, ReplayedRequest
-from sidecar.mounter.filesystem.namespace import DirectoryEntry
+from sidecar.mounter.filesystem.readdir import DirectoryEntry
 from sidecar.mounter.fuse import protocol as p
 from sidecar.mounter.fuse.callers import Callers, is_killed
 from sidecar.mounter.fuse.connection import Reply, answer, end_if_starved, notify

@@ -129,10 +129,10 @@ class _PathOperations:
     def getattr(self, path: str | None, fi: Any = None) -> dict[str, int]:
         inode = self._fs.files.get(fi.fh).inode if fi is not None else self._walk(path or "/")
         self._hold(inode)
-        self._namespace.complete(inode)
+        self._namespace.attributes.load(inode)
         if path is not None:
             _remember(self._told, path, inode)
-        return _stat(self._namespace.attributes(inode))
+        return _stat(self._namespace.attributes.of(inode))
 
     def chmod(self, path: str, mode: int) -> None:
         self._fs.set_attributes(self._walk(path).id, {"mode": stat.S_IMODE(mode)})

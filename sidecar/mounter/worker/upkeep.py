@@ -51,7 +51,7 @@ class Upkeep:
             self._filesystem.files.account()
             self._filesystem.files.settle_versions()
             self._failures.tick()
-            self._filesystem.namespace.drop_expired()
+            self._filesystem.namespace.directory_cache.drop_expired()
             if self._cache is not None:
                 self._metrics.cache_used_bytes.set(self._cache.used_bytes)
             if time.monotonic() >= next_sync_s:

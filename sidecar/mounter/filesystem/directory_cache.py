@@ -1,0 +1,204 @@
+"""What is remembered of the store's directories: listings, absent names, recent changes.
+
+Keeps it with each Directory, and drops what has expired. Binds no name to an inode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+
+from sidecar.errors import SidecarError
+from sidecar.mounter.filesystem.inodes import Directory, Inode, InodeTable
+from sidecar.mounter.filesystem.listing import Listing, RecentChanges, Remote
+from sidecar.mounter.filesystem.subtree_locks import is_at_or_below
+from sidecar.mounter.store.interface import ObjectInfo, Store
+
+log = logging.getLogger(__name__)
+
+_LONGEST_LIST_S = 120.0
+"""Changes are remembered for as long: no LIST takes longer that may have missed them."""
+_SEQUENTIAL_USE_S = 10.0
+"""A listing whose names are asked for in order is kept for as long after each, though expired."""
+_MAX_LOGGED_KEYS = 10_000
+
+
+class Reading(Protocol):
+    """Who reads a directory, and sees one listing of it all the while.
+
+    Attributes:
+        listing: None while nothing is loaded.
+    """
+
+    directory: Directory
+    listing: Listing | None
+
+
+class DirectoryCache:
+    """What is remembered of the directories of one mount. Safe to use from any thread.
+
+    Args:
+        ttl_s: how long a listing counts.
+        hidden: counts keys that no path shows, by reason.
+        threads: load pages before somebody needs them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        inodes: InodeTable,
+        ttl_s: float,
+        hidden: Callable[[str], None],
+        threads: Executor,
+    ) -> None:
+        self._store = store
+        self._inodes = inodes
+        self.ttl_s = ttl_s
+        self._hidden = hidden
+        self._threads = threads
+        self._logged_keys: set[str] = set()
+        self._logged_keys_lock = threading.Lock()
+        self._remembered: set[Directory] = set()  # with a listing, changes or absent names
+        self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
+
+    # --- listings ------------------------------------------------------------------------
+
+    def fresh_listing(self, directory: Directory) -> Listing:
+        """The directory's listing; a new one if it has none that counts."""
+        with directory.lock:
+            listing = directory.listing
+            if listing is None or listing.as_of_s + self.ttl_s <= time.monotonic():
+                listing = self.relist(directory)
+            return listing
+
+    def relist(self, directory: Directory) -> Listing:
+        """A new listing in place of the directory's, with no page loaded yet.
+
+        The caller holds the directory's lock.
+        """
+        directory.changes.drop_before(time.monotonic() - _LONGEST_LIST_S)
+        with self._inodes.lock:  # no rename makes the key another one in between
+            listing = directory.listing = self.unshared_listing(directory)
+            self._remembered.add(directory)
+            directory.misses = 0
+            directory.misses_took_s = 0.0
+        return listing
+
+    def unshared_listing(self, directory: Directory, returned: Sequence[str] = ()) -> Listing:
+        """A listing with no page loaded yet, and not the directory's.
+
+        The caller holds the inodes' lock until the directory or a reading refers to it.
+
+        Args:
+            returned: as for :class:`Listing`.
+        """
+        return Listing(
+            self._store, directory.key, directory.changes, self._hide, self._threads, returned
+        )
+
+    def prefetch(self, directory: Directory) -> None:
+        """Load the first page of the directory's listing, in a thread."""
+        self._threads.submit(self._load_first_page, directory)
+
+    def _load_first_page(self, directory: Directory) -> None:
+        with contextlib.suppress(SidecarError):  # who reads the directory will be told
+            self.fresh_listing(directory).load_until(1)
+
+    def add_reading(self, reading: Reading) -> None:
+        """Let a reading's listing follow renames of directories, for as long as it lives."""
+        with self._inodes.lock:
+            self._readings.add(reading)
+
+    # --- names ---------------------------------------------------------------------------
+
+    def apply_change(self, directory: Directory, name: str, remote: Remote | None) -> None:
+        """This mount made ``remote`` of a name in the store; None: it removed the name."""
+        directory.negative.discard(name)
+        directory.changes.add(name, remote)
+        self._remembered.add(directory)
+        listing = directory.listing
+        if listing is not None:
+            listing.apply(name, remote)
+
+    def add_absent(self, directory: Directory, name: str, until_s: float) -> None:
+        """Nothing has this name, which counts until ``until_s`` (monotonic)."""
+        directory.negative.add(name, until_s)
+        self._remembered.add(directory)
+
+    def invalidate(self, directory: Directory, name: str) -> None:
+        """What listings say of a name is out of date. The caller holds the inodes' lock."""
+        listings = {reading.listing for reading in self._readings if reading.directory is directory}
+        for listing in listings | {directory.listing}:
+            if listing is not None:
+                listing.invalidate(name)
+
+    def rename(
+        self,
+        renamed: Directory,
+        below: Sequence[Inode],
+        copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]],
+    ) -> None:
+        """A directory has its new name. The caller holds the inodes' lock.
+
+        Args:
+            below: the directory itself, and all inodes below it.
+            copied: old key to (the version that was copied, the copy).
+        """
+        directories = [inode for inode in below if isinstance(inode, Directory)]
+        for directory in directories:
+            directory.changes = RecentChanges()
+            directory.negative.clear()
+        listings = {directory.listing: directory for directory in directories}
+        listings |= {reading.listing: reading.directory for reading in self._readings}
+        for listing, directory in listings.items():
+            if listing is not None and is_at_or_below(directory, renamed):
+                listing.rename(directory.key, directory.changes, copied)
+
+    # --- expiry --------------------------------------------------------------------------
+
+    def drop_expired(self) -> None:
+        """Let go of what no longer counts, also where nobody asks again.
+
+        Every second or so. Who was given a listing a moment ago still has all of it.
+        """
+        now_s = time.monotonic()
+        with self._inodes.lock:
+            being_read = {reading.listing for reading in self._readings}
+            expired = [
+                listing
+                for directory in list(self._remembered)
+                if (listing := self._drop_expired(directory, now_s, being_read)) is not None
+            ]
+        expired.clear()  # without the lock: it takes its time
+
+    def _drop_expired(
+        self, directory: Directory, now_s: float, being_read: set[Listing | None]
+    ) -> Listing | None:
+        """The listing that the directory no longer has; None if it keeps its own."""
+        listing, expired = directory.listing, None
+        if listing is not None and listing.names and listing not in being_read:
+            needed_until_s = max(listing.as_of_s + self.ttl_s, listing.used_s + _SEQUENTIAL_USE_S)
+            if needed_until_s <= now_s:
+                directory.listing, expired = None, listing
+                directory.expired_listing_cost = listing.cost
+        directory.changes.drop_before(now_s - _LONGEST_LIST_S)
+        directory.negative.drop_expired(now_s)
+        is_listed = directory.listing is not None and directory.listing.names
+        if not (is_listed or directory.changes or directory.negative):
+            self._remembered.discard(directory)
+        return expired
+
+    def _hide(self, key: str, reason: str) -> None:
+        self._hidden(reason)
+        with self._logged_keys_lock:
+            if key in self._logged_keys:
+                return
+            if len(self._logged_keys) < _MAX_LOGGED_KEYS:
+                self._logged_keys.add(key)
+        log.warning("key left out: %r (%s)", key, reason)

@@ -1,0 +1,105 @@
+"""Reading a directory in parts: offsets that stay, and readings that outlive their worker."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.journal import Journal, RecoveredState
+from sidecar.mounter.filesystem.readdir import (
+    LocalName,
+    Position,
+    Section,
+    from_journal,
+    to_journal,
+)
+from tests.filesystem.view import View
+from tests.support.memory_store import MemoryStore
+from tests.support.serve import build
+
+LOCAL = 1 << 40
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    store = MemoryStore()
+    for name in ("a", "b", "dir/file"):
+        store.put(name, b"content")
+    return store
+
+
+@pytest.fixture
+def fs(store: MemoryStore, tmp_path: Path) -> FileSystem:
+    """A file system with two files that only it has, ``new`` and ``newer``."""
+    fs = View(store, tmp_path).fs
+    fs.begin()
+    for name in ("new", "newer"):
+        fs.create(ROOT, name, 0o644, os.O_WRONLY)
+    return fs
+
+
+def rest(fs: FileSystem, handle: int, offset: int) -> list[tuple[str, int]]:
+    """Names and offsets behind an offset."""
+    return [(entry.name, entry.offset) for entry in fs.read_directory(handle, offset)]
+
+
+def test_offsets_are_those_of_every_version(fs: FileSystem) -> None:
+    """The kernel and journals keep them while workers of other versions come and go."""
+    handle = fs.open_directory(ROOT)
+    entries = [(".", 1), ("..", 2), ("a", 3), ("b", 4), ("dir", 5)]
+    entries += [("new", LOCAL + 1), ("newer", LOCAL + 2)]
+    assert rest(fs, handle, 0) == entries
+    for number, (_, offset) in enumerate(entries):
+        assert rest(fs, handle, offset) == entries[number + 1 :]
+
+
+def test_a_position_is_in_one_section() -> None:
+    positions = [Position.at(offset) for offset in (0, 1, 2, 7, LOCAL, LOCAL + 3)]
+    assert positions == [
+        (Section.DOTS, 0),
+        (Section.DOTS, 1),
+        (Section.LISTED, 0),
+        (Section.LISTED, 5),
+        (Section.LOCAL, 0),
+        (Section.LOCAL, 3),
+    ]
+
+
+def test_names_are_journalled_as_by_every_version() -> None:
+    names = ["a", LocalName("new")]
+    assert to_journal(names) == ["a", "\0new"]
+    assert from_journal(["a", "\0new"]) == names
+
+
+@pytest.mark.parametrize(
+    ("got", "left", "saved"),
+    [
+        (3, ["b", "dir", "new", "newer"], False),
+        (3, ["b", "dir", "new", "newer"], True),
+        (6, ["newer"], False),
+    ],
+)
+def test_the_next_worker_goes_on_behind_the_same_entry(
+    fs: FileSystem, store: MemoryStore, tmp_path: Path, got: int, left: list[str], saved: bool
+) -> None:
+    handle = fs.open_directory(ROOT)
+    *_, last = rest(fs, handle, 0)[:got]
+    fs.give_lines(handle, last[1])
+    if saved:  # what was local is listed then, and keeps its place if the reader got it
+        fs.flush(1)
+        fs.flush(2)
+    assert RecoveredState.read(Journal(tmp_path / "journal")).directories[handle] == (
+        ROOT,
+        ["a", "b", "dir", "\0new"][: got - 2],
+    )
+    successor, _ = build(store, tmp_path, ttl_s=3600)
+    successor.restore()
+    assert sorted(name for name, _ in rest(successor, handle, last[1])) == left
+    kinds = {entry.name: entry.type_mode for entry in successor.read_directory(handle, 0)}
+    assert kinds["dir"] == stat.S_IFDIR
+    assert kinds["new"] == kinds["a"] == stat.S_IFREG
