@@ -76,14 +76,8 @@ def test_names_are_journalled_as_by_every_version() -> None:
     assert from_journal(["a", "\0new"]) == names
 
 
-@pytest.mark.parametrize(
-    ("got", "left", "saved"),
-    [
-        (3, ["b", "dir", "new", "newer"], False),
-        (3, ["b", "dir", "new", "newer"], True),
-        (6, ["newer"], False),
-    ],
-)
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize(("got", "left"), [(3, ["b", "dir", "new", "newer"]), (6, ["newer"])])
 def test_the_next_worker_goes_on_behind_the_same_entry(
     fs: FileSystem, store: MemoryStore, tmp_path: Path, got: int, left: list[str], saved: bool
 ) -> None:
@@ -103,3 +97,32 @@ def test_the_next_worker_goes_on_behind_the_same_entry(
     kinds = {entry.name: entry.type_mode for entry in successor.read_directory(handle, 0)}
     assert kinds["dir"] == stat.S_IFDIR
     assert kinds["new"] == kinds["a"] == stat.S_IFREG
+
+
+def test_a_local_file_that_is_saved_and_forgotten_keeps_its_place(fs: FileSystem) -> None:
+    """The kernel may forget an inode at any time, also in the middle of a reading."""
+    handle = fs.open_directory(ROOT)
+    entries = rest(fs, handle, 0)
+    inode = fs.lookup(ROOT, "newer").attributes.inode
+    fs.flush(2)
+    fs.release(2)
+    fs.forget(inode, 2)
+    assert fs.namespace.inodes.find(inode) is None
+    assert rest(fs, handle, entries[-2][1]) == entries[-1:]
+
+
+@pytest.mark.parametrize("made", ["link", "directory", "file"])
+def test_what_comes_to_a_directory_between_two_workers_has_its_type(
+    fs: FileSystem, store: MemoryStore, tmp_path: Path, made: str
+) -> None:
+    handle = fs.open_directory(ROOT)
+    entries = rest(fs, handle, 0)
+    fs.give_lines(handle, entries[-1][1])
+    key = {"link": "z.rclonelink", "directory": "z/file", "file": "z"}[made]
+    store.put(key, b"target")
+    successor, _ = build(store, tmp_path, ttl_s=3600)
+    successor.restore()
+    (entry,) = successor.read_directory(handle, entries[-1][1])
+    expected = {"link": stat.S_IFLNK, "directory": stat.S_IFDIR, "file": stat.S_IFREG}[made]
+    assert entry == ("z", LOCAL + 3, expected, None)
+    assert successor.enter(handle, ["z"])[0] is not None

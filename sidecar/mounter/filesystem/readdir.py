@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from sidecar.errors import WouldBlock
 from sidecar.mounter.filesystem.attributes import Entry
-from sidecar.mounter.filesystem.inodes import Directory, Inode
+from sidecar.mounter.filesystem.inodes import Directory, Inode, Link
 from sidecar.mounter.filesystem.listing import Listing, Remote, RemoteDirectory
 from sidecar.mounter.filesystem.names import is_link_key
 from sidecar.mounter.filesystem.namespace import Namespace
@@ -37,7 +37,8 @@ class Section(IntEnum):
     LISTED = 2
     """What the store has."""
     LOCAL = 1 << 40
-    """What only this mount has: files that are being written, directories without objects."""
+    """What only this mount had when the reading reached this section (files that are being
+    written, directories without objects), and what is listed only since another worker did."""
 
 
 class Position(NamedTuple):
@@ -262,16 +263,16 @@ class OpenDirectory:
 
     def _read_local(self, start: int, wait: bool) -> Iterator[DirectoryEntry]:
         """The local names. A file that is saved meanwhile keeps its place here."""
-        local = self._local_section(self._loaded_listing(wait))
-        for index, name in enumerate(local.names):
-            child = self.directory.children.get(name)
-            if index >= start and child is not None:
-                yield DirectoryEntry(
-                    name,
-                    Section.LOCAL + index + 1,
-                    stat.S_IFDIR if isinstance(child, Directory) else stat.S_IFREG,
-                    child.id,
-                )
+        listing, children = self._loaded_listing(wait), self.directory.children
+        first = int(Section.LOCAL) + 1
+        for index, name in enumerate(self._local_section(listing).names):
+            if index < start:
+                continue
+            child = children.get(name)
+            if child is not None:
+                yield DirectoryEntry(name, first + index, _type_of_inode(child), child.id)
+            elif (remote := listing.entries.get(name)) is not None:  # saved, and forgotten since
+                yield DirectoryEntry(name, first + index, _type_of(remote), None)
 
     def _local_section(self, listing: Listing) -> _LocalSection:
         """The end of the reading, as it was when it was first asked for."""
@@ -279,11 +280,16 @@ class OpenDirectory:
             if self._local is None:
                 # What another worker returned keeps its place.
                 names = dict.fromkeys(self._local_names())
+                is_past_listed = bool(names)
                 for name, child in self.directory.children.items():
                     if child.is_local and name not in listing.entries:
                         names[name] = None
-                # Count after that: what is saved in between is listed, and skipped there.
-                self._local = _LocalSection(len(listing.names), names)
+                # Look at the listing after that: what is saved in between is listed.
+                listed = len(listing.names)
+                if is_past_listed:  # the reader got all that was listed then; the rest is here
+                    listed = len(self.returned) - self._returned_local
+                    names |= dict.fromkeys(listing.names[listed:])
+                self._local = _LocalSection(listed, names)
             return self._local
 
 
@@ -305,6 +311,12 @@ def _prefetch_next_directories(namespace: Namespace, directory: Directory) -> No
     for child in itertools.islice(children, _PREFETCHED_DIRECTORIES):
         if isinstance(child, Directory):
             namespace.directory_cache.prefetch(child)
+
+
+def _type_of_inode(inode: Inode) -> int:
+    if isinstance(inode, Directory):
+        return stat.S_IFDIR
+    return stat.S_IFLNK if isinstance(inode, Link) else stat.S_IFREG
 
 
 def _type_of(remote: Remote) -> int:
