@@ -59,7 +59,7 @@ class DirectoryCache:
     ) -> None:
         self._store = store
         self._inodes = inodes
-        self.ttl_s = ttl_s
+        self._ttl_s = ttl_s
         self._hidden = hidden
         self._threads = threads
         self._logged_keys: set[str] = set()
@@ -73,7 +73,7 @@ class DirectoryCache:
         """The directory's listing; a new one if it has none that counts."""
         with directory.lock:
             listing = directory.listing
-            if listing is None or listing.as_of_s + self.ttl_s <= time.monotonic():
+            if listing is None or listing.as_of_s + self._ttl_s <= time.monotonic():
                 listing = self.relist(directory)
             return listing
 
@@ -183,7 +183,7 @@ class DirectoryCache:
         """The listing that the directory no longer has; None if it keeps its own."""
         listing, expired = directory.listing, None
         if listing is not None and listing.names and listing not in being_read:
-            needed_until_s = max(listing.as_of_s + self.ttl_s, listing.used_s + _SEQUENTIAL_USE_S)
+            needed_until_s = max(listing.as_of_s + self._ttl_s, listing.used_s + _SEQUENTIAL_USE_S)
             if needed_until_s <= now_s:
                 directory.listing, expired = None, listing
                 directory.expired_listing_cost = listing.cost

@@ -19,8 +19,6 @@ from sidecar.mounter.store.interface import ObjectInfo, Page, Store
 _WAIT_FOR_NAME_S = 0.25
 _FREED_TOGETHER = 5000
 
-HiddenCallback = Callable[[str, str], None]
-
 
 class RemoteDirectory:
     """What a listing says of a directory: that there are keys below it, and no more."""
@@ -121,7 +119,7 @@ class Listing:
         store: Store,
         prefix: str,
         changes: RecentChanges,
-        hidden: HiddenCallback,
+        hidden: Callable[[str, str], None],
         threads: Executor,
         returned: Sequence[str] = (),
     ) -> None:

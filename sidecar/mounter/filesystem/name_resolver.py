@@ -82,7 +82,7 @@ class NameResolver:
 
     def _ask(self, directory: Directory, listing: Listing | None, name: str) -> Resolution:
         requested_s = time.monotonic()
-        remote = find_remote(self._store, directory.key, name)
+        remote = _find_remote(self._store, directory.key, name)
         with directory.lock:
             directory.misses_took_s += time.monotonic() - requested_s
         remote = directory.changes.since(requested_s).get(name, remote)
@@ -109,7 +109,7 @@ class NameResolver:
         return cost.duration_s * since_s <= directory.misses_took_s * self._ttl_s
 
 
-def find_remote(store: Store, prefix: str, name: str) -> Remote | None:
+def _find_remote(store: Store, prefix: str, name: str) -> Remote | None:
     """Ask the store for one name below ``prefix``; None: nothing has it.
 
     One LIST of the keys that begin with the name finds the object, the directory, the link or
