@@ -9,6 +9,7 @@ that is torn says nothing, for what it would have allowed was not done.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -89,10 +90,13 @@ class SpoolLog:
         """What a process that ended wrote; nothing where it wrote none."""
         state = cls(path)
         try:
-            lines = path.read_text().splitlines()
+            content = path.read_bytes()
         except FileNotFoundError:
             return state
         state._exists = True
+        *lines, torn = content.split(b"\n")
+        if torn:  # what is appended from now on is a line of its own
+            os.truncate(path, len(content) - len(torn))
         for line in lines:
             try:
                 kind, values = json.loads(line)
@@ -196,7 +200,10 @@ class SpoolLog:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         descriptor = os.open(self._path, flags, 0o600)  # sessions are secrets
         try:
-            os.write(descriptor, line)
+            end = os.fstat(descriptor).st_size
+            if os.write(descriptor, line) < len(line):  # a full disk
+                os.ftruncate(descriptor, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
         self._exists = True
