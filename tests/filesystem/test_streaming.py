@@ -430,6 +430,27 @@ def test_a_successor_goes_on_with_the_same_upload(tmp_path: Path) -> None:
     assert not list((tmp_path / "spool").iterdir())
 
 
+def test_a_spool_file_whose_log_cannot_be_used_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    view = View(store, tmp_path)
+    view.fs.begin()
+    new_file(view, 20, "first")
+    new_file(view, 1, "second")
+    until(lambda: parts_there(store) == 2)
+    log = tmp_path / "spool" / "00000000.state"
+    log.write_bytes(b"\0" * 4096 + b"\n")
+    successor = View(store, tmp_path)
+    assert successor.fs.finish_predecessor() == ["second"]
+    assert content(store, "second") == block(0)
+    (kept,) = (tmp_path / "spool").glob("00000000.data.*")
+    assert kept.read_bytes() == blocks(20)
+    (fields,) = (record.__dict__["fields"] for record in caplog.records)
+    assert (fields["key"], fields["path"]) == ("first", str(kept))
+    assert "line 1 makes no sense" in str(fields["error"])
+
+
 def test_a_predecessor_s_upload_that_nobody_needs_is_aborted(tmp_path: Path) -> None:
     store = MemoryStore()
     view = View(store, tmp_path)

@@ -553,8 +553,7 @@ class FileSystem:
                 self.files.prepare_rename(inode)
                 with inode.lock:
                     if inode.spool is not None:
-                        inode.spool.exclusive = False  # O_EXCL was about the old name
-                        inode.spool.state.note_exclusive(False)
+                        inode.spool.set_exclusive(False)  # O_EXCL was about the old name
                     has_copy = inode.remote is not None and not (inode.spool and inode.spool.dirty)
                     self._give_name(inode, target, new_name, new_key if has_copy else "")
                     self._leave_old_name(inode, source, name, other_key)
@@ -640,17 +639,16 @@ class FileSystem:
             # The machine crashed, perhaps. What is in the spool stays there: nobody knows what
             # it was, and the run must start all the same.
             log.warning("what an earlier run left in the spool cannot be saved: %s", error)
-            unsaved = []
+            saved = []
         else:
             for number, move in held.moves.items():
                 self._moves.finish_predecessor(number, move)
             unsaved = [_after_moves(left, held.moves.values()) for left in held.unsaved()]
-            for left in unsaved:
-                self.files.salvage(left)
+            saved = [left.key for left in unsaved if self.files.salvage(left)]
             self.files.abandon_leftovers()
             self._spool.clear()
         self.begin()
-        return [left.key for left in unsaved]
+        return saved
 
     def restore(self, *, crashed: bool = False) -> None:
         """Take over the inodes and handles that a predecessor gave out; then :meth:`begin`.

@@ -20,6 +20,7 @@ from sidecar.errors import (
     SidecarError,
     SpoolFull,
     Stale,
+    StateUnusable,
     StoreError,
     TooLarge,
     Unavailable,
@@ -33,9 +34,10 @@ from sidecar.mounter.filesystem.namespace import Namespace
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.object_reader import ObjectReader, ReadResult
 from sidecar.mounter.store.interface import Condition, ObjectInfo
+from sidecar.mounter.writing.active_upload import Description
 from sidecar.mounter.writing.spool import Spool, SpoolFile
 from sidecar.mounter.writing.spool_log import Attempt
-from sidecar.mounter.writing.uploader import Description, Uploader
+from sidecar.mounter.writing.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +293,7 @@ class OpenFiles:
                 raise Stale(f"`{inode.key}`: what was given up of it is gone")
             self._fetcher.get(base, first, here)
 
-        return spool.read_whole(offset, size, fetch)
+        return spool.read_through(offset, size, fetch)
 
     def _pin(self, opened: FileHandle) -> ObjectReader:
         """A reader of the inode's version: the first one, or after this mount wrote a new one."""
@@ -325,8 +327,7 @@ class OpenFiles:
         self._give_spool(inode, self._spool.create())
         assert inode.spool is not None
         inode.spool.dirty = True
-        inode.spool.exclusive = exclusive
-        inode.spool.state.note_exclusive(exclusive)
+        inode.spool.set_exclusive(exclusive)
         return inode
 
     def takes(self, handle: int, offset: int, size: int) -> bool:
@@ -353,14 +354,14 @@ class OpenFiles:
             inode.attributes["mtime_ns"] = time.time_ns()
             if not was_dirty:
                 self._namespace.inodes.note(inode)
-            if not (inode.detached or self._uploader.is_ahead(spool)):
+            if self._uploader.has_full_parts(spool) and not inode.detached:
                 self._send_ahead(inode, spool)
         self._metrics.written_bytes.inc(len(data))
         return len(data)
 
     def _send_ahead(self, inode: File, spool: SpoolFile) -> None:
         with contextlib.suppress(StoreError):  # else it is sent when it is saved, or said then
-            self._uploader.send_ahead(inode.key, spool, self._description(inode))
+            self._uploader.send_full_parts(inode.key, spool, self._description(inode))
 
     def _check_length(self, inode: File, size_bytes: int) -> None:
         """Refuse at once what no object can be. Raises TooLarge."""
@@ -397,8 +398,8 @@ class OpenFiles:
             if inode.spool is not None:
                 self._begin_change(inode, inode.spool)
                 inode.spool.dirty = True
-                if self._uploader.is_under_way(inode.spool):
-                    inode.spool.state.set_attributes()
+                if self._uploader.is_in_flight(inode.spool):
+                    inode.spool.log.note_attributes_set()
             elif inode.remote is not None and not inode.detached and inode.parent is not None:
                 key = inode.key
                 metadata = self._description(inode).metadata
@@ -433,7 +434,7 @@ class OpenFiles:
             spool.dirty = spool.failed = spool.exclusive = False
             spool.attempts.clear()
             spool.rebase(inode.remote)
-            spool.state.saved()
+            spool.log.note_saved()
             inode.fresh_until_s = time.monotonic() + self._namespace.ttl_s
             self._namespace.apply_change(parent, inode.name, inode.remote)
             self._namespace.inodes.note(inode)
@@ -450,15 +451,15 @@ class OpenFiles:
         condition = None
         if spool.exclusive:
             condition = Condition(absent=True)
-            spool.state.note_exclusive(False)
+            spool.log.note_exclusive(False)
         elif inode.remote is not None and inode.remote.key == inode.key:
             # After a rename its version is still the one of the old name.
             condition = Condition(version=inode.remote.version)
         before = list(spool.attempts)
-        attempt = Attempt(spool.size_bytes, [metadata, *self._uploader.begun_with(spool)])
+        attempt = Attempt(spool.size_bytes, [metadata, *self._uploader.metadata_in_flight(spool)])
         spool.attempts.append(attempt)
         if condition is not None:
-            spool.state.note_attempt(attempt)
+            spool.log.note_attempt(attempt)
         try:
             made = self._uploader.save(inode.key, spool, description, condition)
         except (AlreadyExists, Stale) as error:
@@ -467,7 +468,7 @@ class OpenFiles:
             # an upload was begun with is in both, and the file may have changed in between.
             if found is not None and any(earlier.made(found) for earlier in before):
                 ours = Condition(version=found.version)
-                spool.follow(found)  # it has what is missing here
+                spool.update_base(found)  # it has what is missing here
                 made = self._uploader.save(inode.key, spool, description, ours)
             elif found is not None and attempt.made(found):
                 made = found
@@ -485,7 +486,7 @@ class OpenFiles:
                 made = self._uploader.save(inode.key, spool, description)
         if made.metadata is None or dict(made.metadata) == metadata:
             return made
-        if spool.state.attributes_set:
+        if spool.log.attributes_set:
             return self._store.copy(inode.key, inode.key, version=made.version, metadata=metadata)
         # The object has the time at which its upload began, and so has the file from now on.
         inode.attributes.update(from_metadata(made.metadata))
@@ -709,12 +710,26 @@ class OpenFiles:
             if inode.spool is not None:
                 self._make_readable(inode, inode.spool)
 
-    def salvage(self, unsaved: UnsavedFile) -> None:
-        """Upload what a run that ended left in the spool. Raises what the store raises."""
+    def salvage(self, unsaved: UnsavedFile) -> bool:
+        """Upload what a run that ended left in the spool. Raises what the store raises.
+
+        False for a file whose log cannot be used: nobody knows which of its bytes are there.
+        """
         try:
             spool = self._spool.adopt(unsaved.spool_path)
-        except FileNotFoundError:
-            return
+        except FileNotFoundError:  # saved; the run ended before it could write that down
+            return True
+        except StateUnusable as error:
+            kept = self._spool.set_aside(unsaved.spool_path)
+            logs.event(
+                log,
+                "not saved: its spool file is kept",
+                logging.ERROR,
+                key=unsaved.key,
+                path=str(kept),
+                error=error,
+            )
+            return False
         self._uploader.adopt(spool)
         try:
             replaced = self._store.head(unsaved.key)
@@ -723,9 +738,10 @@ class OpenFiles:
         description = self._described(unsaved.attributes, replaced)
         metadata = description.metadata
         made = self._uploader.save(unsaved.key, spool, description)
-        if spool.state.attributes_set and dict(made.metadata or {}) != metadata:
+        if spool.log.attributes_set and dict(made.metadata or {}) != metadata:
             self._store.copy(unsaved.key, unsaved.key, version=made.version, metadata=metadata)
         spool.discard()
+        return True
 
     def abandon_leftovers(self) -> None:
         """Remove from the store what runs before this one began there and did not end."""
@@ -785,12 +801,9 @@ class OpenFiles:
         while True:
             spool = self._ensure_spool(inode)
             self._begin_change(inode, spool)
-            if not spool.missing and not self._uploader.is_under_way(spool):
+            if not spool.missing and not self._uploader.is_in_flight(spool):
                 return spool
-            touched = set(spool.layout.covering(offset, size))
-            if spool.size_bytes < offset + size:
-                # A part at the end that is not full becomes longer than the store's.
-                touched.add(spool.layout.number(spool.size_bytes))
+            touched = spool.parts_written_by(offset, size)
             lacking = spool.missing.intersection(touched)
             if (lacking and self._make_readable(inode, spool)) or self._must_look_again(
                 inode, spool, touched
@@ -818,16 +831,16 @@ class OpenFiles:
 
         Whether an object had to be made of it for that, so that all is different now.
         """
-        if self._uploader.must_begin_anew(spool, numbers):
+        if self._uploader.must_restart(spool, numbers):
             if self._make_readable(inode, spool):
                 return True
             self._uploader.drop(spool)
-        self._uploader.touch(spool, numbers)
+        self._uploader.invalidate(spool, numbers)
         return False
 
     def _make_readable(self, inode: File, spool: SpoolFile) -> bool:
         """Make an object of what only an upload under way has. Whether that was necessary."""
-        if not spool.missing or not self._uploader.is_under_way(spool) or inode.detached:
+        if not spool.missing or not self._uploader.is_in_flight(spool) or inode.detached:
             return False
         self.save(inode)
         return True
@@ -840,7 +853,7 @@ class OpenFiles:
     def _base(self, inode: File, spool: SpoolFile) -> ObjectInfo | None:
         """What has the parts that are missing: it has moved with the inode, perhaps."""
         if spool.base is not None and inode.remote is not None:
-            spool.follow(inode.remote)
+            spool.update_base(inode.remote)
         return spool.base if spool.dirty else inode.remote
 
     def _recall(self, inode: File, spool: SpoolFile, numbers: list[int]) -> None:

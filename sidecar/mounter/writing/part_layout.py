@@ -1,4 +1,4 @@
-"""How a file is cut into parts while nobody knows how long it will become."""
+"""How a file is cut into parts while nobody knows how long it will become. Knows numbers only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sidecar.mounter.store.interface import Limits
 
 _GROUPS = 10
 _CHUNK_BYTES = 256 * 1024
-"""Google Cloud Storage takes nothing else than multiples of it before the end."""
+"""Google Cloud Storage takes parts only in multiples of it, the last one excepted."""
 
 
 class PartLayout:
@@ -24,12 +24,12 @@ class PartLayout:
         self._group = max(1, limits.max_parts // _GROUPS)
 
     def size(self, number: int) -> int:
-        """Bytes of a part that is not the last."""
+        """Length of a part that is not the last, in bytes."""
         group = min(_GROUPS - 1, (number - 1) // self._group)
         return min(self._first_bytes << group, self._largest_bytes)
 
     def start(self, number: int) -> int:
-        """Offset of a part."""
+        """Offset of the first byte of a part."""
         start, left = 0, number - 1
         for group in range(_GROUPS):
             count = left if group == _GROUPS - 1 else min(left, self._group)
@@ -38,7 +38,7 @@ class PartLayout:
         return start
 
     def number(self, offset: int) -> int:
-        """The part that a byte lies in."""
+        """The part that holds the byte at ``offset``."""
         number = 1
         for group in range(_GROUPS):
             size = min(self._first_bytes << group, self._largest_bytes)
@@ -49,7 +49,7 @@ class PartLayout:
         raise AssertionError  # the last group has no end
 
     def covering(self, offset: int, size_bytes: int) -> range:
-        """The parts that a range touches; none for an empty one."""
+        """The parts that a range overlaps; none for an empty one."""
         if size_bytes <= 0:
             return range(0)
         return range(self.number(offset), self.number(offset + size_bytes - 1) + 1)

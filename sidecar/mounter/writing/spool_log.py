@@ -1,9 +1,11 @@
-"""What is known of a spool file beside its bytes, for whoever takes it over.
+"""The log of one spool file: what a successor must know beside its bytes.
 
-A file of lines beside the spool file, appended to and never read back by the process that
-writes it. What makes a line untrue is done only once the next line is there: a part is
-"unsent" before it is written to again, "missing" before its bytes are given up. A last line
-that is torn says nothing, for what it would have allowed was not done.
+Knows the records and their file; what they mean for bytes and uploads is not its business.
+
+One line of JSON for each record, ``[tag, values]``, appended to and never read back by the
+process that writes it. What makes a line untrue is done only once the next line is there: a part
+is "unsent" before it is written to again, "missing" before its bytes are given up. So a torn last
+line says nothing: what it would have allowed was not done.
 """
 
 from __future__ import annotations
@@ -11,234 +13,407 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from sidecar.errors import StateUnusable
 from sidecar.mounter.store.interface import ObjectInfo
 
+log = logging.getLogger(__name__)
+
 SUFFIX = ".state"
+FORMAT = 1
+"""The first record names it. A log without one is older, and has the records of format 1."""
 _MOST_ATTEMPTS = 8
 
 
 class Attempt(NamedTuple):
-    """An object that was perhaps made of a spool file.
+    """An object that may have been made of a spool file: the answer never came.
 
     Attributes:
         size_bytes: its length.
-        metadata: one of these it has: what it was to have, or what its upload was begun with.
-            There the file's time is in nanoseconds, which tells it from another writer's.
+        metadata: it has one of these: what was asked for, or what its upload was begun with.
+            Each holds the file's time in nanoseconds, which tells it from another writer's.
     """
 
     size_bytes: int
     metadata: Sequence[Mapping[str, str]]
 
     def made(self, found: ObjectInfo) -> bool:
-        """Whether this is the object."""
+        """Whether ``found`` is this object."""
         return found.size_bytes == self.size_bytes and dict(found.metadata or {}) in self.metadata
 
 
+class SentPart(NamedTuple):
+    """A part that the store has, and what it answered."""
+
+    size_bytes: int
+    receipt: str
+
+
+@dataclass(slots=True, eq=False)
 class UploadRecord:
     """Something in the store that must be completed or removed.
 
     Attributes:
         number: among those of one spool file.
         state: as :attr:`Upload.state`.
-        parts: what was sent: number to (bytes, receipt).
-        resumable: False for a patch: it is begun anew.
+        resumable: False for a patch, which is begun anew.
+        parts: what was sent, by part number.
     """
 
-    def __init__(self, number: int, key: str, state: Mapping[str, Any], resumable: bool) -> None:
-        self.number = number
-        self.key = key
-        self.state = state
-        self.resumable = resumable
-        self.parts: dict[int, tuple[int, str]] = {}
+    number: int
+    key: str
+    state: Mapping[str, Any]
+    resumable: bool
+    parts: dict[int, SentPart] = field(default_factory=dict)
+
+    @property
+    def metadata(self) -> Mapping[str, str] | None:
+        """What the upload was begun with, where the store keeps that in ``state``."""
+        return self.state.get("metadata")
 
 
 class SpoolLog:
-    """The lines of one spool file. Safe to use from any thread.
+    """The log of one spool file. Safe to use from any thread.
+
+    Every ``note_`` method appends a record, and raises OSError where that fails, unless it says
+    that it does not.
 
     Attributes:
-        uploads: those that were begun and did not end, the oldest first.
+        path: its file.
+        uploads: those that were begun and have not ended, by number, the oldest first.
         missing: parts whose bytes are not in the spool file.
         base: the object that has them.
-        attributes_set: chmod, chown or utimensat while an upload is under way.
+        attributes_set: attributes were set while an upload was in flight.
         exclusive: made with O_EXCL, and nothing was tried yet: what a successor finds later may be
             what its predecessor made.
-        attempts: objects that were perhaps made since the file was saved, and nobody has heard;
-            the latest last.
+        attempts: objects that may have been made since the file was last saved, the latest last.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._next = 1
-        self._exists = False
-        self._gone = False
+        self.path = path
         self.uploads: dict[int, UploadRecord] = {}
         self.missing: set[int] = set()
         self.base: ObjectInfo | None = None
         self.attributes_set = False
         self.exclusive = False
         self.attempts: list[Attempt] = []
+        self._lock = threading.Lock()
+        self._last_upload = 0
+        self._exists = False
+        self._is_discarded = False
 
     @classmethod
     def read(cls, path: Path) -> SpoolLog:
-        """What a process that ended wrote; nothing where it wrote none."""
-        state = cls(path)
+        """The log that a process which ended left; an empty one where it left none.
+
+        A torn last line is cut off. Raises StateUnusable for any other line that makes no sense,
+        and for a newer format.
+        """
+        found = cls(path)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            return state
-        state._exists = True
+            return found
+        found._exists = True
         *lines, torn = content.split(b"\n")
         if torn:  # what is appended from now on is a line of its own
+            log.warning("`%s`: its last line is torn, and ignored", path)
             os.truncate(path, len(content) - len(torn))
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
-                kind, values = json.loads(line)
-            except ValueError:
-                break
-            state._apply(kind, values)
-        return state
+                _decode(line).apply(found)
+            except (KeyError, TypeError, ValueError):
+                raise StateUnusable(f"`{path}`: line {number} makes no sense") from None
+        return found
 
     @classmethod
     def all_in(cls, directory: Path) -> Iterator[SpoolLog]:
-        """Of every spool file that has one."""
+        """The logs of a directory; one that cannot be used is left alone."""
         for path in sorted(directory.glob(f"*{SUFFIX}")):
-            yield cls.read(path)
+            try:
+                yield cls.read(path)
+            except StateUnusable as error:
+                log.warning("uploads may be left in the store: %s", error.what)
 
-    @property
-    def path(self) -> Path:
-        """Its file."""
-        return self._path
-
-    def begin(self, key: str, state: Mapping[str, Any], *, resumable: bool) -> UploadRecord:
+    def note_begun(self, key: str, state: Mapping[str, Any], *, resumable: bool) -> UploadRecord:
         """Something was begun in the store."""
         with self._lock:
-            number = self._next
-            self._write("begin", [number, key, dict(state), resumable])
+            number = self._last_upload + 1
+            self._append(_Begun(number, key, dict(state), resumable))
             return self.uploads[number]
 
-    def end(self, record: UploadRecord) -> None:
-        """It was completed or removed."""
+    def note_ended(self, upload: UploadRecord) -> None:
+        """It was completed or removed. Never raises OSError."""
+        ended = _Ended(upload.number)
         with self._lock:
             try:
-                self._write("end", record.number)
-            except OSError:  # a full disk; to remove what is gone already does no harm
-                self._apply("end", record.number)
-            if self._gone and not self.uploads:
-                self._path.unlink(missing_ok=True)
+                self._append(ended)
+            except OSError:  # to remove what is gone already does no harm
+                ended.apply(self)
+            if self._is_discarded and not self.uploads:
+                self.path.unlink(missing_ok=True)
 
-    def sent(self, record: UploadRecord, part: int, size_bytes: int, receipt: str) -> None:
+    def note_sent(self, upload: UploadRecord, part: int, sent: SentPart) -> None:
         """The store has a part as it is in the spool file."""
         with self._lock:
-            self._write("sent", [record.number, part, size_bytes, receipt])
+            self._append(_Sent(upload.number, part, *sent))
 
-    def unsent(self, record: UploadRecord, part: int) -> None:
+    def note_unsent(self, upload: UploadRecord, part: int) -> None:
         """The part is about to be written to."""
         with self._lock:
-            self._write("unsent", [record.number, part])
+            self._append(_Unsent(upload.number, part))
 
-    def evict(self, parts: list[int]) -> None:
+    def note_missing(self, parts: list[int]) -> None:
         """The bytes of parts are about to be given up."""
         with self._lock:
-            self._write("missing", parts)
+            self._append(_Missing(parts))
 
-    def recall(self, part: int) -> None:
+    def note_present(self, part: int) -> None:
         """The bytes of a part are back."""
         with self._lock:
-            self._write("here", part)
+            self._append(_Present(part))
 
-    def rebase(self, base: ObjectInfo) -> None:
+    def note_base(self, base: ObjectInfo) -> None:
         """From now on ``base`` has what is missing."""
         with self._lock:
-            self._write("base", [base.key, base.size_bytes, base.mtime_s, base.version])
+            self._append(_Base(*base.bare))
 
-    def set_attributes(self) -> None:
-        """Attributes were set that the upload under way does not carry."""
+    def note_attributes_set(self) -> None:
+        """Attributes were set that the upload in flight does not carry."""
         if not self.attributes_set:
             with self._lock:
-                self._write("attributes", True)
+                self._append(_AttributesSet(True))
 
     def note_exclusive(self, exclusive: bool) -> None:
-        """Whether a successor must replace no object when it saves the file for the first time."""
+        """Whether a successor must replace no object when it first saves the file.
+
+        Never raises OSError: a full disk must not fail a save.
+        """
         if exclusive != self.exclusive:
-            with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a save
-                self._write("exclusive", exclusive)
+            with self._lock, contextlib.suppress(OSError):
+                self._append(_Exclusive(exclusive))
 
     def note_attempt(self, attempt: Attempt) -> None:
-        """An object is about to be replaced: what a successor finds there may be this."""
-        with self._lock, contextlib.suppress(OSError):  # a full disk must not fail a save
-            self._write("attempt", [attempt.size_bytes, list(map(dict, attempt.metadata))])
+        """An object is about to be replaced: what a successor finds there may be this one.
 
-    def saved(self) -> None:
-        """The store has the file as it is, attributes included."""
+        Never raises OSError: a full disk must not fail a save.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            self._append(_Attempted(attempt.size_bytes, list(map(dict, attempt.metadata))))
+
+    def note_saved(self) -> None:
+        """The store has the file as it is, attributes included. Never raises OSError."""
+        saved = _Saved()
         with self._lock:
-            self.attempts, self.attributes_set = [], False
+            saved.apply(self)
             if self._exists and not (self.uploads or self.missing):
-                # Nothing is left to be known, and a log that is saved again and again would
-                # make it longer and longer.
-                self._path.unlink(missing_ok=True)
+                # Nothing is left to know; and a file that is saved again and again would make
+                # its log longer and longer.
+                self.path.unlink(missing_ok=True)
                 self._exists = False
             elif self._exists:
                 with contextlib.suppress(OSError):  # to set attributes again does no harm
-                    self._write("saved", None)
+                    self._append(saved)
 
     def discard(self) -> None:
-        """The spool file is gone; what is still in the store is remembered until it ends."""
+        """The spool file is gone. The log stays until its uploads have ended."""
         with self._lock:
-            self._gone = True
+            self._is_discarded = True
             if self._exists and not self.uploads:
-                self._path.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
 
-    def _write(self, kind: str, values: Any) -> None:
-        line = json.dumps([kind, values]).encode() + b"\n"
+    def _append(self, record: _Record) -> None:
+        data = _encode(record) if self._exists else _encode(_Format(FORMAT)) + _encode(record)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(self._path, flags, 0o600)  # sessions are secrets
+        descriptor = os.open(self.path, flags, 0o600)  # sessions are secrets
         try:
             end = os.fstat(descriptor).st_size
-            if os.write(descriptor, line) < len(line):  # a full disk
+            if os.write(descriptor, data) < len(data):  # a full disk
                 os.ftruncate(descriptor, end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
         self._exists = True
-        self._apply(kind, values)
+        record.apply(self)
 
-    def _apply(self, kind: str, values: Any) -> None:
-        if kind == "missing":
-            self.missing.update(values)
-        elif kind == "here":
-            self.missing.discard(values)
-        elif kind == "base":
-            self.base = ObjectInfo(*values)
-        elif kind == "attributes":
-            self.attributes_set = values
-        elif kind == "exclusive":
-            self.exclusive = values
-        elif kind == "attempt":
-            self.attempts = [*self.attempts, Attempt(*values)][-_MOST_ATTEMPTS:]
-        elif kind == "saved":
-            self.attempts, self.attributes_set = [], False
-        else:
-            self._apply_to_uploads(kind, values)
 
-    def _apply_to_uploads(self, kind: str, values: Any) -> None:
-        if kind == "begin":
-            number, key, state, resumable = values
-            self.uploads[number] = UploadRecord(number, key, state, resumable)
-            self._next = number + 1
-        elif kind == "end":
-            self.uploads.pop(values, None)
-        elif kind == "sent":
-            number, part, size_bytes, receipt = values
-            if number in self.uploads:
-                self.uploads[number].parts[part] = (size_bytes, receipt)
-        elif kind == "unsent":
-            number, part = values
-            if number in self.uploads:
-                self.uploads[number].parts.pop(part, None)
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """One line: its tag, and its fields in order. A single field stands there by itself.
+
+    Attributes:
+        tag: the kind of record.
+    """
+
+    tag: ClassVar[str]
+
+    def apply(self, to: SpoolLog) -> None:
+        """Bring ``to`` up to date."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class _Format(_Record):
+    tag: ClassVar[str] = "format"
+    version: int
+
+    def apply(self, to: SpoolLog) -> None:
+        if self.version > FORMAT:
+            raise StateUnusable(
+                f"`{to.path}` has format {self.version}; this version knows {FORMAT}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun(_Record):
+    tag: ClassVar[str] = "begin"
+    upload: int
+    key: str
+    state: dict[str, Any]
+    resumable: bool
+
+    def apply(self, to: SpoolLog) -> None:
+        to.uploads[self.upload] = UploadRecord(self.upload, self.key, self.state, self.resumable)
+        to._last_upload = self.upload
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended(_Record):
+    tag: ClassVar[str] = "end"
+    upload: int
+
+    def apply(self, to: SpoolLog) -> None:
+        to.uploads.pop(self.upload, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent(_Record):
+    tag: ClassVar[str] = "sent"
+    upload: int
+    part: int
+    size_bytes: int
+    receipt: str
+
+    def apply(self, to: SpoolLog) -> None:
+        if self.upload in to.uploads:
+            to.uploads[self.upload].parts[self.part] = SentPart(self.size_bytes, self.receipt)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsent(_Record):
+    tag: ClassVar[str] = "unsent"
+    upload: int
+    part: int
+
+    def apply(self, to: SpoolLog) -> None:
+        if self.upload in to.uploads:
+            to.uploads[self.upload].parts.pop(self.part, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Missing(_Record):
+    tag: ClassVar[str] = "missing"
+    parts: list[int]
+
+    def apply(self, to: SpoolLog) -> None:
+        to.missing.update(self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Present(_Record):
+    tag: ClassVar[str] = "here"
+    part: int
+
+    def apply(self, to: SpoolLog) -> None:
+        to.missing.discard(self.part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Base(_Record):
+    tag: ClassVar[str] = "base"
+    key: str
+    size_bytes: int
+    mtime_s: float
+    version: str
+
+    def apply(self, to: SpoolLog) -> None:
+        to.base = ObjectInfo(self.key, self.size_bytes, self.mtime_s, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class _AttributesSet(_Record):
+    tag: ClassVar[str] = "attributes"
+    is_set: bool
+
+    def apply(self, to: SpoolLog) -> None:
+        to.attributes_set = self.is_set
+
+
+@dataclass(frozen=True, slots=True)
+class _Exclusive(_Record):
+    tag: ClassVar[str] = "exclusive"
+    exclusive: bool
+
+    def apply(self, to: SpoolLog) -> None:
+        to.exclusive = self.exclusive
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempted(_Record):
+    tag: ClassVar[str] = "attempt"
+    size_bytes: int
+    metadata: list[dict[str, str]]
+
+    def apply(self, to: SpoolLog) -> None:
+        to.attempts = [*to.attempts, Attempt(self.size_bytes, self.metadata)][-_MOST_ATTEMPTS:]
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved(_Record):
+    tag: ClassVar[str] = "saved"
+
+    def apply(self, to: SpoolLog) -> None:
+        to.attempts = []
+        to.attributes_set = False
+
+
+_KINDS: dict[str, type[Any]] = {
+    kind.tag: kind
+    for kind in (
+        _Format,
+        _Begun,
+        _Ended,
+        _Sent,
+        _Unsent,
+        _Missing,
+        _Present,
+        _Base,
+        _AttributesSet,
+        _Exclusive,
+        _Attempted,
+        _Saved,
+    )
+}
+
+
+def _encode(record: _Record) -> bytes:
+    values = [getattr(record, one.name) for one in fields(record)]
+    content = (values[0] if len(values) == 1 else values) if values else None
+    return json.dumps([record.tag, content]).encode() + b"\n"
+
+
+def _decode(line: bytes) -> _Record:
+    """Raises KeyError, TypeError or ValueError."""
+    tag, content = json.loads(line)
+    kind = _KINDS[tag]
+    count = len(fields(kind))
+    values = () if count == 0 else (content,) if count == 1 else content
+    record: _Record = kind(*values)
+    return record

@@ -1,22 +1,18 @@
-"""From the spool to the store.
+"""From the spool to the store: how the bytes of a spool file become an object.
 
-A new file is sent part by part while it is written (:class:`ActiveUpload`); what is left is sent
-when it is saved. A file that the store has in an older version is put together there, of
-what that version has and of the parts that changed.
+A new file is sent part by part while it is written; what is left is sent when it is saved. A file
+that the store has in an older version is put together there, of what that version has and of the
+ranges that changed. Knows spool files and keys; which file is saved, and when, is decided above.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
-import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor, wait
 
-from sidecar.errors import SidecarError, SpoolFull, Stale, StoreProtocolError, TooLarge
+from sidecar.errors import SidecarError, Stale, StoreProtocolError, TooLarge
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.store.interface import (
     Condition,
@@ -26,202 +22,16 @@ from sidecar.mounter.store.interface import (
     ObjectInfo,
     Revision,
     Store,
-    Upload,
 )
+from sidecar.mounter.writing.active_upload import ActiveUpload, Description, warn_of_leftover
 from sidecar.mounter.writing.spool import SpoolFile
 from sidecar.mounter.writing.spool_log import SpoolLog, UploadRecord
 
 log = logging.getLogger(__name__)
 
 
-class Description(NamedTuple):
-    """What an object is made with besides its content.
-
-    Attributes:
-        metadata: all of them.
-        like: what has the properties that it shall have; None for a new file.
-    """
-
-    metadata: Mapping[str, str]
-    like: ObjectInfo | None = None
-
-
-_LEFT = "an upload may be left in the store: %s"
-"""The spool file's state remembers it: the next start tries again."""
-
-
-class ActiveUpload:
-    """One multipart upload of one spool file. Threads of the uploader send its parts.
-
-    Attributes:
-        key: the object that it will be.
-        ahead: the last part that was sent ahead, or is on its way.
-        error: why a part could not be sent ahead; it is tried again when the file is saved.
-    """
-
-    def __init__(self, store: Store, key: str, spool: SpoolFile) -> None:
-        self.key = key
-        self.error: SidecarError | None = None
-        self._store = store
-        self._state = spool.state
-        self._fd = spool.duplicate()  # it may be discarded while a part is on its way
-        self._lock = threading.Lock()
-        self._beginning = threading.Lock()
-        self._upload: Upload | None = None
-        self._record: UploadRecord | None = None
-        self._asked: UploadRecord | None = None
-        self._futures: dict[int, Future[None]] = {}
-        self._touched: set[int] = set()
-        self._doubtful = 0
-        self.ahead = 0
-
-    def resume(self, record: UploadRecord) -> None:
-        """Go on with what a process that ended began."""
-        self._record = record
-        self._upload = self._store.resume_upload(self.key, record.state, record.parts)
-        self.ahead = max(record.parts, default=0)
-        # Where parts go in order, one more may be in the store than was written down.
-        self._doubtful = len(record.parts) + 1 if self._store.limits.ordered_parts else 0
-
-    @property
-    def sent(self) -> frozenset[int]:
-        """The parts that the store has as they are."""
-        with self._lock:
-            return frozenset(self._record.parts) if self._record is not None else frozenset()
-
-    def submit(
-        self,
-        threads: ThreadPoolExecutor,
-        number: int,
-        content: Content,
-        description: Description,
-        done: Callable[[int], None],
-    ) -> None:
-        """Send a part by and by, unless it is sent or on its way.
-
-        Args:
-            description: for the object, if this is what begins the upload.
-            done: called with the number of bytes once they are sent.
-        """
-        with self._lock:
-            if number in self._futures or (self._record and number in self._record.parts):
-                return
-            if isinstance(content, FileSlice):
-                content = FileSlice(self._fd, content.offset, content.size_bytes)
-            self._touched.discard(number)
-            self._futures[number] = threads.submit(self._send, number, content, description, done)
-
-    def is_busy(self) -> bool:
-        """Whether parts are on their way."""
-        with self._lock:
-            return bool(self._futures)
-
-    def touches(self, numbers: Iterable[int]) -> bool:
-        """Whether one of the parts is sent, or may be."""
-        with self._lock:
-            known = self._record.parts if self._record is not None else ()
-            return any(n in known or n in self._futures or n == self._doubtful for n in numbers)
-
-    def touch(self, numbers: Iterable[int]) -> None:
-        """The parts are about to change: what was sent of them must be sent again."""
-        with self._lock:
-            for number in numbers:
-                if number in self._futures:
-                    self._touched.add(number)
-                if self._record is not None and number in self._record.parts:
-                    self._state.unsent(self._record, number)
-
-    def wait(self) -> None:
-        """Until no part is on its way, whatever became of them."""
-        while True:
-            with self._lock:
-                pending = list(self._futures.values())
-            if not pending:
-                return
-            wait(pending)
-            with self._lock:
-                for number, future in list(self._futures.items()):
-                    if future.cancelled():
-                        del self._futures[number]
-
-    def complete(
-        self, condition: Condition | None, count: int, metadata: Mapping[str, str]
-    ) -> ObjectInfo:
-        """Make the object of the first ``count`` parts, all of which are sent."""
-        assert self._upload is not None
-        assert self._record is not None
-        made = self._upload.complete(condition, parts=count, metadata=metadata)
-        self._state.end(self._record)
-        os.close(self._fd)
-        return made
-
-    def abort(self) -> None:
-        """Remove everything from the store. Raises what the store raises."""
-        with self._lock:
-            for future in self._futures.values():
-                future.cancel()
-        self.wait()
-        os.close(self._fd)
-        self._end_asked()
-        if self._upload is not None and self._record is not None:
-            self._upload.abort()
-            self._state.end(self._record)
-
-    def _send(
-        self,
-        number: int,
-        content: Content,
-        description: Description,
-        done: Callable[[int], None],
-    ) -> None:
-        try:
-            upload = self._begin(description)
-            receipt = upload.put_part(number, content)
-            done(len(content))
-            with self._lock:
-                if self._record is not None and number not in self._touched:
-                    self._state.sent(self._record, number, len(content), receipt)
-        except SidecarError as error:
-            self.error = error
-        except OSError as error:
-            self.error = SpoolFull(f"the spool's disk: {error.strerror}")
-        finally:
-            with self._lock:
-                del self._futures[number]
-
-    def _begin(self, description: Description) -> Upload:
-        with self._beginning:
-            if self._upload is None:
-                try:
-                    self._end_asked()
-                except SidecarError as error:
-                    log.warning(_LEFT, error.message)
-                since = {"since_s": time.time()}
-                self._asked = self._state.begin(self.key, since, resumable=False)
-                upload = self._store.start_upload(
-                    self.key, description.metadata, like=description.like
-                )
-                try:
-                    record = self._state.begin(self.key, upload.state, resumable=True)
-                except OSError:
-                    upload.abort()  # nobody would know of it
-                    raise
-                with self._lock:
-                    self._upload, self._record = upload, record
-                self._state.end(self._asked)
-                self._asked = None
-            return self._upload
-
-    def _end_asked(self) -> None:
-        """Remove what was perhaps begun by a request whose answer never came."""
-        if self._asked is not None:
-            self._store.abandon(self._asked.key, self._asked.state)
-            self._state.end(self._asked)
-            self._asked = None
-
-
 class Uploader:
-    """Sends spool files. The caller holds the file inode's lock.
+    """Sends spool files. Calls for one spool file must not overlap: the caller holds a lock.
 
     Args:
         threads: send parts; their number bounds the connections that upload.
@@ -239,103 +49,107 @@ class Uploader:
 
     # --- while a file is written ----------------------------------------------------------
 
-    def is_ahead(self, spool: SpoolFile) -> bool:
-        """Whether everything that could be sent ahead is sent, or on its way."""
+    def has_full_parts(self, spool: SpoolFile) -> bool:
+        """Whether parts of a new file are written from end to end, and not submitted yet."""
         if spool.base is not None:
-            return True  # most of it may be in the store already: sent when it is saved
-        filled = spool.layout.number(spool.filled_bytes) - 1
-        upload_ = self._active.get(spool)
-        if upload_ is None:
-            return not filled
-        return upload_.ahead >= filled or upload_.error is not None
+            return False  # most of it may be in the store already: sent when it is saved
+        full = spool.layout.number(spool.contiguous_bytes) - 1
+        upload = self._active.get(spool)
+        if upload is None:
+            return full > 0
+        return upload.last_submitted < full and upload.error is None
 
-    def send_ahead(self, key: str, spool: SpoolFile, description: Description) -> None:
-        """Send the parts of a new file that are written from end to end."""
-        upload_ = self._sending_of(key, spool)
-        if upload_.key != key:
+    def send_full_parts(self, key: str, spool: SpoolFile, description: Description) -> None:
+        """Submit the parts of a new file that are written from end to end."""
+        upload = self._upload_of(key, spool)
+        if upload.key != key:
             return  # it was renamed: begun anew when it is saved
-        filled = spool.layout.number(spool.filled_bytes) - 1
-        for number in range(upload_.ahead + 1, filled + 1):
+        full = spool.layout.number(spool.contiguous_bytes) - 1
+        for number in range(upload.last_submitted + 1, full + 1):
             content = spool.content(*spool.span(number))
-            upload_.submit(
+            upload.submit(
                 self._threads, number, content, description, self._metrics.uploaded_bytes.inc
             )
-        upload_.ahead = filled
+        upload.last_submitted = full
 
-    def touch(self, spool: SpoolFile, numbers: Collection[int]) -> None:
+    def invalidate(self, spool: SpoolFile, numbers: Collection[int]) -> None:
         """Parts are about to change."""
-        upload_ = self._active.get(spool)
-        if upload_ is not None:
-            upload_.touch(numbers)
+        upload = self._active.get(spool)
+        if upload is not None:
+            upload.invalidate(numbers)
 
-    def must_begin_anew(self, spool: SpoolFile, numbers: Collection[int]) -> bool:
+    def must_restart(self, spool: SpoolFile, numbers: Collection[int]) -> bool:
         """Whether parts that are about to change cannot be sent again within this upload."""
-        upload_ = self._active.get(spool)
-        return upload_ is not None and self._store.limits.ordered_parts and upload_.touches(numbers)
+        upload = self._active.get(spool)
+        return (
+            upload is not None
+            and self._store.limits.ordered_parts
+            and upload.may_have_sent(numbers)
+        )
 
-    def is_under_way(self, spool: SpoolFile) -> bool:
+    def is_in_flight(self, spool: SpoolFile) -> bool:
         """Whether an upload was begun that no object was made of."""
         return spool in self._active
 
-    def begun_with(self, spool: SpoolFile) -> list[Mapping[str, str]]:
-        """The metadata of uploads under way, which what is made of them may have."""
-        states = [record.state for record in list(spool.state.uploads.values())]
-        return [state["metadata"] for state in states if "metadata" in state]
+    def metadata_in_flight(self, spool: SpoolFile) -> list[Mapping[str, str]]:
+        """What uploads in flight were begun with, which their object may have."""
+        found = [upload.metadata for upload in list(spool.log.uploads.values())]
+        return [metadata for metadata in found if metadata is not None]
 
     def sent_parts(self, spool: SpoolFile) -> int:
-        """How many parts of an upload under way the store has."""
-        upload_ = self._active.get(spool)
-        return len(upload_.sent) if upload_ is not None else 0
+        """How many parts of an upload in flight the store has."""
+        upload = self._active.get(spool)
+        return len(upload.sent) if upload is not None else 0
 
     def is_busy(self, spool: SpoolFile) -> bool:
-        """Whether parts are on their way."""
-        upload_ = self._active.get(spool)
-        return upload_ is not None and upload_.is_busy()
+        """Whether parts are in flight."""
+        upload = self._active.get(spool)
+        return upload is not None and upload.is_busy()
 
     def evictable(self, spool: SpoolFile) -> list[int]:
         """Parts whose bytes the store has, and that are not at the end, where more may come."""
-        upload_ = self._active.get(spool)
-        there = set(upload_.sent) if upload_ is not None else set()
+        upload = self._active.get(spool)
+        there = set(upload.sent) if upload is not None else set()
         if spool.base is not None:
-            there.update(number for number in spool.parts() if spool.is_as_in_base(number))
+            there.update(number for number in spool.parts() if spool.is_unchanged(number))
         return sorted(there.intersection(spool.parts()[:-1]) - spool.missing)
 
     # --- taking over, giving up -----------------------------------------------------------
 
     def adopt(self, spool: SpoolFile) -> None:
-        """Go on with the upload that a process which ended had under way."""
-        begun = list(spool.state.uploads.values())
+        """Go on with the upload of a process that ended."""
+        begun = list(spool.log.uploads.values())
         if begun and begun[-1].resumable:
             newest = begun.pop()
-            upload_ = ActiveUpload(self._store, newest.key, spool)
-            upload_.resume(newest)
-            self._active[spool] = upload_
+            upload = ActiveUpload(self._store, newest.key, spool)
+            upload.resume(newest)
+            self._active[spool] = upload
         for record in begun:
-            self._later(self._abandon, spool.state, record)
+            self._submit(self._abandon, spool.log, record)
 
-    def abandon(self, states: Iterable[SpoolLog]) -> None:
-        """Remove from the store what processes that ended left there, by and by."""
-        for state in states:
-            for record in list(state.uploads.values()):
-                self._later(self._abandon, state, record)
-            state.discard()
+    def abandon(self, logs: Iterable[SpoolLog]) -> None:
+        """Remove from the store, in other threads, what processes that ended left there."""
+        for spool_log in logs:
+            for record in list(spool_log.uploads.values()):
+                self._submit(self._abandon, spool_log, record)
+            spool_log.discard()
 
     def drop(self, spool: SpoolFile) -> None:
-        """Give up an upload under way, by and by; the file may go on or be discarded."""
-        upload_ = self._active.pop(spool, None)
-        if upload_ is not None:
-            self._later(upload_.abort)
+        """Abort an upload in flight, in another thread; the file may go on or be discarded."""
+        upload = self._active.pop(spool, None)
+        if upload is not None:
+            self._submit(upload.abort)
 
-    def _abandon(self, state: SpoolLog, record: UploadRecord) -> None:
+    def _abandon(self, spool_log: SpoolLog, record: UploadRecord) -> None:
         self._store.abandon(record.key, record.state)
-        state.end(record)
+        spool_log.note_ended(record)
 
-    def _later(self, action: Callable[..., None], *arguments: object) -> None:
+    def _submit(self, action: Callable[..., None], *arguments: object) -> None:
         def act() -> None:
             try:
                 action(*arguments)
             except SidecarError as error:
-                log.warning(_LEFT, error.message)
+                warn_of_leftover(error)
 
         self._threads.submit(act)
 
@@ -362,11 +176,11 @@ class Uploader:
                 f"`{key}` has {size_bytes} bytes; an object of this store holds "
                 f"{self._store.limits.max_object_bytes}"
             )
-        upload_ = self._active.get(spool)
-        if upload_ is not None and upload_.key != key:
+        upload = self._active.get(spool)
+        if upload is not None and upload.key != key:
             self.drop(spool)
-            upload_ = None
-        if upload_ is not None:
+            upload = None
+        if upload is not None:
             try:
                 return self._complete(key, spool, description, condition)
             except StoreProtocolError:
@@ -393,22 +207,22 @@ class Uploader:
         condition: Condition | None,
     ) -> ObjectInfo:
         """Send what is not sent, and make the object."""
-        upload_ = self._sending_of(key, spool)
-        upload_.wait()
-        upload_.error = None
+        upload = self._upload_of(key, spool)
+        upload.wait()
+        upload.error = None
         done = self._metrics.uploaded_bytes.inc
-        sent = upload_.sent
+        sent = upload.sent
         for number in spool.parts():
             if number in sent:
                 continue
             content = self._content(spool, *spool.span(number))
             if not isinstance(content, FileSlice):
-                upload_.wait()  # of what is in memory, one part at a time
-            upload_.submit(self._threads, number, content, description, done)
-        upload_.wait()
-        if upload_.error is not None:
-            raise upload_.error
-        made = upload_.complete(condition, len(spool.parts()), description.metadata)
+                upload.wait()  # of what is in memory, one part at a time
+            upload.submit(self._threads, number, content, description, done)
+        upload.wait()
+        if upload.error is not None:
+            raise upload.error
+        made = upload.complete(condition, len(spool.parts()), description.metadata)
         del self._active[spool]
         return made
 
@@ -433,15 +247,15 @@ class Uploader:
                 key,
                 revision,
                 description.metadata,
-                lambda state: begun.append(spool.state.begin(key, state, resumable=False)),
+                lambda state: begun.append(spool.log.note_begun(key, state, resumable=False)),
                 like=description.like,
             )
         except Stale:
             if spool.missing:
                 raise
-            made = None  # someone else's version is there: ours replaces it whole
+            made = None  # another writer's version is there: ours replaces it whole
         for record in begun:
-            spool.state.end(record)
+            spool.log.note_ended(record)
         if made is not None:
             self._metrics.uploaded_bytes.inc(sum(sent_bytes))
         return made
@@ -453,7 +267,7 @@ class Uploader:
         base = spool.base
         if base is None:
             raise Stale("what was given up of the file is not in the store any more")
-        return spool.read_whole(offset, size_bytes, functools.partial(self._fetch, base))
+        return spool.read_through(offset, size_bytes, functools.partial(self._fetch, base))
 
     def _run(self, actions: Sequence[Callable[[], object]]) -> None:
         """Run them in the uploader's threads; once none runs any more, raise what one raised."""
@@ -466,8 +280,9 @@ class Uploader:
                 future.cancel()
             wait(futures)
 
-    def _sending_of(self, key: str, spool: SpoolFile) -> ActiveUpload:
-        upload_ = self._active.get(spool)
-        if upload_ is None:
-            upload_ = self._active[spool] = ActiveUpload(self._store, key, spool)
-        return upload_
+    def _upload_of(self, key: str, spool: SpoolFile) -> ActiveUpload:
+        """The upload in flight of a spool file, or a new one to ``key``."""
+        upload = self._active.get(spool)
+        if upload is None:
+            upload = self._active[spool] = ActiveUpload(self._store, key, spool)
+        return upload

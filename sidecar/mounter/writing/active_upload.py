@@ -1,0 +1,219 @@
+"""One multipart upload of one spool file, from the first part to the object.
+
+Knows parts and the store's upload; which parts are sent, and when, is :mod:`.uploader`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+from sidecar.errors import SidecarError, SpoolFull
+from sidecar.mounter.store.interface import (
+    Condition,
+    Content,
+    FileSlice,
+    ObjectInfo,
+    Store,
+    Upload,
+)
+from sidecar.mounter.writing.spool import SpoolFile
+from sidecar.mounter.writing.spool_log import SentPart, UploadRecord
+
+log = logging.getLogger(__name__)
+
+
+class Description(NamedTuple):
+    """What an object is made with besides its content.
+
+    Attributes:
+        metadata: all of it.
+        like: the object whose properties it gets; None for a new file.
+    """
+
+    metadata: Mapping[str, str]
+    like: ObjectInfo | None = None
+
+
+class ActiveUpload:
+    """One multipart upload of one spool file. Threads of the uploader send its parts.
+
+    Attributes:
+        key: the object that it will be.
+        last_submitted: the last part that was submitted while the file was written; 0: none.
+        error: why a part could not be sent; it is tried again when the file is saved.
+    """
+
+    def __init__(self, store: Store, key: str, spool: SpoolFile) -> None:
+        self.key = key
+        self.last_submitted = 0
+        self.error: SidecarError | None = None
+        self._store = store
+        self._log = spool.log
+        self._fd = spool.open()  # the file may be discarded while a part is in flight
+        self._lock = threading.Lock()
+        self._beginning = threading.Lock()
+        self._upload: Upload | None = None
+        self._record: UploadRecord | None = None
+        self._unanswered: UploadRecord | None = None  # a request to begin it
+        self._in_flight: dict[int, Future[None]] = {}
+        self._invalidated: set[int] = set()
+        self._unconfirmed_part: int | None = None
+
+    def resume(self, record: UploadRecord) -> None:
+        """Go on with what a process that ended began."""
+        self._record = record
+        self._upload = self._store.resume_upload(self.key, record.state, record.parts)
+        self.last_submitted = max(record.parts, default=0)
+        if self._store.limits.ordered_parts:
+            # The store may have one part more than was written down.
+            self._unconfirmed_part = len(record.parts) + 1
+
+    @property
+    def sent(self) -> frozenset[int]:
+        """The parts that the store has as they are."""
+        with self._lock:
+            return frozenset(self._record.parts) if self._record is not None else frozenset()
+
+    def submit(
+        self,
+        threads: ThreadPoolExecutor,
+        number: int,
+        content: Content,
+        description: Description,
+        done: Callable[[int], None],
+    ) -> None:
+        """Have ``threads`` send a part, unless it is sent or in flight.
+
+        Args:
+            description: for the object, if this is what begins the upload.
+            done: called with the number of bytes once they are sent.
+        """
+        with self._lock:
+            if number in self._in_flight or (self._record and number in self._record.parts):
+                return
+            if isinstance(content, FileSlice):
+                content = FileSlice(self._fd, content.offset, content.size_bytes)
+            self._invalidated.discard(number)
+            self._in_flight[number] = threads.submit(self._send, number, content, description, done)
+
+    def is_busy(self) -> bool:
+        """Whether parts are in flight."""
+        with self._lock:
+            return bool(self._in_flight)
+
+    def may_have_sent(self, numbers: Iterable[int]) -> bool:
+        """Whether the store has one of the parts, or may have it."""
+        with self._lock:
+            sent = self._record.parts if self._record is not None else ()
+            return any(
+                number in sent or number in self._in_flight or number == self._unconfirmed_part
+                for number in numbers
+            )
+
+    def invalidate(self, numbers: Iterable[int]) -> None:
+        """The parts are about to change: what was sent of them must be sent again."""
+        with self._lock:
+            for number in numbers:
+                if number in self._in_flight:
+                    self._invalidated.add(number)
+                if self._record is not None and number in self._record.parts:
+                    self._log.note_unsent(self._record, number)
+
+    def wait(self) -> None:
+        """Until no part is in flight, whatever became of them."""
+        while True:
+            with self._lock:
+                pending = list(self._in_flight.values())
+            if not pending:
+                return
+            wait(pending)
+            with self._lock:
+                for number, future in list(self._in_flight.items()):
+                    if future.cancelled():
+                        del self._in_flight[number]
+
+    def complete(
+        self, condition: Condition | None, count: int, metadata: Mapping[str, str]
+    ) -> ObjectInfo:
+        """Make the object of the first ``count`` parts, all of which are sent."""
+        assert self._upload is not None
+        assert self._record is not None
+        made = self._upload.complete(condition, parts=count, metadata=metadata)
+        self._log.note_ended(self._record)
+        os.close(self._fd)
+        return made
+
+    def abort(self) -> None:
+        """Remove everything from the store. Raises what the store raises."""
+        with self._lock:
+            for future in self._in_flight.values():
+                future.cancel()
+        self.wait()
+        os.close(self._fd)
+        self._abandon_unanswered()
+        if self._upload is not None and self._record is not None:
+            self._upload.abort()
+            self._log.note_ended(self._record)
+
+    def _send(
+        self,
+        number: int,
+        content: Content,
+        description: Description,
+        done: Callable[[int], None],
+    ) -> None:
+        try:
+            upload = self._begin(description)
+            receipt = upload.put_part(number, content)
+            done(len(content))
+            with self._lock:
+                if self._record is not None and number not in self._invalidated:
+                    self._log.note_sent(self._record, number, SentPart(len(content), receipt))
+        except SidecarError as error:
+            self.error = error
+        except OSError as error:
+            self.error = SpoolFull(f"the spool's disk: {error.strerror}")
+        finally:
+            with self._lock:
+                del self._in_flight[number]
+
+    def _begin(self, description: Description) -> Upload:
+        with self._beginning:
+            if self._upload is None:
+                try:
+                    self._abandon_unanswered()
+                except SidecarError as error:
+                    warn_of_leftover(error)
+                since = {"since_s": time.time()}
+                self._unanswered = self._log.note_begun(self.key, since, resumable=False)
+                upload = self._store.start_upload(
+                    self.key, description.metadata, like=description.like
+                )
+                try:
+                    record = self._log.note_begun(self.key, upload.state, resumable=True)
+                except OSError:
+                    upload.abort()  # nobody would know of it
+                    raise
+                with self._lock:
+                    self._upload, self._record = upload, record
+                self._log.note_ended(self._unanswered)
+                self._unanswered = None
+            return self._upload
+
+    def _abandon_unanswered(self) -> None:
+        """Remove what may have been begun by a request whose answer never came."""
+        if self._unanswered is not None:
+            self._store.abandon(self._unanswered.key, self._unanswered.state)
+            self._log.note_ended(self._unanswered)
+            self._unanswered = None
+
+
+def warn_of_leftover(error: SidecarError) -> None:
+    """Something could not be removed. The spool log keeps it, and the next start tries again."""
+    log.warning("an upload may be left in the store: %s", error.message)
