@@ -50,10 +50,10 @@ def test_what_could_not_be_saved_is_listed_and_saved_later(tmp_path: Path) -> No
     failure = store.failure = Unavailable("an outage")
     with pytest.raises(Unavailable):
         view.write("file", b"content")
-    assert view.fs.files.drain(time.monotonic() + 10) == {"file": failure}
-    assert view.fs.files.drain(time.monotonic() - 1) == {"file": None}
+    assert view.fs.files.write_back.drain(time.monotonic() + 10) == {"file": failure}
+    assert view.fs.files.write_back.drain(time.monotonic() - 1) == {"file": None}
     store.failure = None
-    assert view.fs.files.drain(time.monotonic() + 10) == {}
+    assert view.fs.files.write_back.drain(time.monotonic() + 10) == {}
     assert store.head("file").size_bytes == 7
 
 
@@ -63,7 +63,7 @@ def test_what_is_open_is_sent_without_being_closed(tmp_path: Path) -> None:
     handle = view.open("log", os.O_WRONLY | os.O_CREAT)
     for number in (1, 2):
         view.fs.write(handle, 5 * (number - 1), b"line\n")
-        assert view.fs.files.drain(time.monotonic() + 10) == {}
+        assert view.fs.files.write_back.drain(time.monotonic() + 10) == {}
         assert store.head("log").size_bytes == 5 * number
     view.fs.release(handle)
 
@@ -76,7 +76,7 @@ def test_what_is_written_after_close_is_sent_later(tmp_path: Path) -> None:
     view.fs.write(handle, 0, b"a page of a map")
     view.fs.release(handle)
     assert view.read("file") == b"a page of a map"
-    assert view.fs.files.drain(time.monotonic() + 10) == {}
+    assert view.fs.files.write_back.drain(time.monotonic() + 10) == {}
     assert store.head("file").size_bytes == 15
 
 

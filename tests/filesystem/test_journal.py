@@ -359,7 +359,7 @@ class Restored(RuleBasedStateMachine):
             ttl_s=3600,
         )
         # A thread would go on saving, and write it down, after the worker that it is part of died.
-        filesystem.files._savers = AtOnce()
+        filesystem.files.write_back._threads = AtOnce()
         return filesystem
 
     def _given(self, entry: Entry) -> int:

@@ -479,7 +479,7 @@ def test_the_spool_keeps_what_has_no_settled_version_yet(tmp_path: Path) -> None
     assert inode.spool is not None
     assert view.read_handle(reader, 16 * MIB) == block(16)
     assert not store.requests.get("get", 0) - 1  # the one above
-    view.fs.files.settle_versions()
+    view.fs.files.write_back.resolve_versions()
     until(lambda: inode.spool is None)
     assert inode.remote == store.head("file")
     assert view.inode("file") == inode.id
@@ -497,7 +497,7 @@ def test_what_has_no_settled_version_is_changed_and_renamed(tmp_path: Path) -> N
     view.rename("file", "other")
     expected = b"changed" + blocks(17)[7:]
     assert content(store, "other") == expected
-    view.fs.files.settle_versions()
+    view.fs.files.write_back.resolve_versions()
     inode = view.fs.namespace.inodes.get(view.inode("other"))
     assert isinstance(inode, File)
     until(lambda: inode.spool is None)
@@ -519,7 +519,7 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
     assert isinstance(inode, File)
     view.fs.forget(number, inode.lookups)  # now only what is to be settled holds it
     assert inode.spool is not None
-    view.fs.files.settle_versions()
+    view.fs.files.write_back.resolve_versions()
     until(lambda: not list((tmp_path / "spool").glob("*.data")))
     successor = View(store, tmp_path)
     successor.fs.restore()

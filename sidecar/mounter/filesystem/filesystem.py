@@ -410,7 +410,7 @@ class FileSystem:
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """pwrite(2)."""
         inode = self.files.get(handle).inode
-        if self.files.takes(handle, offset, len(data)):
+        if self.files.fits_in_spool(handle, offset, len(data)):
             return self.files.write(handle, offset, data)
         # An object is read or made first, by its key.
         with self.namespace.subtree_locks.shared(inode):
@@ -550,7 +550,7 @@ class FileSystem:
         self._journal.intend(("rename", inode.id, other_key))
         with self.files.losing_name(replaced if isinstance(replaced, File) else None):
             if isinstance(inode, File):
-                self.files.prepare_rename(inode)
+                self.files.saver.complete_upload(inode)
                 with inode.lock:
                     if inode.spool is not None:
                         inode.spool.set_exclusive(False)  # O_EXCL was about the old name
@@ -599,9 +599,9 @@ class FileSystem:
             replaced = self._find_or_none(target, new_name)
             if replaced is not None and intent is None:
                 self._check_replaceable(replaced, flags)
-            for file in self.files.dirty():
+            for file in self.files.contents.dirty():
                 if file.parent is not None and is_at_or_below(file.parent, inode):
-                    self.files.prepare_rename(file)
+                    self.files.saver.complete_upload(file)
             self._journal.intend(("move", inode.id))
             self._moves.move(inode, target, new_name, {})
             self._keep(source)
@@ -644,8 +644,8 @@ class FileSystem:
             for number, move in held.moves.items():
                 self._moves.finish_predecessor(number, move)
             unsaved = [_after_moves(left, held.moves.values()) for left in held.unsaved()]
-            saved = [left.key for left in unsaved if self.files.salvage(left)]
-            self.files.abandon_leftovers()
+            saved = [left.key for left in unsaved if self.files.saver.salvage(left)]
+            self.files.contents.abandon_leftovers()
             self._spool.clear()
         self.begin()
         return saved
@@ -752,9 +752,9 @@ class FileSystem:
     # --- the end -------------------------------------------------------------------------------
 
     def sync(self, deadline_s: float) -> dict[str, SidecarError | None]:
-        """Upload what is dirty, as :meth:`OpenFiles.sync`; what is left, and why."""
+        """Upload what is dirty, as :meth:`WriteBack.sync`; what is left, and why."""
         self._finish_moves()
-        return self.files.sync(deadline_s)
+        return self.files.write_back.sync(deadline_s)
 
     def drain(
         self, deadline_s: float, progress: Callable[[], None] = lambda: None
@@ -767,9 +767,9 @@ class FileSystem:
             progress: called about once a second.
         """
         self._finish_moves()
-        self.files.drain(deadline_s, progress)
+        self.files.write_back.drain(deadline_s, progress)
         self.files.end()
-        return self.files.drain(deadline_s, progress)
+        return self.files.write_back.drain(deadline_s, progress)
 
     # --- helpers -------------------------------------------------------------------------------
 
@@ -824,7 +824,7 @@ class FileSystem:
                 had_object = inode.remote is not None
                 must_save = had_object or other_key or not inode.writers
                 if inode.spool is not None and inode.spool.dirty and must_save:
-                    self.files.save(inode)  # before what it replaces is deleted
+                    self.files.saver.save(inode)  # before what it replaces is deleted
                 self._delete_all(other_key, old_key if had_object else "")
         self.namespace.apply_removal(source, name)
 

@@ -265,10 +265,10 @@ class Worker:
     def _drain(self, seconds: float) -> Message:
         """Save within ``seconds``; the ``drained`` message without its event."""
         assert self._filesystem is not None
-        open_files = self._filesystem.files
+        write_back = self._filesystem.files.write_back
 
         def tell() -> None:
-            left = open_files.left()
+            left = write_back.backlog()
             progress = {"files": left.files, "size_bytes": left.size_bytes}
             self._channel.send({"event": "draining", **progress})
 

@@ -48,8 +48,8 @@ class Upkeep:
         """Work until ``leaving``."""
         next_sync_s = time.monotonic() + self._sync_interval_s
         while not leaving.wait(_TICK_S):
-            self._filesystem.files.account()
-            self._filesystem.files.settle_versions()
+            self._filesystem.files.update_gauges()
+            self._filesystem.files.write_back.resolve_versions()
             self._failures.tick()
             self._filesystem.namespace.directory_cache.drop_expired()
             if self._cache is not None:

@@ -292,6 +292,11 @@ class SpoolFile:
         self._holes.clear()
         self._charge()
 
+    def begin_change(self, remote: ObjectInfo | None) -> None:
+        """From here on the content and the store's version ``remote`` may differ."""
+        if not self.dirty:
+            self.rebase(remote)
+
     def update_base(self, base: ObjectInfo) -> None:
         """The object that it began as has another key by now, or other metadata."""
         if base != self.base:
