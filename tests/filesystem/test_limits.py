@@ -1,4 +1,4 @@
-"""What a store's limits, the spool's and a process's mean for who writes files."""
+"""What the limits of a store, of the spool and of a process mean for programs that write."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def noise(seed: int, size: int) -> bytes:
 
 @pytest.mark.parametrize("small", [1, 3 * MIB, 5 * MIB - 1, 5 * MIB])
 def test_a_file_that_was_saved_small_grows(tmp_path: Path, small: int) -> None:
-    """Logs, databases: a part that is copied must have 5 MiB, unless it is the last."""
+    """As logs and databases do. A part that is copied must have 5 MiB, unless it is the last."""
     store = MemoryStore(S3Store.limits)
     view = View(store, tmp_path)
     handle = view.open("file", os.O_RDWR | os.O_CREAT)
@@ -62,7 +62,7 @@ def test_a_small_object_of_another_s_grows(tmp_path: Path) -> None:
 def test_what_is_written_in_a_row_goes_as_parts_that_the_store_takes(
     tmp_path: Path, start: int
 ) -> None:
-    """More than the largest part: 5 GiB on S3, 16 MiB here."""
+    """The range is longer than the largest part: 5 GiB on S3, 16 MiB here."""
     store = MemoryStore(Limits(1 << 40, 5 * MIB, 16 * MIB, 10_000))
     expected = bytearray(noise(0, 70 * MIB))
     store.put("file", expected)
@@ -161,8 +161,8 @@ def test_a_hole_is_sent_once(tmp_path: Path) -> None:
     assert sent <= 100 * MIB + 4 * S3Store.limits.min_part_bytes
 
 
-def test_files_that_rest_keep_few_descriptors(tmp_path: Path) -> None:
-    """Also where a process may not have many; 1,009 files open for writing were EMFILE."""
+def test_files_that_nobody_uses_keep_few_descriptors(tmp_path: Path) -> None:
+    """A process may have few descriptors: 1,009 files open for writing failed with EMFILE."""
     store = MemoryStore()
     view = View(store, tmp_path)
     before = len(os.listdir("/proc/self/fd"))

@@ -43,7 +43,7 @@ def content(store: MemoryStore, key: str) -> bytes:
 
 
 def new_file(view: View, mib: int, name: str = "file") -> int:
-    """A handle of a file that is being written, so many MiB of it."""
+    """A handle of a new file of so many MiB, still open for writing."""
     handle = view.open(name, os.O_RDWR | os.O_CREAT)
     for number in range(mib):
         view.fs.write(handle, number * MIB, block(number))
@@ -216,7 +216,7 @@ def test_an_exclusive_file_does_not_overwrite_another_s(tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists):
         view.fs.flush(handle)
     assert view.read("file") == b"theirs"
-    assert view.read_handle(handle) == b"ours"  # for who has it open
+    assert view.read_handle(handle) == b"ours"  # through the handle that has it open
     view.fs.flush(handle)
     view.fs.release(handle)
     assert content(store, "file") == b"theirs"
@@ -238,7 +238,7 @@ def test_an_exclusive_file_of_a_worker_that_died_does_not_overwrite_another_s(
 
 
 class SilentStore(MemoryStore):
-    """Does its first PUT, and its caller meets something else than the answer."""
+    """Does its first PUT, but raises ``instead`` of answering."""
 
     def __init__(self, instead: BaseException) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class SilentStore(MemoryStore):
 
 
 class Killed(BaseException):
-    """The end of a worker, as far as one process can show it."""
+    """Stands for the death of a worker within one process."""
 
 
 def new_exclusive(view: View, data: bytes) -> int:
@@ -315,7 +315,7 @@ def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, m
 
 
 def test_a_worker_dies_while_it_tries_what_a_dead_one_had_done(tmp_path: Path) -> None:
-    """The object is what the first one made, and the second one has noted another attempt."""
+    """The object is the first worker's, and the second one has noted another attempt."""
     store = MemoryStore()
     store.put("file", b"old")
     view = View(store, tmp_path)
@@ -343,7 +343,7 @@ def test_a_worker_dies_while_it_tries_what_a_dead_one_had_done(tmp_path: Path) -
 
 
 def test_what_a_dead_worker_s_upload_had_made_is_not_another_s(tmp_path: Path) -> None:
-    """It has the time at which the upload began, on stores that fix it then."""
+    """On some stores the object has the time at which its upload began."""
     store = MemoryStore()
     store.put("file", b"old")
     view = View(store, tmp_path)
@@ -465,7 +465,7 @@ def test_a_predecessor_s_upload_that_nobody_needs_is_aborted(tmp_path: Path) -> 
     until(lambda: not list((tmp_path / "spool").iterdir()))
 
 
-def test_the_spool_keeps_what_has_no_settled_version_yet(tmp_path: Path) -> None:
+def test_the_spool_keeps_a_file_until_its_version_is_final(tmp_path: Path) -> None:
     store = RenamingStore()
     view = View(store, tmp_path, ttl_s=0.0)
     handle = new_file(view, 17)
@@ -486,7 +486,7 @@ def test_the_spool_keeps_what_has_no_settled_version_yet(tmp_path: Path) -> None
     assert view.read_handle(reader, 16 * MIB) == block(16)
 
 
-def test_what_has_no_settled_version_is_changed_and_renamed(tmp_path: Path) -> None:
+def test_a_file_without_a_final_version_is_changed_and_renamed(tmp_path: Path) -> None:
     store = RenamingStore()
     view = View(store, tmp_path, ttl_s=0.0)
     handle = new_file(view, 17)
@@ -517,7 +517,7 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
     number = view.inode("file")
     inode = view.fs.namespace.inodes.get(number)
     assert isinstance(inode, File)
-    view.fs.forget(number, inode.lookups)  # now only what is to be settled holds it
+    view.fs.forget(number, inode.lookups)  # now only the version that must be resolved holds it
     assert inode.spool is not None
     view.fs.files.write_back.resolve_versions()
     until(lambda: not list((tmp_path / "spool").glob("*.data")))

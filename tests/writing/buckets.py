@@ -20,7 +20,7 @@ from tests.support.sidecar import Sidecar
 MIB = 1024 * 1024
 VOLUME = "out"
 SMALL_PARTS = Sizes(part_bytes=5 * MIB)
-"""So that files of a few MiB are multipart uploads."""
+"""Makes files of a few MiB multipart uploads."""
 _numbers = itertools.count()
 
 
@@ -40,11 +40,11 @@ class Mounted:
 
     @property
     def transport(self) -> TransportName:
-        """What serves it."""
+        """The transport that serves the mount."""
         return self.sidecar.spec.transport
 
     def fresh_name(self) -> str:
-        """A name that nothing has had before."""
+        """A name that was never used before."""
         return f"t{next(_numbers)}"
 
     def fresh_directory(self) -> Path:
@@ -54,7 +54,7 @@ class Mounted:
         return path
 
     def restart(self) -> None:
-        """SIGTERM, which must save everything, and a new start."""
+        """Stop the sidecar with SIGTERM, which must save everything, and start it again."""
         assert self.sidecar.stop() == 0
         assert self.sidecar.mounted() == []
         self.sidecar.start()

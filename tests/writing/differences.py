@@ -21,5 +21,5 @@ ON_LIBFUSE = frozenset({Allowed.NAMELESS_STATUS})
 
 
 def allowed_on(transport: str) -> frozenset[Allowed]:
-    """What may differ on a transport."""
+    """The differences that are allowed on a transport."""
     return ON_EVERY_MOUNT | (ON_LIBFUSE if transport == "libfuse" else frozenset())

@@ -69,7 +69,7 @@ def write_names(directory: Path, size: int) -> None:
 
 
 def check_names(directory: Path, size: int) -> None:
-    """Also what was never asked for before: each first stat(2) waits for the store."""
+    """Walk a tree that nobody has listed: each first stat(2) waits for the store."""
     for path in directory.rglob("*"):
         if path.name.isdigit():
             os.stat(path)

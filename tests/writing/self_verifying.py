@@ -18,12 +18,12 @@ ENGINES = {
 
 def write_and_verify(path: Path, engine: list[str], size_mib: int) -> list[str]:
     """Write a whole file in random order, some of it while other parts are read back."""
-    # Every thousand blocks some that were written before are looked at, besides all at the end.
+    # After every thousand blocks some earlier ones are checked, and at the end all of them.
     return [*_job(path, engine, size_mib), "--verify_backlog=1000", "--fsync=4000"]
 
 
 def verify_again(path: Path, engine: list[str], size_mib: int) -> list[str]:
-    """Only look whether all is as :func:`write_and_verify` left it."""
+    """Only check that everything is as :func:`write_and_verify` left it."""
     return [*_job(path, engine, size_mib), "--verify_only=1"]
 
 

@@ -52,7 +52,7 @@ class Stresser:
         }
 
     def run(self, operations: int) -> int:
-        """Do them; how many gave an errno that they never would on a local disk."""
+        """Run so many calls; how many failed with an errno that a local disk never gives."""
         calls = list(self._calls)
         weights = [weight for weight, _ in self._calls.values()]
         wrong = 0
@@ -89,7 +89,7 @@ class Stresser:
     def _append(self, path: Path) -> None:
         descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
         try:
-            # Not without end: a file that everybody adds to.
+            # Bounded: every process appends to this file.
             if os.lseek(descriptor, 0, os.SEEK_END) < LONGEST_BYTES:
                 os.write(descriptor, self._data())
         finally:
@@ -107,7 +107,7 @@ class Stresser:
         os.truncate(path, self._random.choice((0, self._random.randrange(LONGEST_BYTES))))
 
     def _map(self, _path: Path) -> None:
-        # A file of its own: one that others cut would give SIGBUS, as it should.
+        # A private file: one that others truncate rightly gives SIGBUS.
         descriptor = os.open(self._own, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             size = self._random.randrange(1, LONGEST_BYTES)

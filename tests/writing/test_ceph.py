@@ -39,7 +39,7 @@ def test_small_overwrites_are_sent_once(
         puts = sidecar.metric(REQUESTS, operation="put") - checks
         log = sidecar.log()
         assert sidecar.stop() == 0
-    # One tells how the server compares.
+    # One request shows how the server compares.
     assert (overwritten, puts) == (0, saves + 1)
     assert "another writer" not in log
     for number in range(saves - FILES, saves):

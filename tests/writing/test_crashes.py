@@ -50,7 +50,7 @@ def mortal(tmp_path: Path) -> Iterator[Cloud]:
 
 
 def open_uploads(cloud: Cloud) -> list[str]:
-    """Keys of multipart uploads that were begun and not ended, as an independent client sees them.
+    """Keys of multipart uploads that never ended, as an independent client sees them.
 
     S3 alone has lasting ones: blocks of Azure and sessions of GCS expire by themselves.
     """
@@ -69,7 +69,7 @@ def write_all(descriptor: int, content: bytes) -> None:
 
 @contextlib.contextmanager
 def descriptors() -> Iterator[list[int]]:
-    """Open files of a mount whose end is expected: what their close says is no matter."""
+    """Descriptors on a mount that is about to end, closed afterwards whatever close(2) says."""
     opened: list[int] = []
     try:
         yield opened
@@ -80,7 +80,7 @@ def descriptors() -> Iterator[list[int]]:
 
 
 def start_again(sidecar: Sidecar) -> None:
-    """As the kubelet does after a container died: nothing was cleaned up."""
+    """Start as the kubelet does after a container died: nothing was cleaned up."""
     (sidecar.shared / ".sidecar/ready").unlink(missing_ok=True)
     sidecar.start()
 
@@ -168,7 +168,7 @@ def test_the_whole_sidecar_is_killed_during_an_upload(torn: Sidecar, mortal: Clo
 
 @pytest.mark.parametrize("end", ["saved later", "unlinked", "killed"])
 def test_no_upload_whose_number_never_arrived_is_left(tmp_path: Path, s3: Cloud, end: str) -> None:
-    """The store began it, and its answer was lost."""
+    """The store began the upload, and its answer was lost."""
     path = tmp_path / "m/model"
     with FaultProxy(s3.server.port, faults=["truncate"]) as proxy:
         secret = json.dumps({**s3.server.credentials(), "AWS_ENDPOINT_URL": proxy.endpoint})
@@ -197,7 +197,7 @@ def test_no_upload_whose_number_never_arrived_is_left(tmp_path: Path, s3: Cloud,
 
 
 def test_no_upload_of_a_killed_sidecar_is_left(torn: Sidecar, mortal: Cloud) -> None:
-    """Its parts cost money for ever, and no listing shows them."""
+    """Parts of an upload that never ends cost money, and no listing shows them."""
     assert open_uploads(mortal) == []
 
 
@@ -266,7 +266,7 @@ def test_too_little_time_for_what_is_dirty(tmp_path: Path, s3: Cloud, size_mib: 
         message = sidecar.termination_message.read_text()
         unsaved = set(re.findall(r"^not saved: data/train: (\S+) ", message, re.MULTILINE))
         saved = set(s3.keys()) & digests.keys()
-        # One whose upload was under way when the time was over may be there all the same.
+        # A file whose upload was in flight at the deadline may be in the store all the same.
         assert set(names) - saved <= unsaved <= set(names)
         assert unsaved
         proxy.latency_s = 0

@@ -41,7 +41,7 @@ def place(
 def test_no_program_notices(
     place: Mounted, workload: str, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The program goes on until the kills are over, and says what it wrote."""
+    """A program writes until the kills are over, and says what it wrote."""
     directory = place.fresh_directory()
     before = place.sidecar.volume_status(VOLUME)["healed"]["resend"]
     with (
@@ -118,7 +118,7 @@ class Writer:
 
 
 def test_the_workloads_say_the_truth_on_a_local_directory(tmp_path: Path) -> None:
-    """Else nothing above would prove anything."""
+    """Without this, the tests above would prove nothing."""
     for workload in writers.WORKLOADS:
         directory = tmp_path / workload
         directory.mkdir()
@@ -137,7 +137,7 @@ def test_the_workloads_say_the_truth_on_a_local_directory(tmp_path: Path) -> Non
 
 
 def test_a_listing_goes_on_after_names_that_were_made_a_moment_ago(place: Mounted) -> None:
-    """They stand behind the others in a listing that is still fresh."""
+    """New names come after the others in a listing that is still fresh."""
     directory = place.fresh_directory()
     place.cloud.write(f"{directory.name}/link.rclonelink", b"b")
     for name in "bd":
@@ -163,7 +163,7 @@ def test_a_file_that_was_made_or_emptied_by_a_reader_is_saved(place: Mounted) ->
 
 
 def test_a_listing_goes_on_behind_files_that_are_not_saved_yet(place: Mounted) -> None:
-    """They are listed last, by the next worker in another order."""
+    """Unsaved files are listed last. The next worker has them in another order."""
     directory, other = place.fresh_directory(), place.fresh_directory()
     with ExitStack() as stack:
         stack.enter_context((other / "z").open("wb"))

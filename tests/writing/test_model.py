@@ -39,7 +39,7 @@ STREAM_NAMES = 40
 SHORT_STEPS, SOAK_STEPS = 200, 20_000
 STEPS_OF_A_RUN = 100
 
-# Few names, so that steps meet: on missing, existing, wrong kinds of names.
+# Few names, so that steps meet names that are missing, taken, or of the wrong kind.
 names = st.sampled_from(["a", "b", "c", "d e", "ü"])
 paths = st.lists(names, min_size=1, max_size=3).map("/".join)
 actors = st.integers(0, ACTORS - 1)
@@ -69,7 +69,7 @@ creation = st.sampled_from(
 
 
 class Open(NamedTuple):
-    """An open file: whose, and its number there."""
+    """An open file: the process that has it, and its number there."""
 
     actor: int
     number: int
@@ -91,18 +91,18 @@ class Stream:
         self.seen: list[str] = []
 
     def watch(self) -> None:
-        """Something changed, perhaps here."""
+        """Note the names after a change, which may have been in this directory."""
         now = set(os.listdir(self.directory))
         self.always, self.ever = self.always & now, self.ever | now
 
     def close(self) -> None:
-        """No longer follow the directory."""
+        """Stop watching the directory."""
         if self.directory >= 0:
             os.close(self.directory)
             self.directory = -1
 
     def check(self) -> None:
-        """At the end: N5 of SEMANTICS.md."""
+        """Check the whole reading against N5 of SEMANTICS.md."""
         self.close()
         assert len(self.seen) == len(set(self.seen)), "a name twice"
         assert self.always <= set(self.seen) <= self.ever
@@ -132,7 +132,7 @@ class FileSystems(RuleBasedStateMachine):
 
     @initialize()
     def some_files(self) -> None:
-        """So that the first steps find something."""
+        """Gives the first steps something to find."""
         for path in ("a", "b"):
             self._both(0, "mkdir", path, 0o755)
         for path in ("a/a", "b/c", "c"):
@@ -203,12 +203,12 @@ class FileSystems(RuleBasedStateMachine):
 
     @rule(actor=actors, path=paths, seed=seeds, size=sizes)
     def save(self, actor: int, path: str, seed: int, size: int) -> None:
-        """What `echo > path` does."""
+        """As `echo > path` does."""
         self._with_new(actor, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "write", seed, size)
 
     @rule(actor=actors, path=paths, seed=seeds, blocks=st.integers(80, 180))
     def save_much(self, actor: int, path: str, seed: int, blocks: int) -> None:
-        """Sequentially, more than a part."""
+        """Write more than a part, sequentially."""
         self._with_new(
             actor, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "write_much", seed, blocks
         )
@@ -302,10 +302,10 @@ class FileSystems(RuleBasedStateMachine):
     @precondition(lambda self: self.kills)
     @rule()
     def kill_the_worker(self) -> None:
-        """Nothing changes for anybody."""
+        """No process may notice."""
         kill_worker(self.place.sidecar, VOLUME)
 
-    @precondition(lambda self: self._next > 10)  # not at once again
+    @precondition(lambda self: self._next > 10)  # not twice in a row
     @rule(chance=st.integers(0, 9))
     def remount(self, chance: int) -> None:
         """Stop, which saves everything, and start again."""
@@ -337,7 +337,7 @@ class FileSystems(RuleBasedStateMachine):
         return self._next
 
     def _each(self, actor: int, operation: str, *arguments: Any) -> tuple[Result, Result]:
-        """What it gave on the mount and on the local disk."""
+        """The results on the mount and on the local disk."""
         type(self).steps += 1
         here = self._here[actor](operation, *arguments)
         there = self._there[actor](operation, *arguments)
@@ -346,7 +346,7 @@ class FileSystems(RuleBasedStateMachine):
         return here, there
 
     def _both(self, actor: int, operation: str, *arguments: Any) -> Result:
-        """Do it on both sides; the same must come out."""
+        """Run a call on both sides. The results must be equal."""
         here, there = self._each(actor, operation, *arguments)
         assert here == there, f"{operation}{arguments}"
         return there

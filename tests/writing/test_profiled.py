@@ -33,7 +33,7 @@ def place(
 
 
 def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> None:
-    """A program must succeed and complain about nothing."""
+    """Run a program, which must succeed and print no warning."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,

@@ -53,7 +53,7 @@ def local(place: Mounted) -> Path:
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """A program's output. It must succeed and complain about nothing."""
+    """The output of a program, which must succeed and print no warning."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -159,7 +159,7 @@ def test_git_clone_and_fsck(place: Mounted, directory: Path, local: Path, files:
     run("git", "add", ".", cwd=source)
     who = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"]
     run("git", *who, "commit", "-qm", "first", cwd=source)
-    # Not the local short cut, which makes hard links.
+    # The local short cut would make hard links.
     run("git", "clone", "-q", "--no-local", source, directory / "clone")
     run("git", "fsck", "--full", "--strict", cwd=directory / "clone")
     assert run("git", "status", "--porcelain", cwd=directory / "clone") == ""
@@ -326,7 +326,7 @@ def test_tensorboard_events_while_they_grow(place: Mounted, directory: Path) -> 
 
 
 def test_an_empty_file_grows(place: Mounted, directory: Path) -> None:
-    """Made by touch, filled by whoever finds it: by appending, and by truncate(1)."""
+    """A file made by touch(1) grows by appending and by truncate(1)."""
     data = random.Random(1).randbytes(12 * MIB)
     (directory / "log").touch()
     with (directory / "log").open("ab") as file:

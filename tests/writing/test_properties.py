@@ -1,4 +1,4 @@
-"""What objects have besides content, after system calls on a mount: as on a disk, it stays."""
+"""What objects have besides content survives system calls on a mount, as on a disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
 
 
 def seen(cloud: Cloud, key: str) -> described.Description:
-    """But what fake-gcs-server forgets by itself: tests/store/test_properties.py."""
+    """Without what fake-gcs-server itself forgets (tests/store/test_properties.py)."""
     found = described.seen(cloud, key)
     forgotten = {"storage_class"} if cloud.name == "gcs" else set()
     return {name: value for name, value in found.items() if name not in forgotten}
@@ -94,7 +94,7 @@ def write_some(path: Path, data: bytes) -> int:
 
 @pytest.mark.parametrize("size", [1000, len(LARGE)], ids=["small", "large"])
 def test_a_worker_dies_before_the_file_is_closed(tmp_path: Path, cloud: Cloud, size: int) -> None:
-    """Its successor does not know what the predecessor had heard of the object."""
+    """A successor does not know what its predecessor knew of the object."""
     described.write(cloud, "file", b"old")
     before = seen(cloud, "file")
     with bucket_sidecar(tmp_path, cloud, sizes=SMALL_PARTS) as sidecar:
@@ -121,7 +121,7 @@ def test_the_whole_sidecar_dies_before_the_file_is_closed(
 
 
 def start_again(sidecar: Sidecar, descriptor: int) -> None:
-    """As the kubelet does; the program that had the file open has ended, too."""
+    """Start as the kubelet does; the program that had the file open has ended, too."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
     (sidecar.shared / ".sidecar/ready").unlink(missing_ok=True)

@@ -42,6 +42,6 @@ def test_a_wrong_block_is_found(tmp_path: Path) -> None:
 
 
 def fio(command: list[str]) -> None:
-    """It must find nothing wrong."""
+    """Run fio, which must find nothing wrong."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -61,12 +61,12 @@ def test_no_call_fails_as_it_never_would(place: Mounted, processes: int, operati
 
 @pytest.mark.soak
 def test_the_local_disk_is_no_stricter(tmp_path: Path) -> None:
-    """What the processes may be told is not less than what they are told there."""
+    """Every errno that a local disk gives is one that the processes allow."""
     stress(tmp_path, 8, 20_000)
 
 
 def stress(directory: Path, processes: int, operations: int) -> None:
-    """Run them to their end. Each fails for an errno that is none of its call's."""
+    """Run so many processes to their end. One fails at an errno that its call does not allow."""
     children = [
         subprocess.Popen(
             [

@@ -23,7 +23,7 @@ Contents = dict[str, bytes]
 
 
 def sequential(directory: Path, rounds: Iterator[int]) -> Contents:
-    """A file of three parts, over and over, by one descriptor each."""
+    """Write a file of three parts over and over, each time through one descriptor."""
     content = b""
     for number in rounds:
         content = random.Random(number).randbytes(64 * KIB) * 192
@@ -48,7 +48,7 @@ def append(directory: Path, rounds: Iterator[int]) -> Contents:
 
 
 def growing(directory: Path, rounds: Iterator[int]) -> Contents:
-    """Saved small, and then longer and longer: past what a part must have, and cut again."""
+    """Save a small file that grows past the smallest part, and cut it again."""
     content = bytearray()
     descriptor = os.open(directory / "grown", os.O_WRONLY | os.O_CREAT, 0o644)
     for number in rounds:
@@ -101,7 +101,7 @@ def mapped(directory: Path, rounds: Iterator[int]) -> Contents:
 
 
 def small_files(directory: Path, rounds: Iterator[int]) -> Contents:
-    """Many, each created, written and closed."""
+    """Many small files, each created, written and closed."""
     contents = {}
     for number in rounds:
         data = random.Random(number).randbytes(number % 9000)
@@ -139,7 +139,7 @@ def names(directory: Path, rounds: Iterator[int]) -> Contents:
 
 
 def database(directory: Path, rounds: Iterator[int]) -> Contents:
-    """SQLite with its journal of its own; ten rows a round."""
+    """SQLite with its own journal; ten rows a round."""
     base = sqlite3.connect(directory / "base.db")
     base.execute("create table t (x integer)")
     for number in rounds:
