@@ -17,7 +17,7 @@ from sidecar.errors import (
     SidecarError,
     SpecInvalid,
 )
-from sidecar.mounter.store.secrets import CredentialSource, load_credentials
+from sidecar.mounter.store.credentials import VolumeCredentials, load_credentials
 from sidecar.spec import StoreName, StoreSource
 from tests.secrets.secrets import CANARY, PRIVATE_KEY, SECRETS, source, write
 
@@ -253,7 +253,7 @@ def test_no_value_in_any_repr(store: StoreName, tmp_path: Path) -> None:
     if store == "azure":
         content[CONNECTION] = f"AccountName={CANARY};AccountKey={CANARY}"
     write(tmp_path, content)
-    credentials = CredentialSource(source(store), str(tmp_path))
+    credentials = VolumeCredentials(source(store), str(tmp_path))
     current = credentials.current()
     shown = f"{current} {current!r} {credentials} {credentials!r} {[current]} {vars(credentials)}"
     assert CANARY not in shown

@@ -7,13 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.mounter.store.secrets import (
-    AzureCredentials,
-    GcsCredentials,
-    S3Credentials,
-    _parse,
-    load_credentials,
-)
+from sidecar.mounter.store.azure.credentials import AzureCredentials
+from sidecar.mounter.store.credentials import load_credentials
+from sidecar.mounter.store.gcs.credentials import GcsCredentials
+from sidecar.mounter.store.s3.credentials import S3Credentials
+from sidecar.mounter.store.secrets import parse_object
 from sidecar.spec import StoreName
 from tests.control.catalogue.samples import AZURE as AZURE_SAMPLE
 from tests.control.catalogue.samples import S3_ALL, S3_REQUIRED
@@ -233,16 +231,16 @@ def test_json_is_read_as_it_is_and_with_trailing_commas(
     value: dict[str, object], indent: int | None
 ) -> None:
     text = json.dumps(value, indent=indent)
-    assert _parse(text.encode()) == value
+    assert parse_object(text.encode()) == value
     if value:
-        assert _parse(f"{text[:-1]} , }}".encode()) == value
-    assert _parse(f'{{"a": [{text},\n]}}'.encode()) == {"a": [value]}
+        assert parse_object(f"{text[:-1]} , }}".encode()) == value
+    assert parse_object(f'{{"a": [{text},\n]}}'.encode()) == {"a": [value]}
 
 
 @pytest.mark.parametrize("text", ["{,}", '{"a": [,]}', '{"a": 1,,}', '{"a": 1,} x', '{"a", }'])
 def test_other_commas_are_not_forgiven(text: str) -> None:
-    assert str(_parse(text.encode())).startswith("not JSON (line 1, column ")
+    assert str(parse_object(text.encode())).startswith("not JSON (line 1, column ")
 
 
 def test_a_position_is_that_of_the_file() -> None:
-    assert _parse(b'{"a": [1,],\n "b": ?}') == "not JSON (line 2, column 7)"
+    assert parse_object(b'{"a": [1,],\n "b": ?}') == "not JSON (line 2, column 7)"

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import SecretKeyMissing, SecretNotJson
-from sidecar.mounter.store.secrets import CredentialSource, S3Credentials
+from sidecar.mounter.store.credentials import VolumeCredentials
+from sidecar.mounter.store.s3.credentials import S3Credentials
 from tests.secrets.secrets import source, write
 
 
@@ -16,7 +17,7 @@ def login(key: str) -> dict[str, object]:
 
 def test_current_keeps_and_refresh_reads(tmp_path: Path) -> None:
     write(tmp_path, login("one"))
-    credentials = CredentialSource(source("s3"), str(tmp_path))
+    credentials = VolumeCredentials(source("s3"), str(tmp_path))
     first = credentials.current()
     assert first == S3Credentials("one", "secret-of-one")
     assert not credentials.refresh()
@@ -29,7 +30,7 @@ def test_current_keeps_and_refresh_reads(tmp_path: Path) -> None:
 
 def test_a_broken_rotation_leaves_the_last_good_login(tmp_path: Path) -> None:
     write(tmp_path, login("one"))
-    credentials = CredentialSource(source("s3"), str(tmp_path))
+    credentials = VolumeCredentials(source("s3"), str(tmp_path))
     first = credentials.current()
     write(tmp_path, "{")
     with pytest.raises(SecretNotJson):
@@ -41,7 +42,7 @@ def test_a_broken_rotation_leaves_the_last_good_login(tmp_path: Path) -> None:
 
 def test_a_wrong_secret_can_be_put_right(tmp_path: Path) -> None:
     write(tmp_path, {})
-    credentials = CredentialSource(source("s3"), str(tmp_path))
+    credentials = VolumeCredentials(source("s3"), str(tmp_path))
     with pytest.raises(SecretKeyMissing):
         credentials.current()
     write(tmp_path, login("one"))
@@ -50,7 +51,7 @@ def test_a_wrong_secret_can_be_put_right(tmp_path: Path) -> None:
 
 def test_readers_never_see_halves_of_two_versions(tmp_path: Path) -> None:
     write(tmp_path, login("k0"))
-    credentials = CredentialSource(source("s3"), str(tmp_path))
+    credentials = VolumeCredentials(source("s3"), str(tmp_path))
     seen: list[tuple[str | None, str | None]] = []
     done = threading.Event()
 

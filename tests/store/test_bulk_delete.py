@@ -10,8 +10,10 @@ import pytest
 
 from sidecar.errors import AccessDenied
 from sidecar.mounter.store import open_store
+from sidecar.mounter.store.credentials import Credentials
+from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.interface import Store
-from sidecar.mounter.store.secrets import Credentials, GcsCredentials, S3Credentials
+from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.spec import StoreName, StoreSource
 from tests.store.test_faults import FixedCredentials
 from tests.support.clouds import CountingObserver

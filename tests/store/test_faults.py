@@ -17,10 +17,12 @@ import pytest
 
 from sidecar.errors import AccessDenied, Stale, StoreProtocolError, Unavailable
 from sidecar.mounter.store import open_store
+from sidecar.mounter.store.credentials import Credentials
+from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Condition, Store
 from sidecar.mounter.store.s3 import store as s3_module
-from sidecar.mounter.store.secrets import Credentials, GcsCredentials, S3Credentials
+from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.spec import StoreSource
 from tests.support.clouds import Cloud, CountingObserver, RcloneCloud, S3Cloud
 from tests.support.faults import FaultProxy

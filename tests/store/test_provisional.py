@@ -22,8 +22,8 @@ from sidecar.mounter.store.interface import (
     Revision,
     Store,
 )
+from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.versions import TimeAndSize
-from sidecar.mounter.store.secrets import S3Credentials
 from sidecar.spec import StoreSource
 from tests.store.conftest import call_each, make_cloud
 from tests.store.test_faults import FixedCredentials

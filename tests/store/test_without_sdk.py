@@ -19,16 +19,14 @@ from sidecar.errors import (
     Unavailable,
 )
 from sidecar.mounter.store import open_store
+from sidecar.mounter.store.azure.credentials import AzureCredentials
+from sidecar.mounter.store.credentials import Credentials
+from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.xml_body import http_time_s
 from sidecar.mounter.store.interface import Page, Store
+from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.requests import S3Requests
-from sidecar.mounter.store.secrets import (
-    AzureCredentials,
-    Credentials,
-    GcsCredentials,
-    S3Credentials,
-)
 from sidecar.spec import StoreName, StoreSource
 from tests.store.test_faults import FixedCredentials
 from tests.store.test_listing import UNUSUAL_KEYS, all_pages
@@ -37,14 +35,14 @@ from tests.support.servers import HttpResponder, answer, free_port
 
 READ = """
 import json, sys
-from sidecar.mounter.store.secrets import CredentialSource
+from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store import open_store
 from sidecar.mounter.worker.write_check import check_writes
 from sidecar.spec import StoreSource
 from tests.support.clouds import CountingObserver
 
 source = StoreSource(**json.loads(sys.argv[1]))
-credentials = CredentialSource(source, sys.argv[2])
+credentials = VolumeCredentials(source, sys.argv[2])
 store = open_store(source, credentials, retry_budget_s=0, observer=CountingObserver())
 store.probe()
 (found,) = store.list_page("").objects

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sidecar.errors import SidecarError
 from sidecar.mounter.store import open_store
+from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.interface import Store, StoreObserver
-from sidecar.mounter.store.secrets import CredentialSource
 from sidecar.spec import StoreName, StoreSource
 from tests.support.servers import AzureServer, GcsServer, RcloneServer, S3Server
 
@@ -103,7 +103,7 @@ class Cloud(ABC):
         source = self.source(prefix, bucket)
         return open_store(
             source,
-            CredentialSource(source, str(secrets_root)),
+            VolumeCredentials(source, str(secrets_root)),
             retry_budget_s=retry_budget_s,
             observer=observer or CountingObserver(),
             with_metadata=with_metadata,

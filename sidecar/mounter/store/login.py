@@ -1,4 +1,7 @@
-"""The credentials in use, numbered, so that many threads refresh them once."""
+"""The credentials that a store uses, with an epoch, so that many threads refresh them once.
+
+Knows no format of a secret: :mod:`.credentials` reads them.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,19 @@ import threading
 from typing import Generic, Protocol, TypeVar
 
 from sidecar.mounter.store.http.forks import renew_in_child
-from sidecar.mounter.store.secrets import Credentials
 
 
 class CredentialSource(Protocol):
-    """What a store needs of :class:`sidecar.mounter.store.secrets.CredentialSource`."""
+    """What a store needs of :class:`.credentials.VolumeCredentials`."""
 
-    def current(self) -> Credentials:
+    def current(self) -> object:
         """The credentials. Raises CredentialError."""
 
     def refresh(self) -> bool:
-        """Read them again; whether they changed."""
+        """Read them again. Whether they changed. Raises CredentialError."""
 
 
-C = TypeVar("C", bound=Credentials)
+C = TypeVar("C")
 
 
 class Login(Generic[C]):
@@ -28,6 +30,10 @@ class Login(Generic[C]):
     Args:
         source: where they come from.
         kind: the class that this store can use.
+
+    Attributes:
+        credentials: those in use.
+        epoch: counts how often they were replaced.
     """
 
     def __init__(self, source: CredentialSource, kind: type[C]) -> None:
@@ -43,7 +49,11 @@ class Login(Generic[C]):
         self._lock = threading.Lock()
 
     def refresh(self, seen_epoch: int) -> bool:
-        """Get newer credentials than those of ``seen_epoch``; False where there are none."""
+        """Replace the credentials of ``seen_epoch``; False if there are no newer ones.
+
+        Raises:
+            CredentialError: the secret cannot be read any more.
+        """
         with self._lock:
             if self.epoch != seen_epoch:
                 return True  # another thread did it meanwhile

@@ -32,9 +32,9 @@ from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
 from sidecar.mounter.store import open_store
+from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell
 from sidecar.mounter.store.interface import Store
-from sidecar.mounter.store.secrets import CredentialSource
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.worker import budgets
@@ -164,7 +164,7 @@ class Worker:
     def _open_store(self) -> Store:
         return open_store(
             self._source,
-            CredentialSource(self._source, self._spec.roots.secrets),
+            VolumeCredentials(self._source, self._spec.roots.secrets),
             retry_budget_s=self._spec.times.retry_budget_s,
             observer=self._outcomes,
             with_metadata=not self._volume.read_only,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 from xml.etree.ElementTree import Element
 
+from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.azure.properties import listed_properties
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
@@ -15,7 +16,6 @@ from sidecar.mounter.store.http.xml_body import http_time_s, parse_xml
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.request_builder import ListQuery
-from sidecar.mounter.store.secrets import AzureCredentials
 from sidecar.mounter.store.signing import (
     azure_headers,
     quote_path,

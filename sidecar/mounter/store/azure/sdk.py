@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sidecar.errors import LoginRejected, SecretInvalid, SidecarError
+from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.azure.requests import error_code_of
 from sidecar.mounter.store.http.retry import Retryable, parse_retry_after
 from sidecar.mounter.store.interface import Condition
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.sdk_client import SdkClient
-from sidecar.mounter.store.secrets import AzureCredentials
 from sidecar.mounter.store.store_errors import Call, ErrorResponse, StoreErrors
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"

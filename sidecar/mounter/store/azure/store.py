@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from sidecar.errors import AccessDenied, NotFound, SecretInvalid, Unsupported
+from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.azure.properties import (
     TAG_COUNT,
     TAGS,
@@ -39,7 +40,6 @@ from sidecar.mounter.store.interface import (
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.patch_plan import split
 from sidecar.mounter.store.ranges import Ranges
-from sidecar.mounter.store.secrets import AzureCredentials
 from sidecar.mounter.store.signing import quote_path
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB, MIB

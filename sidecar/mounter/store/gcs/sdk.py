@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, Unavailable
+from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.sdk_client import SdkClient
-from sidecar.mounter.store.secrets import GcsCredentials
 from sidecar.mounter.store.store_errors import StoreErrors
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"

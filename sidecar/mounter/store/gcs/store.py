@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
+from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.gcs.properties import (
     component_of,
     content_type,
@@ -42,7 +43,6 @@ from sidecar.mounter.store.interface import (
     StoreObserver,
 )
 from sidecar.mounter.store.login import CredentialSource, Login
-from sidecar.mounter.store.secrets import GcsCredentials
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB, MIB
 

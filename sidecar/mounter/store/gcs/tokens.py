@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sidecar.mounter.store.gcs import sdk
+from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.http.forks import renew_in_child
 from sidecar.mounter.store.login import Login
-from sidecar.mounter.store.secrets import GcsCredentials
 from sidecar.mounter.store.store_errors import StoreErrors
 
 MARGIN_S = 330.0

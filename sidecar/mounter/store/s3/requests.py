@@ -19,10 +19,10 @@ from sidecar.mounter.store.http.xml_body import http_time_s, parse_xml
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.request_builder import ListQuery
+from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.properties import properties_in
 from sidecar.mounter.store.s3.sdk import PodIdentity
 from sidecar.mounter.store.s3.versions import etag_of, if_match, version_of
-from sidecar.mounter.store.secrets import S3Credentials
 from sidecar.mounter.store.signing import quote_path, quote_query, sigv4_headers
 from sidecar.mounter.store.store_errors import ErrorResponse, StoreErrors
 

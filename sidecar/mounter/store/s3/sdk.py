@@ -15,8 +15,8 @@ from sidecar.errors import LoginRejected, SidecarError
 from sidecar.mounter.store.http.pool import MAX_CONNECTIONS, authorities_file
 from sidecar.mounter.store.http.retry import Retryable, parse_retry_after
 from sidecar.mounter.store.login import Login
+from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.sdk_client import SdkClient
-from sidecar.mounter.store.secrets import S3Credentials
 from sidecar.mounter.store.store_errors import Call, ErrorResponse, StoreErrors
 
 _READ_TIMEOUT_S = 120.0

@@ -34,6 +34,7 @@ from sidecar.mounter.store.interface import (
 )
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.patch_plan import Piece, plan, split
+from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.properties import S3Properties
 from sidecar.mounter.store.s3.requests import (
     ACCEPTED,
@@ -52,7 +53,6 @@ from sidecar.mounter.store.s3.versions import (
     if_match,
     provisional_version,
 )
-from sidecar.mounter.store.secrets import S3Credentials
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import GIB, MIB
 

@@ -1,0 +1,94 @@
+"""The credentials of one volume, of whichever store: read, and read again when rotated.
+
+Knows no format: what a store takes from a secret is in its own ``credentials`` module.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from sidecar.errors import SecretIncomplete
+from sidecar.mounter.store.azure.credentials import AzureCredentials
+from sidecar.mounter.store.gcs.credentials import GcsCredentials
+from sidecar.mounter.store.s3.credentials import S3Credentials
+from sidecar.mounter.store.secrets import SecretFields
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
+
+Credentials = S3Credentials | GcsCredentials | AzureCredentials
+
+
+class VolumeCredentials:
+    """The credentials of one volume, read again when the secret is rotated.
+
+    A kubelet replaces the files of a secret by swapping a symbolic link, so one read
+    sees one version. Safe to use from several threads.
+
+    Args:
+        source: as :func:`load_credentials`.
+        secrets_root: as :func:`load_credentials`.
+    """
+
+    def __init__(self, source: StoreSource, secrets_root: str) -> None:
+        self._source = source
+        self._secrets_root = secrets_root
+        self._lock = threading.Lock()
+        self._loaded: Credentials | None = None
+
+    def __repr__(self) -> str:
+        return f"VolumeCredentials({self._source.url!r})"
+
+    def current(self) -> Credentials:
+        """What was read last. The first call reads.
+
+        Raises:
+            CredentialError: as :func:`load_credentials`.
+        """
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = load_credentials(self._source, self._secrets_root)
+            return self._loaded
+
+    def refresh(self) -> bool:
+        """Read again. Whether anything changed.
+
+        Raises:
+            CredentialError: the secret cannot be read any more; what was read last stays.
+        """
+        with self._lock:
+            before = self._loaded
+            self._loaded = load_credentials(self._source, self._secrets_root)
+            return self._loaded != before
+
+
+def load_credentials(source: StoreSource, secrets_root: str) -> Credentials:
+    """Read what a bucket's store logs in with.
+
+    Args:
+        source: the bucket. Without a secret, the ambient identity (or none, where
+            ``anonymous``).
+        secrets_root: directory with ``<secret>/<secretKey>`` files.
+
+    Raises:
+        SecretFileMissing: no such file, or it cannot be read.
+        SecretNotJson: not a JSON object.
+        SecretKeyMissing: a key is absent or empty.
+        SecretInvalid: a value that no login can use.
+        SecretIncomplete: the spec has ``secret`` or ``secret_key`` alone.
+    """
+    if source.secret is None and source.secret_key is None:
+        fields = None
+    elif source.secret is None or source.secret_key is None:
+        raise SecretIncomplete(
+            f"{source.url}: `secret` and `secret_key` come together",
+            "give both, or neither for ambient identity",
+        )
+    else:
+        fields = SecretFields.from_file(secrets_root, source.secret, source.secret_key)
+    if source.store == "s3":
+        return S3Credentials.from_fields(fields, source)
+    if source.store == "gcs":
+        return GcsCredentials.from_fields(fields, source)
+    return AzureCredentials.from_fields(fields, source)
