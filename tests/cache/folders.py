@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, CacheEntry
+from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.store.interface import ObjectInfo
 
@@ -36,17 +36,17 @@ def an_object(size_bytes: int, key: str = "key", version: str = "1") -> tuple[Ob
     return ObjectInfo(key, size_bytes, 0.0, version), content
 
 
-def enter(cache: DiskCache, info: ObjectInfo) -> CacheEntry:
-    entry = cache.enter(info)
+def acquire(cache: DiskCache, info: ObjectInfo) -> CacheEntry:
+    entry = cache.acquire(info)
     assert entry is not None
     return entry
 
 
 def keep(cache: DiskCache, info: ObjectInfo, content: bytes) -> Path:
     """Store a whole object; the data file."""
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     entry.store(0, memoryview(content))
-    cache.leave(entry)
+    cache.release(entry)
     return entry.path
 
 
@@ -54,16 +54,16 @@ def states(entry: CacheEntry) -> str:
     """One letter for each block: valid, leased, and - for neither. Claims nothing."""
     return "".join(
         {"valid": "v", "leased": "l"}.get(_peek(entry, index), "-")
-        for index in range(-(-entry.size_bytes // BLOCK_BYTES))
+        for index in range(-(-entry.size_bytes // CACHE_BLOCK_BYTES))
     )
 
 
 def _peek(entry: CacheEntry, index: int) -> str:
-    start = index * BLOCK_BYTES
-    end = min(start + BLOCK_BYTES, entry.size_bytes)
+    start = index * CACHE_BLOCK_BYTES
+    end = min(start + CACHE_BLOCK_BYTES, entry.size_bytes)
     state = entry.claim(start, end).state
-    if state == "mine":
-        entry.release(start, end)
+    if state == "missing":
+        entry.unclaim(start, end)
     return state
 
 

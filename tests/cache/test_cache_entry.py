@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.mounter.cache import cache_entry
-from sidecar.mounter.cache.cache_entry import BLOCK_BYTES as B
+from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES as B
 from tests.cache.folders import (
     Damage,
+    acquire,
     an_object,
-    enter,
     has_whole,
     keep,
     open_cache,
@@ -49,9 +49,9 @@ SIZE = 3 * B + TAIL
 )
 def test_only_whole_blocks_are_kept(tmp_path: Path, start: int, end: int, kept: str) -> None:
     info, content = an_object(SIZE)
-    entry = enter(open_cache(tmp_path), info)
+    entry = acquire(open_cache(tmp_path), info)
     run = entry.claim(start, end)
-    assert (run.start, run.end, run.state) == (start, end, "mine")
+    assert (run.start, run.end, run.state) == (start, end, "missing")
     entry.store(start, memoryview(content)[start:end])
     assert states(entry) == kept
 
@@ -60,10 +60,10 @@ def test_only_whole_blocks_are_kept(tmp_path: Path, start: int, end: int, kept: 
 def test_every_size_comes_back_whole(tmp_path: Path, size: int) -> None:
     info, content = an_object(size)
     cache = open_cache(tmp_path)
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     entry.store(0, memoryview(content))
     assert read(entry, 0, size) == content
-    cache.leave(entry)
+    cache.release(entry)
     assert has_whole(cache, info)
 
 
@@ -78,7 +78,7 @@ def test_a_read_gives_a_right_beginning_of_the_range(
 ) -> None:
     info, content = an_object(SIZE)
     cache = open_cache(tmp_path_factory.mktemp("c"))
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     for low, high in stored:
         if low < high:
             entry.store(low, memoryview(content)[low:high])
@@ -89,7 +89,7 @@ def test_a_read_gives_a_right_beginning_of_the_range(
     first_missing = known.find("-", start // B)
     right = end if first_missing < 0 else min(end, first_missing * B)
     assert len(got) == max(0, right - start)
-    cache.leave(entry)
+    cache.release(entry)
     entry.close()
 
 
@@ -131,7 +131,7 @@ def test_a_torn_or_altered_block_is_fetched_again(
     if reopened:
         cache = open_cache(tmp_path, damage=damage)
     assert not (reopened and has_whole(cache, info))
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     position = 0
     while position < SIZE:
         count = entry.read(position, memoryview(bytearray(SIZE - position)))
@@ -139,7 +139,7 @@ def test_a_torn_or_altered_block_is_fetched_again(
         position += count
         if position < SIZE:
             run = entry.claim(position, SIZE)
-            assert run.state == "mine"
+            assert run.state == "missing"
             entry.store(run.start, memoryview(content)[run.start : run.end])
     # An open file that lost its name is as it was.
     assert bool(damage.count) == (reopened or harm is not remove)
@@ -167,7 +167,7 @@ def test_a_map_of_another_size_or_content_is_made_anew(tmp_path: Path, harm: obj
     info, content = an_object(SIZE)
     harm(keep(open_cache(tmp_path), info, content).with_suffix(".map"))  # type: ignore[operator]
     cache = open_cache(tmp_path)
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     assert states(entry) == "----"
     entry.store(0, memoryview(content))
     assert read(entry, 0, SIZE) == content
@@ -180,16 +180,16 @@ def test_garbage_behind_a_right_header_is_no_valid_block(tmp_path: Path) -> None
     with path.with_suffix(".map").open("r+b") as file:
         file.seek(64)
         file.write(os.urandom(64))
-    entry = enter(open_cache(tmp_path, damage=damage), info)
+    entry = acquire(open_cache(tmp_path, damage=damage), info)
     assert read(entry, 0, SIZE) == b""
-    assert entry.claim(0, SIZE).state == "mine"  # no lease is for ever
+    assert entry.claim(0, SIZE).state == "missing"  # no lease is for ever
 
 
 @pytest.mark.parametrize("harm", [emptied, shorter])
 def test_a_map_that_is_cut_while_it_is_used_ends_nothing(tmp_path: Path, harm: object) -> None:
     info, content = an_object(SIZE)
     cache = open_cache(tmp_path)
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     entry.store(0, memoryview(content))
     harm(entry.path.with_suffix(".map"))  # type: ignore[operator]
     try:
@@ -205,12 +205,12 @@ def test_a_map_that_is_cut_while_it_is_used_ends_nothing(tmp_path: Path, harm: o
 
 def test_of_two_who_claim_one_gets_each_block(tmp_path: Path) -> None:
     info, _ = an_object(64 * B)
-    entries = [enter(open_cache(tmp_path), info) for _ in range(2)]
+    entries = [acquire(open_cache(tmp_path), info) for _ in range(2)]
     mine: list[int] = []
 
     def claim(entry: cache_entry.CacheEntry) -> None:
         mine.extend(
-            index for index in range(64) if entry.claim(index * B, index * B + B).state == "mine"
+            index for index in range(64) if entry.claim(index * B, index * B + B).state == "missing"
         )
 
     threads = [threading.Thread(target=claim, args=(entry,)) for entry in entries * 2]
@@ -223,31 +223,31 @@ def test_of_two_who_claim_one_gets_each_block(tmp_path: Path) -> None:
 
 def test_a_failed_fetch_is_free_for_others_at_once(tmp_path: Path) -> None:
     info, _ = an_object(SIZE)
-    one, other = (enter(open_cache(tmp_path), info) for _ in range(2))
-    assert one.claim(0, SIZE).state == "mine"
+    one, other = (acquire(open_cache(tmp_path), info) for _ in range(2))
+    assert one.claim(0, SIZE).state == "missing"
     assert other.claim(0, SIZE) == (0, SIZE, "leased")
-    one.release(0, 2 * B)
-    assert other.claim(0, SIZE) == (0, 2 * B, "mine")
+    one.unclaim(0, 2 * B)
+    assert other.claim(0, SIZE) == (0, 2 * B, "missing")
     assert other.claim(2 * B, SIZE) == (2 * B, SIZE, "leased")
 
 
 def test_a_lease_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_entry, "LEASE_S", 0.05)
     info, _ = an_object(SIZE)
-    one, other = (enter(open_cache(tmp_path), info) for _ in range(2))
+    one, other = (acquire(open_cache(tmp_path), info) for _ in range(2))
     one.claim(0, SIZE)
-    wait_until(lambda: other.claim(0, SIZE).state == "mine", "the lease is over")
+    wait_until(lambda: other.claim(0, SIZE).state == "missing", "the lease is over")
 
 
 def test_a_clock_that_was_set_back_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info, _ = an_object(SIZE)
-    one, other = (enter(open_cache(tmp_path), info) for _ in range(2))
+    one, other = (acquire(open_cache(tmp_path), info) for _ in range(2))
     one.claim(0, SIZE)
     now_s = time.time()
     monkeypatch.setattr(cache_entry.time, "time", lambda: now_s - 3600)
-    assert other.claim(0, SIZE).state == "mine"
+    assert other.claim(0, SIZE).state == "missing"
 
 
 # --- the whole file -------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_clock_that_was_set_back_holds_nobody_up(
 def test_a_file_that_is_not_whole_is_not_given_out(tmp_path: Path) -> None:
     info, content = an_object(SIZE)
     cache = open_cache(tmp_path)
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     entry.store(0, memoryview(content)[: 3 * B])
     assert not has_whole(cache, info)
     entry.store(3 * B, memoryview(content)[3 * B :])
@@ -290,7 +290,7 @@ def test_an_altered_file_is_never_given_out(tmp_path: Path) -> None:
 def test_what_is_altered_before_the_last_block_came_is_found(tmp_path: Path) -> None:
     info, content = an_object(SIZE)
     cache = open_cache(tmp_path)
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     entry.store(0, memoryview(content)[: 2 * B])
     time.sleep(0.02)  # a time stamp's grain
     alter(entry.path)
@@ -306,17 +306,17 @@ def test_after_a_restart_of_the_machine_files_are_compared_first(
     half, half_content = an_object(SIZE, "half")
     cache = open_cache(tmp_path)
     lost = keep(cache, info, content)
-    enter(cache, half).store(0, memoryview(half_content)[: 2 * B])
+    acquire(cache, half).store(0, memoryview(half_content)[: 2 * B])
     stamp = lost.stat()
     alter(lost)
     os.utime(lost, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    monkeypatch.setattr(cache_entry, "_boot", lambda: b"2ndstart")
+    monkeypatch.setattr(cache_entry, "_boot_id", lambda: b"2ndstart")
     damage = Damage()
     cache = open_cache(tmp_path, damage=damage)
     assert not has_whole(cache, info)
     wait_until(lambda: damage.count, "damage is noticed")
     # What was there before and what came after do not make a sealed file together.
-    entry = enter(cache, half)
+    entry = acquire(cache, half)
     entry.store(2 * B, memoryview(half_content)[2 * B :])
     assert entry.whole
     assert not has_whole(cache, half)

@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sidecar.mounter.cache import cache_entry
-from sidecar.mounter.cache.cache_entry import BLOCK_BYTES as B
-from sidecar.mounter.cache.disk_cache import CacheWriter
+from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES as B
+from sidecar.mounter.cache.cache_writer import CacheWriter
 from tests.cache.folders import (
     MIB,
+    acquire,
     an_object,
     disk_bytes,
-    enter,
     has_whole,
     keep,
     open_cache,
@@ -132,7 +132,7 @@ def test_a_fetcher_that_is_killed_holds_nobody_up_for_long(tmp_path: Path, users
     go(dead)
     assert said(dead) == "claimed"
     info, _ = an_object(ONE_SIZE, "one1")
-    entry = enter(open_cache(tmp_path), info)
+    entry = acquire(open_cache(tmp_path), info)
     assert entry.claim(0, ONE_SIZE).state == "leased"
     dead.kill()
     other = users.start("read", tmp_path, 64 * MIB, 1)
@@ -164,7 +164,7 @@ def test_the_least_recently_used_goes_first(
     made = [an_object(2 * B, f"key{number}") for number in range(4)]
     for number, (info, content) in enumerate(made):
         age(keep(cache, info, content), 100 - number)
-    cache.leave(enter(cache, made[0][0]))  # used again
+    cache.release(acquire(cache, made[0][0]))  # used again
     keep(cache, *an_object(2 * B, "new"))
     assert [has_whole(cache, info) for info, _ in made] == [True, False, True, True]
 
@@ -172,19 +172,19 @@ def test_the_least_recently_used_goes_first(
 def test_what_is_in_use_stays_and_what_has_no_room_is_not_kept(tmp_path: Path) -> None:
     cache, other = open_cache(tmp_path, 10 * B), open_cache(tmp_path, 10 * B)
     info, content = an_object(8 * B, "in use")
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     entry.store(0, memoryview(content))
     age(entry.path, 1000)
     for number in range(3):
         little, little_content = an_object(4 * B, f"key{number}")
-        little_entry = other.enter(little)
+        little_entry = other.acquire(little)
         assert little_entry is not None
         little_entry.store(0, memoryview(little_content))
         assert read(little_entry, 0, 4 * B) == b""
-        assert little_entry.claim(0, 4 * B).state == "mine"  # no lease is left
-        other.leave(little_entry)
+        assert little_entry.claim(0, 4 * B).state == "missing"  # no lease is left
+        other.release(little_entry)
     assert read(entry, 0, 8 * B) == content
-    cache.leave(entry)
+    cache.release(entry)
     keep(other, *an_object(4 * B, "key9"))
     assert has_whole(other, an_object(4 * B, "key9")[0])
     assert not entry.path.exists()
@@ -215,8 +215,8 @@ def test_an_object_evicted_by_another_process_is_entered_anew(tmp_path: Path) ->
 
 def test_an_object_larger_than_the_budget_is_left_out(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, 4 * B)
-    assert cache.enter(an_object(5 * B)[0]) is None
-    assert cache.enter(an_object(0)[0]) is None
+    assert cache.acquire(an_object(5 * B)[0]) is None
+    assert cache.acquire(an_object(0)[0]) is None
 
 
 # --- restarts -------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_an_error_and_nothing_worse(tiny_disk: Path) -> None:
     cache = open_cache(tiny_disk, 64 * MIB)
     info, content = an_object(3 * MIB)
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     entry.store(0, memoryview(content)[: 4 * B])
     with pytest.raises(OSError, match="No space"):
         entry.store(4 * B, memoryview(content)[4 * B :])
@@ -283,15 +283,15 @@ def test_a_full_disk_is_an_error_and_nothing_worse(tiny_disk: Path) -> None:
     released: list[bool] = []
     entry.claim(4 * B, info.size_bytes)
     rest = memoryview(content)[4 * B :]
-    CacheWriter().keep(cache, info, entry, 4 * B, rest, lambda: released.append(True))
+    CacheWriter().store_later(cache, info, entry, 4 * B, rest, lambda: released.append(True))
     wait_until(lambda: released, "released")
-    assert entry.claim(4 * B, info.size_bytes).state == "mine"
+    assert entry.claim(4 * B, info.size_bytes).state == "missing"
 
 
 def test_no_room_for_a_map(tiny_disk: Path) -> None:
     cache = open_cache(tiny_disk, 64 * MIB)
     (tiny_disk / "ballast").write_bytes(bytes(MIB - 8 * 4096))
-    entered = [cache.enter(an_object(B, f"key{number}")[0]) for number in range(20)]
+    entered = [cache.acquire(an_object(B, f"key{number}")[0]) for number in range(20)]
     assert None in entered
 
 
@@ -299,12 +299,12 @@ def test_a_folder_deleted_under_a_running_process_is_made_anew(tmp_path: Path) -
     folder = tmp_path / "cache"
     cache = open_cache(folder)
     info, content = an_object(4 * B)
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     entry.store(0, memoryview(content)[: 2 * B])
     shutil.rmtree(folder)
     assert read(entry, 0, 2 * B) == content[: 2 * B]
     entry.store(0, memoryview(content))  # to nowhere
-    cache.leave(entry)
+    cache.release(entry)
     assert not has_whole(cache, info)
     keep(cache, info, content)
     assert has_whole(cache, info)

@@ -12,22 +12,22 @@ import sys
 import time
 from pathlib import Path
 
-from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, CacheEntry
+from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.store.interface import ObjectInfo
-from tests.cache.folders import an_object, enter, open_cache
+from tests.cache.folders import acquire, an_object, open_cache
 
 ROUNDS = 60
 OBJECTS = 12
 MOST_BLOCKS = 10
-ONE_SIZE = 64 * BLOCK_BYTES + 77
+ONE_SIZE = 64 * CACHE_BLOCK_BYTES + 77
 
 
 def objects() -> list[tuple[ObjectInfo, bytes]]:
     """The same in every process."""
     dice = random.Random(7)
     return [
-        an_object(dice.randrange(1, MOST_BLOCKS * BLOCK_BYTES), f"key{number}")
+        an_object(dice.randrange(1, MOST_BLOCKS * CACHE_BLOCK_BYTES), f"key{number}")
         for number in range(OBJECTS)
     ]
 
@@ -38,7 +38,7 @@ def use_at_random(cache: DiskCache, seed: int) -> None:
     held: list[CacheEntry] = []
     for _ in range(ROUNDS):
         info, content = dice.choice(known)
-        entry = cache.enter(info)
+        entry = cache.acquire(info)
         if entry is None:  # others use all of the budget
             continue
         held.append(entry)
@@ -49,16 +49,16 @@ def use_at_random(cache: DiskCache, seed: int) -> None:
         count = entry.read(start, buffer)
         assert content[start : start + count] == buffer[:count], "wrong bytes"
         while len(held) > 2:
-            cache.leave(held.pop(0))
+            cache.release(held.pop(0))
 
 
 def fetch_one(cache: DiskCache, seed: int) -> int:
     """The bytes that nobody else brought."""
     info, content = an_object(ONE_SIZE, f"one{seed}")
-    entry = enter(cache, info)
+    entry = acquire(cache, info)
     fetched = position = 0
     while position < ONE_SIZE:
-        run = entry.claim(position, min(position + 8 * BLOCK_BYTES, ONE_SIZE))
+        run = entry.claim(position, min(position + 8 * CACHE_BLOCK_BYTES, ONE_SIZE))
         if run.state == "valid":
             buffer = memoryview(bytearray(run.end - position))
             count = entry.read(position, buffer)
@@ -86,7 +86,7 @@ def main() -> None:
         print(fetch_one(cache, int(seed)), flush=True)
     else:
         info, _ = an_object(ONE_SIZE, f"one{seed}")
-        assert enter(cache, info).claim(0, ONE_SIZE).state == "mine"
+        assert acquire(cache, info).claim(0, ONE_SIZE).state == "missing"
         print("claimed", flush=True)
         sys.stdin.readline()
 

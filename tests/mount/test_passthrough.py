@@ -36,10 +36,10 @@ def place_copy(sidecar: Sidecar, bucket: str, key: str, version: str, content: b
     cache = DiskCache(
         sidecar.state / "data-v" / "cache", f"s3://{bucket}", CACHE_BYTES, on_damage=lambda: None
     )
-    entry = cache.enter(ObjectInfo(key, len(content), 0.0, version))
+    entry = cache.acquire(ObjectInfo(key, len(content), 0.0, version))
     assert entry is not None
     entry.store(0, memoryview(content))
-    cache.leave(entry)
+    cache.release(entry)
     return entry.path
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.disk_cache import CacheWriter
+from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.reading import object_reader
 from sidecar.mounter.reading.object_reader import MAX_WINDOW_BYTES, ObjectReader
 from tests.cache.folders import an_object, has_whole, keep, open_cache

@@ -1,1 +1,1 @@
-"""Whole versions of objects on local disk. Knows a store only by its interface."""
+"""Versions of objects on local disk. Knows of the store only the description of an object."""

@@ -1,25 +1,25 @@
 """One object version on local disk: a data file, and a map of which of its blocks are valid.
 
-Several threads and processes use the same two files at once; the files are all they share.
+Knows neither the folder nor its budget; :mod:`.disk_cache` does. Threads and processes that
+use the same two files share nothing else.
 
-- The data file has the object's length and is sparse. The map has for each block its state
-  and checksum. A block is valid once its map entry says so, which is written after the data;
-  a reader still compares the checksum, so a block that a crash tore or somebody altered is
-  fetched again.
-- Who is about to fetch a block leaves a lease with a short term in the map; others wait for
-  the block instead of fetching it too, and fetch it themselves when the term has passed. No
-  lock is held meanwhile.
-- Whoever stores holds a lock on the data file for the time of the write, and notes what the
-  file looks like afterwards (inode, length, times) and since which start of the machine all
-  writes were seen. If it looks otherwise at the next write, somebody else changed it. Only a
-  file that is whole and looks as noted, in the same run of the machine (a crash may lose
-  pages that no time stamp tells of), may be given out unread (passthrough). Any other whole
-  file is compared once first.
-- flock(2) on the map keeps both files: shared by their users, exclusive for whoever makes
-  or deletes them.
+- The data file has the object's length and is sparse. The map has the state and the checksum
+  of each block. The state is written after the data. A reader compares the checksum too, so
+  a block that a crash tore, or that somebody altered, is fetched again.
+- A process that is about to fetch a block leases it: it writes a short term into the map. The
+  others wait for the block instead of fetching it too, and fetch it themselves once the term
+  has passed. No lock is held meanwhile.
+- A writer locks the data file, writes, and notes in the map how the file looks then (inode,
+  length, times) and the boot since which this cache made every change to it. If the file
+  looks different at the next write, somebody else changed it.
+- A file that is whole, looks as noted, and was noted in this boot is sealed: it may be given
+  out unread (passthrough). A note of an earlier boot does not count, because a crash may lose
+  pages that no time stamp tells of. Any other whole file is compared first, and sealed then.
+- flock(2) on the map protects both files: it is shared for their users, and exclusive for
+  whoever makes or deletes them.
 
-The map is read and written, not mapped: a mapped page that the disk refuses, or that another
-process cuts off, is a SIGBUS (mmap(2)).
+The map is accessed by pread(2) and pwrite(2), not by mmap(2): a mapped page that the disk
+refuses, or that another process cuts off, raises SIGBUS.
 """
 
 from __future__ import annotations
@@ -36,99 +36,107 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
+
+from sidecar.units import KIB, MIB
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 128 * 1024
+CACHE_BLOCK_BYTES = 128 * KIB
+"""What is valid, leased or missing as one."""
 LEASE_S = 2.0
-"""How long others wait for a block that somebody said to be fetching."""
+"""How long others wait for a block that one process leased."""
 _USE_STAMP_S = 5.0
-_PAGE_BYTES = 4096
-_COMPARE_BYTES = 8 * 1024 * 1024
+"""How exact the order of eviction is."""
+_PAGE_BYTES = 4 * KIB
+_COMPARE_BYTES = 8 * MIB
+"""Read at once where a whole file is compared."""
 
 _MAGIC = b"mscache2"
-_HEADER = struct.Struct("<8sQ8s4q")  # magic, length, boot, ino, size, mtime_ns, ctime_ns
+_HEADER = struct.Struct("<8sQ8s4q")  # magic, length, boot id, ino, size, mtime_ns, ctime_ns
 _HEADER_BYTES = 64
 _BLOCK = struct.Struct("<IId")  # state, crc32, end of the lease (seconds since the epoch)
 _EMPTY, _LEASED, _VALID = 0, 1, 2
-_NOBODY_KNOWS = bytes(8)
+_UNKNOWN_BOOT = bytes(8)
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 
 
-class Run(NamedTuple):
-    """Blocks next to each other in one state, as bytes of the object.
+BlockState = Literal["valid", "leased", "missing"]
+"""``leased``: another user is fetching it. ``missing``: nobody has it or fetches it."""
 
-    ``state``: ``valid``, ``leased`` to somebody else, or ``mine``: leased to the caller now.
-    """
+
+class BlockRun(NamedTuple):
+    """Neighbouring blocks in one state, as the bytes ``[start, end)`` of the object."""
 
     start: int
     end: int
-    state: str
+    state: BlockState
 
 
-class Folder(Protocol):
-    """What an entry asks of the cache that it belongs to."""
-
-    on_damage: Callable[[], None]
+class DiskBudget(Protocol):
+    """What the files of a cache may occupy together."""
 
     def reserve(self, size_bytes: int, allocate: Callable[[], None]) -> bool:
-        """Take the disk space by ``allocate``, within the budget; False beyond it."""
+        """Make room, and take it by ``allocate``. False beyond the budget. Raises OSError."""
 
 
-class Gone(Exception):
-    """Somebody deleted the files, or failed to make them, meanwhile: open them anew."""
+class EntryGone(Exception):
+    """The files were deleted while they were opened, or their maker failed: open them again."""
 
 
 class CacheEntry:
     """One object version in the cache. Safe to use from any thread and process.
 
-    Every method may raise OSError, of which nothing worse follows than that the store is
-    asked instead.
+    Every method may raise OSError. The caller then asks the store instead.
 
     Args:
         path: of the data file; the map is beside it.
         size_bytes: the object's.
+        budget: where the files' disk space comes from.
+        on_damage: called for each block that is not as it was stored.
 
     Attributes:
-        users: readers of this process; the cache counts them.
-        comparing: a thread is reading it whole.
+        users: how many use it in this process. :class:`.disk_cache.DiskCache` counts them.
+        comparing: a thread is running :meth:`compare_and_seal`.
 
     Raises:
-        Gone: try again.
+        EntryGone: try again.
         OSError: it cannot be cached.
     """
 
-    def __init__(self, folder: Folder, path: Path, size_bytes: int) -> None:
-        self._folder = folder
+    def __init__(
+        self, path: Path, size_bytes: int, budget: DiskBudget, on_damage: Callable[[], None]
+    ) -> None:
+        self._budget = budget
+        self._on_damage = on_damage
         self.path = path
         self.size_bytes = size_bytes
         self.users = 0
         self.comparing = False
-        self._lock = threading.Lock()  # the file locks do not tell threads apart
+        self._lock = threading.Lock()  # file locks do not tell threads apart
         self._store_lock = threading.Lock()
         self._stamped_s = time.monotonic()
-        self._blocks = -(-size_bytes // BLOCK_BYTES)
+        self._blocks = -(-size_bytes // CACHE_BLOCK_BYTES)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with contextlib.ExitStack() as on_failure:
             self._map_fd = os.open(path.with_suffix(".map"), flags, 0o600)
             on_failure.callback(os.close, self._map_fd)
-            alone = _lock_alone(self._map_fd)
+            exclusive = _lock_exclusively(self._map_fd)
             if self.evicted:
-                raise Gone
+                raise EntryGone
             self._fd = os.open(path, flags, 0o600)
             on_failure.callback(os.close, self._fd)
-            if not self._is_map():
-                if not alone:
-                    raise Gone  # whoever was to make it could not
-                self._make()
+            if not self._has_map():
+                if not exclusive:
+                    raise EntryGone  # its maker failed
+                self._make_files()
             if os.fstat(self._fd).st_size != size_bytes:
-                os.ftruncate(self._fd, size_bytes)  # what was cut off does not compare
+                os.ftruncate(self._fd, size_bytes)  # checksums find what was cut off
             os.utime(self._map_fd)
             fcntl.flock(self._map_fd, fcntl.LOCK_SH)
             on_failure.pop_all()
 
-    def _is_map(self) -> bool:
+    def _has_map(self) -> bool:
         header = os.pread(self._map_fd, _HEADER.size, 0)
         if len(header) != _HEADER.size:
             return False
@@ -136,37 +144,37 @@ class CacheEntry:
         length = os.fstat(self._map_fd).st_size
         return magic == _MAGIC and size == self.size_bytes and length == self._map_bytes
 
-    def _make(self) -> None:
-        """A map of empty blocks over an empty data file."""
+    def _make_files(self) -> None:
+        """A map of missing blocks, and an empty data file."""
         os.ftruncate(self._map_fd, 0)
         os.ftruncate(self._fd, 0)
 
         def allocate() -> None:
             os.posix_fallocate(self._map_fd, 0, self._map_bytes)
 
-        if not self._folder.reserve(_on_disk(self._map_bytes), allocate):
+        if not self._budget.reserve(_on_disk(self._map_bytes), allocate):
             raise OSError("the budget has no room for its map")
         os.ftruncate(self._fd, self.size_bytes)
-        self._note(_boot())
+        self._note(_boot_id())
 
     def close(self) -> None:
-        """Close the files. Nobody uses the entry afterwards."""
+        """Close the files. The entry must not be used afterwards."""
         os.close(self._fd)
         os.close(self._map_fd)
 
-    # --- who uses it ----------------------------------------------------------------------
+    # --- users ----------------------------------------------------------------------------
 
-    def use(self) -> bool:
-        """Keep the entry from eviction; False if it was evicted already."""
+    def mark_used(self) -> bool:
+        """Protect the files from eviction. False if they were evicted already."""
         fcntl.flock(self._map_fd, fcntl.LOCK_SH)
         now_s = time.monotonic()
         if now_s - self._stamped_s >= _USE_STAMP_S:
             self._stamped_s = now_s
-            os.utime(self._map_fd)  # the order of eviction
+            os.utime(self._map_fd)  # eviction goes by this time
         return not self.evicted
 
-    def leave(self) -> None:
-        """Whoever evicts may take it from now on (who evicts asks for LOCK_EX)."""
+    def mark_unused(self) -> None:
+        """Let the files be evicted (whoever evicts takes LOCK_EX)."""
         fcntl.flock(self._map_fd, fcntl.LOCK_UN)
 
     @property
@@ -176,43 +184,43 @@ class CacheEntry:
 
     # --- blocks ---------------------------------------------------------------------------
 
-    def claim(self, start: int, end: int) -> Run:
+    def claim(self, start: int, end: int) -> BlockRun:
         """The longest run of blocks in one state from ``start``, up to ``end``.
 
-        Blocks that nobody has or fetches are the caller's to fetch, who then calls
-        :meth:`store` or :meth:`release`.
+        A ``missing`` run is leased to the caller, who must fetch it and then call
+        :meth:`store` or :meth:`unclaim`.
         """
-        first, last = start // BLOCK_BYTES, -(-end // BLOCK_BYTES)
+        first, last = start // CACHE_BLOCK_BYTES, -(-end // CACHE_BLOCK_BYTES)
         run = self._run(first, last)
-        if run.state == "mine":
+        if run.state == "missing":
             with self._locked_map():
-                run = self._run(first, last)  # another one may have been quicker
-                if run.state == "mine":
-                    # What is not covered whole will not be stored.
-                    low, high = self._whole(start, min(end, run.end * BLOCK_BYTES))
+                run = self._run(first, last)  # another process may have been quicker
+                if run.state == "missing":
+                    # A block that is covered in part will not be stored.
+                    low, high = self._whole(start, min(end, run.end * CACHE_BLOCK_BYTES))
                     lease = _BLOCK.pack(_LEASED, 0, time.time() + LEASE_S)
                     os.pwrite(self._map_fd, lease * (high - low), _offset(low))
-        return Run(start, min(run.end * BLOCK_BYTES, end), run.state)
+        return BlockRun(start, min(run.end * CACHE_BLOCK_BYTES, end), run.state)
 
-    def release(self, start: int, end: int) -> None:
-        """The fetch of a range failed, or it is not kept: others need not wait for it."""
+    def unclaim(self, start: int, end: int) -> None:
+        """End the leases of a range that will not be stored, so that nobody waits for it."""
         with self._locked_map():
             for index, (state, _, _) in self._read_map(
-                start // BLOCK_BYTES, -(-end // BLOCK_BYTES)
+                start // CACHE_BLOCK_BYTES, -(-end // CACHE_BLOCK_BYTES)
             ):
                 if state == _LEASED:
                     self._set(index, _EMPTY, 0)
 
     def read(self, start: int, buffer: memoryview) -> int:
-        """Fill ``buffer`` from ``start``; the bytes up to the first block that is not right.
+        """Fill ``buffer`` with valid bytes from ``start``; how many, up to the first bad block.
 
-        ``start`` need not be a block's beginning; whole blocks are read and compared.
+        ``start`` need not be the start of a block. Whole blocks are read and compared.
         """
-        first = start - start % BLOCK_BYTES
+        first = start - start % CACHE_BLOCK_BYTES
         end = start + len(buffer)
-        if first == start and (end % BLOCK_BYTES == 0 or end == self.size_bytes):
+        if first == start and (end % CACHE_BLOCK_BYTES == 0 or end == self.size_bytes):
             return self._compare(buffer, start, os.preadv(self._fd, [buffer], start))
-        last = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, self.size_bytes)
+        last = min(-(-end // CACHE_BLOCK_BYTES) * CACHE_BLOCK_BYTES, self.size_bytes)
         whole = bytearray(last - first)
         length = os.preadv(self._fd, [whole], first)
         with memoryview(whole) as view:
@@ -222,48 +230,48 @@ class CacheEntry:
         return count
 
     def store(self, start: int, data: memoryview) -> None:
-        """Keep the blocks that lie whole in ``data``, if the budget has room for them."""
+        """Store the blocks that ``data`` covers entirely, if the budget has room for them."""
         end = start + len(data)
         with self._locked_data():
             blocks = self._read_map(*self._whole(start, end))
             missing = [index for index, (state, _, _) in blocks if state != _VALID]
             if not missing:
                 return
-            boot = self._writes_seen_since()  # before the disk space is taken, which is a change
+            boot_id = self._boot_of_note()  # before allocation, which changes the file's times
             spans = list(_spans(missing, self.size_bytes))
             if self.evicted or not self._allocate(spans):
-                self.release(start, end)
+                self.unclaim(start, end)
                 return
             for low, size in spans:
                 stored = data[low - start : low - start + size]
                 _write(self._fd, stored, low)
                 entries = b"".join(
-                    _BLOCK.pack(_VALID, zlib.crc32(stored[at : at + BLOCK_BYTES]), 0.0)
-                    for at in range(0, size, BLOCK_BYTES)
+                    _BLOCK.pack(_VALID, zlib.crc32(stored[at : at + CACHE_BLOCK_BYTES]), 0.0)
+                    for at in range(0, size, CACHE_BLOCK_BYTES)
                 )
-                os.pwrite(self._map_fd, entries, _offset(low // BLOCK_BYTES))
-            self._note(boot)
+                os.pwrite(self._map_fd, entries, _offset(low // CACHE_BLOCK_BYTES))
+            self._note(boot_id)
 
     def _whole(self, start: int, end: int) -> tuple[int, int]:
         """The blocks ``[first, last)`` that a range covers entirely."""
-        first = -(-start // BLOCK_BYTES)
-        last = self._blocks if end == self.size_bytes else end // BLOCK_BYTES
+        first = -(-start // CACHE_BLOCK_BYTES)
+        last = self._blocks if end == self.size_bytes else end // CACHE_BLOCK_BYTES
         return first, max(first, last)
 
     def _allocate(self, spans: list[tuple[int, int]]) -> bool:
-        """Take the disk space of blocks, so that the budget counts what the disk counts."""
+        """Take the disk space of blocks, so that the budget counts as the disk does."""
 
         def allocate() -> None:
             for low, size in spans:
                 os.posix_fallocate(self._fd, low, size)
 
-        return self._folder.reserve(sum(_on_disk(size) for _, size in spans), allocate)
+        return self._budget.reserve(sum(_on_disk(size) for _, size in spans), allocate)
 
     # --- the file as a whole --------------------------------------------------------------
 
     def open_sealed(self) -> int | None:
-        """A descriptor of the whole, unaltered file; None if it is not known to be that."""
-        if self._writes_seen_since() != _boot() or not self.whole:
+        """A descriptor of the whole file, read only; None if it is not sealed."""
+        if self._boot_of_note() != _boot_id() or not self.whole:
             return None
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -274,7 +282,7 @@ class CacheEntry:
         return packed[:: _BLOCK.size].count(_VALID) == self._blocks  # the state's first byte
 
     def compare_and_seal(self) -> None:
-        """Read a whole file once and seal it, or find what is not right in it."""
+        """Read the whole file once, and seal it if every block is as it was stored."""
         before = self._identity()
         buffer = bytearray(min(_COMPARE_BYTES, self.size_bytes))
         for start in range(0, self.size_bytes, _COMPARE_BYTES):
@@ -284,16 +292,17 @@ class CacheEntry:
                     return
         with self._locked_data():
             if self._identity() == before:
-                self._note(_boot())
+                self._note(_boot_id())
 
-    def _writes_seen_since(self) -> bytes:
-        """The start of the machine since which nobody wrote the data but :meth:`store`."""
-        _, _, boot, *identity = _HEADER.unpack(self._read_map_bytes(0, _HEADER.size))
-        known = tuple(identity) == self._identity() and boot == _boot()
-        return bytes(boot) if known else _NOBODY_KNOWS
+    def _boot_of_note(self) -> bytes:
+        """The boot that the file was noted in, if it looks as noted and that is this boot."""
+        _, _, boot_id, *identity = _HEADER.unpack(self._read_map_bytes(0, _HEADER.size))
+        holds = tuple(identity) == self._identity() and boot_id == _boot_id()
+        return bytes(boot_id) if holds else _UNKNOWN_BOOT
 
-    def _note(self, boot: bytes) -> None:
-        header = _HEADER.pack(_MAGIC, self.size_bytes, boot, *self._identity())
+    def _note(self, boot_id: bytes) -> None:
+        """Note how the file looks, and the boot since which every change was this cache's."""
+        header = _HEADER.pack(_MAGIC, self.size_bytes, boot_id, *self._identity())
         os.pwrite(self._map_fd, header, 0)
 
     def _identity(self) -> tuple[int, int, int, int]:
@@ -306,39 +315,42 @@ class CacheEntry:
     def _map_bytes(self) -> int:
         return _HEADER_BYTES + self._blocks * _BLOCK.size
 
-    def _run(self, first: int, last: int) -> Run:
-        """As :meth:`claim`, in blocks; ``mine`` means nobody's yet."""
+    def _run(self, first: int, last: int) -> BlockRun:
+        """As :meth:`claim`, counted in blocks, and nothing is leased."""
         now_s = time.time()
-        end, state = first, ""
+        end = first
+        state: BlockState = "missing"
         for index, block in self._read_map(first, last):
             this = _state(block, now_s)
             if end > first and this != state:
                 break
             end, state = index + 1, this
-        return Run(first, end, state)
+        return BlockRun(first, end, state)
 
     def _compare(self, data: memoryview, start: int, length: int) -> int:
-        """How many bytes of ``data``, which begins with a block, are as they were stored.
+        """How many bytes of ``data`` are as they were stored, up to the first bad block.
 
-        ``length``: how many of them the file has.
+        Args:
+            start: where ``data`` begins in the object; the start of a block.
+            length: how many bytes of ``data`` came from the file.
         """
-        first = start // BLOCK_BYTES
+        first = start // CACHE_BLOCK_BYTES
         for index, (state, checksum, _) in self._read_map(
-            first, -(-(start + len(data)) // BLOCK_BYTES)
+            first, -(-(start + len(data)) // CACHE_BLOCK_BYTES)
         ):
-            offset = (index - first) * BLOCK_BYTES
-            block = data[offset : offset + BLOCK_BYTES]
+            offset = (index - first) * CACHE_BLOCK_BYTES
+            block = data[offset : offset + CACHE_BLOCK_BYTES]
             if state != _VALID:
                 return offset
             if offset + len(block) > length or zlib.crc32(block) != checksum:
                 log.warning("block %d of %s was torn or altered", index, self.path.name)
-                self._folder.on_damage()
+                self._on_damage()
                 self._set(index, _EMPTY, 0)
                 return offset
         return len(data)
 
     def _read_map(self, first: int, last: int) -> Iterator[tuple[int, tuple[int, int, float]]]:
-        """(index, (state, checksum, end of lease)) of the blocks ``[first, last)``."""
+        """(index, (state, crc32, end of lease)) of the blocks ``[first, last)``."""
         packed = self._read_map_bytes(_offset(first), (last - first) * _BLOCK.size)
         return enumerate(_BLOCK.iter_unpack(packed), first)
 
@@ -355,7 +367,7 @@ class CacheEntry:
     def _locked_map(self) -> Iterator[None]:
         """For microseconds, while leases are compared and set.
 
-        A lock of the open file (fcntl(2), OFD): it goes with a process that dies.
+        An open file description lock (fcntl(2)): it ends with a process that dies.
         """
         with self._lock:
             _lock_bytes(self._map_fd, fcntl.F_WRLCK)
@@ -366,7 +378,7 @@ class CacheEntry:
 
     @contextlib.contextmanager
     def _locked_data(self) -> Iterator[None]:
-        """While blocks are written. Nobody waits for this who only reads."""
+        """While blocks are written. Readers do not wait for it."""
         with self._store_lock:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             try:
@@ -375,8 +387,8 @@ class CacheEntry:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
 
 
-def _lock_alone(descriptor: int) -> bool:
-    """Lock a map: exclusively if nobody has it, else shared once whoever makes it is done."""
+def _lock_exclusively(descriptor: int) -> bool:
+    """Lock a map. If others have it, wait until it is made, share the lock, and return False."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -389,43 +401,44 @@ def _lock_bytes(descriptor: int, kind: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0))
 
 
-def _state(block: tuple[int, int, float], now_s: float) -> str:
+def _state(block: tuple[int, int, float], now_s: float) -> BlockState:
     state, _, until_s = block
     if state == _VALID:
         return "valid"
-    # A term further away than any lease is garbage, or of before the clock was set back.
-    return "leased" if state == _LEASED and now_s < until_s <= now_s + LEASE_S else "mine"
+    # A term longer than any lease is garbage, or from before the clock was set back.
+    return "leased" if state == _LEASED and now_s < until_s <= now_s + LEASE_S else "missing"
 
 
 def _spans(blocks: list[int], size_bytes: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of each stretch of neighbouring blocks."""
+    """(offset, length) of each run of neighbouring blocks."""
     first = previous = blocks[0]
     for index in [*blocks[1:], -1]:
         if index != previous + 1:
-            low = first * BLOCK_BYTES
-            yield low, min((previous + 1) * BLOCK_BYTES, size_bytes) - low
+            low = first * CACHE_BLOCK_BYTES
+            yield low, min((previous + 1) * CACHE_BLOCK_BYTES, size_bytes) - low
             first = index
         previous = index
 
 
 def _on_disk(size_bytes: int) -> int:
-    """What a file of this size occupies."""
+    """Bytes on disk of a file of this size."""
     return -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
 
 
 def _offset(index: int) -> int:
+    """Where the map has a block."""
     return _HEADER_BYTES + index * _BLOCK.size
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:
-    """All of ``data``: pwrite(2) may write less where a disk is about to be full."""
+    """Write all of ``data``. pwrite(2) may write less when a disk is nearly full."""
     while data:
         count = os.pwrite(descriptor, data, offset)
         data, offset = data[count:], offset + count
 
 
 @functools.cache
-def _boot() -> bytes:
-    """Identifies the time since the machine was started."""
+def _boot_id() -> bytes:
+    """Identifies this boot of the machine."""
     text = Path("/proc/sys/kernel/random/boot_id").read_text()
     return hashlib.sha256(text.encode()).digest()[:8]

@@ -1,14 +1,15 @@
-"""The disk cache: a folder of object versions, shared by whoever sees it, within one budget.
+"""The disk cache: a folder of object versions within one budget, shared by all who see it.
 
-Several processes use one folder at once: the reader processes of a worker, several workers,
-and the sidecars of several pods where the folder is a hostPath. Nothing but the folder
-connects them. ``cache_entry`` says how one object is kept; here is what they share beside it:
+Knows no bytes; :mod:`.cache_entry` keeps one object. Reader processes of one worker, several
+workers, and the sidecars of several pods (where the folder is a hostPath) use one folder at
+once. They share nothing but the folder.
 
-- The budget is the folder's: a counter in a file, changed under a lock, and disk space is
-  taken (fallocate(2)) under that lock too, so that the counter is what the disk counts.
-- Beyond the budget the objects that were used least recently, and are in nobody's use, go
-  first. If nothing can go, nothing is stored.
-- Somebody may delete the folder under a running process: it is made anew.
+- The budget is the folder's. A file in it counts the bytes used. The counter is changed under
+  a lock, and disk space is allocated (fallocate(2)) under the same lock, so that the counter
+  agrees with the disk.
+- Beyond the budget, the objects used least recently are evicted, except those in use. If
+  nothing can be evicted, nothing is stored.
+- If somebody deletes the folder under a running process, it is made again.
 """
 
 from __future__ import annotations
@@ -18,34 +19,35 @@ import fcntl
 import hashlib
 import logging
 import os
-import queue
 import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from sidecar.mounter.cache.cache_entry import BLOCK_BYTES, CacheEntry, Gone
+from sidecar.mounter.cache.cache_entry import CacheEntry, EntryGone
 from sidecar.mounter.store.interface import ObjectInfo
-
-__all__ = ["BLOCK_BYTES", "CacheEntry", "CacheWriter", "Copy", "DiskCache"]
 
 log = logging.getLogger(__name__)
 
 _OPEN_ENTRIES = 128
-"""Entries that stay open though nobody uses them: two descriptors each."""
-_QUEUED_BYTES = 64 * 1024 * 1024
-_SLACK = 32
-"""A part of the budget left for what file systems add to files, such as extent blocks."""
-_EVICT_MORE = 16
-"""A part of the budget evicted beyond need, so that not every store looks at every file."""
-_ATTEMPTS = 5
-_USED = struct.Struct("<q")
+"""More entries than this are closed when nobody uses them. Each has two descriptors."""
+_SLACK_DIVISOR = 32
+"""1/32 of the budget is for what file systems add to files, such as extent blocks."""
+_EVICTION_DIVISOR = 16
+"""1/16 of the budget is evicted beyond need, so that not every store has to scan the folder."""
+_OPEN_ATTEMPTS = 5
+_USED = struct.Struct("<q")  # bytes
+_STAT_BLOCK_BYTES = 512
+"""The unit of st_blocks (stat(2))."""
 
 
-class Copy:
-    """A whole object as a local file that stays while this is open."""
+class LocalCopy:
+    """A whole object as a local file, which is not evicted until :meth:`close`.
+
+    Attributes:
+        descriptor: of the file, read only.
+    """
 
     def __init__(self, descriptor: int, cache: DiskCache, entry: CacheEntry) -> None:
         self.descriptor = descriptor
@@ -53,20 +55,20 @@ class Copy:
         self._entry = entry
 
     def close(self) -> None:
-        """The file may be evicted from now on."""
+        """Close the descriptor, and let the file be evicted."""
         os.close(self.descriptor)
-        self._cache.leave(self._entry)
+        self._cache.release(self._entry)
 
 
 class DiskCache:
-    """The folder.
+    """The folder, as one process uses it. Safe to use from several threads.
 
-    Not to be shared over a fork: locks of flock(2) belong to the open file, which a child
-    shares. Each process makes its own.
+    Must not be used across a fork: flock(2) locks belong to the open file description, which
+    a child shares. Each process makes its own.
 
     Args:
         store_url: tells equal keys of different buckets apart.
-        budget_bytes: what the folder's files may occupy together.
+        budget_bytes: what the folder's files may occupy together, on disk.
         on_damage: called for each block that is not as it was stored.
 
     Raises:
@@ -80,42 +82,41 @@ class DiskCache:
         budget_bytes: int,
         on_damage: Callable[[], None],
     ) -> None:
-        self.on_damage = on_damage
+        self._on_damage = on_damage
         self._directory = directory
         self._store_url = store_url
-        self._budget_bytes = budget_bytes - budget_bytes // _SLACK
+        self._budget_bytes = budget_bytes - budget_bytes // _SLACK_DIVISOR
         self._lock = threading.Lock()
         self._usage_lock = threading.Lock()  # flock(2) does not tell threads apart
         self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
         self._usage_fd = self._open_usage()
         with self._locked_usage():
-            # What a process that was killed counted and did not write, or the reverse.
+            # A process that was killed may have left the counter wrong.
             self._write_used(occupied_bytes(self._directory))
 
     # --- entries --------------------------------------------------------------------------
 
-    def enter(self, info: ObjectInfo, *, create: bool = True) -> CacheEntry | None:
-        """The entry of a version, for a reader who calls :meth:`leave` in the end.
+    def acquire(self, info: ObjectInfo, *, create: bool = True) -> CacheEntry | None:
+        """The entry of a version, protected from eviction until :meth:`release`.
 
-        None where the folder cannot hold it, and where it has none and shall not
-        ``create`` one.
+        None if the folder cannot hold it, or has no entry and must not ``create`` one.
         """
         if not 0 < info.size_bytes <= self._budget_bytes:
             return None
         name = self._name(info)
         with self._lock:
-            entry = self._take(name)
+            entry = self._acquire_open(name)
         if entry is not None:
             return entry
         if not create and not (self._directory / name[:2] / name).exists():
             return None
         try:
-            made = self._open(name, info.size_bytes)  # may evict, so without the lock
+            made = self._open(name, info.size_bytes)  # may evict, which takes the lock
         except OSError as error:
             log.warning("an object cannot be cached: %s", error)
             return None
         with self._lock:
-            entry = self._take(name)
+            entry = self._acquire_open(name)
             if entry is not None:  # another thread was quicker
                 made.close()
                 return entry
@@ -125,21 +126,24 @@ class DiskCache:
                 self._close_one_idle()
         return made
 
-    def stay(self, entry: CacheEntry) -> None:
-        """A user of an entry more, beside the one it comes from."""
+    def retain(self, entry: CacheEntry) -> None:
+        """Count one more user of an acquired entry, who calls :meth:`release` too."""
         with self._lock:
             entry.users += 1
 
-    def leave(self, entry: CacheEntry) -> None:
-        """A user of an entry less."""
+    def release(self, entry: CacheEntry) -> None:
+        """Count one user less. The last one lets the entry be evicted."""
         with self._lock:
             entry.users -= 1
             if not entry.users:
-                entry.leave()
+                entry.mark_unused()
 
-    def open_whole(self, info: ObjectInfo) -> Copy | None:
-        """The version as a local file, if it is there whole and unaltered."""
-        entry = self.enter(info, create=False)
+    def open_whole(self, info: ObjectInfo) -> LocalCopy | None:
+        """The version as a local file, if it is known to be whole and unaltered.
+
+        If it is whole and that is not known, a thread finds out for the next open.
+        """
+        entry = self.acquire(info, create=False)
         if entry is None:
             return None
         try:
@@ -149,15 +153,15 @@ class DiskCache:
             log.warning("a cached object cannot be opened: %s", error)
             descriptor, compare = None, False
         if descriptor is not None:
-            return Copy(descriptor, self, entry)
+            return LocalCopy(descriptor, self, entry)
         with self._lock:
             compare = compare and not entry.comparing
             entry.comparing = entry.comparing or compare
         if compare:
-            # Takes a second for a gigabyte, which this open does not wait for.
+            # A gigabyte takes a second, and this open does not wait for it.
             threading.Thread(target=self._compare, args=(entry,), daemon=True).start()
         else:
-            self.leave(entry)
+            self.release(entry)
         return None
 
     def _compare(self, entry: CacheEntry) -> None:
@@ -167,14 +171,14 @@ class DiskCache:
             log.warning("a cached object cannot be read: %s", error)
         finally:
             entry.comparing = False
-            self.leave(entry)
+            self.release(entry)
 
-    def _take(self, name: str) -> CacheEntry | None:
-        """One user more of an entry that is open; the lock is held."""
+    def _acquire_open(self, name: str) -> CacheEntry | None:
+        """One more user of an entry that this process has open. The lock is held."""
         entry = self._entries.get(name)
         if entry is None:
             return None
-        if not entry.users and not entry.use():
+        if not entry.users and not entry.mark_used():
             del self._entries[name]
             entry.close()
             return None
@@ -184,11 +188,11 @@ class DiskCache:
 
     def _open(self, name: str, size_bytes: int) -> CacheEntry:
         path = self._directory / name[:2] / name
-        for _ in range(_ATTEMPTS):
+        for _ in range(_OPEN_ATTEMPTS):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(Gone):
-                return CacheEntry(self, path, size_bytes)
-        raise OSError(f"{name} is broken, or deleted again and again")
+            with contextlib.suppress(EntryGone):
+                return CacheEntry(path, size_bytes, self, self._on_damage)
+        raise OSError(f"{name} is broken, or is deleted again and again")
 
     def _close_one_idle(self) -> None:
         for name, entry in self._entries.items():
@@ -204,19 +208,20 @@ class DiskCache:
     # --- the budget -----------------------------------------------------------------------
 
     def reserve(self, size_bytes: int, allocate: Callable[[], None]) -> bool:
-        """Make room for ``size_bytes`` more and take it by ``allocate``.
+        """Make room for ``size_bytes`` more, and take it by ``allocate``.
 
-        False if what is there is all in use. Raises OSError where the disk has no room.
+        Returns False if all that could make room is in use. Raises OSError if the disk is full.
         """
         with self._locked_usage():
             used = self._read_used()
             if used + size_bytes > self._budget_bytes:
-                target = self._budget_bytes - size_bytes - self._budget_bytes // _EVICT_MORE
+                target = self._budget_bytes - size_bytes - self._budget_bytes // _EVICTION_DIVISOR
                 used = self._evict(target)
             if used + size_bytes > self._budget_bytes:
                 self._write_used(used)
                 return False
-            self._write_used(used + size_bytes)  # first: a process that dies counts too much
+            # Before the allocation: a process that dies between them has counted too much.
+            self._write_used(used + size_bytes)
             try:
                 allocate()
             except OSError:
@@ -226,11 +231,11 @@ class DiskCache:
 
     @property
     def used_bytes(self) -> int:
-        """What the folder's files occupy, as it is accounted."""
+        """What the folder's files occupy, as the counter says."""
         return self._read_used()
 
     def _evict(self, target_bytes: int) -> int:
-        """Delete what was used least recently until ``target_bytes``; the bytes that are left."""
+        """Delete what was used least recently, down to ``target_bytes``; the bytes left."""
         found = sorted(_scan(self._directory), key=lambda item: item[1])
         used = sum(size for size, _, _ in found)
         for size, _, path in found:
@@ -241,10 +246,10 @@ class DiskCache:
         return used
 
     def _delete(self, path: Path) -> bool:
-        """Delete one entry unless somebody uses it. Only whoever has the folder's lock does."""
+        """Delete one entry unless somebody uses it. The usage lock is held."""
         with self._lock:
-            mine = self._entries.get(path.name)
-            if mine is not None and mine.users:
+            entry = self._entries.get(path.name)
+            if entry is not None and entry.users:
                 return False
         map_path = path.with_suffix(".map")
         try:
@@ -273,10 +278,10 @@ class DiskCache:
         with self._usage_lock:
             fcntl.flock(self._usage_fd, fcntl.LOCK_EX)
             while os.fstat(self._usage_fd).st_nlink == 0:  # somebody deleted the folder
-                anew = self._open_usage()
+                made = self._open_usage()
                 os.close(self._usage_fd)
-                self._usage_fd = anew
-                fcntl.flock(anew, fcntl.LOCK_EX)
+                self._usage_fd = made
+                fcntl.flock(made, fcntl.LOCK_EX)
             try:
                 yield
             finally:
@@ -295,7 +300,7 @@ class DiskCache:
 
 
 def occupied_bytes(directory: Path) -> int:
-    """What the files of a cache folder occupy; 0 where there is no folder."""
+    """What the files of a cache folder occupy on disk; 0 if there is no folder."""
     return sum(size for size, _, _ in _scan(directory)) if directory.exists() else 0
 
 
@@ -309,84 +314,7 @@ def _scan(directory: Path) -> Iterator[tuple[int, float, Path]]:
             used, stamp = 0, 0.0
             for file in (path, f"{path}.map"):
                 with contextlib.suppress(FileNotFoundError):
-                    status = os.stat(file)  # pathlib takes as long as the system call
-                    used += status.st_blocks * 512
+                    status = os.stat(file)  # pathlib would double the time
+                    used += status.st_blocks * _STAT_BLOCK_BYTES
                     stamp = status.st_mtime
             yield used, stamp, Path(path)
-
-
-class CacheWriter:
-    """Stores fetched ranges behind the readers' backs: one thread, a short queue.
-
-    When the disk is slower than the store, ranges are not kept rather than waited for.
-    """
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[_Kept] = queue.SimpleQueue()
-        self._queued_bytes = 0
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-
-    def keep(
-        self,
-        cache: DiskCache,
-        info: ObjectInfo,
-        entry: CacheEntry | None,
-        start: int,
-        data: memoryview,
-        release: Callable[[], None],
-    ) -> None:
-        """Store ``data`` some time soon; ``release`` is called when it is no longer needed.
-
-        Without an entry one is made then: to make two files takes longer than to fetch a
-        small object.
-        """
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="keep", daemon=True)
-                self._thread.start()
-            fits = self._queued_bytes + len(data) <= _QUEUED_BYTES
-            if fits:
-                self._queued_bytes += len(data)
-        if fits:
-            if entry is not None:
-                cache.stay(entry)
-            self._queue.put(_Kept(cache, info, entry, start, data, release))
-            return
-        try:
-            if entry is not None:
-                entry.release(start, start + len(data))
-        finally:
-            release()
-
-    def _run(self) -> None:
-        while True:
-            cache, info, entry, start, data, release = self._queue.get()
-            try:
-                entry = entry or cache.enter(info)
-                if entry is not None:
-                    self._store(entry, start, data)
-            finally:
-                with self._lock:
-                    self._queued_bytes -= len(data)
-                release()
-                if entry is not None:
-                    cache.leave(entry)
-
-    def _store(self, entry: CacheEntry, start: int, data: memoryview) -> None:
-        try:
-            entry.store(start, data)
-        except OSError as error:
-            # A full disk, say: nothing is lost but speed.
-            log.warning("a range was not cached: %s", error)
-            with contextlib.suppress(OSError):
-                entry.release(start, start + len(data))
-
-
-class _Kept(NamedTuple):
-    cache: DiskCache
-    info: ObjectInfo
-    entry: CacheEntry | None
-    start: int
-    data: memoryview
-    release: Callable[[], None]

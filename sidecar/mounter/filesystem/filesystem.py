@@ -41,7 +41,7 @@ from sidecar.errors import (
     WouldBlock,
 )
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.disk_cache import Copy
+from sidecar.mounter.cache.disk_cache import LocalCopy
 from sidecar.mounter.filesystem.attributes import (
     BLOCK_BYTES,
     Caller,
@@ -342,7 +342,7 @@ class FileSystem:
             self.release(handle)
         return entry
 
-    def open_copy(self, inode_id: int) -> Copy | None:
+    def open_copy(self, inode_id: int) -> LocalCopy | None:
         """The whole inode as a local file, where the cache has it; closed by the caller."""
         inode = self.namespace.inodes.get(inode_id)
         if (

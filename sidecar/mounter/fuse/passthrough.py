@@ -13,7 +13,7 @@ import fcntl
 import logging
 from collections.abc import Callable, Iterable
 
-from sidecar.mounter.cache.disk_cache import Copy
+from sidecar.mounter.cache.disk_cache import LocalCopy
 from sidecar.mounter.fuse import protocol as p
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Backings:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._copies: dict[int, Copy] = {}  # inode -> what stays while it is open
+        self._copies: dict[int, LocalCopy] = {}  # inode -> what stays while it is open
         self._refused = False
         self._ids: dict[int, int] = {}  # inode -> backing id
         self._opens: dict[int, int] = {}  # inode -> opens, all of one way
@@ -48,7 +48,7 @@ class Backings:
         """Whether any file is open, in whichever way."""
         return bool(self._opens)
 
-    def acquire(self, inode: int, open_copy: Callable[[], Copy | None]) -> int:
+    def acquire(self, inode: int, open_copy: Callable[[], LocalCopy | None]) -> int:
         """Count one open of an inode; its backing id, or ORDINARY."""
         opens = self._opens.get(inode, 0)
         copy = open_copy() if not opens and not self._refused else None

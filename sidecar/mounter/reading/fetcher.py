@@ -9,7 +9,9 @@ from typing import NamedTuple, Protocol
 
 from sidecar.errors import NotFound, Stale, StoreProtocolError
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.disk_cache import CacheEntry, CacheWriter, DiskCache
+from sidecar.mounter.cache.cache_entry import CacheEntry
+from sidecar.mounter.cache.cache_writer import CacheWriter
+from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.read_around import PageCacheShare
 from sidecar.mounter.store.interface import ObjectInfo, Store
@@ -85,7 +87,7 @@ class Fetcher(NamedTuple):
         self.get(info, offset, buffer)
         if entry is None and self.cache is not None and len(buffer) == info.size_bytes:
             users.hold()
-            self.cache_writer.keep(self.cache, info, None, 0, buffer, users.drop)
+            self.cache_writer.store_later(self.cache, info, None, 0, buffer, users.drop)
 
     def _fetch_through(
         self,
@@ -110,10 +112,10 @@ class Fetcher(NamedTuple):
                 try:
                     self.get(info, position, view)
                 except BaseException:
-                    entry.release(position, run.end)
+                    entry.unclaim(position, run.end)
                     raise
                 users.hold()
-                self.cache_writer.keep(cache, info, entry, position, view, users.drop)
+                self.cache_writer.store_later(cache, info, entry, position, view, users.drop)
                 position = run.end
 
     def get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sidecar.errors import WouldBlock
-from sidecar.mounter.cache.disk_cache import BLOCK_BYTES, CacheEntry
+from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import ALONE, Fetcher
 from sidecar.mounter.reading.read_around import MOST_BYTES, ReadAround
@@ -32,7 +32,7 @@ WHOLE_OBJECT_BYTES = 1 * MIB
 FIRST_PART_BYTES = 1 * MIB
 SEEK_FORWARD_BYTES = 16 * MIB
 """A read so little ahead of a window belongs to it (skipping in a record file)."""
-FOLLOW_BYTES = BLOCK_BYTES
+FOLLOW_BYTES = CACHE_BLOCK_BYTES
 """A read so little ahead of where another one ended follows it."""
 KEEP_BEHIND_BYTES = 4 * MIB
 """Kept behind the reader: the kernel's readahead asks out of order, and readers step back."""
@@ -130,7 +130,7 @@ class _Part:
             for callback in callbacks:
                 callback()
             if self.entry is not None and fetcher.cache is not None:
-                fetcher.cache.leave(self.entry)
+                fetcher.cache.release(self.entry)
             self.drop()
 
 
@@ -198,10 +198,10 @@ class ObjectReader:
         self._bringing = threading.Lock()
         # A part must not be so large that a small budget never has room for the next one.
         quarter = fetcher.buffers.budget_bytes // 4
-        self._part_bytes = min(fetcher.part_bytes, max(quarter, BLOCK_BYTES))
-        self._part_bytes -= self._part_bytes % BLOCK_BYTES
+        self._part_bytes = min(fetcher.part_bytes, max(quarter, CACHE_BLOCK_BYTES))
+        self._part_bytes -= self._part_bytes % CACHE_BLOCK_BYTES
         # Whole blocks are fetched where they can be kept.
-        self._grain_bytes = BLOCK_BYTES if self._entry is not None else 1
+        self._grain_bytes = CACHE_BLOCK_BYTES if self._entry is not None else 1
 
     def read(self, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """The bytes of ``[offset, offset + size)`` that the object has.
@@ -321,19 +321,19 @@ class ObjectReader:
         """Use the cache's entry, if it has or may have one."""
         if self._fetcher.cache is not None:
             create = self.info.size_bytes > WHOLE_OBJECT_BYTES
-            self._entry = self._fetcher.cache.enter(self.info, create=create)
+            self._entry = self._fetcher.cache.acquire(self.info, create=create)
 
     def _leave(self) -> None:
         """Use it no more."""
         entry, self._entry = self._entry, None
         if entry is not None and self._fetcher.cache is not None:
-            self._fetcher.cache.leave(entry)
+            self._fetcher.cache.release(entry)
 
     def _hold_entry(self) -> CacheEntry | None:
         """The cache entry, held for one fetch."""
         if self._closed or self._entry is None or self._fetcher.cache is None:
             return None
-        self._fetcher.cache.stay(self._entry)
+        self._fetcher.cache.retain(self._entry)
         return self._entry
 
     def _next_behind(self, read_around: ReadAround) -> tuple[int, int] | None:
@@ -492,7 +492,7 @@ class ObjectReader:
             raise
         finally:
             if entry is not None and fetcher.cache is not None:
-                fetcher.cache.leave(entry)
+                fetcher.cache.release(entry)
         fetcher.metrics.stall_seconds.inc(time.perf_counter() - began_s)
         fetcher.metrics.cache_misses.inc()
         views = [buffer[offset - first : end - first]]

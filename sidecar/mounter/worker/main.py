@@ -21,7 +21,8 @@ from pathlib import Path
 from sidecar import logs
 from sidecar.errors import SidecarError
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.disk_cache import CacheWriter, DiskCache
+from sidecar.mounter.cache.cache_writer import CacheWriter
+from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
