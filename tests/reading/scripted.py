@@ -85,7 +85,9 @@ class Reading:
 
     def open(self, *, surplus: bool = False) -> ObjectReader:
         blocks = range(-(-self.info.size_bytes // MOST_BYTES))
-        reader = ObjectReader(self.fetcher, self.info, surplus=blocks if surplus else None)
+        reader = ObjectReader(
+            self.fetcher, self.info, background_blocks=blocks if surplus else None
+        )
         self.readers.append(reader)
         return reader
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_writer import CacheWriter
-from sidecar.mounter.reading import object_reader
-from sidecar.mounter.reading.object_reader import MAX_WINDOW_BYTES, ObjectReader
+from sidecar.mounter.reading import object_reader, window
+from sidecar.mounter.reading.object_reader import ObjectReader
+from sidecar.mounter.reading.window import MAX_WINDOW_BYTES
 from tests.cache.folders import an_object, has_whole, keep, open_cache
 from tests.reading.scripted import KIB, MIB, Reading, blocks
 from tests.support.waiting import wait_until
@@ -181,7 +183,7 @@ def test_random_reads_after_a_header_cost_no_more(reading: Make) -> None:
 
 def test_small_seeks_keep_the_stream(reading: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # A loaded machine makes the reader wait, and the window grow.
-    monkeypatch.setattr(object_reader, "MAX_WINDOW_BYTES", 8 * MIB)
+    monkeypatch.setattr(window, "MAX_WINDOW_BYTES", 8 * MIB)
     one = reading(64 * MIB)
     reader = one.open()
     for offset, size in blocks(16 * MIB, 256 * KIB):
@@ -348,7 +350,7 @@ def test_many_threads_on_one_reader_get_right_bytes(
 def test_a_reader_that_rests_lets_its_object_be_evicted(reading: Make, tmp_path: Path) -> None:
     one = reading(8 * MIB)
     cache = open_cache(tmp_path, 14 * MIB)
-    one.fetcher = one.fetcher._replace(cache=cache, cache_writer=CacheWriter())
+    one.fetcher = dataclasses.replace(one.fetcher, cache=cache, cache_writer=CacheWriter())
     reader = one.open()
     read_all(one, reader)
     wait_until(lambda: has_whole(cache, one.info), "kept")
@@ -365,7 +367,7 @@ def test_a_reader_that_rests_lets_its_object_be_evicted(reading: Make, tmp_path:
 def test_a_reader_that_rested_finds_what_was_kept_meanwhile(reading: Make, tmp_path: Path) -> None:
     one = reading(100 * KIB)
     cache = open_cache(tmp_path)
-    one.fetcher = one.fetcher._replace(cache=cache, cache_writer=CacheWriter())
+    one.fetcher = dataclasses.replace(one.fetcher, cache=cache, cache_writer=CacheWriter())
     reader = one.open()
     read_all(one, reader)
     wait_until(lambda: has_whole(cache, one.info), "kept")

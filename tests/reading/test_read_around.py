@@ -199,9 +199,9 @@ def test_room_is_shared_and_given_back() -> None:
             one.end(one.begin(offset, offset + BLOCK)[0])
     assert first.begin(50 * MIB, 50 * MIB + BLOCK) != (50 * MIB, 50 * MIB + BLOCK)
     assert second.begin(50 * MIB, 50 * MIB + BLOCK) == (50 * MIB, 50 * MIB + BLOCK)
-    first.rest()
+    first.pause()
     assert second.begin(50 * MIB, 50 * MIB + BLOCK) != (50 * MIB, 50 * MIB + BLOCK)
-    second.rest()
+    second.pause()
     assert share.reserve(100 * MIB)
 
 
@@ -239,7 +239,7 @@ def test_before_it_pays_nothing_is_brought_behind(reading: Make) -> None:
     behind = Behind(one)
     for offset in scattered()[:-1]:
         reader.read(offset, BLOCK).release()
-        reader.bring_more(behind.give)
+        reader.read_ahead_in_background(behind.give)
     assert not behind.ranges
 
 
@@ -256,8 +256,8 @@ def test_then_all_that_the_kernel_has_not_is_brought_once(reading: Make) -> None
                 there.update(range(at, at + len(view), BLOCK))
             result.given()
         result.release()
-    reader.bring_more(behind.give)
-    reader.bring_more(behind.give)
+    reader.read_ahead_in_background(behind.give)
+    reader.read_ahead_in_background(behind.give)
     brought = [at for begin, end in behind.ranges for at in range(begin, end, BLOCK)]
     assert sorted(brought) == sorted(set(range(0, SIZE, BLOCK)) - there)
 
@@ -277,7 +277,7 @@ def test_what_is_brought_behind_is_a_multiple_of_what_was_asked() -> None:
         read_around.end(first)
         asked += BLOCK
         brought += last - first
-        while (span := read_around.behind()) is not None:
+        while (span := read_around.next_background()) is not None:
             read_around.given(*span)
             brought += span[1] - span[0]
             there.update(range(span[0], span[1], BLOCK))
@@ -290,7 +290,7 @@ def test_only_the_blocks_of_this_process_are_brought() -> None:
     size = 128 * MIB + 5
     read_around = asked_at_random(size, range(1, 65, 3))
     spans = []
-    while (span := read_around.behind()) is not None:
+    while (span := read_around.next_background()) is not None:
         read_around.given(*span)
         spans.append(span)
     assert [first // MOST_BYTES for first, _ in spans] == list(range(1, 65, 3))
@@ -310,12 +310,12 @@ def test_each_block_is_of_the_child_that_is_asked_for_it(node: int, children: in
 
 def test_a_read_of_what_is_being_brought_asks_for_itself() -> None:
     read_around = asked_at_random(128 * MIB, range(64))
-    span = read_around.behind()
+    span = read_around.next_background()
     assert span is not None
     offset = span[0] + BLOCK
     assert read_around.begin(offset, offset + BLOCK) == (offset, offset + BLOCK)
     read_around.given(*span)
-    another = read_around.behind()
+    another = read_around.next_background()
     assert another is not None
     assert another[0] >= span[1]
 
@@ -323,9 +323,9 @@ def test_a_read_of_what_is_being_brought_asks_for_itself() -> None:
 def test_while_several_reads_are_under_way_nothing_is_brought_behind() -> None:
     read_around = asked_at_random(128 * MIB, range(64))
     first, second = (read_around.begin(at, at + BLOCK)[0] for at in (64 * MIB, 96 * MIB))
-    assert read_around.behind() is None
+    assert read_around.next_background() is None
     read_around.end(first)
-    assert read_around.behind() is not None
+    assert read_around.next_background() is not None
     read_around.end(second)
 
 
@@ -338,7 +338,7 @@ def test_who_is_closed_brings_nothing_more(reading: Make) -> None:
         behind.give(offset, view)
         reader.close()
 
-    reader.bring_more(give)
+    reader.read_ahead_in_background(give)
     assert len(behind.ranges) == 1
 
 
@@ -347,7 +347,7 @@ def test_who_rests_brings_nothing_more(reading: Make) -> None:
     reader = read_at_random(one)
     assert not reader.drop_idle(0.0)  # it has no window
     behind = Behind(one)
-    reader.bring_more(behind.give)
+    reader.read_ahead_in_background(behind.give)
     assert not behind.ranges
 
 
@@ -357,9 +357,9 @@ def test_where_bringing_fails_the_next_one_goes_on(reading: Make) -> None:
     behind = Behind(one)
     one.store.failure = Unavailable("away")
     with pytest.raises(Unavailable):
-        reader.bring_more(behind.give)
+        reader.read_ahead_in_background(behind.give)
     one.store.failure = None
-    reader.bring_more(behind.give)
+    reader.read_ahead_in_background(behind.give)
     assert sum(end - begin for begin, end in behind.ranges) == SIZE
 
 

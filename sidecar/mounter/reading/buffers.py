@@ -1,31 +1,38 @@
-"""Memory for content on its way from the store to the kernel: one budget, reused buffers."""
+"""Memory for content between the store and the kernel: one budget, and buffers used again.
+
+Knows nothing of what the buffers hold.
+"""
 
 from __future__ import annotations
 
 import threading
 from typing import Protocol
 
-_KEEP = 8
+_MOST_IDLE = 8
+"""Buffers of one size that are kept while nobody uses them."""
 
 
 class Holder(Protocol):
-    """Somebody who keeps buffers for a reader that may come."""
+    """Keeps buffers that a read may need later."""
 
     def give_up_idle(self) -> bool:
-        """Give back what was not used for a while; False where that is nothing.
+        """Give back the buffers that were not read for a while. False if there are none.
 
-        Must not wait for a lock: whoever asks may hold one of its own.
+        Must not wait for a lock, because the caller may hold one that another holder waits for.
         """
 
 
 class BufferPool:
-    """Buffers within a budget.
+    """Buffers within a budget. Safe to use from any thread.
 
-    A fresh 8 MiB buffer costs the kernel 2,048 page faults and a memset; taking it from a
-    used one costs nothing, so released buffers are kept, by size, and lent again.
+    A new buffer of 8 MiB costs 2,048 page faults and a memset. A used one costs nothing. So
+    buffers that are given back are kept, by size, and lent again.
 
     Args:
         budget_bytes: what may be lent at one time.
+
+    Attributes:
+        lent_bytes: what is lent now.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -39,7 +46,7 @@ class BufferPool:
     # --- buffers --------------------------------------------------------------------------
 
     def take(self, size: int) -> bytearray | None:
-        """A buffer of exactly ``size`` bytes with arbitrary content; None beyond the budget."""
+        """A buffer of exactly ``size`` bytes, its content undefined. None beyond the budget."""
         with self._lock:
             if self.lent_bytes + size > self.budget_bytes:
                 return None
@@ -55,19 +62,19 @@ class BufferPool:
         return bytearray(size)
 
     def give_back(self, buffer: bytearray) -> None:
-        """Return a buffer that nobody reads any more."""
+        """Return a buffer that nobody uses any more."""
         size = len(buffer)
         with self._lock:
             self.lent_bytes -= size
             if self.lent_bytes + self._idle_bytes + size > self.budget_bytes:
                 return
             idle = self._idle.setdefault(size, [])
-            if len(idle) < _KEEP:
+            if len(idle) < _MOST_IDLE:
                 idle.append(buffer)
                 self._idle_bytes += size
 
     def _make_room(self) -> None:
-        # Idle buffers of other sizes must not push the process over its budget.
+        # Idle buffers of other sizes count towards the budget too.
         while self._idle and self.lent_bytes + self._idle_bytes > self.budget_bytes:
             size, idle = next(iter(self._idle.items()))
             idle.pop()
@@ -75,25 +82,25 @@ class BufferPool:
             if not idle:
                 del self._idle[size]
 
-    # --- who holds them -------------------------------------------------------------------
+    # --- holders --------------------------------------------------------------------------
 
     @property
     def share_bytes(self) -> int:
-        """What each holder may have, so that many of them get something each."""
+        """An equal share of the budget for each holder."""
         return self.budget_bytes // max(1, len(self._holders))
 
     def register(self, holder: Holder) -> None:
-        """Count somebody who holds buffers."""
+        """Add a holder to those that share the budget. Twice is as once."""
         with self._lock:
             self._holders[holder] = None
 
     def unregister(self, holder: Holder) -> None:
-        """Forget somebody who holds none any more. Unknown ones are ignored."""
+        """Remove a holder. One that is not registered is ignored."""
         with self._lock:
             self._holders.pop(holder, None)
 
     def reclaim(self, asker: Holder) -> bool:
-        """Make others give up what they do not use; False where there is nothing to get."""
+        """Make one holder other than ``asker`` give up idle buffers. False if none has any."""
         with self._lock:
             holders = list(self._holders)
         return any(holder.give_up_idle() for holder in holders if holder is not asker)

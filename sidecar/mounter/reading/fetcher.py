@@ -1,11 +1,15 @@
-"""Bytes of one version of an object: from the disk cache where it has them, else from the store."""
+"""Bytes of one version of an object: from the disk cache if it has them, else from the store.
+
+Chooses no ranges, and keeps nothing of what it fetched.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from sidecar.errors import NotFound, Stale, StoreProtocolError
 from sidecar.metrics import VolumeMetrics
@@ -19,20 +23,21 @@ from sidecar.mounter.store.interface import ObjectInfo, Store
 log = logging.getLogger(__name__)
 
 _LEASE_POLL_S = 0.002
+"""How often a block is looked for that another process is fetching."""
 
 
-class Users(Protocol):
-    """Counts who needs a buffer."""
+class BufferUsers(Protocol):
+    """Counts the users of one buffer, which goes back to its pool after the last."""
 
     def hold(self) -> None:
-        """One more."""
+        """Count one user more."""
 
     def drop(self) -> None:
-        """One less."""
+        """Count one user less."""
 
 
-class _Alone:
-    """A buffer that belongs to nobody else and is freed with its last reference."""
+class _NotPooled:
+    """For a buffer of no pool: Python frees it with the last reference."""
 
     def hold(self) -> None:
         """Nothing to count."""
@@ -41,17 +46,19 @@ class _Alone:
         """Nothing to count."""
 
 
-ALONE = _Alone()
+NOT_POOLED = _NotPooled()
 
 
-class Fetcher(NamedTuple):
-    """What all handles of one mount share.
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """What all handles of one mount share in one process.
 
     Attributes:
-        threads: fetch parts; their number bounds the connections that read ahead.
+        threads: fetch parts. Their number bounds the connections of readahead.
         part_bytes: largest part.
         cache: objects on local disk; None without a disk cache.
-        page_cache: for what random reads bring beyond what they ask for.
+        cache_writer: stores in ``cache`` what was fetched.
+        page_cache: room in the kernel's page cache for read-around.
     """
 
     store: Store
@@ -60,8 +67,8 @@ class Fetcher(NamedTuple):
     metrics: VolumeMetrics
     part_bytes: int
     cache: DiskCache | None = None
-    cache_writer: CacheWriter = CacheWriter()
-    page_cache: PageCacheShare = PageCacheShare(0)
+    cache_writer: CacheWriter = field(default_factory=CacheWriter)
+    page_cache: PageCacheShare = field(default_factory=lambda: PageCacheShare(0))
 
     def fetch(
         self,
@@ -69,13 +76,21 @@ class Fetcher(NamedTuple):
         entry: CacheEntry | None,
         offset: int,
         buffer: memoryview,
-        users: Users,
+        users: BufferUsers,
     ) -> None:
         """Fill ``buffer`` from ``offset`` of exactly this version.
 
-        From the disk cache where it has the bytes; what it has not is kept there, the
-        buffer held by ``users`` as long as that takes. A cache that fails is not waited
-        for. Raises Stale where the version is gone, whether replaced or deleted.
+        Bytes that the disk cache has come from there. The others are stored there in the
+        background, with the buffer held by ``users`` meanwhile. If the cache fails, the store
+        is asked for everything.
+
+        Args:
+            entry: the version's in the cache, acquired by the caller. None: an object that is
+                fetched whole gets one in the background.
+
+        Raises:
+            Stale: the version is gone, whether replaced or deleted.
+            StoreError: as :meth:`.Store.get_range`.
         """
         if entry is not None and self.cache is not None:
             try:
@@ -96,7 +111,7 @@ class Fetcher(NamedTuple):
         entry: CacheEntry,
         offset: int,
         buffer: memoryview,
-        users: Users,
+        users: BufferUsers,
     ) -> None:
         position, end = offset, offset + len(buffer)
         while position < end:
@@ -107,7 +122,7 @@ class Fetcher(NamedTuple):
                 self.metrics.disk_hit_bytes.inc(count)
                 position += count
             elif run.state == "leased":
-                time.sleep(_LEASE_POLL_S)  # somebody else is fetching it
+                time.sleep(_LEASE_POLL_S)
             else:
                 try:
                     self.get(info, position, view)
@@ -119,16 +134,18 @@ class Fetcher(NamedTuple):
                 position = run.end
 
     def get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from the store, with bytes that the version ``info`` has.
+        """Fill ``buffer`` from the store. The version must have all of the range.
 
-        Raises Stale where the version is gone, whether replaced or deleted.
+        Raises:
+            Stale: the version is gone, whether replaced or deleted.
+            StoreError: as :meth:`.Store.get_range`.
         """
         try:
             count = self.store.get_range(info.key, info.version, offset, buffer)
         except NotFound as error:
             raise Stale(f"{error.what} was deleted while it was open") from error
         if not count:
-            # A server may look at the range before it looks at the condition, and answer 416.
+            # A server may check the range before the condition, and answer 416.
             raise Stale(f"`{info.key}` is shorter by now: it was replaced while it was open")
         if count != len(buffer):
             raise StoreProtocolError(f"`{info.key}` ended {len(buffer) - count} bytes early")

@@ -1,14 +1,15 @@
-"""Random reads of one object: how much around each of them is fetched too.
+"""Random reads of one object: how much around each of them is fetched too, and what next.
 
-Who reads an object in random order mostly reads all of it: records that are shuffled, an
-array that is mapped. Then a request for a few KiB costs as much time as one for a MiB, and
-what it brings beyond the question answers the next ones, from the kernel's page cache. Who
-reads little of an object must not pay for the rest. So each read brings a fixed part of what
-was asked for so far: the first ones bring what they ask for, and the object is never fetched
-more than once on account of a few reads. Where the page cache does not keep what it was
-given, or cannot, nothing is widened.
+Fetches nothing itself, and knows no window.
 
-Once the reads show that it pays, the rest of the object is brought behind their backs too: by
+A program that reads an object in random order mostly reads all of it: shuffled records, a
+mapped array. A request for a few KiB takes as long as one for a MiB, and what it brings in
+addition answers later reads from the kernel's page cache. A program that reads little of an
+object must not pay for the rest. So a read may fetch a fixed fraction of what was asked for so
+far: the first reads fetch what they ask for, and a few reads never fetch the whole object. If
+the page cache has no room, or drops what it is given, reads fetch only what they ask for.
+
+Once the reads show that it pays, the rest of the object is read ahead in the background: by
 then most of the time goes into waiting for one block after the other.
 """
 
@@ -16,24 +17,33 @@ from __future__ import annotations
 
 import threading
 
-_PART = 16
-"""A read brings at most this part of the bytes that were asked for before."""
-_PART_BEHIND = 32
-"""All that is brought, with what comes behind the readers' backs, is at most this many times
-what was asked for."""
-_FEW = 1
-"""While more reads than that are under way they keep connections and processors busy."""
-MOST_BYTES = 2 * 1024 * 1024
-_CHUNK_BYTES = 128 * 1024
+from sidecar.units import KIB, MIB
+
+MOST_BYTES = 2 * MIB
+"""A read fetches at most this much around it. Background readahead goes by blocks of it."""
+_READ_DIVISOR = 16
+"""A read fetches at most 1/16 of the bytes that reads asked for so far."""
+_BACKGROUND_FACTOR = 32
+"""All fetches together, background included, bring at most 32 times what reads asked for."""
+_BACKGROUND_ASKED_BYTES = MOST_BYTES * _READ_DIVISOR
+"""Background readahead starts when reads asked for so much: they fetch MOST_BYTES by then."""
+_BACKGROUND_READS = 1
+"""No background readahead while more reads than this are in flight: they use what there is of
+connections and processors."""
+_CHUNK_BYTES = 128 * KIB
+"""What the kernel has is remembered by chunks of this."""
 _CHUNKS = MOST_BYTES // _CHUNK_BYTES
-_MOST_LOST = 32
+_DROPPED_READS = 32
+"""After more reads than this of chunks that the kernel had and dropped, it is given no more."""
 
 
 class PageCacheShare:
-    """What one process may give to the kernel's page cache unasked.
+    """What one process may have in the kernel's page cache without being asked for it.
+
+    Safe to use from any thread.
 
     Args:
-        budget_bytes: the sizes of the objects that are widened at the same time, in all.
+        budget_bytes: for the sizes of all objects that are read around at the same time.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -41,7 +51,7 @@ class PageCacheShare:
         self._lock = threading.Lock()
 
     def reserve(self, size_bytes: int) -> bool:
-        """Room for an object; False where there is none."""
+        """Take room for an object. False if there is none."""
         with self._lock:
             if size_bytes > self._left_bytes:
                 return False
@@ -49,17 +59,17 @@ class PageCacheShare:
             return True
 
     def give_back(self, size_bytes: int) -> None:
-        """An object is not read any more."""
+        """Return an object's room."""
         with self._lock:
             self._left_bytes += size_bytes
 
 
 class ReadAround:
-    """The random reads of one object. Used with the object's lock held.
+    """The random reads of one object. The reader's lock is held during each call.
 
     Args:
         size_bytes: of the object.
-        blocks: which blocks of MOST_BYTES may be brought behind the readers' backs; other
+        blocks: the blocks of MOST_BYTES that are read ahead in the background here. Other
             processes have the others.
     """
 
@@ -67,56 +77,57 @@ class ReadAround:
         self._share = share
         self._size_bytes = size_bytes
         self._blocks = blocks
-        self._behind: int | None = None  # the block of which something is brought now
+        self._background_block: int | None = None  # in flight
         self._reserved = False
         self._asked_bytes = 0
-        self._brought_bytes = 0
-        self._under_way: set[int] = set()
-        self._given = bytearray(-(-size_bytes // _CHUNK_BYTES))
-        self._lost = 0
+        self._fetched_bytes = 0
+        self._in_flight: set[int] = set()  # starts of the ranges that reads fetch
+        self._given = bytearray(-(-size_bytes // _CHUNK_BYTES))  # 1: the kernel has the chunk
+        self._dropped_reads = 0
 
     def begin(self, offset: int, end: int) -> tuple[int, int]:
-        """The range to fetch for a read of ``[offset, end)``; :meth:`end` must follow."""
+        """The range to fetch for a read of ``[offset, end)``. :meth:`end` must follow."""
         self._asked_bytes += end - offset
         first, last = self._around(offset, end)
-        self._brought_bytes += last - first
+        self._fetched_bytes += last - first
         return first, last
 
     def _around(self, offset: int, end: int) -> tuple[int, int]:
-        part_bytes = min(MOST_BYTES, self._asked_bytes // _PART)
-        if part_bytes <= end - offset:
+        most_bytes = min(MOST_BYTES, self._asked_bytes // _READ_DIVISOR)
+        if most_bytes <= end - offset:
             return offset, end
-        block_bytes = 1 << (part_bytes.bit_length() - 1)  # so that blocks do not overlap
+        block_bytes = 1 << (most_bytes.bit_length() - 1)  # a power of 2: blocks do not overlap
         first = offset - offset % block_bytes
-        is_coming = first in self._under_way or first // MOST_BYTES == self._behind
-        if end > first + block_bytes or is_coming:
+        in_flight = first in self._in_flight or first // MOST_BYTES == self._background_block
+        if end > first + block_bytes or in_flight:
             return offset, end
         if self._given[offset // _CHUNK_BYTES]:
-            self._lost += 1  # the kernel had it, and dropped it
-        if not self._may_widen():
+            self._dropped_reads += 1  # the kernel would not ask for what it still has
+        if not self._pays():
             return offset, end
-        self._under_way.add(first)
+        self._in_flight.add(first)
         return first, min(first + block_bytes, self._size_bytes)
 
     def end(self, first: int) -> None:
-        """The range that begins there is not being fetched any more."""
-        self._under_way.discard(first)
+        """The range that starts at ``first`` is no longer in flight."""
+        self._in_flight.discard(first)
 
-    def behind(self) -> tuple[int, int] | None:
-        """The next range to bring while nobody waits for it; None where none pays at present.
+    def next_background(self) -> tuple[int, int] | None:
+        """The next range to read ahead in the background; None if nothing pays at present.
 
-        The one before is not being brought any more then. What is not :meth:`given` comes again.
+        The range before it is no longer in flight. If it was not :meth:`given`, it comes again.
         """
-        self._behind = None
-        credit_bytes = self._asked_bytes * _PART_BEHIND - self._brought_bytes
-        pays = self._asked_bytes >= MOST_BYTES * _PART and credit_bytes >= MOST_BYTES
-        if not pays or len(self._under_way) > _FEW:
+        self._background_block = None
+        left_bytes = self._asked_bytes * _BACKGROUND_FACTOR - self._fetched_bytes
+        if self._asked_bytes < _BACKGROUND_ASKED_BYTES or left_bytes < MOST_BYTES:
             return None
-        while self._blocks and self._may_widen():
+        if len(self._in_flight) > _BACKGROUND_READS:
+            return None
+        while self._blocks and self._pays():
             block = self._blocks[0]
             begin, end = block * _CHUNKS, min((block + 1) * _CHUNKS, len(self._given))
             first = self._given.find(0, begin, end)
-            if first < 0 or block * MOST_BYTES in self._under_way:
+            if first < 0 or block * MOST_BYTES in self._in_flight:
                 self._blocks = self._blocks[1:]
                 continue
             last = self._given.find(1, first, end)
@@ -124,25 +135,26 @@ class ReadAround:
                 first * _CHUNK_BYTES,
                 min((last if last >= 0 else end) * _CHUNK_BYTES, self._size_bytes),
             )
-            self._behind = block
-            self._brought_bytes += span[1] - span[0]
+            self._background_block = block
+            self._fetched_bytes += span[1] - span[0]
             return span
         return None
 
     def given(self, first: int, last: int) -> None:
-        """The kernel has the range."""
+        """The kernel was given ``[first, last)``."""
         low = -(-first // _CHUNK_BYTES)
         high = len(self._given) if last == self._size_bytes else last // _CHUNK_BYTES
         self._given[low:high] = b"\1" * (high - low)
 
-    def rest(self) -> None:
-        """The object is not read for now: others may have its room."""
+    def pause(self) -> None:
+        """The object is not read for now. Others may have its room in the page cache."""
         if self._reserved:
             self._share.give_back(self._size_bytes)
         self._reserved = False
 
-    def _may_widen(self) -> bool:
-        if self._lost > _MOST_LOST:
+    def _pays(self) -> bool:
+        """Whether the page cache keeps what it is given, and has room for the object."""
+        if self._dropped_reads > _DROPPED_READS:
             return False
         if not self._reserved:
             self._reserved = self._share.reserve(self._size_bytes)

@@ -31,15 +31,14 @@ from sidecar.mounter.fuse.readers import direct_read
 from sidecar.mounter.fuse.readers.child import fork_child, receive_descriptor, send_descriptor
 from sidecar.mounter.fuse.readers.direct_read import AnswerStale, DirectRead
 from sidecar.mounter.reading.fetcher import Fetcher
-from sidecar.mounter.reading.object_reader import (
+from sidecar.mounter.reading.object_reader import ObjectReader, ReadResult
+from sidecar.mounter.reading.read_around import MOST_BYTES
+from sidecar.mounter.reading.window import (
     KEEP_BEHIND_BYTES,
     MAX_STREAMS,
     SEEK_FORWARD_BYTES,
     WHOLE_OBJECT_BYTES,
-    ObjectReader,
-    ReadResult,
 )
-from sidecar.mounter.reading.read_around import MOST_BYTES
 from sidecar.mounter.store.failures import Outcome, Tell
 from sidecar.mounter.store.interface import ObjectInfo
 
@@ -336,7 +335,7 @@ class _Reader:
 
     def _open(self, number: int, info: ObjectInfo) -> ObjectReader:
         blocks = blocks_of_child(number, info.size_bytes, self._index, self._count)
-        return ObjectReader(self._fetcher, info, surplus=blocks if number > 0 else None)
+        return ObjectReader(self._fetcher, info, background_blocks=blocks if number > 0 else None)
 
     def _drop_idle(self) -> None:
         """Windows that nobody reads: a close is not always heard of, and programs pause."""
@@ -396,7 +395,7 @@ class _Reader:
         if not self._bringers.acquire(blocking=False):
             return
         try:
-            read.reader.bring_more(give)
+            read.reader.read_ahead_in_background(give)
         except Exception as error:  # noqa: BLE001 - whoever reads it is told, if it lasts
             end_if_starved(error)
             log.info("nothing more of `%s` was read ahead: %s", read.reader.info.key, error)

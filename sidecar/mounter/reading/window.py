@@ -1,0 +1,335 @@
+"""The read windows of one object: which parts are in memory, and which are fetched next.
+
+Answers no read, and takes no lock but a part's: the reader that owns the windows locks them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
+from sidecar.mounter.reading.buffers import BufferPool, Holder
+from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.store.interface import ObjectInfo
+from sidecar.units import MIB
+
+WHOLE_OBJECT_BYTES = 1 * MIB
+"""Objects up to this size are fetched whole at the first read."""
+FIRST_PART_BYTES = 1 * MIB
+SEEK_FORWARD_BYTES = 16 * MIB
+"""A read at most this far ahead of a window belongs to it (skipping in a record file)."""
+FOLLOW_BYTES = CACHE_BLOCK_BYTES
+"""A read follows another one if it starts at most this far after its end."""
+KEEP_BEHIND_BYTES = 4 * MIB
+"""Kept behind the reader: the kernel's readahead asks out of order, and readers step back."""
+MAX_WINDOW_BYTES = 64 * MIB
+MAX_STREAMS = 8
+"""Streams of one object that are told apart, such as the columns of a table, or its readers.
+Each has a window."""
+_REMEMBERED_ENDS = 8
+_SURE_READS = 4
+"""After so many reads in sequence a gap is taken for reads that come out of order."""
+
+
+class Part:
+    """A range of the object in memory, or in flight.
+
+    Attributes:
+        done: set once the fetch has ended, well or not.
+        error: what it failed with.
+        entry: where it is cached. Released when the fetch ends.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_lock",
+        "_pool",
+        "_users",
+        "buffer",
+        "done",
+        "end",
+        "entry",
+        "error",
+        "start",
+    )
+
+    def __init__(
+        self, start: int, buffer: bytearray, pool: BufferPool, entry: CacheEntry | None
+    ) -> None:
+        self.start = start
+        self.end = start + len(buffer)
+        self.buffer: bytearray | None = buffer
+        self._pool = pool
+        self.entry = entry
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+        self._users = 2  # the window, and the fetch
+        self._callbacks: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def hold(self) -> None:
+        """Count one more user (:class:`.fetcher.BufferUsers`)."""
+        with self._lock:
+            self._users += 1
+
+    def drop(self) -> None:
+        """Count one user less. The last one gives the buffer back."""
+        with self._lock:
+            self._users -= 1
+            if self._users or self.buffer is None:
+                return
+            buffer, self.buffer = self.buffer, None
+        self._pool.give_back(buffer)
+
+    def when_done(self, callback: Callable[[], None]) -> bool:
+        """Call back from the thread that fetches. False if the fetch has ended already."""
+        with self._lock:
+            if self.done.is_set():
+                return False
+            self._callbacks.append(callback)
+            return True
+
+    def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
+        """Fetch the range. Raises nothing: :attr:`error` says what it failed with."""
+        try:
+            assert self.buffer is not None
+            fetcher.fetch(info, self.entry, self.start, memoryview(self.buffer), self)
+        except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
+            self.error = error
+        finally:
+            with self._lock:
+                self.done.set()
+                callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
+            if self.entry is not None and fetcher.cache is not None:
+                fetcher.cache.release(self.entry)
+            self.drop()
+
+
+class Window:
+    """What is in memory of one stream: contiguous parts from :attr:`start` to :attr:`end`.
+
+    Attributes:
+        position: how far it was read.
+        ahead_bytes: how far ahead of that it may reach.
+        next_part_bytes: size of the next part. None: just what the read needs.
+        reads: how many came in sequence. Each one makes the next one more likely.
+    """
+
+    __slots__ = ("ahead_bytes", "end", "next_part_bytes", "parts", "position", "reads")
+
+    def __init__(self, offset: int, next_part_bytes: int) -> None:
+        self.parts: deque[Part] = deque()
+        self.restart(offset)
+        self.next_part_bytes: int | None = next_part_bytes
+
+    @property
+    def start(self) -> int:
+        """Where its first part starts."""
+        return self.parts[0].start if self.parts else self.end
+
+    @property
+    def longest_gap_bytes(self) -> int:
+        """A longer gap before a read is not fetched."""
+        if self.reads < _SURE_READS or self.next_part_bytes is None:
+            return FOLLOW_BYTES
+        return self.next_part_bytes
+
+    def restart(self, offset: int) -> None:
+        """Go on at ``offset``, as carefully as at first."""
+        self.close()
+        self.position = self.end = offset
+        self.ahead_bytes = FIRST_PART_BYTES
+        self.next_part_bytes = None
+        self.reads = 0
+
+    def widen(self) -> None:
+        """Reach twice as far ahead: the reader had to wait."""
+        if self.reads > 1:  # the first read has to wait in any case
+            self.ahead_bytes = min(self.ahead_bytes * 2, MAX_WINDOW_BYTES)
+
+    def has_failed(self, offset: int, end: int) -> bool:
+        """Whether the fetch of a part of ``[offset, end)`` failed, for whichever read."""
+        return any(
+            part.error is not None and part.start < end and part.end > offset for part in self.parts
+        )
+
+    def close(self) -> None:
+        """Drop the parts. Parts in flight are dropped when they arrive."""
+        while self.parts:
+            self.parts.popleft().drop()
+
+
+class Windows:
+    """All windows of one reader. The reader's lock is held during each call.
+
+    Args:
+        info: the object's pinned version.
+        alignment_bytes: ranges start and end at multiples of this, or at the object's end.
+    """
+
+    def __init__(self, fetcher: Fetcher, info: ObjectInfo, alignment_bytes: int) -> None:
+        self._fetcher = fetcher
+        self._info = info
+        self._alignment_bytes = alignment_bytes
+        self._windows: list[Window] = []  # the most recently used last
+        self._ends: deque[int] = deque(maxlen=_REMEMBERED_ENDS)
+        # If a part took all of a small budget, there would never be room for the next one.
+        quarter = fetcher.buffers.budget_bytes // 4
+        part_bytes = min(fetcher.part_bytes, max(quarter, CACHE_BLOCK_BYTES))
+        self._part_bytes = part_bytes - part_bytes % CACHE_BLOCK_BYTES
+
+    def find(self, offset: int, end: int, wait: bool, holder: Holder) -> Window | None:
+        """The window that a read of ``[offset, end)`` belongs to; None if it has none.
+
+        Args:
+            wait: whether the read may wait. Only such a read opens a window, or moves one.
+            holder: the reader, which is registered with the buffers if a window is opened.
+        """
+        window = self._nearest(offset)
+        if window is not None:
+            failed = window.has_failed(offset, end)
+            if not wait and (failed or end > window.end):
+                return None
+            self._windows.remove(window)
+            self._windows.append(window)
+            if failed or offset > window.end + window.longest_gap_bytes:
+                window.restart(offset - offset % self._alignment_bytes)
+            return window
+        is_small = self._info.size_bytes <= WHOLE_OBJECT_BYTES
+        follows = any(near <= offset <= near + FOLLOW_BYTES for near in self._ends)
+        if not (wait and (is_small or follows or offset == 0)):
+            return None
+        if is_small:
+            window = Window(0, self._info.size_bytes)
+        else:
+            window = Window(offset - offset % self._alignment_bytes, FIRST_PART_BYTES)
+        if len(self._windows) == MAX_STREAMS:
+            self._windows.pop(0).close()
+        self._windows.append(window)
+        self._fetcher.buffers.register(holder)
+        return window
+
+    def remember_end(self, end: int) -> None:
+        """A read without a window ended there. One that follows it opens a window."""
+        self._ends.append(end)
+
+    def cover(
+        self, window: Window, offset: int, end: int, entry: CacheEntry | None, holder: Holder
+    ) -> tuple[list[Part], Part | None]:
+        """The parts that hold ``[offset, end)``, held for the caller; none beyond the budget.
+
+        Also starts readahead. The first part that nobody fetches yet is the second result:
+        the caller must fetch it. It has to wait anyway, and so no other thread is woken.
+
+        Args:
+            entry: where the object is cached, if it is.
+        """
+        missing: Part | None = None
+        while window.end < end:
+            if self._join_next(window):
+                continue
+            part = self._append_part(window, end, entry, holder)
+            if part is None:
+                if missing is not None:
+                    self._submit(missing)
+                return [], None
+            if missing is None:
+                missing = part
+            else:
+                self._submit(part)
+        window.position = max(window.position, end)
+        needed = [part for part in window.parts if part.start < end and part.end > offset]
+        for part in needed:
+            part.hold()
+        while window.parts and window.parts[0].end <= window.position - KEEP_BEHIND_BYTES:
+            window.parts.popleft().drop()
+        if window.reads and self._info.size_bytes > WHOLE_OBJECT_BYTES:
+            self._read_ahead(window, entry, holder)
+        window.reads += 1
+        return needed, missing
+
+    def close(self, holder: Holder) -> bool:
+        """Drop all windows. False if there were none."""
+        had_some = bool(self._windows)
+        for window in self._windows:
+            window.close()
+        self._windows.clear()
+        self._fetcher.buffers.unregister(holder)
+        return had_some
+
+    def _nearest(self, offset: int) -> Window | None:
+        """The window that has the offset, else the one that ends closest before it."""
+        best: Window | None = None
+        for window in self._windows:
+            if window.start <= offset < window.end:
+                return window
+            reaches = window.end <= offset < window.end + SEEK_FORWARD_BYTES
+            if reaches and (best is None or window.end > best.end):
+                best = window
+        return best
+
+    def _read_ahead(self, window: Window, entry: CacheEntry | None, holder: Holder) -> None:
+        share_bytes = self._fetcher.buffers.share_bytes // len(self._windows)
+        ahead_bytes = min(window.ahead_bytes, share_bytes)
+        while window.end - window.position < ahead_bytes:
+            part = self._append_part(window, window.end, entry, holder)
+            if part is None:
+                return
+            self._submit(part)
+
+    def _next_start(self, window: Window) -> int:
+        """Where the next window starts, else the object's end. Nothing is fetched twice."""
+        return min(
+            (other.start for other in self._windows if other.parts and other.start >= window.end),
+            default=self._info.size_bytes,
+        )
+
+    def _join_next(self, window: Window) -> bool:
+        """Take over the window that starts where this one ends. False if there is none."""
+        for other in self._windows:
+            if other is not window and other.parts and other.start == window.end:
+                self._windows.remove(other)
+                window.parts += other.parts
+                window.end = other.end
+                window.next_part_bytes = max(
+                    window.next_part_bytes or 0, other.next_part_bytes or 0
+                )
+                window.ahead_bytes = max(window.ahead_bytes, other.ahead_bytes)
+                return True
+        return False
+
+    def _append_part(
+        self, window: Window, end: int, entry: CacheEntry | None, holder: Holder
+    ) -> Part | None:
+        """Append the next part, for somebody to fetch.
+
+        None at the end of the object, at the next window, and beyond the budget.
+        """
+        size = window.next_part_bytes
+        if size is None:
+            size = -(-end // self._alignment_bytes) * self._alignment_bytes - window.end
+        size = min(size, self._next_start(window) - window.end)
+        if size <= 0:
+            return None
+        buffers = self._fetcher.buffers
+        buffer = buffers.take(size)
+        if buffer is None and buffers.reclaim(holder):
+            buffer = buffers.take(size)
+        if buffer is None:
+            return None
+        cache = self._fetcher.cache
+        if entry is not None and cache is not None:
+            cache.retain(entry)
+        part = Part(window.end, buffer, buffers, entry)
+        window.parts.append(part)
+        window.end = part.end
+        doubled = 2 * (window.next_part_bytes or 0)
+        window.next_part_bytes = min(max(doubled, FIRST_PART_BYTES), self._part_bytes)
+        return part
+
+    def _submit(self, part: Part) -> None:
+        self._fetcher.threads.submit(part.fetch, self._fetcher, self._info)
