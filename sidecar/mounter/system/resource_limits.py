@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-MIB = 1024 * 1024
+from sidecar.units import MIB
 
 PAGE_CACHE_DIVISOR = 2
 MEMORY_DIVISOR = 4
