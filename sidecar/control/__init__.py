@@ -1,1 +1,1 @@
-"""The control half: from what is declared and asked for to a spec and a pod."""
+"""The control half: from what admins declare and users ask for to a spec and a pod."""

@@ -1,1 +1,1 @@
-"""What is declared and what a run selects, to a spec. Pure."""
+"""From what the admin declares and a run selects to a spec. Pure."""

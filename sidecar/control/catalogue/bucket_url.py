@@ -1,7 +1,7 @@
 """Bucket URLs: `s3://bucket/prefix`, `gs://bucket/prefix`, `wasbs://container@account.host/prefix`.
 
-Messages never repeat what follows a `?`, nor a user part with a `:`: people paste
-signed URLs and keys.
+Text only: whether a bucket exists is checked when it is mounted. Messages never repeat what
+follows a `?` or a user part with a `:`, since people paste signed URLs and keys.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ SCHEMES: dict[StoreName, tuple[str, ...]] = {
     "gcs": ("gs",),
     "azure": ("wasbs", "wasb", "abfss", "abfs"),
 }
-"""Each store's schemes, the usual one first. All of Azure's mean the blob endpoint over TLS."""
+"""Each store's schemes, the usual one first. All of Azure's mean the Blob endpoint over TLS."""
 
 AZURE_CLOUDS = ("core.windows.net", "core.usgovcloudapi.net", "core.chinacloudapi.cn")
 """The public, US government and China clouds (learn.microsoft.com, "Azure endpoints")."""
 
-# Keys have at most 1,024 bytes in all three stores; half of it is left for names below.
+# A key has at most 1,024 bytes in all three stores; half of that is left for names below.
 _MAX_PREFIX_BYTES = 512
 
-# docs.aws.amazon.com "bucketnamingrules"; upper case, `_` and up to 255 are older buckets.
+# docs.aws.amazon.com "bucketnamingrules"; older buckets have upper case, `_`, up to 255 bytes.
 _S3_BUCKET = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 # cloud.google.com/storage/docs/buckets#naming
 _GCS_BUCKET = re.compile(r"[a-z0-9](?!.*\.\.)[a-z0-9._-]{1,220}[a-z0-9]")
@@ -38,10 +38,10 @@ _IPV4 = re.compile(r"\d+\.\d+\.\d+\.\d+")
 
 @dataclass(frozen=True, slots=True)
 class BucketUrl:
-    """A bucket URL, taken apart.
+    """A parsed bucket URL.
 
     Attributes:
-        bucket: bucket (S3, GCS) or container (Azure).
+        bucket: name of the bucket (S3, GCS) or container (Azure).
         prefix: empty, or ending in ``/``.
         account: Azure's storage account.
         endpoint_suffix: Azure's domain behind the account, such as ``blob.core.windows.net``.
@@ -54,16 +54,16 @@ class BucketUrl:
 
 
 def parse_bucket_url(store: StoreName, url: str, where: str) -> BucketUrl:
-    """Take a bucket URL apart.
+    """Parse a bucket URL.
 
     Args:
-        store: the store that the catalogue names beside it.
-        url: as the admin wrote it. It is taken literally: nothing is percent-decoded.
+        store: the volume's ``store`` in the catalogue.
+        url: as the admin wrote it. Nothing is percent-decoded.
         where: how messages name the place, such as ``values.yaml: persistence.data.x.bucket``.
 
     Raises:
-        SchemeMismatch: the scheme is another store's, or no store's.
-        BucketUrlInvalid: anything else about it.
+        SchemeMismatch: the scheme is not one of the store's.
+        BucketUrlInvalid: anything else is wrong with the URL.
     """
     name = f"CONTAINER@ACCOUNT.blob.{AZURE_CLOUDS[0]}" if store == "azure" else "BUCKET"
     form = f"{SCHEMES[store][0]}://{name}"
@@ -114,7 +114,7 @@ def _azure(authority: str, prefix: str, refuse: Callable[[str], ConfigError]) ->
     if not at:
         raise refuse("it lacks `@` between the container and the account's host")
     account, _, domain = host.partition(".")
-    # ABFS names the same account by its Data Lake host; the blob endpoint serves it too.
+    # ABFS URLs name the account's Data Lake host. The Blob endpoint serves the same account.
     service, _, cloud = domain.partition(".")
     if service not in ("blob", "dfs") or cloud not in AZURE_CLOUDS:
         known = ", ".join(f"blob.{name}" for name in AZURE_CLOUDS)

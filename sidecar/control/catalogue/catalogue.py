@@ -1,10 +1,10 @@
-"""The catalogue: the data and outputs volumes that an admin declares.
+"""The catalogue: the data and outputs volumes that an admin declares. Knows no run and no pod.
 
-It is written as Helm values (``persistence:`` at the top, upstream's chart) or as the
-bare ``data``/``outputs`` mapping, in YAML or JSON. The keys of an entry are upstream's
-(polyaxon 0.6, ``existingClaim, mountPath, hostPath, store, bucket, secret, secretKey,
-readOnly``) and one more: ``anonymous: true`` on a store reads a public bucket without
-a login, which the absence of a secret alone cannot say (it means ambient identity).
+It is written as Polyaxon's Helm values (``persistence:`` at the top) or as the bare
+``data``/``outputs`` mapping, in YAML or JSON. The keys of an entry are Polyaxon 0.6's
+(``existingClaim, mountPath, hostPath, store, bucket, secret, secretKey, readOnly``) and one
+more: ``anonymous: true`` reads a public bucket without a login. Leaving the secret out does
+not say that: it means the pod's ambient identity.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic.alias_generators import to_camel
 
 from sidecar.control.catalogue.bucket_url import parse_bucket_url
 from sidecar.control.catalogue.paths import check_absolute_path, name_problem
-from sidecar.control.catalogue.yaml_document import Value, parse_documents
+from sidecar.control.catalogue.yaml_document import YamlValue, parse_documents
 from sidecar.errors import (
     BucketMissing,
     CatalogueInvalid,
@@ -39,22 +39,20 @@ from sidecar.spec_document import describe_validation_error, nearest
 
 KINDS: tuple[Kind, ...] = ("data", "outputs")
 
-# Upstream's chart keeps its own volumes beside the two kinds; they are not a run's.
+# Other volumes of Polyaxon's chart, which are not a run's.
 _CHART_KEYS = ("logs", "repos", "upload")
 
-# kubernetes.io "Object Names and IDs": DNS subdomain names; and a secret's keys.
+# kubernetes.io "Object Names and IDs": DNS subdomain names.
 _KUBERNETES_NAME = re.compile(
     r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 )
+# kubernetes.io "Secrets": keys of ``data``.
 _SECRET_KEY = re.compile(r"(?!\.\.)(?!\.$)[-._A-Za-z0-9]{1,253}")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class DeclaredVolume(_Strict):
-    """One entry.
+@dataclass(frozen=True, slots=True)
+class DeclaredVolume:
+    """One volume of the catalogue.
 
     Attributes:
         mount_path: where the experiment finds it; None for a bucket without ``mountPath``.
@@ -62,13 +60,14 @@ class DeclaredVolume(_Strict):
 
     name: str
     kind: Kind
-    mount_path: str | None = None
-    read_only: bool = False
+    mount_path: str | None
+    read_only: bool
     source: Source
 
 
-class Catalogue(_Strict):
-    """Every declared volume, each kind in declared order."""
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Every declared volume, in declared order."""
 
     data: tuple[DeclaredVolume, ...] = ()
     outputs: tuple[DeclaredVolume, ...] = ()
@@ -101,14 +100,14 @@ def parse_catalogue(text: str, where: str) -> Catalogue:
 
 
 @dataclass(frozen=True, slots=True)
-class _At:
-    """A place inside the document."""
+class _Location:
+    """A place inside the document: the keys that lead to it."""
 
     where: str
     keys: tuple[str, ...] = ()
 
-    def __truediv__(self, key: str) -> _At:
-        return _At(self.where, (*self.keys, key))
+    def __truediv__(self, key: str) -> _Location:
+        return _Location(self.where, (*self.keys, key))
 
     def __str__(self) -> str:
         return f"{self.where}: `{self.path}`" if self.keys else self.where
@@ -118,9 +117,9 @@ class _At:
         return ".".join(self.keys)
 
 
-def _section(document: Value, where: str) -> tuple[_At, dict[str, Value]]:
-    """The mapping with ``data`` and ``outputs``, and where it is."""
-    at = _At(where)
+def _section(document: YamlValue, where: str) -> tuple[_Location, dict[str, YamlValue]]:
+    """The mapping with ``data`` and ``outputs``, and its location."""
+    at = _Location(where)
     top = _mapping(document, at)
     if "persistence" in top:
         at /= "persistence"
@@ -140,15 +139,15 @@ def _section(document: Value, where: str) -> tuple[_At, dict[str, Value]]:
     return at, section
 
 
-def _mapping(value: Value, at: _At) -> dict[str, Value]:
+def _mapping(value: YamlValue, at: _Location) -> dict[str, YamlValue]:
     if value is None and at.keys:
-        return {}  # Helm values often say `data:` or `data: null` for none
+        return {}  # Helm values often have `data:` or `data: null` for none
     if not isinstance(value, dict):
         raise CatalogueInvalid(f"{at}: must be a mapping")
     return value
 
 
-def _volumes(kind: Kind, section: Value, at: _At) -> tuple[DeclaredVolume, ...]:
+def _volumes(kind: Kind, section: YamlValue, at: _Location) -> tuple[DeclaredVolume, ...]:
     at /= kind
     volumes = []
     for name, value in _mapping(section, at).items():
@@ -162,10 +161,10 @@ def _volumes(kind: Kind, section: Value, at: _At) -> tuple[DeclaredVolume, ...]:
     return tuple(volumes)
 
 
-class _Entry(_Strict):
-    """An entry as written: types and keys only. None is what YAML's null gives: absent."""
+class _Entry(BaseModel):
+    """An entry as written: only keys and types are checked. Null is the same as absent."""
 
-    model_config = ConfigDict(alias_generator=to_camel)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel)
 
     mount_path: str | None = None
     host_path: str | None = None
@@ -178,7 +177,7 @@ class _Entry(_Strict):
     anonymous: bool | None = None
 
 
-def _volume(kind: Kind, name: str, value: dict[str, Value], at: _At) -> DeclaredVolume:
+def _volume(kind: Kind, name: str, value: dict[str, YamlValue], at: _Location) -> DeclaredVolume:
     entry = _entry(value, at)
     source = _source(entry, at)
     if entry.mount_path is not None:
@@ -196,12 +195,12 @@ def _volume(kind: Kind, name: str, value: dict[str, Value], at: _At) -> Declared
     )
 
 
-def _entry(value: dict[str, Value], at: _At) -> _Entry:
+def _entry(value: dict[str, YamlValue], at: _Location) -> _Entry:
     try:
         return _Entry.model_validate(value)
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False, include_input=False, include_context=False)
-    # A misspelt key also makes others missing or wrong: it is what to tell first.
+    # Report a misspelt key first: it can be the reason why another one is missing or wrong.
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     unknown = first["type"] == "extra_forbidden"
     located = {**first, "loc": (*at.keys, *first["loc"])}
@@ -209,7 +208,7 @@ def _entry(value: dict[str, Value], at: _At) -> _Entry:
     raise error(f"{at.where}: {describe_validation_error(located, _Entry)}")
 
 
-def _source(entry: _Entry, at: _At) -> Source:
+def _source(entry: _Entry, at: _Location) -> Source:
     named = {
         "hostPath": entry.host_path,
         "existingClaim": entry.existing_claim,
@@ -234,13 +233,13 @@ def _source(entry: _Entry, at: _At) -> Source:
     return ClaimSource(claim=claim)
 
 
-def _refuse_store_keys(entry: _Entry, given: str, at: _At) -> None:
+def _refuse_store_keys(entry: _Entry, given: str, at: _Location) -> None:
     for field in ("bucket", "secret", "secret_key", "anonymous"):
         if getattr(entry, field) is not None:
             raise CatalogueInvalid(f"{at / to_camel(field)}: belongs to `store`, not to `{given}`")
 
 
-def _store(entry: _Entry, store: StoreName, at: _At) -> StoreSource:
+def _store(entry: _Entry, store: StoreName, at: _Location) -> StoreSource:
     if entry.bucket is None:
         raise BucketMissing(f"{at}: has `store` without `bucket`", "add the bucket's URL")
     if (entry.secret is None) != (entry.secret_key is None):
@@ -272,7 +271,7 @@ def _store(entry: _Entry, store: StoreName, at: _At) -> StoreSource:
     )
 
 
-def _matching(pattern: re.Pattern[str], value: str, at: _At, what: str) -> str:
+def _matching(pattern: re.Pattern[str], value: str, at: _Location, what: str) -> str:
     if not pattern.fullmatch(value):
         raise CatalogueInvalid(f"{at}: cannot be {what} in Kubernetes")
     return value

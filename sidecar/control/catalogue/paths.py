@@ -1,4 +1,4 @@
-"""Absolute paths and relative ones, as the catalogue and the run may give them."""
+"""Which paths and names the catalogue and the run may give. Text only: no file is looked at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MAX_NAME_BYTES = 255  # NAME_MAX, limits.h
 
 
 def check_absolute_path(path: str, where: str, error: type[ConfigError]) -> str:
-    """``path`` itself when it is absolute and normalised (``/`` alone is refused).
+    """``path`` itself if it is absolute, normalised, and not ``/``.
 
     Raises:
         ConfigError: of class ``error``, beginning with ``where``.
@@ -22,7 +22,7 @@ def check_absolute_path(path: str, where: str, error: type[ConfigError]) -> str:
 
 
 def check_parts(path: str, where: str, error: type[ConfigError]) -> None:
-    """Refuse a relative path that is empty, not normalised, or that no file system can hold.
+    """Refuse a relative path that is empty, not normalised, or has a name no file can have.
 
     Raises:
         ConfigError: of class ``error``, beginning with ``where``.
@@ -36,8 +36,8 @@ def _check_parts(relative: str, path: str, where: str, error: type[ConfigError])
             raise error(f"{where}: `{_shown(path)}` has a part that {problem}")
 
 
-def name_problem(name: str) -> str:
-    """Why ``name`` cannot be one file name, as the end of a sentence; empty where it can."""
+def name_problem(name: str) -> str | None:
+    """Why ``name`` cannot be a file's name, as the end of a sentence; None if it can."""
     if not name:
         return "is empty"
     if name in (".", ".."):
@@ -48,7 +48,7 @@ def name_problem(name: str) -> str:
         return "has a character that cannot be printed"
     if len(name.encode()) > _MAX_NAME_BYTES:
         return f"is longer than {_MAX_NAME_BYTES} bytes"
-    return ""
+    return None
 
 
 def contains(outer: str, inner: str) -> bool:

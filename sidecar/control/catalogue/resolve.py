@@ -1,16 +1,15 @@
 """Catalogue and selection to PersistenceSpec: pure, no I/O.
 
-Rules beyond the contract's, decided here:
+Rules beyond README.md's "The catalogue":
 
-- A catalogue without any outputs volume gives a run without outputs: ``outputs_path``
-  is None and ``POLYAXON_RUN_OUTPUTS_PATH`` is not set. One that declares outputs
-  volumes, all of them read-only, is an error.
-- No ``mountPath`` may touch the directories that the sidecar itself uses. In the shared
-  emptyDir there is nothing but FUSE mounts, because a kubelet deletes an emptyDir
-  through whatever else is mounted in it (docs: "only FUSE mounts live in the shared
-  emptyDir").
-- With ``paths="urls"`` buckets are exported as URLs and mounted all the same; other
-  volumes have no URL and keep their path.
+- A catalogue without outputs volumes gives a run without outputs: ``outputs_path`` is None
+  and ``POLYAXON_RUN_OUTPUTS_PATH`` is not set. If it has some and all are read-only, that is
+  an error.
+- No ``mountPath`` may overlap the sidecar's own directories. The shared emptyDir holds only
+  FUSE mounts: at the pod's end a kubelet deletes through anything else mounted in it
+  (decision 17).
+- With ``paths="urls"`` the variables hold URLs for buckets, which are mounted all the same.
+  Other volumes have no URL and keep their path.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ from sidecar.spec import (
 from sidecar.spec_document import nearest
 
 Paths = Literal["local", "urls"]
+"""What the experiment's variables hold for buckets."""
 
 
 def resolve(
@@ -60,11 +60,11 @@ def resolve(
         catalogue: what the admin declares.
         selection: what the run asks for.
         run: path of the run below the outputs volume; empty for the volume itself.
-        paths: what is exported for buckets: where they are mounted, or their URLs.
+        paths: ``local``: the variables hold the paths of buckets; ``urls``: their URLs.
         roots: the sidecar's own directories; None for the defaults.
 
     Raises:
-        ConfigError: a rule of the contract's "Resolution" is broken.
+        ConfigError: the selection breaks a rule of the catalogue, or two paths overlap.
     """
     roots = roots or Roots()
     _check_roots(roots)
@@ -90,7 +90,7 @@ def resolve(
 
 
 def shared_path(roots: Roots, kind: Kind, name: str) -> str:
-    """Where a bucket without ``mountPath`` is: below the shared root, by kind and name."""
+    """The path of a bucket without ``mountPath``."""
     return f"{roots.shared}/{kind}/{name}"
 
 

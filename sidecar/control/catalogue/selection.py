@@ -1,10 +1,10 @@
-"""What one run asks for: `environment.persistence` of a polyaxonfile."""
+"""What one run selects: `environment.persistence` of a polyaxonfile. Knows no catalogue."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sidecar.control.catalogue.yaml_document import Value, parse_documents
+from sidecar.control.catalogue.yaml_document import YamlValue, parse_documents
 from sidecar.errors import SelectionInvalid, UnknownKey
 from sidecar.spec_document import nearest
 
@@ -16,7 +16,7 @@ class Selection:
     Attributes:
         data: names of data volumes in the run's order; None for every one.
         outputs: name of the outputs volume; None for the first writable one.
-        origin: how messages name the place that ``.data`` or ``.outputs`` follows.
+        origin: how messages name the mapping that holds ``data`` and ``outputs``.
     """
 
     data: tuple[str, ...] | None = None
@@ -25,10 +25,10 @@ class Selection:
 
 
 def parse_polyaxonfile(text: str, where: str) -> Selection:
-    """The selection of a polyaxonfile; everything else in the file is upstream's.
+    """The selection of a polyaxonfile. The rest of the file is Polyaxon's and not looked at.
 
     Args:
-        text: YAML or JSON, one or several documents (at most one may select).
+        text: YAML or JSON, one or more documents, of which at most one selects volumes.
         where: how messages name its origin, such as the file.
 
     Raises:
@@ -49,11 +49,11 @@ def parse_polyaxonfile(text: str, where: str) -> Selection:
     return parse_selection(sections[0], f"{where}: environment.persistence")
 
 
-def parse_selection(section: dict[str, Value], origin: str) -> Selection:
+def parse_selection(section: dict[str, YamlValue], origin: str) -> Selection:
     """The selection from its mapping (``data``: list or null, ``outputs``: string or null).
 
     Args:
-        section: the mapping.
+        section: the mapping, as parsed.
         origin: see :class:`Selection`.
 
     Raises:
@@ -71,11 +71,11 @@ def parse_selection(section: dict[str, Value], origin: str) -> Selection:
     )
 
 
-def _persistence(document: Value, where: str) -> dict[str, Value] | None:
+def _persistence(document: YamlValue, where: str) -> dict[str, YamlValue] | None:
     if not isinstance(document, dict):
         raise SelectionInvalid(f"{where}: must be a mapping")
     if "persistence" in document:
-        # Upstream ignores it there, and every volume would be mounted.
+        # Polyaxon ignores it there; without this error every volume would be mounted.
         raise SelectionInvalid(
             f"{where}: `persistence` is at the top", "put it under `environment:`"
         )
@@ -90,7 +90,7 @@ def _persistence(document: Value, where: str) -> dict[str, Value] | None:
     raise SelectionInvalid(f"{where}: `environment.persistence` must be a mapping")
 
 
-def _data(value: Value, origin: str) -> tuple[str, ...] | None:
+def _data(value: YamlValue, origin: str) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list):
@@ -98,7 +98,7 @@ def _data(value: Value, origin: str) -> tuple[str, ...] | None:
     return tuple(_name(item, f"{origin}.data[{index}]") for index, item in enumerate(value))
 
 
-def _outputs(value: Value, origin: str) -> str | None:
+def _outputs(value: YamlValue, origin: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, list):
@@ -109,7 +109,7 @@ def _outputs(value: Value, origin: str) -> str | None:
     return _name(value, f"{origin}.outputs")
 
 
-def _name(value: Value, where: str) -> str:
+def _name(value: YamlValue, where: str) -> str:
     if not isinstance(value, str) or not value.isprintable():
         raise SelectionInvalid(
             f"{where}: must be a volume's name", "a string, in quotes if need be"

@@ -1,9 +1,8 @@
-"""YAML and JSON text as plain values, refusing what a parser would silently resolve.
+"""YAML and JSON text to plain values. Knows no catalogue and no Kubernetes object.
 
-PyYAML keeps the last of two equal keys, which would drop a volume without a word; it
-also turns ``2020-01-01`` into a date and dies on some malformed scalars with bare
-``ValueError`` or ``IndexError``. So only its composer is used, and the values are
-made here.
+Only PyYAML's composer is used. Its constructor keeps the last of two equal keys, which would
+silently drop a volume, turns ``2020-01-01`` into a date, and fails on some malformed scalars
+with a bare ``ValueError`` or ``IndexError``.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from sidecar.errors import ConfigError
 
-Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"
+YamlValue: TypeAlias = "str | int | float | bool | list[YamlValue] | dict[str, YamlValue] | None"
 
 _TAG = "tag:yaml.org,2002:"
 
 
-def parse_documents(text: str, where: str, error: type[ConfigError]) -> list[Value]:
+def parse_documents(text: str, where: str, error: type[ConfigError]) -> list[YamlValue]:
     """Every document of a YAML stream (or the one of a JSON text).
 
     Args:
@@ -31,18 +30,18 @@ def parse_documents(text: str, where: str, error: type[ConfigError]) -> list[Val
         error: the class to raise.
 
     Returns:
-        One value for each document, keys in declared order; dates stay strings.
+        One value for each document. Mappings keep their order, dates stay strings.
 
     Raises:
-        ConfigError: of class ``error``, naming the line; never quoting the text, which
-            in Helm values may hold passwords.
+        ConfigError: of class ``error``. It names the line and never quotes the text, since
+            Helm values may hold passwords.
     """
     if _is_json(text):
-        # JSON has raw tabs only between tokens, where YAML does not accept them.
+        # JSON allows tabs between tokens, YAML does not; inside JSON strings tabs are escaped.
         text = text.replace("\t", " ")
     try:
         nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
-        return [_Builder(where, error).build(node) for node in nodes if node is not None]
+        return [_Constructor(where, error).construct(node) for node in nodes if node is not None]
     except yaml.MarkedYAMLError as bad:
         line = f"line {bad.problem_mark.line + 1}: " if bad.problem_mark else ""
         problem = f"{where}: {line}not valid YAML: {bad.problem}"
@@ -61,38 +60,39 @@ def _is_json(text: str) -> bool:
     return True
 
 
-class _Builder:
-    """Values from the nodes of one document."""
+class _Constructor:
+    """Makes the values of one document from the nodes that the composer gave."""
 
     def __init__(self, where: str, error: type[ConfigError]) -> None:
         self._where = where
         self._error = error
-        # An alias is built once: otherwise a few lines of aliases to aliases take for ever.
-        self._built: dict[int, Value] = {}
-        self._building: set[int] = set()
+        # By node: an alias is the same node again. Without this, a few lines of aliases to
+        # aliases would take for ever.
+        self._values: dict[int, YamlValue] = {}
+        self._unfinished: set[int] = set()
 
-    def build(self, node: Node) -> Value:
+    def construct(self, node: Node) -> YamlValue:
         """The value of ``node``."""
         key = id(node)
-        if key in self._built:
-            return self._built[key]
-        if key in self._building:
+        if key in self._values:
+            return self._values[key]
+        if key in self._unfinished:
             raise self._refusal(node, "an alias refers to what contains it")
-        self._building.add(key)
-        value: Value
+        self._unfinished.add(key)
+        value: YamlValue
         if isinstance(node, MappingNode):
             value = self._mapping(node)
         elif isinstance(node, SequenceNode):
-            value = [self.build(item) for item in node.value]
+            value = [self.construct(item) for item in node.value]
         else:
             value = self._scalar(node)
-        self._building.discard(key)
-        self._built[key] = value
+        self._unfinished.discard(key)
+        self._values[key] = value
         return value
 
-    def _mapping(self, node: MappingNode) -> dict[str, Value]:
-        merged: dict[str, Value] = {}
-        own: dict[str, Value] = {}
+    def _mapping(self, node: MappingNode) -> dict[str, YamlValue]:
+        merged: dict[str, YamlValue] = {}
+        own: dict[str, YamlValue] = {}
         for key_node, value_node in node.value:
             if key_node.tag == _TAG + "merge":
                 # The earlier of several merged mappings wins (yaml.org/type/merge.html).
@@ -101,14 +101,14 @@ class _Builder:
             key = self._key(key_node)
             if key in own:
                 raise self._refusal(key_node, f"the key `{key}` appears twice in one mapping")
-            own[key] = self.build(value_node)
+            own[key] = self.construct(value_node)
         return {**merged, **own}
 
-    def _merged(self, node: Node) -> dict[str, Value]:
+    def _merged(self, node: Node) -> dict[str, YamlValue]:
         sources = node.value if isinstance(node, SequenceNode) else [node]
-        merged: dict[str, Value] = {}
+        merged: dict[str, YamlValue] = {}
         for source in sources:
-            value = self.build(source)
+            value = self.construct(source)
             if not isinstance(value, dict):
                 raise self._refusal(source, "`<<` takes a mapping or a list of mappings")
             merged = {**value, **merged}
@@ -124,7 +124,7 @@ class _Builder:
             raise self._refusal(node, "a key has a character that cannot be printed")
         return key
 
-    def _scalar(self, node: Node) -> Value:
+    def _scalar(self, node: Node) -> YamlValue:
         text: str = node.value
         kind = node.tag.removeprefix(_TAG)
         if kind in ("str", "timestamp", "value"):
@@ -144,7 +144,7 @@ class _Builder:
 
     def _text(self, node: Node, text: str) -> str:
         try:
-            # A JSON escape above U+FFFF arrives as two surrogates; a lone one is an error.
+            # JSON escapes a character above U+FFFF as two surrogates. A lone one is an error.
             return text.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
             raise self._refusal(node, "a string is not valid Unicode") from None
