@@ -1,1 +1,1 @@
-"""From a pod to a patch that puts the sidecar into it. Pure."""
+"""From a pod to a patch that adds the sidecar. Pure."""

@@ -1,16 +1,16 @@
-"""RFC 6902: what an admission server answers with."""
+"""JSON Patch (RFC 6902), the form in which an admission server answers. Knows no pods."""
 
 from __future__ import annotations
 
-from sidecar.control.injection.object_fields import Json
+from sidecar.control.injection.object_fields import JsonObject
 
 
-def difference(before: Json, after: Json, path: str = "") -> list[Json]:
+def difference(before: JsonObject, after: JsonObject, path: str = "") -> list[JsonObject]:
     """The operations that turn ``before`` into ``after``.
 
-    Mappings are gone through; a list or a value that changed is replaced whole.
+    Mappings are compared key by key. A list or a value that differs is replaced as a whole.
     """
-    operations: list[Json] = [
+    operations: list[JsonObject] = [
         {"op": "remove", "path": f"{path}/{_escaped(key)}"} for key in before if key not in after
     ]
     for key, value in after.items():

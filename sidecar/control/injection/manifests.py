@@ -1,4 +1,4 @@
-"""Manifests with the sidecar added: every kind that holds a pod, lists, several documents."""
+"""Finds the pods in YAML manifests and writes the manifests with the sidecar. Text to text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import yaml
 from sidecar.control.catalogue.catalogue import Catalogue
 from sidecar.control.catalogue.yaml_document import parse_documents
 from sidecar.control.injection.inject import inject
-from sidecar.control.injection.object_fields import Json, mapping, mappings, text
+from sidecar.control.injection.object_fields import (
+    JsonObject,
+    get_mapping,
+    get_mappings,
+    get_string,
+)
 from sidecar.control.injection.pod_annotations import INJECT_LABEL
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.errors import ConfigError, ManifestInvalid
@@ -27,17 +32,17 @@ _POD: Final[dict[str, tuple[str, ...]]] = {
     "ReplicaSet": _TEMPLATE,
     "ReplicationController": _TEMPLATE,
 }
-"""Where each kind has its pod, or its pod template."""
+"""The path to the pod, or pod template, in each kind that has one."""
 
 
-def inject_manifests(text_: str, where: str, catalogue: Catalogue, injection: Injection) -> str:
-    """Every document of a YAML stream (or a JSON text), with the sidecar in each pod.
+def inject_manifests(text: str, where: str, catalogue: Catalogue, injection: Injection) -> str:
+    """Every document of a YAML stream or a JSON text, with the sidecar in each pod.
 
-    Kinds without a pod are kept as they are, and so are pods with the label
-    ``mount-sidecar.io/inject: "false"``. Comments are not kept.
+    Other kinds are kept as they are, and so are pods with the label
+    ``mount-sidecar.io/inject: "false"``. Comments are lost.
 
     Args:
-        text_: the manifests.
+        text: the manifests.
         where: how messages name their origin, such as the file.
 
     Raises:
@@ -46,7 +51,7 @@ def inject_manifests(text_: str, where: str, catalogue: Catalogue, injection: In
     """
     documents: list[Any] = [
         document
-        for document in parse_documents(text_, where, ManifestInvalid)
+        for document in parse_documents(text, where, ManifestInvalid)
         if document is not None
     ]
     pods = 0
@@ -62,30 +67,30 @@ def inject_manifests(text_: str, where: str, catalogue: Catalogue, injection: In
     )
 
 
-def _objects(document: Any, where: str) -> Iterator[tuple[str, Json]]:
-    """The kind and the object of one document: itself, or a list's items."""
+def _objects(document: Any, where: str) -> Iterator[tuple[str, JsonObject]]:
+    """Kind and object: of the document itself, or of each item if it is a list."""
     if not isinstance(document, dict) or not document.get("kind"):
         raise ManifestInvalid(f"{where}: a document is no Kubernetes object", "it has no `kind`")
-    kind = text(document, "kind", where)
+    kind = get_string(document, "kind", where)
     if not kind.endswith("List") or "items" not in document:
         yield kind, document
         return
-    for item in mappings(document, "items", f"{where}: {kind}"):
-        # Items of a typed list, such as a PodList, need not repeat their kind.
-        yield text(item, "kind", where) or kind.removesuffix("List"), item
+    for item in get_mappings(document, "items", f"{where}: {kind}"):
+        # Items of a typed list, such as a PodList, may leave their kind out.
+        yield get_string(item, "kind", where) or kind.removesuffix("List"), item
 
 
 def _inject_into(
-    kind: str, resource: Json, where: str, catalogue: Catalogue, injection: Injection
+    kind: str, resource: JsonObject, where: str, catalogue: Catalogue, injection: Injection
 ) -> int:
-    """Change the pod of one object in place; how many it has."""
+    """Add the sidecar to the object's pod, in place; the number of pods it has: 0 or 1."""
     if kind not in _POD:
         return 0
-    name = mapping(resource, "metadata", f"{where}: {kind}").get("name", "(unnamed)")
+    name = get_mapping(resource, "metadata", f"{where}: {kind}").get("name", "(unnamed)")
     at = f"{where}: {kind} {name}"
     try:
         pod = _pod_of(kind, resource)
-        labels = mapping(mapping(pod, "metadata", "pod"), "labels", "pod.metadata")
+        labels = get_mapping(get_mapping(pod, "metadata", "pod"), "labels", "pod.metadata")
         if labels.get(INJECT_LABEL) != "false":
             pod.update(inject(pod, catalogue, injection))
     except ConfigError as error:
@@ -93,12 +98,12 @@ def _inject_into(
     return 1
 
 
-def _pod_of(kind: str, resource: Json) -> Json:
+def _pod_of(kind: str, resource: JsonObject) -> JsonObject:
     pod, path = resource, kind
     for key in _POD[kind]:
         if key not in pod:
             raise ManifestInvalid(f"{path}.{key}: is missing")
-        pod, path = mapping(pod, key, path), f"{path}.{key}"
+        pod, path = get_mapping(pod, key, path), f"{path}.{key}"
     return pod
 
 
@@ -106,14 +111,14 @@ class _Dumper(yaml.SafeDumper):
     """YAML that every parser reads as the same values."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base's signature
-        """Repeat what is used twice: kubectl reads aliases, people do not."""
+        """Write a value again where it is used again: aliases are hard to read."""
         return True
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    """Scripts as blocks; and quotes where another parser could see a number.
+    """Text of several lines as a block, and quotes where another parser could see a number.
 
-    PyYAML writes ``1e3`` and ``0o17`` plain, which YAML 1.2 and Go's parser read as numbers.
+    PyYAML writes ``1e3`` and ``0o17`` plain. YAML 1.2 and Go's parser read those as numbers.
     """
     style = None
     if "\n" in value:

@@ -1,7 +1,7 @@
-"""Kubernetes objects as plain values: the parts that are read must have the right shape.
+"""Fields of Kubernetes objects as plain values, each checked for its type where it is read.
 
-An API server has checked the shape of what it sends; a file given to ``sidecar inject`` may
-hold anything.
+An API server has checked the objects that it sends. A file given to ``sidecar inject`` may hold
+anything. What a field means is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from typing import Any, TypeAlias
 
 from sidecar.errors import ManifestInvalid
 
-Json: TypeAlias = dict[str, Any]
+JsonObject: TypeAlias = dict[str, Any]
 
 
-def mapping(parent: Json, key: str, where: str) -> Json:
-    """``parent[key]``, or an empty mapping where it is absent or null.
+def get_mapping(parent: JsonObject, key: str, where: str) -> JsonObject:
+    """``parent[key]``, or an empty mapping if it is absent or null.
+
+    Args:
+        where: path to ``parent``, for the error.
 
     Raises:
-        ManifestInvalid: it is something else; ``where`` is the path to ``parent``.
+        ManifestInvalid: it is something else.
     """
     value = parent.get(key)
     if value is None:
@@ -27,11 +30,14 @@ def mapping(parent: Json, key: str, where: str) -> Json:
     return value
 
 
-def mappings(parent: Json, key: str, where: str) -> list[Json]:
-    """``parent[key]`` as a list of mappings, or an empty list where it is absent or null.
+def get_mappings(parent: JsonObject, key: str, where: str) -> list[JsonObject]:
+    """``parent[key]`` as a list of mappings, or an empty list if it is absent or null.
+
+    Args:
+        where: path to ``parent``, for the error.
 
     Raises:
-        ManifestInvalid: it is something else; ``where`` is the path to ``parent``.
+        ManifestInvalid: it is something else.
     """
     value = parent.get(key)
     if value is None:
@@ -41,11 +47,14 @@ def mappings(parent: Json, key: str, where: str) -> list[Json]:
     return value
 
 
-def text(parent: Json, key: str, where: str) -> str:
-    """``parent[key]``, or an empty string where it is absent or null.
+def get_string(parent: JsonObject, key: str, where: str) -> str:
+    """``parent[key]``, or an empty string if it is absent or null.
+
+    Args:
+        where: path to ``parent``, for the error.
 
     Raises:
-        ManifestInvalid: it is something else; ``where`` is the path to ``parent``.
+        ManifestInvalid: it is something else.
     """
     value = parent.get(key)
     if value is None:
@@ -55,11 +64,14 @@ def text(parent: Json, key: str, where: str) -> str:
     return value
 
 
-def number(parent: Json, key: str, where: str) -> int | None:
-    """``parent[key]`` as a whole number, or None where it is absent or null.
+def get_whole_number(parent: JsonObject, key: str, where: str) -> int | None:
+    """``parent[key]`` as a whole number from 0, or None if it is absent or null.
+
+    Args:
+        where: path to ``parent``, for the error.
 
     Raises:
-        ManifestInvalid: it is something else, or negative; ``where`` is the path to ``parent``.
+        ManifestInvalid: it is something else.
     """
     value = parent.get(key)
     if value is None:

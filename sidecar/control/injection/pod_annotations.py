@@ -1,11 +1,11 @@
-"""What a pod asks for: its ``mount-sidecar.io/`` annotations.
+"""What a pod asks for: its ``mount-sidecar.io/`` annotations. Resolves nothing.
 
 ======================== =====================================================
-``data``                 JSON list of data volumes; absent: every one
+``data``                 JSON list of data volumes; absent: all
 ``outputs``              name of the outputs volume; absent: the first writable
 ``run``                  path of the run below the outputs volume
 ``paths``                ``local`` or ``urls``: what the variables hold for buckets
-``cpu-request``, ...     resources of the sidecar, as Kubernetes quantities
+``cpu-request``, …       the sidecar's resources, as Kubernetes quantities
 ======================== =====================================================
 """
 
@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
+from sidecar.control.catalogue.resolve import Paths
 from sidecar.control.catalogue.selection import Selection, parse_selection
-from sidecar.control.catalogue.yaml_document import Value
-from sidecar.control.injection.object_fields import Json, mapping, text
-from sidecar.control.injection.quantity import parse_quantity
+from sidecar.control.catalogue.yaml_document import YamlValue
+from sidecar.control.injection.object_fields import JsonObject, get_mapping, get_string
+from sidecar.control.injection.quantity import Quantity, parse_quantity
 from sidecar.errors import AnnotationInvalid
 from sidecar.spec_document import nearest
 
@@ -27,7 +28,7 @@ PREFIX: Final = "mount-sidecar.io/"
 INJECT_LABEL: Final = PREFIX + "inject"
 STATUS_ANNOTATION: Final = PREFIX + "status"
 SPEC_ANNOTATION: Final = PREFIX + "spec"
-"""Carries the spec to the sidecar, through the downward API (decision 16)."""
+"""Carries the spec to the sidecar, which reads it through the downward API (decision 16)."""
 
 RESOURCES: Final = (
     "cpu-request",
@@ -42,29 +43,33 @@ _OWN = (STATUS_ANNOTATION, SPEC_ANNOTATION)
 
 @dataclass(frozen=True, slots=True)
 class PodRequest:
-    """The annotations, read.
+    """What the annotations ask for.
 
     Attributes:
-        resources: by their name in :data:`RESOURCES`, as written.
+        run: path of the run below the outputs volume; empty for the volume itself.
+        resources: the sidecar's, by their name in :data:`RESOURCES`; only those annotated.
     """
 
     selection: Selection = field(default_factory=Selection)
     run: str = ""
-    paths: Literal["local", "urls"] = "local"
-    resources: Mapping[str, str] = field(default_factory=dict)
+    paths: Paths = "local"
+    resources: Mapping[str, Quantity] = field(default_factory=dict)
 
 
-def parse_pod_request(metadata: Json, where: str) -> PodRequest:
-    """Read the annotations of a pod's or a template's ``metadata``.
+def parse_pod_request(metadata: JsonObject, where: str) -> PodRequest:
+    """Parse the annotations in the ``metadata`` of a pod or pod template.
+
+    Args:
+        where: path to ``metadata``, for errors.
 
     Raises:
-        AnnotationInvalid: an unknown one, or a value that it cannot have.
+        AnnotationInvalid: an annotation is unknown, or has a value that it cannot have.
         SelectionInvalid: ``data`` or ``outputs`` has a wrong shape.
         ManifestInvalid: the annotations are no mapping of strings.
     """
     given = {
-        key.removeprefix(PREFIX): text(annotations, key, f"{where}.annotations")
-        for annotations in (mapping(metadata, "annotations", where),)
+        key.removeprefix(PREFIX): get_string(annotations, key, f"{where}.annotations")
+        for annotations in (get_mapping(metadata, "annotations", where),)
         for key in annotations
         if key.startswith(PREFIX) and key not in _OWN
     }
@@ -74,7 +79,7 @@ def parse_pod_request(metadata: Json, where: str) -> PodRequest:
                 f"unknown annotation `{PREFIX}{key}`{nearest(key, list(_KNOWN))}",
                 f"known are: {', '.join(_KNOWN)}",
             )
-    section: dict[str, Value] = {
+    section: dict[str, YamlValue] = {
         "data": _names(given["data"]) if "data" in given else None,
         "outputs": given.get("outputs"),
     }
@@ -90,7 +95,7 @@ def parse_pod_request(metadata: Json, where: str) -> PodRequest:
     )
 
 
-def _names(value: str) -> list[Value]:
+def _names(value: str) -> list[YamlValue]:
     """The JSON list of volume names that ``data`` holds."""
     try:
         names = json.loads(value)
@@ -104,9 +109,10 @@ def _names(value: str) -> list[Value]:
     return names
 
 
-def _quantity(key: str, value: str) -> str:
-    if parse_quantity(value) is None:
+def _quantity(key: str, value: str) -> Quantity:
+    try:
+        return parse_quantity(value)
+    except ValueError:
         raise AnnotationInvalid(
             f"annotation `{PREFIX}{key}`: is no Kubernetes quantity", "such as `500m` or `2Gi`"
-        )
-    return value
+        ) from None

@@ -1,4 +1,4 @@
-"""The spec of one pod: the resolved volumes, and what follows from the pod itself."""
+"""The spec of one pod: the resolved volumes, owner and sizes. Changes nothing in the pod."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from typing import Final
 
 from sidecar.control.catalogue.catalogue import Catalogue
 from sidecar.control.catalogue.resolve import resolve, shared_path
-from sidecar.control.injection.object_fields import Json, mapping, mappings, number
+from sidecar.control.injection.object_fields import (
+    JsonObject,
+    get_mapping,
+    get_mappings,
+    get_whole_number,
+)
 from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
-from sidecar.control.injection.quantity import parse_quantity, whole_bytes
 from sidecar.errors import AnnotationInvalid
 from sidecar.spec import ANYBODY, Access, PersistenceSpec, Sizes
 from sidecar.units import MIB
 
 DEFAULT_GRACE_S: Final = 30
-"""A pod's terminationGracePeriodSeconds where it does not say (the API's default)."""
+"""The API's default for a pod's terminationGracePeriodSeconds."""
 OVERHEAD_BYTES: Final = 256 * MIB
-"""What the state directory may hold beside the spool and the cache: journals, metrics."""
+"""Room in the state directory for all but the spools: journals, metrics."""
 
 
-def spec_of_pod(pod_spec: Json, request: PodRequest, catalogue: Catalogue) -> PersistenceSpec:
+def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue) -> PersistenceSpec:
     """What the sidecar of a pod mounts, and how.
 
-    A bucket is always mounted below the shared emptyDir, because mounts reach other containers
-    only through it; one with a ``mountPath`` of its own is shown there through a sub-path.
+    Every bucket is mounted below the shared emptyDir, since mounts reach other containers only
+    through it. At its ``mountPath`` a bucket is shown through a sub-path of the emptyDir.
 
     Args:
         pod_spec: the pod's ``spec``.
-        request: its annotations.
+        request: the pod's annotations.
         catalogue: what the admin declares.
 
     Raises:
@@ -45,9 +49,9 @@ def spec_of_pod(pod_spec: Json, request: PodRequest, catalogue: Catalogue) -> Pe
 
 
 def state_bytes(spec: PersistenceSpec, request: PodRequest) -> int:
-    """The most that the sidecar's state directory can hold.
+    """Size limit of the sidecar's state directory.
 
-    Each writable bucket has a spool of its own, and stops with ENOSPC before this is reached.
+    Each writable bucket has its own spool, which is full (ENOSPC) before this limit is reached.
     """
     limit = _ephemeral_bytes(request)
     if limit is not None:
@@ -55,17 +59,17 @@ def state_bytes(spec: PersistenceSpec, request: PodRequest) -> int:
     return OVERHEAD_BYTES + len(_writable(spec)) * spec.sizes.spool_bytes
 
 
-def _access(pod_spec: Json) -> Access:
-    """Who owns what is in a bucket: who the experiment runs as, as far as the pod says.
+def _access(pod_spec: JsonObject) -> Access:
+    """Owner and modes in buckets: those of the user that the pod says it runs as.
 
-    With ``fsGroup`` its group reads and writes, whoever the containers run as, and what is new
-    gets that group: as the kubelet prepares every other volume (SetVolumeOwnership).
-    Where only the image knows, everybody in the pod may read and write (:data:`ANYBODY`).
+    With ``fsGroup`` that group may write, whoever the containers run as, and new files get the
+    group, as the kubelet prepares other volumes (SetVolumeOwnership). If only the image knows
+    the user, everybody in the pod may read and write (:data:`ANYBODY`).
     """
     where = "spec.securityContext"
-    contexts = [mapping(pod_spec, "securityContext", "spec")]
-    for container in mappings(pod_spec, "containers", "spec")[:1]:
-        contexts.insert(0, mapping(container, "securityContext", "spec.containers[0]"))
+    contexts = [get_mapping(pod_spec, "securityContext", "spec")]
+    for container in get_mappings(pod_spec, "containers", "spec")[:1]:
+        contexts.insert(0, get_mapping(container, "securityContext", "spec.containers[0]"))
     uid = _first(contexts, "runAsUser", where)
     gid = _first(contexts[-1:], "fsGroup", where)
     if gid is not None:
@@ -76,8 +80,8 @@ def _access(pod_spec: Json) -> Access:
     return Access(uid=uid, gid=gid)
 
 
-def _first(contexts: list[Json], key: str, where: str) -> int | None:
-    found = [number(context, key, where) for context in contexts]
+def _first(contexts: list[JsonObject], key: str, where: str) -> int | None:
+    found = [get_whole_number(context, key, where) for context in contexts]
     return next((value for value in found if value is not None), None)
 
 
@@ -97,9 +101,8 @@ def _sizes(spec: PersistenceSpec, request: PodRequest) -> Sizes:
 
 
 def _ephemeral_bytes(request: PodRequest) -> int | None:
-    given = request.resources.get("ephemeral-storage-limit")
-    quantity = parse_quantity(given) if given is not None else None
-    return None if quantity is None else whole_bytes(quantity)
+    limit = request.resources.get("ephemeral-storage-limit")
+    return None if limit is None else limit.rounded_up
 
 
 def _writable(spec: PersistenceSpec) -> list[str]:

@@ -1,8 +1,9 @@
-"""Kubernetes quantities such as ``500m`` and ``2Gi`` (the API's resource.Quantity)."""
+"""Kubernetes quantities such as ``500m`` and ``2Gi`` (the API's resource.Quantity). Pure."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
 _FORM = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
@@ -14,14 +15,27 @@ _UNITS = {
 }
 
 
-def parse_quantity(text: str) -> Decimal | None:
-    """The number that ``text`` stands for; None where it stands for none."""
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number as Kubernetes writes it.
+
+    Attributes:
+        text: as written.
+        value: the number, in the resource's base unit (bytes, cores).
+    """
+
+    text: str
+    value: Decimal
+
+    @property
+    def rounded_up(self) -> int:
+        """The next whole number, as Kubernetes rounds."""
+        return int(self.value.to_integral_value(ROUND_CEILING))
+
+
+def parse_quantity(text: str) -> Quantity:
+    """Parse a quantity. Raises ValueError where ``text`` is none."""
     match = _FORM.fullmatch(text)
     if match is None:
-        return None
-    return Decimal(match[1]) * _UNITS[match[2] or ""]
-
-
-def whole_bytes(quantity: Decimal) -> int:
-    """A quantity of bytes, rounded up as Kubernetes does."""
-    return int(quantity.to_integral_value(ROUND_CEILING))
+        raise ValueError(text)
+    return Quantity(text, Decimal(match[1]) * _UNITS[match[2] or ""])

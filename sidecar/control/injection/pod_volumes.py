@@ -1,0 +1,159 @@
+"""The pod volumes that the sidecar needs. Which container mounts them where is not decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sidecar.control.injection.object_fields import (
+    JsonObject,
+    get_mapping,
+    get_mappings,
+    get_string,
+)
+from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
+from sidecar.errors import PodConflict
+from sidecar.pod import CONTAINER_NAME
+from sidecar.spec import ClaimSource, HostPathSource, Kind, PersistenceSpec, StoreSource, Volume
+
+_SHARED_SIZE: Final = "16Mi"
+"""Of the shared emptyDir, which holds empty directories and a status file. What is in a mount does
+not count: the kubelet does not descend into other devices (pkg/volume/util/fs)."""
+_SECRET_MODE: Final = 0o400
+_WHERE: Final = "pod.spec"
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeNames:
+    """Names of pod volumes, by what they hold.
+
+    Attributes:
+        fuse: ``/dev/fuse``; None where no bucket is mounted.
+        secrets: by secret.
+        directories: hostPaths and claims, by the volume's kind and name in the spec.
+    """
+
+    shared: str
+    state: str
+    spec: str
+    fuse: str | None
+    secrets: Mapping[str, str]
+    directories: Mapping[tuple[Kind, str], str]
+
+    def of_directory(self, volume: Volume) -> str:
+        """The pod volume of a hostPath or a claim."""
+        return self.directories[volume.kind, volume.name]
+
+
+def add_volumes(pod_spec: JsonObject, spec: PersistenceSpec, state_bytes: int) -> VolumeNames:
+    """Add volumes to ``pod_spec``, in place.
+
+    Args:
+        state_bytes: size limit of the state directory.
+
+    Raises:
+        PodConflict: the pod has a claim read-only that must be writable.
+        ManifestInvalid: the pod's own volumes have a wrong shape.
+    """
+    volumes = _Volumes(get_mappings(pod_spec, "volumes", _WHERE))
+    field = {"fieldPath": f"metadata.annotations['{SPEC_ANNOTATION}']"}
+    names = VolumeNames(
+        shared=volumes.add("shared", {"emptyDir": {"sizeLimit": _SHARED_SIZE}}),
+        state=volumes.add("state", {"emptyDir": {"sizeLimit": str(state_bytes)}}),
+        spec=volumes.add(
+            "spec", {"downwardAPI": {"items": [{"path": "spec.json", "fieldRef": field}]}}
+        ),
+        fuse=(
+            volumes.add("fuse", {"hostPath": {"path": "/dev/fuse", "type": "CharDevice"}})
+            if spec.buckets
+            else None
+        ),
+        secrets={
+            secret: volumes.add(f"secret-{index}", _secret_source(secret, keys))
+            for index, (secret, keys) in enumerate(_secret_keys(spec).items())
+        },
+        directories={
+            (volume.kind, volume.name): volumes.add_directory(volume, index)
+            for index, volume in enumerate(spec.volumes)
+            if not volume.is_bucket
+        },
+    )
+    pod_spec["volumes"] = volumes.all
+    return names
+
+
+def volume_mount(name: str, path: str, read_only: bool) -> JsonObject:
+    """An ordinary ``volumeMounts`` entry."""
+    return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
+
+
+class _Volumes:
+    """The pod's own volumes, and then the added ones."""
+
+    def __init__(self, own: list[JsonObject]) -> None:
+        self.all = list(own)
+        self._taken = {get_string(volume, "name", f"{_WHERE}.volumes") for volume in own}
+
+    def add(self, suffix: str, source: JsonObject) -> str:
+        """Add a volume; its name, which is made free by a number if need be."""
+        name = first = f"{CONTAINER_NAME}-{suffix}"
+        number = 2
+        while name in self._taken:
+            name, number = f"{first}-{number}", number + 1
+        self._taken.add(name)
+        self.all.append({"name": name, **source})
+        return name
+
+    def add_directory(self, volume: Volume, index: int) -> str:
+        """The pod volume of a hostPath or a claim, added if it is not there yet; its name."""
+        match volume.source:
+            case HostPathSource(host_path=path):
+                # Data must be there: a directory made on the spot looks like an empty data set.
+                exists = volume.kind == "data" or volume.read_only
+                kind = "Directory" if exists else "DirectoryOrCreate"
+                return self.add(f"host-path-{index}", {"hostPath": {"path": path, "type": kind}})
+            case ClaimSource(claim=claim):
+                source = {"persistentVolumeClaim": {"claimName": claim}}
+                return self._find_claim(volume, claim) or self.add(f"claim-{index}", source)
+            case StoreSource():
+                raise AssertionError(f"{volume.name} is a bucket")
+
+    def _find_claim(self, volume: Volume, claim: str) -> str | None:
+        """The volume that has the claim. A pod with two volumes of one claim may never start."""
+        for there in self.all:
+            source = get_mapping(there, "persistentVolumeClaim", f"{_WHERE}.volumes")
+            if source.get("claimName") != claim:
+                continue
+            if source.get("readOnly") and not volume.read_only:
+                raise PodConflict(
+                    f"the pod has the claim `{claim}` read-only as its volume `{there['name']}`, "
+                    f"and {volume.kind} volume `{volume.name}` is writable",
+                    "remove `readOnly` there, or add it to the catalogue",
+                )
+            return str(there["name"])
+        return None
+
+
+def _secret_keys(spec: PersistenceSpec) -> dict[str, list[str]]:
+    """The keys that are needed of each secret, in the volumes' order."""
+    keys: dict[str, list[str]] = {}
+    for volume in spec.buckets:
+        source = volume.source
+        assert isinstance(source, StoreSource)
+        if source.secret is None or source.secret_key is None:
+            continue
+        wanted = keys.setdefault(source.secret, [])
+        if source.secret_key not in wanted:
+            wanted.append(source.secret_key)
+    return keys
+
+
+def _secret_source(secret: str, keys: list[str]) -> JsonObject:
+    return {
+        "secret": {
+            "secretName": secret,
+            "items": [{"key": key, "path": key} for key in keys],
+            "defaultMode": _SECRET_MODE,
+        }
+    }
