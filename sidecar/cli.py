@@ -212,13 +212,13 @@ def certificate(
     import datetime as dt
 
     from sidecar import logs
-    from sidecar.control.webhook.certificate_job import Job, install_certificate
+    from sidecar.control.webhook.certificate_job import CertificateJob, install_certificate
     from sidecar.kubernetes_api import connect
 
     logs.set_up("certificate")
     if renew_before_days >= days:
         raise UsageError("--renew-before-days must be less than --days")
-    job = Job(
+    job = CertificateJob(
         namespace,
         service,
         secret,

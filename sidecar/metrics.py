@@ -255,10 +255,15 @@ class WebhookMetrics:
             registry=self._registry,
         )
 
-    def request(self, outcome: str, seconds: float, code: str) -> None:
-        """Count an answer. ``outcome``: injected, unchanged, refused, malformed."""
+    def request(self, outcome: str, seconds: float, code: str | None) -> None:
+        """One request was answered.
+
+        Args:
+            outcome: injected, unchanged, refused, malformed.
+            code: stable code of the error; None if there was none.
+        """
         self._requests.labels(outcome).observe(seconds)
-        if code:
+        if code is not None:
             self._errors.labels(code).inc()
 
     def files(self, catalogue_valid: bool, certificate_expires_s: float) -> None:

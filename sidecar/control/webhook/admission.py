@@ -1,6 +1,6 @@
-"""AdmissionReview in, AdmissionReview out (admission.k8s.io/v1): pure, no side effects.
+"""AdmissionReview in, AdmissionReview out (admission.k8s.io/v1). Pure.
 
-So a dry run needs no care of its own, and two replicas need no agreement.
+Without side effects a dry run is no special case, and replicas need not agree on anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from sidecar.control.catalogue.catalogue import Catalogue
 from sidecar.control.injection.inject import pod_patch
-from sidecar.control.injection.object_fields import Json, mapping
+from sidecar.control.injection.object_fields import JsonObject, get_mapping
 from sidecar.control.injection.pod_annotations import INJECT_LABEL
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.errors import ConfigError, ReviewInvalid
@@ -25,31 +25,35 @@ Outcome = Literal["injected", "unchanged", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is sent back.
+    """The answer to one request.
 
     Attributes:
-        code: the refusal's stable code; empty otherwise.
+        review: the AdmissionReview to send.
+        code: stable code of the refusal; None if there is none.
     """
 
-    review: Json
+    review: JsonObject
     outcome: Outcome
-    code: str = ""
+    code: str | None = None
 
 
 def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Answer:
-    """The answer to one request.
+    """Answer one request.
 
     A new pod with the label ``mount-sidecar.io/inject: "true"`` gets the sidecar, or is refused
-    with the message that tells its author why. Whatever else a configuration may send (other
-    kinds, updates, pods without the label, pods that have the sidecar) is let through.
+    with a message for its author. Everything else is allowed unchanged: other kinds, updates,
+    pods without the label, pods that have the sidecar.
+
+    Args:
+        body: an AdmissionReview as JSON.
 
     Raises:
-        ReviewInvalid: the body is no AdmissionReview of version 1.
+        ReviewInvalid: it is none, or not of version 1.
     """
     request = _request(body)
     uid = request["uid"]
     pod = request.get("object")
-    if not isinstance(pod, dict) or not _is_asked_for(request, pod):
+    if not isinstance(pod, dict) or not _wants_sidecar(request, pod):
         return Answer(_review({"uid": uid, "allowed": True}), "unchanged")
     try:
         patch = pod_patch(pod, catalogue, injection)
@@ -69,7 +73,7 @@ def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Answer:
     return Answer(_review(response), "injected")
 
 
-def _request(body: bytes) -> Json:
+def _request(body: bytes) -> JsonObject:
     try:
         review: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -84,7 +88,7 @@ def _request(body: bytes) -> Json:
     return request
 
 
-def _is_asked_for(request: Json, pod: Json) -> bool:
+def _wants_sidecar(request: JsonObject, pod: JsonObject) -> bool:
     kind = request.get("kind")
     if request.get("operation") != "CREATE" or kind != {
         "group": "",
@@ -95,11 +99,11 @@ def _is_asked_for(request: Json, pod: Json) -> bool:
     if request.get("subResource"):
         return False
     try:
-        labels = mapping(mapping(pod, "metadata", "pod"), "labels", "pod.metadata")
+        labels = get_mapping(get_mapping(pod, "metadata", "pod"), "labels", "pod.metadata")
     except ConfigError:
-        return False  # no API server sends such a pod
+        return False  # no API server sends a pod of this shape
     return bool(labels.get(INJECT_LABEL) == "true")
 
 
-def _review(response: Json) -> Json:
+def _review(response: JsonObject) -> JsonObject:
     return {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}

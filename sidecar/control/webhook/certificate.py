@@ -1,7 +1,7 @@
-"""A certificate for the admission server, made here: for clusters without cert-manager.
+"""Makes and checks the admission server's certificate, for clusters without cert-manager.
 
-The authority signs once and its key is thrown away; a renewal makes a new one. Pure but for
-the clock that is passed in.
+The authority signs one certificate and its key is thrown away; a renewal makes a new authority.
+Does no I/O, and takes the time as an argument.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_NAME: Final = "mount-sidecar webhook CA"
-_SKEW: Final = dt.timedelta(minutes=5)
+_CLOCK_SKEW: Final = dt.timedelta(minutes=5)
 """How far another machine's clock may be behind."""
+_BUNDLE_SIZE: Final = 2
+"""The newest authority and the one before it."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Pair:
-    """PEM texts. No ``repr``: the key is a secret."""
+class IssuedCertificate:
+    """A server's certificate, its key, and the authority that signed it; all PEM.
+
+    It has no ``repr``, since the key is a secret.
+    """
 
     authority: bytes
     certificate: bytes
@@ -31,28 +36,30 @@ class Pair:
 
 
 def service_names(service: str, namespace: str) -> list[str]:
-    """What an API server calls a Service (it uses the one that ends in ``.svc``)."""
+    """DNS names of a Service. An API server uses the one that ends in ``.svc``."""
     name = f"{service}.{namespace}.svc"
     return [name, f"{service}.{namespace}", f"{name}.cluster.local"]
 
 
-def make_pair(names: list[str], now: dt.datetime, lifetime: dt.timedelta) -> Pair:
+def issue_certificate(
+    names: list[str], now: dt.datetime, lifetime: dt.timedelta
+) -> IssuedCertificate:
     """A new authority, and a server's certificate that it signed.
 
     Args:
-        names: DNS names; the first is also the subject's.
+        names: DNS names; the first is also the subject.
         now: in UTC.
-        lifetime: of both.
+        lifetime: of the certificate and the authority.
     """
     authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _Draft(AUTHORITY_NAME, authority_key.public_key(), now, lifetime).sign(
+    authority = _Template(AUTHORITY_NAME, authority_key.public_key(), now, lifetime).sign(
         AUTHORITY_NAME, authority_key, x509.BasicConstraints(ca=True, path_length=0), []
     )
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _Draft(names[0], key.public_key(), now, lifetime).sign(
+    certificate = _Template(names[0], key.public_key(), now, lifetime).sign(
         AUTHORITY_NAME, authority_key, x509.BasicConstraints(ca=False, path_length=None), names
     )
-    return Pair(
+    return IssuedCertificate(
         authority.public_bytes(serialization.Encoding.PEM),
         certificate.public_bytes(serialization.Encoding.PEM),
         key.private_bytes(
@@ -64,7 +71,7 @@ def make_pair(names: list[str], now: dt.datetime, lifetime: dt.timedelta) -> Pai
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
+class _Template:
     subject: str
     public_key: ec.EllipticCurvePublicKey
     now: dt.datetime
@@ -84,7 +91,7 @@ class _Draft:
             .issuer_name(_name(issuer))
             .public_key(self.public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(self.now - _SKEW)
+            .not_valid_before(self.now - _CLOCK_SKEW)
             .not_valid_after(self.now + self.lifetime)
             .add_extension(constraints, critical=True)
             .add_extension(_usage(constraints.ca), critical=True)
@@ -102,11 +109,11 @@ class _Draft:
 
 
 def is_usable(certificate: bytes, authority: bytes, names: list[str], until: dt.datetime) -> bool:
-    """Whether a certificate still serves: signed by its authority, for all names, long enough.
+    """Whether the authority signed the certificate, for all ``names``, and both last long enough.
 
     Args:
-        certificate, authority: PEM, as they were found; anything else is not usable.
-        until: in UTC, when it must still be valid.
+        certificate, authority: PEM, or whatever was found in its place, which is not usable.
+        until: in UTC; when both must still be valid.
     """
     try:
         found = x509.load_pem_x509_certificate(certificate)
@@ -123,20 +130,21 @@ def is_usable(certificate: bytes, authority: bytes, names: list[str], until: dt.
 
 
 def merge_bundle(newest: bytes, present: bytes, now: dt.datetime) -> bytes:
-    """``newest`` and those authorities of ``present`` that are ours and have not ended.
+    """``newest``, and behind it our authorities in ``present`` that have not expired.
 
-    While a new pair spreads, replicas still serve with the old one, and both must be believed.
+    While a new certificate spreads, some replicas still serve the old one, so that API servers
+    must accept both.
     """
     bundle = [x509.load_pem_x509_certificate(newest)]
     try:
         known = x509.load_pem_x509_certificates(present)
-    except ValueError:  # none, or a placeholder
+    except ValueError:  # empty, or a placeholder
         known = []
     for certificate in known:
         ours = certificate.subject == _name(AUTHORITY_NAME)
         if ours and certificate not in bundle and certificate.not_valid_after_utc > now:
             bundle.append(certificate)
-    return b"".join(item.public_bytes(serialization.Encoding.PEM) for item in bundle[:2])
+    return b"".join(item.public_bytes(serialization.Encoding.PEM) for item in bundle[:_BUNDLE_SIZE])
 
 
 def _name(text: str) -> x509.Name:

@@ -1,8 +1,8 @@
-"""`sidecar webhook certificate`: a pair in the Secret, its authority in the configuration.
+"""`sidecar webhook certificate`: stores a certificate and announces its authority. Once, no loop.
 
-First the authority is announced beside the one before it, then the pair is stored: so at every
-moment, and where the job is stopped half-way, the API server believes what any replica serves.
-Running it again changes nothing until the certificate has to be renewed.
+The authority is added to the webhook's configuration first, beside the one before it; then the
+Secret is written. So the API server accepts what each replica serves at every moment, also if
+the job stops half-way. Running it again changes nothing until the certificate must be renewed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from kubernetes import client
 
 from sidecar import logs
 from sidecar.backoff import Backoff
-from sidecar.control.injection.object_fields import Json
+from sidecar.control.injection.object_fields import JsonObject
 from sidecar.control.webhook.certificate import (
-    Pair,
+    IssuedCertificate,
     is_usable,
-    make_pair,
+    issue_certificate,
     merge_bundle,
     service_names,
 )
@@ -38,13 +38,16 @@ _LONGEST_DELAY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CertificateJob:
     """What to write, and where.
 
     Attributes:
-        secret: of type kubernetes.io/tls, made if it is not there.
-        configuration: the MutatingWebhookConfiguration; each of its webhooks gets the authority.
-        lifetime, renew_before: of the certificate.
+        namespace: of the service and the secret.
+        secret: name of the Secret (kubernetes.io/tls), which is created if it is not there.
+        configuration: name of the MutatingWebhookConfiguration; the authority is announced in
+            each of its webhooks.
+        lifetime: of a new certificate.
+        renew_before: how long before its end a certificate is replaced.
     """
 
     namespace: str
@@ -55,14 +58,14 @@ class Job:
     renew_before: dt.timedelta
 
 
-def install_certificate(api: Any, job: Job) -> bool:
-    """Do it; whether anything had to be changed.
+def install_certificate(api: Any, job: CertificateJob) -> bool:
+    """Run the job; whether it changed anything.
 
-    What another writer changed meanwhile (409) is read again; where the server asks to wait
-    (429) or is away, it is tried again some times.
+    It is run again a few times if another writer was faster (409), the server asks to wait
+    (429), or there is no answer.
 
     Raises:
-        ClusterError: the last answer, when it stays like this; at once where it may not.
+        ClusterError: what the last attempt ran into; at once for every other error.
     """
     backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
     for attempt in range(1, _ATTEMPTS + 1):
@@ -78,7 +81,7 @@ def install_certificate(api: Any, job: Job) -> bool:
     raise AssertionError("unreachable")
 
 
-def _install(api: Any, job: Job) -> bool:
+def _install(api: Any, job: CertificateJob) -> bool:
     now = dt.datetime.now(dt.UTC)
     core, admission = client.CoreV1Api(api), client.AdmissionregistrationV1Api(api)
     names = service_names(job.service, job.namespace)
@@ -87,34 +90,36 @@ def _install(api: Any, job: Job) -> bool:
     usable = stored is not None and is_usable(
         stored.certificate, stored.authority, names, now + job.renew_before
     )
-    pair = stored if usable and stored is not None else make_pair(names, now, job.lifetime)
-    announced = _announce(admission, job, pair.authority, now)
+    issued = (
+        stored if usable and stored is not None else issue_certificate(names, now, job.lifetime)
+    )
+    announced = _announce(admission, job, issued.authority, now)
     if not usable:
-        _store(core, job, pair, secret)
+        _store(core, job, issued, secret)
         logs.event(log, "certificate stored", secret=job.secret, days=job.lifetime.days)
     return announced or not usable
 
 
-def _read_secret(core: Any, job: Job) -> Json | None:
+def _read_secret(core: Any, job: CertificateJob) -> JsonObject | None:
     what = f"read the secret `{job.secret}` in `{job.namespace}`"
     try:
-        found: Json = request(what, core.read_namespaced_secret, job.secret, job.namespace)
+        found: JsonObject = request(what, core.read_namespaced_secret, job.secret, job.namespace)
     except ApiNotFound:
         return None
     return found
 
 
-def _stored(secret: Json | None) -> Pair | None:
+def _stored(secret: JsonObject | None) -> IssuedCertificate | None:
     data = (secret or {}).get("data") or {}
     try:
         parts = [base64.b64decode(data[key]) for key in ("ca.crt", "tls.crt", "tls.key")]
     except (KeyError, binascii.Error):
         return None
-    return Pair(*parts)
+    return IssuedCertificate(*parts)
 
 
-def _announce(admission: Any, job: Job, authority: bytes, now: dt.datetime) -> bool:
-    """Put the authority into each webhook of the configuration; whether it was not there."""
+def _announce(admission: Any, job: CertificateJob, authority: bytes, now: dt.datetime) -> bool:
+    """Add the authority to each webhook that lacks it; whether there was such a one."""
     try:
         found = request(
             f"read the MutatingWebhookConfiguration `{job.configuration}`",
@@ -131,7 +136,7 @@ def _announce(admission: Any, job: Job, authority: bytes, now: dt.datetime) -> b
             webhooks.append({"name": webhook["name"], "clientConfig": {"caBundle": bundle}})
     if not webhooks:
         return False
-    # The version makes a change by somebody else meanwhile a conflict, and not a loss.
+    # With the version, a change that somebody else made meanwhile is a conflict, and not lost.
     version = {"resourceVersion": found["metadata"]["resourceVersion"]}
     request(
         f"patch the MutatingWebhookConfiguration `{job.configuration}`",
@@ -143,8 +148,10 @@ def _announce(admission: Any, job: Job, authority: bytes, now: dt.datetime) -> b
     return True
 
 
-def _store(core: Any, job: Job, pair: Pair, found: Json | None) -> None:
-    parts = {"ca.crt": pair.authority, "tls.crt": pair.certificate, "tls.key": pair.key}
+def _store(
+    core: Any, job: CertificateJob, issued: IssuedCertificate, found: JsonObject | None
+) -> None:
+    parts = {"ca.crt": issued.authority, "tls.crt": issued.certificate, "tls.key": issued.key}
     data = {key: base64.b64encode(part).decode() for key, part in parts.items()}
     body: dict[str, Any] = {
         "apiVersion": "v1",

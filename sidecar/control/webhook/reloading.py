@@ -1,8 +1,8 @@
-"""Files that a kubelet replaces under a running process: ConfigMaps and Secrets as folders.
+"""The catalogue and the certificate, read again when a kubelet replaces the mounted files.
 
-It swaps a symlink (``..data``), so a file changes at once and whole; what is compared is the
-file that the name leads to. Polled, because inotify on such a folder needs the same look after
-every event, and a stat costs a microsecond.
+A kubelet swaps the symbolic link ``..data``, so that a file changes as a whole; the file that
+the name leads to is compared. The files are polled: after an inotify event they would have to be
+compared too, and a stat(2) costs a microsecond. Knows no server.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import ssl
 from pathlib import Path
+from typing import NamedTuple
 
 from sidecar import logs
 from sidecar.control.catalogue.catalogue import Catalogue, parse_catalogue
@@ -18,42 +19,55 @@ from sidecar.errors import CatalogueInvalid, CertificateInvalid, ConfigError
 
 log = logging.getLogger("sidecar.webhook")
 
-_Identity = tuple[tuple[int, int, int], ...]
+
+class _Identity(NamedTuple):
+    """Tells one content of a file from the next."""
+
+    inode: int
+    mtime_ns: int
+    size_bytes: int
 
 
-class CatalogueFile:
-    """The catalogue, as it is now.
+class ReloadingCatalogue:
+    """The catalogue in a file.
+
+    A file that became invalid is logged once, and the last valid catalogue stays in use: a
+    typing error must not keep every experiment from starting.
 
     Args:
-        path: read at once; a wrong one raises ConfigError, so that a start with it fails.
+        path: the file, which is read at once.
+
+    Raises:
+        ConfigError: it is invalid.
 
     Attributes:
-        valid: whether the file as it is now could be read. If not, the last good one holds,
-            since a typing error must not keep every experiment from starting.
+        current: the last valid catalogue.
+        valid: whether the file was valid when it was last read.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._identity = _identity(path)
-        self._current = self._read()
+        self.current = self._read()
         self.valid = True
 
-    def current(self) -> Catalogue:
-        """The newest valid catalogue; looks at the file each time, parses it when it changed."""
+    def refresh(self) -> None:
+        """Read the file if it changed."""
         identity = _identity(self._path)
-        if identity != self._identity:
-            self._identity = identity
-            try:
-                self._current = self._read()
-            except ConfigError as error:
-                self.valid = False
-                logs.event(
-                    log, "catalogue refused, the last one holds", logging.ERROR, why=error.line()
-                )
-            else:
-                self.valid = True
-                logs.event(log, "catalogue read", volumes=_count(self._current))
-        return self._current
+        if identity == self._identity:
+            return
+        self._identity = identity
+        try:
+            self.current = self._read()
+        except ConfigError as error:
+            self.valid = False
+            logs.event(
+                log, "catalogue refused, the last one holds", logging.ERROR, why=error.line()
+            )
+        else:
+            self.valid = True
+            volumes = len(self.current.data) + len(self.current.outputs)
+            logs.event(log, "catalogue read", volumes=volumes)
 
     def _read(self) -> Catalogue:
         where = str(self._path)
@@ -66,30 +80,36 @@ class CatalogueFile:
         return parse_catalogue(text, where)
 
 
-class CertificateFiles:
-    """A TLS server's certificate and key, ``tls.crt`` and ``tls.key`` of a Secret.
+class ReloadingCertificate:
+    """A TLS server's certificate and key: ``tls.crt`` and ``tls.key`` of a Secret.
+
+    Files that became invalid are logged once, and the last valid ones stay in use.
 
     Args:
-        folder: read at once; raises CertificateInvalid.
+        folder: holds the files, which are read at once.
+
+    Raises:
+        CertificateInvalid: they cannot be used.
 
     Attributes:
-        context: of the server; each new connection uses the newest valid pair.
+        context: the server's; each new connection uses the last valid certificate.
+        expires_s: end of the certificate in use, in seconds since 1970.
     """
 
     def __init__(self, folder: Path) -> None:
         self._certificate, self._key = folder / "tls.crt", folder / "tls.key"
         self.context = _context()
-        self._identity = _identity(self._certificate, self._key)
-        self._load()
+        self._identities = self._identify()
+        self.expires_s = self._load()
 
     def refresh(self) -> None:
-        """Load the pair if it changed; a wrong one is logged once, and the last one holds."""
-        identity = _identity(self._certificate, self._key)
-        if identity == self._identity:
+        """Load the files if they changed."""
+        identities = self._identify()
+        if identities == self._identities:
             return
-        self._identity = identity
+        self._identities = identities
         try:
-            self._load()
+            self.expires_s = self._load()
         except CertificateInvalid as error:
             logs.event(
                 log, "certificate refused, the last one holds", logging.ERROR, why=error.line()
@@ -97,16 +117,15 @@ class CertificateFiles:
         else:
             logs.event(log, "certificate read", expires_s=int(self.expires_s))
 
-    @property
-    def expires_s(self) -> float:
-        """When the certificate in use ends, in seconds since 1970."""
-        return self._expires_s
+    def _identify(self) -> tuple[_Identity | None, _Identity | None]:
+        return _identity(self._certificate), _identity(self._key)
 
-    def _load(self) -> None:
-        # Tried apart first: a pair that does not match would spoil the context in use.
+    def _load(self) -> float:
+        """Put the files into use; when the certificate ends, in seconds since 1970."""
         from cryptography import x509
 
         try:
+            # In another context first: a key that does not match would spoil the one in use.
             _context().load_cert_chain(self._certificate, self._key)
             ends = x509.load_pem_x509_certificate(
                 self._certificate.read_bytes()
@@ -118,7 +137,7 @@ class CertificateFiles:
                 f"`{self._certificate}` and `{self._key}` cannot be used: {reason}",
                 "make a pair with `sidecar webhook certificate`, or with cert-manager",
             ) from None
-        self._expires_s = ends.timestamp()
+        return ends.timestamp()
 
 
 def _context() -> ssl.SSLContext:
@@ -127,18 +146,10 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-def _identity(*paths: Path) -> _Identity:
-    """What tells one content from the next; a missing file has one of its own."""
-    found = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError:
-            found.append((0, 0, 0))
-        else:
-            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
-    return tuple(found)
-
-
-def _count(catalogue: Catalogue) -> int:
-    return len(catalogue.data) + len(catalogue.outputs)
+def _identity(path: Path) -> _Identity | None:
+    """Identity of the file that ``path`` leads to; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return _Identity(status.st_ino, status.st_mtime_ns, status.st_size)

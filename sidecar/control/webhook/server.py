@@ -1,6 +1,7 @@
-"""The admission server: `/mutate` over TLS, health and metrics on a port of their own.
+"""The admission server: `/mutate` over TLS, health and metrics on another port. Decides nothing.
 
-One event loop: an answer is a millisecond of computing, and two replicas are two processes.
+It has one event loop: an answer takes a millisecond to compute, and more replicas are more
+processes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from aiohttp import web
 from sidecar import logs
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.control.webhook.admission import answer
-from sidecar.control.webhook.reloading import CatalogueFile, CertificateFiles
+from sidecar.control.webhook.reloading import ReloadingCatalogue, ReloadingCertificate
 from sidecar.errors import PortInUse, ReviewInvalid
 from sidecar.metrics import WebhookMetrics
 from sidecar.units import MIB
@@ -25,15 +26,15 @@ from sidecar.units import MIB
 log = logging.getLogger("sidecar.webhook")
 
 _LARGEST_REVIEW_BYTES = 8 * MIB
-"""Above what an API server sends: its own limit is 3 MiB, and an update holds two objects."""
+"""More than an API server sends: its limit for an object is 3 MiB, and an update holds two."""
 _REFRESH_S = 1.0
-_LEAVE_S = 10.0
-"""How long requests under way may take after SIGTERM."""
+_SHUTDOWN_S = 10.0
+"""How long requests in flight may take after SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where the server listens. Port 0 picks a free one, which the log names."""
+    """Address and ports of the server. Port 0 picks a free one, which the log names."""
 
     host: str
     port: int
@@ -44,21 +45,21 @@ def serve(catalogue: Path, tls: Path, injection: Injection, listen: Listen) -> N
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        catalogue: a file, followed.
-        tls: a folder with ``tls.crt`` and ``tls.key``, followed.
+        catalogue: the catalogue's file; read again when it changes.
+        tls: a folder with ``tls.crt`` and ``tls.key``; read again when they change.
 
     Raises:
-        ConfigError: either cannot be used at the start.
-        PortInUse: a port cannot be listened on.
+        ConfigError: the catalogue or the certificate cannot be used.
+        PortInUse: a port is taken.
     """
     logs.set_up("webhook")
-    server = _Webhook(CatalogueFile(catalogue), CertificateFiles(tls), injection)
+    server = _Server(ReloadingCatalogue(catalogue), ReloadingCertificate(tls), injection)
     asyncio.run(server.run(listen))
 
 
-class _Webhook:
+class _Server:
     def __init__(
-        self, catalogue: CatalogueFile, certificate: CertificateFiles, injection: Injection
+        self, catalogue: ReloadingCatalogue, certificate: ReloadingCertificate, injection: Injection
     ) -> None:
         self._catalogue = catalogue
         self._certificate = certificate
@@ -76,7 +77,7 @@ class _Webhook:
         for probe in ("/startupz", "/livez"):
             pages.router.add_get(probe, self._alive)
         runners = [
-            web.AppRunner(app, access_log=None, shutdown_timeout=_LEAVE_S)
+            web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
             for app in (admission, pages)
         ]
         try:
@@ -88,27 +89,28 @@ class _Webhook:
             )
             http_port = await _start(web.TCPSite(runners[1], listen.host, listen.http_port))
             logs.event(log, "serving", port=port, http_port=http_port)
-            follow = asyncio.create_task(self._follow())
+            refreshing = asyncio.create_task(self._refresh())
             await stop.wait()
-            follow.cancel()
+            refreshing.cancel()
             logs.event(log, "asked to stop")
         finally:
             for runner in runners:
                 await runner.cleanup()
 
-    async def _follow(self) -> None:
-        """Look at the files also while nobody asks, so that metrics and log are in time."""
+    async def _refresh(self) -> None:
+        """Look at the files also when no request comes, so that log and metrics are up to date."""
         while True:
             self._certificate.refresh()
-            self._catalogue.current()
+            self._catalogue.refresh()
             self._metrics.files(self._catalogue.valid, self._certificate.expires_s)
             await asyncio.sleep(_REFRESH_S)
 
     async def _mutate(self, request: web.Request) -> web.Response:
         body = await request.read()  # HTTP 413 beyond the limit
         started_s = time.perf_counter()
+        self._catalogue.refresh()
         try:
-            found = answer(body, self._catalogue.current(), self._injection)
+            found = answer(body, self._catalogue.current, self._injection)
         except ReviewInvalid as error:
             self._metrics.request("malformed", time.perf_counter() - started_s, error.code)
             return web.Response(status=400, text=error.line() + "\n")
@@ -124,7 +126,7 @@ class _Webhook:
 
 
 async def _start(site: web.TCPSite) -> int:
-    """Listen; the port."""
+    """Begin to listen; the port. Raises PortInUse."""
     try:
         await site.start()
     except OSError as error:

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
-from sidecar.control.webhook.certificate import Pair, make_pair
+from sidecar.control.webhook.certificate import IssuedCertificate, issue_certificate
 from tests.control.injection.golden import CATALOGUE, IMAGE
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "admission"
@@ -28,8 +28,8 @@ def recorded(name: str) -> bytes:
     return (RECORDED / f"{name}.json").read_bytes()
 
 
-def new_pair() -> Pair:
-    return make_pair([NAME], dt.datetime.now(dt.UTC), dt.timedelta(days=90))
+def new_pair() -> IssuedCertificate:
+    return issue_certificate([NAME], dt.datetime.now(dt.UTC), dt.timedelta(days=90))
 
 
 class Folder:
@@ -54,7 +54,7 @@ class Folder:
         os.replace(link, self.path / "..data")
 
 
-def tls_files(pair: Pair) -> dict[str, bytes]:
+def tls_files(pair: IssuedCertificate) -> dict[str, bytes]:
     return {"tls.crt": pair.certificate, "tls.key": pair.key}
 
 
@@ -112,7 +112,7 @@ class Webhook:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
             return str(answer.read().decode())
 
-    def connect(self, pair: Pair | None = None) -> http.client.HTTPSConnection:
+    def connect(self, pair: IssuedCertificate | None = None) -> http.client.HTTPSConnection:
         """A connection that believes one authority, and wants the Service's name."""
         context = ssl.create_default_context(cadata=(pair or self.pair).authority.decode())
         connection = _Named("127.0.0.1", self.port, timeout=30, context=context)

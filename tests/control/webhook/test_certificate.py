@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sidecar.control.webhook.certificate import make_pair, service_names
+from sidecar.control.webhook.certificate import issue_certificate, service_names
 from tests.control.webhook.server import Webhook, recorded, review
 from tests.support.kubernetes_api import KubernetesApi
 
@@ -91,7 +91,7 @@ def test_the_api_server_can_verify_what_the_webhook_then_serves(
     with Webhook(tmp_path) as webhook:
         webhook.tls.replace({key: stored(api)[key] for key in ("tls.crt", "tls.key")})
         webhook.wait_for_log("certificate read")
-        pair = make_pair(["unused"], dt.datetime.now(dt.UTC), dt.timedelta(days=1))
+        pair = issue_certificate(["unused"], dt.datetime.now(dt.UTC), dt.timedelta(days=1))
         authority = bundle(api)[0].public_bytes(Encoding.PEM)
         trusted = type(pair)(authority, pair.certificate, pair.key)
         assert review(webhook.connect(trusted), recorded("update"))["allowed"] is True
@@ -134,7 +134,7 @@ def test_a_secret_that_cannot_serve_is_replaced(
 ) -> None:
     service = "elsewhere" if spoiled == "other names" else "mount-sidecar-webhook"
     names = service_names(service, "mount-sidecar")
-    pair = make_pair(names, dt.datetime.now(dt.UTC), dt.timedelta(days=365))
+    pair = issue_certificate(names, dt.datetime.now(dt.UTC), dt.timedelta(days=365))
     data = {"ca.crt": pair.authority, "tls.crt": pair.certificate, "tls.key": pair.key}
     if spoiled in data:
         data[spoiled] = b"not PEM"
