@@ -1,19 +1,19 @@
-"""The main job on one machine: `sidecar demo`.
+"""`sidecar demo`: the main job on one machine.
 
-An embedded S3 server stands for the cloud, two directories for a hostPath and a claim. The
-rest is the product itself: `sidecar resolve`, `sidecar mount` and a training script, each a
-process of its own.
+An embedded S3 server stands for the cloud, and two directories for a hostPath and a claim.
+The rest is the product: `sidecar resolve`, `sidecar mount` and a user's training script, each in
+its own process. Nothing but the command line uses this package.
 """
 
 from sidecar.errors import DependencyMissing
 
 
 def run_demo() -> int:
-    """Run the demo on this terminal and tidy up; returns the exit status.
+    """Run the demo on this terminal and clean up; the exit status.
 
     Raises:
         DependencyMissing: the packages of the extra ``demo`` are not installed.
-        SidecarError: what a step ran into.
+        SidecarError: a step failed.
     """
     try:
         from sidecar.demo.run import run

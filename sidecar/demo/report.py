@@ -1,4 +1,4 @@
-"""What the demo shows: volumes, the run's files, and the metrics that moved."""
+"""Tables that the demo prints: volumes, the run's files, metrics that grew. Runs nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.tree import Tree
 from sidecar.spec import ClaimSource, HostPathSource, PersistenceSpec, StoreSource
 
 _METRIC_PREFIX = "mount_sidecar_"
-# A histogram's `_count` is the number of events; its time and its buckets would drown them.
+# Of a histogram only `_count`, the number of events: its sums and buckets would fill the table.
 _COUNTING_SUFFIXES = ("_total", "_count")
 
 
@@ -33,7 +33,7 @@ def volumes_table(spec: PersistenceSpec, base: Path) -> Table:
 
 
 def run_tree(root: str, objects: dict[str, int]) -> Tree:
-    """The objects of a run as a tree; ``objects`` maps a key to its size in bytes."""
+    """The objects of a run as a tree; ``objects`` maps keys to sizes in bytes."""
     tree = Tree(root, guide_style="dim")
     branches = {"": tree}
     for key, size_bytes in sorted(objects.items()):
@@ -48,8 +48,8 @@ def metrics_table(before: str, after: str) -> Table:
     """The counters of a Prometheus page that grew, one column for each volume.
 
     Args:
-        before: the page when the mounts were ready.
-        after: the page when the training had ended.
+        before: the page from before the training.
+        after: the page from after it.
     """
     earlier, later = _counters(before), _counters(after)
     grown = {

@@ -1,4 +1,4 @@
-"""The steps of the demo, in the order in which a cluster would take them."""
+"""The demo's steps, in a cluster's order. How programs are run and cleaned up is elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import urllib3
 import yaml
@@ -43,30 +43,37 @@ environment:
 """
 
 
+class Content(NamedTuple):
+    """What two copies of a file must agree on."""
+
+    size_bytes: int
+    sha256: str
+
+
 @dataclass
 class Training:
-    """What the training script told.
+    """What the training script reported.
 
     Attributes:
-        read_sha256: of all images, in the table's order.
-        saved: path to (size in bytes, SHA-256), as handed to the file system.
+        read_sha256: of all images together, in the table's order.
+        saved: what was written, by path.
         epochs: one record for each epoch: loss in nats, accuracy from 0 to 1.
     """
 
     read_sha256: str = ""
-    saved: dict[Path, tuple[int, str]] = field(default_factory=dict)
+    saved: dict[Path, Content] = field(default_factory=dict)
     epochs: list[dict[str, float]] = field(default_factory=list)
 
 
 class Steps:
-    """Shows what is going on, and for each step that is done what came of it."""
+    """Shows the step that runs, and a line with the result of each one that is done."""
 
     def __init__(self, console: Console, signals: StopSignals) -> None:
         self._console, self._signals = console, signals
 
     @contextmanager
     def step(self, doing: str) -> Iterator[Callable[[str], None]]:
-        """One step, unless a signal came. Gives a function that replaces the text of its line."""
+        """One step, unless a signal came; gives a function that replaces the text of its line."""
         self._signals.check()
         began_s = time.monotonic()
         text = doing
@@ -83,7 +90,7 @@ class Steps:
 
 
 def run() -> int:
-    """All of it; returns the exit status: 0, or 128 and the number of a signal."""
+    """Run the demo; the exit status: 0, or 128 plus the number of a signal."""
     console = Console(highlight=False)
     try:
         with StopSignals() as signals:
@@ -190,7 +197,7 @@ def _catalogue(volumes: Path) -> dict[str, Any]:
 
 
 def _resolve(workspace: Workspace, server: EmbeddedS3) -> PersistenceSpec:
-    """Let `sidecar resolve` write the spec, and give it this machine's directories and port."""
+    """Run `sidecar resolve`; the spec, with this machine's directories and a free port."""
     secrets = workspace.directory("secrets")
     secret = workspace.directory("secrets/s3-secret") / "key.json"
     secret.touch(mode=0o600)
@@ -221,7 +228,7 @@ def _resolve(workspace: Workspace, server: EmbeddedS3) -> PersistenceSpec:
 
 
 def _mount(workspace: Workspace, spec: PersistenceSpec, steps: Steps) -> tuple[Program, str]:
-    """Start `sidecar mount`, wait until it is ready; the program and its metrics page."""
+    """Start `sidecar mount` and wait until it is ready; the program and its metrics' URL."""
     with steps.step("Mounting") as tell:
         began_s = time.monotonic()
         sidecar = workspace.start(
@@ -258,7 +265,7 @@ def _train(workspace: Workspace, spec: PersistenceSpec, tell: Callable[[str], No
                 f"accuracy {event['accuracy']:.0%}"
             )
         else:
-            training.saved[Path(event["path"])] = (event["size_bytes"], event["sha256"])
+            training.saved[Path(event["path"])] = Content(event["size_bytes"], event["sha256"])
     return training
 
 
@@ -269,7 +276,11 @@ def _check_read(training: Training, digits: list[Digit]) -> None:
 
 
 def _check_saved(client: Minio, training: Training, spec: PersistenceSpec) -> dict[str, int]:
-    """Fetch every saved file and compare; key below the run's directory to size in bytes."""
+    """Compare every saved file with its object; sizes in bytes by key below the run's directory.
+
+    Raises:
+        DemoFailed: they differ.
+    """
     prefix = f"{OUTPUTS_PREFIX}{RUN}/"
     stored = {}
     for item in client.list_objects(OUTPUTS_BUCKET, prefix, recursive=True):
@@ -282,15 +293,16 @@ def _check_saved(client: Minio, training: Training, spec: PersistenceSpec) -> di
             response.close()
             response.release_conn()
         digest = hashlib.sha256(content).hexdigest()
-        stored[item.object_name.removeprefix(prefix)] = (len(content), digest)
+        stored[item.object_name.removeprefix(prefix)] = Content(len(content), digest)
     run_directory = Path(spec.volumes[-1].path, RUN)
     saved = {
-        path.relative_to(run_directory).as_posix(): facts for path, facts in training.saved.items()
+        path.relative_to(run_directory).as_posix(): content
+        for path, content in training.saved.items()
     }
     if stored != saved:
         wrong = sorted(key for key in stored | saved if stored.get(key) != saved.get(key))
         raise DemoFailed(f"the bucket does not hold what was saved: {', '.join(wrong)}")
-    return {key: size_bytes for key, (size_bytes, _) in stored.items()}
+    return {key: content.size_bytes for key, content in stored.items()}
 
 
 def _scrape(url: str) -> str:

@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal end the demo, and it still tidies up.
+"""Ctrl-C, SIGTERM and a closed terminal end the demo in an orderly way. Cleans up nothing itself.
 
-A handler that raises can strike anywhere: inside a destructor, where Python drops the
-exception, or between a start and the note that it must be ended. So the handler only takes
-note, and the demo asks in each of its waits, none of which lasts.
+A handler that raises can do so anywhere: in a destructor, where Python drops the exception, or
+after a program was started and before the demo knows of it. So the handler only takes note, and
+the demo checks in each of its short waits.
 """
 
 from __future__ import annotations

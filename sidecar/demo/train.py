@@ -1,8 +1,8 @@
 """A user's training script: softmax regression on small images, standard library only.
 
-It knows directories, not buckets: two variables say where data is and where results go. Each
-event is told on standard output as one line of JSON, with the SHA-256 of what was read and
-saved, so that somebody else can check what became of it.
+It knows directories, not buckets: two variables say where data is and where results go. It
+prints each event as a line of JSON, with the SHA-256 of what it read or saved, for the demo to
+check. Imports nothing of the product.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def read_samples(images: Path, table: Path) -> dict[str, list[Sample]]:
-    """The samples of each split: 64 grey values in [0, 1] and a constant 1, and the label."""
+    """The samples of each split: 64 grey values in [0, 1] and a constant 1, with the label."""
     samples: dict[str, list[Sample]] = {"train": [], "test": []}
     digest = hashlib.sha256()
     size_bytes = 0
@@ -53,7 +53,7 @@ def read_samples(images: Path, table: Path) -> dict[str, list[Sample]]:
 def train(
     samples: list[Sample], held_out: list[Sample], outputs: Path, settings: dict[str, float]
 ) -> None:
-    """Stochastic gradient descent; a checkpoint and a line of metrics after each epoch."""
+    """Stochastic gradient descent. Saves a checkpoint and a line of metrics after each epoch."""
     order = random.Random(settings["seed"])  # noqa: S311 - no secret, a repeatable shuffle
     weights = [[0.0] * len(samples[0][0]) for _ in range(CLASSES)]
     epochs = int(settings["epochs"])
@@ -76,7 +76,7 @@ def train(
 
 
 def learn(weights: Weights, sample: Sample, rate: float) -> float:
-    """One step of gradient descent on one sample; returns its cross-entropy in nats."""
+    """One step of gradient descent on one sample; its cross-entropy in nats."""
     features, label = sample
     probabilities = predict(weights, features)
     for digit, row in enumerate(weights):
@@ -96,7 +96,7 @@ def predict(weights: Weights, features: list[float]) -> list[float]:
 
 
 def score(weights: Weights, samples: list[Sample]) -> float:
-    """The share of samples whose most probable class is the right one."""
+    """The share of samples that are classified correctly, from 0 to 1."""
     hits = 0
     for features, label in samples:
         probabilities = predict(weights, features)
@@ -105,7 +105,7 @@ def score(weights: Weights, samples: list[Sample]) -> float:
 
 
 def save(path: Path, content: dict[str, object]) -> None:
-    """Save the way that ML libraries do: a temporary name, fsync, rename."""
+    """Save as ML libraries do: temporary name, fsync, rename."""
     data = json.dumps(content).encode()
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
@@ -117,7 +117,7 @@ def save(path: Path, content: dict[str, object]) -> None:
 
 
 def tell_saved(path: Path, data: bytes) -> None:
-    """Tell what was handed to the file system under ``path``."""
+    """Print that ``data`` was written to ``path``."""
     tell("saved", path=str(path), size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""What the demo starts and makes, and the certainty that none of it stays."""
+"""Owns all that the demo starts and creates, and removes it. Knows no step of the demo."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sidecar.mounter.system.mounts import mounted, unmount
 class Workspace:
     """A temporary directory and the programs that work in it.
 
-    Leaving it ends the programs, the last started first, detaches what is still mounted
-    below the directory and removes it.
+    Leaving it ends the programs, the last one first, detaches mounts that are left below the
+    directory, and removes the directory.
 
     Args:
-        signals: asked in every wait.
+        signals: checked in every wait.
     """
 
     def __init__(self, signals: StopSignals) -> None:
@@ -61,7 +61,7 @@ class Workspace:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on."""
+    """A free TCP port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
