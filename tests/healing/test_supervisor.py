@@ -123,3 +123,32 @@ def test_last_words_may_be_the_last_that_anybody_listens_to() -> None:
         [sys.executable, "-c", LAST_WORDS], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+CHECK = """
+import os, time
+from sidecar.mounter.system.processes import ChildEnded, Processes
+
+reader, writer = os.pipe()  # as the connections that process 1 holds
+
+def look() -> None:
+    held = {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{name}")}
+    os._exit(1 if pipe in held else 0)
+
+pipe = os.readlink(f"/proc/self/fd/{writer}")
+processes = Processes()
+child = processes.run(look)
+while child.running:
+    for event in processes.events(time.monotonic() + 10):
+        pass
+assert child.ending.exit_status == 0, "it holds what process 1 holds"
+"""
+
+
+def test_a_check_does_not_hold_the_connections_of_mounts() -> None:
+    """A check that waits on a mount would keep that mount's connection, and wait forever."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
