@@ -1,7 +1,7 @@
 """Bucket URLs are taken apart exactly, and refused with their place and never a login."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.control.catalogue.bucket_url import AZURE_CLOUDS, BucketUrl, parse_bucket_url
@@ -97,6 +97,7 @@ parts = st.text(
 ).filter(lambda part: part not in (".", ".."))
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["s3", "gcs", "azure"]),
     names,

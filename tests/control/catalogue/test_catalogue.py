@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.control.catalogue.catalogue import Catalogue, parse_catalogue
@@ -306,6 +306,7 @@ def outcome(text: str) -> Catalogue | SidecarError:
         return error
 
 
+@settings(deadline=None)
 @given(catalogues)
 def test_any_document_parses_or_is_a_typed_error(document: object) -> None:
     from_json = outcome(json.dumps(document))
@@ -319,6 +320,7 @@ def test_any_document_parses_or_is_a_typed_error(document: object) -> None:
         assert from_yaml == from_json
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_parses_or_is_a_typed_error(text: str) -> None:
     got = outcome(text)

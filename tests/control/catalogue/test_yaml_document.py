@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sidecar.control.catalogue.yaml_document import parse_documents
@@ -83,6 +83,7 @@ plain = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(plain, st.sampled_from([None, 2, "\t"]), st.booleans())
 def test_json_is_read_as_json(value: object, indent: int | str | None, ascii_only: bool) -> None:
     text = json.dumps({"value": value}, indent=indent, ensure_ascii=ascii_only)
