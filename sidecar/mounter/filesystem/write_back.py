@@ -30,7 +30,7 @@ _SAVERS = 4
 _ROOM_POLL_S = 0.05
 _PROGRESS_S = 1.0
 
-Unsaved = dict[str, SidecarError | None]
+SaveErrors = dict[str, SidecarError | None]
 """Key to why a file could not be saved; None where time ran out."""
 
 
@@ -198,7 +198,7 @@ class WriteBack:
                     self._namespace.set_resolved_version(inode, found, asked_s)
                 self._contents.drop_if_unneeded(inode)
 
-    def sync(self, deadline_s: float) -> Unsaved:
+    def sync(self, deadline_s: float) -> SaveErrors:
         """:meth:`drain`, but for large new files whose parts are sent while they are written.
 
         They are made objects when they are closed, or when their writer pauses.
@@ -219,7 +219,7 @@ class WriteBack:
             if (spool := inode.spool) is not None and inode.writers
         }
 
-    def drain(self, deadline_s: float, progress: Callable[[], None] = _tell_nobody) -> Unsaved:
+    def drain(self, deadline_s: float, progress: Callable[[], None] = _tell_nobody) -> SaveErrors:
         """Upload everything dirty before ``deadline_s`` (monotonic); what could not be saved.
 
         The oldest first, and several at once.
@@ -231,7 +231,7 @@ class WriteBack:
 
     def _save_all(
         self, inodes: list[File], deadline_s: float, progress: Callable[[], None] = _tell_nobody
-    ) -> Unsaved:
+    ) -> SaveErrors:
         failed: dict[int, SidecarError] = {}
 
         def save(inode: File) -> None:

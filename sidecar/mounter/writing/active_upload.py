@@ -45,7 +45,7 @@ class ActiveUpload:
 
     Attributes:
         key: the object that it will be.
-        last_submitted: the last part that was submitted while the file was written; 0: none.
+        last_submitted: parts up to this one were submitted while the file was written; 0: none yet.
         error: why a part could not be sent; it is tried again when the file is saved.
     """
 
