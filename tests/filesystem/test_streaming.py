@@ -16,6 +16,7 @@ from sidecar.mounter.filesystem.inodes import File
 from sidecar.mounter.store.interface import Condition, Content, Limits, ObjectInfo
 from sidecar.mounter.store.s3.store import S3Store
 from sidecar.mounter.writing.part_layout import PartLayout
+from sidecar.mounter.writing.spool_log import SpoolLog
 from tests.filesystem.view import View
 from tests.support.memory_store import FailingStore, MemoryStore, RenamingStore
 
@@ -312,6 +313,34 @@ def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, m
     assert successor.metric("mount_sidecar_overwritten_versions_total") == 0
     successor.fs.release(handle)
     assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_worker_that_dies_between_its_two_notes_of_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spool log forgets the attempts, and the journal learns the new version: in which order?"""
+    store = MemoryStore()
+    store.put("file", b"old")
+    view = View(store, tmp_path)
+    view.fs.begin()
+    handle = view.open("file", os.O_RDWR)
+    view.fs.write(handle, 0, b"ours")
+    note_saved = SpoolLog.note_saved
+
+    def note_and_die(log: SpoolLog) -> None:
+        note_saved(log)
+        raise Killed
+
+    monkeypatch.setattr(SpoolLog, "note_saved", note_and_die)
+    with pytest.raises(Killed):
+        view.fs.flush(handle)
+    monkeypatch.undo()
+    successor = View(store, tmp_path)
+    successor.fs.restore()
+    successor.fs.write(handle, 4, b", and more")
+    successor.fs.flush(handle)
+    assert content(store, "file") == b"ours, and more"
+    assert successor.metric("mount_sidecar_overwritten_versions_total") == 0
 
 
 def test_a_worker_dies_while_it_tries_what_a_dead_one_had_done(tmp_path: Path) -> None:

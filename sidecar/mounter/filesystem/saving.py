@@ -71,10 +71,12 @@ class Saver:
             spool.dirty = spool.failed = spool.exclusive = False
             spool.attempts.clear()
             spool.rebase(inode.remote)
-            spool.log.note_saved()
             inode.fresh_until_s = time.monotonic() + self._namespace.ttl_s
-            self._namespace.apply_change(parent, inode.name, inode.remote)
+            # The journal first: a successor that knew the old version only, and no attempt to
+            # replace it, would take the new one for another writer's.
             self._namespace.inodes.note(inode)
+            spool.log.note_saved()
+            self._namespace.apply_change(parent, inode.name, inode.remote)
             self._contents.drop_if_unneeded(inode)
 
     def complete_upload(self, inode: File) -> bool:
