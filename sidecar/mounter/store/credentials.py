@@ -6,18 +6,18 @@ Knows no format: what a store takes from a secret is in its own ``credentials`` 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from sidecar.errors import SecretIncomplete
-from sidecar.mounter.store.azure.credentials import AzureCredentials
-from sidecar.mounter.store.gcs.credentials import GcsCredentials
-from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.secrets import SecretFields
 
 if TYPE_CHECKING:
+    from sidecar.mounter.store.azure.credentials import AzureCredentials
+    from sidecar.mounter.store.gcs.credentials import GcsCredentials
+    from sidecar.mounter.store.s3.credentials import S3Credentials
     from sidecar.spec import StoreSource
 
-Credentials = S3Credentials | GcsCredentials | AzureCredentials
+Credentials: TypeAlias = "S3Credentials | GcsCredentials | AzureCredentials"
 
 
 class VolumeCredentials:
@@ -64,7 +64,7 @@ class VolumeCredentials:
 
 
 def load_credentials(source: StoreSource, secrets_root: str) -> Credentials:
-    """Read what a bucket's store logs in with.
+    """Read what a bucket's store logs in with. Only that store's module is imported.
 
     Args:
         source: the bucket. Without a secret, the ambient identity (or none, where
@@ -88,7 +88,13 @@ def load_credentials(source: StoreSource, secrets_root: str) -> Credentials:
     else:
         fields = SecretFields.from_file(secrets_root, source.secret, source.secret_key)
     if source.store == "s3":
+        from sidecar.mounter.store.s3.credentials import S3Credentials
+
         return S3Credentials.from_fields(fields, source)
     if source.store == "gcs":
+        from sidecar.mounter.store.gcs.credentials import GcsCredentials
+
         return GcsCredentials.from_fields(fields, source)
+    from sidecar.mounter.store.azure.credentials import AzureCredentials
+
     return AzureCredentials.from_fields(fields, source)
