@@ -318,7 +318,7 @@ def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, m
 def test_a_worker_that_dies_between_its_two_notes_of_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The spool log forgets the attempts, and the journal learns the new version: in which order?"""
+    """Once the journal knows the new version, the spool log may forget the attempts; not before."""
     store = MemoryStore()
     store.put("file", b"old")
     view = View(store, tmp_path)

@@ -195,7 +195,9 @@ class OpenDirectory:
             returned += listing.names[listed:passed]
         elif section is Section.LOCAL and self._local is not None:
             returned += listing.names[listed : self._local.listed]
-            local = itertools.islice(self._local.names, self._returned_local, passed)
+            # The kernel may ask from any offset; islice takes none above sys.maxsize.
+            end = min(passed, len(self._local.names))
+            local = itertools.islice(self._local.names, self._returned_local, end)
             before = len(returned)
             returned += map(LocalName, local)
             self._returned_local += len(returned) - before
