@@ -306,11 +306,11 @@ def test_another_mount_shows_who_made_it(new: type[MemoryStore], tmp_path: Path)
 def test_a_successor_shows_who_made_it(new: type[MemoryStore], tmp_path: Path) -> None:
     store = new()
     one = View(store, tmp_path)
-    one.fs.begin()
+    one.fs.recovery.begin()
     make_all(one)
     one.fs.create(ROOT, "open", 0o644, os.O_WRONLY, MAKER)  # and not saved
     two = View(store, tmp_path)
-    two.fs.restore()
+    two.fs.recovery.restore()
     assert owners(two, "file", "dir", "link", "open") == [MAKER] * 4
 
 

@@ -1,4 +1,4 @@
-"""Directories get other names: what the store is asked, what others do meanwhile, crashes."""
+"""Renaming directories: what the store is asked, what others do meanwhile, deaths of workers."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_keys_that_no_path_can_spell_go_along(store: SlowStore, tmp_path: Path) 
     assert keys(store) == sorted([*moved(), "new//x", "new/link.rclonelink"])
 
 
-def test_a_save_waits_for_the_move_and_goes_to_the_new_name(
+def test_a_save_waits_for_the_rename_and_goes_to_the_new_name(
     store: SlowStore, tmp_path: Path
 ) -> None:
     """And one that has nothing to do with it does not."""
@@ -115,7 +115,7 @@ def test_a_save_waits_for_the_move_and_goes_to_the_new_name(
     view.fs.write(handle, 0, b"changed")
     store.gate.clear()
     with ThreadPoolExecutor(3) as threads:
-        move = threads.submit(view.rename, "old", "new")
+        rename = threads.submit(view.rename, "old", "new")
         assert store.copying.wait(60)
         saved = threads.submit(view.fs.flush, handle)
         made = threads.submit(view.write, "old/1/made", b"made")
@@ -124,7 +124,7 @@ def test_a_save_waits_for_the_move_and_goes_to_the_new_name(
         assert not made.done()
         view.fs.write(handle, 7, b" again")  # who writes need not wait
         store.gate.set()
-        for done in (move, saved, made):
+        for done in (rename, saved, made):
             done.result()
     view.fs.flush(handle)
     view.fs.release(handle)
@@ -164,18 +164,18 @@ def test_what_somebody_else_adds_meanwhile_is_not_lost(store: SlowStore, tmp_pat
     view = View(store, tmp_path)
     store.gate.clear()
     with ThreadPoolExecutor(1) as threads:
-        move = threads.submit(view.rename, "old", "new")
+        rename = threads.submit(view.rename, "old", "new")
         assert store.copying.wait(60)
         store.put("old/late", b"late")
         store.put("old/1/01", b"newer")
         store.gate.set()
-        move.result()
+        rename.result()
     assert "old/late" in keys(store)
     assert View(store, tmp_path / "other").read("new/1/01") in (b"1", b"newer")
 
 
 @pytest.mark.parametrize("copies", [0, 1, FILES // 2, FILES - 1])
-@pytest.mark.parametrize("how", ["asked again", "next start"])
+@pytest.mark.parametrize("how", ["sent again", "next start"])
 def test_a_worker_dies_while_it_copies(
     store: SlowStore, tmp_path: Path, copies: int, how: str
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_worker_dies_while_it_copies(
 
 
 @pytest.mark.parametrize("deletions", [0, 1, FILES // 2, FILES])
-@pytest.mark.parametrize("how", ["asked again", "next start"])
+@pytest.mark.parametrize("how", ["sent again", "next start"])
 def test_a_worker_dies_while_it_deletes(
     store: SlowStore, tmp_path: Path, deletions: int, how: str
 ) -> None:
@@ -197,29 +197,29 @@ def test_a_worker_dies_while_it_deletes(
 def self_destruct(
     store: SlowStore, state: Path, how: str, *, copies: int = 1 << 30, deletions: int = 1 << 30
 ) -> None:
-    """A worker dies at this moment of a move, and its successor does the rest."""
+    """A worker dies at this moment of a rename, and its successor does the rest."""
     store.failure, store.copies, store.deletions = Died(), copies, deletions
     fs = build(store, state)[0]
-    fs.begin()
+    fs.recovery.begin()
     inode = fs.lookup(ROOT, "old").attributes.inode
     inner = fs.lookup(inode, "1").attributes.inode
     handle = fs.open(fs.lookup(inner, "05").attributes.inode, os.O_RDWR)
     dirty = fs.create(inner, "dirty", 0o600, os.O_RDWR)[1]
     fs.write(dirty, 0, b"dirty")
-    fs.begin_request(8)
+    fs.recovery.begin_request(8)
     with pytest.raises(Died):
         fs.rename(ROOT, "old", ROOT, "new", 0)
     store.copies = store.deletions = 1 << 30
     fs = build(store, state)[0]
     if how == "next start":
-        fs.finish_predecessor()
+        fs.recovery.finish_predecessor()
     else:
-        fs.restore()
-        asked = fs.asked_again(8)
-        fs.take_back(8, asked)
-        fs.begin_request(8)
+        fs.recovery.restore()
+        fs.recovery.resent(8)
+        fs.recovery.revoke(8)
+        fs.recovery.begin_request(8)
         fs.rename(ROOT, "old", ROOT, "new", 0)
-        fs.end_request(8)
+        fs.recovery.end_request(8)
         assert fs.lookup(ROOT, "new").attributes.inode == inode
         result = fs.read(handle, 0, 10)
         assert b"".join(result.views) == b"5"
@@ -230,18 +230,18 @@ def self_destruct(
     store.delete("new/1/dirty")
 
 
-def test_a_move_that_nobody_asks_for_any_more(store: SlowStore, tmp_path: Path) -> None:
+def test_a_rename_whose_request_does_not_come_again(store: SlowStore, tmp_path: Path) -> None:
     """Its program was killed while no worker was alive: nothing is lost or left twice."""
     store.failure, store.copies = Died(), FILES // 2
     fs = build(store, tmp_path)[0]
-    fs.begin()
+    fs.recovery.begin()
     before = keys(store)
     fs.lookup(ROOT, "old")
-    fs.begin_request(8)
+    fs.recovery.begin_request(8)
     with pytest.raises(Died):
         fs.rename(ROOT, "old", ROOT, "new", 0)
     fs = build(store, tmp_path)[0]
-    fs.restore()
-    fs.all_asked_again()
+    fs.recovery.restore()
+    fs.recovery.all_resent()
     fs.sync(float("inf"))
     assert keys(store) == before

@@ -29,7 +29,23 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import Entry, Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.journal import FIRST_BYTES, Journal, Record, RecoveredState
+from sidecar.mounter.filesystem.journal import FIRST_BYTES, Journal
+from sidecar.mounter.filesystem.records import (
+    DirectoryClosed,
+    DirectoryInode,
+    DirectoryOpened,
+    FileClosed,
+    FileInode,
+    FileOpened,
+    InodeDropped,
+    InodeRecord,
+    LastNumbers,
+    LinkInode,
+    Lookups,
+    NamesRead,
+    Record,
+)
+from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.writing.part_layout import PartLayout
@@ -42,8 +58,8 @@ THREADS = 8
 HEADER_BYTES = 16
 
 
-def file_record(number: int, name: str, lookups: int, parent: int = ROOT) -> Record:
-    return ("node", number, parent, name, lookups, False, None, {}, None, False)
+def file_record(number: int, name: str, lookups: int, parent: int = ROOT) -> FileInode:
+    return FileInode(number, parent, name, lookups, False, None, {}, None, False, None)
 
 
 @pytest.fixture
@@ -53,11 +69,11 @@ def journal(tmp_path: Path) -> Journal:
 
 class TestFile:
     def test_records_come_back_in_order(self, journal: Journal, tmp_path: Path) -> None:
-        journal.begin(lambda: [("open", 1, 2, True, 0)])
-        journal.write(("closed", 1))
+        journal.begin(lambda: [FileOpened(1, 2, True, 0)])
+        journal.write(FileClosed(1))
         assert list(Journal(tmp_path / "journal").read()) == [
-            ("open", 1, 2, True, 0),
-            ("closed", 1),
+            FileOpened(1, 2, True, 0),
+            FileClosed(1),
         ]
 
     def test_a_record_that_was_cut_off_does_not_count(
@@ -65,34 +81,34 @@ class TestFile:
     ) -> None:
         """Killed between the bytes of a record and the number of bytes in use."""
         journal.begin(list)
-        journal.write(("closed", 1))
+        journal.write(FileClosed(1))
         path = tmp_path / "journal"
         used = int.from_bytes(path.read_bytes()[8:HEADER_BYTES], "little")
         with path.open("r+b") as file:
             file.seek(used)
             file.write(b"\x40\0\0\0\xa9\x02")
-        assert list(Journal(path).read()) == [("closed", 1)]
+        assert list(Journal(path).read()) == [FileClosed(1)]
 
-    def test_what_is_given_at_once_counts_as_a_whole(
+    def test_what_is_granted_at_once_counts_as_a_whole(
         self, journal: Journal, tmp_path: Path
     ) -> None:
         journal.begin(list)
         journal.begin_request(8)
-        journal.give("lookup", [2, 3], [file_record(2, "a", 1), file_record(3, "b", 1)])
+        journal.grant("lookup", [2, 3], [file_record(2, "a", 1), file_record(3, "b", 1)])
         path = tmp_path / "journal"
         whole = RecoveredState.read(Journal(path))
-        assert whole.asked[8].given == [("lookup", 2), ("lookup", 3)]
+        assert ReplayedRequest(whole.requests[8]).granted == [("lookup", 2), ("lookup", 3)]
         assert set(whole.inodes) == {2, 3}
         with path.open("r+b") as file:  # killed before the bytes in use were set
             file.seek(8)
             file.write((HEADER_BYTES + 4 + len(marshal.dumps([]))).to_bytes(8, "little"))
         before = RecoveredState.read(Journal(path))
-        assert (before.asked, before.inodes) == ({}, {})
+        assert (before.requests, before.inodes) == ({}, {})
 
     def test_no_journal(self, tmp_path: Path) -> None:
         assert list(Journal(tmp_path / "journal").read()) == []
         with pytest.raises(StateUnusable):
-            build(MemoryStore(), tmp_path)[0].restore()
+            build(MemoryStore(), tmp_path)[0].recovery.restore()
 
     @pytest.mark.parametrize("content", [b"", b"msjrnl02", b"x" * 100])
     def test_something_else(self, tmp_path: Path, content: bytes) -> None:
@@ -100,12 +116,14 @@ class TestFile:
         path.write_bytes(content)
         with pytest.raises(StateUnusable):
             list(Journal(path).read())
-        build(MemoryStore(), tmp_path)[0].finish_predecessor()  # a new run starts all the same
-        assert RecoveredState.read(Journal(path)).last_inode == ROOT
+        build(MemoryStore(), tmp_path)[
+            0
+        ].recovery.finish_predecessor()  # a new run starts all the same
+        assert RecoveredState.read(Journal(path)).last.inode == ROOT
 
     def test_a_damaged_record(self, journal: Journal, tmp_path: Path) -> None:
         journal.begin(list)
-        journal.write(("closed", 1))
+        journal.write(FileClosed(1))
         path = tmp_path / "journal"
         data = bytearray(path.read_bytes())
         data[HEADER_BYTES + 4] ^= 0xFF
@@ -116,7 +134,7 @@ class TestFile:
     def test_a_journal_that_is_shorter_than_it_says(self, journal: Journal, tmp_path: Path) -> None:
         journal.begin(list)
         for number in range(1000):
-            journal.write(("closed", number))
+            journal.write(FileClosed(number))
         path = tmp_path / "journal"
         os.truncate(path, 100)
         with pytest.raises(StateUnusable):
@@ -125,7 +143,7 @@ class TestFile:
     def test_nothing_is_written_before_the_beginning(
         self, journal: Journal, tmp_path: Path
     ) -> None:
-        journal.write(("closed", 1))
+        journal.write(FileClosed(1))
         assert not (tmp_path / "journal").exists()
 
     def test_it_grows_with_what_is_held(self, journal: Journal, tmp_path: Path) -> None:
@@ -133,24 +151,24 @@ class TestFile:
         held: dict[int, Record] = {}
         journal.begin(lambda: list(held.values()))
         for number in range(3):
-            held[number] = ("opendir", number, ROOT, ["n" * FIRST_BYTES])
+            held[number] = DirectoryOpened(number, ROOT, ["n" * FIRST_BYTES])
             journal.write(held[number])
         for number in range(3, 40_000):
-            held[number] = ("opendir", number, ROOT, ["name" * 25])
+            held[number] = DirectoryOpened(number, ROOT, ["name" * 25])
             journal.write(held[number])
         path = tmp_path / "journal"
         assert path.stat().st_size > 4 * FIRST_BYTES
         read = RecoveredState.read(Journal(path))
-        assert read.directories == {n: (ROOT, record[3]) for n, record in held.items()}
+        assert read.directories == held
 
     def test_it_is_bounded(self, journal: Journal, tmp_path: Path) -> None:
         """However much is opened and closed."""
         journal.begin(list)
         for number in range(150_000):
-            journal.write(("open", number, 2, False, 0))
-            journal.write(("closed", number))
+            journal.write(FileOpened(number, 2, False, 0))
+            journal.write(FileClosed(number))
         assert (tmp_path / "journal").stat().st_size == FIRST_BYTES
-        assert RecoveredState.read(Journal(tmp_path / "journal")).handles == {}
+        assert RecoveredState.read(Journal(tmp_path / "journal")).files == {}
 
 
 def test_compaction_under_load(tmp_path: Path) -> None:
@@ -167,10 +185,10 @@ def test_compaction_under_load(tmp_path: Path) -> None:
             if own and choose.random() < 0.5:
                 number = own.pop(choose.randrange(len(own)))
                 del held[number]
-                journal.write(("closeddir", number))
+                journal.write(DirectoryClosed(number))
             else:
                 number = count * THREADS + thread
-                held[number] = ("opendir", number, ROOT, ["x" * choose.randrange(2_000)])
+                held[number] = DirectoryOpened(number, ROOT, ["x" * choose.randrange(2_000)])
                 own.append(number)
                 journal.write(held[number])
             rewritten.add((tmp_path / "journal").stat().st_ino)
@@ -179,10 +197,10 @@ def test_compaction_under_load(tmp_path: Path) -> None:
         list(threads.map(work, range(THREADS)))
     assert len(rewritten) > 1
     read = RecoveredState.read(Journal(tmp_path / "journal"))
-    assert read.directories == {number: (ROOT, record[3]) for number, record in held.items()}
+    assert read.directories == held
 
 
-class TestHeld:
+class TestRecoveredState:
     @staticmethod
     def add_up(tmp_path: Path, *records: Record) -> RecoveredState:
         journal = Journal(tmp_path / "journal")
@@ -193,28 +211,28 @@ class TestHeld:
 
     def test_lookups_are_the_last_that_were_written(self, tmp_path: Path) -> None:
         held = self.add_up(
-            tmp_path, file_record(2, "a", 1), ("held", 2, 2), ("held", 2, 3), ("held", 3, 9)
+            tmp_path, file_record(2, "a", 1), Lookups(2, 2), Lookups(2, 3), Lookups(3, 9)
         )
         assert held.inodes == {2: file_record(2, "a", 3)}
 
     def test_a_dropped_inode_is_gone_and_its_number_is_not_free(self, tmp_path: Path) -> None:
-        held = self.add_up(tmp_path, file_record(7, "a", 1), ("held", 7, 0), ("dropped", 7))
+        held = self.add_up(tmp_path, file_record(7, "a", 1), Lookups(7, 0), InodeDropped(7))
         assert held.inodes == {}
-        assert held.last_inode == 7
+        assert held.last.inode == 7
 
     def test_numbers_survive_a_snapshot(self, tmp_path: Path) -> None:
-        held = self.add_up(tmp_path, ("last", 70, 80, 90), ("open", 5, 2, False, 0))
-        assert (held.last_inode, held.last_handle, held.last_directory) == (70, 80, 90)
+        held = self.add_up(tmp_path, LastNumbers(70, 80, 90), FileOpened(5, 2, False, 0))
+        assert held.last == (70, 80, 90)
 
-    def test_lines_replace_what_was_given_behind_them(self, tmp_path: Path) -> None:
+    def test_names_replace_those_that_were_read_behind_them(self, tmp_path: Path) -> None:
         held = self.add_up(
             tmp_path,
-            ("opendir", 1, ROOT, []),
-            ("lines", 1, 0, ["a", "b", "c"]),
-            ("lines", 1, 2, ["d"]),
-            ("lines", 1, 0, ["x"]),
+            DirectoryOpened(1, ROOT, []),
+            NamesRead(1, 0, ["a", "b", "c"]),
+            NamesRead(1, 2, ["d"]),
+            NamesRead(1, 0, ["x"]),
         )
-        assert held.directories == {1: (ROOT, ["x"])}
+        assert held.directories == {1: (1, ROOT, ["x"])}
 
 
 def test_counts_are_right_whatever_threads_do_at_once(tmp_path: Path) -> None:
@@ -223,7 +241,7 @@ def test_counts_are_right_whatever_threads_do_at_once(tmp_path: Path) -> None:
     for number in range(50):
         store.put(f"{number:02d}-{'n' * 200}", b"x")
     filesystem, _ = build(store, tmp_path, ttl_s=60)
-    filesystem.begin()
+    filesystem.recovery.begin()
     names = [info.key for info in store.list_page("").objects]
 
     def work(thread: int) -> None:
@@ -238,9 +256,9 @@ def test_counts_are_right_whatever_threads_do_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(work, range(THREADS)))
     held = RecoveredState.read(Journal(tmp_path / "journal"))
-    assert held.handles == {}
+    assert held.files == {}
     counts = {inode.id: inode.lookups for inode in filesystem.namespace.inodes if inode.id != ROOT}
-    assert {n: record[4] for n, record in held.inodes.items() if n != ROOT} == counts
+    assert {n: record.lookups for n, record in held.inodes.items() if n != ROOT} == counts
 
 
 def test_no_number_is_given_twice(tmp_path: Path) -> None:
@@ -249,7 +267,7 @@ def test_no_number_is_given_twice(tmp_path: Path) -> None:
     store.put("a", b"a")
     given = []
     filesystem = build(store, tmp_path)[0]
-    filesystem.begin()
+    filesystem.recovery.begin()
     for _ in range(3):
         inode = filesystem.lookup(ROOT, "a").attributes.inode
         handle = filesystem.open(inode, os.O_RDONLY)
@@ -260,7 +278,7 @@ def test_no_number_is_given_twice(tmp_path: Path) -> None:
         filesystem.forget(inode, 1)
         for _ in range(2):
             filesystem = build(store, tmp_path)[0]
-            filesystem.restore()
+            filesystem.recovery.restore()
     for numbers in zip(*given, strict=True):
         assert len(set(numbers)) == len(numbers)
 
@@ -270,30 +288,30 @@ def known(filesystem: FileSystem) -> tuple[list[Record], dict[int, str]]:
 
     Without times of modification: what counts is the write that the store confirms.
     """
-    records = [
-        _without_mtime(record)
-        for record in filesystem._records()
-        if record[0] in ("open", "opendir")
-        or (record[0] == "node" and record[1] != ROOT and _matters(record))
-    ]
-    inodes = [record[1] for record in records if record[0] == "node"]
-    return sorted(records), {
-        number: filesystem.namespace.inodes.get(number).key for number in inodes
+    records = filesystem.recovery.records()
+    inodes = {
+        record.inode: _without_mtime(record)
+        for record in records
+        if isinstance(record, InodeRecord) and record.inode != ROOT and _matters(record)
     }
+    handles = [record for record in records if isinstance(record, FileOpened | DirectoryOpened)]
+    keys = {number: filesystem.namespace.inodes.get(number).key for number in inodes}
+    return sorted([*inodes.values(), *handles], key=repr), keys
 
 
-def _without_mtime(record: Record) -> Record:
-    if record[0] != "node":
-        return record
-    if len(record) == 8:
-        return record[:-1]
-    attributes = {name: value for name, value in record[7].items() if name != "mtime_ns"}
-    return (*record[:7], attributes, *record[8:])
+def _without_mtime(record: InodeRecord) -> InodeRecord:
+    if isinstance(record, DirectoryInode):
+        return record._replace(mtime_ns=0)
+    attributes = {name: value for name, value in record.attributes.items() if name != "mtime_ns"}
+    if isinstance(record, LinkInode):
+        return record._replace(attributes=attributes)
+    return record._replace(attributes=attributes)
 
 
-def _matters(record: Record) -> bool:
-    _, _, _, _, lookups, detached, *details = record
-    return bool(lookups) or (len(details) == 5 and bool(details[2]) and not detached)
+def _matters(record: InodeRecord) -> bool:
+    if record.lookups:
+        return True
+    return isinstance(record, FileInode) and bool(record.spool_path) and not record.detached
 
 
 @functools.cache
@@ -331,7 +349,7 @@ class Restored(RuleBasedStateMachine):
         for key in ("a", "b/a", "b/b/c", "c/d"):
             self._store.put(key, key.encode())
         self._filesystem = self._build()
-        self._filesystem.begin()
+        self._filesystem.recovery.begin()
         self._last_inode = ROOT
         self._last_handle = 0
         self._read: dict[int, int] = {}  # open directories: handle to inode
@@ -460,7 +478,7 @@ class Restored(RuleBasedStateMachine):
             self._filesystem.read_directory(handle, offset), range(count), strict=False
         ):
             last = line.offset
-        self._filesystem.give_lines(handle, last)
+        self._filesystem.entries_read(handle, last)
 
     @rule(handle=consumes(readings))
     def release_directory(self, handle: int) -> None:
@@ -471,7 +489,7 @@ class Restored(RuleBasedStateMachine):
     def take_over(self) -> None:
         """The worker dies here; the next one goes on."""
         successor = self._build()
-        successor.restore()
+        successor.recovery.restore()
         assert known(successor) == known(self._filesystem)
         assert successor.namespace.inodes.last_number >= self._last_inode
         assert successor.files.last_number >= self._last_handle
@@ -480,10 +498,10 @@ class Restored(RuleBasedStateMachine):
     @invariant()
     def what_is_written_down_is_what_is_held(self) -> None:
         held = RecoveredState.read(Journal(Path(self._folder.name) / "journal"))
-        assert held.handles.keys() == self._filesystem.files._handles.keys()
+        assert held.files.keys() == self._filesystem.files._handles.keys()
         for inode in self._filesystem.namespace.inodes:
             if inode.lookups and inode.id != ROOT:
-                assert held.inodes[inode.id][4] == inode.lookups
+                assert held.inodes[inode.id].lookups == inode.lookups
 
 
 TestRestored = pytest.mark.filterwarnings("ignore::ResourceWarning")(Restored.TestCase)

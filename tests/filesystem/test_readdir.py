@@ -36,7 +36,7 @@ def store() -> MemoryStore:
 def fs(store: MemoryStore, tmp_path: Path) -> FileSystem:
     """A file system with two files that only it has, ``new`` and ``newer``."""
     fs = View(store, tmp_path).fs
-    fs.begin()
+    fs.recovery.begin()
     for name in ("new", "newer"):
         fs.create(ROOT, name, 0o644, os.O_WRONLY)
     return fs
@@ -82,12 +82,12 @@ def test_the_next_worker_goes_on_behind_the_same_entry(
 ) -> None:
     handle = fs.open_directory(ROOT)
     *_, last = rest(fs, handle, 0)[:got]
-    fs.give_lines(handle, last[1])
+    fs.entries_read(handle, last[1])
     if saved:  # what was local is listed then, and keeps its place if the reader got it
         fs.flush(1)
         fs.flush(2)
     successor, _ = build(store, tmp_path, ttl_s=3600)
-    successor.restore()
+    successor.recovery.restore()
     assert sorted(name for name, _ in rest(successor, handle, last[1])) == left
     kinds = {entry.name: entry.type_mode for entry in successor.read_directory(handle, 0)}
     assert kinds["dir"] == stat.S_IFDIR
@@ -112,11 +112,11 @@ def test_what_comes_to_a_directory_between_two_workers_has_its_type(
 ) -> None:
     handle = fs.open_directory(ROOT)
     entries = rest(fs, handle, 0)
-    fs.give_lines(handle, entries[-1][1])
+    fs.entries_read(handle, entries[-1][1])
     key = {"link": "z.rclonelink", "directory": "z/file", "file": "z"}[made]
     store.put(key, b"target")
     successor, _ = build(store, tmp_path, ttl_s=3600)
-    successor.restore()
+    successor.recovery.restore()
     (entry,) = successor.read_directory(handle, entries[-1][1])
     expected = {"link": stat.S_IFLNK, "directory": stat.S_IFDIR, "file": stat.S_IFREG}[made]
     assert entry == ("z", LOCAL + 3, expected, None)

@@ -1,4 +1,4 @@
-"""A request whose worker died before its answer left is asked again of the next one."""
+"""A request whose worker died before its answer left is sent again to the next one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ import pytest
 from sidecar.errors import FileExists, NotFound
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.journal import MOST_CRASHES, MOST_DEATHS, Journal, RecoveredState
+from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.replay import (
+    MOST_CRASHES,
+    MOST_DEATHS,
+    RecoveredState,
+    ReplayedRequest,
+)
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -57,25 +63,25 @@ class Mount:
     def __init__(self, store: MemoryStore, state: Path) -> None:
         self._store, self._state = store, state
         self.fs = build(store, state)[0]
-        self.fs.begin()
+        self.fs.recovery.begin()
 
     def take_over(self, *, crashed: bool = False) -> None:
         self.fs = build(self._store, self._state)[0]
-        self.fs.restore(crashed=crashed)
+        self.fs.recovery.restore(crashed=crashed)
 
     def ask(self, operation: Operation, unique: int = UNIQUE) -> object:
         """What the transport does with a request, but for its answer."""
-        self.fs.begin_request(unique)
+        self.fs.recovery.begin_request(unique)
         return operation(self.fs)
 
-    def ask_again(self, operation: Operation, unique: int = UNIQUE) -> object:
+    def send_again(self, operation: Operation, unique: int = UNIQUE) -> object:
         """The whole of what it does with a request that comes again."""
-        asked = self.fs.asked_again(unique)
-        if asked.answer is not None:
-            return asked.answer
-        self.fs.take_back(unique, asked)
+        replayed = self.fs.recovery.resent(unique)
+        if replayed.answer is not None:
+            return replayed.answer
+        self.fs.recovery.revoke(unique)
         result = self.ask(operation, unique)
-        self.fs.end_request(unique)
+        self.fs.recovery.end_request(unique)
         return result
 
 
@@ -133,7 +139,7 @@ def test_a_worker_dies_around_a_change(
     with pytest.raises(Died):
         mount.ask(operation)
     mount.take_over()
-    mount.ask_again(operation)
+    mount.send_again(operation)
     assert keys(store) == expected
     if change.startswith("rename"):
         assert mount.fs.lookup(ROOT, expected[-1] if "n" in expected else "b").attributes.inode == (
@@ -146,19 +152,19 @@ def test_what_was_done_is_not_done_twice(store: DyingStore, mount: Mount, change
     """Done, and somebody else has used the name meanwhile: the answer is the first one."""
     operation, _, expected = CHANGES[change]
     mount.ask(operation)
-    mount.fs.done(UNIQUE, b"reply")
+    mount.fs.recovery.replied(UNIQUE, b"reply")
     mount.take_over()
     store.put("z", b"")
-    assert mount.ask_again(operation) == (0, b"reply")
+    assert mount.send_again(operation) == (0, b"reply")
     assert keys(store) == [*expected, "z"]
 
 
-def test_who_was_not_asked_before_hears_the_truth(store: DyingStore, mount: Mount) -> None:
+def test_a_new_request_hears_the_truth(store: DyingStore, mount: Mount) -> None:
     store.armed = ("delete", "a", True)
     with pytest.raises(Died):
         mount.ask(CHANGES["unlink"][0])
     mount.take_over()
-    mount.fs.begin_request(UNIQUE + 2)
+    mount.fs.recovery.begin_request(UNIQUE + 2)
     with pytest.raises(NotFound):
         mount.fs.unlink(ROOT, "a")
 
@@ -171,12 +177,12 @@ def test_creation_is_exclusive_and_survives(mount: Mount) -> None:
 
     entry, handle = mount.ask(create)  # type: ignore[misc]
     mount.take_over()
-    again, handle_again = mount.ask_again(create)  # type: ignore[misc]
+    again, handle_again = mount.send_again(create)  # type: ignore[misc]
     assert again.attributes.mode == entry.attributes.mode
     assert handle_again > handle
     assert len(mount.fs.files.opened()) == 1  # the handle that never arrived is gone
     assert mount.fs.namespace.inodes.get(again.attributes.inode).lookups == 1
-    mount.fs.begin_request(UNIQUE + 2)
+    mount.fs.recovery.begin_request(UNIQUE + 2)
     with pytest.raises(FileExists):
         create(mount.fs)
 
@@ -190,39 +196,39 @@ GIVING: dict[str, Operation] = {
 
 @pytest.mark.parametrize("deaths", [1, 2, 3])
 @pytest.mark.parametrize("giving", GIVING)
-def test_what_never_arrived_is_taken_back(mount: Mount, giving: str, deaths: int) -> None:
-    """However often it is asked, one lookup, one handle."""
+def test_what_never_arrived_is_revoked(mount: Mount, giving: str, deaths: int) -> None:
+    """However often it is sent, one lookup, one handle."""
     inode = mount.fs.lookup(ROOT, "a").attributes.inode
     mount.ask(GIVING[giving])
     for _ in range(deaths):
         mount.take_over()
-        mount.ask_again(GIVING[giving])
+        mount.send_again(GIVING[giving])
         # Its answer does not leave either, but the last one's.
-        mount.fs.begin_request(UNIQUE)
+        mount.fs.recovery.begin_request(UNIQUE)
     assert mount.fs.namespace.inodes.get(inode).lookups == (2 if giving == "lookup" else 1)
     assert len(mount.fs.files.opened()) == (giving == "open")
-    assert len(mount.fs._directories) == (giving == "opendir")
+    assert len(mount.fs.recovery._directories) == (giving == "opendir")
 
 
-def test_what_was_answered_stays_given(mount: Mount, tmp_path: Path) -> None:
+def test_what_was_answered_stays_granted(mount: Mount, tmp_path: Path) -> None:
     mount.ask(GIVING["lookup"])
-    mount.fs.end_request(UNIQUE)
+    mount.fs.recovery.end_request(UNIQUE)
     mount.take_over()
-    mount.fs.all_asked_again()
+    mount.fs.recovery.all_resent()
     mount.take_over()
     assert mount.fs.namespace.inodes.get(2).lookups == 1
-    assert RecoveredState.read(Journal(tmp_path / "journal")).asked == {}
+    assert RecoveredState.read(Journal(tmp_path / "journal")).requests == {}
 
 
 def test_requests_in_flight_survive_compaction(mount: Mount, tmp_path: Path) -> None:
     mount.ask(GIVING["lookup"])
-    mount.fs.begin_request(UNIQUE + 2)
+    mount.fs.recovery.begin_request(UNIQUE + 2)
     mount.fs.make_directory(ROOT, "n")
-    mount.fs.done(UNIQUE + 2, b"reply")
-    mount.fs.begin()  # writes a snapshot
-    asked = RecoveredState.read(Journal(tmp_path / "journal")).asked
-    assert asked[UNIQUE].given == [("lookup", 2)]
-    assert asked[UNIQUE + 2].answer == (0, b"reply")
+    mount.fs.recovery.replied(UNIQUE + 2, b"reply")
+    mount.fs.recovery.begin()  # writes a snapshot
+    requests = RecoveredState.read(Journal(tmp_path / "journal")).requests
+    assert ReplayedRequest(requests[UNIQUE]).granted == [("lookup", 2)]
+    assert ReplayedRequest(requests[UNIQUE + 2]).answer == (0, b"reply")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +246,7 @@ def test_a_request_that_ends_every_worker_is_refused(
     for _ in range(most - 1):
         mount.take_over(crashed=crashed)
         with pytest.raises(Died):
-            mount.ask_again(die)
+            mount.send_again(die)
     mount.take_over(crashed=crashed)
-    assert mount.ask_again(die) == (errno.EIO, b"")
+    assert mount.send_again(die) == (errno.EIO, b"")
     assert keys(store) == ["a", "b", "d/", "e/f"]

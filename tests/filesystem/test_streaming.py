@@ -228,11 +228,11 @@ def test_an_exclusive_file_of_a_worker_that_died_does_not_overwrite_another_s(
 ) -> None:
     store = MemoryStore()
     view = View(store, tmp_path)
-    view.fs.begin()
+    view.fs.recovery.begin()
     handle = new_exclusive(view, b"ours")
     store.put("file", b"theirs")
     successor = View(store, tmp_path)
-    successor.fs.restore()
+    successor.fs.recovery.restore()
     with pytest.raises(AlreadyExists):
         successor.fs.flush(handle)
     assert content(store, "file") == b"theirs"
@@ -274,12 +274,12 @@ def test_what_a_worker_that_died_had_made_is_not_another_s(tmp_path: Path) -> No
     """It made the object, and was killed before it could note that."""
     store = SilentStore(Killed())
     view = View(store, tmp_path)
-    view.fs.begin()
+    view.fs.recovery.begin()
     handle = new_exclusive(view, b"ours")
     with pytest.raises(Killed):
         view.fs.flush(handle)
     successor = View(store, tmp_path)
-    successor.fs.restore()
+    successor.fs.recovery.restore()
     successor.fs.write(handle, 4, b", and more")
     successor.fs.flush(handle)
     assert content(store, "file") == b"ours, and more"
@@ -291,7 +291,7 @@ def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, m
     store = MemoryStore()
     store.put("file", b"old")
     view = View(store, tmp_path)
-    view.fs.begin()
+    view.fs.recovery.begin()
     handle = view.open("file", os.O_RDWR)
     view.fs.write(handle, 0, b"ours")
     put = store.put
@@ -305,7 +305,7 @@ def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, m
         view.fs.flush(handle)
     store.put = put  # type: ignore[method-assign]
     successor = View(store, tmp_path)
-    successor.fs.restore()
+    successor.fs.recovery.restore()
     if more:
         successor.fs.write(handle, 4, more)
     successor.fs.flush(handle)
@@ -348,7 +348,7 @@ def test_a_worker_dies_while_it_tries_what_a_dead_one_had_done(tmp_path: Path) -
     store = MemoryStore()
     store.put("file", b"old")
     view = View(store, tmp_path)
-    view.fs.begin()
+    view.fs.recovery.begin()
     handle = view.open("file", os.O_RDWR)
     put = store.put
     dies_after = [True, False]
@@ -364,7 +364,7 @@ def test_a_worker_dies_while_it_tries_what_a_dead_one_had_done(tmp_path: Path) -
         with pytest.raises(Killed):
             view.fs.flush(handle)
         view = View(store, tmp_path)
-        view.fs.restore()
+        view.fs.recovery.restore()
     store.put = put  # type: ignore[method-assign]
     view.fs.flush(handle)
     assert content(store, "file") == b"ours, and more"
@@ -376,7 +376,7 @@ def test_what_a_dead_worker_s_upload_had_made_is_not_another_s(tmp_path: Path) -
     store = MemoryStore()
     store.put("file", b"old")
     view = View(store, tmp_path)
-    view.fs.begin()
+    view.fs.recovery.begin()
     handle = view.open("file", os.O_RDWR | os.O_TRUNC)
     for number in range(20):
         view.fs.write(handle, number * MIB, block(number))
@@ -399,7 +399,7 @@ def test_what_a_dead_worker_s_upload_had_made_is_not_another_s(tmp_path: Path) -
     upload.complete = upload.put_part = gone  # type: ignore[method-assign]
     store.uploads[upload.state["number"]] = upload
     successor = View(store, tmp_path)
-    successor.fs.restore()
+    successor.fs.recovery.restore()
     successor.fs.write(handle, 5, b"changed")  # of the same size
     successor.fs.flush(handle)
     assert content(store, "file")[:12] == block(0)[:5] + b"changed"
@@ -449,11 +449,11 @@ def test_what_is_written_after_the_drain_is_refused(tmp_path: Path) -> None:
 def test_a_successor_goes_on_with_the_same_upload(tmp_path: Path) -> None:
     store = MemoryStore()
     view = View(store, tmp_path, spool_bytes=24 * MIB)
-    view.fs.begin()
+    view.fs.recovery.begin()
     new_file(view, 60)
     until(lambda: parts_there(store) == 7)
     successor = View(store, tmp_path, spool_bytes=24 * MIB)
-    assert successor.fs.finish_predecessor() == ["file"]
+    assert successor.fs.recovery.finish_predecessor() == ["file"]
     assert content(store, "file") == blocks(60)
     assert not store.uploads
     assert not list((tmp_path / "spool").iterdir())
@@ -464,14 +464,14 @@ def test_a_spool_file_whose_log_cannot_be_used_is_kept(
 ) -> None:
     store = MemoryStore()
     view = View(store, tmp_path)
-    view.fs.begin()
+    view.fs.recovery.begin()
     new_file(view, 20, "first")
     new_file(view, 1, "second")
     until(lambda: parts_there(store) == 2)
     log = tmp_path / "spool" / "00000000.state"
     log.write_bytes(b"\0" * 4096 + b"\n")
     successor = View(store, tmp_path)
-    assert successor.fs.finish_predecessor() == ["second"]
+    assert successor.fs.recovery.finish_predecessor() == ["second"]
     assert content(store, "second") == block(0)
     (kept,) = (tmp_path / "spool").glob("00000000.data.*")
     assert kept.read_bytes() == blocks(20)
@@ -483,13 +483,13 @@ def test_a_spool_file_whose_log_cannot_be_used_is_kept(
 def test_a_predecessor_s_upload_that_nobody_needs_is_aborted(tmp_path: Path) -> None:
     store = MemoryStore()
     view = View(store, tmp_path)
-    view.fs.begin()
+    view.fs.recovery.begin()
     new_file(view, 20)
     until(lambda: parts_there(store) == 2)
     others = store.start_upload("another program's")
     (tmp_path / "journal").unlink()
     successor = View(store, tmp_path)
-    assert successor.fs.finish_predecessor() == []
+    assert successor.fs.recovery.finish_predecessor() == []
     until(lambda: list(store.uploads.values()) == [others])
     until(lambda: not list((tmp_path / "spool").iterdir()))
 
@@ -539,7 +539,7 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
 ) -> None:
     store = RenamingStore()
     view = View(store, tmp_path)
-    view.fs.begin()
+    view.fs.recovery.begin()
     handle = new_file(view, 17)
     view.fs.flush(handle)
     view.fs.release(handle)
@@ -551,5 +551,5 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
     view.fs.files.write_back.resolve_versions()
     until(lambda: not list((tmp_path / "spool").glob("*.data")))
     successor = View(store, tmp_path)
-    successor.fs.restore()
+    successor.fs.recovery.restore()
     assert successor.read("file") == block(0)

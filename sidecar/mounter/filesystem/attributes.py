@@ -1,4 +1,7 @@
-"""What the file system says about an inode: the fields of stat(2) that a bucket can fill."""
+"""Attributes of inodes: the fields of stat(2) that a bucket can fill, and how objects keep them.
+
+Values and their conversion only; nothing here asks a store.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ BLOCK_BYTES = 4096
 
 
 class Attributes(NamedTuple):
-    """Attributes of one inode. Times in nanoseconds since the epoch.
+    """The attributes of one inode.
 
-    ``mode`` holds the file type bits too (S_IFREG, S_IFDIR, S_IFLNK).
+    Attributes:
+        mode: permission bits, and those of the type (S_IFREG, S_IFDIR, S_IFLNK).
+        mtime_ns: since the epoch.
     """
 
     inode: int
@@ -28,12 +33,11 @@ class Attributes(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A name's answer: the inode's attributes, and for how long the kernel may keep both.
+    """FUSE's entry: what a name leads to, and for how long the kernel may believe it.
 
     Attributes:
-        ttl_s: for how long the name leads to this inode.
-        attributes_ttl_s: for how long the attributes are these; 0 where they are not known
-            in full yet.
+        ttl_s: lifetime of the name.
+        attributes_ttl_s: lifetime of the attributes; 0 while some of them are not known.
     """
 
     attributes: Attributes
@@ -43,7 +47,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Who owns what is in the bucket unless the object says otherwise."""
+    """Owner and permission bits of what does not keep its own with its object."""
 
     uid: int
     gid: int
@@ -55,27 +59,28 @@ class Ownership:
         return stat.S_IFREG | self.file_mode
 
     def link_type_mode(self) -> int:
-        """A link's bits are never asked (symlink(7))."""
+        """What every symbolic link has: nobody asks for its bits (symlink(7))."""
         return stat.S_IFLNK | 0o777
 
 
 class Caller(NamedTuple):
-    """Who makes something: the user and the group that the system call's process has."""
+    """The user and group of the process that makes a system call."""
 
     uid: int
     gid: int
 
 
-def of_new(owner: Ownership, parent: Attributes, type_mode: int, caller: Caller) -> dict[str, int]:
-    """What something new in a directory has that it would not have from the volume anyway.
+def attributes_of_new(
+    owner: Ownership, parent: Attributes, type_mode: int, caller: Caller
+) -> dict[str, int]:
+    """Mode, uid and gid of something new in a directory, as far as the volume's are others.
 
-    As on a local disk (inode_init_owner of the kernel's fs/inode.c): it belongs to who makes it,
-    but a directory with the set-group-ID bit gives its group, and that bit to directories.
+    As on a local disk (inode_init_owner of the kernel's fs/inode.c), it belongs to the caller.
+    A directory with the set-group-ID bit passes its group on, and the bit to new directories.
 
     Args:
-        parent: the directory's.
-        type_mode: type and permission bits, the umask already taken off. Those of a link are
-            never asked.
+        parent: the directory's attributes.
+        type_mode: type and permission bits, the umask already taken off.
     """
     uid, gid = caller
     if parent.mode & stat.S_ISGID:
@@ -91,10 +96,10 @@ def of_new(owner: Ownership, parent: Attributes, type_mode: int, caller: Caller)
 
 
 def from_metadata(metadata: Mapping[str, str]) -> dict[str, int]:
-    """Attributes by the keys of s3fs-fuse (mode, uid, gid) and rclone (mtime).
+    """The attributes that an object keeps, under the keys of s3fs-fuse and rclone (mtime).
 
-    Returns mode, uid, gid, mtime_ns as far as they are there and make sense: other tools write
-    what they like, and what is not understood is as if it were not there.
+    Returns mode, uid, gid and mtime_ns. Other tools write what they like: what is missing or
+    makes no sense is left out.
     """
     found: dict[str, int] = {}
     for name in ("mode", "uid", "gid"):
@@ -129,25 +134,25 @@ def to_metadata(attributes: Mapping[str, int], type_mode: int) -> dict[str, str]
     return metadata
 
 
-def beside_metadata(
+def merge_metadata(
     kept: Mapping[str, str] | None, attributes: Mapping[str, int], type_mode: int, max_bytes: int
 ) -> dict[str, str]:
-    """The metadata of an object's next version: what other tools ``kept`` there, and attributes.
+    """The metadata of an object's next version: what it ``kept`` so far, and these attributes.
 
     Args:
-        max_bytes: what the store takes; what has no room beside other tools' is left out.
+        max_bytes: what the store takes. An attribute that has no room is left out.
     """
     metadata = dict(kept or {})
-    used_bytes = sum(map(_length, metadata.items()))
+    used_bytes = sum(map(_length_bytes, metadata.items()))
     for item in to_metadata(attributes, type_mode).items():
         name, value = item
-        if name in metadata or used_bytes + _length(item) <= max_bytes:
-            used_bytes += _length(item)
+        if name in metadata or used_bytes + _length_bytes(item) <= max_bytes:
+            used_bytes += _length_bytes(item)
             metadata[name] = value
     return metadata
 
 
-def _length(item: tuple[str, str]) -> int:
+def _length_bytes(item: tuple[str, str]) -> int:
     return sum(len(text.encode()) for text in item)
 
 

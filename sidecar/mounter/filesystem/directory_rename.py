@@ -1,8 +1,10 @@
-"""Directories get other names: the store copies every object below, then deletes the old ones.
+"""A directory gets another name: the store copies every object below, then deletes the old ones.
 
-Written down before it begins. A worker that dies is followed by one that is asked again and
-skips what is copied already; a sidecar that dies, by a next start that finishes the move.
-The inode keeps its number, and so does everything below it: who has a file open goes on.
+Written down before it begins. If the worker dies, its successor is sent the request again and
+skips what is copied already. If the sidecar dies, the next start finishes the rename. The inode
+keeps its number, and so does everything below it: whoever has a file open goes on.
+
+What rename(2) refuses is decided in :mod:`sidecar.mounter.filesystem.rename`.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from sidecar import logs
 from sidecar.errors import NotFound, SidecarError, Stale
 from sidecar.mounter.filesystem.inodes import Directory
-from sidecar.mounter.filesystem.journal import Journal, Record
+from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.namespace import Namespace
+from sidecar.mounter.filesystem.records import Record, RenameBegun, RenameEnded
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
@@ -25,97 +28,105 @@ COPIES_AT_ONCE = 16
 _DELETED_AT_ONCE = 64  # a request of S3 takes a thousand; the others take one
 _PROGRESS_S = 10.0
 
-Move = tuple[str, str]
-"""The old key of a directory and the new one; both end in ``/``."""
 Copied = dict[str, tuple[ObjectInfo, ObjectInfo]]
 """Old key to (the version that was copied, the copy)."""
 
 
 class DirectoryRename:
-    """The moves of one mount, the unfinished ones of its predecessors included.
+    """Renames directories of one mount, and finishes what its predecessors began.
 
     Attributes:
-        unfinished: by the directory's inode.
+        in_flight: renames that are not complete, by the directory's inode.
     """
 
     def __init__(self, store: Store, namespace: Namespace, journal: Journal) -> None:
         self._store = store
         self._namespace = namespace
         self._journal = journal
-        self.unfinished: dict[int, Move] = {}
+        self.in_flight: dict[int, RenameBegun] = {}
 
     def records(self) -> list[Record]:
         """For a successor. Takes no lock."""
-        return [("moving", number, *move) for number, move in list(self.unfinished.items())]
+        return list(self.in_flight.values())
 
-    def move(self, inode: Directory, target: Directory, name: str, marker: dict[str, str]) -> None:
-        """Give a directory another name. The caller holds it and both parents still.
-
-        Args:
-            marker: metadata of the directory's object, where it has to be made.
+    def rename(self, inode: Directory, target: Directory, name: str) -> None:
+        """Give a directory another name. The caller locks it (:meth:`SubtreeLocks.exclusive`).
 
         Raises what the store raises. Where that comes before everything is copied, the old
-        name stays and what was copied is deleted again; later, the new name is there, and
-        what is left of the old one is deleted at the next opportunity.
+        name stays and the copies are deleted again. Later, the new name is there, and what is
+        left of the old one is deleted at the next opportunity.
         """
-        old, new = inode.key, f"{target.key}{name}/"
-        self._store.check_key(new)
-        self._begin(inode.id, old, new)
+        begun = RenameBegun(inode.id, inode.key, f"{target.key}{name}/")
+        self._store.check_key(begun.new_key)
+        self._begin(begun)
         try:
-            copied = self._copy_all(old, new)
-            if old not in copied:
-                self._store.put(new, b"", marker)  # so that it stays when it is empty
+            copied = self._copy_all(begun)
+            if begun.old_key not in copied:
+                self._store.put(begun.new_key, b"")  # so that it stays when it is empty
         except SidecarError:
-            self._undo(inode.id, old, new)
+            self._undo(begun)
             raise
         self._namespace.rename_directory(inode, target, name, copied)
-        self._delete(old, copied)
+        self._delete(begun.old_key, copied)
         self._end(inode.id)
 
-    def complete(self, number: int) -> None:
-        """The inode has its new name already: delete what is left of the old one."""
-        old, new = self.unfinished[number]
+    def complete(self, inode_id: int) -> None:
+        """The inode has its new name already: delete what is left of the old one, if anything."""
+        begun = self.in_flight.get(inode_id)
+        if begun is None:
+            return
+        old, new = begun.old_key, begun.new_key
         there = {info.key for info in self._below(new)}
         left = [info.key for info in self._below(old)]
         self._delete(old, [key for key in left if new + key[len(old) :] in there])
-        self._end(number)
+        self._end(inode_id)
 
-    def finish(self, number: int) -> None:
-        """The rest of a move that nobody asks for any more."""
-        inode = self._namespace.inodes.find(number)
-        old, new = self.unfinished[number]
-        if inode is not None and inode.key == old and not inode.detached:
-            self._undo(number, old, new)
-        else:
-            self.complete(number)
+    def finish_all(self) -> None:
+        """Complete or undo renames in flight whose system call ended, or whose program did."""
+        for inode_id in list(self.in_flight):
+            inode = self._namespace.inodes.find(inode_id)
+            with self._namespace.subtree_locks.shared(inode or self._namespace.inodes.root):
+                begun = self.in_flight.get(inode_id)
+                if begun is None:
+                    continue
+                has_old_name = (
+                    inode is not None and inode.key == begun.old_key and not inode.detached
+                )
+                try:
+                    if has_old_name:
+                        self._undo(begun)
+                    else:
+                        self.complete(inode_id)
+                except SidecarError as error:
+                    log.warning("a renamed directory has leftovers: %s", error)
 
-    def finish_predecessor(self, number: int, move: Move) -> None:
-        """The whole of a move whose sidecar ended."""
-        old, new = move
-        self._begin(number, old, new)
-        copied = self._copy_all(old, new)
+    def finish_predecessor(self, begun: RenameBegun) -> None:
+        """All of a rename whose sidecar ended. Raises what the store raises."""
+        self._begin(begun)
+        copied = self._copy_all(begun)
         try:
-            self._store.head(new)
+            self._store.head(begun.new_key)
         except NotFound:
-            self._store.put(new, b"")
-        self._delete(old, copied)
-        self._end(number)
-        logs.event(log, "finished renaming a directory", old=old, new=new)
+            self._store.put(begun.new_key, b"")
+        self._delete(begun.old_key, copied)
+        self._end(begun.inode)
+        logs.event(log, "finished renaming a directory", old=begun.old_key, new=begun.new_key)
 
-    def _begin(self, number: int, old: str, new: str) -> None:
-        self.unfinished[number] = old, new
-        self._journal.write(("moving", number, old, new))
+    def _begin(self, begun: RenameBegun) -> None:
+        self.in_flight[begun.inode] = begun
+        self._journal.write(begun)
 
-    def _end(self, number: int) -> None:
-        self.unfinished.pop(number, None)
-        self._journal.write(("moved", number))
+    def _end(self, inode_id: int) -> None:
+        self.in_flight.pop(inode_id, None)
+        self._journal.write(RenameEnded(inode_id))
 
-    def _undo(self, number: int, old: str, new: str) -> None:
+    def _undo(self, begun: RenameBegun) -> None:
         """Delete the copies of what is still there. What fails is tried again later."""
+        old, new = begun.old_key, begun.new_key
         originals = {info.key[len(old) :] for info in self._below(old)}
         copies = [info.key for info in self._below(new) if info.key[len(new) :] in originals]
         self._delete(new, copies)
-        self._end(number)
+        self._end(begun.inode)
 
     def _below(self, prefix: str) -> Iterable[ObjectInfo]:
         token = None
@@ -126,8 +137,9 @@ class DirectoryRename:
             if token is None:
                 return
 
-    def _copy_all(self, old: str, new: str) -> Copied:
+    def _copy_all(self, begun: RenameBegun) -> Copied:
         """Copy what is not there yet."""
+        old, new = begun.old_key, begun.new_key
         there = {info.key[len(new) :]: info for info in self._below(new)}
         copied: Copied = {}
         wanted: list[ObjectInfo] = []
@@ -140,7 +152,7 @@ class DirectoryRename:
                 wanted.append(info)
         total = len(copied) + len(wanted)
         shown_s = time.monotonic()
-        threads = ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="move")
+        threads = ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="rename")
         try:
             running = [
                 threads.submit(self._copy, info, new + info.key[len(old) :]) for info in wanted
@@ -189,7 +201,7 @@ class DirectoryRename:
             files[start : start + _DELETED_AT_ONCE]
             for start in range(0, len(files), _DELETED_AT_ONCE)
         ]
-        with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="move") as threads:
+        with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="rename") as threads:
             for _ in threads.map(self._store.delete_many, batches):
                 pass
         # Servers that make directories of keys (JuiceFS's gateway) show those that a bulk

@@ -14,10 +14,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from sidecar.errors import NodeForgotten
-from sidecar.mounter.filesystem.journal import LOOKUP, Journal, Record
+from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.listing import Listing, ListingCost, RecentChanges
 from sidecar.mounter.filesystem.names import LINK_SUFFIX
 from sidecar.mounter.filesystem.negative_cache import NegativeCache
+from sidecar.mounter.filesystem.records import (
+    LOOKUP,
+    DirectoryInode,
+    FileInode,
+    InodeDropped,
+    InodeRecord,
+    LinkInode,
+    Lookups,
+    Record,
+)
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.writing.spool import SpoolFile
 
@@ -231,9 +241,9 @@ class InodeTable:
                     self._inodes[inode.id] = inode
                     if inode.parent is not None and not inode.detached:
                         inode.parent.children.setdefault(inode.name, inode)
-                held = ("held", inode.id, inode.lookups)
-                records.append(held if inode.lookups > 1 else _record(inode))
-            self._journal.give(LOOKUP, [inode.id for inode in inodes], records)
+                known = inode.lookups > 1
+                records.append(Lookups(inode.id, inode.lookups) if known else _record(inode))
+            self._journal.grant(LOOKUP, [inode.id for inode in inodes], records)
 
     def note(self, inode: Inode) -> None:
         """Write the state of an inode to the journal, after a change."""
@@ -300,7 +310,7 @@ class InodeTable:
             if inode is None or inode is self.root:
                 return
             inode.lookups = max(0, inode.lookups - count)
-            self._journal.write(("held", inode.id, inode.lookups))
+            self._journal.write(Lookups(inode.id, inode.lookups))
             self.drop_unused(inode)
 
     def drop_unused(self, inode: Inode) -> None:
@@ -309,7 +319,7 @@ class InodeTable:
             while inode is not self.root and not _is_held(inode):
                 if self._inodes.pop(inode.id, None) is None:
                     return
-                self._journal.write(("dropped", inode.id))
+                self._journal.write(InodeDropped(inode.id))
                 parent = inode.parent
                 if parent is None:
                     return
@@ -318,7 +328,7 @@ class InodeTable:
                 inode = parent
 
     def restore(
-        self, kept: dict[int, Record], last_number: int, adopt: Callable[[str], SpoolFile]
+        self, kept: dict[int, InodeRecord], last_number: int, adopt: Callable[[str], SpoolFile]
     ) -> None:
         """Take over the inodes of a predecessor, by number, from their last records.
 
@@ -328,11 +338,10 @@ class InodeTable:
         """
         with self.lock:
             for record in kept.values():
-                inode = _restored(record, adopt)
-                if inode is not None:
-                    self._inodes[inode.id] = inode
+                if record.inode != ROOT:
+                    self._inodes[record.inode] = _restored(record, adopt)
             for number, record in kept.items():
-                parent = self._inodes.get(record[2])
+                parent = self._inodes.get(record.parent)
                 inode = self._inodes[number]
                 if inode is self.root:
                     continue
@@ -362,52 +371,64 @@ class InodeTable:
             self.drop_unused(old)
 
 
-def _record(inode: Inode) -> Record:
-    head = (
-        "node",
+def _record(inode: Inode) -> InodeRecord:
+    parent = inode.parent.id if inode.parent is not None else 0
+    if isinstance(inode, File):
+        remote, spool = inode.remote, inode.spool
+        return FileInode(
+            inode.id,
+            parent,
+            inode.name,
+            inode.lookups,
+            inode.detached,
+            remote.bare if remote is not None else None,
+            inode.attributes,
+            str(spool.path) if spool is not None else None,
+            spool is not None and spool.dirty,
+            inode.key if spool is not None else None,
+        )
+    if isinstance(inode, Link):
+        return LinkInode(
+            inode.id,
+            parent,
+            inode.name,
+            inode.lookups,
+            inode.detached,
+            inode.remote.bare,
+            inode.attributes,
+            inode.target,
+        )
+    assert isinstance(inode, Directory)
+    return DirectoryInode(
         inode.id,
-        inode.parent.id if inode.parent is not None else 0,
+        parent,
         inode.name,
         inode.lookups,
         inode.detached,
+        inode.kept,
+        inode.mtime_ns,
     )
-    if isinstance(inode, Link):
-        return (*head, inode.remote.bare, inode.attributes, inode.target)
-    if isinstance(inode, File):
-        remote = inode.remote.bare if inode.remote is not None else None
-        spool = inode.spool
-        if spool is None:
-            return (*head, remote, inode.attributes, None, False, None)
-        return (*head, remote, inode.attributes, str(spool.path), spool.dirty, inode.key)
-    assert isinstance(inode, Directory)
-    return (*head, inode.kept, inode.mtime_ns)
 
 
-def _restored(record: Record, adopt: Callable[[str], SpoolFile]) -> Inode | None:
-    _, number, _parent, name, lookups, detached, *details = record
-    if number == ROOT:
-        return None
-    inode: Inode
-    if len(details) == 2:
-        directory = Directory(number, None, name, details[1])
-        directory.kept = details[0]
-        inode = directory
-    elif len(details) == 3:
-        remote, attributes, target = details
-        link = Link(number, None, name, ObjectInfo(*remote))
-        link.attributes = dict(attributes)
-        link.target = target
-        inode = link
-    else:
-        remote, attributes, spool_path, dirty, _key = details
-        file = File(number, None, name, ObjectInfo(*remote) if remote is not None else None)
-        file.attributes = dict(attributes)
-        if spool_path is not None:
-            file.spool = adopt(spool_path)
-            file.spool.dirty = dirty
-        inode = file
-    inode.lookups = lookups
-    inode.detached = detached
+def _restored(record: InodeRecord, adopt: Callable[[str], SpoolFile]) -> Inode:
+    inode: File | Link | Directory
+    match record:
+        case FileInode():
+            remote = ObjectInfo(*record.remote) if record.remote is not None else None
+            inode = File(record.inode, None, record.name, remote)
+            inode.attributes = record.attributes
+            if record.spool_path is not None:
+                inode.spool = adopt(record.spool_path)
+                inode.spool.dirty = record.is_dirty
+        case LinkInode():
+            inode = Link(record.inode, None, record.name, ObjectInfo(*record.remote))
+            inode.attributes = record.attributes
+            inode.target = record.target
+        case DirectoryInode():
+            inode = Directory(record.inode, None, record.name, record.mtime_ns)
+            inode.kept = record.kept
+    inode.lookups = record.lookups
+    inode.detached = record.detached
     return inode
 
 

@@ -1,17 +1,19 @@
-"""What a worker must know of its predecessor to go on with the same mount.
+"""The journal: what a worker must know of its predecessor to go on with the same mount.
 
 The kernel refers to inodes and handles by the numbers that it was given. They outlive the
-worker that gave them, so each is written down before the answer that gives it out: into a
+worker that gave them, so each is written down before the answer that hands it out: into a
 shared mapping of a file, which costs no system call and is whole in the page cache when
-the process is killed at any instruction. It is not meant to survive the machine.
+the process is killed at any instruction. It need not survive the machine.
 
-The file begins with a header (magic, bytes in use); what was written at once follows, each
-time its length and a marshalled list of records (tuples). It counts once the bytes in use
-cover it, all or nothing. When the file is full, a snapshot of what is still held replaces it.
+The file begins with a header: magic, version, bytes in use. Batches follow, each with its
+length and a marshalled list of records. A batch counts, as a whole, once the bytes in use cover
+it. When the file is full, a snapshot of what is still held replaces it.
 
-A request whose worker dies before its answer left is asked again of the next one. What the
-dead worker had given out for it, had begun and had done is therefore written down under the
-request's number (docs/decisions/0010-a-request-that-is-asked-again.md).
+The kernel sends a request again if its worker dies before it answers. What the dead worker
+handed out, began and did for it is therefore written down under the request's number
+(docs/decisions/0010-a-request-that-is-asked-again.md).
+
+What records mean for inodes and handles does not belong here.
 """
 
 from __future__ import annotations
@@ -23,78 +25,38 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from sidecar.errors import StateUnusable
+from sidecar.mounter.filesystem.records import (
+    TAGS,
+    Answered,
+    Granted,
+    GrantKind,
+    Intended,
+    Record,
+    Replied,
+    RequestRecord,
+    Resent,
+    Revoked,
+    StoredRecord,
+    from_stored,
+    from_version_2,
+)
 
-Record = tuple[Any, ...]
+FIRST_BYTES = 4 * 1024 * 1024
 
-_HEADER = struct.Struct("8sQ")
-_MAGIC = b"msjrnl02"
+_HEADER = struct.Struct("6s2sQ")
+_MAGIC = b"msjrnl"
+_VERSION = b"03"
+_READERS: dict[bytes, Callable[[StoredRecord], Record]] = {
+    _VERSION: from_stored,
+    b"02": from_version_2,
+}
 _USED_OFFSET = 8
 _USED = struct.Struct("Q")  # native: one aligned store, where "<" stores byte by byte
 _LENGTH = struct.Struct("<I")
-FIRST_BYTES = 4 * 1024 * 1024
-
-
-MOST_CRASHES = 3
-"""Workers that may end by themselves over one request. The next one refuses it."""
-MOST_DEATHS = 30
-"""The same for workers that were killed, by whoever: out of memory, perhaps, and perhaps not."""
-
-LOOKUP, HANDLE, READING = "lookup", "handle", "reading"
-"""What an answer gives out: a count of an inode, an open file, an open directory."""
-
-
-class ReplayedRequest:
-    """One request that is asked again: what its earlier workers made of it.
-
-    Attributes:
-        given: (kind, number) of what was given out for it; the answer never left.
-        intent: what it was about to do, in the words of who does it; None before it began.
-        answer: (errno, reply) once it was done.
-        deaths, crashes: of the workers that had it, and those that ended by themselves.
-    """
-
-    def __init__(self) -> None:
-        self.given: list[tuple[str, int]] = []
-        self.intent: Record | None = None
-        self.answer: tuple[int, bytes] | None = None
-        self.deaths = self.crashes = 0
-
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether it has ended more workers than it may."""
-        return self.crashes >= MOST_CRASHES or self.deaths >= MOST_DEATHS
-
-    def add(self, record: Record) -> None:
-        """Take in a record about the request: its kind, its number, and the rest."""
-        kind, _, *rest = record
-        if kind == "gave":
-            self.given += [(rest[0], number) for number in rest[1]]
-        elif kind == "took":
-            if (rest[0], rest[1]) in self.given:
-                self.given.remove((rest[0], rest[1]))
-        elif kind == "intent":
-            self.intent = rest[0]
-        elif kind == "done":
-            self.answer = (rest[0], rest[1])
-        elif kind == "again":
-            self.deaths, self.crashes = rest[0], rest[1]
-
-    def records(self, unique: int) -> Iterator[Record]:
-        """All of it again, for a snapshot."""
-        for kind, number in list(self.given):
-            yield ("gave", unique, kind, [number])
-        if self.intent is not None:
-            yield ("intent", unique, self.intent)
-        if self.answer is not None:
-            yield ("done", unique, *self.answer)
-        if self.deaths:
-            yield ("again", unique, self.deaths, self.crashes)
-
-
-_ABOUT_REQUESTS = frozenset(("gave", "took", "intent", "done", "again"))
+_HEADS = {type_: (tag,) for type_, tag in TAGS.items()}
+"""What is put before a record's fields. The sum is a plain tuple: marshal takes no other."""
 
 
 class Journal:
@@ -106,173 +68,174 @@ class Journal:
         self._snapshot: Callable[[], Iterable[Record]] = tuple
         self._map: mmap.mmap | None = None
         self._used = _HEADER.size
+        self._size = 0
         self._serving = threading.local()
-        self._asked: dict[int, ReplayedRequest] = {}  # requests in flight that need to be known
-        self._left: set[int] = set()  # those of a predecessor that were not asked again yet
+        self._requests: dict[int, list[RequestRecord]] = {}  # of those that were not answered yet
+        self._inherited: set[int] = set()  # those of a predecessor that were not sent again yet
 
     def begin(self, snapshot: Callable[[], Iterable[Record]]) -> None:
         """Start to write, from a snapshot of what is held now.
 
         Args:
-            snapshot: gives the records that describe everything held. Called with the
-                journal's lock held, so it must take none; what changes meanwhile is written
-                behind it.
+            snapshot: returns the records that describe everything held. It is called with the
+                journal's lock held, so it must take no lock. What changes meanwhile is written
+                after it.
         """
         with self._lock:
             self._snapshot = snapshot
             self._rewrite(0)
 
     def write(self, record: Record) -> None:
-        """Append one record; it is safe from the death of this process when this returns.
+        """Append one record. It survives the death of this process once this returns.
 
-        The change that it describes must have been made before, for the snapshot's sake.
+        The change that it describes must have been made before: when the file is full, a
+        snapshot is written instead of the record.
         """
-        self._append([record])
+        self._append(marshal.dumps([_HEADS[type(record)] + record]))
 
-    def give(self, kind: str, numbers: Sequence[int], records: list[Record]) -> None:
-        """:meth:`write` of what the answer to the request that this thread serves gives out.
+    def grant(self, kind: GrantKind, numbers: Sequence[int], records: list[Record]) -> None:
+        """:meth:`write` of what the answer to the request of this thread hands out.
 
         Args:
-            kind: LOOKUP, HANDLE or READING.
             records: one for each of ``numbers``, which are of that kind.
         """
-        unique = getattr(self._serving, "unique", 0)
-        if not unique:
-            self._append(records)
+        request = self._request()
+        if request is None:
+            self._append(_stored(records))
             return
-        gave = ("gave", unique, kind, list(numbers))
+        granted = Granted(request, kind, list(numbers))
+        data = _stored([granted, *records])
         with self._lock:
-            self._asked.setdefault(unique, ReplayedRequest()).add(gave)
-            self._append([gave, *records])
+            self._requests.setdefault(request, []).append(granted)
+            self._append(data)
 
-    # --- requests that may be asked again ---------------------------------------------------
+    # --- requests that the kernel may send again ------------------------------------------------
 
-    def begin_request(self, unique: int) -> None:
+    def begin_request(self, request: int) -> None:
         """This thread serves the request of this number from now on."""
-        self._serving.unique = unique
+        self._serving.request = request
 
-    def end_request(self, unique: int) -> None:
-        """It was answered, so it will not be asked again."""
-        self._serving.unique = 0
-        if unique in self._asked:
+    def end_request(self, request: int) -> None:
+        """It was answered, so the kernel will not send it again."""
+        self._serving.request = None
+        if request in self._requests:
             with self._lock:
-                self._asked.pop(unique, None)
+                self._requests.pop(request, None)
 
-    def intend(self, intent: Record) -> None:
-        """Say what the request of this thread is about to do in the store.
+    def intend(
+        self, operation: str, inode: int | None = None, replaced_key: str | None = None
+    ) -> None:
+        """Say what the request of this thread is about to change in the store.
 
-        Its successor finds the same words in :meth:`intent`. Nothing outside a request.
+        A successor that is sent the request again finds it in :meth:`intent`. Outside a
+        request there is nothing to say.
         """
-        unique = getattr(self._serving, "unique", 0)
-        if unique:
-            self._note_request(("intent", unique, intent))
+        request = self._request()
+        if request is not None:
+            self._note(Intended(request, operation, inode, replaced_key))
 
-    def intent(self) -> Record | None:
-        """What a dead worker was about to do for the request that this thread serves."""
-        asked = self._asked.get(getattr(self._serving, "unique", 0))
-        return asked.intent if asked is not None else None
+    def intent(self) -> Intended | None:
+        """What a dead worker was about to change for the request of this thread."""
+        request = self._request()
+        if request is None:
+            return None
+        records = reversed(self._requests.get(request, ()))
+        return next((record for record in records if isinstance(record, Intended)), None)
 
-    def done(self, unique: int, errno: int, reply: bytes) -> None:
-        """The request changed something; this is the answer, whoever gives it."""
-        self._note_request(("done", unique, errno, reply))
+    def replied(self, request: int, errno: int, reply: bytes) -> None:
+        """The request made its change; this is its answer, whoever sends it."""
+        self._note(Replied(request, errno, reply))
 
-    def asked_again(self, unique: int, *, crashed: bool) -> ReplayedRequest:
-        """The kernel asks a request again: what is known of it.
-
-        Args:
-            crashed: the last worker ended by itself, and was not killed.
-        """
+    def resent(self, request: int, deaths: int, crashes: int) -> None:
+        """The kernel sent a request again after so many deaths and crashes of workers."""
         with self._lock:
-            self._left.discard(unique)
-            asked = self._asked.setdefault(unique, ReplayedRequest())
-            again = ("again", unique, asked.deaths + 1, asked.crashes + crashed)
-            self._note_request(again)
-            return asked
+            self._inherited.discard(request)
+            self._note(Resent(request, deaths, crashes))
 
-    def given(self, unique: int) -> ReplayedRequest:
-        """What was given out for a request that is being answered."""
-        return self._asked.get(unique) or ReplayedRequest()
+    def revoke(self, request: int, kind: GrantKind, number: int) -> None:
+        """What was handed out for a request is about to be released.
 
-    def take_back(self, unique: int, kind: str, number: int) -> None:
-        """What was given out for a request is about to be taken back.
-
-        Before, so that it is not done twice: a count too high costs memory, one too low is an
-        error in a program.
+        Written before, so that it is not done twice: a count too high costs memory, one too low
+        is an error in a program.
         """
-        self._note_request(("took", unique, kind, number))
+        self._note(Revoked(request, kind, number))
 
-    def adopt(self, asked: dict[int, ReplayedRequest]) -> None:
-        """Take over the requests of a predecessor."""
-        self._asked = dict(asked)
-        self._left = set(asked)
+    def of_request(self, request: int) -> list[RequestRecord]:
+        """What was written about a request that is not answered yet."""
+        return self._requests.get(request, [])
 
-    def forget_answered(self) -> list[Record]:
-        """Nothing will be asked again any more: what was not, was answered.
+    def inherit(self, requests: dict[int, list[RequestRecord]]) -> None:
+        """Take over what a predecessor wrote about requests."""
+        self._requests = dict(requests)
+        self._inherited = set(requests)
 
-        Returns what was intended and never asked again: its program was killed meanwhile.
-        """
+    def end_inherited(self) -> None:
+        """The kernel has sent everything again: what it did not send had been answered."""
         with self._lock:
-            numbers = [unique for unique in self._left if unique in self._asked]
-            left = [self._asked.pop(unique) for unique in numbers]
-            self._left.clear()
-            if left:
-                self._append([("answered", numbers)])
-        return [one.intent for one in left if one.intent is not None and one.answer is None]
+            answered = [request for request in self._inherited if request in self._requests]
+            for request in answered:
+                del self._requests[request]
+            self._inherited.clear()
+            if answered:
+                self.write(Answered(answered))
 
-    def _note_request(self, record: Record) -> None:
+    def _request(self) -> int | None:
+        """What this thread serves."""
+        return getattr(self._serving, "request", None)
+
+    def _note(self, record: RequestRecord) -> None:
         with self._lock:
-            self._asked.setdefault(record[1], ReplayedRequest()).add(record)
-            self._append([record])
+            self._requests.setdefault(record.request, []).append(record)
+            self.write(record)
 
-    # --- the file -----------------------------------------------------------------------------
+    # --- the file -------------------------------------------------------------------------------
 
-    def _append(self, records: list[Record]) -> None:
-        data = marshal.dumps(records)
+    def _append(self, data: bytes) -> None:
         with self._lock:
             if self._map is None:
-                return  # nothing is given out before begin()
+                return  # nothing is handed out before begin()
             end = self._used + _LENGTH.size + len(data)
-            if end > len(self._map):
+            if end > self._size:
                 self._rewrite(len(data))
                 return  # the snapshot describes the state that the records led to
-            _LENGTH.pack_into(self._map, self._used, len(data))
-            self._map[self._used + _LENGTH.size : end] = data
-            self._use(end)
+            self._map[self._used : end] = _LENGTH.pack(len(data)) + data
+            # A kill leaves the old or the new value.
+            _USED.pack_into(self._map, _USED_OFFSET, end)
+            self._used = end
 
     def read(self) -> Iterator[Record]:
-        """The records of the predecessor; none where there was no predecessor.
+        """The records of the predecessor; none where there is no file.
 
-        Raises StateUnusable where they are not all there.
+        Raises StateUnusable for a file that is damaged, or of a version not known here, or
+        that is no journal.
         """
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return
-        magic, used = _HEADER.unpack_from(content.ljust(_HEADER.size, b"\0"))
-        if magic != _MAGIC or not _HEADER.size <= used <= len(content):
+        magic, version, used = _HEADER.unpack_from(content.ljust(_HEADER.size, b"\0"))
+        if magic != _MAGIC:
             raise StateUnusable(f"`{self._path}` is no journal")
-        position = _HEADER.size
-        while position < used:
-            try:
-                (length,) = _LENGTH.unpack_from(content, position)
-                start, position = position + _LENGTH.size, position + _LENGTH.size + length
-                records = marshal.loads(content[start:position])  # noqa: S302 - our own file
-            except (struct.error, ValueError, EOFError, TypeError) as error:
-                raise StateUnusable(f"`{self._path}` is damaged: {error}") from None
-            yield from records
+        if version not in _READERS:
+            known = " and ".join(sorted(map(_text, _READERS)))
+            raise StateUnusable(
+                f"`{self._path}` is a journal of version {_text(version)}; known are {known}"
+            )
+        if not _HEADER.size <= used <= len(content):
+            raise StateUnusable(
+                f"`{self._path}` is damaged: {len(content)} bytes, of which {used} are in use"
+            )
+        try:
+            yield from _records_in(memoryview(content)[:used], _READERS[version])
+        except (struct.error, ValueError, EOFError, TypeError, KeyError, MemoryError) as error:
+            raise StateUnusable(f"`{self._path}` is damaged: {error}") from None
 
-    def _use(self, end: int) -> None:
-        # A kill leaves the old or the new value.
-        assert self._map is not None
-        _USED.pack_into(self._map, _USED_OFFSET, end)
-        self._used = end
-
-    def _rewrite(self, room: int) -> None:
+    def _rewrite(self, room_bytes: int) -> None:
         """Replace the file by a snapshot, with space for as much again."""
-        asked = [r for unique, one in self._asked.items() for r in one.records(unique)]
-        data = marshal.dumps([*self._snapshot(), *asked])
+        requests = [record for records in self._requests.values() for record in records]
+        data = _stored([*self._snapshot(), *requests])
         content = _LENGTH.pack(len(data)) + data
-        size = max(FIRST_BYTES, 2 * (_HEADER.size + len(content) + room))
+        size = max(FIRST_BYTES, 2 * (_HEADER.size + len(content) + room_bytes))
         temporary = self._path.with_suffix(".new")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -281,103 +244,24 @@ class Journal:
             mapped = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
-        mapped[: len(_MAGIC)] = _MAGIC
-        mapped[_HEADER.size : _HEADER.size + len(content)] = content
-        self._map = mapped
-        self._use(_HEADER.size + len(content))
+        used = _HEADER.size + len(content)
+        mapped[:used] = _HEADER.pack(_MAGIC, _VERSION, used) + content
+        self._map, self._size, self._used = mapped, size, used
         temporary.replace(self._path)
 
 
-class UnsavedFile(NamedTuple):
-    """A file whose content only the spool has."""
-
-    key: str
-    spool_path: str
-    attributes: dict[str, int]
+def _text(version: bytes) -> str:
+    return version.decode("ascii", "replace")
 
 
-class RecoveredState:
-    """What the records of a predecessor add up to.
-
-    Attributes:
-        inodes: number to the inode's last record, its lookups brought up to date.
-        handles: number to (inode, writable, backing id).
-        directories: number to (inode, names of the lines that were given).
-        moves: directories whose names were being changed: inode to (old key, new key).
-        asked: what is known of requests that may be asked again, by number.
-        last_node, last_handle, last_directory: the highest numbers ever given out. None is
-            given twice: the kernel asks again for the release of what was released already,
-            and tar(1) takes two files of one inode number for one file.
-    """
-
-    def __init__(self) -> None:
-        self.inodes: dict[int, Record] = {}
-        self.handles: dict[int, tuple[int, bool, int]] = {}
-        self.directories: dict[int, tuple[int, list[str]]] = {}
-        self.moves: dict[int, tuple[str, str]] = {}
-        self.asked: dict[int, ReplayedRequest] = {}
-        self.last_inode = self.last_handle = self.last_directory = 0
-
-    @classmethod
-    def read(cls, journal: Journal) -> RecoveredState:
-        """Add up a journal."""
-        held = cls()
-        for record in journal.read():
-            held._add(record)
-        return held
-
-    def unsaved(self) -> list[UnsavedFile]:
-        """What is in the spool and not in the store."""
-        found = []
-        for record in self.inodes.values():
-            if len(record) == _FILE_FIELDS:
-                detached, _remote, attributes, spool_path, dirty, key = record[_DETACHED:]
-                if spool_path is not None and dirty and not detached:
-                    found.append(UnsavedFile(key, spool_path, attributes))
-        return found
-
-    def _add(self, record: Record) -> None:
-        kind, number, *rest = record
-        if kind in _ABOUT_REQUESTS:
-            self.asked.setdefault(number, ReplayedRequest()).add(record)
-        elif kind == "answered":
-            for unique in number:
-                self.asked.pop(unique, None)
-        elif kind == "last":
-            self.last_inode, self.last_handle, self.last_directory = number, *rest
-        elif kind == "node":
-            self.inodes[number] = record
-            self.last_inode = max(self.last_inode, number)
-        elif kind == "held":
-            known = self.inodes.get(number)
-            if known is not None:
-                self.inodes[number] = (*known[:_LOOKUPS], rest[0], *known[_LOOKUPS + 1 :])
-        elif kind == "dropped":
-            self.inodes.pop(number, None)
-        else:
-            self._add_opened(kind, number, rest)
-
-    def _add_opened(self, kind: str, number: int, rest: list[Any]) -> None:
-        if kind == "open":
-            self.handles[number] = (rest[0], rest[1], rest[2])
-            self.last_handle = max(self.last_handle, number)
-        elif kind == "closed":
-            self.handles.pop(number, None)
-        elif kind == "opendir":
-            self.directories[number] = (rest[0], list(rest[1]))
-            self.last_directory = max(self.last_directory, number)
-        elif kind == "lines":
-            if number in self.directories:
-                given = self.directories[number][1]
-                given[rest[0] :] = rest[1]
-        elif kind == "closeddir":
-            self.directories.pop(number, None)
-        elif kind == "moving":
-            self.moves[number] = (rest[0], rest[1])
-        elif kind == "moved":
-            self.moves.pop(number, None)
+def _stored(records: Iterable[Record]) -> bytes:
+    return marshal.dumps([_HEADS[type(record)] + record for record in records])
 
 
-_LOOKUPS = 4  # positions in an inode's record
-_DETACHED = 5
-_FILE_FIELDS = 11
+def _records_in(content: memoryview, read: Callable[[StoredRecord], Record]) -> Iterator[Record]:
+    position = _HEADER.size
+    while position < len(content):
+        (length,) = _LENGTH.unpack_from(content, position)
+        start, position = position + _LENGTH.size, position + _LENGTH.size + length
+        for stored in marshal.loads(content[start:position]):  # noqa: S302 - our own file
+            yield read(stored)

@@ -5,7 +5,7 @@ Pure functions: nothing here knows the store or an inode.
 
 from __future__ import annotations
 
-from sidecar.errors import NameInvalid, NameTooLong
+from sidecar.errors import NameInvalid, NameTooLong, NotPermitted
 
 NAME_MAX_BYTES = 255
 LINK_SUFFIX = ".rclonelink"
@@ -43,6 +43,18 @@ def check_name(name: str) -> None:
         raise NameInvalid("the name is not UTF-8", "object keys are UTF-8") from None
     if length > NAME_MAX_BYTES:
         raise NameTooLong(f"a name of {length} bytes is longer than {NAME_MAX_BYTES}")
+
+
+def check_file_name(name: str) -> None:
+    """Refuse a name that no new file may have. Raises NotPermitted."""
+    if is_link_key(name):
+        raise NotPermitted(
+            f"`{name}`: objects whose names end so are symbolic links", "choose another name"
+        )
+    if is_probe_key(name):
+        raise NotPermitted(
+            f"`{name}`: objects whose names begin so are the sidecar's", "choose another name"
+        )
 
 
 def is_spellable(name: str) -> bool:

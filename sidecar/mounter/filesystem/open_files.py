@@ -24,8 +24,9 @@ from sidecar.errors import (
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.content import Contents
 from sidecar.mounter.filesystem.inodes import Directory, File
-from sidecar.mounter.filesystem.journal import HANDLE, Journal, Record
+from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.namespace import Namespace
+from sidecar.mounter.filesystem.records import FILE_HANDLE, FileClosed, FileOpened, Record
 from sidecar.mounter.filesystem.saving import Saver
 from sidecar.mounter.filesystem.write_back import WriteBack
 from sidecar.mounter.reading.fetcher import Fetcher
@@ -134,8 +135,8 @@ class OpenFiles:
             self._handles[number] = FileHandle(inode, writable, backing_id)
             inode.handles += 1
             inode.writers += writable
-        record = ("open", number, inode.id, writable, backing_id)
-        self._journal.give(HANDLE, [number], [record])
+        record = FileOpened(number, inode.id, writable, backing_id)
+        self._journal.grant(FILE_HANDLE, [number], [record])
         return number
 
     def opened(self) -> list[FileHandle]:
@@ -145,7 +146,7 @@ class OpenFiles:
     def records(self) -> list[Record]:
         """The open handles, for a successor. Takes no lock."""
         return [
-            ("open", number, opened.inode.id, opened.writable, opened.backing_id)
+            FileOpened(number, opened.inode.id, opened.writable, opened.backing_id)
             for number, opened in list(self._handles.items())
         ]
 
@@ -186,7 +187,7 @@ class OpenFiles:
             with self._lock:
                 if self._handles.pop(handle, None) is None:
                     return
-            self._journal.write(("closed", handle))
+            self._journal.write(FileClosed(handle))
             if opened.reader is not None:
                 opened.reader.close()
             with self._lock:

@@ -21,11 +21,11 @@ from sidecar.errors import (
     StoreError,
 )
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.attributes import beside_metadata, from_metadata
+from sidecar.mounter.filesystem.attributes import from_metadata, merge_metadata
 from sidecar.mounter.filesystem.content import Contents
 from sidecar.mounter.filesystem.inodes import File
-from sidecar.mounter.filesystem.journal import UnsavedFile
 from sidecar.mounter.filesystem.namespace import Namespace
+from sidecar.mounter.filesystem.replay import UnsavedFile
 from sidecar.mounter.store.interface import Condition, ObjectInfo, Store
 from sidecar.mounter.writing.active_upload import Description
 from sidecar.mounter.writing.spool import Spool, SpoolFile
@@ -149,7 +149,7 @@ class Saver:
         """Of a file with these attributes, in place of ``like``."""
         most = self._store.limits.max_metadata_bytes
         kept = like.metadata if like is not None else None
-        return Description(beside_metadata(kept, attributes, stat.S_IFREG, most), like)
+        return Description(merge_metadata(kept, attributes, stat.S_IFREG, most), like)
 
     def _completed(self, remote: ObjectInfo) -> ObjectInfo:
         """With metadata and properties: of whatever has the name now, and is replaced."""

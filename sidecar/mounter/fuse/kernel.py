@@ -31,8 +31,8 @@ from sidecar.errors import NotFound, SidecarError, Stale, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller, Entry
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.journal import HANDLE, ReplayedRequest
 from sidecar.mounter.filesystem.readdir import DirectoryEntry
+from sidecar.mounter.filesystem.records import FILE_HANDLE
 from sidecar.mounter.fuse import protocol as p
 from sidecar.mounter.fuse.callers import Callers, is_killed
 from sidecar.mounter.fuse.connection import Reply, answer, end_if_starved, notify
@@ -252,7 +252,7 @@ class Server:
             # The kernel puts what it asks again before everything else (fs/fuse/dev.c,
             # fuse_resend), so that was all of it.
             self._recovering = False
-            self.filesystem.all_asked_again()
+            self.filesystem.recovery.all_resent()
         if not operation.waits and self._perform(request, operation.handler, wait=False):
             return False
         self._callers.wait(request.unique, request.thread)
@@ -267,21 +267,21 @@ class Server:
     def _answered_again(self, request: Request, handler: Handler) -> bool:
         """Answer a request whose worker died, or hand it on; False if it is as a new one."""
         unique = request.unique & ~p.UNIQUE_RESEND
-        asked = self.filesystem.asked_again(unique)
-        if asked.answer is not None:
-            code, reply = asked.answer
+        replayed = self.filesystem.recovery.resent(unique)
+        if replayed.answer is not None:
+            code, reply = replayed.answer
             self._answer(request, code, (reply,))
-            self.filesystem.end_request(unique)
+            self.filesystem.recovery.end_request(unique)
             return True
         if self.filesystem.read_only:  # nothing below has to wait, and this thread has backings
-            for kind, number in asked.given:
-                if kind == HANDLE:
+            for kind, number in replayed.granted:
+                if kind == FILE_HANDLE:
                     self._backings.release(self.filesystem.files.get(number).inode.id)
-            self.filesystem.take_back(unique, asked)
+            self.filesystem.recovery.revoke(unique)
             return False
         request = request._replace(body=memoryview(bytes(request.body)))
         self._callers.wait(request.unique, request.thread)
-        self._pool.submit(self._perform_later, request, handler, None, asked)
+        self._pool.submit(self._perform_later, request, handler, None, replayed=True)
         return True
 
     def _perform_later(
@@ -289,11 +289,12 @@ class Server:
         request: Request,
         handler: Handler,
         buffer: bytearray | None,
-        asked: ReplayedRequest | None = None,
+        *,
+        replayed: bool = False,
     ) -> None:
         try:
-            if asked is not None:
-                self.filesystem.take_back(request.unique & ~p.UNIQUE_RESEND, asked)
+            if replayed:
+                self.filesystem.recovery.revoke(request.unique & ~p.UNIQUE_RESEND)
             self._perform(request, handler, wait=True)
             self._callers.answered(request.unique)
             request.body.release()
@@ -309,11 +310,11 @@ class Server:
         if request.opcode not in _REMEMBERED and not request.unique & p.UNIQUE_RESEND:
             return self._perform_once(request, handler, wait=wait)
         unique = request.unique & ~p.UNIQUE_RESEND
-        self.filesystem.begin_request(unique)
+        self.filesystem.recovery.begin_request(unique)
         try:
             return self._perform_once(request, handler, wait=wait)
         finally:
-            self.filesystem.end_request(unique)
+            self.filesystem.recovery.end_request(unique)
 
     def _perform_once(self, request: Request, handler: Handler, *, wait: bool) -> bool:
         began_s = time.perf_counter()
@@ -342,10 +343,10 @@ class Server:
             if result is not None:
                 if request.opcode in _CHANGES_NAMES:
                     unique = request.unique & ~p.UNIQUE_RESEND
-                    self.filesystem.done(unique, b"".join(result.reply))
+                    self.filesystem.recovery.replied(unique, b"".join(result.reply))
                 try:
                     if not self._answer(request, 0, result.reply):
-                        self.filesystem.take_back_all(request.unique & ~p.UNIQUE_RESEND)
+                        self.filesystem.recovery.revoke(request.unique & ~p.UNIQUE_RESEND)
                 finally:
                     if result.release is not None:
                         result.release()
@@ -429,7 +430,7 @@ class Server:
             agreed >> 32,
             1 if agreed & p.Init.PASSTHROUGH else 0,
         )
-        self.filesystem.begin()
+        self.filesystem.recovery.begin()
         self._answer(request, 0, (reply,))
         self._on_serving(bool(agreed & p.Init.HAS_RESEND))
         return None
@@ -580,7 +581,7 @@ class Server:
         except WouldBlock:
             if not reply:
                 raise  # what is here is answered first; the kernel asks for the rest
-        self.filesystem.give_lines(handle, last)
+        self.filesystem.entries_read(handle, last)
         return _Result((reply,))
 
     def read_directory_plus(self, request: Request, wait: bool) -> _Result:
@@ -597,7 +598,7 @@ class Server:
                     reply += _entry(*entry)
                     inode = entry.attributes.inode or line.inode or p.UNKNOWN_INO
                     _add_dirent(reply, inode, line.offset, name, line.type_mode)
-        self.filesystem.give_lines(handle, last)
+        self.filesystem.entries_read(handle, last)
         return _Result((reply,))
 
     def _lines_plus(

@@ -108,7 +108,7 @@ class Worker:
             store, self._probe_key() if writes else None, deadline_s, self._say_waiting
         )
         filesystem = self._build(store)
-        for key in filesystem.finish_predecessor():
+        for key in filesystem.recovery.finish_predecessor():
             logs.event(log, "saved what an earlier run had left in the spool", key=key)
         self._channel.send({"event": "checked"})
         received = self._channel.receive()
@@ -142,7 +142,7 @@ class Worker:
         store = self._open_store()
         notifier, readers = self._fork_children(store)
         filesystem = self._build(store)
-        filesystem.restore(crashed=crashed)
+        filesystem.recovery.restore(crashed=crashed)
         server = kernel.Server(
             filesystem, descriptor, self._metrics, self._say_serving, readers, notifier
         )

@@ -1,0 +1,265 @@
+"""Records of the journal: one type for each kind, and how they are stored.
+
+Fields are plain values, which marshal takes. Nothing here knows inodes, handles or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple
+
+GrantKind = Literal["lookup", "handle", "reading"]
+"""What an answer hands out: one lookup of an inode, the handle of a file or of a directory."""
+LOOKUP: Final = "lookup"
+FILE_HANDLE: Final = "handle"
+DIRECTORY_HANDLE: Final = "reading"
+
+RENAME: Final = "rename"
+RENAME_DIRECTORY: Final = "move"
+"""Operations of :class:`Intended` whose second attempt needs to know of the first."""
+
+BareVersion = tuple[str, int, float, str]
+"""Key, size, time and version of an object: :attr:`ObjectInfo.bare`."""
+
+
+class LastNumbers(NamedTuple):
+    """The highest numbers ever handed out; none is handed out twice."""
+
+    inode: int
+    file_handle: int
+    directory_handle: int
+
+
+class DirectoryInode(NamedTuple):
+    """The whole of a directory's inode.
+
+    Attributes:
+        parent: its number; 0 for none.
+        kept: exists without any object.
+    """
+
+    inode: int
+    parent: int
+    name: str
+    lookups: int
+    detached: bool
+    kept: bool
+    mtime_ns: int
+
+
+class LinkInode(NamedTuple):
+    """The whole of a symbolic link's inode.
+
+    Attributes:
+        target: None where nobody has read it yet.
+    """
+
+    inode: int
+    parent: int
+    name: str
+    lookups: int
+    detached: bool
+    remote: BareVersion
+    attributes: dict[str, int]
+    target: bytes | None
+
+
+class FileInode(NamedTuple):
+    """The whole of a file's inode.
+
+    Attributes:
+        remote: the object's version that the store has; None before the first upload.
+        spool_path: None where the spool has nothing of it.
+        is_dirty: the spool has what the store lacks.
+        key: where it belongs in the store; None where the spool has nothing of it.
+    """
+
+    inode: int
+    parent: int
+    name: str
+    lookups: int
+    detached: bool
+    remote: BareVersion | None
+    attributes: dict[str, int]
+    spool_path: str | None
+    is_dirty: bool
+    key: str | None
+
+
+class Lookups(NamedTuple):
+    """How many lookups of an inode the kernel holds now."""
+
+    inode: int
+    lookups: int
+
+
+class InodeDropped(NamedTuple):
+    """Nobody holds the inode any more."""
+
+    inode: int
+
+
+class FileOpened(NamedTuple):
+    """An open file.
+
+    Attributes:
+        backing_id: of the local file that the kernel reads instead; 0 for none.
+    """
+
+    handle: int
+    inode: int
+    is_writable: bool
+    backing_id: int
+
+
+class FileClosed(NamedTuple):
+    """The handle of an open file is gone."""
+
+    handle: int
+
+
+class DirectoryOpened(NamedTuple):
+    """An open directory, and the names that its reader has already."""
+
+    handle: int
+    inode: int
+    names: list[str]
+
+
+class NamesRead(NamedTuple):
+    """The reader of an open directory gets these names, after the first ``start``."""
+
+    handle: int
+    start: int
+    names: list[str]
+
+
+class DirectoryClosed(NamedTuple):
+    """The handle of an open directory is gone."""
+
+    handle: int
+
+
+class RenameBegun(NamedTuple):
+    """A directory's objects are being copied to other keys. Both end in ``/``."""
+
+    inode: int
+    old_key: str
+    new_key: str
+
+
+class RenameEnded(NamedTuple):
+    """The rename of this directory is complete, or undone."""
+
+    inode: int
+
+
+class Granted(NamedTuple):
+    """The answer to a request hands these out."""
+
+    request: int
+    kind: GrantKind
+    numbers: list[int]
+
+
+class Revoked(NamedTuple):
+    """One of what was granted never arrived, and is about to be released."""
+
+    request: int
+    kind: GrantKind
+    number: int
+
+
+class Intended(NamedTuple):
+    """What a request is about to change in the store.
+
+    Attributes:
+        inode: what is renamed; None for another operation.
+        replaced_key: of an object that the rename replaces and has to delete.
+    """
+
+    request: int
+    operation: str
+    inode: int | None = None
+    replaced_key: str | None = None
+
+
+class Replied(NamedTuple):
+    """A request made its change; this is the answer that is due."""
+
+    request: int
+    errno: int
+    reply: bytes
+
+
+class Resent(NamedTuple):
+    """The kernel sent a request again: how many workers died of it, and crashed."""
+
+    request: int
+    deaths: int
+    crashes: int
+
+
+class Answered(NamedTuple):
+    """These requests will not be sent again."""
+
+    requests: list[int]
+
+
+InodeRecord = DirectoryInode | LinkInode | FileInode
+HandleRecord = FileOpened | FileClosed | DirectoryOpened | NamesRead | DirectoryClosed
+RequestRecord = Granted | Revoked | Intended | Replied | Resent
+Record = (
+    LastNumbers
+    | InodeRecord
+    | Lookups
+    | InodeDropped
+    | HandleRecord
+    | RenameBegun
+    | RenameEnded
+    | RequestRecord
+    | Answered
+)
+StoredRecord = tuple[Any, ...]
+"""A tag and the fields: what marshal takes."""
+
+TAGS: Final[dict[type[Record], str]] = {
+    LastNumbers: "last",
+    DirectoryInode: "directory",
+    LinkInode: "link",
+    FileInode: "file",
+    Lookups: "held",
+    InodeDropped: "dropped",
+    FileOpened: "open",
+    FileClosed: "closed",
+    DirectoryOpened: "opendir",
+    NamesRead: "lines",
+    DirectoryClosed: "closeddir",
+    RenameBegun: "moving",
+    RenameEnded: "moved",
+    Granted: "gave",
+    Revoked: "took",
+    Intended: "intent",
+    Replied: "done",
+    Resent: "again",
+    Answered: "answered",
+}
+"""The tags on disk. Whoever changes one, or a field, gives the journal another version."""
+_TYPES: Final[dict[str, Callable[..., Record]]] = {tag: type_ for type_, tag in TAGS.items()}
+
+
+def from_stored(stored: StoredRecord) -> Record:
+    """A stored record. Raises KeyError, TypeError or ValueError for anything else."""
+    tag, *fields = stored
+    return _TYPES[tag](*fields)
+
+
+def from_version_2(stored: StoredRecord) -> Record:
+    """A record of a journal of version 2. Raises as :func:`from_stored`."""
+    tag, *fields = stored
+    if tag == "node":  # any kind of inode: how many fields there are tells which
+        tag = {7: "directory", 8: "link", 10: "file"}[len(fields)]
+    elif tag == "intent":
+        request, intent = fields
+        fields = [request, *intent]
+    return _TYPES[tag](*fields)

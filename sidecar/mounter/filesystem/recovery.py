@@ -1,0 +1,189 @@
+"""Recovery: what a worker takes over from its predecessor, and which requests come again.
+
+It says what became of a request. Serving it again does not belong here.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from sidecar.errors import StateUnusable
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem.directory_rename import DirectoryRename
+from sidecar.mounter.filesystem.inodes import File
+from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.namespace import Namespace
+from sidecar.mounter.filesystem.open_directories import OpenDirectories
+from sidecar.mounter.filesystem.open_files import OpenFiles
+from sidecar.mounter.filesystem.records import (
+    DIRECTORY_HANDLE,
+    FILE_HANDLE,
+    LOOKUP,
+    LastNumbers,
+    Record,
+    RenameBegun,
+)
+from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest, UnsavedFile
+from sidecar.mounter.writing.spool import Spool
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """What one worker of a mount takes over, and leaves to the next one.
+
+    A request is the number that the kernel gave it, without the RESEND bit.
+
+    Attributes:
+        begin_request: from now on this thread serves this request. What it hands out is written
+            down under the request.
+        end_request: the request was answered.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        files: OpenFiles,
+        directories: OpenDirectories,
+        renames: DirectoryRename,
+        spool: Spool,
+        journal: Journal,
+        metrics: VolumeMetrics,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self._namespace = namespace
+        self._files = files
+        self._directories = directories
+        self._renames = renames
+        self._spool = spool
+        self._journal = journal
+        self._metrics = metrics
+        self._threads = threads
+        self._has_crashed = False
+        # Called for each request, so without a method of this class in between.
+        self.begin_request = journal.begin_request
+        self.end_request = journal.end_request
+
+    # --- a run or a worker that ended, and the next one -----------------------------------------
+
+    def begin(self) -> None:
+        """Write down from now on what is handed out."""
+        self._journal.begin(self.records)
+
+    def records(self) -> list[Record]:
+        """All that a successor must know. Takes no lock."""
+        return [
+            LastNumbers(
+                self._namespace.inodes.last_number,
+                self._files.last_number,
+                self._directories.last_number,
+            ),
+            *self._namespace.inodes.records(),
+            *self._files.records(),
+            *self._renames.records(),
+            *self._directories.records(),
+        ]
+
+    def finish_predecessor(self) -> list[str]:
+        """Upload what an earlier run left in the spool, then :meth:`begin`. Returns the keys.
+
+        To be called before anything is handed out: what this run writes is newer. Raises what the
+        store raises; what is not saved by then stays in the spool for the next attempt.
+        """
+        try:
+            state = RecoveredState.read(self._journal)
+        except StateUnusable as error:
+            # Perhaps the machine crashed. The spool's files stay, since nobody knows what they
+            # are, and the run starts all the same.
+            log.warning("what an earlier run left in the spool cannot be saved: %s", error)
+            saved = []
+        else:
+            renames = state.renames.values()
+            for begun in renames:
+                self._renames.finish_predecessor(begun)
+            unsaved = [_renamed(file, renames) for file in state.unsaved()]
+            saved = [file.key for file in unsaved if self._files.saver.salvage(file)]
+            self._files.contents.abandon_leftovers()
+            self._spool.clear()
+        self.begin()
+        return saved
+
+    def restore(self, *, crashed: bool = False) -> None:
+        """Take over the inodes and handles of a worker that died, then :meth:`begin`.
+
+        Args:
+            crashed: it ended by itself, and was not killed.
+
+        Raises StateUnusable where there is no journal, or none that can be read.
+        """
+        self._has_crashed = crashed
+        state = RecoveredState.read(self._journal)
+        if not state.last.inode:
+            # The kernel holds numbers, which would be given to other inodes now.
+            raise StateUnusable("there is no journal of the worker that died")
+        inodes = self._namespace.inodes
+        inodes.restore(state.inodes, state.last.inode, self._spool.adopt)
+        handles: dict[int, tuple[File, bool, int]] = {}
+        for handle, opened in state.files.items():
+            inode = inodes.get(opened.inode)
+            if isinstance(inode, File):
+                handles[handle] = (inode, opened.is_writable, opened.backing_id)
+        self._files.restore(handles, state.last.file_handle)
+        self._directories.restore(state.directories, state.last.directory_handle)
+        self._renames.in_flight = dict(state.renames)
+        self._journal.inherit(state.requests)
+        self.begin()
+
+    # --- requests that the kernel sends again -----------------------------------------------------
+
+    def resent(self, request: int) -> ReplayedRequest:
+        """The kernel sent a request again whose worker died: what became of it.
+
+        One that has ended too many workers has EIO as its answer.
+        """
+        replayed = ReplayedRequest(self._journal.of_request(request))
+        replayed.deaths += 1
+        replayed.crashes += self._has_crashed
+        self._journal.resent(request, replayed.deaths, replayed.crashes)
+        if replayed.answer is None and replayed.is_hopeless:
+            self._metrics.refused_requests.inc()
+            log.error(
+                "request %d has ended %d workers (%d by themselves) and is refused",
+                request,
+                replayed.deaths,
+                replayed.crashes,
+            )
+            replayed.answer = errno.EIO, b""
+        return replayed
+
+    def revoke(self, request: int) -> None:
+        """Release what was handed out for a request, because its answer never arrived."""
+        for kind, number in ReplayedRequest(self._journal.of_request(request)).granted:
+            self._journal.revoke(request, kind, number)
+            if kind == LOOKUP:
+                self._namespace.inodes.forget(number, 1)
+            elif kind == FILE_HANDLE:
+                self._files.release(number)
+            elif kind == DIRECTORY_HANDLE:
+                self._directories.release(number)
+
+    def all_resent(self) -> None:
+        """The kernel has sent again all that it will: what follows is new."""
+        self._journal.end_inherited()
+        if self._renames.in_flight:
+            self._threads.submit(self._renames.finish_all)
+
+    def replied(self, request: int, reply: bytes) -> None:
+        """The request made its change. A successor that is sent it again gives this answer."""
+        self._journal.replied(request, 0, reply)
+
+
+def _renamed(file: UnsavedFile, renames: Iterable[RenameBegun]) -> UnsavedFile:
+    """The file under its new key, where a directory above it was renamed."""
+    for begun in renames:
+        if file.key.startswith(begun.old_key):
+            file = file._replace(key=begun.new_key + file.key[len(begun.old_key) :])
+    return file
