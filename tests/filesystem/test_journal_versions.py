@@ -1,0 +1,204 @@
+"""Journals that this version did not write: of the version before, of a later one, and broken."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import StateUnusable
+from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.records import (
+    DirectoryInode,
+    DirectoryOpened,
+    FileInode,
+    FileOpened,
+    Intended,
+    LastNumbers,
+    LinkInode,
+    NamesRead,
+    RenameBegun,
+)
+from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest
+from tests.support.memory_store import MemoryStore
+from tests.support.serve import build
+
+VERSION_2 = Path(__file__).parents[1] / "fixtures" / "journals" / "version-2"
+"""Of a worker that was killed in the middle of a rename of ``old``, when one object was copied.
+
+Written by commit 2bebd07, its state in the folder ``state`` below where it ran.
+"""
+SPOOL = {"00000000": b"written and not saved", "00000001": b"AS it was"}
+SPOOL |= {"00000002": b"nobody wants this", "00000003": b"below what is renamed"}
+HEADER = struct.Struct("8sQ")
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state directory that goes with the journal of version 2."""
+    monkeypatch.chdir(tmp_path)  # the journal names spool files by relative paths
+    state = Path("state")
+    (state / "spool").mkdir(parents=True)
+    shutil.copy(VERSION_2, state / "journal")
+    for name, content in SPOOL.items():
+        (state / "spool" / f"{name}.data").write_bytes(content)
+    (state / "spool/00000000.state").write_bytes(b'["exclusive", true]\n')
+    return state
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """The store as that worker left it."""
+    store = MemoryStore()
+    for key, content in {
+        "changed": b"as it was",
+        "link.rclonelink": b"target",
+        "made/": b"",
+        "old/inside": b"inside",
+        "renamed/inside": b"inside",
+    }.items():
+        store.put(key, content)
+    return store
+
+
+def contents(store: MemoryStore) -> dict[str, bytes]:
+    found = {}
+    for info in store.list_page("", delimiter="").objects:
+        content = memoryview(bytearray(info.size_bytes))
+        store.get_range(info.key, info.version, 0, content)
+        found[info.key] = bytes(content)
+    return found
+
+
+class TestVersion2:
+    def test_what_was_not_saved_is_saved(self, state: Path, store: MemoryStore) -> None:
+        filesystem, _ = build(store, state)
+        saved = filesystem.recovery.finish_predecessor()
+        assert sorted(saved) == ["changed", "new", "renamed/below"]
+        assert contents(store) == {
+            "changed": b"AS it was",
+            "link.rclonelink": b"target",
+            "made/": b"",
+            "new": b"written and not saved",
+            "renamed/": b"",
+            "renamed/below": b"below what is renamed",
+            "renamed/inside": b"inside",
+        }
+        assert (store.head("new").metadata or {})["mode"] == str(0o100640)
+        assert list((state / "spool").iterdir()) == []
+
+    def test_it_is_written_anew_in_this_version(self, state: Path, store: MemoryStore) -> None:
+        build(store, state)[0].recovery.finish_predecessor()
+        assert (state / "journal").read_bytes()[:8] == b"msjrnl03"
+        assert build(store, state)[0].recovery.finish_predecessor() == []
+
+    def test_every_kind_of_record(self, state: Path) -> None:
+        read = RecoveredState.read(Journal(state / "journal"))
+        assert read.last == LastNumbers(9, 5, 1)
+        assert [type(record) for record in read.inodes.values()] == [
+            *(DirectoryInode, FileInode, FileInode, LinkInode, DirectoryInode),
+            *(FileInode, DirectoryInode, FileInode, FileInode),
+        ]
+        link, made = read.inodes[4], read.inodes[5]
+        assert isinstance(link, LinkInode)
+        assert (link.name, link.remote[0], link.target) == ("link", "link.rclonelink", b"target")
+        assert isinstance(made, DirectoryInode)
+        assert (made.parent, made.name, made.kept) == (ROOT, "made", True)
+        assert read.inodes[6].detached
+        assert sorted(read.files) == [1, 2, 3, 4]
+        assert read.files[1] == FileOpened(1, 2, True, 0)
+        assert read.directories[1].names[:2] == ["changed", "old"]
+        assert read.renames == {7: RenameBegun(7, "old/", "renamed/")}
+        created = ReplayedRequest(read.requests[8])
+        assert created.granted == [("lookup", 2), ("handle", 1)]
+        assert created.answer == (0, b"reply")
+        assert read.requests[10] == [Intended(10, "move", 7)]
+
+    def test_a_worker_goes_on_with_it(self, state: Path, store: MemoryStore) -> None:
+        filesystem, _ = build(store, state)
+        filesystem.recovery.restore()
+        filesystem.recovery.resent(10)
+        filesystem.recovery.revoke(10)
+        filesystem.recovery.begin_request(10)
+        filesystem.rename(ROOT, "old", ROOT, "renamed", 0)
+        filesystem.recovery.end_request(10)
+        for handle in (1, 2, 4):
+            filesystem.flush(handle)
+        assert contents(store)["renamed/below"] == b"below what is renamed"
+        assert contents(store)["new"] == b"written and not saved"
+
+
+def start_anew(state: Path, caplog: pytest.LogCaptureFixture) -> str:
+    """A run starts over a journal that it cannot read: the one line that it logs."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        filesystem, _ = build(MemoryStore(), state)
+        assert filesystem.recovery.finish_predecessor() == []
+    left = {path.stem: path.read_bytes() for path in (state / "spool").glob("*.data")}
+    assert left == SPOOL
+    filesystem.create(ROOT, "a", 0o600, 0)
+    assert RecoveredState.read(Journal(state / "journal")).inodes.keys() == {ROOT, 2}
+    (line,) = caplog.messages
+    return line
+
+
+BROKEN = {
+    "empty": (b"", "is no journal"),
+    "foreign": (b"SQLite format 3\0" * 100, "is no journal"),
+    "later": (HEADER.pack(b"msjrnl04", 16), "is a journal of version 04; known are 02 and 03"),
+    "earlier": (HEADER.pack(b"msjrnl01", 16), "is a journal of version 01; known are 02 and 03"),
+    "header only": (b"msjrnl03", "is damaged: 8 bytes, of which 0 are in use"),
+    "end missing": (
+        VERSION_2.read_bytes()[:1000],
+        "is damaged: 1000 bytes, of which 2050 are in use",
+    ),
+    "a page of zeros": (
+        VERSION_2.read_bytes()[:512] + bytes(512) + VERSION_2.read_bytes()[1024:],
+        "is damaged: ",
+    ),
+    "zeros at the end": (VERSION_2.read_bytes()[:1024] + bytes(1026), "is damaged: "),
+}
+
+
+@pytest.mark.parametrize(("content", "why"), BROKEN.values(), ids=BROKEN)
+def test_a_run_starts_anew_and_keeps_the_spool(
+    state: Path, caplog: pytest.LogCaptureFixture, content: bytes, why: str
+) -> None:
+    (state / "journal").write_bytes(content)
+    line = start_anew(state, caplog)
+    assert line.startswith("what an earlier run left in the spool cannot be saved: ")
+    assert why in line
+
+
+def test_a_worker_does_not_go_on_with_a_later_version(state: Path) -> None:
+    (state / "journal").write_bytes(HEADER.pack(b"msjrnl04", 16))
+    with pytest.raises(StateUnusable, match="version 04"):
+        build(MemoryStore(), state)[0].recovery.restore()
+
+
+def test_torn_anywhere(tmp_path: Path) -> None:
+    """Zeros from any byte on, as a machine's crash leaves pages that were not written yet."""
+    journal = Journal(tmp_path / "journal")
+    journal.begin(list)
+    for record in (
+        LastNumbers(5, 5, 5),
+        DirectoryInode(ROOT, 0, "", 1, False, False, 0),
+        FileInode(2, ROOT, "a", 1, False, ("a", 1, 1.0, "1"), {"mode": 0o600}, "p", True, "a"),
+        DirectoryOpened(1, ROOT, []),
+        NamesRead(1, 0, ["a"]),
+    ):
+        journal.write(record)
+    content = (tmp_path / "journal").read_bytes()
+    used = HEADER.unpack_from(content)[1]
+    refused = 0
+    for position in range(used):
+        (tmp_path / "journal").write_bytes(content[:position] + bytes(used - position))
+        try:
+            RecoveredState.read(journal)
+        except StateUnusable:
+            refused += 1
+    assert refused > 0.9 * used  # not the zeros inside the last name, say
