@@ -37,6 +37,7 @@ from sidecar.mounter.cache.disk_cache import LocalCopy
 from sidecar.mounter.filesystem.attribute_changes import AttributeChanges
 from sidecar.mounter.filesystem.attributes import (
     BLOCK_BYTES,
+    Attributes,
     Caller,
     Entry,
     Ownership,
@@ -134,6 +135,14 @@ class FileSystem:
         self.namespace.attributes.load(inode, wait=wait)
         return self.namespace.enter(inode)
 
+    def find(self, parent: int, name: str) -> Inode:
+        """The inode of a name, for a caller that holds none by its number. Raises NotFound."""
+        return self.namespace.find(self.namespace.directory(parent), name)
+
+    def hold(self, inode: Inode) -> None:
+        """Count the inode as held until :meth:`forget`, as :meth:`lookup` does."""
+        self.namespace.inodes.hold([inode])
+
     def absence_ttl_s(self, parent: int, name: str) -> float:
         """For how much longer a name that was not found is known not to exist."""
         try:
@@ -151,6 +160,11 @@ class FileSystem:
         self.namespace.refresh(inode, wait=wait)
         self.namespace.attributes.load(inode, wait=wait)
         return self.namespace.entry(inode)
+
+    def attributes(self, inode: Inode) -> Attributes:
+        """What is known of an inode that was just found; asks the store for what is missing."""
+        self.namespace.attributes.load(inode)
+        return self.namespace.attributes.of(inode)
 
     def set_attributes(
         self, inode_id: int, changes: Mapping[str, int], size_bytes: int | None = None
@@ -174,6 +188,25 @@ class FileSystem:
             _FREE_FILES,
             NAME_MAX_BYTES,
         )
+
+    @property
+    def root(self) -> Directory:
+        """The inode of the mount itself."""
+        return self.namespace.inodes.root
+
+    @property
+    def ttl_s(self) -> float:
+        """Lifetime of names and attributes."""
+        return self.namespace.ttl_s
+
+    @property
+    def inode_count(self) -> int:
+        """How many inodes are held."""
+        return len(self.namespace.inodes)
+
+    def on_remote_change(self, tell: Callable[[Inode], None]) -> None:
+        """Have an inode told to ``tell`` when it loses its name because the bucket changed."""
+        self.namespace.on_remote_change = tell
 
     # --- directories ----------------------------------------------------------------------
 
@@ -270,12 +303,22 @@ class FileSystem:
             return self._cache.open_whole(inode.remote)
         return None
 
-    def open(self, inode_id: int, flags: int, backing_id: int = 0, *, wait: bool = True) -> int:
+    def inode(self, handle: int) -> Inode:
+        """The inode of an open file. Raises BadHandle."""
+        return self.files.get(handle).inode
+
+    def opens(self) -> list[tuple[int, int | None]]:
+        """The inode and the backing id of each handle."""
+        return [(opened.inode.id, opened.backing_id or None) for opened in self.files.opened()]
+
+    def open(
+        self, inode_id: int, flags: int, backing_id: int | None = None, *, wait: bool = True
+    ) -> int:
         """open(2) of an existing file: a handle. Raises Stale for one that lost its name.
 
         Args:
-            backing_id: remembered with the handle, for a transport that serves it without
-                asking the file system.
+            backing_id: remembered with the handle, for a transport whose kernel reads the file
+                by itself; None where it does not.
         """
         writable = is_writable(flags)
         truncate = bool(flags & os.O_TRUNC)
@@ -286,7 +329,9 @@ class FileSystem:
             _refuse_to_open(inode)
         if writable or truncate:
             self.namespace.attributes.load(inode)  # what it keeps is kept when it is written
-        return self.files.open(inode, writable, truncate=truncate, backing_id=backing_id, wait=wait)
+        return self.files.open(
+            inode, writable, truncate=truncate, backing_id=backing_id or 0, wait=wait
+        )
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """pread(2). The caller calls ``release`` of the result once it was sent."""

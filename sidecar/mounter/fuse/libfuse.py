@@ -1,8 +1,8 @@
-"""The portable transport: fusepy on libfuse 2, paths resolved to inodes.
+"""The portable transport: fusepy on libfuse 2, which asks by path.
 
-libfuse asks by path, so this transport walks the tree for each request, and libfuse (not
-the kernel) remembers which path is which. What follows from that is listed in
-SEMANTICS.md, "Transports".
+Resolves paths to inodes, and knows nothing of /dev/fuse. It walks the directories of a path for
+each request, and libfuse (not the kernel) remembers which path is which. What follows from that
+is listed in SEMANTICS.md, "Transports".
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sidecar.mounter.fuse.protocol import UNKNOWN_INO
 from sidecar.mounter.system.mounts import SUBTYPE
 
 _ENCODING = "latin-1"
-"""fusepy decodes strictly; Latin-1 carries any bytes through, the real encoding is ours."""
-# utimensat(2): nanoseconds that are none, beside zero seconds; fusepy adds the two.
+"""fusepy decodes strictly. Latin-1 carries any bytes; _decode() and _encode() know the real one."""
+# utimensat(2): values of tv_nsec that stand for no time. fusepy adds them to zero seconds.
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _REMEMBERED_PATHS = 100_000
-_READ_BYTES = 128 * 1024  # the most that libfuse 2 asks for
+_READ_BYTES = 128 * 1024  # the longest read of libfuse 2
 
 
 def serve(
@@ -41,7 +41,7 @@ def serve(
 
     Args:
         source: what mount(8) shows, such as ``s3://bucket``.
-        on_mounted: called once the kernel asks the first question.
+        on_mounted: called when the kernel sends its first request.
 
     Raises:
         DependencyMissing: libfuse 2 is not installed.
@@ -52,7 +52,7 @@ def serve(
         raise DependencyMissing(
             "libfuse 2 is not installed", "install Debian's libfuse2 (libfuse2t64 since 13)"
         ) from None
-    ttl_s = filesystem.namespace.ttl_s
+    ttl_s = filesystem.ttl_s
     fuse.FUSE(
         _PathOperations(filesystem, metrics, on_mounted, fuse.fuse_get_context),
         mountpoint,
@@ -82,8 +82,8 @@ class _PathOperations:
     """fusepy's operations. fusepy calls the instance with the operation's name.
 
     Args:
-        context: (uid, gid, pid) of the process that asks what this thread serves; the mode of
-            what is new comes without the bits of its umask.
+        context: uid, gid and pid of the process whose request this thread serves. The kernel
+            has taken its umask off the mode of what is new.
     """
 
     use_ns = True
@@ -99,13 +99,12 @@ class _PathOperations:
         context: Callable[[], tuple[int, int, int]],
     ) -> None:
         self._fs = filesystem
-        self._namespace = filesystem.namespace
         self._metrics = metrics
         self._on_mounted = on_mounted
         self._context = context
-        self._opened: OrderedDict[str, int] = OrderedDict()
-        self._told: OrderedDict[str, int] = OrderedDict()  # of what the kernel has attributes
-        self._held: OrderedDict[int, None] = OrderedDict()
+        self._opened: OrderedDict[str, int] = OrderedDict()  # inodes by path
+        self._told: OrderedDict[str, int] = OrderedDict()  # inodes whose attributes the kernel has
+        self._held: OrderedDict[int, None] = OrderedDict()  # inodes
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
         began_s = time.perf_counter()
@@ -127,12 +126,12 @@ class _PathOperations:
         """The mount is gone; the worker ends when serve() returns."""
 
     def getattr(self, path: str | None, fi: Any = None) -> dict[str, int]:
-        inode = self._fs.files.get(fi.fh).inode if fi is not None else self._walk(path or "/")
+        inode = self._fs.inode(fi.fh) if fi is not None else self._walk(path or "/")
         self._hold(inode)
-        self._namespace.attributes.load(inode)
+        attributes = self._fs.attributes(inode)
         if path is not None:
-            _remember(self._told, path, inode)
-        return _stat(self._namespace.attributes.of(inode))
+            _remember(self._told, path, inode.id)
+        return _stat(attributes)
 
     def chmod(self, path: str, mode: int) -> None:
         self._fs.set_attributes(self._walk(path).id, {"mode": stat.S_IMODE(mode)})
@@ -152,7 +151,7 @@ class _PathOperations:
         self._fs.set_attributes(self._walk(path).id, {"mtime_ns": mtime_ns})
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
-        inode = self._fs.files.get(fi.fh).inode if fi is not None else self._walk(path or "/")
+        inode = self._fs.inode(fi.fh) if fi is not None else self._walk(path or "/")
         self._fs.set_attributes(inode.id, {}, size_bytes=length)
 
     def statfs(self, _path: str) -> dict[str, int]:
@@ -175,9 +174,9 @@ class _PathOperations:
         return self._fs.open_directory(self._walk(path).id)
 
     def readdir(self, _path: str | None, handle: int) -> list[tuple[str, dict[str, int], int]]:
-        # Offset 0 tells libfuse to buffer the whole directory: fusepy does not pass the
-        # offset on from which the kernel wants to continue. A list: fusepy would run a
-        # generator after the call, where an error is EINVAL to it and nobody counts it.
+        # Offset 0 tells libfuse to buffer the whole directory: fusepy does not say from which
+        # offset the kernel wants to continue. A list: fusepy would run a generator after this
+        # call, where it makes EINVAL of an error, and nobody counts it.
         lines = []
         for line in self._fs.read_directory(handle, 0):
             known = {
@@ -234,7 +233,7 @@ class _PathOperations:
     def create(self, path: str, mode: int, fi: Any) -> None:
         parent, name = self._walk_parent(path)
         entry, fi.fh = self._fs.create(parent.id, name, mode, fi.flags, self._caller())
-        self._hold(self._namespace.inodes.get(entry.attributes.inode))
+        self._hold(self._fs.inode(fi.fh))
         self._fs.forget(entry.attributes.inode, 1)
 
     def open(self, path: str, fi: Any) -> None:
@@ -246,15 +245,15 @@ class _PathOperations:
                 raise
             raise Stale(error.what) from None
         if told not in (None, inode.id):
-            # What the kernel believes of the path is another version's. At ESTALE it asks for
-            # the attributes of the whole path, and then opens again (fs/namei.c, do_filp_open).
+            # The kernel has the attributes of another version. At ESTALE it asks for those of
+            # the whole path, and then opens again (fs/namei.c, do_filp_open).
             raise Stale(f"`{inode.key}` is another file by now")
-        _remember(self._told, path, inode)
+        _remember(self._told, path, inode.id)
         fi.fh = self._fs.open(inode.id, fi.flags)
-        # The kernel keeps pages by path here; they are right as long as the path leads to
-        # the same inode, which is one version.
+        # The kernel keeps pages by path here. They are right while the path leads to the same
+        # inode, which is one version.
         fi.keep_cache = self._opened.get(path) == inode.id
-        _remember(self._opened, path, inode)
+        _remember(self._opened, path, inode.id)
 
     def read(self, _path: str | None, size: int, offset: int, fi: Any) -> bytes:
         result = self._fs.read(fi.fh, offset, size)
@@ -276,14 +275,10 @@ class _PathOperations:
         self._fs.release(fi.fh)
 
     def _hold(self, inode: Inode) -> None:
-        """Keep the number of an inode.
-
-        The kernel keeps by path what stat(2) said, and SQLite takes a file whose number changes
-        for another file.
-        """
+        """Keep the number of an inode: SQLite takes a file whose number changes for another one."""
         if inode.id in self._held:
             return
-        self._namespace.inodes.hold([inode])
+        self._fs.hold(inode)
         self._held[inode.id] = None
         if len(self._held) > _REMEMBERED_PATHS:
             self._fs.forget(self._held.popitem(last=False)[0], 1)
@@ -295,10 +290,10 @@ class _PathOperations:
     # --- paths to inodes ------------------------------------------------------------------
 
     def _walk(self, path: str) -> Inode:
-        inode: Inode = self._namespace.inodes.root
+        inode: Inode = self._fs.root
         for part in path.split("/"):
             if part:
-                inode = self._namespace.find(self._namespace.directory(inode.id), _decode(part))
+                inode = self._fs.find(inode.id, _decode(part))
         return inode
 
     def _walk_parent(self, path: str) -> tuple[Directory, str]:
@@ -309,8 +304,8 @@ class _PathOperations:
         return parent, _decode(name)
 
 
-def _remember(inodes: OrderedDict[str, int], path: str, inode: Inode) -> None:
-    inodes[path] = inode.id
+def _remember(inodes: OrderedDict[str, int], path: str, inode: int) -> None:
+    inodes[path] = inode
     if len(inodes) > _REMEMBERED_PATHS:
         inodes.popitem(last=False)
 
