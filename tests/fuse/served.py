@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from sidecar.errors import QuotaExceeded
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.fuse import kernel
-from sidecar.mounter.fuse.readers.pool import Readers
+from sidecar.mounter.fuse.readers.pool import ReaderPool
+from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.store.interface import Condition, Limits, ObjectInfo
@@ -164,7 +164,7 @@ class Served:
         return None if data[8:16] == _NOTIFICATION else parse(data)
 
     def ask(self, opcode: int, inode: int = ROOT, body: bytes = b"") -> Answer:
-        """One request and its answer, while no other one is under way."""
+        """One request and its answer, while no other one is in flight."""
         unique = self.fresh_unique()
         self.send(frame(opcode, unique, inode, body))
         answer = self.receive()
@@ -224,9 +224,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     store, count = make_store(hanging=bool(sys.argv[3])), int(sys.argv[4])
-    readers = Readers(count, lambda number, _: _fetcher(store, state / f"reader{number}"), print)
+    readers = ReaderPool(count, lambda number, _: _fetcher(store, state / f"reader{number}"), print)
     filesystem, metrics = build(store, state, read_only=bool(count))
-    server = kernel.Server(
+    server = Server(
         filesystem, descriptor, metrics, lambda _can_resend: None, readers if count else None
     )
     serving = threading.Thread(target=server.serve, daemon=True)

@@ -23,7 +23,7 @@ SOAK_FRAMES = 1_000_000
 SOAK_SEEDS = 4
 MUTATED_SHARE = 0.7
 IN_FLIGHT = 32
-"""The kernel too bounds what is under way: MAX_BACKGROUND, and one for each waiting thread."""
+"""The kernel too bounds what is in flight: MAX_BACKGROUND, and one for each waiting thread."""
 SETTLED_AFTER = 10_000
 """Frames after which every buffer that can be in use has been used once."""
 GROWTH_BYTES = 32 * MIB

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import pytest
 
 from sidecar.mounter.fuse import protocol as p
-from sidecar.mounter.fuse.kernel import MAX_REQUEST_BYTES, OPERATIONS
+from sidecar.mounter.fuse.codec import MAX_REQUEST_BYTES
+from sidecar.mounter.fuse.operations import OPERATIONS, Operation, Refusal
 from sidecar.mounter.fuse.protocol import Opcode
 from tests.fuse.served import LARGE_BYTES, ROOT, Served, frame
 
@@ -233,13 +234,13 @@ def test_directory_entries_are_padded_to_8_bytes(length: int) -> None:
 def test_every_opcode_is_served_or_has_its_errno() -> None:
     assert set(OPERATIONS) == set(OPCODES.values())
     for operation in OPERATIONS.values():
-        assert (operation.handler is None) == (operation.errno in errno.errorcode)
+        assert isinstance(operation, Operation) or operation.errno in errno.errorcode
 
 
 @pytest.mark.parametrize("name", ["FLUSH", "FSYNC", "FSYNCDIR", "OPEN", "OPENDIR"])
 def test_what_the_kernel_would_never_ask_again_is_served(name: str) -> None:
     # fs/fuse/file.c and dir.c: ENOSYS is remembered, as success, for the whole connection.
-    assert OPERATIONS[OPCODES[name]].handler is not None
+    assert isinstance(OPERATIONS[OPCODES[name]], Operation)
 
 
 @pytest.mark.parametrize("body", [b"", b"\0", b"\xff" * 7, bytes(256)], ids=len)
@@ -247,7 +248,7 @@ def test_every_opcode_answers_once_whatever_its_body(served: Served, body: bytes
     for number in ANSWERED:
         answer = served.ask(number, ROOT, body)
         operation = OPERATIONS[number]
-        if operation.handler is None:
+        if isinstance(operation, Refusal):
             assert answer.errno == operation.errno
         else:
             assert answer.errno != errno.ENOSYS
@@ -261,7 +262,7 @@ def test_every_opcode_answers_for_an_inode_that_was_never_given_out(
 ) -> None:
     for number in ANSWERED:
         answer = served.ask(number, inode, b"name\0" + bytes(251))
-        assert answer.errno != errno.ENOSYS or OPERATIONS[number].errno == errno.ENOSYS
+        assert answer.errno != errno.ENOSYS or OPERATIONS[number] == Refusal(errno.ENOSYS)
     assert served.ask(Opcode.GETATTR, inode).errno == errno.ESTALE
 
 

@@ -11,7 +11,10 @@ import pytest
 
 from sidecar.mounter.filesystem.attributes import Entry
 from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.fuse import kernel, protocol
+from sidecar.mounter.fuse import operations, protocol
+from sidecar.mounter.fuse.codec import Request
+from sidecar.mounter.fuse.operations import Mount
+from sidecar.mounter.fuse.server import Server
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -20,21 +23,28 @@ ROOM = 8
 _NAME_AT = protocol.ENTRY_OUT.size + protocol.ATTR.size
 
 
-def a_directory(tmp_path: Path) -> tuple[kernel.Server, int, int]:
-    """A server, and the inode and a handle of a directory of FILES files."""
+def a_directory(tmp_path: Path) -> tuple[Mount, int, int]:
+    """A mount, and the inode and a handle of a directory of FILES files."""
     store = MemoryStore()
     for number in range(FILES):
         store.put(f"dir/{number:02}", b"content")
     filesystem, metrics = build(store, tmp_path, read_only=True, ttl_s=600)
-    server = kernel.Server(filesystem, os.open(os.devnull, os.O_RDWR), metrics, lambda _: None)
+    server = Server(filesystem, os.open(os.devnull, os.O_RDWR), metrics, lambda _: None)
     inode = filesystem.lookup(ROOT, "dir").attributes.inode
-    return server, inode, filesystem.open_directory(inode)
+    return server.mount, inode, filesystem.open_directory(inode)
 
 
-def lines(server: kernel.Server, inode: int, handle: int, room: int) -> dict[bytes, int]:
+def read(mount: Mount, inode: int, body: bytes) -> bytes:
+    """What one READDIRPLUS answers."""
+    request = Request(44, 2, inode, memoryview(body + bytes(16)), 0, 0, 0)
+    outcome = operations.read_directory_plus(mount, request, True)
+    assert isinstance(outcome, list)
+    return b"".join(outcome)
+
+
+def lines(mount: Mount, inode: int, handle: int, room: int) -> dict[bytes, int]:
     """What one READDIRPLUS from the beginning answers: names to inodes."""
-    body = memoryview(struct.pack("<QQII", handle, 0, room, 0) + bytes(16))
-    (reply,) = server.read_directory_plus(kernel.Request(44, 2, inode, body, 0, 0, 0), True).reply
+    reply = read(mount, inode, struct.pack("<QQII", handle, 0, room, 0))
     found: dict[bytes, int] = {}
     while reply:
         length = int.from_bytes(reply[_NAME_AT + 16 : _NAME_AT + 20], "little")
@@ -44,11 +54,11 @@ def lines(server: kernel.Server, inode: int, handle: int, room: int) -> dict[byt
     return found
 
 
-@pytest.mark.parametrize("most", [kernel._MOST_INODES, 2 + ROOM], ids=["room", "little room"])
+@pytest.mark.parametrize("most", [operations._MOST_INODES, 2 + ROOM], ids=["room", "little room"])
 def test_lines_beyond_the_most_inodes_have_names_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(kernel, "_MOST_INODES", most)
+    monkeypatch.setattr(operations, "_MOST_INODES", most)
     found = lines(*a_directory(tmp_path), 1 << 16)
     names = [b"%02d" % number for number in range(FILES)]
     assert list(found) == [b".", b"..", *names]
@@ -61,8 +71,8 @@ def test_lines_that_are_gone_again_are_not_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty answer would tell the kernel that the directory is over."""
-    server, inode, handle = a_directory(tmp_path)
-    enter = server.filesystem.enter
+    mount, inode, handle = a_directory(tmp_path)
+    enter = mount.filesystem.enter
 
     def enter_all_but_the_first(handle: int, names: Sequence[str]) -> list[Entry | None]:
         gone = FILES // 2
@@ -70,13 +80,12 @@ def test_lines_that_are_gone_again_are_not_the_end(
             e if int(n) >= gone else None for n, e in zip(names, enter(handle, names), strict=True)
         ]
 
-    monkeypatch.setattr(server.filesystem, "enter", enter_all_but_the_first)
-    body = memoryview(struct.pack("<QQII", handle, 2, 3 * protocol.dirent_bytes(2, plus=True), 0))
-    request = kernel.Request(44, 2, inode, memoryview(bytes(body) + bytes(16)), 0, 0, 0)
-    (reply,) = server.read_directory_plus(request, True).reply
+    monkeypatch.setattr(mount.filesystem, "enter", enter_all_but_the_first)
+    room = 3 * protocol.dirent_bytes(2, plus=True)
+    reply = read(mount, inode, struct.pack("<QQII", handle, 2, room, 0))
     assert reply[_NAME_AT + 24 : _NAME_AT + 26] == b"%02d" % (FILES // 2)
 
 
 def test_the_kernel_does_not_choose_which_lines_have_attributes() -> None:
-    assert kernel._WANTED & protocol.Init.DO_READDIRPLUS
-    assert not kernel._WANTED & protocol.Init.READDIRPLUS_AUTO
+    assert operations._WANTED & protocol.Init.DO_READDIRPLUS
+    assert not operations._WANTED & protocol.Init.READDIRPLUS_AUTO

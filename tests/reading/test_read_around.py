@@ -14,7 +14,7 @@ import pytest
 
 from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.fuse.readers.pool import blocks_of_child, child_by_place
+from sidecar.mounter.fuse.readers.process import blocks_of_process, process_by_place
 from sidecar.mounter.reading.object_reader import ObjectReader
 from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare, ReadAround
 from sidecar.spec import Volume
@@ -297,14 +297,14 @@ def test_only_the_blocks_of_this_process_are_brought() -> None:
     assert spans[-1] == (128 * MIB, size)
 
 
-@pytest.mark.parametrize("children", [1, 2, 3, 4])
-@pytest.mark.parametrize("node", [1, 2, 7])
-def test_each_block_is_of_the_child_that_is_asked_for_it(node: int, children: int) -> None:
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("source", [1, 2, 7])
+def test_each_block_is_of_the_process_that_is_asked_for_it(source: int, processes: int) -> None:
     size = 10 * MOST_BYTES + 1
-    for child in range(children):
-        for block in blocks_of_child(node, size, child, children):
-            assert child_by_place(node, block * MOST_BYTES, children) == child
-    every = [blocks_of_child(node, size, child, children) for child in range(children)]
+    for process in range(processes):
+        for block in blocks_of_process(source, size, process, processes):
+            assert process_by_place(source, block * MOST_BYTES, processes) == process
+    every = [blocks_of_process(source, size, process, processes) for process in range(processes)]
     assert sorted(block for blocks in every for block in blocks) == list(range(11))
 
 

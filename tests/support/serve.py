@@ -18,7 +18,9 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.fuse import kernel, libfuse
+from sidecar.mounter.fuse import libfuse
+from sidecar.mounter.fuse.codec import MAX_REQUEST_BYTES
+from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.store.interface import Store
@@ -113,12 +115,12 @@ def main() -> None:
                 mountpoint,
                 "memory",
                 read_only=options.read_only,
-                max_read_bytes=kernel.MAX_REQUEST_BYTES,
+                max_read_bytes=MAX_REQUEST_BYTES,
             )
             if mountpoint == options.mountpoint:
-                kernel.Server(filesystem, descriptor, metrics, _say_serving).serve()
+                Server(filesystem, descriptor, metrics, _say_serving).serve()
             else:
-                server = kernel.Server(filesystem, descriptor, metrics, _say_nothing)
+                server = Server(filesystem, descriptor, metrics, _say_nothing)
                 threading.Thread(target=server.serve, daemon=True).start()
 
 

@@ -1,13 +1,14 @@
-"""Programs that wait for an answer, and the end of that wait when one of them is killed.
+"""Which thread waits for which request; a killed program gets its answer at once.
 
-On a local disk a signal ends no wait: open(2) and stat(2) of it are never EINTR, whatever
-timer a profiler has set. Only a program that is killed waits no longer. The kernel tells of
-any signal alike (FUSE_INTERRUPT), and of a second one not at all (fs/fuse/dev.c,
-request_wait_answer), so the state of the thread that asks has to say which it was.
+Knows requests by their numbers only, not what they ask for.
 
-A thread of another PID namespace, such as that of another container whose pod does not share
-its processes, has the number 0: nothing is known of it, and it is taken for alive. Its wait
-ends with the answer.
+On a local disk a signal ends no wait: open(2) and stat(2) never fail with EINTR, whatever timer
+a profiler has set. Only a killed program stops waiting. The kernel reports every signal in the
+same way (FUSE_INTERRUPT), and a second one not at all (fs/fuse/dev.c, request_wait_answer). So
+the state of the thread has to show whether it was killed.
+
+A thread of another PID namespace (a container of a pod that does not share its processes) has
+the number 0. Nothing is known of it, so it counts as alive and waits for its answer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sidecar.mounter.fuse.connection import answer
 _HANDED_ON_LAST = 1024
 _LOOK_AGAIN_S = 0.2
 _LONGEST_LOOK_S = 300.0
-"""At a thread whose read was handed on: it has its answer long since, perhaps."""
+"""At a thread whose READ a reader process answers: perhaps it has its answer long since."""
 _HARMLESS = frozenset(
     (
         signal.SIGCHLD,
@@ -37,7 +38,7 @@ _HARMLESS = frozenset(
         signal.SIGWINCH,
     )
 )
-"""What ends no program that does nothing about it; signal(7)."""
+"""Signals that end no program by default; signal(7)."""
 _FATAL = sum(1 << number - 1 for number in range(1, 65) if number not in _HARMLESS)
 _PF_EXITING = 4  # include/linux/sched.h
 _FLAGS_FIELD, _EXIT_CODE_FIELD = 6, 49  # of proc_pid_stat(5), behind the name
@@ -45,9 +46,9 @@ _SIGNAL_MASK = 0x7F  # wait(2)
 
 
 def is_killed(thread: int) -> bool:
-    """Whether a thread was killed: a signal that ends it is pending, or it is ending of one.
+    """Whether a thread was killed: a fatal signal is pending, or one is ending it.
 
-    False where nothing is known.
+    False if nothing is known of the thread.
     """
     if not thread:
         return False
@@ -62,9 +63,9 @@ def is_killed(thread: int) -> bool:
         survived = masks[b"SigBlk"] | masks[b"SigIgn"] | masks[b"SigCgt"]
         if pending & _FATAL & ~survived:
             return True
-        # A thread that is ending has let go of its memory before its files (kernel/exit.c). Of
-        # one in execve(2), which has memory, `stat` cannot be read until the FLUSH of what is
-        # closed on exec is answered (exec_update_lock): who waits for it here waits for itself.
+        # An ending thread gives up its memory before it closes its files (kernel/exit.c). One in
+        # execve(2) has memory, and its `stat` cannot be read until the FLUSH of what is closed
+        # on exec is answered (exec_update_lock): whoever answers that would wait for itself.
         if b"\nVmSize:" in status:
             return False
         stat = Path(f"/proc/{thread}/stat").read_bytes()
@@ -77,35 +78,35 @@ def is_killed(thread: int) -> bool:
 
 
 class Callers:
-    """Who waits for which request of one connection. Safe to use from any thread."""
+    """The waiting threads of one connection. Safe to use from any thread."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._waiting: dict[int, int] = {}  # request to thread
-        # What reader processes answer: nobody says when they have.
+        self._waiting: dict[int, int] = {}  # threads by request
+        # Requests and threads. Nobody says when a reader process has answered.
         self._handed_on: collections.deque[tuple[int, int]] = collections.deque(
             maxlen=_HANDED_ON_LAST
         )
-        # Thread to the request that it waits for, and until when it is worth a look.
+        # Threads that had a signal: the request, and until when (monotonic) to look at them.
         self._signalled: dict[int, tuple[int, float]] = {}
         self._any = threading.Event()
         self._watcher: threading.Thread | None = None
 
     def wait(self, unique: int, thread: int) -> None:
-        """A thread waits for a request from now on."""
+        """A thread waits for a request that this process answers."""
         self._waiting[unique] = thread
 
     def answered(self, unique: int) -> None:
-        """It does no longer."""
+        """A request was answered."""
         self._waiting.pop(unique, None)
 
     def wait_elsewhere(self, unique: int, thread: int) -> None:
         """A thread waits for a request that a reader process answers."""
         self._handed_on.append((unique, thread))
 
-    def watch(self, unique: int) -> None:
-        """Who waits for a request may be killed now, or later: then it waits no longer."""
-        thread = self._waiting.get(unique) or dict(self._handed_on).get(unique, 0)
+    def interrupt(self, unique: int) -> None:
+        """The thread that waits for a request got a signal. Answer it once it is killed."""
+        thread = self._waiting.get(unique) or dict(self._handed_on).get(unique)
         if not thread or self._end_if_killed(thread, unique):
             return
         self._signalled[thread] = unique, time.monotonic() + _LONGEST_LOOK_S
@@ -122,12 +123,12 @@ class Callers:
         return True
 
     def _watch(self) -> None:
-        """Look again at threads that had a signal: the kernel does not tell of the next one."""
+        """Look again at threads that had a signal: the kernel does not report the next one."""
         while self._any.wait():
             self._any.clear()
             for thread, wait in list(self._signalled.items()):
                 if self._is_over(*wait) or self._end_if_killed(thread, wait[0]):
-                    if self._signalled.get(thread) == wait:  # else it waits for something new
+                    if self._signalled.get(thread) == wait:  # else it waits for another request
                         del self._signalled[thread]
                 else:
                     self._any.set()

@@ -1,4 +1,7 @@
-"""Answers on a FUSE connection. May be written by any process that shares the descriptor."""
+"""Writes to a FUSE connection: answers and notifications.
+
+Any process that shares the descriptor may use it. What is answered is decided elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,21 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Sequence
 
 from sidecar.mounter.fuse import protocol as p
 
 log = logging.getLogger(__name__)
 
-Reply = Sequence[bytes | bytearray | memoryview]
-"""What follows the header of an answer."""
+Reply = list[bytes] | list[bytearray] | list[memoryview]
+"""What follows the header of an answer, in pieces. Often empty."""
+
+_EMPTY: list[bytes] = []
 
 
-def answer(descriptor: int, unique: int, code: int, reply: Reply = ()) -> bool:
-    """Answer a request with an errno (0: none) and a reply, gathered from where it lies.
+def answer(descriptor: int, unique: int, code: int, reply: Reply = _EMPTY) -> bool:
+    """Answer a request with an errno (0: success) and a reply, gathered from where it lies.
 
-    False where the kernel no longer waits for it: who asked was killed, and has its answer.
+    False if the kernel no longer waits for it: who asked was killed, and has an answer.
     """
     size = p.OUT_HEADER.size + sum(map(len, reply))
     header = p.OUT_HEADER.pack(size, -code, unique)
@@ -36,7 +40,7 @@ def answer(descriptor: int, unique: int, code: int, reply: Reply = ()) -> bool:
 
 
 def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
-    """Tell the kernel something it did not ask. Raises OSError."""
+    """Tell the kernel something that it did not ask for. Raises OSError."""
     header = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(body), code, 0)
     os.writev(descriptor, (header, body))
 
@@ -44,8 +48,8 @@ def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
 def fill_pages(descriptor: int, inode: int, offset: int, content: memoryview) -> None:
     """Put content that nobody asked for into the page cache of an inode.
 
-    It may wait for a page that a READ under way will fill. Where the kernel does not take it,
-    it will ask.
+    Waits for pages that a READ in flight will fill. What the kernel refuses is lost: it will
+    ask for it.
     """
     store = p.NOTIFY_STORE_OUT.pack(inode, offset, len(content), 0)
     size = p.OUT_HEADER.size + len(store) + len(content)
@@ -54,10 +58,10 @@ def fill_pages(descriptor: int, inode: int, offset: int, content: memoryview) ->
 
 
 def end_if_starved(error: BaseException) -> None:
-    """End this process at once if memory has run out: the next worker is asked again.
+    """End this process at once if memory has run out: the kernel asks the next worker again.
 
-    A system call's ENOMEM and the lack of a stack for a thread are the same thing, also
-    where another error has been raised because of them.
+    That is MemoryError, a system call's ENOMEM, or a thread that has no room for its stack,
+    also as the cause of another error.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -1,4 +1,7 @@
-"""Whether the kernel asks for each open(2), or opens the files of a mount by itself."""
+"""Whether the kernel asks for each open(2), or opens the files of a mount by itself.
+
+Decides, and opens nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,18 @@ from sidecar.mounter.store.interface import ObjectInfo
 
 JUDGED_OPENS = 1000
 WORTH_BYTES = 1024 * 1024
-"""Mean size of the files that are opened, from which on an answer saves what it costs: 0.1 ms
-for an open, against half a second for each gigabyte of a copy that the kernel reads by itself."""
+"""Mean size of opened files from which on answering opens pays: an answer costs 0.1 ms, and saves
+half a second for each gigabyte of a local copy that the kernel reads by itself."""
 
 
 class OpenPolicy:
-    """Decides it for one mount; once given away it cannot be taken back (FUSE_NO_OPEN_SUPPORT).
+    """The policy of one mount. Opens left to the kernel stay so (FUSE_NO_OPEN_SUPPORT).
 
     Args:
-        needed: files are written, or read by their handles.
-        by_copy: what is opened may be a whole copy on local disk, which the kernel reads by
-            itself. That pays for large files. Small ones are read once, and then are in the
-            page cache, opened again and again.
+        needed: every open must be answered, because files are written or read by their handles.
+        by_copy: what is opened may have a whole copy on local disk, which the kernel reads by
+            itself (passthrough). That pays for large files. Small ones are read once, stay in
+            the page cache, and are opened again and again.
     """
 
     def __init__(self, *, needed: bool, by_copy: bool) -> None:
@@ -26,11 +29,11 @@ class OpenPolicy:
         self._opened = self._opened_bytes = 0
 
     def is_answered(self, info: ObjectInfo, *, others_open: bool) -> bool:
-        """Whether to answer the open of a file that is this object, where it is not needed.
+        """Whether to answer the open of a file that is this object, where no answer is needed.
 
         Args:
-            others_open: files are open by then. The kernel would never say that they are closed
-                (fuse_file_put() of fs/fuse/file.c, Linux 6.18), so opens are not given away then.
+            others_open: other files are open. Opens are not left to the kernel then: it would
+                never say that those are closed (fs/fuse/file.c, fuse_file_put(), Linux 6.18).
         """
         self._opened += 1
         self._opened_bytes += info.size_bytes

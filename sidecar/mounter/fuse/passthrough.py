@@ -1,10 +1,12 @@
-"""Passthrough: the kernel serves a file's reads from a local copy, without asking anybody.
+"""Passthrough: the kernel reads a file from its local copy, and asks nobody.
 
-Rules of fs/fuse/passthrough.c and iomode.c (Linux 6.9): the backing file is registered by
-ioctl and needs CAP_SYS_ADMIN; while a file is open in one way, ordinary or passthrough, an
-open in the other way fails with EIO, so the way is decided per inode and counted; all
-concurrent opens of an inode share one backing file. Used on read-only volumes alone, where
-nothing can change the file that is open.
+Knows backing files and how often they are open; which copy is used is the caller's business.
+
+Rules of fs/fuse/passthrough.c and iomode.c (Linux 6.9): a backing file is registered by ioctl,
+which needs CAP_SYS_ADMIN. While an inode is open with a backing file, an open without one fails
+with EIO, and the reverse. So the first open decides for the inode, and opens are counted. All
+concurrent opens of an inode share one backing file. Only read-only volumes use it, where nothing
+can change an open file.
 """
 
 from __future__ import annotations
@@ -18,12 +20,11 @@ from sidecar.mounter.fuse import protocol as p
 
 log = logging.getLogger(__name__)
 
-ORDINARY = 0
-"""The backing id of an open that is served by requests."""
 
+class BackingFiles:
+    """The backing files of one connection. Used only by the thread that reads requests.
 
-class Backings:
-    """Backing files of one connection. Used by the thread that reads requests alone.
+    A backing id of None means that READs of the file are requests.
 
     Args:
         descriptor: the open /dev/fuse.
@@ -31,49 +32,53 @@ class Backings:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._copies: dict[int, LocalCopy] = {}  # inode -> what stays while it is open
+        self._copies: dict[int, LocalCopy] = {}  # by inode; kept while it is open
         self._refused = False
-        self._ids: dict[int, int] = {}  # inode -> backing id
-        self._opens: dict[int, int] = {}  # inode -> opens, all of one way
+        self._ids: dict[int, int] = {}  # backing ids by inode
+        self._opens: dict[int, int] = {}  # how many opens, by inode
 
-    def restore(self, opens: Iterable[tuple[int, int]]) -> None:
-        """Take over a predecessor's opens: (inode, backing id) of each handle."""
+    def restore(self, opens: Iterable[tuple[int, int | None]]) -> None:
+        """Take over a predecessor's opens: inode and backing id of each handle."""
         for inode, backing_id in opens:
             self._opens[inode] = self._opens.get(inode, 0) + 1
-            if backing_id != ORDINARY:
+            if backing_id is not None:
                 self._ids[inode] = backing_id
 
     @property
     def in_use(self) -> bool:
-        """Whether any file is open, in whichever way."""
+        """Whether any file is open, with a backing file or without."""
         return bool(self._opens)
 
-    def acquire(self, inode: int, open_copy: Callable[[], LocalCopy | None]) -> int:
-        """Count one open of an inode; its backing id, or ORDINARY."""
+    def acquire(self, inode: int, open_copy: Callable[[], LocalCopy | None]) -> int | None:
+        """Count one open of an inode. Returns its backing id.
+
+        Args:
+            open_copy: opens the local copy of the inode, or returns None if there is none.
+        """
         opens = self._opens.get(inode, 0)
         copy = open_copy() if not opens and not self._refused else None
         self._opens[inode] = opens + 1
         if copy is None:
-            return self._ids.get(inode, ORDINARY)
+            return self._ids.get(inode)
         try:
             request = bytearray(p.BACKING_MAP.pack(copy.descriptor, 0, 0))
             backing_id: int = fcntl.ioctl(self._descriptor, p.BACKING_OPEN, request)
         except OSError as error:
-            # No privilege, or a file system that cannot back: it stays so, ask no more.
+            # No privilege, or a file system that cannot be used. That will not change.
             log.info("passthrough is refused here: %s", error)
             self._refused = True
             copy.close()
-            return ORDINARY
+            return None
         self._copies[inode] = copy
         self._ids[inode] = backing_id
         return backing_id
 
     def release(self, inode: int) -> None:
-        """One open of an inode less; the last one gives the backing file back."""
+        """Count one open less. The last one unregisters the backing file."""
         opens = self._opens.pop(inode, 1) - 1
         if opens:
             self._opens[inode] = opens
-        elif (backing_id := self._ids.pop(inode, ORDINARY)) != ORDINARY:
+        elif (backing_id := self._ids.pop(inode, None)) is not None:
             fcntl.ioctl(self._descriptor, p.BACKING_CLOSE, backing_id.to_bytes(4, "little"))
             copy = self._copies.pop(inode, None)
             if copy is not None:

@@ -26,9 +26,10 @@ from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.fuse import kernel, libfuse
+from sidecar.mounter.fuse import libfuse
 from sidecar.mounter.fuse.notifier import Notifier
-from sidecar.mounter.fuse.readers.pool import Readers
+from sidecar.mounter.fuse.readers.pool import ReaderPool
+from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
@@ -119,7 +120,7 @@ class Worker:
         if probe is not None:  # nothing waits for this
             threading.Thread(target=remove_leftovers, args=(store, probe), daemon=True).start()
         if descriptors:
-            kernel.Server(
+            Server(
                 filesystem, descriptors[0], self._metrics, self._say_serving, readers, notifier
             ).serve()
         else:
@@ -143,9 +144,7 @@ class Worker:
         notifier, readers = self._fork_children(store)
         filesystem = self._build(store)
         filesystem.recovery.restore(crashed=crashed)
-        server = kernel.Server(
-            filesystem, descriptor, self._metrics, self._say_serving, readers, notifier
-        )
+        server = Server(filesystem, descriptor, self._metrics, self._say_serving, readers, notifier)
         server.resume()
         self._start_threads()
         server.serve()
@@ -171,7 +170,7 @@ class Worker:
             with_metadata=not self._volume.read_only,
         )
 
-    def _fork_children(self, store: Store) -> tuple[Notifier | None, Readers | None]:
+    def _fork_children(self, store: Store) -> tuple[Notifier | None, ReaderPool | None]:
         """The child processes. Called first, while this process has no other thread."""
         if self._spec.transport == "libfuse":
             return None, None
@@ -186,7 +185,7 @@ class Worker:
             self._outcomes.move(metrics, tell)
             return self._fetcher(store, metrics, self._memory_bytes // count)
 
-        return Notifier(), Readers(count, build, self._failures.take)
+        return Notifier(), ReaderPool(count, build, self._failures.take)
 
     def _fetcher(self, store: Store, metrics: VolumeMetrics, memory_bytes: int) -> Fetcher:
         return Fetcher(

@@ -1,4 +1,7 @@
-"""Child processes of a worker: forked before it has threads, and dead when it is."""
+"""Child processes of a worker: forked before it has threads, and killed when it dies.
+
+What a child does is given by whoever forks it.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,13 @@ _PR_SET_PDEATHSIG = 1
 def fork_child(
     body: Callable[[socket.socket], None], others: Sequence[socket.socket] = ()
 ) -> tuple[int, socket.socket]:
-    """Run ``body`` in a child, with one end of a connection; its pid, and the other end.
+    """Run ``body`` in a child, with one end of a connection to it.
 
     Args:
-        others: ends to further children, which this one must not keep open.
+        others: our ends of the connections to other children; this child closes its copies.
+
+    Returns:
+        The child's pid, and our end of the connection.
     """
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
@@ -46,7 +52,7 @@ def send_descriptor(end: socket.socket, descriptor: int) -> None:
 
 
 def receive_descriptor(end: socket.socket) -> int | None:
-    """The connection to the kernel; None when the worker is gone."""
+    """The connection to the kernel; None if the worker is gone."""
     _, descriptors, _, _ = socket.recv_fds(end, 1, 1)
     return descriptors[0] if descriptors else None
 
@@ -54,7 +60,7 @@ def receive_descriptor(end: socket.socket) -> int | None:
 def _die_with(parent: int) -> None:
     """Ask for SIGKILL when the worker dies: no process may answer for a dead one.
 
-    The signal comes when the forking thread ends, which is the worker's main thread.
+    The signal comes when the thread that forked ends: the worker's main thread.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

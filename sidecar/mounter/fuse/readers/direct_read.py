@@ -1,4 +1,8 @@
-"""READs that concern no other one: fetched as they are, by whichever thread has one."""
+"""Direct reads: READs that need no read window, fetched by whichever thread takes one.
+
+Knows no process but its own: who takes a direct read is decided by :mod:`..server` and
+:mod:`.pool`.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +18,44 @@ from sidecar.mounter.store.interface import Fetch, ObjectInfo
 
 log = logging.getLogger(__name__)
 
-AnswerStale = Callable[[int, int, int, int], None]
-"""Sees to it that a READ is answered whose version is gone: the request, the number of
-:meth:`.readers.Readers.read`, offset and size."""
 MOST_BYTES = 256 * 1024
-"""Of one read; whoever fetches such reads keeps memory for one."""
+"""Largest direct read; each thread that fetches them keeps memory for one."""
 
 
-class DirectRead(NamedTuple):
-    """One READ.
+class StaleRead(NamedTuple):
+    """A READ that has no answer yet, because the version that it reads is gone.
 
     Attributes:
         unique: the request.
-        number: what is read, as in :meth:`.readers.Readers.read`.
-        size: what the object has of what was asked for, 1 to MOST_BYTES.
-        began_s: when it was read from the connection (perf_counter).
+        handle: the open file that is read; None where the kernel opens files by itself.
+        size: in bytes, as the request says or less.
     """
 
     unique: int
-    number: int
+    inode: int
+    handle: int | None
+    offset: int
+    size: int
+
+
+AnswerStale = Callable[[StaleRead], None]
+"""Sees to it that such a READ is answered."""
+
+
+class DirectRead(NamedTuple):
+    """One READ that any thread may fetch and answer.
+
+    Attributes:
+        unique: the request.
+        handle: the open file that is read; None where the kernel opens files by itself.
+        info: the version that is read.
+        size: how many of the requested bytes the object has, 1 to MOST_BYTES.
+        began_s: when the request was received (perf_counter).
+    """
+
+    unique: int
+    inode: int
+    handle: int | None
     info: ObjectInfo
     offset: int
     size: int
@@ -46,22 +69,24 @@ class DirectRead(NamedTuple):
         metrics: VolumeMetrics,
         answer_stale: AnswerStale,
     ) -> None:
-        """Fetch it into ``content`` and answer it, whatever comes of it."""
+        """Fetch it into ``content`` and answer it. Raises nothing: every READ needs an answer."""
         failure: Exception | None = None
         view = content[: self.size]
         try:
             fetch(self.info, self.offset, view)
-        except Exception as error:  # every READ needs an answer
+        except Exception as error:
             end_if_starved(error)
             failure = error
             if not isinstance(error, SidecarError | OSError):
                 log.exception("a bug: a read of `%s`", self.info.key)
             if isinstance(error, Stale):
-                answer_stale(self.unique, self.number, self.offset, self.size)
+                answer_stale(
+                    StaleRead(self.unique, self.inode, self.handle, self.offset, self.size)
+                )
             else:
                 answer(descriptor, self.unique, to_errno(error))
         else:
-            answer(descriptor, self.unique, 0, (view,))
+            answer(descriptor, self.unique, 0, [view])
             metrics.read_bytes.inc(self.size)
         took_s = time.perf_counter() - self.began_s
         metrics.cache_misses.inc()

@@ -1,0 +1,276 @@
+"""One reader process: it has read windows, fetches, and answers READs.
+
+Knows what its worker tells it, and nothing of names, attributes or writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from sidecar.errors import SidecarError, Stale, to_errno
+from sidecar.mounter.fuse.connection import answer, end_if_starved, fill_pages
+from sidecar.mounter.fuse.readers import direct_read
+from sidecar.mounter.fuse.readers.child import receive_descriptor
+from sidecar.mounter.fuse.readers.direct_read import DirectRead, StaleRead
+from sidecar.mounter.fuse.readers.messages import (
+    MESSAGE_BYTES,
+    Close,
+    Read,
+    Source,
+    pack_outcome,
+    pack_stale_read,
+    unpack_request,
+)
+from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.reading.object_reader import ObjectReader, ReadResult
+from sidecar.mounter.reading.read_around import MOST_BYTES
+from sidecar.mounter.store.failures import Outcome, Tell
+
+log = logging.getLogger(__name__)
+
+_THREADS = 32
+_MOST_FILLING = _THREADS // 4
+_MOST_READING_AHEAD = _THREADS // 8
+_IDLE_S = 60.0
+
+
+def process_by_place(source: int, offset: int, processes: int) -> int:
+    """The reader process for a READ that follows no other one."""
+    return (source + offset // MOST_BYTES) % processes
+
+
+def blocks_of_process(source: int, size_bytes: int, process: int, processes: int) -> range:
+    """The blocks of MOST_BYTES for which :func:`process_by_place` is this process."""
+    return range((process - source) % processes, -(-size_bytes // MOST_BYTES), processes)
+
+
+def run(
+    end: socket.socket, build: Callable[[int, Tell], Fetcher], index: int, processes: int
+) -> None:
+    """Serve in this process until the worker is gone.
+
+    Args:
+        end: the connection to the worker.
+        build: makes the fetcher, from the index and who is told how calls to the store ended.
+        index: of this one of ``processes``.
+    """
+
+    def tell(outcome: Outcome) -> None:
+        end.send(pack_outcome(outcome))
+
+    fetcher = build(index, tell)
+    descriptor = receive_descriptor(end)
+    if descriptor is not None:
+        _ReaderProcess(end, descriptor, fetcher, index, processes).serve()
+
+
+class _OpenSource:
+    """A source, and the windows on it."""
+
+    __slots__ = ("handle", "inode", "reader")
+
+    def __init__(self, source: Source, reader: ObjectReader) -> None:
+        self.inode = source.inode
+        self.handle = source.handle
+        self.reader = reader
+
+
+class _ReaderProcess:
+    """Its sources, and the threads that answer READs of them.
+
+    Its threads take turns at the connection to the worker: who has the turn answers what is
+    here, and passes the turn on only when a READ has to wait, which it then does itself. So a
+    READ changes threads as rarely as can be: a wake-up costs as much as a small answer.
+    """
+
+    def __init__(
+        self, end: socket.socket, descriptor: int, fetcher: Fetcher, index: int, processes: int
+    ) -> None:
+        self._end = end
+        self._descriptor = descriptor
+        self._fetcher = fetcher
+        self._index = index
+        self._processes = processes
+        self._metrics = fetcher.metrics
+        self._sources: dict[int, _OpenSource] = {}
+        self._turn = threading.Lock()
+        self._next_in_turn = 0
+        self._threads = 1
+        self._filling = threading.BoundedSemaphore(_MOST_FILLING)
+        self._reading_ahead = threading.BoundedSemaphore(_MOST_READING_AHEAD)
+
+    def serve(self) -> None:
+        """Answer READs until the worker is gone."""
+        threading.Thread(target=self._drop_idle, name="idle", daemon=True).start()
+        self._serve()
+
+    def _serve(self) -> None:
+        content = memoryview(bytearray(direct_read.MOST_BYTES))
+        try:
+            while True:
+                self._next_in_turn += 1
+                with self._turn:
+                    self._next_in_turn -= 1
+                    read = self._take_turn()
+                    # Somebody must be there for the next one.
+                    if not self._next_in_turn and self._threads < _THREADS:
+                        self._threads += 1
+                        threading.Thread(target=self._serve, name="read", daemon=True).start()
+                if isinstance(read, DirectRead):
+                    read.answer(
+                        self._descriptor,
+                        self._fetcher.get,
+                        content,
+                        self._metrics,
+                        self._answer_stale,
+                    )
+                else:
+                    read.answer_later()
+        except BaseException as error:
+            end_if_starved(error)
+            # Nobody would ever answer this READ. The kernel sends it again to the next worker.
+            log.exception("a bug: a READ got no answer")
+            os._exit(os.EX_SOFTWARE)
+
+    def _take_turn(self) -> _PendingRead | DirectRead:
+        """Answer READs until one has to be fetched: that one. Ends the process with the worker."""
+        while message := self._end.recv(MESSAGE_BYTES):
+            request = unpack_request(message)
+            if isinstance(request, Read):
+                read = request
+            elif isinstance(request, DirectRead):
+                return request
+            elif isinstance(request, Close):
+                for number in request.sources:
+                    self._sources.pop(number).reader.close()
+                continue
+            else:
+                self._open(request.source)
+                read = request.read
+            pending = _PendingRead(read, self._sources[read.source], self._answer)
+            if not pending.answer_when_here():
+                return pending
+        os._exit(0)
+
+    def _open(self, source: Source) -> None:
+        background_blocks = None
+        if source.handle is None:
+            size_bytes = source.info.size_bytes
+            background_blocks = blocks_of_process(
+                source.id, size_bytes, self._index, self._processes
+            )
+        reader = ObjectReader(self._fetcher, source.info, background_blocks=background_blocks)
+        self._sources[source.id] = _OpenSource(source, reader)
+
+    def _drop_idle(self) -> None:
+        """Drop windows that nobody reads: programs pause, and not every close is heard of."""
+        while True:
+            time.sleep(_IDLE_S / 4)
+            for source in list(self._sources.values()):
+                source.reader.drop_idle(_IDLE_S)
+
+    def _answer(self, pending: _PendingRead, result: ReadResult | Exception) -> None:
+        if not isinstance(result, ReadResult):
+            self._answer_failure(pending, result)
+            return
+        views, release, surplus, given = result
+        answer(self._descriptor, pending.unique, 0, views)
+        self._metrics.read_bytes.inc(sum(map(len, views)))
+        self._metrics.operation("read", time.perf_counter() - pending.began_s, None)
+        if not surplus:
+            release()
+            return
+        source = pending.source  # the program does not wait for what follows
+        if self._fill(source.inode, surplus):
+            given()
+        release()
+        self._read_ahead(source)
+
+    def _answer_failure(self, pending: _PendingRead, failure: Exception) -> None:
+        end_if_starved(failure)
+        if not isinstance(failure, SidecarError | OSError):
+            log.error("a bug: a read of `%s`", pending.source.reader.info.key, exc_info=failure)
+        if isinstance(failure, Stale):
+            self._answer_stale(pending.stale())
+        else:
+            answer(self._descriptor, pending.unique, to_errno(failure))
+        self._metrics.operation("read", time.perf_counter() - pending.began_s, failure)
+
+    def _answer_stale(self, read: StaleRead) -> None:
+        """Let the worker answer, which knows what has become of the file."""
+        self._end.send(pack_stale_read(read))
+
+    def _fill(self, inode: int, surplus: Sequence[tuple[int, memoryview]]) -> bool:
+        """Fill the kernel's page cache; False where enough threads do so already.
+
+        The kernel waits for pages that a READ in flight will fill: a thread must be left that
+        answers it.
+        """
+        if not self._filling.acquire(blocking=False):
+            return False
+        try:
+            for offset, view in surplus:
+                fill_pages(self._descriptor, inode, offset, view)
+        finally:
+            self._filling.release()
+        return True
+
+    def _read_ahead(self, source: _OpenSource) -> None:
+        """Background readahead of a source, unless enough threads do such things."""
+
+        def give(offset: int, view: memoryview) -> None:
+            with self._filling:
+                fill_pages(self._descriptor, source.inode, offset, view)
+
+        if not self._reading_ahead.acquire(blocking=False):
+            return
+        try:
+            source.reader.read_ahead_in_background(give)
+        except Exception as error:  # noqa: BLE001 - whoever reads it is told, if it lasts
+            end_if_starved(error)
+            log.info("nothing more of `%s` was read ahead: %s", source.reader.info.key, error)
+        finally:
+            self._reading_ahead.release()
+
+
+class _PendingRead:
+    """One READ and how it is answered."""
+
+    __slots__ = ("_answer", "_offset", "_size", "began_s", "source", "unique")
+
+    def __init__(
+        self,
+        read: Read,
+        source: _OpenSource,
+        answer: Callable[[_PendingRead, ReadResult | Exception], None],
+    ) -> None:
+        self.source = source
+        self.began_s = time.perf_counter()
+        _, self.unique, self._offset, self._size = read
+        self._answer = answer
+
+    def answer_when_here(self) -> bool:
+        """Answer it now, or when what is being fetched is here; False if nobody fetches it."""
+        return self.source.reader.read_when_here(self._offset, self._size, self._take)
+
+    def answer_later(self) -> None:
+        """Fetch what it needs, and answer it."""
+        result: ReadResult | Exception
+        try:
+            result = self.source.reader.read(self._offset, self._size)
+        except Exception as error:  # noqa: BLE001 - every READ needs an answer
+            result = error
+        self._take(result)
+
+    def stale(self) -> StaleRead:
+        """It, now that its version is gone."""
+        source = self.source
+        return StaleRead(self.unique, source.inode, source.handle, self._offset, self._size)
+
+    def _take(self, result: ReadResult | Exception) -> None:
+        self._answer(self, result)
