@@ -83,7 +83,7 @@ class _OpenSource:
 
 
 class ReaderPool:
-    """The reader processes of one worker.
+    """The reader processes of one worker. READs come from the thread that reads requests alone.
 
     ``handle`` is the open file that is read; None where the kernel opens files by itself, and
     what is read is the inode.
@@ -177,7 +177,7 @@ class ReaderPool:
         self._send(self._direct_reads % len(self._sockets), pack_direct_read(read))
 
     def close_handle(self, handle: int) -> None:
-        """A handle is not read any more."""
+        """A handle is not read any more. Any thread may say so."""
         self._close((self._handles.pop(handle, None),))
 
     def close_inodes(self, inodes: Iterable[int]) -> None:
@@ -198,7 +198,7 @@ class ReaderPool:
         opened = known[number] = _OpenSource(next(self._ids), info)
         known.move_to_end(number)
         if len(known) > _MOST_SOURCES:
-            self._close([known.pop(old) for old in list(known)[:_EVICTED_TOGETHER]])
+            self._close([known.pop(old, None) for old in list(known)[:_EVICTED_TOGETHER]])
         return opened
 
     def _close(self, closed: Iterable[_OpenSource | None]) -> None:
