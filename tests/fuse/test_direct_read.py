@@ -1,4 +1,4 @@
-"""READs that concern no other one are fetched by the thread that read them, one at a time."""
+"""Direct reads are fetched by the thread that read them, one at a time."""
 
 from __future__ import annotations
 

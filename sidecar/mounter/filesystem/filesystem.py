@@ -136,7 +136,7 @@ class FileSystem:
         return self.namespace.enter(inode)
 
     def find(self, parent: int, name: str) -> Inode:
-        """The inode of a name, for a caller that holds none by its number. Raises NotFound."""
+        """The inode of a name, not counted as held. Raises NotFound."""
         return self.namespace.find(self.namespace.directory(parent), name)
 
     def hold(self, inode: Inode) -> None:
@@ -162,7 +162,7 @@ class FileSystem:
         return self.namespace.entry(inode)
 
     def attributes(self, inode: Inode) -> Attributes:
-        """What is known of an inode that was just found; asks the store for what is missing."""
+        """The attributes of an inode that was just found, also those that only the store knows."""
         self.namespace.attributes.load(inode)
         return self.namespace.attributes.of(inode)
 
@@ -205,7 +205,7 @@ class FileSystem:
         return len(self.namespace.inodes)
 
     def on_remote_change(self, tell: Callable[[Inode], None]) -> None:
-        """Have an inode told to ``tell`` when it loses its name because the bucket changed."""
+        """Call ``tell`` with each inode that loses its name because the bucket changed."""
         self.namespace.on_remote_change = tell
 
     # --- directories ----------------------------------------------------------------------

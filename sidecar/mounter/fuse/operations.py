@@ -353,7 +353,8 @@ def read(mount: Mount, request: Request, wait: bool) -> Outcome:
     """pread(2)."""
     handle, offset, size = codec.read_in(request.body)
     filesystem, readers = mount.filesystem, mount.readers
-    if readers is not None and not wait:  # only one thread may not wait, and the pool has no lock
+    # READs that may wait are served by several threads, and the reader pool has no lock.
+    if readers is not None and not wait:
         # By its handle if it has one: closing that gives its room in the disk cache back. The
         # kernel's handle is 0 where it opened the file by itself.
         if handle or mount.open_policy.needed:

@@ -55,7 +55,7 @@ _MOST_DIRECT_BYTES = 32 * 1024 * 1024
 """Random reads of an object that are direct. Further ones go where read-around sees them all."""
 
 
-class _OpenSource:
+class _KnownSource:
     """What the worker remembers of a source.
 
     Attributes:
@@ -100,8 +100,8 @@ class ReaderPool:
         self._sockets: list[socket.socket] = []
         self._pids: list[int] = []
         self._ids = count(1)
-        self._handles: OrderedDict[int, _OpenSource] = OrderedDict()  # the latest read last
-        self._inodes: OrderedDict[int, _OpenSource] = OrderedDict()  # the latest read last
+        self._handles: OrderedDict[int, _KnownSource] = OrderedDict()  # the latest read last
+        self._inodes: OrderedDict[int, _KnownSource] = OrderedDict()  # the latest read last
         self._direct_reads = 0
         for index in range(processes):
 
@@ -184,7 +184,7 @@ class ReaderPool:
         """Inodes are not read any more."""
         self._close([self._inodes.pop(inode, None) for inode in inodes])
 
-    def _open(self, inode: int, handle: int | None, info: ObjectInfo) -> _OpenSource:
+    def _open(self, inode: int, handle: int | None, info: ObjectInfo) -> _KnownSource:
         """What is remembered of what is about to be read."""
         if handle is None:
             known, number = self._inodes, inode
@@ -195,13 +195,13 @@ class ReaderPool:
             known.move_to_end(number)
             return opened
         self._close((opened,))
-        opened = known[number] = _OpenSource(next(self._ids), info)
+        opened = known[number] = _KnownSource(next(self._ids), info)
         known.move_to_end(number)
         if len(known) > _MOST_SOURCES:
             self._close([known.pop(old, None) for old in list(known)[:_EVICTED_TOGETHER]])
         return opened
 
-    def _close(self, closed: Iterable[_OpenSource | None]) -> None:
+    def _close(self, closed: Iterable[_KnownSource | None]) -> None:
         messages: dict[int, list[int]] = {}
         for opened in closed:
             if opened is not None:
@@ -210,7 +210,7 @@ class ReaderPool:
         for number, sources in messages.items():
             self._send(number, pack_close(sources))
 
-    def _process_for(self, opened: _OpenSource, offset: int) -> int:
+    def _process_for(self, opened: _KnownSource, offset: int) -> int:
         """The process whose window the READ belongs to, else one by the place of the READ."""
         followed = opened.follows(offset)
         if followed is not None:
@@ -218,7 +218,7 @@ class ReaderPool:
             return followed[1]
         return self._process_by_place(opened, offset)
 
-    def _process_by_place(self, opened: _OpenSource, offset: int) -> int:
+    def _process_by_place(self, opened: _KnownSource, offset: int) -> int:
         # What is fetched together is asked of one process.
         return process_by_place(opened.id, offset, len(self._sockets))
 
