@@ -17,10 +17,8 @@ log = logging.getLogger(__name__)
 Reply = list[bytes] | list[bytearray] | list[memoryview]
 """What follows the header of an answer, in pieces. Often empty."""
 
-_EMPTY: list[bytes] = []
 
-
-def answer(descriptor: int, unique: int, code: int, reply: Reply = _EMPTY) -> bool:
+def answer(descriptor: int, unique: int, code: int, reply: Reply | tuple[()] = ()) -> bool:
     """Answer a request with an errno (0: success) and a reply, gathered from where it lies.
 
     False if the kernel no longer waits for it: who asked was killed, and has an answer.

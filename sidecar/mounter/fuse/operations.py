@@ -74,7 +74,7 @@ class Mount:
 
 
 class Answer(NamedTuple):
-    """A reply that is not all.
+    """A reply, and what to do once it was written, or which failure it tells of.
 
     Attributes:
         afterwards: to be called once the reply was written, or could not be.
@@ -127,7 +127,7 @@ def destroy(_mount: Mount, _request: Request, _wait: bool) -> Outcome:
 
 
 def interrupt(mount: Mount, request: Request, _wait: bool) -> Outcome:
-    """A program that waits got a signal: if it was killed it need not go on waiting."""
+    """A program that waits for an answer got a signal; a killed one is answered at once."""
     mount.callers.interrupt(codec.interrupt_in(request.body))
     return None
 
