@@ -318,11 +318,11 @@ def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, m
 def test_a_worker_that_dies_between_its_two_notes_of_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once the journal knows the new version, the spool log may forget the attempts; not before."""
+    """The spool log may forget the attempts once the journal knows the new version."""
     store = MemoryStore()
     store.put("file", b"old")
     view = View(store, tmp_path)
-    view.fs.begin()
+    view.fs.recovery.begin()
     handle = view.open("file", os.O_RDWR)
     view.fs.write(handle, 0, b"ours")
     note_saved = SpoolLog.note_saved
@@ -336,7 +336,7 @@ def test_a_worker_that_dies_between_its_two_notes_of_a_save(
         view.fs.flush(handle)
     monkeypatch.undo()
     successor = View(store, tmp_path)
-    successor.fs.restore()
+    successor.fs.recovery.restore()
     successor.fs.write(handle, 4, b", and more")
     successor.fs.flush(handle)
     assert content(store, "file") == b"ours, and more"
