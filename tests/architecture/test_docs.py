@@ -1,5 +1,6 @@
 """Documentation that names codes, commands or targets names those that exist."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -54,3 +55,26 @@ def _errors():
         if "code" in vars(error):
             found.append(error)
     return found
+
+
+def test_the_architecture_names_modules_that_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [path.relative_to(ROOT / "sidecar") for path in (ROOT / "sidecar").rglob("*.py")]
+    names = {str(module) for module in modules}
+    names |= {str(Path(*module.parts[start:])) for module in modules for start in (1, 2, 3)}
+    for named in re.findall(r"`(?:sidecar/|mounter/)?([a-z_0-9/]+\.py)`", text):
+        assert named in names, named
+
+
+def test_what_is_too_long_is_explained():
+    """No class over 30 methods, no module over 500 lines, unless the architecture says why."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    explained = text.partition("## What is longer than it should be")[2]
+    for path in (ROOT / "sidecar").rglob("*.py"):
+        source = path.read_text()
+        if source.count("\n") > 500:
+            assert f"`{path.name}`" in explained, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                methods = [one for one in node.body if isinstance(one, ast.FunctionDef)]
+                assert len(methods) <= 30 or f"`{node.name}`" in explained, (path, node.name)
