@@ -1,0 +1,43 @@
+"""One reading of one directory, beside changes that this mount makes meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from sidecar.mounter.filesystem.listing import Listing, RecentChanges
+from tests.support.memory_store import MemoryStore
+
+
+class BusyMachine(Executor):
+    """A thread that runs at once, while the one that started it has to wait.
+
+    Args:
+        meanwhile: happens before the starter goes on.
+    """
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._meanwhile = meanwhile
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        self._meanwhile()
+        return done
+
+
+def test_a_file_made_while_its_page_was_requested_is_listed() -> None:
+    """The store answered before the file was there; what this mount changed since then counts."""
+    store = MemoryStore()
+    names = [f"{number:04}" for number in range(1500)]  # two pages
+    for name in names:
+        store.put(name, b"")
+    changes = RecentChanges()
+
+    def make_a_file() -> None:
+        changes.add("1200-new", store.put("1200-new", b""))
+
+    listing = Listing(store, "", changes, lambda _key, _why: None, BusyMachine(make_a_file))
+    listing.load_all()
+    assert sorted(listing.names) == sorted([*names, "1200-new"])
