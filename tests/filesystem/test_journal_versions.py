@@ -132,14 +132,19 @@ class TestVersion2:
         assert contents(store)["new"] == b"written and not saved"
 
 
+def kept(state: Path) -> dict[str, bytes]:
+    """What was in the spool before, by the names that it had."""
+    paths = (state / "spool").glob("*.data*")
+    return {path.name.partition(".")[0]: path.read_bytes() for path in paths}
+
+
 def start_anew(state: Path, caplog: pytest.LogCaptureFixture) -> str:
     """A run starts over a journal that it cannot read: the one line that it logs."""
     caplog.clear()
     with caplog.at_level(logging.INFO):
         filesystem, _ = build(MemoryStore(), state)
         assert filesystem.recovery.finish_predecessor() == []
-    left = {path.stem: path.read_bytes() for path in (state / "spool").glob("*.data")}
-    assert left == SPOOL
+    assert kept(state) == SPOOL
     filesystem.create(ROOT, "a", 0o600, 0)
     assert RecoveredState.read(Journal(state / "journal")).inodes.keys() == {ROOT, 2}
     (line,) = caplog.messages
@@ -172,6 +177,9 @@ def test_a_run_starts_anew_and_keeps_the_spool(
     line = start_anew(state, caplog)
     assert line.startswith("what an earlier run left in the spool cannot be saved: ")
     assert why in line
+    # The next start reads a journal that knows nothing of these files.
+    assert build(MemoryStore(), state)[0].recovery.finish_predecessor() == ["a"]
+    assert kept(state) == SPOOL
 
 
 def test_a_worker_does_not_go_on_with_a_later_version(state: Path) -> None:

@@ -96,9 +96,15 @@ class Recovery:
         try:
             state = RecoveredState.read(self._journal)
         except StateUnusable as error:
-            # Perhaps the machine crashed. The spool's files stay, since nobody knows what they
-            # are, and the run starts all the same.
-            log.warning("what an earlier run left in the spool cannot be saved: %s", error)
+            # Perhaps the machine crashed. Nobody knows which files those of the spool are: they
+            # are set aside, also from later starts, and the run starts all the same.
+            kept = self._spool.set_all_aside()
+            log.warning(
+                "what an earlier run left in the spool cannot be saved: %s; %d files kept in `%s`",
+                error,
+                len(kept),
+                self._spool.directory,
+            )
             saved = []
         else:
             renames = state.renames.values()

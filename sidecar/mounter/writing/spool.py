@@ -332,13 +332,19 @@ class SpoolFile:
 
 
 class Spool:
-    """The directory of one mount's spool files."""
+    """The spool files of one mount.
+
+    Attributes:
+        budget: how much they may take together.
+        layout: how they are cut into parts.
+        directory: where they are.
+    """
 
     def __init__(self, directory: Path, total_bytes: int, layout: PartLayout) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.budget = SpoolBudget(total_bytes)
         self.layout = layout
-        self._directory = directory
+        self.directory = directory
         self._descriptors = DescriptorCache()
         self._lock = threading.Lock()
         self._next = 0
@@ -347,7 +353,7 @@ class Spool:
         """A new, empty spool file."""
         with self._lock:
             while True:
-                path = self._directory / f"{self._next:08d}.data"
+                path = self.directory / f"{self._next:08d}.data"
                 self._next += 1
                 if not path.exists() and not path.with_suffix(SUFFIX).exists():
                     break
@@ -369,7 +375,7 @@ class Spool:
     def leftovers(self, kept: Collection[Path] = ()) -> list[SpoolLog]:
         """Logs of processes before this one, but for those of the spool files ``kept``."""
         names = {path.stem for path in kept}
-        return [log for log in SpoolLog.all_in(self._directory) if log.path.stem not in names]
+        return [log for log in SpoolLog.all_in(self.directory) if log.path.stem not in names]
 
     def set_aside(self, path: str) -> Path:
         """Keep a file that cannot be used where nothing here touches it; returns its new path."""
@@ -380,9 +386,13 @@ class Spool:
                 one.rename(one.with_name(one.name + mark))
         return old.with_name(old.name + mark)
 
+    def set_all_aside(self) -> list[Path]:
+        """:meth:`set_aside` of every file of runs before this one; returns their new paths."""
+        return [self.set_aside(str(path)) for path in sorted(self.directory.glob("*.data"))]
+
     def clear(self) -> None:
         """Delete files of runs before this one that nothing leads to."""
-        for path in self._directory.glob("*.data"):
+        for path in self.directory.glob("*.data"):
             path.unlink()
 
 
