@@ -17,8 +17,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from sidecar.errors import SpecInvalid
+from sidecar.errors import ConfigError, SpecInvalid
 from sidecar.spec import PersistenceSpec
+from sidecar.spec_rules import check_spec
 
 
 def load_spec(text: str, where: str) -> PersistenceSpec:
@@ -30,6 +31,7 @@ def load_spec(text: str, where: str) -> PersistenceSpec:
 
     Raises:
         SpecInvalid: naming the path inside the document and the nearest valid key.
+        ConfigError: a rule of :mod:`sidecar.spec_rules` is broken.
     """
     model = _model_of(PersistenceSpec)
     try:
@@ -40,7 +42,12 @@ def load_spec(text: str, where: str) -> PersistenceSpec:
             f"{where}: {describe_validation_error(first, model)}",
             "make it with `sidecar resolve`",
         ) from None
-    return PersistenceSpec.from_document(valid.model_dump())
+    spec = PersistenceSpec.from_document(valid.model_dump())
+    try:
+        check_spec(spec)
+    except ConfigError as error:
+        raise type(error)(f"{where}: {error.what}", error.hint) from None
+    return spec
 
 
 @functools.cache

@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
     "Imports point down, and the two halves never meet": (
         "mounter/store/interface.py",
-        "import sidecar.control.catalogue.paths",
+        "import sidecar.control.catalogue.selection",
     ),
     "Inside the mounter, imports point down: a folder is a stage of a byte": (
         "mounter/store/interface.py",
         "import sidecar.mounter.filesystem.names",
     ),
     "Inside the control half, imports point down": (
-        "control/catalogue/paths.py",
+        "control/catalogue/selection.py",
         "import sidecar.control.injection.quantity",
     ),
     "What is above the stores knows neither SDK nor FUSE, and of the stores only the interface": (

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidecar.errors import BucketUrlInvalid, ConfigError, SchemeMismatch
+from sidecar.paths import prefix_problem
 from sidecar.spec import StoreName
 
 SCHEMES: dict[StoreName, tuple[str, ...]] = {
@@ -22,9 +23,6 @@ SCHEMES: dict[StoreName, tuple[str, ...]] = {
 
 AZURE_CLOUDS = ("core.windows.net", "core.usgovcloudapi.net", "core.chinacloudapi.cn")
 """The public, US government and China clouds (learn.microsoft.com, "Azure endpoints")."""
-
-# A key has at most 1,024 bytes in all three stores; half of that is left for names below.
-_MAX_PREFIX_BYTES = 512
 
 # docs.aws.amazon.com "bucketnamingrules"; older buckets have upper case, `_`, up to 255 bytes.
 _S3_BUCKET = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
@@ -94,18 +92,11 @@ def parse_bucket_url(store: StoreName, url: str, where: str) -> BucketUrl:
 
 
 def _prefix(path: str, refuse: Callable[[str], ConfigError]) -> str:
-    prefix = path.removesuffix("/")
-    if not prefix:
-        if path:
-            raise refuse("its prefix has an empty part (`//`)")
+    if not path:
         return ""
-    parts = prefix.split("/")
-    if "" in parts:
-        raise refuse("its prefix has an empty part (`//`)")
-    if "." in parts or ".." in parts:
-        raise refuse("its prefix has a part `.` or `..`")
-    if len(prefix.encode()) > _MAX_PREFIX_BYTES:
-        raise refuse(f"its prefix is longer than {_MAX_PREFIX_BYTES} bytes")
+    prefix = path.removesuffix("/")
+    if problem := prefix_problem(prefix):
+        raise refuse(f"its prefix {problem}")
     return prefix + "/"
 
 

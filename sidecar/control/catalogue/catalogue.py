@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from sidecar.control.catalogue.bucket_url import parse_bucket_url
-from sidecar.control.catalogue.paths import check_absolute_path, name_problem
 from sidecar.control.catalogue.yaml_document import YamlValue, parse_documents
 from sidecar.errors import (
     BucketMissing,
@@ -27,6 +26,7 @@ from sidecar.errors import (
     SourceMissing,
     UnknownKey,
 )
+from sidecar.paths import check_absolute_path, name_problem
 from sidecar.spec import (
     ClaimSource,
     HostPathSource,

@@ -5,9 +5,9 @@ Rules beyond README.md's "The catalogue":
 - A catalogue without outputs volumes gives a run without outputs: ``outputs_path`` is None
   and ``POLYAXON_RUN_OUTPUTS_PATH`` is not set. If it has some and all are read-only, that is
   an error.
-- No ``mountPath`` may overlap the sidecar's own directories. The shared emptyDir holds only
-  FUSE mounts: at the pod's end a kubelet deletes through anything else mounted in it
-  (decision 17).
+- No ``mountPath`` may overlap the sidecar's own directories (:mod:`sidecar.spec_rules`). The
+  shared emptyDir holds only FUSE mounts: at the pod's end a kubelet deletes through anything
+  else mounted in it (decision 17).
 - With ``paths="urls"`` the variables hold URLs for buckets, which are mounted all the same.
   Other volumes have no URL and keep their path.
 """
@@ -15,25 +15,19 @@ Rules beyond README.md's "The catalogue":
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Literal
 
 from sidecar.control.catalogue.catalogue import Catalogue, DeclaredVolume
-from sidecar.control.catalogue.paths import check_absolute_path, check_parts, contains
 from sidecar.control.catalogue.selection import Selection
 from sidecar.errors import (
     DuplicateSelection,
-    MountPathInvalid,
     OutputsMissing,
     OutputsReadOnly,
-    PathOverlap,
-    RunPathInvalid,
     VolumeUnknown,
 )
 from sidecar.spec import (
     DATA_PATHS_VARIABLE,
     OUTPUTS_PATH_VARIABLE,
-    SPEC_FILE,
     Kind,
     PersistenceSpec,
     Roots,
@@ -41,6 +35,7 @@ from sidecar.spec import (
     Volume,
 )
 from sidecar.spec_document import nearest
+from sidecar.spec_rules import check_spec, shared_path
 
 Paths = Literal["local", "urls"]
 """What the experiment's variables hold for buckets."""
@@ -67,31 +62,24 @@ def resolve(
         ConfigError: the selection breaks a rule of the catalogue, or two paths overlap.
     """
     roots = roots or Roots()
-    _check_roots(roots)
-    if run:
-        check_parts(run, "the run's path", RunPathInvalid)
     data = [_volume(declared, roots) for declared in _select_data(catalogue, selection)]
     chosen = _select_outputs(catalogue, selection)
     outputs = _volume(chosen, roots) if chosen else None
     volumes = (*data, outputs) if outputs else tuple(data)
-    _check_overlaps(volumes, roots)
     environment = {
         DATA_PATHS_VARIABLE: json.dumps({volume.name: _exported(volume, paths) for volume in data})
     }
     if outputs:
         environment[OUTPUTS_PATH_VARIABLE] = _joined(_exported(outputs, paths), run)
-    return PersistenceSpec(
+    spec = PersistenceSpec(
         run=run,
         volumes=volumes,
         outputs_path=_joined(outputs.path, run) if outputs else None,
         environment=environment,
         roots=roots,
     )
-
-
-def shared_path(roots: Roots, kind: Kind, name: str) -> str:
-    """The path of a bucket without ``mountPath``."""
-    return f"{roots.shared}/{kind}/{name}"
+    check_spec(spec)
+    return spec
 
 
 def _volume(declared: DeclaredVolume, roots: Roots) -> Volume:
@@ -158,37 +146,6 @@ def _find(catalogue: Catalogue, kind: Kind, name: str, where: str) -> DeclaredVo
 
 def _listed(volumes: list[DeclaredVolume]) -> str:
     return ", ".join(volume.name for volume in volumes)
-
-
-def _check_roots(roots: Roots) -> None:
-    for name, root in asdict(roots).items():
-        if root is not None:
-            check_absolute_path(root, f"roots.{name}", MountPathInvalid)
-
-
-def _check_overlaps(volumes: tuple[Volume, ...], roots: Roots) -> None:
-    own = [("shared root", roots.shared), ("secrets root", roots.secrets)]
-    own += [("state root", roots.state), ("spec", SPEC_FILE)]
-    own += [("termination message", roots.termination_message)]
-    if roots.cache is not None:
-        own.append(("cache folder", roots.cache))
-    for index, volume in enumerate(volumes):
-        for other in volumes[:index]:
-            if contains(other.path, volume.path) or contains(volume.path, other.path):
-                raise PathOverlap(
-                    f"{other.kind} volume `{other.name}` at `{other.path}` and "
-                    f"{volume.kind} volume `{volume.name}` at `{volume.path}` overlap",
-                    "select one of them, or change a `mountPath` in the catalogue",
-                )
-        if volume.is_bucket and volume.path == shared_path(roots, volume.kind, volume.name):
-            continue
-        for what, path in own:
-            if contains(volume.path, path) or contains(path, volume.path):
-                raise PathOverlap(
-                    f"{volume.kind} volume `{volume.name}` at `{volume.path}` overlaps "
-                    f"the sidecar's {what} at `{path}`",
-                    "change its `mountPath` in the catalogue",
-                )
 
 
 def _exported(volume: Volume, paths: Paths) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from sidecar.control.catalogue.paths import contains
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
@@ -13,6 +12,7 @@ from sidecar.control.injection.object_fields import (
 )
 from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
 from sidecar.errors import PodConflict
+from sidecar.paths import contains
 from sidecar.spec import HostPathSource, PersistenceSpec, Volume
 
 _SPEC: Final = "pod.spec"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from sidecar.control.catalogue.catalogue import Catalogue
-from sidecar.control.catalogue.resolve import resolve, shared_path
+from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
@@ -16,6 +16,7 @@ from sidecar.control.injection.object_fields import (
 from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
 from sidecar.errors import AnnotationInvalid
 from sidecar.spec import ANYBODY, Access, PersistenceSpec, Sizes
+from sidecar.spec_rules import shared_path
 from sidecar.units import MIB
 
 DEFAULT_GRACE_S: Final = 30

@@ -1,10 +1,12 @@
-"""Which paths and names the catalogue and the run may give. Text only: no file is looked at."""
+"""Which paths and names catalogue, run and spec may give. Text only: no file is looked at."""
 
 from __future__ import annotations
 
 from sidecar.errors import ConfigError
 
 _MAX_NAME_BYTES = 255  # NAME_MAX, limits.h
+# A key has at most 1,024 bytes in all three stores; half of that is left for names below.
+_MAX_PREFIX_BYTES = 512
 
 
 def check_absolute_path(path: str, where: str, error: type[ConfigError]) -> str:
@@ -48,6 +50,20 @@ def name_problem(name: str) -> str | None:
         return "has a character that cannot be printed"
     if len(name.encode()) > _MAX_NAME_BYTES:
         return f"is longer than {_MAX_NAME_BYTES} bytes"
+    return None
+
+
+def prefix_problem(prefix: str) -> str | None:
+    """Why ``prefix``, without its last ``/``, cannot be a prefix of keys; None if it can."""
+    parts = prefix.split("/")
+    if "" in parts:
+        return "has an empty part (`//`)"
+    if "." in parts or ".." in parts:
+        return "has a part `.` or `..`"
+    if not prefix.isprintable():
+        return "has a character that cannot be printed"
+    if len(prefix.encode()) > _MAX_PREFIX_BYTES:
+        return f"is longer than {_MAX_PREFIX_BYTES} bytes"
     return None
 
 

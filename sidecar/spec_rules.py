@@ -1,0 +1,168 @@
+"""The rules that every spec keeps, whoever wrote it. Text only: no file is looked at.
+
+Resolving checks what it made, and loading checks what a file holds. No mistake of form gets here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import Final
+
+from sidecar.errors import (
+    DuplicateSelection,
+    MountPathInvalid,
+    PathOverlap,
+    RunPathInvalid,
+    SpecInvalid,
+)
+from sidecar.paths import check_absolute_path, check_parts, contains, name_problem, prefix_problem
+from sidecar.spec import Kind, PersistenceSpec, Roots, StoreSource, Volume
+
+SYSTEM_DIRECTORIES: Final = (
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib64",
+    "/opt/sidecar",
+    "/proc",
+    "/sbin",
+    "/sys",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/bin",
+    "/usr/local/lib",
+    "/usr/sbin",
+)
+"""The kernel's directories, and those of the image from which its programs run (Dockerfile)."""
+
+# What is part of a host's name. Anything else could make the request go to another host.
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+
+
+def shared_path(roots: Roots, kind: Kind, name: str) -> str:
+    """The path of a bucket without ``mountPath``."""
+    return f"{roots.shared}/{kind}/{name}"
+
+
+def check_spec(spec: PersistenceSpec) -> None:
+    """Refuse a spec that would mount, read or write where no volume may be.
+
+    Raises:
+        MountPathInvalid: a path is not absolute and normalised, or a bucket is mounted elsewhere
+            than at its path or below the shared root.
+        PathOverlap: two volumes overlap, or one and a directory of the sidecar or the system.
+        DuplicateSelection: two volumes have one kind and name.
+        RunPathInvalid: the run's path or outputs directory leaves the outputs volume.
+        SpecInvalid: a name of a bucket, a secret or a volume can be none.
+    """
+    _check_roots(spec.roots)
+    for index, volume in enumerate(spec.volumes):
+        _check_volume(volume, spec.roots)
+        for other in spec.volumes[:index]:
+            _check_pair(other, volume)
+    if spec.run:
+        check_parts(spec.run, "the run's path", RunPathInvalid)
+    _check_outputs_path(spec)
+
+
+def _check_roots(roots: Roots) -> None:
+    for name, root in asdict(roots).items():
+        if root is not None:
+            check_absolute_path(root, f"roots.{name}", MountPathInvalid)
+    # Not the termination message: the kubelet puts it into a directory of the system.
+    for what, directory in _directories(roots):
+        for system in SYSTEM_DIRECTORIES:
+            if _overlap(directory, system):
+                raise PathOverlap(
+                    f"the sidecar's {what} at `{directory}` overlaps the system's `{system}`"
+                )
+        if directory != roots.shared and _overlap(directory, roots.shared):
+            raise PathOverlap(
+                f"the sidecar's {what} at `{directory}` overlaps its shared root at "
+                f"`{roots.shared}`, which the experiment sees"
+            )
+
+
+def _directories(roots: Roots) -> list[tuple[str, str]]:
+    """The sidecar's own directories, and what messages call them."""
+    own = [("shared root", roots.shared), ("secrets root", roots.secrets)]
+    own.append(("state root", roots.state))
+    if roots.cache is not None:
+        own.append(("cache folder", roots.cache))
+    return own
+
+
+def _check_volume(volume: Volume, roots: Roots) -> None:
+    if problem := name_problem(volume.name):
+        raise SpecInvalid(f"the name of a {volume.kind} volume {problem}")
+    check_absolute_path(volume.path, f"the path of volume {volume.label}", MountPathInvalid)
+    shared = shared_path(roots, volume.kind, volume.name)
+    if isinstance(volume.source, StoreSource):
+        _check_store(volume.source, volume)
+        if volume.mounted_at not in (volume.path, shared):
+            raise MountPathInvalid(
+                f"volume {volume.label} is mounted at neither its path nor `{shared}`"
+            )
+        if volume.path == shared:
+            return
+    reserved = [*_directories(roots), ("termination message", roots.termination_message)]
+    for what, path in reserved:
+        if _overlap(volume.path, path):
+            raise _reserved(volume, f"the sidecar's {what} at `{path}`")
+    for path in SYSTEM_DIRECTORIES:
+        if _overlap(volume.path, path):
+            raise _reserved(volume, f"the system's `{path}`")
+
+
+def _reserved(volume: Volume, what: str) -> PathOverlap:
+    return PathOverlap(
+        f"{volume.kind} volume `{volume.name}` at `{volume.path}` overlaps {what}",
+        "change its `mountPath` in the catalogue",
+    )
+
+
+def _check_store(source: StoreSource, volume: Volume) -> None:
+    # Parts of a path: of the store's keys, and of the secrets root.
+    names = {"bucket": source.bucket, "secret": source.secret, "secret key": source.secret_key}
+    for what, name in names.items():
+        if name is not None and (problem := name_problem(name)):
+            raise SpecInvalid(f"volume {volume.label}: the name of its {what} {problem}")
+    if source.prefix:
+        problem = prefix_problem(source.prefix.removesuffix("/"))
+        if problem is None and not source.prefix.endswith("/"):
+            problem = "does not end in `/`"
+        if problem is not None:
+            raise SpecInvalid(f"volume {volume.label}: its prefix {problem}")
+    for what, host in {"account": source.account, "endpoint": source.endpoint_suffix}.items():
+        if host is not None and not _HOST.fullmatch(host):
+            raise SpecInvalid(f"volume {volume.label}: its {what} cannot be part of a host's name")
+
+
+def _check_pair(other: Volume, volume: Volume) -> None:
+    if other.label == volume.label:
+        raise DuplicateSelection(f"two volumes are `{volume.label}`", "name it once")
+    if _overlap(other.path, volume.path):
+        raise PathOverlap(
+            f"{other.kind} volume `{other.name}` at `{other.path}` and "
+            f"{volume.kind} volume `{volume.name}` at `{volume.path}` overlap",
+            "select one of them, or change a `mountPath` in the catalogue",
+        )
+
+
+def _check_outputs_path(spec: PersistenceSpec) -> None:
+    if spec.outputs_path is None:
+        return
+    check_absolute_path(spec.outputs_path, "the run's outputs directory", RunPathInvalid)
+    outputs = next((volume for volume in spec.volumes if volume.kind == "outputs"), None)
+    if outputs is None or not contains(outputs.path, spec.outputs_path):
+        raise RunPathInvalid(
+            f"the run's outputs directory `{spec.outputs_path}` is not in an outputs volume"
+        )
+
+
+def _overlap(one: str, other: str) -> bool:
+    return contains(one, other) or contains(other, one)

@@ -1,0 +1,170 @@
+"""A spec that is loaded keeps the rules of one that was resolved, whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.control.catalogue.resolve import resolve
+from sidecar.control.catalogue.selection import Selection
+from sidecar.errors import ConfigError, PathOverlap
+from sidecar.spec_document import load_spec
+from sidecar.spec_rules import SYSTEM_DIRECTORIES
+
+CATALOGUE = """
+data:
+  images: {store: s3, bucket: 's3://images/train', secret: stores, secretKey: s3.json}
+  labels: {store: gcs, bucket: 'gs://labels', mountPath: /data/labels}
+  team: {existingClaim: team, mountPath: /data/team}
+outputs:
+  models: {store: azure, bucket: 'wasbs://models@account.blob.core.windows.net/a'}
+"""
+IMAGES, LABELS, TEAM, MODELS = range(4)
+
+
+def document() -> dict[str, Any]:
+    spec = resolve(parse_catalogue(CATALOGUE, "catalogue"), Selection(), run="user/1")
+    parsed: dict[str, Any] = json.loads(spec.to_json())
+    return parsed
+
+
+def put(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(spec: dict[str, Any]) -> None:
+        item: Any = spec
+        for key in path[:-1]:
+            item = item[key]
+        item[path[-1]] = value
+
+    return change
+
+
+def volume(index: int, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return put("volumes", index, key, value=value)
+
+
+def source(index: int, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return put("volumes", index, "source", key, value=value)
+
+
+def at(index: int, path: str) -> Callable[[dict[str, Any]], None]:
+    """The bucket has another path and is mounted there."""
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["volumes"][index].update(path=path, mountpoint=path)
+
+    return change
+
+
+def twice(spec: dict[str, Any]) -> None:
+    spec["volumes"].insert(0, {**spec["volumes"][LABELS], "path": "/x", "mountpoint": "/x"})
+
+
+PACKAGES = "/opt/sidecar/lib/python3.13/site-packages/sidecar"
+MOVED = "SC1010 MOUNT_PATH_INVALID"
+OVERLAP = "SC1022 PATH_OVERLAP"
+INVALID = "SC1011 SPEC_INVALID"
+RUN = "SC1026 RUN_PATH_INVALID"
+
+REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "mounted over a package": (volume(IMAGES, "mountpoint", PACKAGES), MOVED),
+    "mounted elsewhere": (volume(LABELS, "mountpoint", "/srv/elsewhere"), MOVED),
+    "mounted over another volume": (volume(LABELS, "mountpoint", "/data/team"), MOVED),
+    "mounted at the place of another": (
+        volume(LABELS, "mountpoint", "/mnt/persistence/data/images"),
+        MOVED,
+    ),
+    "mounted over status and ready": (
+        volume(IMAGES, "mountpoint", "/mnt/persistence/.sidecar"),
+        MOVED,
+    ),
+    "mounted over the shared root": (volume(IMAGES, "mountpoint", "/mnt/persistence"), MOVED),
+    "a path that is relative": (at(LABELS, "data/labels"), MOVED),
+    "a path that goes up": (at(LABELS, "/data/../etc"), MOVED),
+    "a path with a dot": (at(LABELS, "/data/./labels"), MOVED),
+    "a path with an empty part": (at(LABELS, "/data//labels"), MOVED),
+    "a path that ends in a slash": (at(LABELS, "/data/labels/"), MOVED),
+    "the root": (at(LABELS, "/"), MOVED),
+    "a path at a package": (at(LABELS, PACKAGES), OVERLAP),
+    "a path above the packages": (at(LABELS, "/opt"), OVERLAP),
+    "a claim at a package": (volume(TEAM, "path", PACKAGES), OVERLAP),
+    **{f"a path at {path}": (at(LABELS, path), OVERLAP) for path in SYSTEM_DIRECTORIES},
+    **{f"a path below {path}": (at(LABELS, f"{path}/x"), OVERLAP) for path in SYSTEM_DIRECTORIES},
+    "the sidecar's spec": (at(LABELS, "/etc/sidecar"), OVERLAP),
+    "the secrets": (at(LABELS, "/var/run/sidecar/secrets"), OVERLAP),
+    "above the secrets": (at(LABELS, "/var/run"), OVERLAP),
+    "the state": (at(LABELS, "/var/lib/sidecar/x"), OVERLAP),
+    "status and ready": (at(LABELS, "/mnt/persistence/.sidecar"), OVERLAP),
+    "a claim in the shared root": (
+        volume(TEAM, "path", "/mnt/persistence/data/team"),
+        OVERLAP,
+    ),
+    "two volumes at one path": (at(LABELS, "/data/team"), OVERLAP),
+    "one volume below another": (at(LABELS, "/data/team/x"), OVERLAP),
+    "one volume twice": (twice, "SC1021 DUPLICATE_SELECTION"),
+    "a name that goes up": (volume(IMAGES, "name", ".."), INVALID),
+    "a name with a slash": (volume(IMAGES, "name", "../../usr/lib"), INVALID),
+    "a prefix that goes up": (source(IMAGES, "prefix", "train/../../other/"), INVALID),
+    "a prefix with an empty part": (source(IMAGES, "prefix", "train//x/"), INVALID),
+    "a prefix that begins with a slash": (source(IMAGES, "prefix", "/train/"), INVALID),
+    "a prefix that does not end in one": (source(IMAGES, "prefix", "train"), INVALID),
+    "a prefix of control characters": (source(IMAGES, "prefix", "a\r\nb/"), INVALID),
+    "a prefix that is too long": (source(IMAGES, "prefix", "x" * 513 + "/"), INVALID),
+    "a bucket with a slash": (source(IMAGES, "bucket", "images/../other"), INVALID),
+    "a secret elsewhere": (source(IMAGES, "secret", "../../../etc"), INVALID),
+    "a secret key elsewhere": (source(IMAGES, "secret_key", "../azure/key.json"), INVALID),
+    "an account at another host": (source(MODELS, "account", "evil.example/?"), INVALID),
+    "an endpoint with a login": (source(MODELS, "endpoint_suffix", "x@evil.example"), INVALID),
+    "a run that goes up": (put("run", value="../x"), RUN),
+    "outputs elsewhere": (put("outputs_path", value="/data/team/x"), RUN),
+    "outputs that go up": (
+        put("outputs_path", value="/mnt/persistence/outputs/models/../../x"),
+        RUN,
+    ),
+    "outputs beside the volume": (
+        put("outputs_path", value="/mnt/persistence/outputs/models-2"),
+        RUN,
+    ),
+    "a shared root that is relative": (put("roots", "shared", value="mnt"), MOVED),
+    "a state root that goes up": (put("roots", "state", value="/var/../etc"), MOVED),
+    "a state root at a package": (put("roots", "state", value=PACKAGES), OVERLAP),
+    "a shared root at the devices": (put("roots", "shared", value="/dev"), OVERLAP),
+    "a state root that the experiment sees": (
+        put("roots", "state", value="/mnt/persistence/state"),
+        OVERLAP,
+    ),
+    "a cache that the experiment sees": (
+        put("roots", "cache", value="/mnt/persistence/data"),
+        OVERLAP,
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_no_catalogue_gives_is_refused(
+    change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    spec = document()
+    change(spec)
+    with pytest.raises(ConfigError) as caught:
+        load_spec(json.dumps(spec), "spec.json")
+    assert caught.value.line().startswith(f"error {said}: spec.json: ")
+    assert "\n" not in caught.value.line()
+
+
+def test_what_a_catalogue_gives_is_loaded() -> None:
+    spec = document()
+    assert json.loads(load_spec(json.dumps(spec), "spec.json").to_json()) == spec
+    # As in a pod, where a bucket with a path of its own is mounted below the shared root.
+    volume(LABELS, "mountpoint", "/mnt/persistence/data/labels")(spec)
+    load_spec(json.dumps(spec), "spec.json")
+
+
+@pytest.mark.parametrize("path", SYSTEM_DIRECTORIES)
+def test_a_catalogue_cannot_give_a_directory_of_the_system(path: str) -> None:
+    text = f"data: {{v: {{existingClaim: c, mountPath: {path}/x}}}}"
+    with pytest.raises(PathOverlap):
+        resolve(parse_catalogue(text, "catalogue"), Selection())
