@@ -7,6 +7,7 @@ prints them and chooses the exit status.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from dataclasses import replace
@@ -23,6 +24,7 @@ from sidecar.errors import (
     ManifestInvalid,
     SelectionInvalid,
     SidecarError,
+    SpecChanged,
     SpecInvalid,
     StateUnusable,
     UsageError,
@@ -252,7 +254,8 @@ def demo() -> None:
 
 @cli.command()
 @click.option("--spec", "spec_file", required=True, metavar="FILE", help="From `sidecar resolve`.")
-def mount(spec_file: str) -> None:
+@click.option("--spec-sha256", metavar="HEX", help="Refuse a file with another digest.")
+def mount(spec_file: str, spec_sha256: str | None) -> None:
     """Mount every bucket of a spec and serve until told to stop: the container's job."""
     from sidecar.mounter.supervisor.main import command
     from sidecar.mounter.system.status import write_termination_message
@@ -260,7 +263,8 @@ def mount(spec_file: str) -> None:
 
     termination_message = TERMINATION_MESSAGE  # until the spec, if it can be read, names another
     try:
-        spec = load_spec(*read_text(spec_file, SpecInvalid))
+        text, where = read_text(spec_file, SpecInvalid, sha256=spec_sha256)
+        spec = load_spec(text, where)
         termination_message = spec.roots.termination_message
         validated = _write_validated(spec)
     except SidecarError as error:
@@ -314,16 +318,25 @@ def _write_validated(spec: PersistenceSpec) -> Path:
     return validated
 
 
-def read_text(path: str, error: type[ConfigError]) -> tuple[str, str]:
+def read_text(path: str, error: type[ConfigError], *, sha256: str | None = None) -> tuple[str, str]:
     """The text of a file, or of standard input for ``-``, and the name of it for messages.
+
+    Args:
+        sha256: what the digest of the bytes must be, in hexadecimal; None: anything.
 
     Raises:
         UsageError: the file cannot be read.
+        SpecChanged: the digest is another one.
         ConfigError: it is not UTF-8; of the class ``error``.
     """
     where = "standard input" if path == STANDARD_INPUT else path
     try:
         content = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise SpecChanged(
+                f"{where}: is not the spec that this container was made for (`--spec-sha256`)",
+                "make the pod anew",
+            )
         return content.decode("utf-8-sig"), where
     except OSError as failure:
         raise UsageError(f"cannot read `{where}`: {failure.strerror}") from None

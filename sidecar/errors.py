@@ -22,6 +22,7 @@ The tree, readable in one screen::
     │   ├── SpecTooLarge        SC1016  for the annotation that carries it
     │   ├── ReviewInvalid       SC1017  a request that no API server sends
     │   ├── CertificateInvalid  SC1018  the admission server's certificate or key
+    │   ├── SpecChanged         SC1019  not the spec that the container was made for
     │   ├── VolumeUnknown       SC1020
     │   ├── DuplicateSelection  SC1021
     │   ├── PathOverlap         SC1022
@@ -232,6 +233,10 @@ class ReviewInvalid(ConfigError):
 
 class CertificateInvalid(ConfigError):
     code, name = "SC1018", "CERTIFICATE_INVALID"
+
+
+class SpecChanged(ConfigError):
+    code, name = "SC1019", "SPEC_CHANGED"
 
 
 class VolumeUnknown(ConfigError):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from sidecar.cli import main
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.catalogue.selection import Selection
 from sidecar.errors import ConfigError, PathOverlap
 from sidecar.spec_document import load_spec
 from sidecar.spec_rules import SYSTEM_DIRECTORIES
+from tests.control.injection.golden import NAMES, expected
+from tests.control.injection.test_golden import containers
 
 CATALOGUE = """
 data:
@@ -168,3 +174,108 @@ def test_a_catalogue_cannot_give_a_directory_of_the_system(path: str) -> None:
     text = f"data: {{v: {{existingClaim: c, mountPath: {path}/x}}}}"
     with pytest.raises(PathOverlap):
         resolve(parse_catalogue(text, "catalogue"), Selection())
+
+
+# --- the digest ---------------------------------------------------------------------------
+
+
+class Mounting(Exception):
+    """`sidecar mount` has taken the spec, and would become the supervisor."""
+
+
+@pytest.fixture
+def mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """`sidecar mount` of a text, with further arguments; the exit status."""
+
+    def become(*_: object) -> None:
+        raise Mounting
+
+    monkeypatch.setattr("os.execv", become)
+
+    def run(text: bytes, *arguments: str) -> int:
+        path = tmp_path / "spec.json"
+        path.write_bytes(text)
+        return main(["mount", "--spec", str(path), *arguments])
+
+    return run
+
+
+def spec_below(folder: Path) -> bytes:
+    spec = document()
+    spec["roots"].update(
+        shared=f"{folder}/shared",
+        secrets=f"{folder}/secrets",
+        state=f"{folder}/state",
+        termination_message=f"{folder}/termination-log",
+    )
+    spec["volumes"] = [spec["volumes"][TEAM]]
+    spec["outputs_path"] = None
+    return json.dumps(spec).encode()
+
+
+def changed(text: bytes) -> dict[str, bytes]:
+    """Specs as somebody who may patch the pod could write them: all of them valid, or none."""
+    return {
+        "another path": text.replace(b"/data/team", b"/data/tean"),
+        "one more space": text + b" ",
+        "a byte order mark": b"\xef\xbb\xbf" + text,
+        "nothing": b"",
+        "not UTF-8": b"\xff",
+        "not JSON": b"{",
+    }
+
+
+@pytest.mark.parametrize("change", changed(b""))
+def test_another_spec_than_at_admission_is_refused(
+    mount: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    text = spec_below(tmp_path)
+    digest = hashlib.sha256(text).hexdigest()
+    assert mount(changed(text)[change], "--spec-sha256", digest) == 2
+    said = (
+        f"error SC1019 SPEC_CHANGED: {tmp_path}/spec.json: is not the spec that this container was "
+        "made for (`--spec-sha256`); make the pod anew\n"
+    )
+    assert capsys.readouterr() == ("", said)
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_spec_of_the_admission_is_mounted(mount: Callable[..., int], tmp_path: Path) -> None:
+    text = spec_below(tmp_path)
+    with pytest.raises(Mounting):
+        mount(text, "--spec-sha256", hashlib.sha256(text).hexdigest())
+    for wrong in ("", "0", hashlib.sha256(text).hexdigest().upper()):
+        assert mount(text, "--spec-sha256", wrong) == 2
+    with pytest.raises(Mounting):  # compose, or by hand: any that is valid
+        mount(text + b" ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_patch_carries_the_digest_of_its_annotation(name: str) -> None:
+    """In the arguments, which nobody can change once the pod is there."""
+    found = 0
+    for document in yaml.safe_load_all(expected(name).read_text()):
+        digests = [
+            hashlib.sha256(annotation.encode()).hexdigest() for annotation in annotations(document)
+        ]
+        arguments = [
+            container["args"]
+            for container, _ in containers(document)
+            if container["name"] == "mount-sidecar"
+        ]
+        assert arguments == [
+            ["mount", "--spec", "/etc/sidecar/spec.json", "--spec-sha256", digest]
+            for digest in digests
+        ]
+        found += len(digests)
+    assert found
+
+
+def annotations(item: Any) -> list[str]:
+    """The spec of every pod of a manifest."""
+    if isinstance(item, list):
+        return [spec for value in item for spec in annotations(value)]
+    if not isinstance(item, dict):
+        return []
+    own = [item["mount-sidecar.io/spec"]] if "mount-sidecar.io/spec" in item else []
+    return [*own, *(spec for value in item.values() for spec in annotations(value))]

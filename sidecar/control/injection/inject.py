@@ -8,6 +8,7 @@ replaced, since setting them is what is asked for.
 from __future__ import annotations
 
 import copy
+import hashlib
 from typing import Final
 
 from sidecar.control.catalogue.catalogue import Catalogue
@@ -133,7 +134,7 @@ def _annotate(pod: JsonObject, spec: PersistenceSpec) -> None:
     metadata = pod["metadata"] = get_mapping(pod, "metadata", "pod")
     annotations = metadata["annotations"] = get_mapping(metadata, "annotations", "pod.metadata")
     annotations[STATUS_ANNOTATION] = INJECTED
-    annotations[SPEC_ANNOTATION] = spec.to_json(indent=None)
+    annotations[SPEC_ANNOTATION] = _spec_text(spec)
     size_bytes = sum(len(f"{key}{value}".encode()) for key, value in annotations.items())
     if size_bytes > ANNOTATIONS_BYTES:
         raise SpecTooLarge(
@@ -141,6 +142,11 @@ def _annotate(pod: JsonObject, spec: PersistenceSpec) -> None:
             f"{size_bytes // KIB} KiB of the {ANNOTATIONS_BYTES // KIB} that Kubernetes keeps",
             "select fewer volumes with the annotation `mount-sidecar.io/data`",
         )
+
+
+def _spec_text(spec: PersistenceSpec) -> str:
+    """The annotation's value."""
+    return spec.to_json(indent=None)
 
 
 def _add_sidecar(
@@ -158,6 +164,7 @@ def _add_sidecar(
         request,
         injection,
         names,
+        spec_sha256=hashlib.sha256(_spec_text(spec).encode()).hexdigest(),
         pod_grace_s=grace_s,
         # An ordinary container would keep a pod that runs to completion from completing.
         stop_with_experiment=(

@@ -43,6 +43,7 @@ def sidecar_container(
     injection: Injection,
     names: VolumeNames,
     *,
+    spec_sha256: str,
     pod_grace_s: int,
     stop_with_experiment: bool,
 ) -> JsonObject:
@@ -50,6 +51,7 @@ def sidecar_container(
 
     Args:
         names: the pod volumes that it mounts.
+        spec_sha256: digest of the annotation that holds the spec, in hexadecimal.
         pod_grace_s: time that the pod gives the experiment to end, in seconds.
         stop_with_experiment: the sidecar ends by itself once the other containers have ended.
     """
@@ -64,7 +66,8 @@ def sidecar_container(
         "name": CONTAINER_NAME,
         "image": injection.image,
         "imagePullPolicy": "IfNotPresent",
-        "args": ["mount", "--spec", SPEC_FILE],
+        # The digest, because the annotation that the file shows may be changed at any time.
+        "args": ["mount", "--spec", SPEC_FILE, "--spec-sha256", spec_sha256],
         "env": environment,
         "ports": [{"name": PORT_NAME, "containerPort": port}],
         "resources": _resources(len(spec.buckets), request),
