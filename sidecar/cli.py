@@ -141,12 +141,22 @@ _NATIVE = click.option(
 )
 
 
+_ALLOW_SHARED_PIDS = click.option(
+    "--allow-shared-pids",
+    is_flag=True,
+    help="Also pods with shareProcessNamespace or hostPID: they reach the sidecar's processes.",
+)
+
+
 @cli.command()
 @click.option("--catalogue", required=True, metavar="FILE", help="Helm values, or data/outputs.")
 @click.option("-f", "--filename", default=STANDARD_INPUT, metavar="MANIFEST", help="[default: -]")
 @_IMAGE
 @_NATIVE
-def inject(catalogue: str, filename: str, image: str | None, native: bool) -> None:
+@_ALLOW_SHARED_PIDS
+def inject(
+    catalogue: str, filename: str, image: str | None, native: bool, allow_shared_pids: bool
+) -> None:
     """Print a manifest with the sidecar added to each pod in it. FILE may be -."""
     from sidecar.control.catalogue.catalogue import parse_catalogue
     from sidecar.control.injection.manifests import inject_manifests
@@ -155,13 +165,14 @@ def inject(catalogue: str, filename: str, image: str | None, native: bool) -> No
         raise UsageError("--catalogue and --filename cannot both read standard input")
     declared = parse_catalogue(*read_text(catalogue, CatalogueInvalid))
     text, where = read_text(filename, ManifestInvalid)
-    click.echo(inject_manifests(text, where, declared, _injection(image, native)), nl=False)
+    injection = _injection(image, native, allow_shared_pids)
+    click.echo(inject_manifests(text, where, declared, injection), nl=False)
 
 
-def _injection(image: str | None, native: bool) -> Injection:
+def _injection(image: str | None, native: bool, allow_shared_pids: bool) -> Injection:
     from sidecar.control.injection.sidecar_container import DEFAULT_IMAGE, Injection
 
-    return Injection(image=image or DEFAULT_IMAGE, native=native)
+    return Injection(image or DEFAULT_IMAGE, native, allow_shared_pids)
 
 
 @cli.group(invoke_without_command=True)
@@ -176,6 +187,7 @@ def _injection(image: str | None, native: bool) -> Injection:
 )
 @_IMAGE
 @_NATIVE
+@_ALLOW_SHARED_PIDS
 @click.pass_context
 def webhook(
     context: click.Context,
@@ -186,13 +198,15 @@ def webhook(
     http_port: int,
     image: str | None,
     native: bool,
+    allow_shared_pids: bool,
 ) -> None:
     """Serve admission requests until told to stop. The catalogue and the TLS pair are followed."""
     if context.invoked_subcommand is not None:
         return
     from sidecar.control.webhook.server import Listen, serve
 
-    serve(Path(catalogue), Path(tls), _injection(image, native), Listen(host, port, http_port))
+    injection = _injection(image, native, allow_shared_pids)
+    serve(Path(catalogue), Path(tls), injection, Listen(host, port, http_port))
 
 
 @webhook.command()

@@ -11,6 +11,9 @@ from typing import Final
 CONTAINER_NAME: Final = "mount-sidecar"
 """The sidecar's container in a pod."""
 
+RESERVED_PREFIX: Final = f"{CONTAINER_NAME}-"
+"""How the names of all pod volumes begin that are the sidecar's, and of no others."""
+
 POD_VARIABLES: Final = {
     "SIDECAR_POD_NAME": "metadata.name",
     "SIDECAR_POD_NAMESPACE": "metadata.namespace",

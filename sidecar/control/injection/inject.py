@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Collection
 from typing import Final
 
 from sidecar.control.catalogue.catalogue import Catalogue
@@ -18,6 +19,7 @@ from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
     get_mappings,
+    get_string,
     get_whole_number,
 )
 from sidecar.control.injection.pod_annotations import (
@@ -26,12 +28,26 @@ from sidecar.control.injection.pod_annotations import (
     PodRequest,
     parse_pod_request,
 )
+from sidecar.control.injection.pod_checks import (
+    check_depth,
+    refuse_reserved_names,
+    refuse_shared_pids,
+    refuse_undeclared_mounts,
+    refuse_unsupported,
+    volume_names,
+)
 from sidecar.control.injection.pod_spec import DEFAULT_GRACE_S, spec_of_pod, state_bytes
 from sidecar.control.injection.pod_volumes import add_volumes
+from sidecar.control.injection.previous_injection import (
+    find_sidecars,
+    refuse_differences,
+    without_sidecar,
+)
 from sidecar.control.injection.sidecar_container import Injection, sidecar_container
 from sidecar.errors import ManifestInvalid, PodConflict, PodUnsupported, SpecTooLarge
 from sidecar.pod import CONTAINER_NAME
 from sidecar.spec import PersistenceSpec
+from sidecar.spec_document import load_spec
 from sidecar.units import KIB
 
 INJECTED: Final = "injected"
@@ -51,20 +67,32 @@ def pod_patch(pod: JsonObject, catalogue: Catalogue, injection: Injection) -> li
     return difference(pod, inject(pod, catalogue, injection))
 
 
-def inject(pod: JsonObject, catalogue: Catalogue, injection: Injection) -> JsonObject:
+def inject(
+    pod: JsonObject, catalogue: Catalogue, injection: Injection, claims: Collection[str] = ()
+) -> JsonObject:
     """A copy of a pod or pod template with the sidecar added; ``pod`` itself if it has one.
+
+    Args:
+        claims: names of volumes that a StatefulSet adds to its pods.
 
     Raises:
         ConfigError: the annotations cannot be resolved with the catalogue, the sidecar cannot
-            work in such a pod, or something of the pod's own is in the way.
+            work in such a pod, or something of the pod's own is in the way, has our names, or
+            would reach what is the sidecar's.
     """
+    check_depth(pod, "pod")
     metadata = get_mapping(pod, "metadata", "pod")
     pod_spec = get_mapping(pod, "spec", "pod")
     if not get_mappings(pod_spec, "containers", "pod.spec"):
         raise ManifestInvalid("pod.spec.containers: is empty")
+    refuse_shared_pids(pod_spec, injection)
+    refuse_undeclared_mounts(pod_spec, claims)
+    refuse_reserved_names(claims)
     if _is_injected(metadata, pod_spec):
+        _refuse_altered(pod, injection)
         return pod
-    _refuse_unsupported(pod_spec, injection)
+    refuse_reserved_names(volume_names(pod_spec))
+    refuse_unsupported(pod_spec, injection)
     request = parse_pod_request(metadata, "pod.metadata")
     spec = spec_of_pod(pod_spec, request, catalogue)
     _refuse_unguarded(spec, injection)
@@ -75,21 +103,14 @@ def inject(pod: JsonObject, catalogue: Catalogue, injection: Injection) -> JsonO
 
 
 def _is_injected(metadata: JsonObject, pod_spec: JsonObject) -> bool:
-    """Whether the pod has our annotation and our container.
+    """Whether the pod has our annotation and a container with our name.
 
-    One alone says nothing: annotations are copied with templates, and a container of our name
-    may be somebody else's.
+    The annotation alone says nothing: annotations are copied with templates.
 
     Raises:
         PodConflict: a container has our name, and the annotation is not there.
     """
-    named = [
-        container
-        for group in ("initContainers", "containers")
-        for container in get_mappings(pod_spec, group, "pod.spec")
-        if container.get("name") == CONTAINER_NAME
-    ]
-    if not named:
+    if not find_sidecars(pod_spec):
         return False
     annotations = get_mapping(metadata, "annotations", "pod.metadata")
     if STATUS_ANNOTATION not in annotations:
@@ -97,21 +118,21 @@ def _is_injected(metadata: JsonObject, pod_spec: JsonObject) -> bool:
     return True
 
 
-def _refuse_unsupported(pod_spec: JsonObject, injection: Injection) -> None:
-    system = get_mapping(pod_spec, "os", "spec").get("name")
-    selected = get_mapping(pod_spec, "nodeSelector", "spec").get("kubernetes.io/os")
-    if "windows" in (system, selected):
-        raise PodUnsupported("the pod is for Windows nodes", "FUSE mounts need Linux")
-    if pod_spec.get("hostUsers") is False:
-        raise PodUnsupported(
-            "the pod has `hostUsers: false`",
-            "remove it: mounts reach the other containers only from the node's user namespace",
-        )
-    if not injection.native and get_mappings(pod_spec, "initContainers", "spec"):
-        raise PodUnsupported(
-            "the pod has init containers, which end before any other container starts",
-            "use native sidecars (Kubernetes 1.29), or do their work in the main container",
-        )
+def _refuse_altered(pod: JsonObject, injection: Injection) -> None:
+    """Refuse a pod whose sidecar is not what an injection of its spec makes.
+
+    The spec is the pod's own: the catalogue may have changed meanwhile.
+
+    Raises:
+        ConfigError: what the pod has under our names is not ours, or its spec breaks a rule.
+    """
+    metadata = get_mapping(pod, "metadata", "pod")
+    annotations = get_mapping(metadata, "annotations", "pod.metadata")
+    text = get_string(annotations, SPEC_ANNOTATION, "pod.metadata.annotations")
+    spec = load_spec(text, f"annotation `{SPEC_ANNOTATION}`")
+    expected = without_sidecar(pod["spec"], spec)
+    _add_sidecar(expected, spec, parse_pod_request(metadata, "pod.metadata"), injection)
+    refuse_differences(pod["spec"], expected)
 
 
 def _refuse_unguarded(spec: PersistenceSpec, injection: Injection) -> None:

@@ -17,6 +17,7 @@ from sidecar.control.injection.object_fields import (
     get_string,
 )
 from sidecar.control.injection.pod_annotations import INJECT_LABEL
+from sidecar.control.injection.pod_checks import check_depth
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.errors import ConfigError, ManifestInvalid
 
@@ -56,6 +57,7 @@ def inject_manifests(text: str, where: str, catalogue: Catalogue, injection: Inj
     ]
     pods = 0
     for document in documents:
+        check_depth(document, where)
         for kind, resource in _objects(document, where):
             pods += _inject_into(kind, resource, where, catalogue, injection)
     if not pods:
@@ -92,10 +94,22 @@ def _inject_into(
         pod = _pod_of(kind, resource)
         labels = get_mapping(get_mapping(pod, "metadata", "pod"), "labels", "pod.metadata")
         if labels.get(INJECT_LABEL) != "false":
-            pod.update(inject(pod, catalogue, injection))
+            pod.update(inject(pod, catalogue, injection, _claims(kind, resource)))
     except ConfigError as error:
         raise type(error)(f"{at}: {error.what}", error.hint) from None
     return 1
+
+
+def _claims(kind: str, resource: JsonObject) -> list[str]:
+    """Names of the volumes that a StatefulSet adds to its pods."""
+    if kind != "StatefulSet":
+        return []
+    key = "volumeClaimTemplates"
+    templates = get_mappings(get_mapping(resource, "spec", kind), key, f"{kind}.spec")
+    return [
+        get_string(get_mapping(template, "metadata", key), "name", f"{key}.metadata")
+        for template in templates
+    ]
 
 
 def _pod_of(kind: str, resource: JsonObject) -> JsonObject:

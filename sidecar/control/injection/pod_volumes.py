@@ -10,11 +10,10 @@ from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
     get_mappings,
-    get_string,
 )
 from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
 from sidecar.errors import PodConflict
-from sidecar.pod import CONTAINER_NAME
+from sidecar.pod import RESERVED_PREFIX
 from sidecar.spec import ClaimSource, HostPathSource, Kind, PersistenceSpec, StoreSource, Volume
 
 _SHARED_SIZE: Final = "16Mi"
@@ -93,15 +92,10 @@ class _Volumes:
 
     def __init__(self, own: list[JsonObject]) -> None:
         self.all = list(own)
-        self._taken = {get_string(volume, "name", f"{_WHERE}.volumes") for volume in own}
 
     def add(self, suffix: str, source: JsonObject) -> str:
-        """Add a volume; its name, which is made free by a number if need be."""
-        name = first = f"{CONTAINER_NAME}-{suffix}"
-        number = 2
-        while name in self._taken:
-            name, number = f"{first}-{number}", number + 1
-        self._taken.add(name)
+        """Add a volume; its name, which no volume of the pod's own has."""
+        name = f"{RESERVED_PREFIX}{suffix}"
         self.all.append({"name": name, **source})
         return name
 

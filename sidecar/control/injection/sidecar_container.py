@@ -31,10 +31,13 @@ class Injection:
         image: the sidecar's image.
         native: True: an init container with ``restartPolicy: Always`` (Kubernetes 1.29). False:
             the first ordinary container, whose postStart keeps the others waiting.
+        allow_shared_pids: whether a pod may let the experiment see the sidecar's processes
+            (``shareProcessNamespace``, ``hostPID``).
     """
 
     image: str = DEFAULT_IMAGE
     native: bool = True
+    allow_shared_pids: bool = False
 
 
 def sidecar_container(

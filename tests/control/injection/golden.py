@@ -34,7 +34,9 @@ def expected(name: str) -> Path:
 
 def injected(name: str, text: str) -> str:
     """``text`` as the case ``name`` has it injected."""
-    injection = Injection(image=IMAGE, native=name != "no-native")
+    injection = Injection(
+        image=IMAGE, native=name != "no-native", allow_shared_pids=name == "host-pid"
+    )
     return inject_manifests(text, f"{name}.yaml", catalogue(), injection)
 
 
