@@ -1,0 +1,387 @@
+"""A pod's author gets nothing of the sidecar's by names, copies, or depth."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from sidecar.cli import main
+from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.control.injection.inject import pod_patch
+from sidecar.control.injection.sidecar_container import Injection
+from sidecar.control.webhook.admission import answer
+from sidecar.errors import ConfigError, PodConflict
+from tests.control.injection.golden import CATALOGUE, IMAGE, catalogue, expected, given
+from tests.control.webhook.server import recorded
+
+Json = dict[str, Any]
+INJECTION = Injection(image=IMAGE)
+ADDED = [
+    "shared", "state", "spec", "fuse", "secret-0", "secret-1", "claim-2", "host-path-0",
+    "host-path-3", "anything",
+]  # fmt: skip
+GROUPS = ["initContainers", "containers", "ephemeralContainers"]
+
+
+def pod(**spec: Any) -> Json:
+    found: Json = yaml.safe_load(given("pod"))
+    found["spec"].update(spec)
+    return found
+
+
+def refusal(document: Json, injection: Injection = INJECTION) -> str:
+    with pytest.raises(ConfigError) as caught:
+        pod_patch(document, catalogue(), injection)
+    line = caught.value.line()
+    assert "\n" not in line
+    return line
+
+
+# --- what was not declared ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["volumeMounts", "volumeDevices"])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("name", [*(f"mount-sidecar-{suffix}" for suffix in ADDED), "other"])
+def test_a_mount_of_an_undeclared_volume_is_refused(group: str, name: str, key: str) -> None:
+    document = pod()
+    path = "devicePath" if key == "volumeDevices" else "mountPath"
+    thief = {"name": "thief", "image": "i", key: [{"name": name, path: "/x"}]}
+    document["spec"][group] = [*document["spec"].get(group, []), thief]
+    assert refusal(document) == (
+        f"error SC1014 POD_CONFLICT: container `thief` mounts the volume `{name}`, which the pod "
+        "does not declare; add it to `volumes`"
+    )
+
+
+@pytest.mark.parametrize("name", [f"mount-sidecar-{suffix}" for suffix in ADDED])
+def test_our_names_are_reserved(name: str) -> None:
+    volume = {"name": name, "emptyDir": {}}
+    assert refusal(pod(volumes=[volume])) == (
+        f"error SC1014 POD_CONFLICT: the pod has a volume `{name}`, and names with "
+        "`mount-sidecar-` are the sidecar's; rename it"
+    )
+
+
+def inject_text(text: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    return main(["inject", "--image", IMAGE, "--catalogue", str(CATALOGUE), *arguments])
+
+
+@pytest.mark.parametrize("source", ["statefulset", "statefulset.injected"])
+def test_claims_of_a_stateful_set_are_declared_and_have_other_names(
+    source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would take the place of the pod's volume of that name."""
+    text = given(source)
+    assert inject_text(text, monkeypatch) == 0
+    document = yaml.safe_load(text)
+    document["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] = "mount-sidecar-state"
+    capsys.readouterr()
+    document["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = []
+    assert inject_text(yaml.safe_dump(document), monkeypatch) == 2
+    out, line = capsys.readouterr()
+    assert out == ""
+    assert "SC1014 POD_CONFLICT: standard input: StatefulSet workers: the pod has a volume" in line
+
+
+# --- what has our name and is not ours --------------------------------------------------------
+
+
+def put(*path: str | int, value: Any) -> Callable[[Json], None]:
+    def change(document: Json) -> None:
+        item: Any = document
+        for key in path[:-1]:
+            item = item[key]
+        item[path[-1]] = value
+
+    return change
+
+
+def ours(*path: str | int, value: Any) -> Callable[[Json], None]:
+    return put("spec", "initContainers", 0, *path, value=value)
+
+
+def main_container(*path: str | int, value: Any) -> Callable[[Json], None]:
+    return put("spec", "containers", 0, *path, value=value)
+
+
+def add(*path: str | int, value: Any) -> Callable[[Json], None]:
+    def change(document: Json) -> None:
+        item: Any = document
+        for key in path[:-1]:
+            item = item[key]
+        item[path[-1]] = [*item.get(path[-1], []), value]
+
+    return change
+
+
+def move(document: Json) -> None:
+    spec = document["spec"]
+    spec["containers"].append(spec["initContainers"].pop(0))
+
+
+def drop(*path: str | int) -> Callable[[Json], None]:
+    def change(document: Json) -> None:
+        item: Any = document
+        for key in path[:-1]:
+            item = item[key]
+        del item[path[-1]]
+
+    return change
+
+
+def volume(name: str, **source: Any) -> Callable[[Json], None]:
+    def change(document: Json) -> None:
+        volumes = document["spec"]["volumes"]
+        found = [index for index, entry in enumerate(volumes) if entry["name"] == name]
+        volumes[found[0] if found else len(volumes) :] = [{"name": name, **source}]
+
+    return change
+
+
+def spec_of_others(document: Json) -> None:
+    annotations = document["metadata"]["annotations"]
+    text = annotations["mount-sidecar.io/spec"]
+    annotations["mount-sidecar.io/spec"] = text.replace("s3://images", "s3://others")
+
+
+PACKAGES = "/opt/sidecar/lib/python3.13/site-packages"
+SIDECAR = ("spec", "initContainers", 0)
+MAIN = ("spec", "containers", 0)
+NOT_OURS: dict[str, Callable[[Json], None]] = {
+    "another image": ours("image", value="theirs:1"),
+    "a command": ours("command", value=["sh", "-c", "id"]),
+    "other arguments": ours("args", value=["mount", "--spec", "/etc/sidecar/spec.json"]),
+    "another digest": ours("args", 4, value="0" * 64),
+    "no privilege": ours("securityContext", "privileged", value=False),
+    "another user": ours("securityContext", "runAsUser", value=1000),
+    "no security context": drop(*SIDECAR, "securityContext"),
+    "a hook": ours("lifecycle", value={"postStart": {"exec": {"command": ["id"]}}}),
+    "a probe that runs something": ours("livenessProbe", value={"exec": {"command": ["id"]}}),
+    "one more probe": ours("readinessProbe", value={"exec": {"command": ["id"]}}),
+    "not restarted": drop(*SIDECAR, "restartPolicy"),
+    "variables from elsewhere": ours("envFrom", value=[{"configMapRef": {"name": "theirs"}}]),
+    "another directory": ours("workingDir", value="/mnt/persistence"),
+    "a library": add(*SIDECAR, "env", value={"name": "LD_PRELOAD", "value": "/x.so"}),
+    "packages": add(*SIDECAR, "env", value={"name": "PYTHONPATH", "value": "/x"}),
+    "programs": add(*SIDECAR, "env", value={"name": "PATH", "value": "/x"}),
+    "a mount over packages": lambda document: (
+        add("spec", "volumes", value={"name": "theirs", "emptyDir": {}})(document),
+        add(*SIDECAR, "volumeMounts", value={"name": "theirs", "mountPath": PACKAGES})(document),
+    )[-1],
+    "a mount that goes up": lambda document: (
+        add("spec", "volumes", value={"name": "theirs", "emptyDir": {}})(document),
+        add(
+            *SIDECAR,
+            "volumeMounts",
+            value={"name": "theirs", "mountPath": f"/var/run/secrets/../../..{PACKAGES}"},
+        )(document),
+    )[-1],
+    "our state over packages": add(
+        *SIDECAR, "volumeMounts", value={"name": "mount-sidecar-state", "mountPath": PACKAGES}
+    ),
+    "an ordinary container": move,
+    "two of them": add("spec", "containers", value={"name": "mount-sidecar", "image": IMAGE}),
+    "an ephemeral one": add(
+        "spec", "ephemeralContainers", value={"name": "mount-sidecar", "image": IMAGE}
+    ),
+    "another spec": spec_of_others,
+    "no spec": drop("metadata", "annotations", "mount-sidecar.io/spec"),
+    "a spec that is none": put("metadata", "annotations", "mount-sidecar.io/spec", value="{}"),
+    "a spec that is no text": put("metadata", "annotations", "mount-sidecar.io/spec", value=1),
+    "the spec from elsewhere": volume("mount-sidecar-spec", configMap={"name": "theirs"}),
+    "state on the node": volume("mount-sidecar-state", hostPath={"path": "/"}),
+    "state that is shared": volume(
+        "mount-sidecar-shared", persistentVolumeClaim={"claimName": "x"}
+    ),
+    "another secret": volume("mount-sidecar-secret-0", secret={"secretName": "theirs"}),
+    "another device": volume("mount-sidecar-fuse", hostPath={"path": "/dev/sda"}),
+    "another path of the node": volume(
+        "mount-sidecar-host-path-3", hostPath={"path": "/", "type": "Directory"}
+    ),
+    "one more volume": volume("mount-sidecar-secret-9", secret={"secretName": "stores"}),
+    "a secret for the experiment": add(
+        *MAIN, "volumeMounts", value={"name": "mount-sidecar-secret-0", "mountPath": "/s"}
+    ),
+    "the state for the experiment": add(
+        *MAIN, "volumeMounts", value={"name": "mount-sidecar-state", "mountPath": "/s"}
+    ),
+    "the shared directory, writable": main_container(
+        "volumeMounts", 0, value={"name": "mount-sidecar-shared", "mountPath": "/mnt/persistence"}
+    ),
+    "read-only data, writable": drop(*MAIN, "volumeMounts", 1, "readOnly"),
+    "the node's path, writable": drop(*MAIN, "volumeMounts", 3, "readOnly"),
+    "another sub-path": main_container("volumeMounts", 1, "subPath", value=".sidecar"),
+    "a device": add(
+        *MAIN, "volumeDevices", value={"name": "mount-sidecar-fuse", "devicePath": "/dev/fuse"}
+    ),
+    "one more container with a secret": add(
+        "spec",
+        "containers",
+        value={
+            "name": "thief",
+            "image": "i",
+            "volumeMounts": [{"name": "mount-sidecar-secret-0", "mountPath": "/s"}],
+        },
+    ),
+    "an ephemeral container with a secret": add(
+        "spec",
+        "ephemeralContainers",
+        value={
+            "name": "thief",
+            "image": "i",
+            "volumeMounts": [{"name": "mount-sidecar-secret-0", "mountPath": "/s"}],
+        },
+    ),
+    "a volume that is not there": drop("spec", "volumes", 1),
+}
+
+
+def injected() -> Json:
+    found: Json = yaml.safe_load(expected("pod").read_text())
+    return found
+
+
+@pytest.mark.parametrize("change", NOT_OURS.values(), ids=NOT_OURS)
+def test_what_has_our_name_and_is_not_ours_is_refused(change: Callable[[Json], None]) -> None:
+    document = injected()
+    change(document)
+    assert refusal(document).startswith(("error SC1014", "error SC1011", "error SC1012"))
+
+
+@pytest.mark.parametrize("name", ["pod", "host-pid", "sub-path", "volumes-of-the-same-name"])
+def test_a_container_of_our_name_alone_is_refused(name: str) -> None:
+    document = yaml.safe_load(given(name))
+    document["spec"].pop("hostPID", None)
+    document["metadata"]["annotations"]["mount-sidecar.io/status"] = "injected"
+    document["spec"]["containers"].append({"name": "mount-sidecar", "image": IMAGE})
+    refusal(document)
+    del document["metadata"]["annotations"]["mount-sidecar.io/status"]
+    refusal(document)
+
+
+def test_other_flags_than_those_of_the_injection() -> None:
+    with pytest.raises(PodConflict, match="another `image`"):
+        pod_patch(injected(), catalogue(), Injection(image="mount-sidecar:other"))
+    assert "not in `containers`" in refusal(injected(), Injection(image=IMAGE, native=False))
+
+
+def test_what_an_api_server_and_its_plugins_add_is_no_difference() -> None:
+    document = injected()
+    spec = document["spec"]
+    token = {"name": "kube-api-access-x", "mountPath": "/var/run/secrets/kubernetes.io/sa"}
+    spec["volumes"] += [{"name": "kube-api-access-x", "projected": {"sources": []}}]
+    sidecar = spec["initContainers"][0]
+    for container in (*spec["containers"], sidecar):
+        container["volumeMounts"].append({**token, "readOnly": True})
+        container["imagePullPolicy"] = "Always"
+        container["resizePolicy"] = [{"resourceName": "cpu", "restartPolicy": "NotRequired"}]
+        container["env"].append({"name": "AWS_ROLE_ARN", "value": "arn:aws:iam::1:role/x"})
+    sidecar["ports"][0]["protocol"] = "TCP"
+    sidecar["securityContext"]["procMount"] = "Default"
+    for probe in ("livenessProbe", "startupProbe"):
+        sidecar[probe]["successThreshold"] = 1
+        sidecar[probe]["httpGet"]["scheme"] = "HTTP"
+    for variable in sidecar["env"][:4]:
+        variable["valueFrom"]["fieldRef"]["apiVersion"] = "v1"
+    for entry in spec["volumes"]:
+        if "downwardAPI" in entry:
+            entry["downwardAPI"]["defaultMode"] = 420
+            entry["downwardAPI"]["items"][0]["fieldRef"]["apiVersion"] = "v1"
+        if entry["name"] == "mount-sidecar-state":
+            entry["emptyDir"]["sizeLimit"] = "11005853696000m"
+    spec["containers"].append({"name": "added-later", "image": "i"})
+    spec["initContainers"].insert(0, {"name": "before", "image": "i"})
+    assert pod_patch(document, catalogue(), INJECTION) == []
+
+
+def test_the_catalogue_may_have_changed_since() -> None:
+    changed = CATALOGUE.read_text().replace("s3://images/train", "s3://images/other")
+    assert pod_patch(injected(), parse_catalogue(changed, "catalogue"), INJECTION) == []
+
+
+# --- processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["shareProcessNamespace", "hostPID"])
+@pytest.mark.parametrize("there", [False, True], ids=["new", "injected"])
+def test_shared_processes_need_an_admins_leave(
+    field: str,
+    there: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    document = injected() if there else pod()
+    document["spec"][field] = True
+    text = yaml.safe_dump(document)
+    assert inject_text(text, monkeypatch) == 2
+    said = (
+        "error SC1013 POD_UNSUPPORTED: standard input: Pod train: the pod has "
+        f"`{field}: true`, and so could reach the sidecar's processes; remove it; an admin can allow it with "
+        "`--allow-shared-pids`\n"
+    )
+    assert capsys.readouterr() == ("", said)
+    assert inject_text(text, monkeypatch, "--allow-shared-pids") == 0
+    document["spec"][field] = False
+    assert inject_text(yaml.safe_dump(document), monkeypatch) == 0
+
+
+def test_the_webhook_has_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["webhook", "--help"]) == 0
+    assert "--allow-shared-pids" in capsys.readouterr().out
+
+
+# --- depth ----------------------------------------------------------------------------------
+
+
+def nested(levels: int, kind: str) -> Any:
+    value: Any = "x"
+    for _ in range(levels):
+        value = {"x": value} if kind == "mapping" else [value]
+    return value
+
+
+@pytest.mark.parametrize("kind", ["mapping", "list"])
+@pytest.mark.parametrize("levels", [101, 200, 300, 400, 500, 700, 900])
+@pytest.mark.parametrize("place", ["metadata", "spec"])
+def test_a_deep_pod_is_unprocessable(place: str, levels: int, kind: str) -> None:
+    review = json.loads(recorded("create-by-job-controller"))
+    review["request"]["object"][place]["deep"] = nested(levels, kind)
+    found = answer(json.dumps(review).encode(), catalogue(), INJECTION)
+    assert (found.outcome, found.code) == ("refused", "SC1012")
+    status = found.review["response"]["status"]
+    assert status["code"] == 422
+    assert status["message"] == (
+        "SC1012 MANIFEST_INVALID: pod: is nested more than 100 levels deep"
+    )
+
+
+@pytest.mark.parametrize("levels", [101, 150, 200, 250, 300, 400, 900, 5000])
+@pytest.mark.parametrize("kind", ["Pod", "Example"])
+def test_a_deep_manifest_is_one_line(
+    kind: str, levels: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also another kind beside the pod, which is printed as it is."""
+    deep = '{"x": ' * levels + "1" + "}" * levels
+    text = f'{given("pod")}\n---\n{{"kind": "{kind}", "metadata": {{}}, "spec": {deep}}}'
+    assert inject_text(text, monkeypatch) == 2
+    out, line = capsys.readouterr()
+    assert out == ""
+    assert line.startswith("error SC1012 MANIFEST_INVALID: standard input: ")
+    assert line.count("\n") == 1
+
+
+def test_what_is_not_deep_is_kept() -> None:
+    document = pod()
+    document["metadata"]["deep"] = nested(90, "mapping")
+    before = copy.deepcopy(document)
+    assert pod_patch(document, catalogue(), INJECTION)
+    assert document == before
