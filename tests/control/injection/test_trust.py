@@ -325,8 +325,8 @@ def test_shared_processes_need_an_admins_leave(
     assert inject_text(text, monkeypatch) == 2
     said = (
         "error SC1013 POD_UNSUPPORTED: standard input: Pod train: the pod has "
-        f"`{field}: true`, and so could reach the sidecar's processes; remove it; an admin can allow it with "
-        "`--allow-shared-pids`\n"
+        f"`{field}: true`, and so could reach the sidecar's processes; remove it; an admin can "
+        "allow it with `--allow-shared-pids`\n"
     )
     assert capsys.readouterr() == ("", said)
     assert inject_text(text, monkeypatch, "--allow-shared-pids") == 0
