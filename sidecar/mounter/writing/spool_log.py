@@ -17,9 +17,9 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from sidecar.errors import StateUnusable
 from sidecar.mounter.store.interface import ObjectInfo
@@ -244,24 +244,17 @@ class SpoolLog:
         record.apply(self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(Protocol):
     """One line: its tag, and its fields in order. A single field stands there by itself.
 
-    Attributes:
-        tag: the kind of record.
+    Each kind is a named tuple: a process makes that class ten times as fast as a dataclass.
     """
-
-    tag: ClassVar[str]
 
     def apply(self, to: SpoolLog) -> None:
         """Bring ``to`` up to date."""
-        raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True)
-class _Format(_Record):
-    tag: ClassVar[str] = "format"
+class _Format(NamedTuple):
     version: int
 
     def apply(self, to: SpoolLog) -> None:
@@ -271,9 +264,7 @@ class _Format(_Record):
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Begun(_Record):
-    tag: ClassVar[str] = "begin"
+class _Begun(NamedTuple):
     upload: int
     key: str
     state: dict[str, Any]
@@ -284,18 +275,14 @@ class _Begun(_Record):
         to._last_upload = self.upload
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended(_Record):
-    tag: ClassVar[str] = "end"
+class _Ended(NamedTuple):
     upload: int
 
     def apply(self, to: SpoolLog) -> None:
         to.uploads.pop(self.upload, None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent(_Record):
-    tag: ClassVar[str] = "sent"
+class _Sent(NamedTuple):
     upload: int
     part: int
     size_bytes: int
@@ -306,9 +293,7 @@ class _Sent(_Record):
             to.uploads[self.upload].parts[self.part] = SentPart(self.size_bytes, self.receipt)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unsent(_Record):
-    tag: ClassVar[str] = "unsent"
+class _Unsent(NamedTuple):
     upload: int
     part: int
 
@@ -317,27 +302,21 @@ class _Unsent(_Record):
             to.uploads[self.upload].parts.pop(self.part, None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Missing(_Record):
-    tag: ClassVar[str] = "missing"
+class _Missing(NamedTuple):
     parts: list[int]
 
     def apply(self, to: SpoolLog) -> None:
         to.missing.update(self.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Present(_Record):
-    tag: ClassVar[str] = "here"
+class _Present(NamedTuple):
     part: int
 
     def apply(self, to: SpoolLog) -> None:
         to.missing.discard(self.part)
 
 
-@dataclass(frozen=True, slots=True)
-class _Base(_Record):
-    tag: ClassVar[str] = "base"
+class _Base(NamedTuple):
     key: str
     size_bytes: int
     mtime_s: float
@@ -347,27 +326,21 @@ class _Base(_Record):
         to.base = ObjectInfo(self.key, self.size_bytes, self.mtime_s, self.version)
 
 
-@dataclass(frozen=True, slots=True)
-class _AttributesSet(_Record):
-    tag: ClassVar[str] = "attributes"
+class _AttributesSet(NamedTuple):
     is_set: bool
 
     def apply(self, to: SpoolLog) -> None:
         to.attributes_set = self.is_set
 
 
-@dataclass(frozen=True, slots=True)
-class _Exclusive(_Record):
-    tag: ClassVar[str] = "exclusive"
+class _Exclusive(NamedTuple):
     exclusive: bool
 
     def apply(self, to: SpoolLog) -> None:
         to.exclusive = self.exclusive
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempted(_Record):
-    tag: ClassVar[str] = "attempt"
+class _Attempted(NamedTuple):
     size_bytes: int
     metadata: list[dict[str, str]]
 
@@ -375,45 +348,41 @@ class _Attempted(_Record):
         to.attempts = [*to.attempts, Attempt(self.size_bytes, self.metadata)][-_MOST_ATTEMPTS:]
 
 
-@dataclass(frozen=True, slots=True)
-class _Saved(_Record):
-    tag: ClassVar[str] = "saved"
-
+class _Saved(NamedTuple):
     def apply(self, to: SpoolLog) -> None:
         to.attempts = []
         to.attributes_set = False
 
 
 _KINDS: dict[str, type[Any]] = {
-    kind.tag: kind
-    for kind in (
-        _Format,
-        _Begun,
-        _Ended,
-        _Sent,
-        _Unsent,
-        _Missing,
-        _Present,
-        _Base,
-        _AttributesSet,
-        _Exclusive,
-        _Attempted,
-        _Saved,
-    )
+    "format": _Format,
+    "begin": _Begun,
+    "end": _Ended,
+    "sent": _Sent,
+    "unsent": _Unsent,
+    "missing": _Missing,
+    "here": _Present,
+    "base": _Base,
+    "attributes": _AttributesSet,
+    "exclusive": _Exclusive,
+    "attempt": _Attempted,
+    "saved": _Saved,
 }
+"""By tag. Whoever changes a tag or a field gives the log a new format."""
+_TAGS = {kind: tag for tag, kind in _KINDS.items()}
 
 
-def _encode(record: _Record) -> bytes:
-    values = [getattr(record, one.name) for one in fields(record)]
+def _encode(record: Any) -> bytes:
+    values = list(record)
     content = (values[0] if len(values) == 1 else values) if values else None
-    return json.dumps([record.tag, content]).encode() + b"\n"
+    return json.dumps([_TAGS[type(record)], content]).encode() + b"\n"
 
 
 def _decode(line: bytes) -> _Record:
     """Raises KeyError, TypeError or ValueError."""
     tag, content = json.loads(line)
     kind = _KINDS[tag]
-    count = len(fields(kind))
+    count = len(kind._fields)
     values = () if count == 0 else (content,) if count == 1 else content
     record: _Record = kind(*values)
     return record
