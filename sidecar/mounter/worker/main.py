@@ -26,7 +26,6 @@ from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.fuse import libfuse
 from sidecar.mounter.fuse.notifier import Notifier
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
@@ -124,6 +123,8 @@ class Worker:
                 filesystem, descriptors[0], self._metrics, self._say_serving, readers, notifier
             ).serve()
         else:
+            from sidecar.mounter.fuse import libfuse  # and fusepy, which is not needed else
+
             libfuse.serve(
                 filesystem,
                 self._volume.mounted_at,

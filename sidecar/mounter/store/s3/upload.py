@@ -12,8 +12,8 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from html import escape  # xml.sax.saxutils imports urllib.request, and that half of the library
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
 
 from sidecar.errors import NotFound, SidecarError, Unsupported
 from sidecar.mounter.store.interface import Condition, Content, ObjectInfo, Properties
@@ -264,7 +264,7 @@ class S3Upload:
 
 def _part_list(parts: Iterable[tuple[int, str]]) -> bytes:
     lines = [
-        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag, quote=False)}</ETag></Part>"
         for number, etag in parts
     ]
     namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
