@@ -12,8 +12,8 @@ TYPED := $(wildcard sidecar tests/support benchmarks)
 # Two modules at a time: half of the time a test waits for somebody. For the whole set only, since
 # each process starts servers of its own.
 PARALLEL := -n 2 --dist loadscope
-# Tests without a server or a mount: seconds, so that `check` stays under a minute.
-FAST := $(wildcard $(addprefix tests/,architecture control secrets filesystem install system))
+# Tests that need no server of a store: about a minute.
+FAST := $(wildcard $(addprefix tests/,architecture control/catalogue control/injection secrets filesystem install system))
 # What talks to an S3 server, and the long tests for Ceph; tests/writing/test_conformance.py runs the
 # conformance suite on a mounted bucket.
 ON_S3 := tests/store tests/writing tests/reading tests/mount -k "not (gcs or azure or rclone or strict)"
@@ -39,7 +39,7 @@ demo: install-demo  ## the main job on this machine, with an embedded object sto
 test: preflight install-test  ## every test, against real servers and real mounts
 	@pytest $(PARALLEL) $(ARGS)
 
-check: lint  ## format, lint, types, import contracts, fast tests: under a minute
+check: lint  ## format, lint, types, import contracts, fast tests: about a minute
 	@pytest -q $(FAST) $(ARGS)
 
 lint: install-test  ## format, lint, types, import contracts

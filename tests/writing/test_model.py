@@ -283,8 +283,9 @@ class FileSystems(RuleBasedStateMachine):
     @rule(data=st.data(), count=st.integers(1, 3))
     def readdir(self, data: st.DataObject, count: int) -> None:
         stream = data.draw(st.sampled_from(self._streams))
-        got: list[str] = self._here[stream.who.actor]("readdir", stream.who.number, count).value
-        stream.seen += got
+        got = self._here[stream.who.actor]("readdir", stream.who.number, count)
+        assert not got.error, got.error
+        stream.seen += got.value
 
     @precondition(lambda self: self._streams)
     @rule(data=st.data())
