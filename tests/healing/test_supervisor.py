@@ -58,7 +58,7 @@ def test_restarts_leave_nothing_in_the_supervisor(
     sidecar = start(read_only=True)
 
     def settled() -> Footprint:
-        # The health process, the worker, and the spare that was started last.
+        # The health process, the fork server and the worker.
         wait_until(lambda: len(sidecar.children()) == 3, "three children")
         return footprint(sidecar.pid, sidecar.state)
 
@@ -69,7 +69,7 @@ def test_restarts_leave_nothing_in_the_supervisor(
         for _ in range(restarts):
             kill_worker(sidecar, VOLUME)
             assert os.pread(file.fileno(), 7, 0) == b"content"
-        # A spare that is being started has a descriptor more for a moment.
+        # A child that is being started has a descriptor more for a moment.
         wait_until(lambda: settled()[1:] == first[1:], f"{first} again")
         last = settled()
     with capsys.disabled():

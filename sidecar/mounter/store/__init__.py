@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sidecar.mounter.store.interface import Store, StoreObserver
     from sidecar.mounter.store.login import CredentialSource
-    from sidecar.spec import StoreSource
+    from sidecar.spec import StoreName, StoreSource
+
+
+def import_stores(kinds: Iterable[StoreName]) -> None:
+    """Import what :func:`open_store` will need for these kinds of stores, without their SDKs."""
+    for kind in kinds:
+        importlib.import_module(f"{__name__}.{kind}.store")
 
 
 def open_store(

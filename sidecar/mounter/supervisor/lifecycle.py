@@ -38,7 +38,7 @@ from sidecar.mounter.system.processes import (
     MessageReceived,
     Processes,
 )
-from sidecar.spec import PersistenceSpec
+from sidecar.spec import PersistenceSpec, StoreSource
 
 log = logging.getLogger("sidecar.supervisor")
 
@@ -69,7 +69,8 @@ class Lifecycle:
         self._deadline_s = started_s + spec.times.ready_timeout_s
         self._state = Path(spec.roots.state)
         self._processes = Processes()
-        self._workers = Workers(self._processes)
+        stores = [v.source.store for v in spec.volumes if isinstance(v.source, StoreSource)]
+        self._workers = Workers(self._processes, sorted(set(stores)))
         self._buckets: list[SupervisedBucket] = []
         self._directories: list[SupervisedVolume] = []  # mounted by the kubelet
         self._volumes: list[SupervisedVolume] = []  # both, in the spec's order
@@ -130,6 +131,7 @@ class Lifecycle:
             self._start_reporter()
         if self._buckets:
             mounts.check_host()
+            self._workers.start()
         try:
             self._state.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self._state / "metrics", ignore_errors=True)
@@ -196,8 +198,6 @@ class Lifecycle:
             self._shared.write(status.READY_FILE, f"{self._time_to_ready_s:.3f}\n")
         except OSError as error:
             raise _unusable(error) from None
-        if self._buckets:
-            self._workers.keep_spare()
         logs.event(log, "ready", seconds=f"{self._time_to_ready_s:.3f}", port=self._http_port)
 
     def _serve_and_heal(self) -> None:
@@ -267,13 +267,14 @@ class Lifecycle:
             label = volume.volume.label
             logs.event(log, "check abandoned", logging.WARNING, volume=label)
         self._checks.clear()
+        self._workers.close()
         leaving = []
         for bucket in self._buckets:
             bucket.unmount()
             if bucket.worker is not None and bucket.worker.running:
                 bucket.worker.channel.send({"do": "leave"})
                 leaving.append(bucket.worker)
-        self._processes.end([*leaving, *self._workers.dismiss()])
+        self._processes.end(leaving)
         for bucket in self._buckets:
             bucket.unmount()  # a worker may have mounted meanwhile
             bucket.state = "stopped"
@@ -323,6 +324,8 @@ class Lifecycle:
             self._stop_asked = True  # the pod's other containers have ended
         elif child in self._checks:
             self._on_checked(self._checks.pop(child), message)
+        elif self._workers.on_message(child, message):
+            return
         elif bucket := self._bucket_of(child):
             bucket.on_message(message)
             self._publish()
@@ -357,8 +360,10 @@ class Lifecycle:
         elif child in self._checks:
             volume = self._checks.pop(child)
             raise volume.named(ProbeTimeout(f"the check ended ({ending})"))
-        elif self._workers.forget(child):
-            return
+        elif (lost := self._workers.on_ended(child)) is not None:
+            logs.event(log, "the fork server ended", logging.WARNING, how=ending)
+            for worker in lost:
+                self._on_ended(worker, ending)
         elif bucket := self._bucket_of(child):
             bucket.on_worker_ended(ending)
             self._publish()

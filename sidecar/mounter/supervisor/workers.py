@@ -1,50 +1,79 @@
-"""Starts workers, and keeps one in reserve that has imported everything.
+"""Has workers forked, by a process that has imported what they need.
 
 Which volume a worker serves, and when it is replaced, is the volume's. Standard library only.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.processes import Child, Processes
+from sidecar.spec import StoreName
 
-_MODULE = "sidecar.mounter.worker.main"
+_MODULE = "sidecar.mounter.worker.fork_server"
 
 
 class Workers:
-    """The workers of all buckets. A worker does not know its volume until it is told to serve."""
+    """The workers of all buckets, and the fork server that they come from.
 
-    def __init__(self, processes: Processes) -> None:
+    Args:
+        stores: the kinds of stores that workers will serve.
+    """
+
+    def __init__(self, processes: Processes, stores: Sequence[StoreName]) -> None:
         self._processes = processes
-        self._keeps_spare = False
-        self._spare: Child | None = None
+        self._stores = stores
+        self._fork_server: Child | None = None
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, Child] = {}  # workers that are not forked yet
 
-    def keep_spare(self) -> None:
-        """From now on have one in reserve: a start takes long while programs wait."""
-        self._keeps_spare = True
-        self._spare = self._start()
+    def start(self) -> None:
+        """Start the fork server, so that the first worker need not wait for it."""
+        self._fork_server = self._processes.start(_MODULE, *self._stores)
 
     def serve(self, message: Message, descriptors: tuple[int, ...]) -> Child:
         """A worker, told to serve a volume. ``message``: see :mod:`sidecar.mounter.worker.main`."""
-        worker, self._spare = self._spare or self._start(), None
+        if self._fork_server is None:
+            self.start()
+        assert self._fork_server is not None
+        worker, far = self._processes.expect()
         worker.channel.send(message, descriptors)
-        if self._keeps_spare:
-            self._spare = self._start()
+        number = next(self._numbers)
+        self._asked[number] = worker
+        with far:
+            request = {"do": "fork", "number": number}
+            self._fork_server.channel.send(request, (far.fileno(),))
         return worker
 
-    def forget(self, child: Child) -> bool:
-        """Whether a child that ended was the reserve. The next is started with the next worker."""
-        if child is not self._spare:
+    def on_message(self, child: Child, message: Message) -> bool:
+        """Whether a message was the fork server's: it forked a worker."""
+        if child is not self._fork_server:
             return False
-        self._spare = None
+        self._processes.identify(self._asked.pop(message["number"]), message["pid"])
         return True
 
-    def dismiss(self) -> list[Child]:
-        """Tell the reserve to leave; the children to wait for."""
-        if self._spare is None or not self._spare.running:
-            return []
-        self._spare.channel.send({"do": "leave"})
-        return [self._spare]
+    def on_ended(self, child: Child) -> list[Child] | None:
+        """If a child that ended was the fork server: the workers that it did not fork any more.
 
-    def _start(self) -> Child:
-        return self._processes.start(_MODULE)
+        They are to be replaced like workers that ended. The next fork server starts with the next
+        worker, so one that ends at once is slowed down as workers are. None for any other child.
+        """
+        if child is not self._fork_server:
+            return None
+        self._fork_server = None
+        lost = list(self._asked.values())
+        self._asked.clear()
+        for worker in lost:
+            self._processes.abandon(worker)
+        return lost
+
+    def close(self) -> None:
+        """End the fork server. Nothing is lost with it, and no worker comes after this."""
+        server = self._fork_server
+        if server is None:
+            return
+        for message in self._processes.kill(server):
+            self.on_message(server, message)
+        self.on_ended(server)

@@ -6,6 +6,7 @@ threads, which makes fork(2) without exec safe. What an event means is not decid
 
 from __future__ import annotations
 
+import ctypes
 import os
 import selectors
 import signal
@@ -20,6 +21,7 @@ from sidecar.mounter.system.channel import Channel, Message
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _KILL_WAIT_S = 2.0
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class Ending(NamedTuple):
@@ -49,10 +51,11 @@ class Child:
     """One child process and the near end of its channel.
 
     Attributes:
+        pid: None until it has been forked, by another child.
         ending: None until it has been reaped.
     """
 
-    def __init__(self, pid: int, channel: Channel) -> None:
+    def __init__(self, pid: int | None, channel: Channel) -> None:
         self.pid = pid
         self.channel = channel
         self.ending: Ending | None = None
@@ -92,6 +95,10 @@ class Processes:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._by_pid: dict[int, Child] = {}
+        self._expected: set[Child] = set()  # another child forks them
+        self._lost: list[Child] = []  # they ended before it was known which processes they were
+        # Orphans become children of this process, also where it is not process 1.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._wake, wake_end = socket.socketpair()
         self._wake.setblocking(False)
         wake_end.setblocking(False)
@@ -110,6 +117,31 @@ class Processes:
             os.execv(sys.executable, command)
 
         return self._fork(execute)
+
+    def expect(self) -> tuple[Child, socket.socket]:
+        """A child that another child will fork, and orphan; and the far end of its channel."""
+        near, far = Channel.pair()
+        child = Child(None, near)
+        self._expected.add(child)
+        self._selector.register(near, selectors.EVENT_READ, child)
+        return child, far
+
+    def identify(self, child: Child, pid: int) -> None:
+        """An expected child was forked, and has become a child of this process."""
+        self._expected.discard(child)
+        child.pid = pid
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # killed, and reaped as an unknown orphan
+            self._lost.append(child)
+        else:
+            self._by_pid[pid] = child
+
+    def abandon(self, child: Child) -> None:
+        """An expected child will not come: who was to fork it has ended."""
+        self._expected.discard(child)
+        self._forget(child, signal.SIGKILL)
+        child.channel.close()
 
     def run(self, function: Callable[[], None]) -> Child:
         """Call a function in a forked child, which sends ``passed`` or ``failed``."""
@@ -139,14 +171,19 @@ class Processes:
                 yield from self._messages(key.data, only_one=True)
         yield from self._reap()
 
-    def kill(self, child: Child) -> None:
-        """SIGKILL a child and reap it."""
+    def kill(self, child: Child) -> list[Message]:
+        """SIGKILL a child and reap it. Returns its last messages."""
         if not child.running:
-            return
+            return []
+        if child.pid is None:
+            self.abandon(child)
+            return []
         os.kill(child.pid, signal.SIGKILL)
         _, wait_status = os.waitpid(child.pid, 0)
+        last_messages = [event.message for event in self._messages(child, only_one=False)]
         self._forget(child, wait_status)
         child.channel.close()
+        return last_messages
 
     def end(self, children: list[Child], wait_s: float = _KILL_WAIT_S) -> None:
         """Let children end by themselves within ``wait_s``, then SIGKILL the rest."""
@@ -159,7 +196,7 @@ class Processes:
 
     def end_all(self) -> None:
         """SIGKILL and reap every child that is left."""
-        for child in list(self._by_pid.values()):
+        for child in [*self._by_pid.values(), *self._expected]:
             self.kill(child)
 
     def _fork(self, body: Callable[[socket.socket], None]) -> Child:
@@ -173,7 +210,7 @@ class Processes:
                 for number in _HANDLED:
                     signal.signal(number, signal.SIG_DFL)
                 # Inherited near ends would keep the channels of other children open.
-                for child in self._by_pid.values():
+                for child in [*self._by_pid.values(), *self._expected]:
                     child.channel.close()
                 near.close()
                 body(far)
@@ -195,7 +232,7 @@ class Processes:
             if number != signal.SIGCHLD:
                 yield SignalReceived(number)
 
-    def _messages(self, child: Child, *, only_one: bool) -> Iterator[Event]:
+    def _messages(self, child: Child, *, only_one: bool) -> Iterator[MessageReceived]:
         while True:
             # The last messages of a dead child are read without waiting for the end of the
             # channel: a child of its own may hold that open, and be stuck in the kernel.
@@ -208,6 +245,8 @@ class Processes:
                 return
 
     def _reap(self) -> Iterator[Event]:
+        while self._lost:
+            yield from self._end(self._lost.pop(), signal.SIGKILL)
         while True:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
@@ -218,17 +257,21 @@ class Processes:
             child = self._by_pid.get(pid)
             if child is None:
                 continue  # an orphan that became a child of process 1
-            # The child is marked as ended before the first event: whoever takes an event may
-            # raise and never ask for the next, and the child would seem to be running.
-            last_messages = list(self._messages(child, only_one=False))
-            ending = self._forget(child, wait_status)
-            yield from last_messages
-            child.channel.close()
-            yield ChildEnded(child, ending)
+            yield from self._end(child, wait_status)
+
+    def _end(self, child: Child, wait_status: int) -> Iterator[Event]:
+        # The child is marked as ended before the first event: whoever takes an event may
+        # raise and never ask for the next, and the child would seem to be running.
+        last_messages = list(self._messages(child, only_one=False))
+        ending = self._forget(child, wait_status)
+        yield from last_messages
+        child.channel.close()
+        yield ChildEnded(child, ending)
 
     def _forget(self, child: Child, wait_status: int) -> Ending:
         child.ending = Ending.of_wait_status(wait_status)
-        self._by_pid.pop(child.pid, None)
+        if child.pid is not None:
+            self._by_pid.pop(child.pid, None)
         self._unregister(child)
         return child.ending
 

@@ -1,22 +1,20 @@
 """One process for one bucket mount: wires credentials, store, file system and transport.
 
-It decides nothing itself. The supervisor starts it with one end of a channel, and it imports
-everything before it is told which volume to serve: a worker in reserve replaces a dead one in
-milliseconds. It sends ``checked`` when the bucket answers, waits for ``mount``, serves, and saves
-what is dirty on ``drain``. If the supervisor dies, it saves what it can, unmounts, and ends.
+It decides nothing itself. Process 1 has it forked (:mod:`.fork_server`) and tells it what to serve.
+It sends ``checked`` when the bucket answers, waits for ``mount``, serves, and saves what is dirty
+on ``drain``. If process 1 dies, it saves what it can, unmounts, and ends.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import resource
-import signal
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 from sidecar import logs
 from sidecar.errors import SidecarError
@@ -53,7 +51,6 @@ _MOST_READERS = 4
 _UPLOAD_THREADS = 4
 _SHOWN_UNSAVED = 100
 _ORPHAN_GRACE_S = 20.0
-_OOM_SCORE = "500"
 
 
 class Worker:
@@ -282,18 +279,21 @@ class Worker:
         return {"unsaved": files[:_SHOWN_UNSAVED], "unsaved_count": len(files)}
 
 
-def main(arguments: list[str]) -> int:
-    """``python -m sidecar.mounter.worker.main CHANNEL``; the volume comes in the first message."""
-    # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    # When memory runs out, the kernel should end a worker, which is replaced, and not the
-    # supervisor, which is not (proc_pid_oom_score_adj(5)).
-    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    # The soft limit is often 1,024, for the sake of select(2), which is not used here.
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-    channel = Channel.inherited(int(arguments[0]))
+def run(channel: Channel) -> NoReturn:
+    """The life of a worker; the volume comes in the first message of its channel."""
+    threading.excepthook = _end_with_thread
+    status = os.EX_SOFTWARE
+    try:
+        status = _serve(channel)
+    except BaseException:
+        log.critical("the worker ends", exc_info=True)
+    finally:
+        sys.stderr.flush()
+        # _exit: the threads of a download that hangs must not keep the process.
+        os._exit(status)
+
+
+def _serve(channel: Channel) -> int:
     received = channel.receive()
     if received is None or received[0]["do"] != "serve":
         return 0
@@ -320,15 +320,3 @@ def _end_with_thread(thread: threading.ExceptHookArgs) -> None:
         log.critical("a thread ended", exc_info=thread.exc_value)
     finally:
         os._exit(os.EX_SOFTWARE)
-
-
-if __name__ == "__main__":
-    threading.excepthook = _end_with_thread
-    status = os.EX_SOFTWARE
-    try:
-        status = main(sys.argv[1:])
-    except BaseException:
-        log.critical("the worker ends", exc_info=True)
-    finally:
-        # _exit: the threads of a download that hangs must not keep the process.
-        os._exit(status)
