@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import marshal
 import os
 import random
 import tempfile
@@ -46,8 +45,11 @@ from sidecar.mounter.filesystem.records import (
     Record,
 )
 from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest
+from sidecar.mounter.filesystem.stored_records import encode
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.system.state_directory import StateDirectory
+from sidecar.mounter.writing.frames import Damage, frame
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from tests.support.memory_store import MemoryStore
@@ -55,39 +57,47 @@ from tests.support.serve import build
 
 MIB = 1024 * 1024
 THREADS = 8
-HEADER_BYTES = 16
+HEADER_BYTES = 8
 
 
 def file_record(number: int, name: str, lookups: int, parent: int = ROOT) -> FileInode:
     return FileInode(number, parent, name, lookups, False, None, {}, None, False, None)
 
 
+def journal_in(directory: Path) -> Journal:
+    return Journal(StateDirectory.open(directory))
+
+
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "journal")
+    return journal_in(tmp_path)
 
 
 class TestFile:
     def test_records_come_back_in_order(self, journal: Journal, tmp_path: Path) -> None:
-        journal.begin(lambda: [FileOpened(1, 2, True, 0)])
+        journal.begin(lambda: [FileOpened(1, 2, True, None)])
         journal.write(FileClosed(1))
-        assert list(Journal(tmp_path / "journal").read()) == [
-            FileOpened(1, 2, True, 0),
+        assert list(journal_in(tmp_path).read()) == [
+            FileOpened(1, 2, True, None),
             FileClosed(1),
         ]
 
     def test_a_record_that_was_cut_off_does_not_count(
         self, journal: Journal, tmp_path: Path
     ) -> None:
-        """Killed between the bytes of a record and the number of bytes in use."""
+        """Killed in the middle of a frame: any part of it may be there."""
         journal.begin(list)
         journal.write(FileClosed(1))
         path = tmp_path / "journal"
-        used = int.from_bytes(path.read_bytes()[8:HEADER_BYTES], "little")
-        with path.open("r+b") as file:
-            file.seek(used)
-            file.write(b"\x40\0\0\0\xa9\x02")
-        assert list(Journal(path).read()) == [FileClosed(1)]
+        used = len(path.read_bytes().rstrip(b"\0")) + 8
+        record = frame(encode(FileClosed(2)))
+        for torn in (record[:3], record[:12], record[:-8], b"\0" * 12 + record[12:]):
+            with path.open("r+b") as file:
+                file.seek(used)
+                file.write(torn.ljust(64, b"\0"))
+            found = list(journal_in(tmp_path).read())
+            assert found[0] == FileClosed(1)
+            assert all(isinstance(one, Damage) and one.is_end for one in found[1:])
 
     def test_what_is_granted_at_once_counts_as_a_whole(
         self, journal: Journal, tmp_path: Path
@@ -96,17 +106,17 @@ class TestFile:
         journal.begin_request(8)
         journal.grant("lookup", [2, 3], [file_record(2, "a", 1), file_record(3, "b", 1)])
         path = tmp_path / "journal"
-        whole = RecoveredState.read(Journal(path))
+        whole = RecoveredState.read(journal_in(tmp_path))
         assert ReplayedRequest(whole.requests[8]).granted == [("lookup", 2), ("lookup", 3)]
         assert set(whole.inodes) == {2, 3}
-        with path.open("r+b") as file:  # killed before the bytes in use were set
-            file.seek(8)
-            file.write((HEADER_BYTES + 4 + len(marshal.dumps([]))).to_bytes(8, "little"))
-        before = RecoveredState.read(Journal(path))
-        assert (before.requests, before.inodes) == ({}, {})
+        content = path.read_bytes().rstrip(b"\0")
+        for end in range(HEADER_BYTES, len(content)):  # killed while it was written
+            path.write_bytes(content[:end] + bytes(1000))
+            before = RecoveredState.read(journal_in(tmp_path))
+            assert (before.requests, before.inodes) == ({}, {})
 
     def test_no_journal(self, tmp_path: Path) -> None:
-        assert list(Journal(tmp_path / "journal").read()) == []
+        assert list(journal_in(tmp_path).read()) == []
         with pytest.raises(StateUnusable):
             build(MemoryStore(), tmp_path)[0].recovery.restore()
 
@@ -115,30 +125,42 @@ class TestFile:
         path = tmp_path / "journal"
         path.write_bytes(content)
         with pytest.raises(StateUnusable):
-            list(Journal(path).read())
+            list(journal_in(path.parent).read())
         build(MemoryStore(), tmp_path)[
             0
         ].recovery.finish_predecessor()  # a new run starts all the same
-        assert RecoveredState.read(Journal(path)).last.inode == ROOT
+        assert RecoveredState.read(journal_in(path.parent)).last.inode == ROOT
 
-    def test_a_damaged_record(self, journal: Journal, tmp_path: Path) -> None:
+    def test_a_damaged_record(
+        self, journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is named, and what follows is read."""
         journal.begin(list)
-        journal.write(FileClosed(1))
+        for number in range(1, 4):
+            journal.write(FileOpened(number, ROOT + number, False, None))
+            journal.write(file_record(ROOT + number, f"name-{number}", 1))
         path = tmp_path / "journal"
-        data = bytearray(path.read_bytes())
-        data[HEADER_BYTES + 4] ^= 0xFF
-        path.write_bytes(data)
-        with pytest.raises(StateUnusable):
-            list(Journal(path).read())
+        content = path.read_bytes()
+        at = content.index(b"name-2")
+        path.write_bytes(content[:at] + b"N" + content[at + 1 :])
+        state = RecoveredState.read(journal_in(tmp_path))
+        assert (list(state.inodes), list(state.files)) == ([2, 4], [1, 3])
+        assert state.is_damaged
+        assert state.last.inode > 1 << 32  # the lost record may have had any number
+        first, second = caplog.messages
+        assert str(path) in first
+        assert "the checksum is wrong" in first
+        assert "handle 2 is of no file" in second
 
-    def test_a_journal_that_is_shorter_than_it_says(self, journal: Journal, tmp_path: Path) -> None:
+    def test_a_journal_that_is_cut_off(self, journal: Journal, tmp_path: Path) -> None:
         journal.begin(list)
         for number in range(1000):
             journal.write(FileClosed(number))
         path = tmp_path / "journal"
         os.truncate(path, 100)
-        with pytest.raises(StateUnusable):
-            list(Journal(path).read())
+        *closed, damage = journal_in(tmp_path).read()
+        assert closed == [FileClosed(number) for number in range(4)]
+        assert isinstance(damage, Damage)
 
     def test_nothing_is_written_before_the_beginning(
         self, journal: Journal, tmp_path: Path
@@ -151,29 +173,29 @@ class TestFile:
         held: dict[int, Record] = {}
         journal.begin(lambda: list(held.values()))
         for number in range(3):
-            held[number] = DirectoryOpened(number, ROOT, ["n" * FIRST_BYTES])
+            held[number] = DirectoryOpened(number, ROOT, ["n" * 250] * (FIRST_BYTES // 250))
             journal.write(held[number])
         for number in range(3, 40_000):
             held[number] = DirectoryOpened(number, ROOT, ["name" * 25])
             journal.write(held[number])
         path = tmp_path / "journal"
         assert path.stat().st_size > 4 * FIRST_BYTES
-        read = RecoveredState.read(Journal(path))
+        read = RecoveredState.read(journal_in(path.parent))
         assert read.directories == held
 
     def test_it_is_bounded(self, journal: Journal, tmp_path: Path) -> None:
         """However much is opened and closed."""
         journal.begin(list)
         for number in range(150_000):
-            journal.write(FileOpened(number, 2, False, 0))
+            journal.write(FileOpened(number, 2, False, None))
             journal.write(FileClosed(number))
         assert (tmp_path / "journal").stat().st_size == FIRST_BYTES
-        assert RecoveredState.read(Journal(tmp_path / "journal")).files == {}
+        assert RecoveredState.read(journal_in(tmp_path)).files == {}
 
 
 def test_compaction_under_load(tmp_path: Path) -> None:
     """Threads change what is held while others make the journal full again and again."""
-    journal = Journal(tmp_path / "journal")
+    journal = journal_in(tmp_path)
     held: dict[int, Record] = {}
     journal.begin(lambda: list(held.values()))
     rewritten = set()
@@ -188,7 +210,7 @@ def test_compaction_under_load(tmp_path: Path) -> None:
                 journal.write(DirectoryClosed(number))
             else:
                 number = count * THREADS + thread
-                held[number] = DirectoryOpened(number, ROOT, ["x" * choose.randrange(2_000)])
+                held[number] = DirectoryOpened(number, ROOT, ["x" * 250] * choose.randrange(9))
                 own.append(number)
                 journal.write(held[number])
             rewritten.add((tmp_path / "journal").stat().st_ino)
@@ -196,18 +218,18 @@ def test_compaction_under_load(tmp_path: Path) -> None:
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(work, range(THREADS)))
     assert len(rewritten) > 1
-    read = RecoveredState.read(Journal(tmp_path / "journal"))
+    read = RecoveredState.read(journal_in(tmp_path))
     assert read.directories == held
 
 
 class TestRecoveredState:
     @staticmethod
     def add_up(tmp_path: Path, *records: Record) -> RecoveredState:
-        journal = Journal(tmp_path / "journal")
+        journal = journal_in(tmp_path)
         journal.begin(list)
         for record in records:
             journal.write(record)
-        return RecoveredState.read(Journal(tmp_path / "journal"))
+        return RecoveredState.read(journal_in(tmp_path))
 
     def test_lookups_are_the_last_that_were_written(self, tmp_path: Path) -> None:
         held = self.add_up(
@@ -221,7 +243,8 @@ class TestRecoveredState:
         assert held.last.inode == 7
 
     def test_numbers_survive_a_snapshot(self, tmp_path: Path) -> None:
-        held = self.add_up(tmp_path, LastNumbers(70, 80, 90), FileOpened(5, 2, False, 0))
+        opened = FileOpened(5, 2, False, None)
+        held = self.add_up(tmp_path, LastNumbers(70, 80, 90), file_record(2, "a", 1), opened)
         assert held.last == (70, 80, 90)
 
     def test_names_replace_those_that_were_read_behind_them(self, tmp_path: Path) -> None:
@@ -255,7 +278,7 @@ def test_counts_are_right_whatever_threads_do_at_once(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(work, range(THREADS)))
-    held = RecoveredState.read(Journal(tmp_path / "journal"))
+    held = RecoveredState.read(journal_in(tmp_path))
     assert held.files == {}
     counts = {inode.id: inode.lookups for inode in filesystem.namespace.inodes if inode.id != ROOT}
     assert {n: record.lookups for n, record in held.inodes.items() if n != ROOT} == counts
@@ -311,7 +334,7 @@ def _without_mtime(record: InodeRecord) -> InodeRecord:
 def _matters(record: InodeRecord) -> bool:
     if record.lookups:
         return True
-    return isinstance(record, FileInode) and bool(record.spool_path) and not record.detached
+    return isinstance(record, FileInode) and bool(record.spool_name) and not record.detached
 
 
 @functools.cache
@@ -359,7 +382,7 @@ class Restored(RuleBasedStateMachine):
 
     def _build(self) -> FileSystem:
         """A worker's file system, but for the metrics, whose files stay open in a process."""
-        state = Path(self._folder.name)
+        directory = StateDirectory.open(Path(self._folder.name))
         filesystem = FileSystem(
             Fetcher(
                 self._store,
@@ -368,11 +391,11 @@ class Restored(RuleBasedStateMachine):
                 self._metrics,
                 part_bytes=MIB,
             ),
-            Spool(state / "spool", MIB, PartLayout(MIB, self._store.limits)),
+            Spool(directory.below("spool"), MIB, PartLayout(MIB, self._store.limits)),
             Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
             self._metrics,
             ThreadPoolExecutor(1),
-            Journal(state / "journal"),
+            Journal(directory),
             read_only=False,
             ttl_s=3600,
         )
@@ -497,7 +520,7 @@ class Restored(RuleBasedStateMachine):
 
     @invariant()
     def what_is_written_down_is_what_is_held(self) -> None:
-        held = RecoveredState.read(Journal(Path(self._folder.name) / "journal"))
+        held = RecoveredState.read(journal_in(Path(self._folder.name)))
         assert held.files.keys() == self._filesystem.files._handles.keys()
         for inode in self._filesystem.namespace.inodes:
             if inode.lookups and inode.id != ROOT:

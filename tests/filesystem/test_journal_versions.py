@@ -24,6 +24,7 @@ from sidecar.mounter.filesystem.records import (
     RenameBegun,
 )
 from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest
+from sidecar.mounter.system.state_directory import StateDirectory
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -93,11 +94,11 @@ class TestVersion2:
 
     def test_it_is_written_anew_in_this_version(self, state: Path, store: MemoryStore) -> None:
         build(store, state)[0].recovery.finish_predecessor()
-        assert (state / "journal").read_bytes()[:8] == b"msjrnl03"
+        assert (state / "journal").read_bytes()[:8] == b"msjrnl04"
         assert build(store, state)[0].recovery.finish_predecessor() == []
 
     def test_every_kind_of_record(self, state: Path) -> None:
-        read = RecoveredState.read(Journal(state / "journal"))
+        read = RecoveredState.read(Journal(StateDirectory.open(state)))
         assert read.last == LastNumbers(9, 5, 1)
         assert [type(record) for record in read.inodes.values()] == [
             *(DirectoryInode, FileInode, FileInode, LinkInode, DirectoryInode),
@@ -110,7 +111,7 @@ class TestVersion2:
         assert (made.parent, made.name, made.kept) == (ROOT, "made", True)
         assert read.inodes[6].detached
         assert sorted(read.files) == [1, 2, 3, 4]
-        assert read.files[1] == FileOpened(1, 2, True, 0)
+        assert read.files[1] == FileOpened(1, 2, True, None)
         assert read.directories[1].names[:2] == ["changed", "old"]
         assert read.renames == {7: RenameBegun(7, "old/", "renamed/")}
         created = ReplayedRequest(read.requests[8])
@@ -146,7 +147,7 @@ def start_anew(state: Path, caplog: pytest.LogCaptureFixture) -> str:
         assert filesystem.recovery.finish_predecessor() == []
     assert kept(state) == SPOOL
     filesystem.create(ROOT, "a", 0o600, 0)
-    assert RecoveredState.read(Journal(state / "journal")).inodes.keys() == {ROOT, 2}
+    assert RecoveredState.read(Journal(StateDirectory.open(state))).inodes.keys() == {ROOT, 2}
     (line,) = caplog.messages
     return line
 
@@ -190,7 +191,7 @@ def test_a_worker_does_not_go_on_with_a_later_version(state: Path) -> None:
 
 def test_torn_anywhere(tmp_path: Path) -> None:
     """Zeros from any byte on, as a machine's crash leaves pages that were not written yet."""
-    journal = Journal(tmp_path / "journal")
+    journal = Journal(StateDirectory.open(tmp_path))
     journal.begin(list)
     for record in (
         LastNumbers(5, 5, 5),

@@ -19,6 +19,7 @@ from sidecar.mounter.filesystem.replay import (
     RecoveredState,
     ReplayedRequest,
 )
+from sidecar.mounter.system.state_directory import StateDirectory
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -217,7 +218,7 @@ def test_what_was_answered_stays_granted(mount: Mount, tmp_path: Path) -> None:
     mount.fs.recovery.all_resent()
     mount.take_over()
     assert mount.fs.namespace.inodes.get(2).lookups == 1
-    assert RecoveredState.read(Journal(tmp_path / "journal")).requests == {}
+    assert RecoveredState.read(Journal(StateDirectory.open(tmp_path))).requests == {}
 
 
 def test_requests_in_flight_survive_compaction(mount: Mount, tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_requests_in_flight_survive_compaction(mount: Mount, tmp_path: Path) -> 
     mount.fs.make_directory(ROOT, "n")
     mount.fs.recovery.replied(UNIQUE + 2, b"reply")
     mount.fs.recovery.begin()  # writes a snapshot
-    requests = RecoveredState.read(Journal(tmp_path / "journal")).requests
+    requests = RecoveredState.read(Journal(StateDirectory.open(tmp_path))).requests
     assert ReplayedRequest(requests[UNIQUE]).granted == [("lookup", 2)]
     assert ReplayedRequest(requests[UNIQUE + 2]).answer == (0, b"reply")
 

@@ -16,6 +16,7 @@ import pytest
 
 from sidecar.errors import StoreProtocolError
 from sidecar.mounter.filesystem.names import PROBE_PREFIX
+from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.worker.write_check import (
     LEFT_S,
     check_writes,
@@ -316,16 +317,18 @@ def test_a_claim_is_written_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_two_sidecars_at_once_have_two_names_and_each_its_own(tmp_path: Path) -> None:
-    names = {probe_key("run/", tmp_path / name) for name in ("one", "two")}
+    names = {probe_key("run/", StateDirectory.open(tmp_path / name)) for name in ("one", "two")}
     assert len(names) == 2
-    assert names == {probe_key("run/", tmp_path / name) for name in ("one", "two")}
+    assert names == {
+        probe_key("run/", StateDirectory.open(tmp_path / name)) for name in ("one", "two")
+    }
     assert all(re.fullmatch(f"run/{PROBE}", name) for name in names)
 
 
 @pytest.mark.parametrize("content", ["", "half", "../../etc/x"])
 def test_a_name_that_was_written_down_in_part_is_another_one(tmp_path: Path, content: str) -> None:
     (tmp_path / "probe").write_text(content)
-    assert re.fullmatch(PROBE, probe_key("", tmp_path))
+    assert re.fullmatch(PROBE, probe_key("", StateDirectory.open(tmp_path)))
 
 
 def test_what_pods_left_that_are_gone_is_removed_after_an_hour(tmp_path: Path) -> None:
@@ -336,7 +339,7 @@ def test_what_pods_left_that_are_gone_is_removed_after_an_hour(tmp_path: Path) -
     content, info = store._objects[f"run/{PROBE_PREFIX}old"]
     old = info._replace(mtime_s=info.mtime_s - LEFT_S - 1)
     store._objects[old.key] = content, old
-    made = check_writes(store, probe_key("run/", tmp_path))
+    made = check_writes(store, probe_key("run/", StateDirectory.open(tmp_path)))
     remove_leftovers(store, made)
     assert sorted(store._objects) == [f"run/{PROBE_PREFIX}new", "run/file"]
 

@@ -25,6 +25,7 @@ from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.system import mounts
+from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from tests.support.memory_store import FailingStore, HangingStore, MemoryStore
@@ -46,13 +47,14 @@ def build(
     fetcher = Fetcher(
         store, ThreadPoolExecutor(8), BufferPool(256 * MIB), metrics, part_bytes=8 * MIB
     )
+    directory = StateDirectory.open(state)
     filesystem = FileSystem(
         fetcher,
-        Spool(state / "spool", spool_bytes, PartLayout(8 * MIB, store.limits)),
+        Spool(directory.below("spool"), spool_bytes, PartLayout(8 * MIB, store.limits)),
         Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
         metrics,
         ThreadPoolExecutor(4),
-        Journal(state / "journal"),
+        Journal(directory),
         read_only=read_only,
         ttl_s=ttl_s,
     )

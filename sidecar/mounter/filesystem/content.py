@@ -60,7 +60,7 @@ class Contents:
                 with self._lock:
                     self._spooled[inode.id] = inode
                 self._uploader.adopt(inode.spool)
-                kept.append(inode.spool.path)
+                kept.append(inode.spool.name)
         self._uploader.abandon(self._spool.leftovers(kept))
 
     def abandon_leftovers(self) -> None:

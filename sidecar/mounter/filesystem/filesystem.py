@@ -124,6 +124,7 @@ class FileSystem:
             journal,
             metrics,
             threads,
+            read_only=read_only,
         )
 
     # --- names and attributes -----------------------------------------------------------
@@ -309,7 +310,7 @@ class FileSystem:
 
     def opens(self) -> list[tuple[int, int | None]]:
         """The inode and the backing id of each handle."""
-        return [(opened.inode.id, opened.backing_id or None) for opened in self.files.opened()]
+        return [(opened.inode.id, opened.backing_id) for opened in self.files.opened()]
 
     def open(
         self, inode_id: int, flags: int, backing_id: int | None = None, *, wait: bool = True
@@ -329,9 +330,7 @@ class FileSystem:
             _refuse_to_open(inode)
         if writable or truncate:
             self.namespace.attributes.load(inode)  # what it keeps is kept when it is written
-        return self.files.open(
-            inode, writable, truncate=truncate, backing_id=backing_id or 0, wait=wait
-        )
+        return self.files.open(inode, writable, truncate=truncate, backing_id=backing_id, wait=wait)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """pread(2). The caller calls ``release`` of the result once it was sent."""

@@ -33,6 +33,8 @@ from sidecar.mounter.writing.spool import SpoolFile
 
 ROOT = 1
 """FUSE_ROOT_ID of the kernel's include/uapi/linux/fuse.h."""
+Adopt = Callable[[str], SpoolFile | None]
+"""Opens the spool file of a name."""
 
 
 class Inode:
@@ -327,24 +329,23 @@ class InodeTable:
                     del parent.children[inode.name]
                 inode = parent
 
-    def restore(
-        self, kept: dict[int, InodeRecord], last_number: int, adopt: Callable[[str], SpoolFile]
-    ) -> None:
+    def restore(self, kept: dict[int, InodeRecord], last_number: int, adopt: Adopt) -> None:
         """Take over the inodes of a predecessor, by number, from their last records.
 
         Args:
             last_number: the highest that it gave out.
-            adopt: opens the spool file that a record names.
+            adopt: opens the spool file that a record names; None where it cannot. Such a file is
+                left out: whoever has it gets ESTALE, and not what it was before it was written to.
         """
         with self.lock:
             for record in kept.values():
-                if record.inode != ROOT:
-                    self._inodes[record.inode] = _restored(record, adopt)
+                if record.inode != ROOT and (restored := _restored(record, adopt)) is not None:
+                    self._inodes[record.inode] = restored
             for number, record in kept.items():
-                parent = self._inodes.get(record.parent)
-                inode = self._inodes[number]
-                if inode is self.root:
+                inode = self._inodes.get(number)
+                if inode is None or inode is self.root:
                     continue
+                parent = self._inodes.get(record.parent) if record.parent is not None else None
                 if isinstance(parent, Directory):
                     inode.parent = parent
                     if not inode.detached:
@@ -372,7 +373,7 @@ class InodeTable:
 
 
 def _record(inode: Inode) -> InodeRecord:
-    parent = inode.parent.id if inode.parent is not None else 0
+    parent = inode.parent.id if inode.parent is not None else None
     if isinstance(inode, File):
         remote, spool = inode.remote, inode.spool
         return FileInode(
@@ -383,7 +384,7 @@ def _record(inode: Inode) -> InodeRecord:
             inode.detached,
             remote.bare if remote is not None else None,
             inode.attributes,
-            str(spool.path) if spool is not None else None,
+            spool.name if spool is not None else None,
             spool is not None and spool.dirty,
             inode.key if spool is not None else None,
         )
@@ -410,15 +411,17 @@ def _record(inode: Inode) -> InodeRecord:
     )
 
 
-def _restored(record: InodeRecord, adopt: Callable[[str], SpoolFile]) -> Inode:
+def _restored(record: InodeRecord, adopt: Adopt) -> Inode | None:
     inode: File | Link | Directory
     match record:
         case FileInode():
             remote = ObjectInfo(*record.remote) if record.remote is not None else None
             inode = File(record.inode, None, record.name, remote)
             inode.attributes = record.attributes
-            if record.spool_path is not None:
-                inode.spool = adopt(record.spool_path)
+            if record.spool_name is not None:
+                inode.spool = adopt(record.spool_name)
+                if inode.spool is None:
+                    return None
                 inode.spool.dirty = record.is_dirty
         case LinkInode():
             inode = Link(record.inode, None, record.name, ObjectInfo(*record.remote))

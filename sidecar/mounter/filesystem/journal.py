@@ -5,9 +5,8 @@ worker that gave them, so each is written down before the answer that hands it o
 shared mapping of a file, which costs no system call and is whole in the page cache when
 the process is killed at any instruction. It need not survive the machine.
 
-The file begins with a header: magic, version, bytes in use. Batches follow, each with its
-length and a marshalled list of records. A batch counts, as a whole, once the bytes in use cover
-it. When the file is full, a snapshot of what is still held replaces it.
+The file begins with magic and version. Frames follow, each of which counts as a whole or not at
+all; then zeros. When the file is full, a snapshot of what is still held replaces it.
 
 The kernel sends a request again if its worker dies before it answers. What the dead worker
 handed out, began and did for it is therefore written down under the request's number
@@ -18,17 +17,16 @@ What records mean for inodes and handles does not belong here.
 
 from __future__ import annotations
 
-import marshal
+import contextlib
 import mmap
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sidecar.errors import StateUnusable
+from sidecar.mounter.filesystem.older_journals import read_older
 from sidecar.mounter.filesystem.records import (
-    TAGS,
     Answered,
     Granted,
     GrantKind,
@@ -38,40 +36,42 @@ from sidecar.mounter.filesystem.records import (
     RequestRecord,
     Resent,
     Revoked,
-    StoredRecord,
-    from_stored,
-    from_version_2,
 )
+from sidecar.mounter.filesystem.stored_records import Nonsense, decode, encode
+from sidecar.mounter.system.state_directory import StateDirectory
+from sidecar.mounter.writing.frames import Damage, frame, read_frames
 
+NAME = "journal"
 FIRST_BYTES = 4 * 1024 * 1024
+MOST_BYTES = 1024 * 1024 * 1024
+"""No more of a journal is read: four million files that are held take less."""
 
-_HEADER = struct.Struct("6s2sQ")
 _MAGIC = b"msjrnl"
-_VERSION = b"03"
-_READERS: dict[bytes, Callable[[StoredRecord], Record]] = {
-    _VERSION: from_stored,
-    b"02": from_version_2,
-}
-_USED_OFFSET = 8
-_USED = struct.Struct("Q")  # native: one aligned store, where "<" stores byte by byte
-_LENGTH = struct.Struct("<I")
-_HEADS = {type_: (tag,) for type_, tag in TAGS.items()}
-"""What is put before a record's fields. The sum is a plain tuple: marshal takes no other."""
+_VERSION = b"04"
+_OLDER = (b"02", b"03")
+_HEADER = _MAGIC + _VERSION
+_BATCH_BYTES = 256 * 1024
+"""Of a snapshot: what is damaged takes no more with it."""
 
 
 class Journal:
     """Append-only, bounded, and compacted by itself. Safe to use from any thread."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
         self._lock = threading.RLock()
         self._snapshot: Callable[[], Iterable[Record]] = tuple
         self._map: mmap.mmap | None = None
-        self._used = _HEADER.size
+        self._used = len(_HEADER)
         self._size = 0
         self._serving = threading.local()
         self._requests: dict[int, list[RequestRecord]] = {}  # of those that were not answered yet
         self._inherited: set[int] = set()  # those of a predecessor that were not sent again yet
+
+    @property
+    def path(self) -> Path:
+        """Where its file is, for messages."""
+        return self._directory.path / NAME
 
     def begin(self, snapshot: Callable[[], Iterable[Record]]) -> None:
         """Start to write, from a snapshot of what is held now.
@@ -91,7 +91,7 @@ class Journal:
         The change that it describes must have been made before: when the file is full, a
         snapshot is written instead of the record.
         """
-        self._append(marshal.dumps([_HEADS[type(record)] + record]))
+        self._append(frame(encode(record)))
 
     def grant(self, kind: GrantKind, numbers: Sequence[int], records: list[Record]) -> None:
         """:meth:`write` of what the answer to the request of this thread hands out.
@@ -101,10 +101,10 @@ class Journal:
         """
         request = self._request()
         if request is None:
-            self._append(_stored(records))
+            self._append(frame(b"".join(map(encode, records))))
             return
         granted = Granted(request, kind, list(numbers))
-        data = _stored([granted, *records])
+        data = frame(b"".join(map(encode, [granted, *records])))
         with self._lock:
             self._requests.setdefault(request, []).append(granted)
             self._append(data)
@@ -194,74 +194,83 @@ class Journal:
         with self._lock:
             if self._map is None:
                 return  # nothing is handed out before begin()
-            end = self._used + _LENGTH.size + len(data)
+            end = self._used + len(data)
             if end > self._size:
                 self._rewrite(len(data))
                 return  # the snapshot describes the state that the records led to
-            self._map[self._used : end] = _LENGTH.pack(len(data)) + data
-            # A kill leaves the old or the new value.
-            _USED.pack_into(self._map, _USED_OFFSET, end)
+            # A kill in the middle of it leaves a frame whose checksum is wrong.
+            self._map[self._used : end] = data
             self._used = end
 
-    def read(self) -> Iterator[Record]:
-        """The records of the predecessor; none where there is no file.
+    def read(self) -> Iterator[Record | Damage]:
+        """The records of the predecessor, and what is damaged; none where there is no file.
 
-        Raises StateUnusable for a file that is damaged, or of a version not known here, or
-        that is no journal.
+        Raises StateUnusable for a file that is no journal, or of a version not known here.
         """
         try:
-            content = self._path.read_bytes()
+            descriptor = self._directory.open_file(NAME)
         except FileNotFoundError:
             return
-        magic, version, used = _HEADER.unpack_from(content.ljust(_HEADER.size, b"\0"))
-        if magic != _MAGIC:
-            raise StateUnusable(f"`{self._path}` is no journal")
-        if version not in _READERS:
-            known = " and ".join(sorted(map(_text, _READERS)))
-            raise StateUnusable(
-                f"`{self._path}` is a journal of version {_text(version)}; known are {known}"
-            )
-        if not _HEADER.size <= used <= len(content):
-            raise StateUnusable(
-                f"`{self._path}` is damaged: {len(content)} bytes, of which {used} are in use"
-            )
-        try:
-            yield from _records_in(memoryview(content)[:used], _READERS[version])
-        except (struct.error, ValueError, EOFError, TypeError, KeyError, MemoryError) as error:
-            raise StateUnusable(f"`{self._path}` is damaged: {error}") from None
+        path = self.path
+        with open(descriptor, "rb") as file:
+            size_bytes = os.fstat(descriptor).st_size
+            header = file.read(len(_HEADER))
+            version = header[len(_MAGIC) :]
+            if header[: len(_MAGIC)] != _MAGIC:
+                raise StateUnusable(f"`{path}` is no journal")
+            if version in _OLDER:
+                yield from read_older(file, path, version, size_bytes)
+                return
+            if version != _VERSION:
+                known = ", ".join(map(_text, (*_OLDER, _VERSION)))
+                raise StateUnusable(
+                    f"`{path}` is a journal of version {_text(version)}; known are {known}"
+                )
+            for found in read_frames(file, min(size_bytes, MOST_BYTES)):
+                if isinstance(found, Damage):
+                    yield found
+                    continue
+                offset, payload = found
+                for record in decode(payload):
+                    if isinstance(record, Nonsense):
+                        yield Damage(offset, len(payload), record.why)
+                    else:
+                        yield record
+        if size_bytes > MOST_BYTES:
+            yield Damage(MOST_BYTES, size_bytes - MOST_BYTES, "no journal is so long")
+
+    def set_aside(self) -> None:
+        """Keep what cannot be read where no start looks for it. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            self._directory.set_aside(NAME)
 
     def _rewrite(self, room_bytes: int) -> None:
         """Replace the file by a snapshot, with space for as much again."""
         requests = [record for records in self._requests.values() for record in records]
-        data = _stored([*self._snapshot(), *requests])
-        content = _LENGTH.pack(len(data)) + data
-        size = max(FIRST_BYTES, 2 * (_HEADER.size + len(content) + room_bytes))
-        temporary = self._path.with_suffix(".new")
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
+        content = _HEADER + b"".join(_frames([*self._snapshot(), *requests]))
+        used = len(content)
+        size = max(FIRST_BYTES, 2 * (used + room_bytes))
+        with self._directory.replacing(NAME) as descriptor:
             # Not ftruncate: a mapped page that a full disk refuses is a SIGBUS (mmap(2)).
             os.posix_fallocate(descriptor, 0, size)
             mapped = mmap.mmap(descriptor, size)
-        finally:
-            os.close(descriptor)
-        used = _HEADER.size + len(content)
-        mapped[:used] = _HEADER.pack(_MAGIC, _VERSION, used) + content
+            mapped[:used] = content
         self._map, self._size, self._used = mapped, size, used
-        temporary.replace(self._path)
 
 
 def _text(version: bytes) -> str:
-    return version.decode("ascii", "replace")
+    return ascii(version.decode("latin-1"))[1:-1]
 
 
-def _stored(records: Iterable[Record]) -> bytes:
-    return marshal.dumps([_HEADS[type(record)] + record for record in records])
-
-
-def _records_in(content: memoryview, read: Callable[[StoredRecord], Record]) -> Iterator[Record]:
-    position = _HEADER.size
-    while position < len(content):
-        (length,) = _LENGTH.unpack_from(content, position)
-        start, position = position + _LENGTH.size, position + _LENGTH.size + length
-        for stored in marshal.loads(content[start:position]):  # noqa: S302 - our own file
-            yield read(stored)
+def _frames(records: Iterable[Record]) -> Iterator[bytes]:
+    batch: list[bytes] = []
+    size_bytes = 0
+    for record in records:
+        stored = encode(record)
+        batch.append(stored)
+        size_bytes += len(stored)
+        if size_bytes >= _BATCH_BYTES:
+            yield frame(b"".join(batch))
+            batch, size_bytes = [], 0
+    if batch:
+        yield frame(b"".join(batch))

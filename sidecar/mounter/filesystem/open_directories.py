@@ -11,7 +11,7 @@ from sidecar.errors import InvalidArgument
 from sidecar.mounter.filesystem.inodes import Directory
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.readdir import OpenDirectory, from_journal, to_journal
+from sidecar.mounter.filesystem.readdir import OpenDirectory
 from sidecar.mounter.filesystem.records import (
     DIRECTORY_HANDLE,
     DirectoryClosed,
@@ -19,6 +19,9 @@ from sidecar.mounter.filesystem.records import (
     NamesRead,
     Record,
 )
+
+_NAMES_AT_ONCE = 1024
+"""In one record, so that none is longer than a frame may be."""
 
 
 class OpenDirectories:
@@ -61,14 +64,18 @@ class OpenDirectories:
         names = opened.note_returned(end)
         start = len(opened.returned) - len(names)
         if names or not start:  # at the beginning, perhaps again: what was read is forgotten
-            self._journal.write(NamesRead(handle, start, to_journal(names)))
+            self._journal.write(NamesRead(handle, start, names))
 
     def records(self) -> list[Record]:
         """The open directories, for a successor. Takes no lock."""
-        return [
-            DirectoryOpened(handle, opened.directory.id, to_journal(opened.returned))
-            for handle, opened in list(self._opened.items())
-        ]
+        records: list[Record] = []
+        for handle, opened in list(self._opened.items()):
+            names = list(opened.returned)
+            records.append(DirectoryOpened(handle, opened.directory.id, names[:_NAMES_AT_ONCE]))
+            for start in range(_NAMES_AT_ONCE, len(names), _NAMES_AT_ONCE):
+                part = names[start : start + _NAMES_AT_ONCE]
+                records.append(NamesRead(handle, start, part))
+        return records
 
     @property
     def last_number(self) -> int:
@@ -79,7 +86,5 @@ class OpenDirectories:
         """Take over a predecessor's handles. Raises NodeForgotten, NotADirectory."""
         for handle, record in directories.items():
             directory = self._namespace.directory(record.inode)
-            self._opened[handle] = OpenDirectory.resume(
-                self._namespace, directory, from_journal(record.names)
-            )
+            self._opened[handle] = OpenDirectory.resume(self._namespace, directory, record.names)
         self._next = last_number + 1

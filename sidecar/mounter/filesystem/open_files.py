@@ -51,7 +51,7 @@ class FileHandle:
 
     __slots__ = ("backing_id", "inode", "reader", "writable")
 
-    def __init__(self, inode: File, writable: bool, backing_id: int) -> None:
+    def __init__(self, inode: File, writable: bool, backing_id: int | None) -> None:
         self.inode = inode
         self.writable = writable
         self.backing_id = backing_id
@@ -101,7 +101,7 @@ class OpenFiles:
         writable: bool,
         *,
         truncate: bool = False,
-        backing_id: int = 0,
+        backing_id: int | None = None,
         wait: bool = True,
     ) -> int:
         """A new handle. With ``truncate`` the file is empty for everyone from now on.
@@ -128,7 +128,7 @@ class OpenFiles:
         if inode.detached and inode.spool is None:
             raise Stale(f"`{inode.name}` was deleted or replaced")
 
-    def _give_handle(self, inode: File, writable: bool, backing_id: int) -> int:
+    def _give_handle(self, inode: File, writable: bool, backing_id: int | None) -> int:
         with self._lock:
             number = self._next
             self._next += 1
@@ -155,7 +155,7 @@ class OpenFiles:
         """The highest handle that was ever given out."""
         return self._next - 1
 
-    def restore(self, handles: dict[int, tuple[File, bool, int]], last_number: int) -> None:
+    def restore(self, handles: dict[int, tuple[File, bool, int | None]], last_number: int) -> None:
         """Take over a predecessor's handles: number to (inode, writable, backing id)."""
         with self._lock:
             for number, (inode, writable, backing_id) in handles.items():

@@ -1,6 +1,6 @@
 """Reading directories: entries, their offsets, and what a reader was given already.
 
-Knows no handles and no journal, but the form in which names are journalled.
+Knows no handles and no journal.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from sidecar.mounter.filesystem.inodes import Directory, Inode, Link
 from sidecar.mounter.filesystem.listing import Listing, Remote, RemoteDirectory
 from sidecar.mounter.filesystem.names import is_link_key
 from sidecar.mounter.filesystem.namespace import Namespace
+from sidecar.mounter.filesystem.records import LocalName, ReturnedName
 
 _BATCH = 128
 _PREFETCHED_DIRECTORIES = 2
@@ -74,29 +75,6 @@ class DirectoryEntry(NamedTuple):
     offset: int
     type_mode: int
     inode: int | None
-
-
-class LocalName(NamedTuple):
-    """A name that only this mount had when it was returned."""
-
-    name: str
-
-
-ReturnedName = str | LocalName
-"""A name that a reader got: one that the store has, or a local one."""
-
-_JOURNALLED_LOCAL = "\0"
-"""How a local name begins in the journal, as no name does."""
-
-
-def to_journal(names: Iterable[ReturnedName]) -> list[str]:
-    """Names in the form in which the journal keeps them."""
-    return [_JOURNALLED_LOCAL + n.name if isinstance(n, LocalName) else n for n in names]
-
-
-def from_journal(names: Iterable[str]) -> list[ReturnedName]:
-    """The reverse of :func:`to_journal`."""
-    return [LocalName(n[1:]) if n.startswith(_JOURNALLED_LOCAL) else n for n in names]
 
 
 class _LocalSection(NamedTuple):

@@ -1,12 +1,11 @@
-"""Records of the journal: one type for each kind, and how they are stored.
+"""Records of the journal: one type for each kind.
 
-Fields are plain values, which marshal takes. Nothing here knows inodes, handles or files.
+Fields are plain values. Nothing here knows inodes, handles or files, nor how a record is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 GrantKind = Literal["lookup", "handle", "reading"]
 """What an answer hands out: one lookup of an inode, the handle of a file or of a directory."""
@@ -22,6 +21,16 @@ BareVersion = tuple[str, int, float, str]
 """Key, size, time and version of an object: :attr:`ObjectInfo.bare`."""
 
 
+class LocalName(NamedTuple):
+    """A name in a directory that only this mount had when a reader got it."""
+
+    name: str
+
+
+ReturnedName = str | LocalName
+"""A name that a reader got: one that the store has, or a local one."""
+
+
 class LastNumbers(NamedTuple):
     """The highest numbers ever handed out; none is handed out twice."""
 
@@ -34,12 +43,12 @@ class DirectoryInode(NamedTuple):
     """The whole of a directory's inode.
 
     Attributes:
-        parent: its number; 0 for none.
+        parent: its number; None for the root.
         kept: exists without any object.
     """
 
     inode: int
-    parent: int
+    parent: int | None
     name: str
     lookups: int
     detached: bool
@@ -55,7 +64,7 @@ class LinkInode(NamedTuple):
     """
 
     inode: int
-    parent: int
+    parent: int | None
     name: str
     lookups: int
     detached: bool
@@ -69,19 +78,19 @@ class FileInode(NamedTuple):
 
     Attributes:
         remote: the object's version that the store has; None before the first upload.
-        spool_path: None where the spool has nothing of it.
+        spool_name: of its spool file; None where the spool has nothing of it.
         is_dirty: the spool has what the store lacks.
         key: where it belongs in the store; None where the spool has nothing of it.
     """
 
     inode: int
-    parent: int
+    parent: int | None
     name: str
     lookups: int
     detached: bool
     remote: BareVersion | None
     attributes: dict[str, int]
-    spool_path: str | None
+    spool_name: str | None
     is_dirty: bool
     key: str | None
 
@@ -103,13 +112,13 @@ class FileOpened(NamedTuple):
     """An open file.
 
     Attributes:
-        backing_id: of the local file that the kernel reads instead; 0 for none.
+        backing_id: of the local file that the kernel reads instead; None for none.
     """
 
     handle: int
     inode: int
     is_writable: bool
-    backing_id: int
+    backing_id: int | None
 
 
 class FileClosed(NamedTuple):
@@ -123,7 +132,7 @@ class DirectoryOpened(NamedTuple):
 
     handle: int
     inode: int
-    names: list[str]
+    names: list[ReturnedName]
 
 
 class NamesRead(NamedTuple):
@@ -131,7 +140,7 @@ class NamesRead(NamedTuple):
 
     handle: int
     start: int
-    names: list[str]
+    names: list[ReturnedName]
 
 
 class DirectoryClosed(NamedTuple):
@@ -220,46 +229,3 @@ Record = (
     | RequestRecord
     | Answered
 )
-StoredRecord = tuple[Any, ...]
-"""A tag and the fields: what marshal takes."""
-
-TAGS: Final[dict[type[Record], str]] = {
-    LastNumbers: "last",
-    DirectoryInode: "directory",
-    LinkInode: "link",
-    FileInode: "file",
-    Lookups: "held",
-    InodeDropped: "dropped",
-    FileOpened: "open",
-    FileClosed: "closed",
-    DirectoryOpened: "opendir",
-    NamesRead: "lines",
-    DirectoryClosed: "closeddir",
-    RenameBegun: "moving",
-    RenameEnded: "moved",
-    Granted: "gave",
-    Revoked: "took",
-    Intended: "intent",
-    Replied: "done",
-    Resent: "again",
-    Answered: "answered",
-}
-"""The tags on disk. Whoever changes one, or a field, gives the journal another version."""
-_TYPES: Final[dict[str, Callable[..., Record]]] = {tag: type_ for type_, tag in TAGS.items()}
-
-
-def from_stored(stored: StoredRecord) -> Record:
-    """A stored record. Raises KeyError, TypeError or ValueError for anything else."""
-    tag, *fields = stored
-    return _TYPES[tag](*fields)
-
-
-def from_version_2(stored: StoredRecord) -> Record:
-    """A record of a journal of version 2. Raises as :func:`from_stored`."""
-    tag, *fields = stored
-    if tag == "node":  # any kind of inode: how many fields there are tells which
-        tag = {7: "directory", 8: "link", 10: "file"}[len(fields)]
-    elif tag == "intent":
-        request, intent = fields
-        fields = [request, *intent]
-    return _TYPES[tag](*fields)

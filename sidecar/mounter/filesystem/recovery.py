@@ -7,10 +7,23 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from sidecar.errors import StateUnusable
+from sidecar import logs
+from sidecar.errors import (
+    AccessDenied,
+    LoginRejected,
+    NameInvalid,
+    NameTooLong,
+    NotFound,
+    SidecarError,
+    Stale,
+    StateUnusable,
+    StoreProtocolError,
+    TooLarge,
+    Unsupported,
+)
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.directory_rename import DirectoryRename
 from sidecar.mounter.filesystem.inodes import File
@@ -27,9 +40,15 @@ from sidecar.mounter.filesystem.records import (
     RenameBegun,
 )
 from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest, UnsavedFile
-from sidecar.mounter.writing.spool import Spool
+from sidecar.mounter.writing.spool import Spool, SpoolFile
 
 log = logging.getLogger(__name__)
+
+_HOPELESS = (
+    *(AccessDenied, NameInvalid, NameTooLong, NotFound, Stale, StateUnusable),
+    *(StoreProtocolError, TooLarge, Unsupported),
+)
+"""Errors that the next start would get again: the bucket was checked before, and can be written."""
 
 
 class Recovery:
@@ -53,6 +72,8 @@ class Recovery:
         journal: Journal,
         metrics: VolumeMetrics,
         threads: ThreadPoolExecutor,
+        *,
+        read_only: bool,
     ) -> None:
         self._namespace = namespace
         self._files = files
@@ -62,6 +83,7 @@ class Recovery:
         self._journal = journal
         self._metrics = metrics
         self._threads = threads
+        self._read_only = read_only
         self._has_crashed = False
         # Called for each request, so without a method of this class in between.
         self.begin_request = journal.begin_request
@@ -94,28 +116,75 @@ class Recovery:
         store raises; what is not saved by then stays in the spool for the next attempt.
         """
         try:
-            state = RecoveredState.read(self._journal)
+            state = self._read_journal()
         except StateUnusable as error:
-            # Perhaps the machine crashed. Nobody knows which files those of the spool are: they
-            # are set aside, also from later starts, and the run starts all the same.
-            kept = self._spool.set_all_aside()
-            log.warning(
-                "what an earlier run left in the spool cannot be saved: %s; %d files kept in `%s`",
-                error,
-                len(kept),
-                self._spool.directory,
-            )
+            # Nobody knows which files those of the spool are, or they may not be saved: they are
+            # set aside, also from later starts, and the run starts all the same.
+            self._set_aside(error.what)
+            self._journal.set_aside()
             saved = []
         else:
-            renames = state.renames.values()
-            for begun in renames:
-                self._renames.finish_predecessor(begun)
-            unsaved = [_renamed(file, renames) for file in state.unsaved()]
-            saved = [file.key for file in unsaved if self._files.saver.salvage(file)]
+            saved = self._finish(state)
+            if state.is_damaged:
+                self._set_aside("the journal is damaged")
             self._files.contents.abandon_leftovers()
             self._spool.clear()
         self.begin()
         return saved
+
+    def _read_journal(self) -> RecoveredState:
+        state = RecoveredState.read(self._journal)
+        if self._read_only and (state.unsaved() or state.renames):
+            raise StateUnusable("the volume is read-only by now")
+        return state
+
+    def _finish(self, state: RecoveredState) -> list[str]:
+        """What an earlier run began; the keys of what was saved."""
+        renames = []
+        for begun in state.renames.values():
+            try:
+                self._renames.finish_predecessor(begun)
+            except LoginRejected:
+                raise
+            except _HOPELESS as error:
+                old, new = begun.old_key, begun.new_key
+                what = "renaming a directory is not finished"
+                logs.event(log, what, logging.ERROR, old=old, new=new, error=error)
+                self._renames.in_flight.pop(begun.inode, None)
+            else:
+                renames.append(begun)
+        saved = []
+        for unsaved in state.unsaved():
+            file = _renamed(unsaved, renames)
+            try:
+                if self._files.saver.salvage(file):
+                    saved.append(file.key)
+            except LoginRejected:
+                raise
+            except _HOPELESS as error:
+                self._keep(file, error)
+        return saved
+
+    def _keep(self, file: UnsavedFile, error: SidecarError) -> None:
+        """No later attempt would save it: it is set aside, where it is in nobody's way."""
+        logs.event(
+            log,
+            "not saved: its spool file is kept",
+            logging.ERROR,
+            key=file.key,
+            path=str(self._spool.set_aside(file.spool_name)),
+            error=error,
+        )
+
+    def _set_aside(self, why: str, but: Collection[str] = ()) -> None:
+        kept = self._spool.set_all_aside(but)
+        if kept or not but:
+            log.warning(
+                "what an earlier run left in the spool cannot be saved: %s; %d files kept in `%s`",
+                why,
+                len(kept),
+                self._spool.path,
+            )
 
     def restore(self, *, crashed: bool = False) -> None:
         """Take over the inodes and handles of a worker that died, then :meth:`begin`.
@@ -131,10 +200,13 @@ class Recovery:
             # The kernel holds numbers, which would be given to other inodes now.
             raise StateUnusable("there is no journal of the worker that died")
         inodes = self._namespace.inodes
-        inodes.restore(state.inodes, state.last.inode, self._spool.adopt)
-        handles: dict[int, tuple[File, bool, int]] = {}
+        inodes.restore(state.inodes, state.last.inode, self._adopt)
+        if state.is_damaged:
+            adopted = [i.spool.name for i in inodes if isinstance(i, File) and i.spool is not None]
+            self._set_aside("the journal is damaged", adopted)
+        handles: dict[int, tuple[File, bool, int | None]] = {}
         for handle, opened in state.files.items():
-            inode = inodes.get(opened.inode)
+            inode = inodes.find(opened.inode)
             if isinstance(inode, File):
                 handles[handle] = (inode, opened.is_writable, opened.backing_id)
         self._files.restore(handles, state.last.file_handle)
@@ -142,6 +214,20 @@ class Recovery:
         self._renames.in_flight = dict(state.renames)
         self._journal.inherit(state.requests)
         self.begin()
+
+    def _adopt(self, name: str) -> SpoolFile | None:
+        """The spool file that a predecessor's inode had; None where that cannot be used."""
+        if self._read_only:  # on which no program has written anything
+            return None
+        try:
+            return self._spool.adopt(name)
+        except FileNotFoundError:
+            logs.event(log, "a file is lost: the spool has none", logging.ERROR, name=name)
+        except StateUnusable as error:
+            kept = self._spool.set_aside(name)
+            what = "a file is lost: its spool file is kept"
+            logs.event(log, what, logging.ERROR, path=str(kept), error=error)
+        return None
 
     # --- requests that the kernel sends again -----------------------------------------------------
 

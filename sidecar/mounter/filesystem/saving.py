@@ -17,7 +17,6 @@ from sidecar.errors import (
     NotFound,
     SidecarError,
     Stale,
-    StateUnusable,
     StoreError,
 )
 from sidecar.metrics import VolumeMetrics
@@ -105,22 +104,12 @@ class Saver:
     def salvage(self, unsaved: UnsavedFile) -> bool:
         """Upload what a run that ended left in the spool. Raises what the store raises.
 
-        False for a file whose log cannot be used: nobody knows which of its bytes are there.
+        Raises StateUnusable for a file whose log cannot be used: nobody knows which of its bytes
+        are there. False where there is no such file.
         """
         try:
-            spool = self._spool.adopt(unsaved.spool_path)
+            spool = self._spool.adopt(unsaved.spool_name)
         except FileNotFoundError:  # saved; the run ended before it could write that down
-            return True
-        except StateUnusable as error:
-            kept = self._spool.set_aside(unsaved.spool_path)
-            logs.event(
-                log,
-                "not saved: its spool file is kept",
-                logging.ERROR,
-                key=unsaved.key,
-                path=str(kept),
-                error=error,
-            )
             return False
         self._uploader.adopt(spool)
         replaced = self._head_if_there(unsaved.key)

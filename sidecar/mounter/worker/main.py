@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sidecar import logs
-from sidecar.errors import SidecarError
+from sidecar.errors import SidecarError, StateUnusable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.cache.disk_cache import DiskCache
@@ -36,6 +36,7 @@ from sidecar.mounter.store.failures import Failures, Outcomes, Tell
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.channel import Channel, Message
+from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.worker import budgets
 from sidecar.mounter.worker.bucket_check import check_bucket, writable_directory
 from sidecar.mounter.worker.upkeep import Upkeep
@@ -220,22 +221,30 @@ class Worker:
         fetcher = self._fetcher(store, self._metrics, self._memory_bytes)
         self._cache = fetcher.cache
         self._metrics.spool_limit_bytes.set(sizes.spool_bytes)
+        state = self._state_directory()
         self._filesystem = FileSystem(
             fetcher,
             Spool(
-                self._state / "spool", sizes.spool_bytes, PartLayout(sizes.part_bytes, store.limits)
+                state.below("spool"), sizes.spool_bytes, PartLayout(sizes.part_bytes, store.limits)
             ),
             Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
             self._metrics,
             ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
-            Journal(self._state / "journal"),
+            Journal(state),
             read_only=read_only,
             ttl_s=ttl_s,
         )
         return self._filesystem
 
     def _probe_key(self) -> str:
-        return probe_key(writable_directory(self._spec, self._volume), self._state)
+        return probe_key(writable_directory(self._spec, self._volume), self._state_directory())
+
+    def _state_directory(self) -> StateDirectory:
+        """The volume's own. Raises StateUnusable where it can be neither used nor moved aside."""
+        try:
+            return StateDirectory.open(Path(self._spec.roots.state)).below(self._identity)
+        except OSError as error:
+            raise StateUnusable(f"cannot use `{self._state}`: {error.strerror}") from None
 
     def _say_waiting(self, error: SidecarError) -> None:
         self._channel.send({"event": "waiting", **error.to_message()})

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import secrets
-from pathlib import Path
 
 from sidecar.errors import (
     AccessDenied,
@@ -24,16 +23,19 @@ from sidecar.errors import (
 )
 from sidecar.mounter.filesystem.names import PROBE_PREFIX, is_probe_key
 from sidecar.mounter.store.interface import ObjectInfo, Store
+from sidecar.mounter.system.state_directory import StateDirectory
 
 log = logging.getLogger("sidecar.worker")
 
 LEFT_S = 3600.0
 """A probe of this age is a leftover: a start takes a minute (``ready_timeout_s``)."""
 _PROBE_BYTES = 16
+_NAME = "probe"
+_TOKEN_BYTES = 16
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 
 
-def probe_key(directory: str, state: Path) -> str:
+def probe_key(directory: str, state: StateDirectory) -> str:
     """The key of this sidecar's own probe.
 
     The next start with the same state directory uses it again, and so removes the probe of a
@@ -45,16 +47,24 @@ def probe_key(directory: str, state: Path) -> str:
     Raises:
         StateUnusable: the token cannot be kept.
     """
-    path = state / "probe"
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        token = path.read_text() if path.exists() else ""
-        if not _TOKEN.fullmatch(token):
-            token = secrets.token_hex(8)
-            path.write_text(token)
+        token = state.read(_NAME, _TOKEN_BYTES).decode("latin-1")
+    except (FileNotFoundError, StateUnusable):
+        token = ""
     except OSError as error:
-        raise StateUnusable(f"cannot write `{path}`: {error.strerror}") from None
+        raise _unusable(state, error) from None
+    if not _TOKEN.fullmatch(token):
+        token = secrets.token_hex(_TOKEN_BYTES // 2)
+        try:
+            with state.replacing(_NAME) as descriptor:
+                os.write(descriptor, token.encode())
+        except OSError as error:
+            raise _unusable(state, error) from None
     return f"{directory}{PROBE_PREFIX}{token}"
+
+
+def _unusable(state: StateDirectory, error: OSError) -> StateUnusable:
+    return StateUnusable(f"cannot write `{state.path / _NAME}`: {error.strerror}")
 
 
 def check_writes(store: Store, key: str) -> ObjectInfo:

@@ -1,59 +1,63 @@
-"""Open descriptors of spool files, few of which stay open unused. Knows paths, and no content."""
+"""Open descriptors of spool files, few of which stay open unused. Knows names, and no content."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Callable
 
 MOST_UNUSED = 256
 """Descriptors that stay open although nobody reads or writes their files right now."""
 
 
 class DescriptorCache:
-    """Descriptors by path: open while somebody uses them, and for a while afterwards.
+    """Descriptors by name: open while somebody uses them, and for a while afterwards.
 
     Safe to use from any thread.
+
+    Args:
+        open_file: opens a file for reading and writing.
     """
 
-    def __init__(self, most_unused: int = MOST_UNUSED) -> None:
+    def __init__(self, open_file: Callable[[str], int], most_unused: int = MOST_UNUSED) -> None:
+        self._open_file = open_file
         self._most_unused = most_unused
         self._lock = threading.Lock()
-        self._used: dict[Path, list[int]] = {}  # descriptor, number of users
-        self._unused: OrderedDict[Path, int] = OrderedDict()  # least recently used first
+        self._used: dict[str, list[int]] = {}  # descriptor, number of users
+        self._unused: OrderedDict[str, int] = OrderedDict()  # least recently used first
 
-    def using(self, path: Path) -> _Use:
-        """A block with the descriptor of a file, for reading and writing. Raises OSError."""
-        return _Use(self, path)
+    def using(self, name: str) -> _Use:
+        """A block with the descriptor of a file, for reading and writing. Raises as acquire."""
+        return _Use(self, name)
 
-    def acquire(self, path: Path) -> int:
-        """The descriptor, which stays open until :meth:`release`. Raises OSError."""
+    def acquire(self, name: str) -> int:
+        """The descriptor, which stays open until :meth:`release`. Raises OSError, StateUnusable."""
         with self._lock:
-            used = self._used.get(path)
+            used = self._used.get(name)
             if used is None:
-                descriptor = self._unused.pop(path, None)
+                descriptor = self._unused.pop(name, None)
                 if descriptor is None:
-                    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                used = self._used[path] = [descriptor, 0]
+                    descriptor = self._open_file(name)
+                used = self._used[name] = [descriptor, 0]
             used[1] += 1
             return used[0]
 
-    def release(self, path: Path) -> None:
+    def release(self, name: str) -> None:
         """One user less."""
         with self._lock:
-            used = self._used[path]
+            used = self._used[name]
             used[1] -= 1
             if not used[1]:
-                del self._used[path]
-                self._unused[path] = used[0]
+                del self._used[name]
+                self._unused[name] = used[0]
                 if len(self._unused) > self._most_unused:
                     os.close(self._unused.popitem(last=False)[1])
 
-    def forget(self, path: Path) -> None:
+    def forget(self, name: str) -> None:
         """Close it: the file is about to be deleted, and nobody uses it."""
         with self._lock:
-            descriptor = self._unused.pop(path, None)
+            descriptor = self._unused.pop(name, None)
         if descriptor is not None:
             os.close(descriptor)
 
@@ -61,14 +65,14 @@ class DescriptorCache:
 class _Use:
     """No generator: each write(2) would take a tenth longer."""
 
-    __slots__ = ("_cache", "_path")
+    __slots__ = ("_cache", "_name")
 
-    def __init__(self, cache: DescriptorCache, path: Path) -> None:
+    def __init__(self, cache: DescriptorCache, name: str) -> None:
         self._cache = cache
-        self._path = path
+        self._name = name
 
     def __enter__(self) -> int:
-        return self._cache.acquire(self._path)
+        return self._cache.acquire(self._name)
 
     def __exit__(self, *_: object) -> None:
-        self._cache.release(self._path)
+        self._cache.release(self._name)

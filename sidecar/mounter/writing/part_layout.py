@@ -15,9 +15,13 @@ class PartLayout:
     The first tenth of the parts that a store allows has ``part_bytes`` each, and every further
     tenth parts of twice the size, up to the store's largest: little is lost when a small file
     is sent again, and 8 MiB reach 8 TiB on S3, 38 TiB on Azure.
+
+    Attributes:
+        most_bytes: no object of the store is longer.
     """
 
     def __init__(self, part_bytes: int, limits: Limits) -> None:
+        self.most_bytes = limits.max_object_bytes
         wanted = max(part_bytes, limits.min_part_bytes)
         self._first_bytes = -(-wanted // _CHUNK_BYTES) * _CHUNK_BYTES
         self._largest_bytes = limits.max_part_bytes // _CHUNK_BYTES * _CHUNK_BYTES

@@ -10,17 +10,20 @@ import ctypes
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from sidecar.errors import SpoolFull
+from sidecar.errors import SpoolFull, StateUnusable
 from sidecar.mounter.store.interface import FileSlice, ObjectInfo
 from sidecar.mounter.store.ranges import Ranges
+from sidecar.mounter.system.state_directory import StateDirectory
+from sidecar.mounter.writing import stored_values
 from sidecar.mounter.writing.descriptors import DescriptorCache
 from sidecar.mounter.writing.part_layout import PartLayout
-from sidecar.mounter.writing.spool_log import SUFFIX, Attempt, SpoolLog
+from sidecar.mounter.writing.spool_log import Attempt, SpoolLog, log_name
 
+_SUFFIX = ".data"
+_MOST_HOLES = 2_000_000
 _STAT_BLOCK_BYTES = 512
 # include/uapi/linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
@@ -64,6 +67,7 @@ class SpoolFile:
     Parts that the store has may leave the disk when room is needed; they are missing then.
 
     Attributes:
+        name: in the spool's directory.
         layout: how it is cut into parts.
         log: what a successor must know besides the bytes.
         dirty: the store does not have this content yet.
@@ -78,13 +82,14 @@ class SpoolFile:
 
     def __init__(
         self,
-        path: Path,
+        directory: StateDirectory,
+        name: str,
         budget: SpoolBudget,
         descriptors: DescriptorCache,
         layout: PartLayout,
         log: SpoolLog,
     ) -> None:
-        self.path = path
+        self.name = name
         self.layout = layout
         self.log = log
         self.dirty = False
@@ -93,38 +98,56 @@ class SpoolFile:
         self.exclusive = False
         self.failed = False
         self.attempts: list[Attempt] = []
+        self._directory = directory
         self._budget = budget
         self._descriptors = descriptors
         self._charged_bytes = 0
         # Zeros that nobody wrote, and that the store has to be sent: they take no space here.
         self._holes = Ranges()
         self._is_discarded = False
-        self.size_bytes = self.contiguous_bytes = path.stat().st_size
+        with self.hold() as fd:
+            self.size_bytes = self.contiguous_bytes = os.fstat(fd).st_size
         self._charge()
 
     def take_over(self) -> None:
-        """Go on where a process that ended stopped. What only its memory knew counts as changed."""
+        """Go on where a process that ended stopped. What only its memory knew counts as changed.
+
+        Raises StateUnusable where more of it is empty than a program may leave empty.
+        """
         self.base = self.log.base
         self.exclusive = self.log.exclusive
         self.attempts = list(self.log.attempts)
         self.missing.intersection_update(self.parts())  # it may have been cut since
         self.changed.add(0, self.size_bytes)
         with self.hold() as fd:
-            for start, end in _holes_in(fd, self.size_bytes):
+            for count, (start, end) in enumerate(_holes_in(fd, self.size_bytes)):
+                if count == _MOST_HOLES:
+                    raise StateUnusable(f"`{self._directory.path / self.name}` is full of holes")
                 self._holes.add(start, end)
         for number in self.missing:
             start, size_bytes = self.span(number)
             self.changed.remove(start, start + size_bytes)
             self._holes.remove(start, start + size_bytes)
+        if self._holes.size_bytes > self._budget.total_bytes:
+            raise StateUnusable(
+                f"`{self._directory.path / self.name}` has {self._holes.size_bytes} bytes that "
+                f"nobody wrote; the spool takes {self._budget.total_bytes}"
+            )
         self._charge()
+
+    def let_go(self) -> None:
+        """Close the file and forget it, as if there was none."""
+        self._descriptors.forget(self.name)
+        self._budget.charge(-self._charged_bytes)
+        self._charged_bytes = 0
 
     def hold(self) -> contextlib.AbstractContextManager[int]:
         """A block with its descriptor; what :meth:`content` gives is good inside one."""
-        return self._descriptors.using(self.path)
+        return self._descriptors.using(self.name)
 
     def open(self) -> int:
         """A descriptor of the caller's own, for reading, which may outlive the file."""
-        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._directory.open_file(self.name)
 
     @property
     def missing(self) -> set[int]:
@@ -311,11 +334,9 @@ class SpoolFile:
         if self._is_discarded:
             return
         self._is_discarded = True
-        self._descriptors.forget(self.path)
-        self.path.unlink(missing_ok=True)
+        self.let_go()
+        self._directory.remove(self.name)
         self.log.discard()
-        self._budget.charge(-self._charged_bytes)
-        self._charged_bytes = 0
 
     def _charge(self) -> None:
         with self.hold() as fd:
@@ -337,15 +358,15 @@ class Spool:
     Attributes:
         budget: how much they may take together.
         layout: how they are cut into parts.
-        directory: where they are.
+        path: where they are, for messages.
     """
 
-    def __init__(self, directory: Path, total_bytes: int, layout: PartLayout) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    def __init__(self, directory: StateDirectory, total_bytes: int, layout: PartLayout) -> None:
         self.budget = SpoolBudget(total_bytes)
         self.layout = layout
-        self.directory = directory
-        self._descriptors = DescriptorCache()
+        self.path = directory.path
+        self._directory = directory
+        self._descriptors = DescriptorCache(lambda name: directory.open_file(name, os.O_RDWR))
         self._lock = threading.Lock()
         self._next = 0
 
@@ -353,47 +374,72 @@ class Spool:
         """A new, empty spool file."""
         with self._lock:
             while True:
-                path = self.directory / f"{self._next:08d}.data"
+                name = f"{self._next:08d}{_SUFFIX}"
                 self._next += 1
-                if not path.exists() and not path.with_suffix(SUFFIX).exists():
-                    break
-            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600))
-            return self._file(path, SpoolLog(path.with_suffix(SUFFIX)))
+                if not self._directory.exists(log_name(name)):
+                    with contextlib.suppress(FileExistsError):
+                        os.close(self._directory.create_file(name))
+                        break
+            return self._file(name, SpoolLog(self._directory, log_name(name)))
 
-    def adopt(self, path: str) -> SpoolFile:
+    def adopt(self, name: str) -> SpoolFile:
         """The file that a predecessor left.
 
-        Raises OSError if it is gone, and StateUnusable where its log cannot be used.
+        Raises:
+            FileNotFoundError: it is gone.
+            StateUnusable: it is no file that a predecessor can have made, or its log is none.
         """
-        file = self._file(Path(path), SpoolLog.read(Path(path).with_suffix(SUFFIX)))
-        file.take_over()
+        try:
+            stored_values.spool_name(name)
+        except ValueError as error:
+            raise StateUnusable(str(error)) from None
+        size_bytes = self._size(name)
+        if size_bytes > self.layout.most_bytes:
+            raise StateUnusable(f"`{self.path / name}` has {size_bytes} bytes: more than any file")
+        file = self._file(name, SpoolLog.read(self._directory, log_name(name)))
+        try:
+            file.take_over()
+        except StateUnusable:
+            file.let_go()
+            raise
         return file
 
-    def _file(self, path: Path, log: SpoolLog) -> SpoolFile:
-        return SpoolFile(path, self.budget, self._descriptors, self.layout, log)
+    def _size(self, name: str) -> int:
+        descriptor = self._directory.open_file(name)
+        try:
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
 
-    def leftovers(self, kept: Collection[Path] = ()) -> list[SpoolLog]:
+    def _file(self, name: str, log: SpoolLog) -> SpoolFile:
+        return SpoolFile(self._directory, name, self.budget, self._descriptors, self.layout, log)
+
+    def leftovers(self, kept: Collection[str] = ()) -> list[SpoolLog]:
         """Logs of processes before this one, but for those of the spool files ``kept``."""
-        names = {path.stem for path in kept}
-        return [log for log in SpoolLog.all_in(self.directory) if log.path.stem not in names]
+        logs = {log_name(name) for name in kept}
+        return list(SpoolLog.all_in(self._directory, logs))
 
-    def set_aside(self, path: str) -> Path:
+    def set_aside(self, name: str) -> Path:
         """Keep a file that cannot be used where nothing here touches it; returns its new path."""
-        mark = f".{time.time_ns()}.unusable"
-        old = Path(path)
-        for one in (old, old.with_suffix(SUFFIX)):
+        self._descriptors.forget(name)
+        kept = name
+        for one in (log_name(name), name):
             with contextlib.suppress(FileNotFoundError):
-                one.rename(one.with_name(one.name + mark))
-        return old.with_name(old.name + mark)
+                kept = self._directory.set_aside(one)
+        return self.path / kept
 
-    def set_all_aside(self) -> list[Path]:
+    def set_all_aside(self, but: Collection[str] = ()) -> list[Path]:
         """:meth:`set_aside` of every file of runs before this one; returns their new paths."""
-        return [self.set_aside(str(path)) for path in sorted(self.directory.glob("*.data"))]
+        names = self._directory.names(_SUFFIX)
+        return [self.set_aside(name) for name in names if name not in but]
 
     def clear(self) -> None:
         """Delete files of runs before this one that nothing leads to."""
-        for path in self.directory.glob("*.data"):
-            path.unlink()
+        for name in self._directory.names(_SUFFIX):
+            try:
+                self._directory.remove(name)
+            except IsADirectoryError:
+                self.set_aside(name)
 
 
 def _holes_in(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:

@@ -2,10 +2,11 @@
 
 Knows the records and their file; what they mean for bytes and uploads is not its business.
 
-One line of JSON for each record, ``[tag, values]``, appended to and never read back by the
-process that writes it. What makes a line untrue is done only once the next line is there: a part
-is "unsent" before it is written to again, "missing" before its bytes are given up. So a torn last
-line says nothing: what it would have allowed was not done.
+The file begins with magic and version. A frame of JSON follows for each record, ``[tag, values]``.
+It is appended to and never read back by the process that writes it. What makes a record untrue is
+done only once the next one is there: a part is "unsent" before it is written to again, "missing"
+before its bytes are given up. So a torn last record says nothing: what it would have allowed was
+not done. Any other damage makes the log unusable: nobody knows then which bytes are there.
 """
 
 from __future__ import annotations
@@ -16,20 +17,31 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from sidecar.errors import StateUnusable
 from sidecar.mounter.store.interface import ObjectInfo
+from sidecar.mounter.system.state_directory import StateDirectory
+from sidecar.mounter.writing import stored_values as check
+from sidecar.mounter.writing.frames import Damage, frame, read_frames
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".state"
-FORMAT = 1
-"""The first record names it. A log without one is older, and has the records of format 1."""
+_HEADER = b"msspol02"
+_LINES_FORMAT = 1
+"""Of the logs of earlier releases: lines of JSON. The first may name it; there is no header."""
+_MOST_BYTES = 64 * 1024 * 1024
+_MOST_PART = 1_000_000
 _MOST_ATTEMPTS = 8
+
+
+def log_name(spool_name: str) -> str:
+    """The name of the log of a spool file."""
+    return spool_name.rpartition(".")[0] + SUFFIX
 
 
 class Attempt(NamedTuple):
@@ -86,7 +98,6 @@ class SpoolLog:
     that it does not.
 
     Attributes:
-        path: its file.
         uploads: those that were begun and have not ended, by number, the oldest first.
         missing: parts whose bytes are not in the spool file.
         base: the object that has them.
@@ -96,8 +107,9 @@ class SpoolLog:
         attempts: objects that may have been made since the file was last saved, the latest last.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, directory: StateDirectory, name: str) -> None:
+        self._directory = directory
+        self._name = name
         self.uploads: dict[int, UploadRecord] = {}
         self.missing: set[int] = set()
         self.base: ObjectInfo | None = None
@@ -110,37 +122,78 @@ class SpoolLog:
         self._is_discarded = False
 
     @classmethod
-    def read(cls, path: Path) -> SpoolLog:
+    def read(cls, directory: StateDirectory, name: str) -> SpoolLog:
         """The log that a process which ended left; an empty one where it left none.
 
-        A torn last line is cut off. Raises StateUnusable for any other line that makes no sense,
-        and for a newer format.
+        A torn last record is cut off. Raises StateUnusable for any other that makes no sense, and
+        for a newer format.
         """
-        found = cls(path)
+        found = cls(directory, name)
         try:
-            content = path.read_bytes()
+            descriptor = directory.open_file(name, os.O_RDWR)
         except FileNotFoundError:
             return found
         found._exists = True
-        *lines, torn = content.split(b"\n")
-        if torn:  # what is appended from now on is a line of its own
-            log.warning("`%s`: its last line is torn, and ignored", path)
-            os.truncate(path, len(content) - len(torn))
-        for number, line in enumerate(lines, 1):
-            try:
-                _decode(line).apply(found)
-            except (KeyError, TypeError, ValueError):
-                raise StateUnusable(f"`{path}`: line {number} makes no sense") from None
+        with open(descriptor, "r+b") as file:
+            size_bytes = os.fstat(descriptor).st_size
+            if size_bytes > _MOST_BYTES:
+                raise found._unusable(f"{size_bytes} bytes are more than a log has")
+            header = file.read(len(_HEADER))
+            if header == _HEADER:
+                found._read_frames(file, size_bytes)
+            elif _HEADER.startswith(header):  # torn, or nothing was written yet
+                found._exists = False
+                directory.remove(name)
+            else:
+                found._read_lines(header + file.read())
         return found
 
+    def _read_frames(self, file: BinaryIO, size_bytes: int) -> None:
+        for one in read_frames(file, size_bytes):
+            if not isinstance(one, Damage):
+                offset, payload = one
+                self._apply(payload, f"the record at byte {offset}")
+            elif one.is_end:  # what is appended from now on is a record of its own
+                log.warning("`%s`: its last record is torn, and ignored", self._path)
+                os.ftruncate(file.fileno(), one.offset)
+            else:
+                raise self._unusable(f"{one.size_bytes} bytes at byte {one.offset}: {one.why}")
+
+    def _read_lines(self, content: bytes) -> None:
+        """A log of format 1, which is written anew in this one."""
+        *lines, torn = content.split(b"\n")
+        if torn:
+            log.warning("`%s`: its last line is torn, and ignored", self._path)
+        records = [self._apply(line, f"line {number}") for number, line in enumerate(lines, 1)]
+        with self._directory.replacing(self._name) as descriptor:
+            data = _HEADER + b"".join(_encode(one) for one in records if type(one) is not _Format)
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+
+    def _apply(self, content: bytes, where: str) -> _Record:
+        try:
+            record = _decode(content)
+        except (LookupError, TypeError, ValueError, RecursionError):
+            raise self._unusable(f"{where} makes no sense") from None
+        record.apply(self)
+        return record
+
+    def _unusable(self, why: str) -> StateUnusable:
+        return StateUnusable(f"`{self._path}`: {why}")
+
+    @property
+    def _path(self) -> Path:
+        return self._directory.path / self._name
+
     @classmethod
-    def all_in(cls, directory: Path) -> Iterator[SpoolLog]:
-        """The logs of a directory; one that cannot be used is left alone."""
-        for path in sorted(directory.glob(f"*{SUFFIX}")):
-            try:
-                yield cls.read(path)
-            except StateUnusable as error:
-                log.warning("uploads may be left in the store: %s", error.what)
+    def all_in(cls, directory: StateDirectory, but: Collection[str] = ()) -> Iterator[SpoolLog]:
+        """The logs of a directory, but for some; one that cannot be used is left alone."""
+        for name in directory.names(SUFFIX):
+            if name not in but:
+                try:
+                    yield cls.read(directory, name)
+                except StateUnusable as error:
+                    log.warning("uploads may be left in the store: %s", error.what)
 
     def note_begun(self, key: str, state: Mapping[str, Any], *, resumable: bool) -> UploadRecord:
         """Something was begun in the store."""
@@ -158,7 +211,7 @@ class SpoolLog:
             except OSError:  # to remove what is gone already does no harm
                 ended.apply(self)
             if self._is_discarded and not self.uploads:
-                self.path.unlink(missing_ok=True)
+                self._directory.remove(self._name)
 
     def note_sent(self, upload: UploadRecord, part: int, sent: SentPart) -> None:
         """The store has a part as it is in the spool file."""
@@ -216,7 +269,7 @@ class SpoolLog:
             if self._exists and not (self.uploads or self.missing):
                 # Nothing is left to know; and a file that is saved again and again would make
                 # its log longer and longer.
-                self.path.unlink(missing_ok=True)
+                self._directory.remove(self._name)
                 self._exists = False
             elif self._exists:
                 with contextlib.suppress(OSError):  # to set attributes again does no harm
@@ -227,12 +280,19 @@ class SpoolLog:
         with self._lock:
             self._is_discarded = True
             if self._exists and not self.uploads:
-                self.path.unlink(missing_ok=True)
+                self._directory.remove(self._name)
 
     def _append(self, record: _Record) -> None:
-        data = _encode(record) if self._exists else _encode(_Format(FORMAT)) + _encode(record)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, 0o600)  # sessions are secrets
+        data = _encode(record)
+        # Sessions are secrets: nobody else may read the file.
+        if self._exists:
+            try:
+                descriptor = self._directory.open_file(self._name, os.O_WRONLY | os.O_APPEND)
+            except StateUnusable as error:
+                raise OSError(errno.EIO, error.what) from None
+        else:
+            data = _HEADER + data
+            descriptor = self._directory.create_file(self._name, os.O_WRONLY | os.O_APPEND)
         try:
             end = os.fstat(descriptor).st_size
             if os.write(descriptor, data) < len(data):  # a full disk
@@ -245,7 +305,7 @@ class SpoolLog:
 
 
 class _Record(Protocol):
-    """One line: its tag, and its fields in order. A single field stands there by itself.
+    """One record: its tag, and its fields in order. A single field stands there by itself.
 
     Each kind is a named tuple: a process makes that class ten times as fast as a dataclass.
     """
@@ -255,13 +315,13 @@ class _Record(Protocol):
 
 
 class _Format(NamedTuple):
+    """Only in logs of format 1."""
+
     version: int
 
     def apply(self, to: SpoolLog) -> None:
-        if self.version > FORMAT:
-            raise StateUnusable(
-                f"`{to.path}` has format {self.version}; this version knows {FORMAT}"
-            )
+        if self.version > _LINES_FORMAT:
+            raise to._unusable(f"format {self.version} is newer; known is {_LINES_FORMAT}")
 
 
 class _Begun(NamedTuple):
@@ -354,35 +414,49 @@ class _Saved(NamedTuple):
         to.attributes_set = False
 
 
-_KINDS: dict[str, type[Any]] = {
-    "format": _Format,
-    "begin": _Begun,
-    "end": _Ended,
-    "sent": _Sent,
-    "unsent": _Unsent,
-    "missing": _Missing,
-    "here": _Present,
-    "base": _Base,
-    "attributes": _AttributesSet,
-    "exclusive": _Exclusive,
-    "attempt": _Attempted,
-    "saved": _Saved,
+def _numbers(value: Any) -> list[int]:
+    return [_part(number) for number in value]
+
+
+def _part(value: Any) -> int:
+    if not 1 <= check.number(value) <= _MOST_PART:
+        raise ValueError(f"no part has the number {value}")
+    return int(value)
+
+
+def _metadata(value: Any) -> list[dict[str, str]]:
+    return [check.texts(one) for one in value]
+
+
+_KINDS: dict[str, tuple[type[Any], tuple[Callable[[Any], Any], ...]]] = {
+    "format": (_Format, (check.number,)),
+    "begin": (_Begun, (check.number, check.key, check.mapping, check.flag)),
+    "end": (_Ended, (check.number,)),
+    "sent": (_Sent, (check.number, _part, check.number, check.text)),
+    "unsent": (_Unsent, (check.number, _part)),
+    "missing": (_Missing, (_numbers,)),
+    "here": (_Present, (_part,)),
+    "base": (_Base, (check.key, check.number, check.seconds, check.text)),
+    "attributes": (_AttributesSet, (check.flag,)),
+    "exclusive": (_Exclusive, (check.flag,)),
+    "attempt": (_Attempted, (check.number, _metadata)),
+    "saved": (_Saved, ()),
 }
-"""By tag. Whoever changes a tag or a field gives the log a new format."""
-_TAGS = {kind: tag for tag, kind in _KINDS.items()}
+"""By tag: the type, and what its fields must be. Whoever changes one changes the version."""
+_TAGS = {kind: tag for tag, (kind, _) in _KINDS.items()}
 
 
 def _encode(record: Any) -> bytes:
     values = list(record)
     content = (values[0] if len(values) == 1 else values) if values else None
-    return json.dumps([_TAGS[type(record)], content]).encode() + b"\n"
+    return frame(json.dumps([_TAGS[type(record)], content]).encode())
 
 
-def _decode(line: bytes) -> _Record:
-    """Raises KeyError, TypeError or ValueError."""
-    tag, content = json.loads(line)
-    kind = _KINDS[tag]
-    count = len(kind._fields)
-    values = () if count == 0 else (content,) if count == 1 else content
-    record: _Record = kind(*values)
+def _decode(content: bytes) -> _Record:
+    """Raises LookupError, TypeError, ValueError or RecursionError."""
+    tag, values = json.loads(content)
+    kind, checks = _KINDS[tag]
+    if len(checks) < 2:
+        values = [values] * len(checks)
+    record: _Record = kind(*(check_(value) for check_, value in zip(checks, values, strict=True)))
     return record

@@ -1,0 +1,157 @@
+"""A directory of the sidecar's state, in which others may have put things.
+
+The state may be a hostPath, or a volume that another container mounts too. So nothing is found by
+a path: names are opened relative to a descriptor of their directory, no link is followed, nothing
+that is not a plain file of ours is opened, and what is in the way is moved aside, and never kept
+from starting. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from sidecar.errors import StateUnusable
+from sidecar.mounter.system.atomic_file import replacing
+
+log = logging.getLogger(__name__)
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Without O_NONBLOCK, to open a FIFO waits for its other end (fifo(7)).
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class StateDirectory:
+    """One directory, held by a descriptor. Its methods take names, and no paths.
+
+    Attributes:
+        path: where it was found, for messages.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._owners = {os.geteuid(), os.fstat(descriptor).st_uid}
+        weakref.finalize(self, os.close, descriptor)
+
+    @classmethod
+    def open(cls, path: Path) -> StateDirectory:
+        """The directory of a path that is not foreign, such as the mount of a volume.
+
+        It is made if it is missing. Raises OSError.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path, os.open(path, _DIRECTORY & ~os.O_NOFOLLOW))
+
+    def below(self, name: str) -> StateDirectory:
+        """A directory in this one, which is made if there is none. Raises OSError."""
+        while True:
+            try:
+                descriptor = os.open(name, _DIRECTORY, dir_fd=self._descriptor)
+                return StateDirectory(self.path / name, descriptor)
+            except FileNotFoundError:
+                os.mkdir(name, 0o755, dir_fd=self._descriptor)
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                kept = self.set_aside(name)
+                log.warning("`%s` is no directory; it is kept as `%s`", self.path / name, kept)
+
+    def names(self, suffix: str = "") -> list[str]:
+        """The names in it that end so, in order. Raises OSError."""
+        with os.scandir(self._descriptor) as entries:
+            return sorted(entry.name for entry in entries if entry.name.endswith(suffix))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is anything of that name, a broken link included."""
+        try:
+            os.lstat(name, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def open_file(self, name: str, flags: int = os.O_RDONLY) -> int:
+        """A descriptor of a plain file of ours that has no other name.
+
+        Raises:
+            FileNotFoundError: there is nothing.
+            StateUnusable: there is something else.
+        """
+        # Before it is opened: to open a device can have consequences.
+        self._check(name, os.lstat(name, dir_fd=self._descriptor))
+        try:
+            descriptor = os.open(name, flags | _FILE, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # it was replaced in between
+            raise StateUnusable(f"`{self.path / name}`: {error.strerror}") from None
+        try:
+            self._check(name, os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _check(self, name: str, found: os.stat_result) -> None:
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+        if kind is not None:
+            problem = f"is {kind}, and no file"
+        elif found.st_nlink > 1:
+            problem = "has another name elsewhere"
+        elif found.st_uid not in self._owners:
+            problem = f"belongs to user {found.st_uid}"
+        else:
+            return
+        raise StateUnusable(f"`{self.path / name}` {problem}")
+
+    def create_file(self, name: str, flags: int = os.O_RDWR) -> int:
+        """A descriptor of a new, empty file. Raises FileExistsError, OSError."""
+        return os.open(name, flags | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=self._descriptor)
+
+    def read(self, name: str, most_bytes: int) -> bytes:
+        """The content of a small file. Raises as :meth:`open_file`; StateUnusable if longer."""
+        with open(self.open_file(name), "rb") as file:
+            content = file.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise StateUnusable(f"`{self.path / name}` is longer than {most_bytes} bytes")
+        return content
+
+    @contextlib.contextmanager
+    def replacing(self, name: str, *, mode: int = 0o600) -> Iterator[int]:
+        """A descriptor of a new file that takes the place of ``name``, whatever that is.
+
+        If the body raises, ``name`` stays as it was. Raises OSError.
+        """
+        for one in (name, f"{name}.new"):  # a directory can be neither deleted nor replaced
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISDIR(os.lstat(one, dir_fd=self._descriptor).st_mode):
+                    kept = self.set_aside(one)
+                    log.warning("`%s` is a directory; it is kept as `%s`", self.path / one, kept)
+        with replacing(name, mode=mode, directory=self._descriptor) as descriptor:
+            yield descriptor
+
+    def remove(self, name: str) -> None:
+        """Delete a file, or a link and not what it leads to. Nothing to delete is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._descriptor)
+
+    def set_aside(self, name: str) -> str:
+        """Keep what is there under a name that nothing here uses; that name. Raises OSError."""
+        kept = f"{name}.{time.time_ns()}.unusable"
+        os.rename(name, kept, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        return kept
