@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,9 @@ import pytest
 from sidecar.errors import StateUnusable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.store.interface import ObjectInfo
+from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.active_upload import Description
+from sidecar.mounter.writing.frames import frame
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from sidecar.mounter.writing.spool_log import SentPart, SpoolLog
@@ -31,21 +32,34 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "00000000.state"
 
 
-def test_what_follows_a_torn_line_is_read(path: Path) -> None:
-    """A worker was killed in the middle of a line, and its successor wrote on."""
-    SpoolLog(path).note_missing([1])
+def new_log(path: Path) -> SpoolLog:
+    return SpoolLog(StateDirectory.open(path.parent), path.name)
+
+
+def read_log(path: Path) -> SpoolLog:
+    return SpoolLog.read(StateDirectory.open(path.parent), path.name)
+
+
+def new_spool(directory: Path, total_bytes: int) -> Spool:
+    layout = PartLayout(MIB, MemoryStore().limits)
+    return Spool(StateDirectory.open(directory), total_bytes, layout)
+
+
+def test_what_follows_a_torn_record_is_read(path: Path) -> None:
+    """A worker was killed in the middle of a record, and its successor wrote on."""
+    new_log(path).note_missing([1])
     with path.open("ab") as file:
-        file.write(b'["sent", [1, 2, 838')
-    successor = SpoolLog.read(path)
+        file.write(frame(b'["sent", [1, 2, 838, "x"]]')[:-7])
+    successor = read_log(path)
     assert successor.missing == {1}
     successor.note_missing([2, 3])
-    assert SpoolLog.read(path).missing == {1, 2, 3}
+    assert read_log(path).missing == {1, 2, 3}
 
 
-def test_a_line_that_a_full_disk_cuts_short_is_an_error_and_hides_none(
+def test_a_record_that_a_full_disk_cuts_short_is_an_error_and_hides_none(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = SpoolLog(path)
+    log = new_log(path)
     log.note_missing([1])
     write = os.write
     with monkeypatch.context() as full:
@@ -54,7 +68,7 @@ def test_a_line_that_a_full_disk_cuts_short_is_an_error_and_hides_none(
             log.note_missing([2])
     assert log.missing == {1}
     log.note_missing([3])
-    assert SpoolLog.read(path).missing == {1, 3}
+    assert read_log(path).missing == {1, 3}
 
 
 # As it was written before the first record named a format.
@@ -79,7 +93,7 @@ BEFORE_FORMATS = b"""\
 
 def test_a_log_without_a_format_is_read(path: Path) -> None:
     path.write_bytes(BEFORE_FORMATS)
-    log = SpoolLog.read(path)
+    log = read_log(path)
     (upload,) = log.uploads.values()
     assert (upload.number, upload.key, upload.resumable) == (2, "file", True)
     assert upload.metadata == {"mtime": "1795666508.412566201"}
@@ -90,21 +104,18 @@ def test_a_log_without_a_format_is_read(path: Path) -> None:
     (attempt,) = log.attempts
     assert attempt.made(ObjectInfo("file", 3145735, 0.0, "", {"mtime": "1795666508.5"}))
     log.note_saved()
-    assert SpoolLog.read(path).attempts == []
+    assert read_log(path).attempts == []
 
 
-def test_what_this_version_writes_is_read_by_the_one_before(path: Path) -> None:
-    """It knew no format, and passed over records that it did not know."""
-    log = SpoolLog(path)
-    log.note_missing([1, 2])
+def test_a_log_of_lines_goes_on_in_frames(path: Path) -> None:
+    """Also if its last line is torn, as those were before there were frames."""
+    path.write_bytes(b'["format", 1]\n["missing", [1, 2]]\n["here", [')
+    log = read_log(path)
     log.note_sent(log.note_begun("key", {"id": 7}, resumable=True), 1, SentPart(5, "one"))
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines == [
-        ["format", 1],
-        ["missing", [1, 2]],
-        ["begin", [1, "key", {"id": 7}, True]],
-        ["sent", [1, 1, 5, "one"]],
-    ]
+    again = read_log(path)
+    assert path.read_bytes().startswith(b"msspol02")
+    assert again.missing == {1, 2}
+    assert again.uploads[1].parts == {1: (5, "one")}
 
 
 def test_a_spool_file_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
@@ -119,8 +130,8 @@ def test_a_spool_file_of_the_version_before_is_taken_over(tmp_path: Path) -> Non
     with data.open("wb") as file:
         file.seek(MIB)
         file.write(b"changed".ljust(MIB, b"2") + b"3" * MIB + b"the end")
-    spool = Spool(tmp_path, 10 * MIB, PartLayout(MIB, store.limits))
-    adopted = spool.adopt(str(data))
+    spool = new_spool(tmp_path, 10 * MIB)
+    adopted = spool.adopt(data.name)
     with ThreadPoolExecutor(2) as threads:
         metrics = VolumeMetrics(tmp_path / "metrics", "data/memory", "data-memory")
         uploader = Uploader(store, threads, fetch, metrics)
@@ -134,6 +145,13 @@ def test_a_spool_file_of_the_version_before_is_taken_over(tmp_path: Path) -> Non
     assert adopted.attempts[0].made(made)
 
 
+def framed(*records: bytes) -> bytes:
+    return b"msspol02" + b"".join(map(frame, records))
+
+
+GOOD = frame(b'["missing", [1]]')
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -143,23 +161,34 @@ def test_a_spool_file_of_the_version_before_is_taken_over(tmp_path: Path) -> Non
         (b'["sent", [1, 2]]\n', "line 1"),
         (b"\xff\xfe\n", "line 1"),
         (b"\0" * 4096 + b"\n", "line 1"),
+        (b"[" * 100_000 + b"\n", "line 1"),
         (b'["format", 2]\n["evicted", [1]]\n', "format 2"),
+        (b"msspol02" + GOOD[:-1] + b"}" + GOOD, "28 bytes at byte 8: the checksum is wrong"),
+        (b"msspol02" + GOOD + bytes(512) + GOOD, "512 bytes at byte 36: no record begins"),
+        (framed(b'["missing", [-1]]'), "the record at byte 8 makes no sense"),
+        (framed(b'["missing", [1e400]]'), "the record at byte 8 makes no sense"),
+        (framed(b'["sent", [1, 1, 1' + b"0" * 5000 + b', "a"]]'), "the record at byte 8"),
+        (framed(b'["here", 100000000000]'), "the record at byte 8 makes no sense"),
+        (framed(b'["begin", [1, "../other", {}, true]]'), "the record at byte 8 makes no sense"),
+        (framed(b'["begin", [1, "a//b", {}, true]]'), "the record at byte 8 makes no sense"),
+        (framed(b'["base", ["a", -5, 0.0, "1"]]'), "the record at byte 8 makes no sense"),
+        (framed(b'["attempt", [5, [{"mtime": 7}]]]'), "the record at byte 8 makes no sense"),
     ],
 )
 def test_a_log_that_cannot_be_used_says_so(path: Path, content: bytes, why: str) -> None:
     path.write_bytes(content)
     with pytest.raises(StateUnusable, match=why):
-        SpoolLog.read(path)
-    assert list(SpoolLog.all_in(path.parent)) == []
+        read_log(path)
+    assert list(SpoolLog.all_in(StateDirectory.open(path.parent))) == []
     assert path.read_bytes() == content
 
 
 def test_what_cannot_be_used_is_set_aside(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, MIB, PartLayout(MIB, MemoryStore().limits))
+    spool = new_spool(tmp_path, MIB)
     file = spool.create()
     file.write(0, b"content")
     file.log.note_missing([2])
-    kept = spool.set_aside(str(file.path))
+    kept = spool.set_aside(file.name)
     spool.clear()
     assert kept.read_bytes() == b"content"
     assert spool.leftovers() == []
