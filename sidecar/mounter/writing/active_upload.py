@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-from sidecar.errors import SidecarError, SpoolFull
+from sidecar.errors import SidecarError, SpoolFull, StoreProtocolError
 from sidecar.mounter.store.interface import (
     Condition,
     Content,
@@ -66,9 +66,15 @@ class ActiveUpload:
         self._unconfirmed_part: int | None = None
 
     def resume(self, record: UploadRecord) -> None:
-        """Go on with what a process that ended began."""
+        """Go on with what a process that ended began.
+
+        Raises StoreProtocolError where what is known of it cannot be an upload of this store.
+        """
         self._record = record
-        self._upload = self._store.resume_upload(self.key, record.state, record.parts)
+        try:
+            self._upload = self._store.resume_upload(self.key, record.state, record.parts)
+        except LookupError:
+            raise StoreProtocolError(f"`{self.key}`: no upload is of this store") from None
         self.last_submitted = max(record.parts, default=0)
         if self._store.limits.ordered_parts:
             # The store may have one part more than was written down.
@@ -148,6 +154,10 @@ class ActiveUpload:
         self._log.note_ended(self._record)
         os.close(self._fd)
         return made
+
+    def close(self) -> None:
+        """Nothing was begun: forget the file."""
+        os.close(self._fd)
 
     def abort(self) -> None:
         """Remove everything from the store. Raises what the store raises."""

@@ -97,7 +97,7 @@ def _find_mark(file: BinaryIO, start: int, end: int) -> int:
 def _is_zero(file: BinaryIO, start: int, end: int) -> bool:
     file.seek(start)
     while start < end and (more := file.read(min(_SEARCH_BYTES, end - start))):
-        if more.count(0) != len(more):
+        if more != bytes(len(more)):
             return False
         start += len(more)
     return True

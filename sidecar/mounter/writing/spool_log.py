@@ -428,9 +428,29 @@ def _metadata(value: Any) -> list[dict[str, str]]:
     return [check.texts(one) for one in value]
 
 
+def _state(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, one in check.mapping(value).items():
+        check_one: Callable[[Any], Any] = _STATE.get(name, check.number)
+        found[name] = check_one(one)
+    return found
+
+
+_STATE: dict[str, Callable[[Any], Any]] = {
+    "upload": check.text,
+    "session": check.text,
+    "series": check.text,
+    "tags": check.text,
+    "leftover": check.key,
+    "since_s": check.seconds,
+    "metadata": check.texts,
+    "properties": check.texts,
+}
+"""What the stores keep of an upload (:attr:`Upload.state`), by name."""
+
 _KINDS: dict[str, tuple[type[Any], tuple[Callable[[Any], Any], ...]]] = {
     "format": (_Format, (check.number,)),
-    "begin": (_Begun, (check.number, check.key, check.mapping, check.flag)),
+    "begin": (_Begun, (check.number, check.key, _state, check.flag)),
     "end": (_Ended, (check.number,)),
     "sent": (_Sent, (check.number, _part, check.number, check.text)),
     "unsent": (_Unsent, (check.number, _part)),

@@ -122,8 +122,13 @@ class Uploader:
         if begun and begun[-1].resumable:
             newest = begun.pop()
             upload = ActiveUpload(self._store, newest.key, spool)
-            upload.resume(newest)
-            self._active[spool] = upload
+            try:
+                upload.resume(newest)
+            except StoreProtocolError as error:
+                log.warning("the upload of %r is lost, and begun anew: %s", newest.key, error)
+                upload.close()
+            else:
+                self._active[spool] = upload
         for record in begun:
             self._submit(self._abandon, spool.log, record)
 
@@ -141,7 +146,10 @@ class Uploader:
             self._submit(upload.abort)
 
     def _abandon(self, spool_log: SpoolLog, record: UploadRecord) -> None:
-        self._store.abandon(record.key, record.state)
+        try:
+            self._store.abandon(record.key, record.state)
+        except LookupError:
+            raise StoreProtocolError(f"`{record.key}`: no upload is of this store") from None
         spool_log.note_ended(record)
 
     def _submit(self, action: Callable[..., None], *arguments: object) -> None:

@@ -39,6 +39,7 @@ class GcsRequests:
         self._downloads = f"{endpoint.path}/download/{objects}"
         self._objects = f"{endpoint.path}/{objects}"
         self._uploads = f"{endpoint.path}/upload/{objects}"
+        self._sessions = f"{endpoint.path}/upload/", f"{endpoint.path}/resumable/upload/"
         self._bucket = source.bucket
         self._prefix = source.prefix
         self._tokens = tokens
@@ -85,6 +86,10 @@ class GcsRequests:
         """Begin a resumable session; the body is an object resource."""
         target = f"{self._uploads}?{quote_query({'uploadType': 'resumable', **query})}"
         return SignedRequest("POST", target, {**self._tokens.header(), **_JSON})
+
+    def is_session(self, location: str) -> bool:
+        """Whether this can be path and query of a resumable upload, and not those of an object."""
+        return location.startswith(self._sessions)
 
     def abort(self, target: str) -> SignedRequest:
         """End a resumable session."""

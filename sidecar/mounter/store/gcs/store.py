@@ -191,8 +191,11 @@ class GcsStore(HttpStore[GcsCredentials]):
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
     ) -> ResumableUpload:
         """As :meth:`Store.resume_upload`."""
+        session = state["session"]
+        if not self._gcs.is_session(session):  # it comes from local disk: to be sent, or deleted
+            raise self.malformed("put", f"what is kept of the upload of `{key}` is no session")
         sent = [parts[number][0] for number in range(1, len(parts) + 1)]
-        return ResumableUpload(self, key, state["session"], state["metadata"], sent)
+        return ResumableUpload(self, key, session, state["metadata"], sent)
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
         """As :meth:`Store.abandon`. Sessions cannot be listed, and expire in a week."""
