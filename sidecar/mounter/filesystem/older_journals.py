@@ -83,7 +83,7 @@ def read_older(
         for stored in batch:
             try:
                 found = _converted(stored, version)
-            except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+            except (ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
                 found = Nonsense(f"a record that makes no sense ({error})")
             yield Damage(position, 0, found.why) if isinstance(found, Nonsense) else found
         position = end
