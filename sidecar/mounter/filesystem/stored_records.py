@@ -2,7 +2,8 @@
 
 A record is a tag and its numbers. Where it has more, the length of each text follows (characters,
 -1 for none), that of all texts (bytes of UTF-8), and that of what is no text (-1 for none); then
-these. Numbers are little-endian. Whoever changes a tag or a layout gives the journal another version.
+these. Numbers are little-endian. Whoever changes a tag or a layout gives the journal another
+version.
 
 :mod:`struct` is as fast here as marshal, whose reader may crash on bytes that somebody made up;
 JSON takes three times as long.
