@@ -36,22 +36,27 @@ from sidecar.mounter.filesystem.records import (
     FileClosed,
     FileInode,
     FileOpened,
+    Granted,
     InodeDropped,
     InodeRecord,
+    Intended,
     LastNumbers,
     LinkInode,
+    LocalName,
     Lookups,
     NamesRead,
     Record,
+    Replied,
 )
 from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest
-from sidecar.mounter.filesystem.stored_records import encode
+from sidecar.mounter.filesystem.stored_records import decode, encode
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.frames import Damage, frame
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
+from tests.filesystem.test_state_fuzz import RECORDS
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -71,6 +76,33 @@ def journal_in(directory: Path) -> Journal:
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     return journal_in(tmp_path)
+
+
+ODD_RECORDS = [
+    *RECORDS,
+    FileInode(
+        9, None, "\udcff\u00f6\U0001f600", 0, True, None, {"gid": 0xFFFFFFFF}, None, False, None
+    ),
+    LinkInode(9, ROOT, "l", 1, False, ("l.rclonelink", 0, -1.5, ""), {"mtime_ns": -(10**27)}, None),
+    LinkInode(9, ROOT, "l", 1, False, ("l.rclonelink", 0, 0.0, ""), {"uid": 1}, b""),
+    DirectoryInode(9, ROOT, "d", 1, False, False, (1 << 62) * 10**9 + 1),
+    DirectoryOpened(9, ROOT, []),
+    NamesRead(9, 3, [LocalName("only"), LocalName("local")]),
+    Intended(9, "mkdir"),
+    Granted(9, "reading", []),
+    Replied(9, 40, b""),
+]
+
+
+@pytest.mark.parametrize("record", ODD_RECORDS, ids=repr)
+def test_a_record_is_read_as_it_was_written(record: Record) -> None:
+    """Alone, and between others."""
+    assert list(decode(encode(record))) == [record]
+    assert list(decode(encode(ODD_RECORDS[0]) + encode(record) * 2)) == [
+        ODD_RECORDS[0],
+        record,
+        record,
+    ]
 
 
 class TestFile:

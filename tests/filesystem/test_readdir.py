@@ -10,13 +10,7 @@ import pytest
 
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.readdir import (
-    LocalName,
-    Position,
-    Section,
-    from_journal,
-    to_journal,
-)
+from sidecar.mounter.filesystem.readdir import Position, Section
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
@@ -67,12 +61,6 @@ def test_a_position_is_in_one_section() -> None:
         (Section.LOCAL, 0),
         (Section.LOCAL, 3),
     ]
-
-
-def test_names_are_journalled_as_by_every_version() -> None:
-    names = ["a", LocalName("new")]
-    assert to_journal(names) == ["a", "\0new"]
-    assert from_journal(["a", "\0new"]) == names
 
 
 @pytest.mark.parametrize("saved", [False, True])

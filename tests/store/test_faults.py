@@ -442,7 +442,7 @@ class Session:
         data = handler.rfile.read(int(handler.headers.get("Content-Length", "0")))
         if handler.command == "POST":
             host = handler.headers["Host"]
-            answer(handler, 200, b"", {"Location": f"http://{host}/session"})
+            answer(handler, 200, b"", {"Location": f"http://{host}/upload/session"})
             return
         span, _, total = handler.headers["Content-Range"].removeprefix("bytes ").partition("/")
         if span != "*":
@@ -487,6 +487,30 @@ def test_an_upload_session_goes_on_where_it_stopped(lost: set[int], cut: set[int
     assert session.finished
     assert (made.size_bytes, made.version) == (len(content), "7")
     assert bool(observer.retries) == bool(lost | cut)
+
+
+def test_a_session_that_was_kept_is_no_object() -> None:
+    """What the spool's log says may be made up: nothing is sent to it, and nothing deleted."""
+    asked: list[str] = []
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        answer(handler, 200, b"")
+
+    with HttpResponder(respond) as server:
+        store = open_store(
+            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
+            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
+            retry_budget_s=20,
+            observer=CountingObserver(),
+        )
+        state = {"session": "/storage/v1/b/other/o/precious?x=y", "metadata": {}}
+        with pytest.raises(StoreProtocolError):
+            store.resume_upload("key", state, {})
+        with pytest.raises(StoreProtocolError):
+            store.abandon("key", state)
+        store.close()
+    assert asked == []
 
 
 def test_another_process_goes_on_with_a_session() -> None:
