@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sidecar.errors import StateUnusable
-from sidecar.mounter.filesystem.older_journals import read_older
 from sidecar.mounter.filesystem.records import (
     Answered,
     Granted,
@@ -219,6 +218,8 @@ class Journal:
             if header[: len(_MAGIC)] != _MAGIC:
                 raise StateUnusable(f"`{path}` is no journal")
             if version in _OLDER:
+                from sidecar.mounter.filesystem.older_journals import read_older  # upgrades only
+
                 yield from read_older(file, path, version, size_bytes)
                 return
             if version != _VERSION:
