@@ -26,7 +26,7 @@ from sidecar.errors import (
 )
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.directory_rename import DirectoryRename
-from sidecar.mounter.filesystem.inodes import File
+from sidecar.mounter.filesystem.inodes import ROOT, File
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.namespace import Namespace
 from sidecar.mounter.filesystem.open_directories import OpenDirectories
@@ -196,8 +196,8 @@ class Recovery:
         """
         self._has_crashed = crashed
         state = RecoveredState.read(self._journal)
-        if not state.last.inode:
-            # The kernel holds numbers, which would be given to other inodes now.
+        if ROOT not in state.inodes:
+            # Every journal begins with it. The kernel holds numbers of which nothing is known.
             raise StateUnusable("there is no journal of the worker that died")
         inodes = self._namespace.inodes
         inodes.restore(state.inodes, state.last.inode, self._adopt)
