@@ -137,7 +137,7 @@ class VolumeMetrics:
         ).labels(*bound)
         self.hidden_keys = counter(
             "mount_sidecar_hidden_keys_total",
-            "Keys left out of listings: shadowed by a directory, or no path can spell them",
+            "Keys left out of listings: shadowed, no path can spell them, or their entry is wrong",
             "reason",
         )
         self.passthrough_opens = counter(
@@ -190,7 +190,7 @@ class VolumeMetrics:
         self._retries.labels(self._volume, operation, reason).inc()
 
     def hidden(self, reason: str) -> None:
-        """Count a key that is left out of a listing. ``reason``: shadowed, name."""
+        """Count a key that is left out of a listing. ``reason``: shadowed, name, entry."""
         self.hidden_keys.labels(self._volume, reason).inc()
 
 

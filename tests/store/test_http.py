@@ -9,8 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from sidecar.mounter.store.http.connection import BrokenResponse, Connection, request_head
+from sidecar.mounter.store.http.connection import (
+    BrokenResponse,
+    Connection,
+    UnsendableRequest,
+    request_head,
+)
+from sidecar.mounter.store.http.connection import (
+    connect as open_connection,
+)
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
+from sidecar.mounter.store.http.timeouts import Deadline
 
 Piece = bytes | float
 """What the peer sends, or for how long it pauses."""
@@ -33,11 +42,12 @@ def connect() -> Iterator[Connect]:
                 else:
                     peer.sendall(piece)
 
-    def start(*pieces: Piece, timeout_s: float = 5.0) -> Connection:
+    def start(*pieces: Piece, timeout_s: float = 5.0, limit_s: float = 60.0) -> Connection:
         listener = socket.create_server(("127.0.0.1", 0))
         threads.append(threading.Thread(target=run, args=(listener, pieces)))
         threads[-1].start()
-        made.append(Connection("127.0.0.1", listener.getsockname()[1], None, timeout_s))
+        port = listener.getsockname()[1]
+        made.append(open_connection("127.0.0.1", port, None, timeout_s, Deadline(limit_s)))
         return made[-1]
 
     yield start
@@ -175,7 +185,7 @@ def test_silence_in_the_body_keeps_what_came(connect: Connect) -> None:
 def test_a_connection_that_comes_back_to_a_closed_pool_is_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pool = ConnectionPool(Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}"))
-        connection, _ = pool.take(1.0)
+        connection, _ = pool.take(1.0, Deadline(60.0))
         with listener.accept()[0] as peer:
             peer.settimeout(5)
             pool.close()
@@ -194,6 +204,9 @@ def test_a_request_is_one_request() -> None:
         ("/a b", {}),
         ("/a", {"x": "y\r\nz: w"}),
         ("/a", {"x": "y\nz"}),
+        ("/a", {"x": "y\rz"}),
+        ("/a", {"x": "y\0z"}),
+        ("/a", {"x": "\u65e5"}),
     ):
-        with pytest.raises(ValueError, match="line break"):
+        with pytest.raises(UnsendableRequest):
             request_head("GET", target, headers, "host")

@@ -23,7 +23,7 @@ from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.credentials import Credentials
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.xml_body import http_time_s
+from sidecar.mounter.store.http.values import http_time_s
 from sidecar.mounter.store.interface import Page, Store
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.requests import S3Requests

@@ -24,10 +24,12 @@ class CountingObserver:
         requests: (operation, code) of each request.
         retries: (operation, reason) of each retry.
         failures: (operation, code) of each call that failed.
+        left_out: why, for each entry that a listing does not show.
     """
 
     def __init__(self) -> None:
         self.failures: list[tuple[str, str]] = []
+        self.left_out: list[str] = []
         self.requests: list[tuple[str, str]] = []
         self.retries: list[tuple[str, str]] = []
 
@@ -37,6 +39,9 @@ class CountingObserver:
 
     def retried(self, operation: str, reason: str) -> None:
         self.retries.append((operation, reason))
+
+    def hidden(self, reason: str) -> None:
+        self.left_out.append(reason)
 
     def failed(self, operation: str, error: SidecarError) -> None:
         self.failures.append((operation, error.code))

@@ -91,6 +91,10 @@ class Outcomes:
         """As the base class says."""
         self._metrics.retried(operation, reason)
 
+    def hidden(self, reason: str) -> None:
+        """As the base class says."""
+        self._metrics.hidden(reason)
+
     def failed(self, operation: str, error: SidecarError) -> None:
         """As the base class says."""
         if is_store_failure(error):

@@ -81,7 +81,7 @@ class HttpStore(ABC, Generic[C]):
         self.property_keeper = PropertyKeeper(errors)
         self._client = HttpClient(endpoint, StoreTranslator(requests, errors))
         self._reader = RangeReader(self._client, requests, errors, self.retry)
-        self._pages = ListReader(self._client, requests, errors)
+        self._pages = ListReader(self._client, requests, errors, observer)
         self._bucket_seen_s = 0.0
         self._quick = AdaptiveTimeout(steady_s=QUICK_TIMEOUT_S)
         self._writing = AdaptiveTimeout(steady_s=WRITE_SILENCE_S)

@@ -49,7 +49,7 @@ class ProvisionalVersion:
         return cls(found[3], int(found[1]), found[2]) if found else None
 
 
-_PROVISIONAL = re.compile(r"\?(\d+):([0-9a-f]+):(.+)", re.DOTALL)
+_PROVISIONAL = re.compile(r"\?([0-9]{1,20}):([0-9a-f]+):(.+)", re.DOTALL)
 
 
 class ObjectInfo(NamedTuple):
@@ -200,6 +200,9 @@ class StoreObserver(Protocol):
 
         ``reason``: throttled, server_error, connection, stalled, truncated, credentials.
         """
+
+    def hidden(self, reason: str) -> None:
+        """An object is left out of a listing. ``reason``: entry (what is said of it is wrong)."""
 
     def failed(self, operation: str, error: SidecarError) -> None:
         """A call failed, after all its attempts. The caller gets the error too."""

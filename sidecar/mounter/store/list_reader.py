@@ -6,21 +6,28 @@ An SDK takes ten times what parsing a page takes, and the first page would wait 
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from http import HTTPStatus
 
 from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.connection import Response
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
-from sidecar.mounter.store.interface import Page
-from sidecar.mounter.store.request_builder import ListQuery, RequestBuilder
+from sidecar.mounter.store.interface import Page, StoreObserver
+from sidecar.mounter.store.page_trail import PageTrail
+from sidecar.mounter.store.request_builder import BAD_ANSWER, ListQuery, RequestBuilder
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import MIB
 
-MAX_PAGE_BYTES = 32 * MIB
-"""More than a thousand of the longest keys, every byte of them escaped."""
+log = logging.getLogger(__name__)
+
+MAX_PAGE_BYTES = 16 * MIB
+"""A thousand of the longest keys and metadata."""
 PAGE_TIMEOUT_S = 10.0
 """A page takes a store longer than a range, and its time varies more."""
+_MOST_LOGGED = 1000
+_SHOWN_CHARACTERS = 256
 
 _CALL = Call("list")
 
@@ -32,40 +39,67 @@ class ListReader:
         client: sends the requests.
         requests: builds them.
         errors: makes the errors.
+        observer: counts the entries that are left out.
     """
 
     def __init__(
-        self, client: HttpClient[Call], requests: RequestBuilder, errors: StoreErrors
+        self,
+        client: HttpClient[Call],
+        requests: RequestBuilder,
+        errors: StoreErrors,
+        observer: StoreObserver,
     ) -> None:
         self._client = client
         self._requests = requests
         self._errors = errors
+        self._observer = observer
         self._timeout = AdaptiveTimeout(steady_s=PAGE_TIMEOUT_S)
+        self._logged: set[str] = set()
 
     def page(self, query: ListQuery) -> Page:
-        """One attempt at a page. Raises as :meth:`HttpClient.receive`."""
+        """One attempt at a page. Raises as :meth:`HttpClient.receive`.
+
+        An entry that makes no sense (a negative size, no date) is left out, counted, and logged
+        once: it must not hide the others. A listing that goes in circles is asked for again.
+
+        Args:
+            query: its token is one that this method gave.
+        """
+        trail = PageTrail.parse(query.token)
+        asked = query._replace(token=trail.token)
         body = self._client.receive(
             _CALL,
-            lambda: self._requests.list(query),
+            lambda: self._requests.list(asked),
             self._read,
             accepted={HTTPStatus.OK},
             timeout=self._timeout,
         )
+        page = self._parse(body, asked)
         try:
-            page = self._requests.page(body)
-        except (ValueError, LookupError, TypeError, RecursionError):
+            token = trail.after(page)
+        except ValueError:
+            error = self._errors.protocol("its listing does not go on")
+            raise Retryable(error, "server_error") from None
+        return page if token is None else replace(page, next_token=token)
+
+    def _parse(self, body: bytes, asked: ListQuery) -> Page:
+        left_out: list[str] = []
+        try:
+            page = self._requests.page(body, asked, left_out.append)
+        except BAD_ANSWER:
             page = None  # its message may quote the body
         if page is None:
             raise self._errors.protocol("its answer to list is no page of a listing")
-        if page.next_token is not None and page.next_token == query.token:
-            raise self._errors.protocol("its listing does not go on")  # it would never end
+        for key in left_out:
+            self._hide(key)
         return page
 
+    def _hide(self, key: str) -> None:
+        self._observer.hidden("entry")
+        shown = key[:_SHOWN_CHARACTERS]
+        if shown not in self._logged and len(self._logged) < _MOST_LOGGED:
+            self._logged.add(shown)
+            log.warning("key left out: %r (entry)", shown)
+
     def _read(self, response: Response) -> bytes:
-        body = response.read(MAX_PAGE_BYTES + 1)
-        if len(body) > MAX_PAGE_BYTES:
-            raise self._errors.protocol(f"a page is longer than {MAX_PAGE_BYTES} bytes")
-        if response.length:  # bytes that did not come
-            error = self._errors.protocol("a page of a listing came only in part")
-            raise Retryable(error, "truncated")
-        return body
+        return response.read_all(MAX_PAGE_BYTES)

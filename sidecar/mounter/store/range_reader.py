@@ -16,7 +16,7 @@ from sidecar.mounter.store.request_builder import RequestBuilder
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,16})-([0-9]{1,16})/([0-9]{1,16}|\*)")
 _ACCEPTED = {
     HTTPStatus.OK,
     HTTPStatus.PARTIAL_CONTENT,
@@ -105,7 +105,7 @@ class RangeReader:
             wanted.received(more)
             length -= more
         if response.chunked:
-            response.read(1)  # the last, empty chunk
+            response.read(1)  # the last, empty chunk; what is behind it closes the connection
 
     def _check_version(self, fields: Headers, wanted: _Range) -> None:
         got = self._requests.version(fields)

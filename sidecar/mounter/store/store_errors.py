@@ -33,6 +33,11 @@ from sidecar.errors import (
     Unavailable,
     Unsupported,
 )
+from sidecar.mounter.store.http.connection import (
+    BrokenResponse,
+    TruncatedResponse,
+    UnsendableRequest,
+)
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Condition
 
@@ -213,6 +218,11 @@ class StoreErrors:
 
     def from_transport(self, error: BaseException) -> StoreError | Retryable:
         """The error for a request without a whole response."""
+        if isinstance(error, UnsendableRequest):
+            return self.protocol(f"what it gave cannot be sent back to it: {error}")
+        if isinstance(error, BrokenResponse):
+            reason = "truncated" if isinstance(error, TruncatedResponse) else "connection"
+            return Retryable(self.protocol(f"its answer cannot be read: {error}"), reason)
         causes = list(_causes(error))
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
             # Not all libraries that subclass the error fill this in.

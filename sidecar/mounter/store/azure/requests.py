@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 from xml.etree.ElementTree import Element
@@ -12,10 +12,17 @@ from sidecar.mounter.store.azure.properties import listed_properties
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import SignedRequest
-from sidecar.mounter.store.http.xml_body import http_time_s, parse_xml
+from sidecar.mounter.store.http.values import (
+    http_time_s,
+    parse_key,
+    parse_keys,
+    parse_numbers,
+    parse_versions,
+)
+from sidecar.mounter.store.http.xml_body import parse_xml
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from sidecar.mounter.store.login import Login
-from sidecar.mounter.store.request_builder import ListQuery
+from sidecar.mounter.store.request_builder import ListQuery, parse_entries
 from sidecar.mounter.store.signing import (
     azure_headers,
     quote_path,
@@ -82,35 +89,54 @@ class AzureRequests:
             wanted["marker"] = query.token
         return self._signed(self._container, wanted)
 
-    def page(self, body: bytes) -> Page:
+    def page(self, body: bytes, query: ListQuery, hide: Callable[[str], None]) -> Page:
         """From EnumerationResults."""
         root, ns = parse_xml(body, "EnumerationResults")
         blobs = root.find(f"{ns}Blobs")
         if blobs is None:
             raise ValueError("no list of blobs")
-        skip = len(self._prefix)
+        begins = self._prefix + query.prefix
         page = Page(next_token=root.findtext(f"{ns}NextMarker") or None)
         for prefix in blobs.iterfind(f"{ns}BlobPrefix"):
-            page.prefixes.append(_name(prefix, ns)[skip:])
-        for blob in blobs.iterfind(f"{ns}Blob"):
-            name = _name(blob, ns)
-            if name == self._prefix:
-                continue
-            properties = blob.find(f"{ns}Properties")
-            if properties is None:
-                raise ValueError("a blob without properties")
-            fields = {field.tag: field.text or "" for field in properties}
-            page.objects.append(
-                ObjectInfo(
-                    name[skip:],
-                    int(fields[f"{ns}Content-Length"]),
-                    http_time_s(fields[f"{ns}Last-Modified"]),
-                    fields[f"{ns}Etag"].strip('"'),
-                    self._metadata(blob, ns),
-                    listed_properties(fields, ns) if self._with_metadata else None,
-                )
+            name = _name(prefix, ns)
+            if not name.startswith(begins):
+                hide(name)
+            else:
+                page.prefixes.append(name[len(self._prefix) :])
+        page.objects.extend(
+            parse_entries(
+                blobs.findall(f"{ns}Blob"),
+                lambda items: self._object_infos(items, ns, begins),
+                lambda item: hide(item.findtext(f"{ns}Name", "")),
             )
+        )
         return page
+
+    def _object_infos(self, items: Sequence[Element], ns: str, begins: str) -> Sequence[ObjectInfo]:
+        """From entries of a listing. Raises one of ``BAD_ANSWER``."""
+        names = parse_keys([_name(item, ns) for item in items], begins)
+        all_fields = [
+            {field.tag: field.text or "" for field in item.find(f"{ns}Properties") or ()}
+            for item in items
+        ]
+        length, modified, etag = f"{ns}Content-Length", f"{ns}Last-Modified", f"{ns}Etag"
+        sizes = parse_numbers([fields[length] for fields in all_fields])
+        etags = parse_versions([fields[etag].strip('"') for fields in all_fields])
+        skip = len(self._prefix)
+        return [
+            ObjectInfo(
+                name[skip:],
+                size_bytes,
+                http_time_s(fields[modified]),
+                version,
+                self._metadata(item, ns),
+                listed_properties(fields, ns) if self._with_metadata else None,
+            )
+            for item, name, fields, size_bytes, version in zip(
+                items, names, all_fields, sizes, etags, strict=True
+            )
+            if name != self._prefix
+        ]
 
     def _metadata(self, blob: Element, namespace: str) -> dict[str, str] | None:
         if not self._with_metadata:
@@ -171,7 +197,7 @@ def _name(item: Element, namespace: str) -> str:
     element = item.find(f"{namespace}Name")
     if element is None or element.text is None:
         raise ValueError("a blob without a name")
-    return unquote(element.text) if element.get("Encoded") == "true" else element.text
+    return unquote(element.text) if element.get("Encoded") == "true" else parse_key(element.text)
 
 
 def from_azure(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -142,6 +142,9 @@ class AzureSdk:
             return fsspec.asyn.sync(sdk.loop, send, timeout=timeout_s)
         except (AzureError, OSError) as error:
             translated = self._translate(error, call)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            # A header or a document that the SDK cannot read; the exception quotes it.
+            translated = self._errors.protocol(f"its answer to {call.operation} cannot be read")
         raise translated
 
     def _connect(self) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -27,6 +26,7 @@ from sidecar.mounter.store.azure.requests import AzureRequests, from_azure
 from sidecar.mounter.store.azure.sdk import AzureSdk, PodIdentity
 from sidecar.mounter.store.azure.upload import AzureUpload, block_name, new_series
 from sidecar.mounter.store.http.pool import Endpoint
+from sidecar.mounter.store.http.values import http_time_s, parse_number, parse_version
 from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import (
     Condition,
@@ -40,6 +40,7 @@ from sidecar.mounter.store.interface import (
 from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.patch_plan import split
 from sidecar.mounter.store.ranges import Ranges
+from sidecar.mounter.store.request_builder import BAD_ANSWER
 from sidecar.mounter.store.signing import quote_path
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB, MIB
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
 COPY_POLL_S = 0.5
+COPY_IDLE_S = 120.0
+"""How long a copy inside the store may be without progress."""
 _SMALL_BLOCK_BYTES = 4 * MIB
 
 
@@ -111,14 +114,18 @@ class AzureStore(HttpStore[AzureCredentials]):
         )
 
     def _info(self, item: Any) -> ObjectInfo:
-        return ObjectInfo(
-            key=self._relative(item.name),
-            size_bytes=item.size,
-            mtime_s=item.last_modified.timestamp(),
-            version=item.etag.strip('"'),
-            metadata=from_azure(item.metadata or {}),
-            properties=properties_in(item),
-        )
+        try:
+            return ObjectInfo(
+                key=self._relative(item.name),
+                size_bytes=parse_number(str(item.size)),
+                mtime_s=item.last_modified.timestamp(),
+                version=parse_version(item.etag.strip('"')),
+                metadata=from_azure(item.metadata or {}),
+                properties=properties_in(item),
+            )
+        except BAD_ANSWER:
+            pass
+        raise self.malformed("head", f"its answer to head of `{item.name}` lacks fields")
 
     def _tags(self, like: ObjectInfo | None, properties: Properties) -> str:
         """As ``x-ms-tags`` has them; asked for only where there are some."""
@@ -159,14 +166,12 @@ class AzureStore(HttpStore[AzureCredentials]):
                 (content,),
             ),
         )
-        return ObjectInfo(
-            key,
-            len(content),
-            parsedate_to_datetime(reply.headers["last-modified"]).timestamp(),
-            reply.headers["etag"].strip('"'),
-            dict(metadata or {}),
-            properties,
-        )
+        try:
+            made_s = http_time_s(reply.headers["last-modified"])
+            version = parse_version(reply.headers["etag"].strip('"'))
+        except (ValueError, LookupError):
+            raise self.malformed("put", f"its answer to put of `{key}` lacks fields") from None
+        return ObjectInfo(key, len(content), made_s, version, dict(metadata or {}), properties)
 
     _key_unit = "characters"
 
@@ -210,7 +215,7 @@ class AzureStore(HttpStore[AzureCredentials]):
                 ),
             ),
         )
-        return _written(key, size_bytes, made, metadata, properties)
+        return self._written(key, size_bytes, made, metadata, properties)
 
     def start_upload(
         self,
@@ -334,7 +339,7 @@ class AzureStore(HttpStore[AzureCredentials]):
                     Call("copy", source), self.full(source), _to_azure(metadata), found.version
                 ),
             )
-            return _written(source, found.size_bytes, made, metadata, found.properties)
+            return self._written(source, found.size_bytes, made, metadata, found.properties)
         properties = self.properties_of(found)
         own = None if metadata is None else _to_azure(metadata)
         made = self.property_keeper.write(
@@ -354,7 +359,25 @@ class AzureStore(HttpStore[AzureCredentials]):
         if made["copy_status"] != "success":
             return self._wait_for_copy(target)
         kept = found.metadata if metadata is None else metadata
-        return _written(target, found.size_bytes, made, kept, properties)
+        return self._written(target, found.size_bytes, made, kept, properties)
+
+    def _written(
+        self,
+        key: str,
+        size_bytes: int,
+        made: Mapping[str, Any],
+        metadata: Mapping[str, str] | None,
+        properties: Properties | None,
+    ) -> ObjectInfo:
+        """What the SDK says was made. Raises StoreProtocolError if it does not say it."""
+        try:
+            made_s = made["last_modified"].timestamp()
+            version = parse_version(made["etag"].strip('"'))
+        except BAD_ANSWER:
+            pass
+        else:
+            return ObjectInfo(key, size_bytes, made_s, version, dict(metadata or {}), properties)
+        raise self.malformed("put", f"its answer about `{key}` lacks fields")
 
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
@@ -370,13 +393,18 @@ class AzureStore(HttpStore[AzureCredentials]):
         return f"{url}?{login.sas_token}" if login.sas_token and not login.account_key else url
 
     def _wait_for_copy(self, target: str) -> ObjectInfo:
-        while True:
+        progress = None
+        idle_since_s = time.monotonic()
+        while time.monotonic() - idle_since_s < COPY_IDLE_S:
             time.sleep(COPY_POLL_S)
             properties = self._properties(Call("copy", target))
             if properties.copy.status == "success":
                 return self._info(properties)
             if properties.copy.status != "pending":
                 raise self.malformed("copy", f"the copy to `{target}` ended without success")
+            if properties.copy.progress != progress:
+                progress, idle_since_s = properties.copy.progress, time.monotonic()
+        raise self.malformed("copy", f"the copy to `{target}` does not go on")
 
 
 def _default_endpoint(source: StoreSource, login: Login[AzureCredentials]) -> str:
@@ -394,20 +422,3 @@ def _condition_headers(condition: Condition | None) -> dict[str, str]:
 
 def _to_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
     return {name.replace("-", "_"): value for name, value in (metadata or {}).items()}
-
-
-def _written(
-    key: str,
-    size_bytes: int,
-    made: Mapping[str, Any],
-    metadata: Mapping[str, str] | None,
-    properties: Properties | None,
-) -> ObjectInfo:
-    return ObjectInfo(
-        key,
-        size_bytes,
-        made["last_modified"].timestamp(),
-        made["etag"].strip('"'),
-        dict(metadata or {}),
-        properties,
-    )

@@ -31,13 +31,14 @@ _KEY_VERSION = "/cryptoKeyVersions/"
 
 
 def properties_in(item: Mapping[str, Any]) -> Properties:
-    """From an object resource."""
+    """From an object resource. Raises TypeError or ValueError for what is no text."""
     return _shown(tuple(map(item.get, SHOWN)))
 
 
 @functools.lru_cache(DISTINCT)
 def _shown(values: tuple[str | None, ...]) -> Properties:
     found = {name: value for name, value in zip(SHOWN, values, strict=True) if value}
+    "".join(found.values()).encode()  # texts, all of them
     if _KEY in found:  # it is named with its version, and given without
         found[_KEY] = found[_KEY].partition(_KEY_VERSION)[0]
     return found

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -14,8 +13,16 @@ from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import SignedRequest
+from sidecar.mounter.store.http.values import (
+    GENERATION_DIGITS,
+    iso_times_s,
+    parse_json,
+    parse_key,
+    parse_keys,
+    parse_numbers,
+)
 from sidecar.mounter.store.interface import ObjectInfo, Page
-from sidecar.mounter.store.request_builder import ListQuery
+from sidecar.mounter.store.request_builder import BAD_ANSWER, ListQuery, parse_entries
 from sidecar.mounter.store.signing import quote_query
 from sidecar.mounter.store.store_errors import ErrorResponse
 
@@ -119,19 +126,34 @@ class GcsRequests:
             wanted["pageToken"] = query.token
         return SignedRequest("GET", f"{self._objects}?{quote_query(wanted)}", self._tokens.header())
 
-    def page(self, body: bytes) -> Page:
+    def page(self, body: bytes, query: ListQuery, hide: Callable[[str], None]) -> Page:
         """From an Objects resource."""
-        resource = json.loads(body)
+        resource = parse_json(body)
         if resource["kind"] != "storage#objects":
             raise ValueError("another resource")
-        root = self._prefix
-        objects = [
-            object_info(item, root, known=self._with_metadata)
-            for item in resource.get("items", [])
-            if item["name"] != root
-        ]
-        prefixes = [found[len(root) :] for found in resource.get("prefixes", [])]
-        return Page(objects, prefixes, resource.get("nextPageToken") or None)
+        root, begins = self._prefix, self._prefix + query.prefix
+        page = Page(next_token=text_of(resource.get("nextPageToken") or "") or None)
+        for prefix in resource.get("prefixes", []):
+            if not text_of(prefix).startswith(begins):
+                hide(prefix)
+            else:
+                page.prefixes.append(prefix[len(root) :])
+        page.objects.extend(
+            parse_entries(
+                resource.get("items", []),
+                lambda items: self._object_infos(items, begins),
+                lambda item: hide(str(item.get("name", "")) if isinstance(item, dict) else ""),
+            )
+        )
+        return page
+
+    def _object_infos(
+        self, items: Sequence[Mapping[str, Any]], begins: str
+    ) -> Sequence[ObjectInfo]:
+        """From object resources. Raises one of ``BAD_ANSWER``."""
+        parse_keys([item["name"] for item in items], begins)
+        found = object_infos(items, self._prefix, known=self._with_metadata)
+        return [info for info in found if info.key] if self._prefix else found
 
     def version(self, fields: Headers) -> str:
         """From the generation."""
@@ -151,28 +173,62 @@ class GcsRequests:
 def reason_of(content: bytes) -> str:
     """The first reason in an error of the JSON API, or the one that its words mean."""
     try:
-        error = json.loads(content)["error"]
+        error = parse_json(content)["error"]
         message, reason = str(error["message"]), str(error["errors"][0]["reason"])
-    except (ValueError, KeyError, TypeError, IndexError):
+    except BAD_ANSWER:
         message, reason = content[:200].decode("latin-1"), ""
     if message.startswith("The specified bucket does not exist"):
         return "NoSuchBucket"
     return reason if _REASON.fullmatch(reason) else ""
 
 
-def object_info(item: Mapping[str, Any], root: str, *, known: bool) -> ObjectInfo:
-    """From an object resource.
+def object_info(item: Mapping[str, Any], root: str) -> ObjectInfo:
+    """From an object resource with metadata and properties.
 
     Args:
         root: the prefix that the mount's keys do not have.
+
+    Raises:
+        one of ``BAD_ANSWER``: it is none.
+    """
+    parse_keys([item["name"]], root)
+    return object_infos([item], root, known=True)[0]
+
+
+def object_infos(
+    items: Sequence[Mapping[str, Any]], root: str, *, known: bool
+) -> Sequence[ObjectInfo]:
+    """From object resources, whose names were checked. Raises one of ``BAD_ANSWER``.
+
+    Args:
         known: metadata and properties were asked for.
     """
-    return ObjectInfo(
-        key=item["name"][len(root) :],
-        size_bytes=int(item.get("size", 0)),
-        # When this content was made; `updated` also moves with the metadata.
-        mtime_s=datetime.fromisoformat(item["timeCreated"]).timestamp(),
-        version=str(item["generation"]),
-        metadata=dict(item.get("metadata") or {}) if known else None,
-        properties=properties_in(item) if known else None,
-    )
+    skip = len(root)
+    sizes = parse_numbers([str(item.get("size", 0)) for item in items])
+    # When this content was made; `updated` also moves with the metadata.
+    times_s = iso_times_s([item["timeCreated"] for item in items])
+    versions = [str(item["generation"]) for item in items]
+    parse_numbers(versions, GENERATION_DIGITS)
+    all_metadata = [dict(item.get("metadata") or {}) for item in items] if known else []
+    parse_key("".join(chain.from_iterable(all_metadata)))
+    parse_key("".join(chain.from_iterable(metadata.values() for metadata in all_metadata)))
+    return [
+        ObjectInfo(
+            item["name"][skip:],
+            size_bytes,
+            mtime_s,
+            version,
+            metadata,
+            properties_in(item) if known else None,
+        )
+        for item, size_bytes, mtime_s, version, metadata in zip(
+            items, sizes, times_s, versions, all_metadata or repeat(None, len(items)), strict=True
+        )
+    ]
+
+
+def text_of(value: object) -> str:
+    """A text of a document. Raises ValueError if it is something else."""
+    if not isinstance(value, str):
+        raise ValueError("not a text")  # noqa: TRY004 - the document is wrong, not the program
+    return parse_key(value)

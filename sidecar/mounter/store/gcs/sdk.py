@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, Unavailable
@@ -63,13 +64,16 @@ class GcsSdk:
 
         paths = [f"{self._errors.bucket}/{key}" for key in keys]
         try:
-            sdk.rm(paths, timeout=_DELETE_TIMEOUT_S)
+            deleted = sdk.rm(paths, timeout=_DELETE_TIMEOUT_S)
         except (TimeoutError, ClientError, RequestException) as error:
             failure = self._errors.from_transport(error)
         except (OSError, ValueError, HttpError, GoogleAuthError):
             failure = self._errors.protocol("a bulk deletion failed")
         else:
-            return
+            if len(deleted) == len(paths):
+                return
+            # It takes a batch without an answer for a key as if that were gone.
+            failure = self._errors.protocol("a bulk deletion says nothing about some keys")
         raise failure
 
     def close(self) -> None:
@@ -90,7 +94,16 @@ class GcsSdk:
             endpoint_url=self._base_url,
             skip_instance_cache=True,
             use_listings_cache=False,
+            session_kwargs={"raise_for_status": _check_status},
         )
+
+
+async def _check_status(response: Any) -> None:
+    """Raise for 300 to 399, a success for gcsfs, and for what aiohttp was redirected to."""
+    if response.history or HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
+        from aiohttp import ClientResponseError
+
+        raise ClientResponseError(response.request_info, response.history, status=response.status)
 
 
 def is_plain(key: str) -> bool:

@@ -10,9 +10,9 @@ import contextlib
 import functools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
@@ -22,13 +22,14 @@ from sidecar.mounter.store.gcs.properties import (
     fields_of,
     key_query,
 )
-from sidecar.mounter.store.gcs.requests import GcsRequests, object_info
+from sidecar.mounter.store.gcs.requests import GcsRequests, object_info, text_of
 from sidecar.mounter.store.gcs.sdk import GcsSdk, is_plain
 from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.gcs.upload import CHUNK_BYTES, ResumableUpload
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
+from sidecar.mounter.store.http.values import parse_number
 from sidecar.mounter.store.http_store import (
     WRITTEN,
     HttpStore,
@@ -43,11 +44,14 @@ from sidecar.mounter.store.interface import (
     StoreObserver,
 )
 from sidecar.mounter.store.login import CredentialSource, Login
+from sidecar.mounter.store.request_builder import BAD_ANSWER
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB, MIB
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
+
+T = TypeVar("T")
 
 GOOGLE_ENDPOINT = "https://storage.googleapis.com"
 
@@ -55,6 +59,10 @@ DELETE_BATCH = 1000
 
 _DELETED = frozenset({200, 204})
 _ABORTED = frozenset({200, 204, 499})
+_SESSION = re.compile(r"(?:https?://[!-.0-~]*)?(/[!-~]*)")
+"""The URL of an upload; what goes back to the store is its path and query."""
+_MOST_IDLE_REWRITES = 10
+"""In a row, without a byte copied."""
 _NAME_CHARACTERS = 50
 """How many characters of a name, of four bytes at most, fit into another one of 255 bytes."""
 
@@ -111,11 +119,22 @@ class GcsStore(HttpStore[GcsCredentials]):
         reply = self.transfer(
             Call("head", key), lambda: self._gcs.object("GET", key), timeout=self._quick
         )
-        return self.info(reply.json())
+        return self.info("head", reply)
 
-    def info(self, item: Mapping[str, Any]) -> ObjectInfo:
-        """From an object resource of the JSON API."""
-        return object_info(item, self._source.prefix, known=True)
+    def info(self, operation: str, reply: BufferedResponse) -> ObjectInfo:
+        """From a response that is an object resource. Raises StoreProtocolError if it is none."""
+        return self._read(operation, reply, self._object_info)
+
+    def _object_info(self, resource: Any) -> ObjectInfo:
+        return object_info(resource, self._source.prefix)
+
+    def _read(self, operation: str, reply: BufferedResponse, read: Callable[[Any], T]) -> T:
+        """What ``read`` makes of a document. Raises StoreProtocolError if it is another one."""
+        try:
+            return read(reply.json())
+        except BAD_ANSWER:
+            pass  # its message may quote the document
+        raise self.malformed(operation, f"its answer to {operation} is not what was asked for")
 
     def put(
         self,
@@ -149,7 +168,7 @@ class GcsStore(HttpStore[GcsCredentials]):
             lambda: self._gcs.put(query, boundary),
             (head.encode(), *content, f"\r\n--{boundary}--\r\n".encode()),
         )
-        return self.info(reply.json())
+        return self.info("put", reply)
 
     def abort(self, call: Call, location: str) -> None:
         """End a resumable upload. Raises NotFound for one that is gone."""
@@ -182,10 +201,10 @@ class GcsStore(HttpStore[GcsCredentials]):
             timeout=self._quick,
         )
         # Of the session's URL only what is behind the host: it is where it was begun.
-        url = urlsplit(reply.headers.get("location", ""))
-        if not url.path:
+        session = _SESSION.fullmatch(reply.headers.get("location", ""))
+        if session is None:
             raise self.malformed("put", "an upload was begun without a session")
-        return ResumableUpload(self, key, f"{url.path}?{url.query}", metadata or {}, None)
+        return ResumableUpload(self, key, session[1], metadata or {}, None)
 
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
@@ -247,7 +266,7 @@ class GcsStore(HttpStore[GcsCredentials]):
             )
         finally:
             self.delete(tail_key)
-        return self.info(reply.json())
+        return self.info("copy", reply)
 
     def _component(self, info: ObjectInfo) -> dict[str, Any]:
         return {
@@ -279,7 +298,8 @@ class GcsStore(HttpStore[GcsCredentials]):
         # Complete: a class that is not named is the bucket's, and a resource that is given
         # replaces the source's.
         resource = _json(self._resource(target, kept, properties))
-        while True:
+        rewritten_bytes, idle = 0, 0
+        while idle < _MOST_IDLE_REWRITES:
             # A large copy between locations or classes takes several requests.
             reply = self.transfer(
                 Call("copy", source),
@@ -288,10 +308,21 @@ class GcsStore(HttpStore[GcsCredentials]):
                 ),
                 (resource,),
                 timeout=self._copying,
-            ).json()
-            if reply["done"]:
-                return self.info(reply["resource"])
-            query["rewriteToken"] = reply["rewriteToken"]
+            )
+            made, token, copied_bytes = self._read("copy", reply, self._rewrite_state)
+            if made is not None:
+                return made
+            query["rewriteToken"] = token
+            idle = 0 if copied_bytes > rewritten_bytes else idle + 1
+            rewritten_bytes = copied_bytes
+        raise self.malformed("copy", f"its copy of `{source}` does not go on")
+
+    def _rewrite_state(self, reply: Any) -> tuple[ObjectInfo | None, str, int]:
+        """What was made, or how to go on, and how many bytes are copied."""
+        if reply["done"] is True:
+            return self._object_info(reply["resource"]), "", 0
+        copied_bytes = parse_number(str(reply.get("totalBytesRewritten", 0)))
+        return None, text_of(reply["rewriteToken"]), copied_bytes
 
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""

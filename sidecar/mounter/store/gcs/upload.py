@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar.errors import NotFound, Unavailable, Unsupported
 from sidecar.mounter.store.http.requests import BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
+from sidecar.mounter.store.http.values import parse_number
 from sidecar.mounter.store.interface import Condition, Content, FileSlice, ObjectInfo
 from sidecar.mounter.store.store_errors import Call
 from sidecar.units import KIB
@@ -96,7 +97,7 @@ class ResumableUpload:
         self._store.check_condition(self._key, condition)
         total_bytes = self._sent_bytes + _length(self._tail)
         reply = self._send(Call("complete", self._key, condition), self._tail, total_bytes)
-        made = self._store.info(reply.json())
+        made = self._store.info("complete", reply)
         if metadata is not None and dict(metadata) != dict(self._metadata):
             return self._store.set_metadata(made, metadata)
         return made
@@ -210,4 +211,7 @@ def _in_memory(piece: Content) -> bytes:
 def _persisted_bytes(reply: BufferedResponse) -> int:
     """How many bytes a session has, from ``Range: bytes=0-N``."""
     _, _, last = reply.headers.get("range", "").partition("-")
-    return int(last) + 1 if last.isdigit() else 0
+    try:
+        return parse_number(last) + 1
+    except ValueError:
+        return 0

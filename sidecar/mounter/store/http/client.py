@@ -112,6 +112,7 @@ class HttpClient(Generic[C]):
         timeout: AdaptiveTimeout,
     ) -> T:
         redirected = False
+        deadline = timeout.deadline()
         while True:
             signed = sign()
             pool = self._pool
@@ -119,7 +120,7 @@ class HttpClient(Generic[C]):
             response: Response | None = None
             reused = False
             try:
-                connection, reused = pool.take(timeout.timeout_s)
+                connection, reused = pool.take(timeout.timeout_s, deadline)
                 began_s = time.perf_counter()
                 whole = write(signed, pool.authority, connection)
                 response = connection.response(has_body=signed.method != "HEAD")
@@ -158,7 +159,9 @@ def _was_closed_idle(error: Exception) -> bool:
 
 
 def _buffered(response: Response) -> BufferedResponse:
-    return BufferedResponse(response.status, response.fields, response.read(_MAX_BUFFERED_BYTES))
+    return BufferedResponse(
+        response.status, response.fields, response.read_all(_MAX_BUFFERED_BYTES)
+    )
 
 
 def _send_head(signed: SignedRequest, host: str, connection: Connection) -> bool:
@@ -215,6 +218,7 @@ def _sendfile(connection: Connection, piece: FileSlice) -> int | None:
         poll = select.poll()
         poll.register(sock, select.POLLIN | select.POLLOUT)
         while sent < piece.size_bytes:
+            connection.deadline.check()
             events = poll.poll(timeout_s * 1000)
             if not events:
                 raise TimeoutError("the server takes no more")
@@ -229,4 +233,5 @@ def _sendfile(connection: Connection, piece: FileSlice) -> int | None:
             if not count:
                 break
             sent += count
+            connection.deadline.moved(count)
     return sent

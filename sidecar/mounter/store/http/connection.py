@@ -13,22 +13,41 @@ import contextlib
 import math
 import socket
 import ssl
-import string
 import struct
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
-from sidecar.units import KIB
+from sidecar.mounter.store.http.timeouts import Deadline
+from sidecar.mounter.store.http.values import parse_number
+from sidecar.units import KIB, MIB
 
 _HEAD_BYTES = 4096
 """Received at first: a head, and little of the body, because that is copied again."""
 _MAX_HEAD_BYTES = 64 * KIB
+"""Of a head, and of the fields behind a body: no store takes a tenth of it as metadata."""
+_MAX_LINE_BYTES = 16 * KIB
+_MAX_FIELDS = 1000
+_MAX_FRAMING_BYTES = KIB
+"""Of the line with a chunk's size."""
+_MAX_CHUNK_DIGITS = 16
+_MAX_INTERIM = 100
+"""Interim responses before the final one."""
+_SEND_BYTES = MIB
 _END_OF_HEAD = b"\r\n\r\n"
 _TIMEVAL = struct.Struct("@ll")
+_FRAMING = ("content-length", "transfer-encoding")
 
 
 class BrokenResponse(Exception):
-    """The response is not HTTP, or not whole."""
+    """The response is not HTTP. The message quotes nothing of it."""
+
+
+class TruncatedResponse(BrokenResponse):
+    """The response ended early."""
+
+
+class UnsendableRequest(Exception):
+    """A value that no request can hold, such as a line break from a store's document."""
 
 
 class Headers(dict[str, str]):
@@ -36,38 +55,35 @@ class Headers(dict[str, str]):
 
 
 class Connection:
-    """A connection, used by one thread at a time.
+    """A connection, used by one thread at a time, for one attempt after the other.
 
     Args:
-        host: name or address.
-        tls: checks the server's certificate; None for plain TCP.
-        timeout_s: as :meth:`set_timeout`; also for connecting.
+        sock: connected; it is closed with the connection.
+        timeout_s, deadline: as :meth:`begin`.
 
     Attributes:
         is_tls: whether data is encrypted in user space.
-
-    Raises:
-        OSError: refused, not resolved, not trusted, too slow.
+        deadline: of this attempt.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float) -> None:
-        self.is_tls = tls is not None
-        self._socket = socket.create_connection((host, port), timeout_s)
-        try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if tls is not None:
-                self._socket = tls.wrap_socket(self._socket, server_hostname=host)
-            else:
-                self._socket.settimeout(None)  # the kernel's time limit instead
-        except BaseException:
-            self._socket.close()
-            raise
+    def __init__(self, sock: socket.socket, timeout_s: float, deadline: Deadline) -> None:
+        self.is_tls = isinstance(sock, ssl.SSLSocket)
+        self._socket = sock
+        if not self.is_tls:
+            sock.settimeout(None)  # the kernel's time limit instead
         self._timeout_s = 0.0
-        self.set_timeout(timeout_s)
         self._left = memoryview(b"")  # received, and not taken yet
+        self.begin(timeout_s, deadline)
 
-    def set_timeout(self, timeout_s: float) -> None:
-        """For how long the server may neither send nor take anything before TimeoutError."""
+    def begin(self, timeout_s: float, deadline: Deadline) -> None:
+        """Begin an attempt.
+
+        Args:
+            timeout_s: for how long the server may neither send nor take anything before
+                TimeoutError.
+            deadline: when that happens although it does.
+        """
+        self.deadline = deadline
         if timeout_s == self._timeout_s:
             return
         self._timeout_s = timeout_s
@@ -79,12 +95,43 @@ class Connection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing came behind the last response: neither bytes nor the end.
+
+        What came would be taken for the next response.
+        """
+        if self._left:
+            return False
+        try:
+            if not self.is_tls:
+                self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                return False
+            # Not so simple with TLS: session tickets come at any time.
+            self._socket.settimeout(0)
+            try:
+                self._socket.recv(1)
+            finally:
+                self._socket.settimeout(self._timeout_s)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
+        return False
+
     def send(self, data: bytes | memoryview) -> None:
         """Send all of ``data``."""
-        try:
-            self._socket.sendall(data)
-        except BlockingIOError:
-            raise TimeoutError("the server takes no more") from None
+        view = memoryview(data).cast("B")
+        while True:
+            try:
+                count = self._socket.send(view[:_SEND_BYTES])
+            except BlockingIOError:
+                raise TimeoutError("the server takes no more") from None
+            self.deadline.moved(count)
+            if count == len(view):
+                return
+            view = view[count:]
+            self.deadline.check()
 
     @contextlib.contextmanager
     def unblocked(self) -> Iterator[tuple[socket.socket, float]]:
@@ -104,8 +151,13 @@ class Connection:
         Args:
             has_body: False for HEAD, whose response has the fields of a GET's.
         """
-        while (response := Response(self._head(), self)).status < HTTPStatus.OK:
-            pass
+        self.deadline.renew()
+        for _ in range(_MAX_INTERIM + 1):
+            response = Response(self._head(), self)
+            if response.status >= HTTPStatus.OK:
+                break
+        else:
+            raise BrokenResponse("interim responses without an end")
         if not has_body:
             response.length = 0
         return response
@@ -113,26 +165,23 @@ class Connection:
     def receive(self, buffer: memoryview) -> int:
         """Fill the buffer. Returns fewer bytes if the server ends or stalls in the middle."""
         count = self._take(buffer)
-        if count == len(buffer):
-            return count
-        if self.is_tls:
-            return self._decrypt(buffer, count)
-        try:
-            return count + self._socket.recv_into(buffer[count:], 0, socket.MSG_WAITALL)
-        except BlockingIOError:
-            if count:
-                return count
-            raise _silent() from None
+        if count < len(buffer):
+            self.deadline.check()
+            count = self._receive_rest(buffer, count)
+        self.deadline.moved(count)
+        return count
 
     def line(self) -> bytes:
         """The next line of a body's framing, without its end."""
-        line = bytearray()
-        byte = memoryview(bytearray(1))
-        while not line.endswith(b"\r\n"):
-            if len(line) > _HEAD_BYTES or not self.receive(byte):
+        left = bytes(self._left)
+        while (end := left.find(b"\r\n")) < 0:
+            if len(left) > _MAX_FRAMING_BYTES or not (more := self._receive_some()):
                 raise BrokenResponse("a line does not end")
-            line += byte
-        return bytes(line[:-2])
+            left += more
+        if end > _MAX_FRAMING_BYTES:
+            raise BrokenResponse("a line is too long")
+        self._left = memoryview(left)[end + 2 :]
+        return left[:end]
 
     def close(self) -> None:
         """Close it."""
@@ -145,15 +194,36 @@ class Connection:
             self._left = self._left[count:]
         return count
 
+    def _receive_rest(self, buffer: memoryview, count: int) -> int:
+        """Fill the buffer from ``count`` on. How many bytes are in it then."""
+        if self.is_tls:
+            return self._decrypt(buffer, count)
+        try:
+            return count + self._socket.recv_into(buffer[count:], 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            if count:
+                return count
+            raise _silent() from None
+
     def _decrypt(self, buffer: memoryview, count: int) -> int:
         """Fill the buffer from ``count`` on, record by record, until the server stalls."""
         try:
             while count < len(buffer) and (more := self._socket.recv_into(buffer[count:])):
                 count += more
+                if self.deadline.is_over:
+                    break  # the caller tells the deadline what came, and asks for the rest
         except TimeoutError:
             if not count:
                 raise
         return count
+
+    def _receive_some(self) -> bytes:
+        """What comes next, which is no content; empty at the end of the connection."""
+        self.deadline.check()
+        try:
+            return self._socket.recv(_HEAD_BYTES)
+        except BlockingIOError:
+            raise _silent() from None
 
     def _head(self) -> bytes:
         """Status line and header fields."""
@@ -161,10 +231,7 @@ class Connection:
         while (end := received.find(_END_OF_HEAD)) < 0:
             if len(received) > _MAX_HEAD_BYTES:
                 raise BrokenResponse("the header does not end")
-            try:
-                more = self._socket.recv(_HEAD_BYTES)
-            except BlockingIOError:
-                raise _silent() from None
+            more = self._receive_some()
             if not more:
                 raise ConnectionResetError("the server closed the connection")
             received = received + more if received else more
@@ -177,7 +244,7 @@ class Response:
 
     Attributes:
         status: a number of RFC 9110.
-        fields: the header.
+        fields: the header. No value has a line break or a NUL.
         length: bytes of the body that are still to come; None if that is not known.
         chunked: whether the body comes in chunks.
         will_close: whether the connection cannot be used again.
@@ -189,28 +256,26 @@ class Response:
         self._connection = connection
         self._in_chunk = 0
         first, *lines = head.decode("latin-1").split("\r\n")
+        _check_lines(head, lines)
         version, _, rest = first.partition(" ")
-        number = rest[:3]
-        if not version.startswith("HTTP/1.") or not number.isdecimal() or rest[3:4].strip():
+        if version not in {"HTTP/1.1", "HTTP/1.0"} or rest[3:4].strip(" "):
             raise BrokenResponse("not an HTTP/1 status line")
-        self.status = int(number)
-        self.fields = fields = Headers()
-        for line in lines:
-            name, colon, value = line.partition(":")
-            if not colon:
-                raise BrokenResponse("broken header")
-            fields[name.lower()] = value.strip(" \t")  # other spaces may be bytes of UTF-8
-        self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
-        length = fields.get("content-length", "")
-        if length and not length.isdecimal():
-            raise BrokenResponse("a length that is no number")
-        self.length = int(length) if length and not self.chunked else None
+        self.status = _status(rest[:3])
+        self.fields = fields = _parse_fields(lines)
+        coding, length = fields.get("transfer-encoding"), fields.get("content-length")
+        self.chunked = coding is not None
+        self.length = None
+        if coding is not None and (coding.lower() != "chunked" or length is not None):
+            # Who reads such a body otherwise than the server meant reads another body.
+            raise BrokenResponse("a transfer coding that is not understood")
+        if length is not None:
+            self.length = _length(length)
         if self.status in _WITHOUT_BODY:
             self.length = 0
         says = fields.get("connection", "").lower()
         self.will_close = (
             "close" in says
-            or (version == "HTTP/1.0" and "keep-alive" not in says)
+            or (version == "HTTP/1.0" and (self.chunked or "keep-alive" not in says))
             or (not self.chunked and self.length is None)
         )
 
@@ -232,9 +297,9 @@ class Response:
         if self.chunked:
             self._in_chunk -= count
             if not count:
-                raise BrokenResponse("a chunk ended early")
-            if not self._in_chunk:
-                self._connection.line()
+                raise TruncatedResponse("a chunk ended early")
+            if not self._in_chunk and self._connection.line():
+                raise BrokenResponse("a chunk is longer than it says")
         elif self.length is not None:
             self.length -= count
         return count
@@ -251,15 +316,32 @@ class Response:
             body += block[:count]
         return bytes(body)
 
+    def read_all(self, most_bytes: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            BrokenResponse: it is longer than ``most_bytes``, or ended early.
+        """
+        body = self.read(most_bytes + 1)
+        if len(body) > most_bytes:
+            raise BrokenResponse(f"longer than {most_bytes} bytes")
+        if self.length:  # bytes that did not come
+            raise TruncatedResponse("the body ended early")
+        return body
+
     def _next_chunk(self) -> bool:
-        size = self._connection.line().partition(b";")[0].strip()
-        if not size or size.strip(string.hexdigits.encode()):
-            raise BrokenResponse("a chunk has no size")
-        self._in_chunk = int(size, 16)
+        size = self._connection.line().partition(b";")[0].strip(b" \t")
+        try:
+            self._in_chunk = parse_number(size.decode("latin-1"), _MAX_CHUNK_DIGITS, base=16)
+        except ValueError:
+            raise BrokenResponse("a chunk has no size") from None
         if self._in_chunk:
             return True
-        while self._connection.line():
-            pass  # fields behind the body
+        behind_bytes = 0
+        while field := self._connection.line():  # fields behind the body
+            behind_bytes += len(field) + 2
+            if behind_bytes > _MAX_HEAD_BYTES:
+                raise BrokenResponse("the fields behind a body do not end")
         self.length = 0
         return False
 
@@ -267,10 +349,96 @@ class Response:
 _WITHOUT_BODY = frozenset((HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED))
 
 
+def _check_lines(head: bytes, lines: list[str]) -> None:
+    """Raise BrokenResponse for too many lines, a line too long, a bare CR or LF, a NUL."""
+    count = len(lines)
+    if count > _MAX_FIELDS:
+        raise BrokenResponse("too many fields")
+    if len(head) > _MAX_LINE_BYTES and max(map(len, lines), default=0) > _MAX_LINE_BYTES:
+        raise BrokenResponse("a field is too long")
+    if head.count(b"\r") != count or head.count(b"\n") != count or b"\0" in head:
+        raise BrokenResponse("a control character in the header")
+
+
+def _status(text: str) -> int:
+    try:
+        status = parse_number(text, 3)
+    except ValueError:
+        status = 0
+    if status < HTTPStatus.CONTINUE or status == HTTPStatus.SWITCHING_PROTOCOLS:
+        raise BrokenResponse("not a status of HTTP/1")
+    return status
+
+
+def _parse_fields(lines: list[str]) -> Headers:
+    fields = Headers()
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise BrokenResponse("broken header")
+        fields[name.lower()] = value.strip(" \t")  # other spaces may be bytes of UTF-8
+    if len(fields) != len(lines):
+        names = [line.partition(":")[0].lower() for line in lines]
+        if any(names.count(name) > 1 for name in _FRAMING):
+            raise BrokenResponse("two lengths of one body")
+    return fields
+
+
+def _length(text: str) -> int:
+    try:
+        return parse_number(text)
+    except ValueError:
+        raise BrokenResponse("a length that is no number") from None
+
+
+def connect(
+    host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float, deadline: Deadline
+) -> Connection:
+    """Connect to the first address of a host that answers.
+
+    Args:
+        host: name or address.
+        tls: checks the server's certificate; None for plain TCP.
+        timeout_s: how long each address has, TLS its handshake, and the server later.
+        deadline: for all of them. A name's resolution has the system's (resolv.conf(5)).
+
+    Raises:
+        OSError: refused, not resolved, not trusted, too slow.
+    """
+    sock = _connect(host, port, timeout_s, deadline)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            sock = tls.wrap_socket(sock, server_hostname=host)
+        return Connection(sock, timeout_s, deadline)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connect(host: str, port: int, timeout_s: float, deadline: Deadline) -> socket.socket:
+    refused: OSError | None = None
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+        if refused is not None and deadline.is_over:
+            break
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            refused = error
+        else:
+            return sock
+    raise refused or OSError("the name has no address")
+
+
 def request_head(method: str, target: str, headers: Mapping[str, str], host: str) -> bytes:
     """The request line and header. ``host`` is used unless ``headers`` has one.
 
-    Raises ValueError for a line break, which would begin another request.
+    Raises:
+        UnsendableRequest: there is a line break, which would begin another request, or what
+            stands for no byte.
     """
     lines = [f"{method} {target} HTTP/1.1"]
     if "host" not in headers:
@@ -279,9 +447,13 @@ def request_head(method: str, target: str, headers: Mapping[str, str], host: str
         lines.append("accept-encoding: identity")
     lines += [f"{name}: {value}" for name, value in headers.items()]
     text = "\r\n".join(lines)
-    if text.count("\n") != len(lines) - 1 or target.count(" "):
-        raise ValueError("a line break in a request")
-    return f"{text}\r\n\r\n".encode("latin-1")
+    ends = len(lines) - 1
+    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text or " " in target:
+        raise UnsendableRequest("a control character")
+    try:
+        return f"{text}\r\n\r\n".encode("latin-1")
+    except UnicodeEncodeError:
+        raise UnsendableRequest("a character that is no byte") from None
 
 
 def _silent() -> TimeoutError:
@@ -289,6 +461,6 @@ def _silent() -> TimeoutError:
     return TimeoutError("the server is silent")
 
 
-TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, BrokenResponse)
+TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, BrokenResponse, UnsendableRequest)
 """What a request on a connection raises: refused, reset, timed out, not resolved, not trusted,
-no HTTP."""
+no HTTP in either direction."""

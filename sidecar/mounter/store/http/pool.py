@@ -8,8 +8,9 @@ import threading
 import urllib.parse
 from dataclasses import dataclass
 
-from sidecar.mounter.store.http.connection import Connection
+from sidecar.mounter.store.http.connection import Connection, connect
 from sidecar.mounter.store.http.forks import renew_in_child
+from sidecar.mounter.store.http.timeouts import Deadline
 
 MAX_CONNECTIONS = 64
 
@@ -75,23 +76,29 @@ class ConnectionPool:
         self._closed = False
         self._idle: list[Connection] = []
 
-    def take(self, timeout_s: float) -> tuple[Connection, bool]:
+    def take(self, timeout_s: float, deadline: Deadline) -> tuple[Connection, bool]:
         """A connection for this caller alone, and whether it was used before.
 
+        One on which bytes came that belong to no request is closed.
+
         Args:
-            timeout_s: how long the server may be silent.
+            timeout_s, deadline: as :meth:`Connection.begin`.
 
         Raises:
-            OSError: as :class:`Connection`.
+            OSError: as :func:`connect`.
         """
         self._slots.acquire()
-        try:
-            # list.pop is atomic, and the last one used is the most likely to be still open.
-            connection = self._idle.pop()
-        except IndexError:
-            return self._new(timeout_s), False
-        connection.set_timeout(timeout_s)
-        return connection, True
+        deadline.renew()  # until now other requests took the time, and not the server
+        while True:
+            try:
+                # list.pop is atomic, and the last one used is the most likely to be still open.
+                connection = self._idle.pop()
+            except IndexError:
+                return self._new(timeout_s, deadline), False
+            if connection.is_quiet:
+                connection.begin(timeout_s, deadline)
+                return connection, True
+            connection.close()
 
     def give_back(self, connection: Connection) -> None:
         """Return a connection whose response was read to its end."""
@@ -118,9 +125,10 @@ class ConnectionPool:
             except IndexError:  # another thread took the last one
                 return
 
-    def _new(self, timeout_s: float) -> Connection:
+    def _new(self, timeout_s: float, deadline: Deadline) -> Connection:
+        endpoint = self._endpoint
         try:
-            return Connection(self._endpoint.host, self._endpoint.port, self._tls, timeout_s)
+            return connect(endpoint.host, endpoint.port, self._tls, timeout_s, deadline)
         except BaseException:
             self._slots.release()
             raise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sidecar.mounter.store.http.values import parse_json
 from sidecar.mounter.store.interface import Content
 
 Body = Sequence[Content]
@@ -39,5 +39,5 @@ class BufferedResponse(NamedTuple):
     content: bytes
 
     def json(self) -> Any:
-        """The content as JSON. Raises ValueError."""
-        return json.loads(self.content)
+        """The content as JSON. Raises as :func:`parse_json`."""
+        return parse_json(self.content)

@@ -6,13 +6,14 @@ An attempt returns, raises a final :class:`~sidecar.errors.SidecarError`, or rai
 
 from __future__ import annotations
 
-import email.utils
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from sidecar.backoff import Backoff
 from sidecar.errors import AccessDenied, SidecarError
+from sidecar.mounter.store.http.values import parse_number, until_http_time_s
 from sidecar.mounter.store.interface import StoreObserver
 
 FIRST_DELAY_S = 0.1
@@ -126,9 +127,7 @@ def parse_retry_after(value: str | None) -> float | None:
     """Seconds from a ``Retry-After`` header (RFC 9110, 10.2.3), or None."""
     if not value:
         return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    for parse in (parse_number, until_http_time_s):
+        with contextlib.suppress(ValueError, LookupError):
+            return float(parse(value))
+    return None

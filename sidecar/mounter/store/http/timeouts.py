@@ -1,12 +1,62 @@
-"""How long a silent connection is waited for. Knows neither requests nor connections."""
+"""How long a server may be silent, and how long it may be slow. Knows no connections.
+
+Why: docs/decisions/0008-silent-connections.md, docs/decisions/0031-what-a-store-may-answer.md.
+"""
 
 from __future__ import annotations
+
+import time
+
+from sidecar.units import KIB
 
 SOCKET_TIMEOUT_S = 5.0
 """The longest time-out, and the one before any response was measured."""
 SHORTEST_TIMEOUT_S = 0.5
+PROGRESS_BYTES = 64 * KIB
+"""What content must move for an attempt to get its whole time again."""
 
 _LONGEST_FACTOR = 16
+_PATIENCE = 2
+"""How many times the longest silence an attempt may take without progress."""
+
+
+class Deadline:
+    """When an attempt ends that makes no progress.
+
+    It goes on for ``limit_s`` after it began, after its request was sent, and after each
+    ``PROGRESS_BYTES`` of content in either direction. Nothing else counts: no interim response,
+    header, chunk's size or trailer. So content that flows is never cut, however long it is, and
+    everything else together ends in time.
+
+    Used by one thread.
+    """
+
+    __slots__ = ("_due_bytes", "_ends_s", "_limit_s")
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.renew()
+
+    def renew(self) -> None:
+        """The whole time is left again."""
+        self._ends_s = time.monotonic() + self._limit_s
+        self._due_bytes = PROGRESS_BYTES
+
+    def moved(self, count: int) -> None:
+        """``count`` bytes of content were sent or received."""
+        self._due_bytes -= count
+        if self._due_bytes <= 0:
+            self.renew()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left."""
+        return time.monotonic() > self._ends_s
+
+    def check(self) -> None:
+        """Raise TimeoutError if no time is left. Call it before waiting again."""
+        if self.is_over:
+            raise TimeoutError("the server makes no progress")
 
 
 class AdaptiveTimeout:
@@ -37,6 +87,11 @@ class AdaptiveTimeout:
             return SOCKET_TIMEOUT_S
         usual_s = max(3 * (self._mean_s + 4 * self._deviation_s), SHORTEST_TIMEOUT_S)
         return min(usual_s * self._factor, SOCKET_TIMEOUT_S)
+
+    def deadline(self) -> Deadline:
+        """For one attempt, from now on."""
+        longest_s = SOCKET_TIMEOUT_S if self._steady_s is None else self._steady_s
+        return Deadline(_PATIENCE * longest_s)
 
     def answered(self, seconds: float) -> None:
         """The first byte came after ``seconds``."""

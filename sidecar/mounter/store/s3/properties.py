@@ -17,7 +17,7 @@ from sidecar.errors import AccessDenied, NotFound, StoreError, StoreProtocolErro
 from sidecar.mounter.store.http.xml_body import parse_xml
 from sidecar.mounter.store.interface import ObjectInfo, Properties
 from sidecar.mounter.store.object_properties import DISTINCT, NOTHING, Group, Repeated
-from sidecar.mounter.store.store_errors import Call
+from sidecar.mounter.store.store_errors import Call, StoreErrors
 
 if TYPE_CHECKING:
     from sidecar.mounter.store.s3.requests import S3Requests
@@ -141,6 +141,7 @@ class S3Properties:
         """The headers that repeat an object's grants; none if only its owner has any."""
         try:
             root, ns = self._ask(key, "acl", "AccessControlPolicy")
+            granted = list(_grants_in(root, ns, self._store.errors))
         except NotFound:
             return {}
         except _REFUSED as error:
@@ -148,7 +149,7 @@ class S3Properties:
             return {}
         owner = f'id="{root.findtext(f"{ns}Owner/{ns}ID") or ""}"'
         given: dict[str, dict[str, None]] = {}  # in order, each once
-        for permission, grantee in _grants_in(root, ns):
+        for permission, grantee in granted:
             if permission in _GRANTS:
                 given.setdefault(_GRANTS[permission], {})[grantee] = None
         if given == {_GRANTS["FULL_CONTROL"]: {owner: None}}:
@@ -190,12 +191,14 @@ class S3Properties:
             raise self._store.errors.protocol(f"its {what} of `{key}` cannot be read") from None
 
 
-def _grants_in(root: Element, ns: str) -> Iterator[tuple[str, str]]:
-    """(permission, grantee as headers name it)."""
+def _grants_in(root: Element, ns: str, errors: StoreErrors) -> Iterator[tuple[str, str]]:
+    """(permission, grantee as headers name it). Raises StoreProtocolError."""
     for grant in root.iter(f"{ns}Grant"):
         permission = grant.findtext(f"{ns}Permission") or ""
         for element, name in (("ID", "id"), ("URI", "uri"), ("EmailAddress", "emailAddress")):
             value = grant.findtext(f"{ns}Grantee/{ns}{element}")
             if value:
+                if not (value.isascii() and value.isprintable()):
+                    raise errors.protocol("a grantee that no header can name")
                 yield permission, f'{name}="{value}"'
                 break

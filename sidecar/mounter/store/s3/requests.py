@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
-from datetime import datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element
@@ -15,10 +13,20 @@ from sidecar.errors import SecretInvalid
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import BufferedResponse, SignedRequest
-from sidecar.mounter.store.http.xml_body import http_time_s, parse_xml
+from sidecar.mounter.store.http.values import (
+    http_time_s,
+    iso_time_s,
+    iso_times_s,
+    parse_key,
+    parse_keys,
+    parse_number,
+    parse_numbers,
+    parse_versions,
+)
+from sidecar.mounter.store.http.xml_body import parse_xml
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from sidecar.mounter.store.login import Login
-from sidecar.mounter.store.request_builder import ListQuery
+from sidecar.mounter.store.request_builder import ListQuery, parse_entries
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.properties import properties_in
 from sidecar.mounter.store.s3.sdk import PodIdentity
@@ -132,7 +140,7 @@ class S3Requests:
             (
                 _text(item, f"{ns}Key")[skip:],
                 _text(item, f"{ns}UploadId"),
-                datetime.fromisoformat(_text(item, f"{ns}Initiated")).timestamp(),
+                iso_time_s(_text(item, f"{ns}Initiated")),
             )
             for item in root.iterfind(f"{ns}Upload")
         ]
@@ -156,34 +164,47 @@ class S3Requests:
         path, parameters = quote_path(self._root) or "/", quote_query(wanted)
         return SignedRequest("GET", f"{path}?{parameters}", self._signature(path, parameters))
 
-    def page(self, body: bytes) -> Page:
+    def page(self, body: bytes, query: ListQuery, hide: Callable[[str], None]) -> Page:
         """From ListBucketResult."""
         root, ns = parse_xml(body, "ListBucketResult")
         # Some servers do not know `encoding-type`; they do not repeat it.
-        unquote = unquote_plus if root.findtext(f"{ns}EncodingType") == "url" else str
-        skip = len(self._prefix)
+        unquote = unquote_plus if root.findtext(f"{ns}EncodingType") == "url" else parse_key
+        skip, begins = len(self._prefix), self._prefix + query.prefix
         page = Page(next_token=root.findtext(f"{ns}NextContinuationToken") or None)
         if page.next_token is None and root.findtext(f"{ns}IsTruncated") == "true":
             raise ValueError("there is more, and no way to ask for it")
         for item in root.iterfind(f"{ns}CommonPrefixes"):
-            page.prefixes.append(unquote(_text(item, f"{ns}Prefix"))[skip:])
+            prefix = unquote(_text(item, f"{ns}Prefix"))
+            if not prefix.startswith(begins):
+                hide(prefix)
+            else:
+                page.prefixes.append(prefix[skip:])
         # The order of the fields is every server's own.
         key_tag, time_tag, size_tag, etag_tag = (
             f"{ns}{name}" for name in ("Key", "LastModified", "Size", "ETag")
         )
-        for item in root.iterfind(f"{ns}Contents"):
-            key = unquote(_text(item, key_tag))
-            if key == self._prefix:
-                continue
-            mtime_s = datetime.fromisoformat(_text(item, time_tag)).timestamp()
-            size_bytes = int(_text(item, size_tag))
-            version = version_of(item.findtext(etag_tag), mtime_s, size_bytes)
-            page.objects.append(ObjectInfo(key[skip:], size_bytes, mtime_s, version))
+
+        def parse(items: Sequence[Element]) -> Sequence[ObjectInfo]:
+            keys = parse_keys([unquote(item.findtext(key_tag, "")) for item in items], begins)
+            times_s = iso_times_s([item.findtext(time_tag, "") for item in items])
+            sizes = parse_numbers([item.findtext(size_tag, "") for item in items])
+            etags = parse_versions([item.findtext(etag_tag, "") for item in items])
+            return [
+                ObjectInfo(key[skip:], size, time_s, version_of(etag, time_s, size))
+                for key, time_s, size, etag in zip(keys, times_s, sizes, etags, strict=True)
+                if key != self._prefix
+            ]
+
+        page.objects.extend(
+            parse_entries(
+                root.findall(f"{ns}Contents"), parse, lambda item: hide(item.findtext(key_tag, ""))
+            )
+        )
         return page
 
     def parse_head(self, key: str, fields: Headers) -> ObjectInfo:
         """From the response to HEAD. Raises ValueError, LookupError for missing fields."""
-        size_bytes = int(fields["content-length"])
+        size_bytes = parse_number(fields["content-length"])
         mtime_s = http_time_s(fields["last-modified"])
         metadata = {
             name.removeprefix(METADATA): value
@@ -199,9 +220,11 @@ class S3Requests:
         if etag_of(etag) or not modified:
             return etag_of(etag)
         total = fields.get("content-range", "").rpartition("/")[2]
-        size = total or fields.get("content-length", "")
-        mtime_s = parsedate_to_datetime(modified).timestamp()
-        return version_of("", mtime_s, int(size) if size.isdecimal() else 0)
+        try:
+            size_bytes = parse_number(total or fields.get("content-length", ""))
+            return version_of("", http_time_s(modified), size_bytes)
+        except (ValueError, LookupError):
+            return ""
 
     def parse_error(self, status: int, fields: Headers, body: bytes) -> ErrorResponse:
         """From the XML body, and the header, which is all that a HEAD gets."""

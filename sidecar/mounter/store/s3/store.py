@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
@@ -20,6 +19,7 @@ from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
+from sidecar.mounter.store.http.values import iso_time_s
 from sidecar.mounter.store.http.xml_body import FORBIDDEN
 from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import (
@@ -307,7 +307,7 @@ class S3Store(HttpStore[S3Credentials]):
             ),
         ).fields
         try:
-            mtime_s = datetime.fromisoformat(fields["LastModified"]).timestamp()
+            mtime_s = iso_time_s(fields["LastModified"])
         except (ValueError, LookupError):
             what = f"its answer to copy of `{source}` lacks fields"
             raise self.malformed("copy", what) from None

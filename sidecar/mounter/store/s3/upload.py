@@ -251,11 +251,11 @@ class S3Upload:
     def _completed_before(self, etags: list[str]) -> ObjectInfo:
         """The object, if an attempt to complete the upload worked whose response was lost."""
         digest = hashlib.md5(usedforsecurity=False)
-        for etag in etags:
-            digest.update(bytes.fromhex(etag.strip('"')))
         try:
+            for etag in etags:
+                digest.update(bytes.fromhex(etag.strip('"')))
             found = self._store.head(self._key)
-        except NotFound:
+        except (NotFound, ValueError):
             raise self._store.errors.upload_lost(self._key) from None
         if found.version != f"{digest.hexdigest()}-{len(etags)}":
             raise self._store.errors.upload_lost(self._key)

@@ -35,7 +35,7 @@ class TimeAndSize(NamedTuple):
         return cls(int(found[1]), int(found[2])) if found else None
 
 
-_TIME_AND_SIZE = re.compile(r"(-?\d+)-(\d+)")
+_TIME_AND_SIZE = re.compile(r"(-?[0-9]{1,20})-([0-9]{1,20})")
 
 
 def etag_of(value: str | None) -> str:
