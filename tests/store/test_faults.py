@@ -17,13 +17,13 @@ import pytest
 
 from sidecar.errors import AccessDenied, Stale, StoreProtocolError, Unavailable
 from sidecar.mounter.store import open_store
-from sidecar.mounter.store.credentials import Credentials
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Condition, Store
 from sidecar.mounter.store.s3 import store as s3_module
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.spec import StoreSource
+from tests.store.raw import FixedCredentials
 from tests.support.clouds import Cloud, CountingObserver, RcloneCloud, S3Cloud
 from tests.support.faults import FaultProxy
 from tests.support.servers import HttpResponder, RcloneServer, S3Server, answer
@@ -32,19 +32,6 @@ BODY = bytes(range(200))
 ETAG = {"ETag": '"v1"'}
 
 Respond = Callable[[BaseHTTPRequestHandler], None]
-
-
-class FixedCredentials:
-    """Credentials that never change."""
-
-    def __init__(self, credentials: Credentials) -> None:
-        self._credentials = credentials
-
-    def current(self) -> Credentials:
-        return self._credentials
-
-    def refresh(self) -> bool:
-        return False
 
 
 class Scripted:

@@ -23,6 +23,7 @@ _ACCEPTED = {
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
 }
 _MAX_ERROR_BYTES = 64 * KIB
+_SHOWN_CHARACTERS = 64
 
 
 class _Range:
@@ -124,7 +125,9 @@ class RangeReader:
             whole = asked if match[3] == "*" else min(asked, int(match[3]) - offset)
             if first == offset and last - first + 1 == whole:
                 return whole
-            raise self._errors.protocol(f"asked for {asked} bytes at {offset}, got {content_range}")
+        if content_range or response.status == HTTPStatus.PARTIAL_CONTENT:
+            got = content_range[:_SHOWN_CHARACTERS]
+            raise self._errors.protocol(f"asked for {asked} bytes at {offset}, got `{got}`")
         # Without Content-Range the body is the whole object, as far as anyone can tell.
         length = response.length
         if offset == 0 and length is not None and length <= asked:

@@ -23,7 +23,7 @@ def parse_entries(
     items: Sequence[T],
     parse: Callable[[Sequence[T]], Sequence[ObjectInfo]],
     hide: Callable[[T], None],
-) -> list[ObjectInfo]:
+) -> Sequence[ObjectInfo]:
     """The entries of a page, without those that make no sense.
 
     All are parsed at once, which takes a third less time than one by one, and one by one only

@@ -141,15 +141,13 @@ class GcsRequests:
         page.objects.extend(
             parse_entries(
                 resource.get("items", []),
-                lambda items: self._object_infos(items, begins),
+                lambda items: self._infos(items, begins),
                 lambda item: hide(str(item.get("name", "")) if isinstance(item, dict) else ""),
             )
         )
         return page
 
-    def _object_infos(
-        self, items: Sequence[Mapping[str, Any]], begins: str
-    ) -> Sequence[ObjectInfo]:
+    def _infos(self, items: Sequence[Mapping[str, Any]], begins: str) -> Sequence[ObjectInfo]:
         """From object resources. Raises one of ``BAD_ANSWER``."""
         parse_keys([item["name"] for item in items], begins)
         found = object_infos(items, self._prefix, known=self._with_metadata)

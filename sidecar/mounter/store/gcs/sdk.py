@@ -94,16 +94,26 @@ class GcsSdk:
             endpoint_url=self._base_url,
             skip_instance_cache=True,
             use_listings_cache=False,
-            session_kwargs={"raise_for_status": _check_status},
+            session_kwargs=_strict_session(),
         )
 
 
-async def _check_status(response: Any) -> None:
-    """Raise for 300 to 399, a success for gcsfs, and for what aiohttp was redirected to."""
-    if response.history or HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
-        from aiohttp import ClientResponseError
+def _strict_session() -> dict[str, Any]:
+    """Arguments for gcsfs's session, which takes 300 to 399, and what a redirect led to, for
+    a success.
+    """
+    from aiohttp import ClientPayloadError, TraceConfig
 
-        raise ClientResponseError(response.request_info, response.history, status=response.status)
+    async def check(response: Any) -> None:
+        if HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
+            raise ClientPayloadError("neither a success nor an error")
+
+    async def refuse(*_: object) -> None:
+        raise ClientPayloadError("a redirect")
+
+    tracing = TraceConfig()
+    tracing.on_request_redirect.append(refuse)
+    return {"raise_for_status": check, "trace_configs": [tracing]}
 
 
 def is_plain(key: str) -> bool:

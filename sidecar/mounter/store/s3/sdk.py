@@ -35,7 +35,10 @@ class S3Sdk:
         self._client = SdkClient(login, self._connect, _forget)
 
     def delete(self, call: Call, keys: Sequence[str]) -> list[str]:
-        """One attempt to delete whole keys, a thousand at most: those that were refused.
+        """One attempt to delete whole keys, a thousand at most: those that may still be there.
+
+        That is what the answer does not name as deleted: an answer to something else, such as
+        that of a captive portal, says nothing of errors.
 
         Raises SidecarError, Retryable.
         """
@@ -46,13 +49,14 @@ class S3Sdk:
             reply: dict[str, Any] = self._client.current().call_s3(
                 "delete_objects",
                 Bucket=self._errors.bucket,
-                Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
+                Delete={"Objects": [{"Key": key} for key in keys]},
                 timeout=_DELETE_TIMEOUT_S,
             )
         except (OSError, BotoCoreError, ClientError) as error:  # OSError: s3fs's, and sockets'
             translated = self._translate(error, call)
         else:
-            return [failure["Key"] for failure in reply.get("Errors", [])]
+            deleted = {item.get("Key") for item in reply.get("Deleted", [])}
+            return [key for key in keys if key not in deleted]
         raise translated
 
     def close(self) -> None:
