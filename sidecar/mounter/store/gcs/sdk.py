@@ -99,17 +99,15 @@ class GcsSdk:
 
 
 def _strict_session() -> dict[str, Any]:
-    """Arguments for gcsfs's session, which takes 300 to 399, and what a redirect led to, for
-    a success.
-    """
-    from aiohttp import ClientPayloadError, TraceConfig
+    """Arguments for gcsfs's session, in which only 200 to 299 is a success, without redirects."""
+    from aiohttp import TraceConfig
 
     async def check(response: Any) -> None:
         if HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
-            raise ClientPayloadError("neither a success nor an error")
+            raise ValueError("neither a success nor an error")
 
     async def refuse(*_: object) -> None:
-        raise ClientPayloadError("a redirect")
+        raise ValueError("a redirect")
 
     tracing = TraceConfig()
     tracing.on_request_redirect.append(refuse)

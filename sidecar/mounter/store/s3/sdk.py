@@ -44,6 +44,7 @@ class S3Sdk:
         """
         from aiohttp import ClientError
         from botocore.exceptions import BotoCoreError
+        from botocore.parsers import ResponseParserError
 
         try:
             reply: dict[str, Any] = self._client.current().call_s3(
@@ -54,6 +55,8 @@ class S3Sdk:
             )
         except (OSError, BotoCoreError, ClientError) as error:  # OSError: s3fs's, and sockets'
             translated = self._translate(error, call)
+        except ResponseParserError:  # quotes the answer
+            translated = self._errors.protocol("its answer to a bulk deletion cannot be read")
         else:
             deleted = {item.get("Key") for item in reply.get("Deleted", [])}
             return [key for key in keys if key not in deleted]
