@@ -90,7 +90,8 @@ def test_what_s3_refuses_of_many_is_explained() -> None:
         if handler.command == "DELETE":
             return answer(handler, 403, b"<Error><Code>AccessDenied</Code></Error>")
         body = (
-            b"<DeleteResult><Error><Key>p/b</Key><Code>AccessDenied</Code></Error></DeleteResult>"
+            b"<DeleteResult><Deleted><Key>p/a</Key></Deleted>"
+            b"<Error><Key>p/b</Key><Code>AccessDenied</Code></Error></DeleteResult>"
         )
         return answer(handler, 200, body)
 

@@ -154,7 +154,7 @@ def test_a_page_that_is_cut_short_is_asked_for_again() -> None:
     whole = S3_PAGE % (CONTENTS % b"key")
     page = list_from("s3", whole + b"<cut>", whole)
     assert [item.key for item in page.objects] == ["key"]
-    with pytest.raises((Unavailable, StoreProtocolError), match="only in part"):
+    with pytest.raises((Unavailable, StoreProtocolError), match="ended early"):
         list_from("s3", whole + b"<cut>", retry_budget_s=0)
 
 
@@ -185,9 +185,9 @@ def test_what_is_still_no_xml_is_refused(written: bytes) -> None:
 
 def test_a_listing_that_does_not_go_on_ends() -> None:
     more = b"<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
-    assert list_from("s3", S3_PAGE % more).next_token == "t"
+    token = list_from("s3", S3_PAGE % more).next_token
     with pytest.raises(StoreProtocolError, match="does not go on"):
-        list_from("s3", S3_PAGE % more, token="t")
+        list_from("s3", S3_PAGE % more, token=token, retry_budget_s=0)
 
 
 def test_keys_are_unescaped_exactly_where_the_server_says_so() -> None:

@@ -15,7 +15,9 @@ from sidecar.mounter.store.store_errors import Call, ErrorResponse, StoreErrors
 
 T = TypeVar("T")
 
-BAD_ANSWER = (ValueError, LookupError, TypeError, AttributeError)
+BAD_VALUE = (ValueError, TypeError, AttributeError)
+"""What reading a field raises that is another one than it should be."""
+BAD_ANSWER = (*BAD_VALUE, LookupError)
 """What reading a document raises that is another one than was asked for."""
 
 
@@ -30,18 +32,22 @@ def parse_entries(
     where something is wrong with one.
 
     Args:
-        parse: the objects of some entries; raises one of ``BAD_ANSWER`` for any of them.
+        parse: the objects of some entries; raises one of ``BAD_VALUE`` for any of them.
         hide: called with each entry that is left out.
+
+    Raises:
+        LookupError: an entry lacks a field. A server that does not give it is of another kind,
+            and a directory that looks empty for that would be worse than an error.
     """
     try:
         return parse(items)
-    except BAD_ANSWER:
+    except BAD_VALUE:
         pass
     found: list[ObjectInfo] = []
     for item in items:
         try:
             found += parse([item])
-        except BAD_ANSWER:
+        except BAD_VALUE:
             hide(item)
     return found
 

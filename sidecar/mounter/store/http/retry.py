@@ -128,6 +128,6 @@ def parse_retry_after(value: str | None) -> float | None:
     if not value:
         return None
     for parse in (parse_number, until_http_time_s):
-        with contextlib.suppress(ValueError, LookupError):
+        with contextlib.suppress(ValueError):
             return float(parse(value))
     return None

@@ -57,12 +57,15 @@ def http_time_s(value: str) -> float:
     ``email.utils`` takes ten times as long, for every entry of a listing.
 
     Raises:
-        ValueError, LookupError: it looks different.
+        ValueError: it looks different.
     """
     if value[19:20] != ":" or value[22:23] != ":" or value[25:] != " GMT":
         raise ValueError("not a time")
-    hour, minute = _TWO_DIGITS[value[17:19]], _TWO_DIGITS[value[20:22]]
-    second = _TWO_DIGITS[value[23:25]]
+    try:
+        hour, minute = _TWO_DIGITS[value[17:19]], _TWO_DIGITS[value[20:22]]
+        second = _TWO_DIGITS[value[23:25]]
+    except KeyError:
+        raise ValueError("not a time") from None
     if hour > 23 or minute > 59:
         raise ValueError("not a time of the day")
     return float(_midnight_s(value[:17]) + hour * 3600 + minute * 60 + second)
@@ -72,7 +75,7 @@ def http_time_s(value: str) -> float:
 def _midnight_s(day: str) -> int:
     """Seconds since the epoch, from ``Sun, 06 Nov 1994`` and a blank."""
     found = _DAY.fullmatch(day)
-    if found is None:
+    if found is None or found[2] not in _MONTH_NUMBERS:
         raise ValueError("not a day")
     moment = date(int(found[3]), _MONTH_NUMBERS[found[2]], int(found[1]))
     return (moment.toordinal() - _EPOCH_DAY) * _SECONDS_OF_DAY
@@ -84,10 +87,7 @@ def iso_time_s(value: str) -> float:
     Raises:
         ValueError: it looks different, or names no zone: then it would be the node's.
     """
-    try:
-        return iso_times_s([value])[0]
-    except TypeError:
-        raise ValueError("a time without a zone") from None
+    return iso_times_s([value])[0]
 
 
 def until_http_time_s(value: str) -> float:
@@ -126,10 +126,13 @@ def parse_numbers(texts: Sequence[str], most_digits: int = MOST_DIGITS) -> list[
 
 
 def iso_times_s(texts: Sequence[str]) -> list[float]:
-    """:func:`iso_time_s` of each. Raises ValueError, TypeError for any of them."""
+    """:func:`iso_time_s` of each. Raises ValueError for any of them."""
     # The difference to a time with a zone: a time without one is a TypeError, where `timestamp`
     # would take it for the node's.
-    return [(moment - _EPOCH).total_seconds() for moment in map(datetime.fromisoformat, texts)]
+    try:
+        return [(moment - _EPOCH).total_seconds() for moment in map(datetime.fromisoformat, texts)]
+    except TypeError:
+        raise ValueError("not a time with its zone") from None
 
 
 def parse_versions(texts: Sequence[str]) -> Sequence[str]:

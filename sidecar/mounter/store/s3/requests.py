@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element
 
@@ -185,9 +185,9 @@ class S3Requests:
         )
 
         def parse(items: Sequence[Element]) -> Sequence[ObjectInfo]:
-            keys = parse_keys([unquote(item.findtext(key_tag, "")) for item in items], begins)
-            times_s = iso_times_s([item.findtext(time_tag, "") for item in items])
-            sizes = parse_numbers([item.findtext(size_tag, "") for item in items])
+            keys = parse_keys(list(map(unquote, _texts(items, key_tag))), begins)
+            times_s = iso_times_s(_texts(items, time_tag))
+            sizes = parse_numbers(_texts(items, size_tag))
             etags = parse_versions([item.findtext(etag_tag, "") for item in items])
             return [
                 ObjectInfo(key[skip:], size, time_s, version_of(etag, time_s, size))
@@ -280,6 +280,14 @@ def _text(item: Element, name: str) -> str:
     if text is None:
         raise ValueError("a field is missing")
     return text
+
+
+def _texts(items: Sequence[Element], name: str) -> Sequence[str]:
+    """The same field of each. Raises LookupError if one lacks it."""
+    texts = [item.findtext(name) for item in items]
+    if None in texts:
+        raise LookupError("a field is missing")
+    return cast("list[str]", texts)
 
 
 def metadata_headers(metadata: Mapping[str, str] | None) -> dict[str, str]:
