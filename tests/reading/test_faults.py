@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.spec import Sizes
 from tests.reading.buckets import MIB, fill, make_bucket, sidecar_behind
-from tests.support.faults import ALL_FAULTS, FaultProxy
+from tests.support.faults import ALL_FAULTS, ENDLESS_FAULTS, FaultProxy
 from tests.support.servers import S3Server
 
 REASONS = {"connection", "stalled", "truncated", "server_error", "throttled", "credentials"}
@@ -89,6 +89,11 @@ def test_every_byte_is_right_through_faults_with_a_disk_cache(
         ("503", "throttled"),
         ("429", "throttled"),
         ("403", "credentials"),
+        ("drip", "stalled"),
+        ("flood", "connection"),
+        ("trailer", None),
+        ("cut head", "connection"),
+        ("behind", None),
     ],
 )
 def test_each_fault_is_counted_by_its_reason(
@@ -102,7 +107,7 @@ def test_each_fault_is_counted_by_its_reason(
         sidecar_behind(proxy, cloud, tmp_path / "run", mount) as sidecar,
     ):
         list(mount.iterdir())
-        proxy.rate = 0.4
+        proxy.rate = 0.2 if fault in ENDLESS_FAULTS else 0.4  # each takes its whole time
         assert sha256sums(mount, 100) == expected
         proxy.rate = 0.0
         assert proxy.injected[fault] > 0

@@ -136,11 +136,8 @@ ENDLESS = {
     "a chunk that drips": dripping(CHUNKED + b"64\r\n", b"y"),
     "a chunk's size that drips": dripping(CHUNKED, b"0"),
     "a chunk's extension that drips": dripping(CHUNKED + b"64;", b"y"),
-    "trailers, slow": dripping(CHUNKED + b"64\r\n" + bytes(100) + b"\r\n0\r\n", b"a: b\r\n"),
-    "trailers, many": dripping(
-        CHUNKED + b"64\r\n" + bytes(100) + b"\r\n0\r\n", b"a: b\r\n" * 1000, 0.0
-    ),
 }
+TRAILERS = CHUNKED + b"64\r\n" + BODY[:100] + b"\r\n0\r\n"
 
 
 @pytest.mark.parametrize("fault", ENDLESS)
@@ -148,6 +145,21 @@ def test_a_get_without_an_end_ends(kind: StoreName, fault: str, opened: Open, ha
     store, _, _ = opened(kind, ENDLESS[fault])
     with pytest.raises((Unavailable, StoreProtocolError)):
         ended(lambda: fetch(store))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [dripping(TRAILERS, b"a: b\r\n"), dripping(TRAILERS, b"a: b\r\n" * 1000, 0.0)],
+    ids=["slow", "many"],
+)
+def test_trailers_without_an_end_end(
+    kind: StoreName, answer: Answer, opened: Open, hasty: None
+) -> None:
+    """All of the content came before them; the connection is not used again."""
+    store, server, _ = opened(kind, answer)
+    for number in (1, 2):
+        assert ended(lambda: fetch(store)) == BODY[:100]
+        assert server.connections == number
 
 
 @pytest.mark.parametrize("call", [list_it, put_it])

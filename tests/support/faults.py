@@ -6,17 +6,33 @@ address, which the store sees in the ``Host`` header.
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
 from typing import Final
+from urllib.parse import parse_qs
 
-from tests.support.proxy import Ends, Head, Proxy, http_answer
+from tests.support.proxy import Ends, Head, Proxy, http_answer, plain_body, read_head
 
 ALL_FAULTS: Final = ("reset", "stall", "truncate", "delay", "500", "503", "429", "403")
+ENDLESS_FAULTS: Final = ("drip", "drip head", "interim", "flood", "trailer")
+"""Answers that go on, and come to nothing, for ``stall_s``."""
+MISCHIEF: Final = (*ENDLESS_FAULTS, "cut head", "behind", "token")
+"""What no server does that only fails."""
+_REPEATED: Final = {
+    "drip head": (b"HTTP/1.1 200 OK\r\nx: ", b"y"),
+    "interim": (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+    "flood": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 50),
+}
+_PAUSE_S = 0.05
+_NEXT_TOKEN = re.compile(rb"(<NextContinuationToken>)[^<]*")
+_FRAMING = re.compile(rb"(?i)(content-length|transfer-encoding):")
 _LINGER_AT_ONCE = struct.pack("ii", 1, 0)
 _CODES = {
     "500": "InternalError",
@@ -87,8 +103,51 @@ class FaultProxy(Proxy):
             return False
         if fault == "delay":
             self._ending.wait(self._delay_s)
+        if fault == "cut head":
+            ends.client.sendall(b"HTTP/1.1 200 OK\r\nContent-Le")
+            return False
+        if fault in _REPEATED:
+            begin, piece = _REPEATED[fault]
+            return self._go_on(ends, begin, itertools.repeat(piece))
         raw = request.raw + body
-        return self.forward(request.method, raw, ends, truncate=fault == "truncate")
+        if fault in {"drip", "trailer", "token"} and request.method == "GET":
+            return self._spoil(fault, request, raw, ends)
+        goes_on = self.forward(request.method, raw, ends, truncate=fault == "truncate")
+        if fault == "behind":
+            ends.client.sendall(http_answer(200, "OK", b"belongs to no request"))
+        return goes_on
+
+    def _spoil(self, fault: str, request: Head, raw: bytes, ends: Ends) -> bool:
+        """Forward a GET, and send something else than its answer."""
+        ends.upstream.sendall(raw)
+        answer = read_head(ends.answers)
+        if answer is None:
+            return False
+        body = plain_body(ends.answers, answer)
+        lines = answer.raw.split(b"\r\n")[:-2]
+        kept = b"\r\n".join(line for line in lines if not _FRAMING.match(line)) + b"\r\n"
+        if fault == "drip":
+            head = kept + b"Content-Length: %d\r\n\r\n" % len(body)
+            drops = (body[at : at + 1] for at in range(len(body) - 1))
+            return self._go_on(ends, head, itertools.chain(drops, itertools.repeat(b"")))
+        if fault == "trailer":
+            head = kept + b"Transfer-Encoding: chunked\r\n\r\n"
+            chunk = b"%x\r\n%s\r\n" % (len(body), body) if body else b""
+            return self._go_on(ends, head + chunk + b"0\r\n", itertools.repeat(b"a: b\r\n"))
+        # The token of this page again: who follows it never gets to the end.
+        asked = parse_qs(request.target.partition("?")[2]).get("continuation-token", [""])[0]
+        if asked:
+            body = _NEXT_TOKEN.sub(lambda found: found[1] + escape(asked).encode(), body)
+        ends.client.sendall(kept + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        return True
+
+    def _go_on(self, ends: Ends, begin: bytes, pieces: Iterator[bytes]) -> bool:
+        """Send a piece now and then, and close the connection after a while."""
+        ends.client.sendall(begin)
+        ends_s = time.monotonic() + self._stall_s
+        while time.monotonic() < ends_s and not self._ending.wait(_PAUSE_S):
+            ends.client.sendall(next(pieces))
+        return False
 
     def passed(self, method: str, size: int) -> None:
         """Counts."""

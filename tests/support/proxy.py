@@ -215,6 +215,21 @@ def read_chunks(stream: BinaryIO) -> bytes:
             return raw
 
 
+def plain_body(stream: BinaryIO, head: Head) -> bytes:
+    """Of an answer, without the framing of its chunks."""
+    if head.status in {204, 304}:
+        return b""
+    raw = read_body(stream, head)
+    if "chunked" not in head.fields.get("transfer-encoding", ""):
+        return raw
+    body = b""
+    while raw:
+        line, _, rest = raw.partition(b"\r\n")
+        size = int(line.partition(b";")[0], 16)
+        body, raw = body + rest[:size], rest[size + 2 :]
+    return body
+
+
 def http_answer(status: int, phrase: str, body: bytes = b"", **fields: str) -> bytes:
     """A whole answer; ``_`` in names of fields stands for ``-``."""
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())

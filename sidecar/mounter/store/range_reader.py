@@ -5,11 +5,12 @@ An SDK costs two to three times the CPU time for a large object, nine times for 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from http import HTTPStatus
 
 from sidecar.mounter.store.http.client import HttpClient
-from sidecar.mounter.store.http.connection import Headers, Response
+from sidecar.mounter.store.http.connection import TRANSPORT_ERRORS, Headers, Response
 from sidecar.mounter.store.http.retry import Retry, Retryable
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.request_builder import RequestBuilder
@@ -106,7 +107,8 @@ class RangeReader:
             wanted.received(more)
             length -= more
         if response.chunked:
-            response.read(1)  # the last, empty chunk; what is behind it closes the connection
+            with contextlib.suppress(*TRANSPORT_ERRORS):  # all of the content is here
+                response.read(1)  # the last, empty chunk, and what is behind it
 
     def _check_version(self, fields: Headers, wanted: _Range) -> None:
         got = self._requests.version(fields)
