@@ -32,6 +32,7 @@ from sidecar.errors import (
 TIMEOUT_S: Final = (2.0, 5.0)
 """Time limits of connecting, and of each read."""
 _TOO_MANY: Final = 429
+_MESSAGE_LENGTH: Final = 300
 _BY_STATUS: Final[dict[int, type[ClusterError]]] = {
     401: ApiForbidden,
     403: ApiForbidden,
@@ -102,11 +103,22 @@ def _error(error: ApiException, what: str) -> ClusterError:
         unavailable = status in (0, _TOO_MANY) or status >= 500
         kind = ApiUnavailable if unavailable else ApiRefused
     reason = str(error.reason or "no connection").splitlines()[0]
+    if said := _message(error):  # the account and the verb, or what a policy has against it
+        reason += f" ({said})"
     hint = "its Role must allow it" if kind is ApiForbidden else ""
     translated_ = kind(f"cannot {what}: {status} {reason}", hint)
     if isinstance(translated_, ApiUnavailable):
         translated_.retry_after_s = _retry_after_s(error)
     return translated_
+
+
+def _message(error: ApiException) -> str:
+    """The first line of the API's Status; empty if the answer is none."""
+    try:
+        lines = str(json.loads(error.body or "{}")["message"]).splitlines()
+    except (ValueError, KeyError, TypeError):  # a proxy's page
+        return ""
+    return lines[0][:_MESSAGE_LENGTH] if lines else ""
 
 
 def _retry_after_s(error: ApiException) -> float:

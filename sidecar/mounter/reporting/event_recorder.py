@@ -9,7 +9,7 @@ import datetime as dt
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from kubernetes import client
@@ -32,7 +32,9 @@ from sidecar.pod import CONTAINER_NAME
 log = logging.getLogger("sidecar.reporter")
 
 REPEAT_S: Final = 60.0
-"""The same report within this time only raises a count, which is sent afterwards."""
+"""The same report within this time only raises a count, which is sent afterwards: as another event,
+since a right to change events would be one to change other pods'. The time doubles with each."""
+LONGEST_REPEAT_S: Final = 16 * REPEAT_S
 _FIRST_DELAY_S: Final = 1.0
 _LONGEST_DELAY_S: Final = 60.0
 _MOST_REPORTS: Final = 100
@@ -53,21 +55,21 @@ class PodIdentity:
 
 @dataclass(slots=True)
 class _Event:
-    """The event of one report.
+    """The events of one report.
 
     Attributes:
         count: how often the report was made.
         sent_count: the count that the API has.
-        name: of the API's object; empty while there is none.
         first: when it was sent first; empty before.
         not_before_s: when it may be sent again (monotonic).
+        repeats: how long after each the next may be sent.
     """
 
     count: int = 0
     sent_count: int = 0
-    name: str = ""
     first: str = ""
     not_before_s: float = 0.0
+    repeats: Backoff = field(default_factory=lambda: Backoff(REPEAT_S, LONGEST_REPEAT_S))
 
 
 class EventRecorder:
@@ -114,7 +116,7 @@ class EventRecorder:
                 due = last or now_s >= event.not_before_s
                 if due and event.count > event.sent_count and "events" not in self._forbidden:
                     self._send_event(report, event)
-                    event.not_before_s = now_s + REPEAT_S
+                    event.not_before_s = now_s + event.repeats.next_s()
         except (ApiUnavailable, ApiConflict) as error:
             self._wait(error, now_s)
         except ClusterError as error:  # NotInCluster
@@ -163,28 +165,15 @@ class EventRecorder:
         self._condition_not_before_s = now_s + _CONDITION_INTERVAL_S
 
     def _send_event(self, report: Report, event: _Event) -> None:
-        count = event.count
-        try:
-            if event.name:
-                try:
-                    self._patch_event(event.name, count)
-                except (ApiNotFound, ApiGone):  # events are kept for an hour
-                    event.name = ""
-            if not event.name:
-                event.first = event.first or _now()
-                name = f"{self._pod.name}.{secrets.token_hex(8)}"
-                self._create_event(name, report, event.first, count)
-                event.name = name
-        except (ApiForbidden, ApiRefused) as error:
-            self._give_up("events", error)
-        event.sent_count = count
-
-    def _create_event(self, name: str, report: Report, first: str, count: int) -> None:
-        pod = self._pod
+        pod, count = self._pod, event.count
+        event.first = event.first or _now()
         body = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name, "namespace": pod.namespace},
+            "metadata": {
+                "name": f"{pod.name}.{secrets.token_hex(8)}",
+                "namespace": pod.namespace,
+            },
             "involvedObject": {
                 "apiVersion": "v1",
                 "kind": "Pod",
@@ -198,18 +187,16 @@ class EventRecorder:
             "source": {"component": CONTAINER_NAME, "host": pod.node},
             "reportingComponent": CONTAINER_NAME,
             "reportingInstance": pod.name,
-            "firstTimestamp": first,
+            "firstTimestamp": event.first,
             "lastTimestamp": _now(),
             "count": count,
         }
         create = self._core().create_namespaced_event
-        request(f"create events in `{pod.namespace}`", create, pod.namespace, body)
-
-    def _patch_event(self, name: str, count: int) -> None:
-        body = {"count": count, "lastTimestamp": _now()}
-        namespace = self._pod.namespace
-        patch = self._core().patch_namespaced_event
-        request(f"patch events in `{namespace}`", patch, name, namespace, body)
+        try:
+            request(f"create events in `{pod.namespace}`", create, pod.namespace, body)
+        except (ApiForbidden, ApiNotFound, ApiGone, ApiRefused) as error:
+            self._give_up("events", error)
+        event.sent_count = count
 
     def _give_up(self, what: str, error: ClusterError) -> None:
         """Log it once, and go on without: mounts work all the same."""
