@@ -19,10 +19,10 @@ FAST := $(wildcard $(addprefix tests/,architecture control/catalogue control/inj
 ON_S3 := tests/store tests/writing tests/reading tests/mount -k "not (gcs or azure or rclone or strict)"
 LONG_ON_CEPH := -m soak $(addprefix tests/,store/test_ceph.py writing/test_ceph.py writing/test_conformance.py)
 
-.PHONY: help demo test check lint format soak soak-ceph soak-tools bench clean preflight install-demo install-test
+.PHONY: help demo test test-cluster check lint format soak soak-ceph soak-tools bench clean preflight install-demo install-test
 
 help:  ## this list
-	@sed -n 's/^\([a-z][a-z-]*\):.*##  */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z][a-z-]*\):.*##  */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 preflight:
 	@scripts/preflight.sh
@@ -38,6 +38,9 @@ demo: install-demo  ## the main job on this machine, with an embedded object sto
 
 test: preflight install-test  ## every test, against real servers and real mounts
 	@pytest $(PARALLEL) $(ARGS)
+
+test-cluster: install-test  ## what only a real Kubernetes can show, on the one that KUBECONFIG names
+	@scripts/test-cluster.sh $(ARGS)
 
 check: lint  ## format, lint, types, import contracts, fast tests: about a minute
 	@pytest -q $(FAST) $(ARGS)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -14,32 +13,26 @@ import yaml
 from sidecar import __version__
 from sidecar.cli import cli
 from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.mounter.reporting.pod_reports import CONDITION
+from sidecar.pod import CONTAINER_NAME, RESERVED_PREFIX
 from sidecar.spec import HTTP_PORT
-from tests.support.servers import REPOSITORY, find_program
+from tests.support.cluster import MANIFESTS, Json, find, kustomize
+from tests.support.servers import REPOSITORY
 
-Json = dict[str, Any]
-
-MANIFESTS = REPOSITORY / "manifests"
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (MANIFESTS / "components").iterdir())
 EXAMPLES = ["secrets.yaml", "experiment.yaml", "distributed.yaml"]
+OPTED_IN = {"mount-sidecar.io/injection": "enabled"}
 _valid: set[str] = set()
 # Kinds of others: the Prometheus operator's and cert-manager's.
 FOREIGN = {"PodMonitor", "PrometheusRule", "Certificate", "Issuer"}
+POLICIES = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}  # since 1.30
 
 
 def _versions() -> list[str]:
     """From 1.29, the first with native sidecars, to the newest that the validator knows."""
     newest = int(kubernetes_validate.latest_version().split(".")[1])
     return [f"1.{minor}" for minor in range(29, newest + 1)]
-
-
-def kustomize(folder: Path) -> list[Json]:
-    command = [find_program("kubectl", install="apt install kubectl"), "kustomize", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    return list(yaml.safe_load_all(result.stdout))
 
 
 def validate(documents: list[Json]) -> None:
@@ -49,15 +42,9 @@ def validate(documents: list[Json]) -> None:
         text = json.dumps(document, sort_keys=True)
         if text in _valid:
             continue  # the overlays have much in common
-        for version in _versions():
+        for version in _versions()[document["kind"] in POLICIES :]:
             kubernetes_validate.validate(document, version, strict=True)
         _valid.add(text)
-
-
-def find(documents: list[Json], kind: str, name: str) -> Json:
-    found = [d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name]
-    assert len(found) == 1, f"{kind} {name}"
-    return found[0]
 
 
 def names(documents: list[Json]) -> set[str]:
@@ -134,6 +121,7 @@ def test_what_refers_to_another_object_finds_it(overlay: list[Json]) -> None:
         assert reference["port"] in [port["port"] for port in service["spec"]["ports"]]
         assert entry["failurePolicy"] == "Fail"
         assert entry["objectSelector"]["matchLabels"] == {"mount-sidecar.io/inject": "true"}
+        assert entry["namespaceSelector"]["matchLabels"] == OPTED_IN
     ports = {p["name"]: p["containerPort"] for p in webhook["spec"]["containers"][0]["ports"]}
     assert ports == {"admission": 9443, "metrics": HTTP_PORT}
     for document in overlay:
@@ -152,8 +140,89 @@ def test_a_certificate_comes_from_one_place() -> None:
     assert not [name for name in by_manager if name.endswith("mount-sidecar-certificate")]
 
 
+def test_the_experiments_namespace_is_opted_in_and_ours_is_not(overlay: list[Json]) -> None:
+    assert (
+        OPTED_IN.items() <= find(overlay, "Namespace", "experiments")["metadata"]["labels"].items()
+    )
+    assert (
+        not OPTED_IN.keys()
+        & find(overlay, "Namespace", "mount-sidecar")["metadata"]["labels"].keys()
+    )
+
+
+def rights(documents: list[Json], role: str) -> dict[str, list[str]]:
+    """Resource to verbs."""
+    rules = find(documents, "ClusterRole", role)["rules"]
+    return {name: rule["verbs"] for rule in rules for name in rule["resources"]}
+
+
+def test_an_experiment_gets_no_right_that_is_not_bounded(overlay: list[Json]) -> None:
+    """The role is bound to the experiments' service account."""
+    assert rights(kustomize(MANIFESTS / "base"), "mount-sidecar-reporter") == {"events": ["create"]}
+    assert rights(overlay, "mount-sidecar-reporter") == {
+        "events": ["create"],
+        "pods/status": ["patch"],
+        "reports": ["bounded"],  # by which the policies find whom they bound
+    }
+    for name in ("mount-sidecar-pod-status", "mount-sidecar-events"):
+        conditions = find(overlay, "ValidatingAdmissionPolicy", name)["spec"]["matchConditions"]
+        assert "check('bounded').allowed()" in conditions[1]["expression"]
+
+
+def test_each_policy_is_in_force(overlay: list[Json]) -> None:
+    policies = {d["metadata"]["name"] for d in overlay if d["kind"] == "ValidatingAdmissionPolicy"}
+    assert policies
+    for name in policies:
+        spec = find(overlay, "ValidatingAdmissionPolicy", name)["spec"]
+        assert spec["failurePolicy"] == "Fail"
+        assert spec["validations"]
+        binding = find(overlay, "ValidatingAdmissionPolicyBinding", name)["spec"]
+        assert binding == {"policyName": name, "validationActions": ["Deny"]}
+
+
+def test_policies_name_what_there_is(overlay: list[Json]) -> None:
+    """Texts in expressions, which nothing else compares."""
+    bundle = find(overlay, "ValidatingAdmissionPolicy", "mount-sidecar-certificate-bundle")["spec"]
+    [condition] = bundle["matchConditions"]
+    job = find(
+        kustomize(MANIFESTS / "overlays/kind"), "ServiceAccount", "mount-sidecar-certificate"
+    )
+    namespace, account = job["metadata"]["namespace"], job["metadata"]["name"]
+    assert f"'system:serviceaccount:{namespace}:{account}'" in condition["expression"]
+    status = json.dumps(find(overlay, "ValidatingAdmissionPolicy", "mount-sidecar-pod-status"))
+    assert f"'{CONDITION}'" in status
+    injected = json.dumps(find(overlay, "ValidatingAdmissionPolicy", "mount-sidecar-injected"))
+    for name in (
+        CONTAINER_NAME,
+        RESERVED_PREFIX,
+        f"{RESERVED_PREFIX}shared",
+        "mount-sidecar.io/inject",
+    ):
+        assert f"'{name}'" in injected
+
+
+def test_without_native_sidecars_the_pod_may_be_watched(tmp_path: Path) -> None:
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(MANIFESTS / "base", tmp_path)],
+        "components": [
+            os.path.relpath(MANIFESTS / "components" / name, tmp_path)
+            for name in ("webhook", "no-native")
+        ],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    documents = kustomize(tmp_path)
+    webhook = find(documents, "Deployment", "mount-sidecar-webhook")["spec"]["template"]["spec"]
+    assert webhook["containers"][0]["args"][-1] == "--no-native"
+    assert rights(documents, "mount-sidecar-reporter") == {
+        "events": ["create"],
+        "pods": ["list", "watch"],
+    }
+
+
 def test_every_component_is_used_in_an_overlay() -> None:
-    used = set()
+    used = {"no-native"}  # no platform of an overlay is that old
     for name in OVERLAYS:
         text = (MANIFESTS / "overlays" / name / "kustomization.yaml").read_text()
         used |= {Path(path).name for path in yaml.safe_load(text)["components"]}
