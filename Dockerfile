@@ -2,6 +2,10 @@
 #
 #   docker build --build-arg VERSION=0.1.0 -t mount-sidecar:0.1.0 .
 #
+# For a release, name the base by its digest (--build-arg BASE=debian:trixie-slim@sha256:...), and
+# ask for the Debian packages of images/packages.txt (--build-arg LOCKED=yes). A list of what is in
+# the image is /usr/share/sbom/mount-sidecar.cdx.json (CycloneDX).
+#
 # scripts/build-image.sh does it with podman, on a base of its own, without a registry of
 # images. The secrets are this machine's configuration of pip, and of no other machine.
 
@@ -14,31 +18,28 @@ RUN apt-get update -q \
     && apt-get install -qy --no-install-recommends python3 python3-venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-COPY constraints.txt ./
-# A pip that knows build constraints.
+COPY images/build-requirements.txt images/requirements.txt ./
+# Every file that pip takes from a registry has a hash in these two: what builds packages, and what
+# is needed. It builds without isolation, which would bring what has none. A change of the product's
+# code costs no download.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.crt,target=/run/ca.crt \
     python3 -m venv /opt/tools && python3 -m venv --without-pip /opt/sidecar \
-    && /opt/tools/bin/pip install -q -c constraints.txt pip
-COPY pyproject.toml ./
-# What is needed, apart from what uses it: a change of the product's code costs no download.
-RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    --mount=type=secret,id=ca.crt,target=/run/ca.crt \
-    python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-        >requirements.txt \
-    && /opt/tools/bin/pip --python /opt/sidecar/bin/python install -q \
-        -c constraints.txt --build-constraint constraints.txt -r requirements.txt
+    && /opt/tools/bin/pip install -q --require-hashes -r build-requirements.txt \
+    && /opt/tools/bin/pip wheel -q --require-hashes --no-build-isolation \
+        -r requirements.txt -w /wheels \
+    && /opt/tools/bin/pip --python /opt/sidecar/bin/python install -q --no-index --no-deps \
+        /wheels/*.whl && rm -r /wheels
 # Left out: the Kubernetes client's asynchronous twin (64 MB), and of the descriptions of some
 # 400 services of AWS all but those that a login and a bucket need (27 MB).
 RUN cd /opt/sidecar/lib/python3*/site-packages && rm -r kubernetes/aio \
     && find botocore/data -mindepth 1 -maxdepth 1 -type d \
         ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -r {} +
-COPY LICENSE README.md ./
+COPY LICENSE README.md pyproject.toml ./
 COPY sidecar sidecar
-RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    --mount=type=secret,id=ca.crt,target=/run/ca.crt \
-    /opt/tools/bin/pip --python /opt/sidecar/bin/python install -q \
-        --no-deps --build-constraint constraints.txt .
+RUN /opt/tools/bin/pip wheel -q --no-index --no-deps --no-build-isolation . -w /wheels \
+    && /opt/tools/bin/pip --python /opt/sidecar/bin/python install -q --no-index --no-deps \
+        /wheels/*.whl && /opt/tools/bin/pip --python /opt/sidecar/bin/python check
 
 # --- the image -----------------------------------------------------------------------------
 FROM ${BASE}
@@ -57,6 +58,14 @@ COPY --from=packages /opt/sidecar /opt/sidecar
 ENV PATH=/opt/sidecar/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # What was left out is really not needed.
 RUN sidecar --version && python3 -c 'import adlfs, fuse, gcsfs, kubernetes.client, s3fs'
+# What is in it; and whether Debian's packages are those of the last lock, for a build that asks.
+ARG LOCKED=no
+# Not a bind mount: buildah would take the layer of an earlier build whatever the files say now.
+COPY images/sbom.py images/packages.txt /usr/share/sbom/
+RUN cd /usr/share/sbom \
+    && { [ "$LOCKED" = no ] || python3 sbom.py --locked packages.txt; } \
+    && python3 sbom.py mount-sidecar "$VERSION" >mount-sidecar.cdx.json \
+    && rm sbom.py packages.txt
 # Root, because mount(2) asks for it. The webhook's manifest takes another user.
 ENTRYPOINT ["sidecar"]
 CMD ["mount", "--spec", "/etc/sidecar/spec.json"]

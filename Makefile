@@ -7,8 +7,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Where code lives; the formatter, the linter and the type checker look nowhere else.
-CODE := $(wildcard sidecar tests benchmarks)
-TYPED := $(wildcard sidecar tests/support benchmarks)
+CODE := $(wildcard sidecar tests benchmarks images)
+TYPED := $(wildcard sidecar tests/support benchmarks images)
 # Two modules at a time: half of the time a test waits for somebody. For the whole set only, since
 # each process starts servers of its own.
 PARALLEL := -n 2 --dist loadscope

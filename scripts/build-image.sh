@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Builds the product's image and the example experiment's with podman, and tells their sizes.
 #
-#   scripts/build-image.sh [IMAGE...]      mount-sidecar, experiment; all without arguments
+#   scripts/build-image.sh [--locked] [IMAGE...]   mount-sidecar, experiment; all without arguments
+#
+# --locked: refuses Debian packages of mount-sidecar that are not those of images/packages.txt. Debian
+# serves only the newest, so this is for a release, right after scripts/lock.sh, or with a snapshot.
 #
 # No registry of images is asked: the base is made by images/base/build.sh once and kept in
 # .tools. Packages come through apt and pip as this machine has them configured; the build
@@ -13,6 +16,12 @@ suite=trixie
 base=localhost/debian:$suite-slim
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' sidecar/__init__.py)
 podman=scripts/podman.sh
+
+locked=no
+if [ "${1:-}" = --locked ]; then
+    locked=yes
+    shift
+fi
 
 die() {
     printf 'build-image: %s\n' "$*" >&2
@@ -64,7 +73,7 @@ write_pip_configuration() {
 
 build() { # NAME DOCKERFILE
     "$podman" build --quiet --network host --pull=never --format docker \
-        --build-arg "BASE=$base" --build-arg "VERSION=$version" \
+        --build-arg "BASE=$base" --build-arg "VERSION=$version" --build-arg "LOCKED=$locked" \
         --secret "id=pip.conf,src=$folder/pip.conf" --secret "id=ca.crt,src=$folder/ca.crt" \
         --tag "localhost/$1:$version" --file "$2" . >/dev/null
     "$podman" image ls --format '{{.Repository}}:{{.Tag}} {{.Size}}' "localhost/$1:$version"

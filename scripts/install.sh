@@ -264,8 +264,8 @@ install_podman() {
 # tests build again, which then takes as long as copying the product.
 build_images() {
     local want stamp=$tools/podman/.built
-    want=$(digest Dockerfile images/*/Dockerfile images/base/build.sh pyproject.toml \
-        constraints.txt scripts/build-image.sh scripts/podman.sh)
+    want=$(digest Dockerfile images/*/Dockerfile images/base/build.sh images/*.* pyproject.toml \
+        scripts/build-image.sh scripts/podman.sh)
     if done_before "$stamp" "$want"; then
         return
     fi

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from sidecar import __version__
 from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
@@ -52,6 +54,23 @@ def test_the_image_has_the_product_and_nothing_that_built_it() -> None:
     configuration = run_in(SIDECAR_IMAGE, "ls /etc/pip.conf /run/ca.crt /src 2>/dev/null || true")
     assert configuration == ""
     assert run_in(SIDECAR_IMAGE, "sidecar --version") == f"sidecar {__version__}\n"
+
+
+def test_the_image_lists_what_it_holds() -> None:
+    """As its own package managers say it, and by CycloneDX's schema."""
+    text = run_in(SIDECAR_IMAGE, "cat /usr/share/sbom/mount-sidecar.cdx.json")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    listed = json.loads(text)
+    assert listed["metadata"]["component"]["version"] == __version__
+    parts: dict[str, set[str]] = {"deb": set(), "pypi": set()}
+    for component in listed["components"]:
+        kind = component["purl"].removeprefix("pkg:").partition("/")[0]
+        parts[kind].add(f"{component['name']}={component['version']}")
+    installed = run_in(SIDECAR_IMAGE, "dpkg-query --show --showformat='${Package}=${Version}\n'")
+    assert parts["deb"] == set(installed.split())
+    folders = run_in(SIDECAR_IMAGE, "cd /opt/sidecar/lib/python3*/site-packages; ls -d *.dist-info")
+    assert len(parts["pypi"]) == len(folders.split())
+    assert f"mount-sidecar={__version__}" in parts["pypi"]
 
 
 def test_the_experiment_s_image_has_nothing_of_the_product() -> None:
