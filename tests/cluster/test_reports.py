@@ -290,8 +290,10 @@ def test_without_the_component_there_are_events_only(
         reports.send(time.monotonic())
         assert [event["reason"] for event in events(policies, train.identity.uid)] == ["StoreFails"]
         assert CONDITION not in conditions(policies, "train")
-        assert caplog.text.count("no condition will be reported") == 1
-        assert 'User "system:serviceaccount:experiments:plain" cannot patch' in caplog.text
+        [record] = caplog.records
+        assert record.message == "no condition will be reported"
+        why = record.__dict__["fields"]["why"]
+        assert 'User "system:serviceaccount:experiments:plain" cannot patch' in why
         with pytest.raises(Refused, match='cannot patch resource "pods/status"'):
             train.patch_status("train", {"status": {"podIP": "10.1.2.3"}})
     finally:
