@@ -166,9 +166,9 @@ def test_names_alone_cost_no_head(tmp_path: Path) -> None:
     view = View(store, tmp_path)
     handle = view.fs.open_directory(ROOT)
     names = [line.name for line in list(view.fs.read_directory(handle, 0))[2:]]
-    entries = view.fs.enter(handle, names)
-    assert [entry.attributes_ttl_s for entry in entries if entry is not None] == [0.0] * 50
-    assert all(entry.ttl_s > 0 for entry in entries if entry is not None)
+    entries = [entry for entry in view.fs.enter(handle, names).values() if entry is not None]
+    assert [entry.attributes_ttl_s for entry in entries] == [0.0] * 50
+    assert all(entry.ttl_s > 0 for entry in entries)
     assert metadata_prefetch(store) == 0
     assert view.fs.get_attributes(view.inode("07")).attributes_ttl_s > 0
 

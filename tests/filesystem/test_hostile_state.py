@@ -6,6 +6,7 @@ import marshal
 import os
 import socket
 import struct
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sidecar.mounter.filesystem.records import (
     FileInode,
     FileOpened,
     LastNumbers,
+    ListingRead,
     Lookups,
     NamesRead,
     Record,
@@ -292,6 +294,25 @@ def test_names_whose_predecessors_are_lost_end_the_reading(state: Path) -> None:
     ]
     write_journal(state, [ROOT_RECORD, *records])
     assert list(replay(state).directories) == [2]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param(b"\0a/b\0", id="a path"),
+        pytest.param(b"\0..\0", id="dots"),
+        pytest.param(b"\0torn", id="no end"),
+        pytest.param(b"x\x9cnothing", id="no stream"),
+        pytest.param(zlib.compress(b"\0a\0") + b"more", id="more than a stream"),
+        pytest.param(zlib.compress(b"\0" + bytes(100) * (1 << 20) + b"\0"), id="a bomb"),
+    ],
+)
+def test_packed_names_that_are_none(state: Path, keys: bytes) -> None:
+    records = [DirectoryOpened(1, ROOT, []), ListingRead(1, 1, 1, 0, keys)]
+    write_journal(state, [ROOT_RECORD, *records])
+    read = replay(state)
+    assert read.is_damaged
+    assert read.listings == {}
 
 
 # --- sizes ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from sidecar.mounter.filesystem.attributes import Entry, Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.filesystem.journal import FIRST_BYTES, Journal
+from sidecar.mounter.filesystem.packed_names import pack_keys
 from sidecar.mounter.filesystem.records import (
     DirectoryClosed,
     DirectoryInode,
@@ -42,7 +43,7 @@ from sidecar.mounter.filesystem.records import (
     Intended,
     LastNumbers,
     LinkInode,
-    LocalName,
+    ListingRead,
     Lookups,
     NamesRead,
     Record,
@@ -87,7 +88,10 @@ ODD_RECORDS = [
     LinkInode(9, ROOT, "l", 1, False, ("l.rclonelink", 0, 0.0, ""), {"uid": 1}, b""),
     DirectoryInode(9, ROOT, "d", 1, False, False, (1 << 62) * 10**9 + 1),
     DirectoryOpened(9, ROOT, []),
-    NamesRead(9, 3, [LocalName("only"), LocalName("local")]),
+    NamesRead(9, 3, ["only", "local"]),
+    ListingRead(9, 1, 7, 0, b""),
+    ListingRead(9, 1, 7, 2, pack_keys(["a", "d/", "gone//", "l.rclonelink", "\udcff"])),
+    ListingRead(9, 1, 7, 2, pack_keys([f"name {number}" for number in range(1000)])),
     Intended(9, "mkdir"),
     Granted(9, "reading", []),
     Replied(9, 40, b""),

@@ -7,6 +7,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from sidecar.mounter.filesystem.listing import Listing, RecentChanges
+from sidecar.mounter.filesystem.name_memory import NameMemory
 from tests.support.memory_store import MemoryStore
 
 
@@ -27,6 +28,17 @@ class BusyMachine(Executor):
         return done
 
 
+def names_of(listing: Listing) -> list[str]:
+    """The names that are there, by place."""
+    names: list[str] = []
+    place = 0
+    while place < len(listing):
+        start, opened = listing.stretch(place)
+        names += [name for name in opened.names[place - start :] if opened.listed[name] is not None]
+        place = start + len(opened.names)
+    return names
+
+
 def test_a_file_made_while_its_page_was_requested_is_listed() -> None:
     """The store answered before the file was there; what this mount changed since then counts."""
     store = MemoryStore()
@@ -38,6 +50,7 @@ def test_a_file_made_while_its_page_was_requested_is_listed() -> None:
     def make_a_file() -> None:
         changes.add("1200-new", store.put("1200-new", b""))
 
-    listing = Listing(store, "", changes, lambda _key, _why: None, BusyMachine(make_a_file))
+    threads = BusyMachine(make_a_file)
+    listing = Listing(store, "", changes, lambda _key, _why: None, threads, NameMemory())
     listing.load_all()
-    assert sorted(listing.names) == sorted([*names, "1200-new"])
+    assert sorted(names_of(listing)) == sorted([*names, "1200-new"])

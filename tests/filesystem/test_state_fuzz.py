@@ -26,6 +26,7 @@ from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.packed_names import pack_keys
 from sidecar.mounter.filesystem.records import (
     Answered,
     DirectoryClosed,
@@ -39,7 +40,7 @@ from sidecar.mounter.filesystem.records import (
     Intended,
     LastNumbers,
     LinkInode,
-    LocalName,
+    ListingRead,
     Lookups,
     NamesRead,
     Record,
@@ -83,7 +84,9 @@ RECORDS: list[Record] = [
     FileOpened(2, 3, False, 7),
     FileClosed(3),
     DirectoryOpened(1, 2, ["a"]),
-    NamesRead(1, 1, ["b", LocalName("new")]),
+    NamesRead(1, 1, ["b", "new"]),
+    ListingRead(1, 3, 2, 0, pack_keys(["a", "d/", "l.rclonelink"])),
+    ListingRead(1, 3, 900, 3, pack_keys([f"{number}" for number in range(1000)])),
     DirectoryClosed(2),
     RenameBegun(2, "d/", "e/"),
     RenameEnded(7),

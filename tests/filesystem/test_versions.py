@@ -53,7 +53,7 @@ def test_what_was_stale_is_asked_for_anew_and_nothing_else_is(tmp_path: Path) ->
         with pytest.raises(Stale):
             view.read_handle(handle)
     # A listing from before does not bring the old ones back.
-    for name, entry in zip(inodes, view.fs.enter(reading, list(inodes)), strict=True):
+    for name, entry in view.fs.enter(reading, list(inodes)).items():
         assert entry is not None
         assert entry.ttl_s > 0 if name == "other" else entry.ttl_s == 0
     lists = store.requests["list"]

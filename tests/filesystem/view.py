@@ -9,6 +9,7 @@ from pathlib import Path
 from sidecar.metrics import scrape_registry
 from sidecar.mounter.filesystem.attributes import Attributes
 from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
 from sidecar.mounter.store.interface import Page, Store
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import SPOOL_BYTES, build
@@ -31,8 +32,16 @@ class View:
         ttl_s: float = FOR_EVER_S,
         read_only: bool = False,
         spool_bytes: int = SPOOL_BYTES,
+        names_bytes: int = BUDGET_BYTES,
     ) -> None:
-        self.fs, _ = build(store, state, ttl_s=ttl_s, read_only=read_only, spool_bytes=spool_bytes)
+        self.fs, _ = build(
+            store,
+            state,
+            ttl_s=ttl_s,
+            read_only=read_only,
+            spool_bytes=spool_bytes,
+            names_bytes=names_bytes,
+        )
         self._state = state
 
     def inode(self, path: str) -> int:

@@ -74,11 +74,9 @@ def test_lines_that_are_gone_again_are_not_the_end(
     mount, inode, handle = a_directory(tmp_path)
     enter = mount.filesystem.enter
 
-    def enter_all_but_the_first(handle: int, names: Sequence[str]) -> list[Entry | None]:
+    def enter_all_but_the_first(handle: int, names: Sequence[str]) -> dict[str, Entry | None]:
         gone = FILES // 2
-        return [
-            e if int(n) >= gone else None for n, e in zip(names, enter(handle, names), strict=True)
-        ]
+        return {n: e for n, e in enter(handle, names).items() if int(n) >= gone}
 
     monkeypatch.setattr(mount.filesystem, "enter", enter_all_but_the_first)
     room = 3 * protocol.dirent_bytes(2, plus=True)

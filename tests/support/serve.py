@@ -18,6 +18,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
 from sidecar.mounter.fuse import libfuse
 from sidecar.mounter.fuse.codec import MAX_REQUEST_BYTES
 from sidecar.mounter.fuse.server import Server
@@ -41,6 +42,7 @@ def build(
     read_only: bool = False,
     ttl_s: float = 1.0,
     spool_bytes: int = SPOOL_BYTES,
+    names_bytes: int = BUDGET_BYTES,
 ) -> tuple[FileSystem, VolumeMetrics]:
     """A file system on a memory store."""
     metrics = VolumeMetrics(state / "metrics", "data/memory", "data-memory")
@@ -57,6 +59,7 @@ def build(
         Journal(directory),
         read_only=read_only,
         ttl_s=ttl_s,
+        names_bytes=names_bytes,
     )
     return filesystem, metrics
 

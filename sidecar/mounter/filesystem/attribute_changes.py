@@ -51,7 +51,7 @@ class AttributeChanges:
             self._set_link(inode, changes)
 
     def _set_link(self, inode: Link, changes: Mapping[str, int]) -> None:
-        inode.attributes.update(changes)
+        inode.attributes = {**inode.attributes, **changes}
         if inode.parent is not None and not inode.detached:
             key = inode.object_key
             most = self._store.limits.max_metadata_bytes

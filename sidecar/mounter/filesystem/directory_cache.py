@@ -16,7 +16,9 @@ from typing import Protocol
 
 from sidecar.errors import SidecarError
 from sidecar.mounter.filesystem.inodes import Directory, Inode, InodeTable
-from sidecar.mounter.filesystem.listing import Listing, RecentChanges, Remote
+from sidecar.mounter.filesystem.listing import Listing, RecentChanges
+from sidecar.mounter.filesystem.name_memory import NameMemory
+from sidecar.mounter.filesystem.remotes import Remote
 from sidecar.mounter.filesystem.subtree_locks import is_at_or_below
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
@@ -47,6 +49,10 @@ class DirectoryCache:
         ttl_s: how long a listing counts.
         hidden: counts keys that no path shows, by reason.
         threads: load pages before somebody needs them.
+        budget_bytes: what listings may take.
+
+    Attributes:
+        memory: where the names of listings are.
     """
 
     def __init__(
@@ -56,12 +62,14 @@ class DirectoryCache:
         ttl_s: float,
         hidden: Callable[[str], None],
         threads: Executor,
+        budget_bytes: int,
     ) -> None:
         self._store = store
         self._inodes = inodes
         self._ttl_s = ttl_s
         self._hidden = hidden
         self._threads = threads
+        self.memory = NameMemory(budget_bytes)
         self._logged_keys: set[str] = set()
         self._logged_keys_lock = threading.Lock()
         self._remembered: set[Directory] = set()  # with a listing, changes or absent names
@@ -90,16 +98,13 @@ class DirectoryCache:
             directory.misses_took_s = 0.0
         return listing
 
-    def unshared_listing(self, directory: Directory, returned: Sequence[str] = ()) -> Listing:
+    def unshared_listing(self, directory: Directory) -> Listing:
         """A listing with no page loaded yet, and not the directory's.
 
         The caller holds the inodes' lock until the directory or a reading refers to it.
-
-        Args:
-            returned: as for :class:`Listing`.
         """
         return Listing(
-            self._store, directory.key, directory.changes, self._hide, self._threads, returned
+            self._store, directory.key, directory.changes, self._hide, self._threads, self.memory
         )
 
     def prefetch(self, directory: Directory) -> None:
@@ -167,29 +172,56 @@ class DirectoryCache:
 
         Every second or so. Who was given a listing a moment ago still has all of it.
         """
-        now_s = time.monotonic()
+        self._drop_all_expired(time.monotonic())
+        self.memory.tidy()
+        if self.memory.used_bytes > self.memory.budget_bytes:
+            self.shrink(self.memory.budget_bytes)
+
+    def shrink(self, target_bytes: int) -> int:
+        """Let listings take about ``target_bytes`` or less. Returns what they take then.
+
+        Names that are being read stay, at some 5 to 20 bytes each; everything else can be asked
+        for again.
+        """
+        self.memory.shrink(target_bytes)
+        if self.memory.used_bytes > target_bytes:
+            self._drop_unread()
+            self.memory.shrink(target_bytes)
+        return self.memory.used_bytes
+
+    def _drop_unread(self) -> None:
+        """Let go of every listing that nobody reads, whether it counts or not."""
         with self._inodes.lock:
             being_read = {reading.listing for reading in self._readings}
+            for directory in list(self._remembered):
+                listing = directory.listing
+                if listing is not None and listing not in being_read:
+                    directory.expired_listing_cost = listing.cost
+                    directory.listing = None
+
+    def _drop_all_expired(self, now_s: float) -> None:
+        with self._inodes.lock:
+            being_read = {reading.listing for reading in self._readings}
+            # Kept until the lock is free: to free them takes its time.
             expired = [
-                listing
+                self._drop_expired(directory, now_s, being_read)
                 for directory in list(self._remembered)
-                if (listing := self._drop_expired(directory, now_s, being_read)) is not None
             ]
-        expired.clear()  # without the lock: it takes its time
+        expired.clear()
 
     def _drop_expired(
         self, directory: Directory, now_s: float, being_read: set[Listing | None]
     ) -> Listing | None:
         """The listing that the directory no longer has; None if it keeps its own."""
         listing, expired = directory.listing, None
-        if listing is not None and listing.names and listing not in being_read:
+        if listing is not None and len(listing) and listing not in being_read:
             needed_until_s = max(listing.as_of_s + self._ttl_s, listing.used_s + _SEQUENTIAL_USE_S)
             if needed_until_s <= now_s:
                 directory.listing, expired = None, listing
                 directory.expired_listing_cost = listing.cost
         directory.changes.drop_before(now_s - _LONGEST_LIST_S)
         directory.negative.drop_expired(now_s)
-        is_listed = directory.listing is not None and directory.listing.names
+        is_listed = directory.listing is not None and len(directory.listing)
         if not (is_listed or directory.changes or directory.negative):
             self._remembered.discard(directory)
         return expired

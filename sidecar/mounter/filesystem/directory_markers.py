@@ -50,7 +50,11 @@ class DirectoryMarkers:
         if directory.parent is None or directory.kept:
             return
         listing = directory.listing
-        if listing is not None and listing.fully_loaded and (listing.entries or listing.has_marker):
+        if (
+            listing is not None
+            and listing.fully_loaded
+            and (listing.shows_any or listing.has_marker)
+        ):
             return
         page = self._store.list_page(directory.key, limit=1)
         if not page.objects and not page.prefixes:

@@ -48,6 +48,7 @@ from sidecar.mounter.filesystem.directory_rename import DirectoryRename
 from sidecar.mounter.filesystem.inodes import Directory, File, Inode, Link
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.name_changes import NameChanges
+from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
 from sidecar.mounter.filesystem.names import NAME_MAX_BYTES, TARGET_MAX_BYTES
 from sidecar.mounter.filesystem.namespace import Namespace
 from sidecar.mounter.filesystem.open_directories import OpenDirectories
@@ -72,6 +73,7 @@ class FileSystem:
         ttl_s: lifetime of names and attributes.
         threads: runs uploads and copies.
         journal: where what is handed out is written down, once :meth:`Recovery.begin` was called.
+        names_bytes: the memory that listings may take.
 
     Attributes:
         recovery: what outlives a worker: taking over a mount, and requests that are sent again.
@@ -89,6 +91,7 @@ class FileSystem:
         *,
         read_only: bool,
         ttl_s: float,
+        names_bytes: int = BUDGET_BYTES,
     ) -> None:
         self.read_only = read_only
         self._store: Store = fetcher.store
@@ -104,6 +107,7 @@ class FileSystem:
             fetcher.threads,
             # A read-only volume is asked for nothing but its listings.
             reads_attributes=not read_only,
+            names_bytes=names_bytes,
         )
         uploader = Uploader(self._store, threads, fetcher.get, metrics)
         self.files = OpenFiles(self.namespace, fetcher, spool, uploader, metrics, journal)
@@ -205,9 +209,17 @@ class FileSystem:
         """How many inodes are held."""
         return len(self.namespace.inodes)
 
-    def on_remote_change(self, tell: Callable[[Inode], None]) -> None:
-        """Call ``tell`` with each inode that loses its name because the bucket changed."""
-        self.namespace.on_remote_change = tell
+    def tell_kernel(
+        self, changed: Callable[[Inode], None], forget: Callable[[Sequence[Inode]], None]
+    ) -> None:
+        """What to call for the kernel to hear of names.
+
+        Args:
+            changed: called with each inode that loses its name because the bucket changed.
+            forget: called with inodes that nobody uses, where there are too many.
+        """
+        self.namespace.on_remote_change = changed
+        self.namespace.excess_inodes.forget = forget
 
     # --- directories ----------------------------------------------------------------------
 
@@ -221,8 +233,11 @@ class FileSystem:
         """readdir(3): the entries after ``offset``. Raises InvalidArgument for a wrong handle."""
         return self._directories.get(handle).read(offset, wait=wait)
 
-    def enter(self, handle: int, names: Sequence[str]) -> list[Entry | None]:
-        """:meth:`lookup` of names that were just read; None for each that is gone again."""
+    def enter(self, handle: int, names: Sequence[str]) -> dict[str, Entry | None]:
+        """:meth:`lookup` of names that were just read, without asking the store.
+
+        A name that is gone again is missing; None for one of which not enough is known here.
+        """
         return self._directories.get(handle).enter(names)
 
     def release_directory(self, handle: int) -> None:
@@ -328,6 +343,7 @@ class FileSystem:
         inode = self.namespace.inodes.get(inode_id)
         if not isinstance(inode, File):
             _refuse_to_open(inode)
+        inode.was_read = True
         if writable or truncate:
             self.namespace.attributes.load(inode)  # what it keeps is kept when it is written
         return self.files.open(inode, writable, truncate=truncate, backing_id=backing_id, wait=wait)
@@ -352,6 +368,7 @@ class FileSystem:
         inode = self.namespace.inodes.get(inode_id)
         if not isinstance(inode, File) or inode.remote is None:
             raise IsADirectory(f"`{inode.key}`")
+        inode.was_read = True
         return inode.remote
 
     def doubt(self, inode_id: int) -> Inode | None:

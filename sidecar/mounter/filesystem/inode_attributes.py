@@ -11,8 +11,8 @@ from concurrent.futures import Executor
 
 from sidecar.mounter.filesystem.attributes import Attributes, Ownership, from_metadata
 from sidecar.mounter.filesystem.inodes import Directory, File, Inode, InodeTable, Link
-from sidecar.mounter.filesystem.listing import REMOTE_DIRECTORY
 from sidecar.mounter.filesystem.metadata_prefetch import MetadataPrefetch, MetadataVersion
+from sidecar.mounter.filesystem.remotes import REMOTE_DIRECTORY
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
 _DIRECTORY_TTL_S = 60.0

@@ -11,6 +11,7 @@ A change through this mount keeps the inode, as POSIX wants.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from sidecar.errors import NodeForgotten
@@ -30,6 +31,10 @@ from sidecar.mounter.filesystem.records import (
 )
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.writing.spool import SpoolFile
+
+MOST_INODES = 49_152
+"""With more inodes, the kernel is asked to forget some."""
+_making_a_lock = threading.Lock()
 
 ROOT = 1
 """FUSE_ROOT_ID of the kernel's include/uapi/linux/fuse.h."""
@@ -143,12 +148,11 @@ class File(Inode):
     Attributes:
         remote: the object's version that the store has; None before the first upload.
         spool: what was written and is kept locally; it is read while it exists.
-        attributes: mode, uid, gid and mtime_ns that were set, by name.
         handles, writers: open handles, and those of them that may write.
-        lock: held while the spool is changed or uploaded.
+        was_read: the kernel may have pages of it, which go when it forgets the inode.
     """
 
-    __slots__ = ("attributes", "handles", "lock", "remote", "spool", "writers")
+    __slots__ = ("_attributes", "_lock", "handles", "remote", "spool", "was_read", "writers")
 
     def __init__(
         self, inode_id: int, parent: Directory | None, name: str, remote: ObjectInfo | None
@@ -156,10 +160,34 @@ class File(Inode):
         super().__init__(inode_id, parent, name)
         self.remote = remote
         self.spool: SpoolFile | None = None
-        self.attributes: dict[str, int] = {}
         self.handles = 0
         self.writers = 0
-        self.lock = threading.RLock()
+        self.was_read = False
+        # There are very many files, and most of them need neither.
+        self._attributes: dict[str, int] | None = None
+        self._lock: threading.RLock | None = None
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Mode, uid, gid and mtime_ns that were set, by name. To be replaced, not changed."""
+        return self._attributes or {}
+
+    @attributes.setter
+    def attributes(self, attributes: dict[str, int]) -> None:
+        self._attributes = attributes or None
+
+    def touch(self) -> None:
+        """It was modified just now."""
+        self._attributes = {**self.attributes, "mtime_ns": time.time_ns()}
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held while the spool is changed or uploaded."""
+        lock = self._lock
+        if lock is None:
+            with _making_a_lock:
+                lock = self._lock = self._lock or threading.RLock()
+        return lock
 
     @property
     def size_bytes(self) -> int:
@@ -205,6 +233,8 @@ class InodeTable:
 
     Attributes:
         lock: held while names are bound to inodes and inodes come or go.
+        most: with more inodes there is an excess.
+        on_excess: called, the lock held, when one is added to ``most`` or more.
     """
 
     def __init__(self, root_mtime_ns: int, journal: Journal) -> None:
@@ -214,6 +244,8 @@ class InodeTable:
         self.root.lookups = 1
         self._inodes: dict[int, Inode] = {ROOT: self.root}
         self._next = ROOT + 1
+        self.most = MOST_INODES
+        self.on_excess: Callable[[], None] = _ignore
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -363,6 +395,8 @@ class InodeTable:
         self._replace(parent, name)
         parent.children[name] = inode
         self._inodes[inode.id] = inode
+        if len(self._inodes) > self.most:
+            self.on_excess()
 
     def _replace(self, parent: Directory, name: str) -> None:
         old = parent.children.pop(name, None)
@@ -370,6 +404,10 @@ class InodeTable:
             old.detached = True
             self.note(old)
             self.drop_unused(old)
+
+
+def _ignore() -> None:
+    """There may be as many as the kernel wants."""
 
 
 def _record(inode: Inode) -> InodeRecord:

@@ -13,7 +13,8 @@ from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
 from sidecar.errors import NotFound, WouldBlock
-from sidecar.mounter.filesystem.listing import Listing, Remote
+from sidecar.mounter.filesystem.listing import Listing
+from sidecar.mounter.filesystem.remotes import Remote
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
 _PREFETCHED = 32

@@ -21,10 +21,10 @@ from sidecar.mounter.filesystem.attributes import Caller, Entry, attributes_of_n
 from sidecar.mounter.filesystem.directory_markers import DirectoryMarkers
 from sidecar.mounter.filesystem.inodes import Directory, File, Inode, Link
 from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.listing import REMOTE_DIRECTORY
 from sidecar.mounter.filesystem.names import LINK_SUFFIX, TARGET_MAX_BYTES, check_file_name
 from sidecar.mounter.filesystem.namespace import Namespace
 from sidecar.mounter.filesystem.open_files import OpenFiles
+from sidecar.mounter.filesystem.remotes import REMOTE_DIRECTORY
 from sidecar.mounter.store.interface import Store
 
 
@@ -132,7 +132,7 @@ class NameChanges:
         with self._namespace.inodes.lock:
             inode = self._namespace.inodes.add_link(directory, name, remote)
             inode.target = target
-            inode.attributes.update(attributes)
+            inode.attributes = attributes
             inode.fresh_until_s = time.monotonic() + self._namespace.ttl_s
             self._namespace.apply_change(directory, name, remote)
             return self._namespace.enter(inode)

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from sidecar.errors import WouldBlock
 from sidecar.mounter.filesystem.directory_cache import DirectoryCache
 from sidecar.mounter.filesystem.inodes import Directory
-from sidecar.mounter.filesystem.listing import REMOTE_DIRECTORY, Listing, Remote
+from sidecar.mounter.filesystem.listing import Listing
 from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key
+from sidecar.mounter.filesystem.remotes import REMOTE_DIRECTORY, ForgottenObject, Remote
 from sidecar.mounter.store.interface import Store
 
 RELIST_MISSES = 16
@@ -56,8 +57,10 @@ class NameResolver:
         """
         now_s = time.monotonic()
         listing = directory.listing
-        if listing is not None and listing.as_of_s + self._ttl_s > now_s and listing.covers(name):
-            return self._listed(listing, name)
+        if listing is not None and listing.as_of_s + self._ttl_s > now_s:
+            listed = self._listed(listing, name)
+            if listed is not None:
+                return listed
         if not wait:
             raise WouldBlock(name)
         with directory.lock:
@@ -69,16 +72,23 @@ class NameResolver:
                 directory.misses += 1
             load_all = directory.misses >= _LOAD_ALL_MISSES
         if listing is not None and is_fresh:
-            if not (listing.names or listing.fully_loaded):
+            if not (len(listing) or listing.fully_loaded):
                 listing.load_until(1)
             if load_all and not (listing.covers(name) or listing.is_invalidated(name)):
                 listing.wait_for(name)
-            if listing.covers(name):
-                return self._listed(listing, name)
+            listed = self._listed(listing, name)
+            if listed is not None:
+                return listed
         return self._ask(directory, listing, name)
 
-    def _listed(self, listing: Listing, name: str) -> Resolution:
-        return Resolution(listing.entries.get(name), listing.as_of_s + self._ttl_s)
+    def _listed(self, listing: Listing, name: str) -> Resolution | None:
+        """What a listing says of a name; None where it does not."""
+        if not listing.covers(name):
+            return None
+        remote = listing.get(name)
+        if isinstance(remote, ForgottenObject):
+            return None
+        return Resolution(remote, listing.as_of_s + self._ttl_s)
 
     def _ask(self, directory: Directory, listing: Listing | None, name: str) -> Resolution:
         requested_s = time.monotonic()

@@ -13,12 +13,13 @@ from typing import TypeGuard
 from sidecar.errors import NotADirectory, NotFound
 from sidecar.mounter.filesystem.attributes import Entry, Ownership
 from sidecar.mounter.filesystem.directory_cache import DirectoryCache
+from sidecar.mounter.filesystem.excess_inodes import INODE_BYTES, ExcessInodes
 from sidecar.mounter.filesystem.inode_attributes import InodeAttributes
 from sidecar.mounter.filesystem.inodes import Directory, File, Inode, InodeTable, Link
 from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.listing import REMOTE_DIRECTORY, Remote
 from sidecar.mounter.filesystem.name_resolver import NameResolver
 from sidecar.mounter.filesystem.names import check_name, is_link_key
+from sidecar.mounter.filesystem.remotes import REMOTE_DIRECTORY, Remote
 from sidecar.mounter.filesystem.subtree_locks import SubtreeLocks, is_at_or_below
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
@@ -30,6 +31,7 @@ class Namespace:
         ttl_s: how long names and attributes count without asking the store.
         owner: whose objects are that keep no owner of their own.
         inodes: those that the kernel or a handle holds.
+        excess_inodes: those that the kernel is asked to forget.
         directory_cache: what is remembered of the store's directories.
         attributes: what stat(2) shows of an inode.
         subtree_locks: to be held while keys change in the store.
@@ -39,6 +41,7 @@ class Namespace:
         hidden: counts keys that no path shows, by reason.
         threads: ask the store before somebody needs the answer.
         reads_attributes: whether the attributes that objects keep in metadata are shown.
+        names_bytes: the memory that listings may take.
     """
 
     def __init__(
@@ -51,11 +54,15 @@ class Namespace:
         threads: Executor,
         *,
         reads_attributes: bool,
+        names_bytes: int,
     ) -> None:
         self.ttl_s = ttl_s
         self.owner = owner
         self.inodes = InodeTable(time.time_ns(), journal)
-        self.directory_cache = DirectoryCache(store, self.inodes, ttl_s, hidden, threads)
+        self.excess_inodes = ExcessInodes(self.inodes)
+        self.directory_cache = DirectoryCache(
+            store, self.inodes, ttl_s, hidden, threads, names_bytes
+        )
         self.attributes = InodeAttributes(
             store, self.inodes, owner, threads, reads_attributes=reads_attributes
         )
@@ -168,6 +175,16 @@ class Namespace:
             # Who has it open asks by the inode. No handle need be known (read-only mounts).
             if not (isinstance(inode, File) and inode.lookups):
                 raise
+
+    def shrink(self, target_bytes: int) -> int:
+        """Let names (of listings, and inodes) take about ``target_bytes`` or less.
+
+        Returns what they take then. Inodes go a moment later, when the kernel has forgotten them.
+        """
+        listed_bytes = self.directory_cache.shrink(target_bytes // 2)
+        with self.inodes.lock:
+            self.excess_inodes.reduce(max(0, target_bytes - listed_bytes) // INODE_BYTES)
+        return listed_bytes + len(self.inodes) * INODE_BYTES
 
     # --- changes -------------------------------------------------------------------------
 

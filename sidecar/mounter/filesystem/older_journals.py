@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final
 
 from sidecar.errors import StateUnusable
 from sidecar.mounter.filesystem import records
-from sidecar.mounter.filesystem.records import LocalName, Record
+from sidecar.mounter.filesystem.records import Record
 from sidecar.mounter.filesystem.stored_records import Nonsense, decode, encode
 from sidecar.mounter.writing.frames import Damage
 
@@ -38,9 +38,6 @@ _TYPES: Final[dict[str, Callable[..., Record]]] = {
     "dropped": records.InodeDropped,
     "open": records.FileOpened,
     "closed": records.FileClosed,
-    "opendir": records.DirectoryOpened,
-    "lines": records.NamesRead,
-    "closeddir": records.DirectoryClosed,
     "moving": records.RenameBegun,
     "moved": records.RenameEnded,
     "gave": records.Granted,
@@ -50,6 +47,7 @@ _TYPES: Final[dict[str, Callable[..., Record]]] = {
     "again": records.Resent,
     "answered": records.Answered,
 }
+_OF_DIRECTORY_HANDLES: Final = ("opendir", "lines", "closeddir")
 
 
 def read_older(
@@ -82,6 +80,8 @@ def read_older(
             raise StateUnusable(f"`{path}` is damaged at byte {position}: {error}") from None
         for stored in batch:
             try:
+                if stored[0] in _OF_DIRECTORY_HANDLES:
+                    continue  # no handle outlives an upgrade
                 found = _converted(stored, version)
             except (ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
                 found = Nonsense(f"a record that makes no sense ({error})")
@@ -103,8 +103,6 @@ def _converted(stored: Any, version: bytes) -> Record | Nonsense:
         fields[7] = PurePosixPath(fields[7]).name  # of a path, of which no more is believed
     elif tag == "open":
         fields[3] = fields[3] or None
-    elif tag in ("opendir", "lines"):
-        fields[2] = [LocalName(name[1:]) if name[:1] == "\0" else name for name in fields[2]]
     (record,) = decode(encode(_TYPES[tag](*fields)))
     return record
 

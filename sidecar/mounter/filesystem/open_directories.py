@@ -11,11 +11,12 @@ from sidecar.errors import InvalidArgument
 from sidecar.mounter.filesystem.inodes import Directory
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.readdir import OpenDirectory
+from sidecar.mounter.filesystem.readdir import LostListing, OpenDirectory
 from sidecar.mounter.filesystem.records import (
     DIRECTORY_HANDLE,
     DirectoryClosed,
     DirectoryOpened,
+    ListingRead,
     NamesRead,
     Record,
 )
@@ -61,20 +62,40 @@ class OpenDirectories:
     def read_until(self, handle: int, end: int) -> None:
         """Its reader is about to get the names up to offset ``end``. Raises InvalidArgument."""
         opened = self.get(handle)
-        names = opened.note_returned(end)
-        start = len(opened.returned) - len(names)
-        if names or not start:  # at the beginning, perhaps again: what was read is forgotten
-            self._journal.write(NamesRead(handle, start, names))
+        noted = opened.note_returned(end)
+        if noted is None:
+            return
+        listing = opened.listing
+        assert listing is not None
+        count, unwritten = len(listing), iter([(0, b"")])
+        if noted.listed > listing.journalled:
+            unwritten = listing.packed_keys(listing.journalled)
+        for place, keys in unwritten:
+            self._journal.write(ListingRead(handle, listing.number, noted.listed, place, keys))
+        listing.journalled = count
+        if noted.local or noted.is_anew:
+            self._journal.write(NamesRead(handle, noted.local_before, noted.local))
 
     def records(self) -> list[Record]:
-        """The open directories, for a successor. Takes no lock."""
+        """The open directories, for a successor. Takes no lock but that of the names' memory."""
         records: list[Record] = []
-        for handle, opened in list(self._opened.items()):
-            names = list(opened.returned)
-            records.append(DirectoryOpened(handle, opened.directory.id, names[:_NAMES_AT_ONCE]))
-            for start in range(_NAMES_AT_ONCE, len(names), _NAMES_AT_ONCE):
-                part = names[start : start + _NAMES_AT_ONCE]
+        written: set[int] = set()
+        for handle, reading in list(self._opened.items()):
+            local = list(reading.local)
+            records.append(DirectoryOpened(handle, reading.directory.id, local[:_NAMES_AT_ONCE]))
+            for start in range(_NAMES_AT_ONCE, len(local), _NAMES_AT_ONCE):
+                part = local[start : start + _NAMES_AT_ONCE]
                 records.append(NamesRead(handle, start, part))
+            listing = reading.lost or reading.listing
+            assert listing is not None
+            number, listed = listing.number, reading.listed
+            records.append(ListingRead(handle, number, listed, 0, b""))
+            if number not in written:
+                written.add(number)
+                records += [
+                    ListingRead(handle, number, listed, place, keys)
+                    for place, keys in listing.packed_keys()
+                ]
         return records
 
     @property
@@ -82,9 +103,28 @@ class OpenDirectories:
         """The highest handle that was ever handed out."""
         return self._next - 1
 
-    def restore(self, directories: Mapping[int, DirectoryOpened], last_number: int) -> None:
-        """Take over a predecessor's handles. Raises NodeForgotten, NotADirectory."""
+    def restore(
+        self,
+        directories: Mapping[int, DirectoryOpened],
+        listings: Mapping[int, Mapping[int, bytes]],
+        places: Mapping[int, ListingRead],
+        last_number: int,
+    ) -> None:
+        """Take over a predecessor's handles. Raises NodeForgotten, NotADirectory.
+
+        Args:
+            listings: packed keys by place, by the listing's number.
+            places: what readers got of listings, by handle.
+        """
+        lost: dict[int, LostListing] = {}
         for handle, record in directories.items():
             directory = self._namespace.directory(record.inode)
-            self._opened[handle] = OpenDirectory.resume(self._namespace, directory, record.names)
+            read = places.get(handle, ListingRead(handle, 0, 0, 0, b""))
+            listing = lost.get(read.listing)
+            if listing is None or not read.listing:
+                listing = LostListing(directory, listings.get(read.listing, {}))
+                lost[read.listing] = listing
+            self._opened[handle] = OpenDirectory(
+                self._namespace, directory, None, listing, read.listed, record.names
+            )
         self._next = last_number + 1

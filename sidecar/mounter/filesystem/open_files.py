@@ -284,8 +284,7 @@ class OpenFiles:
         """
         self._check_open()
         inode = self._namespace.inodes.add_file(parent, name, None)
-        inode.attributes.update(attributes)
-        inode.attributes.setdefault("mtime_ns", time.time_ns())
+        inode.attributes = {"mtime_ns": time.time_ns(), **attributes}
         spool = self.contents.create(inode)
         spool.dirty = True
         spool.set_exclusive(exclusive)
@@ -312,7 +311,7 @@ class OpenFiles:
             spool.begin_change(inode.remote)  # making room may have saved it
             was_dirty = spool.dirty
             spool.write(offset, data)
-            inode.attributes["mtime_ns"] = time.time_ns()
+            inode.touch()
             if not was_dirty:
                 self._namespace.inodes.note(inode)
             if self._uploader.has_full_parts(spool) and not inode.detached:
@@ -347,19 +346,19 @@ class OpenFiles:
                 self.write_back.make_room(inode, spool, longer_bytes)
                 spool.begin_change(inode.remote)
                 spool.truncate(size)
-            inode.attributes["mtime_ns"] = time.time_ns()
+            inode.touch()
             self._namespace.inodes.note(inode)
             if not inode.writers:
                 self.saver.save(inode)
 
     def _empty(self, inode: File) -> None:
         self.contents.empty(inode)
-        inode.attributes["mtime_ns"] = time.time_ns()
+        inode.touch()
 
     def set_attributes(self, inode: File, changes: Mapping[str, int]) -> None:
         """Keep mode, uid, gid or mtime_ns with the object."""
         with inode.lock:
-            inode.attributes.update(changes)
+            inode.attributes = {**inode.attributes, **changes}
             if inode.spool is not None:
                 inode.spool.begin_change(inode.remote)
                 inode.spool.dirty = True

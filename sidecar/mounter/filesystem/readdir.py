@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import itertools
 import stat
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 from sidecar.errors import WouldBlock
 from sidecar.mounter.filesystem.attributes import Entry
 from sidecar.mounter.filesystem.inodes import Directory, Inode, Link
-from sidecar.mounter.filesystem.listing import Listing, Remote, RemoteDirectory
-from sidecar.mounter.filesystem.names import is_link_key
+from sidecar.mounter.filesystem.listing import NUMBERS, Listing
+from sidecar.mounter.filesystem.names import LINK_SUFFIX
 from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.records import LocalName, ReturnedName
+from sidecar.mounter.filesystem.packed_names import unpack_keys
+from sidecar.mounter.filesystem.remotes import ForgottenObject, Listed, RemoteDirectory
+from sidecar.mounter.store.interface import ObjectInfo
 
 _BATCH = 128
 _PREFETCHED_DIRECTORIES = 2
@@ -77,6 +80,62 @@ class DirectoryEntry(NamedTuple):
     inode: int | None
 
 
+class NotedNames(NamedTuple):
+    """What a reader is about to get that it did not have yet.
+
+    Attributes:
+        listed: how many names of the listing it has then.
+        local_before: how many local names it had.
+        local: those that it gets now.
+        is_anew: local names that were noted before do not count any more.
+    """
+
+    listed: int
+    local_before: int
+    local: list[str]
+    is_anew: bool
+
+
+class LostListing:
+    """A listing of another worker, some readings of which go on here, all on one listing.
+
+    Attributes:
+        number: no other listing of this process has it.
+
+    Args:
+        keys: packed relative keys of its names, by place: those from that place to the next one.
+    """
+
+    def __init__(self, directory: Directory, keys: Mapping[int, bytes]) -> None:
+        self.number = next(NUMBERS)
+        self._keys = keys
+        self._directory = directory
+        self._listing: Listing | None = None
+        self._lock = threading.Lock()
+        self._is_restored = False
+
+    def listing(self, namespace: Namespace) -> Listing:
+        """What it is here. The caller holds the inodes' lock until a reading refers to it."""
+        if self._listing is None:
+            self._listing = namespace.directory_cache.unshared_listing(self._directory)
+        return self._listing
+
+    def restore(self, listing: Listing) -> None:
+        """Give the names in it their places, and load what has them now.
+
+        Raises what the store raises.
+        """
+        with self._lock:
+            if not self._is_restored:
+                listing.restore(unpack_keys(keys) for _, keys in self.packed_keys())
+                self._is_restored = True
+        listing.load_all()
+
+    def packed_keys(self) -> Sequence[tuple[int, bytes]]:
+        """(place, packed keys of the names from there on)."""
+        return sorted(self._keys.items())
+
+
 class _LocalSection(NamedTuple):
     """The end of a reading, which is fixed once it is reached.
 
@@ -94,7 +153,9 @@ class OpenDirectory:
 
     Attributes:
         listing: what is read; None while a reading that another worker began was not continued.
-        returned: the names that the reader got, in order.
+        listed: how many names of the listing the reader got.
+        local: the local names that it got, in order.
+        lost: what another worker read, until this one goes on with it.
     """
 
     def __init__(
@@ -102,14 +163,19 @@ class OpenDirectory:
         namespace: Namespace,
         directory: Directory,
         listing: Listing | None,
-        returned: list[ReturnedName],
+        lost: LostListing | None = None,
+        listed: int = 0,
+        local: Sequence[str] = (),
     ) -> None:
         self._namespace = namespace
         self.directory = directory
         self.listing = listing
-        self.returned = returned
-        self._returned_local = len(self._local_names())
+        self.lost = lost
+        self.listed = listed
+        self.local = list(local)
         self._local: _LocalSection | None = None
+        self._is_noted = False
+        self._has_noted = bool(self.local)  # local names
         namespace.directory_cache.add_reading(self)
 
     @classmethod
@@ -117,18 +183,7 @@ class OpenDirectory:
         """Begin to read a directory; a listing that is fresh is shared."""
         listing = namespace.directory_cache.fresh_listing(directory)
         _prefetch_next_directories(namespace, directory)
-        return cls(namespace, directory, listing, [])
-
-    @classmethod
-    def resume(
-        cls, namespace: Namespace, directory: Directory, returned: list[ReturnedName]
-    ) -> OpenDirectory:
-        """Go on with a reading that another worker began.
-
-        Args:
-            returned: the names that the reader got from it.
-        """
-        return cls(namespace, directory, None, returned)
+        return cls(namespace, directory, listing)
 
     def read(self, offset: int, *, wait: bool = True) -> Iterator[DirectoryEntry]:
         """The entries behind ``offset``. Pages are loaded as they are reached.
@@ -150,48 +205,50 @@ class OpenDirectory:
             passed = 0
         yield from self._read_local(passed, wait)
 
-    def enter(self, names: Sequence[str]) -> list[Entry | None]:
+    def enter(self, names: Sequence[str]) -> dict[str, Entry | None]:
         """:meth:`Namespace.enter` for entries that were just read, without asking the store.
 
-        None for one that is gone again.
+        A name that is gone again is missing. None for one of which not enough is known here.
         """
         namespace, listing = self._namespace, self._loaded_listing(wait=True)
         with namespace.inodes.lock:  # no directory is renamed in between
-            inodes = [self._inode_of(listing, name) for name in names]
-            namespace.inodes.hold([inode for inode in inodes if inode is not None])
-            return [namespace.entry(inode) if inode is not None else None for inode in inodes]
+            found = {name: self._inode_of(listing, name) for name in names}
+            namespace.inodes.hold([inode for inode in found.values() if isinstance(inode, Inode)])
+            return {
+                name: namespace.entry(inode) if isinstance(inode, Inode) else None
+                for name, inode in found.items()
+                if inode is not None
+            }
 
-    def note_returned(self, offset: int) -> list[ReturnedName]:
-        """The reader gets the entries up to ``offset``; the names that it did not have yet."""
-        listing = self.listing
-        if listing is None:
-            return []
-        returned: list[ReturnedName] = []
-        listed = len(self.returned) - self._returned_local
+    def note_returned(self, offset: int) -> NotedNames | None:
+        """The reader gets the entries up to ``offset``; None if that is noted already."""
+        if self.listing is None or self.lost is not None:
+            return None
+        listed, before, local = self.listed, len(self.local), self._local
         section, passed = Position.at(offset)
         if section is Section.LISTED:
-            returned += listing.names[listed:passed]
-        elif section is Section.LOCAL and self._local is not None:
-            returned += listing.names[listed : self._local.listed]
+            listed = min(passed, len(self.listing))
+        elif section is Section.LOCAL and local is not None:
+            listed = local.listed
             # The kernel may ask from any offset; islice takes none above sys.maxsize.
-            end = min(passed, len(self._local.names))
-            local = itertools.islice(self._local.names, self._returned_local, end)
-            before = len(returned)
-            returned += map(LocalName, local)
-            self._returned_local += len(returned) - before
-        self.returned += returned
-        return returned
+            end = min(passed, len(local.names))
+            self.local += itertools.islice(local.names, before, end)
+        if self._is_noted and listed <= self.listed and len(self.local) == before:
+            return None
+        self._is_noted = True
+        self.listed = max(self.listed, listed)
+        is_anew, self._has_noted = self._has_noted and not before, bool(self.local)
+        return NotedNames(self.listed, before, self.local[before:], is_anew)
 
     def _rewind(self) -> None:
         self.listing = self._namespace.directory_cache.fresh_listing(self.directory)
-        self.returned = []
-        self._returned_local = 0
+        self.lost = None
+        self.listed = 0
+        self.local = []
         self._local = None
+        self._is_noted = False
 
-    def _local_names(self) -> list[str]:
-        return [name.name for name in self.returned if isinstance(name, LocalName)]
-
-    def _inode_of(self, listing: Listing, name: str) -> Inode | None:
+    def _inode_of(self, listing: Listing, name: str) -> Inode | ForgottenObject | None:
         namespace = self._namespace
         fresh_until_s = 0.0
         if not listing.is_invalidated(name):
@@ -199,47 +256,54 @@ class OpenDirectory:
         child = self.directory.children.get(name)
         if child is not None and (child.is_local or child.fresh_until_s >= fresh_until_s):
             return child  # known later than the listing
-        remote = listing.entries.get(name)
-        if remote is None:
-            return None
+        remote = listing.get(name)
+        if remote is None or isinstance(remote, ForgottenObject):
+            return remote
         return namespace.bind(self.directory, name, remote, fresh_until_s)
 
     def _loaded_listing(self, wait: bool) -> Listing:
         """The listing; in full, and with the same places, where another worker had it."""
-        listing = self.listing
-        if listing is None:
+        lost, listing = self.lost, self.listing
+        if lost is not None:
             if not wait:
                 raise WouldBlock(self.directory.key)
-            names = [name for name in self.returned if isinstance(name, str)]
             with self._namespace.inodes.lock:  # no rename makes the key another one in between
-                listing = self._namespace.directory_cache.unshared_listing(self.directory, names)
-                self.listing = listing
-            listing.load_all()
+                listing = self.listing = lost.listing(self._namespace)
+            lost.restore(listing)
+            self.lost = None
+        assert listing is not None
         return listing
 
     def _read_listed(self, start: int, wait: bool) -> Iterator[DirectoryEntry]:
         listing, children = self._loaded_listing(wait), self.directory.children
-        first = int(Section.LISTED) + 1
-        for index in itertools.count(start):
-            if self._local is None and index >= len(listing.names):
+        place = start
+        while True:
+            if self._local is None and place >= len(listing):
                 if not (wait or listing.fully_loaded):
                     raise WouldBlock(self.directory.key)
-                listing.load_until(index + _BATCH, prefetch=True)
-                if index >= len(listing.names):
+                listing.load_until(place + _BATCH, prefetch=True)
+                if place >= len(listing):
                     self._local_section(listing)
             local = self._local
-            if local is not None and index >= local.listed:
+            if place >= (local.listed if local is not None else len(listing)):
                 break
-            name = listing.names[index]
-            remote = listing.entries.get(name)
-            if remote is not None and (local is None or name not in local.names):
-                child = children.get(name)
-                yield DirectoryEntry(
-                    name,
-                    first + index,
-                    _type_of(remote),
-                    child.id if child is not None else None,
-                )
+            stretch, opened = listing.stretch(place)
+            end = min(stretch + len(opened.names), len(listing))
+            while place < end:
+                local = self._local
+                if local is not None and place >= local.listed:
+                    return
+                name = opened.names[place - stretch]
+                place += 1
+                listed = opened.listed[name]
+                if listed is not None and (local is None or name not in local.names):
+                    child = children.get(name)
+                    yield DirectoryEntry(
+                        name,
+                        int(Section.LISTED) + place,
+                        _type_of(listed),
+                        child.id if child is not None else None,
+                    )
 
     def _read_local(self, start: int, wait: bool) -> Iterator[DirectoryEntry]:
         """The local names. A file that is saved meanwhile keeps its place here."""
@@ -251,24 +315,24 @@ class OpenDirectory:
             child = children.get(name)
             if child is not None:
                 yield DirectoryEntry(name, first + index, _type_of_inode(child), child.id)
-            elif (remote := listing.entries.get(name)) is not None:  # saved, and forgotten since
-                yield DirectoryEntry(name, first + index, _type_of(remote), None)
+            elif (listed := listing.get(name)) is not None:  # saved, and forgotten since
+                yield DirectoryEntry(name, first + index, _type_of(listed), None)
 
     def _local_section(self, listing: Listing) -> _LocalSection:
         """The end of the reading, as it was when it was first asked for."""
         with self._namespace.inodes.lock:
             if self._local is None:
                 # What another worker returned keeps its place.
-                names = dict.fromkeys(self._local_names())
+                names = dict.fromkeys(self.local)
                 is_past_listed = bool(names)
                 for name, child in self.directory.children.items():
-                    if child.is_local and name not in listing.entries:
+                    if child.is_local and listing.get(name) is None:
                         names[name] = None
                 # Look at the listing after that: what is saved in between is listed.
-                listed = len(listing.names)
+                listed = len(listing)
                 if is_past_listed:  # the reader got all that was listed then; the rest is here
-                    listed = len(self.returned) - self._returned_local
-                    names |= dict.fromkeys(listing.names[listed:])
+                    names |= dict.fromkeys(_names_behind(listing, self.listed))
+                    listed = self.listed
                 self._local = _LocalSection(listed, names)
             return self._local
 
@@ -299,7 +363,17 @@ def _type_of_inode(inode: Inode) -> int:
     return stat.S_IFLNK if isinstance(inode, Link) else stat.S_IFREG
 
 
-def _type_of(remote: Remote) -> int:
-    if isinstance(remote, RemoteDirectory):
-        return stat.S_IFDIR
-    return stat.S_IFLNK if is_link_key(remote.key) else stat.S_IFREG
+def _type_of(listed: Listed) -> int:
+    if type(listed) is ObjectInfo:  # not isinstance(): this is done for every entry
+        return stat.S_IFLNK if listed.key.endswith(LINK_SUFFIX) else stat.S_IFREG
+    if isinstance(listed, ForgottenObject):
+        return stat.S_IFLNK if listed.is_link else stat.S_IFREG
+    return stat.S_IFDIR
+
+
+def _names_behind(listing: Listing, place: int) -> Iterator[str]:
+    while place < len(listing):
+        start, opened = listing.stretch(place)
+        names = opened.names[place - start :]
+        yield from names
+        place += len(names)

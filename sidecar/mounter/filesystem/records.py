@@ -21,16 +21,6 @@ BareVersion = tuple[str, int, float, str]
 """Key, size, time and version of an object: :attr:`ObjectInfo.bare`."""
 
 
-class LocalName(NamedTuple):
-    """A name in a directory that only this mount had when a reader got it."""
-
-    name: str
-
-
-ReturnedName = str | LocalName
-"""A name that a reader got: one that the store has, or a local one."""
-
-
 class LastNumbers(NamedTuple):
     """The highest numbers ever handed out; none is handed out twice."""
 
@@ -128,19 +118,35 @@ class FileClosed(NamedTuple):
 
 
 class DirectoryOpened(NamedTuple):
-    """An open directory, and the names that its reader has already."""
+    """An open directory, and the local names that its reader has already."""
 
     handle: int
     inode: int
-    names: list[ReturnedName]
+    names: list[str]
+
+
+class ListingRead(NamedTuple):
+    """The reader of an open directory has the first ``listed`` names of a listing.
+
+    Attributes:
+        place: of the first of ``keys`` in the listing.
+        keys: the listing's names from there on, also those that the reader does not have yet, as
+            :func:`packed_names.pack_keys` makes them; empty where the journal has them.
+    """
+
+    handle: int
+    listing: int
+    listed: int
+    place: int
+    keys: bytes
 
 
 class NamesRead(NamedTuple):
-    """The reader of an open directory gets these names, after the first ``start``."""
+    """The reader of an open directory gets these local names, after the first ``start``."""
 
     handle: int
     start: int
-    names: list[ReturnedName]
+    names: list[str]
 
 
 class DirectoryClosed(NamedTuple):
@@ -216,7 +222,7 @@ class Answered(NamedTuple):
 
 
 InodeRecord = DirectoryInode | LinkInode | FileInode
-HandleRecord = FileOpened | FileClosed | DirectoryOpened | NamesRead | DirectoryClosed
+HandleRecord = FileOpened | FileClosed | DirectoryOpened | ListingRead | NamesRead | DirectoryClosed
 RequestRecord = Granted | Revoked | Intended | Replied | Resent
 Record = (
     LastNumbers

@@ -210,7 +210,9 @@ class Recovery:
             if isinstance(inode, File):
                 handles[handle] = (inode, opened.is_writable, opened.backing_id)
         self._files.restore(handles, state.last.file_handle)
-        self._directories.restore(state.directories, state.last.directory_handle)
+        self._directories.restore(
+            state.directories, state.listings, state.places, state.last.directory_handle
+        )
         self._renames.in_flight = dict(state.renames)
         self._journal.inherit(state.requests)
         self.begin()

@@ -27,6 +27,7 @@ from sidecar.mounter.filesystem.records import (
     Intended,
     LastNumbers,
     LinkInode,
+    ListingRead,
     Lookups,
     NamesRead,
     Record,
@@ -103,7 +104,9 @@ class RecoveredState:
     Attributes:
         inodes: by number, with the lookups that the kernel holds.
         files: open files, by handle.
-        directories: open directories, by handle, with the names that were read.
+        directories: open directories, by handle, with the local names that were read.
+        listings: what they read, by the listing's number: packed keys, by place.
+        places: what their readers got of listings, by handle.
         renames: directories whose objects were being copied to other keys, by inode.
         requests: what was written about requests that the kernel may send again, by number.
         last: the highest numbers that were ever handed out. The kernel may ask again for the
@@ -116,6 +119,8 @@ class RecoveredState:
         self.inodes: dict[int, InodeRecord] = {}
         self.files: dict[int, FileOpened] = {}
         self.directories: dict[int, DirectoryOpened] = {}
+        self.listings: dict[int, dict[int, bytes]] = {}
+        self.places: dict[int, ListingRead] = {}
         self.renames: dict[int, RenameBegun] = {}
         self.requests: dict[int, list[RequestRecord]] = {}
         self.last = LastNumbers(0, 0, 0)
@@ -214,12 +219,19 @@ class RecoveredState:
                 self.directories[record.handle] = record
                 if record.handle > self.last.directory_handle:
                     self.last = self.last._replace(directory_handle=record.handle)
+            case ListingRead():
+                if record.keys:
+                    keys = self.listings.setdefault(record.listing, {})
+                    self._held += record.place not in keys
+                    keys[record.place] = record.keys
+                self.places[record.handle] = record._replace(keys=b"")
             case NamesRead():
                 self._add_names(record)
             case DirectoryClosed():
                 closed = self.directories.pop(record.handle, None)
                 if closed is not None:
                     self._held -= 1 + len(closed.names)
+                self.places.pop(record.handle, None)
 
     def _add_names(self, record: NamesRead) -> None:
         opened = self.directories.get(record.handle)
@@ -281,3 +293,5 @@ class RecoveredState:
             if reading.inode != _ROOT and not isinstance(directory, DirectoryInode):
                 del self.directories[handle]
                 yield f"handle {handle} is of no directory that is known"
+        for handle in self.places.keys() - self.directories.keys():
+            del self.places[handle]

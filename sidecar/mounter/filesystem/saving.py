@@ -205,7 +205,7 @@ class Saver:
         if spool.log.attributes_set:
             return self._store.copy(inode.key, inode.key, version=made.version, metadata=metadata)
         # The object has the time at which its upload began, and so has the file from now on.
-        inode.attributes.update(from_metadata(made.metadata))
+        inode.attributes = {**inode.attributes, **from_metadata(made.metadata)}
         return made
 
     def _head_if_answered(self, key: str) -> ObjectInfo | None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sidecar.mounter.filesystem.names import TARGET_MAX_BYTES, is_spellable
+from sidecar.mounter.filesystem.packed_names import check_keys
 from sidecar.mounter.filesystem.records import (
     DIRECTORY_HANDLE,
     FILE_HANDLE,
@@ -34,7 +35,7 @@ from sidecar.mounter.filesystem.records import (
     Intended,
     LastNumbers,
     LinkInode,
-    LocalName,
+    ListingRead,
     Lookups,
     NamesRead,
     Record,
@@ -42,7 +43,6 @@ from sidecar.mounter.filesystem.records import (
     RenameEnded,
     Replied,
     Resent,
-    ReturnedName,
     Revoked,
 )
 from sidecar.mounter.writing import stored_values as check
@@ -223,20 +223,12 @@ def _attributes(stored: bytes | None) -> dict[str, int]:
     return found
 
 
-def _stored_names(names: Sequence[ReturnedName]) -> tuple[str, str]:
-    """Those that the store has, and then the local ones: in this order they are read."""
-    local = [name.name for name in names if isinstance(name, LocalName)]
-    listed = names[: len(names) - len(local)]
-    return "/".join(listed), "/".join(local)  # type: ignore[arg-type]
-
-
-def _names(listed: str | None, local: str | None) -> list[ReturnedName]:
-    names = listed.split("/") if listed else []
-    others = local.split("/") if local else []
-    for name in (*names, *others):
+def _names(joined: str | None) -> list[str]:
+    names = joined.split("/") if joined else []
+    for name in names:
         if not is_spellable(name):
             raise ValueError(f"{ascii(name)[:80]} is no name")
-    return [*names, *map(LocalName, others)]
+    return names
 
 
 def _stored_numbers(numbers: Iterable[int]) -> bytes:
@@ -364,12 +356,19 @@ def _build_opened(numbers: Numbers, _: Texts, __: bytes | None) -> FileOpened:
 
 def _build_directory_opened(numbers: Numbers, texts: Texts, _: bytes | None) -> DirectoryOpened:
     handle, inode = map(check.number, numbers)
-    return DirectoryOpened(handle, inode, _names(*texts))
+    return DirectoryOpened(handle, inode, _names(texts[0]))
 
 
 def _build_names_read(numbers: Numbers, texts: Texts, _: bytes | None) -> NamesRead:
     handle, start = map(check.number, numbers)
-    return NamesRead(handle, start, _names(*texts))
+    return NamesRead(handle, start, _names(texts[0]))
+
+
+def _build_listing_read(numbers: Numbers, _: Texts, keys: bytes | None) -> ListingRead:
+    handle, listing, listed, place = map(check.number, numbers)
+    if keys:
+        check_keys(keys)
+    return ListingRead(handle, listing, listed, place, keys or b"")
 
 
 def _build_rename(numbers: Numbers, texts: Texts, _: bytes | None) -> RenameBegun:
@@ -406,7 +405,7 @@ def _split_opened(record: FileOpened) -> Parts:
 
 
 def _split_names(record: DirectoryOpened | NamesRead) -> Parts:
-    return record[:2], _stored_names(record.names), None
+    return record[:2], ("/".join(record.names),), None
 
 
 def _split_granted(record: Granted) -> Parts:
@@ -433,8 +432,8 @@ _ALL: Final = (
     _Layout(6, InodeDropped, "q"),
     _Layout(7, FileOpened, "qq?q", 0, _split_opened, _build_opened),
     _Layout(8, FileClosed, "q"),
-    _Layout(9, DirectoryOpened, "qq", 2, _split_names, _build_directory_opened),
-    _Layout(10, NamesRead, "qq", 2, _split_names, _build_names_read),
+    _Layout(9, DirectoryOpened, "qq", 1, _split_names, _build_directory_opened),
+    _Layout(10, NamesRead, "qq", 1, _split_names, _build_names_read),
     _Layout(11, DirectoryClosed, "q"),
     _Layout(12, RenameBegun, "q", 2, lambda r: (r[:1], r[1:], None), _build_rename),
     _Layout(13, RenameEnded, "q"),
@@ -450,6 +449,14 @@ _ALL: Final = (
         0,
         lambda r: ((), (), _stored_numbers(r.requests)),
         lambda _, __, requests: Answered(_numbers(requests)),
+    ),
+    _Layout(
+        20,
+        ListingRead,
+        "qqqq",
+        0,
+        lambda r: (r[:4], (), r.keys),
+        _build_listing_read,
     ),
 )
 _BY_TAG: Final = {layout.tag: layout for layout in _ALL}

@@ -15,10 +15,13 @@ import errno
 import logging
 import marshal
 import os
+import queue
 import socket
+import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sidecar.mounter.filesystem.inodes import Inode
 from sidecar.mounter.fuse.codec import inval_entry_out, inval_inode_out
@@ -28,9 +31,11 @@ from sidecar.mounter.fuse.readers.child import fork_child, receive_descriptor, s
 
 log = logging.getLogger(__name__)
 
-_MESSAGE_BYTES = 1024
+_TOGETHER = 64
+_MESSAGE_BYTES = 64 * 1024
 _LONGEST_WAIT_S = 1.0
 _THREADS = 4
+_MOST_EXCESS = 8192
 
 
 class _Name(NamedTuple):
@@ -47,18 +52,26 @@ class _Message(NamedTuple):
     Attributes:
         name: tell the kernel that this is out of date.
         stale_request: then answer this request with ESTALE; None if there is none to answer.
+        excess: names that are not out of date, but that the kernel should forget.
     """
 
-    name: _Name
+    name: _Name | None
     stale_request: int | None
+    excess: Sequence[_Name] = ()
 
     def pack(self) -> bytes:
-        return marshal.dumps((tuple(self.name), self.stale_request))
+        fields: tuple[Any, ...] = (
+            tuple(self.name) if self.name is not None else None,
+            self.stale_request,
+            [tuple(name) for name in self.excess],
+        )
+        return marshal.dumps(fields)
 
     @classmethod
     def unpack(cls, message: bytes) -> _Message:
-        name, stale_request = marshal.loads(message)  # noqa: S302 - from our socket pair
-        return cls(_Name(*name), stale_request)
+        name, stale_request, excess = marshal.loads(message)  # noqa: S302 - from our socket pair
+        names = [_Name(*other) for other in excess]
+        return cls(_Name(*name) if name is not None else None, stale_request, names)
 
 
 class Notifier:
@@ -78,8 +91,15 @@ class Notifier:
         Does nothing if the process has ended: names and attributes expire by themselves, only
         later.
         """
-        if inode.lookups:
-            self._send(inode, None)
+        if inode.lookups and inode.parent is not None:
+            self._send(_Message(_name_of(inode), None))
+
+    def forget(self, inodes: Sequence[Inode]) -> None:
+        """The kernel should forget the names of these inodes, and then the inodes."""
+        names = [_name_of(inode) for inode in inodes if inode.parent is not None]
+        for start in range(0, len(names), _TOGETHER):
+            if not self._send(_Message(None, None, names[start : start + _TOGETHER])):
+                return  # it has enough to do
 
     def answer_stale(self, unique: int, inode: Inode) -> bool:
         """Answer a request with ESTALE, once the kernel does not believe in the inode's name.
@@ -87,36 +107,60 @@ class Notifier:
         So the kernel looks the name up when the program opens the file again. False if the
         process cannot do it.
         """
-        return self._send(inode, unique)
+        return inode.parent is not None and self._send(_Message(_name_of(inode), unique))
 
-    def _send(self, inode: Inode, stale_request: int | None) -> bool:
-        if inode.parent is None:
-            return False
-        name = _Name(inode.id, inode.parent.id, os.fsencode(inode.name))
+    def _send(self, message: _Message) -> bool:
         try:
-            self._end.send(_Message(name, stale_request).pack())
+            self._end.send(message.pack())
         except (BlockingIOError, ConnectionError):
             return False
         return True
+
+
+def _name_of(inode: Inode) -> _Name:
+    assert inode.parent is not None
+    return _Name(inode.id, inode.parent.id, os.fsencode(inode.name))
 
 
 def _run(end: socket.socket) -> None:
     """Notify and answer until the worker is gone.
 
     Changes have a thread of their own: they wait for pages, which READs will fill, and must not
-    delay the answers to READs.
+    delay the answers to READs. So has what the kernel should forget, which comes in thousands.
     """
     descriptor = receive_descriptor(end)
     if descriptor is None:
         return
-    changes = ThreadPoolExecutor(1)
+    changes, excess = ThreadPoolExecutor(1), _Excess(descriptor)
     answers = _StaleAnswers(descriptor)
     while received := end.recv(_MESSAGE_BYTES):
         message = _Message.unpack(received)
-        if message.stale_request is None:
+        if message.name is None:
+            excess.forget(message.excess)
+        elif message.stale_request is None:
             changes.submit(_invalidate, descriptor, message.name, pages=True)
         else:
             answers.give(message.stale_request, message.name)
+
+
+class _Excess:
+    """Names that the kernel should forget, each when the lock of its directory is free."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._names: queue.SimpleQueue[_Name] = queue.SimpleQueue()
+        threading.Thread(target=self._forget_all, name="excess", daemon=True).start()
+
+    def forget(self, names: Sequence[_Name]) -> None:
+        """Forget names, unless very many wait already."""
+        for name in names:
+            if self._names.qsize() < _MOST_EXCESS:
+                self._names.put(name)
+
+    def _forget_all(self) -> None:
+        while True:
+            name = self._names.get()
+            _notify(self._descriptor, Notify.INVAL_ENTRY, inval_entry_out(name.parent, name.name))
 
 
 class _StaleAnswers:
@@ -147,12 +191,14 @@ class _StaleAnswers:
 
 def _invalidate(descriptor: int, name: _Name, *, pages: bool) -> None:
     """Tell the kernel that a name and its inode's attributes are out of date, and its ``pages``."""
-    for code, body in (
-        (Notify.INVAL_ENTRY, inval_entry_out(name.parent, name.name)),
-        (Notify.INVAL_INODE, inval_inode_out(name.inode, pages=pages)),
-    ):
-        try:
-            notify(descriptor, code, body)
-        except OSError as error:
-            # ENOENT: the kernel does not have it any more.
-            log.debug("notification %s: %s", code.name, error)
+    entry, inode = Notify.INVAL_ENTRY, Notify.INVAL_INODE
+    _notify(descriptor, entry, inval_entry_out(name.parent, name.name))
+    _notify(descriptor, inode, inval_inode_out(name.inode, pages=pages))
+
+
+def _notify(descriptor: int, code: Notify, body: bytes) -> None:
+    try:
+        notify(descriptor, code, body)
+    except OSError as error:
+        # ENOENT: the kernel does not have it any more.
+        log.debug("notification %s: %s", code.name, error)

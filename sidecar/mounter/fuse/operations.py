@@ -29,8 +29,9 @@ from sidecar.mounter.fuse.protocol import Opcode
 from sidecar.mounter.fuse.readers.direct_read import DirectRead
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 
-_MOST_INODES = 100_000
-"""With so many inodes (of 1.2 KiB each) READDIRPLUS gives names only, which nobody holds."""
+_MOST_INODES = 65_536
+"""With so many inodes READDIRPLUS gives names only, which nobody holds, until the kernel has
+forgotten some (:data:`MOST_INODES`)."""
 _WANTED = (
     p.Init.ASYNC_READ
     | p.Init.ATOMIC_O_TRUNC  # else open(O_TRUNC) would save an empty object first
@@ -274,10 +275,11 @@ def read_directory_plus(mount: Mount, request: Request, wait: bool) -> Outcome:
         last = lines[-1][0].offset
         names = [line.name for line, _ in lines if line.name not in (".", "..")]
         del names[max(0, _MOST_INODES - filesystem.inode_count) :]
-        entries = dict(zip(names, filesystem.enter(handle, names), strict=True))
+        entries = filesystem.enter(handle, names)
+        gone = {name for name in names if name not in entries}
         for line, name in lines:
             entry = entries.get(line.name)
-            if entry is not None or line.name not in entries:  # else the name is gone again
+            if line.name not in gone:
                 codec.add_direntplus(reply, entry, line.inode, line.offset, name, line.type_mode)
     filesystem.entries_read(handle, last)
     return [reply]

@@ -113,7 +113,7 @@ class Server:
             readers.connect(descriptor)
         if notifier is not None:
             notifier.connect(descriptor)
-            filesystem.on_remote_change(notifier.changed)
+            filesystem.tell_kernel(notifier.changed, notifier.forget)
 
     def resume(self) -> None:
         """Take over from a dead process, whose state the file system has restored.

@@ -35,6 +35,7 @@ from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.system import mounts
+from sidecar.mounter.system.allocator import give_back_large_blocks
 from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.worker import budgets
@@ -150,6 +151,7 @@ class Worker:
         self._leaving.set()
 
     def _start_threads(self) -> None:
+        give_back_large_blocks()  # not in the readers, which are forked by now
         threading.Thread(target=self._listen, name="control", daemon=True).start()
         assert self._filesystem is not None
         interval_s = self._spec.times.sync_interval_s
