@@ -344,7 +344,7 @@ def test_port_in_use(tmp_path: Path, s3: Cloud) -> None:
             bucket_sidecar(tmp_path, s3, http=Http(host="127.0.0.1", port=port)),
             EXIT_MOUNT,
             f"error SC1090 PORT_IN_USE: cannot listen on 127.0.0.1 port {port}: Address already "
-            r"in use; free the port, or set another in the spec \(`http.port`\)",
+            r"in use; free the port, or set another in the spec \(`http.host`, `http.port`\)",
         )
 
 

@@ -16,9 +16,14 @@ from sidecar.control.injection.object_fields import JsonObject, get_mapping
 from sidecar.control.injection.pod_annotations import INJECT_LABEL
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.errors import ConfigError, ReviewInvalid
+from sidecar.units import MIB
 
 API_VERSION: Final = "admission.k8s.io/v1"
 UNPROCESSABLE: Final = 422
+REVIEW_BYTES: Final = 4 * MIB
+"""More than an API server sends: it takes objects of 3 MiB, and new pods have no old object."""
+_VALUES: Final = 200_000
+"""In one review. A pod has hundreds; an empty list takes 3 bytes here and 70 in memory."""
 
 Outcome = Literal["injected", "unchanged", "refused"]
 
@@ -74,6 +79,8 @@ def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Answer:
 
 
 def _request(body: bytes) -> JsonObject:
+    if sum(map(body.count, (b"[", b"{", b","))) > _VALUES:
+        raise ReviewInvalid(f"the body has more than {_VALUES} values")
     try:
         review: Any = json.loads(body)
     except (ValueError, RecursionError):

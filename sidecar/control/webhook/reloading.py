@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,12 +48,17 @@ class ReloadingCatalogue:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._refreshing = threading.Lock()
         self._identity = _identity(path)
         self.current = self._read()
         self.valid = True
 
     def refresh(self) -> None:
-        """Read the file if it changed."""
+        """Read the file if it changed. For any thread."""
+        with self._refreshing:
+            self._refresh()
+
+    def _refresh(self) -> None:
         identity = _identity(self._path)
         if identity == self._identity:
             return
@@ -92,15 +98,15 @@ class ReloadingCertificate:
         CertificateInvalid: they cannot be used.
 
     Attributes:
-        context: the server's; each new connection uses the last valid certificate.
+        context: with the last valid certificate. Another one replaces it, so that no connection
+            sees a certificate without its key.
         expires_s: end of the certificate in use, in seconds since 1970.
     """
 
     def __init__(self, folder: Path) -> None:
         self._certificate, self._key = folder / "tls.crt", folder / "tls.key"
-        self.context = _context()
         self._identities = self._identify()
-        self.expires_s = self._load()
+        self.context, self.expires_s = self._load()
 
     def refresh(self) -> None:
         """Load the files if they changed."""
@@ -109,7 +115,7 @@ class ReloadingCertificate:
             return
         self._identities = identities
         try:
-            self.expires_s = self._load()
+            self.context, self.expires_s = self._load()
         except CertificateInvalid as error:
             logs.event(
                 log, "certificate refused, the last one holds", logging.ERROR, why=error.line()
@@ -120,29 +126,29 @@ class ReloadingCertificate:
     def _identify(self) -> tuple[_Identity | None, _Identity | None]:
         return _identity(self._certificate), _identity(self._key)
 
-    def _load(self) -> float:
-        """Put the files into use; when the certificate ends, in seconds since 1970."""
+    def _load(self) -> tuple[ssl.SSLContext, float]:
+        """A context with the files; when the certificate ends, in seconds since 1970."""
         from cryptography import x509
 
+        context = _context()
         try:
-            # In another context first: a key that does not match would spoil the one in use.
-            _context().load_cert_chain(self._certificate, self._key)
+            context.load_cert_chain(self._certificate, self._key)
             ends = x509.load_pem_x509_certificate(
                 self._certificate.read_bytes()
             ).not_valid_after_utc
-            self.context.load_cert_chain(self._certificate, self._key)
         except (OSError, ValueError) as error:  # SSLError is an OSError
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise CertificateInvalid(
                 f"`{self._certificate}` and `{self._key}` cannot be used: {reason}",
                 "make a pair with `sidecar webhook certificate`, or with cert-manager",
             ) from None
-        return ends.timestamp()
+        return context, ends.timestamp()
 
 
 def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # no second handshake, as often as a client likes
     return context
 
 

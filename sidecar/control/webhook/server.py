@@ -1,35 +1,40 @@
 """The admission server: `/mutate` over TLS, health and metrics on another port. Decides nothing.
 
-It has one event loop: an answer takes a millisecond to compute, and more replicas are more
-processes.
+One thread computes answers: each takes a millisecond, and more replicas are more processes. What
+clients may take is bounded by :mod:`sidecar.http_server`.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import logging
 import signal
+import ssl
+import threading
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-
-from aiohttp import web
+from typing import Final
 
 from sidecar import logs
 from sidecar.control.injection.sidecar_container import Injection
-from sidecar.control.webhook.admission import answer
+from sidecar.control.webhook.admission import REVIEW_BYTES, answer
 from sidecar.control.webhook.reloading import ReloadingCatalogue, ReloadingCertificate
-from sidecar.errors import PortInUse, ReviewInvalid
+from sidecar.errors import ReviewInvalid
+from sidecar.http_message import Request, Response
+from sidecar.http_server import HttpServer, Limits, Route, listen
 from sidecar.metrics import WebhookMetrics
 from sidecar.units import MIB
 
 log = logging.getLogger("sidecar.webhook")
 
-_LARGEST_REVIEW_BYTES = 8 * MIB
-"""More than an API server sends: its limit for an object is 3 MiB, and an update holds two."""
 _REFRESH_S = 1.0
-_SHUTDOWN_S = 10.0
-"""How long requests in flight may take after SIGTERM."""
+_HINT: Final = "free the port"
+_ADMISSION: Final = Limits(
+    connections=200, idle_s=5, request_s=10, body_bytes=REVIEW_BYTES, held_bytes=32 * MIB
+)
+_PAGES: Final = Limits(connections=50, idle_s=10, request_s=10, body_bytes=0, held_bytes=MIB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,8 @@ class Listen:
     http_port: int
 
 
-def serve(catalogue: Path, tls: Path, injection: Injection, listen: Listen) -> None:
-    """Serve until SIGTERM or SIGINT.
+def serve(catalogue: Path, tls: Path, injection: Injection, where: Listen) -> None:
+    """Serve until SIGTERM or SIGINT. Requests that have begun by then are answered.
 
     Args:
         catalogue: the catalogue's file; read again when it changes.
@@ -53,11 +58,33 @@ def serve(catalogue: Path, tls: Path, injection: Injection, listen: Listen) -> N
         PortInUse: a port is taken.
     """
     logs.set_up("webhook")
-    server = _Server(ReloadingCatalogue(catalogue), ReloadingCertificate(tls), injection)
-    asyncio.run(server.run(listen))
+    webhook = _Webhook(ReloadingCatalogue(catalogue), ReloadingCertificate(tls), injection)
+    admission = HttpServer(
+        listen(where.host, where.port, _HINT),
+        {"/mutate": Route("POST", webhook.mutate)},
+        _ADMISSION,
+        tls=webhook.tls_context,
+    )
+    pages = HttpServer(
+        listen(where.host, where.http_port, _HINT),
+        {
+            "/metrics": Route("GET", webhook.metrics),
+            "/startupz": Route("GET", webhook.alive, "probes"),
+            "/livez": Route("GET", webhook.alive, "probes"),
+        },
+        _PAGES,
+    )
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: admission.stop())
+    for name, run in (("pages", pages.serve), ("refresh", webhook.follow_files)):
+        threading.Thread(target=run, name=name, daemon=True).start()
+    logs.event(log, "serving", port=admission.port, http_port=pages.port)
+    admission.serve()
+    logs.event(log, "stopped")
 
 
-class _Server:
+class _Webhook:
     def __init__(
         self, catalogue: ReloadingCatalogue, certificate: ReloadingCertificate, injection: Injection
     ) -> None:
@@ -66,71 +93,39 @@ class _Server:
         self._injection = injection
         self._metrics = WebhookMetrics()
 
-    async def run(self, listen: Listen) -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        admission = web.Application(client_max_size=_LARGEST_REVIEW_BYTES)
-        admission.router.add_post("/mutate", self._mutate)
-        pages = web.Application()
-        pages.router.add_get("/metrics", self._page)
-        for probe in ("/startupz", "/livez"):
-            pages.router.add_get(probe, self._alive)
-        runners = [
-            web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
-            for app in (admission, pages)
-        ]
-        try:
-            for runner in runners:
-                await runner.setup()
-            context = self._certificate.context
-            port = await _start(
-                web.TCPSite(runners[0], listen.host, listen.port, ssl_context=context)
-            )
-            http_port = await _start(web.TCPSite(runners[1], listen.host, listen.http_port))
-            logs.event(log, "serving", port=port, http_port=http_port)
-            refreshing = asyncio.create_task(self._refresh())
-            await stop.wait()
-            refreshing.cancel()
-            logs.event(log, "asked to stop")
-        finally:
-            for runner in runners:
-                await runner.cleanup()
+    def tls_context(self) -> ssl.SSLContext:
+        """For the next connection."""
+        return self._certificate.context
 
-    async def _refresh(self) -> None:
+    def follow_files(self) -> None:
         """Look at the files also when no request comes, so that log and metrics are up to date."""
         while True:
             self._certificate.refresh()
             self._catalogue.refresh()
             self._metrics.files(self._catalogue.valid, self._certificate.expires_s)
-            await asyncio.sleep(_REFRESH_S)
+            time.sleep(_REFRESH_S)
 
-    async def _mutate(self, request: web.Request) -> web.Response:
-        body = await request.read()  # HTTP 413 beyond the limit
+    def mutate(self, request: Request) -> Response:
+        """An AdmissionReview's answer; 400 for what is none."""
         started_s = time.perf_counter()
         self._catalogue.refresh()
         try:
-            found = answer(body, self._catalogue.current, self._injection)
+            found = answer(request.body, self._catalogue.current, self._injection)
         except ReviewInvalid as error:
             self._metrics.request("malformed", time.perf_counter() - started_s, error.code)
-            return web.Response(status=400, text=error.line() + "\n")
+            return Response(HTTPStatus.BAD_REQUEST, f"{error.line()}\n".encode())
         self._metrics.request(found.outcome, time.perf_counter() - started_s, found.code)
-        return web.json_response(found.review)
+        return _json(found.review)
 
-    async def _page(self, request: web.Request) -> web.Response:  # noqa: ARG002
+    def metrics(self, _: Request) -> Response:
+        """For Prometheus."""
         content_type, page = self._metrics.page()
-        return web.Response(body=page, headers={"Content-Type": content_type})
+        return Response(HTTPStatus.OK, page, content_type)
 
-    async def _alive(self, request: web.Request) -> web.Response:  # noqa: ARG002
-        return web.json_response({"alive": True})
+    def alive(self, _: Request) -> Response:
+        """For the kubelet."""
+        return _json({"alive": True})
 
 
-async def _start(site: web.TCPSite) -> int:
-    """Begin to listen; the port. Raises PortInUse."""
-    try:
-        await site.start()
-    except OSError as error:
-        raise PortInUse(
-            f"cannot listen on {site.name}: {error.strerror}", "free the port"
-        ) from None
-    return site.port
+def _json(document: object) -> Response:
+    return Response(HTTPStatus.OK, json.dumps(document).encode(), "application/json")

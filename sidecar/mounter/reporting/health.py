@@ -2,33 +2,37 @@
 
 It is separate so that the supervisor needs no library, and no scrape waits for a mount. Live
 means that the supervisor answers a ping. A store that is down, or a worker that is restarted,
-must not make the kubelet kill the sidecar, and with it the mounts.
+must not make the kubelet kill the sidecar, and with it the mounts. Whatever clients do, probes are
+answered: they have a thread of their own, and :mod:`sidecar.http_server` bounds the rest.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
-import socket
 import sys
 import threading
+import time
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from sidecar import logs
 from sidecar.errors import PortInUse
+from sidecar.http_message import Request, Response
+from sidecar.http_server import HttpServer, Limits, Route, listen
 from sidecar.metrics import scrape_registry
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.status import STATUS_FILE
+from sidecar.units import MIB
 
 _PING_TIMEOUT_S = 2.0
-_REQUEST_TIMEOUT_S = 10.0
+_LIMITS: Final = Limits(connections=128, idle_s=10, request_s=10, body_bytes=0, held_bytes=4 * MIB)
+_PROBES, _PAGES = "probes", "pages"
+"""The threads. A page of metrics is computed from files, and a probe must not wait for it."""
 
 
 class Liveness:
@@ -38,6 +42,7 @@ class Liveness:
         self._channel = channel
         self._answered = threading.Condition()
         self._last_ping = 0
+        self._pinged_s = 0.0
         self._last_pong = 0
 
     def listen(self) -> None:
@@ -49,78 +54,57 @@ class Liveness:
         os._exit(0)
 
     def is_alive(self) -> bool:
-        """Whether the supervisor answered in time."""
+        """Whether the supervisor answers in time.
+
+        It is asked once: while an answer is missing, whoever comes next waits for the same one.
+        So clients cannot flood it, and a probe of a supervisor that hangs is answered at once.
+        """
         with self._answered:
-            self._last_ping += 1
-            number = self._last_ping
-        self._channel.send({"event": "ping", "number": number})
-        with self._answered:
-            return self._answered.wait_for(lambda: self._last_pong >= number, _PING_TIMEOUT_S)
+            if self._last_pong == self._last_ping:
+                self._last_ping += 1
+                self._pinged_s = time.monotonic()
+                self._channel.send({"event": "ping", "number": self._last_ping})
+            left_s = max(0.0, self._pinged_s + _PING_TIMEOUT_S - time.monotonic())
+            return self._answered.wait_for(lambda: self._last_pong == self._last_ping, left_s)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    allow_reuse_address = True
+class _Pages:
+    """What is served."""
 
-    def __init__(
-        self,
-        address: tuple[str, int],
-        status_file: Path,
-        registry: CollectorRegistry,
-        liveness: Liveness,
-    ) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, _Handler)
-        self.status_file = status_file
-        self.registry = registry
-        self.liveness = liveness
+    def __init__(self, status_file: Path, registry: CollectorRegistry, liveness: Liveness) -> None:
+        self._status_file = status_file
+        self._registry = registry
+        self._liveness = liveness
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """A scraper that hung up is not worth a traceback."""
-        logging.getLogger("sidecar.health").debug("a request from %s failed", client_address)
+    def routes(self) -> dict[str, Route]:
+        return {
+            "/metrics": Route("GET", self._metrics, _PAGES),
+            "/statusz": Route("GET", self._status, _PAGES),
+            "/startupz": Route("GET", self._startup, _PROBES),
+            "/livez": Route("GET", self._live, _PROBES),
+        }
+
+    def _metrics(self, _: Request) -> Response:
+        return Response(HTTPStatus.OK, generate_latest(self._registry), CONTENT_TYPE_LATEST)
+
+    def _status(self, _: Request) -> Response:
+        return _json(HTTPStatus.OK, self._status_file.read_text())
+
+    def _startup(self, _: Request) -> Response:
+        text = self._status_file.read_text()
+        ready = bool(json.loads(text)["ready"])
+        return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, text)
+
+    def _live(self, _: Request) -> Response:
+        alive = self._liveness.is_alive()
+        return _json(
+            HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE,
+            json.dumps({"alive": alive}) + "\n",
+        )
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = _REQUEST_TIMEOUT_S
-    protocol_version = "HTTP/1.1"
-    server_version = "mount-sidecar"
-    sys_version = ""
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == "/metrics":
-            self._answer(HTTPStatus.OK, generate_latest(self.server.registry), CONTENT_TYPE_LATEST)
-        elif path == "/startupz":
-            text = self.server.status_file.read_text()
-            ready = bool(json.loads(text)["ready"])
-            self._answer_json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, text)
-        elif path == "/statusz":
-            self._answer_json(HTTPStatus.OK, self.server.status_file.read_text())
-        elif path == "/livez":
-            alive = self.server.liveness.is_alive()
-            self._answer_json(
-                HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE,
-                json.dumps({"alive": alive}) + "\n",
-            )
-        else:
-            self._answer_json(HTTPStatus.NOT_FOUND, '{"error": "no such page"}\n')
-
-    do_HEAD = do_GET
-
-    def _answer_json(self, status: HTTPStatus, text: str) -> None:
-        self._answer(status, text.encode(), "application/json")
-
-    def _answer(self, status: HTTPStatus, body: bytes, content_type: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-        """Nothing: a probe every few seconds is no state change."""
+def _json(status: HTTPStatus, text: str) -> Response:
+    return Response(status, text.encode(), "application/json")
 
 
 def main(arguments: list[str]) -> int:
@@ -136,17 +120,16 @@ def main(arguments: list[str]) -> int:
         Path(state) / "metrics", lambda: dict(json.loads(status_file.read_text()))
     )
     try:
-        server = _Server((host, int(port)), status_file, registry, liveness)
-    except OSError as error:
-        busy = PortInUse(
-            f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}",
-            "free the port, or set another in the spec (`http.port`)",
+        listener = listen(
+            host, int(port), "free the port, or set another in the spec (`http.host`, `http.port`)"
         )
-        channel.send({"event": "failed", **busy.to_message()})
-        return busy.exit_status
-    channel.send({"event": "listening", "port": server.server_address[1]})
+    except PortInUse as error:
+        channel.send({"event": "failed", **error.to_message()})
+        return error.exit_status
+    server = HttpServer(listener, _Pages(status_file, registry, liveness).routes(), _LIMITS)
+    channel.send({"event": "listening", "port": server.port})
     threading.Thread(target=liveness.listen, name="liveness", daemon=True).start()
-    server.serve_forever()
+    server.serve()
     return 0
 
 
