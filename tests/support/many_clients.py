@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator
@@ -123,7 +124,7 @@ def is_closed(client: socket.socket) -> bool:
     try:
         while client.recv(65536):
             pass
-    except BlockingIOError:
+    except (BlockingIOError, ssl.SSLWantReadError):
         return False
     except OSError:
         return True

@@ -107,9 +107,13 @@ class Webhook:
     def port(self) -> int:
         return int(re.findall(r"serving port=(\d+)", self.log())[0])
 
+    @property
+    def http_port(self) -> int:
+        return int(re.findall(r"http_port=(\d+)", self.log())[0])
+
     def page(self, path: str) -> str:
-        port = int(re.findall(r"http_port=(\d+)", self.log())[0])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return str(answer.read().decode())
 
     def connect(self, pair: IssuedCertificate | None = None) -> http.client.HTTPSConnection:
