@@ -263,7 +263,7 @@ def test_answers_of_all_together(served: Served) -> None:
     """Who does not read them is dropped for who does."""
     clients = [served.connect() for _ in range(LIMITS.connections - 2)]
     for client in clients:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         client.sendall(b"GET /large HTTP/1.1\r\n\r\n")
     for _ in range(5):
         assert served.ask("/large") == LARGE
@@ -276,7 +276,7 @@ def test_a_deadline_for_a_request_and_its_answer() -> None:
         client.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 600000\r\n\r\nabc")
         assert read_all(client).startswith(b"HTTP/1.1 408 ")
         unread = served.connect()
-        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         unread.sendall(b"GET /large HTTP/1.1\r\n\r\n")
         idle = served.connect()
         wait_until(lambda idle=idle: is_closed(idle), "who says nothing is sent away")

@@ -19,6 +19,10 @@ from sidecar.errors import ConfigError
 YamlValue: TypeAlias = "str | int | float | bool | list[YamlValue] | dict[str, YamlValue] | None"
 
 _TAG = "tag:yaml.org,2002:"
+_NUMBER_CHARS = 100
+"""A number to the base of 60 (``1:30``) takes longer, the longer it is, until it is too large."""
+_MERGED_KEYS = 100_000
+"""What all ``<<`` of a document may copy: an alias has three characters, and may mean thousands."""
 
 
 def parse_documents(text: str, where: str, error: type[ConfigError]) -> list[YamlValue]:
@@ -45,7 +49,11 @@ def parse_documents(text: str, where: str, error: type[ConfigError]) -> list[Yam
     except yaml.MarkedYAMLError as bad:
         line = f"line {bad.problem_mark.line + 1}: " if bad.problem_mark else ""
         problem = f"{where}: {line}not valid YAML: {bad.problem}"
-    except yaml.YAMLError:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+    ):  # the last two: an escape such as \UFFFFFFFF
         problem = f"{where}: not valid YAML: it holds a character that YAML does not allow"
     except RecursionError:
         problem = f"{where}: nested too deeply"
@@ -70,6 +78,7 @@ class _Constructor:
         # aliases would take for ever.
         self._values: dict[int, YamlValue] = {}
         self._unfinished: set[int] = set()
+        self._merged_keys = 0
 
     def construct(self, node: Node) -> YamlValue:
         """The value of ``node``."""
@@ -111,6 +120,9 @@ class _Constructor:
             value = self.construct(source)
             if not isinstance(value, dict):
                 raise self._refusal(source, "`<<` takes a mapping or a list of mappings")
+            self._merged_keys += len(value) + len(merged)
+            if self._merged_keys > _MERGED_KEYS:
+                raise self._refusal(source, f"`<<` copies more than {_MERGED_KEYS} keys")
             merged = {**value, **merged}
         return merged
 
@@ -135,9 +147,11 @@ class _Constructor:
             return bool(SafeConstructor.bool_values[text.lower()])
         if kind in ("int", "float"):
             make = getattr(SafeConstructor(), f"construct_yaml_{kind}")
+            if len(text) > _NUMBER_CHARS:
+                raise self._refusal(node, "not a number")
             try:
                 number: int | float = make(node)
-            except (ValueError, IndexError):  # `!!int x`, more digits than Python converts
+            except (ValueError, IndexError):  # such as `!!int x`
                 raise self._refusal(node, "not a number") from None
             return number
         raise self._refusal(node, f"the tag `{node.tag}` cannot be used here")

@@ -105,6 +105,6 @@ def _set_environment(container: JsonObject, spec: PersistenceSpec, where: str) -
     kept = [
         variable
         for variable in get_mappings(container, "env", where)
-        if variable.get("name") not in wanted
+        if get_string(variable, "name", f"{where}.env") not in wanted
     ]
     container["env"] = [*kept, *({"name": key, "value": value} for key, value in wanted.items())]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 from sidecar.control.catalogue.catalogue import Catalogue
 from sidecar.control.injection.inject import pod_patch
@@ -22,6 +23,7 @@ API_VERSION: Final = "admission.k8s.io/v1"
 UNPROCESSABLE: Final = 422
 REVIEW_BYTES: Final = 4 * MIB
 """More than an API server sends: it takes objects of 3 MiB, and new pods have no old object."""
+_MESSAGE_CHARS: Final = 4000
 _VALUES: Final = 200_000
 """In one review. A pod has hundreds; an empty list takes 3 bytes here and 70 in memory."""
 
@@ -67,7 +69,7 @@ def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Answer:
             "status": "Failure",
             "reason": "Invalid",
             "code": UNPROCESSABLE,
-            "message": f"{error.code} {error.name}: {error.message}",
+            "message": _shortened(f"{error.code} {error.name}: {error.message}"),
         }
         refusal = {"uid": uid, "allowed": False, "status": status}
         return Answer(_review(refusal), "refused", error.code)
@@ -82,7 +84,9 @@ def _request(body: bytes) -> JsonObject:
     if sum(map(body.count, (b"[", b"{", b","))) > _VALUES:
         raise ReviewInvalid(f"the body has more than {_VALUES} values")
     try:
-        review: Any = json.loads(body)
+        review: Any = json.loads(body.decode(), parse_constant=_no_number, parse_float=_finite)
+        if b"\\ud" in body.lower():  # one half of a character, perhaps without the other
+            json.dumps(review, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise ReviewInvalid("the body is not JSON") from None
     if not isinstance(review, dict) or review.get("kind") != "AdmissionReview":
@@ -93,6 +97,22 @@ def _request(body: bytes) -> JsonObject:
     if not isinstance(request, dict) or not isinstance(request.get("uid"), str):
         raise ReviewInvalid("the AdmissionReview has no request with a `uid`")
     return request
+
+
+def _finite(text: str) -> float:
+    """A number that can be written as JSON again. Raises ValueError where it is too large."""
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    """Python would take ``NaN`` and ``Infinity``, which are no JSON."""
+    raise ValueError(text)
+
+
+def _shortened(message: str) -> str:
+    """A message that may quote what a pod's author wrote, for whoever keeps it."""
+    return message if len(message) <= _MESSAGE_CHARS else f"{message[:_MESSAGE_CHARS]} ..."
 
 
 def _wants_sidecar(request: JsonObject, pod: JsonObject) -> bool:
