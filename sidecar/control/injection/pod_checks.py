@@ -114,9 +114,16 @@ def refuse_reserved_names(names: Iterable[str]) -> None:
 
 
 def volume_names(pod_spec: JsonObject) -> list[str]:
-    """The names of the pod's volumes. Raises ManifestInvalid where they have a wrong shape."""
-    volumes = get_mappings(pod_spec, "volumes", _SPEC)
-    return [get_string(volume, "name", f"{_SPEC}.volumes") for volume in volumes]
+    """The names of the pod's volumes; each has one.
+
+    Raises:
+        ManifestInvalid: a volume has none, or they have a wrong shape.
+    """
+    where = f"{_SPEC}.volumes"
+    names = [get_string(v, "name", where) for v in get_mappings(pod_spec, "volumes", _SPEC)]
+    if "" in names:
+        raise ManifestInvalid(f"{where}: a volume has no name")
+    return names
 
 
 def _mounted_names(pod_spec: JsonObject) -> Iterator[tuple[str, str]]:

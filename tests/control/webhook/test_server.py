@@ -101,6 +101,11 @@ MALFORMED = {
     "v1beta1": b'{"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1beta1"}',
     "no request": b'{"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1"}',
     "a number": b"1",
+    "half a character": recorded("update").replace(b'"UPDATE"', b'"\\uD800"'),
+    "half a character in bytes": recorded("update").replace(b'"UPDATE"', b'"\xed\xa0\x80"'),
+    "no number": recorded("update").replace(b'"UPDATE"', b"NaN"),
+    "a number that is too large": recorded("update").replace(b'"UPDATE"', b"1e999"),
+    "a million values": b"[" + b"[]," * 1_000_000 + b"1]",
 }
 
 
@@ -112,10 +117,26 @@ def test_what_is_no_review_is_a_bad_request(webhook: Webhook, body: bytes) -> No
 
 def test_shapes_that_no_api_server_sends(webhook: Webhook) -> None:
     document = json.loads(recorded("create-by-job-controller"))
-    for shape in ([], {"containers": 1}, {"containers": [{"volumeMounts": {}}]}):
+    for shape in (
+        [],
+        {"containers": 1},
+        {"containers": [{"volumeMounts": {}}]},
+        {"containers": [{"env": [{"name": {}}]}]},
+        {"containers": [{}], "volumes": [{"persistentVolumeClaim": {"claimName": "team"}}]},
+    ):
         document["request"]["object"]["spec"] = shape
         response = review(webhook.connect(), json.dumps(document).encode())
         assert response["status"]["message"].startswith("SC1012 MANIFEST_INVALID: ")
+
+
+def test_a_refusal_that_quotes_a_long_name_is_short(webhook: Webhook) -> None:
+    document = json.loads(recorded("create-by-job-controller"))
+    annotations = document["request"]["object"]["metadata"]["annotations"]
+    annotations["mount-sidecar.io/outputs"] = "x" * 100_000
+    response = review(webhook.connect(), json.dumps(document).encode())
+    message = response["status"]["message"]
+    assert message.startswith("SC1020 VOLUME_UNKNOWN: ")
+    assert len(message) < 5000
 
 
 def test_a_huge_request_is_refused_and_a_large_one_answered(webhook: Webhook) -> None:
