@@ -12,7 +12,6 @@ Standard library only, since the sidecar's memory is the experiment's.
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import functools
 import logging
@@ -30,27 +29,15 @@ from typing import Final, NamedTuple
 
 from sidecar import logs
 from sidecar.errors import PortInUse
-from sidecar.http_message import (
-    CONTINUE,
-    Head,
-    Refused,
-    Request,
-    Response,
-    parse_head,
-    render,
-)
+from sidecar.http_connection import SMALL_BYTES, Body, Connection, Phase
+from sidecar.http_message import Head, Refused, Request, Response, render
 from sidecar.units import KIB
 
 log = logging.getLogger("sidecar.http")
 
-HEAD_BYTES: Final = 8 * KIB
 _BACKLOG: Final = 256
 _SOCKET_BUFFER_BYTES: Final = 128 * KIB
 """The kernel's buffers of a connection, which it would otherwise let grow to megabytes."""
-_CHUNK_BYTES: Final = 64 * KIB
-"""Read at once. More than a record of TLS, so that nothing is left where no selector sees it."""
-_SMALL_BYTES: Final = 64 * KIB
-"""A connection that holds no more than this is not counted: their number is bounded."""
 _ACCEPTS_IN_A_TURN: Final = 16
 _LINGER_S: Final = 2.0
 """How long to read on after a refusal, so that the client sees it instead of a reset."""
@@ -119,59 +106,6 @@ def listen(host: str, port: int, hint: str) -> socket.socket:
     return listener
 
 
-class _Phase(enum.Enum):
-    HANDSHAKE = enum.auto()
-    READING = enum.auto()  # a request, or waiting for one
-    COMPUTING = enum.auto()  # the answer, in a route's thread
-    WRITING = enum.auto()
-    LINGERING = enum.auto()  # after a refusal
-
-
-class _Connection:
-    """One client.
-
-    Attributes:
-        deadline_s: when it is closed unless it got further (monotonic).
-        events: what the selector looks for; 0 if it is not registered.
-        head: of the request that is being read or answered.
-        served: how many requests were answered.
-    """
-
-    __slots__ = (
-        "body_bytes",
-        "deadline_s",
-        "events",
-        "head",
-        "incoming",
-        "outgoing",
-        "phase",
-        "served",
-        "socket",
-        "then",
-    )
-
-    def __init__(self, connected: socket.socket, phase: _Phase, deadline_s: float) -> None:
-        self.socket = connected
-        self.phase = phase
-        self.deadline_s = deadline_s
-        self.events = 0
-        self.incoming = bytearray()
-        self.head: Head | None = None
-        self.body_bytes = 0  # of the request that is being answered
-        self.outgoing = memoryview(b"")
-        self.then: _Phase | None = None  # after writing; None: close
-        self.served = 0
-
-    @property
-    def held_bytes(self) -> int:
-        return len(self.incoming) + self.body_bytes + len(self.outgoing)
-
-    @property
-    def silent(self) -> bool:
-        """Whether nothing of a request has come."""
-        return self.phase is _Phase.READING and self.head is None and not self.incoming
-
-
 class HttpServer:
     """Serves one listening socket.
 
@@ -196,10 +130,10 @@ class HttpServer:
             name: ThreadPoolExecutor(1, thread_name_prefix=name)
             for name in {route.thread for route in routes.values()}
         }
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         # Those that wait for their client, the one that waits longest first.
-        self._waiting: dict[_Connection, None] = {}
-        self._answers: deque[tuple[_Connection, Future[Response]]] = deque()
+        self._waiting: dict[Connection, None] = {}
+        self._answers: deque[tuple[Connection, Future[Response]]] = deque()
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
         self._accept_again_s: float | None = None  # while no connection is accepted
@@ -269,9 +203,7 @@ class HttpServer:
 
     def _welcome(self, connected: socket.socket) -> None:
         connected.setblocking(False)
-        phase = _Phase.READING
         if self._tls is not None:
-            phase = _Phase.HANDSHAKE
             try:
                 connected = self._tls().wrap_socket(
                     connected, server_side=True, do_handshake_on_connect=False
@@ -279,7 +211,7 @@ class HttpServer:
             except OSError:  # the client has hung up already
                 connected.close()
                 return
-        connection = _Connection(connected, phase, time.monotonic() + self._limits.idle_s)
+        connection = Connection(connected, time.monotonic() + self._limits.idle_s)
         self._connections.add(connection)
         self._waiting[connection] = None
         self._watch(connection, selectors.EVENT_READ)
@@ -306,19 +238,19 @@ class HttpServer:
                 limit=self._limits.connections,
             )
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: Connection) -> None:
         self._watch(connection, 0)
         self._connections.discard(connection)
         self._waiting.pop(connection, None)
         connection.socket.close()
 
-    def _wait_for_client(self, connection: _Connection, phase: _Phase, seconds: float) -> None:
+    def _wait_for_client(self, connection: Connection, phase: Phase, seconds: float) -> None:
         connection.phase = phase
         connection.deadline_s = time.monotonic() + seconds
         self._waiting.pop(connection, None)
         self._waiting[connection] = None  # as the last
 
-    def _watch(self, connection: _Connection, events: int) -> None:
+    def _watch(self, connection: Connection, events: int) -> None:
         if connection.events == events:
             return
         if not connection.events:
@@ -342,7 +274,7 @@ class HttpServer:
         for connection in [c for c in self._waiting if c.deadline_s <= now_s]:
             if connection not in self._connections:
                 continue  # dropped for the answer to another one
-            if connection.phase is _Phase.READING and not connection.silent:
+            if connection.phase is Phase.READING and not connection.is_silent:
                 late = Refused(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
                 self._send(connection, late.response, refused=True)
             else:
@@ -362,25 +294,25 @@ class HttpServer:
         self._accept_again_s = None
         self._listener.close()
         for connection in list(self._connections):
-            if connection in self._connections and connection.silent:
+            if connection in self._connections and connection.is_silent:
                 self._advance(connection)  # what has come, and was not read yet
-            if connection.silent and connection.served:
+            if connection.is_silent and connection.served:
                 self._close(connection)
 
     # --- requests -----------------------------------------------------------------------------
 
-    def _advance(self, connection: _Connection) -> None:
+    def _advance(self, connection: Connection) -> None:
         """Do what can be done without waiting."""
         try:
-            if connection.phase is _Phase.HANDSHAKE:
-                assert isinstance(connection.socket, ssl.SSLSocket)
-                connection.socket.do_handshake()
-                self._wait_for_client(connection, _Phase.READING, self._limits.idle_s)
+            if connection.phase is Phase.HANDSHAKE:
+                connection.shake_hands()
+                self._wait_for_client(connection, Phase.READING, self._limits.idle_s)
                 self._watch(connection, selectors.EVENT_READ)
-            if connection.phase is _Phase.WRITING:
+            if connection.phase is Phase.WRITING:
                 self._write(connection)
-            elif connection.phase is _Phase.LINGERING:
-                self._discard(connection)
+            elif connection.phase is Phase.LINGERING:
+                if not connection.discard():
+                    self._close(connection)
             else:
                 self._read(connection)
         except ssl.SSLWantReadError:
@@ -388,42 +320,36 @@ class HttpServer:
         except ssl.SSLWantWriteError:
             self._watch(connection, selectors.EVENT_WRITE)
         except BlockingIOError:
-            writing = connection.phase is _Phase.WRITING
+            writing = connection.phase is Phase.WRITING
             self._watch(connection, selectors.EVENT_WRITE if writing else selectors.EVENT_READ)
         except OSError:  # it hung up, or speaks no TLS
             self._close(connection)
 
-    def _read(self, connection: _Connection) -> None:
-        data = connection.socket.recv(_CHUNK_BYTES)
-        if not data:
-            self._close(connection)
-            return
-        if connection.silent:
+    def _read(self, connection: Connection) -> None:
+        if connection.is_silent:
             connection.deadline_s = time.monotonic() + self._limits.request_s
-        connection.incoming += data
-        self._take_request(connection)
+        if connection.receive():
+            self._take_request(connection)
+        else:
+            self._close(connection)
 
-    def _take_request(self, connection: _Connection) -> None:
+    def _take_request(self, connection: Connection) -> None:
+        """Hand a request to its route, once it is whole."""
         try:
-            if connection.head is None:
-                connection.head = self._take_head(connection)
-            if connection.head is not None:
-                self._take_body(connection, connection.head)
+            head = connection.head
+            if head is None and (head := connection.take_head()) is not None:
+                self._check(head)
+                connection.expect_body(head)
+            self._make_room(connection)
         except Refused as refused:
             self._send(connection, refused.response, refused=True)
+            return
+        body = connection.take_body()
+        if head is not None and body is not None:
+            self._compute(connection, head, body)
 
-    def _take_head(self, connection: _Connection) -> Head | None:
-        """The head, once it is there. Raises Refused."""
-        end = connection.incoming.find(b"\r\n\r\n", 0, HEAD_BYTES)
-        if end < 0:
-            if len(connection.incoming) >= HEAD_BYTES:
-                raise Refused(
-                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                    f"the headers are longer than {HEAD_BYTES // KIB} KiB",
-                )
-            return None
-        head = parse_head(bytes(connection.incoming[:end]))
-        del connection.incoming[: end + 4]
+    def _check(self, head: Head) -> None:
+        """Raises Refused where no route takes the request."""
         route = self._routes.get(head.path)
         if route is None:
             raise Refused(HTTPStatus.NOT_FOUND, "no such page")
@@ -436,38 +362,24 @@ class HttpServer:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is longer than {limit_bytes} bytes"
             )
-        if head.waits and len(connection.incoming) < head.body_bytes:
-            # A client that does not see it sends the body after a moment (RFC 9110, 10.1.1).
-            with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                connection.socket.send(CONTINUE)
-        return head
 
-    def _take_body(self, connection: _Connection, head: Head) -> None:
-        """Hand the request to its route, once it is whole. Raises Refused."""
-        self._make_room(connection)
-        if len(connection.incoming) < head.body_bytes:
-            return
-        body = bytes(connection.incoming[: head.body_bytes])
-        del connection.incoming[: head.body_bytes]
-        connection.body_bytes = len(body)
-        connection.phase = _Phase.COMPUTING
+    def _compute(self, connection: Connection, head: Head, body: Body) -> None:
+        connection.phase = Phase.COMPUTING
         self._waiting.pop(connection, None)
         self._watch(connection, 0)
         route = self._routes[head.path]
-        future = self._threads[route.thread].submit(
-            route.answer, Request(head.method, head.path, body)
-        )
+        future = self._threads[route.thread].submit(_answer, route, head, body)
         future.add_done_callback(functools.partial(self._on_answer, connection))
 
-    def _make_room(self, connection: _Connection) -> None:
+    def _make_room(self, connection: Connection) -> None:
         """Drop the oldest that hold much, until all hold less than the limit.
 
         Raises:
             Refused: what is left belongs to requests that are being answered.
         """
-        if connection.held_bytes <= _SMALL_BYTES:
+        if connection.held_bytes <= SMALL_BYTES:
             return
-        large = [c for c in self._connections if c.held_bytes > _SMALL_BYTES]
+        large = [c for c in self._connections if c.held_bytes > SMALL_BYTES]
         held_bytes = sum(c.held_bytes for c in large)
         victims = [c for c in self._waiting if c in large and c is not connection]
         while held_bytes > self._limits.held_bytes:
@@ -478,7 +390,7 @@ class HttpServer:
 
     # --- answers ------------------------------------------------------------------------------
 
-    def _on_answer(self, connection: _Connection, future: Future[Response]) -> None:
+    def _on_answer(self, connection: Connection, future: Future[Response]) -> None:
         """In the route's thread."""
         self._answers.append((connection, future))
         self._wake_up()
@@ -490,10 +402,9 @@ class HttpServer:
 
     def _take_answers(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._woken.recv(_CHUNK_BYTES)
+            self._woken.recv(_BACKLOG)
         while self._answers:
             connection, future = self._answers.popleft()
-            connection.body_bytes = 0
             failure = future.exception()
             if failure is None:
                 self._send(connection, future.result())
@@ -502,7 +413,7 @@ class HttpServer:
                 broken = Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug: see the log")
                 self._send(connection, broken.response)
 
-    def _send(self, connection: _Connection, response: Response, *, refused: bool = False) -> None:
+    def _send(self, connection: Connection, response: Response, *, refused: bool = False) -> None:
         head = connection.head
         keeps_open = head is not None and head.keeps_open and not refused and not self._stopping
         data = render(
@@ -510,12 +421,9 @@ class HttpServer:
             keeps_open=keeps_open,
             head_only=head is not None and head.method == "HEAD",
         )
-        connection.outgoing = memoryview(data)
-        connection.then = _Phase.READING if keeps_open else _Phase.LINGERING if refused else None
-        if refused:
-            connection.incoming.clear()
-        connection.served += 1
-        self._wait_for_client(connection, _Phase.WRITING, self._limits.request_s)
+        then = Phase.READING if keeps_open else Phase.LINGERING if refused else None
+        connection.answer(data, then)
+        self._wait_for_client(connection, Phase.WRITING, self._limits.request_s)
         try:
             self._make_room(connection)
         except Refused:
@@ -523,36 +431,29 @@ class HttpServer:
         else:
             self._advance(connection)
 
-    def _write(self, connection: _Connection) -> None:
-        while connection.outgoing:
-            sent_bytes = connection.socket.send(connection.outgoing)
-            connection.outgoing = connection.outgoing[sent_bytes:]
-        connection.outgoing = memoryview(b"")  # releases the answer
-        connection.head = None
-        if connection.then is _Phase.READING:
-            self._wait_for_client(connection, _Phase.READING, self._limits.idle_s)
-            self._watch(connection, selectors.EVENT_READ)
-            if connection.incoming:
-                connection.deadline_s = time.monotonic() + self._limits.request_s
-                self._take_request(connection)
+    def _write(self, connection: Connection) -> None:
+        connection.send()
+        if connection.then is Phase.READING:
+            self._go_on(connection)
             return
-        _say_goodbye(connection.socket)
+        connection.say_goodbye()
         if connection.then is None:
             self._close(connection)
         else:
-            self._wait_for_client(connection, _Phase.LINGERING, _LINGER_S)
+            self._wait_for_client(connection, Phase.LINGERING, _LINGER_S)
             self._watch(connection, selectors.EVENT_READ)
 
-    def _discard(self, connection: _Connection) -> None:
-        # Around TLS, which has said goodbye.
-        if not socket.socket.recv(connection.socket, _CHUNK_BYTES):
-            self._close(connection)
+    def _go_on(self, connection: Connection) -> None:
+        """Take the next request, of which something may have come before the answer."""
+        self._wait_for_client(connection, Phase.READING, self._limits.idle_s)
+        self._watch(connection, selectors.EVENT_READ)
+        if not connection.is_silent:
+            connection.deadline_s = time.monotonic() + self._limits.request_s
+            self._take_request(connection)
+        elif connection.has_hidden:
+            self._read(connection)
 
 
-def _say_goodbye(connected: socket.socket) -> None:
-    """Tell the client that nothing follows, without waiting for it."""
-    with contextlib.suppress(OSError):
-        if isinstance(connected, ssl.SSLSocket):
-            connected.unwrap()
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(connected, socket.SHUT_WR)
+def _answer(route: Route, head: Head, body: Body) -> Response:
+    """In the route's thread, where a large body is copied: one at a time."""
+    return route.answer(Request(head.method, head.path, bytes(body)))

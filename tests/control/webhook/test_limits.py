@@ -168,6 +168,17 @@ def test_forty_large_bodies_that_end(webhook: Webhook) -> None:
     assert resident_bytes(pid) < before_bytes + 24 * MIB
 
 
+def test_requests_of_one_record(webhook: Webhook) -> None:
+    """TLS decrypts it as a whole: what is left of it, no selector sees."""
+    body = recorded("update")
+    with secured(webhook) as client:
+        client.settimeout(60)
+        client.sendall((HEAD % len(body) + body) * 4 + b"GET /other HTTP/1.1\r\n\r\n")
+        answers = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answers.count(b"HTTP/1.1 200 OK") == 4
+    assert answers.count(b"HTTP/1.1 404 ") == 1
+
+
 def test_what_has_begun_is_answered_after_sigterm(webhook: Webhook) -> None:
     body = recorded("create-by-job-controller")
     half = len(body) // 2
