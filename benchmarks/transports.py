@@ -239,7 +239,7 @@ def _mounted(transport: str, sizes: Sizes, folder: Path) -> Iterator[Mount]:
     environment = {"TMPDIR": str(folder), "PYTHONPATH": str(host.ROOT)}
     with running(Launch(argv, environment, path), transport, folder / "log") as mount:
         if transport == "kernel":
-            mounts.raise_readahead(str(path))  # As the supervisor does.
+            mounts.Mountpoint(str(path)).raise_readahead()  # As the supervisor does.
         yield mount
 
 

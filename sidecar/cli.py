@@ -26,7 +26,6 @@ from sidecar.errors import (
     SidecarError,
     SpecChanged,
     SpecInvalid,
-    StateUnusable,
     UsageError,
 )
 from sidecar.spec import (
@@ -320,13 +319,22 @@ def janitor(root: Path, interval_s: float, *, once: bool) -> None:
 
 def _write_validated(spec: PersistenceSpec) -> Path:
     """Write the spec for the supervisor and its workers; the file. Raises StateUnusable."""
+    from sidecar.mounter.system import directories
+    from sidecar.mounter.system.atomic_file import replace_text, temporary_name
+
     validated = Path(spec.roots.state) / "spec.json"
     try:
-        validated.parent.mkdir(parents=True, exist_ok=True)
-        validated.write_text(spec.to_json())
+        state = directories.open_directory(validated.parent, make=True)
+        try:
+            for name in (validated.name, temporary_name(validated.name)):
+                directories.remove(state, name)
+            replace_text(validated.name, spec.to_json(), state)
+        finally:
+            os.close(state)
     except OSError as failure:
-        raise StateUnusable(
-            f"cannot write `{validated}`: {failure.strerror}",
+        raise directories.unusable(
+            f"cannot write `{validated}`",
+            failure,
             "the state directory (`roots.state`) must be writable",
         ) from None
     return validated

@@ -43,7 +43,8 @@ def _open_values(directory: Path, identity: str) -> None:
 
 def _reserve(path: Path) -> None:
     """Allocate the file's blocks: writing a mapped page on a full disk is SIGBUS (mmap(2))."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
     try:
         os.posix_fallocate(descriptor, 0, _FILE_BYTES)
     finally:

@@ -85,6 +85,8 @@ class Janitor:
             except MountFailed as error:
                 logs.event(log, "not detached", logging.WARNING, path=path, why=error.what)
                 continue
+            if not count:  # its path leads elsewhere by now
+                continue
             logs.event(log, "detached what a dead sidecar left", path=path, count=count)
             cleared.append(path)
         devices = {mount.device for stack in ours.values() for mount in stack}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 import uuid
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -97,3 +99,32 @@ class Refusing:
 def in_namespace(script: str) -> list[str]:
     """Words before a command: it runs in a mount namespace of its own, after the script."""
     return ["unshare", "-m", "sh", "-ec", f'{script}\nexec "$@"', "sh"]
+
+
+def refused(sidecar: Sidecar, exit_status: int, line: str) -> None:
+    """Run it: it must end with this status and this one line, and leave nothing."""
+    sidecar.start(wait=False)
+    try:
+        ended_with(sidecar, exit_status, line)
+    finally:
+        sidecar.clean_up()
+
+
+def ended_with(sidecar: Sidecar, exit_status: int, line: str) -> None:
+    status = sidecar.wait()
+    mounted = sidecar.mounted()
+    said = sidecar.said()
+    print(f"exit {status}:", *said)  # `pytest -rP` shows what each bad day looks like
+    assert len(said) == 1, sidecar.log()
+    assert re.fullmatch(line, said[0]), said[0]
+    assert status == exit_status
+    assert sidecar.output_file.read_text() == ""
+    assert "Traceback" not in sidecar.log()
+    assert sidecar.termination_message.read_text() == said[0] + "\n"
+    assert not (sidecar.shared / ".sidecar/ready").exists()
+    assert mounted == []
+    # Children of a worker that was killed see the end of their connection, and leave.
+    deadline_s = time.monotonic() + 5
+    while sidecar.processes() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert sidecar.processes() == []

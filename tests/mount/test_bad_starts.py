@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,10 @@ from sidecar.spec import ClaimSource, HostPathSource, Http, Times, TransportName
 from tests.mount.buckets import (
     CLOUDS,
     bucket_sidecar,
+    ended_with,
     in_namespace,
     make_cloud,
+    refused,
 )
 from tests.support.clouds import Cloud, RcloneCloud, S3Cloud
 from tests.support.servers import (
@@ -39,35 +40,6 @@ EXIT_USAGE = 2
 EXIT_MOUNT = 3
 NO_SUCH_ID = "no-such-id"
 WRONG = "wrong-0123456789"
-
-
-def refused(sidecar: Sidecar, exit_status: int, line: str) -> None:
-    """Run it: it must end with this status and this one line, and leave nothing."""
-    sidecar.start(wait=False)
-    try:
-        ended_with(sidecar, exit_status, line)
-    finally:
-        sidecar.clean_up()
-
-
-def ended_with(sidecar: Sidecar, exit_status: int, line: str) -> None:
-    status = sidecar.wait()
-    mounted = sidecar.mounted()
-    said = sidecar.said()
-    print(f"exit {status}:", *said)  # `pytest -rP` shows what each bad day looks like
-    assert len(said) == 1, sidecar.log()
-    assert re.fullmatch(line, said[0]), said[0]
-    assert status == exit_status
-    assert sidecar.output_file.read_text() == ""
-    assert "Traceback" not in sidecar.log()
-    assert sidecar.termination_message.read_text() == said[0] + "\n"
-    assert not (sidecar.shared / ".sidecar/ready").exists()
-    assert mounted == []
-    # Children of a worker that was killed see the end of their connection, and leave.
-    deadline_s = time.monotonic() + 5
-    while sidecar.processes() and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    assert sidecar.processes() == []
 
 
 def directory_volume(path: Path, source: HostPathSource | ClaimSource) -> Volume:
@@ -387,8 +359,8 @@ def test_state_directory_is_a_file(tmp_path: Path, s3: Cloud) -> None:
     refused(
         sidecar,
         EXIT_MOUNT,
-        f"error SC1086 STATE_UNUSABLE: cannot write `{sidecar.state}/spec.json`: File exists; "
-        r"the state directory \(`roots.state`\) must be writable",
+        f"error SC1086 STATE_UNUSABLE: cannot write `{sidecar.state}/spec.json`: "
+        f"`{sidecar.state}` is a file; remove it",
     )
 
 

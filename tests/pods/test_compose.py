@@ -36,6 +36,13 @@ id -u
 cat /mnt/persistence/data/datasets/digits.csv
 echo learned > "$POLYAXON_RUN_OUTPUTS_PATH/model.txt"
 """
+AS_ROOT = """
+cd /mnt/persistence
+for file in x .sidecar/ready outputs/x; do
+    if touch "$file" 2> /dev/null; then echo "wrote $file"; fi
+done
+touch outputs/runs/of-root
+"""
 
 
 def services() -> dict[str, Json]:
@@ -76,7 +83,12 @@ def volume(mount: str | Json, folder: Path) -> str:
         (folder / "volumes" / source).mkdir(parents=True)
         return f"{folder / 'volumes' / source}:{rest}"
     assert mount["type"] == "bind"
-    return f"{folder / mount['source']}:{mount['target']}:{mount['bind']['propagation']}"
+    how = mount["bind"]["propagation"]
+    if mount.get("read_only"):
+        # Podman leaves the mounts in it as they are; Docker has to be told so.
+        assert mount["bind"]["recursive"] == "writable"
+        how += ",ro"
+    return f"{folder / mount['source']}:{mount['target']}:{how}"
 
 
 @pytest.fixture
@@ -133,6 +145,12 @@ def test_the_experiment_starts_when_the_sidecar_is_healthy(tmp_path: Path, folde
                 check=False,
             )
             assert (done.stdout, done.stderr) == ("1000\nseven\n", "")
+            done = podman(
+                *("run", "--rm", "--user", "0", *shared, *options(experiment, folder)),
+                *(experiment["image"], "sh", "-ec", AS_ROOT),
+                check=False,
+            )
+            assert (done.stdout, done.stderr) == ("", "")
             podman("stop", "--time", sidecar["stop_grace_period"].removesuffix("s"), container.name)
             assert container.wait() == 0, container.logs()
         finally:

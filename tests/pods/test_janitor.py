@@ -136,14 +136,15 @@ def test_what_a_killed_sidecar_left_is_detached_and_decoys_stay(
 
 
 def test_a_guard_without_its_mount_is_cleared(tmp_path: Path) -> None:
-    place = tmp_path / "pods/volumes/shared/data/x"
-    place.mkdir(parents=True)
-    mounts.guard(str(place))
+    place = mounts.Mountpoint(str(tmp_path / "pods/volumes/shared/data/x"))
+    place.prepare()
+    place.guard()
     try:
         look(tmp_path / "pods")
         assert below(tmp_path) == []
     finally:
-        mounts.clear(str(place))
+        place.clear()
+        place.close()
 
 
 def test_a_server_that_only_does_not_answer_keeps_its_mount(
@@ -201,17 +202,18 @@ def test_what_it_cannot_work_with_is_said(arguments: list[str], said: str) -> No
 
 
 def test_it_looks_again_and_again_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    place = tmp_path / "pods/x"
-    place.mkdir(parents=True)
+    place = mounts.Mountpoint(str(tmp_path / "pods/x"))
+    place.prepare()
     command = [sys.executable, "-m", "sidecar", "janitor", "--root", str(tmp_path / "pods")]
     with subprocess.Popen([*command, "--interval", "1"], stderr=subprocess.PIPE, text=True) as it:
         assert it.stderr is not None
         assert "looking after" in it.stderr.readline()
-        mounts.guard(str(place))
+        place.guard()
         assert "detached" in it.stderr.readline()
         it.terminate()
         assert it.wait() == 0
     assert below(tmp_path) == []
+    place.close()
 
 
 @pytest.mark.usefixtures("images")

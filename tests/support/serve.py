@@ -115,9 +115,10 @@ def main() -> None:
                 libfuse.serve(filesystem, mountpoint, "memory", metrics, _say_serving)
                 continue
             descriptor = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-            mounts.mount_fuse(
+            place = mounts.Mountpoint(mountpoint)
+            place.prepare()
+            place.mount_fuse(
                 descriptor,
-                mountpoint,
                 "memory",
                 read_only=options.read_only,
                 max_read_bytes=MAX_REQUEST_BYTES,

@@ -16,7 +16,7 @@ use the same two files share nothing else.
   out unread (passthrough). A note of an earlier boot does not count, because a crash may lose
   pages that no time stamp tells of. Any other whole file is compared first, and sealed then.
 - flock(2) on the map protects both files: it is shared for their users, and exclusive for
-  whoever makes or deletes them.
+  whoever makes or deletes them. No lock is waited for without limit (:mod:`.file_locks`).
 
 The map is accessed by pread(2) and pwrite(2), not by mmap(2): a mapped page that the disk
 refuses, or that another process cuts off, raises SIGBUS.
@@ -38,6 +38,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from sidecar.mounter.cache.cache_folder import EntryGone, is_private, open_own_file
+from sidecar.mounter.cache.file_locks import Patience
 from sidecar.units import KIB, MIB
 
 log = logging.getLogger(__name__)
@@ -80,19 +82,17 @@ class DiskBudget(Protocol):
         """Make room, and take it by ``allocate``. False beyond the budget. Raises OSError."""
 
 
-class EntryGone(Exception):
-    """The files were deleted while they were opened, or their maker failed: open them again."""
-
-
 class CacheEntry:
     """One object version in the cache. Safe to use from any thread and process.
 
     Every method may raise OSError. The caller then asks the store instead.
 
     Args:
-        path: of the data file; the map is beside it.
+        directory: descriptor of the directory in which the files are.
+        path: of the data file, for messages; the map is beside it.
         size_bytes: the object's.
         budget: where the files' disk space comes from.
+        patience: takes the locks.
         on_damage: called for each block that is not as it was stored.
 
     Attributes:
@@ -105,9 +105,16 @@ class CacheEntry:
     """
 
     def __init__(
-        self, path: Path, size_bytes: int, budget: DiskBudget, on_damage: Callable[[], None]
+        self,
+        directory: int,
+        path: Path,
+        size_bytes: int,
+        budget: DiskBudget,
+        patience: Patience,
+        on_damage: Callable[[], None],
     ) -> None:
         self._budget = budget
+        self._patience = patience
         self._on_damage = on_damage
         self.path = path
         self.size_bytes = size_bytes
@@ -117,14 +124,13 @@ class CacheEntry:
         self._store_lock = threading.Lock()
         self._stamped_s = time.monotonic()
         self._blocks = -(-size_bytes // CACHE_BLOCK_BYTES)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with contextlib.ExitStack() as on_failure:
-            self._map_fd = os.open(path.with_suffix(".map"), flags, 0o600)
+            self._map_fd = open_own_file(directory, path.with_suffix(".map").name)
             on_failure.callback(os.close, self._map_fd)
-            exclusive = _lock_exclusively(self._map_fd)
+            exclusive = self._lock_exclusively()
             if self.evicted:
                 raise EntryGone
-            self._fd = os.open(path, flags, 0o600)
+            self._fd = open_own_file(directory, path.name)
             on_failure.callback(os.close, self._fd)
             if not self._has_map():
                 if not exclusive:
@@ -133,7 +139,7 @@ class CacheEntry:
             if os.fstat(self._fd).st_size != size_bytes:
                 os.ftruncate(self._fd, size_bytes)  # checksums find what was cut off
             os.utime(self._map_fd)
-            fcntl.flock(self._map_fd, fcntl.LOCK_SH)
+            self._lock_shared()
             on_failure.pop_all()
 
     def _has_map(self) -> bool:
@@ -165,8 +171,11 @@ class CacheEntry:
     # --- users ----------------------------------------------------------------------------
 
     def mark_used(self) -> bool:
-        """Protect the files from eviction. False if they were evicted already."""
-        fcntl.flock(self._map_fd, fcntl.LOCK_SH)
+        """Protect the files from eviction. False if they are evicted, or somebody may do so now."""
+        try:
+            fcntl.flock(self._map_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         now_s = time.monotonic()
         if now_s - self._stamped_s >= _USE_STAMP_S:
             self._stamped_s = now_s
@@ -276,6 +285,11 @@ class CacheEntry:
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     @property
+    def is_private(self) -> bool:
+        """Whether nobody else may change the file, so that it may be sealed."""
+        return is_private(os.fstat(self._fd))
+
+    @property
     def whole(self) -> bool:
         """Whether every block is valid."""
         packed = self._read_map_bytes(_HEADER_BYTES, self._blocks * _BLOCK.size)
@@ -283,7 +297,7 @@ class CacheEntry:
 
     def compare_and_seal(self) -> None:
         """Read the whole file once, and seal it if every block is as it was stored."""
-        before = self._identity()
+        before = _identity(os.fstat(self._fd))
         buffer = bytearray(min(_COMPARE_BYTES, self.size_bytes))
         for start in range(0, self.size_bytes, _COMPARE_BYTES):
             size = min(_COMPARE_BYTES, self.size_bytes - start)
@@ -291,23 +305,20 @@ class CacheEntry:
                 if self.read(start, view) != size:
                     return
         with self._locked_data():
-            if self._identity() == before:
+            if _identity(os.fstat(self._fd)) == before:
                 self._note(_boot_id())
 
     def _boot_of_note(self) -> bytes:
         """The boot that the file was noted in, if it looks as noted and that is this boot."""
         _, _, boot_id, *identity = _HEADER.unpack(self._read_map_bytes(0, _HEADER.size))
-        holds = tuple(identity) == self._identity() and boot_id == _boot_id()
+        now = os.fstat(self._fd)
+        holds = tuple(identity) == _identity(now) and boot_id == _boot_id() and is_private(now)
         return bytes(boot_id) if holds else _UNKNOWN_BOOT
 
     def _note(self, boot_id: bytes) -> None:
         """Note how the file looks, and the boot since which every change was this cache's."""
-        header = _HEADER.pack(_MAGIC, self.size_bytes, boot_id, *self._identity())
+        header = _HEADER.pack(_MAGIC, self.size_bytes, boot_id, *_identity(os.fstat(self._fd)))
         os.pwrite(self._map_fd, header, 0)
-
-    def _identity(self) -> tuple[int, int, int, int]:
-        now = os.fstat(self._fd)
-        return now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
     # --- the map --------------------------------------------------------------------------
 
@@ -370,7 +381,7 @@ class CacheEntry:
         An open file description lock (fcntl(2)): it ends with a process that dies.
         """
         with self._lock:
-            _lock_bytes(self._map_fd, fcntl.F_WRLCK)
+            self._patience.take(lambda: _lock_bytes(self._map_fd, fcntl.F_WRLCK))
             try:
                 yield
             finally:
@@ -380,25 +391,33 @@ class CacheEntry:
     def _locked_data(self) -> Iterator[None]:
         """While blocks are written. Readers do not wait for it."""
         with self._store_lock:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._patience.take(lambda: fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
             try:
                 yield
             finally:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
 
+    def _lock_exclusively(self) -> bool:
+        """Lock the map. If others have it, wait until it is made, share it, and return False."""
+        try:
+            fcntl.flock(self._map_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock_shared()
+            return False
+        return True
 
-def _lock_exclusively(descriptor: int) -> bool:
-    """Lock a map. If others have it, wait until it is made, share the lock, and return False."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        return False
-    return True
+    def _lock_shared(self) -> None:
+        """Also in place of the exclusive lock, which flock(2) gives up first."""
+        self._patience.take(lambda: fcntl.flock(self._map_fd, fcntl.LOCK_SH | fcntl.LOCK_NB))
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """How a file looks."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _lock_bytes(descriptor: int, kind: int) -> None:
-    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0))
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0))
 
 
 def _state(block: tuple[int, int, float], now_s: float) -> BlockState:

@@ -10,6 +10,8 @@ once. They share nothing but the folder.
 - Beyond the budget, the objects used least recently are evicted, except those in use. If
   nothing can be evicted, nothing is stored.
 - If somebody deletes the folder under a running process, it is made again.
+- It is a folder of this user's alone (:mod:`.cache_folder`), and no lock in it is waited for
+  without limit (:mod:`.file_locks`).
 """
 
 from __future__ import annotations
@@ -25,8 +27,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sidecar.mounter.cache.cache_entry import CacheEntry, EntryGone
+from sidecar.mounter.cache.cache_entry import CacheEntry
+from sidecar.mounter.cache.cache_folder import (
+    EntryGone,
+    FoundEntry,
+    open_folder,
+    open_own_file,
+    open_subfolder,
+    scan,
+)
+from sidecar.mounter.cache.file_locks import LockBusy, Patience
 from sidecar.mounter.store.interface import ObjectInfo
+from sidecar.mounter.system.directories import PathBlocked, open_file
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +49,8 @@ _SLACK_DIVISOR = 32
 _EVICTION_DIVISOR = 16
 """1/16 of the budget is evicted beyond need, so that not every store has to scan the folder."""
 _OPEN_ATTEMPTS = 5
+_USAGE = "usage"
 _USED = struct.Struct("<q")  # bytes
-_STAT_BLOCK_BYTES = 512
-"""The unit of st_blocks (stat(2))."""
 
 
 class LocalCopy:
@@ -89,10 +100,12 @@ class DiskCache:
         self._lock = threading.Lock()
         self._usage_lock = threading.Lock()  # flock(2) does not tell threads apart
         self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
+        self._patience = Patience()
+        self._folder = open_folder(directory)
         self._usage_fd = self._open_usage()
-        with self._locked_usage():
-            # A process that was killed may have left the counter wrong.
-            self._write_used(occupied_bytes(self._directory))
+        # A process that was killed may have left the counter wrong.
+        with contextlib.suppress(LockBusy), self._locked_usage():
+            self._write_used(self._count())
 
     # --- entries --------------------------------------------------------------------------
 
@@ -108,7 +121,7 @@ class DiskCache:
             entry = self._acquire_open(name)
         if entry is not None:
             return entry
-        if not create and not (self._directory / name[:2] / name).exists():
+        if not create and not self._has(name):
             return None
         try:
             made = self._open(name, info.size_bytes)  # may evict, which takes the lock
@@ -148,7 +161,7 @@ class DiskCache:
             return None
         try:
             descriptor = entry.open_sealed()
-            compare = descriptor is None and entry.whole
+            compare = descriptor is None and entry.whole and entry.is_private
         except OSError as error:
             log.warning("a cached object cannot be opened: %s", error)
             descriptor, compare = None, False
@@ -189,10 +202,40 @@ class DiskCache:
     def _open(self, name: str, size_bytes: int) -> CacheEntry:
         path = self._directory / name[:2] / name
         for _ in range(_OPEN_ATTEMPTS):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(EntryGone):
-                return CacheEntry(path, size_bytes, self, self._on_damage)
+            with contextlib.suppress(EntryGone), self._subfolder(name[:2], make=True) as directory:
+                return CacheEntry(
+                    directory, path, size_bytes, self, self._patience, self._on_damage
+                )
         raise OSError(f"{name} is broken, or is deleted again and again")
+
+    def _has(self, name: str) -> bool:
+        try:
+            with self._subfolder(name[:2]) as directory:
+                os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _subfolder(self, name: str, *, make: bool = False) -> Iterator[int]:
+        """A descriptor of a subfolder, for the block. Raises OSError."""
+        try:
+            descriptor = open_subfolder(self._folder, name, make=make)
+        except FileNotFoundError:
+            if not make:
+                raise
+            self._reopen_folder()
+            descriptor = open_subfolder(self._folder, name, make=True)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _reopen_folder(self) -> None:
+        """Somebody deleted the folder. Under the same number, which other threads use."""
+        made = open_folder(self._directory)
+        os.dup2(made, self._folder, inheritable=False)
+        os.close(made)
 
     def _close_one_idle(self) -> None:
         for name, entry in self._entries.items():
@@ -225,7 +268,7 @@ class DiskCache:
             try:
                 allocate()
             except OSError:
-                self._write_used(occupied_bytes(self._directory))
+                self._write_used(self._count())
                 raise
             return True
 
@@ -236,85 +279,73 @@ class DiskCache:
 
     def _evict(self, target_bytes: int) -> int:
         """Delete what was used least recently, down to ``target_bytes``; the bytes left."""
-        found = sorted(_scan(self._directory), key=lambda item: item[1])
-        used = sum(size for size, _, _ in found)
-        for size, _, path in found:
+        found = sorted(scan(self._folder), key=lambda entry: entry.used_s)
+        used = sum(entry.occupied_bytes for entry in found)
+        for entry in found:
             if used <= target_bytes:
                 break
-            if self._delete(path):
-                used -= size
+            try:
+                deleted = self._delete(entry)
+            except OSError:  # a directory that somebody put there, for example
+                continue
+            if deleted:
+                used -= entry.occupied_bytes
         return used
 
-    def _delete(self, path: Path) -> bool:
-        """Delete one entry unless somebody uses it. The usage lock is held."""
+    def _delete(self, found: FoundEntry) -> bool:
+        """Delete one entry unless somebody uses it. The usage lock is held. Raises OSError."""
         with self._lock:
-            entry = self._entries.get(path.name)
+            entry = self._entries.get(found.name)
             if entry is not None and entry.users:
                 return False
-        map_path = path.with_suffix(".map")
-        try:
-            descriptor = os.open(map_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            path.unlink(missing_ok=True)
+        map_name = f"{found.name}.map"
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(self._subfolder(found.subfolder))
+            # None of ours, or none: then it is nobody's lock.
+            with contextlib.suppress(FileNotFoundError, PathBlocked):
+                descriptor = open_file(directory, map_name, os.O_RDWR)
+                stack.callback(os.close, descriptor)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
+            for name in (found.name, map_name):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory)
             return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        else:
-            path.unlink(missing_ok=True)
-            map_path.unlink(missing_ok=True)
-            return True
-        finally:
-            os.close(descriptor)
+
+    def _count(self) -> int:
+        """The bytes that the files occupy."""
+        return sum(found.occupied_bytes for found in scan(self._folder))
 
     def _open_usage(self) -> int:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self._directory / "usage", flags, 0o600)
+        for _ in range(_OPEN_ATTEMPTS):
+            with contextlib.suppress(EntryGone):
+                return open_own_file(self._folder, _USAGE)
+        raise OSError(f"{_USAGE} is replaced again and again")
 
     @contextlib.contextmanager
     def _locked_usage(self) -> Iterator[None]:
         with self._usage_lock:
-            fcntl.flock(self._usage_fd, fcntl.LOCK_EX)
+            self._lock_usage()
             while os.fstat(self._usage_fd).st_nlink == 0:  # somebody deleted the folder
+                self._reopen_folder()
                 made = self._open_usage()
                 os.close(self._usage_fd)
                 self._usage_fd = made
-                fcntl.flock(made, fcntl.LOCK_EX)
+                self._lock_usage()
             try:
                 yield
             finally:
                 fcntl.flock(self._usage_fd, fcntl.LOCK_UN)
 
+    def _lock_usage(self) -> None:
+        descriptor = self._usage_fd
+        self._patience.take(lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB))
+
     def _read_used(self) -> int:
         data = os.pread(self._usage_fd, _USED.size, 0)
-        return (
-            int(_USED.unpack(data)[0])
-            if len(data) == _USED.size
-            else occupied_bytes(self._directory)
-        )
+        return int(_USED.unpack(data)[0]) if len(data) == _USED.size else self._count()
 
     def _write_used(self, used: int) -> None:
         os.pwrite(self._usage_fd, _USED.pack(used), 0)
-
-
-def occupied_bytes(directory: Path) -> int:
-    """What the files of a cache folder occupy on disk; 0 if there is no folder."""
-    return sum(size for size, _, _ in _scan(directory)) if directory.exists() else 0
-
-
-def _scan(directory: Path) -> Iterator[tuple[int, float, Path]]:
-    """(bytes on disk, last use, path of the data file) of every object."""
-    for folder in directory.iterdir():
-        if len(folder.name) != 2:
-            continue
-        for name in {found.partition(".")[0] for found in os.listdir(folder)}:
-            path = f"{folder}/{name}"
-            used, stamp = 0, 0.0
-            for file in (path, f"{path}.map"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = os.stat(file)  # pathlib would double the time
-                    used += status.st_blocks * _STAT_BLOCK_BYTES
-                    stamp = status.st_mtime
-            yield used, stamp, Path(path)

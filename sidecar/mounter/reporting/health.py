@@ -26,7 +26,8 @@ from sidecar.http_message import Request, Response
 from sidecar.http_server import HttpServer, Limits, Route, listen
 from sidecar.metrics import scrape_registry
 from sidecar.mounter.system.channel import Channel
-from sidecar.mounter.system.status import STATUS_FILE
+from sidecar.mounter.system.directories import pinned
+from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE
 from sidecar.units import MIB
 
 _PING_TIMEOUT_S = 2.0
@@ -117,7 +118,7 @@ def main(arguments: list[str]) -> int:
     status_file = Path(state) / STATUS_FILE
     liveness = Liveness(channel)
     registry = scrape_registry(
-        Path(state) / "metrics", lambda: dict(json.loads(status_file.read_text()))
+        pinned(Path(state) / METRICS_DIRECTORY), lambda: dict(json.loads(status_file.read_text()))
     )
     try:
         listener = listen(

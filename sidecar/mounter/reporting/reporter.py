@@ -21,7 +21,8 @@ from sidecar import logs
 from sidecar.metrics import read_volume_totals
 from sidecar.mounter.reporting.pod_reports import Observer, condition
 from sidecar.mounter.system.channel import Channel
-from sidecar.mounter.system.status import STATUS_FILE, read_status
+from sidecar.mounter.system.directories import pinned
+from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE, read_status
 from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
 from sidecar.spec import PersistenceSpec
 
@@ -49,6 +50,7 @@ class Reporter:
         self._recorder: EventRecorder | None = None
         self._seen: tuple[int, int] | None = None
         self._next_totals_s = 0.0
+        self._metrics: Path | None = None
         self.ready = False
 
     def turn(self, now_s: float, *, last: bool = False) -> None:
@@ -65,7 +67,9 @@ class Reporter:
                 self._open_recorder().set_condition(found)
         if now_s >= self._next_totals_s and self.ready:
             self._next_totals_s = now_s + _TOTALS_S
-            reports += self._observer.look_at_totals(read_volume_totals(self._state / "metrics"))
+            if self._metrics is None:  # made before ready
+                self._metrics = pinned(self._state / METRICS_DIRECTORY)
+            reports += self._observer.look_at_totals(read_volume_totals(self._metrics))
         for report in reports:
             self._open_recorder().add(report)
         if self._recorder is not None:

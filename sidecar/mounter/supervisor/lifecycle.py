@@ -7,11 +7,9 @@ The order is a script (:meth:`Lifecycle.run`). What may happen to one volume mea
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, Literal
 
 from sidecar import logs, pod
@@ -29,7 +27,7 @@ from sidecar.errors import (
 from sidecar.mounter.supervisor import path_checks
 from sidecar.mounter.supervisor.volume import SupervisedBucket, SupervisedVolume
 from sidecar.mounter.supervisor.workers import Workers
-from sidecar.mounter.system import mounts, status
+from sidecar.mounter.system import directories, mounts, status
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.processes import (
     Child,
@@ -67,7 +65,7 @@ class Lifecycle:
         self._spec_file = spec_file
         self._started_s = started_s
         self._deadline_s = started_s + spec.times.ready_timeout_s
-        self._state = Path(spec.roots.state)
+        self._state: int | None = None  # a descriptor, like that of _shared
         self._processes = Processes()
         stores = [v.source.store for v in spec.volumes if isinstance(v.source, StoreSource)]
         self._workers = Workers(self._processes, sorted(set(stores)))
@@ -124,17 +122,19 @@ class Lifecycle:
 
     def _prepare(self) -> None:
         """Everything that needs no network: the host, the directories, what a crash left."""
-        if pod.is_in_pod() and self._state.is_dir():
-            # The reporter starts first, so that it reports whatever fails below. What an earlier
-            # container of this pod had to report has been reported.
-            (self._state / status.STATUS_FILE).unlink(missing_ok=True)
-            self._start_reporter()
+        try:
+            self._state = directories.open_directory(self._spec.roots.state, make=True)
+            # What an earlier container of this pod had to report has been reported.
+            status.remove_status(self._state)
+        except OSError as error:
+            raise _unusable(error) from None
+        if pod.is_in_pod():
+            self._start_reporter()  # so early that it reports whatever fails below
         if self._buckets:
             mounts.check_host()
             self._workers.start()
         try:
-            self._state.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(self._state / "metrics", ignore_errors=True)
+            directories.remove(self._state, status.METRICS_DIRECTORY)
             self._shared = status.SharedDirectory(self._spec.roots.shared)
             self._shared.remove(status.READY_FILE)
         except OSError as error:
@@ -235,7 +235,7 @@ class Lifecycle:
 
     def _report_unsaved(self, count: int) -> int:
         error = NotSaved(
-            f"{count} file(s) are only in the spool `{self._state}`",
+            f"{count} file(s) are only in the spool `{self._spec.roots.state}`",
             "start the sidecar again with the same state directory to finish",
         )
         lines = [error.line()]
@@ -262,7 +262,10 @@ class Lifecycle:
         """Leave nothing: no mount, no process, no ready file, no empty mountpoint."""
         self._ready = False
         if self._shared is not None:
-            self._shared.remove(status.READY_FILE)
+            try:
+                self._shared.remove(status.READY_FILE)
+            except OSError as error:  # somebody put a directory there
+                logs.event(log, "ready file not removed", logging.ERROR, why=error.strerror)
         for volume in self._checks.values():
             label = volume.volume.label
             logs.event(log, "check abandoned", logging.WARNING, volume=label)
@@ -278,7 +281,7 @@ class Lifecycle:
         for bucket in self._buckets:
             bucket.unmount()  # a worker may have mounted meanwhile
             bucket.state = "stopped"
-        if self._shared is not None or self._reporter is not None:
+        if self._state is not None:
             self._publish()
         if self._reporter is not None:
             # All is saved and unmounted, so this delays nothing that anybody waits for.
@@ -375,7 +378,10 @@ class Lifecycle:
 
     def _start_health(self, port: int) -> None:
         self._health = self._processes.start(
-            "sidecar.mounter.reporting.health", str(self._state), self._spec.http.host, str(port)
+            "sidecar.mounter.reporting.health",
+            self._spec.roots.state,
+            self._spec.http.host,
+            str(port),
         )
 
     def _start_reporter(self) -> None:
@@ -429,6 +435,7 @@ class Lifecycle:
             }
         )
         try:
+            assert self._state is not None
             status.write_status(self._state, text)
             if self._shared is not None:
                 self._shared.write(status.STATUS_FILE, text)
@@ -441,7 +448,7 @@ class Lifecycle:
 
 
 def _unusable(error: OSError) -> StateUnusable:
-    return StateUnusable(
-        f"cannot prepare `{error.filename}`: {error.strerror}",
-        "the state and shared directories must be writable",
-    )
+    what = f"cannot prepare `{error.filename}`"
+    if isinstance(error, directories.PathBlocked):  # which names the path itself
+        what = "cannot prepare the state and shared directories"
+    return directories.unusable(what, error, "the state and shared directories must be writable")

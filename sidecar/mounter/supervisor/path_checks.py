@@ -11,57 +11,86 @@ import stat
 from pathlib import Path
 
 from sidecar.errors import PathMissing, PathNotReadable, PathNotWritable
+from sidecar.mounter.system.directories import (
+    WALK,
+    PathBlocked,
+    make_directory,
+    open_child,
+    open_directory,
+)
 
 _PROBE_PREFIX = ".mount-sidecar-probe-"
 _PROBE_BYTES = 16
-_WALK = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE_OF_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def check_directory(path: str, *, write: bool) -> None:
     """Check that a directory can be listed and, with ``write``, that a file can be written.
 
+    No link is followed, neither on the way nor in it.
+
     Raises:
         PathMissing, PathNotReadable, PathNotWritable: it cannot.
     """
+    directory = _open(path)
     try:
-        with os.scandir(path) as entries:
+        with os.scandir(directory) as entries:
             next(entries, None)
+    except OSError as error:
+        os.close(directory)
+        raise _not_readable(path, error) from None
+    try:
+        if write:
+            _write_and_remove(directory)
+    except OSError as error:
+        raise PathNotWritable(
+            f"`{path}` cannot be written: {_reason(error)}",
+            "declare it `readOnly: true`, or make it writable",
+        ) from None
+    finally:
+        os.close(directory)
+
+
+def _open(path: str) -> int:
+    """A descriptor of a volume's directory. Raises PathMissing, PathNotReadable."""
+    try:
+        return open_directory(path)
     except FileNotFoundError:
         raise PathMissing(
             f"`{path}` does not exist",
             "it must be mounted into the sidecar too, and a hostPath must exist on the node",
         ) from None
-    except NotADirectoryError:
+    except PathBlocked as blocked:
+        if blocked.is_link:
+            raise PathNotReadable(
+                f"`{path}` is not used: {blocked.strerror}", blocked.advice
+            ) from None
         raise PathMissing(f"`{path}` is not a directory", "only directories are mounted") from None
     except OSError as error:
-        raise PathNotReadable(
-            f"`{path}` cannot be listed: {_reason(error)}", "check its owner and mode"
-        ) from None
-    if write:
-        # Not of `secrets`, which would load OpenSSL into process 1.
-        probe = os.path.join(path, _PROBE_PREFIX + os.urandom(8).hex())
-        try:
-            _write_and_remove(probe)
-        except OSError as error:
-            raise PathNotWritable(
-                f"`{path}` cannot be written: {_reason(error)}",
-                "declare it `readOnly: true`, or make it writable",
-            ) from None
+        raise _not_readable(path, error) from None
 
 
-def _write_and_remove(path: str) -> None:
+def _not_readable(path: str, error: OSError) -> PathNotReadable:
+    return PathNotReadable(
+        f"`{path}` cannot be listed: {_reason(error)}", "check its owner and mode"
+    )
+
+
+def _write_and_remove(directory: int) -> None:
     """Make a file, write it, read it back, remove it. Raises OSError."""
+    # Not of `secrets`, which would load OpenSSL into process 1.
+    name = _PROBE_PREFIX + os.urandom(8).hex()
     content = os.urandom(_PROBE_BYTES)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
     try:
         os.write(descriptor, content)
         os.fsync(descriptor)  # NFS reports only here that there is no space
         if os.pread(descriptor, len(content), 0) != content:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
     finally:
         try:
-            os.unlink(path)
+            os.unlink(name, dir_fd=directory)
         finally:
             os.close(descriptor)
 
@@ -70,27 +99,26 @@ def make_run_directory(root: str, path: str, uid: int, gid: int, mode: int) -> N
     """Create the run's outputs directory ``path`` below the volume's ``root``.
 
     Directories that exist are left as they are. New ones belong to ``uid`` and ``gid``. The last
-    one has ``mode``; those above it have no write permission for group and others. No link below
-    ``root`` is followed: experiments write there, and this process is root.
+    one has ``mode``; those above it have no write permission for group and others. No link is
+    followed: experiments write there, and this process is root.
 
     Raises:
+        PathMissing, PathNotReadable: the volume's root is gone, or is no directory.
         PathNotWritable: it cannot be made, or a link or a file is in the way.
     """
     umask = os.umask(0)
-    name, current, parent = "", root, os.open(root, _WALK)
+    parent, current = _open(root), root
     try:
         parts = Path(path).relative_to(root).parts
         for left, name in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
             current = os.path.join(current, name)
             wanted = mode & ~_WRITE_OF_OTHERS if left else mode
-            inner = _open_or_make(parent, name, uid, gid, wanted)
+            inner = _open_or_make(parent, name, current, uid, gid, wanted)
             os.close(parent)
             parent = inner
-    except NotADirectoryError:
-        is_link = stat.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode)
+    except PathBlocked as blocked:
         raise PathNotWritable(
-            f"the run's outputs directory `{path}` cannot be made: `{current}` is a "
-            f"{'symbolic link' if is_link else 'file'}",
+            f"the run's outputs directory `{path}` cannot be made: {blocked.strerror}",
             "remove it, or give the run another path",
         ) from None
     except OSError as error:
@@ -103,30 +131,44 @@ def make_run_directory(root: str, path: str, uid: int, gid: int, mode: int) -> N
         os.umask(umask)
 
 
-def _open_or_make(parent: int, name: str, uid: int, gid: int, mode: int) -> int:
+def _open_or_make(parent: int, name: str, path: str, uid: int, gid: int, mode: int) -> int:
     """A descriptor of the directory ``name`` in ``parent``, made if it does not exist."""
     try:
-        return os.open(name, _WALK | os.O_NOFOLLOW, dir_fd=parent)
+        return open_child(parent, name, path, WALK)
     except FileNotFoundError:
         pass
+    if not make_directory(parent, name, path, mode):  # another run's sidecar was quicker
+        return open_child(parent, name, path, WALK)
+    made = open_child(parent, name, path)
     try:
-        os.mkdir(name, mode, dir_fd=parent)
-    except FileExistsError:  # another run's sidecar made it meanwhile
-        return os.open(name, _WALK | os.O_NOFOLLOW, dir_fd=parent)
-    made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        if (os.geteuid(), os.getegid()) != (uid, gid):
-            os.fchown(made, uid, gid)
-        # mkdir(2) ignores the set-group-ID bit; the directory above may hand its own down.
-        now = stat.S_IMODE(os.fstat(made).st_mode)
-        if now != mode | now & stat.S_ISGID:
-            os.fchmod(made, mode)
+        if _is_new(made):
+            _give(made, uid, gid, mode)
     except OSError as error:
-        # An NFS export with root_squash chooses owner and mode itself.
+        # An NFS export with root_squash chooses owner and mode itself; a process that is not
+        # root gives nothing away.
         if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS):
             os.close(made)
             raise
     return made
+
+
+def _is_new(made: int) -> bool:
+    """Whether a directory can be the one that this process made a moment ago.
+
+    Who may rename in the directory above can put another one in its place, and that one's owner
+    must not change. What this process makes belongs to it and is empty.
+    """
+    with os.scandir(made) as entries:
+        return os.fstat(made).st_uid == os.geteuid() and next(entries, None) is None
+
+
+def _give(made: int, uid: int, gid: int, mode: int) -> None:
+    if (os.geteuid(), os.getegid()) != (uid, gid):
+        os.fchown(made, uid, gid)
+    # mkdir(2) ignores the set-group-ID bit; the directory above may hand its own down.
+    now = stat.S_IMODE(os.fstat(made).st_mode)
+    if now != mode | now & stat.S_ISGID:
+        os.fchmod(made, mode)
 
 
 def _reason(error: OSError) -> str:

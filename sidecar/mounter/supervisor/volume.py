@@ -5,21 +5,20 @@ The order in which volumes start and end is :mod:`.lifecycle`'s. Standard librar
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from sidecar import logs
-from sidecar.errors import MountFailed, SidecarError, StateUnusable, WorkerLost, from_message
+from sidecar.errors import MountFailed, SidecarError, WorkerLost, from_message
 from sidecar.mounter.supervisor.workers import Workers
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.channel import Message
+from sidecar.mounter.system.directories import unusable
 from sidecar.mounter.system.processes import Child, Ending
 from sidecar.spec import ClaimSource, HostPathSource, Source, TransportName, Volume
 
@@ -118,6 +117,7 @@ class SupervisedBucket(SupervisedVolume):
         self.restart_at_s: float | None = None
         self._restart_delay = RestartDelay()
         self._crashed = False  # the last worker ended by a fault of its own
+        self._mountpoint = mounts.Mountpoint(volume.mounted_at)
         self._connection: int | None = None  # /dev/fuse, kept open from worker to worker
         self._can_resume = False
         self._resuming = False
@@ -125,7 +125,6 @@ class SupervisedBucket(SupervisedVolume):
         self._healed = {"resend": 0, "remount": 0}
         self._failing: list[dict[str, Any]] = []  # calls to the store, as the worker reports them
         self._left: dict[str, int] | None = None  # while draining
-        self._made_directories: list[Path] = []
         self.unsaved: list[dict[str, str]] = []
         self.unsaved_count = 0
 
@@ -148,21 +147,14 @@ class SupervisedBucket(SupervisedVolume):
 
     def prepare(self) -> None:
         """An empty, guarded mountpoint. Raises StateUnusable, MountFailed."""
-        path = self.volume.mounted_at
-        if count := mounts.clear(path):
-            logs.event(log, "cleared stale mounts", volume=self.volume.label, count=count)
-        directory = Path(path)
-        missing = []
-        while not directory.is_dir():
-            missing.append(directory)
-            directory = directory.parent
         try:
-            for directory in reversed(missing):
-                directory.mkdir()
-                self._made_directories.append(directory)
+            count = self._mountpoint.prepare()
         except OSError as error:
-            raise StateUnusable(f"cannot make the mountpoint `{path}`: {error.strerror}") from None
-        mounts.guard(path)
+            what = f"cannot make the mountpoint `{self._mountpoint.path}`"
+            raise unusable(what, error) from None
+        if count:
+            logs.event(log, "cleared stale mounts", volume=self.volume.label, count=count)
+        self._mountpoint.guard()
 
     def mount(self) -> None:
         """Mount, and give the connection to the worker. Raises MountFailed."""
@@ -173,9 +165,8 @@ class SupervisedBucket(SupervisedVolume):
             return
         self._connection = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         try:
-            mounts.mount_fuse(
+            self._mountpoint.mount_fuse(
                 self._connection,
-                self.volume.mounted_at,
                 _origin(self.volume.source),
                 read_only=self.volume.read_only,
                 max_read_bytes=_REQUEST_BYTES,
@@ -186,16 +177,14 @@ class SupervisedBucket(SupervisedVolume):
 
     def unmount(self, *, keep_guard: bool = False) -> None:
         """Detach the mount and close the connection: the kernel then aborts what waits."""
-        mounts.clear(self.volume.mounted_at, keep_guard=keep_guard)
+        self._mountpoint.clear(keep_guard=keep_guard)
         if self._connection is not None:
             os.close(self._connection)
             self._connection = None
 
     def remove_directories(self) -> None:
         """Remove the directories that :meth:`prepare` made, if they are empty."""
-        for directory in reversed(self._made_directories):
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+        self._mountpoint.remove_directories()
 
     # --- the worker ---------------------------------------------------------------------------
 
@@ -277,7 +266,7 @@ class SupervisedBucket(SupervisedVolume):
         self._resuming = False
         self._failed_resumes = 0
         if self._connection is not None:
-            mounts.raise_readahead(self.volume.mounted_at)
+            self._mountpoint.raise_readahead()
         path = self.volume.mounted_at
         logs.event(log, "serving", volume=self.volume.label, path=path, **healed)
 

@@ -8,25 +8,28 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
+
+
+def temporary_name(name: str) -> str:
+    """What the file is called until it takes the place of ``name``."""
+    return f"{name}.new"
 
 
 @contextlib.contextmanager
-def replacing(
-    name: str | Path, *, mode: int = 0o600, directory: int | None = None
-) -> Iterator[int]:
+def replacing(name: str, directory: int, *, mode: int = 0o600) -> Iterator[int]:
     """A descriptor of a new, empty file that takes the place of ``name`` at the end.
 
-    If the body raises, ``name`` stays as it was. No link is followed.
+    Whatever was there is replaced and never opened, unless it is a directory. If the body raises,
+    ``name`` stays as it was.
 
     Args:
-        mode: of the new file, before the umask.
         directory: descriptor of the directory in which ``name`` is.
+        mode: of the new file, before the umask.
 
     Raises:
         OSError: the file cannot be made or renamed.
     """
-    temporary = f"{name}.new"
+    temporary = temporary_name(name)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=directory)
     descriptor = os.open(
@@ -42,12 +45,10 @@ def replacing(
     os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
-def replace_text(
-    name: str | Path, text: str, *, mode: int = 0o600, directory: int | None = None
-) -> None:
+def replace_text(name: str, text: str, directory: int, *, mode: int = 0o600) -> None:
     """Replace the content of a file. Arguments and errors as of :func:`replacing`."""
     with (
-        replacing(name, mode=mode, directory=directory) as descriptor,
+        replacing(name, directory, mode=mode) as descriptor,
         open(descriptor, "w", encoding="utf-8", closefd=False) as file,
     ):
         file.write(text)

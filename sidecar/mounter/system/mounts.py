@@ -1,17 +1,28 @@
 """mount(2), umount2(2), and the mounts that /proc lists. Standard library only.
 
-Nothing here touches a mount by path, because lstat(2) hangs, or fails with ENOTCONN, if its
-server is gone: /proc/self/mountinfo is read, and mounts are detached lazily.
+Nothing here asks the server of a mount, which may hang or be gone: /proc/self/mountinfo is read,
+and mounts are detached lazily. Nothing is mounted or detached by a path that somebody else may lead
+elsewhere, but through descriptors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from sidecar.errors import FuseDeviceMissing, MountFailed, NotRoot
+from sidecar.mounter.system.directories import (
+    WALK,
+    PathBlocked,
+    make_directory,
+    open_child,
+    open_directory,
+    path_of,
+)
 
 FUSE_DEVICE = "/dev/fuse"
 SUBTYPE = "mount-sidecar"
@@ -27,7 +38,6 @@ _MS_NOSUID = 2
 _MS_NODEV = 4
 _MNT_FORCE = 1
 _MNT_DETACH = 2
-_UMOUNT_NOFOLLOW = 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -35,6 +45,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Mount(NamedTuple):
     """One line of /proc/self/mountinfo, see proc_pid_mountinfo(5)."""
 
+    id: int
     path: str
     device: str
     fstype: str
@@ -62,63 +73,6 @@ def check_host() -> None:
         ) from None
 
 
-def mount_fuse(
-    descriptor: int, path: str, source: str, *, read_only: bool, max_read_bytes: int
-) -> None:
-    """Mount a connection (an open /dev/fuse) at ``path``. Raises MountFailed.
-
-    Every user may use the mount (``allow_other``). The kernel checks permissions, by the modes
-    that the file system reports (``default_permissions``).
-
-    Args:
-        descriptor: of the open /dev/fuse.
-        source: what /proc/mounts shows as the mounted device.
-        max_read_bytes: size of the largest READ.
-    """
-    options = (
-        f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,"
-        f"allow_other,default_permissions,max_read={max_read_bytes}"
-    )
-    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
-    result = _libc.mount(
-        source.encode(), os.fsencode(path), FSTYPE.encode(), flags, options.encode()
-    )
-    if result != 0:
-        reason = os.strerror(ctypes.get_errno())
-        raise MountFailed(
-            f"cannot mount at `{path}`: {reason}",
-            f"is {FUSE_DEVICE} the kernel's, and the container privileged?",
-        )
-
-
-def raise_readahead(path: str) -> bool:
-    """Raise the kernel's readahead of a mount above the default, which INIT can only lower.
-
-    False if sysfs is read-only.
-    """
-    for mount in mounts_at(path)[-1:]:
-        try:
-            with open(f"/sys/class/bdi/{mount.device}/read_ahead_kb", "w") as file:
-                file.write(f"{READAHEAD_KIB}\n")
-        except OSError:
-            return False
-    return True
-
-
-def unmount(path: str) -> bool:
-    """Detach the topmost mount at ``path``, also if it is in use; False if there is none.
-
-    A FUSE connection is aborted (MNT_FORCE): requests in flight fail at once, even if another
-    process still holds the descriptor. Raises MountFailed.
-    """
-    if _libc.umount2(os.fsencode(path), _MNT_FORCE | _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOENT):
-        return False
-    raise MountFailed(f"cannot unmount `{path}`: {os.strerror(code)}")
-
-
 def mounted(process: str = "self") -> list[Mount]:
     """Every mount of a process's mount namespace, in mount order.
 
@@ -135,26 +89,6 @@ def mounts_at(path: str) -> list[Mount]:
     return [mount for mount in mounted() if mount.path == path]
 
 
-def guard(path: str) -> None:
-    """Mount an empty, read-only tmpfs of mode 0 where a bucket will be mounted.
-
-    While no bucket is mounted there, what a program writes would be lost, and a missing mount
-    would look like an empty data set. With the guard writing gives EROFS, even to root, and
-    listing gives EACCES to everybody but root. :func:`clear` removes it, as the kubelet needs
-    before it can delete the directory. Raises MountFailed.
-    """
-    result = _libc.mount(
-        GUARD_SOURCE.encode(),
-        os.fsencode(path),
-        b"tmpfs",
-        _MS_RDONLY | _MS_NOSUID | _MS_NODEV,
-        b"mode=000,size=4k,nr_inodes=1",
-    )
-    if result != 0:
-        reason = os.strerror(ctypes.get_errno())
-        raise MountFailed(f"cannot guard the mountpoint `{path}`: {reason}")
-
-
 def is_ours(mount: Mount) -> bool:
     """Whether it is a bucket mount or a guard of this product."""
     return mount.fstype == FSTYPE or is_guard(mount)
@@ -165,29 +99,203 @@ def is_guard(mount: Mount) -> bool:
     return mount.fstype == "tmpfs" and mount.source == GUARD_SOURCE
 
 
-def clear(path: str, *, keep_guard: bool = False) -> int:
-    """Detach the mounts of this product at ``path``, dead or alive; how many.
+class Mountpoint:
+    """The place of a path, and the mounts that are stacked on it.
 
-    Mounts of others on top of them are left alone. Raises MountFailed.
+    Once prepared it is held by descriptors: it stays the same place, whatever the path leads to.
 
     Args:
-        keep_guard: leave the guard in place.
+        path: absolute and normalised.
     """
-    count = 0
-    while True:
-        top = mounts_at(path)[-1:]
-        if not top or not is_ours(top[0]) or (keep_guard and is_guard(top[0])):
-            return count
-        if not unmount(path):
-            return count
-        count += 1
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._name = os.path.basename(path)
+        self._parent: int | None = None
+        self._directory: int | None = None
+        self._made: list[tuple[int, str]] = []
+
+    def prepare(self) -> int:
+        """Make the directory if it is missing, and detach this product's mounts; how many.
+
+        Raises:
+            PathBlocked: a link is on the way, or something else that is no directory.
+            OSError: it cannot be made.
+            MountFailed: a mount cannot be detached.
+        """
+        self._parent = open_directory(
+            os.path.dirname(self.path), make=True, on_made=self._note_made, walk_only=True
+        )
+        count = self.clear()
+        if make_directory(self._parent, self._name, self.path):
+            self._note_made(self._parent, self._name)
+        self._directory = open_child(self._parent, self._name, self.path, WALK)
+        return count
+
+    def _note_made(self, parent: int, name: str) -> None:
+        self._made.append((os.dup(parent), name))
+
+    def guard(self) -> None:
+        """Mount an empty, read-only tmpfs of mode 0 where a bucket will be mounted.
+
+        While no bucket is mounted there, what a program writes would be lost, and a missing mount
+        would look like an empty data set. With the guard writing gives EROFS, even to root, and
+        listing gives EACCES to everybody but root. :meth:`clear` removes it, as the kubelet needs
+        before it can delete the directory. Raises MountFailed.
+        """
+        options = "mode=000,size=4k,nr_inodes=1"
+        if reason := self._mount(GUARD_SOURCE, "tmpfs", _MS_RDONLY, options):
+            raise MountFailed(f"cannot guard the mountpoint `{self.path}`: {reason}")
+
+    def mount_fuse(
+        self, connection: int, source: str, *, read_only: bool, max_read_bytes: int
+    ) -> None:
+        """Mount a connection (an open /dev/fuse). Raises MountFailed.
+
+        Every user may use the mount (``allow_other``). The kernel checks permissions, by the modes
+        that the file system reports (``default_permissions``).
+
+        Args:
+            connection: descriptor of the open /dev/fuse.
+            source: what /proc/mounts shows as the mounted device.
+            max_read_bytes: size of the largest READ.
+        """
+        options = (
+            f"fd={connection},rootmode=40000,user_id=0,group_id=0,"
+            f"allow_other,default_permissions,max_read={max_read_bytes}"
+        )
+        if reason := self._mount(source, FSTYPE, _MS_RDONLY if read_only else 0, options):
+            raise MountFailed(
+                f"cannot mount at `{self.path}`: {reason}",
+                f"is {FUSE_DEVICE} the kernel's, and the container privileged?",
+            )
+
+    def _mount(self, source: str, fstype: str, flags: int, options: str) -> str | None:
+        """Why it cannot be mounted; None if it is, on top of what is there."""
+        assert self._directory is not None
+        result = _libc.mount(
+            source.encode(),
+            path_of(self._directory).encode(),
+            fstype.encode(),
+            flags | _MS_NOSUID | _MS_NODEV,
+            options.encode(),
+        )
+        return os.strerror(ctypes.get_errno()) if result else None
+
+    def raise_readahead(self) -> bool:
+        """Raise the kernel's readahead of the mount above the default, which INIT can only lower.
+
+        False if sysfs is read-only.
+        """
+        with self._top() as (mount, _):
+            if mount is None:
+                return True
+            try:
+                with open(f"/sys/class/bdi/{mount.device}/read_ahead_kb", "w") as file:
+                    file.write(f"{READAHEAD_KIB}\n")
+            except OSError:
+                return False
+            return True
+
+    def clear(self, *, keep_guard: bool = False) -> int:
+        """Detach the mounts of this product, dead or alive; how many.
+
+        Mounts of others on top of them are left alone. Raises MountFailed.
+
+        Args:
+            keep_guard: leave the guard in place.
+        """
+        count = 0
+        while True:
+            with self._top() as (mount, descriptor):
+                if mount is None or not is_ours(mount) or (keep_guard and is_guard(mount)):
+                    return count
+                self._detach(descriptor)
+            count += 1
+
+    def unmount(self) -> bool:
+        """Detach the topmost mount, whoever's it is; False if there is none. Raises MountFailed."""
+        with self._top() as (mount, descriptor):
+            if mount is not None:
+                self._detach(descriptor)
+            return mount is not None
+
+    def _detach(self, descriptor: int) -> None:
+        """Detach a mount by a descriptor of its root, also if it is in use.
+
+        A FUSE connection is aborted (MNT_FORCE): requests in flight fail at once, even if another
+        process still holds the descriptor.
+        """
+        if _libc.umount2(path_of(descriptor).encode(), _MNT_FORCE | _MNT_DETACH) == 0:
+            return
+        code = ctypes.get_errno()
+        if code != errno.EINVAL:  # somebody else was quicker
+            raise MountFailed(f"cannot unmount `{self.path}`: {os.strerror(code)}")
+
+    @contextlib.contextmanager
+    def _top(self) -> Iterator[tuple[Mount | None, int]]:
+        """The topmost mount, and a descriptor of its root; None if nothing is mounted here.
+
+        Walking to the root of a mount sends its server no request.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                parent = self._parent
+                if parent is None:
+                    parent = open_directory(os.path.dirname(self.path), walk_only=True)
+                    stack.callback(os.close, parent)
+                root = open_child(parent, self._name, self.path, WALK)
+            except (FileNotFoundError, PathBlocked):
+                yield None, -1
+                return
+            except OSError as error:
+                raise MountFailed(
+                    f"cannot look at the mountpoint `{self.path}`: {error.strerror}"
+                ) from None
+            stack.callback(os.close, root)
+            number = _mount_id(root)
+            # As in the directory around it: nothing is mounted on it.
+            found = [] if number == _mount_id(parent) else mounted()
+            yield next((mount for mount in found if mount.id == number), None), root
+
+    def remove_directories(self) -> None:
+        """Remove the directories that :meth:`prepare` made, if they are empty."""
+        for parent, name in reversed(self._made):
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=parent)
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptors. What is mounted stays."""
+        held = [self._parent, self._directory, *(parent for parent, _ in self._made)]
+        self._parent = self._directory = None
+        self._made = []
+        for descriptor in held:
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def clear(path: str) -> int:
+    """:meth:`Mountpoint.clear` for who knows only the path. Raises MountFailed."""
+    return Mountpoint(path).clear()
+
+
+def unmount(path: str) -> bool:
+    """:meth:`Mountpoint.unmount` for who knows only the path. Raises MountFailed."""
+    return Mountpoint(path).unmount()
+
+
+def _mount_id(descriptor: int) -> int:
+    """Of the mount that a descriptor is in (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{descriptor}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
 
 
 def _parse(line: str) -> Mount:
     fields, _, rest = line.partition(" - ")
     head = fields.split(" ")
     fstype, source, *_options = rest.split(" ")
-    return Mount(_unescape(head[4]), head[2], fstype, _unescape(source))
+    return Mount(int(head[0]), _unescape(head[4]), head[2], fstype, _unescape(source))
 
 
 def _unescape(text: str) -> str:

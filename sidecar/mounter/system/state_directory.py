@@ -20,20 +20,13 @@ from pathlib import Path
 
 from sidecar.errors import StateUnusable
 from sidecar.mounter.system.atomic_file import replacing
+from sidecar.mounter.system.directories import kind_of, open_directory
 
 log = logging.getLogger(__name__)
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, to open a FIFO waits for its other end (fifo(7)).
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class StateDirectory:
@@ -51,12 +44,11 @@ class StateDirectory:
 
     @classmethod
     def open(cls, path: Path) -> StateDirectory:
-        """The directory of a path that is not foreign, such as the mount of a volume.
+        """The directory of a path, reached without a link, and made if it is missing.
 
-        It is made if it is missing. Raises OSError.
+        Raises OSError.
         """
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path, os.open(path, _DIRECTORY & ~os.O_NOFOLLOW))
+        return cls(path, open_directory(path, make=True))
 
     def below(self, name: str) -> StateDirectory:
         """A directory in this one, which is made if there is none. Raises OSError."""
@@ -108,9 +100,8 @@ class StateDirectory:
         return descriptor
 
     def _check(self, name: str, found: os.stat_result) -> None:
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode))
-        if kind is not None:
-            problem = f"is {kind}, and no file"
+        if not stat.S_ISREG(found.st_mode):
+            problem = f"is {kind_of(found.st_mode)}, and no file"
         elif found.st_nlink > 1:
             problem = "has another name elsewhere"
         elif found.st_uid not in self._owners:

@@ -8,14 +8,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sidecar.mounter.system.atomic_file import replace_text
+from sidecar.mounter.system.atomic_file import replace_text, temporary_name
+from sidecar.mounter.system.directories import PathBlocked, open_directory, open_file, remove
 
 SIDECAR_DIRECTORY = ".sidecar"
 READY_FILE = "ready"
 STATUS_FILE = "status.json"
+METRICS_DIRECTORY = "metrics"
+"""In the state directory. Made anew by each start of the sidecar."""
 
 TERMINATION_MESSAGE_BYTES = 4096
 """A kubelet reads no more of it."""
@@ -27,24 +32,39 @@ _MODE = 0o644
 class SharedDirectory:
     """``<shared>/.sidecar``, which the experiment sees and may be able to change.
 
-    So nothing here is ever read back, and no link is followed.
+    So nothing here is ever read back or opened, and no link is followed.
+
+    Raises:
+        OSError: it cannot be made.
     """
 
     def __init__(self, shared_root: str) -> None:
-        self.path = Path(shared_root) / SIDECAR_DIRECTORY
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(
-            self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        )
+        self.path = os.path.join(shared_root, SIDECAR_DIRECTORY)
+        self._descriptor = open_directory(self.path, make=True)
 
     def write(self, name: str, text: str) -> None:
         """Replace a file in one step. Raises OSError."""
-        replace_text(name, text, mode=_MODE, directory=self._descriptor)
+        with self._named(name, temporary_name(name)):
+            replace_text(name, text, self._descriptor, mode=_MODE)
 
     def remove(self, name: str) -> None:
-        """Delete a file if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        """Delete a file if it is there. Raises OSError."""
+        with self._named(name), contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
+
+    @contextlib.contextmanager
+    def _named(self, *names: str) -> Iterator[None]:
+        """Let an error say what stands in the way, with the whole path."""
+        try:
+            yield
+        except OSError as error:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    kind = os.lstat(name, dir_fd=self._descriptor).st_mode
+                    if stat.S_ISDIR(kind):
+                        raise PathBlocked(os.path.join(self.path, name), kind) from None
+            error.filename, error.filename2 = os.path.join(self.path, names[0]), None
+            raise
 
 
 def dump_status(document: dict[str, Any]) -> str:
@@ -58,9 +78,19 @@ def read_status(state: Path) -> dict[str, Any]:
     return document
 
 
-def write_status(state: Path, text: str) -> None:
-    """Replace the status document in the state directory in one step. Raises OSError."""
-    replace_text(state / STATUS_FILE, text, mode=_MODE)
+def write_status(state: int, text: str) -> None:
+    """Replace the status document in the state directory in one step. Raises OSError.
+
+    Args:
+        state: descriptor of the directory.
+    """
+    replace_text(STATUS_FILE, text, state, mode=_MODE)
+
+
+def remove_status(state: int) -> None:
+    """Remove what an earlier run left, whatever it is. Raises OSError."""
+    for name in (STATUS_FILE, temporary_name(STATUS_FILE)):
+        remove(state, name)
 
 
 def write_termination_message(path: str, text: str) -> None:
@@ -73,8 +103,10 @@ def write_termination_message(path: str, text: str) -> None:
         kept = data[: TERMINATION_MESSAGE_BYTES - _MORE_BYTES].rpartition(b"\n")[0]
         more = data.rstrip(b"\n").count(b"\n") - kept.count(b"\n")
         data = kept + b"\n... and %d more lines\n" % more
-    with (
-        contextlib.suppress(OSError),
-        open(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), "wb") as file,
-    ):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        folder, name = os.path.split(path)
+        directory = open_directory(folder, walk_only=True)
+        stack.callback(os.close, directory)
+        flags = os.O_WRONLY | os.O_TRUNC
+        file = stack.enter_context(open(open_file(directory, name, flags), "wb"))
         file.write(data)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidecar.mounter.cache.disk_cache import occupied_bytes
+from sidecar.mounter.cache.cache_folder import occupied_bytes
 from sidecar.mounter.system import resource_limits
 from sidecar.spec import PersistenceSpec
 

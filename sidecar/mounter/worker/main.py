@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sidecar import logs
-from sidecar.errors import SidecarError, StateUnusable
+from sidecar.errors import MountFailed, SidecarError, StateUnusable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.cache.disk_cache import DiskCache
@@ -34,10 +34,11 @@ from sidecar.mounter.store import open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell
 from sidecar.mounter.store.interface import Store
-from sidecar.mounter.system import mounts
+from sidecar.mounter.system import directories, mounts
 from sidecar.mounter.system.allocator import give_back_large_blocks
 from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.system.state_directory import StateDirectory
+from sidecar.mounter.system.status import METRICS_DIRECTORY
 from sidecar.mounter.worker import budgets
 from sidecar.mounter.worker.bucket_check import check_bucket, writable_directory
 from sidecar.mounter.worker.upkeep import Upkeep
@@ -62,6 +63,9 @@ class Worker:
         volume: the bucket to serve.
         identity: names the metrics files and the state directory of the volume.
         failing: the last ``failing`` that the worker before this one sent.
+
+    Raises:
+        StateUnusable: there can be no metrics.
     """
 
     def __init__(
@@ -79,7 +83,12 @@ class Worker:
         self._channel = channel
         self._identity = identity
         self._state = Path(spec.roots.state) / identity
-        self._metrics = VolumeMetrics(Path(spec.roots.state) / "metrics", volume.label, identity)
+        try:
+            metrics_path = Path(spec.roots.state) / METRICS_DIRECTORY
+            self._metrics_path = directories.pinned(metrics_path)
+        except OSError as error:
+            raise directories.unusable("cannot prepare the metrics", error) from None
+        self._metrics = VolumeMetrics(self._metrics_path, volume.label, identity)
         self._failures = Failures(
             lambda failing: channel.send({"event": "failing", "failing": failing})
         )
@@ -124,6 +133,7 @@ class Worker:
         else:
             from sidecar.mounter.fuse import libfuse  # and fusepy, which is not needed else
 
+            self._check_mountpoint()
             libfuse.serve(
                 filesystem,
                 self._volume.mounted_at,
@@ -179,9 +189,7 @@ class Worker:
 
         def build(number: int, tell: Tell) -> Fetcher:
             metrics = VolumeMetrics(
-                Path(self._spec.roots.state) / "metrics",
-                self._volume.label,
-                f"{self._identity}-reader{number}",
+                self._metrics_path, self._volume.label, f"{self._identity}-reader{number}"
             )
             self._outcomes.move(metrics, tell)
             return self._fetcher(store, metrics, self._memory_bytes // count)
@@ -248,6 +256,14 @@ class Worker:
         except OSError as error:
             raise StateUnusable(f"cannot use `{self._state}`: {error.strerror}") from None
 
+    def _check_mountpoint(self) -> None:
+        """Libfuse takes a path, and follows links. Raises MountFailed."""
+        path = self._volume.mounted_at
+        try:
+            os.close(directories.open_directory(path, walk_only=True))
+        except OSError as error:
+            raise MountFailed(f"cannot mount at `{path}`: {error.strerror}") from None
+
     def _say_waiting(self, error: SidecarError) -> None:
         self._channel.send({"event": "waiting", **error.to_message()})
 
@@ -313,8 +329,8 @@ def _serve(channel: Channel) -> int:
     spec = PersistenceSpec.from_json(Path(duty["spec"]).read_text())
     volume = next(v for v in spec.volumes if (v.kind, v.name) == (duty["kind"], duty["name"]))
     logs.set_up("worker", volume.label)
-    worker = Worker(spec, volume, duty["identity"], channel, duty["failing"])
     try:
+        worker = Worker(spec, volume, duty["identity"], channel, duty["failing"])
         if descriptors:
             worker.resume(descriptors[0], crashed=duty["crashed"])
         else:

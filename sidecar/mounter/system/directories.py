@@ -1,0 +1,210 @@
+"""Directories and files by descriptor, so that no link is followed. Standard library only.
+
+Experiments, earlier runs and other pods can write beside what the sidecar makes, and the sidecar is
+root. So a path is walked name by name, each opened in the directory before it with O_NOFOLLOW: a
+link is an error wherever it is, and one that takes a directory's place meanwhile is not met. What
+is reached is used by its descriptor, whatever its path leads to later.
+
+Not openat2(2) with RESOLVE_NO_SYMLINKS: it makes no directories, so that the same walk would be
+needed beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from sidecar.errors import StateUnusable
+
+WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Opens a directory to go on from. Sends no request to the server of a mount's root."""
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PIN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY_MODE = 0o755
+_MOST_TRIES = 10
+"""Of opening a file that others make and remove meanwhile."""
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFREG: "a file",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind_of(mode: int) -> str:
+    """What a name stands for, by ``st_mode``, as messages call it."""
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
+OnMade = Callable[[int, str], None]
+"""Called with the descriptor of the directory in which one was made, and its name."""
+
+
+class PathBlocked(NotADirectoryError):
+    """Something else is where a directory or a file of the sidecar has to be.
+
+    ``strerror`` names it, as the end of a sentence, and ``filename`` is its path.
+
+    Attributes:
+        is_link: a symbolic link.
+        advice: what to do.
+    """
+
+    def __init__(self, path: str, mode: int) -> None:
+        what = kind_of(mode)
+        self.advice = "remove it"
+        self.is_link = stat.S_ISLNK(mode)
+        if self.is_link:
+            what += ", and no path of the sidecar may have one"
+            self.advice = "remove it, or name the directory that it leads to"
+        super().__init__(errno.ENOTDIR, f"`{path}` is {what}", path)
+
+
+def open_directory(
+    path: str | Path,
+    *,
+    make: bool = False,
+    on_made: OnMade | None = None,
+    mode: int = _DIRECTORY_MODE,
+    walk_only: bool = False,
+) -> int:
+    """A descriptor of the directory ``path``, reached without a link.
+
+    Args:
+        make: make it, and what is missing above it.
+        on_made: see :data:`OnMade`.
+        mode: of what is made, before the umask.
+        walk_only: it need not be readable, and cannot be listed by the descriptor.
+
+    Raises:
+        PathBlocked: a link, or something else that is no directory, is in the way.
+        OSError: another reason, with ``filename``.
+    """
+    names = list(filter(None, os.path.abspath(path).split("/")))
+    last = WALK if walk_only else _LIST
+    directory, current = os.open("/", WALK if names else last), ""
+    try:
+        for left, name in zip(range(len(names) - 1, -1, -1), names, strict=True):
+            current = f"{current}/{name}"
+            flags = WALK if left else last
+            try:
+                inner = open_child(directory, name, current, flags)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                if make_directory(directory, name, current, mode) and on_made is not None:
+                    on_made(directory, name)
+                inner = open_child(directory, name, current, flags)
+            os.close(directory)
+            directory = inner
+    except BaseException:
+        os.close(directory)
+        raise
+    return directory
+
+
+def open_child(directory: int, name: str, path: str, flags: int = _LIST) -> int:
+    """A descriptor of the directory ``name`` in another one. Errors as of :func:`open_directory`.
+
+    Args:
+        path: of the child, for messages.
+        flags: of open(2), with O_DIRECTORY and O_NOFOLLOW.
+    """
+    try:
+        return os.open(name, flags, dir_fd=directory)
+    except NotADirectoryError as error:
+        error.filename = path
+        with contextlib.suppress(FileNotFoundError):  # it is gone meanwhile
+            raise PathBlocked(path, os.lstat(name, dir_fd=directory).st_mode) from None
+        raise
+    except OSError as error:
+        error.filename = path
+        raise
+
+
+def make_directory(directory: int, name: str, path: str, mode: int = _DIRECTORY_MODE) -> bool:
+    """mkdir(2) in a directory; False if the name is taken. Raises OSError."""
+    try:
+        os.mkdir(name, mode, dir_fd=directory)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        error.filename = path
+        raise
+    return True
+
+
+def open_file(directory: int, name: str, flags: int, mode: int = 0o600) -> int:
+    """A descriptor of the regular file ``name`` in a directory; with O_CREAT made if missing.
+
+    Nothing but a regular file is ever opened: a FIFO would wait, and a device may act.
+
+    Raises:
+        PathBlocked: there is something else.
+        OSError: another reason.
+    """
+    flags |= os.O_CLOEXEC
+    for _ in range(_MOST_TRIES):
+        try:
+            found = os.open(name, _PIN, dir_fd=directory)
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                raise
+            with contextlib.suppress(FileExistsError):  # made by somebody else meanwhile
+                return os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=directory)
+            continue
+        try:
+            kind = os.fstat(found).st_mode
+            if not stat.S_ISREG(kind):
+                raise PathBlocked(name, kind)
+            return os.open(path_of(found), flags & ~(os.O_CREAT | os.O_EXCL))
+        finally:
+            os.close(found)
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), name)
+
+
+def remove(directory: int, name: str) -> None:
+    """Delete whatever has this name in a directory: also a directory, with all that is in it.
+
+    Nothing outside is touched. Raises OSError.
+    """
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        shutil.rmtree(name, dir_fd=directory)
+
+
+def unusable(what: str, error: OSError, advice: str = "") -> StateUnusable:
+    """The error for people of a directory that cannot be prepared.
+
+    Args:
+        what: could not be done.
+        advice: unless the error says what to do itself.
+    """
+    if isinstance(error, PathBlocked):
+        advice = error.advice
+    return StateUnusable(f"{what}: {error.strerror}", advice)
+
+
+def path_of(descriptor: int) -> str:
+    """A path that leads to what a descriptor is of, for calls that take none."""
+    return f"/proc/self/fd/{descriptor}"
+
+
+def pinned(path: str | Path) -> Path:
+    """A path of a directory for libraries that take paths, made if missing; errors as above.
+
+    It leads to the same directory, whatever happens to the path, as long as this process lives:
+    the descriptor stays open.
+    """
+    return Path(path_of(open_directory(path, make=True)))

@@ -1,0 +1,259 @@
+"""What an earlier run or another container planted where the sidecar makes and mounts things."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sidecar.mounter.system import mounts
+from tests.mount.buckets import bucket_sidecar, refused
+from tests.support.clouds import Cloud
+from tests.support.sidecar import Sidecar
+from tests.support.waiting import wait_until
+
+EXIT_MOUNT = 3
+SECRET = "what nobody may change"
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A directory of the node that no path of the spec names, with one file."""
+    place = tmp_path / "outside"
+    place.mkdir(mode=0o700)
+    (place / "file").write_text(SECRET)
+    return place
+
+
+def untouched(outside: Path) -> bool:
+    status = outside.stat()
+    below = [mount.path for mount in mounts.mounted() if mount.path.startswith(str(outside))]
+    return (
+        below == []
+        and os.listdir(outside) == ["file"]
+        and (outside / "file").read_text() == SECRET
+        and (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o700)
+    )
+
+
+def at(sidecar: Sidecar, path: Path) -> Sidecar:
+    """The same sidecar with its bucket at another path."""
+    volume = replace(sidecar.spec.volumes[0], path=str(path))
+    sidecar.spec = replace(sidecar.spec, volumes=(volume,))
+    sidecar.spec_text = sidecar.spec.to_json()
+    return sidecar
+
+
+# --- links on the way --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["a", "a/b", "a/b/c"])
+def test_nothing_is_mounted_through_a_link(
+    tmp_path: Path, s3: Cloud, outside: Path, place: str
+) -> None:
+    link, mountpoint = tmp_path / "m" / place, tmp_path / "m/a/b/c"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    refused(
+        at(bucket_sidecar(tmp_path, s3), mountpoint),
+        EXIT_MOUNT,
+        f"error SC1086 STATE_UNUSABLE: cannot make the mountpoint `{mountpoint}`: `{link}` is a "
+        "symbolic link, and no path of the sidecar may have one; remove it, or name the "
+        "directory that it leads to",
+    )
+    assert untouched(outside)
+    assert link.is_symlink()
+
+
+def test_the_shared_root_is_reached_without_links(tmp_path: Path, s3: Cloud, outside: Path) -> None:
+    sidecar = bucket_sidecar(tmp_path, s3)
+    sidecar.shared.symlink_to(outside)
+    refused(
+        sidecar,
+        EXIT_MOUNT,
+        "error SC1086 STATE_UNUSABLE: cannot prepare the state and shared directories: "
+        f"`{sidecar.shared}` is a symbolic link, and no path of the sidecar may have one; remove "
+        "it, or name the directory that it leads to",
+    )
+    assert untouched(outside)
+
+
+@pytest.mark.parametrize("place", ["state", "state/metrics", "state/spec.json"])
+def test_the_state_is_kept_without_links(
+    tmp_path: Path, s3: Cloud, outside: Path, place: str
+) -> None:
+    """What is made anew takes the place of a link; the directory itself does not."""
+    sidecar = bucket_sidecar(tmp_path, s3)
+    link = sidecar.directory / place
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside / "file" if place.endswith(".json") else outside)
+    try:
+        if place != "state":
+            sidecar.start()
+            assert sidecar.stop() == 0
+        else:
+            refused(sidecar, EXIT_MOUNT, r"error SC1086 .* is a symbolic link, and no path .*")
+        assert untouched(outside)
+    finally:
+        sidecar.clean_up()
+
+
+def test_a_mount_is_renewed_in_its_place_whatever_its_path_leads_to_now(
+    tmp_path: Path, s3: Cloud, outside: Path
+) -> None:
+    """Who may write beside the mountpoint renames its directory, and plants a link there."""
+    s3.write("file", b"of the bucket")
+    (outside / "c").mkdir()
+    parent, moved = tmp_path / "m", tmp_path / "moved"
+    sidecar = at(bucket_sidecar(tmp_path, s3, healing="remount"), parent / "c")
+    with sidecar:
+        pid = sidecar.volume_status("train")["worker_pid"]
+        parent.rename(moved)
+        parent.symlink_to(outside)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: sidecar.volume_status("train")["healed"]["remount"], "mounted anew")
+        assert (moved / "c/file").read_bytes() == b"of the bucket"
+        assert os.listdir(outside / "c") == []
+        assert sidecar.stop() == 0
+    below = [mount.path for mount in mounts.mounted() if mount.path.startswith(f"{tmp_path}/")]
+    assert below == []
+    assert (outside / "c").is_dir()
+    assert "Traceback" not in sidecar.log()
+
+
+# --- what stands where files are made ----------------------------------------------------------
+
+
+def plant_fifo(path: Path, outside: Path) -> None:
+    os.mkfifo(path)
+
+
+def plant_socket(path: Path, outside: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # a socket's path has at most 107 bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def plant_link(path: Path, outside: Path) -> None:
+    path.symlink_to(outside / "file")
+
+
+def plant_hard_link(path: Path, outside: Path) -> None:
+    path.hardlink_to(outside / "file")
+
+
+def plant_device(path: Path, outside: Path) -> None:
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 7))  # /dev/full: writing fails
+
+
+def plant_directory(path: Path, outside: Path) -> None:
+    (path / "inner").mkdir(parents=True)
+
+
+Plant = Callable[[Path, Path], None]
+REPLACED: list[Plant] = [plant_fifo, plant_socket, plant_link, plant_hard_link, plant_device]
+
+
+@pytest.mark.parametrize("plant", REPLACED)
+@pytest.mark.parametrize("place", ["shared/.sidecar/ready", "state/status.json", "state/spec.json"])
+def test_what_stands_in_place_of_a_file_is_replaced(
+    tmp_path: Path, s3: Cloud, outside: Path, plant: Plant, place: str
+) -> None:
+    sidecar = bucket_sidecar(tmp_path, s3)
+    path = sidecar.directory / place
+    path.parent.mkdir(parents=True)
+    for planted in (path, path.with_name(f"{path.name}.new")):
+        plant(planted, outside)
+    sidecar.start(wait=False)
+    try:
+        # Not that it exists, which the planted one does.
+        sidecar.wait_for(lambda: "msg=ready" in sidecar.log())
+        status = path.lstat()
+        assert stat.S_ISREG(status.st_mode)
+        assert status.st_nlink == 1
+        assert sidecar.stop() == 0
+    finally:
+        sidecar.clean_up()
+    assert untouched(outside)
+    assert sidecar.mounted() == []
+    assert "Traceback" not in sidecar.log()
+
+
+@pytest.mark.parametrize("name", ["ready", "ready.new"])
+def test_a_directory_in_place_of_the_ready_file_is_one_line(
+    tmp_path: Path, s3: Cloud, outside: Path, name: str
+) -> None:
+    sidecar = bucket_sidecar(tmp_path, s3)
+    path = sidecar.shared / ".sidecar" / name
+    plant_directory(path, outside)
+    sidecar.start(wait=False)
+    try:
+        assert sidecar.wait() == EXIT_MOUNT
+        assert sidecar.mounted() == []
+        assert len(sidecar.said()) == 1, sidecar.log()
+        assert re.fullmatch(
+            "error SC1086 STATE_UNUSABLE: cannot prepare the state and shared directories: "
+            f"`{path}` is a directory; remove it",
+            sidecar.said()[0],
+        )
+        assert "Traceback" not in sidecar.log()
+    finally:
+        sidecar.clean_up()
+
+
+def test_a_directory_that_appears_in_place_of_the_ready_file_leaves_no_mount(
+    tmp_path: Path, s3: Cloud, outside: Path
+) -> None:
+    sidecar = bucket_sidecar(tmp_path, s3)
+    with sidecar:
+        ready = sidecar.shared / ".sidecar/ready"
+        ready.unlink()
+        plant_directory(ready, outside)
+        assert sidecar.stop() == 0
+        assert sidecar.mounted() == []
+    assert "Traceback" not in sidecar.log()
+
+
+@pytest.mark.parametrize("place", ["status.json", "status.json.new", "metrics", "spec.json.new"])
+def test_a_directory_in_the_state_that_is_no_file_of_ours_is_removed(
+    tmp_path: Path, s3: Cloud, outside: Path, place: str
+) -> None:
+    sidecar = bucket_sidecar(tmp_path, s3)
+    plant_directory(sidecar.state / place, outside)
+    (sidecar.state / place / "inner/link").symlink_to(outside)
+    with sidecar:
+        assert sidecar.status()["ready"]
+        assert sidecar.get("/startupz")[0] == 200
+        assert sidecar.stop() == 0
+    assert untouched(outside)
+
+
+@pytest.mark.parametrize("plant", REPLACED)
+def test_a_termination_message_that_is_no_file_is_not_written(
+    tmp_path: Path, s3: Cloud, outside: Path, plant: Plant
+) -> None:
+    sidecar = bucket_sidecar(tmp_path, s3, bucket="no-such-bucket")
+    message = sidecar.termination_message
+    path = message.with_name("planted")
+    plant(path, outside)
+    roots = replace(sidecar.spec.roots, termination_message=str(path))
+    sidecar.spec = replace(sidecar.spec, roots=roots)
+    sidecar.spec_text = sidecar.spec.to_json()
+    sidecar.start(wait=False)
+    try:
+        assert sidecar.wait() == EXIT_MOUNT
+    finally:
+        sidecar.clean_up()
+    if plant is not plant_hard_link:  # a file like any other, which the kubelet made
+        assert untouched(outside)
