@@ -89,7 +89,8 @@ The tree, readable in one screen::
         ├── PortInUse           SC1090
         ├── ReadyTimeout        SC1091
         ├── DependencyMissing   SC1092
-        └── DemoFailed          SC1093
+        ├── DemoFailed          SC1093
+        └── WorkerHung          SC1094  gave no sign of life, and was killed
 
 Codes are part of the interface: logs, events, metrics, the status page and the
 termination message show them, and docs/troubleshooting.md is keyed by them. A code is
@@ -575,6 +576,10 @@ class DemoFailed(HostError):
     """A step of ``sidecar demo`` did not do what it shows."""
 
     code, name = "SC1093", "DEMO_FAILED"
+
+
+class WorkerHung(HostError):
+    code, name = "SC1094", "WORKER_HUNG"
 
 
 # --- the errno table ---------------------------------------------------------------

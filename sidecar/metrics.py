@@ -162,6 +162,11 @@ class VolumeMetrics:
         self.spool_limit_bytes = gauge(
             "mount_sidecar_spool_limit_bytes", "Disk space that the spool may occupy"
         ).labels(*bound)
+        self.memory_budget_ratio = gauge(
+            "mount_sidecar_memory_budget_ratio",
+            "Part of its memory budget that the worker uses: below 1 while memory is short",
+        ).labels(*bound)
+        self.memory_budget_ratio.set(1)
         self._observe_operation: dict[str, Callable[[float], None]] = {}
         self._observe_request: dict[str, Callable[[float], None]] = {}
 
@@ -294,7 +299,7 @@ class StatusCollector:
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """Mount states, restarts, and the time to ready."""
+        """Mount states, restarts, what process 1 lacked, and the time to ready."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         status = self._read_status()
@@ -307,6 +312,25 @@ class StatusCollector:
             )
             taken.add_metric((), float(seconds))
             yield taken
+        shortages = CounterMetricFamily(
+            "mount_sidecar_supervisor_shortages",
+            "Times that process 1 could not start, open or write for want of a resource, by errno",
+            labels=("errno",),
+        )
+        lacking = status.get("shortages")
+        for name, count in lacking.items() if isinstance(lacking, dict) else ():
+            shortages.add_metric((name,), float(count))
+        yield shortages
+        hung = CounterMetricFamily(
+            "mount_sidecar_hung_processes",
+            "Processes of the sidecar that gave no sign of life, and were killed and replaced",
+            labels=("process", "volume"),
+        )
+        killed = status.get("hung")
+        for name, count in killed.items() if isinstance(killed, dict) else ():
+            process, _, label = name.partition(" ")
+            hung.add_metric((process, label), float(count))
+        yield hung
         state = GaugeMetricFamily(
             "mount_sidecar_mount_state",
             "1 for the state that the volume is in",

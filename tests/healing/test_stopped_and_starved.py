@@ -36,16 +36,11 @@ def read_whole(path: Path, stalls: Stalls, block_bytes: int = MIB) -> str:
             digest.update(block)
 
 
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(2, id="short"), pytest.param(10, id="soak", marks=pytest.mark.soak)]
-)
-def test_a_stopped_worker_is_waited_for(
-    bucket: Bucket,
-    start: Start,
-    mountpoint: Path,
-    seconds: float,
-    capsys: pytest.CaptureFixture[str],
+def test_a_worker_that_is_stopped_for_a_moment_is_waited_for(
+    bucket: Bucket, start: Start, mountpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """One that is stopped for longer: test_hangs.py."""
+    seconds = 2
     data = random.Random(1).randbytes(LARGE_BYTES)
     bucket.put("large", data)
     sidecar = start(read_only=True)

@@ -150,7 +150,7 @@ class Sidecar:
                 raise AssertionError(f"not ready after {timeout_s} s:\n{self.log()}")
             time.sleep(_POLL_S)
 
-    def wait_for(self, done: Callable[[], bool], timeout_s: float = READY_TIMEOUT_S) -> None:
+    def wait_for(self, done: Callable[[], object], timeout_s: float = READY_TIMEOUT_S) -> None:
         """Return when ``done``. Raises AssertionError with the log."""
         deadline_s = time.monotonic() + timeout_s
         while not done():

@@ -11,6 +11,7 @@ import logging
 import os
 
 from sidecar.mounter.fuse import protocol as p
+from sidecar.mounter.system.shortage import NO_THREAD
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +67,7 @@ def end_if_starved(error: BaseException) -> None:
         if (
             isinstance(cause, MemoryError)
             or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
-            or (isinstance(cause, RuntimeError) and str(cause) == _NO_THREAD)
+            or (isinstance(cause, RuntimeError) and str(cause) == NO_THREAD)
         ):
             os._exit(os.EX_OSERR)
         cause = cause.__cause__ or cause.__context__
-
-
-_NO_THREAD = "can't start new thread"  # Modules/_threadmodule.c

@@ -19,7 +19,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -75,10 +75,21 @@ class _Message(NamedTuple):
 
 
 class Notifier:
-    """The notifying process, seen from the worker. Its methods never wait."""
+    """The notifying process, seen from the worker. Its methods never wait.
 
-    def __init__(self) -> None:
-        _, self._end = fork_child(_run)
+    Args:
+        started: is called in the process before all else.
+
+    Attributes:
+        pid: of the process.
+    """
+
+    def __init__(self, started: Callable[[], None] = lambda: None) -> None:
+        def run(end: socket.socket) -> None:
+            started()
+            _run(end)
+
+        self.pid, self._end = fork_child(run)
         self._end.setblocking(False)
 
     def connect(self, descriptor: int) -> None:

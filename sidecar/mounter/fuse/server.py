@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from sidecar.errors import SidecarError, Stale, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
@@ -358,3 +359,7 @@ class Server:
             return self._buffers.get_nowait()
         except queue.Empty:
             return bytearray(_BUFFER_BYTES)
+
+
+SERVING: Final = (Server._receive, Server._perform_later, DirectRead.answer)
+"""On the stack of a thread while it serves a request."""

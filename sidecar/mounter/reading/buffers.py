@@ -5,9 +5,11 @@ Knows nothing of what the buffers hold.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from typing import Protocol
 
+_libc = ctypes.CDLL(None)
 _MOST_IDLE = 8
 """Buffers of one size that are kept while nobody uses them."""
 
@@ -32,16 +34,33 @@ class BufferPool:
         budget_bytes: what may be lent at one time.
 
     Attributes:
+        budget_bytes: what may be lent at present.
         lent_bytes: what is lent now.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.lent_bytes = 0
+        self._most_bytes = budget_bytes
         self._idle: dict[int, list[bytearray]] = {}
         self._idle_bytes = 0
         self._lock = threading.Lock()
         self._holders: dict[Holder, None] = {}  # the oldest first
+
+    def shrink(self, part: float) -> None:
+        """From now on lend this part of the budget only, 1 for all of it.
+
+        Holders give up what they do not read at present. What is lent beyond it comes back when
+        it has been read.
+        """
+        with self._lock:
+            self.budget_bytes = int(self._most_bytes * part)
+            self._make_room()
+            holders = list(self._holders) if self.lent_bytes > self.budget_bytes else []
+        for holder in holders:
+            holder.give_up_idle()
+        if part < 1:
+            _libc.malloc_trim(0)  # glibc keeps what is freed
 
     # --- buffers --------------------------------------------------------------------------
 

@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
-from sidecar.errors import AccessDenied, LoginRejected, NotSaved, SpoolFull, WorkerLost
+from sidecar.errors import (
+    AccessDenied,
+    LoginRejected,
+    NotSaved,
+    SpoolFull,
+    WorkerHung,
+    WorkerLost,
+)
 from sidecar.metrics import VolumeTotals
 from sidecar.spec import volume_label
 
@@ -49,7 +56,7 @@ def condition(status: Document) -> Condition | None:
         for volume in status["volumes"]:
             error = volume["error"]
             if error is not None and error["code"] != WorkerLost.code:
-                reason = "StoreFails" if error in volume["failing"] else "MountFailed"
+                reason = "StoreFails" if error in volume["failing"] else _reason(error)
                 return Condition("False", reason, f"volume {_label(volume)}: {_line(error)}")
         return Condition("True", "Mounted", f"{len(status['volumes'])} volume(s) are usable")
     if status["phase"] == "failed":
@@ -118,7 +125,7 @@ class Observer:
             for failure in failing:  # refused requests: look_at_totals
                 reports += self._once(label, "StoreFails", failure)
             if error not in [None, *volume["failing"]] and error["code"] != WorkerLost.code:
-                reports += self._once(label, "MountFailed", error)
+                reports += self._once(label, _reason(error), error)
         if error is None:
             self._told = {key for key in self._told if not key.startswith(f"{label} ")}
         if status["phase"] == "stopped" and volume["unsaved_count"]:
@@ -141,6 +148,10 @@ class Observer:
 
 def _label(volume: Document) -> str:
     return volume_label(volume["kind"], volume["name"])
+
+
+def _reason(error: Document) -> str:
+    return "WorkerHung" if error["code"] == WorkerHung.code else "MountFailed"
 
 
 def _refusal(volume: str, code: str) -> Report:

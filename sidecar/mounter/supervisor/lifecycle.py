@@ -25,9 +25,11 @@ from sidecar.errors import (
     from_message,
 )
 from sidecar.mounter.supervisor import path_checks
-from sidecar.mounter.supervisor.volume import SupervisedBucket, SupervisedVolume
+from sidecar.mounter.supervisor.hang_watch import HangWatch
+from sidecar.mounter.supervisor.retries import Retries
+from sidecar.mounter.supervisor.volume import RestartDelay, SupervisedBucket, SupervisedVolume
 from sidecar.mounter.supervisor.workers import Workers
-from sidecar.mounter.system import directories, mounts, status
+from sidecar.mounter.system import directories, hardening, mounts, status
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.processes import (
     Child,
@@ -45,6 +47,8 @@ _ANSWER_S: Final = 1.0
 _MOST_REPORTER_STARTS: Final = 5
 _LAST_REPORTS_S: Final = 8.0
 """Within the margin of the grace period (``times.grace_margin_s``)."""
+_LAST_UNMOUNTS_S: Final = 5.0
+"""If the kernel lacks what it takes to unmount."""
 
 
 class Stopped(Exception):
@@ -66,15 +70,23 @@ class Lifecycle:
         self._started_s = started_s
         self._deadline_s = started_s + spec.times.ready_timeout_s
         self._state: int | None = None  # a descriptor, like that of _shared
-        self._processes = Processes()
+        # Children have what the container has; process 1 itself goes last.
+        self._processes = Processes(hardening.oom_score())
+        hardening.survive_oom()
+        self._retries = Retries()
+        self._hang_watch = HangWatch()
         stores = [v.source.store for v in spec.volumes if isinstance(v.source, StoreSource)]
-        self._workers = Workers(self._processes, sorted(set(stores)))
+        self._workers = Workers(
+            self._processes, sorted(set(stores)), self._retries, self._hang_watch
+        )
         self._buckets: list[SupervisedBucket] = []
         self._directories: list[SupervisedVolume] = []  # mounted by the kubelet
         self._volumes: list[SupervisedVolume] = []  # both, in the spec's order
         for volume in spec.volumes:
             if volume.is_bucket:
-                bucket = SupervisedBucket(volume, spec.transport, spec_file, self._workers)
+                bucket = SupervisedBucket(
+                    volume, spec.transport, spec_file, self._workers, self._retries
+                )
                 self._buckets.append(bucket)
                 self._volumes.append(bucket)
             else:
@@ -82,12 +94,13 @@ class Lifecycle:
                 self._directories.append(directory)
                 self._volumes.append(directory)
         self._health: Child | None = None
+        self._health_delay = RestartDelay()
         self._reporter: Child | None = None  # in a pod only
         self._reporter_starts = 0
         self._checks: dict[Child, SupervisedVolume] = {}
         self._shared: status.SharedDirectory | None = None
         self._phase: Literal["starting", "ready", "draining", "stopped", "failed"] = "starting"
-        self._published = True
+        self._published_troubles = 0
         self._ready = False
         self._time_to_ready_s: float | None = None
         self._http_port: int | None = None
@@ -147,13 +160,13 @@ class Lifecycle:
     def _preflight(self) -> None:
         """Credentials and buckets really answer; hostPaths and claims are really there."""
         for bucket in self._buckets:
-            bucket.start_worker(self._deadline_s - time.monotonic())
+            bucket.start_worker(self._deadline_s)
         for directory in self._directories:
             self._check_path(directory, write=not directory.volume.read_only)
         self._turn_until(
             lambda: (
                 self._http_port is not None
-                and not self._checks
+                and not self._is_checking
                 and all(volume.state == "checked" for volume in self._volumes)
             )
         )
@@ -167,7 +180,7 @@ class Lifecycle:
         """List every bucket through its mount, and make the run's outputs directory."""
         for bucket in self._buckets:
             self._check_path(bucket, write=False)
-        self._turn_until(lambda: not self._checks)
+        self._turn_until(lambda: not self._is_checking)
         path = self._spec.outputs_path
         outputs = next((v for v in self._volumes if v.volume.kind == "outputs"), None)
         if outputs is not None and path is not None and path.startswith("/"):
@@ -182,7 +195,7 @@ class Lifecycle:
                 )
 
             self._check(outputs, make)
-            self._turn_until(lambda: not self._checks)
+            self._turn_until(lambda: not self._is_checking)
 
     def _become_ready(self) -> None:
         assert self._shared is not None
@@ -272,15 +285,20 @@ class Lifecycle:
         self._checks.clear()
         self._workers.close()
         leaving = []
+        self._retries.forget_all()
         for bucket in self._buckets:
-            bucket.unmount()
+            self._retries.do(f"unmount {bucket.volume.label}", bucket.unmount)
             if bucket.worker is not None and bucket.worker.running:
                 bucket.worker.channel.send({"do": "leave"})
                 leaving.append(bucket.worker)
         self._processes.end(leaving)
-        for bucket in self._buckets:
-            bucket.unmount()  # a worker may have mounted meanwhile
+        for bucket in self._buckets:  # a worker may have mounted meanwhile
+            self._retries.do(f"unmount {bucket.volume.label}", bucket.unmount)
             bucket.state = "stopped"
+        end_s = time.monotonic() + _LAST_UNMOUNTS_S
+        while self._retries.due_s < end_s:
+            time.sleep(max(0.0, self._retries.due_s - time.monotonic()))
+            self._retries.turn()
         if self._state is not None:
             self._publish()
         if self._reporter is not None:
@@ -303,17 +321,23 @@ class Lifecycle:
             self._turn(self._deadline_s)
 
     def _turn(self, deadline_s: float = float("inf")) -> None:
-        restarts_s = [b.restart_at_s for b in self._buckets if b.restart_at_s is not None]
-        for event in self._processes.events(
-            min(time.monotonic() + _TURN_S, deadline_s, *restarts_s)
-        ):
+        due_s = [b.restart_at_s for b in self._buckets if b.restart_at_s is not None]
+        due_s += self._retries.due_s, self._hang_watch.due_s
+        for event in self._processes.events(min(time.monotonic() + _TURN_S, deadline_s, *due_s)):
             if isinstance(event, MessageReceived):
-                self._on_message(event.child, event.message)
+                if not self._hang_watch.take(event.child, event.message):
+                    self._on_message(event.child, event.message)
             elif isinstance(event, ChildEnded):
                 self._on_ended(event.child, event.ending)
             else:
                 self._stop_asked = True
-        if not self._published:
+        self._hang_watch.turn()
+        for bucket in self._buckets:
+            worker = bucket.worker
+            if worker and bucket.doubt(hangs=self._hang_watch.is_suspect(worker)):
+                self._publish()
+        self._retries.turn()
+        if self._troubles != self._published_troubles:
             self._publish()
         now_s = time.monotonic()
         for bucket in self._buckets:
@@ -354,7 +378,7 @@ class Lifecycle:
             if not self._ready:
                 raise HostError(f"the health process ended ({ending})")
             assert self._http_port is not None
-            self._start_health(self._http_port)
+            self._start_health(self._http_port, self._health_delay.after_end_s(time.monotonic()))
         elif child is self._reporter:
             self._reporter = None
             logs.event(log, "the reporter ended", logging.WARNING, how=ending)
@@ -368,7 +392,7 @@ class Lifecycle:
             for worker in lost:
                 self._on_ended(worker, ending)
         elif bucket := self._bucket_of(child):
-            bucket.on_worker_ended(ending)
+            bucket.on_worker_ended(ending, child.hung)
             self._publish()
 
     # --- acts -----------------------------------------------------------------------------------
@@ -376,26 +400,45 @@ class Lifecycle:
     def _bucket_of(self, worker: Child) -> SupervisedBucket | None:
         return next((bucket for bucket in self._buckets if bucket.worker is worker), None)
 
-    def _start_health(self, port: int) -> None:
-        self._health = self._processes.start(
-            "sidecar.mounter.reporting.health",
-            self._spec.roots.state,
-            self._spec.http.host,
-            str(port),
-        )
+    def _start_health(self, port: int, delay_s: float = 0.0) -> None:
+        arguments = self._spec.roots.state, self._spec.http.host, str(port)
+
+        def start() -> None:
+            self._health = self._processes.start("sidecar.mounter.reporting.health", *arguments)
+            self._hang_watch.watch(self._health, "health")
+
+        self._retries.do("start the health process", start, delay_s)
 
     def _start_reporter(self) -> None:
-        self._reporter_starts += 1
-        self._reporter = self._processes.start(
-            "sidecar.mounter.reporting.reporter", self._spec_file
-        )
+        def start() -> None:
+            self._reporter = self._processes.start(
+                "sidecar.mounter.reporting.reporter", self._spec_file
+            )
+            self._reporter_starts += 1
+            self._hang_watch.watch(self._reporter, "reporter")
+
+        self._retries.do("start the reporter", start)
 
     def _check_path(self, volume: SupervisedVolume, *, write: bool) -> None:
         path = volume.volume.mounted_at
         self._check(volume, lambda: path_checks.check_directory(path, write=write))
 
     def _check(self, volume: SupervisedVolume, function: Callable[[], None]) -> None:
-        self._checks[self._processes.run(function)] = volume
+        def start() -> None:
+            self._checks[self._processes.run(function)] = volume
+
+        self._retries.do(self._check_name(volume), start)
+
+    @staticmethod
+    def _check_name(volume: SupervisedVolume) -> str:
+        return f"check {volume.volume.label}"
+
+    @property
+    def _is_checking(self) -> bool:
+        """Whether a check runs, or is still to be started."""
+        return bool(self._checks) or any(
+            self._retries.is_pending(self._check_name(volume)) for volume in self._volumes
+        )
 
     def _timeout(self) -> SidecarError:
         """Which volume kept the sidecar from being ready, and its last error."""
@@ -412,15 +455,25 @@ class Lifecycle:
                 )
                 return volume.named(silent)
         names = ", ".join(volume.volume.label for volume in late) or "the sidecar"
+        if failing := self._retries.failing:
+            return ReadyTimeout(
+                f"not ready after {seconds:g} s: {names}: {failing}",
+                "a limit of processes, memory, descriptors or disk that others use up?",
+            )
         return ReadyTimeout(
             f"not ready after {seconds:g} s: {names}", "a hanging network path, perhaps"
         )
 
-    def _publish(self) -> None:
-        """Write the status document: for /statusz, for the experiment, for whoever looks.
+    @property
+    def _troubles(self) -> int:
+        return self._retries.shortages.total() + self._hang_watch.hung.total()
 
-        A full disk ends nothing: the next turn of the loop tries again.
-        """
+    def _publish(self) -> None:
+        """Write the status document: for /statusz, for the experiment, for whoever looks."""
+        self._retries.do("write the status", self._write_status)
+
+    def _write_status(self) -> None:
+        self._published_troubles = self._troubles
         text = status.dump_status(
             {
                 "version": 1,
@@ -431,20 +484,15 @@ class Lifecycle:
                 "run": self._spec.run,
                 "transport": self._spec.transport,
                 "error": self._failure.document() if self._failure is not None else None,
+                "shortages": self._retries.shortages,
+                "hung": self._hang_watch.hung,
                 "volumes": [volume.document() for volume in self._volumes],
             }
         )
-        try:
-            assert self._state is not None
-            status.write_status(self._state, text)
-            if self._shared is not None:
-                self._shared.write(status.STATUS_FILE, text)
-        except OSError as error:
-            if self._published:
-                logs.event(log, "status not written", logging.WARNING, why=error.strerror)
-            self._published = False
-        else:
-            self._published = True
+        assert self._state is not None
+        status.write_status(self._state, text)
+        if self._shared is not None:
+            self._shared.write(status.STATUS_FILE, text)
 
 
 def _unusable(error: OSError) -> StateUnusable:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sidecar import logs
 from sidecar.mounter.supervisor.lifecycle import Lifecycle
+from sidecar.mounter.system import hardening, resource_limits
 from sidecar.spec import PersistenceSpec
 
 
@@ -34,6 +35,8 @@ def main(arguments: list[str]) -> int:
     """
     spec_file, started = arguments
     logs.set_up("supervisor")
+    hardening.forbid_dumps()
+    resource_limits.take_all_descriptors()
     spec = PersistenceSpec.from_json(Path(spec_file).read_text())
     return Lifecycle(spec, spec_file, float(started)).run()
 

@@ -5,6 +5,7 @@ The order in which volumes start and end is :mod:`.lifecycle`'s. Standard librar
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,12 +15,20 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from sidecar import logs
-from sidecar.errors import MountFailed, SidecarError, WorkerLost, from_message
+from sidecar.errors import (
+    MountFailed,
+    SidecarError,
+    WorkerHung,
+    WorkerLost,
+    from_message,
+)
+from sidecar.mounter.supervisor.retries import Retries
 from sidecar.mounter.supervisor.workers import Workers
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.directories import unusable
 from sidecar.mounter.system.processes import Child, Ending
+from sidecar.mounter.system.watchdog import STOPPED
 from sidecar.spec import ClaimSource, HostPathSource, Source, TransportName, Volume
 
 log = logging.getLogger("sidecar.supervisor")
@@ -44,10 +53,9 @@ _LONGEST_DELAY_S: Final = 5.0
 _MOST_FAILED_RESUMES: Final = 3
 _WORKER_START_S: Final = 3600.0
 _REQUEST_BYTES: Final = 1024 * 1024
-_ENDINGS_WITHOUT_CRASH: Final = (
-    Ending(exit_status=None, signal=signal.SIGKILL),
-    Ending(exit_status=os.EX_OSERR, signal=None),  # no memory: end_if_starved of fuse/connection.py
-)
+_STARVED: Final = Ending(exit_status=os.EX_OSERR, signal=None)
+"""No memory, no thread, no descriptor: ``fuse/connection.py``, ``worker/main.py``."""
+_ENDINGS_WITHOUT_CRASH: Final = (Ending(exit_status=None, signal=signal.SIGKILL), _STARVED)
 
 
 class SupervisedVolume:
@@ -105,12 +113,18 @@ class SupervisedBucket(SupervisedVolume):
     """
 
     def __init__(
-        self, volume: Volume, transport: TransportName, spec_file: str, workers: Workers
+        self,
+        volume: Volume,
+        transport: TransportName,
+        spec_file: str,
+        workers: Workers,
+        retries: Retries,
     ) -> None:
         super().__init__(volume)
         self._transport = transport
         self._spec_file = spec_file
         self._workers = workers
+        self._retries = retries
         self.heals = False
         self.stopping = False
         self.worker: Child | None = None
@@ -122,6 +136,7 @@ class SupervisedBucket(SupervisedVolume):
         self._can_resume = False
         self._resuming = False
         self._failed_resumes = 0
+        self._unmounts = False  # before the next worker starts
         self._healed = {"resend": 0, "remount": 0}
         self._failing: list[dict[str, Any]] = []  # calls to the store, as the worker reports them
         self._left: dict[str, int] | None = None  # while draining
@@ -163,7 +178,12 @@ class SupervisedBucket(SupervisedVolume):
         if self._transport == "libfuse":
             self.worker.channel.send({"do": "mount"})
             return
-        self._connection = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._connection = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise self.named(
+                MountFailed(f"cannot open {mounts.FUSE_DEVICE}: {error.strerror}")
+            ) from None
         try:
             self._mountpoint.mount_fuse(
                 self._connection,
@@ -176,7 +196,10 @@ class SupervisedBucket(SupervisedVolume):
         self.worker.channel.send({"do": "mount"}, (self._connection,))
 
     def unmount(self, *, keep_guard: bool = False) -> None:
-        """Detach the mount and close the connection: the kernel then aborts what waits."""
+        """Detach the mount and close the connection: the kernel then aborts what waits.
+
+        Raises OSError, MountFailed.
+        """
         self._mountpoint.clear(keep_guard=keep_guard)
         if self._connection is not None:
             os.close(self._connection)
@@ -188,9 +211,20 @@ class SupervisedBucket(SupervisedVolume):
 
     # --- the worker ---------------------------------------------------------------------------
 
-    def start_worker(self, seconds: float) -> None:
-        """Start a worker, which gives up if the bucket does not answer within ``seconds``."""
+    def start_worker(self, deadline_s: float) -> None:
+        """Start a worker, as soon as there are the resources.
+
+        It gives up if the bucket does not answer until ``deadline_s`` (monotonic).
+        """
         self.restart_at_s = None
+        self._retries.do(
+            f"start the worker of {self.volume.label}", lambda: self._start_worker(deadline_s)
+        )
+
+    def _start_worker(self, deadline_s: float) -> None:
+        if self._unmounts:
+            self.unmount(keep_guard=True)
+            self._unmounts = False
         self._resuming = self._can_resume
         resumed = self._connection if self._resuming else None
         self.worker = self._workers.serve(
@@ -200,19 +234,20 @@ class SupervisedBucket(SupervisedVolume):
                 "identity": f"{self.volume.kind}-{quote(self.volume.name, safe='')}",
                 "kind": self.volume.kind,
                 "name": self.volume.name,
-                "seconds": seconds,
+                "seconds": max(0.0, deadline_s - time.monotonic()),
                 "crashed": self._crashed,
                 "failing": self._failing,
                 # Verified once: successors need not write again.
                 "writes": not (self.heals or self.volume.read_only),
             },
             () if resumed is None else (resumed,),
+            self.volume.label,
         )
 
     def restart_if_due(self, now_s: float) -> None:
         """Start the next worker if its time has come (monotonic)."""
         if self.restart_at_s is not None and self.restart_at_s <= now_s:
-            self.start_worker(_WORKER_START_S)
+            self.start_worker(now_s + _WORKER_START_S)
 
     def drain(self, seconds: float) -> None:
         """Ask the worker to save everything within ``seconds``."""
@@ -266,7 +301,8 @@ class SupervisedBucket(SupervisedVolume):
         self._resuming = False
         self._failed_resumes = 0
         if self._connection is not None:
-            self._mountpoint.raise_readahead()
+            with contextlib.suppress(OSError):  # no descriptor: reads are slower, that is all
+                self._mountpoint.raise_readahead()
         path = self.volume.mounted_at
         logs.event(log, "serving", volume=self.volume.label, path=path, **healed)
 
@@ -281,23 +317,42 @@ class SupervisedBucket(SupervisedVolume):
             self.error = error
             self.worker.channel.send({"do": "leave"})
 
-    def on_worker_ended(self, ending: Ending) -> None:
-        """Plan the next worker. Raises WorkerLost before ready."""
+    def doubt(self, *, hangs: bool) -> bool:
+        """The worker seems to hang, or does not; whether that is news."""
+        if self.state != "serving" or hangs == isinstance(self.error, WorkerHung):
+            return False
+        if hangs and self.error is None:
+            self.error = WorkerHung("the worker gives no sign of life")
+        elif not hangs:
+            self.error = None
+        return True
+
+    def on_worker_ended(self, ending: Ending, hung: str | None) -> None:
+        """Plan the next worker. Raises WorkerLost, WorkerHung before ready.
+
+        Args:
+            hung: why it was killed, if it hung.
+        """
         if self.state in ("drained", "stopped"):
             return
-        lost = WorkerLost(f"the worker ended: {ending}")
+        lost: SidecarError = WorkerLost(f"the worker ended: {ending}")
+        if hung is not None:
+            lost = WorkerHung(f"the worker was killed: {hung}")
         if not self.heals:
             raise self.named(lost)
-        logs.event(log, "worker lost", logging.WARNING, volume=self.volume.label, how=ending)
+        how = ending if hung is None else "it hung"
+        logs.event(log, "worker lost", logging.WARNING, volume=self.volume.label, how=how)
         now_s = time.monotonic()
         delay_s = self._restart_delay.after_end_s(now_s)
-        self._crashed = ending not in _ENDINGS_WITHOUT_CRASH
-        if self._resuming:
+        self._crashed = ending not in _ENDINGS_WITHOUT_CRASH or hung not in (None, STOPPED)
+        if self._resuming and ending != _STARVED:  # what is lacking comes back, a handle does not
             self._failed_resumes += 1
         if not self._can_resume or self._failed_resumes >= _MOST_FAILED_RESUMES:
             # The next worker mounts anew. Requests in flight fail now.
-            self.unmount(keep_guard=True)
             self._can_resume = False
+            self._unmounts = True
+            with contextlib.suppress(OSError, MountFailed):  # else before the next worker
+                self.unmount(keep_guard=True)
         self.state = "restarting"
         self.error = self.error or lost
         self.restart_at_s = now_s + delay_s

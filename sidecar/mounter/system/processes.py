@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from sidecar.errors import SidecarError
+from sidecar.mounter.system import hardening
 from sidecar.mounter.system.channel import Channel, Message
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _KILL_WAIT_S = 2.0
 _PR_SET_CHILD_SUBREAPER = 36
+_LAUNCHER = "sidecar.mounter.system.launch"
 
 
 class Ending(NamedTuple):
@@ -53,12 +55,19 @@ class Child:
     Attributes:
         pid: None until it has been forked, by another child.
         ending: None until it has been reaped.
+        hung: why it was killed, if it hung.
     """
 
     def __init__(self, pid: int | None, channel: Channel) -> None:
         self.pid = pid
         self.channel = channel
         self.ending: Ending | None = None
+        self.hung: str | None = None
+
+    def end(self) -> None:
+        """SIGKILL it. It is reaped among the events."""
+        if self.running and self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
 
     @property
     def running(self) -> bool:
@@ -90,9 +99,14 @@ Event = MessageReceived | ChildEnded | SignalReceived
 
 
 class Processes:
-    """Starts child processes, and yields their messages and their ends. One for each process."""
+    """Starts child processes, and yields their messages and their ends. One for each process.
 
-    def __init__(self) -> None:
+    Args:
+        oom_score: the ``oom_score_adj`` of children; by default what this process has.
+    """
+
+    def __init__(self, oom_score: int | None = None) -> None:
+        self._oom_score = hardening.oom_score() if oom_score is None else oom_score
         self._selector = selectors.DefaultSelector()
         self._by_pid: dict[int, Child] = {}
         self._expected: set[Child] = set()  # another child forks them
@@ -108,13 +122,17 @@ class Processes:
             signal.signal(number, _wake_only)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
 
-    def start(self, module: str, *arguments: str) -> Child:
-        """Run ``python -m module CHANNEL arguments…`` in a session of its own."""
+    def start(self, module: str, *arguments: str, beats: bool = True) -> Child:
+        """Run ``python -m module CHANNEL arguments…`` in a session of its own. Raises OSError.
+
+        Args:
+            beats: it gives signs of life (:mod:`.heartbeat`) from the start.
+        """
 
         def execute(far: socket.socket) -> None:
             far.set_inheritable(True)
-            command = [sys.executable, "-m", module, str(far.fileno()), *arguments]
-            os.execv(sys.executable, command)
+            launcher = [sys.executable, "-m", _LAUNCHER, str(int(beats))]
+            os.execv(sys.executable, [*launcher, module, str(far.fileno()), *arguments])
 
         return self._fork(execute)
 
@@ -144,7 +162,10 @@ class Processes:
         child.channel.close()
 
     def run(self, function: Callable[[], None]) -> Child:
-        """Call a function in a forked child, which sends ``passed`` or ``failed``."""
+        """Call a function in a forked child, which sends ``passed`` or ``failed``.
+
+        Raises OSError.
+        """
 
         def call(far: socket.socket) -> None:
             # Process 1 holds the connections of mounts. A check that waits on a mount and holds
@@ -201,7 +222,12 @@ class Processes:
 
     def _fork(self, body: Callable[[socket.socket], None]) -> Child:
         near, far = Channel.pair()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            near.close()
+            far.close()
+            raise
         if pid == 0:
             status = 1
             try:
@@ -213,6 +239,7 @@ class Processes:
                 for child in [*self._by_pid.values(), *self._expected]:
                     child.channel.close()
                 near.close()
+                hardening.set_oom_score(self._oom_score)
                 body(far)
                 status = 0
             finally:

@@ -8,9 +8,14 @@ when 10 % of the node's file system is free, or 15 % of that of images.
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from sidecar.units import MIB
+
+CGROUPS: Final = Path("/sys/fs/cgroup")
+PROC: Final = Path("/proc")
 
 PAGE_CACHE_DIVISOR = 2
 MEMORY_DIVISOR = 4
@@ -24,17 +29,13 @@ LEAST_CACHE_BYTES = 64 * MIB
 """A smaller cache is not worth its files, so there is none."""
 
 
-def memory_budget_bytes(
-    mounts: int, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
-) -> int:
+def memory_budget_bytes(mounts: int, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     """Memory in bytes for the content of one of ``mounts`` mounts."""
     share = _available_bytes(cgroups, proc) // MEMORY_DIVISOR // max(1, mounts)
     return max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share))
 
 
-def page_cache_bytes(
-    mounts: int, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
-) -> int:
+def page_cache_bytes(mounts: int, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     """Page cache in bytes that one of ``mounts`` mounts may fill with what nobody has asked for.
 
     It is charged to this container, and the kernel takes it back under pressure.
@@ -62,27 +63,48 @@ def disk_bytes(path: Path) -> tuple[int, int]:
     return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
 
 
-def _available_bytes(cgroups: Path, proc: Path) -> int:
-    """The smallest memory limit that applies, or the machine's memory."""
-    return min([*_cgroup_limits(cgroups, proc), _machine_bytes(proc)])
+def take_all_descriptors() -> None:
+    """Let this process open as many files as it may.
+
+    The soft limit is often 1,024, for the sake of select(2), which is not used here.
+    """
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
 
 
-def _cgroup_limits(cgroups: Path, proc: Path) -> list[int]:
-    """The limits of this process's group and of every group above it that is visible."""
-    limits: list[int] = []
+class MemoryGroup(NamedTuple):
+    """A control group with a limit of memory. ``version``: of cgroups, 1 or 2."""
+
+    folder: Path
+    version: int
+    limit_bytes: int
+
+
+def memory_groups(cgroups: Path, proc: Path) -> list[MemoryGroup]:
+    """This process's group and every group above it that is visible, if it has a limit."""
+    groups: list[MemoryGroup] = []
+    names: tuple[str, ...]
     for line in (proc / "self" / "cgroup").read_text().splitlines():
         number, controllers, group = line.split(":", 2)
         if number == "0":
-            root, name = cgroups, "memory.max"
+            root, version, names = cgroups, 2, ("memory.max", "memory.high")
         elif "memory" in controllers.split(","):
-            root, name = cgroups / "memory", "memory.limit_in_bytes"
+            root, version, names = cgroups / "memory", 1, ("memory.limit_in_bytes",)
         else:
             continue
         # A container sees its own group at the root, whatever path its process has.
         below = Path(group.lstrip("/"))
         for folder in (below, *below.parents):
-            limits += _limit(root / folder / name)
-    return limits
+            limits = [limit for name in names for limit in _limit(root / folder / name)]
+            if limits:
+                groups.append(MemoryGroup(root / folder, version, min(limits)))
+    return groups
+
+
+def _available_bytes(cgroups: Path, proc: Path) -> int:
+    """The smallest memory limit that applies, or the machine's memory."""
+    limits = [group.limit_bytes for group in memory_groups(cgroups, proc)]
+    return min([*limits, _machine_bytes(proc)])
 
 
 def _limit(file: Path) -> list[int]:
@@ -90,7 +112,7 @@ def _limit(file: Path) -> list[int]:
         text = file.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [int(text)] if text.isdigit() else []  # `max`
+    return [int(text)] if text.isascii() and text.isdigit() and int(text) else []  # `max`
 
 
 def _machine_bytes(proc: Path) -> int:

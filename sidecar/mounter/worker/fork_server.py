@@ -8,15 +8,14 @@ that this process may end at any time without anybody noticing.
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import NoReturn
 
 import prometheus_client  # noqa: F401 - each worker needs it
@@ -24,12 +23,12 @@ import prometheus_client  # noqa: F401 - each worker needs it
 from sidecar import logs
 from sidecar.backoff import Backoff
 from sidecar.mounter.store import import_stores
+from sidecar.mounter.system import hardening, resource_limits
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.worker import main as worker
 
 log = logging.getLogger("sidecar.fork_server")
 
-_OOM_SCORE = "500"
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 1.0
 
 
@@ -43,12 +42,9 @@ def main(arguments: list[str]) -> int:
     # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # When memory runs out, the kernel should end a worker, which is replaced, and not the
-    # supervisor, which is not (proc_pid_oom_score_adj(5)).
-    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    # The soft limit is often 1,024, for the sake of select(2), which is not used here.
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    # Workers inherit both.
+    hardening.set_oom_score(hardening.worker_oom_score(hardening.oom_score()))
+    resource_limits.take_all_descriptors()
     channel_number, *stores = arguments
     channel = Channel.inherited(int(channel_number))
     logs.set_up("fork-server")
@@ -67,7 +63,8 @@ def _start_worker(channel: Channel, number: int, far: socket.socket) -> None:
     backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
     said = False
     with far:
-        while (started := _fork_worker(channel, far)) is None:
+        while isinstance(started := _fork_worker(channel, far), int):
+            channel.send({"event": "lacking", "errno": started})
             if not said:
                 log.warning("no worker can be forked; trying again: too many processes, perhaps")
                 said = True
@@ -78,29 +75,35 @@ def _start_worker(channel: Channel, number: int, far: socket.socket) -> None:
         gate.send(b"go")
 
 
-def _fork_worker(channel: Channel, far: socket.socket) -> tuple[int, socket.socket] | None:
-    """A worker's PID, and the gate at which it waits. None if none can be forked."""
-    gate, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def _fork_worker(channel: Channel, far: socket.socket) -> tuple[int, socket.socket] | int:
+    """A worker's PID, and the gate at which it waits. An errno if none can be forked."""
+    try:
+        gate, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        return error.errno or errno.EMFILE
     with worker_end:
-        forked = _fork_twice(channel, gate, worker_end, far)
-    pid = gate.recv(32) if forked else b""
+        code = _fork_twice(channel, gate, worker_end, far)
+    pid = b"" if code else gate.recv(32)
     if not pid:
         gate.close()
-        return None
+        return code or errno.EAGAIN
     return int(pid), gate
 
 
 def _fork_twice(
     channel: Channel, gate: socket.socket, worker_end: socket.socket, far: socket.socket
-) -> bool:
-    """Fork a child that forks the worker and ends, so that process 1 inherits it."""
+) -> int:
+    """Fork a child that forks the worker and ends, so that process 1 inherits it.
+
+    Returns an errno, or 0.
+    """
     try:
         middle = os.fork()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno or errno.EAGAIN
     if middle:
         _, wait_status = os.waitpid(middle, 0)
-        return wait_status == 0
+        return errno.EAGAIN if wait_status else 0
     status = 1
     try:
         if os.fork() == 0:

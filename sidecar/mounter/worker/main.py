@@ -12,9 +12,10 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sidecar import logs
 from sidecar.errors import MountFailed, SidecarError, StateUnusable
@@ -24,9 +25,12 @@ from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.fuse import server
 from sidecar.mounter.fuse.notifier import Notifier
+from sidecar.mounter.fuse.readers import process
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
+from sidecar.mounter.fuse.stuck import StuckThreads
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
@@ -34,13 +38,15 @@ from sidecar.mounter.store import open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell
 from sidecar.mounter.store.interface import Store
-from sidecar.mounter.system import directories, mounts
-from sidecar.mounter.system.allocator import give_back_large_blocks
+from sidecar.mounter.system import directories, hardening, mounts
 from sidecar.mounter.system.channel import Channel, Message
+from sidecar.mounter.system.heartbeat import SharedBeats, beat_to
+from sidecar.mounter.system.shortage import lacks_resources
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.system.status import METRICS_DIRECTORY
 from sidecar.mounter.worker import budgets
 from sidecar.mounter.worker.bucket_check import check_bucket, writable_directory
+from sidecar.mounter.worker.hang_check import HangCheck
 from sidecar.mounter.worker.upkeep import Upkeep
 from sidecar.mounter.worker.write_check import probe_key, remove_leftovers
 from sidecar.mounter.writing.part_layout import PartLayout
@@ -97,6 +103,7 @@ class Worker:
         self._memory_bytes = budgets.memory_bytes(spec)
         self._filesystem: FileSystem | None = None
         self._cache: DiskCache | None = None
+        self._buffers: BufferPool | None = None
         self._leaving = threading.Event()
 
     def run(self, deadline_s: float, *, writes: bool) -> None:
@@ -154,18 +161,27 @@ class Worker:
         notifier, readers = self._fork_children(store)
         filesystem = self._build(store)
         filesystem.recovery.restore(crashed=crashed)
-        server = Server(filesystem, descriptor, self._metrics, self._say_serving, readers, notifier)
-        server.resume()
+        transport = Server(
+            filesystem, descriptor, self._metrics, self._say_serving, readers, notifier
+        )
+        transport.resume()
         self._start_threads()
-        server.serve()
+        transport.serve()
         self._leaving.set()
 
     def _start_threads(self) -> None:
-        give_back_large_blocks()  # not in the readers, which are forked by now
         threading.Thread(target=self._listen, name="control", daemon=True).start()
         assert self._filesystem is not None
         interval_s = self._spec.times.sync_interval_s
-        upkeep = Upkeep(self._filesystem, self._cache, self._metrics, self._failures, interval_s)
+        assert self._buffers is not None
+        upkeep = Upkeep(
+            self._filesystem,
+            self._buffers,
+            self._cache,
+            self._metrics,
+            self._failures,
+            interval_s,
+        )
         threading.Thread(
             target=upkeep.run, args=(self._leaving,), name="upkeep", daemon=True
         ).start()
@@ -182,19 +198,34 @@ class Worker:
         )
 
     def _fork_children(self, store: Store) -> tuple[Notifier | None, ReaderPool | None]:
-        """The child processes. Called first, while this process has no other thread."""
+        """The child processes, and then the heartbeat.
+
+        Called first, while this process has no other thread.
+        """
         if self._spec.transport == "libfuse":
+            beat_to(self._channel)
             return None, None
         count = min(len(os.sched_getaffinity(0)), _MOST_READERS)
+        beats = SharedBeats()
 
         def build(number: int, tell: Tell) -> Fetcher:
+            beats.beat(1 + number, self._stuck_threads(process.SERVING).look)
+            hardening.set_oom_score(hardening.reader_oom_score(hardening.oom_score()))
             metrics = VolumeMetrics(
                 self._metrics_path, self._volume.label, f"{self._identity}-reader{number}"
             )
             self._outcomes.move(metrics, tell)
             return self._fetcher(store, metrics, self._memory_bytes // count)
 
-        return Notifier(), ReaderPool(count, build, self._failures.take)
+        notifier = Notifier(lambda: beats.beat(0))
+        readers = ReaderPool(count, build, self._failures.take)
+        pids = dict(enumerate((notifier.pid, *readers.pids)))
+        check = HangCheck(self._stuck_threads(server.SERVING), beats, pids)
+        beat_to(self._channel, check.found)
+        return notifier, readers
+
+    def _stuck_threads(self, serving: Iterable[Callable[..., Any]]) -> StuckThreads:
+        return StuckThreads(serving, self._spec.times.retry_budget_s)
 
     def _fetcher(self, store: Store, metrics: VolumeMetrics, memory_bytes: int) -> Fetcher:
         return Fetcher(
@@ -229,7 +260,7 @@ class Worker:
         if self._spec.transport == "libfuse":
             ttl_s /= 2  # libfuse keeps names as well, and the two lifetimes add up
         fetcher = self._fetcher(store, self._metrics, self._memory_bytes)
-        self._cache = fetcher.cache
+        self._cache, self._buffers = fetcher.cache, fetcher.buffers
         self._metrics.spool_limit_bytes.set(sizes.spool_bytes)
         state = self._state_directory()
         self._filesystem = FileSystem(
@@ -308,16 +339,13 @@ class Worker:
 
 def run(channel: Channel) -> NoReturn:
     """The life of a worker; the volume comes in the first message of its channel."""
-    threading.excepthook = _end_with_thread
-    status = os.EX_SOFTWARE
+    threading.excepthook = lambda thread: _end(thread.exc_value, "a thread ended")
     try:
         status = _serve(channel)
-    except BaseException:
-        log.critical("the worker ends", exc_info=True)
-    finally:
-        sys.stderr.flush()
-        # _exit: the threads of a download that hangs must not keep the process.
-        os._exit(status)
+    except BaseException as error:  # noqa: BLE001 - it ends with it
+        _end(error, "the worker ends")
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _serve(channel: Channel) -> int:
@@ -341,9 +369,13 @@ def _serve(channel: Channel) -> int:
     return 0
 
 
-def _end_with_thread(thread: threading.ExceptHookArgs) -> None:
-    """A thread ended by a bug or for lack of memory: end the process, which is replaced."""
+def _end(error: BaseException | None, message: str) -> None:
+    """End this process, which is replaced. A lack of resources is told in one line."""
     try:
-        log.critical("a thread ended", exc_info=thread.exc_value)
+        if lacks_resources(error):
+            logs.event(log, f"{message}: it lacks resources", logging.ERROR, why=error)
+            os._exit(os.EX_OSERR)
+        log.critical(message, exc_info=error)
     finally:
+        # _exit: the threads of a download that hangs must not keep the process.
         os._exit(os.EX_SOFTWARE)

@@ -14,7 +14,9 @@ from sidecar import logs
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.filesystem.filesystem import FileSystem
+from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.store.failures import Failures
+from sidecar.mounter.system.memory_pressure import MemoryPressure
 
 log = logging.getLogger("sidecar.worker")
 
@@ -25,6 +27,7 @@ class Upkeep:
     """The regular work of one worker, in a thread of its own.
 
     Args:
+        buffers: the worker's own.
         cache: the worker's own, if there is a disk cache.
         sync_interval_s: how often files that stay open are saved.
     """
@@ -32,13 +35,16 @@ class Upkeep:
     def __init__(
         self,
         filesystem: FileSystem,
+        buffers: BufferPool,
         cache: DiskCache | None,
         metrics: VolumeMetrics,
         failures: Failures,
         sync_interval_s: float,
     ) -> None:
         self._filesystem = filesystem
+        self._buffers = buffers
         self._cache = cache
+        self._pressure = MemoryPressure()
         self._metrics = metrics
         self._failures = failures
         self._sync_interval_s = sync_interval_s
@@ -51,12 +57,29 @@ class Upkeep:
             self._filesystem.files.update_gauges()
             self._filesystem.files.write_back.resolve_versions()
             self._failures.tick()
+            self._mind_memory()
             self._filesystem.namespace.directory_cache.drop_expired()
             if self._cache is not None:
                 self._metrics.cache_used_bytes.set(self._cache.used_bytes)
             if time.monotonic() >= next_sync_s:
                 next_sync_s = time.monotonic() + self._sync_interval_s
                 self._sync(next_sync_s)
+
+    def _mind_memory(self) -> None:
+        """Use less of the budgets while the container is near its limit of memory."""
+        before, is_news = self._pressure.part, self._pressure.look()
+        part = self._pressure.part
+        if part < 1:  # names come again with each listing
+            namespace = self._filesystem.namespace
+            namespace.shrink(int(part * namespace.directory_cache.memory.budget_bytes))
+        if not is_news:
+            return
+        self._buffers.shrink(part)
+        self._metrics.memory_budget_ratio.set(part)
+        if before == 1:
+            logs.event(log, "memory is short, windows and caches shrink", logging.WARNING)
+        elif part == 1:
+            logs.event(log, "there is memory again")
 
     def _sync(self, until_s: float) -> None:
         """Save what is dirty, and log each new failure once."""

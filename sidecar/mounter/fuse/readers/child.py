@@ -12,6 +12,8 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 
+from sidecar.mounter.system.shortage import lacks_resources
+
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
@@ -40,7 +42,10 @@ def fork_child(
         for other in others:
             other.close()
         body(far)
-    except BaseException:
+    except BaseException as error:
+        if lacks_resources(error):
+            log.error("a child of the worker lacks resources: %s", error)  # noqa: TRY400
+            os._exit(os.EX_OSERR)
         log.exception("a child of the worker failed")
     finally:
         os._exit(1)

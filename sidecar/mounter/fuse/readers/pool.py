@@ -93,12 +93,15 @@ class ReaderPool:
         build: makes the fetcher of process ``n``, in that process, from ``n`` and who is told
             how its calls to the store ended.
         tell: is told that here.
+
+    Attributes:
+        pids: of the processes.
     """
 
     def __init__(self, processes: int, build: Callable[[int, Tell], Fetcher], tell: Tell) -> None:
         self._tell = tell
         self._sockets: list[socket.socket] = []
-        self._pids: list[int] = []
+        self.pids: list[int] = []
         self._ids = count(1)
         self._handles: OrderedDict[int, _KnownSource] = OrderedDict()  # the latest read last
         self._inodes: OrderedDict[int, _KnownSource] = OrderedDict()  # the latest read last
@@ -109,7 +112,7 @@ class ReaderPool:
                 process.run(end, build, index, processes)
 
             pid, end = fork_child(run, self._sockets)
-            self._pids.append(pid)
+            self.pids.append(pid)
             self._sockets.append(end)
         signal.signal(signal.SIGCHLD, self._child_ended)
 
@@ -225,15 +228,19 @@ class ReaderPool:
     def _send(self, number: int, message: bytes) -> None:
         try:
             self._sockets[number].send(message)
-        except ConnectionError:
-            self._end_with_child()  # it ended just now, and SIGCHLD is still to come
+        except ConnectionError:  # it ended just now, and SIGCHLD is still to come
+            _, wait_status = os.waitpid(self.pids[number], 0)
+            self._end_with_child(wait_status)
 
     def _child_ended(self, _signal: int, _frame: object) -> None:
         # By pid: an SDK may start a program of its own (uname, say) and wait for that.
-        for pid in self._pids:
-            if os.waitpid(pid, os.WNOHANG) != (0, 0):
-                self._end_with_child()
+        for pid in self.pids:
+            ended, wait_status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._end_with_child(wait_status)
 
-    def _end_with_child(self) -> NoReturn:
-        log.error("a reader process ended; this worker ends too and is replaced")
-        os._exit(os.EX_SOFTWARE)
+    def _end_with_child(self, wait_status: int) -> NoReturn:
+        starved = os.WIFEXITED(wait_status) and os.WEXITSTATUS(wait_status) == os.EX_OSERR
+        why = " for want of resources" if starved else ""
+        log.error("a reader process ended%s; this worker ends too and is replaced", why)
+        os._exit(os.EX_OSERR if starved else os.EX_SOFTWARE)

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from sidecar.errors import SidecarError, Stale, to_errno
 from sidecar.mounter.fuse.connection import answer, end_if_starved, fill_pages
@@ -30,6 +31,7 @@ from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.object_reader import ObjectReader, ReadResult
 from sidecar.mounter.reading.read_around import MOST_BYTES
 from sidecar.mounter.store.failures import Outcome, Tell
+from sidecar.mounter.system.memory_pressure import MemoryPressure
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ _THREADS = 32
 _MOST_FILLING = _THREADS // 4
 _MOST_READING_AHEAD = _THREADS // 8
 _IDLE_S = 60.0
+_TICK_S = 1.0
 
 
 def process_by_place(source: int, offset: int, processes: int) -> int:
@@ -168,9 +171,19 @@ class _ReaderProcess:
         self._sources[source.id] = _OpenSource(source, reader)
 
     def _drop_idle(self) -> None:
-        """Drop windows that nobody reads: programs pause, and not every close is heard of."""
+        """Drop windows that nobody reads: programs pause, and not every close is heard of.
+
+        And shrink the others while memory is short.
+        """
+        pressure = MemoryPressure()
+        next_drop_s = time.monotonic() + _IDLE_S / 4
         while True:
-            time.sleep(_IDLE_S / 4)
+            time.sleep(_TICK_S)
+            if pressure.look():
+                self._fetcher.buffers.shrink(pressure.part)
+            if time.monotonic() < next_drop_s:
+                continue
+            next_drop_s = time.monotonic() + _IDLE_S / 4
             for source in list(self._sources.values()):
                 source.reader.drop_idle(_IDLE_S)
 
@@ -274,3 +287,11 @@ class _PendingRead:
 
     def _take(self, result: ReadResult | Exception) -> None:
         self._answer(self, result)
+
+
+SERVING: Final = (
+    _PendingRead.answer_when_here,
+    _PendingRead.answer_later,
+    DirectRead.answer,
+)
+"""On the stack of a thread while it answers a READ."""

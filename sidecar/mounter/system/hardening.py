@@ -1,0 +1,60 @@
+"""What the processes of the sidecar do to themselves when they start. Standard library only.
+
+No memory of ours is written to disk or read by others of the same user: it holds logins. And
+when memory runs out, the kernel ends what can be replaced, and not process 1, which cannot.
+Sources: prctl(2), core(5), proc_pid_oom_score_adj(5); the kernel's
+Documentation/admin-guide/cgroup-v2.rst: not even ``memory.oom.group`` ends a process at -1000.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import resource
+from pathlib import Path
+from typing import Final
+
+_PR_SET_DUMPABLE: Final = 4
+_SCORE_FILE: Final = Path("/proc/self/oom_score_adj")
+_NEVER: Final = -1000
+_LAST: Final = 1000
+_WORKER: Final = 500
+_READER_AFTER_WORKER: Final = 100
+
+
+def forbid_dumps() -> None:
+    """No core files, and no ptrace(2) or /proc/PID/mem without CAP_SYS_PTRACE.
+
+    execve(2) undoes the second, fork(2) does not.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    if most:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def oom_score() -> int:
+    """The ``oom_score_adj`` of this process."""
+    return int(_SCORE_FILE.read_text())
+
+
+def set_oom_score(score: int) -> None:
+    """Set the ``oom_score_adj`` of this process. Raises OSError if it may not be so low."""
+    if score != oom_score():
+        _SCORE_FILE.write_text(f"{score}\n")
+
+
+def survive_oom() -> None:
+    """Make this process the last that the kernel ends, as far as it may: CAP_SYS_RESOURCE."""
+    with contextlib.suppress(OSError):
+        set_oom_score(_NEVER)
+
+
+def worker_oom_score(of_container: int) -> int:
+    """Of a worker, in a container whose processes have ``of_container``."""
+    return min(_LAST, max(_WORKER, of_container + 1))
+
+
+def reader_oom_score(of_worker: int) -> int:
+    """Of a reader process: it holds no name, and takes its worker with it."""
+    return min(_LAST, of_worker + _READER_AFTER_WORKER)

@@ -1,0 +1,79 @@
+"""How near to its limit of memory this container is, and what part of its budgets to use then.
+
+Where memory runs out the kernel ends a process, and with ``memory.oom.group``, which a kubelet sets
+on version 2, all of the container. So caches shrink before.
+
+What counts is what the kernel cannot take back: it frees page cache and dentries before it ends
+anything. That is less than a kubelet's working set (usage without ``inactive_file``), in which
+files that are read twice, such as the disk cache's, stand for memory that is lacking.
+
+Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from sidecar.mounter.system.resource_limits import CGROUPS, PROC, memory_groups
+
+_SHORT: Final = 0.85
+_ENOUGH: Final = 0.7
+_SHRINK: Final = 0.5
+_GROW: Final = 1.1
+_LEAST: Final = 1 / 16
+
+
+class _Names(NamedTuple):
+    """The files of a version, and what in memory.stat the kernel can take back."""
+
+    usage: str
+    reclaimable: tuple[str, ...]
+
+
+_NAMES: Final = {
+    1: _Names("memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    2: _Names("memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
+}
+
+
+def used_part(cgroups: Path = CGROUPS, proc: Path = PROC) -> float:
+    """How much of the tightest limit is used by what cannot be taken back; 0 without a limit."""
+    part = 0.0
+    for group in memory_groups(cgroups, proc):
+        names = _NAMES[group.version]
+        try:
+            used_bytes = int((group.folder / names.usage).read_text())
+            lines = (group.folder / "memory.stat").read_text().splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # the root group of version 2 has none
+        for line in lines:
+            name, _, size = line.partition(" ")
+            if name in names.reclaimable:
+                used_bytes -= int(size)
+        part = max(part, used_bytes / group.limit_bytes)
+    return part
+
+
+class MemoryPressure:
+    """What part of its budgets this process may use. :meth:`look` is called once a second.
+
+    Attributes:
+        part: 1, and less while memory is short.
+    """
+
+    def __init__(self, cgroups: Path = CGROUPS, proc: Path = PROC) -> None:
+        self.part = 1.0
+        self._cgroups = cgroups
+        self._proc = proc
+
+    def look(self) -> bool:
+        """Measure; whether :attr:`part` has changed."""
+        before = self.part
+        used = used_part(self._cgroups, self._proc)
+        if used > _SHORT:
+            self.part = max(_LEAST, self.part * _SHRINK)
+        elif used < _ENOUGH:
+            self.part = min(1.0, self.part * _GROW)
+        return self.part != before

@@ -1,0 +1,177 @@
+"""A sidecar with little memory reads and writes, and the kernel ends nothing of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sidecar.spec import Sizes
+from tests.mount.buckets import bucket_sidecar
+from tests.support.cgroups import Cgroup, new_cgroup
+from tests.support.clouds import Cloud
+from tests.support.sidecar import Sidecar
+
+MIB = 1024 * 1024
+SMALLEST_MIB = 160
+"""docs/sizing.md, for one bucket."""
+LARGE_BYTES = 96 * MIB
+WRITTEN_BYTES = 24 * MIB
+READERS = 3
+
+
+def forget_pages(path: Path) -> None:
+    """So that the kernel asks the sidecar again."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def largest_mib(group: Cgroup) -> int:
+    name = "memory.max_usage_in_bytes" if group.version == 1 else "memory.peak"
+    return int((group.path / name).read_text()) // MIB
+
+
+class Load:
+    """Threads that read and write until they are told to end, and check every byte."""
+
+    def __init__(self, mount: Path, large: dict[str, str]) -> None:
+        self._mount = mount
+        self._large = large
+        self._over = threading.Event()
+        self.passes = 0
+        self.written: dict[str, str] = {}
+
+    def run(self, seconds: float) -> None:
+        jobs: list[Callable[[], None]] = [*[self._read] * READERS, self._read_anywhere, self._write]
+        with ThreadPoolExecutor(len(jobs)) as threads:
+            futures = [threads.submit(job) for job in jobs]
+            end_s = time.monotonic() + seconds
+            while time.monotonic() < end_s and not any(future.done() for future in futures):
+                time.sleep(0.2)
+            self._over.set()
+            for future in futures:
+                future.result()
+
+    def _read(self) -> None:
+        choose = random.Random(threading.get_ident())
+        while not self._over.is_set():
+            name = choose.choice(list(self._large))
+            assert digest(self._mount / name) == self._large[name]
+            forget_pages(self._mount / name)
+            self.passes += 1
+
+    def _read_anywhere(self) -> None:
+        choose = random.Random(7)
+        while not self._over.is_set():
+            with (self._mount / choose.choice(list(self._large))).open("rb", buffering=0) as file:
+                for _ in range(50):
+                    assert len(os.pread(file.fileno(), 4096, choose.randrange(LARGE_BYTES // 2)))
+
+    def _write(self) -> None:
+        number = 0
+        while not self._over.is_set():
+            content = random.Random(number).randbytes(WRITTEN_BYTES)
+            name = f"new-{number % 8}"
+            (self._mount / name).write_bytes(content)
+            self.written[name] = hashlib.sha256(content).hexdigest()
+            number += 1
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(20, id="short"), pytest.param(600, id="soak", marks=pytest.mark.soak)]
+)
+def test_the_smallest_limit_is_enough(
+    tmp_path: Path, s3: Cloud, seconds: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a tenth more."""
+    large = {}
+    for number in range(3):
+        data = random.Random(number).randbytes(LARGE_BYTES)
+        s3.write(f"large-{number}", data)
+        large[f"large-{number}"] = hashlib.sha256(data).hexdigest()
+    with new_cgroup("memory") as group:
+        group.limit(SMALLEST_MIB * MIB * 11 // 10)
+        sizes = Sizes(memory_bytes=None)
+        sidecar = bucket_sidecar(tmp_path, s3, prefix=group.entering, sizes=sizes)
+        with sidecar:
+            load = Load(tmp_path / "m", large)
+            load.run(seconds)
+            said = (
+                f"{load.passes} passes over {LARGE_BYTES // MIB} MiB, {len(load.written)} names, "
+                f"at most {largest_mib(group)} MiB, page cache included"
+            )
+            assert group.oom_kills() == 0, sidecar.log()
+            assert_nothing_died(sidecar)
+            for name, wanted in load.written.items():
+                assert hashlib.sha256(s3.read(name)).hexdigest() == wanted
+            assert sidecar.stop() == 0
+    assert load.passes
+    assert load.written
+    with capsys.disabled():
+        print(f"\n    {said}", end=" ")
+
+
+HOG = """
+import sys, time
+held = bytearray(int(sys.argv[1]))
+time.sleep(600)
+"""
+
+
+def used_part_of(group: Cgroup) -> float:
+    """Of its limit, as a process in it sees it."""
+    program = "from sidecar.mounter.system.memory_pressure import used_part; print(used_part())"
+    command = [*group.entering, sys.executable, "-c", program]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def assert_nothing_died(sidecar: Sidecar) -> None:
+    assert sidecar.volume_status("train")["healed"] == {"resend": 0, "remount": 0}
+    assert "worker lost" not in sidecar.log(), sidecar.log()
+
+
+def test_budgets_shrink_before_the_kernel_acts(tmp_path: Path, s3: Cloud) -> None:
+    """Another process in the container takes most of its memory, and gives it back."""
+    data = random.Random(1).randbytes(LARGE_BYTES)
+    s3.write("large", data)
+    limit_bytes = 512 * MIB
+    with new_cgroup("memory") as group:
+        group.limit(limit_bytes)
+        with bucket_sidecar(tmp_path, s3, prefix=group.entering, sizes=Sizes()) as sidecar:
+            used_bytes = limit_bytes * used_part_of(group)
+            hog = subprocess.Popen(
+                [
+                    *group.entering,
+                    sys.executable,
+                    "-c",
+                    HOG,
+                    str(int(0.9 * limit_bytes - used_bytes)),
+                ]
+            )
+            try:
+                sidecar.wait_for(lambda: "memory is short" in sidecar.log())
+                assert sidecar.metric("mount_sidecar_memory_budget_ratio") < 1
+                assert digest(tmp_path / "m" / "large") == hashlib.sha256(data).hexdigest()
+            finally:
+                hog.kill()
+                hog.wait()
+            sidecar.wait_for(lambda: "there is memory again" in sidecar.log())
+            assert group.oom_kills() == 0
+            assert_nothing_died(sidecar)
+            assert sidecar.stop() == 0
