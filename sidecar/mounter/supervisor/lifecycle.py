@@ -75,10 +75,8 @@ class Lifecycle:
         hardening.survive_oom()
         self._retries = Retries()
         self._hang_watch = HangWatch()
-        stores = [v.source.store for v in spec.volumes if isinstance(v.source, StoreSource)]
-        self._workers = Workers(
-            self._processes, sorted(set(stores)), self._retries, self._hang_watch
-        )
+        stores = {v.source.store for v in spec.volumes if isinstance(v.source, StoreSource)}
+        self._workers = Workers(self._processes, sorted(stores), self._retries, self._hang_watch)
         self._buckets: list[SupervisedBucket] = []
         self._directories: list[SupervisedVolume] = []  # mounted by the kubelet
         self._volumes: list[SupervisedVolume] = []  # both, in the spec's order
