@@ -17,7 +17,7 @@ from tests.support.servers import Server, find_program
 from tests.support.sidecar import Sidecar
 
 MIB = 1024 * 1024
-UNITS = ("_bytes", "_seconds", "_total", "_handles")
+UNITS = ("_bytes", "_seconds", "_total", "_handles", "_ratio")
 FLAGS = {"mount_sidecar_ready", "mount_sidecar_mount_state"}
 """Ones and zeros have no unit."""
 

@@ -89,13 +89,13 @@ class StuckThreads:
         return {thread: now_s - since_s for thread, (_, since_s) in self._ran.items()}
 
     def _place(self, frame: FrameType | None) -> _Place:
-        busy = at_store = False
+        busy = False
         function = ""
         while frame is not None:
             module = str(frame.f_globals.get("__name__"))
             busy = busy or frame.f_code in self._serving
-            at_store = at_store or module.startswith(_STORE)
             if not function and module.startswith("sidecar."):
                 function = f"{module}.{frame.f_code.co_name}"
             frame = frame.f_back
-        return _Place(busy, at_store, function)
+        # The innermost: what the store calls back may wait for something else.
+        return _Place(busy, function.startswith(_STORE), function)
