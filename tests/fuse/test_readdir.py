@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.filesystem.attributes import Entry
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes import MOST_INODES, ROOT
 from sidecar.mounter.fuse import operations, protocol
 from sidecar.mounter.fuse.codec import Request
 from sidecar.mounter.fuse.operations import Mount
@@ -54,12 +54,11 @@ def lines(mount: Mount, inode: int, handle: int, room: int) -> dict[bytes, int]:
     return found
 
 
-@pytest.mark.parametrize("most", [operations._MOST_INODES, 2 + ROOM], ids=["room", "little room"])
-def test_lines_beyond_the_most_inodes_have_names_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    monkeypatch.setattr(operations, "_MOST_INODES", most)
-    found = lines(*a_directory(tmp_path), 1 << 16)
+@pytest.mark.parametrize("most", [MOST_INODES, 2 + ROOM], ids=["room", "little room"])
+def test_lines_beyond_the_most_inodes_have_names_only(tmp_path: Path, most: int) -> None:
+    mount, inode, handle = a_directory(tmp_path)
+    mount.filesystem.namespace.inodes.most = most
+    found = lines(mount, inode, handle, 1 << 16)
     names = [b"%02d" % number for number in range(FILES)]
     assert list(found) == [b".", b"..", *names]
     given = min(FILES, most - 2)  # the root and the directory are inodes too

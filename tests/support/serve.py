@@ -21,6 +21,7 @@ from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
 from sidecar.mounter.fuse import libfuse
 from sidecar.mounter.fuse.codec import MAX_REQUEST_BYTES
+from sidecar.mounter.fuse.notifier import Notifier
 from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
@@ -85,10 +86,14 @@ def main() -> None:
         help="answer so many seconds later, and never about a key with `hang` in it",
     )
     parser.add_argument(
+        "--most-inodes", type=int, help="have the kernel forget what it does not use above that"
+    )
+    parser.add_argument(
         "--twin", metavar="DIR", help="mount the store there too, as another client would"
     )
     parser.add_argument("--until-eof", action="store_true", help="unmount when standard input ends")
     options = parser.parse_args()
+    notifier = Notifier() if options.most_inodes else None  # forked while there is one thread
     store: MemoryStore = FailingStore()
     if options.refuse_uploads:
         assert isinstance(store, FailingStore)
@@ -123,8 +128,10 @@ def main() -> None:
                 read_only=options.read_only,
                 max_read_bytes=MAX_REQUEST_BYTES,
             )
+            if options.most_inodes:
+                filesystem.namespace.inodes.most = options.most_inodes
             if mountpoint == options.mountpoint:
-                Server(filesystem, descriptor, metrics, _say_serving).serve()
+                Server(filesystem, descriptor, metrics, _say_serving, notifier=notifier).serve()
             else:
                 server = Server(filesystem, descriptor, metrics, _say_nothing)
                 threading.Thread(target=server.serve, daemon=True).start()

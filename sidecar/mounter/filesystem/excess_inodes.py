@@ -12,6 +12,7 @@ from sidecar.mounter.filesystem.inodes import File, Inode, InodeTable, Link
 INODE_BYTES = 700
 """What an inode takes, with its name and version."""
 _FORGOTTEN_TOGETHER = 256
+_MOST_TOGETHER = 1024
 
 
 class ExcessInodes:
@@ -29,10 +30,13 @@ class ExcessInodes:
         inodes.on_excess = self._on_excess
 
     def reduce(self, most: int) -> None:
-        """Have inodes forgotten that nobody uses, until there are ``most`` or fewer."""
+        """Have some inodes forgotten that nobody uses, if there are more than ``most``.
+
+        Where there are very many more, it is to be called again.
+        """
         excess = len(self._inodes) - most
         if excess > 0:
-            self.forget(self._idle(excess))
+            self.forget(self._idle(min(excess, _MOST_TOGETHER)))
 
     def _on_excess(self) -> None:
         self._added += 1

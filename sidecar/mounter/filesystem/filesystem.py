@@ -204,11 +204,6 @@ class FileSystem:
         """Lifetime of names and attributes."""
         return self.namespace.ttl_s
 
-    @property
-    def inode_count(self) -> int:
-        """How many inodes are held."""
-        return len(self.namespace.inodes)
-
     def tell_kernel(
         self, changed: Callable[[Inode], None], forget: Callable[[Sequence[Inode]], None]
     ) -> None:
@@ -236,7 +231,8 @@ class FileSystem:
     def enter(self, handle: int, names: Sequence[str]) -> dict[str, Entry | None]:
         """:meth:`lookup` of names that were just read, without asking the store.
 
-        A name that is gone again is missing; None for one of which not enough is known here.
+        A name that is gone again is missing. None where not enough is known here, and where
+        there are too many inodes.
         """
         return self._directories.get(handle).enter(names)
 

@@ -32,7 +32,7 @@ from sidecar.mounter.filesystem.records import (
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.writing.spool import SpoolFile
 
-MOST_INODES = 49_152
+MOST_INODES = 110_000
 """With more inodes, the kernel is asked to forget some."""
 _making_a_lock = threading.Lock()
 

@@ -25,7 +25,7 @@ from sidecar.mounter.filesystem.remotes import ForgottenObject, Listed, to_relat
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.units import MIB
 
-BUDGET_BYTES: Final = 64 * MIB
+BUDGET_BYTES: Final = 72 * MIB
 OPEN_NAME_BYTES: Final = 450
 """What a name takes in an open chunk: itself, its key, its version, and their containers."""
 _OPEN_SHARE: Final = 4
@@ -84,7 +84,8 @@ class _PackedNames:
     def size_bytes(self) -> int:
         """About the memory that it takes."""
         details_bytes = self.details.size_bytes if self.details is not None else 0
-        return len(self.keys) + len(self.index or b"") + details_bytes
+        index_bytes = len(self.index) * self.index.itemsize if self.index is not None else 0
+        return len(self.keys) + index_bytes + details_bytes
 
     def forget_details(self) -> None:
         """Keep the names only, in less space."""
@@ -310,6 +311,8 @@ class NameMemory:
 
     def _share(self, keys: bytes, details: PackedDetails | None) -> _PackedNames:
         digest = hashlib.blake2b(keys, digest_size=16)
+        if details is not None:
+            digest.update(f"{details.sizes.typecode}{details.times.typecode}".encode())
         for column in details or ():
             digest.update(b"".join(column) if isinstance(column, tuple) else column or b"")
         packed = self._packed.get(digest.digest())

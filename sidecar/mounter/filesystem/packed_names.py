@@ -35,26 +35,28 @@ class PackedDetails(NamedTuple):
     """What is known of objects besides their keys, a row for each name.
 
     Attributes:
-        sizes: 64-bit integers.
-        times: 64-bit floats; not a number where nothing is known, or there is no object.
+        sizes: integers, of 32 bits if they suffice.
+        times: whole seconds of 32 bits if they suffice, else floats; not a number where nothing
+            is known, or there is no object.
         versions: 16 bytes for each where all are 32 hexadecimal digits, else UTF-8.
-        ends: 32-bit integers, where each version ends; None for hexadecimal ones.
+        ends: where each version ends; None for hexadecimal ones.
         metadata, properties: marshalled; None where none were asked for.
     """
 
-    sizes: bytes
-    times: bytes
+    sizes: array[int]
+    times: array[int] | array[float]
     versions: bytes
-    ends: bytes | None
+    ends: array[int] | None
     metadata: tuple[bytes, ...] | None
     properties: tuple[bytes, ...] | None
 
     @property
     def size_bytes(self) -> int:
         """About the memory that it takes."""
-        rows = len(self.sizes)
-        lists = (self.metadata, self.properties)
-        return 2 * rows + len(self.versions) + sum(rows for rows_of in lists if rows_of)
+        columns = [self.sizes, self.times, self.ends] if self.ends else [self.sizes, self.times]
+        row_bytes = sum(column.itemsize for column in columns)
+        row_bytes += 8 * sum(column is not None for column in (self.metadata, self.properties))
+        return len(self.sizes) * row_bytes + len(self.versions)
 
 
 def join_keys(keys: Iterable[str]) -> bytes:
@@ -126,18 +128,31 @@ def pack_details(listed: Mapping[str, Listed | None]) -> PackedDetails | None:
         known = [nothing if info is None else info for info in infos]
     _, sizes, times, versions, metadata, properties = zip(*known, strict=True)
     try:
-        size_column = array("q", sizes).tobytes()
+        size_column = _integers(sizes)
     except OverflowError:  # a store's nonsense; who needs it asks again
         return None
-    ends: bytes | None = None
+    ends: array[int] | None = None
     joined = "".join(versions)
     raw = _from_hex(versions, joined)
     if raw is None:
         encoded = [version.encode("utf-8", "surrogatepass") for version in versions]
         raw = b"".join(encoded)
-        ends = array("I", accumulate(map(len, encoded))).tobytes()
-    times_column = array("d", times).tobytes()
-    return PackedDetails(size_column, times_column, raw, ends, _pack(metadata), _pack(properties))
+        ends = array("I", accumulate(map(len, encoded)))
+    seconds = _whole_seconds(times)
+    time_column = array("d", times) if seconds is None else seconds
+    return PackedDetails(size_column, time_column, raw, ends, _pack(metadata), _pack(properties))
+
+
+def _integers(values: Sequence[int]) -> array[int]:
+    return array("I" if min(values) >= 0 and max(values) < 1 << 32 else "q", values)
+
+
+def _whole_seconds(times: Sequence[float]) -> array[int] | None:
+    if not all(float(time_s).is_integer() for time_s in times):
+        return None
+    if min(times) < 0 or max(times) >= 1 << 32:
+        return None
+    return array("I", map(int, times))
 
 
 def _from_hex(versions: Sequence[str], joined: str) -> bytes | None:
@@ -167,11 +182,10 @@ def _versions(details: PackedDetails) -> list[str]:
     if details.ends is None:
         text = details.versions.hex()
         return [text[at : at + _HEX_DIGITS] for at in range(0, len(text), _HEX_DIGITS)]
-    ends = memoryview(details.ends).cast("I")
-    starts = (0, *ends[:-1])
+    starts = (0, *details.ends[:-1])
     return [
         details.versions[start:end].decode("utf-8", "surrogatepass")
-        for start, end in zip(starts, ends, strict=True)
+        for start, end in zip(starts, details.ends, strict=True)
     ]
 
 
@@ -185,12 +199,12 @@ def unpack(joined: bytes, details: PackedDetails | None, prefix: str) -> dict[st
     keys = split_keys(joined)
     if details is None:
         return dict(map(from_relative_key, keys))
-    times = memoryview(details.times).cast("d")
+    times = details.times
     nothing = (None,) * len(keys)
     columns = zip(
         [prefix + key for key in keys],
-        memoryview(details.sizes).cast("q"),
-        times,
+        details.sizes,
+        map(float, times),
         _versions(details),
         nothing if details.metadata is None else map(_unpack, details.metadata),
         nothing if details.properties is None else map(_unpack, details.properties),
@@ -206,19 +220,20 @@ def unpack(joined: bytes, details: PackedDetails | None, prefix: str) -> dict[st
     return listed
 
 
-def index(joined: bytes) -> bytes | None:
-    """Where each of some joined keys ends, as 32-bit integers, for :func:`find`.
+def index(joined: bytes) -> array[int] | None:
+    """Where each of some joined keys ends, for :func:`find`.
 
     None if they are not in their order.
     """
     keys = joined[1:-1].split(b"\0")
     if any(map(operator.ge, keys, keys[1:])):
         return None
-    return array("I", accumulate(len(key) + 1 for key in keys)).tobytes()
+    type_ = "H" if len(joined) < 1 << 16 else "I"
+    return array(type_, accumulate(len(key) + 1 for key in keys))
 
 
 def find(
-    joined: bytes, ends: bytes, details: PackedDetails | None, prefix: str, name: str
+    joined: bytes, ends: array[int], details: PackedDetails | None, prefix: str, name: str
 ) -> tuple[Listed | None] | None:
     """What is known of one name, in a tuple; None where it is none of these names.
 
@@ -227,15 +242,14 @@ def find(
         ends: their :func:`index`.
         prefix: the directory's key.
     """
-    rows = memoryview(ends).cast("I")
 
     def key_at(place: int) -> bytes:
-        return joined[rows[place - 1] + 1 if place else 1 : rows[place]]
+        return joined[ends[place - 1] + 1 if place else 1 : ends[place]]
 
     encoded = name.encode("utf-8", "surrogatepass")
     for suffix in (b"", b"/", _LINK_SUFFIX):
-        place = bisect_left(range(len(rows)), encoded + suffix, key=key_at)
-        if place == len(rows):
+        place = bisect_left(range(len(ends)), encoded + suffix, key=key_at)
+        if place == len(ends):
             continue
         found = key_at(place)
         if found == encoded + suffix or (suffix == b"/" and found == encoded + b"//"):
@@ -248,20 +262,19 @@ def find(
 
 
 def _row(details: PackedDetails, place: int, key: str) -> ObjectInfo | None:
-    time_s = memoryview(details.times).cast("d")[place]
+    time_s = float(details.times[place])
     if math.isnan(time_s):
         return None
     if details.ends is None:
         half = _HEX_DIGITS // 2
         version = details.versions[place * half : (place + 1) * half].hex()
     else:
-        ends = memoryview(details.ends).cast("I")
-        start = ends[place - 1] if place else 0
-        version = details.versions[start : ends[place]].decode("utf-8", "surrogatepass")
+        start = details.ends[place - 1] if place else 0
+        version = details.versions[start : details.ends[place]].decode("utf-8", "surrogatepass")
     metadata, properties = details.metadata, details.properties
     return ObjectInfo(
         key,
-        memoryview(details.sizes).cast("q")[place],
+        details.sizes[place],
         time_s,
         version,
         None if metadata is None else _unpack(metadata[place]),

@@ -174,6 +174,7 @@ class OpenDirectory:
         self.listed = listed
         self.local = list(local)
         self._local: _LocalSection | None = None
+        self._is_beyond = False  # the inodes that there may be
         self._is_noted = False
         self._has_noted = bool(self.local)  # local names
         namespace.directory_cache.add_reading(self)
@@ -208,17 +209,26 @@ class OpenDirectory:
     def enter(self, names: Sequence[str]) -> dict[str, Entry | None]:
         """:meth:`Namespace.enter` for entries that were just read, without asking the store.
 
-        A name that is gone again is missing. None for one of which not enough is known here.
+        A name that is gone again is missing. None for one of which not enough is known here, and
+        for each from the first on for which there are too many inodes. Those that there are were
+        given for nothing then: who asks for attributes asks for them by name.
         """
         namespace, listing = self._namespace, self._loaded_listing(wait=True)
         with namespace.inodes.lock:  # no directory is renamed in between
-            found = {name: self._inode_of(listing, name) for name in names}
+            inodes = namespace.inodes
+            room = 0 if self._is_beyond else max(0, inodes.most - len(inodes))
+            if room < len(names):
+                self._is_beyond = True
+                namespace.excess_inodes.reduce(inodes.most // 2)
+            found: dict[str, Inode | ForgottenObject | None]
+            found = {name: self._inode_of(listing, name) for name in names[:room]}
             namespace.inodes.hold([inode for inode in found.values() if isinstance(inode, Inode)])
-            return {
+            entries = {
                 name: namespace.entry(inode) if isinstance(inode, Inode) else None
                 for name, inode in found.items()
                 if inode is not None
             }
+            return entries | dict.fromkeys(names[room:])
 
     def note_returned(self, offset: int) -> NotedNames | None:
         """The reader gets the entries up to ``offset``; None if that is noted already."""
@@ -246,6 +256,7 @@ class OpenDirectory:
         self.listed = 0
         self.local = []
         self._local = None
+        self._is_beyond = False
         self._is_noted = False
 
     def _inode_of(self, listing: Listing, name: str) -> Inode | ForgottenObject | None:

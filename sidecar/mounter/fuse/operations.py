@@ -29,9 +29,6 @@ from sidecar.mounter.fuse.protocol import Opcode
 from sidecar.mounter.fuse.readers.direct_read import DirectRead
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 
-_MOST_INODES = 65_536
-"""With so many inodes READDIRPLUS gives names only, which nobody holds, until the kernel has
-forgotten some (:data:`MOST_INODES`)."""
 _WANTED = (
     p.Init.ASYNC_READ
     | p.Init.ATOMIC_O_TRUNC  # else open(O_TRUNC) would save an empty object first
@@ -274,7 +271,6 @@ def read_directory_plus(mount: Mount, request: Request, wait: bool) -> Outcome:
     while not reply and (lines := _lines_plus(filesystem, handle, last, size, wait)):
         last = lines[-1][0].offset
         names = [line.name for line, _ in lines if line.name not in (".", "..")]
-        del names[max(0, _MOST_INODES - filesystem.inode_count) :]
         entries = filesystem.enter(handle, names)
         gone = {name for name in names if name not in entries}
         for line, name in lines:
