@@ -19,7 +19,7 @@ from sidecar.mounter.store.http.connection import (
     connect as open_connection,
 )
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
-from sidecar.mounter.store.http.timeouts import Deadline
+from sidecar.mounter.store.http.timeouts import AdaptiveTimeout, Deadline
 
 Piece = bytes | float
 """What the peer sends, or for how long it pauses."""
@@ -185,7 +185,7 @@ def test_silence_in_the_body_keeps_what_came(connect: Connect) -> None:
 def test_a_connection_that_comes_back_to_a_closed_pool_is_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pool = ConnectionPool(Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}"))
-        connection, _ = pool.take(1.0, Deadline(60.0))
+        connection, _ = pool.take(AdaptiveTimeout(steady_s=1.0))
         with listener.accept()[0] as peer:
             peer.settimeout(5)
             pool.close()

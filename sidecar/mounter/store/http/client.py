@@ -112,7 +112,6 @@ class HttpClient(Generic[C]):
         timeout: AdaptiveTimeout,
     ) -> T:
         redirected = False
-        deadline = timeout.deadline()
         while True:
             signed = sign()
             pool = self._pool
@@ -120,7 +119,7 @@ class HttpClient(Generic[C]):
             response: Response | None = None
             reused = False
             try:
-                connection, reused = pool.take(timeout.timeout_s, deadline)
+                connection, reused = pool.take(timeout)
                 began_s = time.perf_counter()
                 whole = write(signed, pool.authority, connection)
                 response = connection.response(has_body=signed.method != "HEAD")

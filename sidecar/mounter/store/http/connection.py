@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import select
 import socket
 import ssl
 import struct
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
 from sidecar.mounter.store.http.timeouts import Deadline
-from sidecar.mounter.store.http.values import parse_number
+from sidecar.mounter.store.http.values import parse_hex_number, parse_number
 from sidecar.units import KIB, MIB
 
 _HEAD_BYTES = 4096
@@ -73,6 +74,8 @@ class Connection:
             sock.settimeout(None)  # the kernel's time limit instead
         self._timeout_s = 0.0
         self._left = memoryview(b"")  # received, and not taken yet
+        self._arrival = select.poll()
+        self._arrival.register(sock, select.POLLIN)
         self.begin(timeout_s, deadline)
 
     def begin(self, timeout_s: float, deadline: Deadline) -> None:
@@ -84,6 +87,7 @@ class Connection:
             deadline: when that happens although it does.
         """
         self.deadline = deadline
+        self._is_slow = False  # whether what is waited for now was waited for before
         if timeout_s == self._timeout_s:
             return
         self._timeout_s = timeout_s
@@ -103,35 +107,29 @@ class Connection:
         """
         if self._left:
             return False
+        if not self._arrival.poll(0):
+            return not (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending())
+        if not self.is_tls:
+            return False
+        self._socket.settimeout(0)
         try:
-            if not self.is_tls:
-                self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-                return False
-            # Not so simple with TLS: session tickets come at any time.
-            self._socket.settimeout(0)
-            try:
-                self._socket.recv(1)
-            finally:
-                self._socket.settimeout(self._timeout_s)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return True
+            self._socket.recv(1)
+        except ssl.SSLWantReadError:
+            return True  # session tickets come at any time
         except OSError:
             return False
+        finally:
+            self._socket.settimeout(self._timeout_s)
         return False
 
     def send(self, data: bytes | memoryview) -> None:
         """Send all of ``data``."""
-        view = memoryview(data).cast("B")
-        while True:
-            try:
-                count = self._socket.send(view[:_SEND_BYTES])
-            except BlockingIOError:
-                raise TimeoutError("the server takes no more") from None
-            self.deadline.moved(count)
-            if count == len(view):
-                return
-            view = view[count:]
+        count = 0 if len(data) > _SEND_BYTES else self._send_some(data)
+        while count < len(data):
             self.deadline.check()
+            more = self._send_some(memoryview(data)[count : count + _SEND_BYTES])
+            self.deadline.moved(more)
+            count += more
 
     @contextlib.contextmanager
     def unblocked(self) -> Iterator[tuple[socket.socket, float]]:
@@ -156,6 +154,7 @@ class Connection:
             response = Response(self._head(), self)
             if response.status >= HTTPStatus.OK:
                 break
+            self.deadline.check()
         else:
             raise BrokenResponse("interim responses without an end")
         if not has_body:
@@ -166,8 +165,10 @@ class Connection:
         """Fill the buffer. Returns fewer bytes if the server ends or stalls in the middle."""
         count = self._take(buffer)
         if count < len(buffer):
-            self.deadline.check()
+            if self._is_slow:
+                self.deadline.check()
             count = self._receive_rest(buffer, count)
+            self._is_slow = count < len(buffer)
         self.deadline.moved(count)
         return count
 
@@ -186,6 +187,12 @@ class Connection:
     def close(self) -> None:
         """Close it."""
         self._socket.close()
+
+    def _send_some(self, data: bytes | memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            raise TimeoutError("the server takes no more") from None
 
     def _take(self, buffer: memoryview) -> int:
         count = min(len(self._left), len(buffer))
@@ -219,7 +226,9 @@ class Connection:
 
     def _receive_some(self) -> bytes:
         """What comes next, which is no content; empty at the end of the connection."""
-        self.deadline.check()
+        if self._is_slow:
+            self.deadline.check()
+        self._is_slow = True
         try:
             return self._socket.recv(_HEAD_BYTES)
         except BlockingIOError:
@@ -236,6 +245,7 @@ class Connection:
                 raise ConnectionResetError("the server closed the connection")
             received = received + more if received else more
         self._left = memoryview(received)[end + len(_END_OF_HEAD) :]
+        self._is_slow = False
         return received[:end]
 
 
@@ -260,7 +270,9 @@ class Response:
         version, _, rest = first.partition(" ")
         if version not in {"HTTP/1.1", "HTTP/1.0"} or rest[3:4].strip(" "):
             raise BrokenResponse("not an HTTP/1 status line")
-        self.status = _status(rest[:3])
+        self.status = _STATUSES.get(rest[:3], 0)
+        if not self.status:
+            raise BrokenResponse("not a status of HTTP/1")
         self.fields = fields = _parse_fields(lines)
         coding, length = fields.get("transfer-encoding"), fields.get("content-length")
         self.chunked = coding is not None
@@ -332,7 +344,7 @@ class Response:
     def _next_chunk(self) -> bool:
         size = self._connection.line().partition(b";")[0].strip(b" \t")
         try:
-            self._in_chunk = parse_number(size.decode("latin-1"), _MAX_CHUNK_DIGITS, base=16)
+            self._in_chunk = parse_hex_number(size.decode("latin-1"), _MAX_CHUNK_DIGITS)
         except ValueError:
             raise BrokenResponse("a chunk has no size") from None
         if self._in_chunk:
@@ -346,6 +358,8 @@ class Response:
         return False
 
 
+_STATUSES = {str(status): status for status in range(100, 1000) if status != 101}
+"""Without the switch to another protocol, which nobody asked for."""
 _WITHOUT_BODY = frozenset((HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED))
 
 
@@ -358,16 +372,6 @@ def _check_lines(head: bytes, lines: list[str]) -> None:
         raise BrokenResponse("a field is too long")
     if head.count(b"\r") != count or head.count(b"\n") != count or b"\0" in head:
         raise BrokenResponse("a control character in the header")
-
-
-def _status(text: str) -> int:
-    try:
-        status = parse_number(text, 3)
-    except ValueError:
-        status = 0
-    if status < HTTPStatus.CONTINUE or status == HTTPStatus.SWITCHING_PROTOCOLS:
-        raise BrokenResponse("not a status of HTTP/1")
-    return status
 
 
 def _parse_fields(lines: list[str]) -> Headers:

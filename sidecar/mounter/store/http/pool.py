@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sidecar.mounter.store.http.connection import Connection, connect
 from sidecar.mounter.store.http.forks import renew_in_child
-from sidecar.mounter.store.http.timeouts import Deadline
+from sidecar.mounter.store.http.timeouts import AdaptiveTimeout, Deadline
 
 MAX_CONNECTIONS = 64
 
@@ -76,19 +76,20 @@ class ConnectionPool:
         self._closed = False
         self._idle: list[Connection] = []
 
-    def take(self, timeout_s: float, deadline: Deadline) -> tuple[Connection, bool]:
+    def take(self, timeout: AdaptiveTimeout) -> tuple[Connection, bool]:
         """A connection for this caller alone, and whether it was used before.
 
         One on which bytes came that belong to no request is closed.
 
         Args:
-            timeout_s, deadline: as :meth:`Connection.begin`.
+            timeout: how long the server may be silent, and how long without progress, from the
+                moment on that there is room for the connection.
 
         Raises:
             OSError: as :func:`connect`.
         """
         self._slots.acquire()
-        deadline.renew()  # until now other requests took the time, and not the server
+        timeout_s, deadline = timeout.timeout_s, timeout.deadline()
         while True:
             try:
                 # list.pop is atomic, and the last one used is the most likely to be still open.

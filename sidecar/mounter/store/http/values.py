@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import string
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
@@ -33,22 +34,22 @@ _DAY = re.compile(r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ")
 _TWO_DIGITS = {f"{number:02d}": number for number in range(61)}  # a minute may have 61 seconds
 
 
-def parse_number(text: str, most_digits: int = MOST_DIGITS, *, base: int = 10) -> int:
+def parse_number(text: str, most_digits: int = MOST_DIGITS) -> int:
     """A number of at most ``most_digits`` ASCII digits: no sign, no blank, no underscore.
-
-    Args:
-        base: 10 or 16.
 
     Raises:
         ValueError: it is none.
     """
-    digits = text if base == 10 else text.translate(_HEX_AS_DECIMAL)
-    if len(text) > most_digits or not (digits.isdecimal() and text.isascii()):
+    if len(text) > most_digits or not (text.isdecimal() and text.isascii()):
         raise ValueError("not a number, or one of too many digits")
-    return int(text, base)
+    return int(text)
 
 
-_HEX_AS_DECIMAL = str.maketrans(dict.fromkeys("abcdefABCDEF", "0"))
+def parse_hex_number(text: str, most_digits: int) -> int:
+    """The same of hexadecimal digits. Raises ValueError."""
+    if len(text) > most_digits or not text or text.strip(string.hexdigits):
+        raise ValueError("not a number, or one of too many digits")
+    return int(text, 16)
 
 
 def http_time_s(value: str) -> float:
