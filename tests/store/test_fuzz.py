@@ -20,7 +20,6 @@ import pytest
 from sidecar.errors import StoreProtocolError
 from sidecar.mounter.store.http.connection import BrokenResponse, Connection
 from sidecar.mounter.store.http.retry import Retryable
-from sidecar.mounter.store.http.timeouts import Deadline
 from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.list_reader import ListReader
 from sidecar.mounter.store.request_builder import ListQuery
@@ -133,7 +132,7 @@ def test_http(inputs: int) -> None:
         with ours, theirs:
             theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
-            connection = Connection(ours, 5.0, Deadline(60.0))
+            connection = Connection(ours, 5.0, 60.0)
             try:
                 for _ in range(3):
                     answer = connection.response()

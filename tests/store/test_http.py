@@ -19,7 +19,7 @@ from sidecar.mounter.store.http.connection import (
     connect as open_connection,
 )
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
-from sidecar.mounter.store.http.timeouts import AdaptiveTimeout, Deadline
+from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 
 Piece = bytes | float
 """What the peer sends, or for how long it pauses."""
@@ -47,7 +47,7 @@ def connect() -> Iterator[Connect]:
         threads.append(threading.Thread(target=run, args=(listener, pieces)))
         threads[-1].start()
         port = listener.getsockname()[1]
-        made.append(open_connection("127.0.0.1", port, None, timeout_s, Deadline(limit_s)))
+        made.append(open_connection("127.0.0.1", port, None, timeout_s, limit_s))
         return made[-1]
 
     yield start

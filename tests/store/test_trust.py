@@ -230,7 +230,8 @@ def test_what_flows_is_never_cut(kind: StoreName, opened: Open, hasty: None) -> 
 def test_time_is_given_anew_for_content_only(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
     monkeypatch.setattr(timeouts.time, "monotonic", lambda: now_s)
-    deadline = timeouts.Deadline(10.0)
+    deadline = timeouts.Deadline()
+    deadline.begin(10.0)
     for _ in range(100):  # as slow as it may be
         now_s += 9.9
         deadline.check()

@@ -58,7 +58,7 @@ def sigv4_headers(
         more: further headers, lower case: ``content-type`` and ``x-amz-…``, all of which must
             be signed. Bytes that are no ASCII stand in them as Latin-1.
     """
-    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    now = _timestamp(int(time.time()))
     day = now[:8]
     headers = {"host": host, "x-amz-content-sha256": _UNSIGNED, "x-amz-date": now}
     if session_token:
@@ -77,6 +77,11 @@ def sigv4_headers(
         f"SignedHeaders={names}, Signature={signature}"
     )
     return headers
+
+
+@functools.lru_cache(maxsize=2)
+def _timestamp(now_s: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_s))
 
 
 @functools.lru_cache(maxsize=4)
@@ -131,7 +136,8 @@ def shared_key_headers(
 
 def _one_spaced(value: str) -> str:
     """As signatures have it. Not every space of Unicode: it may be a byte of a letter in UTF-8."""
-    return _BLANKS.sub(" ", value.strip(" \t"))
+    value = value.strip(" \t")
+    return _BLANKS.sub(" ", value) if "  " in value or "\t" in value else value
 
 
 def azure_headers(*, byte_range: str = "", if_match: str = "") -> dict[str, str]:

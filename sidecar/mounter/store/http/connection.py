@@ -15,6 +15,7 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
@@ -60,14 +61,14 @@ class Connection:
 
     Args:
         sock: connected; it is closed with the connection.
-        timeout_s, deadline: as :meth:`begin`.
+        timeout_s, limit_s: as :meth:`begin`.
 
     Attributes:
         is_tls: whether data is encrypted in user space.
         deadline: of this attempt.
     """
 
-    def __init__(self, sock: socket.socket, timeout_s: float, deadline: Deadline) -> None:
+    def __init__(self, sock: socket.socket, timeout_s: float, limit_s: float) -> None:
         self.is_tls = isinstance(sock, ssl.SSLSocket)
         self._socket = sock
         if not self.is_tls:
@@ -76,17 +77,18 @@ class Connection:
         self._left = memoryview(b"")  # received, and not taken yet
         self._arrival = select.poll()
         self._arrival.register(sock, select.POLLIN)
-        self.begin(timeout_s, deadline)
+        self.deadline = Deadline()
+        self.begin(timeout_s, limit_s)
 
-    def begin(self, timeout_s: float, deadline: Deadline) -> None:
+    def begin(self, timeout_s: float, limit_s: float) -> None:
         """Begin an attempt.
 
         Args:
             timeout_s: for how long the server may neither send nor take anything before
                 TimeoutError.
-            deadline: when that happens although it does.
+            limit_s: for how long it may do so without progress (:class:`Deadline`).
         """
-        self.deadline = deadline
+        self.deadline.begin(limit_s)
         self._is_slow = False  # whether what is waited for now was waited for before
         if timeout_s == self._timeout_s:
             return
@@ -150,16 +152,21 @@ class Connection:
             has_body: False for HEAD, whose response has the fields of a GET's.
         """
         self.deadline.renew()
-        for _ in range(_MAX_INTERIM + 1):
-            response = Response(self._head(), self)
-            if response.status >= HTTPStatus.OK:
-                break
-            self.deadline.check()
-        else:
-            raise BrokenResponse("interim responses without an end")
+        response = Response(self._head(), self)
+        if response.status < HTTPStatus.OK:
+            response = self._final()
         if not has_body:
             response.length = 0
         return response
+
+    def _final(self) -> Response:
+        """The response behind interim ones."""
+        for _ in range(_MAX_INTERIM):
+            self.deadline.check()
+            response = Response(self._head(), self)
+            if response.status >= HTTPStatus.OK:
+                return response
+        raise BrokenResponse("interim responses without an end")
 
     def receive(self, buffer: memoryview) -> int:
         """Fill the buffer. Returns fewer bytes if the server ends or stalls in the middle."""
@@ -266,14 +273,13 @@ class Response:
         self._connection = connection
         self._in_chunk = 0
         first, *lines = head.decode("latin-1").split("\r\n")
-        _check_lines(head, lines)
         version, _, rest = first.partition(" ")
         if version not in {"HTTP/1.1", "HTTP/1.0"} or rest[3:4].strip(" "):
             raise BrokenResponse("not an HTTP/1 status line")
         self.status = _STATUSES.get(rest[:3], 0)
         if not self.status:
             raise BrokenResponse("not a status of HTTP/1")
-        self.fields = fields = _parse_fields(lines)
+        self.fields = fields = _parse_fields(head, lines)
         coding, length = fields.get("transfer-encoding"), fields.get("content-length")
         self.chunked = coding is not None
         self.length = None
@@ -281,7 +287,10 @@ class Response:
             # Who reads such a body otherwise than the server meant reads another body.
             raise BrokenResponse("a transfer coding that is not understood")
         if length is not None:
-            self.length = _length(length)
+            try:
+                self.length = parse_number(length)
+            except ValueError:
+                raise BrokenResponse("a length that is no number") from None
         if self.status in _WITHOUT_BODY:
             self.length = 0
         says = fields.get("connection", "").lower()
@@ -363,8 +372,8 @@ _STATUSES = {str(status): status for status in range(100, 1000) if status != 101
 _WITHOUT_BODY = frozenset((HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED))
 
 
-def _check_lines(head: bytes, lines: list[str]) -> None:
-    """Raise BrokenResponse for too many lines, a line too long, a bare CR or LF, a NUL."""
+def _parse_fields(head: bytes, lines: list[str]) -> Headers:
+    """The fields of a header. Raises BrokenResponse, also for the line before them."""
     count = len(lines)
     if count > _MAX_FIELDS:
         raise BrokenResponse("too many fields")
@@ -372,31 +381,21 @@ def _check_lines(head: bytes, lines: list[str]) -> None:
         raise BrokenResponse("a field is too long")
     if head.count(b"\r") != count or head.count(b"\n") != count or b"\0" in head:
         raise BrokenResponse("a control character in the header")
-
-
-def _parse_fields(lines: list[str]) -> Headers:
     fields = Headers()
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon:
             raise BrokenResponse("broken header")
         fields[name.lower()] = value.strip(" \t")  # other spaces may be bytes of UTF-8
-    if len(fields) != len(lines):
+    if len(fields) != count:
         names = [line.partition(":")[0].lower() for line in lines]
         if any(names.count(name) > 1 for name in _FRAMING):
             raise BrokenResponse("two lengths of one body")
     return fields
 
 
-def _length(text: str) -> int:
-    try:
-        return parse_number(text)
-    except ValueError:
-        raise BrokenResponse("a length that is no number") from None
-
-
 def connect(
-    host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float, deadline: Deadline
+    host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float, limit_s: float
 ) -> Connection:
     """Connect to the first address of a host that answers.
 
@@ -404,26 +403,26 @@ def connect(
         host: name or address.
         tls: checks the server's certificate; None for plain TCP.
         timeout_s: how long each address has, TLS its handshake, and the server later.
-        deadline: for all of them. A name's resolution has the system's (resolv.conf(5)).
+        limit_s: for all of them. A name's resolution has the system's (resolv.conf(5)).
 
     Raises:
         OSError: refused, not resolved, not trusted, too slow.
     """
-    sock = _connect(host, port, timeout_s, deadline)
+    sock = _connect(host, port, timeout_s, time.monotonic() + limit_s)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             sock = tls.wrap_socket(sock, server_hostname=host)
-        return Connection(sock, timeout_s, deadline)
+        return Connection(sock, timeout_s, limit_s)
     except BaseException:
         sock.close()
         raise
 
 
-def _connect(host: str, port: int, timeout_s: float, deadline: Deadline) -> socket.socket:
+def _connect(host: str, port: int, timeout_s: float, until_s: float) -> socket.socket:
     refused: OSError | None = None
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
-        if refused is not None and deadline.is_over:
+        if refused is not None and time.monotonic() > until_s:
             break
         sock = socket.socket(family, kind, protocol)
         try:

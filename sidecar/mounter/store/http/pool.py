@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sidecar.mounter.store.http.connection import Connection, connect
 from sidecar.mounter.store.http.forks import renew_in_child
-from sidecar.mounter.store.http.timeouts import AdaptiveTimeout, Deadline
+from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 
 MAX_CONNECTIONS = 64
 
@@ -89,15 +89,14 @@ class ConnectionPool:
             OSError: as :func:`connect`.
         """
         self._slots.acquire()
-        timeout_s, deadline = timeout.timeout_s, timeout.deadline()
         while True:
             try:
                 # list.pop is atomic, and the last one used is the most likely to be still open.
                 connection = self._idle.pop()
             except IndexError:
-                return self._new(timeout_s, deadline), False
+                return self._new(timeout), False
             if connection.is_quiet:
-                connection.begin(timeout_s, deadline)
+                connection.begin(timeout.timeout_s, timeout.limit_s)
                 return connection, True
             connection.close()
 
@@ -126,10 +125,10 @@ class ConnectionPool:
             except IndexError:  # another thread took the last one
                 return
 
-    def _new(self, timeout_s: float, deadline: Deadline) -> Connection:
-        endpoint = self._endpoint
+    def _new(self, timeout: AdaptiveTimeout) -> Connection:
+        host, port = self._endpoint.host, self._endpoint.port
         try:
-            return connect(endpoint.host, endpoint.port, self._tls, timeout_s, deadline)
+            return connect(host, port, self._tls, timeout.timeout_s, timeout.limit_s)
         except BaseException:
             self._slots.release()
             raise

@@ -28,12 +28,13 @@ class Deadline:
     header, chunk's size or trailer. So content that flows is never cut, however long it is, and
     everything else together ends in time.
 
-    Used by one thread.
+    Used by one thread, for one attempt after the other.
     """
 
     __slots__ = ("_due_bytes", "_ends_s", "_limit_s")
 
-    def __init__(self, limit_s: float) -> None:
+    def begin(self, limit_s: float) -> None:
+        """An attempt begins."""
         self._limit_s = limit_s
         self.renew()
 
@@ -70,10 +71,14 @@ class AdaptiveTimeout:
 
     Args:
         steady_s: a fixed time-out instead, for requests whose usual time says nothing.
+
+    Attributes:
+        limit_s: how long an attempt may take without progress (:class:`Deadline`).
     """
 
     def __init__(self, *, steady_s: float | None = None) -> None:
         self._steady_s = steady_s
+        self.limit_s = _PATIENCE * (SOCKET_TIMEOUT_S if steady_s is None else steady_s)
         self._mean_s: float | None = None
         self._deviation_s = 0.0
         self._factor = 1
@@ -87,11 +92,6 @@ class AdaptiveTimeout:
             return SOCKET_TIMEOUT_S
         usual_s = max(3 * (self._mean_s + 4 * self._deviation_s), SHORTEST_TIMEOUT_S)
         return min(usual_s * self._factor, SOCKET_TIMEOUT_S)
-
-    def deadline(self) -> Deadline:
-        """For one attempt, from now on."""
-        longest_s = SOCKET_TIMEOUT_S if self._steady_s is None else self._steady_s
-        return Deadline(_PATIENCE * longest_s)
 
     def answered(self, seconds: float) -> None:
         """The first byte came after ``seconds``."""
