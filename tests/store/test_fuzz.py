@@ -21,6 +21,7 @@ from sidecar.errors import StoreProtocolError
 from sidecar.mounter.store.http.connection import BrokenResponse, Connection
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http_store import HttpStore
+from sidecar.mounter.store.interface import Page
 from sidecar.mounter.store.list_reader import ListReader
 from sidecar.mounter.store.request_builder import ListQuery
 from sidecar.spec import StoreName
@@ -71,11 +72,15 @@ JSON_WORDS = [
 
 
 class _Given:
-    """In place of an HttpClient: the body is given."""
+    """In place of an HttpClient and its response: the body is given."""
 
     body = b""
 
-    def receive(self, *_: Any, **__: Any) -> bytes:
+    def receive(self, _: Any, __: Any, read: Callable[[_Given], Page], **___: Any) -> Page:
+        return read(self)
+
+    def read_all(self, most_bytes: int) -> bytes:
+        assert len(self.body) <= most_bytes
         return self.body
 
 

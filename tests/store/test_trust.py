@@ -323,6 +323,23 @@ def test_what_comes_behind_a_body_later_answers_nothing(kind: StoreName, opened:
         sent.acquire()  # what was sent over loopback has arrived
 
 
+@pytest.mark.parametrize("call", [list_it, get_it])
+def test_an_answer_that_belongs_to_no_request_is_asked_for_again(
+    kind: StoreName, call: Call, opened: Open
+) -> None:
+    """What comes between a look at the connection and the request cannot be told otherwise."""
+    stray = iter([response(b"belongs to no request")])
+
+    def answer(request: Head, body: bytes) -> Iterable[Piece]:
+        yield next(stray, b"")
+        yield content(BODY[:100]) if "range" in request.fields else response(page(kind))
+
+    store, server, observer = opened(kind, answer)
+    call(store)
+    assert [reason for _, reason in observer.retries] == ["connection"]
+    assert server.connections == 2
+
+
 # --- what a listing says -------------------------------------------------------------------
 
 GOOD = [Entry("a"), Entry("z")]

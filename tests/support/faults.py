@@ -112,10 +112,9 @@ class FaultProxy(Proxy):
         raw = request.raw + body
         if fault in {"drip", "trailer", "token"} and request.method == "GET":
             return self._spoil(fault, request, raw, ends)
-        goes_on = self.forward(request.method, raw, ends, truncate=fault == "truncate")
-        if fault == "behind":
-            ends.client.sendall(http_answer(200, "OK", b"belongs to no request"))
-        return goes_on
+        behind = http_answer(200, "OK", b"belongs to no request") if fault == "behind" else b""
+        truncate = fault == "truncate"
+        return self.forward(request.method, raw, ends, truncate=truncate, behind=behind)
 
     def _spoil(self, fault: str, request: Head, raw: bytes, ends: Ends) -> bool:
         """Forward a GET, and send something else than its answer."""

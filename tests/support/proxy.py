@@ -101,11 +101,20 @@ class Proxy:
         """Answer one request; whether the connection goes on. A subclass may do otherwise."""
         return self.forward(request.method, request.raw + body, ends)
 
-    def forward(self, method: str, request: bytes, ends: Ends, *, truncate: bool = False) -> bool:
+    def forward(
+        self,
+        method: str,
+        request: bytes,
+        ends: Ends,
+        *,
+        truncate: bool = False,
+        behind: bytes = b"",
+    ) -> bool:
         """Send a request on, and its answer back; whether the connection goes on.
 
         Args:
             truncate: the answer's body is cut in half.
+            behind: sent with the last bytes of the answer.
         """
         ends.upstream.sendall(request)
         answer = read_head(ends.answers)
@@ -113,20 +122,18 @@ class Proxy:
             answer = read_head(ends.answers)
         if answer is None:
             return False
-        ends.client.sendall(answer.raw)
-        if method == "HEAD" or answer.status in {204, 304}:
-            return True
-        if "chunked" in answer.fields.get("transfer-encoding", ""):
-            ends.client.sendall(read_chunks(ends.answers))
-            return True
-        length = int(answer.fields["content-length"])
+        has_body = method != "HEAD" and answer.status not in {204, 304}
+        is_chunked = "chunked" in answer.fields.get("transfer-encoding", "")
+        length = 0 if is_chunked or not has_body else int(answer.fields["content-length"])
+        chunks = read_chunks(ends.answers) if is_chunked and has_body else b""
+        ends.client.sendall(answer.raw + (b"" if length else chunks + behind))
         wanted = length // 2 if truncate else length
         while wanted:
             piece = ends.answers.read(min(wanted, _PIECE_BYTES))
             if not piece:
                 return False
-            ends.client.sendall(piece)
             wanted -= len(piece)
+            ends.client.sendall(piece if wanted else piece + behind)
             self.passed(method, len(piece))
         return not truncate
 

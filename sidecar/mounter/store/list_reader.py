@@ -11,7 +11,6 @@ from dataclasses import replace
 from http import HTTPStatus
 
 from sidecar.mounter.store.http.client import HttpClient
-from sidecar.mounter.store.http.connection import Response
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import Page, StoreObserver
@@ -67,14 +66,13 @@ class ListReader:
         """
         trail = PageTrail.parse(query.token)
         asked = query._replace(token=trail.token)
-        body = self._client.receive(
+        page = self._client.receive(
             _CALL,
             lambda: self._requests.list(asked),
-            self._read,
+            lambda response: self._parse(response.read_all(MAX_PAGE_BYTES), asked),
             accepted={HTTPStatus.OK},
             timeout=self._timeout,
         )
-        page = self._parse(body, asked)
         try:
             token = trail.after(page)
         except ValueError:
@@ -100,6 +98,3 @@ class ListReader:
         if shown not in self._logged and len(self._logged) < _MOST_LOGGED:
             self._logged.add(shown)
             log.warning("key left out: %r (entry)", shown)
-
-    def _read(self, response: Response) -> bytes:
-        return response.read_all(MAX_PAGE_BYTES)

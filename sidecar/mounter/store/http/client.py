@@ -126,7 +126,10 @@ class HttpClient(Generic[C]):
                 response.will_close = response.will_close or not whole
                 timeout.answered(time.perf_counter() - began_s)
                 if response.status in accepted:
-                    return read(response)
+                    will_close, response.will_close = response.will_close, True
+                    result = read(response)  # an answer that is refused may be another request's
+                    response.will_close = will_close
+                    return result
                 body = response.read(_MAX_ERROR_BYTES)
                 target = None if redirected else self._translator.redirect(response.fields)
                 if target is None:

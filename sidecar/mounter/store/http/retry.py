@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from sidecar.backoff import Backoff
-from sidecar.errors import AccessDenied, SidecarError
+from sidecar.errors import AccessDenied, SidecarError, StoreProtocolError
 from sidecar.mounter.store.http.values import parse_number, until_http_time_s
 from sidecar.mounter.store.interface import StoreObserver
 
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
+_READS = frozenset({"list", "head", "get"})
 
 T = TypeVar("T")
 
@@ -69,7 +70,9 @@ class Retry:
         """The result of the first attempt that works.
 
         After AccessDenied the credentials are refreshed once and the attempt is repeated,
-        also where there are no newer ones: stores deny by mistake on bad days.
+        also where there are no newer ones: stores deny by mistake on bad days. What is read is
+        asked for once more if the answer makes no sense: it may be what came late on a
+        connection, and belong to no request.
 
         Raises:
             SidecarError: the attempt's own final error, or that of its last ``Retryable``.
@@ -88,7 +91,7 @@ class Retry:
         deadline = time.monotonic() + self._budget_s
         # Jitter: the pods of one experiment must not come back all at once.
         backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, jitter=True)
-        refreshed = False
+        refreshed = doubted = False
         while True:
             epoch = self._login.epoch
             try:
@@ -99,6 +102,11 @@ class Retry:
                 refreshed = True
                 self._login.refresh(epoch)
                 self._observer.retried(operation, "credentials")
+            except StoreProtocolError:
+                if doubted or operation not in _READS:
+                    raise
+                doubted = True
+                self._observer.retried(operation, "connection")
             except Retryable as again:
                 delay_s = backoff.next_s()
                 wait_s = again.retry_after_s or delay_s

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
-from sidecar.mounter.store.http.connection import Headers
+from sidecar.mounter.store.http.connection import Headers, Response
 from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.values import iso_time_s
@@ -116,20 +116,23 @@ class S3Store(HttpStore[S3Credentials]):
 
     def _head(self, key: str) -> ObjectInfo:
         call = Call("head", key)
-        fields = self.retry.run(
+
+        def read(response: Response) -> ObjectInfo:
+            try:
+                return self._s3.parse_head(key, response.fields)
+            except (ValueError, LookupError):
+                raise self.errors.protocol(f"its answer to head of `{key}` lacks fields") from None
+
+        return self.retry.run(
             call.operation,
             lambda: self._client.receive(
                 call,
                 lambda: self._s3.request("HEAD", key, {}, {}),
-                lambda response: response.fields,
+                read,
                 accepted={200},
                 timeout=self._quick,
             ),
         )
-        try:
-            return self._s3.parse_head(key, fields)
-        except (ValueError, LookupError):
-            raise self.malformed("head", f"its answer to head of `{key}` lacks fields") from None
 
     def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
         """As :meth:`Store.get_range`."""
