@@ -123,16 +123,11 @@ class S3Store(HttpStore[S3Credentials]):
             except (ValueError, LookupError):
                 raise self.errors.protocol(f"its answer to head of `{key}` lacks fields") from None
 
-        return self.retry.run(
-            call.operation,
-            lambda: self._client.receive(
-                call,
-                lambda: self._s3.request("HEAD", key, {}, {}),
-                read,
-                accepted={200},
-                timeout=self._quick,
-            ),
-        )
+        def attempt() -> ObjectInfo:
+            sign = functools.partial(self._s3.request, "HEAD", key, {}, {})
+            return self._client.receive(call, sign, read, accepted={200}, timeout=self._quick)
+
+        return self.retry.run(call.operation, attempt)
 
     def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
         """As :meth:`Store.get_range`."""
