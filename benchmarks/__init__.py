@@ -2,29 +2,27 @@
 
 Layout, for whoever adds a row::
 
-    workloads.py      every row by name, and how large it is
-    reading.py  small_files.py  metadata.py  startup.py
-                      the rows by kind; issues add classes here
-    measure.py        what a row is and reports; how a cost is taken
-    datasets.py       what lies in the bucket; the check of what comes out
-    peers.py          the mounts that are compared: settings, start, certain end
+    workloads.py      the list of workloads and their sizes
+    reading.py  writing.py  small_files.py  metadata.py  startup.py
+                      the workloads, by kind
+    measure.py        the interface of a workload, metrics, CPU and memory cost
+    datasets.py       the objects in the bucket; the check of what a mount returns
+    peers.py          the mounts that are compared: settings, start, stop
     servers.py        the object store, over HTTP, TLS or added latency (latency.py)
-    floor.py          the cheapest client that Python can be, without any file system
-    readers.py  epochs.py  lists.py
-                      the other clients, as programs (programs.py); crew.py: their threads
-    runner.py         rounds, one result document (JSON)
-    ratios.py         ours over theirs
-    targets.py        what has to be reached
+    floor.py          the cheapest possible client in Python, without a file system
+    readers.py  writers.py  epochs.py  lists.py
+                      the other clients, run as programs (programs.py); crew.py: their threads
+    runner.py         the rounds, and the result document (JSON)
+    ratios.py         ours divided by theirs
+    targets.py        the ratios and values that are required
     report.py  plot.py
-                      that document as text and as a picture
+                      the result document as text and as a plot
     page.py           our own metrics and status
-    processes.py      children: CPU time, memory, end without leftovers
+    processes.py      child processes: CPU time, memory, stopping all of them
     mounts.py         the mount table
-    host.py           what the numbers depend on: machine, kernel, versions
+    host.py           machine, kernel, commit
     transports.py  clients.py
-                      the two transports beside each other, a command of its own
+                      a separate command: compares the two transports
 
-Nothing here is imported by the product. Our mount is started by its command, as a pod would
-start it; of the product's code the rows import only :mod:`sidecar.spec`, directly or through
-:mod:`tests.support`.
+The product imports nothing from here. Our mount is started by its command, as in a pod.
 """

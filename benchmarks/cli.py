@@ -27,7 +27,7 @@ QUICK_DIVISOR = 8
 @click.option(
     "--quick",
     is_flag=True,
-    help=f"One round, sizes divided by {QUICK_DIVISOR}: shows that everything works.",
+    help=f"One round, sizes divided by {QUICK_DIVISOR}: a smoke test.",
 )
 @click.option(
     "--divide",
@@ -35,34 +35,34 @@ QUICK_DIVISOR = 8
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="Sizes and counts divided by this.",
+    help="Divide sizes and counts by this.",
 )
 @click.option(
     "--workload",
     "workload_names",
     multiple=True,
     type=click.Choice([workload.name for workload in all_workloads(Sizes())]),
-    help="Only this one; repeatable.",
+    help="Run only this workload; repeatable.",
 )
 @click.option(
     "--peer",
     "peer_names",
     multiple=True,
     type=click.Choice([peer.name for peer in (*ALL, *DISK_CACHES)]),
-    help="Only this one, and what needs no mount; repeatable.",
+    help="Run only this mount, and the clients without a mount; repeatable.",
 )
 @click.option(
     "--output",
     default=LATEST,
     show_default="benchmarks/results/latest.json",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the result goes, as JSON; beside it as text (.txt) and as a plot (.svg).",
+    help="JSON file of the result; a text (.txt) and a plot (.svg) are written beside it.",
 )
 @click.option(
     "--work-folder",
     default=Path(tempfile.gettempdir()),
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where the data set and the mounts go while it runs.",
+    help="Folder for the data set and the mounts during the run.",
 )
 def main(
     rounds: int,
@@ -77,7 +77,7 @@ def main(
 
     Exit status 1: our own mount failed a workload, or nothing could be measured.
     """
-    # Leave as Ctrl-C does, through every `finally`, so that nothing stays mounted.
+    # Unwind through every `finally`, as Ctrl-C does, so that nothing stays mounted.
     signal.signal(signal.SIGTERM, leave)
     if (why := servers.missing()) is not None:
         raise click.ClickException(why)
@@ -113,5 +113,5 @@ def main(
 
 
 def leave(number: int, _: FrameType | None) -> None:
-    """Signal handler: end as SystemExit does, with the shell's status for the signal."""
+    """Signal handler: raise SystemExit with the shell's exit status for the signal."""
     sys.exit(128 + number)

@@ -1,10 +1,10 @@
-"""Programs that ask a mount for names and opens as fast as one process can.
+"""A program that calls stat or open on files of a mount as fast as one process can.
 
 ``python -m benchmarks.clients lookups|opens DIRECTORY FIRST COUNT`` does COUNT operations
-on the files ``NNNNN`` of a directory, from number FIRST on, relative to its descriptor, so
-that each costs one path component. It waits for a line on standard input before it starts
-and prints a line when it is ready and one when it is done: the interpreter's start is not
-measured.
+on the files ``NNNNN`` of DIRECTORY, from number FIRST on. Names are relative to the
+directory's descriptor, so that each operation resolves one path component. It prints
+"ready", waits for a line on standard input, does the operations and prints "done": the
+interpreter's start is not measured.
 """
 
 from __future__ import annotations

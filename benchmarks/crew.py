@@ -1,7 +1,7 @@
-"""Threads in processes that begin together: what every client of the benchmarks is made of.
+"""Threads in several processes that start together; the benchmarks' clients are built on it.
 
-Python threads of one process take turns (the GIL), so many threads are spread over a few
-forked processes. Starting them is not measured.
+Threads of one Python process take turns (the GIL), so they are spread over a few forked
+processes. Starting them is not measured.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Item = TypeVar("Item")
 
 
 class CrewFailure(Exception):
-    """An item could not be done; the message says why."""
+    """An item failed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a crew did, from the start signal until its last thread was done.
+    """The work of a crew, from the start signal until its last thread ended.
 
     Attributes:
         operations: items done.
-        size_bytes: what they moved together.
+        size_bytes: bytes that all items moved.
         cpu_s: user and system time of all its processes.
     """
 
@@ -49,12 +49,13 @@ def run(
     processes: int = 1,
     duration_s: float | None = None,
 ) -> Outcome:
-    """Do the items in order, each once, until none is left or time is up.
+    """Do each item once, in order, until none is left or time is up.
 
     Args:
-        make: called once in each thread; what it returns does one item and gives its bytes.
-        items: dealt to the processes in turn; the threads of one take the next of its share.
-        threads: in all; a multiple of ``processes``.
+        make: called once in each thread; returns the function that does one item and returns
+            its number of bytes.
+        items: dealt to the processes in turn; the threads of a process share its items.
+        threads: in all processes; a multiple of ``processes``.
 
     Raises:
         CrewFailure: an item raised OSError or HTTPException.
@@ -108,7 +109,7 @@ def _member(
     barrier: Barrier,
     pipe: Connection,
 ) -> None:
-    """One process. Its Outcome has the time of its end instead of a duration."""
+    """One process. Its Outcome has the time of its end as ``wall_s``, not a duration."""
     counts: list[tuple[int, int]] = []
     failures: list[str] = []
     barrier.wait(_START_TIMEOUT_S)

@@ -1,6 +1,6 @@
-"""What lies in the bucket, and the check that what a mount gives is that."""
+"""The objects in the bucket, and the check that a mount returns their bytes."""
 
-# ruff: noqa: D102 - what each method does is said once, in the protocol.
+# ruff: noqa: D102 - the protocol documents the methods.
 
 from __future__ import annotations
 
@@ -18,23 +18,18 @@ _SAMPLE_BYTES = 64 * 1024
 
 
 class Dataset(Protocol):
-    """Objects below a folder of the bucket; workloads that share them share the folder."""
+    """Objects below a folder of the bucket. Workloads with equal data sets share them."""
 
     def seed(self, data: Path) -> None:
-        """Put the objects there, unless they are."""
+        """Create the objects that are missing."""
 
     def warm(self, data: Path) -> None:
-        """Bring what the server will read into the page cache."""
+        """Read the server's files into the page cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class LargeObjects:
-    """Objects of random bytes.
-
-    Attributes:
-        size_bytes: of each.
-        count: how many.
-    """
+    """Objects of random bytes, ``size_bytes`` each."""
 
     size_bytes: int
     count: int = 1
@@ -56,12 +51,7 @@ class LargeObjects:
 
 @dataclass(frozen=True, slots=True)
 class SmallObjects:
-    """Many objects of random bytes in one folder.
-
-    Attributes:
-        count: how many.
-        size_bytes: of each.
-    """
+    """Many objects of random bytes in one folder, ``size_bytes`` each."""
 
     count: int
     size_bytes: int = 110_000
@@ -69,7 +59,7 @@ class SmallObjects:
 
     @property
     def names(self) -> list[str]:
-        """Below the folder, in a random order that is always the same."""
+        """Below the folder, in a random order that is the same in each run."""
         names = [f"{number:05d}.bin" for number in range(self.count)]
         random.Random(self.count).shuffle(names)
         return names
@@ -86,12 +76,7 @@ class SmallObjects:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Objects of one byte, for listings.
-
-    Attributes:
-        count: how many.
-        directories: over how many directories they are spread.
-    """
+    """``count`` objects of one byte, spread over ``directories``, for listings."""
 
     count: int
     directories: int
@@ -103,7 +88,7 @@ class Names:
 
     @property
     def prefixes(self) -> list[str]:
-        """Of the directories, below the folder, each ending in ``/``."""
+        """The directories, below the folder, each ending in ``/``."""
         return [f"{number:03d}/" for number in range(self.directories)]
 
     def seed(self, data: Path) -> None:
@@ -116,25 +101,25 @@ class Names:
                     (directory / f"{number:06d}.txt").write_bytes(b"\n")
 
     def warm(self, data: Path) -> None:
-        """Nothing: the server keeps its directories in memory, and contents are not read."""
+        """Do nothing: the server has its directories in memory, and contents are not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """For workloads that bring servers of their own."""
+    """An empty bucket, for workloads that start their own servers."""
 
     def seed(self, data: Path) -> None:
-        """Nothing, but the bucket exists."""
+        """Create the bucket only."""
         data.mkdir(parents=True, exist_ok=True)
 
     def warm(self, data: Path) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def require_equal(path: Path, original: Path) -> None:
-    """Compare size, start, end and samples between: a fast answer must be a right one.
+    """Compare size, start, end and random samples: a fast answer must also be right.
 
-    Not timed, and after the clock: it sees the pages that the reader was given.
+    Called after the timed part: it reads the pages that the timed reader got.
 
     Raises:
         BenchFailure: they differ.

@@ -1,10 +1,9 @@
 """A data loader with PyTorch's access pattern, without PyTorch.
 
 As ``torch.utils.data.DataLoader(shuffle=True, num_workers=N, persistent_workers=True)``: a
-main process shuffles the names for each epoch and hands out batches, two ahead for each
-worker, on a queue for each; forked workers read whole files and report on one queue. The
-bytes stay with the worker (PyTorch hands them over in shared memory, which costs nobody's
-file system anything).
+main process shuffles the names for each epoch and keeps two batches queued for each worker;
+forked workers read whole files and report on one queue. The bytes stay in the worker
+(PyTorch passes them on in shared memory, which uses no file system).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One pass over all files, from the first batch asked for to the last one there."""
+    """One pass over all files, from the first batch queued to the last result."""
 
     files: int
     size_bytes: int
@@ -37,7 +36,7 @@ class Epoch:
 
 
 def load(folder: Path, names: Sequence[str]) -> list[Epoch]:
-    """Two epochs over the files of a folder by WORKERS workers. Raises BenchFailure."""
+    """Read the files of a folder in EPOCHS epochs with WORKERS workers. Raises BenchFailure."""
     epochs = programs.run("benchmarks.epochs", {"folder": str(folder), "names": list(names)})
     return [Epoch(**epoch) for epoch in epochs]
 

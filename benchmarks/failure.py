@@ -1,5 +1,5 @@
-"""What a benchmark tells its user instead of a traceback."""
+"""The error that the command prints as one line instead of a traceback."""
 
 
 class BenchFailure(Exception):
-    """A contender, a server or the machine could not do what was asked: one line says what."""
+    """A contender, a server or the machine failed; the message is one line."""

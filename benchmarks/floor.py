@@ -1,8 +1,8 @@
-"""The floor: the cheapest client that Python can be, as a program of its own.
+"""The floor: the cheapest possible client in Python, run as a program.
 
 One keep-alive ``http.client`` connection per thread, every URL signed beforehand, ranged
-GETs, ``readinto`` one reused buffer. No file system, no cache, no retries: what a mount
-could reach if it cost nothing.
+GETs, ``readinto`` one reused buffer. No file system, no cache, no retries: the speed of a
+mount that costs nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.servers import Endpoint
 class Get(NamedTuple):
     """One ranged GET: ``size_bytes`` bytes from ``offset`` of the object behind ``url``.
 
-    ``url`` is path and query, as :meth:`Endpoint.presigned` gives them.
+    ``url`` is path and query, from :meth:`Endpoint.presigned`.
     """
 
     url: str
@@ -47,15 +47,15 @@ def run(
     *,
     duration_s: float | None = None,
 ) -> Outcome:
-    """Do the GETs in order, dealt to the connections, in processes of their own.
+    """Do the GETs in order, shared among the connections, in other processes.
 
     Args:
-        connections: threads in all, each with one connection, spread over as many processes
-            as there are cores (which measured fastest) where they can be spread evenly.
-        duration_s: when to stop; None: when all are done.
+        connections: threads in all, each with one connection; in one process for each core
+            (the fastest in measurements) if they divide evenly, else in one process.
+        duration_s: stop after this; None: when all are done.
 
     Raises:
-        BenchFailure: an answer was not what was asked for, or it took too long.
+        BenchFailure: an answer had the wrong status or length, or the run took too long.
     """
     cores = len(os.sched_getaffinity(0))
     job = {
@@ -70,7 +70,7 @@ def run(
 
 
 def connect(address: str, authority: str | None) -> http.client.HTTPConnection:
-    """A connection, over TLS where ``authority`` is the file that certifies the server."""
+    """A connection; over TLS if ``authority``, the CA's certificate file, is given."""
     if authority is None:
         return http.client.HTTPConnection(address, timeout=60)
     context = ssl.create_default_context(cafile=authority)

@@ -1,4 +1,4 @@
-"""What the numbers depend on: the machine, its kernel, the code that was measured."""
+"""The conditions of a run: machine, kernel, commit, and cold caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def facts() -> dict[str, str | int | float]:
-    """Facts about this machine now, for the result's head."""
+    """The machine and the code, for the head of the result."""
     return {
         "kernel": platform.release(),
         "architecture": platform.machine(),
@@ -26,7 +26,7 @@ def facts() -> dict[str, str | int | float]:
 
 def drop_caches() -> None:
     """Drop page cache, dentries and inodes (proc(5)). Needs root."""
-    os.sync()  # Dirty pages would stay.
+    os.sync()  # Dirty pages are not dropped.
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
@@ -38,7 +38,7 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit, ``-dirty`` where files were changed; ``unknown`` without git."""
+    """The checkout's commit, with ``-dirty`` if files are changed; ``unknown`` without git."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],

@@ -1,14 +1,13 @@
-"""A TCP proxy that adds latency to every answer, as a program of its own.
+"""A TCP proxy that adds latency to every answer, run as a program.
 
-``python -m benchmarks.latency TARGET_HOST:PORT DELAY_S`` prints ``listening HOST:PORT``. The
-first bytes of each answer are held back for DELAY_S; what follows them passes unhindered, and
-so do requests: one round trip for each request on a connection that is open already. The
-bytes of answers are moved inside the kernel (splice(2)), so that bandwidth is nearly that of
-loopback; every benchmark through the proxy also measures the floor client through one that
-adds nothing, which is the bandwidth that a result relates to.
+``python -m benchmarks.latency TARGET_HOST:PORT DELAY_S`` prints ``listening HOST:PORT``. It
+delays the first bytes of each answer by DELAY_S and nothing else: the cost of one round trip
+for each request on an open connection. Answers are copied inside the kernel (splice(2)), so
+that bandwidth is close to loopback's. Benchmarks also measure the floor client through a
+proxy without delay, as the bandwidth to compare with.
 
-An answer begins with the first bytes from the server after bytes from the client, so it
-serves HTTP/1.1 without pipelining, also inside TLS (whose handshake is delayed too).
+An answer begins with the first bytes from the server after bytes from the client. This holds
+for HTTP/1.1 without pipelining, also inside TLS (whose handshake is delayed too).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _START_TIMEOUT_S = 30.0
 
 @contextmanager
 def proxy(target: str, delay_s: float, log: Path) -> Iterator[str]:
-    """Run a proxy in front of ``target`` (host:port); its own address.
+    """Run a proxy in front of ``target`` (host:port); yields the proxy's address.
 
     Raises:
         BenchFailure: it does not start.
@@ -53,7 +52,7 @@ class _Connection:
         self._client = client
         self._server = server
         self._delay_s = delay_s
-        self._asked = False  # a request came, and nothing of its answer yet
+        self._asked = False  # a request was sent, and its answer has not begun
 
     def start(self) -> None:
         for direction in (self._requests, self._answers):
@@ -82,7 +81,7 @@ class _Connection:
 
     @staticmethod
     def _end(other: socket.socket) -> None:
-        """Tell the other side; the sockets close when both directions are gone."""
+        """Pass the end on; the sockets close when both directions have ended."""
         with suppress(OSError):
             other.shutdown(socket.SHUT_WR)
 

@@ -1,9 +1,9 @@
-"""The raw LIST, as a program of its own: what listing a tree costs without a file system.
+"""The raw LIST, run as a program: what listing a tree costs without a file system.
 
-``http``: ListObjectsV2 over one keep-alive ``http.client`` connection, every URL signed as it
-comes, the answer parsed with the standard library (key, size, time, ETag of each object).
+``http``: ListObjectsV2 over one keep-alive ``http.client`` connection, each URL signed just
+before its request, answers parsed with the standard library (key, size, time, ETag).
 ``s3fs``: the same requests through ``S3FileSystem._call_s3``, which parses with botocore.
-One request at a time, because each page's token is in the page before.
+Requests are sequential, because a page's token is in the page before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SIGNED_FOR_S = 3600
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What was listed, from the first request to the last answer."""
+    """Objects, requests, and the time from the first request to the last answer."""
 
     objects: int
     requests: int
@@ -41,7 +41,7 @@ class Listed:
 
 
 def run(endpoint: Endpoint, prefixes: Sequence[str], client: Client) -> Listed:
-    """List every object directly below each prefix (of the bucket). Raises BenchFailure."""
+    """List the objects directly below each prefix of the bucket. Raises BenchFailure."""
     job = {
         "client": client,
         "address": endpoint.address,

@@ -1,6 +1,6 @@
-"""What a workload is, what it reports, and how a cost is taken."""
+"""The interface of a workload, its metrics, and how CPU and memory are measured."""
 
-# ruff: noqa: D102 - what each method does is said once, in the protocol.
+# ruff: noqa: D102 - the protocol documents the methods.
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ GB = 1_000_000_000
 READER_TIMEOUT_S = 900.0
 
 FLOOR = "floor client"
-"""The contender that every ratio to a floor is about; see :mod:`benchmarks.floor`."""
+"""Name of the contender in :mod:`benchmarks.floor`."""
 
 Values = Mapping[str, float]
-"""Metric name to value, in the unit that the name ends in."""
+"""Metric name to value, in the unit at the end of the name."""
 
 Baseline = Callable[[Server], Values]
-"""Does a workload without a mount. Raises BenchFailure."""
+"""Runs a workload without a mount. Raises BenchFailure."""
 
 Result = TypeVar("Result")
 
@@ -41,7 +41,7 @@ class Metric:
     Attributes:
         name: key in the JSON, with its unit.
         title: heading in the table, with its unit.
-        better: whether more or less is better.
+        better: which values are better.
     """
 
     name: str
@@ -60,15 +60,15 @@ PEAK_PSS = Metric("peak_pss_mib", "peak PSS MiB", "lower")
 
 
 class Workload(Protocol):
-    """One row of the report. The first metric is the one that plots show.
+    """What all contenders do; one table of the report. Plots show the first metric.
 
     Attributes:
         name: key in the JSON and on the command line.
-        title: what it does, for people.
-        metrics: what :meth:`on_peer` gives; it and baselines may leave some out.
-        dataset: what has to be in the bucket.
+        title: one line for the report.
+        metrics: measured by :meth:`on_peer` and baselines, which may leave some out.
+        dataset: the objects it needs.
         network: how the server is reached.
-        peers: which mounts take part.
+        peers: the mounts that take part.
     """
 
     @property
@@ -90,19 +90,19 @@ class Workload(Protocol):
     def peers(self) -> Sequence[Peer]: ...
 
     def on_peer(self, place: Place) -> Values:
-        """Run through mounts of one peer. Raises BenchFailure, also for wrong bytes."""
+        """Run on a peer's mount. Raises BenchFailure, also for wrong bytes."""
 
     def baselines(self) -> Mapping[str, Baseline]:
-        """What the mounts are compared with: the same without a mount, by contender."""
+        """The same work without a mount, by contender's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an action on a mount took.
+    """Time and memory of an action on a mount.
 
     Attributes:
         cpu_s: user and system time of the mount's process tree.
-        reader_cpu_s: the same of the programs that this process waited for.
+        reader_cpu_s: user and system time of the programs that the action ran.
         peak_pss_mib: memory of the mount's process tree.
     """
 
@@ -113,7 +113,7 @@ class Cost:
 
 
 def cost(mount: Mount, action: Callable[[], Result]) -> tuple[Result, Cost]:
-    """Run an action and take what it cost. Raises BenchFailure if the mount's process ends."""
+    """Run an action and measure its cost. Raises BenchFailure if the mount's process ends."""
     with mount.process.watching_memory() as memory:
         reader_cpu_s, cpu_s = _children_cpu_s(), mount.process.cpu_s()
         began_s = time.perf_counter()
@@ -125,7 +125,7 @@ def cost(mount: Mount, action: Callable[[], Result]) -> tuple[Result, Cost]:
 
 
 def run_all(commands: Sequence[Sequence[str]]) -> None:
-    """Run programs side by side.
+    """Run programs concurrently.
 
     Raises:
         BenchFailure: one fails, or READER_TIMEOUT_S passes.

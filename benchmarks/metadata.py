@@ -1,6 +1,6 @@
 """Listings: `ls -lR` of many objects."""
 
-# ruff: noqa: D102 - what each method does is said once, in the protocol Workload.
+# ruff: noqa: D102 - the protocol Workload documents the methods.
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Listing:
 
     def _raw(self, server: Server, client: Client) -> Values:
         root = f"{server.endpoint.prefix}{self.dataset.folder}/"
-        # The root too: no file system can know without asking what is below it.
+        # The root too: a file system must list it to find the directories.
         prefixes = [root, *(root + prefix for prefix in self.dataset.prefixes)]
         listed = lists.run(server.endpoint, prefixes, client)
         if listed.objects != self.dataset.count:
@@ -86,7 +86,7 @@ class Listing:
 
 
 def _requests(mount: Mount) -> dict[str, float]:
-    """Requests so far, by metric; none for other programs, which do not tell."""
+    """Requests so far, by metric; empty for other programs, which do not count them."""
     if mount.status_file is None:
         return {}
     return {

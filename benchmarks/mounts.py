@@ -1,4 +1,4 @@
-"""The mount table: what is mounted, and off with it."""
+"""The mount table: whether a path is a mount point, and unmounting it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_mounted(path: Path) -> bool:
 
 
 def detach(path: Path) -> None:
-    """Unmount ``path`` lazily, as often as something is mounted there (umount2(2)).
+    """Unmount ``path`` lazily until nothing is mounted there (umount2(2)).
 
     Raises:
         OSError: the kernel refuses.

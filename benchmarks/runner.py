@@ -1,6 +1,6 @@
-"""Rounds of every workload on every contender, gathered into one result document.
+"""Runs rounds of every workload on every contender and writes one result document.
 
-Rounds are interleaved (A B C A B C): where the machine drifts, it drifts for all.
+Rounds are interleaved (A B C A B C), so that a drift of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Plan:
 
     Attributes:
         workloads: in order.
-        peer_names: the peers that take part; None: every workload's own. Those that cannot
-            run here are skipped and named in the result.
-        rounds: fresh mounts of each peer for each workload.
-        options: as recorded in the result.
+        peer_names: the only peers that take part; None: all. Those that cannot run here are
+            skipped and named in the result.
+        rounds: of each contender in each workload; each has fresh mounts.
+        options: recorded in the result.
         work_folder: data set, mounts and logs go into a temporary folder below it.
     """
 
@@ -48,14 +48,14 @@ class Plan:
 def run(plan: Plan, progress: Progress) -> dict[str, Any]:
     """Run the plan.
 
-    A contender that fails a workload is not tried again in it; its row says why.
+    A contender that fails a workload does no more rounds of it; its row says why.
 
     Returns:
-        the result document, ready for :func:`write`: ``schema``, ``started`` and
-        ``finished`` (ISO 8601, UTC), ``host``, ``server``, ``options``, ``contenders``,
-        ``skipped``, ``workloads`` (titles and metrics), ``rows``, one for each workload
-        and contender with ``metrics`` (median, min, max, values by round) or ``error``,
-        ``ratios`` (:func:`ratios.every`) and ``targets`` (:func:`targets.judge`).
+        the result document for :func:`write`: ``schema``, ``started`` and ``finished``
+        (ISO 8601, UTC), ``host``, ``server``, ``options``, ``contenders``, ``skipped``,
+        ``workloads`` (titles and metrics), ``rows`` (one for each workload and contender,
+        with ``metrics``: median, min, max, values by round; or with ``error``), ``ratios``
+        (:func:`ratios.every`) and ``targets`` (:func:`targets.judge`).
 
     Raises:
         BenchFailure: the server does not start, or the caches cannot be dropped.
@@ -86,7 +86,7 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         "workloads": [describe(one.name, one.title, one.metrics) for one in plan.workloads],
         "rows": rows,
     }
-    # Resolved, because the mount table has no symlinks.
+    # The mount table has paths without symlinks.
     parent = plan.work_folder.resolve()
     with tempfile.TemporaryDirectory(prefix="sidecar-bench-", dir=parent) as name:
         folder = Path(name)
@@ -107,7 +107,7 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
 
 
 def write(document: dict[str, Any], path: Path) -> None:
-    """Write the document, whole or not at all."""
+    """Write the document atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.new")
     scratch.write_text(json.dumps(document, indent=2) + "\n")
@@ -138,7 +138,7 @@ def _rows(
                     values[name].append(attempt(Path(scratch)))
                     outcome = one_line(workload.metrics, values[name][-1])
                 except (BenchFailure, OSError) as failure:
-                    # OSError: what a contender's file system answered. The row shows it.
+                    # OSError: from a contender's file system.
                     errors[name] = outcome = str(failure)
             progress(f"{workload.name} round {number}/{rounds} {name}: {outcome}")
     return [
@@ -191,7 +191,7 @@ def describe(name: str, title: str, metrics: Sequence[Metric]) -> dict[str, Any]
 
 
 def one_line(metrics: Sequence[Metric], values: Values) -> str:
-    """The values of one round, for progress."""
+    """The values of one round, for progress messages."""
     parts = [f"{values[m.name]:.4g} {m.title}" for m in metrics if m.name in values]
     return ", ".join(parts)
 

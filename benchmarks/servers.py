@@ -1,4 +1,4 @@
-"""The object store that everything is measured against, on loopback, in its own process."""
+"""The object store of all contenders: a process that listens on loopback."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PREFIX = "data/"
 REGION = "us-east-1"
 START_TIMEOUT_S = 30.0
 
-# The directory cache keeps the server's MD5 ETags; expiring, it would hash 1 GiB again
-# inside whichever round comes next.
+# The directory cache has the ETags (MD5). If it expired, the server would hash the objects
+# again during a round.
 SETTINGS = ("--vfs-cache-mode", "off", "--dir-cache-time", "24h")
 
 Network = Literal["plain", "tls", "delayed"]
@@ -40,12 +40,12 @@ _READ_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the data set is and how to log in. The keys are made for one run.
+    """The data set's address, and credentials that are valid for one run.
 
-    ``authority`` is the file that certifies the server; None: no TLS.
+    ``authority`` is the CA's certificate file; None: no TLS.
 
-    It lies below a prefix, because s3fs-fuse cannot mount the root of a bucket of this
-    server: the answer to ``HEAD bucket//`` looks like a file, and its root gives EIO.
+    The data set is below a prefix because s3fs-fuse cannot mount the root of this server's
+    bucket: the answer to ``HEAD bucket//`` looks like a file, and the root gives EIO.
     """
 
     address: str
@@ -73,7 +73,7 @@ class Endpoint:
         )
 
     def presigned(self, key: str) -> str:
-        """Path and query of a GET of ``key`` (below the prefix) that anyone may send for a day."""
+        """Path and query of a GET of ``key`` (below the prefix), signed for a day."""
         url = urlsplit(
             self.client().presigned_get_object(
                 self.bucket, self.prefix + key, expires=timedelta(days=1)
@@ -87,8 +87,9 @@ class Server:
     """A running server and the folder that is its data set.
 
     Attributes:
-        endpoint: where clients reach it, over the network that was asked for.
-        undelayed: the same way without the delay: what bandwidth is without latency.
+        endpoint: the server over the requested network.
+        data: the folder.
+        undelayed: as ``endpoint``, through a proxy without delay.
     """
 
     endpoint: Endpoint
@@ -110,7 +111,7 @@ def version() -> str:
 def serving(folder: Path, network: Network = "plain") -> Iterator[Server]:
     """Serve the data set of ``folder``.
 
-    Seed :func:`data_folder` before: the server caches directories for the whole run.
+    Seed :func:`data_folder` before this: the server caches directories for the whole run.
 
     Raises:
         BenchFailure: it does not start.
@@ -136,8 +137,8 @@ def serving(folder: Path, network: Network = "plain") -> Iterator[Server]:
 
         child.wait_until(listening, "the S3 server: listening", START_TIMEOUT_S)
         endpoint = undelayed = Endpoint(address, key, secret, authority=authority)
-        # One full listing makes the server hash every object now (its ETags are MD5 sums);
-        # a real store has them at hand.
+        # A full listing makes the server hash every object now (ETags are MD5 sums); a real
+        # store has them stored.
         for _ in endpoint.client().list_objects(BUCKET, recursive=True):
             pass
         if network == "delayed":
@@ -159,7 +160,7 @@ def data_folder(folder: Path) -> Path:
 
 
 def write_random(path: Path, size_bytes: int) -> None:
-    """Seed one object with bytes that nothing can compress, and leave it clean on disk."""
+    """Write an object of incompressible bytes and sync it, so that no page stays dirty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as target:
         left = size_bytes
@@ -172,7 +173,7 @@ def write_random(path: Path, size_bytes: int) -> None:
 
 
 def read_all(path: Path) -> None:
-    """Bring a file into the page cache: the clients are measured, not this disk."""
+    """Read a file into the page cache, so that the server's disk is not measured."""
     buffer = bytearray(_READ_BYTES)
     with path.open("rb", buffering=0) as source:
         while source.readinto(buffer):

@@ -1,6 +1,6 @@
-"""Many small files: in random order, and as a data loader takes them."""
+"""Reads of many small files: in random order, and by a data loader."""
 
-# ruff: noqa: D102 - what each method does is said once, in the protocol Workload.
+# ruff: noqa: D102 - the protocol Workload documents the methods.
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COMPARED = 32
 
 @dataclass(frozen=True, slots=True)
 class SmallFiles:
-    """Every file once, in random order, each opened, read to its end, and closed."""
+    """Every file once, in random order: open, read to the end, close."""
 
     dataset: SmallObjects
     threads: int
@@ -75,7 +75,7 @@ class SmallFiles:
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """Two shuffled epochs by the four workers of a PyTorch-style loader."""
+    """Two shuffled epochs by the workers of a PyTorch-style loader."""
 
     dataset: SmallObjects
     name: str = "loader"
@@ -113,7 +113,7 @@ class Loader:
         }
 
     def _on_floor(self, server: Server) -> Values:
-        """The first epoch over as many connections as there are workers."""
+        """The first epoch only, with one connection for each worker."""
         outcome = floor.run(
             server.endpoint,
             _gets(self.dataset, server),

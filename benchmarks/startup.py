@@ -1,6 +1,6 @@
-"""Time to ready: from the interpreter's start until a run could begin."""
+"""Time to ready: from the interpreter's start until the ready file is written."""
 
-# ruff: noqa: D102 - what each method does is said once, in the protocol Workload.
+# ruff: noqa: D102 - the protocol Workload documents the methods.
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class TimeToReady:
             began_s = time.time()
             try:
                 with run:
-                    # When it was written, not when it was seen.
+                    # The file's own time: polling sees it later.
                     ready_s = (run.shared / ".sidecar" / "ready").stat().st_mtime - began_s
                     own_s = float(run.status()["time_to_ready_seconds"])
                     peak_bytes = _memory_bytes(run.pid)
-            except AssertionError as error:  # How it says that it did not become ready.
+            except AssertionError as error:  # It did not become ready.
                 raise BenchFailure(str(error)) from None
         return {
             READY.name: ready_s,
@@ -70,7 +70,7 @@ class TimeToReady:
 
 @contextmanager
 def _buckets(folder: Path) -> Iterator[tuple[list[Cloud], dict[str, str]]]:
-    """The buckets, on servers of their own, and the variables that lead SDKs to emulators."""
+    """The buckets, on new servers, and the environment that points SDKs to the emulators."""
     with ExitStack() as stack:
         try:
             s3 = stack.enter_context(servers.MinioServer(folder / "s3"))
@@ -97,7 +97,7 @@ def _volume(number: int, cloud: Cloud, folder: Path) -> Volume:
 
 
 def _memory_bytes(pid: int) -> int:
-    """What the process tree occupies now."""
+    """The memory of the process tree now."""
     watch = MemoryWatch(pid)
     watch.start()
     watch.stop()

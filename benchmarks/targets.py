@@ -1,7 +1,7 @@
-"""What reading (issue 4) and writing (issue 5) have to reach, and whether a result does.
+"""The required values, and whether a result reaches them.
 
-Ratios are ours over theirs within one run, medians; ours is the kernel transport, after a
-restart the one with a disk cache.
+Ratios are our median divided by theirs, within one run. Ours is the kernel transport, for
+``after-restart`` with a disk cache.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sidecar.mounter.system.resource_limits import MOST_MEMORY_BYTES
 BEST_PEER = "best peer"
 PEERS = ("s3fs-fuse", "rclone mount", "fsspec.fuse")
 BASE_MIB = 150.0
-"""What a mount may occupy beside its budget of blocks in memory."""
+"""Memory that a mount may use beside its read and write buffers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One number to reach.
+    """One bound on a ratio or on a value.
 
     Attributes:
-        against: whose value ours is divided by; None: the bound is about our value itself.
+        against: the contender that ours is divided by; None: the bound is for our value.
     """
 
     workload: str
@@ -91,17 +91,17 @@ TARGETS: tuple[Target, ...] = (
 
 
 def judge(rows: Sequence[Row], workloads: Sequence[str]) -> list[dict[str, Any]]:
-    """Every target of the workloads beside what was reached.
+    """Every target of the workloads, with what was reached.
 
     Each has ``workload``, ``metric`` (its title), ``ours``, ``against``, ``required``,
-    ``reached`` (median, min and max of the ratio or the value), ``passed``; where a side of
-    the comparison is not there, ``reached`` and ``passed`` are None.
+    ``reached`` (median, min and max of the ratio or the value) and ``passed``; the last two
+    are None if a side of the comparison was not measured.
     """
     limit_mib = BASE_MIB + MOST_MEMORY_BYTES / (1024 * 1024)
     memory = tuple(
         Target(name, PEAK_PSS, "at most", limit_mib, ours=_ours(name))
         for name in workloads
-        if name != "time-to-ready"  # Five mounts, each with a budget.
+        if name != "time-to-ready"  # It has five mounts, each with its own buffers.
     )
     return [
         _judged(target, measured(rows, target.workload))
@@ -111,7 +111,7 @@ def judge(rows: Sequence[Row], workloads: Sequence[str]) -> list[dict[str, Any]]
 
 
 def _ours(workload: str) -> str:
-    """Which of our mounts a workload is about."""
+    """Which of our mounts is judged in a workload."""
     return (OUR_DISK_CACHE if workload == "after-restart" else OUR_MOUNTS[0]).name
 
 

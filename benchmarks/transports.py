@@ -1,8 +1,8 @@
-"""The two transports beside each other: ``python -m benchmarks.transports``.
+"""Compares the two transports: ``python -m benchmarks.transports``.
 
-Both serve the same file system over a store in the serving process's own memory, so that
-what differs is the way to the kernel and back. Clients are cheap: dd, ls, and loops of one
-system call in two processes (:mod:`benchmarks.clients`).
+Both serve the same file system over a store in the server's memory, so that only the way
+between kernel and file system differs. Clients are cheap: dd, ls, and loops of one system
+call in two processes (:mod:`benchmarks.clients`).
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from sidecar.mounter.system import mounts
 TRANSPORTS = ("kernel", "libfuse")
 LATEST = Path(__file__).resolve().parent / "results" / "transports.json"
 CLIENTS = 2
-"""Processes that ask side by side; two are as fast as four on two cores."""
+"""Client processes; on two cores, two are as fast as four."""
 TTL_S = 600.0
-"""Lifetime of names: nothing expires within a round."""
+"""Lifetime of metadata: nothing expires within a round."""
 IDLE_S = 0.1
-"""Ten ticks of the kernel's CPU clock without one of them used: idle."""
+"""A server that used no CPU time for this long, ten ticks of its clock, is idle."""
 OPERATION_CPU = Metric("cpu_us_per_operation", "server CPU-us each", "lower")
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a round moves.
+    """Sizes of a round.
 
     Attributes:
-        file_mib: length of the large file.
+        file_mib: size of the large file.
         files: entries of the directory.
     """
 
@@ -53,7 +53,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One row: ``run`` is given a fresh mount with cold kernel caches."""
+    """One table of the report; ``run`` gets a fresh mount with cold kernel caches."""
 
     name: str
     title: str
@@ -73,7 +73,7 @@ def _sequential(mount: Mount, sizes: Sizes) -> Values:
 
 def _list_long(mount: Mount, sizes: Sizes) -> Values:
     listing = ["ls", "-l", "--color=never", str(mount.path / "many")]
-    run_all([listing])  # Loads the listing from the store; the kernel's caches go again.
+    run_all([listing])  # Fills the server's cache of listings.
     host.drop_caches()
     _wait_idle(mount)
     wall_s, cpu_s = _timed(mount, lambda: run_all([listing]))
@@ -92,13 +92,13 @@ def _opens(mount: Mount, sizes: Sizes) -> Values:
 
 
 def _by_clients(mount: Mount, sizes: Sizes, action: str, *, warm: bool) -> Values:
-    """Operations per second of CLIENTS processes, each on names of its own.
+    """Operations per second of CLIENTS processes, each with its own share of the names.
 
     Args:
-        warm: whether the kernel knows the names already.
+        warm: whether the kernel has the names in its cache.
     """
     directory = mount.path / "many"
-    run_all([["ls", "-U", str(directory)]])  # Loads the listing from the store.
+    run_all([["ls", "-U", str(directory)]])  # Fills the server's cache of listings.
     host.drop_caches()
     if warm:
         run_all([["ls", "-l", "--color=never", str(directory)]])
@@ -143,7 +143,7 @@ def _expect(clients: Sequence[subprocess.Popen[str]], word: str) -> None:
 
 
 def _wait_idle(mount: Mount) -> None:
-    """Return when the server has digested what the kernel told it to forget."""
+    """Wait until the server has handled the FORGETs of the dropped caches."""
     used_s = -1.0
     while (now_s := mount.process.cpu_s()) != used_s:
         used_s = now_s
@@ -151,7 +151,7 @@ def _wait_idle(mount: Mount) -> None:
 
 
 def _timed(mount: Mount, action: Callable[[], object]) -> tuple[float, float]:
-    """Wall time of an action, and the serving process's CPU time during it."""
+    """Wall time of an action, and the server's CPU time during it."""
     before_s = mount.process.cpu_s()
     began_s = time.perf_counter()
     action()
@@ -189,7 +189,7 @@ def measure(
     folder: Path,
     progress: runner.Progress,
 ) -> dict[str, Any]:
-    """Interleaved rounds of every measure on both transports; see :func:`runner.run`."""
+    """Run interleaved rounds of every measure on both transports; see :func:`runner.run`."""
     document: dict[str, Any] = {
         "schema": runner.SCHEMA,
         "started": runner.now(),
@@ -256,20 +256,20 @@ def _name(transport: str) -> str:
     "names",
     multiple=True,
     type=click.Choice([one.name for one in MEASURES]),
-    help="Only this one; repeatable.",
+    help="Run only this one; repeatable.",
 )
 @click.option(
     "--output",
     default=LATEST,
     show_default="benchmarks/results/transports.json",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the result goes, as JSON.",
+    help="JSON file of the result.",
 )
 @click.option(
     "--work-folder",
     default=Path(tempfile.gettempdir()),
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where the mounts go while it runs.",
+    help="Folder for the mounts during the run.",
 )
 def main(
     file_mib: int,
@@ -279,11 +279,11 @@ def main(
     output: Path,
     work_folder: Path,
 ) -> None:
-    """Measure the kernel transport beside libfuse, in one run. Needs root."""
-    # Leave as Ctrl-C does, through every `finally`, so that nothing stays mounted.
+    """Measure the kernel transport and libfuse in one run. Needs root."""
+    # Unwind through every `finally`, as Ctrl-C does, so that nothing stays mounted.
     signal.signal(signal.SIGTERM, leave)
     chosen = [one for one in MEASURES if not names or one.name in names]
-    parent = work_folder.resolve()  # The mount table has no symlinks.
+    parent = work_folder.resolve()  # The mount table has paths without symlinks.
     with tempfile.TemporaryDirectory(prefix="sidecar-bench-", dir=parent) as folder:
         try:
             document = measure(

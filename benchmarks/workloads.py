@@ -1,4 +1,4 @@
-"""Every workload, by name. Adding a row means a class beside these and a line here."""
+"""The list of workloads. A new one is a class in its kind's module and a line here."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _MANY = 16
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the workloads move.
+    """Sizes and counts of the workloads.
 
     Attributes:
-        large_bytes: of the one large object.
-        parallel_bytes: of each of the four that are read side by side.
-        files: small files.
-        entries: objects that are listed.
-        random_s: how long random reads last.
-        written_bytes: of the one file that is written.
+        large_bytes: of the large object.
+        parallel_bytes: of each of the four objects that are read at once.
+        files: number of small files to read.
+        entries: number of objects to list.
+        random_s: duration of random reads.
+        written_bytes: of the large file to write.
         checkpoint_bytes: of a checkpoint.
-        written_files: of 1 MiB.
+        written_files: number of files of 1 MiB to write.
     """
 
     large_bytes: int = 2048 * MIB
@@ -42,7 +42,7 @@ class Sizes:
     written_files: int = 1_000
 
     def divided(self, divisor: int) -> Sizes:
-        """A run that is so many times smaller, and proves only that everything works."""
+        """Smaller sizes, for a smoke test."""
         return Sizes(
             large_bytes=max(MIB, self.large_bytes // divisor),
             parallel_bytes=max(MIB, self.parallel_bytes // divisor),

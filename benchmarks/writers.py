@@ -1,9 +1,9 @@
-"""Programs that write into a directory: ``python -m benchmarks.writers ACTION SOURCE TARGET …``.
+"""A program that writes to a mount: ``python -m benchmarks.writers ACTION SOURCE TARGET …``.
 
-``file``: SOURCE to the file TARGET, in steps of 1 MiB, then fsync and close.
-``files COUNT SIZE_BYTES``: so many files in the directory TARGET, each written and closed.
-``checkpoints COUNT PAUSE_S``: SOURCE saved so many times under one name in the directory TARGET,
-as ML libraries do: a temporary name, fsync, close, rename. Prints the seconds of each save.
+``file``: copy SOURCE to the file TARGET in steps of 1 MiB, then fsync and close.
+``files COUNT SIZE_BYTES``: write and close COUNT files in the directory TARGET.
+``checkpoints COUNT PAUSE_S``: save SOURCE COUNT times under one name in the directory TARGET,
+as ML libraries do: temporary name, fsync, close, rename. Prints the seconds of each save.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CHECKPOINT = "last.ckpt"
 
 
 def write_file(source: Path, target: Path) -> None:
-    """Copy as a program writes that has the bytes in memory by and by."""
+    """Copy in steps through one buffer, then fsync."""
     buffer = memoryview(bytearray(STEP_BYTES))
     with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
         while count := reader.readinto(buffer):
@@ -27,7 +27,7 @@ def write_file(source: Path, target: Path) -> None:
 
 
 def write_files(source: Path, target: Path, count: int, size_bytes: int) -> None:
-    """Small files from one part of the source each."""
+    """Write files that all have the first bytes of the source."""
     with source.open("rb", buffering=0) as reader:
         data = reader.read(size_bytes)
     for number in range(count):
@@ -35,7 +35,7 @@ def write_files(source: Path, target: Path, count: int, size_bytes: int) -> None
 
 
 def save_checkpoints(source: Path, target: Path, count: int, pause_s: float) -> None:
-    """One after the other, with time to compute between."""
+    """Save one checkpoint after another, with a pause in place of the training."""
     for number in range(count):
         if number:
             time.sleep(pause_s)

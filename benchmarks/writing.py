@@ -1,6 +1,6 @@
-"""Writing: one large file, many small ones, checkpoints. Timed until the store has the bytes."""
+"""Writes: one large file, many small ones, checkpoints. Timed until the store has the bytes."""
 
-# ruff: noqa: D102 - what each method does is said once, in the protocol Workload.
+# ruff: noqa: D102 - the protocol Workload documents the methods.
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _POLL_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Source(LargeObjects):
-    """What is written; and a folder to write into, which this server has only with an object."""
+    """The bytes to write, and a folder to write into: the server has it only with an object."""
 
     def seed(self, data: Path) -> None:
         LargeObjects.seed(self, data)
@@ -140,7 +140,7 @@ class ManyFilesWrite:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """One name saved again and again, by a temporary name."""
+    """One name saved several times, each time by renaming a temporary file."""
 
     dataset: Source
     count: int = 3
@@ -177,7 +177,7 @@ class Checkpoints:
         return {FLOOR: self._on_floor}
 
     def _on_floor(self, server: Server) -> Values:
-        """Without a rename, which a client does not need."""
+        """PUTs only: a client without a file system needs no rename."""
         _made(server)
         source = _source(self.dataset, server)
 
@@ -193,18 +193,18 @@ def _source(dataset: Source, server: Server) -> Path:
 
 
 def _made(server: Server) -> Path:
-    """The server's folder of what is written, without what another contender wrote."""
+    """The folder where the server stores what is written, emptied of other contenders' files."""
     folder, endpoint = server.data / FOLDER, server.endpoint
     client = endpoint.client()
     for path in folder.iterdir():
-        if path.name != "keep":  # by the server, which remembers its directories
+        if path.name != "keep":  # Through the server, because it caches its directories.
             key = f"{endpoint.prefix}{FOLDER}/{path.name}"
             client.remove_object(endpoint.bucket, key)
     return folder
 
 
 def _until_stored(path: Path, size_bytes: int) -> None:
-    """Wait for an object: not every program's close does. Raises BenchFailure."""
+    """Wait for an object: some programs upload after close. Raises BenchFailure."""
     deadline_s = time.monotonic() + READER_TIMEOUT_S
     while not path.exists() or path.stat().st_size != size_bytes:
         if time.monotonic() > deadline_s:
@@ -213,7 +213,7 @@ def _until_stored(path: Path, size_bytes: int) -> None:
 
 
 def _program(action: str, *arguments: object) -> list[float]:
-    """Run a program of :mod:`benchmarks.writers`; the numbers that it prints."""
+    """Run :mod:`benchmarks.writers`; the numbers that it prints."""
     argv = [sys.executable, "-m", "benchmarks.writers", action, *map(str, arguments)]
     done = subprocess.run(
         argv, capture_output=True, text=True, check=False, timeout=READER_TIMEOUT_S
@@ -224,7 +224,7 @@ def _program(action: str, *arguments: object) -> list[float]:
 
 
 def _put(server: Server, name: str, source: Path) -> None:
-    """With MinIO's client, in parts that it sends at the same time."""
+    """Upload with MinIO's client, which sends parts concurrently."""
     endpoint = server.endpoint
     endpoint.client().fput_object(
         endpoint.bucket,

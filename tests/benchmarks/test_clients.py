@@ -1,4 +1,4 @@
-"""What the numbers rest on: clients that do all of their work once, checks that can fail."""
+"""The benchmarks' clients do all of their work, once; their checks can fail."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_wrong_bytes_are_found(tmp_path: Path, change: str) -> None:
 def test_a_crew_does_every_item_once(tmp_path: Path) -> None:
     def marker() -> Callable[[int], int]:
         def mark(number: int) -> int:
-            # O_EXCL: a second time fails.
+            # O_EXCL: fails the second time.
             os.close(os.open(tmp_path / str(number), os.O_CREAT | os.O_EXCL))
             return 10
 
@@ -56,7 +56,7 @@ def test_a_crew_stops_when_time_is_up() -> None:
     assert outcome.operations == 0
 
 
-def test_readers_read_everything_and_say_what_is_missing(tmp_path: Path) -> None:
+def test_readers_read_everything_and_name_what_is_missing(tmp_path: Path) -> None:
     names = [f"{number}.bin" for number in range(50)]
     for name in names:
         (tmp_path / name).write_bytes(bytes(3000))
@@ -79,7 +79,7 @@ def test_readers_read_everything_and_say_what_is_missing(tmp_path: Path) -> None
 
 @pytest.fixture
 def echo() -> Iterator[str]:
-    """A server that sends back whatever comes; its address."""
+    """The address of a server that sends back what it receives."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer(connection: socket.socket) -> None:
@@ -110,7 +110,7 @@ def connect(address: str) -> socket.socket:
     return socket.create_connection((host, int(port)))
 
 
-def test_the_proxy_holds_answers_back_and_changes_nothing(tmp_path: Path, echo: str) -> None:
+def test_the_proxy_delays_answers_and_changes_no_bytes(tmp_path: Path, echo: str) -> None:
     content = os.urandom(5_000_000)
     with (
         latency.proxy(echo, 0.01, tmp_path / "quick.log") as quick,
@@ -119,7 +119,7 @@ def test_the_proxy_holds_answers_back_and_changes_nothing(tmp_path: Path, echo: 
         connect(slow) as waiting,
     ):
         waiting.sendall(b"request")
-        for _ in range(3):  # A connection serves one request after the other.
+        for _ in range(3):  # Several requests on one connection.
             sender = threading.Thread(target=answered.sendall, args=(content,))
             sender.start()
             received = bytearray()
@@ -133,7 +133,7 @@ def test_the_proxy_holds_answers_back_and_changes_nothing(tmp_path: Path, echo: 
         assert answered.recv(1) == b""
 
 
-def test_cpu_time_of_descendants_counts_whether_living_or_reaped(tmp_path: Path) -> None:
+def test_cpu_time_includes_living_and_reaped_descendants(tmp_path: Path) -> None:
     burnt = tmp_path / "burnt"
     burn = "import time\nwhile time.process_time() < 0.3: pass\n"
     burn_and_live = f"{burn}open({str(burnt)!r}, 'w').close()\ntime.sleep(600)\n"
@@ -145,7 +145,7 @@ def test_cpu_time_of_descendants_counts_whether_living_or_reaped(tmp_path: Path)
         assert child.cpu_s() >= 0.55
 
 
-def test_memory_of_descendants_counts_and_shared_pages_count_once(tmp_path: Path) -> None:
+def test_memory_includes_descendants_and_counts_shared_pages_once(tmp_path: Path) -> None:
     held = 64 * 1024 * 1024
     script = (
         f"import os, time\nb = b'x' * {held}\n"
@@ -158,11 +158,11 @@ def test_memory_of_descendants_counts_and_shared_pages_count_once(tmp_path: Path
         assert held < memory.peak_bytes < 2 * held
 
 
-def test_stopping_ends_descendants_that_ignore_sigterm(tmp_path: Path) -> None:
+def test_stop_ends_descendants_that_ignore_sigterm(tmp_path: Path) -> None:
     script = "(trap '' TERM; exec sleep 600) & echo $!; wait"
     with Child(["sh", "-c", script], {}, tmp_path / "log") as child:
         child.wait_until(lambda: child.log.read_text().endswith("\n"), "started", timeout_s=60)
         command = Path(f"/proc/{int(child.log.read_text())}/cmdline")
         child.wait_until(lambda: command.read_bytes().startswith(b"sleep"), "exec", timeout_s=60)
-    # A zombie, where process 1 reaps nobody, has an empty command line.
+    # Where process 1 does not reap, a zombie stays; its command line is empty.
     assert not command.exists() or command.read_bytes() == b""

@@ -1,4 +1,4 @@
-"""The report: ratios, what was required, and failures, from a result document."""
+"""Ratios, targets and the report's text, from a result document."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def judged(rows: list[dict[str, Any]], workload: str) -> dict[tuple[str, str | N
     }
 
 
-def test_the_report_gives_ratios_requirements_and_failures() -> None:
+def test_the_report_shows_ratios_targets_and_failures() -> None:
     rows = [
         row("w", KERNEL, x=[30.0, 15.0, 45.0]),
         row("w", "peer", x=[20.0, 30.0, 15.0]),
@@ -74,7 +74,7 @@ def test_the_report_gives_ratios_requirements_and_failures() -> None:
     assert line.endswith("lose")
 
 
-def test_ratios_are_of_medians_with_the_range_within_rounds() -> None:
+def test_ratios_are_of_medians_with_the_range_by_round() -> None:
     rows = [
         row("w", KERNEL, x=[30.0, 15.0, 45.0], y=[1.0, 1.0, 1.0]),
         row("w", "peer", x=[20.0, 30.0, 15.0], y=[0.0, 1.0, 1.0]),
@@ -94,7 +94,7 @@ def test_ratios_are_of_medians_with_the_range_within_rounds() -> None:
     ]
 
 
-def test_targets_pass_at_their_bound_and_lose_beyond_it() -> None:
+def test_lower_bounds_pass_at_their_bound_and_lose_below_it() -> None:
     def both(rate: float) -> dict[str, list[float]]:
         return {"first_reads_per_s": [rate], "reads_per_s": [rate]}
 
@@ -107,7 +107,7 @@ def test_targets_pass_at_their_bound_and_lose_beyond_it() -> None:
         ]
         return judged(rows, "random-read-1")
 
-    # Five times the better of the peers; 0.7 of the floor.
+    # Required: 5 times the better peer (100), and 0.7 of the floor (1000).
     assert random_read(700.0) == {
         ("first reads/s", "best peer"): True,
         ("first reads/s", "floor client"): True,
@@ -120,7 +120,7 @@ def test_targets_pass_at_their_bound_and_lose_beyond_it() -> None:
     assert random_read(499.0)["reads/s", "best peer"] is False
 
 
-def test_less_is_better_where_a_target_is_an_upper_bound() -> None:
+def test_upper_bounds_pass_at_their_bound_and_lose_above_it() -> None:
     def listing(seconds: float, heads: float, pss_mib: float) -> list[bool | None]:
         rows = [
             row(
@@ -138,7 +138,7 @@ def test_less_is_better_where_a_target_is_an_upper_bound() -> None:
     assert listing(13.1, 1.0, 407.0) == [False, False, False]
 
 
-def test_what_was_not_measured_is_neither_passed_nor_lost() -> None:
+def test_a_target_that_was_not_measured_has_neither_passed_nor_lost() -> None:
     rows = [
         {"workload": "parallel-read", "contender": KERNEL, "error": "boom"},
         row("parallel-read", "floor client", throughput_mb_s=[1.0]),

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: complete results, failures told, nothing left behind."""
+"""`python -m benchmarks`: complete results, failures in their row, nothing left behind."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_every_workload_works_on_our_mount(tmp_path: Path, network: str) -> None
     ours = (OUR_MOUNTS[0].name, OUR_DISK_CACHE.name)
     everything = all_workloads(Sizes().divided(DIVISOR))
     names = {one.name for one in everything}
-    # What is done over another network too is not done over this one.
+    # A workload that also exists with a delay is tested there only.
     workloads = {
         one.name: one
         for one in everything
