@@ -1,4 +1,4 @@
-"""Real servers, one of each kind for the whole run."""
+"""The object stores, one server of each kind for the whole run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.strict_azure import StrictAzureServer
 from tests.support.strict_gcs import StrictGcsServer
 from tests.support.strict_server import StrictS3Server
 
-# A shell that runs the tests in the background has them, and every program of theirs, ignore it.
+# A shell starts background jobs with SIGINT ignored, and the programs of tests inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _metrics_folder() -> Iterator[None]:
-    """Where a file system in this process counts is nothing for the programs of later tests."""
+    """Programs of later tests must not write into the metrics folder of an earlier one."""
     yield
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
@@ -41,11 +41,11 @@ def _metrics_folder() -> Iterator[None]:
 def s3_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[S3Server]:
-    """MinIO's gateway, or what ``MOUNT_SIDECAR_TEST_S3`` names.
+    """The S3 of ``MOUNT_SIDECAR_TEST_S3``.
 
-    ``strict`` is ours, ``minio`` the gateway, ``ceph`` Ceph's, which ``scripts/install.sh soak``
-    brings, and a URL any store that speaks S3, with the login that AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY and AWS_REGION name.
+    ``minio`` (the default): MinIO's gateway; ``strict``: ours; ``ceph``: Ceph's gateway, which
+    ``scripts/install.sh soak`` installs; a URL: any S3, with credentials from
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION.
     """
     directory = tmp_path_factory.mktemp("s3")
     server: S3Server
@@ -65,34 +65,34 @@ def s3_server(
 
 @pytest.fixture(scope="session")
 def strict_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrictS3Server]:
-    """An S3 that refuses what Amazon's refuses; :meth:`StrictS3Server.reset` after changing it."""
+    """An S3 as strict as Amazon's. A test that configures it calls :meth:`StrictS3Server.reset`."""
     with StrictS3Server(tmp_path_factory.mktemp("strict-s3")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephServer]:
-    """Ceph's gateway; for tests that are marked ``soak``."""
+    """Ceph's gateway, for tests marked ``soak``."""
     with CephServer(tmp_path_factory.mktemp("ceph")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RcloneServer]:
-    """The fast S3 server, which answers ranges with 200."""
+    """rclone's S3 server: fast, but it answers ranged GETs with status 200."""
     with RcloneServer(tmp_path_factory.mktemp("rclone")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrictGcsServer]:
-    """fake-gcs-server with its token endpoint, behind a proxy that refuses what Google does."""
+    """fake-gcs-server with a token endpoint, behind a proxy that is as strict as Google."""
     with StrictGcsServer(tmp_path_factory.mktemp("gcs")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrictAzureServer]:
-    """Azurite, behind a proxy that refuses what Azure does."""
+    """Azurite, behind a proxy that is as strict as Azure."""
     with StrictAzureServer(tmp_path_factory.mktemp("azure")) as server:
         yield server

@@ -1,4 +1,4 @@
-"""Documentation that names codes, commands or targets names those that exist."""
+"""The documents name codes, commands, targets and modules that exist."""
 
 import ast
 import re
@@ -47,7 +47,7 @@ def test_relative_links_lead_somewhere():
 
 
 def _errors():
-    """Every error that has a code of its own; groups share their parent's."""
+    """Every error with its own code; groups inherit their parent's."""
     found, pending = [], errors.SidecarError.__subclasses__()
     while pending:
         error = pending.pop()

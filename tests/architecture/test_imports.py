@@ -1,4 +1,4 @@
-"""The architecture as checks: who may import whom, and what process 1 loads."""
+"""The import contracts, and what process 1 loads."""
 
 import json
 import shutil
@@ -36,9 +36,9 @@ FORBIDDEN = {
     "Only an sdk module imports a cloud's SDK": ("mounter/store/s3/store.py", "import s3fs"),
     "Process 1 runs on the standard library alone": ("mounter/system/mounts.py", "import yaml"),
 }
-"""For each contract a module and an import that it must refuse there."""
+"""For each contract, a module and an import that must fail there."""
 LOST = ["mounter/lost.py", "mounter/store/lost.py"]
-"""Modules that no layer names."""
+"""Modules in no layer."""
 
 
 def test_the_import_contracts_hold():
@@ -53,7 +53,7 @@ def test_each_contract_refuses_what_it_forbids(tmp_path: Path) -> None:
     for module, statement in FORBIDDEN.values():
         path = tmp_path / "sidecar" / module
         path.write_text(f"{path.read_text()}\n{statement}\n")
-    said = " ".join(lint_imports(tmp_path).stdout.split())  # names are wrapped
+    said = " ".join(lint_imports(tmp_path).stdout.split())  # Its output wraps names.
     assert {name for name in FORBIDDEN if f"{name} BROKEN" in said} == set(FORBIDDEN), said
 
 
@@ -86,7 +86,6 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("module", ["sidecar.errors", "sidecar.mounter.supervisor.main"])
 def test_process_1_loads_the_standard_library_only(module):
     loaded = _loaded_by(f"import {module}")
-    # `fuse` and friends would appear here by their top-level names.
     foreign = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
     assert foreign <= {"sidecar", "__main__"} | _loaded_by_an_empty_program()
 
@@ -106,5 +105,5 @@ def _loaded_by(statement: str) -> set[str]:
 
 
 def _loaded_by_an_empty_program() -> set[str]:
-    # .pth files of the environment load things before any program begins.
+    # The environment's .pth files import modules at every start.
     return {name.partition(".")[0] for name in _loaded_by("pass")}

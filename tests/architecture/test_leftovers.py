@@ -1,4 +1,4 @@
-"""A test run that leaves something behind fails: the plugin that sees to it."""
+"""The plugin that fails a test run that leaves something behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIDY = """
 def test_it(tmp_path):
     pass
 """
-# The shell ends at once: its child is nobody's.
+# The shell ends at once, and its child is an orphan.
 PROCESS = """
 import pathlib, subprocess
 def test_it():
@@ -77,7 +77,7 @@ def test_a_process_is_found_though_its_parent_is_gone(tmp_path: Path) -> None:
     ("text", "what"), [(SOCKET, "listening socket, port "), (MOUNT, "mount tmpfs at ")]
 )
 def test_a_socket_or_a_mount_is_found(tmp_path: Path, text: str, what: str, processes: int) -> None:
-    # In a mount namespace of its own, which takes the mount with it.
+    # In its own mount namespace, so that the mount ends with it.
     done = run(tmp_path, text, "unshare", "-m", processes=processes)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert f"LEFT BEHIND: {what}" in done.stdout

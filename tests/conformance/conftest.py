@@ -1,7 +1,7 @@
-"""The places, and the list of allowed differences at work.
+"""Runs each test in a plain directory and on a mount of each transport.
 
-``CONFORMANCE_DIRECTORY=/mnt/x pytest tests/conformance`` runs the suite on any directory;
-``CONFORMANCE_TRANSPORT`` says which differences to expect there (``kernel`` by default,
+``CONFORMANCE_DIRECTORY=/mnt/x pytest tests/conformance`` runs the suite in that directory
+only; ``CONFORMANCE_TRANSPORT`` chooses the expected differences (``kernel`` by default,
 ``plain`` for none).
 """
 
@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "directory" in metafunc.fixturenames:
         metafunc.parametrize("place", transports, indirect=True, scope="session")
     elif "read_only_directory" in metafunc.fixturenames:
-        # Only the suite itself can fill a read-only place.
+        # A given directory cannot be filled and then made read-only.
         metafunc.parametrize(
             "read_only_place", [] if _GIVEN else transports, indirect=True, scope="session"
         )
@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def place(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """The root that the tests of one transport share."""
+    """The root directory, shared by the tests of one transport."""
     if _GIVEN:
         own = Path(_GIVEN) / f"conformance-{os.getpid()}"
         own.mkdir()
@@ -83,7 +83,7 @@ def read_only_directory(read_only_place: Path) -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Judge a test by the list of differences: a listed one must differ, in the listed way."""
+    """A test in the list of differences must fail, in the listed way."""
     test, transport = split(pyfuncitem)
     difference = differences.DIFFERENCES.get((test, transport))
     if difference is None:
@@ -102,7 +102,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def split(item: pytest.Item) -> tuple[str, str]:
-    """A test's name in the list of differences, and the transport it runs on."""
+    """A test's name in the list of differences, and its transport."""
     assert isinstance(item, pytest.Function)
     parts = item.callspec.id.split("-") if hasattr(item, "callspec") else []
     transport = next((part for part in parts if part in TRANSPORTS), "")

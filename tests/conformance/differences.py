@@ -1,7 +1,6 @@
-"""The one list of allowed differences from a local directory.
+"""The list of allowed differences between a mount and a local directory.
 
-A test that is not here must behave the same everywhere; one that is here must differ, in the
-way it says.
+A test that is not listed must pass everywhere; a listed one must fail, in the listed way.
 """
 
 from __future__ import annotations
@@ -10,23 +9,23 @@ from errno import EILSEQ, EINVAL, ENOENT, ENOTTY, EOPNOTSUPP, EPERM, errorcode
 from typing import NamedTuple
 
 OTHERWISE = 0
-"""The call succeeds, and what comes out differs: an assertion of the test fails."""
+"""The call succeeds with a different result: an assertion of the test fails."""
 
 
 class Difference(NamedTuple):
     """One difference.
 
     Attributes:
-        how: the errno with which the test's system call is refused, or :data:`OTHERWISE`.
-        paragraph: the heading of SEMANTICS.md that says so.
+        how: the errno of the test's system call, or :data:`OTHERWISE`.
+        paragraph: the heading in SEMANTICS.md.
     """
 
     how: int
     paragraph: str
 
     def __str__(self) -> str:
-        """As the table shows it: ``EPERM (X1)``."""
-        # Linux gives EOPNOTSUPP and ENOTSUP one number; manual pages name the first.
+        """For the table, such as ``EPERM (X1)``."""
+        # On Linux EOPNOTSUPP equals ENOTSUP; manual pages use the first name.
         names = {OTHERWISE: "otherwise", EOPNOTSUPP: "EOPNOTSUPP"}
         name = names.get(self.how) or errorcode[self.how]
         return f"{name} ({self.paragraph.partition(' ')[0]})"

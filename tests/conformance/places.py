@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 _END_S = 10.0
 
 READ_ONLY_OBJECTS = {"file": "content", "directory/inner": "more", "empty/": ""}
-"""What a read-only place holds."""
+"""The content of a read-only volume: keys and contents."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def plain(path: Path, *, read_only: bool) -> Iterator[Path]:
 def mounted(
     transport: str, path: Path, *, read_only: bool, options: Sequence[str] = ()
 ) -> Iterator[Path]:
-    """A mount over a memory store, served by another process and surely gone afterwards.
+    """A mount of a memory store, served by another process; unmounted in any case.
 
     ``options`` are those of :mod:`tests.support.serve`.
     """
@@ -72,7 +72,7 @@ def mounted(
         try:
             server.wait(_END_S)
         except subprocess.TimeoutExpired:
-            mounts.clear(str(path))  # by its path alone: to stat a dead mount may hang
+            mounts.clear(str(path))  # Without stat(2), which may hang on a dead mount.
             server.kill()
             server.wait()
         server.stdout.close()

@@ -1,4 +1,4 @@
-"""What several tests do: expect an errno, run a program, be somebody else, forget pages."""
+"""Helpers of the tests: expect an errno, run a program, run as another user, drop pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fails_with(code: int) -> Iterator[None]:
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a program; its output. Fails with what it said."""
+    """Run a program; its output. Fails with its standard error."""
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
     )
@@ -35,23 +35,23 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def file_system(path: Path) -> str:
-    """The type of the one that a path is on: ext4, tmpfs, fuse, ..."""
+    """The type of the file system at a path: ext4, tmpfs, fuse, ..."""
     return run("findmnt", "--noheadings", "--output", "FSTYPE", "--target", path).strip()
 
 
 class User(NamedTuple):
-    """Whom a program runs as."""
+    """The user and groups of a program."""
 
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
 
     def with_groups(self, *groups: int) -> User:
-        """The same user as a member of further groups."""
+        """The same user with other supplementary groups."""
         return self._replace(groups=groups)
 
 
-# What is needed is imported before: the interpreter may be in a folder that the user cannot enter.
+# Imports come first: afterwards, the user may not have access to the interpreter's folder.
 _AS_USER = """\
 import os, shutil, stat, subprocess, sys
 os.chdir(sys.argv[2])
@@ -66,9 +66,9 @@ except OSError as error:
 
 
 def as_user(statement: str, directory: Path, user: User, *, umask: int = 0o022) -> int:
-    """Run Python statements in ``directory`` as somebody; their errno, 0 if they worked.
+    """Run Python statements in ``directory`` as a user; the errno that they raise, else 0.
 
-    They use relative names, since that user may not be able to walk there.
+    They must use relative names: the user may have no access to the directories above.
     """
     numbers = [str(number) for number in (user.uid, user.gid, umask, *user.groups)]
     command = [sys.executable, "-I", "-c", _AS_USER, statement, str(directory), *numbers]
@@ -92,7 +92,7 @@ def forget_pages(path: Path) -> None:
 
 
 def write(path: Path, data: bytes) -> Path:
-    """A closed file with this content, of which the kernel has no pages."""
+    """Write and close a file, and drop the kernel's pages of it."""
     path.write_bytes(data)
     forget_pages(path)
     return path

@@ -1,6 +1,6 @@
-"""System calls and C library functions that :mod:`os` lacks or hides, by their own names.
+"""System calls and C library functions that :mod:`os` lacks, with their usual names.
 
-Each raises OSError as :mod:`os` does.
+They raise OSError, as :mod:`os` does.
 """
 
 from __future__ import annotations
@@ -52,31 +52,31 @@ def renameat2(old: Path, new: Path, flags: int) -> None:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2) itself; posix_fallocate(3) writes zeros where the kernel refuses."""
+    """fallocate(2); posix_fallocate(3) would write zeros if the kernel refuses."""
     _check(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)))
 
 
 def sync_file_range(fd: int, offset: int, length: int) -> None:
-    """sync_file_range(2), waiting before and after."""
+    """sync_file_range(2) with both WAIT flags."""
     arguments = ctypes.c_long(offset), ctypes.c_long(length)
     _check(_libc.sync_file_range(fd, *arguments, SYNC_FILE_RANGE_ALL))
 
 
 def set_access_time(path: Path, seconds: int) -> None:
-    """utimensat(2) of the time of last access alone."""
+    """utimensat(2) of the access time only."""
     times = (_Timespec * 2)(_Timespec(seconds, 0), _Timespec(0, UTIME_OMIT))
     _check(_libc.utimensat(AT_FDCWD, os.fsencode(path), times, 0))
 
 
 class Line(NamedTuple):
-    """One line of readdir(3)."""
+    """One entry of readdir(3)."""
 
     name: str
     ino: int
 
 
 class DirectoryStream:
-    """An open directory as the C library has it."""
+    """DIR of the C library."""
 
     def __init__(self, path: Path) -> None:
         pointer = _libc.opendir(os.fsencode(path))
@@ -85,20 +85,20 @@ class DirectoryStream:
         self._pointer = ctypes.c_void_p(pointer)
 
     def read(self) -> Line | None:
-        """readdir(3): the next line, None at the end."""
+        """readdir(3): the next entry, None at the end."""
         ctypes.set_errno(0)
         pointer = _libc.readdir64(self._pointer)
         if not pointer:
             if ctypes.get_errno():
                 _check(-1)
             return None
-        # The name ends where the kernel's record ends, which may be before 256 bytes.
+        # The record may be shorter than the structure with its 256 bytes of name.
         offset = _Dirent.name.offset
         name = ctypes.string_at(pointer + offset)
         return Line(os.fsdecode(name), ctypes.c_uint64.from_address(pointer).value)
 
     def names(self) -> list[str]:
-        """What is left, without ``.`` and ``..``."""
+        """The remaining names, without ``.`` and ``..``."""
         found = []
         while (line := self.read()) is not None:
             if line.name not in (".", ".."):

@@ -19,7 +19,7 @@ class Table:
         self._rows: dict[str, dict[str, str]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note one outcome: same, differs (with the errno and the paragraph), or FAILED."""
+        """Record an outcome: same, differs (with the errno and the paragraph), or FAILED."""
         if report.when != "call" and not report.failed:
             return
         match = _ROW.search(report.nodeid)

@@ -1,4 +1,4 @@
-"""Permission bits, as another user meets them."""
+"""Permission bits, for another user."""
 
 from __future__ import annotations
 

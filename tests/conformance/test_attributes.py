@@ -1,4 +1,4 @@
-"""stat(2), statvfs(3), and what changes them."""
+"""stat(2), statvfs(3), and the calls that change attributes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conformance.programs import NOBODY, fails_with, opened, write
 
 THE_PAST_NS = 1_000_000_000_123_456_789
 THE_TICK_NS = 20_000_000
-"""A local file system's times are those of the last timer tick."""
+"""Granularity of a local file system's times: the kernel's timer tick, with a margin."""
 
 
 def test_type_size_and_blocks_of_a_file(directory: Path) -> None:
@@ -221,7 +221,7 @@ def test_attributes_of_what_does_not_exist(directory: Path) -> None:
 
 
 def test_a_time_of_a_directory_is_set_again_after_its_names_changed(directory: Path) -> None:
-    """What rsync does: before and after it fills a directory."""
+    """As rsync does before and after it fills a directory."""
     inner = directory / "inner"
     inner.mkdir()
     stamp_ns = 1_300_000_000_123_456_789

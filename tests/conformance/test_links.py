@@ -1,4 +1,4 @@
-"""symlink(2), readlink(2), and links among the other names."""
+"""symlink(2), readlink(2), and other calls on symbolic links."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_link_is_renamed(directory: Path) -> None:
 
 
 def test_a_link_replaces_a_link(directory: Path) -> None:
-    """How `last.ckpt` is moved on."""
+    """As programs update `last.ckpt`."""
     (directory / "last").symlink_to("one")
     (directory / "new").symlink_to("two")
     os.replace(directory / "new", directory / "last")

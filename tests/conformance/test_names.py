@@ -1,4 +1,4 @@
-"""Names: what a file may be called."""
+"""Which names a file may have."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_a_device(directory: Path) -> None:
 
 def test_a_socket(directory: Path) -> None:
     with opened(directory, os.O_PATH) as fd, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"/proc/self/fd/{fd}/socket")  # short, as sun_path wants
+        listener.bind(f"/proc/self/fd/{fd}/socket")  # sun_path has 108 bytes.
     assert (directory / "socket").is_socket()
 
 
@@ -218,7 +218,7 @@ def test_a_program_that_runs_is_not_written(directory: Path) -> None:
 
 def test_a_program_that_runs_is_not_emptied_by_a_reader(directory: Path) -> None:
     with running(directory / "program") as path:
-        with contextlib.suppress(OSError):  # it is ETXTBSY unless the program has died of it
+        with contextlib.suppress(OSError):  # ETXTBSY, unless the program died of the change
             os.close(os.open(path, os.O_RDONLY | os.O_TRUNC))
         assert path.read_bytes() == SLEEP.read_bytes()
 
@@ -233,7 +233,7 @@ def test_what_is_being_written_is_not_run(directory: Path) -> None:
 
 @contextlib.contextmanager
 def running(path: Path) -> Iterator[Path]:
-    """A program that is a file of the file system under test, and runs."""
+    """A running program whose file is on the file system under test."""
     shutil.copy(SLEEP, path)
     with subprocess.Popen([path, "60"]) as process:
         try:

@@ -1,6 +1,6 @@
-"""Who makes a file owns it: users and groups of programs that are not root.
+"""Owner and group of files that users other than root create.
 
-Each statement runs as a user of its own, who cannot walk to the directory: names are relative.
+Statements use relative names: their user has no access to the directories above.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.conformance.programs import User, as_user, write
 ONE = User(1000, 1001)
 TWO = User(2000, 2001)
 TEAM = 3000
-"""A group beside the users' own."""
+"""A supplementary group."""
 MAKERS = {
     "file": "os.close(os.open('new', os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))",
     "truncated": "os.close(os.open('new', os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666))",
@@ -38,7 +38,7 @@ def mode(path: Path) -> int:
 
 @pytest.fixture
 def everybody_s(directory: Path) -> Path:
-    """A directory in which every user may make names."""
+    """A directory in which every user may create names."""
     directory.chmod(0o777)
     return directory
 
@@ -114,7 +114,7 @@ def test_a_private_directory_is_closed_to_others(everybody_s: Path) -> None:
 
 @pytest.fixture
 def team_s(directory: Path) -> Path:
-    """A directory that gives its group to what is made in it."""
+    """A setgid directory: what is created in it gets its group."""
     os.chown(directory, 0, TEAM)
     directory.chmod(0o2775)
     return directory

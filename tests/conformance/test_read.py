@@ -1,4 +1,4 @@
-"""read(2) and its kin: every pattern gives the bytes that are there."""
+"""read(2) and its variants: every access pattern returns the file's bytes."""
 
 from __future__ import annotations
 

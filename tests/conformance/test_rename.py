@@ -114,7 +114,7 @@ def test_over_a_file_that_is_written(directory: Path) -> None:
 
 
 def test_over_an_existing_file_before_the_new_one_is_closed(directory: Path) -> None:
-    """How safetensors saves: O_EXCL and a random name, renamed while it is open."""
+    """As safetensors saves: a random name with O_EXCL, renamed while it is open."""
     write(directory / "model", b"old")
     with opened(directory / ".tmp1", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600) as fd:
         os.write(fd, b"new")
@@ -188,7 +188,7 @@ def test_mv_moves_a_directory(directory: Path) -> None:
 
 def test_a_file_seen_through_the_new_name_only(directory: Path) -> None:
     write(directory / "old", b"content")
-    assert (directory / "new").exists() is False  # the kernel remembers the absence
+    assert (directory / "new").exists() is False  # The kernel may cache the absence.
     (directory / "old").rename(directory / "new")
     forget_pages(directory / "new")
     assert (directory / "new").exists()
@@ -196,7 +196,7 @@ def test_a_file_seen_through_the_new_name_only(directory: Path) -> None:
 
 
 def tree(root: Path) -> dict[str, bytes | str | None]:
-    """Everything below: files with their content, links with their target, directories."""
+    """Everything below ``root``: files' contents, links' targets, None for directories."""
     found: dict[str, bytes | str | None] = {}
     for path in root.rglob("*"):
         name = str(path.relative_to(root))
@@ -334,7 +334,7 @@ def test_the_old_directory_name_is_free_again(directory: Path) -> None:
 def test_noreplace_of_a_directory(directory: Path) -> None:
     (directory / "old").mkdir()
     (directory / "taken").mkdir()
-    with fails_with(errno.EEXIST):  # said by the kernel itself
+    with fails_with(errno.EEXIST):  # The kernel checks it before it asks the file system.
         syscalls.renameat2(directory / "old", directory / "taken", syscalls.RENAME_NOREPLACE)
     syscalls.renameat2(directory / "old", directory / "new", syscalls.RENAME_NOREPLACE)
     assert names(directory) == ["new", "taken"]

@@ -1,4 +1,4 @@
-"""SEMANTICS.md: every paragraph is proved, every allowed difference is a paragraph."""
+"""SEMANTICS.md: every paragraph cites tests, every allowed difference cites a paragraph."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _paragraphs() -> dict[str, str]:
 
 
 def _proofs(text: str) -> list[tuple[str, str]]:
-    """(file, test) of what follows ``Proof:``."""
+    """(file, test) of each test after ``Proof:``."""
     return re.findall(r"(tests/[\w/]+\.py)::(\w+)", text.partition("\nProof:")[2])
 
 

@@ -1,4 +1,4 @@
-"""write(2) and its kin: what was written is what is read, then and after close."""
+"""write(2) and its variants: reads return what was written, before and after close."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 
 
 def content(path: Path) -> bytes:
-    """What the file system has, not the kernel's pages."""
+    """The content from the file system, not from the kernel's pages."""
     forget_pages(path)
     return path.read_bytes()
 
@@ -137,7 +137,7 @@ def test_truncate_refused(directory: Path) -> None:
 
 
 def test_truncate_beyond_the_largest_file(directory: Path) -> None:
-    """A bucket holds no exbibyte. A file of tmpfs, XFS or Btrfs may be 8 of them: all of off_t."""
+    """1 EiB is too large for a bucket; tmpfs, XFS and Btrfs allow 8 EiB, the range of off_t."""
     path = write(directory / "file", b"content")
     refused = 0
     try:

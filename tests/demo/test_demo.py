@@ -1,4 +1,4 @@
-"""`sidecar demo`, as `make demo` runs it: it shows the whole job, and leaves nothing."""
+"""`sidecar demo`, as `make demo` runs it: it shows the whole job and leaves nothing."""
 
 import os
 import re
@@ -15,7 +15,7 @@ TIMEOUT_S = 100
 
 @pytest.fixture
 def temporary(tmp_path):
-    """The demo's TMPDIR; afterwards nothing may be in it, mounted below it or run from it."""
+    """The demo's TMPDIR; afterwards it must be empty, with no mount and no process left."""
     yield tmp_path
     try:
         assert _processes_of(tmp_path) == {}
@@ -79,7 +79,7 @@ def test_a_signal_at_any_moment_leaves_nothing(temporary, moment, number):
             for line in process.stdout:
                 lines.append(line)
                 if moment in line:
-                    # As a terminal does: to everything in the foreground.
+                    # A terminal sends it to the whole foreground process group.
                     os.killpg(process.pid, number)
             status = process.wait(TIMEOUT_S)
         finally:
@@ -95,7 +95,7 @@ def _environment(temporary):
 
 
 def _processes_of(folder):
-    """Processes whose environment or arguments name ``folder``: pid to arguments."""
+    """Processes with ``folder`` in their environment or arguments: pid to arguments."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -104,7 +104,7 @@ def _processes_of(folder):
             arguments = (entry / "cmdline").read_bytes()
             environment = (entry / "environ").read_bytes()
         except OSError:
-            continue  # ended meanwhile, or a kernel thread
+            continue  # It ended, or is a kernel thread.
         if str(folder).encode() in arguments + environment:
             found[int(entry.name)] = arguments
     return found

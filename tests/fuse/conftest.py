@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def killed() -> Iterator[int]:
-    """The number of a thread that was killed, and that nobody has waited for yet."""
+    """The id of a killed thread that is still a zombie."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

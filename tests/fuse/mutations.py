@@ -1,4 +1,4 @@
-"""Requests that a kernel would send, and what becomes of them in hostile hands. Seeded."""
+"""Valid FUSE requests and damaged copies of them, from a seeded random generator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REMEMBERED = 64
 
 
 class Requests:
-    """Makes valid requests about what the answers so far gave out."""
+    """Makes valid requests, with inodes and handles from the answers so far."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -44,9 +44,9 @@ class Requests:
         return frame(opcode, unique, self.random.choice(self.inodes), _BODIES[opcode](self))
 
     def due(self, unique: int) -> bytes | None:
-        """A request that gives back what is not used any more, as a kernel would.
+        """A FORGET or release of an inode or a handle that is not used any more, if any.
 
-        So what it holds for us cannot be what the server's memory grows by.
+        Without them the server would rightly keep all of them, and its memory would grow.
         """
         if not self._due:
             return None
@@ -139,11 +139,11 @@ _BODIES: dict[int, Callable[[Requests], bytes]] = {
 
 
 def mutated(request: bytes, rng: random.Random) -> bytes:
-    """A damaged copy. ``unique`` stays, so that its answer can be told."""
+    """A damaged copy with the same ``unique``, so that its answer can be matched."""
     data = bytearray(request)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         rng.choice(_DAMAGES)(data, rng)
-    if rng.random() < 0.8:  # the others lie about their length
+    if rng.random() < 0.8:  # The others keep a wrong length.
         data[0:4] = len(data).to_bytes(4, "little")
     data[_UNIQUE] = request[_UNIQUE]
     return bytes(data)

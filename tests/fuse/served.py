@@ -1,9 +1,9 @@
 """A kernel transport's Server on a socket pair instead of /dev/fuse.
 
-SOCK_SEQPACKET keeps the borders of frames, as /dev/fuse does, so that a test can play the
-kernel and send what no kernel would. The server runs in a process of its own
-(``python -m tests.fuse.served DESCRIPTOR STATE``), whose memory and whose end can be
-seen.
+A test plays the kernel, and can send what no kernel would. SOCK_SEQPACKET keeps message
+boundaries, as /dev/fuse does. The server runs in another process
+(``python -m tests.fuse.served DESCRIPTOR STATE``), so that a test sees its memory and its
+exit status.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from tests.support.serve import build
 
 ROOT = 1
 PATIENCE_S = 60.0
-"""How long an answer may take before a test fails: far beyond any honest delay."""
+"""A test fails if an answer takes longer; far above any delay of a loaded machine."""
 MEMORY_BYTES = 2 * 1024**3
-"""What the server may allocate; beyond it, it ends with os.EX_OSERR."""
+"""Limit of the server's memory; beyond it, it exits with os.EX_OSERR."""
 OPEN_FILES = 512
 FILE_BYTES = 64 * 1024**2
-"""The longest file of its spool: a length from a mutated SETATTR must not fill the disk."""
+"""Limit of a spool file: a size from a mutated SETATTR must not fill the disk."""
 LARGE_BYTES = 100_000
 _LONGEST_FRAME = 2 * 1024**2
 _NOTIFICATION = bytes(8)
-"""``unique`` of what nobody asked for (fs/fuse/dev.c, fuse_dev_do_write)."""
+"""``unique`` of a notification is 0 (fs/fuse/dev.c, fuse_dev_do_write)."""
 
 
 class Answer(NamedTuple):
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 def frame(opcode: int, unique: int, inode: int = ROOT, body: bytes = b"", thread: int = 0) -> bytes:
     """A request as the kernel would send it: struct fuse_in_header of fuse.h, then the body.
 
-    ``thread`` asks; 0: one of another PID namespace.
+    ``thread`` is the caller's id; 0: a thread of another PID namespace.
     """
     header = b"".join(
         (
@@ -72,7 +72,7 @@ def frame(opcode: int, unique: int, inode: int = ROOT, body: bytes = b"", thread
 
 
 def parse(answer: bytes) -> Answer:
-    """Split an answer: struct fuse_out_header of fuse.h. It must have the length it says."""
+    """Split an answer (struct fuse_out_header of fuse.h) and check its length."""
     assert int.from_bytes(answer[:4], "little") == len(answer) >= 16
     error = int.from_bytes(answer[4:8], "little", signed=True)
     assert -200 < error <= 0, "fuse_dev_do_write refuses other errors"
@@ -85,8 +85,8 @@ class Served:
 
     Args:
         state: an empty directory for its spool, its metrics and its log.
-        hanging: whether the file ``never`` is there, whose content never comes.
-        readers: reader processes, of a read-only volume; 0: none, and it is writable.
+        hanging: whether there is a file ``never``, whose GETs are never answered.
+        readers: number of reader processes, with a read-only volume; 0: none, and writable.
     """
 
     def __init__(self, state: Path, *, hanging: bool = False, readers: int = 0) -> None:
@@ -120,7 +120,7 @@ class Served:
         trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()  # its end, see main()
+        self._process.stdin.close()  # Ends it, see main().
         status = self._process.wait()
         self._socket.close()
         if error is None:
@@ -140,7 +140,7 @@ class Served:
 
     @property
     def socket(self) -> socket.socket:
-        """The kernel's end, for who must send and receive at the same time."""
+        """The kernel's end, for tests that send and receive at the same time."""
         return self._socket
 
     def fresh_unique(self) -> int:
@@ -149,11 +149,11 @@ class Served:
         return self._next_unique
 
     def send(self, request: bytes) -> None:
-        """Send anything at all as one frame."""
+        """Send any bytes as one frame."""
         self._socket.send(request)
 
     def receive(self) -> Answer:
-        """The next answer, whichever request it belongs to; notifications are passed over."""
+        """The next answer, of any request; notifications are skipped."""
         while (answer := self.receive_one()) is None:
             pass
         return answer
@@ -164,7 +164,7 @@ class Served:
         return None if data[8:16] == _NOTIFICATION else parse(data)
 
     def ask(self, opcode: int, inode: int = ROOT, body: bytes = b"") -> Answer:
-        """One request and its answer, while no other one is in flight."""
+        """Send a request and receive its answer; no other request may be in flight."""
         unique = self.fresh_unique()
         self.send(frame(opcode, unique, inode, body))
         answer = self.receive()
@@ -173,7 +173,7 @@ class Served:
 
 
 class _SmallStore(MemoryStore):
-    """Full after a few objects, so that what a fuzzer makes stays small; and one that hangs."""
+    """A store that is soon full, to bound what a fuzzer makes; one of its objects hangs."""
 
     _MOST_OBJECTS = 100
 
@@ -200,7 +200,7 @@ class _SmallStore(MemoryStore):
 
 
 def make_store(*, hanging: bool) -> MemoryStore:
-    """What every server of these tests shows."""
+    """The objects of each test's server."""
     store = _SmallStore()
     store.put("a", b"hello")
     if hanging:
@@ -218,7 +218,7 @@ def _fetcher(store: MemoryStore, state: Path) -> Fetcher:
 
 
 def main() -> None:
-    """Serve on an inherited descriptor until standard input ends, which it does with the test."""
+    """Serve on an inherited descriptor until standard input ends: the test ended."""
     descriptor, state = int(sys.argv[1]), Path(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))

@@ -1,4 +1,4 @@
-"""Direct reads are fetched by the thread that read them, one at a time."""
+"""A direct read is fetched by the thread that took the request, one at a time."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_small_files_and_places_of_a_large_one(server: Served) -> None:
 
 
 def test_who_waits_for_the_store_keeps_nobody_waiting(server: Served, killed: int) -> None:
-    """One is fetched here; those that come meanwhile go to the reader processes."""
+    """While a direct read is being fetched, other READs go to the reader processes."""
     never, small = lookup(server, "never"), lookup(server, "a")
     stuck = send_read(server, never, 0, 4096, killed)
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Hostile requests, many of them: each whole one gets one answer, and nothing grows.
+"""Many malformed requests: each complete frame gets one answer, and memory does not grow.
 
 ``make test`` sends 20,000 frames, ``make soak`` 1,000,000.
 """
@@ -23,16 +23,16 @@ SOAK_FRAMES = 1_000_000
 SOAK_SEEDS = 4
 MUTATED_SHARE = 0.7
 IN_FLIGHT = 32
-"""The kernel too bounds what is in flight: MAX_BACKGROUND, and one for each waiting thread."""
+"""The kernel also has a limit: MAX_BACKGROUND, and one request for each waiting thread."""
 SETTLED_AFTER = 10_000
-"""Frames after which every buffer that can be in use has been used once."""
+"""Frames after which all buffers have been allocated."""
 GROWTH_BYTES = 32 * MIB
-"""What the server may gain after that: inodes, names and objects of the files that were made."""
+"""Allowed growth after that: inodes, names and objects of new files."""
 _UNANSWERED = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
 
 
 def is_answered(request: bytes) -> bool:
-    """Whether the kernel's rules promise an answer to a frame."""
+    """Whether the protocol requires an answer to a frame."""
     whole = len(request) >= 40 and int.from_bytes(request[:4], "little") == len(request)
     return whole and opcode_of(request) not in _UNANSWERED
 
@@ -46,10 +46,10 @@ def unique_of(request: bytes) -> int:
 
 
 class Fuzzer:
-    """Sends mutated requests to a server, and holds it to its answers.
+    """Sends mutated requests to a server and checks the answers.
 
     Attributes:
-        outcomes: how often each (opcode, errno) was answered.
+        outcomes: number of answers by (opcode, errno).
     """
 
     def __init__(self, served: Served, seed: int) -> None:
@@ -79,7 +79,7 @@ class Fuzzer:
             if opcode_of(one) == Opcode.INTERRUPT
         }
         connection = self._served.socket
-        poll = select.poll()  # select(2) ends at descriptor 1023
+        poll = select.poll()  # select(2) takes descriptors below 1024 only.
         while unsent or expected:
             poll.register(connection, select.POLLIN | (select.POLLOUT if unsent else 0))
             events = sum(event for _, event in poll.poll(PATIENCE_S * 1000))
@@ -90,8 +90,8 @@ class Fuzzer:
                 if request is not None:
                     self._check(request, answer.errno, answer.body)
                 else:
-                    # The kernel gives ENOENT to an interrupt that comes too late.
-                    assert answer.unique in self._interrupted, f"an answer too many: {answer}"
+                    # The answer to an interrupt; the kernel ignores it (ENOENT) if it is late.
+                    assert answer.unique in self._interrupted, f"an answer to no request: {answer}"
                     assert answer.errno == EINTR
             if writable:
                 connection.send(unsent.pop())
@@ -108,7 +108,7 @@ class Fuzzer:
 
 
 def fuzz(state: Path, seed: int, frames: int) -> tuple[Counter[tuple[int, int]], list[int]]:
-    """Outcomes, and the server's resident bytes: at first, when settled, at the end."""
+    """Outcomes, and the server's resident bytes: at first, after SETTLED_AFTER, at the end."""
     with Served(state) as served:
         assert served.ask(Opcode.STATFS).errno == 0
         resident = [served.resident_bytes()]
@@ -117,14 +117,14 @@ def fuzz(state: Path, seed: int, frames: int) -> tuple[Counter[tuple[int, int]],
         resident.append(served.resident_bytes())
         fuzzer.run(frames - SETTLED_AFTER)
         resident.append(served.resident_bytes())
-        assert served.ask(Opcode.STATFS).errno == 0, "it still serves"
+        assert served.ask(Opcode.STATFS).errno == 0, "the server does not serve any more"
     assert "Traceback" not in served.log
     return fuzzer.outcomes, resident
 
 
 def check(outcomes: Counter[tuple[int, int]], resident: list[int], frames: int) -> None:
     succeeded = {opcode for opcode, errno in outcomes if errno == 0}
-    assert len(succeeded) >= 20, "the frames reach the handlers"
+    assert len(succeeded) >= 20, "too few opcodes succeeded"
     assert sum(outcomes.values()) > frames / 2
     assert resident[-1] - resident[1] < GROWTH_BYTES
 

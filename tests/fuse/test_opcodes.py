@@ -1,7 +1,7 @@
-"""Every opcode has its answer, the numbers are the kernel's, and nothing malformed ends it.
+"""Every opcode gets an answer, constants are the kernel's, malformed requests do no harm.
 
-The values below were read from the kernel's include/uapi/linux/fuse.h and the sizes taken
-with ``sizeof`` by a C compiler; they are not computed from what is tested.
+The values below are from the kernel's include/uapi/linux/fuse.h, the sizes from ``sizeof`` of
+a C compiler; they are not computed from the tested code.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ WHOLE = {  # sizeof(struct fuse_...)
     "NOTIFY_STORE_OUT": 24,
     "BACKING_MAP": 16,
 }
-BEGINNINGS = {  # structures of which the rest is not read: offsetof() what follows
+BEGINNINGS = {  # Structures that are read in part: offsetof() the first field that is not.
     "INIT_IN": 16,  # flags2
     "INIT_IN_FLAGS2": 4,  # unused
     "READ_IN": 24,  # lock_owner
@@ -157,7 +157,7 @@ WHOLE_4_GIB = 0xFFFFFFFF
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One for all: whatever a test sends, the next one is served by the same process."""
+    """One process for all tests: it must survive whatever each of them sends."""
     with Served(tmp_path_factory.mktemp("served"), hanging=True) as server:
         yield server
 
@@ -166,7 +166,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def served(server: Served) -> Iterator[Served]:
     logged = len(server.log)
     yield server
-    assert server.ask(Opcode.STATFS).errno == 0, "the server goes on"
+    assert server.ask(Opcode.STATFS).errno == 0, "the server does not serve any more"
     assert "Traceback" not in server.log[logged:]
 
 
@@ -191,7 +191,7 @@ def read_in(handle: int, offset: int, size: int) -> bytes:
 
 
 def entries(body: bytes, *, plus: bool) -> Iterator[tuple[int, bytes]]:
-    """(offset behind it, name) of each entry: struct fuse_dirent or fuse_direntplus."""
+    """(offset of the next entry, name) of each struct fuse_dirent or fuse_direntplus."""
     head = 128 if plus else 0
     while body:
         offset, length = struct.unpack_from("<QI", body, head + 8)
@@ -239,7 +239,7 @@ def test_every_opcode_is_served_or_has_its_errno() -> None:
 
 @pytest.mark.parametrize("name", ["FLUSH", "FSYNC", "FSYNCDIR", "OPEN", "OPENDIR"])
 def test_what_the_kernel_would_never_ask_again_is_served(name: str) -> None:
-    # fs/fuse/file.c and dir.c: ENOSYS is remembered, as success, for the whole connection.
+    # fs/fuse/file.c and dir.c: after one ENOSYS, the connection's later calls succeed unasked.
     assert isinstance(OPERATIONS[OPCODES[name]], Operation)
 
 
@@ -277,7 +277,7 @@ def test_unknown_opcodes_get_enosys(served: Served, opcode: int) -> None:
 @pytest.mark.parametrize("length", [0, 1, 4, 39])
 def test_a_frame_without_a_whole_header_is_passed_over(served: Served, length: int) -> None:
     served.send(frame(Opcode.GETATTR, served.fresh_unique())[:length])
-    assert served.ask(Opcode.GETATTR).errno == 0  # and the next answer is the next one's
+    assert served.ask(Opcode.GETATTR).errno == 0  # Also checks that no other answer came first.
 
 
 @pytest.mark.parametrize("claimed", [0, 39, 41, 1 << 31, WHOLE_4_GIB])
@@ -334,7 +334,7 @@ def test_an_inode_lives_until_every_lookup_of_it_is_forgotten(served: Served) ->
     assert served.ask(Opcode.GETATTR, inode).errno == errno.ESTALE
 
 
-# --- lengths and offsets that no kernel would ask for --------------------------------------------
+# --- lengths and offsets that no kernel sends ----------------------------------------------------
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["from the store", "from the spool"])
@@ -444,7 +444,7 @@ def test_init_agrees_to_nothing_that_was_not_offered(
 
 
 def test_init_of_another_major_version(served: Served) -> None:
-    # fuse.h, "Version negotiation": a newer kernel asks again, an older one is refused.
+    # fuse.h: a newer kernel sends INIT again with our version; an older one is refused.
     assert served.ask(Opcode.INIT, 0, init_in(6, 45, 0, None)).errno == errno.EPROTO
     assert served.ask(Opcode.INIT, 0, init_in(8, 0, 0, None)).body[:4] == (7).to_bytes(4, "little")
 
@@ -459,11 +459,11 @@ def test_a_read_of_a_killed_program_is_answered_at_once(served: Served, killed: 
     handle = open_file(served, look_up(served, "never"))
     waiting = served.fresh_unique()
     served.send(frame(Opcode.READ, waiting, ROOT, read_in(handle, 0, 5), killed))
-    assert served.ask(Opcode.STATFS).errno == 0  # that read waits, and stops nobody else
+    assert served.ask(Opcode.STATFS).errno == 0  # The waiting read blocks no other request.
     interrupt = frame(Opcode.INTERRUPT, waiting | 1, 0, struct.pack("<Q", waiting))
     served.send(interrupt)
     assert served.receive()[:2] == (waiting, errno.EINTR)
-    served.send(interrupt)  # too late: the kernel gives ENOENT to whatever is answered to it
+    served.send(interrupt)  # Too late: the kernel ignores an answer to it (ENOENT).
     unique = served.fresh_unique()
     served.send(frame(Opcode.STATFS, unique))
     answers = [served.receive()]
@@ -480,4 +480,4 @@ def test_a_read_goes_on_when_its_program_gets_a_signal(served: Served, thread: i
     served.send(frame(Opcode.READ, waiting, ROOT, read_in(handle, 0, 5), thread))
     served.send(frame(Opcode.INTERRUPT, waiting | 1, 0, struct.pack("<Q", waiting)))
     for _ in range(3):
-        assert served.ask(Opcode.STATFS).errno == 0  # ask() meets no other answer
+        assert served.ask(Opcode.STATFS).errno == 0  # Also checks that no other answer came.

@@ -1,4 +1,4 @@
-"""Whether a mount's files are opened by the kernel alone."""
+"""When the worker lets the kernel open files without asking it (ENOSYS to OPEN)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def answers(
 def test_small_files_are_opened_by_the_kernel_once_there_were_many() -> None:
     opens = OpenPolicy(needed=False, by_copy=True)
     assert answers(opens, 100_000, JUDGED_OPENS) == [True] * (JUDGED_OPENS - 1) + [False]
-    # What was given away is not taken back, whatever is opened.
+    # The kernel does not ask again, whatever is opened.
     assert answers(opens, 100 * WORTH_BYTES, 2 * JUDGED_OPENS) == [False] * (2 * JUDGED_OPENS)
 
 

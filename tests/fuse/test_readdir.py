@@ -1,4 +1,4 @@
-"""READDIRPLUS: attributes come with every line, until there are too many inodes."""
+"""READDIRPLUS: every entry has attributes, until there are too many inodes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def a_directory(tmp_path: Path) -> tuple[Mount, int, int]:
 
 
 def read(mount: Mount, inode: int, body: bytes) -> bytes:
-    """What one READDIRPLUS answers."""
+    """The body of a READDIRPLUS answer."""
     request = Request(44, 2, inode, memoryview(body + bytes(16)), 0, 0, 0)
     outcome = operations.read_directory_plus(mount, request, True)
     assert isinstance(outcome, list)
@@ -43,7 +43,7 @@ def read(mount: Mount, inode: int, body: bytes) -> bytes:
 
 
 def lines(mount: Mount, inode: int, handle: int, room: int) -> dict[bytes, int]:
-    """What one READDIRPLUS from the beginning answers: names to inodes."""
+    """One READDIRPLUS from the beginning: name to inode, 0 for a name without attributes."""
     reply = read(mount, inode, struct.pack("<QQII", handle, 0, room, 0))
     found: dict[bytes, int] = {}
     while reply:
@@ -61,7 +61,7 @@ def test_lines_beyond_the_most_inodes_have_names_only(tmp_path: Path, most: int)
     found = lines(mount, inode, handle, 1 << 16)
     names = [b"%02d" % number for number in range(FILES)]
     assert list(found) == [b".", b"..", *names]
-    given = min(FILES, most - 2)  # the root and the directory are inodes too
+    given = min(FILES, most - 2)  # The root and the directory are inodes too.
     assert all(found[name] for name in names[:given])
     assert not any(found[name] for name in names[given:])
 
@@ -69,7 +69,7 @@ def test_lines_beyond_the_most_inodes_have_names_only(tmp_path: Path, most: int)
 def test_lines_that_are_gone_again_are_not_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An empty answer would tell the kernel that the directory is over."""
+    """An empty answer would tell the kernel that the directory ends there."""
     mount, inode, handle = a_directory(tmp_path)
     enter = mount.filesystem.enter
 

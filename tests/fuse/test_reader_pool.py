@@ -1,4 +1,4 @@
-"""Who passes READs to reader processes: the thread that reads requests, and no other one."""
+"""Only the thread that takes requests passes READs to reader processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.serve import build
 
 
 class Recorded(ReaderPool):
-    """A pool without processes, and the messages that they would be sent."""
+    """A pool without processes that records the messages to them."""
 
     def __init__(self) -> None:
         super().__init__(0, lambda *_: pytest.fail("no process"), print)
@@ -35,7 +35,7 @@ class Recorded(ReaderPool):
 
 
 def test_a_thread_that_may_wait_reads_here(tmp_path: Path) -> None:
-    """Such threads serve what a dead worker left, many at once; the pool has no lock."""
+    """Several such threads serve a dead worker's requests at once; the pool has no lock."""
     store = MemoryStore()
     store.put("a", b"content")
     filesystem, metrics = build(store, tmp_path, ttl_s=600)

@@ -1,4 +1,4 @@
-"""Signals: a call goes on as on a local disk, and ends when its program is killed."""
+"""Signals do not interrupt a call, as on a local disk; a call of a killed program ends."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 sys.exit(repr(failures) if failures else 0)
 """
 
-# Each of them waits for a store that never answers.
+# Calls that wait for a store that never answers.
 WAITING = {
     "read": "open('file-hang', 'rb').read()",
     "stat": "os.stat('hang/name')",
@@ -69,14 +69,14 @@ WAITING = {
 
 
 class Mounted:
-    """A mount of a slow store, and what its process says."""
+    """A mount of a slow store, and the standard output of its process."""
 
     def __init__(self, directory: Path, said: IO[str]) -> None:
         self.directory = directory
         self._said = said
 
     def until_it_hangs(self) -> None:
-        """The store was asked something that it will not answer."""
+        """Wait until the store got a request that it will not answer."""
         assert self._said.readline()
 
 
@@ -113,7 +113,7 @@ def mount(transport: str, tmp_path: Path) -> Iterator[Mounted]:
         yield Mounted(directory, process.stdout)
     finally:
         mounts.clear(str(directory))
-        process.kill()  # its threads wait for a store that never answers
+        process.kill()  # Its threads wait for a store that never answers.
         process.communicate()
 
 
@@ -138,7 +138,7 @@ def test_no_call_is_interrupted(mounted: Mounted, restart: str) -> None:
 def test_a_killed_program_does_not_wait(
     hanging: Mounted, call: str, signals: list[signal.Signals]
 ) -> None:
-    """Also where a signal that it handles came before: the kernel tells of the first one only."""
+    """Also after a signal that it handles: the kernel sends INTERRUPT for the first one only."""
     program = f"""
 import os, signal, sys
 signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -156,7 +156,7 @@ os.chdir({str(hanging.directory)!r})
 
 
 def test_what_a_killed_program_wrote_is_saved(hanging: Mounted) -> None:
-    """Its closing FLUSH is not waited for, and is no loss."""
+    """Nobody waits for the answer to its FLUSH, but nothing is lost."""
     program = f"""
 import os
 os.chdir({str(hanging.directory)!r})
@@ -170,6 +170,6 @@ os.stat("hang/a")
     with (hanging.directory / "new").open("r+b") as file:
         assert file.read() == b"written"
         os.fsync(file.fileno())
-    # A name that was given out for an answer that nobody took can still be removed and made.
+    # The name can be removed although the killed program never got its answer.
     (hanging.directory / "new").unlink()
     assert not (hanging.directory / "new").exists()

@@ -1,4 +1,4 @@
-"""`scripts/build-image.sh` says what it needs."""
+"""`scripts/build-image.sh` names the programs that it lacks."""
 
 from __future__ import annotations
 

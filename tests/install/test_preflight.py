@@ -1,4 +1,4 @@
-"""What a machine lacks for the tests is a line before the first of them."""
+"""`scripts/preflight.sh` names what a machine lacks, before the first test runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_CGROUPS = (
 def run(
     change: str, *command: str | Path, cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program where the mounts were changed, for it alone."""
+    """Run a program in its own mount namespace, after the command ``change``."""
     script = f"{change} && exec {shlex.join(map(str, command))}"
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script],
@@ -67,7 +67,7 @@ def test_what_podman_cannot_do(tmp_path: Path, verb: str, what: str) -> None:
 
 
 def test_a_container_that_is_left_when_it_is_entered(tmp_path: Path) -> None:
-    """As in a chroot: every program of the machine is there, and nothing of the container."""
+    """As in a chroot: `podman exec` finds the machine's programs, not the container's."""
     podman = tmp_path / "podman"
     podman.write_text(
         '#!/bin/sh\nwhile [ "$1" != exec ]; do [ $# -gt 0 ] || exit 0; shift; done\nshift 2\n"$@"\n'

@@ -1,6 +1,6 @@
-"""Which Python `scripts/install.sh` takes: one that ran, said its version, and made an environment.
+"""Which Python `scripts/install.sh` takes: one that runs and can make a virtual environment.
 
-Each test has a PATH of its own, with programs that act as those that people have.
+Each test has its own PATH, with programs that behave as those on users' machines.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FAILS = "import venv; venv.create = lambda *_, **__: open('/nowhere')"
 
 @dataclass
 class Choice:
-    """What the script found.
+    """What the script chose.
 
     Attributes:
-        python, version: what it takes, or "".
-        unpackaged: the Python of Debian's own that lacks a package only, or "".
-        refused: path to why not.
+        python, version: of the chosen Python, or "".
+        unpackaged: Debian's Python, if it only lacks a package, or "".
+        refused: path to reason.
     """
 
     python: str
@@ -43,7 +43,7 @@ class Choice:
 
 
 def choose(*folders: Path, python: str = "") -> Choice:
-    tools = folders[0].parent / "tools"  # what the script calls itself, and no Python
+    tools = folders[0].parent / "tools"  # the programs that the script calls, without a Python
     tools.mkdir()
     (tools / "readlink").symlink_to("/bin/readlink")
     done = subprocess.run(
@@ -68,13 +68,13 @@ def script(path: Path, text: str) -> Path:
 
 
 def interpreter(path: Path, change: str = "") -> Path:
-    """This Python under another name, changed by a statement before it begins."""
+    """This Python under another name, which runs the statement ``change`` first."""
     begin = f"import sys\n{change}\nsys.argv.pop(0)\nexec(sys.argv[1])"
     return script(path, f'exec {sys.executable} -c {shlex.quote(begin)} "$@"')
 
 
 def without(module: str) -> str:
-    """The change to a Python that lacks a module of the standard library."""
+    """A statement that makes a module of the standard library missing."""
     return f"""
 class Absent:
     def find_spec(self, name, *_):
@@ -86,7 +86,7 @@ sys.modules.pop({module!r}, None)
 
 
 def pyenv_shim(path: Path) -> Path:
-    """What is there for a version that is installed and not selected."""
+    """pyenv's program for a version that is installed but not selected."""
     said = f"""pyenv: {path.name}: command not found
 
 The `{path.name}' command exists in these Python versions:
@@ -101,7 +101,7 @@ def test_the_newest_is_taken(tmp_path: Path) -> None:
     assert choose(tmp_path / "bin") == Choice(f"{tmp_path}/bin/python3.14", VERSION, "")
 
 
-def test_a_shim_of_a_version_that_is_not_selected_is_passed_by(tmp_path: Path) -> None:
+def test_a_shim_of_a_version_that_is_not_selected_is_skipped(tmp_path: Path) -> None:
     shim = pyenv_shim(tmp_path / "shims" / "python3.13")
     system = interpreter(tmp_path / "bin" / "python3.11")
     choice = choose(tmp_path / "shims", tmp_path / "bin")
@@ -109,7 +109,7 @@ def test_a_shim_of_a_version_that_is_not_selected_is_passed_by(tmp_path: Path) -
     assert choice.refused == {str(shim): "pyenv: python3.13: command not found"}
 
 
-def test_one_of_the_same_name_behind_a_shim_is_found(tmp_path: Path) -> None:
+def test_a_python_with_the_name_of_a_shim_is_found_later_in_path(tmp_path: Path) -> None:
     pyenv_shim(tmp_path / "shims" / "python3.13")
     system = interpreter(tmp_path / "bin" / "python3.13")
     assert choose(tmp_path / "shims", tmp_path / "bin").python == str(system)
@@ -127,7 +127,7 @@ def test_one_of_the_same_name_behind_a_shim_is_found(tmp_path: Path) -> None:
         ("sys.exit(0)", "ended with status 0 and said nothing"),
     ],
 )
-def test_one_that_is_not_fit_is_passed_by(tmp_path: Path, change: str, why: str) -> None:
+def test_an_unfit_python_is_skipped_with_its_reason(tmp_path: Path, change: str, why: str) -> None:
     unfit = interpreter(tmp_path / "one" / "python3.13", change)
     fit = interpreter(tmp_path / "two" / "python3")
     choice = choose(tmp_path / "one", tmp_path / "two")
@@ -135,7 +135,7 @@ def test_one_that_is_not_fit_is_passed_by(tmp_path: Path, change: str, why: str)
     assert choice.refused == {str(unfit): why}
 
 
-def test_an_environment_of_conda_has_only_names_without_a_version(tmp_path: Path) -> None:
+def test_the_python_of_a_conda_environment_is_found(tmp_path: Path) -> None:
     active = interpreter(tmp_path / "conda" / "envs" / "work" / "bin" / "python")
     old = interpreter(tmp_path / "bin" / "python3", OLD)
     choice = choose(active.parent, old.parent)
@@ -143,13 +143,13 @@ def test_an_environment_of_conda_has_only_names_without_a_version(tmp_path: Path
     assert choice.refused == {str(old): "older than Python 3.11: 3.9.2"}
 
 
-def test_what_uv_keeps_outside_of_path_is_found_last(tmp_path: Path) -> None:
+def test_a_python_of_uv_outside_of_path_is_found(tmp_path: Path) -> None:
     managed = interpreter(tmp_path / "uv" / "cpython-3.13" / "bin" / "python3.13")
     script(tmp_path / "bin" / "uv", f'[ "$1 $2" = "python find" ] && echo {managed}')
     assert choose(tmp_path / "bin").python == str(managed)
 
 
-def test_uv_that_has_none_is_no_candidate(tmp_path: Path) -> None:
+def test_uv_without_a_python_is_no_candidate(tmp_path: Path) -> None:
     script(tmp_path / "bin" / "uv", "echo 'error: No interpreter found' >&2; exit 2")
     assert choose(tmp_path / "bin") == Choice("", "", "")
 
@@ -168,15 +168,15 @@ def test_the_named_one_is_the_only_candidate(tmp_path: Path) -> None:
         ("/nowhere/python", "no such program"),
     ],
 )
-def test_the_named_one_is_checked_as_any(tmp_path: Path, name: str, why: str) -> None:
+def test_the_named_one_is_checked_too(tmp_path: Path, name: str, why: str) -> None:
     interpreter(tmp_path / "bin" / "python3.14")
     old = interpreter(tmp_path / "bin" / "python3.9", OLD)
     choice = choose(tmp_path / "bin", python=name)
     assert choice == Choice("", "", "", {str(old) if name == "python3.9" else name: why})
 
 
-def test_of_debians_own_what_is_in_another_package_is_told_apart(tmp_path: Path) -> None:
-    """`/usr/bin/python3` alone makes no environment; one of pyenv's gets nothing from apt."""
+def test_a_debian_python_that_lacks_a_package_is_told_apart(tmp_path: Path) -> None:
+    """Debian's Python needs a package for `ensurepip`; apt cannot help with pyenv's."""
     interpreter(tmp_path / "bin" / "python3.12", without("ensurepip"))
     assert choose(tmp_path / "bin").unpackaged == ""
     shutil.rmtree(tmp_path / "tools")
@@ -184,7 +184,7 @@ def test_of_debians_own_what_is_in_another_package_is_told_apart(tmp_path: Path)
     assert choose(tmp_path / "bin").unpackaged == "/usr/bin/python3.12"
 
 
-def test_the_installer_tells_what_was_tried_and_what_to_do(tmp_path: Path) -> None:
+def test_the_installer_says_what_was_tried_and_what_to_do(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "scripts", tmp_path / "clone" / "scripts")
     shim = pyenv_shim(tmp_path / "shims" / "python3.13")
     done = subprocess.run(

@@ -19,7 +19,7 @@ from tests.support.sidecar import Sidecar
 MIB = 1024 * 1024
 UNITS = ("_bytes", "_seconds", "_total", "_handles", "_ratio")
 FLAGS = {"mount_sidecar_ready", "mount_sidecar_mount_state"}
-"""Ones and zeros have no unit."""
+"""Metrics without a unit: their values are 0 or 1."""
 
 
 def metric_names(page: str) -> set[str]:
@@ -43,7 +43,7 @@ def test_the_page_counts_what_happened_and_promtool_accepts_it(
         (mount / "written").write_bytes(content[:MIB])
         with (mount / "open").open("wb", buffering=0) as file:
             file.write(b"dirty")
-            # Gauges are brought up to date every second.
+            # Gauges are updated every second.
             sidecar.wait_for(lambda: total(sidecar, "dirty_bytes") == 5)
             assert total(sidecar, "open_handles") == 1
             with away(cloud.server), pytest.raises(OSError, match=r"Errno 5"):
@@ -94,7 +94,7 @@ def test_the_page_counts_what_happened_and_promtool_accepts_it(
 
 @contextlib.contextmanager
 def away(server: Server) -> Iterator[None]:
-    """Stop a server for a while."""
+    """Stop the server inside the block."""
     server.stop()
     try:
         yield

@@ -1,4 +1,4 @@
-"""No variable of the machine takes part."""
+"""Tests do not see the machine's cloud variables."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Secret files as a kubelet lays them out, and secrets whose every value is a canary."""
+"""Secret files as the kubelet writes them, with a canary in each value."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 from sidecar.spec import StoreName, StoreSource
 
-CANARY = "CANARYcanary"  # is base64, too
+CANARY = "CANARYcanary"  # also valid base64
 
 BUCKETS: dict[StoreName, str] = {
     "s3": "s3://bucket",
@@ -43,7 +43,7 @@ SECRETS: dict[StoreName, dict[str, object]] = {"s3": S3, "gcs": GCS, "azure": AZ
 
 
 def source(store: StoreName, **given: str | bool | None) -> StoreSource:
-    """A bucket of ``store`` whose secret is ``login``/``key.json``, unless ``given`` says other."""
+    """A bucket of ``store`` with secret ``login``/``key.json``; ``given`` changes fields."""
     fields: dict[str, Any] = {
         "store": store,
         "url": BUCKETS[store],
@@ -57,7 +57,7 @@ def source(store: StoreName, **given: str | bool | None) -> StoreSource:
 
 
 def write(root: Path, content: dict[str, object] | str | bytes) -> None:
-    """(Re)place ``login/key.json`` as a kubelet does: a link to a new directory, swapped."""
+    """Write ``login/key.json`` as the kubelet does: rename a link to a new directory."""
     if isinstance(content, dict):
         content = json.dumps(content)
     if isinstance(content, str):

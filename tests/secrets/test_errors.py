@@ -1,4 +1,4 @@
-"""Wrong secrets: the file and the key are named, the value never, wherever one looks."""
+"""Errors of wrong secrets name the file and the key, and nowhere contain the value."""
 
 import pickle
 import traceback
@@ -26,14 +26,14 @@ Change = Mapping[str, object] | str | bytes
 
 
 def loading_error(volume: StoreSource, root: str) -> SidecarError:
-    """What loading raises; no variable of this frame holds a value of the secret."""
+    """The error of loading; in a function of its own, so that its frame has no secret value."""
     with pytest.raises(SidecarError) as caught:
         load_credentials(volume, root)
     return caught.value
 
 
 def all_that_an_error_tells(error: SidecarError) -> str:
-    """Its texts, its pickle, and its traceback with the variables of every frame."""
+    """Its texts, its pickle, and its traceback with every frame's variables."""
     assert error.__context__ is None
     assert error.__cause__ is None
     trace = traceback.TracebackException.from_exception(error, capture_locals=True)

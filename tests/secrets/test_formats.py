@@ -1,4 +1,4 @@
-"""The three secret formats: every key, every synonym, what is forgiven."""
+"""The three secret formats: keys, synonyms, tolerated mistakes."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_the_documents_s3_samples_filled_in(sample: str, tmp_path: Path) -> None
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         for colon in (": ", " : "):
             sample = sample.replace(f'"{name}"{colon}""', f'"{name}"{colon}"my-{name}"')
-    # What stays empty counts as absent.
+    # An empty value counts as absent.
     assert s3(tmp_path, sample) == S3Credentials(
         access_key_id="my-AWS_ACCESS_KEY_ID", secret_access_key="my-AWS_SECRET_ACCESS_KEY"
     )
@@ -121,7 +121,7 @@ def test_a_service_account_with_its_line_ends(key: str, tmp_path: Path) -> None:
 
 
 def test_the_documents_azure_sample_filled_in(tmp_path: Path) -> None:
-    # As printed it has a comma before the brace, and an account name with a hyphen.
+    # The printed sample has a trailing comma, and an account name with a hyphen.
     sample = AZURE_SAMPLE.replace("your key", KEY)
     assert azure(tmp_path, sample.replace("your connection string", "")) == AzureCredentials(
         account_name="plx-storage",
@@ -208,7 +208,7 @@ def test_endpoints_of_the_environment(tmp_path: Path, monkeypatch: pytest.Monkey
     assert load_credentials(source("gcs", **ambient), str(tmp_path)) == GcsCredentials(
         endpoint_url="http://127.0.0.1:4443", ambient=True
     )
-    # A secret's own endpoint wins; what else the environment says is the ambient login's.
+    # A secret's endpoint wins over the environment's.
     assert s3(tmp_path, S3).endpoint_url == S3["AWS_ENDPOINT_URL"]
     own = s3(tmp_path, {"access_key_id": "a", "secret_access_key": "b"})
     assert (own.endpoint_url, own.region, own.verify_tls) == ("http://127.0.0.1:9000", None, True)

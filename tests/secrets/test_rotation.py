@@ -1,4 +1,4 @@
-"""A rotated secret is read again when asked, and the last good one stays."""
+"""A refresh reads a rotated secret; a broken one does not replace the last good one."""
 
 import threading
 from pathlib import Path

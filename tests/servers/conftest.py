@@ -11,14 +11,14 @@ from tests.support.strict_server import StrictS3Server
 
 @pytest.fixture
 def server(strict_s3_server: StrictS3Server) -> Iterator[StrictS3Server]:
-    """The strict S3, which is as it was at the end of each test."""
+    """The strict S3, reset after each test."""
     yield strict_s3_server
     strict_s3_server.reset()
 
 
 @pytest.fixture
 def raw(server: StrictS3Server) -> Raw:
-    """Raw requests about an empty bucket."""
+    """A client for raw requests to an empty bucket."""
     bucket = f"strict-{uuid.uuid4().hex[:12]}"
     server.create_bucket(bucket)
     return Raw(server, bucket)

@@ -1,4 +1,4 @@
-"""Raw requests, signed by botocore: a client that shares no code with the servers of the tests."""
+"""Raw S3 requests, signed by botocore: a client that shares no code with the tests' servers."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ class Reply(NamedTuple):
 
     @property
     def refusal(self) -> str:
-        """``status code`` of what is refused, ``status`` of what is not."""
+        """``status code`` of an error, such as ``404 NoSuchKey``; else the status."""
         if self.body.find(b"<Error>") < 0:
             return str(self.status)
         return f"{self.status} {self.xml.findtext('Code')}"
 
     @property
     def etag(self) -> str:
-        """In quotes, from the headers or the document."""
+        """In quotes, from the headers or the body."""
         return self.headers.get("etag") or self.text("ETag")
 
     def text(self, name: str) -> str:
-        """Of an element below the root."""
+        """The text of an element below the root."""
         return self.xml.findtext(name) or ""
 
     def texts(self, path: str) -> list[str]:
-        """Of all elements at a path."""
+        """The texts of all elements at a path."""
         return [element.text or "" for element in self.xml.iterfind(path)]
 
 
 class _Auth(S3SigV4Auth):  # type: ignore[misc]  # botocore has no types
-    """A signature over whatever the test says that the payload is."""
+    """A signature with the payload digest that the test gives."""
 
     given = ""
 
@@ -65,7 +65,7 @@ class _Auth(S3SigV4Auth):  # type: ignore[misc]  # botocore has no types
 
 
 class Raw:
-    """Sends requests about one bucket.
+    """Sends requests to one bucket.
 
     Attributes:
         signed: (key id, secret, region); None for requests without a signature.
@@ -91,13 +91,13 @@ class Raw:
         unsigned: Mapping[str, str] | None = None,
         **headers: str,
     ) -> Reply:
-        """One request.
+        """Send one request.
 
         Args:
             key: None for the bucket itself.
-            payload: what x-amz-content-sha256 says; the body's own by default.
-            unsigned: headers that are added after the signature.
-            headers: ``_`` stands for ``-``.
+            payload: value of x-amz-content-sha256; default: the body's digest.
+            unsigned: headers added after signing.
+            headers: signed headers, with ``_`` for ``-``.
         """
         path = f"/{self.bucket}" + ("" if key is None else f"/{quote(key, safe='/~')}")
         target = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
@@ -114,7 +114,7 @@ class Raw:
         payload: str = "",
         unsigned: Mapping[str, str] | None = None,
     ) -> Reply:
-        """As :meth:`__call__`, with a target of its own."""
+        """As :meth:`__call__`, with any request target."""
         request = AWSRequest(
             method, f"{self.server.endpoint}{target}", headers=dict(headers), data=body
         )
@@ -139,8 +139,8 @@ class Raw:
             connection.close()
 
     def begin(self, key: str, **headers: str) -> str:
-        """Begin a multipart upload; its number."""
-        # No parser: the answer repeats the key, which XML may not be able to hold.
+        """Create a multipart upload; its id."""
+        # Not parsed: the answer contains the key, which may not be valid in XML.
         body = self("POST", key, query={"uploads": ""}, **headers).body.decode()
         return body.partition("<UploadId>")[2].partition("</UploadId>")[0]
 
@@ -161,7 +161,7 @@ class Raw:
         return self("POST", key, body, query={"uploadId": upload}, **headers)
 
     def upload(self, key: str, *parts: bytes, **headers: str) -> Reply:
-        """A whole multipart upload."""
+        """A complete multipart upload."""
         upload = self.begin(key, **headers)
         etags = {
             number: self.part(key, upload, number, part).etag

@@ -1,4 +1,4 @@
-"""What Azure refuses and its emulator does not: names, metadata, blocks."""
+"""What Azure refuses and its emulator accepts: names, metadata, blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def container(azure_server: StrictAzureServer) -> Iterator[ContainerClient]:
 
 
 def refusal(act: Callable[[], Any]) -> str:
-    """``status code``; empty for what worked."""
+    """``status code`` of the error; empty on success."""
     try:
         act()
     except HttpResponseError as error:

@@ -1,4 +1,4 @@
-"""Buckets: names, regions, policies, payers, quotas."""
+"""Buckets: names, regions, policies, requester pays, quotas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test may tell the strict S3: pace, faults, counts; and that it keeps what it said."""
+"""What tests set on the strict S3: pace, faults, counters; and that it is durable."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
             return keys, heads, [raw("GET", key).body for key in ("kept", "copy", "made")]
 
         before = view()
-        for _ in range(2):  # the second time from what the first one wrote
+        for _ in range(2):  # The second restart reads what the first one wrote.
             server.stop()
             server.start()
             assert view() == before
@@ -173,7 +173,7 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_many_at_once(raw: Raw) -> None:
-    """Writers of one key: one of them is there in the end, as a whole."""
+    """Concurrent writers of one key: the object is one writer's content, complete."""
     contents = [bytes([number]) * 100_000 for number in range(8)]
     failures: list[object] = []
 

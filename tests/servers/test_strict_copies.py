@@ -67,7 +67,7 @@ def test_replace_drops_what_is_not_repeated(raw: Raw) -> None:
     assert headers["content-type"] == "binary/octet-stream"
     for name in ATTRIBUTES.keys() - {"content_type", "x_amz_server_side_encryption"}:
         assert name.replace("_", "-") not in headers
-    # Tags have a directive of their own.
+    # Tags have their own directive.
     assert headers["x-amz-tagging-count"] == "1"
     copy(raw, "key", "other", x_amz_tagging_directive="REPLACE", x_amz_tagging="b=1&c=2")
     assert raw("GET", "other", query={"tagging": ""}).texts(".//Key") == ["b", "c"]

@@ -1,4 +1,4 @@
-"""What Google refuses and its emulator does not: conditions, sessions, compositions, names."""
+"""What Google refuses and its emulator accepts: conditions, sessions, compositions, names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Reply(NamedTuple):
 
 
 class Api:
-    """Raw requests of the JSON API about one bucket."""
+    """Raw requests of the JSON API to one bucket."""
 
     def __init__(self, server: StrictGcsServer, bucket: str) -> None:
         self.server = server
@@ -74,7 +74,7 @@ class Api:
         return int(self.object("GET", name).json["generation"])
 
     def session(self, name: str, **query: object) -> str:
-        """Begin a resumable upload; path and query of its session."""
+        """Begin a resumable upload; path and query of its session URI."""
         reply = self("POST", f"/upload{self.path}", {"name": name}, uploadType="resumable", **query)
         assert reply.status == 200, reply
         return reply.headers["location"].removeprefix(self.server.endpoint)
@@ -179,7 +179,7 @@ def test_metadata_are_8_kib_at_most(api: Api) -> None:
     most = "v" * (8 * 1024 - 1)
     assert api.insert("a", metadata={"k": most}).status == 200
     assert api.insert("a", metadata={"k": f"{most}v"}).status == 400
-    # A change is judged with what stays.
+    # The limit counts existing metadata too.
     assert api.object("PATCH", "a", {"metadata": {"l": "v"}}).status == 400
     assert api.object("PATCH", "a", {"metadata": {"k": None, "l": "v"}}).status == 200
 
@@ -281,7 +281,7 @@ def test_a_session(api: Api) -> None:
     first = bytes([1]) * CHUNK_BYTES
     sent = api.chunk(session, first, f"0-{CHUNK_BYTES - 1}/*")
     assert (sent.status, sent.headers["range"]) == (308, f"bytes=0-{CHUNK_BYTES - 1}")
-    # To be asked completes nothing.
+    # A status query completes nothing.
     asked = api.chunk(session, b"", "*/*")
     assert (asked.status, asked.headers["range"]) == (308, f"bytes=0-{CHUNK_BYTES - 1}")
     assert api.object("GET", "a").status == 404
@@ -289,7 +289,7 @@ def test_a_session(api: Api) -> None:
     done = api.chunk(session, b"end", f"{CHUNK_BYTES}-{total - 1}/{total}")
     assert (done.status, done.json["size"]) == (200, str(total))
     assert api.read("a").body == first + b"end"
-    # And is said again.
+    # A query after completion returns the same answer.
     assert api.chunk(session, b"", f"*/{total}").json == done.json
 
 

@@ -1,4 +1,4 @@
-"""Multipart uploads: the rules for parts, and what an object made of them is."""
+"""Multipart uploads: the rules for parts, and the resulting object."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_part_that_is_too_small(small: Raw) -> None:
     reply = small.complete("key", upload, etags)
     assert reply.refusal == "400 EntityTooSmall"
     assert (reply.text("PartNumber"), reply.text("MinSizeAllowed")) == ("2", "10")
-    # The upload is still there; the last part may be small.
+    # The upload still exists; its last part may be small.
     assert small.complete("key", upload, {1: etags[1], 2: etags[2]}).refusal == "200"
 
 
@@ -178,7 +178,7 @@ def test_uploads_are_listed(small: Raw) -> None:
 
 
 def test_one_of_two_completions_wins(small: Raw) -> None:
-    """Bytes of what lost are removed."""
+    """The loser's bytes are deleted."""
     one, two = small.begin("key"), small.begin("key")
     etags = [{1: small.part("key", upload, 1, upload[:9].encode()).etag} for upload in (one, two)]
     small.complete("key", one, etags[0])

@@ -126,7 +126,7 @@ def test_conditional_reads(raw: Raw) -> None:
     assert raw("GET", "key", if_modified_since=future).status == 304
     assert raw("GET", "key", if_unmodified_since=past).status == 412
     assert raw("GET", "key", if_unmodified_since=future).status == 200
-    # What ETags say goes first: "GetObject".
+    # ETag conditions have precedence: "GetObject".
     assert raw("GET", "key", if_match=etag, if_unmodified_since=past).status == 200
     assert raw("GET", "key", if_none_match=etag, if_modified_since=past).status == 304
 
@@ -198,7 +198,7 @@ def test_a_bulk_deletion_needs_a_digest(raw: Raw) -> None:
     assert delete_many(raw, body, x_id="none").refusal == "400 InvalidRequest"
     assert delete_many(raw, body, content_md5=bad).refusal == "400 BadDigest"
     assert delete_many(raw, body, x_amz_checksum_sha256=sha256).refusal == "200"
-    # A bare name of an algorithm is no checksum.
+    # The name of an algorithm without a checksum is not enough.
     assert delete_many(raw, body, x_amz_sdk_checksum_algorithm="CRC32").refusal == (
         "400 InvalidRequest"
     )

@@ -1,4 +1,4 @@
-"""Who may ask: signatures, digests of bodies, heads of requests."""
+"""Signatures, digests of bodies, request heads."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_chunks_with_a_trailer(raw: Raw, spoilt: bool) -> None:
 
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_signed_chunks(raw: Raw, spoilt: bool) -> None:
-    """As of "Transferring payload in multiple chunks", with botocore's key derivation."""
+    """As in "Transferring payload in multiple chunks", with botocore's key derivation."""
     how = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
     assert raw.signed
     key_id, secret, region = raw.signed

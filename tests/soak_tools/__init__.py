@@ -1,1 +1,1 @@
-"""Strict testers of file systems, from public packages, on a mount: `make soak-tools`."""
+"""Public file system test suites, run on a mount: `make soak-tools`."""

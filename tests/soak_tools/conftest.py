@@ -1,4 +1,4 @@
-"""A mount for each transport and user, and the table of what was run that ends the report."""
+"""A mount for each transport and user, and a summary at the end of the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLACES = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever is here takes minutes, and needs what `scripts/install.sh soak-tools` brings."""
+    """Mark all tests here: they take minutes and need `scripts/install.sh soak-tools`."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
@@ -31,12 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", params=_PLACES)
 def place(request: pytest.FixtureRequest) -> Iterator[Mounted]:
-    """An empty bucket that belongs to the user, mounted where every user can walk to.
+    """An empty bucket that belongs to the user, mounted where every user has access.
 
-    Afterwards everything was saved, and the log has no error.
+    Afterwards everything must be saved, and the log must have no error.
     """
     transport, uid = _PLACES[request.param]
-    # pytest's own directories are for root alone.
+    # pytest's own directories are accessible to root only.
     base = Path(tempfile.mkdtemp(prefix=f"soak-tools-{request.param}-"))
     base.chmod(0o755)
     access = Access(uid=uid, gid=uid)
@@ -52,7 +52,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Mounted]:
 
 @pytest.fixture
 def examiner(request: pytest.FixtureRequest, place: Mounted) -> Iterator[Examiner]:
-    """Runs programs in a fresh directory of the mount, or of the local disk."""
+    """Runs programs in new directories of the mount and of the local disk."""
     name = request.module.__name__.rpartition("test_")[2]
     user = request.node.callspec.params["place"].partition("-")[2]
     examiner = Examiner(place, name, user)
@@ -63,6 +63,6 @@ def examiner(request: pytest.FixtureRequest, place: Mounted) -> Iterator[Examine
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """What was run, how it ended, and why what failed is right."""
+    """Print what was run, what failed, and why that is right."""
     for findings in config.stash.get(_FINDINGS, []):
         terminalreporter.write_line(str(findings))

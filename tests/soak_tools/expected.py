@@ -1,6 +1,6 @@
-"""The one list of what strict testers find on a mount, and why that is right.
+"""The list of failures that are expected of the test suites, and why they are right.
 
-Whatever is not here is a defect; what is here must be found, or is taken off.
+A failure that is not listed is a defect; an entry without a failure must be removed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ LIBFUSE = frozenset({"libfuse-root"})
 
 
 class Expected(NamedTuple):
-    """One reason for which cases of one tester fail.
+    """Cases of one test suite that fail for one reason.
 
     Attributes:
-        cases: a regular expression of their whole names.
-        says: a regular expression that what the tester says has somewhere.
-        why: the heading of SEMANTICS.md that says so.
+        cases: a regular expression that matches the whole name of a case.
+        says: a regular expression that is found in the suite's message.
+        why: the heading in SEMANTICS.md.
         where: transport and user.
-        always: whether at least one case must fail so; else it depends on the moment.
+        always: whether at least one case must fail; else it depends on timing.
     """
 
     tool: str
@@ -70,17 +70,17 @@ EXPECTED: tuple[Expected, ...] = (
         _ONE_TIME,
     ),
     Expected("pjdfstest", "rename::updates_link_parent", "left: 2 right: 3", _LINKS),
-    # Its paths of 4,095 bytes would be keys.
+    # It expects paths of 4,095 bytes to work; keys are shorter.
     Expected("pjdfstest", r"(\w+::)+enametoolong_path", "name too long", _NAMES),
-    # The program that was cut off may have died before the second look.
+    # The truncated program may have died before the second check.
     Expected("pjdfstest", "open::etxtbsy", "unwrap_err", _RUNNING, always=False),
     Expected("pjdfstest", "unlink::open_file_not_freed", "ENOENT", _NAMELESS, LIBFUSE),
-    # --- stress-ng, which says "skipping" for what it cannot do
+    # --- stress-ng, which prints "skipping" for what the file system does not support
     Expected("stress_ng", "link", "link calls not allowed", _HARD_LINKS),
     Expected("stress_ng", "fiemap", "FS_IOC_FIEMAP not supported", _IOCTL),
     Expected("stress_ng", "verity", "verity", _IOCTL),
     Expected("stress_ng", "readahead", "fstat failed, errno=2", _NAMELESS, LIBFUSE),
-    # It asks fstat(2) whether a file that it unlinked is long enough already.
+    # It calls fstat(2) for the size of a file that it has unlinked.
     Expected("stress_ng", "fsize", "expecting EFBIG", _NAMELESS, LIBFUSE, always=False),
     Expected("stress_ng", "xattr", "does not support xattr", _EXTENDED),
 )

@@ -1,4 +1,4 @@
-"""dbench: what a file server's clients do, replayed; it stops at the first call that differs."""
+"""dbench: replays the calls of a file server's clients, and stops at the first difference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_clients_of_a_file_server(examiner: Examiner) -> None:
             folder.chmod(0o777)
             how = ["-D", folder, "-t", str(EACH_S), str(count)]
             ended = examiner.run("dbench", *how, cwd=folder, timeout_s=LONGEST_S)
-            # Another run on this machine may hold its semaphore, which it then does without.
+            # If another run on this machine has its semaphore, it goes on without one.
             said = ended.output.replace("failed to create barrier semaphore", "")
             wrong = ended.status != 0 or "Throughput" not in said
             wrong = wrong or "failed" in said or "ERROR" in said

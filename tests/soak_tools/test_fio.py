@@ -1,4 +1,4 @@
-"""fio: writes that verify themselves, past the kernel's pages, by AIO and through maps."""
+"""fio: writes with verification, by direct I/O, AIO and mmap."""
 
 from __future__ import annotations
 

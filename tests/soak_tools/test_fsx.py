@@ -1,6 +1,6 @@
-"""fsx: one file, every way to read, write, map and cut it, every byte compared.
+"""fsx: random reads, writes, maps and truncations of one file, with every byte compared.
 
-The crate of that name. O_DIRECT and AIO, which it lacks, are in tests/writing/test_exerciser.py.
+The Rust crate. O_DIRECT and AIO, which it lacks, are in tests/writing/test_exerciser.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.soak_tools.tools import Examiner
 LONGEST_S = 900.0
 OPERATIONS = 5_000
 SEEDS = (1, 2)
-# Each save is some requests; those that make one are rare. Holes cannot be punched (X4).
+# Operations that save are rare, since each save costs requests. Holes cannot be punched (X4).
 CONFIGURATION = """\
 flen = {flen}
 nomsyncafterwrite = {lazy}

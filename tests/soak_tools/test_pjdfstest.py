@@ -1,6 +1,6 @@
-"""pjdfstest: some four hundred assertions about the errno, mode, owner and times of each call.
+"""pjdfstest: about four hundred tests of errno, mode, owner and times of system calls.
 
-The crate of that name, a rewrite in Rust of the suite that FreeBSD and others use.
+The Rust crate, a rewrite of the suite that FreeBSD and others use.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def test_every_call(examiner: Examiner) -> None:
     settings.write_text(CONFIGURATION)
 
     def run(directory: Path, cases: Collection[str]) -> dict[str, str]:
-        # The other file system, for EXDEV, is one that every user may write.
+        # The second file system, for EXDEV, must be writable for every user.
         where = ["--path", directory, "--secondary-fs", "/dev/shm"]
         only = ["--exact", *(f"pjdfstest::tests::{case}" for case in cases)] if cases else []
         ended = examiner.run(
@@ -47,7 +47,7 @@ def test_every_call(examiner: Examiner) -> None:
 
 
 def results(output: str) -> dict[str, str]:
-    """Case to what it says went wrong, of those that were run."""
+    """Each case that was run, to its failure message or ""."""
     lines = list(_LINE.finditer(output))
     ends = [line.start() for line in lines[1:]] + [len(output)]
     return {

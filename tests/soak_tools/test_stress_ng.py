@@ -1,4 +1,4 @@
-"""stress-ng: its stressors of the class `filesystem`, each for some seconds, with --verify."""
+"""stress-ng: the stressors of the class `filesystem`, a few seconds each, with --verify."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tests.soak_tools.tools import Examiner
 EACH_S = 3
 LONGEST_S = 180.0
 WORKERS = 2
-# They use no file below the directory they are given, but mounts, devices or /proc.
+# They use no file in the given directory, but mounts, devices or /proc.
 ELSEWHERE = frozenset({"bind-mount", "binderfs", "chroot", "dup", "eventfd", "ioprio", "procfs"})
-# Of other classes, and about files.
+# Stressors of other classes that use files.
 BESIDES = ("aio", "aiol", "fault", "mmap", "msync", "readahead", "revio", "seek", "sendfile")
 _NOISE = re.compile(r"setting to a|dispatching hogs|run completed|passed:|failed:|skipped:|metrics")
 
 
 def stressors() -> list[str]:
-    """What this release has in the class."""
+    """The stressors to run, from this release's list."""
     said = subprocess.run(
         ["stress-ng", "--class", "filesystem?"], capture_output=True, text=True, check=True
     )
@@ -37,7 +37,7 @@ def test_the_class_of_file_systems(examiner: Examiner) -> None:
 
 
 def one(examiner: Examiner, directory: Path, name: str) -> str:
-    """What a stressor complained about. A skipped one says why."""
+    """A stressor's complaints, or why it was skipped; "" if it passed."""
     folder = directory / name
     folder.mkdir()
     folder.chmod(0o777)

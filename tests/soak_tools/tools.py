@@ -1,7 +1,7 @@
-"""How a tester is run on a mount, and how what it found is judged.
+"""Runs a test suite on a mount and judges its failures.
 
-A tester is a function that runs a program in a directory and says for each of its cases what
-went wrong. What fails on the mount must be in :mod:`expected`, or fail on the local disk too.
+A suite is a function that runs a program in a directory and returns each case's failure. What
+fails on the mount must be in :mod:`expected`, or fail on the local disk too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOBODY = 65534
 _LONGEST_MESSAGE = 300
 
 Run = Callable[[Path, Collection[str]], Mapping[str, str]]
-"""Gets a directory and the cases to run, none for all; gives case to what went wrong, or ""."""
+"""Gets a directory and the cases to run (empty: all); returns case to failure message or ""."""
 
 
 class Ended(NamedTuple):
@@ -40,11 +40,13 @@ class Ended(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """One tester at one place.
+    """The results of one suite on one mount.
 
     Attributes:
-        expected: case to the entry that says why it failed.
-        elsewhere: cases that fail on this machine's local disk as well.
+        cases: how many were run.
+        expected: failed case to the entry that explains it.
+        elsewhere: cases that fail on this machine's local disk too.
+        unexpected: other failed cases, to the message.
     """
 
     tool: str
@@ -69,11 +71,11 @@ class Findings(NamedTuple):
 
 
 class Examiner:
-    """Runs programs in a fresh directory of the mount, and judges them.
+    """Runs a suite in a new directory of the mount, and judges it.
 
     Attributes:
         directory: of the mount.
-        findings: what :meth:`examine` found so far.
+        findings: results of :meth:`examine` so far.
     """
 
     def __init__(self, place: Mounted, name: str, user: str) -> None:
@@ -96,7 +98,7 @@ class Examiner:
         return f"{self.place.transport}-{self._user}"
 
     def program(self, name: str) -> Path:
-        """A program of ``.tools``, where every user can run it. Raises ToolMissing."""
+        """A copy of a program of ``.tools`` that every user can run. Raises ToolMissing."""
         copy = self._programs / name
         if not copy.exists():
             installed = REPOSITORY / ".tools" / "bin" / name
@@ -105,10 +107,10 @@ class Examiner:
         return copy
 
     def run(self, *command: str | Path, cwd: Path, timeout_s: float) -> Ended:
-        """Run a program as the place's user.
+        """Run a program as the mount's user.
 
-        It is ended with all that it started, and the test fails, when it takes longer than
-        ``timeout_s``: a call that never returns is a finding too.
+        After ``timeout_s`` it is killed with its children, and the test fails: a call that
+        never returns is a defect too.
         """
         words = [str(word) for word in command]
         if not self.is_root:
@@ -134,7 +136,7 @@ class Examiner:
         return Ended(process.returncode, output)
 
     def examine(self, run: Run) -> None:
-        """Run a tester, and fail for what is neither expected nor true of the local disk."""
+        """Run a suite; fail if a case fails that is not expected and passes on the local disk."""
         results = run(self.directory, ())
         failed = {case: text[:_LONGEST_MESSAGE] for case, text in results.items() if text}
         entries = [e for e in EXPECTED if e.tool == self._name and self.where in e.where]

@@ -1,11 +1,11 @@
-"""The delays before attempts that are made again."""
+"""The delays between retries."""
 
 from __future__ import annotations
 
 from sidecar.backoff import Backoff
 
 
-def test_delays_double_up_to_the_longest_and_begin_anew_after_success() -> None:
+def test_delays_double_up_to_the_longest_and_start_again_after_a_reset() -> None:
     backoff = Backoff(1.0, 5.0)
     assert [backoff.next_s() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
     backoff.reset()

@@ -17,7 +17,7 @@ from sidecar.mounter.system.processes import Ending
         ("import sys; sys.exit(3)", "exit status 3"),
         ("import os; os.kill(os.getpid(), 9)", "SIGKILL (out of memory?)"),
         ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
-        # Only the first and the last real-time signal have names (signal(7)).
+        # Python names only the first and the last real-time signal.
         ("import os; os.kill(os.getpid(), 40)", "signal 40"),
     ],
 )

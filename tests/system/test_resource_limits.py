@@ -1,4 +1,4 @@
-"""Budgets that nobody set."""
+"""The default budgets of memory and disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNLIMITED_V1 = "9223372036854771712"
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """A machine with 64 GiB and no limit."""
+    """/proc and cgroups of a machine with 64 GiB of memory and no limit."""
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "cgroup").mkdir()
     (tmp_path / "proc" / "meminfo").write_text(
@@ -102,10 +102,10 @@ def test_this_machine_has_a_budget() -> None:
     [
         (1, 100, 0, 80),
         (4, 100, 0, 20),
-        (1, 20, 0, 0),  # no room: the kubelet would evict somebody soon
+        (1, 20, 0, 0),  # No room: the kubelet would soon evict pods.
         (1, 5, 0, 0),
-        (1, 20, 80, 80),  # the cache itself has filled it
-        (1, 20.05, 0, 0),  # too little to be worth it
+        (1, 20, 80, 80),  # The cache itself filled the disk.
+        (1, 20.05, 0, 0),  # Too little to be useful.
     ],
 )
 def test_a_fifth_of_the_disk_stays_free(
@@ -116,14 +116,14 @@ def test_a_fifth_of_the_disk_stays_free(
     assert got == budget_gib * GIB
 
 
-def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_the_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     total, free = disk_bytes(tmp_path / "not" / "yet")
     assert 0 < free <= total
 
 
 @contextlib.contextmanager
 def disk_at(path: Path, size_bytes: int) -> Iterator[None]:
-    """An empty file system of its own."""
+    """An empty file system of this size."""
     path.mkdir()
     options = f"size={size_bytes}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True)
@@ -133,11 +133,11 @@ def disk_at(path: Path, size_bytes: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def test_a_mount_without_sizes_of_its_own(s3_server: S3Server, tmp_path: Path) -> None:
+def test_a_mount_works_with_budgets_from_the_machine(s3_server: S3Server, tmp_path: Path) -> None:
     cloud = make_bucket(s3_server)
     expected = fill(cloud, {"key": 3 * MIB})
     sizes = Sizes(memory_bytes=None, cache_bytes=None)
-    disk = tmp_path / "disk"  # this machine's own may be too full for a cache
+    disk = tmp_path / "disk"  # The machine's disk may be too full for a cache.
     with (
         disk_at(disk, 512 * MIB),
         FaultProxy(s3_server.port) as proxy,
@@ -148,9 +148,7 @@ def test_a_mount_without_sizes_of_its_own(s3_server: S3Server, tmp_path: Path) -
         sidecar.wait_for(lambda: sidecar.metric("mount_sidecar_disk_cache_used_bytes") >= 3 * MIB)
 
 
-def test_a_cache_folder_that_cannot_be_used_is_no_reason_not_to_mount(
-    s3_server: S3Server, tmp_path: Path
-) -> None:
+def test_a_mount_works_without_a_usable_cache_folder(s3_server: S3Server, tmp_path: Path) -> None:
     cloud = make_bucket(s3_server)
     fill(cloud, {"key": 3 * MIB})
     state = tmp_path / "run" / "state" / "data-v"
