@@ -1,8 +1,8 @@
-"""A process that does system calls below one directory, as it is told over a pipe.
+"""A process that does system calls below one directory, on requests over a pipe.
 
-It imports the standard library alone, so that a dozen of them start quickly. Each request is a
-pickled tuple (operation, arguments), each answer a :class:`Result`. The same request to an actor
-on a mount and to one on a local directory must have the same answer.
+It imports only the standard library, so that a dozen of them start quickly. A request is a
+pickled tuple (operation, arguments), an answer a :class:`Result`. An actor on a mount and one
+on a local directory must give the same answers.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typing import Any, NamedTuple, Self
 
 REPOSITORY = Path(__file__).parents[2]
 LONG_AGO_S = 1_500_000_000
-"""Times before it were set by utimensat(2); later ones are of the test itself."""
+"""Earlier times were set by utimensat(2); later ones are the clock's during the test."""
 _END_S = 20.0
 _BLOCK_BYTES = 64 * 1024
 
 
 class Result(NamedTuple):
-    """What a system call gave.
+    """The result of a system call.
 
     Attributes:
-        error: name of the errno, empty where it worked.
-        value: what came back.
+        error: name of the errno, empty on success.
+        value: the return value.
     """
 
     error: str = ""
@@ -41,13 +41,13 @@ class Result(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What stat(2) says, as far as it is the same on every file system.
+    """The fields of stat(2) that are the same on every file system.
 
     Attributes:
         kind: ``file``, ``directory`` or ``link``.
         mode: permission bits.
         size_bytes: of files and links; 0 for directories.
-        mtime_ns: where it was set (before :data:`LONG_AGO_S`), else 0.
+        mtime_ns: if it was set (before :data:`LONG_AGO_S`), else 0.
     """
 
     kind: str
@@ -57,14 +57,14 @@ class Status(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of a tree: its status, and a file's SHA-256 or a link's target."""
+    """One path of a tree: its status, and a file's SHA-256 or a link's target."""
 
     status: Status
     content: str
 
 
 def pattern(seed: int, size_bytes: int) -> bytes:
-    """Bytes that are the same wherever they are made."""
+    """Bytes that depend on the arguments only."""
     return random.Random(seed).randbytes(size_bytes)
 
 
@@ -72,13 +72,13 @@ class Actor:
     """The parent's end. A context manager; the process ends with the block.
 
     Args:
-        directory: where relative paths begin. The process does not stay in it, so that it can
-            be unmounted.
+        directory: the base of relative paths. It is not the process's working directory, so
+            that it can be unmounted.
     """
 
     def __init__(self, directory: Path) -> None:
         self._process = subprocess.Popen(
-            # Not -m: what it pickles must not be classes of `__main__`.
+            # Not -m: the pickled classes would belong to `__main__`.
             [sys.executable, "-c", f"from {__name__} import main; main()", str(directory)],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
@@ -206,7 +206,7 @@ class _Operations:
         os.fsync(self._descriptors[number])
 
     def map_write(self, number: int, seed: int, size_bytes: int, place: float) -> int:
-        """Write through a shared map and msync(2); ``place`` is from 0 to 1 of the file."""
+        """Write through a shared map and msync(2); ``place`` is a fraction of the file."""
         with self._mapped(number, mmap.PROT_READ | mmap.PROT_WRITE) as (mapped, size):
             size_bytes = min(size_bytes, size)
             offset = int(place * (size - size_bytes))
@@ -221,14 +221,14 @@ class _Operations:
 
     def _mapped(self, number: int, protection: int) -> _Map:
         descriptor = self._descriptors[number]
-        # Not fstat: where T3 of SEMANTICS.md holds it does not answer for a nameless file.
+        # Not fstat, which fails for a nameless file on libfuse (SEMANTICS.md, T3).
         before = os.lseek(descriptor, 0, os.SEEK_CUR)
         size = os.lseek(descriptor, 0, os.SEEK_END)
         os.lseek(descriptor, before, os.SEEK_SET)
         return _Map(descriptor, size, protection)
 
     def is_nameless(self, number: int) -> bool:
-        """Whether the open file lost its last name."""
+        """Whether the open file has no name any more."""
         return os.fstat(self._descriptors[number]).st_nlink == 0
 
     # --- directories that are being read ----------------------------------------------------
@@ -237,7 +237,7 @@ class _Operations:
         self._streams[number] = os.scandir(self._at(path))
 
     def readdir(self, number: int, count: int) -> list[str]:
-        """Up to ``count`` names; fewer only at the end."""
+        """The next ``count`` names; fewer at the end only."""
         stream = self._streams[number]
         return [line.name for _, line in zip(range(count), stream, strict=False)]
 
@@ -247,7 +247,7 @@ class _Operations:
     # --- everything -------------------------------------------------------------------------
 
     def tree(self, path: str) -> dict[str, Entry]:
-        """Whatever is below a path."""
+        """Everything below a path."""
         return tree(Path(self._at(path)))
 
 

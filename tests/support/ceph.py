@@ -1,8 +1,8 @@
-"""Ceph's RADOS gateway on loopback: a real S3 that is no relative of AWS or MinIO.
+"""Ceph's RADOS gateway on loopback: an S3 that shares no code with AWS or MinIO.
 
-One node: a monitor, an object storage daemon (OSD) on a sparse file, and the gateway. Pools have
-one copy. A manager is left out: it counts and balances, and nothing that is stored needs it. The
-programs are those that ``scripts/install.sh soak`` unpacks below ``.tools/ceph``.
+One node: a monitor, an object storage daemon (OSD) on a sparse file, and the gateway. Pools
+have one replica. There is no manager, which only does statistics and balancing. The programs
+are below ``.tools/ceph``, from ``scripts/install.sh soak``.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from tests.support.servers import (
 
 ROOT = REPOSITORY / ".tools" / "ceph"
 DISK_BYTES = 64 * 1024**3
-"""Of the sparse file: only what is written takes space."""
+"""Size of the OSD's sparse file; only written bytes use disk space."""
 DIFFERENCES = {
     "tests/store/test_provisional.py::test_a_server_that_names_a_version_once_is_asked_once": (
         "16.2, not 18.2, says no ETag when an upload is completed: a HEAD asks for it"
     ),
 }
-"""Tests that may fail on it, and why (docs/decisions/0027-ceph-s-gateway.md has the habits)."""
+"""Tests that may fail on it, and why; see docs/decisions/0027-ceph-s-gateway.md."""
 _CLIENT = "client.gateway"
 _END_S = 30.0
-"""An OSD writes down what it has in memory before it ends."""
+"""Before it ends, an OSD writes its memory to disk."""
 _ADMIN_TIMEOUT_S = 300.0
-"""The first command waits for the OSD, and makes the gateway's pools."""
+"""The first command waits for the OSD and creates the gateway's pools."""
 
 _CONFIGURATION = """\
 [global]
@@ -96,11 +96,11 @@ status, _, message = cluster.mon_command(sys.argv[2], b"", timeout=60)
 cluster.shutdown()
 sys.exit(status and message)
 """
-"""What ``ceph`` would do, without the packages that it needs to draw tables."""
+"""Does the work of the ``ceph`` command without the packages that it needs."""
 
 
 class CephServer(S3Server):
-    """The gateway, and what it keeps its objects in. One user, whose buckets all are.
+    """The gateway with its monitor and OSD. All buckets belong to one user.
 
     Raises:
         ToolMissing: it is not installed.
@@ -118,7 +118,7 @@ class CephServer(S3Server):
             self._make_monitor()
 
     def start(self) -> Self:
-        """Start all of them, and return once the gateway answers: 10 to 30 s."""
+        """Start all daemons and wait until the gateway answers: 10 to 30 s."""
         try:
             self._start_daemon("ceph-mon", "-i", "a")
             if not (self.directory / "osd").exists():
@@ -134,7 +134,7 @@ class CephServer(S3Server):
             raise
 
     def stop(self) -> None:
-        """Stop all of them, the gateway first; the data stays."""
+        """Stop all daemons, the gateway first; the data stays."""
         super().stop()
         while self._daemons:
             end(self._daemons.pop(), _END_S)
@@ -145,7 +145,7 @@ class CephServer(S3Server):
         return self._program("radosgw", "-f", "-n", _CLIENT, "--rgw-frontends", frontend)
 
     def environment(self) -> dict[str, str]:
-        """Where the programs find what was unpacked beside them."""
+        """Paths of the unpacked libraries."""
         folders = [self._libraries, self._libraries / "ceph", ROOT / "lib" / self._libraries.name]
         return {
             "LD_LIBRARY_PATH": os.pathsep.join(map(str, folders)),
@@ -173,7 +173,7 @@ class CephServer(S3Server):
         self._daemons.append(spawn(self._program(name, "-f", *arguments), self.environment(), log))
 
     def _make_monitor(self) -> None:
-        """The configuration, everybody's keys, and the monitor's database."""
+        """Write the configuration, the keys, and the monitor's database."""
         port, fsid = free_port(), str(uuid.uuid4())
         self._configuration.write_text(
             _CONFIGURATION.format(
@@ -206,7 +206,7 @@ class CephServer(S3Server):
     def _make_osd(self) -> None:
         number = str(uuid.uuid4())
         command = json.dumps({"prefix": "osd new", "uuid": number})
-        # Debian's interpreter, which the package's module is for.
+        # Debian's Python: the package's module is built for it.
         python = ["/usr/bin/python3", "-c", _COMMAND]
         self._run([*python, str(self._configuration), command], 2 * READY_TIMEOUT_S)
         (self.directory / "osd").mkdir()

@@ -1,4 +1,4 @@
-"""One face for the three clouds, through clients that share no code with the product."""
+"""One interface to the three clouds, with clients that share no code with the product."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Bytes = bytes | bytearray | memoryview
 
 
 class CountingObserver:
-    """Keeps what a store reported.
+    """Records what a store reports.
 
     Attributes:
         requests: (operation, code) of each request.
@@ -48,7 +48,7 @@ class CountingObserver:
 
 
 class Cloud(ABC):
-    """A bucket on a running server, and how to look into it from outside."""
+    """A bucket on a running server, and access to it with an independent client."""
 
     name: StoreName
 
@@ -58,7 +58,7 @@ class Cloud(ABC):
 
     @abstractmethod
     def url(self, prefix: str = "") -> str:
-        """The bucket's URL as an admin writes it."""
+        """The bucket's URL as in a catalogue."""
 
     @abstractmethod
     def write(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None: ...
@@ -87,7 +87,7 @@ class Cloud(ABC):
         )
 
     def write_secret(self, secrets_root: Path, content: str | None = None) -> None:
-        """Put the secret's file where :meth:`source` says."""
+        """Write the secret's file, ``cloud/key.json``."""
         folder = secrets_root / "cloud"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "key.json").write_text(
@@ -104,7 +104,7 @@ class Cloud(ABC):
         observer: StoreObserver | None = None,
         with_metadata: bool = False,
     ) -> Store:
-        """The product's store, with what :meth:`write_secret` wrote."""
+        """The product's store, with the secret from :meth:`write_secret`."""
         source = self.source(prefix, bucket)
         return open_store(
             source,
@@ -148,7 +148,7 @@ class S3Cloud(Cloud):
     def keys(self) -> list[str]:
         found = self.server.client().list_objects(self.bucket, recursive=True)
         names = (item.object_name for item in found)
-        # The gateway's own directories, which a bulk delete leaves empty.
+        # Without the gateway's own directories, which a bulk delete leaves behind.
         return sorted(name for name in names if not name.endswith("/"))
 
     def delete(self, key: str) -> None:
@@ -156,7 +156,7 @@ class S3Cloud(Cloud):
 
 
 class RcloneCloud(Cloud):
-    """Buckets are folders, so the independent client is the file system."""
+    """Buckets are folders; the independent client is the local file system."""
 
     name = "s3"
     server: RcloneServer
@@ -188,7 +188,7 @@ class RcloneCloud(Cloud):
 
 
 class GcsCloud(Cloud):
-    """Its tests need ``STORAGE_EMULATOR_HOST`` set to the server's endpoint."""
+    """Its tests must set ``STORAGE_EMULATOR_HOST`` to the server's endpoint."""
 
     name = "gcs"
     server: GcsServer

@@ -1,8 +1,8 @@
-"""The queries of the Grafana dashboard, asked of a Prometheus; and a picture of what it answers.
+"""Sends the Grafana dashboard's queries to a Prometheus, and can draw the results.
 
     python -m tests.support.dashboard http://127.0.0.1:9090 [PICTURE.png]
 
-It prints one line for each query, and fails where one returns nothing. The picture needs
+It prints one line for each query, and fails if one returns nothing. The picture needs
 matplotlib (`scripts/install.sh bench`).
 """
 
@@ -40,7 +40,7 @@ class Query:
     """One target of one panel.
 
     Attributes:
-        expression: PromQL, with Grafana's variables filled in.
+        expression: PromQL, with Grafana's variables replaced.
         legend: Grafana's template for the name of a series.
     """
 
@@ -52,7 +52,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a panel; times in seconds since 1970."""
+    """One series of a panel; times in seconds since 1970."""
 
     name: str
     times: list[float]
@@ -77,7 +77,7 @@ def queries() -> list[Query]:
 
 
 def ask(url: str, query: Query, start_s: float, end_s: float, step_s: float = 1.0) -> list[Series]:
-    """The series that Prometheus returns, without those that are no numbers throughout."""
+    """The series that Prometheus returns, without values that are not finite."""
     arguments = {"query": query.expression, "start": start_s, "end": end_s, "step": step_s}
     address = f"{url}/api/v1/query_range?{urllib.parse.urlencode(arguments)}"
     with urllib.request.urlopen(address, timeout=30) as answer:
@@ -96,7 +96,7 @@ def ask(url: str, query: Query, start_s: float, end_s: float, step_s: float = 1.
 
 
 def draw(answers: list[tuple[Query, list[Series]]], picture: Path) -> None:
-    """The panels as the dashboard lays them out."""
+    """Draw the panels in the dashboard's layout."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -129,7 +129,7 @@ def draw(answers: list[tuple[Query, list[Series]]], picture: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Print what each query returns; the number of those that return nothing."""
+    """Print what each query returns; the number of queries that return nothing."""
     url, end_s = arguments[0], time.time()
     answers = [(query, ask(url, query, end_s - 600, end_s)) for query in queries()]
     for query, series in answers:

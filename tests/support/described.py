@@ -1,4 +1,4 @@
-"""Objects with everything that they can have besides content, by clients other than ours."""
+"""Objects with every attribute that a store has, written and read by independent clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DISPOSITION, LANGUAGE = 'attachment; filename="a b.csv"', "de-CH"
 EXPIRES = "Thu, 01 Jan 2032 00:00:00 GMT"
 TAGS = {"team": "a+b = c", "ärger": "ü/x"}
 FOREIGN = {
-    # Names and values as each store takes them: an e-mail's encoding, a URL's, letters.
+    # Non-ASCII values as each store takes them: RFC 2047, UTF-8, percent-encoded.
     "s3": {"foreign_key": "=?UTF-8?B?R3LDvMOfZQ==?=", "other-tool": "Gr%C3%BC%C3%9Fe  x"},
     "gcs": {"Foreign_Key": "Grüße", "other-tool": "1"},
     "azure": {"Foreign_Key": "Gr%C3%BC%C3%9Fe", "_other": "1"},
@@ -26,7 +26,7 @@ Description = dict[str, Any]
 
 
 def write(cloud: Cloud, key: str, data: bytes, *, tags: bool = True) -> None:
-    """An object with all of it."""
+    """Write an object with all attributes."""
     if isinstance(cloud, GcsCloud):
         blob = cloud.server.client().bucket(cloud.bucket).blob(key)
         blob.metadata = FOREIGN["gcs"]
@@ -59,7 +59,7 @@ def write(cloud: Cloud, key: str, data: bytes, *, tags: bool = True) -> None:
 
 
 def write_s3(cloud: Cloud, key: str, data: bytes, more: Mapping[str, str]) -> None:
-    """On S3, with further headers."""
+    """Write it to S3, with additional headers."""
     assert isinstance(cloud, S3Cloud)
     headers = {
         "Content-Encoding": ENCODING,
@@ -80,7 +80,7 @@ def write_s3(cloud: Cloud, key: str, data: bytes, more: Mapping[str, str]) -> No
 
 
 def seen(cloud: Cloud, key: str) -> Description:
-    """All of it that the store shows, but what every write changes, and our own metadata."""
+    """The object's attributes, except those that every write changes, and our own metadata."""
     if isinstance(cloud, GcsCloud):
         blob = cloud.server.client().bucket(cloud.bucket).get_blob(key)
         names = ("cache_control", "content_disposition", "content_encoding", "content_language")
@@ -125,7 +125,7 @@ def _seen_on_s3(cloud: Cloud, key: str) -> Description:
 
 
 def grants(cloud: Cloud, key: str) -> set[tuple[str, str]]:
-    """Who may do what with an object of S3."""
+    """The grants of an S3 object's ACL."""
     from xml.etree import ElementTree as ET
 
     reply = _s3(cloud)._execute("GET", cloud.bucket, key, query_params={"acl": ""})

@@ -1,7 +1,7 @@
-"""Reads and writes past the kernel's pages: O_DIRECT, and AIO by io_submit(2).
+"""Reads and writes that bypass the page cache: O_DIRECT, and AIO by io_submit(2).
 
-The C library knows no AIO of the kernel, so the system calls are made by number; libaio, which
-programs use, does the same.
+The C library has no functions for kernel AIO, so the system calls are made by number, as
+libaio does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 BLOCK_BYTES = 4096
-"""What offsets, sizes and buffers are multiples of, as local file systems demand (open(2))."""
+"""Alignment of offsets, sizes and buffers, as local file systems require (open(2))."""
 
 _PREAD, _PWRITE = 0, 1  # IOCB_CMD_*, linux/aio_abi.h
 _MOST_AT_ONCE = 16
@@ -84,26 +84,26 @@ class DirectFile:
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """pread(2): fewer bytes only at the end of the file."""
-        with mmap.mmap(-1, size_bytes) as buffer:  # its memory begins at a page
+        with mmap.mmap(-1, size_bytes) as buffer:  # Aligned to a page.
             count = os.preadv(self._descriptor, [buffer], offset)
             return buffer[:count]
 
     def write(self, offset: int, data: bytes) -> None:
-        """pwrite(2) of all."""
+        """pwrite(2) of all bytes."""
         with mmap.mmap(-1, len(data)) as buffer:
             buffer[:] = data
             if os.pwritev(self._descriptor, [buffer], offset) != len(data):
                 raise OSError(errno.EIO, "a short write")
 
     def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes]:
-        """What is at each (offset, size), all asked for at once."""
+        """Read each (offset, size); all requests are submitted at once."""
         buffers = [mmap.mmap(-1, size) for _, size in requests]
         offsets = [offset for offset, _ in requests]
         counts = self._submit(_PREAD, offsets, buffers)
         return [buffer[:count] for buffer, count in zip(buffers, counts, strict=True)]
 
     def write_many(self, requests: Sequence[tuple[int, bytes]]) -> None:
-        """Put data at each offset, all at once; they must not overlap."""
+        """Write data at each offset, submitted at once; they must not overlap."""
         buffers = [mmap.mmap(-1, len(data)) for _, data in requests]
         for buffer, (_, data) in zip(buffers, requests, strict=True):
             buffer[:] = data
@@ -112,7 +112,7 @@ class DirectFile:
             raise OSError(errno.EIO, f"short writes: {counts}")
 
     def close(self) -> None:
-        """Forget what was set up, and close(2)."""
+        """Destroy the AIO context, and close(2)."""
         self._call(self._numbers.destroy, self._context)
         os.close(self._descriptor)
 
@@ -130,7 +130,7 @@ class DirectFile:
     def _submit(
         self, opcode: int, offsets: Sequence[int], buffers: Sequence[mmap.mmap]
     ) -> list[int]:
-        """The byte count of each request, in their order. The first error is raised."""
+        """The byte count of each request, in order. Raises the first error."""
         count = len(buffers)
         blocks = (_ControlBlock * count)()
         pointers = (ctypes.POINTER(_ControlBlock) * count)()

@@ -1,6 +1,6 @@
-"""A proxy between mount and store that breaks some requests, by a seed, and counts all.
+"""A proxy between mount and store that injects faults, by a seed, and counts requests.
 
-It forwards bytes as they are, so signatures stay valid: a client signs for the proxy's
+It forwards bytes unchanged, so signatures stay valid: a client signs for the proxy's
 address, which the store sees in the ``Host`` header.
 """
 
@@ -46,18 +46,18 @@ class FaultProxy(Proxy):
     """Listens on loopback, forwards to ``port`` there.
 
     Args:
-        rate: part of the requests that get a fault.
-        faults: which, each as likely as the others.
-        latency_s: added to every request; it may be changed.
+        rate: fraction of the requests that get a fault.
+        faults: equally likely.
+        latency_s: added to every request; may be changed.
         stall_s: how long a stalled connection is silent before it is closed.
-        delay_s: how long a delayed answer is held back.
+        delay_s: of a delayed answer.
 
     Attributes:
-        injected: how often each fault was.
-        requests: how many there were, by method.
-        body_bytes: bytes of answers' bodies that went to the client, by method.
-        refuse: called with the method and the target of each request; answers with status 403
-            and the code that it returns, unless that is empty, as a store's policy would.
+        injected: number of faults, by name.
+        requests: number of requests, by method.
+        body_bytes: bytes of answers' bodies sent to the client, by method.
+        refuse: a policy; called with method and target of each request. The request gets
+            status 403 with the code that it returns, unless that is empty.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class FaultProxy(Proxy):
         return False
 
     def passed(self, method: str, size: int) -> None:
-        """Counts."""
+        """Count body bytes."""
         with self._lock:
             self.body_bytes[method] += size
 
@@ -161,7 +161,7 @@ class FaultProxy(Proxy):
             fault = self._dice.choice(self._faults)
             path = target.partition("?")[0]
             if fault == "403":
-                # Two in a row on one object would be a refusal and not a fault.
+                # Once for each object: a second 403 would be a refusal, not a fault.
                 if path in self._denied:
                     return ""
                 self._denied.add(path)

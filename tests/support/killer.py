@@ -20,17 +20,17 @@ from tests.support.waiting import wait_until
 SERVING_TIMEOUT_S = 60.0
 _SHORTEST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.4
-# A worker's first question to the store can take longer than that. So that programs get on
-# between the kills, every fourth pause is a long one.
+# A worker's first request to the store can take longer. Every fourth pause is long, so that
+# programs make progress.
 _LONG_PAUSES_EVERY = 4
 _LONG_PAUSE_S = 2.0
 _POLL_S = 0.005
 
 
 def drop_caches() -> None:
-    """Make the kernel forget pages, names and attributes, so that it asks the worker again.
+    """Drop the kernel's pages, names and attributes, so that it asks the worker again.
 
-    Of every file system of the machine: so not while a test beside this one counts on them.
+    This affects every file system of the machine: does nothing inside :func:`caches_kept`.
     """
     with open(__file__, "rb") as lock:
         try:
@@ -42,14 +42,14 @@ def drop_caches() -> None:
 
 @contextmanager
 def caches_kept() -> Iterator[None]:
-    """A block in which no test of this clone drops caches."""
+    """No test of this clone drops caches during the block."""
     with open(__file__, "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
 
 
 def serving_pid(sidecar: Sidecar, volume: str, *, other_than: int | None = None) -> int:
-    """Process id of the worker that serves, once one does; ``other_than`` is one just killed."""
+    """Wait for a serving worker; its process id. ``other_than``: the one just killed."""
     found: list[int] = []
 
     def serves() -> bool:
@@ -64,7 +64,7 @@ def serving_pid(sidecar: Sidecar, volume: str, *, other_than: int | None = None)
 
 
 def kill_worker(sidecar: Sidecar, volume: str) -> int:
-    """SIGKILL the worker that serves, and return the process id of the next one that does."""
+    """SIGKILL the serving worker; the process id of its successor, once that serves."""
     pid = serving_pid(sidecar, volume)
     os.kill(pid, signal.SIGKILL)
     return serving_pid(sidecar, volume, other_than=pid)
@@ -72,9 +72,9 @@ def kill_worker(sidecar: Sidecar, volume: str) -> int:
 
 @contextmanager
 def while_dead(sidecar: Sidecar, volume: str) -> Iterator[None]:
-    """A block during which no worker is alive; the next one serves when it is left."""
+    """No worker is alive during the block; afterwards the next one serves."""
     pid = serving_pid(sidecar, volume)
-    os.kill(sidecar.pid, signal.SIGSTOP)  # so that no successor is started meanwhile
+    os.kill(sidecar.pid, signal.SIGSTOP)  # It must not start a successor.
     try:
         os.kill(pid, signal.SIGKILL)
         yield
@@ -84,7 +84,7 @@ def while_dead(sidecar: Sidecar, volume: str) -> Iterator[None]:
 
 
 class Stalls:
-    """How long programs waited. Safe to use from any thread."""
+    """The longest time that a program waited. Thread-safe."""
 
     def __init__(self) -> None:
         self.longest_s = 0.0
@@ -92,7 +92,7 @@ class Stalls:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Time one thing that a program waits for."""
+        """Time the block."""
         began_s = time.monotonic()
         yield
         taken_s = time.monotonic() - began_s
@@ -103,15 +103,15 @@ class Stalls:
 class Killer:
     """Kills the worker ``kills`` times, mostly 20-400 ms after it began to serve.
 
-    Args:
-        pause_s: how long it serves, where that is always the same.
+    A context manager; a failure of its thread is raised at the end of the block. If no
+    worker comes back, the whole sidecar is killed: nothing else ends programs that wait for
+    an answer.
 
-    A context manager; a failure of its thread is raised at the end of the block. Where no
-    worker comes back, the whole sidecar is killed, because a program that waits for an
-    answer cannot be interrupted in any other way.
+    Args:
+        pause_s: a fixed time from serving to the kill.
 
     Attributes:
-        killed: how often so far.
+        killed: number of kills so far.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Killer:
 
     @property
     def busy(self) -> bool:
-        """Whether a kill, or the successor of the last one, is still to come."""
+        """Whether a kill or the last successor is still to come."""
         return self._thread.is_alive()
 
     def __enter__(self) -> Self:

@@ -1,8 +1,8 @@
-"""A Kubernetes API server for tests: real HTTP, objects with versions, and bad days on demand.
+"""A Kubernetes API server for tests: real HTTP, versioned objects, and faults on demand.
 
-It keeps what the product touches (events, pods and their status, secrets, webhook
+It stores what the product uses (events, pods and their status, secrets, webhook
 configurations), gives every write a new resourceVersion, refuses a write with an old one
-(409), streams watches, and answers as told instead where a test scripts it.
+(409), streams watches, and returns scripted answers.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Json = dict[str, Any]
 
 _WATCH_IDLE_S = 30.0
 DROP = "drop"
-"""In a watch: end the connection in the middle of it."""
+"""In a watch: break the connection."""
 
 
 class Fault(NamedTuple):
-    """One scripted answer: the next ``times`` requests that match get it."""
+    """A scripted answer for the next ``times`` matching requests."""
 
     method: str
     path: re.Pattern[str]
@@ -35,7 +35,7 @@ class Fault(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """One request that came."""
+    """One request."""
 
     method: str
     path: str
@@ -77,7 +77,7 @@ class KubernetesApi:
         return int(self._server.server_address[1])
 
     def kubeconfig(self, folder: Path) -> Path:
-        """A kubeconfig that leads here, for the variable KUBECONFIG."""
+        """A kubeconfig of this server, for the variable KUBECONFIG."""
         file = folder / "kubeconfig"
         server = {"server": f"http://127.0.0.1:{self.port}"}
         document = {
@@ -94,7 +94,7 @@ class KubernetesApi:
     # --- what a test does -----------------------------------------------------------------
 
     def put(self, path: str, document: Json) -> Json:
-        """Store an object, as if somebody had written it, and tell the watches."""
+        """Store an object, as another client would, and notify the watches."""
         with self.lock:
             self._version += 1
             stored = copy.deepcopy(document)
@@ -107,7 +107,7 @@ class KubernetesApi:
             return stored
 
     def fail(self, method: str, path: str, status: int, *, times: int = 1, **headers: str) -> None:
-        """The next requests with this method whose path matches are answered with ``status``."""
+        """Answer the next matching requests with ``status``."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         with self.lock:
             self._faults += [Fault(method, re.compile(path), status, named)] * times
@@ -119,22 +119,22 @@ class KubernetesApi:
                 watch.put(event)
 
     def end_watches(self) -> None:
-        """End every watch in an orderly way, as a server does after some minutes."""
+        """End every watch regularly, as a server does after some minutes."""
         self.say_to_watches(None)
 
     def wait_for(self, done: Any, what: str, timeout_s: float = 30.0) -> None:
-        """Return when ``done()``; it is asked again after every request."""
+        """Wait for ``done()``, which is called after every request."""
         with self.lock:
             if not self.lock.wait_for(done, timeout_s):
                 lines = "\n".join(f"{a.method} {a.path} {a.status}" for a in self.asked)
                 raise AssertionError(f"not within {timeout_s} s: {what}\n{lines}")
 
     def requests(self, method: str, path: str) -> list[Asked]:
-        """What came so far."""
+        """The requests so far."""
         return [a for a in self.asked if a.method == method and re.search(path, a.path)]
 
     def events(self) -> list[Json]:
-        """The events that are stored, oldest first."""
+        """The stored events, oldest first."""
         return [document for path, document in self.objects.items() if "/events/" in path]
 
     # --- what the handler does -----------------------------------------------------------------
@@ -193,7 +193,7 @@ class KubernetesApi:
 
 
 def _merged(found: Any, patch: Any) -> Any:
-    """A strategic merge as far as needed: lists of named or typed mappings merge by that key."""
+    """A part of strategic merge: lists of mappings merge by their ``name`` or ``type``."""
     if isinstance(found, dict) and isinstance(patch, dict):
         merged = dict(found)
         for key, value in patch.items():
@@ -221,7 +221,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed."""
+        """Print nothing for a client that was killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -232,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         if "watch=true" in query.lower():
             status, body, headers = self.server.api.answer("WATCH", path, query, None)
-            if status in (200, 404):  # a list that is watched: nothing is stored at its path
+            if status in (200, 404):  # 404: a watch of a list, which has no object at its path.
                 self._stream()
                 return
             self._reply(status, body, headers)
@@ -286,4 +286,4 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-        """Quiet."""
+        """Print nothing."""

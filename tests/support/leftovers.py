@@ -1,8 +1,8 @@
 """A pytest plugin: the run fails if it leaves a FUSE mount or a process behind.
 
-Every process that a test starts inherits a variable with the session's own value, so one
-that lost its parent is found too, and a neighbour's run on the same machine is not. A
-server is a process, or a socket that this process itself still listens on.
+Every process that a test starts inherits a variable with the session's value. So orphans are
+found too, and processes of another run on this machine are not. Sockets that this process
+still listens on are found as well.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _KEY = "leftovers"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give this session a name that its children inherit."""
+    """Set the variable that identifies this session's processes."""
     os.environ[_SESSION_VARIABLE] = uuid.uuid4().hex
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Look around once all fixtures are gone."""
+    """Search for leftovers after all fixtures have ended."""
     found = session.config.stash.setdefault(_FOUND, [])
     found += leftovers(session.config)
-    if hasattr(session.config, "workeroutput"):  # one of pytest-xdist's, which shows nothing
+    if hasattr(session.config, "workeroutput"):  # A process of pytest-xdist, which cannot print.
         session.config.workeroutput[_KEY] = found
     if found:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -40,7 +40,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over what one of pytest-xdist's processes found."""
+    """Collect what a process of pytest-xdist found."""
     found = getattr(node, "workeroutput", {}).get(_KEY, [])
     node.config.stash.setdefault(_FOUND, []).extend(found)
 
@@ -48,13 +48,13 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say what was left."""
+    """Print what was left."""
     for line in config.stash.get(_FOUND, []):
         terminalreporter.write_line(f"LEFT BEHIND: {line}", red=True)
 
 
 def leftovers(config: pytest.Config) -> list[str]:
-    """What this session left: one line for each mount, process and listening socket."""
+    """This session's leftovers: a line for each mount, process and listening socket."""
     factory: pytest.TempPathFactory | None = getattr(config, "_tmp_path_factory", None)
     found = []
     if factory is not None:
@@ -85,7 +85,7 @@ def _listening_ports() -> list[int]:
         try:
             own.add(os.readlink(descriptor))
         except OSError:
-            continue  # the one that listed the folder
+            continue  # The descriptor of the listing itself.
     ports = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:

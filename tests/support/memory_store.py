@@ -1,5 +1,4 @@
-"""An object store in this process's memory: what the file system is tested and timed on
-where the store itself does not matter."""
+"""An object store in memory, for tests and benchmarks of the file system alone."""
 
 from __future__ import annotations
 
@@ -40,12 +39,12 @@ class MemoryStore:
     """Implements :class:`sidecar.mounter.store.interface.Store`.
 
     Args:
-        limits: what it refuses to go beyond, as stores do.
+        limits: enforced, as by real stores.
 
     Attributes:
-        requests: how often each operation was asked for.
-        uploads: those that are under way.
-        patched_bytes: sent by patches.
+        requests: number of calls, by operation.
+        uploads: unfinished uploads.
+        patched_bytes: bytes sent by patches.
     """
 
     url = "memory://"
@@ -139,7 +138,7 @@ class MemoryStore:
             return info
 
     def describe(self, key: str, properties: Properties) -> None:
-        """Somebody else gave an object properties, in place."""
+        """Set an object's properties in place, as another client would."""
         data, info = self._objects[key]
         changed = info._replace(properties=dict(properties), mtime_s=info.mtime_s + 1)
         self._objects[key] = data, changed
@@ -173,7 +172,7 @@ class MemoryStore:
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
         self._count("abandon")
-        if "number" in state:  # those whose answer is lost are none here
+        if "number" in state:  # Here, an upload whose answer was lost does not exist.
             self.uploads.pop(state["number"], None)
 
     def patch(
@@ -186,7 +185,7 @@ class MemoryStore:
         *,
         like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
-        """As a store does that copies parts; counts the bytes that it is sent."""
+        """As a store that can copy parts; counts the bytes that are sent."""
         self._count("patch")
         data, info = self._objects.get(base.key, (b"", None))
         if info is None or not _is_version(info, base.version):
@@ -253,7 +252,7 @@ class MemoryStore:
 
 
 class BareStore(MemoryStore):
-    """Lists no metadata, as S3 does not."""
+    """Listings without metadata, as on S3."""
 
     def list_page(
         self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
@@ -264,7 +263,7 @@ class BareStore(MemoryStore):
 
 
 class RenamingStore(MemoryStore):
-    """Calls what is made of parts otherwise from then on, as rclone's server does."""
+    """A completed upload's version changes afterwards, as on rclone's server."""
 
     def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
         super().resolve_version(made)
@@ -281,7 +280,7 @@ class RenamingStore(MemoryStore):
 
 
 class FailingStore(MemoryStore):
-    """Refuses what brings content while ``failure`` is set."""
+    """Refuses writes of content while ``failure`` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,11 +312,11 @@ class FailingStore(MemoryStore):
 
 
 class HangingStore(MemoryStore):
-    """Takes its time, and never answers what is asked about a key with ``hang`` in it.
+    """Slow; never answers a request for a key that contains ``hang``.
 
     Args:
         delay_s: before every answer.
-        on_hang: called with the operation that will not be answered.
+        on_hang: called with the name of an operation that hangs.
     """
 
     def __init__(self, delay_s: float, on_hang: Callable[[str], None]) -> None:

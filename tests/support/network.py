@@ -1,8 +1,8 @@
-"""A network of a pod's own: a namespace with loopback alone, and TCP ports passed in and out.
+"""A pod's own network: a namespace with loopback only, and TCP ports forwarded in and out.
 
-The sidecar's port is fixed, and open to the whole network it is in: in a network of its own it
-is in nobody's way, and nobody else reaches it. The tests' servers have the address inside that
-they have outside, so that credentials, tokens and signatures name the right one.
+The sidecar's port is fixed and open to its whole network; in its own network it conflicts with
+nobody and nobody else reaches it. The tests' servers have the same address inside as outside,
+so that credentials, tokens and signatures are valid.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _PIECE_BYTES = 64 * 1024
 # include/uapi/linux/sched.h, sockios.h, if.h
 _CLONE_NEWNET, _SIOCSIFFLAGS, _IFF_UP = 0x40000000, 0x8914, 1
 
-_libc = ctypes.CDLL(None, use_errno=True)  # os.setns() is there from Python 3.12 on
+_libc = ctypes.CDLL(None, use_errno=True)  # os.setns() is new in Python 3.12.
 
 _T = TypeVar("_T")
 
 
 class Network:
-    """The namespace lives as long as this object is not closed, or somebody is in it."""
+    """A network namespace; it ends when it is closed and the last process in it has ended."""
 
     def __init__(self) -> None:
         self._namespace = _in_a_thread(_make_namespace)
@@ -38,22 +38,22 @@ class Network:
 
     @property
     def path(self) -> str:
-        """The namespace as a file, such as podman takes it: ``--network ns:PATH``."""
+        """The namespace's file, for podman's ``--network ns:PATH``."""
         return f"/proc/{os.getpid()}/fd/{self._namespace}"
 
     def bring_in(self, port: int) -> None:
-        """Let those inside reach what listens outside on this port of 127.0.0.1."""
+        """Make a server outside reachable inside, on the same port of 127.0.0.1."""
         relay = self._inside(lambda: _Relay(port, lambda: socket.create_connection((HOST, port))))
         self._serve(relay)
 
     def bring_out(self, port: int) -> int:
-        """A port of 127.0.0.1 outside that leads to this one inside, open or not yet."""
+        """A port of 127.0.0.1 outside that leads to this port inside, which may open later."""
         relay = _Relay(0, lambda: self._inside(lambda: socket.create_connection((HOST, port))))
         self._serve(relay)
         return int(relay.server_address[1])
 
     def close(self) -> None:
-        """Stop passing ports, and let go of the namespace."""
+        """Stop forwarding and close the namespace."""
         for relay in self._relays:
             relay.shutdown()
             relay.server_close()
@@ -64,7 +64,7 @@ class Network:
         threading.Thread(target=relay.serve_forever, args=(0.02,), daemon=True).start()
 
     def _inside(self, make: Callable[[], _T]) -> _T:
-        """What ``make`` returns in the namespace; a socket stays in the one it was made in."""
+        """Call ``make`` in the namespace; a socket that it creates stays in there."""
 
         def enter_and_make() -> _T:
             _check(_libc.setns(self._namespace, _CLONE_NEWNET))
@@ -74,7 +74,7 @@ class Network:
 
 
 class _Relay(socketserver.ThreadingTCPServer):
-    """Listens on a port of 127.0.0.1, and passes each connection on to a new one."""
+    """Listens on a port of 127.0.0.1 and forwards each connection to a new one."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -90,7 +90,7 @@ class _Handler(socketserver.BaseRequestHandler):
     request: socket.socket
 
     def handle(self) -> None:
-        """Pass bytes both ways until both sides have ended."""
+        """Forward bytes both ways until both sides have ended."""
         with contextlib.suppress(OSError), self.server.connect() as other:
             back = threading.Thread(target=_pass, args=(other, self.request), daemon=True)
             back.start()
@@ -99,7 +99,7 @@ class _Handler(socketserver.BaseRequestHandler):
 
 
 def _pass(source: socket.socket, target: socket.socket) -> None:
-    """Bytes, and the end of them."""
+    """Forward bytes, and then the end of the stream."""
     with contextlib.suppress(OSError):
         while piece := source.recv(_PIECE_BYTES):
             target.sendall(piece)
@@ -108,13 +108,13 @@ def _pass(source: socket.socket, target: socket.socket) -> None:
 
 
 def _in_a_thread(work: Callable[[], _T]) -> _T:
-    """Run it in a thread that ends with it: a namespace is a thread's (setns(2))."""
+    """Run it in a new thread, because setns(2) changes the calling thread."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
 
 
 def _make_namespace() -> int:
-    """A descriptor of a new one, in which loopback is up."""
+    """A descriptor of a new namespace, with loopback up."""
     _check(_libc.unshare(_CLONE_NEWNET))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))

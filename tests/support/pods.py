@@ -1,12 +1,12 @@
-"""A pod manifest run by podman, the way a kubelet runs it.
+"""Runs a pod manifest with podman, as the kubelet would.
 
-What podman does not know is done here, as a kubelet does it (pkg/kubelet/kuberuntime): native
-sidecars (init containers with ``restartPolicy: Always``) and their startup probes, hooks, mount
-propagation, secrets and the downward API as files, and the order of the end: SIGTERM to the
-sidecar once the other containers have ended, SIGKILL after the grace period, then the emptyDirs
-are deleted. A pod has a network of its own, with the tests' servers that it asks for.
+This adds what podman lacks, as in pkg/kubelet/kuberuntime: native sidecars (init containers
+with ``restartPolicy: Always``) and their startup probes, hooks, mount propagation, secrets and
+the downward API as files, and the order of the end: SIGTERM to the sidecar once the other
+containers have ended, SIGKILL after the grace period, then the emptyDirs are deleted. A pod has
+its own network, in which the chosen ports of the tests' servers are reachable.
 
-The images are built by ``scripts/build-image.sh``; no registry of images is asked.
+The images are built by ``scripts/build-image.sh``; no image registry is used.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def build_images() -> str:
-    """Build what is not built yet; the images with their sizes, one a line."""
+    """Build missing images; all images with their sizes, one a line."""
     result = subprocess.run([_BUILD], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
@@ -60,7 +60,7 @@ def build_images() -> str:
 
 def podman(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run podman on this clone's own storage."""
-    # conmon leaves a file `oom` where it was started, when the kernel killed for memory.
+    # After an out-of-memory kill, conmon writes a file `oom` into its working directory.
     result = subprocess.run(
         [_PODMAN, *arguments], capture_output=True, text=True, check=False, cwd=_CONMON_PLACE
     )
@@ -75,17 +75,17 @@ class Container:
         self.name = name
 
     def state(self) -> Json:
-        """podman's State of it: Status, ExitCode, OOMKilled, ..."""
+        """Its State from podman: Status, ExitCode, OOMKilled, ..."""
         found: Json = json.loads(podman("inspect", self.name).stdout)[0]["State"]
         return found
 
     @property
     def running(self) -> bool:
-        """Whether its first process lives."""
+        """Whether its first process runs."""
         return self.state()["Status"] not in _STOPPED
 
     def wait(self, timeout_s: float = _TIMEOUT_S) -> int:
-        """The exit status, once it ends by itself."""
+        """Wait for its end; the exit status."""
         end_s = time.monotonic() + timeout_s
         while self.running:
             assert time.monotonic() < end_s, f"{self.name} is still running:\n{self.logs()}"
@@ -93,7 +93,7 @@ class Container:
         return int(self.state()["ExitCode"])
 
     def logs(self) -> str:
-        """What it printed, standard error included."""
+        """Its standard output and standard error."""
         result = podman("logs", self.name)
         return result.stdout + result.stderr
 
@@ -106,20 +106,20 @@ class Container:
         podman("kill", "--signal", name, self.name)
 
     def remove(self) -> None:
-        """End it and forget it."""
+        """Kill and remove it."""
         podman("rm", "--force", "--time", "0", "--ignore", self.name)
 
 
 class Pod:
-    """One pod: a manifest as the API would take it, and the objects that it refers to.
+    """One pod: a manifest, and the objects that it refers to.
 
     Args:
-        directory: what a kubelet has below /var/lib/kubelet/pods.
+        directory: the pod's directory, as below /var/lib/kubelet/pods.
         manifest: its ``metadata`` and ``spec``.
         secrets: secret name to (key to content).
         config_maps: the same for config maps.
-        claims: claim name to the directory that it is.
-        ports: of this machine's loopback, which the pod reaches at the same address.
+        claims: claim name to a directory.
+        ports: of this machine's loopback, reachable in the pod at the same address.
     """
 
     def __init__(
@@ -150,8 +150,8 @@ class Pod:
     def start(self) -> Self:
         """Start every init container in order, then the others.
 
-        Returns also when a native sidecar ended before its startup probe succeeded: the
-        others are not started then. A postStart hook that fails ends its own container only.
+        If a native sidecar ends before its startup probe succeeds, it returns and does not
+        start the others. A postStart hook that fails ends its own container only.
         """
         for port in self._ports:
             self.network.bring_in(port)
@@ -168,7 +168,7 @@ class Pod:
         return self
 
     def start_container(self, container: Json) -> Container:
-        """Start one container, also once more after it ended, as a kubelet does."""
+        """Start one container, or restart it after it ended, as the kubelet does."""
         self._starts += 1
         name = f"test-{self.uid[:12]}-{container['name']}-{self._starts}"
         message = self._message_file(container["name"])
@@ -191,14 +191,14 @@ class Pod:
         return name in self._containers
 
     def termination_message(self, name: str) -> str:
-        """What a container left for the kubelet."""
+        """The container's termination message."""
         return self._message_file(name).read_text()
 
     def stop_sidecars(self, grace_s: float | None = None) -> dict[str, int]:
-        """What happens when the main containers have ended; the exit status of each sidecar.
+        """Stop the sidecars, as the kubelet does after the main containers; their exit status.
 
         Args:
-            grace_s: what is left of the pod's, which it is by default.
+            grace_s: the rest of the pod's grace period; default: all of it.
         """
         end_s = time.monotonic() + (self._grace_s if grace_s is None else grace_s)
         return {
@@ -208,10 +208,10 @@ class Pod:
         }
 
     def delete(self) -> dict[str, int]:
-        """What `kubectl delete` does; the exit status of each container.
+        """Stop the pod, as `kubectl delete` does; the exit status of each container.
 
-        The containers are told to stop at once, the native sidecars when all of them have
-        ended, and one grace period is for all of it.
+        The main containers are stopped at once, the native sidecars after them, all within
+        one grace period.
         """
         end_s = time.monotonic() + self._grace_s
         running = [container for container in self.spec["containers"] if container["name"] in self]
@@ -235,12 +235,12 @@ class Pod:
         return running.wait()
 
     def mounted(self) -> list[str]:
-        """What is mounted in the pod's volumes, on the host."""
+        """Mount points in the pod's volumes, on the host."""
         below = f"{self.directory / 'volumes'}/"
         return [mount.path for mount in mounts.mounted() if mount.path.startswith(below)]
 
     def delete_volumes(self) -> None:
-        """Delete the emptyDirs, as the kubelet does at a pod's end. OSError where it cannot."""
+        """Delete the emptyDirs, as the kubelet does at a pod's end. Raises OSError."""
         self._unshare()
         for name, volume in self._volumes.items():
             if "emptyDir" in volume and self._empty_directory(name).exists():
@@ -275,7 +275,7 @@ class Pod:
     # --- volumes ------------------------------------------------------------------------
 
     def host_path(self, name: str) -> Path:
-        """Where a volume of the pod is on the host, made where a kubelet makes it."""
+        """A volume's path on the host; created if the kubelet would create it."""
         volume = self._volumes[name]
         if "hostPath" in volume:
             path = Path(volume["hostPath"]["path"])
@@ -287,7 +287,7 @@ class Pod:
         path = self._empty_directory(name)
         if not path.exists():
             path.mkdir(parents=True)
-            path.chmod(0o777)  # as a kubelet makes an emptyDir
+            path.chmod(0o777)  # The kubelet's mode of an emptyDir.
             mode = volume.get("secret", {}).get("defaultMode", 0o644)
             for file, content in self._projected(volume).items():
                 (path / file).write_text(content)
@@ -322,7 +322,7 @@ class Pod:
         return str(known[path])
 
     def _share(self) -> None:
-        """Make the volumes' place a shared mount, which the kubelet's folder is on a node."""
+        """Make the volumes' directory a shared mount, as the kubelet's directory is."""
         make_shared(self.directory / "volumes")
         self._is_shared = True
 
@@ -373,14 +373,14 @@ class Pod:
         if mount["mountPath"] == _FUSE_DEVICE:
             return ["--device", _FUSE_DEVICE]
         source = self.host_path(mount["name"]) / mount.get("subPath", "")
-        source.mkdir(parents=True, exist_ok=True)  # a sub-path that is not there (SafeMakeDir)
+        source.mkdir(parents=True, exist_ok=True)  # The kubelet creates sub-paths (SafeMakeDir).
         flags = [_PROPAGATION.get(mount.get("mountPropagation", ""), "rprivate")]
         if mount.get("readOnly"):
             flags.append("ro")
         return ["--volume", f"{source}:{mount['mountPath']}:{','.join(flags)}"]
 
     def _started(self, container: Json, running: Container) -> bool:
-        """Wait for the startup probe; False when the container ended first."""
+        """Wait for the startup probe; False if the container ended first."""
         probe = container["startupProbe"]
         port = self.network.bring_out(probe["httpGet"]["port"])
         url = f"http://{HOST}:{port}{probe['httpGet']['path']}"
@@ -389,12 +389,12 @@ class Pod:
             if not running.running:
                 return False
             assert time.monotonic() < end_s, f"not ready:\n{running.logs()}"
-            time.sleep(_POLL_S)  # and not the period: nothing is shown by waiting longer
+            time.sleep(_POLL_S)  # Shorter than the probe's period, to save time.
         return True
 
 
 def make_shared(place: Path) -> None:
-    """Make a directory that is a shared mount of its own, so that mounts below it are passed on."""
+    """Make a directory that is a shared mount, so that mounts below it propagate."""
     place.mkdir(parents=True, exist_ok=True)
     _mount(place, _MS_BIND)
     try:
@@ -408,12 +408,12 @@ def _succeeds(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
-    except OSError:  # an HTTP error too
+    except OSError:  # HTTPError is one.
         return False
 
 
 def _mount(path: Path, flags: int) -> None:
-    """mount(2) of a path onto itself, or a change of its propagation."""
+    """mount(2) of a path onto itself, or of a propagation flag."""
     name = os.fsencode(path)
     if _libc.mount(name, name, None, flags, None) != 0:
         raise OSError(ctypes.get_errno(), f"mount {path}")

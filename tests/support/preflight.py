@@ -1,7 +1,6 @@
-"""A pytest plugin: what this machine lacks is said before the first test, and not by failures.
+"""A pytest plugin: reports what this machine lacks before the first test.
 
-Only where everything is to be run: one test, or one folder, may need less than the whole.
-Loaded by pyproject.toml.
+Only in runs of all tests: one test, or one folder, may need less. Loaded by pyproject.toml.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import pytest
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "preflight.sh"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist starts its processes
+@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist starts its processes.
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Raise UsageError, which ends the run with status 4, with the script's lines."""
+    """Raise UsageError (exit status 4) with the script's lines."""
     config = session.config
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if not whole or config.option.collectonly or hasattr(config, "workerinput"):

@@ -1,4 +1,4 @@
-"""A proxy on loopback that forwards HTTP/1.1 as it is; what it does more, a subclass says."""
+"""A proxy on loopback that forwards HTTP/1.1 unchanged; subclasses change requests or answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PIECE_BYTES = 256 * 1024
 
 
 class Head(NamedTuple):
-    """First line and header fields of a request or an answer, and the bytes of both."""
+    """First line and header fields of a request or an answer, parsed and as bytes."""
 
     line: str
     fields: dict[str, str]
@@ -37,7 +37,7 @@ class Head(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """Both sides of a connection."""
+    """The sockets to the client and to the store."""
 
     client: socket.socket
     upstream: socket.socket
@@ -45,10 +45,10 @@ class Ends(NamedTuple):
 
 
 class Proxy:
-    """Listens on loopback, forwards to ``upstream_port`` there, each request with its body read.
+    """Listens on loopback and forwards complete requests to ``upstream_port`` there.
 
     Args:
-        port: where to listen; a free one by default.
+        port: to listen on; a free one by default.
     """
 
     def __init__(self, upstream_port: int, *, port: int = 0) -> None:
@@ -61,7 +61,7 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
         return int(self._listener.getsockname()[1])
 
     @property
@@ -98,7 +98,7 @@ class Proxy:
         self.stop()
 
     def exchange(self, request: Head, body: bytes, ends: Ends) -> bool:
-        """Answer one request; whether the connection goes on. A subclass may do otherwise."""
+        """Forward one request; whether to keep the connection. Subclasses override it."""
         return self.forward(request.method, request.raw + body, ends)
 
     def forward(
@@ -138,7 +138,7 @@ class Proxy:
         return not truncate
 
     def passed(self, method: str, size: int) -> None:
-        """Called for each piece of an answer's body that went to the client."""
+        """Called for each piece of an answer's body sent to the client."""
 
     def _run(self, target: Callable[..., None], *arguments: socket.socket) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
@@ -155,12 +155,12 @@ class Proxy:
             self._run(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
-        """Requests of one connection, over one connection to the store."""
+        """Serve a client's connection over one connection to the store."""
         with client, contextlib.ExitStack() as stack:
             try:
                 upstream = socket.create_connection((HOST, self._upstream_port))
             except OSError:
-                return  # the store is down
+                return  # The store is down.
             stack.enter_context(upstream)
             with self._lock:
                 self._open |= {client, upstream}
@@ -170,7 +170,7 @@ class Proxy:
                 while not self._ending.is_set() and self._one(incoming, ends):
                     pass
             except (OSError, ValueError):
-                return  # either side went away
+                return  # One side closed.
             finally:
                 with self._lock:
                     self._open -= {client, upstream}
@@ -200,7 +200,7 @@ def read_head(stream: BinaryIO) -> Head | None:
 
 
 def read_body(stream: BinaryIO, head: Head) -> bytes:
-    """As it is sent, with its chunks. Raises ValueError where the connection ends within it."""
+    """The body as sent, with its chunk framing. Raises ValueError if the connection ends early."""
     if "chunked" in head.fields.get("transfer-encoding", ""):
         return read_chunks(stream)
     length = int(head.fields.get("content-length", "0"))
@@ -238,7 +238,7 @@ def plain_body(stream: BinaryIO, head: Head) -> bytes:
 
 
 def http_answer(status: int, phrase: str, body: bytes = b"", **fields: str) -> bytes:
-    """A whole answer; ``_`` in names of fields stands for ``-``."""
+    """A complete answer; ``_`` in a field's name stands for ``-``."""
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
     head = f"HTTP/1.1 {status} {phrase}\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
     return head.encode("latin-1") + body

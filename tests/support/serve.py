@@ -1,6 +1,6 @@
 """Serve a memory store through a transport: ``python -m tests.support.serve TRANSPORT DIR``.
 
-A process of its own, since a process must not read the mount that it serves.
+A separate process, because a process must not read the mount that it serves.
 """
 
 from __future__ import annotations
@@ -76,14 +76,12 @@ def main() -> None:
     parser.add_argument(
         "--object", action="append", default=[], metavar="KEY=TEXT", help="make this object"
     )
-    parser.add_argument(
-        "--refuse-uploads", action="store_true", help="fail whatever brings content"
-    )
+    parser.add_argument("--refuse-uploads", action="store_true", help="refuse writes of content")
     parser.add_argument(
         "--slow",
         type=float,
         metavar="S",
-        help="answer so many seconds later, and never about a key with `hang` in it",
+        help="delay every answer, and never answer for a key with `hang` in it",
     )
     parser.add_argument(
         "--most-inodes", type=int, help="have the kernel forget what it does not use above that"
@@ -109,7 +107,7 @@ def main() -> None:
         MemoryStore.put(store, key, text.encode())
     mountpoints = [path for path in (options.twin, options.mountpoint) if path]
     if options.until_eof:
-        # So the mount does not outlive whoever asked for it, however that ends.
+        # The mount must not outlive the test, even if that is killed.
         threading.Thread(target=_unmount_at_eof, args=(mountpoints,), daemon=True).start()
     with tempfile.TemporaryDirectory() as state:
         for number, mountpoint in enumerate(mountpoints):
@@ -138,7 +136,7 @@ def main() -> None:
 
 
 def _unmount_at_eof(mountpoints: list[str]) -> None:
-    # Not sys.stdin: at exit the interpreter would wait for its lock.
+    # Not sys.stdin: the interpreter would wait for its lock at exit.
     while os.read(0, 4096):
         pass
     for path in mountpoints:
@@ -146,7 +144,7 @@ def _unmount_at_eof(mountpoints: list[str]) -> None:
 
 
 def _say_nothing(_can_resend: bool = False) -> None:
-    """The twin serves before the mount that is asked for."""
+    """For the twin, which serves before the main mount is ready."""
 
 
 def _say_serving(_can_resend: bool = False) -> None:

