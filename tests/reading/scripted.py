@@ -1,4 +1,4 @@
-"""A store that answers when it is told to, and readers on it."""
+"""A store that answers on command, and readers of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ THREADS = 16
 
 
 class ScriptedStore(MemoryStore):
-    """Counts ranges; GETs wait while the gate is shut, and fail while there is a failure.
+    """Counts ranges; GETs wait while the gate is closed, and fail while ``failure`` is set.
 
     Attributes:
         ranges: (offset, length) of each GET, in the order in which they were asked.
@@ -68,7 +68,7 @@ class Reading:
         page_cache_bytes: int = 0,
     ) -> None:
         self.store = ScriptedStore()
-        unit = random.Random(1).randbytes(MIB + 13)  # no two offsets near each other look alike
+        unit = random.Random(1).randbytes(MIB + 13)  # A wrong offset gives other bytes.
         self.content = (unit * (size_bytes // len(unit) + 1))[:size_bytes]
         self.info: ObjectInfo = self.store.put("object", self.content)
         self.threads = ThreadPoolExecutor(THREADS)
@@ -99,11 +99,11 @@ class Reading:
             result.release()
 
     def check(self, reader: ObjectReader, offset: int, size: int) -> None:
-        """A read gives exactly the bytes of the range."""
+        """Read a range and compare its bytes."""
         assert self.read(reader, offset, size) == self.content[offset : offset + size]
 
     def settle(self) -> None:
-        """Return once no fetch is under way."""
+        """Wait until no fetch is in flight."""
         everybody = threading.Barrier(THREADS + 1)
         for _ in range(THREADS):
             self.threads.submit(everybody.wait)

@@ -56,7 +56,7 @@ def check_everything(
             print(dict(proxy.requests), dict(proxy.injected), counted)
             retried = sum(counted.values())
             assert retried > 0
-            # A closed keep-alive connection is asked again at once, without a retry.
+            # A request on a keep-alive connection that was closed is repeated without a retry.
             assert retried <= sum(proxy.injected.values()) - proxy.injected["delay"]
             assert sidecar.stop() == 0
         return proxy

@@ -1,4 +1,4 @@
-"""How far ahead of a reader the store is asked, and what it costs."""
+"""How far readahead goes, and what it costs."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_read_larger_than_the_budget_is_served(reading: Make) -> None:
     one = reading(8 * MIB, 3 * MIB)
     reader = one.open()
     one.check(reader, 0, 8 * MIB)
-    for offset, size in blocks(8 * MIB, MIB):  # no part was left that nobody fetches
+    for offset, size in blocks(8 * MIB, MIB):  # Every part is still fetched by somebody.
         one.check(reader, offset, size)
 
 
@@ -164,7 +164,7 @@ def test_random_reads_cost_exactly_their_bytes(reading: Make) -> None:
     for offset in offsets:
         one.check(reader, offset, 128 * KIB)
     one.settle()
-    # One read may by chance begin where another one ended, or be there already.
+    # By chance, a read may begin where another one ended, or be in memory already.
     assert one.store.asked_bytes <= 300 * 128 * KIB * 1.1
 
 
@@ -227,7 +227,7 @@ def test_four_interleaved_streams_of_one_handle(reading: Make) -> None:
             one.check(reader, quarter * 16 * MIB + offset, size)
     one.settle()
     assert len(one.store.ranges) < 100, "in parts, not read by read"
-    # A quarter's window reaches into the next one, whose reader was there first.
+    # A window may reach into the next quarter, which its own reader has fetched before.
     assert one.store.asked_bytes <= 2 * 64 * MIB
 
 
@@ -330,7 +330,7 @@ def test_many_threads_on_one_reader_get_right_bytes(
             for offset, size in reads[number:] + reads[:number]:
                 one.check(reader, offset, size)
                 assert one.buffers.lent_bytes <= budget_mib * MIB
-        except BaseException as error:  # noqa: BLE001 - told by the main thread
+        except BaseException as error:  # noqa: BLE001 - reported by the main thread
             wrong.append(error)
 
     running = [threading.Thread(target=run, args=(number,)) for number in range(threads)]

@@ -1,4 +1,4 @@
-"""Random reads of one object: what they bring beyond the question, and what bounds that."""
+"""Random reads of one object: read-around, background readahead, and their limits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def reading(tmp_path: Path) -> Iterator[Make]:
 
 
 class Pages:
-    """What the kernel would have: blocks that were read, or given to it."""
+    """The kernel's page cache: blocks that were read, or given to it."""
 
     def __init__(self, one: Reading, reader: ObjectReader) -> None:
         self._one = one
@@ -55,7 +55,7 @@ class Pages:
         self.there: set[int] = set()
 
     def read(self, offset: int, *, keep: bool = True) -> None:
-        """One block, from the pages or else through the reader."""
+        """Read one block, from the pages or else through the reader."""
         if offset in self.there:
             return
         result = self._reader.read(offset, BLOCK)
@@ -72,14 +72,14 @@ class Pages:
 
 
 def shuffled(size_bytes: int = SIZE) -> list[int]:
-    """Every block of an object, in random order, the first one last (it begins a window)."""
+    """Every block of an object, in random order; the first one last, as it begins a window."""
     offsets = list(range(BLOCK, size_bytes, BLOCK))
     random.Random(2).shuffle(offsets)
     return [*offsets, 0]
 
 
 def scattered() -> list[int]:
-    """A third of the blocks in random order; none follows another, so nothing is read ahead."""
+    """A third of the blocks in random order, none next to another: there is no readahead."""
     offsets = list(range(BLOCK, SIZE, 3 * BLOCK))
     random.Random(2).shuffle(offsets)
     return offsets
@@ -114,7 +114,7 @@ def test_at_any_moment_little_more_was_fetched_than_one_read_brings(reading: Mak
 
 
 @pytest.mark.parametrize("budget_bytes", [0, SIZE - 1])
-def test_without_room_in_the_page_cache_nothing_is_widened(
+def test_without_room_in_the_page_cache_there_is_no_read_around(
     reading: Make, budget_bytes: int
 ) -> None:
     one = reading(page_cache_bytes=budget_bytes)
@@ -124,7 +124,7 @@ def test_without_room_in_the_page_cache_nothing_is_widened(
     assert one.store.asked_bytes == 200 * BLOCK
 
 
-def test_a_reader_that_cannot_give_pages_widens_nothing(reading: Make) -> None:
+def test_a_reader_that_cannot_give_pages_does_no_read_around(reading: Make) -> None:
     one = reading()
     pages = Pages(one, one.open())
     for offset in scattered()[:200]:
@@ -162,7 +162,7 @@ def test_a_failed_fetch_leaves_nothing_behind(reading: Make) -> None:
 
 
 def test_the_last_bytes_of_an_object_may_be_the_first_that_are_read(reading: Make) -> None:
-    """As of an archive, whose table of contents is at the end."""
+    """As in an archive, whose directory is at the end."""
     one = reading(SIZE + 5)
     reader = one.open(surplus=True)
     one.check(reader, SIZE, 5)
@@ -206,7 +206,7 @@ def test_room_is_shared_and_given_back() -> None:
 
 
 class Behind:
-    """Takes what a reader brings behind the program's back, and compares it."""
+    """Takes what background readahead fetches, and compares it."""
 
     def __init__(self, one: Reading) -> None:
         self._one = one
@@ -218,7 +218,7 @@ class Behind:
 
 
 def read_at_random(one: Reading) -> ObjectReader:
-    """A reader that was asked for just as much as makes bringing the rest pay."""
+    """A reader after just enough random reads to start background readahead."""
     reader = one.open(surplus=True)
     for offset in scattered():
         reader.read(offset, BLOCK).release()
@@ -226,7 +226,7 @@ def read_at_random(one: Reading) -> ObjectReader:
 
 
 def asked_at_random(size_bytes: int, blocks: range) -> ReadAround:
-    """The same, without a reader."""
+    """A ReadAround after as many random reads, without a reader."""
     read_around = ReadAround(PageCacheShare(size_bytes), size_bytes, blocks)
     for offset in range(0, 32 * MIB, BLOCK):
         read_around.end(read_around.begin(offset, offset + BLOCK)[0])
@@ -271,7 +271,7 @@ def test_what_is_brought_behind_is_a_multiple_of_what_was_asked() -> None:
     there: set[int] = set()
     for offset in offsets:
         if offset in there:
-            continue  # the kernel has it
+            continue  # The kernel has it.
         first, last = read_around.begin(offset, offset + BLOCK)
         read_around.given(first, last)
         read_around.end(first)
@@ -391,11 +391,11 @@ def test_through_a_mount_every_byte_is_right_and_most_reads_ask_nothing(
         name = "mount_sidecar_store_request_duration_seconds_count"
         requests = sidecar.metric(name, **labels)
         print(f"{requests:.0f} requests for {len(offsets)} blocks")
-        assert requests < len(offsets) * 2 / 3  # unwidened it is four fifths
+        assert requests < len(offsets) * 2 / 3  # Without read-around: four fifths.
 
 
 def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) -> None:
-    """Of a sparse object, whose blocks differ in their first bytes."""
+    """With a sparse object whose blocks differ in their first bytes."""
     size = 2048 * MIB
     with RcloneServer(tmp_path / "server", etags=False) as server:
         cloud = RcloneCloud(server, "behind")
@@ -421,7 +421,7 @@ def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) 
                     return sidecar.metric("mount_sidecar_fetched_bytes_total")
 
                 def comes_by_itself() -> bool:
-                    # What a read brings is fetched before it is answered.
+                    # The read's own fetch has ended when it is answered.
                     before = fetched()
                     time.sleep(0.1)
                     return fetched() > before

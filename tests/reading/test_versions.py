@@ -1,4 +1,4 @@
-"""An object that changes: an open file is one version, and old bytes are never the new ones'."""
+"""An object that changes: an open file stays one version, and versions are never mixed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def content(version: int, size: int = SIZE) -> bytes:
 
 
 def drop_pages(file: int) -> None:
-    """What the kernel keeps must not answer for the store."""
+    """Drop the kernel's pages of a file, so that it is read from the store."""
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -68,7 +68,7 @@ def test_a_changed_object_is_stale_under_an_open_handle_and_new_under_a_new_one(
             assert os.pread(handle, MIB, 0) == old[:MIB]
             cloud.write("key", new)
             drop_pages(handle)
-            # What was fetched before may still come, and must be the old version's.
+            # Bytes fetched before may still be read, and must be the old version's.
             with pytest.raises(OSError, match="Stale") as caught:
                 read_all(handle, old)
             assert caught.value.errno == errno.ESTALE
@@ -117,7 +117,7 @@ def test_blocks_of_the_old_version_are_never_served_after_a_remount(
     with sidecar:
         assert (mount / "key").read_bytes() == new
         assert sidecar.metric("mount_sidecar_passthrough_opens_total") == 0
-    cloud.write("key", old)  # the same bytes are the same version: an ETag is of the content
+    cloud.write("key", old)  # The same bytes have the same ETag, and so are the same version.
     sidecar, _, mount = start(CACHES[1])
     with sidecar:
         assert (mount / "key").read_bytes() == old
