@@ -1,4 +1,4 @@
-"""What objects keep of mode, owner and times: read back, and what that costs."""
+"""Mode, owner and times are kept with objects: what is read back, and at what cost."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_our_own_writes_cost_no_head(tmp_path: Path) -> None:
 
 
 def test_names_alone_cost_no_head(tmp_path: Path) -> None:
-    """READDIRPLUS gives inodes without attributes that count."""
+    """READDIRPLUS returns inodes, but attributes that are not valid."""
     store = BareStore()
     for number in range(50):
         store.put(f"{number:02}", b"")
@@ -174,7 +174,7 @@ def test_names_alone_cost_no_head(tmp_path: Path) -> None:
 
 
 class SlowHeads(BareStore):
-    """HEADs wait until several of them do.
+    """HEADs wait until several of them have arrived.
 
     Attributes:
         most: the most that waited at the same time.

@@ -1,4 +1,4 @@
-"""Renaming directories: what the store is asked, what others do meanwhile, deaths of workers."""
+"""Renaming directories: requests, concurrent operations, workers that die."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SlowStore(MemoryStore):
 
 
 class Died(BaseException):
-    """The worker ends here."""
+    """Stands for the death of the worker."""
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_keys_that_no_path_can_spell_go_along(store: SlowStore, tmp_path: Path) 
 def test_a_save_waits_for_the_rename_and_goes_to_the_new_name(
     store: SlowStore, tmp_path: Path
 ) -> None:
-    """And one that has nothing to do with it does not."""
+    """An unrelated one does not wait."""
     view = View(store, tmp_path)
     handle = view.open("old/0/00", os.O_RDWR)
     view.fs.write(handle, 0, b"changed")
@@ -122,7 +122,7 @@ def test_a_save_waits_for_the_rename_and_goes_to_the_new_name(
         view.write("elsewhere", b"")
         assert not saved.done()
         assert not made.done()
-        view.fs.write(handle, 7, b" again")  # who writes need not wait
+        view.fs.write(handle, 7, b" again")  # A write does not wait.
         store.gate.set()
         for done in (rename, saved, made):
             done.result()
@@ -181,7 +181,7 @@ def test_a_worker_dies_while_it_copies(
 ) -> None:
     self_destruct(store, tmp_path, how, copies=copies)
     check(store)
-    # Sixteen may have been under way; none of the others is copied twice.
+    # Up to sixteen copies were in flight; only these may be repeated.
     assert store.requests["copy"] <= FILES + 16
 
 
@@ -197,7 +197,7 @@ def test_a_worker_dies_while_it_deletes(
 def self_destruct(
     store: SlowStore, state: Path, how: str, *, copies: int = 1 << 30, deletions: int = 1 << 30
 ) -> None:
-    """A worker dies at this moment of a rename, and its successor does the rest."""
+    """A worker dies at this point of a rename; its successor completes it."""
     store.failure, store.copies, store.deletions = Died(), copies, deletions
     fs = build(store, state)[0]
     fs.recovery.begin()
@@ -231,7 +231,7 @@ def self_destruct(
 
 
 def test_a_rename_whose_request_does_not_come_again(store: SlowStore, tmp_path: Path) -> None:
-    """Its program was killed while no worker was alive: nothing is lost or left twice."""
+    """Its program was killed while no worker was alive: nothing is lost or duplicated."""
     store.failure, store.copies = Died(), FILES // 2
     fs = build(store, tmp_path)[0]
     fs.recovery.begin()

@@ -92,7 +92,7 @@ def test_a_full_spool(tmp_path: Path) -> None:
     assert view.fs.statistics().blocks_free == 0
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert store.head("file").size_bytes == 7  # what was taken is kept
+    assert store.head("file").size_bytes == 7  # What was accepted is saved.
     assert budget.used_bytes == 0
     budget.total_bytes = total
     view.write("file", b"more")
@@ -100,7 +100,7 @@ def test_a_full_spool(tmp_path: Path) -> None:
 
 
 def test_a_file_is_emptied_in_a_spool_that_is_over_full(tmp_path: Path) -> None:
-    """Blocks are larger than what was asked for, and two that ask at once may both be let in."""
+    """The disk allocates whole blocks, and two concurrent writes may both pass the check."""
     view = View(MemoryStore(), tmp_path)
     handle = view.open("file", os.O_WRONLY | os.O_CREAT)
     view.fs.write(handle, 0, bytes(5000))

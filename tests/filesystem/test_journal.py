@@ -1,4 +1,4 @@
-"""The journal itself, and that a file system restored from it is the one that wrote it."""
+"""The journal, and that a file system restored from it equals the one that wrote it."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class TestFile:
         assert not (tmp_path / "journal").exists()
 
     def test_it_grows_with_what_is_held(self, journal: Journal, tmp_path: Path) -> None:
-        """More than a whole first file at once, in one record and in many."""
+        """More than the file's first size at once, in one record and in many."""
         held: dict[int, Record] = {}
         journal.begin(lambda: list(held.values()))
         for number in range(3):
@@ -321,7 +321,7 @@ def test_counts_are_right_whatever_threads_do_at_once(tmp_path: Path) -> None:
 
 
 def test_no_number_is_given_twice(tmp_path: Path) -> None:
-    """Not even one that was given back, and not after two deaths."""
+    """Not even a forgotten one, and not after two deaths."""
     store = MemoryStore()
     store.put("a", b"a")
     given = []
@@ -343,9 +343,9 @@ def test_no_number_is_given_twice(tmp_path: Path) -> None:
 
 
 def known(filesystem: FileSystem) -> tuple[list[Record], dict[int, str]]:
-    """What the kernel may refer to, and what is only here: records, and the inodes' keys.
+    """The records of inodes and handles that must survive, and the inodes' keys.
 
-    Without times of modification: what counts is the write that the store confirms.
+    Without modification times, which the write to the store determines.
     """
     records = filesystem.recovery.records()
     inodes = {
@@ -384,7 +384,7 @@ NAMES = st.sampled_from(["a", "b", "c", "d"])
 
 
 class AtOnce(Executor):
-    """Does what is submitted before it returns."""
+    """Runs what is submitted at once, in the calling thread."""
 
     def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -393,7 +393,7 @@ class AtOnce(Executor):
 
 
 class Restored(RuleBasedStateMachine):
-    """Operations as the kernel asks for them; at any moment another file system takes over."""
+    """Requests as from the kernel; at any moment another file system may take over."""
 
     directories = Bundle("directories")
     files = Bundle("files")
@@ -435,12 +435,12 @@ class Restored(RuleBasedStateMachine):
             read_only=False,
             ttl_s=3600,
         )
-        # A thread would go on saving, and write it down, after the worker that it is part of died.
+        # A thread would go on saving, and journal it, after its worker died.
         filesystem.files.write_back._threads = AtOnce()
         return filesystem
 
     def _given(self, entry: Entry) -> int:
-        """The number of an inode that the kernel now has."""
+        """Note that the kernel now has this inode; its number."""
         self._last_inode = max(self._last_inode, entry.attributes.inode)
         return entry.attributes.inode
 
@@ -475,7 +475,7 @@ class Restored(RuleBasedStateMachine):
 
     @rule(inode=st.one_of(files, directories), count=st.integers(1, 3))
     def forget(self, inode: int, count: int) -> None:
-        if inode not in self._read.values():  # the kernel holds what is open
+        if inode not in self._read.values():  # The kernel does not forget an open directory.
             self._filesystem.forget(inode, count)
 
     @rule(target=handles, parent=directories, name=NAMES)
@@ -564,7 +564,7 @@ class Restored(RuleBasedStateMachine):
 
 
 TestRestored = pytest.mark.filterwarnings("ignore::ResourceWarning")(Restored.TestCase)
-# Seconds when it passes. A failure takes longer, until it is made small; let it be reported.
+# A success takes seconds; a failure takes long to shrink, and must still be reported.
 TestRestored = pytest.mark.timeout(600)(TestRestored)
 Restored.TestCase.settings = settings(
     max_examples=40,

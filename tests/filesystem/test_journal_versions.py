@@ -1,4 +1,4 @@
-"""Journals that this version did not write: of the version before, of a later one, and broken."""
+"""Journals of the version before, of a later version, and broken ones."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_every_kind_of_record_of_version_3(tmp_path: Path) -> None:
 
 
 def kept(state: Path) -> dict[str, bytes]:
-    """What was in the spool before, by the names that it had."""
+    """The spool files that were set aside, by their former names."""
     paths = (state / "spool").glob("*.data*")
     return {path.name.partition(".")[0]: path.read_bytes() for path in paths}
 

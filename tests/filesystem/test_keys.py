@@ -90,7 +90,7 @@ def test_a_directory_whose_object_has_content_is_not_removed(tmp_path: Path) -> 
         view.fs.remove_directory(ROOT, "e")
     with pytest.raises(NotEmpty):
         view.rename("other", "e")
-    # Nor is it emptied when an attribute is kept with it.
+    # Setting an attribute keeps its content.
     view.fs.set_attributes(view.inode("e"), {"mode": 0o700})
     assert read(store, "e/") == b"hidden"
     assert store.head("e/").metadata == {"theirs": "kept", "mode": "16832"}

@@ -1,4 +1,4 @@
-"""What the limits of a store, of the spool and of a process mean for programs that write."""
+"""How limits of the store, the spool and the process affect programs that write."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def noise(seed: int, size: int) -> bytes:
 
 @pytest.mark.parametrize("small", [1, 3 * MIB, 5 * MIB - 1, 5 * MIB])
 def test_a_file_that_was_saved_small_grows(tmp_path: Path, small: int) -> None:
-    """As logs and databases do. A part that is copied must have 5 MiB, unless it is the last."""
+    """As logs and databases do. A copied part must have 5 MiB, unless it is the last."""
     store = MemoryStore(S3Store.limits)
     view = View(store, tmp_path)
     handle = view.open("file", os.O_RDWR | os.O_CREAT)

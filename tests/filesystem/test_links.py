@@ -1,4 +1,4 @@
-"""Links as objects: rclone's convention, and what has the name of a link beside it."""
+"""Links as objects: rclone's convention, and a link beside an object of the same name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One reading of one directory, beside changes that this mount makes meanwhile."""
+"""A listing while this mount changes the directory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.support.memory_store import MemoryStore
 
 
 class BusyMachine(Executor):
-    """A thread that runs at once, while the one that started it has to wait.
+    """Runs what is submitted before the submitting thread goes on.
 
     Args:
-        meanwhile: happens before the starter goes on.
+        meanwhile: called in between.
     """
 
     def __init__(self, meanwhile: Callable[[], None]) -> None:
@@ -40,7 +40,7 @@ def names_of(listing: Listing) -> list[str]:
 
 
 def test_a_file_made_while_its_page_was_requested_is_listed() -> None:
-    """The store answered before the file was there; what this mount changed since then counts."""
+    """The store answered before the file existed, but this mount knows its own changes."""
     store = MemoryStore()
     names = [f"{number:04}" for number in range(1500)]  # two pages
     for name in names:

@@ -1,4 +1,4 @@
-"""What is remembered of names is freed once it is not believed any more."""
+"""Cached names are freed when they have expired."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = 200_000
 
 
 class ManyNames(MemoryStore):
-    """A root of many names that need no memory here."""
+    """A root with many names that are made page by page."""
 
     def list_page(
         self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
@@ -48,7 +48,7 @@ def test_a_large_listing_is_freed_when_nobody_reads_it_and_nobody_believes_it(
     lines = view.fs.read_directory(reading, 0)
     names = [next(lines).name for _ in range(NAMES // 2)]
     view.fs.namespace.directory_cache.drop_expired()
-    names += [line.name for line in lines]  # who reads it reads on
+    names += [line.name for line in lines]  # An open reading goes on.
     assert len(names) == len(set(names)) == NAMES + 2
     del names
     view.fs.release_directory(reading)
@@ -80,7 +80,7 @@ def test_what_is_believed_stays(tmp_path: Path) -> None:
 
 
 def test_who_has_asked_a_listing_still_has_all_of_it(tmp_path: Path) -> None:
-    """A lookup may be slow: what it believes when it asks must not be emptied meanwhile."""
+    """A slow lookup still uses the listing that it found; expiry must not empty it."""
     store = MemoryStore()
     store.put("file", b"x")
     view = View(store, tmp_path, ttl_s=0)

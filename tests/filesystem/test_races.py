@@ -1,4 +1,4 @@
-"""Calls that meet each other in the middle: none fails for it, as none does on a local disk."""
+"""Races between calls: none fails because of one, as on a local disk."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.support.memory_store import MemoryStore
 
 
 class Meeting(MemoryStore):
-    """Something else happens in the middle of the next GET or DELETE.
+    """Calls a function during the next GET or DELETE.
 
     Attributes:
-        in_get, in_delete: what, once.
+        in_get, in_delete: the function, called once.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ def test_a_file_is_replaced_while_it_is_read(store: Meeting, view: View) -> None
 
 @pytest.mark.parametrize("change", ["unlink", "rename"])
 def test_a_file_is_opened_while_it_loses_its_name(store: Meeting, view: View, change: str) -> None:
-    """ESTALE of open(2) makes the kernel look for the name again."""
+    """After ESTALE from open, the kernel looks the name up again."""
     inode = view.inode("file")
     came: list[object] = []
 
@@ -127,7 +127,7 @@ def test_a_file_that_is_written_is_renamed_over_another_one(store: Meeting, view
 
 
 def test_absent_names_expire_while_others_are_made(store: Meeting, view: View) -> None:
-    """Absent names expire in one thread while others of them are made in another."""
+    """Cached absences expire in one thread while another adds some."""
     view.names()
     absent = [f"absent-{number}" for number in range(2_000)]
     for name in absent:

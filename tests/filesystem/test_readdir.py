@@ -1,4 +1,4 @@
-"""Reading a directory in parts: offsets that stay, and readings that outlive their worker."""
+"""Reading a directory in parts: stable offsets, also after the worker died."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 def fs(store: MemoryStore, tmp_path: Path) -> FileSystem:
-    """A file system with two files that only it has, ``new`` and ``newer``."""
+    """A file system with two unsaved files, ``new`` and ``newer``."""
     fs = View(store, tmp_path).fs
     fs.recovery.begin()
     for name in ("new", "newer"):
@@ -37,12 +37,12 @@ def fs(store: MemoryStore, tmp_path: Path) -> FileSystem:
 
 
 def rest(fs: FileSystem, handle: int, offset: int) -> list[tuple[str, int]]:
-    """Names and offsets behind an offset."""
+    """Names and offsets after an offset."""
     return [(entry.name, entry.offset) for entry in fs.read_directory(handle, offset)]
 
 
 def test_offsets_are_those_of_every_version(fs: FileSystem) -> None:
-    """The kernel and journals keep them while workers of other versions come and go."""
+    """The kernel and journals keep them across workers of different versions."""
     handle = fs.open_directory(ROOT)
     entries = [(".", 1), ("..", 2), ("a", 3), ("b", 4), ("dir", 5)]
     entries += [("new", LOCAL + 1), ("newer", LOCAL + 2)]
@@ -71,7 +71,7 @@ def test_the_next_worker_goes_on_behind_the_same_entry(
     handle = fs.open_directory(ROOT)
     *_, last = rest(fs, handle, 0)[:got]
     fs.entries_read(handle, last[1])
-    if saved:  # what was local is listed then, and keeps its place if the reader got it
+    if saved:  # They are listed now, and keep their offsets if they were already read.
         fs.flush(1)
         fs.flush(2)
     successor, _ = build(store, tmp_path, ttl_s=3600)

@@ -27,7 +27,7 @@ UNIQUE = 8
 
 
 class Died(BaseException):
-    """The worker ends here."""
+    """Stands for the death of the worker."""
 
 
 class DyingStore(MemoryStore):
@@ -59,7 +59,7 @@ Operation = Callable[[FileSystem], object]
 
 
 class Mount:
-    """A file system, and the ones that take over from it."""
+    """A file system and its successors."""
 
     def __init__(self, store: MemoryStore, state: Path) -> None:
         self._store, self._state = store, state
@@ -71,12 +71,12 @@ class Mount:
         self.fs.recovery.restore(crashed=crashed)
 
     def ask(self, operation: Operation, unique: int = UNIQUE) -> object:
-        """What the transport does with a request, but for its answer."""
+        """Do a request as the transport does, without the answer."""
         self.fs.recovery.begin_request(unique)
         return operation(self.fs)
 
     def send_again(self, operation: Operation, unique: int = UNIQUE) -> object:
-        """The whole of what it does with a request that comes again."""
+        """Do a request that is sent again, as the transport does."""
         replayed = self.fs.recovery.resent(unique)
         if replayed.answer is not None:
             return replayed.answer
@@ -150,7 +150,7 @@ def test_a_worker_dies_around_a_change(
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_was_done_is_not_done_twice(store: DyingStore, mount: Mount, change: str) -> None:
-    """Done, and somebody else has used the name meanwhile: the answer is the first one."""
+    """It was done, and then the name was used again: the answer is that of the first time."""
     operation, _, expected = CHANGES[change]
     mount.ask(operation)
     mount.fs.recovery.replied(UNIQUE, b"reply")
@@ -204,7 +204,7 @@ def test_what_never_arrived_is_revoked(mount: Mount, giving: str, deaths: int) -
     for _ in range(deaths):
         mount.take_over()
         mount.send_again(GIVING[giving])
-        # Its answer does not leave either, but the last one's.
+        # Its answer is lost too, except the last one's.
         mount.fs.recovery.begin_request(UNIQUE)
     assert mount.fs.namespace.inodes.get(inode).lookups == (2 if giving == "lookup" else 1)
     assert len(mount.fs.files.opened()) == (giving == "open")

@@ -1,4 +1,4 @@
-"""What costs a request, and for how long an answer is believed."""
+"""Which operations cost requests, and how long answers are cached."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_lookups_at_the_same_time_share_one_listing(tmp_path: Path) -> None:
 
 
 class ListedStore(MemoryStore):
-    """Remembers what was listed."""
+    """Records the listed prefixes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def test_a_slow_walk_lists_nothing_ahead_that_is_old_when_it_is_read(tmp_path: P
 
 
 class UnevenStore(MemoryStore):
-    """Takes a while to list a directory, or to answer for a name.
+    """Slow to list a directory, or to answer for a name.
 
     Attributes:
         listings: of the whole directory, so far.
@@ -144,7 +144,7 @@ class UnevenStore(MemoryStore):
 def test_a_directory_is_listed_again_where_that_saves_time(
     tmp_path: Path, directory_s: float, name_s: float, listings: int
 ) -> None:
-    """As where a program makes one new file after the other."""
+    """As for a program that creates one file after another."""
     store = UnevenStore(directory_s, name_s)
     fill(store, 5)
     view = View(store, tmp_path, ttl_s=0.4)
@@ -185,7 +185,7 @@ def test_no_name_waits_for_the_pages_of_a_huge_directory(tmp_path: Path) -> None
     names = fill(store, 1_000)
     view = View(store, tmp_path)
     try:
-        for name in names[500:510]:  # more than a listing of the rest is begun after
+        for name in names[500:510]:  # More than it takes to begin a listing of the rest.
             assert view.stat(f"dir/{name}").size_bytes == 7
     finally:
         store.gate.set()
@@ -197,7 +197,7 @@ def test_names_of_a_directory_of_some_pages_are_asked_for_together(tmp_path: Pat
     view = View(store, tmp_path)
     for name in names[100:]:
         assert view.stat(f"dir/{name}").size_bytes == 7
-    assert asked(store) < 20  # ten pages, and the names before these were wanted
+    assert asked(store) < 20  # Ten pages, and a few names before.
 
 
 def test_an_answer_is_believed_for_its_lifetime_and_not_longer(tmp_path: Path) -> None:

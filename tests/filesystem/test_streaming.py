@@ -44,7 +44,7 @@ def content(store: MemoryStore, key: str) -> bytes:
 
 
 def new_file(view: View, mib: int, name: str = "file") -> int:
-    """A handle of a new file of so many MiB, still open for writing."""
+    """A handle of a new file of this many MiB, still open for writing."""
     handle = view.open(name, os.O_RDWR | os.O_CREAT)
     for number in range(mib):
         view.fs.write(handle, number * MIB, block(number))
@@ -88,7 +88,7 @@ def test_a_new_file_is_sent_while_it_is_written(tmp_path: Path) -> None:
     assert view.read_handle(handle, 7 * MIB, 2 * MIB) == blocks(9)[7 * MIB :]
     view.fs.flush(handle)
     assert content(store, "file") == blocks(20)
-    assert store.requests["part"] == 3  # close sent the rest alone
+    assert store.requests["part"] == 3  # Close sent only the rest.
     assert not store.uploads
     view.fs.release(handle)
     assert not list((tmp_path / "spool").iterdir())
@@ -239,7 +239,7 @@ def test_an_exclusive_file_of_a_worker_that_died_does_not_overwrite_another_s(
 
 
 class SilentStore(MemoryStore):
-    """Does its first PUT, but raises ``instead`` of answering."""
+    """Stores its first PUT, but raises ``instead`` of returning."""
 
     def __init__(self, instead: BaseException) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ def new_exclusive(view: View, data: bytes) -> int:
 
 
 def test_what_a_worker_that_died_had_made_is_not_another_s(tmp_path: Path) -> None:
-    """It made the object, and was killed before it could note that."""
+    """It created the object, and was killed before it could journal that."""
     store = SilentStore(Killed())
     view = View(store, tmp_path)
     view.fs.recovery.begin()
@@ -287,7 +287,7 @@ def test_what_a_worker_that_died_had_made_is_not_another_s(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("more", [b"", b", and more"])
 def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, more: bytes) -> None:
-    """It replaced the object, and was killed before it could note that."""
+    """It replaced the object, and was killed before it could journal that."""
     store = MemoryStore()
     store.put("file", b"old")
     view = View(store, tmp_path)
@@ -507,7 +507,7 @@ def test_the_spool_keeps_a_file_until_its_version_is_final(tmp_path: Path) -> No
     assert isinstance(inode, File)
     assert inode.spool is not None
     assert view.read_handle(reader, 16 * MIB) == block(16)
-    assert not store.requests.get("get", 0) - 1  # the one above
+    assert store.requests.get("get", 0) == 1  # From content() above.
     view.fs.files.write_back.resolve_versions()
     until(lambda: inode.spool is None)
     assert inode.remote == store.head("file")
@@ -521,7 +521,7 @@ def test_a_file_without_a_final_version_is_changed_and_renamed(tmp_path: Path) -
     handle = new_file(view, 17)
     view.fs.flush(handle)
     view.fs.write(handle, 0, b"changed")
-    view.fs.flush(handle)  # over the version that was made a moment ago
+    view.fs.flush(handle)  # Over the version that has just been made.
     view.fs.release(handle)
     view.rename("file", "other")
     expected = b"changed" + blocks(17)[7:]
@@ -546,7 +546,7 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
     number = view.inode("file")
     inode = view.fs.namespace.inodes.get(number)
     assert isinstance(inode, File)
-    view.fs.forget(number, inode.lookups)  # now only the version that must be resolved holds it
+    view.fs.forget(number, inode.lookups)  # Now only the unresolved version keeps the inode.
     assert inode.spool is not None
     view.fs.files.write_back.resolve_versions()
     until(lambda: not list((tmp_path / "spool").glob("*.data")))

@@ -19,7 +19,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture(params=["kernel", "libfuse"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """(a mount through the transport, another of the same store)."""
+    """(a mount of the transport, another mount of the same store)."""
     twin = tmp_path / "twin"
     twin.mkdir()
     options = ["--twin", str(twin), "--ttl", str(LIFETIME_S)]
@@ -33,12 +33,12 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path,
 
 
 def outlive() -> None:
-    """Wait until nobody believes what they know; libfuse adds its lifetime to ours."""
+    """Wait until all caches have expired; libfuse adds its lifetime to ours."""
     time.sleep(2.5 * LIFETIME_S)
 
 
 def read_or_stale(fd: int, offset: int) -> bytes:
-    """A MiB of the file; nothing where it is ESTALE."""
+    """A MiB of the file at ``offset``; empty on ESTALE."""
     try:
         return os.pread(fd, MIB, offset)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One inode is one version: what a change of the bucket does, and a change of our own."""
+"""One inode is one version, whether the bucket or this mount changes the object."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_changed_object_is_a_new_inode_and_the_old_handle_is_stale(
 
 
 def test_what_was_stale_is_asked_for_anew_and_nothing_else_is(tmp_path: Path) -> None:
-    """Within the lifetime of its name and of the listing that told of it."""
+    """Within the lifetime of its name and of its listing."""
     store = MemoryStore()
     for name in ("changed", "deleted", "other"):
         store.put(name, b"old")
@@ -63,7 +63,7 @@ def test_what_was_stale_is_asked_for_anew_and_nothing_else_is(tmp_path: Path) ->
         view.inode("deleted")
     assert view.inode("other") == inodes["other"]
     assert store.requests["list"] == lists + 2
-    # And what was heard of them is believed again.
+    # The new ones are cached again.
     assert view.stat("changed").size_bytes == 5
     with pytest.raises(NotFound):
         view.inode("deleted")
@@ -113,7 +113,7 @@ def test_a_change_of_our_own_keeps_the_inode(store: MemoryStore, tmp_path: Path)
 
 
 def test_a_change_of_our_own_is_seen_at_once(store: MemoryStore, tmp_path: Path) -> None:
-    view = View(store, tmp_path)  # believes what it knows for an hour
+    view = View(store, tmp_path)  # Its cache is valid for an hour.
     assert view.names() == ["file"]
     with pytest.raises(NotFound):
         view.inode("new")

@@ -1,4 +1,4 @@
-"""A file system by paths, and stores that behave badly on purpose."""
+"""A file system by paths, and stores that are slow or late."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOR_EVER_S = 3600.0
 
 
 class View:
-    """What a transport would ask, by path. Nothing is remembered but by the file system.
+    """Calls a file system as a transport does, by path. It caches nothing itself.
 
     Attributes:
         fs: the file system itself.
@@ -45,7 +45,7 @@ class View:
         self._state = state
 
     def inode(self, path: str) -> int:
-        """The inode of a path, looked up part by part."""
+        """The inode of a path, looked up name by name."""
         inode = ROOT
         for part in path.split("/"):
             if part:
@@ -130,7 +130,7 @@ class PagedStore(MemoryStore):
 
 
 class SlowPagesStore(PagedStore):
-    """Gives the pages behind a first one when the gate is open."""
+    """Returns the pages after the first one when the gate is open."""
 
     def __init__(self, page: int) -> None:
         super().__init__(page)
@@ -145,7 +145,7 @@ class SlowPagesStore(PagedStore):
 
 
 class LateStore(MemoryStore):
-    """Answers one LIST late, with what was there when it was asked.
+    """Answers one LIST late, with the content at the time of the request.
 
     Attributes:
         asked: set when the late LIST has its answer and waits.
