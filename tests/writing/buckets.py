@@ -1,4 +1,4 @@
-"""A writable bucket on each cloud, mounted, for all tests of one module."""
+"""A writable bucket of each cloud, mounted once for each test module."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _numbers = itertools.count()
 
 
 class Mounted:
-    """An outputs volume that is mounted, and the same bucket through an independent client.
+    """A mounted outputs volume, and its bucket through an independent client.
 
     Attributes:
         path: where it is mounted.
@@ -44,7 +44,7 @@ class Mounted:
         return self.sidecar.spec.transport
 
     def fresh_name(self) -> str:
-        """A name that was never used before."""
+        """A name that was not used before."""
         return f"t{next(_numbers)}"
 
     def fresh_directory(self) -> Path:

@@ -1,4 +1,4 @@
-"""The one list of what a mount may answer differently from a local directory.
+"""The list of allowed differences between a mount and a local directory.
 
 Each names the paragraph of SEMANTICS.md that says so. What becomes equal is taken off here,
 and from then on the tests of this folder insist on it.

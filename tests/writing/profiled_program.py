@@ -1,11 +1,11 @@
-"""What training code does, under the timer of a profiler.
+"""Programs as in training code, interrupted by a profiler's timer.
 
 ``python profiled_program.py PROGRAM write|check DIRECTORY SIZE``: ``write`` leaves files below
-the directory, and ``check`` fails unless they hold what ``write`` wrote. A signal comes every
-3 ms of real time and of processor time, to a handler that does nothing and restarts system
-calls (SA_RESTART), as profilers have it. No call of a local disk is ever interrupted by that.
+the directory, and ``check`` fails unless they hold what ``write`` wrote. A signal arrives every
+3 ms of real time and of CPU time; as in profilers, its handler does nothing and restarts
+system calls (SA_RESTART). On a local disk no call is interrupted.
 
-It runs in any interpreter that has the program's packages.
+It needs an interpreter with the program's packages only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEP_ROWS = 300_000
 
 @contextlib.contextmanager
 def interrupted() -> Iterator[None]:
-    """Signals come to this process, and not to those that it starts."""
+    """Signals are sent to this process, not to its children."""
     timers = ((signal.SIGALRM, signal.ITIMER_REAL), (signal.SIGPROF, signal.ITIMER_PROF))
     for number, timer in timers:
         signal.signal(number, lambda *_: None)
@@ -38,7 +38,7 @@ def interrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        for _, timer in timers:  # the interpreter takes its handlers away when it ends
+        for _, timer in timers:  # The interpreter removes the handlers when it ends.
             signal.setitimer(timer, 0)
 
 
@@ -69,7 +69,7 @@ def write_names(directory: Path, size: int) -> None:
 
 
 def check_names(directory: Path, size: int) -> None:
-    """Walk a tree that nobody has listed: each first stat(2) waits for the store."""
+    """Walk a tree that is not cached: each first stat(2) waits for the store."""
     for path in directory.rglob("*"):
         if path.name.isdigit():
             os.stat(path)
@@ -81,7 +81,7 @@ def check_names(directory: Path, size: int) -> None:
 
 
 def write_sqlite(directory: Path, size: int) -> None:
-    """Two processes that write one base with a write-ahead log."""
+    """Two processes that write to one database with a write-ahead log."""
     path = directory / "base.db"
     with contextlib.closing(sqlite3.connect(path)) as base:
         assert base.execute("pragma journal_mode=wal").fetchone() == ("wal",)
@@ -116,7 +116,7 @@ def check_sqlite(directory: Path, size: int) -> None:
 
 
 def write_duckdb(directory: Path, size: int) -> None:
-    """A base that grows to ``size`` MiB, with a checkpoint after some 30 MiB each."""
+    """A database that grows to ``size`` MiB, with a checkpoint about every 30 MiB."""
     import duckdb
 
     path = directory / "base.duckdb"
@@ -124,7 +124,7 @@ def write_duckdb(directory: Path, size: int) -> None:
     with duckdb.connect(str(path)) as base:
         base.execute("create table t (x bigint, y varchar)")
         while not path.exists() or path.stat().st_size < size * MIB:
-            # Hashes, so that nothing is compressed away.
+            # Hashes are incompressible.
             base.execute(
                 "insert into t select i, md5(i::varchar) || sha256(i::varchar)"
                 " from range(?, ?) s(i)",
@@ -264,7 +264,7 @@ def check_datasets(directory: Path, size: int) -> None:
 
 
 def write_pip(directory: Path, size: int) -> None:
-    """A wheel of ``size`` modules, installed into the directory, and once more over it."""
+    """A wheel of ``size`` modules, installed into the directory twice."""
     from pip._internal.cli.main import main as pip
 
     wheel = directory / "many-1.0-py3-none-any.whl"

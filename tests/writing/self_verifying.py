@@ -1,4 +1,4 @@
-"""Commands of fio: blocks at random that carry their checksum, and are read back."""
+"""Commands of fio: random blocks with checksums, written and read back."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ ENGINES = {
     "threads": ["--ioengine=posixaio", "--iodepth=8"],
     "vectors": ["--ioengine=pvsync2"],
 }
-"""Name to options. Maps and AIO are what the exercisers of other modules lack."""
+"""Name to options. The other modules' exercisers lack maps and AIO."""
 
 
 def write_and_verify(path: Path, engine: list[str], size_mib: int) -> list[str]:
-    """Write a whole file in random order, some of it while other parts are read back."""
-    # After every thousand blocks some earlier ones are checked, and at the end all of them.
+    """Write a whole file in random order, and read back parts of it meanwhile."""
+    # After every thousand blocks some earlier ones are verified, and all of them at the end.
     return [*_job(path, engine, size_mib), "--verify_backlog=1000", "--fsync=4000"]
 
 
 def verify_again(path: Path, engine: list[str], size_mib: int) -> list[str]:
-    """Only check that everything is as :func:`write_and_verify` left it."""
+    """Verify only, after :func:`write_and_verify`."""
     return [*_job(path, engine, size_mib), "--verify_only=1"]
 
 

@@ -1,7 +1,7 @@
 """One process of test_stress: ``python -m tests.writing.stresser DIRECTORY SEED OPERATIONS``.
 
-It does random calls below a directory where others do the same. A call's errno must be one of
-those that its manual page gives for names that somebody else may have made or removed.
+It does random calls below a directory where other processes do the same. A call's errno must
+be one of its manual page for names that another process may have created or removed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Stresser:
         }
 
     def run(self, operations: int) -> int:
-        """Run so many calls; how many failed with an errno that a local disk never gives."""
+        """Run this many calls; the number with an errno that a local disk never gives."""
         calls = list(self._calls)
         weights = [weight for weight, _ in self._calls.values()]
         wrong = 0
@@ -160,7 +160,7 @@ class Stresser:
         if len(names) != len(set(names)):
             raise OSError(errno.EIO, "a name twice")
 
-    # --- attributes of files: those of directories are another test's (T, A1) ------------------
+    # --- attributes of files (another test is about directories': T, A1) ------------------------
 
     def _mode(self, path: Path) -> None:
         self._on_file(path, lambda found: os.fchmod(found, self._random.choice((0o600, 0o644))))

@@ -1,4 +1,4 @@
-"""Many small files saved again and again where If-Match is compared as Ceph's gateway does."""
+"""Many small files, saved repeatedly on a server that compares If-Match as Ceph's gateway does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conformance suite on a bucket; `make test` runs it on a store in memory."""
+"""The conformance suite on a bucket; elsewhere it runs on a store in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole sidecar is killed, the store is away, the time is too short: what is saved then."""
+"""What is saved if the sidecar is killed, the store is down, or time is too short."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[Cloud]:
-    """An empty bucket on a server of its own, which the test stops and pauses."""
+    """An empty bucket on its own server, which the test may stop and pause."""
     with MinioServer(tmp_path / "server") as server:
         server.create_bucket("mortal")
         yield S3Cloud(server, "mortal")
 
 
 def open_uploads(cloud: Cloud) -> list[str]:
-    """Keys of multipart uploads that never ended, as an independent client sees them.
+    """Keys of unfinished multipart uploads, from an independent client.
 
-    S3 alone has lasting ones: blocks of Azure and sessions of GCS expire by themselves.
+    On S3 only: Azure's blocks and GCS's sessions expire.
     """
     if not isinstance(cloud, S3Cloud):
         assert isinstance(cloud, AzureCloud | GcsCloud)
@@ -69,7 +69,7 @@ def write_all(descriptor: int, content: bytes) -> None:
 
 @contextlib.contextmanager
 def descriptors() -> Iterator[list[int]]:
-    """Descriptors on a mount that is about to end, closed afterwards whatever close(2) says."""
+    """A list of descriptors to close afterwards, ignoring errors since the mount has ended."""
     opened: list[int] = []
     try:
         yield opened
@@ -80,7 +80,7 @@ def descriptors() -> Iterator[list[int]]:
 
 
 def start_again(sidecar: Sidecar) -> None:
-    """Start as the kubelet does after a container died: nothing was cleaned up."""
+    """Start as the kubelet does after a container died, without any clean-up."""
     (sidecar.shared / ".sidecar/ready").unlink(missing_ok=True)
     sidecar.start()
 
@@ -115,7 +115,7 @@ def test_the_whole_sidecar_is_killed(
             choose = random.Random(life)
             with descriptors() as opened:
                 for number in range(FILES):
-                    # Every third is a multipart upload; some go over files of the life before.
+                    # Every third is a multipart upload; some replace files of the run before.
                     size = 12 * MIB if number % 3 == 0 else choose.randrange(100_000)
                     name = f"{number if number % 2 else 100 * life + number}"
                     synced = choose.randbytes(size)
@@ -140,7 +140,7 @@ def test_the_whole_sidecar_is_killed(
 
 @pytest.fixture
 def torn(tmp_path: Path, mortal: Cloud) -> Iterator[Sidecar]:
-    """A sidecar that was killed while it sent ``model``, and started again."""
+    """A sidecar that was killed while it uploaded ``model``, and started again."""
     mortal.write("model", OLD)
     program = (
         "import os, sys\n"
@@ -162,13 +162,13 @@ def torn(tmp_path: Path, mortal: Cloud) -> Iterator[Sidecar]:
 
 
 def test_the_whole_sidecar_is_killed_during_an_upload(torn: Sidecar, mortal: Cloud) -> None:
-    """The old object stays whole, and the new one comes with the next start."""
+    """The old object stays complete until the next start saves the new one."""
     assert mortal.read("model") == NEW
 
 
 @pytest.mark.parametrize("end", ["saved later", "unlinked", "killed"])
 def test_no_upload_whose_number_never_arrived_is_left(tmp_path: Path, s3: Cloud, end: str) -> None:
-    """The store began the upload, and its answer was lost."""
+    """The store created the upload, and its answer was lost."""
     path = tmp_path / "m/model"
     with FaultProxy(s3.server.port, faults=["truncate"]) as proxy:
         secret = json.dumps({**s3.server.credentials(), "AWS_ENDPOINT_URL": proxy.endpoint})
@@ -197,7 +197,7 @@ def test_no_upload_whose_number_never_arrived_is_left(tmp_path: Path, s3: Cloud,
 
 
 def test_no_upload_of_a_killed_sidecar_is_left(torn: Sidecar, mortal: Cloud) -> None:
-    """Parts of an upload that never ends cost money, and no listing shows them."""
+    """Parts of an unfinished upload cost money, and no listing shows them."""
     assert open_uploads(mortal) == []
 
 
@@ -205,7 +205,7 @@ def test_no_upload_of_a_killed_sidecar_is_left(torn: Sidecar, mortal: Cloud) -> 
 def test_the_store_is_away_at_close(
     tmp_path: Path, mortal: Cloud, transport: TransportName
 ) -> None:
-    """EIO, the old object whole, and the next save works."""
+    """EIO; the old object stays complete, and the next save works."""
     mount = tmp_path / "m"
     mortal.write("model", b"old")
     with bucket_sidecar(
@@ -228,7 +228,7 @@ def test_the_store_is_away_at_close(
         for name in files:
             (mount / name).write_bytes(b"next " + name.encode())
             assert mortal.read(name) == b"next " + name.encode()
-        sidecar.wait_for(lambda: not open_uploads(mortal))  # aborted by another thread
+        sidecar.wait_for(lambda: not open_uploads(mortal))  # Another thread aborts it.
         assert sidecar.stop() == 0
 
 
@@ -259,14 +259,14 @@ def test_too_little_time_for_what_is_dirty(tmp_path: Path, s3: Cloud, size_mib: 
                     write_all(opened[-1], data)
                     digest.update(data)
                 digests[name] = digest.hexdigest()
-            proxy.latency_s = 1.0  # however fast the machine is
+            proxy.latency_s = 1.0  # So that time is too short on any machine.
             # Not stop() first: the kernel would not wait for open files either.
             os.kill(sidecar.pid, signal.SIGTERM)
             assert sidecar.wait(600) == 4
         message = sidecar.termination_message.read_text()
         unsaved = set(re.findall(r"^not saved: data/train: (\S+) ", message, re.MULTILINE))
         saved = set(s3.keys()) & digests.keys()
-        # A file whose upload was in flight at the deadline may be in the store all the same.
+        # A file whose upload was in flight at the deadline may be in the store nevertheless.
         assert set(names) - saved <= unsaved <= set(names)
         assert unsaved
         proxy.latency_s = 0

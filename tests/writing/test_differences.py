@@ -1,4 +1,4 @@
-"""Nothing is allowed that SEMANTICS.md does not tell users."""
+"""Every allowed difference is in SEMANTICS.md."""
 
 from __future__ import annotations
 

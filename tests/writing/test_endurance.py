@@ -1,4 +1,4 @@
-"""Everything at once, for long, on a store that is as strict as S3, while workers are killed."""
+"""A long run of all workloads at once, on a strict S3, while workers are killed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_no_error_no_loss_nothing_left(
 
 
 def is_unexpected(line: str) -> bool:
-    """Whether a line of the log warns of something else than a worker that was killed."""
+    """Whether a line of the log is a warning, but not of a killed worker."""
     return " level=info " not in line and 'msg="worker lost"' not in line
 
 

@@ -1,8 +1,8 @@
-"""One file, any order of reads, writes, truncates, maps, syncs and reopens: every byte, always.
+"""Random reads, writes, truncates, maps, syncs and reopens of one file, compared with a model.
 
-In the manner of fsx, and with what the crate of that name lacks, O_DIRECT and AIO. The file is
-compared with a model in memory at each read, whole every now and then, and at the end in the
-bucket. A failure prints the seed and the last operations.
+As fsx does, with O_DIRECT and AIO, which the Rust crate of fsx lacks. Each read is compared
+with a model in memory, the whole file now and then, and the object at the end. A failure
+prints the seed and the last operations.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Operation(NamedTuple):
 
 
 class Exerciser:
-    """The file, its model, and a log of what was done.
+    """The file, its model, and a log of operations.
 
     Attributes:
         log: the last operations.
@@ -50,7 +50,7 @@ class Exerciser:
         self._random = random.Random(seed)
         self._expected = bytearray()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        # Those that wait for the store are rare.
+        # Operations that wait for the store are rare.
         self._weights = {
             self._read: 25,
             self._write: 25,
@@ -69,7 +69,7 @@ class Exerciser:
         }
 
     def run(self, operations: int) -> None:
-        """Do them all, and close the file."""
+        """Do all operations, and close the file."""
         kinds, weights = list(self._weights), list(self._weights.values())
         for number in range(operations):
             kind = self._random.choices(kinds, weights)[0]
@@ -83,7 +83,7 @@ class Exerciser:
         os.close(self._fd)
 
     def expected(self) -> bytes:
-        """What the file must hold."""
+        """The model's bytes of a range."""
         return bytes(self._expected)
 
     def _compare(self, got: bytes, offset: int, size: int) -> None:
@@ -142,7 +142,7 @@ class Exerciser:
     def _map_write_and_sync(self, offset: int, size: int) -> None:
         self._map_write(offset, size, sync=True)
 
-    # O_DIRECT goes past the pages that the others leave behind, by blocks.
+    # O_DIRECT works in blocks and bypasses the pages of the other operations.
 
     def _direct_read(self, offset: int, size: int) -> None:
         offset, size = _blocks(offset, size)
@@ -173,7 +173,7 @@ class Exerciser:
             self._store(start, data)
 
     def _pieces(self, offset: int, size: int) -> list[tuple[int, int]]:
-        """Some ranges that do not overlap, in no order."""
+        """Some ranges that do not overlap, in random order."""
         offset, size = _blocks(offset, size)
         starts = range(offset, offset + size, 4 * BLOCK_BYTES)
         pieces = [(start, min(4 * BLOCK_BYTES, offset + size - start)) for start in starts]
@@ -192,7 +192,7 @@ class Exerciser:
 
 
 def _blocks(offset: int, size: int) -> tuple[int, int]:
-    """The range of whole blocks nearest to a range that is not over :data:`LONGEST_BYTES`."""
+    """The range of whole blocks nearest to a range, within :data:`LONGEST_BYTES`."""
     start = min(offset, LONGEST_BYTES - BLOCK_BYTES) // BLOCK_BYTES * BLOCK_BYTES
     size = max(BLOCK_BYTES, size // BLOCK_BYTES * BLOCK_BYTES)
     return start, min(size, LONGEST_BYTES // BLOCK_BYTES * BLOCK_BYTES - start)

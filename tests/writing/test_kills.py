@@ -1,4 +1,4 @@
-"""The worker is killed while programs write: no error, and every byte they wrote is there."""
+"""The worker is killed while programs write: no call fails, and no byte is lost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def place(
 def test_no_program_notices(
     place: Mounted, workload: str, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A program writes until the kills are over, and says what it wrote."""
+    """A program writes until all kills are done, and reports what it wrote."""
     directory = place.fresh_directory()
     before = place.sidecar.volume_status(VOLUME)["healed"]["resend"]
     with (
@@ -72,7 +72,7 @@ def test_no_program_notices(
 
 
 class Writer:
-    """A workload of :mod:`tests.writing.writers` in a process of its own."""
+    """A process that runs a workload of :mod:`tests.writing.writers`."""
 
     def __init__(self, workload: str, directory: Path) -> None:
         self._process = subprocess.Popen(
@@ -85,12 +85,12 @@ class Writer:
         )
 
     def wait_while(self, busy: Callable[[], bool]) -> None:
-        """Return when it is no longer so, or when the program failed."""
+        """Wait while ``busy()``. Fails if the program ends."""
         while busy():
             self.check()
 
     def check(self) -> None:
-        """Fail, after a moment, if the program has ended."""
+        """Wait a moment; fail if the program has ended."""
         try:
             self._process.wait(0.05)
         except subprocess.TimeoutExpired:
@@ -99,7 +99,7 @@ class Writer:
         pytest.fail(f"the program ended: {self._process.stderr.read()}")
 
     def finish(self) -> tuple[int, dict[str, str]]:
-        """End the program after its round: the rounds, and path to SHA-256 of what it wrote."""
+        """End the program after its round; number of rounds, and path to SHA-256 of the content."""
         output, errors = self._process.communicate("stop\n")
         assert not errors, errors
         assert self._process.returncode == 0
@@ -118,7 +118,7 @@ class Writer:
 
 
 def test_the_workloads_say_the_truth_on_a_local_directory(tmp_path: Path) -> None:
-    """Without this, the tests above would prove nothing."""
+    """Otherwise the tests above would prove nothing."""
     for workload in writers.WORKLOADS:
         directory = tmp_path / workload
         directory.mkdir()
@@ -170,7 +170,7 @@ def test_a_listing_goes_on_behind_files_that_are_not_saved_yet(place: Mounted) -
         for name in "ab":
             stack.enter_context((directory / name).open("wb"))
         lines = stack.enter_context(os.scandir(directory))
-        seen = [next(lines).name]  # the kernel asks for all of them
+        seen = [next(lines).name]  # The kernel requests all of them at once.
         (other / "z").rename(directory / "z")
         kill_worker(place.sidecar, VOLUME)
         seen += [line.name for line in lines]

@@ -1,9 +1,9 @@
-"""Random operations of several processes on a mount and on a local directory: no difference.
+"""Random operations of several processes, on a mount and on a local directory, compared.
 
-Each step is done by a process on the mount and by its twin on the local disk. Answers and
-errnos are compared at once, whole trees with contents now and then and at the end, and in the
-end the bucket is read by an independent client. Among the operations are a stop with a new
-start, and the death of the worker. What may differ is listed in :mod:`differences`.
+Each step is done by a process on the mount and by its twin on the local disk. Results and
+errnos are compared after each step, trees with contents now and then and at the end, and at
+the end an independent client reads the bucket. Some steps restart the sidecar or kill the
+worker. Allowed differences are in :mod:`differences`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ STREAM_NAMES = 40
 SHORT_STEPS, SOAK_STEPS = 200, 20_000
 STEPS_OF_A_RUN = 100
 
-# Few names, so that steps meet names that are missing, taken, or of the wrong kind.
+# Few names, so that steps often meet names that are missing, taken, or of the wrong type.
 names = st.sampled_from(["a", "b", "c", "d e", "ü"])
 paths = st.lists(names, min_size=1, max_size=3).map("/".join)
 actors = st.integers(0, ACTORS - 1)
 seeds = st.integers(0, 1 << 30)
-# Around pages, requests and parts, and often small.
+# Around the sizes of pages, requests and parts, and often small.
 sizes = st.one_of(
     st.integers(0, 200),
     st.integers(0, 70_000),
@@ -79,8 +79,8 @@ class Stream:
     """A directory that is being read.
 
     Attributes:
-        always: names that were in it all the time since it was opened.
-        ever: names that were in it at some time since.
+        always: names that were in it all the time since opendir.
+        ever: names that were in it at any time since opendir.
         directory: descriptor of the local one, which follows renames.
     """
 
@@ -91,7 +91,7 @@ class Stream:
         self.seen: list[str] = []
 
     def watch(self) -> None:
-        """Note the names after a change, which may have been in this directory."""
+        """Record the names, after a change that may have been in this directory."""
         now = set(os.listdir(self.directory))
         self.always, self.ever = self.always & now, self.ever | now
 
@@ -109,7 +109,7 @@ class Stream:
 
 
 class FileSystems(RuleBasedStateMachine):
-    """The machine; ``place`` is set by whoever runs it."""
+    """The state machine; each test sets ``place``."""
 
     place: ClassVar[Mounted]
     kills: ClassVar[bool] = False
@@ -122,7 +122,7 @@ class FileSystems(RuleBasedStateMachine):
         self._mount = self.place.path / self._name
         self._local = self.place.local / self._name
         self._local.mkdir()
-        self._mount.mkdir()  # before any process is started: it may fail
+        self._mount.mkdir()  # It may fail, so no process has been started yet.
         self._allowed = allowed_on(self.place.transport)
         self._here = [self._stack.enter_context(Actor(self._mount)) for _ in range(ACTORS)]
         self._there = [self._stack.enter_context(Actor(self._local)) for _ in range(ACTORS)]
@@ -132,7 +132,7 @@ class FileSystems(RuleBasedStateMachine):
 
     @initialize()
     def some_files(self) -> None:
-        """Gives the first steps something to find."""
+        """Create names for the first steps."""
         for path in ("a", "b"):
             self._both(0, "mkdir", path, 0o755)
         for path in ("a/a", "b/c", "c"):
@@ -197,7 +197,7 @@ class FileSystems(RuleBasedStateMachine):
         if self._both(actor, "open", number, path, how | flags, mode).error:
             return
         if (self._local / path).is_dir():
-            self._both(actor, "close", number)  # what lseek(2) says of it is the kernel's business
+            self._both(actor, "close", number)  # lseek(2) on it depends on the kernel.
         else:
             self._open.append(Open(actor, number))
 
@@ -303,7 +303,7 @@ class FileSystems(RuleBasedStateMachine):
     @precondition(lambda self: self.kills)
     @rule()
     def kill_the_worker(self) -> None:
-        """No process may notice."""
+        """SIGKILL the worker; no process may notice."""
         kill_worker(self.place.sidecar, VOLUME)
 
     @precondition(lambda self: self._next > 10)  # not twice in a row
@@ -311,14 +311,14 @@ class FileSystems(RuleBasedStateMachine):
     def remount(self, chance: int) -> None:
         """Stop, which saves everything, and start again."""
         if chance:
-            return  # it takes seconds
+            return  # Rarely: it takes seconds.
         self._close_all()
         self.place.restart()
         self._next = 0
         self._compare_trees()
 
     def teardown(self) -> None:
-        """Close everything, compare everything, also in the bucket, and remove it."""
+        """Close everything, compare the trees and the bucket, and remove all."""
         try:
             self._close_all()
             tree = self._compare_trees()
@@ -378,7 +378,7 @@ class FileSystems(RuleBasedStateMachine):
         assert here == there, f"{operation}{arguments}"
 
     def _comparable(self, status: Status) -> Status:
-        """Without the time of a directory, which moves with its names (A5)."""
+        """Without a directory's time, which changes with its names (A5)."""
         if status.kind != "directory":
             return status
         # JuiceFS's gateway keeps no metadata of the object of a directory.
@@ -455,10 +455,10 @@ def place(
 
 @pytest.mark.parametrize(("store", "transport", "steps"), PLACES)
 def test_a_mount_is_a_directory(place: Mounted, steps: int) -> None:
-    """Its seed is random; the steps that led to a difference are made few, and printed."""
+    """The seed is random; a failure is shrunk, and its steps are printed."""
 
     class Machine(FileSystems):
-        kills = place.transport == "kernel"  # libfuse makes the mount anew: open files are lost
+        kills = place.transport == "kernel"  # libfuse mounts again, and open files are lost.
 
     Machine.place = place
     while Machine.steps < steps:

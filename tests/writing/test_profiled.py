@@ -1,6 +1,6 @@
 """Programs whose system calls are interrupted every 3 ms, as under a profiler.
 
-What they wrote is looked at through a new mount, and as another client brings it from the bucket.
+Their files are checked through a new mount, and as another client reads them from the bucket.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> No
 
 
 def bring(place: Mounted, directory: Path) -> Path:
-    """A copy of what another client finds, on the local disk."""
+    """A local copy of what an independent client reads from the bucket."""
     copy = place.local / place.fresh_name()
     copy.mkdir()
     for name, data in place.objects(directory).items():
@@ -85,7 +85,7 @@ def bring(place: Mounted, directory: Path) -> Path:
 def test_a_program_of_python(
     request: pytest.FixtureRequest, place: Mounted, program: str, size: int
 ) -> None:
-    """The long ones run in the interpreter that scripts/install.sh soak makes."""
+    """The long ones run in the interpreter of scripts/install.sh soak."""
     is_long = request.node.get_closest_marker("soak") is not None
     python = SOAK_PYTHON if is_long else Path(sys.executable)
     directory = place.fresh_directory()
@@ -97,7 +97,7 @@ def test_a_program_of_python(
 
 @pytest.mark.soak
 def test_git(place: Mounted, tmp_path: Path) -> None:
-    """Its own programs are started with a timer each."""
+    """The programs that it starts have a timer each."""
     preloaded = tmp_path / "timer.so"
     run("cc", "-shared", "-fPIC", "-o", preloaded, TIMER)
     directory = place.fresh_directory()
@@ -121,7 +121,7 @@ def test_git(place: Mounted, tmp_path: Path) -> None:
     git("fsck", "--full", "--strict", cwd=clone)
     copy = bring(place, directory)
     for name in ("base", "clone"):
-        for empty in ("objects", "refs"):  # directories without objects; not needed but by git
+        for empty in ("objects", "refs"):  # Directories without objects, which git requires.
             (copy / name / ".git" / empty).mkdir(parents=True, exist_ok=True)
         run("git", "fsck", "--full", "--strict", cwd=copy / name)
         run("git", "diff", "--quiet", "HEAD", cwd=copy / name)

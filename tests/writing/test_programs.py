@@ -1,4 +1,4 @@
-"""Programs that training code runs, on an outputs volume; another client looks at the result."""
+"""Programs of training code on an outputs volume; an independent client checks the result."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_rsync_a_delete(place: Mounted, directory: Path, local: Path) -> None:
 def test_tar_x(place: Mounted, directory: Path, local: Path) -> None:
     make_tree(local, seed=3)
     archive = place.local / "archive.tar"
-    # The format that keeps fractions of a second.
+    # This format has times with fractions of a second.
     run("tar", "c", "--format=posix", "-C", local, "-f", archive, ".")
     run("tar", "x", "-C", directory, "-f", archive)
     assert comparable(directory) == comparable(local)
@@ -159,7 +159,7 @@ def test_git_clone_and_fsck(place: Mounted, directory: Path, local: Path, files:
     run("git", "add", ".", cwd=source)
     who = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"]
     run("git", *who, "commit", "-qm", "first", cwd=source)
-    # The local short cut would make hard links.
+    # Cloning locally would make hard links.
     run("git", "clone", "-q", "--no-local", source, directory / "clone")
     run("git", "fsck", "--full", "--strict", cwd=directory / "clone")
     assert run("git", "status", "--porcelain", cwd=directory / "clone") == ""
@@ -170,7 +170,7 @@ def test_git_clone_and_fsck(place: Mounted, directory: Path, local: Path, files:
     for key, data in found.items():
         (copy / key).parent.mkdir(parents=True, exist_ok=True)
         (copy / key).write_bytes(data)
-    for empty in ("objects", "refs"):  # directories without objects; not needed but by git
+    for empty in ("objects", "refs"):  # Directories without objects, which git requires.
         (copy / ".git" / empty).mkdir(parents=True, exist_ok=True)
     run("git", "fsck", "--full", "--strict", cwd=copy)
     (directory / "clone/00/0001.txt").write_text("changed")
@@ -296,7 +296,7 @@ def test_numpy_memmap(place: Mounted, directory: Path) -> None:
 
 
 def records(path: Path) -> int:
-    """Whole records of a TensorBoard event file: length, its checksum, data, its checksum."""
+    """Number of complete records of a TensorBoard event file: length, CRC, data, CRC."""
     data, position, found = path.read_bytes(), 0, 0
     while position + 12 <= len(data):
         length = int.from_bytes(data[position : position + 8], "little")
@@ -312,13 +312,13 @@ def test_tensorboard_events_while_they_grow(place: Mounted, directory: Path) -> 
     with SummaryWriter(str(directory)) as writer:
 
         def all_there() -> bool:
-            writer.flush()  # it does not wait for the thread that brings events to it
+            writer.flush()  # Events may still be queued in its thread.
             return sum(map(records, directory.glob("events.*"))) > added
 
         for step in range(5):
             for number in range(20):
                 writer.add_scalar("loss", 1 / (1 + number), step * 20 + number)
-            added += 20  # besides one that says the version
+            added += 20  # The file also has one with the version.
             wait_until(all_there, f"the events of step {step}", PATIENCE_S)
     (events,) = directory.glob("events.*")
     assert place.objects(directory) == {events.name: events.read_bytes()}
@@ -359,7 +359,7 @@ def test_tail_f(place: Mounted, directory: Path) -> None:
 
 
 def test_a_checkpoint_loop(place: Mounted, directory: Path) -> None:
-    """In the manner of Lightning: the best three stay, `last.ckpt` leads to the newest."""
+    """As Lightning does: the best three stay, `last.ckpt` is a link to the newest."""
     choose, best = random.Random(1), dict[str, float]()
     contents: dict[str, bytes] = {}
     last = directory / "last.ckpt"
@@ -388,7 +388,7 @@ def test_a_checkpoint_loop(place: Mounted, directory: Path) -> None:
 
 @pytest.mark.soak
 def test_torch_save_and_load(place: Mounted, directory: Path) -> None:
-    """By the interpreter that scripts/install.sh soak makes: torch is large."""
+    """In the interpreter of scripts/install.sh soak, because torch is large."""
     python = Path(__file__).parents[2] / ".venv-torch/bin/python"
     program = Path(__file__).with_name("torch_program.py")
     digest = run(python, "-W", "error", program, "save", directory / "model.pt").strip()

@@ -1,4 +1,4 @@
-"""What objects have besides content survives system calls on a mount, as on a disk."""
+"""Properties of objects survive system calls on a mount."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGE = os.urandom(11 * MIB)
 
 @pytest.fixture(params=["strict_s3", "gcs", "azure"])
 def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """An empty bucket on servers that keep what they are given."""
+    """An empty bucket, on servers that keep properties."""
     server = request.getfixturevalue(f"{request.param}_server")
     if isinstance(server, GcsServer):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
@@ -35,7 +35,7 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
 
 
 def seen(cloud: Cloud, key: str) -> described.Description:
-    """Without what fake-gcs-server itself forgets (tests/store/test_properties.py)."""
+    """Without what fake-gcs-server itself drops (tests/store/test_properties.py)."""
     found = described.seen(cloud, key)
     forgotten = {"storage_class"} if cloud.name == "gcs" else set()
     return {name: value for name, value in found.items() if name not in forgotten}
@@ -94,7 +94,7 @@ def write_some(path: Path, data: bytes) -> int:
 
 @pytest.mark.parametrize("size", [1000, len(LARGE)], ids=["small", "large"])
 def test_a_worker_dies_before_the_file_is_closed(tmp_path: Path, cloud: Cloud, size: int) -> None:
-    """A successor does not know what its predecessor knew of the object."""
+    """A successor does not have what its predecessor had read of the object."""
     described.write(cloud, "file", b"old")
     before = seen(cloud, "file")
     with bucket_sidecar(tmp_path, cloud, sizes=SMALL_PARTS) as sidecar:
@@ -121,7 +121,7 @@ def test_the_whole_sidecar_dies_before_the_file_is_closed(
 
 
 def start_again(sidecar: Sidecar, descriptor: int) -> None:
-    """Start as the kubelet does; the program that had the file open has ended, too."""
+    """Start as the kubelet does; the program with the open file has ended too."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
     (sidecar.shared / ".sidecar/ready").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""fio by AIO, past the kernel's pages and through maps; the long form is tests/soak_tools."""
+"""fio by AIO, direct I/O and maps; the long form is in tests/soak_tools."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def test_a_wrong_block_is_found(tmp_path: Path) -> None:
 
 
 def fio(command: list[str]) -> None:
-    """Run fio, which must find nothing wrong."""
+    """Run fio, which must find no error."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The log beside a spool file: what a successor reads there, also of a predecessor cut short."""
+"""The log beside a spool file, as a successor reads it, also after a torn write."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_record_that_a_full_disk_cuts_short_is_an_error_and_hides_none(
     assert read_log(path).missing == {1, 3}
 
 
-# As it was written before the first record named a format.
+# From before the first record had the format's number.
 BEFORE_FORMATS = b"""\
 ["exclusive", true]
 ["begin", [1, "file", {"since_s": 1795666508.4605558}, false]]

@@ -1,8 +1,8 @@
-"""Processes that get in each other's way, in the manner of fsstress.
+"""Processes that work on the same few names at once, as fsstress does.
 
-They make, write, map, cut, rename and remove the same few names, and none waits for another.
-What each call gives depends on the moment, but it is one of the errnos that it may have on a
-local disk; afterwards the mount, a mount of a new start and the bucket hold the same tree.
+They create, write, map, truncate, rename and remove them without synchronization. A call's
+result depends on timing, but its errno must be possible on a local disk. Afterwards the mount,
+a mount after a restart and the bucket must have the same tree.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def test_no_call_fails_as_it_never_would(place: Mounted, processes: int, operati
 
 @pytest.mark.soak
 def test_the_local_disk_is_no_stricter(tmp_path: Path) -> None:
-    """Every errno that a local disk gives is one that the processes allow."""
+    """The processes allow every errno that a local disk gives."""
     stress(tmp_path, 8, 20_000)
 
 
 def stress(directory: Path, processes: int, operations: int) -> None:
-    """Run so many processes to their end. One fails at an errno that its call does not allow."""
+    """Run this many processes; one fails if a call returns an errno that is not allowed."""
     children = [
         subprocess.Popen(
             [
@@ -94,7 +94,7 @@ def stress(directory: Path, processes: int, operations: int) -> None:
 
 
 def settled(directory: Path) -> dict[str, Entry]:
-    """The tree without the times of directories, which move with their names."""
+    """The tree without times of directories, which change with their names."""
     return {
         path: entry._replace(status=entry.status._replace(mtime_ns=0))
         if entry.status.kind == "directory"
@@ -104,7 +104,7 @@ def settled(directory: Path) -> dict[str, Entry]:
 
 
 def files(place: Mounted, directory: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and content of what another client sees, without links."""
+    """Path to content, from an independent client, without links."""
     for path, data in place.objects(directory).items():
         if not path.endswith(".rclonelink"):
             yield path, data

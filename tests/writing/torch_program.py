@@ -1,6 +1,6 @@
 """Saves a state_dict, or loads and checks it: ``python torch_program.py save|load PATH``.
 
-Runs where torch is, without the tests' own packages.
+Needs torch, but none of the tests' packages.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ STEPS = 3
 
 
 def state() -> dict[str, torch.Tensor]:
-    """Some MiB, the same at each call."""
+    """A state of some MiB, the same at each call."""
     generator = torch.Generator().manual_seed(1)
     return {f"layer{number}": torch.rand(700, 700, generator=generator) for number in range(6)}
 
 
 def main() -> None:
-    """Do what the arguments say; print the SHA-256 of what was saved."""
+    """Save or load; print the SHA-256 of what was saved."""
     path = Path(sys.argv[2])
     if sys.argv[1] == "save":
         for _ in range(STEPS):

@@ -1,7 +1,7 @@
-"""Programs that write in every way: ``python -m tests.writing.writers WORKLOAD DIRECTORY``.
+"""Writing workloads: ``python -m tests.writing.writers WORKLOAD DIRECTORY``.
 
-Each does rounds until standard input has a line or ends, at least one. Then it prints the
-number of rounds and, as JSON, path to SHA-256 of what every write() took. Any error ends it
+Each does at least one round, until standard input has a line or ends. Then it prints, as JSON,
+the number of rounds, and path to SHA-256 of the content that was written. An error ends it
 with a traceback.
 """
 
@@ -23,7 +23,7 @@ Contents = dict[str, bytes]
 
 
 def sequential(directory: Path, rounds: Iterator[int]) -> Contents:
-    """Write a file of three parts over and over, each time through one descriptor."""
+    """Overwrite a file of three parts, each time with one descriptor."""
     content = b""
     for number in rounds:
         content = random.Random(number).randbytes(64 * KIB) * 192
@@ -33,7 +33,7 @@ def sequential(directory: Path, rounds: Iterator[int]) -> Contents:
 
 
 def append(directory: Path, rounds: Iterator[int]) -> Contents:
-    """One log that stays open, synced now and then."""
+    """Append to a log that stays open, with fsync now and then."""
     content = bytearray()
     descriptor = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number in rounds:
@@ -48,7 +48,7 @@ def append(directory: Path, rounds: Iterator[int]) -> Contents:
 
 
 def growing(directory: Path, rounds: Iterator[int]) -> Contents:
-    """Save a small file that grows past the smallest part, and cut it again."""
+    """Save a small file that grows beyond the smallest part, and truncate it."""
     content = bytearray()
     descriptor = os.open(directory / "grown", os.O_WRONLY | os.O_CREAT, 0o644)
     for number in rounds:
@@ -66,7 +66,7 @@ def growing(directory: Path, rounds: Iterator[int]) -> Contents:
 
 
 def at_random(directory: Path, rounds: Iterator[int]) -> Contents:
-    """`r+`: overwrites, holes, truncates; opened and closed again and again."""
+    """Open with `r+`, overwrite, make holes, truncate, close; repeated."""
     content = bytearray()
     (directory / "file").write_bytes(b"")
     for number in rounds:
@@ -85,7 +85,7 @@ def at_random(directory: Path, rounds: Iterator[int]) -> Contents:
 
 
 def mapped(directory: Path, rounds: Iterator[int]) -> Contents:
-    """Through a shared map, synced each round."""
+    """Write through a shared map, with msync in each round."""
     content = bytearray(MIB)
     (directory / "map").write_bytes(content)
     descriptor = os.open(directory / "map", os.O_RDWR)
@@ -111,7 +111,7 @@ def small_files(directory: Path, rounds: Iterator[int]) -> Contents:
 
 
 def save_by_rename(directory: Path, rounds: Iterator[int]) -> Contents:
-    """How libraries save: a temporary name, fsync, rename over the old one."""
+    """Save as libraries do: temporary name, fsync, rename over the old file."""
     content = b""
     for number in rounds:
         content = random.Random(number).randbytes(100_000)
@@ -125,7 +125,7 @@ def save_by_rename(directory: Path, rounds: Iterator[int]) -> Contents:
 
 
 def names(directory: Path, rounds: Iterator[int]) -> Contents:
-    """Directories and files come and go."""
+    """Create and remove directories and files."""
     for number in rounds:
         inner = directory / f"d{number}"
         inner.mkdir()
