@@ -1,4 +1,4 @@
-"""What the tests of the sidecar on one bucket share."""
+"""Helpers for tests of the sidecar on one bucket."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ DENIED = 403, b"<Error><Code>AccessDenied</Code></Error>"
 
 
 class Refusing:
-    """An S3 server with one object, ``file`` in ``bucket``, whose content it refuses.
+    """An S3 server with one object, ``file`` in ``bucket``, that refuses to return its content.
 
     Attributes:
-        refusal: status and body, as long as it refuses.
+        refusal: status and body; None: return the content.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Refusing:
 
     @property
     def secret(self) -> str:
-        """What a volume's secret holds."""
+        """The content of a volume's secret."""
         keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
         return json.dumps({**keys, "AWS_ENDPOINT_URL": self.server.endpoint})
 
@@ -97,7 +97,7 @@ class Refusing:
 
 
 def in_namespace(script: str) -> list[str]:
-    """Words before a command: it runs in a mount namespace of its own, after the script."""
+    """A prefix for a command: run it in its own mount namespace, after the script."""
     return ["unshare", "-m", "sh", "-ec", f'{script}\nexec "$@"', "sh"]
 
 

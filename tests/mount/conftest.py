@@ -17,7 +17,7 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
 
 @pytest.fixture
 def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """An empty bucket on S3, for what is the same on every cloud."""
+    """An empty bucket on S3, for tests that do not depend on the cloud."""
     return make_cloud(request, monkeypatch, "s3")
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong while buckets are mounted: programs get an errno, and the mount lives on."""
+"""Failures while buckets are mounted: programs get an errno, and the mount keeps working."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     try:
         yield descriptor
     finally:
-        with contextlib.suppress(OSError):  # what it says is another test's business
+        with contextlib.suppress(OSError):  # Other tests check the error of close.
             os.close(descriptor)
 
 
@@ -167,7 +167,7 @@ def test_object_changed_under_an_open_handle(
             fails_with(errno.ESTALE, lambda: os.pread(descriptor, 4096, 20 * MIB))
 
             def read_again() -> bytes:
-                # Until the metadata lifetime is over an open may pin the old version.
+                # Until metadata expires, an open may pin the old version.
                 try:
                     return path.read_bytes()
                 except OSError as error:
@@ -375,8 +375,8 @@ def test_worker_killed_while_stopping(tmp_path: Path, mortal: Cloud) -> None:
         opened(tmp_path / "m/model.bin", os.O_WRONLY | os.O_CREAT) as descriptor,
     ):
         os.write(descriptor, b"weights")
-        # Not stop(): a process that is started to start it again would close its copy of
-        # the descriptor, which saves the file.
+        # Not stop(): starting the server again forks, and the child's close of its copy of the
+        # descriptor would save the file.
         mortal.server.pause()
         os.kill(sidecar.pid, signal.SIGTERM)
         sidecar.wait_for(lambda: sidecar.status()["phase"] == "draining")
@@ -439,7 +439,7 @@ def test_started_again_after_everything_was_killed(
         assert sidecar.mounted() != []
         with pytest.raises(OSError, match=r"endpoint is not connected|connection abort"):
             os.stat(tmp_path / "m")
-        (sidecar.shared / ".sidecar/ready").unlink()  # so that the next one is waited for
+        (sidecar.shared / ".sidecar/ready").unlink()  # start() must wait for a new one.
         sidecar.start()
         assert re.search('msg="cleared stale mounts" volume=data/train', sidecar.log())
         assert (tmp_path / "m/file").read_bytes() == b"content"

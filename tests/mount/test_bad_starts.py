@@ -1,4 +1,4 @@
-"""A sidecar that cannot do its job says so in one line, and leaves nothing."""
+"""A sidecar that cannot mount says why in one line, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_azure_login_rejected(
 
 
 def test_s3_login_that_may_not_list(tmp_path: Path, s3: Cloud) -> None:
-    """No server of the tests knows logins with fewer rights."""
+    """The tests' servers have no credentials with fewer permissions."""
     body = b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
     xml = {"Content-Type": "application/xml"}
     with HttpResponder(lambda handler: answer(handler, 403, body, xml)) as store:
@@ -197,7 +197,7 @@ def test_s3_login_that_may_not_list(tmp_path: Path, s3: Cloud) -> None:
 
 
 def test_an_endpoint_that_refuses_and_one_that_never_answers(tmp_path: Path, s3: Cloud) -> None:
-    # Both at once, because both take the whole time that they are given.
+    # Both at once, because both take the whole timeout.
     def sidecar(name: str, port: int) -> Sidecar:
         secret = s3.server.credentials_json().replace(str(s3.server.port), str(port))
         return bucket_sidecar(
@@ -321,7 +321,7 @@ def test_port_in_use(tmp_path: Path, s3: Cloud) -> None:
 
 
 def with_default_termination_log(sidecar: Sidecar) -> list[str]:
-    """A spec that cannot be read names no other place than the kubelet's."""
+    """From an unreadable spec no other path is known than the kubelet's."""
     return in_namespace(
         "mount -t tmpfs none /dev\ntouch /dev/termination-log /dev/null\n"
         f"mount --bind {sidecar.termination_message} /dev/termination-log"
@@ -394,7 +394,7 @@ def test_shared_directory_not_writable(tmp_path: Path, s3: Cloud) -> None:
 
 
 def test_not_root(tmp_path: Path, s3: Cloud) -> None:
-    # The capability is for pytest's directories, which are closed to other users.
+    # The capability gives access to pytest's directories, which are private.
     sidecar = bucket_sidecar(
         tmp_path,
         s3,
@@ -425,7 +425,7 @@ def test_no_fuse_device(tmp_path: Path, s3: Cloud) -> None:
 
 
 def test_fuse_device_that_may_not_be_opened(tmp_path: Path, s3: Cloud) -> None:
-    # `nodev` refuses the open as the device cgroup of an unprivileged container does.
+    # `nodev` refuses the open, as an unprivileged container's device cgroup does.
     script = "mount -t tmpfs -o nodev none /dev\nmknod /dev/fuse c 10 229"
     refused(
         bucket_sidecar(tmp_path, s3, prefix=in_namespace(script)),
@@ -494,7 +494,7 @@ def test_one_of_five_volumes_fails_when_all_are_mounted(
     strict_s3_server: StrictS3Server,
 ) -> None:
     clouds = {name: make_cloud(request, monkeypatch, name) for name in CLOUDS}
-    # To S3 `user` and `user/…` are two keys; the gateway, which has files, writes no second one.
+    # `user` and `user/…` are two keys on S3; the gateway stores files and refuses the second.
     clouds["s3"] = S3Cloud(strict_s3_server, clouds["s3"].bucket)
     strict_s3_server.create_bucket(clouds["s3"].bucket)
     clouds["s3"].write("user", b"an object where the run's outputs need a directory")

@@ -1,4 +1,4 @@
-"""No secret is found anywhere outside the secrets: not after success, failure or retries."""
+"""No secret value appears outside the secrets, after success, failures and retries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def canary(name: str) -> str:
 
 
 def forms(value: str) -> set[bytes]:
-    """A value as it is, in a URL, and inside base64 at each of the three alignments."""
+    """A value as it is, URL-encoded, and inside base64 at each of three alignments."""
     raw = value.encode()
     found = {raw, urllib.parse.quote_plus(value).encode()}
     for shift in range(3):
@@ -56,7 +56,7 @@ class Canaries:
         files = [root] if root.is_file() else [path for path in root.rglob("*") if path.is_file()]
         found = []
         for path in files:
-            with contextlib.suppress(FileNotFoundError):  # a spool file that was done with
+            with contextlib.suppress(FileNotFoundError):  # A spool file, deleted meanwhile.
                 if self.in_bytes(path.read_bytes()):
                     found.append(str(path))
         return found
@@ -71,7 +71,7 @@ class Canaries:
         return found
 
     def assert_unseen(self, sidecar: Sidecar) -> None:
-        """Nowhere in what the run wrote, prints, shows or is started with."""
+        """Search the run's files, output, pages, arguments and environments."""
         assert self.in_processes(sidecar) == []
         shown = [
             sidecar.state,
@@ -116,7 +116,7 @@ def secret_values(fields: Mapping[str, str]) -> list[str]:
         for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AZURE_ACCOUNT_KEY")
         if name in fields
     ]
-    # base64 keys also as the bytes that they stand for; PEM by its lines.
+    # base64 keys also decoded; PEM line by line.
     values += [
         base64.b64decode(fields[name]).decode() for name in ("AZURE_ACCOUNT_KEY",) if name in fields
     ]
@@ -155,7 +155,7 @@ def test_no_secret_is_seen(
     contents = {name: cloud.server.credentials() for name, cloud in clouds.items()}
     values = [value for fields in contents.values() for value in secret_values(fields)]
     canaries = Canaries([*values, gcs.tokens.token_start])
-    # The search finds what is there.
+    # The search itself works.
     for fields in contents.values():
         assert canaries.in_bytes(json.dumps(fields).encode())
     assert canaries.in_bytes(base64.b64encode(b"ab" + gcs.tokens.token_start.encode()))

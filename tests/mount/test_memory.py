@@ -53,11 +53,11 @@ def peak_bytes(pid: int) -> int:
 def test_large_directories_one_after_the_other_take_the_memory_of_few(
     tmp_path: Path, s3: Cloud
 ) -> None:
-    """What is freed need not go back to the machine (a page of it may be in use), but is used."""
+    """Freed memory may stay with the process (pages in use), but is used again."""
     store = ManyNames()
     times = Times(ready_timeout_s=20, metadata_read_only_s=1)
     settings: dict[str, Any] = {"secret": store.secret, "bucket": "bucket", "times": times}
-    # On libfuse, where the kernel does not hold an inode for each line.
+    # On libfuse, where the kernel does not keep an inode for each entry.
     settings |= {"read_only": True, "transport": "libfuse"}
     with store.server, bucket_sidecar(tmp_path, s3, **settings) as sidecar:
         pid = sidecar.volume_status("train")["worker_pid"]
@@ -66,7 +66,7 @@ def test_large_directories_one_after_the_other_take_the_memory_of_few(
         for number in range(DIRECTORIES):
             assert len(os.listdir(tmp_path / f"m/{number}")) == NAMES
             grown.append(peak_bytes(pid) - before)
-            time.sleep(3)  # the lifetime, and the worker's next look
+            time.sleep(3)  # Until it expires and the worker drops it.
         assert grown[0] > 10 * MIB
         assert grown[-1] < 2 * grown[0]
         assert sidecar.stop() == 0

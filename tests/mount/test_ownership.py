@@ -1,4 +1,4 @@
-"""Who makes a file owns it: in a run's directory, on each cloud, for the next mount too."""
+"""Files belong to the user that creates them, on each cloud, also after the next mount."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_known_user_has_the_run_s_directory_alone(
 def test_containers_of_several_users_share_by_their_group(
     tmp_path: Path, s3: Cloud, transport: TransportName
 ) -> None:
-    """``fsGroup``, in which all containers of a pod are."""
+    """``fsGroup`` is a supplementary group of all containers of a pod."""
     access = Access(gid=TEAM, file_mode=0o664, dir_mode=0o2775)
     with outputs_sidecar(tmp_path, s3, access, transport=transport) as sidecar:
         run = tmp_path / "m" / RUN

@@ -32,7 +32,7 @@ def cached(
 
 
 def place_copy(sidecar: Sidecar, bucket: str, key: str, version: str, content: bytes) -> Path:
-    """Put a whole object where the cache would; its file."""
+    """Store a whole object in the cache's folder; its file."""
     cache = DiskCache(
         sidecar.state / "data-v" / "cache", f"s3://{bucket}", CACHE_BYTES, on_damage=lambda: None
     )
@@ -56,12 +56,12 @@ def test_reads_do_not_reach_the_worker_and_survive_its_death(
     sidecar = cached(s3_server, bucket, tmp_path / "run", mount)
     place_copy(sidecar, bucket, "whole", etag, local)
     with sidecar:
-        # Other content on purpose: it shows who answered.
+        # The content differs on purpose, to show that the kernel reads the local file.
         with (mount / "whole").open("rb") as first, (mount / "whole").open("rb") as second:
             assert first.read() == local
             os.kill(sidecar.volume_status("v")["worker_pid"], signal.SIGKILL)
             assert second.read() == local
-            # An open while others are: the same way, whatever worker answers.
+            # While a file is open, later opens use the same way, also with a new worker.
             assert (mount / "whole").read_bytes() == local
         assert (mount / "whole").read_bytes() == local
         assert (mount / "other").read_bytes() == remote
@@ -90,7 +90,7 @@ def test_many_opens_of_small_files_leave_opening_to_the_kernel(
         ):
             for _ in range(JUDGED_OPENS):
                 (mount / "whole").open("rb").close()
-            # Each open is still answered: how would these two ever be closed?
+            # Opens are not left to the kernel: nobody would see the close of these two.
             assert sidecar.metric("mount_sidecar_passthrough_opens_total") == JUDGED_OPENS + 1
             assert by_copy.read() == local
             assert by_handle.read() == remote
@@ -128,7 +128,7 @@ def test_a_copy_that_is_altered_or_of_another_version_is_not_served(
         assert (mount / "old").read_bytes() == b"remote"
         assert sidecar.metric("mount_sidecar_passthrough_opens_total") == 0
         assert sidecar.metric("mount_sidecar_disk_cache_damaged_blocks_total") >= 1
-        # Fetched again, kept, whole: the next open needs nobody.
+        # Fetched again and complete in the cache: the next open uses passthrough.
         wait_until(
             lambda: (
                 (mount / "altered").read_bytes() == b"remote"
@@ -152,7 +152,7 @@ def test_a_file_that_was_closed_makes_room_for_the_next_one(
 
             def opened_by_copy(key: str = key, opens: int = opens) -> bool:
                 with (mount / key).open("rb") as file:
-                    # Its pages alone: an inode that the kernel forgets is not read any more.
+                    # Only its pages: dropping all caches could make the kernel forget the inode.
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                     assert file.read() == content
                 return sidecar.metric("mount_sidecar_passthrough_opens_total") >= opens

@@ -1,4 +1,4 @@
-"""Ready means written: an object of the sidecar's own on each volume that is not read-only."""
+"""Ready means written: the sidecar has written a probe object to each writable volume."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from tests.support.strict_server import StrictS3Server
 RUN = "user/project/experiments/1"
 PROBE = r"\.mount-sidecar-probe-[0-9a-f]{16}"
 WRITES = ("PUT", "POST")
-"""How objects are written: S3 and Azure, and Google Cloud Storage."""
+"""Methods of uploads: PUT on S3 and Azure, POST on GCS."""
 
 
 @pytest.fixture
 def proxy(cloud: Cloud) -> Iterator[FaultProxy]:
-    """Between the sidecar and the cloud."""
+    """A proxy between the sidecar and the cloud."""
     with FaultProxy(cloud.server.port) as proxy:
         yield proxy
 
@@ -103,7 +103,7 @@ def test_a_writable_bucket_was_written_read_and_cleaned(
     proxy.refuse = note
     with sidecar_behind(proxy, tmp_path, cloud) as sidecar:
         probes = [(method, target) for method, target in seen if "mount-sidecar-probe" in target]
-        # Google's uploads carry the name in their body.
+        # Google's uploads have the name in their body, not in the URL.
         expected = ["GET", "DELETE"] if cloud.name == "gcs" else ["PUT", "GET", "DELETE"]
         assert [method for method, _ in probes] == expected
         run = RUN.replace("/", "%2F") if cloud.name == "gcs" else RUN
@@ -168,7 +168,7 @@ def test_a_bucket_that_is_full(tmp_path: Path, s3: Cloud) -> None:
 
 
 def test_who_may_write_below_the_run_only(tmp_path: Path, s3: Cloud) -> None:
-    """What is allowed elsewhere does not matter, and is not asked."""
+    """Permissions elsewhere do not matter and are not tested."""
 
     def refuse(method: str, target: str) -> str:
         return "" if method == "GET" or f"/{s3.bucket}/user/" in target else "AccessDenied"
@@ -274,7 +274,7 @@ def test_three_requests_and_only_before_ready(
     tmp_path: Path, strict: S3Cloud, strict_s3_server: StrictS3Server
 ) -> None:
     with bucket_sidecar(tmp_path, strict) as sidecar:
-        # The last LIST looks for what pods left that are gone, when programs run already.
+        # The last LIST searches for objects that earlier pods left; programs already run then.
         sidecar.wait_for(lambda: strict_s3_server.counts().requests["ListObjectsV2"] >= 3)
         requests = strict_s3_server.counts().requests
         writing = {name: requests[name] for name in ("PutObject", "GetObject", "DeleteObject")}
@@ -291,7 +291,7 @@ def directory_sidecar(tmp_path: Path, path: Path, **settings: Any) -> Sidecar:
 
 
 def test_a_claim_that_is_full(tmp_path: Path) -> None:
-    """It takes names, and no bytes."""
+    """Names can be created, but no bytes written."""
     path = tmp_path / "claim"
     path.mkdir()
     full = in_namespace(

@@ -1,4 +1,4 @@
-"""What another client does to the bucket while it is mounted."""
+"""Another client changes the bucket while it is mounted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIFETIME_S = 0.3
 
 
 def read_all_of(descriptor: int, size: int, byte: int) -> None:
-    """Read a file to its end, which holds one byte alone."""
+    """Read a file that must consist of one repeated byte."""
     for offset in range(0, size, 1024 * 1024):
         assert set(os.pread(descriptor, 1024 * 1024, offset)) == {byte}
 
@@ -44,10 +44,10 @@ def test_a_handle_never_mixes_versions_and_a_new_open_sees_the_new_one(
             assert os.pread(descriptor, 100, 0) == old[:100]
             client.put_object(bucket, "file", io.BytesIO(new), len(new))
             time.sleep(2 * LIFETIME_S)
-            # A new open: the new version, whole, with its own size.
+            # A new open: the complete new version, with its size.
             assert (mount / "file").stat().st_size == len(new)
             assert (mount / "file").read_bytes() == new
-            # The old handle: bytes of the old version, or ESTALE, and nothing else.
+            # The old handle: bytes of the old version or ESTALE, nothing else.
             assert os.fstat(descriptor).st_size == len(old)
             with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
                 read_all_of(descriptor, size, ord("o"))

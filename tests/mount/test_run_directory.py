@@ -1,4 +1,4 @@
-"""The run's outputs directory: who can write there, and where it is not made."""
+"""The run's outputs directory: its owner and mode, and that no link is followed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_exists_is_kept_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["user", RUN])
 def test_no_link_is_followed(tmp_path: Path, place: str) -> None:
-    """Who wrote to the volume before may have left one, to a directory of the node."""
+    """An earlier writer of the volume may have left one to a directory of the node."""
     root, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     (root / place).parent.mkdir(parents=True)

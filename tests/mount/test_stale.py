@@ -1,4 +1,4 @@
-"""After ESTALE the next open sees what the store has now, on a volume whose names last a minute."""
+"""After ESTALE the next open sees the store's current version, although names live a minute."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mounted(
     sizes = Sizes(cache_bytes=request.param)
     with bucket_sidecar(tmp_path, s3, read_only=True, transport=transport, sizes=sizes) as sidecar:
         folder = tmp_path / "m/folder"
-        # Everything is known, and believed for a minute.
+        # Everything is cached for a minute.
         assert {entry.name for entry in os.scandir(folder) if entry.stat().st_size} == set(SIZES)
         yield Mounted(s3, sidecar, folder)
         assert sidecar.stop() == 0
@@ -45,7 +45,7 @@ def mounted(
 
 
 def read_until_stale(descriptor: int, size_bytes: int) -> None:
-    """Read what the kernel has no pages of: the old version's bytes, and then ESTALE."""
+    """Read without the kernel's pages: the old version's bytes, and then ESTALE."""
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 

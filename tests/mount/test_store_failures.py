@@ -1,4 +1,4 @@
-"""A store that fails: said once when it begins and once when it ends, and shown meanwhile."""
+"""A failing store is logged once at its begin and once at its end, and shown in the status."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def lines(sidecar: Sidecar, message: str) -> list[dict[str, str]]:
 
 
 def begun(sidecar: Sidecar) -> Counter[tuple[str, str]]:
-    """How often each failure was said to have begun, by operation and code."""
+    """Number of log lines for the begin of a failure, by operation and code."""
     return Counter((f["operation"], f["code"]) for f in lines(sidecar, "the store fails"))
 
 
 def ended(sidecar: Sidecar) -> Counter[tuple[str, str]]:
-    """How often each was said to be over."""
+    """Number of log lines for the end of a failure."""
     return Counter((f["operation"], f["code"]) for f in lines(sidecar, "the store works again"))
 
 
 def failing(sidecar: Sidecar) -> dict[str, dict[str, Any]]:
-    """What fails by the status page, by operation."""
+    """Current failures on the status page, by operation."""
     return {item["operation"]: item for item in sidecar.volume_status("train")["failing"]}
 
 
@@ -86,7 +86,7 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
 def test_an_outage_is_said_once_and_shown_until_it_is_over(
     tmp_path: Path, mortal: Cloud, transport: TransportName
 ) -> None:
-    """Whatever a program tries meanwhile, and however often."""
+    """No matter what a program tries meanwhile, and how often."""
     mortal.write("large", os.urandom(24 * MIB))
     for name in ("folder/file", "gone", "old"):
         mortal.write(name, b"x")
@@ -109,7 +109,7 @@ def test_an_outage_is_said_once_and_shown_until_it_is_over(
             ]
             for call in calls * 3:
                 fails_with(errno.EIO, call)
-            often = {"list", "read", "write"}  # what each of the calls begins or ends with
+            often = {"list", "read", "write"}  # Each of the calls begins or ends with one.
             sidecar.wait_for(lambda: all(failing(sidecar)[kind]["count"] >= 3 for kind in often))
             counts = failing(sidecar)
             error = sidecar.volume_status("train")["error"]
@@ -143,14 +143,14 @@ def test_an_outage_is_said_once_and_shown_until_it_is_over(
         for line in lines(sidecar, "the store works again"):
             assert int(line["seconds"]) >= 0
             assert int(line["failures"]) >= counts[line["operation"]]["count"]
-        # Nothing else was said about it, call by call.
+        # There is no line for each call.
         warned = [line for line in sidecar.log().splitlines() if "cannot be reached" in line]
-        assert len(warned) <= len(counts) + 2  # and each file that an interval could not save
+        assert len(warned) <= len(counts) + 2  # Files that the timer could not save have a line.
         assert sidecar.stop() == 0
 
 
 def read_without_pages(path: Path) -> bytes:
-    """Read a file that the kernel has no pages of."""
+    """Read a file without the kernel's pages."""
     with opened(path) as descriptor:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         return os.read(descriptor, 100)
@@ -175,7 +175,7 @@ def test_what_a_reader_process_is_refused_is_said_by_the_worker_and_by_its_succe
         assert failing(sidecar)["read"]["code"] == "SC1041"
         assert "`file`" in sidecar.volume_status("train")["error"]["message"]
         assert sidecar.metric("mount_sidecar_operation_errors_total", code="SC1041") >= 8
-        if transport == "kernel":  # a mount of libfuse is made anew, and would be stale
+        if transport == "kernel":  # libfuse mounts again; the old descriptor would be stale.
             first = failing(sidecar)["read"]["first"]
             kill_worker(sidecar, "train")
             refused()
@@ -193,4 +193,4 @@ def test_what_a_reader_process_is_refused_is_said_by_the_worker_and_by_its_succe
         assert ended(sidecar) == {("read", "SC1041"): 1}
         assert failing(sidecar) == {}
         assert sidecar.stop() == 0
-    assert sidecar.log().count("SC1041") == 2  # when it began, and when it was over
+    assert sidecar.log().count("SC1041") == 2  # Begin and end.
