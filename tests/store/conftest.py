@@ -37,7 +37,7 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
 
 @pytest.fixture(params=["s3", "strict", "gcs", "azure", "rclone"])
 def readable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """An empty bucket of every server that bulk reads must understand."""
+    """An empty bucket of every server, including rclone's, for tests of reads."""
     return make_cloud(request.param, request, monkeypatch)
 
 
@@ -65,6 +65,6 @@ def reader(readable: Cloud, secrets: Path) -> Iterator[Store]:
 
 
 def call_each(actions: Sequence[Callable[[], object]]) -> None:
-    """A :attr:`Revision.run` that needs no threads."""
+    """A :attr:`Revision.run` without threads."""
     for action in actions:
         action()

@@ -21,7 +21,7 @@ CHANGES = {"mode": 0o640, "uid": 1000, "gid": 1001, "mtime_ns": 1_000_000_000_12
 
 @pytest.fixture
 def writable(cloud: Cloud, secrets: Path) -> Iterator[Store]:
-    """As a writable volume opens it."""
+    """The store of a writable volume."""
     cloud.write_secret(secrets)
     opened = cloud.open(secrets, with_metadata=True)
     yield opened

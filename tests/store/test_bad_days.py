@@ -1,4 +1,4 @@
-"""What a user is told when the store is not as it should be."""
+"""The errors for a store that is down, misconfigured or misbehaves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def told(action: Callable[[], object], expected: type[SidecarError]) -> str:
     with pytest.raises(expected) as caught:
         action()
     assert type(caught.value) is expected
-    # What an SDK raised may hold signatures: nothing of it stays behind the error.
+    # An SDK's exception may contain signatures, so it must not be the cause.
     assert caught.value.__cause__ is None
     return caught.value.line()
 
@@ -232,7 +232,7 @@ def test_a_self_signed_certificate_is_trusted_only_when_named(
 
 @pytest.fixture(params=["s3", "gcs", "azure"])
 def mortal(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A bucket on a server of the test's own, to be stopped."""
+    """A bucket on the test's own server, which it may stop."""
     from tests.store.conftest import KINDS
     from tests.support.servers import AzureServer, MinioServer
 

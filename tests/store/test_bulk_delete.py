@@ -1,4 +1,4 @@
-"""Deletion of many keys through the SDKs: what they are given, and what they fail at."""
+"""Deletion of many keys through the SDKs: their requests and their errors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.support.clouds import CountingObserver
 from tests.support.servers import HttpResponder, answer
 
 GOOGLE = "/storage.googleapis.com"
-"""gcsfs sends batches to whatever has this in its address."""
+"""gcsfs sends batches only to an address that contains this."""
 
 
 class Google:
-    """Batches and single deletions of the JSON API, as far as they are asked for here."""
+    """The parts of the JSON API that these tests use: batches and single deletions."""
 
     def __init__(self, refused: set[str]) -> None:
         self.refused = refused

@@ -1,4 +1,4 @@
-"""What Ceph's gateway does otherwise than S3: on it (``make soak``), and on a server like it."""
+"""Where Ceph's gateway differs from S3: on it (``make soak``), and on a server like it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ ODD = [
     "+ +",
     "ü",
 ]
-"""Names, of which most are no XML 1.0 unless they are encoded."""
+"""Names, most of which are not valid in XML 1.0 unless they are encoded."""
 
 
 @pytest.fixture(params=["strict", pytest.param("ceph", marks=pytest.mark.soak)])
 def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """A bucket of the gateway, or of one that does as it does."""
+    """A bucket of the gateway, or of a server that acts like it."""
     made = make_cloud(request.param, request, monkeypatch)
     if isinstance(made.server, StrictS3Server):
         made.server.settings(made.bucket, like_ceph=True)
@@ -66,7 +66,7 @@ def in_parts(store: Store, key: str, content: bytes) -> ObjectInfo:
 
 
 def ignore(state: Mapping[str, Any]) -> None:
-    """What a patch began; nobody dies here."""
+    """Do not record what a patch began."""
 
 
 # --- conditions of a write ---------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_an_overwrite_is_sent_once(cloud: Cloud, store: Store, observer: Countin
     for number in range(1, 6):
         made = store.put("key", f"{number}".encode(), OURS, Condition(version=made.version))
     puts = [code for operation, code in observer.requests if operation == "put"]
-    # The second one tells how this server compares.
+    # The second one shows how this server compares versions.
     assert puts == ["ok", Stale.code, "ok", "ok", "ok", "ok", "ok"]
     assert cloud.read("key") == b"5"
 
@@ -89,7 +89,7 @@ def test_another_writer_is_still_detected(
     made = store.put("key", b"ours")
     if known:
         made = store.put("key", b"ours, too", None, Condition(version=made.version))
-    # Between the look at what is there and the write.
+    # As if the other client wrote between check and write.
     monkeypatch.setattr(store, "check_condition", lambda *_: None)
     cloud.write("key", b"theirs")
     with pytest.raises(Stale):
@@ -229,7 +229,7 @@ def test_an_upload_of_an_odd_name_is_found_again(
     for name in ODD:
         before.start_upload(name, OURS)
         store.abandon(name, {"since_s": 0.0})
-        # What it found it has removed.
+        # It has removed what it found.
         assert not store._s3.parse_uploads(_uploads(store, name))  # type: ignore[attr-defined]
     before.close()
 

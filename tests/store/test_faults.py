@@ -1,4 +1,4 @@
-"""Answers that no healthy server gives: each on demand, from a server of the test's own."""
+"""Answers that no healthy server gives, from the test's own servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Respond = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Scripted:
-    """An S3 endpoint that gives the scripted answers in turn, the last one for ever."""
+    """An S3 endpoint that gives scripted answers in turn, the last one forever."""
 
     def __init__(self, *script: Respond, retry_budget_s: float = 20.0) -> None:
         self.ranges: list[str] = []
@@ -216,7 +216,7 @@ def test_a_connection_reset_within_an_answer_is_counted(
 ) -> None:
     def reset(handler: BaseHTTPRequestHandler) -> None:
         truncated(handler)
-        # Closed without a shutdown(2), which would end the answer in good order.
+        # Closed without shutdown(2), which would end the answer regularly.
         monkeypatch.setattr(handler.server, "shutdown_request", handler.server.close_request)
         at_once = struct.pack("ii", 1, 0)
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
@@ -317,7 +317,7 @@ def open_uploads(cloud: S3Cloud) -> list[str]:
 def test_uploads_whose_numbers_never_arrived_are_removed(
     s3_cloud: S3Cloud, s3_store: Store, tmp_path: Path
 ) -> None:
-    """Those without a part, begun since then; what may be another client's stays."""
+    """Only those without a part and begun since then: others may be another client's."""
     began_s = time.time()
     before = s3_cloud.open(tmp_path / "secrets")
     other = before.start_upload("dir/object")
@@ -332,7 +332,7 @@ def test_uploads_whose_numbers_never_arrived_are_removed(
 
 
 def test_what_was_begun_meanwhile_is_not_removed(s3_store: Store) -> None:
-    """What another process left is removed by and by, while the file is sent anew."""
+    """A predecessor's uploads are removed while the file is already uploaded again."""
     began_s = time.time()
     begun = s3_store.start_upload("key")
     s3_store.abandon("key", {"since_s": began_s})
@@ -345,12 +345,12 @@ def test_what_was_begun_meanwhile_is_not_removed(s3_store: Store) -> None:
 
 
 def test_nothing_is_begun_while_what_was_left_is_removed(s3_store: Store) -> None:
-    """The number of an upload that is begun right now is not known yet."""
+    """The id of an upload that is being created is not known yet."""
     began_s = time.time()
 
     def begin(_: int) -> None:
         upload = s3_store.start_upload("key")
-        time.sleep(0.1)  # so that others look meanwhile
+        time.sleep(0.1)  # Let abandon() run meanwhile.
         upload.put_part(1, b"data")
         upload.abort()
 
@@ -358,7 +358,7 @@ def test_nothing_is_begun_while_what_was_left_is_removed(s3_store: Store) -> Non
         done = [threads.submit(begin, number) for number in range(40)]
         while not all(future.done() for future in done):
             s3_store.abandon("key", {"since_s": began_s})
-            time.sleep(0.02)  # or it would be its turn again
+            time.sleep(0.02)  # Otherwise it would take the lock again at once.
         for future in done:
             future.result()
 
@@ -398,7 +398,7 @@ def test_without_etags_time_and_size_pin_the_version(tmp_path: Path) -> None:
         cloud = RcloneCloud(server, "bucket")
         cloud.write_secret(tmp_path / "secrets")
         store = cloud.open(tmp_path / "secrets")
-        # Its PUT names an ETag that no later answer repeats, so only what was read pins.
+        # No later answer has the ETag of its PUT, so only a read can pin a version.
         store.put("key", b"content")
         made = store.head("key")
         assert made.version == store.list_page("").objects[0].version
@@ -512,7 +512,7 @@ def test_another_process_goes_on_with_a_session() -> None:
         content = os.urandom(3 * 262144 + 5)
         begun = store.start_upload("key")
         begun.put_part(1, content[:262144])
-        begun.put_part(2, content[262144:524288])  # not written down any more
+        begun.put_part(2, content[262144:524288])  # Not recorded any more.
         resumed = store.resume_upload("key", begun.state, {1: (262144, "")})
         resumed.put_part(2, content[262144:524288])
         resumed.put_part(3, content[524288:])

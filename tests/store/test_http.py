@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection, against a peer that sends what it is told to, as it is told to."""
+"""HTTP/1.1 on one connection, against a peer that sends scripted bytes with pauses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 
 Piece = bytes | float
-"""What the peer sends, or for how long it pauses."""
+"""Bytes that the peer sends, or seconds that it pauses."""
 Connect = Callable[..., Connection]
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -30,7 +30,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    """Connects to a peer that sends the pieces and then closes."""
+    """A connection to a peer that sends the pieces and then closes."""
     made: list[Connection] = []
     threads: list[threading.Thread] = []
 

@@ -1,4 +1,4 @@
-"""Directories get other names, on a server of each cloud."""
+"""Renaming directories, on a server of each cloud."""
 
 from __future__ import annotations
 

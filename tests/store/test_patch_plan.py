@@ -1,4 +1,4 @@
-"""What is sent and what is copied when an object is put together of an older one."""
+"""Which bytes are sent and which are copied when an object is made from an older one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STORES = [S3Store.limits, GcsStore.limits, AzureStore.limits]
 def check(
     pieces: list[Piece], base_bytes: int, size_bytes: int, changed: list[Range], limits: Limits
 ) -> None:
-    """Legal, every byte once, and nothing copied that the old object does not have."""
+    """The plan obeys the limits, has every byte once, and copies only unchanged bytes."""
     assert [piece.start for piece in pieces] == [0, *(piece.end for piece in pieces[:-1])]
     assert pieces[-1].end == size_bytes
     assert len(pieces) <= limits.max_parts
@@ -68,7 +68,7 @@ def test_no_way_within_the_limits_sends_less(
 
     @cache
     def best(position: int) -> float:
-        """The fewest bytes that are sent from here on."""
+        """The fewest bytes to send from here on."""
         if position == size:
             return 0
         found = float("inf")

@@ -1,4 +1,4 @@
-"""Objects put together inside the store, and uploads that another process goes on with."""
+"""Objects patched inside the store, and uploads that another process resumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METADATA = {"mode": "33188"}
 
 
 class Local:
-    """A local file, as the spool has it."""
+    """A local file, in place of a spool file."""
 
     def __init__(self, data: bytes) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by its fixture
@@ -32,7 +32,7 @@ class Local:
         return FileSlice(self._file.fileno(), offset, size)
 
     def becomes(self, size: int, *changed: Range) -> Revision:
-        """What the object shall be: all of this, with other bytes than before in places."""
+        """The revision with these bytes, of which the given ranges are changed."""
         return Revision(size, changed, self.slice, PART, call_each)
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ def put_in_parts(store: Store, key: str, data: bytes) -> ObjectInfo:
 
 
 class Begun:
-    """Remembers what a patch began."""
+    """Records what a patch began."""
 
     def __init__(self) -> None:
         self.states: list[Mapping[str, Any]] = []
@@ -125,10 +125,10 @@ def test_another_s_version_is_not_patched(
 def test_another_process_goes_on_with_an_upload(cloud: Cloud, store: Store, old: bytes) -> None:
     begun = store.start_upload("object", METADATA)
     receipt = begun.put_part(1, old[:PART])
-    begun.put_part(2, old[PART : 2 * PART])  # and dies before it can write that down
+    begun.put_part(2, old[PART : 2 * PART])  # And dies before it can record that.
     resumed = store.resume_upload("object", begun.state, {1: (PART, receipt)})
     if cloud.name == "gcs":
-        # fake-gcs-server ends a session that is asked how far it is; see test_faults.py.
+        # fake-gcs-server ends a session at a status query; see test_faults.py.
         return
     resumed.put_part(2, old[PART : 2 * PART])
     resumed.put_part(3, old[2 * PART :])

@@ -1,6 +1,6 @@
-"""What an object has besides its content stays, whatever the mount does with the file.
+"""An object's properties are kept, whatever the mount does with the file.
 
-On a server of each cloud; what it shows before and after is compared, by another client.
+On a server of each cloud; an independent client compares them before and after.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWar
 
 SMALL = b"0123456789" * 1000
 LARGE = os.urandom(9 * MIB)
-"""More than one part: what is written is patched, or sent in parts."""
+"""More than one part: writes are patched, or sent in parts."""
 
 
 @pytest.fixture(params=["strict", "gcs", "azure"])
 def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """An empty bucket on servers that keep what they are given: MinIO's gateway does not."""
+    """An empty bucket, on servers that keep properties: MinIO's gateway does not."""
     return make_cloud(request.param, request, monkeypatch)
 
 
@@ -48,7 +48,7 @@ def strict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
 
 @pytest.fixture
 def server(strict: Cloud) -> Iterator[StrictS3Server]:
-    """What counts the requests to ``strict``."""
+    """The server of ``strict``, which counts requests."""
     assert isinstance(strict.server, StrictS3Server)
     strict.server.reset()
     yield strict.server
@@ -57,7 +57,7 @@ def server(strict: Cloud) -> Iterator[StrictS3Server]:
 
 @pytest.fixture
 def writable(cloud: Cloud, secrets: Path) -> Iterator[Store]:
-    """As a writable volume opens it."""
+    """The store of a writable volume."""
     cloud.write_secret(secrets)
     opened = cloud.open(secrets, with_metadata=True)
     yield opened
@@ -73,7 +73,7 @@ def strict_store(strict: Cloud, secrets: Path) -> Iterator[Store]:
 
 
 def longer(old: bytes, more: bytes) -> Revision:
-    """Something was appended."""
+    """A revision that appends ``more``."""
     new = old + more
 
     def run(actions: Sequence[Callable[[], object]]) -> None:
@@ -168,12 +168,12 @@ OPERATIONS = [
 
 
 FORGOTTEN = {"storage_class"}
-"""What fake-gcs-server drops when a session ends, of Google's own client, too:
-:func:`test_what_fake_gcs_server_forgets` looks at the requests instead."""
+"""What fake-gcs-server drops at the end of a session, also with Google's own client;
+:func:`test_what_fake_gcs_server_forgets` checks the requests instead."""
 
 
 def kept(cloud: Cloud, key: str, *, by_session: bool = False) -> described.Description:
-    """What the store shows of an object, and is able to keep."""
+    """An object's properties, without those that the tests' server cannot keep."""
     forgotten = FORGOTTEN if cloud.name == "gcs" and by_session else set()
     seen = described.seen(cloud, key)
     return {name: value for name, value in seen.items() if name not in forgotten}
@@ -198,7 +198,7 @@ def test_what_an_object_has_stays(
     view = View(writable, tmp_path)
     operation(view)
     assert kept(cloud, "file", by_session=by_session) == before
-    # Once more by the same mount: what it knows of its own version is what is there.
+    # Again by the same mount, which has the properties of its own version in memory.
     append(view)
     assert kept(cloud, "file", by_session=by_session) == before
     # And by another one, which asks the store.
@@ -236,7 +236,7 @@ def test_a_link_s_attributes_are_set(cloud: Cloud, writable: Store, tmp_path: Pa
 def test_a_new_file_has_what_the_store_gives_it(
     cloud: Cloud, writable: Store, tmp_path: Path
 ) -> None:
-    """Also one of a name that another file had."""
+    """Also one whose name another file had before."""
     cloud.write("plain", b"")
     view = View(writable, tmp_path)
     described.write(cloud, "file", SMALL)
@@ -250,7 +250,7 @@ def test_a_new_file_has_what_the_store_gives_it(
 def test_the_saved_file_replaces_another_one_with_all_that_it_has(
     cloud: Cloud, writable: Store, tmp_path: Path
 ) -> None:
-    """Write under a temporary name, then rename: as on a disk, it is the new file that stays."""
+    """Write under a temporary name, then rename: as on a disk, the new file's properties stay."""
     described.write(cloud, "file", SMALL)
     view = View(writable, tmp_path)
     view.write("file.tmp", b"new")
@@ -262,7 +262,7 @@ def test_the_saved_file_replaces_another_one_with_all_that_it_has(
 def test_a_version_that_another_writer_made_meanwhile(
     cloud: Cloud, writable: Store, tmp_path: Path
 ) -> None:
-    """The last close wins, and the object goes on having what the other writer gave it."""
+    """The last close wins, and the object keeps the other writer's properties."""
     cloud.write("file", b"old")
     view = View(writable, tmp_path)
     handle = view.open("file", os.O_WRONLY)
@@ -306,7 +306,7 @@ def test_an_upload_that_a_successor_completes(cloud: Cloud, writable: Store) -> 
 
 
 def test_an_upload_of_an_older_release_is_completed(cloud: Cloud, writable: Store) -> None:
-    """Its state says nothing of properties."""
+    """Its state has no properties."""
     part = LARGE[: 8 * MIB]
     upload = writable.start_upload("file", {"mode": "33184"})
     receipt = upload.put_part(1, part)
@@ -320,7 +320,7 @@ def test_an_upload_of_an_older_release_is_completed(cloud: Cloud, writable: Stor
 def test_what_fake_gcs_server_forgets(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, secrets: Path
 ) -> None:
-    """Class and key are said where the server of the tests does not look."""
+    """Class and key are sent where the tests' server ignores them."""
     cloud = make_cloud("gcs", request, monkeypatch)
     cloud.write_secret(secrets)
     store = cloud.open(secrets)
@@ -346,7 +346,7 @@ def test_what_fake_gcs_server_forgets(
         if signed.method == "POST" and "json" in signed.headers["content-type"]:
             content = json.loads(bytes(body[0]))
             asked.append((url.path.rpartition("/")[2], query, content.get("destination", content)))
-        # Not sent: to this server a key is a parameter it does not know.
+        # Not forwarded: the server refuses this parameter as unknown.
         plain = {name: value for name, value in query.items() if "msKey" not in name}
         target = f"{url.path}?{urlencode(plain)}" if plain else url.path
         return transfer(call, lambda: signed._replace(target=target), body, accepted, timeout)
@@ -368,7 +368,7 @@ def test_what_fake_gcs_server_forgets(
 def test_what_is_put_together_of_copies(
     strict: Cloud, strict_store: Store, server: StrictS3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What CopyObject takes no more, in place and to another name."""
+    """Too large for CopyObject, in place and to another name."""
     monkeypatch.setattr(s3_module, "MAX_COPY_BYTES", 6 * MIB)
     monkeypatch.setattr(s3_module, "COPY_PART_BYTES", 5 * MIB)
     server.settings(strict.bucket, acls=True)
@@ -408,7 +408,7 @@ def test_grants_stay(
 def test_nothing_is_asked_that_is_not_there(
     strict: Cloud, strict_store: Store, server: StrictS3Server, tmp_path: Path
 ) -> None:
-    """What a HEAD says costs nothing. Whether there are ACLs is asked once."""
+    """What a HEAD returns costs nothing more. Whether ACLs are in use is requested once."""
     described.write(strict, "file", LARGE, tags=False)
     view = View(strict_store, tmp_path)
     chmod(view)
@@ -439,7 +439,7 @@ def test_a_login_that_may_not_tag_goes_on_without(
     refusals = server.counts().refusals
     server.settings(strict.bucket, denied={})
     assert described.seen(strict, "file") == {**before, "tags": {}}
-    assert sum(refusals.values()) <= 2  # said again after the login was renewed
+    assert sum(refusals.values()) <= 2  # Repeated after the credentials were renewed.
 
 
 @pytest.mark.parametrize("operation", [chmod, rename])
@@ -497,7 +497,7 @@ def test_a_server_that_knows_no_ownership(
     tmp_path: Path,
     answer: dict[str, Any],
 ) -> None:
-    """Any answer but the one that says so means that ACLs are not in use."""
+    """Any unclear answer means that ACLs are not in use."""
     described.write(strict, "file", SMALL)
     before = described.seen(strict, "file")
     server.fault(**answer, operation="GetBucketOwnershipControls", times=None)
@@ -513,7 +513,7 @@ def test_a_server_that_knows_no_ownership(
 def test_archived_classes_are_not_repeated(
     strict: Cloud, strict_store: Store, tmp_path: Path
 ) -> None:
-    """Nobody could read what was just written."""
+    """Otherwise nobody could read what was just written."""
     described.write_s3(strict, "file", SMALL, {"x-amz-storage-class": "GLACIER"})
     view = View(strict_store, tmp_path)
     overwrite(view)
@@ -538,7 +538,7 @@ def test_metadata_that_leave_no_room_for_ours(
 def test_bytes_that_are_no_ascii(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, secrets: Path, kind: str
 ) -> None:
-    """Some stores give the bytes back as they came; a letter of UTF-8 may end like a space."""
+    """Some stores return raw bytes; a UTF-8 letter may end with a byte that looks like a space."""
     cloud = make_cloud(kind, request, monkeypatch)
     cloud.write_secret(secrets)
     store = cloud.open(secrets)
@@ -570,7 +570,7 @@ def test_a_patch_is_made_like_what_it_replaces(cloud: Cloud, writable: Store) ->
     made = writable.patch(
         base, "file", longer(LARGE, b"end"), base.metadata or {}, lambda state: None, like=base
     )
-    if made is not None:  # Azure's client sent it in blocks of its own names
+    if made is not None:  # Azure's client uploads in blocks with its own names.
         assert cloud.read("file") == LARGE + b"end"
         assert made.properties == writable.head("file").properties
     assert described.seen(cloud, "file") == before

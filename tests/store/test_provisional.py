@@ -1,6 +1,6 @@
-"""Objects made of parts, on servers that call them otherwise from then on, and on others.
+"""Multipart uploads on servers that change the ETag afterwards, and on others.
 
-rclone does: an upload ends with an ETag of its parts, and is read by one of its content.
+rclone's does: the upload returns an ETag of the parts, later answers have one of the content.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read(store: Store, version: str, size: int) -> bytes:
 
 
 def test_a_version_is_text_on_disk_and_what_it_says_in_memory() -> None:
-    """As journals and spool logs of earlier releases have it."""
+    """As in journals and spool logs of earlier releases."""
     text = "?6:0123456789abcdef:d41d8cd98f00b204e9800998ecf8427e-2"
     version = ProvisionalVersion.parse(text)
     assert version == ProvisionalVersion(
@@ -135,7 +135,7 @@ def test_a_server_that_copies_no_ranges_is_sent_it_all(renaming: Store) -> None:
 
 
 def test_an_error_behind_a_good_status_is_tried_again() -> None:
-    """As S3 sends it that says 200 early, so as to keep the connection."""
+    """As from S3, which sends status 200 early to keep the connection alive."""
     answers = [
         b"  <Error><Code>InternalError</Code><Message>try again</Message></Error>",
         b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>",

@@ -101,7 +101,7 @@ def test_a_forked_child_reads_and_leaves_the_parents_connections_whole(
             for offset in offsets
         )
 
-    # At the same time: on one shared socket, each would get the other's answers.
+    # Concurrently: on a shared socket, each would get the other's answers.
     child = os.fork()
     if child == 0:
         good = False

@@ -1,4 +1,4 @@
-"""Answers that say what to do: the bucket is in another region or place, the object archived."""
+"""Answers with an instruction: another region, a redirect, an archived object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listing and reading, which go without an SDK: what that must not change, and that it is so."""
+"""Listing and reading work without an SDK, and behave as they did with one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_start_imports_no_sdk(cloud: Cloud, secrets: Path, options: list[str])
 def list_from(
     kind: StoreName, *bodies: bytes, retry_budget_s: float = 20, token: str | None = None
 ) -> Page:
-    """The page that a server's answer is taken for; of several, each is given once."""
+    """The page that is parsed from a server's answer; several answers are given in turn."""
     script = list(bodies)
 
     def respond(handler: BaseHTTPRequestHandler) -> None:
@@ -223,7 +223,7 @@ def test_a_server_that_escapes_differently_lists_the_same_keys(rclone_server, se
 
 @pytest.fixture
 def ambient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Store]]:
-    """A bucket of S3 whose login is a web identity, exchanged at an endpoint."""
+    """An S3 bucket whose credentials come from a web identity, exchanged at an endpoint."""
     token = tmp_path / "token"
     token.write_text("canary-token")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -280,7 +280,7 @@ def test_an_identity_service_that_is_away_is_an_outage(
 def test_a_bucket_in_another_region_is_followed_within_the_one_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With AWS itself out of reach, only where the other region is gets replaced."""
+    """AWS itself cannot be reached, so the other region's address is replaced."""
     elsewhere = {"x-amz-bucket-region": "eu-west-3"}
     page = S3_PAGE % (CONTENTS % b"key")
     with (

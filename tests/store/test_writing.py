@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 
 
 def assert_agrees(store: Store, made: ObjectInfo) -> None:
-    """Head, listing and a pinned read know the version of what the write returned."""
+    """HEAD, listing and a pinned read agree on the version that the write returned."""
     made = store.resolve_version(made)
     assert store.head(made.key).version == made.version
     (listed,) = store.list_page(made.key).objects
@@ -137,7 +137,7 @@ def test_copy_in_place_changes_only_metadata(cloud: Cloud, store: Store) -> None
     changed = store.copy("object", "object", metadata={"mode": "600", "new": "2"})
     assert cloud.read("object") == b"content"
     metadata = store.head("object").metadata or {}
-    # fake-gcs-server makes a name empty that it is told to remove.
+    # fake-gcs-server empties metadata that should be removed.
     assert {name: value for name, value in metadata.items() if value} == {"mode": "600", "new": "2"}
     assert_agrees(store, changed)
 
