@@ -1,4 +1,4 @@
-"""What the tests of the disk cache share: objects of known content, and looks at the folder."""
+"""Helpers for tests of the disk cache: objects of known content, and the folder's state."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def keep(cache: DiskCache, info: ObjectInfo, content: bytes) -> Path:
 
 
 def states(entry: CacheEntry) -> str:
-    """One letter for each block: valid, leased, and - for neither. Claims nothing."""
+    """One letter for each block: v(alid), l(eased), or ``-``. Takes no lease."""
     return "".join(
         {"valid": "v", "leased": "l"}.get(_peek(entry, index), "-")
         for index in range(-(-entry.size_bytes // CACHE_BLOCK_BYTES))
@@ -68,7 +68,7 @@ def _peek(entry: CacheEntry, index: int) -> str:
 
 
 def read(entry: CacheEntry, start: int, size: int) -> bytes:
-    """What the cache has right of a range."""
+    """The valid bytes at the start of a range."""
     buffer = memoryview(bytearray(size))
     return bytes(buffer[: entry.read(start, buffer)])
 
@@ -89,7 +89,7 @@ def files(folder: Path) -> Iterator[Path]:
 
 
 def disk_bytes(folder: Path) -> int:
-    """What the files occupy. Files may go meanwhile."""
+    """Disk space of the files, some of which may be deleted meanwhile."""
     total = 0
     for path in files(folder):
         try:

@@ -141,7 +141,7 @@ def test_a_torn_or_altered_block_is_fetched_again(
             run = entry.claim(position, SIZE)
             assert run.state == "missing"
             entry.store(run.start, memoryview(content)[run.start : run.end])
-    # An open file that lost its name is as it was.
+    # An open file without a name is still intact.
     assert bool(damage.count) == (reopened or harm is not remove)
     assert read(entry, 0, SIZE) == content
 
@@ -182,7 +182,7 @@ def test_garbage_behind_a_right_header_is_no_valid_block(tmp_path: Path) -> None
         file.write(os.urandom(64))
     entry = acquire(open_cache(tmp_path, damage=damage), info)
     assert read(entry, 0, SIZE) == b""
-    assert entry.claim(0, SIZE).state == "missing"  # no lease is for ever
+    assert entry.claim(0, SIZE).state == "missing"  # Leases expire.
 
 
 @pytest.mark.parametrize("harm", [emptied, shorter])
@@ -195,7 +195,7 @@ def test_a_map_that_is_cut_while_it_is_used_ends_nothing(tmp_path: Path, harm: o
     try:
         got = read(entry, 0, SIZE)
     except OSError:
-        got = b""  # whoever reads asks the store
+        got = b""  # The reader fetches it from the store.
     assert content.startswith(got)
     assert not has_whole(cache, info)
 
@@ -269,7 +269,7 @@ def test_a_file_that_was_touched_is_compared_first(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     path = keep(cache, info, content)
     with path.open("r+b") as file:
-        file.write(content[:1])  # the same byte: only the times tell
+        file.write(content[:1])  # The same byte: only the file's times change.
     assert not has_whole(cache, info)
     wait_until(lambda: has_whole(cache, info), "kept")
 
@@ -315,7 +315,7 @@ def test_after_a_restart_of_the_machine_files_are_compared_first(
     cache = open_cache(tmp_path, damage=damage)
     assert not has_whole(cache, info)
     wait_until(lambda: damage.count, "damage is noticed")
-    # What was there before and what came after do not make a sealed file together.
+    # Blocks from before and after do not add up to a sealed file.
     entry = acquire(cache, half)
     entry.store(2 * B, memoryview(half_content)[2 * B :])
     assert entry.whole

@@ -1,4 +1,4 @@
-"""The folder: one budget for all processes, the order of eviction, and days on which it fails."""
+"""The folder: one budget for all processes, the order of eviction, failures of the disk."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Users:
         self._started: list[User] = []
 
     def start(self, what: str, folder: Path, budget: int, seed: int) -> User:
-        """One that waits for :meth:`go`."""
+        """Start a process that waits for :meth:`go`."""
         command = [sys.executable, "-m", "tests.cache.user", what, str(folder)]
         user = subprocess.Popen(
             [*command, str(budget), str(seed)],
@@ -88,7 +88,7 @@ def users() -> Iterator[Users]:
 @settings(
     max_examples=3,
     deadline=None,
-    phases=[Phase.generate],  # to shrink takes minutes, of processes that race
+    phases=[Phase.generate],  # Shrinking a race of processes takes minutes.
     suppress_health_check=[HealthCheck.too_slow],
 )
 def test_the_budget_holds_at_every_moment(
@@ -141,7 +141,7 @@ def test_a_fetcher_that_is_killed_holds_nobody_up_for_long(tmp_path: Path, users
 
 
 def snapshot(folder: Path) -> int:
-    """The bytes on disk at one moment: nobody takes or frees space under this lock."""
+    """The bytes on disk, under the lock that space is taken and freed with."""
     with (folder / "usage").open("rb") as usage:
         fcntl.flock(usage, fcntl.LOCK_SH)
         return disk_bytes(folder)
@@ -151,7 +151,7 @@ def snapshot(folder: Path) -> int:
 
 
 def age(path: Path, seconds: float) -> None:
-    """Let an object have been used so long ago."""
+    """Make an object's last use this long ago."""
     used_s = time.time() - seconds
     os.utime(path.with_suffix(".map"), (used_s, used_s))
 
@@ -303,7 +303,7 @@ def test_a_folder_deleted_under_a_running_process_is_made_anew(tmp_path: Path) -
     entry.store(0, memoryview(content)[: 2 * B])
     shutil.rmtree(folder)
     assert read(entry, 0, 2 * B) == content[: 2 * B]
-    entry.store(0, memoryview(content))  # to nowhere
+    entry.store(0, memoryview(content))  # Stores nothing.
     cache.release(entry)
     assert not has_whole(cache, info)
     keep(cache, info, content)

@@ -43,7 +43,7 @@ def shared_sidecar(
 def two(
     server: S3Server, tmp_path: Path, size: int
 ) -> Iterator[tuple[FaultProxy, list[Sidecar], str]]:
-    """Two that run, the proxy that counts their traffic, and the object's checksum."""
+    """Two running sidecars, the proxy that counts their traffic, and the object's SHA-256."""
     cloud = make_bucket(server)
     digest = fill(cloud, {KEY: size})[KEY]
     with FaultProxy(server.port) as proxy, contextlib.ExitStack() as stack:
@@ -98,7 +98,7 @@ def check_one_download(server: S3Server, tmp_path: Path, size: int, timeout_s: f
 
 
 def read_beside_kills(sidecar: Sidecar, digest: str, wrong: list[str]) -> None:
-    """A read that its sidecar's death ends is no wrong one."""
+    """Compare a read with the digest; it may fail if its sidecar dies."""
     with start_sum(sidecar) as reader:
         said, _ = reader.communicate()
     if reader.returncode == 0 and said.decode()[:64] != digest:

@@ -1,8 +1,8 @@
 """Another process that uses a cache folder: ``python -m tests.cache.user WHAT FOLDER BUDGET SEED``.
 
-``random``: enters, stores and reads random objects, checks every byte, says ``right``.
-``read``: fetches one object as a reader does, says how many bytes it had to fetch itself.
-``claim``: says ``claimed`` and never fetches.
+``random``: enters, stores and reads random objects, checks every byte, prints ``right``.
+``read``: reads one object as a reader does, prints how many bytes it had to fetch itself.
+``claim``: takes a lease, prints ``claimed`` and never fetches.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def use_at_random(cache: DiskCache, seed: int) -> None:
 
 
 def fetch_one(cache: DiskCache, seed: int) -> int:
-    """The bytes that nobody else brought."""
+    """Read an object; the number of bytes that this process fetched."""
     info, content = an_object(ONE_SIZE, f"one{seed}")
     entry = acquire(cache, info)
     fetched = position = 0
@@ -67,7 +67,7 @@ def fetch_one(cache: DiskCache, seed: int) -> int:
         elif run.state == "leased":
             time.sleep(0.001)
         else:
-            time.sleep(0.005)  # the store
+            time.sleep(0.005)  # A GET.
             entry.store(position, memoryview(content)[position : run.end])
             fetched += run.end - position
             position = run.end
