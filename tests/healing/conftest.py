@@ -76,7 +76,7 @@ def mountpoint(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def held_open(path: Path) -> Iterator[int]:
-    """A descriptor of a file whose mount may be gone by the time of close(2), which says so."""
+    """A descriptor of a file; errors of close(2) are ignored, since its mount may be gone."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         yield descriptor

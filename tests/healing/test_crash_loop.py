@@ -1,4 +1,4 @@
-"""Workers that die again and again: the supervisor gives up resuming, and never gives up."""
+"""Workers that die again and again: the supervisor stops resuming, but mounts again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_useless_journal_ends_in_a_new_mount(
 
 
 def test_workers_that_die_at_once(bucket: Bucket, start: Start, mountpoint: Path) -> None:
-    """Each finds a spec that it cannot read. Once it can, the mount is there again."""
+    """Each worker finds an unreadable spec; once it is readable, the mount comes back."""
     bucket.put("file", b"content")
     sidecar = start(read_only=True)
     pid = serving_pid(sidecar, VOLUME)

@@ -25,7 +25,7 @@ FILES_IN_A_DIRECTORY = 100
 
 
 class Scale(NamedTuple):
-    """How much of everything; ``kills`` for each workload.
+    """Sizes and counts; ``kills`` for each workload.
 
     Attributes:
         small_files: what `find` walks.
@@ -44,7 +44,7 @@ SOAK = Scale(40, 1024 * MIB, 20_000, 2_000)
 
 
 class Mounted(NamedTuple):
-    """Two buckets, mounted, and what is in them.
+    """Two mounted buckets and their content.
 
     Attributes:
         large: one large object below the mount of ``large``.
@@ -110,7 +110,7 @@ Report = Callable[..., None]
 
 @pytest.fixture
 def report(capsys: pytest.CaptureFixture[str], mounted: Mounted) -> Report:
-    """Print what happened, and check that every death was healed unseen."""
+    """Print what happened, and check that every death was healed by resend."""
 
     def say(volume: str, killer: Killer, runs: int, stalls: Stalls, what: str = "runs") -> None:
         with capsys.disabled():
@@ -129,7 +129,7 @@ def report(capsys: pytest.CaptureFixture[str], mounted: Mounted) -> Report:
 
 
 def runs_until_done(killer: Killer) -> Iterator[int]:
-    """Numbers of runs: as many as the kills take, at least one, each with empty caches."""
+    """Count runs until all kills are done, at least one, each with empty caches."""
     number = 0
     while number == 0 or killer.busy:
         drop_caches()
@@ -157,7 +157,7 @@ def test_sequential_read(mounted: Mounted, report: Report) -> None:
     with Killer(mounted.sidecar, "large", mounted.scale.kills, seed=1) as killer:
         with stalls.watch():
             file = mounted.large.open("rb", buffering=0)
-        with file:  # one handle over every kill
+        with file:  # One handle across all kills.
             for number in runs_until_done(killer):  # noqa: B007 - its last value is reported
                 file.seek(0)
                 read = hashlib.sha256()
@@ -175,7 +175,7 @@ def test_random_reads_of_sixteen_threads(mounted: Mounted, report: Report) -> No
     stalls = Stalls()
 
     def read_some(seed: int) -> int:
-        """The number of reads; one handle over every kill."""
+        """Read with one handle across all kills; the number of reads."""
         choose, number = random.Random(seed), 0
         with mounted.large.open("rb") as here, mounted.original.open("rb") as there:
             while killer.busy:

@@ -16,11 +16,11 @@ from tests.support.killer import serving_pid
 from tests.support.waiting import wait_until
 
 DEAD = rf"\[Errno ({errno.ENOTCONN}|{errno.ECONNABORTED})\]"
-"""What a connection without a server gives (fs/fuse/dev.c)."""
+"""Errors of a connection without a server (fs/fuse/dev.c)."""
 
 
 def write_error(directory: Path) -> int | None:
-    """The errno that making a file in ``directory`` gives; None if it worked."""
+    """The errno of creating a file in ``directory``; None on success."""
     try:
         os.close(os.open(directory / "lost", os.O_CREAT | os.O_WRONLY))
     except OSError as error:
@@ -62,7 +62,7 @@ def test_nothing_is_written_while_a_dead_mount_is_replaced(
 ) -> None:
     sidecar = start(healing="remount")
     pid = serving_pid(sidecar, VOLUME)
-    bucket.server.pause()  # a worker that mounts anew asks the store first
+    bucket.server.pause()  # A worker asks the store before it mounts again.
     try:
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard alone")
@@ -114,8 +114,8 @@ def test_a_second_start_clears_what_a_killed_one_left(
     assert left == ["tmpfs", mounts.FSTYPE]
     with pytest.raises(OSError, match=DEAD):
         os.listdir(mountpoint)
-    readies = sidecar.log().count("msg=ready")  # it says so after it has written the file
-    sidecar.start(wait=False)  # the ready file of the first one is there until it is removed
+    readies = sidecar.log().count("msg=ready")  # Logged after the ready file is written.
+    sidecar.start(wait=False)  # The first run's ready file still exists.
     sidecar.wait_for(lambda: sidecar.log().count("msg=ready") > readies)
     assert (mountpoint / "file").read_bytes() == b"content"
     assert len(mounts.mounts_at(str(mountpoint))) == 2

@@ -1,4 +1,4 @@
-"""A worker that stands still, and one that runs out of memory."""
+"""A stopped worker, and one that runs out of memory."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _children(pid: int) -> list[int]:
 def test_a_worker_without_memory_is_replaced(
     bucket: Bucket, start: Start, mountpoint: Path, who: str, spare_mib: int
 ) -> None:
-    """Where it strikes depends on what is left: a buffer, a thread, any object at all."""
-    # Each in a directory of its own, so that the worker waits for the store for each.
+    """What fails depends on what is left: a buffer, a thread, any object."""
+    # Each in its own directory, so that the worker waits for the store for each.
     contents = {f"{n}/file": random.Random(n).randbytes(FILE_BYTES) for n in range(THREADS)}
     for name, data in contents.items():
         bucket.put(name, data)

@@ -1,4 +1,4 @@
-"""Process 1 stays as it was, however many workers it has replaced."""
+"""Process 1 does not grow, however many workers it replaces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROWTH_BYTES = 2 * MIB
 
 
 class Footprint(NamedTuple):
-    """What a process holds."""
+    """Resources of a process."""
 
     resident_bytes: int
     descriptors: int
@@ -69,7 +69,7 @@ def test_restarts_leave_nothing_in_the_supervisor(
         for _ in range(restarts):
             kill_worker(sidecar, VOLUME)
             assert os.pread(file.fileno(), 7, 0) == b"content"
-        # A child that is being started has a descriptor more for a moment.
+        # While a child is being started there is one more descriptor.
         wait_until(lambda: settled()[1:] == first[1:], f"{first} again")
         last = settled()
     with capsys.disabled():
@@ -81,7 +81,7 @@ def test_restarts_leave_nothing_in_the_supervisor(
 
 
 def test_a_dead_workers_channel_is_not_waited_for() -> None:
-    """Somebody else may hold the other end: a child of it that cannot end yet."""
+    """Another process may hold the other end: a child of the worker that cannot end yet."""
     near, far = Channel.pair()
     with far:
         other = Channel(far.dup())
@@ -118,7 +118,7 @@ assert not child.running
 
 
 def test_last_words_may_be_the_last_that_anybody_listens_to() -> None:
-    """In a process of its own, since process 1 takes the signals."""
+    """In a separate process, because it installs signal handlers."""
     done = subprocess.run(
         [sys.executable, "-c", LAST_WORDS], capture_output=True, text=True, check=False
     )
@@ -147,7 +147,7 @@ assert child.ending.exit_status == 0, "it holds what process 1 holds"
 
 
 def test_a_check_does_not_hold_the_connections_of_mounts() -> None:
-    """A check that waits on a mount would keep that mount's connection, and wait forever."""
+    """A check that waits on a mount must not hold that mount's connection, or it waits forever."""
     done = subprocess.run(
         [sys.executable, "-c", CHECK], capture_output=True, text=True, check=False
     )

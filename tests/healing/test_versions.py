@@ -1,4 +1,4 @@
-"""What a program holds open stays one version; what it changes when workers die meanwhile."""
+"""Open files stay one version, and changes happen once, although workers die."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_or_errno(descriptor: int, offset: int) -> bytes | int:
 def test_an_open_file_is_never_a_mixture(
     bucket: Bucket, start: Start, mountpoint: Path, new_bytes: int
 ) -> None:
-    """The object changes while no worker is alive to see it."""
+    """The object changes while no worker is alive."""
     old, new = b"o" * SIZE_BYTES, b"n" * new_bytes
     bucket.put("file", old)
     sidecar = start(read_only=True, times=Times(metadata_read_only_s=0.2))
@@ -43,7 +43,7 @@ def test_an_open_file_is_never_a_mixture(
         outcomes = {
             read_or_errno(opened.fileno(), offset) for offset in range(0, SIZE_BYTES, STEP_BYTES)
         }
-        # What the kernel still has is the old version's; all else has to be asked for again.
+        # Pages in the kernel are the old version's; all others must be fetched.
         assert errno.ESTALE in outcomes
         assert outcomes <= {errno.ESTALE, old[:STEP_BYTES]}
         sidecar.wait_for(lambda: path.stat().st_size == new_bytes or new_bytes == SIZE_BYTES)
@@ -71,7 +71,7 @@ def test_a_deleted_open_file_is_stale_and_gone(
 def test_a_directory_is_read_on_where_it_was(
     bucket: Bucket, start: Start, mountpoint: Path
 ) -> None:
-    """Though it changed meanwhile, before and behind the place."""
+    """Although names changed before and after the current offset."""
     names = [f"{number:04d}" for number in range(200)]
     for name in names:
         bucket.put(f"many/{name}", b"")
@@ -93,7 +93,7 @@ def test_a_directory_is_read_on_where_it_was(
 def test_files_are_deleted_while_workers_die(
     bucket: Bucket, start: Start, mountpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`rm -r`. A deletion that was done but not answered is asked for again, and counts once."""
+    """`rm -r`. A deletion that was done but not answered is sent again, and must succeed."""
     sidecar = start()
     directory = mountpoint / "many"
     directory.mkdir()
@@ -113,7 +113,7 @@ def test_files_are_deleted_while_workers_die(
 def test_names_change_while_workers_die(
     bucket: Bucket, start: Start, mountpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every change of a name works or fails as if nothing had happened."""
+    """Every change of a name succeeds or fails as without kills."""
     sidecar = start()
     rounds = 0
     with Killer(sidecar, VOLUME, kills=6, seed=7) as killer:
