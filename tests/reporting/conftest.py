@@ -1,4 +1,4 @@
-"""An API server with the pod in it, and a sidecar that believes to be in that pod."""
+"""An API server with a pod, and a sidecar with that pod's environment."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class InPod:
             environment["SIDECAR_STOP_WITH_EXPERIMENT"] = "true"
         settings.setdefault("times", Times(ready_timeout_s=30))
         sidecar = bucket_sidecar(self._tmp_path, self._s3, environment=environment, **settings)
-        sidecar.state.mkdir(parents=True)  # an emptyDir is there before the container
+        sidecar.state.mkdir(parents=True)  # An emptyDir exists before the container.
         return sidecar
 
 

@@ -1,4 +1,4 @@
-"""A running sidecar and the API server: what arrives there, and what bad days there do here."""
+"""A running sidecar and the API server: what is reported, and what the server's failures do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reasons(api: KubernetesApi) -> list[str]:
 def test_from_ready_over_healing_to_stopped(api: KubernetesApi, in_pod: InPod) -> None:
     with in_pod() as sidecar:
         api.wait_for(lambda: conditions(api).get(CONDITION, {}).get("status") == "True", "ready")
-        assert api.requests("POST", "events") == []  # nothing to complain about
+        assert api.requests("POST", "events") == []  # There was no problem.
         kill_worker(sidecar, "train")
         api.wait_for(lambda: reasons(api) == ["Healed"], "healed")
         assert sidecar.stop() == 0
@@ -162,7 +162,7 @@ def test_outside_a_pod_there_is_no_reporter(in_pod: InPod) -> None:
 
 
 def test_a_job_completes_without_native_sidecars(api: KubernetesApi, in_pod: InPod) -> None:
-    """Whatever happens to the watch meanwhile; and not before a failed container's last try."""
+    """Whatever happens to the watch; but not while a failed container will be restarted."""
     with in_pod(plain=True) as sidecar:
         watched(api, 1)
         api.say_to_watches(DROP)
@@ -189,7 +189,7 @@ def test_a_watch_that_is_not_allowed_is_said_once(api: KubernetesApi, in_pod: In
 
 
 def watched(api: KubernetesApi, times: int) -> None:
-    """Return when the pod is being watched for the ``times``-th time."""
+    """Wait until the pod is being watched for the ``times``-th time."""
     api.wait_for(lambda: api.watches_opened == times, f"watch number {times}")
 
 
@@ -200,7 +200,7 @@ def end(api: KubernetesApi, *, exit_code: int) -> None:
     api.put(POD, document)
 
 
-# --- the outbox, whose clock a test can turn ---------------------------------------------------
+# --- the recorder of events, with the test's own clock -------------------------------------------
 
 
 @pytest.fixture

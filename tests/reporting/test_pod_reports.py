@@ -1,4 +1,4 @@
-"""What is worth telling, from status documents and counts: pure."""
+"""Reports from status documents and counts, without a cluster."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_mount_that_breaks_while_it_is_used_and_again_after_it_was_well(
 def test_what_the_store_fails_at_is_told_once_for_each_code(observer: Observer) -> None:
     first = {**ERROR, "operation": "list", "first": "then", "last": "then", "count": 1}
     again = {**first, "last": "now", "count": 9}
-    refused = {**first, "code": "SC1041"}  # told by what was counted
+    refused = {**first, "code": "SC1041"}  # Reported from the counts.
     [report] = observer.look_at_status(status("ready", volume(error=first, failing=[first])))
     assert report.reason == "StoreFails"
     both = volume(error=refused, failing=[again, refused])
@@ -107,7 +107,7 @@ def test_refused_requests_are_told_when_there_are_more_of_them(observer: Observe
     assert report.message == "SC1043 LOGIN_REJECTED: volume data/d: the store refuses requests"
     assert observer.look_at_totals(totals(1)) == []
     assert observer.look_at_totals(totals(2)) == [report]
-    assert observer.look_at_totals(totals(9, "SC1040")) == []  # names that are not there
+    assert observer.look_at_totals(totals(9, "SC1040")) == []  # Absent names.
 
 
 def test_a_spool_is_nearly_full_once_until_it_was_emptied(observer: Observer) -> None:
@@ -146,7 +146,7 @@ def test_the_condition_follows_ready_and_not_a_worker() -> None:
         ("Never", [1, 0], True),
         ("Never", [0, None], False),
         ("OnFailure", [0, 0], True),
-        ("OnFailure", [0, 1], False),  # it will be started again
+        ("OnFailure", [0, 1], False),  # It will be restarted.
         ("Always", [0, 0], False),
     ],
 )
