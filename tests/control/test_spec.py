@@ -1,4 +1,4 @@
-"""A spec that is loaded keeps the rules of one that was resolved, whoever wrote it."""
+"""Loading a spec checks the same rules as resolving one."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_what_no_catalogue_gives_is_refused(
 def test_what_a_catalogue_gives_is_loaded() -> None:
     spec = document()
     assert json.loads(load_spec(json.dumps(spec), "spec.json").to_json()) == spec
-    # As in a pod, where a bucket with a path of its own is mounted below the shared root.
+    # As in a pod, where a bucket with its own path is mounted below the shared root.
     volume(LABELS, "mountpoint", "/mnt/persistence/data/labels")(spec)
     load_spec(json.dumps(spec), "spec.json")
 
@@ -180,12 +180,12 @@ def test_a_catalogue_cannot_give_a_directory_of_the_system(path: str) -> None:
 
 
 class Mounting(Exception):
-    """`sidecar mount` has taken the spec, and would become the supervisor."""
+    """Raised in place of execv: `sidecar mount` has accepted the spec."""
 
 
 @pytest.fixture
 def mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """`sidecar mount` of a text, with further arguments; the exit status."""
+    """Runs `sidecar mount` with a spec's text and arguments; the exit status."""
 
     def become(*_: object) -> None:
         raise Mounting
@@ -214,7 +214,7 @@ def spec_below(folder: Path) -> bytes:
 
 
 def changed(text: bytes) -> dict[str, bytes]:
-    """Specs as somebody who may patch the pod could write them: all of them valid, or none."""
+    """Other texts for the spec, as by somebody who may patch the pod; some are valid specs."""
     return {
         "another path": text.replace(b"/data/team", b"/data/tean"),
         "one more space": text + b" ",
@@ -246,13 +246,13 @@ def test_the_spec_of_the_admission_is_mounted(mount: Callable[..., int], tmp_pat
         mount(text, "--spec-sha256", hashlib.sha256(text).hexdigest())
     for wrong in ("", "0", hashlib.sha256(text).hexdigest().upper()):
         assert mount(text, "--spec-sha256", wrong) == 2
-    with pytest.raises(Mounting):  # compose, or by hand: any that is valid
+    with pytest.raises(Mounting):  # Without a digest (compose, by hand), any valid spec.
         mount(text + b" ")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_patch_carries_the_digest_of_its_annotation(name: str) -> None:
-    """In the arguments, which nobody can change once the pod is there."""
+    """In the arguments, which cannot be changed in an existing pod."""
     found = 0
     for document in yaml.safe_load_all(expected(name).read_text()):
         digests = [

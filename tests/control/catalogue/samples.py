@@ -1,4 +1,4 @@
-"""The source document's samples, cut out of a byte-for-byte copy."""
+"""The samples in an exact copy of the source document."""
 
 import re
 from pathlib import Path

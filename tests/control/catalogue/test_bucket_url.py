@@ -1,4 +1,4 @@
-"""Bucket URLs are taken apart exactly, and refused with their place and never a login."""
+"""Parsing of bucket URLs; errors name the place and never contain credentials."""
 
 import pytest
 from hypothesis import given, settings

@@ -286,7 +286,7 @@ def test_wrong_document(text: str, error: type[ConfigError], message: str) -> No
     assert caught.value.message.startswith(f"f: {message}")
 
 
-# Values near the rules, so that the search reaches behind the first check.
+# Nearly valid values, so that the search gets past the first check.
 words = ["/d", "d", "", "s3", "gcs", "azure", "s3://bucket/p", "gs://bucket", "name", ".."]
 scalars = st.sampled_from([*words, True, None, 1]) | st.text(max_size=5)
 entry_keys = ["mountPath", "hostPath", "existingClaim", "store", "bucket", "secret", "secretKey"]

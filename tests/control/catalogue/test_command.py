@@ -1,4 +1,4 @@
-"""`sidecar resolve` as users run it: in a process, with its exit status and its one line."""
+"""`sidecar resolve` as a process: exit status, and one line for an error."""
 
 import json
 import os
@@ -232,7 +232,7 @@ def test_an_interrupt_prints_nothing(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
     )
     try:
-        # This returns once the command has opened the file, and it then waits for the text.
+        # This returns once the command has opened the file; it then waits for the text.
         with catalogue.open("wb"):
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Resolution: which volumes a run gets, where, and what it is told."""
+"""Resolution: which volumes a run gets, and where; and its errors."""
 
 import json
 
@@ -241,7 +241,7 @@ def test_no_writable_outputs() -> None:
         ("/x", "/mnt/persistence", True),
         ("/x", "/mnt", True),
         ("/x", "/mnt/persistence/data/other", True),
-        ("/x", "/mnt/persistence/data/b", True),  # a claim there, where only buckets may be
+        ("/x", "/mnt/persistence/data/b", True),  # A claim where only buckets may be.
         ("/x", "/var/run/sidecar/secrets/s", True),
         ("/x", "/etc/sidecar", True),
         ("/x", "/dev", True),
@@ -257,7 +257,7 @@ def test_overlapping_paths(a: str, b: str, overlap: bool) -> None:
             resolve(catalogue, Selection())
     else:
         resolve(catalogue, Selection())
-    resolve(catalogue, Selection(data=("a",)))  # what is not selected cannot overlap
+    resolve(catalogue, Selection(data=("a",)))  # Only selected volumes can overlap.
 
 
 def test_overlap_between_data_and_outputs_is_named() -> None:

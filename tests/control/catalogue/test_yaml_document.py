@@ -1,4 +1,4 @@
-"""YAML and JSON: what a parser would resolve silently is refused, with its line."""
+"""YAML and JSON: ambiguities that parsers resolve silently are refused, with their line."""
 
 import json
 
@@ -87,6 +87,6 @@ plain = st.recursive(
 @given(plain, st.sampled_from([None, 2, "\t"]), st.booleans())
 def test_json_is_read_as_json(value: object, indent: int | str | None, ascii_only: bool) -> None:
     text = json.dumps({"value": value}, indent=indent, ensure_ascii=ascii_only)
-    # JSON allows some raw control characters that YAML 1.1 has not; as escapes it has them.
+    # JSON allows some raw control characters that YAML 1.1 allows as escapes only.
     assume(ascii_only or all(ch.isprintable() for ch in json.dumps(value, ensure_ascii=False)))
     assert parse(text) == {"value": value}

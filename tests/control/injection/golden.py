@@ -1,4 +1,4 @@
-"""Manifests in and out: `python -m tests.control.injection.golden` writes the expected ones."""
+"""Manifests and the expected results, which `python -m tests.control.injection.golden` writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = sorted(
     if path != CATALOGUE and not path.name.endswith(SUFFIX)
 )
 IMAGE = "mount-sidecar:test"
-"""So that a release changes no expected manifest."""
+"""Fixed, so that a release does not change the expected manifests."""
 
 
 def catalogue() -> Catalogue:
@@ -33,7 +33,7 @@ def expected(name: str) -> Path:
 
 
 def injected(name: str, text: str) -> str:
-    """``text`` as the case ``name`` has it injected."""
+    """The result of injecting ``text``, with the options of the case ``name``."""
     injection = Injection(
         image=IMAGE, native=name != "no-native", allow_shared_pids=name == "host-pid"
     )

@@ -1,4 +1,4 @@
-"""`sidecar inject` as users run it, and its one line for what cannot be."""
+"""`sidecar inject` as users run it, with one line for an error."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ WRONG = {
 def test_one_line_for_what_cannot_be(
     line: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command's own main(): two dozen interpreters would take longer than all else here."""
+    """Run main() in this process: two dozen interpreters would be slow."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert main(["inject", "--catalogue", str(CATALOGUE)]) == 2
     assert capsys.readouterr() == ("", f"error {line}\n")

@@ -1,4 +1,4 @@
-"""Manifest in, manifest out, and what a Kubernetes API of any supported version says of it."""
+"""Manifest in, manifest out, validated for every supported version of Kubernetes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.control.injection.golden import (
 )
 
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
-"""Every version that native sidecars work in by default, to the newest that the package knows."""
+"""From the first version with native sidecars by default to the newest of the validator."""
 PODS = [name for name in NAMES if "kind: Pod\n" in given(name) and name != "list"]
 
 
@@ -68,7 +68,7 @@ def test_the_newest_version_is_among_them() -> None:
 
 @pytest.mark.parametrize("name", PODS)
 def test_the_patch_gives_the_same_pod(name: str) -> None:
-    """As an API server applies it (RFC 6902), with another implementation."""
+    """Apply a patch as an API server does (RFC 6902), with an independent implementation."""
     pod = yaml.safe_load(given(name))
     before = json.dumps(pod)
     injection = Injection(image=IMAGE, allow_shared_pids=name == "host-pid")
@@ -124,7 +124,7 @@ def test_a_bucket_with_a_path_of_its_own_is_shown_through_a_sub_path() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_hostpath_and_no_claim_is_ever_in_the_shared_directory(name: str) -> None:
-    """A kubelet deletes an emptyDir through whatever is mounted in it."""
+    """The kubelet deletes an emptyDir's content, also through mounts in it."""
     for document in documents(expected(name).read_text()):
         for container, volumes in containers(document):
             kinds = {volume["name"]: set(volume) - {"name"} for volume in volumes}
@@ -166,7 +166,7 @@ def test_the_catalogue_of_the_cases_is_valid() -> None:
 
 
 def test_a_kubelet_finds_no_variable_in_a_name() -> None:
-    """It replaces $(NAME) in values, and makes $ of $$ (the API's EnvVar.value)."""
+    """It replaces $(NAME) in values, and $$ by $ (the API's EnvVar.value)."""
     text = "data: {'a$(HOME)$$': {store: s3, bucket: 's3://bucket', anonymous: true}}"
     pod = inject(
         yaml.safe_load(given("pod")), parse_catalogue(text, "catalogue"), Injection(image=IMAGE)

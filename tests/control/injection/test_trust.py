@@ -1,4 +1,4 @@
-"""A pod's author gets nothing of the sidecar's by names, copies, or depth."""
+"""A pod's author cannot get at what is the sidecar's by names, copies or nesting."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def inject_text(text: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
 def test_claims_of_a_stateful_set_are_declared_and_have_other_names(
     source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They would take the place of the pod's volume of that name."""
+    """A claim replaces the pod's volume of the same name."""
     text = given(source)
     assert inject_text(text, monkeypatch) == 0
     document = yaml.safe_load(text)
@@ -369,7 +369,7 @@ def test_a_deep_pod_is_unprocessable(place: str, levels: int, kind: str) -> None
 def test_a_deep_manifest_is_one_line(
     kind: str, levels: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also another kind beside the pod, which is printed as it is."""
+    """Also in a document of another kind, which would be printed unchanged."""
     deep = '{"x": ' * levels + "1" + "}" * levels
     text = f'{given("pod")}\n---\n{{"kind": "{kind}", "metadata": {{}}, "spec": {deep}}}'
     assert inject_text(text, monkeypatch) == 2

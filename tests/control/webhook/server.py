@@ -33,7 +33,7 @@ def new_pair() -> IssuedCertificate:
 
 
 class Folder:
-    """A folder as a kubelet mounts a ConfigMap or a Secret: every content is swapped in at once."""
+    """A folder as the kubelet mounts a ConfigMap or a Secret: its content changes atomically."""
 
     def __init__(self, path: Path, content: dict[str, bytes]) -> None:
         self.path = path
@@ -117,7 +117,7 @@ class Webhook:
             return str(answer.read().decode())
 
     def connect(self, pair: IssuedCertificate | None = None) -> http.client.HTTPSConnection:
-        """A connection that believes one authority, and wants the Service's name."""
+        """A connection that trusts one CA and verifies the Service's name."""
         context = ssl.create_default_context(cadata=(pair or self.pair).authority.decode())
         connection = _Named("127.0.0.1", self.port, timeout=30, context=context)
         self._connections.append(connection)
@@ -143,7 +143,7 @@ def post(
 
 
 def review(connection: http.client.HTTPConnection, body: bytes) -> dict[str, Any]:
-    """The response of a review that must be answered."""
+    """The response to a review."""
     status, data = post(connection, body)
     assert status == 200, data
     document = json.loads(data)

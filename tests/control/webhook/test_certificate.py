@@ -1,4 +1,4 @@
-"""`sidecar webhook certificate` against an API server, on good days and bad ones."""
+"""`sidecar webhook certificate` against an API server, with and without failures."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_renewal_keeps_the_authority_before_it_until_it_ends(
 def test_the_authority_is_announced_before_the_pair_is_stored(
     api: KubernetesApi, tmp_path: Path
 ) -> None:
-    """So that a job that ends half-way leaves nothing that cannot be verified."""
+    """A job that fails half-way must not leave a certificate that cannot be verified."""
     api.fail("POST", SECRETS, 403)
     done = certificate(api, tmp_path)
     assert done.returncode == 3

@@ -55,7 +55,7 @@ def test_a_new_pod_gets_the_sidecar(webhook: Webhook, name: str) -> None:
     pod = patched(body, response)
     assert pod["spec"]["initContainers"][0]["name"] == "mount-sidecar"
     kubernetes_validate.validate(pod, "1.37", strict=True)
-    # The API server asks again when another webhook changed the pod: nothing more to do.
+    # The API server calls again if another webhook changed the pod: there is nothing to do.
     again = json.loads(body)
     again["request"]["object"] = pod
     assert "patch" not in review(webhook.connect(), json.dumps(again).encode())
@@ -146,14 +146,14 @@ def test_a_huge_request_is_refused_and_a_large_one_answered(webhook: Webhook) ->
     document["request"]["object"]["metadata"]["annotations"]["large"] = "x" * 9_000_000
     try:
         status, _ = post(webhook.connect(), json.dumps(document).encode())
-    except (BrokenPipeError, ConnectionResetError):  # it need not read to the end
+    except (BrokenPipeError, ConnectionResetError):  # The server need not read all of it.
         status = 413
     assert status == 413
     assert review(webhook.connect(), recorded("update"))["allowed"] is True
 
 
 def test_other_clients_disturb_nobody(webhook: Webhook) -> None:
-    """One that speaks no TLS, one that says nothing, one that stops half-way."""
+    """One without TLS, one that sends nothing, one that stops half-way."""
     with socket.create_connection(("127.0.0.1", webhook.port)) as plain:
         plain.sendall(b"POST /mutate HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
         with socket.create_connection(("127.0.0.1", webhook.port)):
@@ -178,7 +178,7 @@ def test_health_and_metrics_are_on_a_port_of_their_own(webhook: Webhook) -> None
 def test_a_thousand_requests_while_certificate_and_catalogue_change(
     fresh: Webhook, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not one fails; new connections see the new certificate, new pods the new catalogue."""
+    """None fails; new connections get the new certificate, new pods the new catalogue."""
     body = recorded("create-by-job-controller")
     renewed = new_pair()
     done = threading.Event()
@@ -188,7 +188,7 @@ def test_a_thousand_requests_while_certificate_and_catalogue_change(
         while served[0] < REQUESTS // 4 and not done.is_set():
             time.sleep(0.001)
         fresh.tls.replace(tls_files(renewed))
-        fresh.catalogue.replace({"catalogue.yaml": b"data: {d: {store: s4}}"})  # a typing error
+        fresh.catalogue.replace({"catalogue.yaml": b"data: {d: {store: s4}}"})  # A typing error.
         while served[0] < REQUESTS // 2 and not done.is_set():
             time.sleep(0.001)
         text = CATALOGUE.read_text().replace("s3://images/train", "s3://images/validation")
