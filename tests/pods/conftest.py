@@ -1,4 +1,4 @@
-"""The images, as the scripts make them, and what a run reads."""
+"""The images, built by the scripts, and the buckets of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.pods import build_images
 from tests.support.servers import AzureServer, GcsServer, S3Server
 
 BUILDING_TIMEOUT_S = 900
-"""A test's own limit would end the first one that needs the images on a loaded machine."""
+"""On a loaded machine the build takes longer than a test's own limit."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,7 +30,7 @@ _DIGITS = 150
 
 
 class Clouds:
-    """What the run reads, one part in each cloud, and the bucket for what it saves.
+    """The run's data, one part in each cloud, and the bucket of its outputs.
 
     Args:
         epochs: how long it trains.
@@ -62,12 +62,12 @@ class Clouds:
             blobs.get_blob_client(self.settings, "train.json").upload_blob(json.dumps(settings))
 
     def ports(self) -> list[int]:
-        """Where the clouds are, on this machine's loopback."""
+        """Ports of the clouds' servers on this machine's loopback."""
         servers = (self.s3, self.gcs, self.gcs.tokens, self.azure)
         return [server.port for server in servers]
 
     def catalogue(self, directory: Path) -> str:
-        """What an admin would declare, with the node's data below ``directory``."""
+        """The admin's catalogue, with the node's data below ``directory``."""
 
         def bucket(store: str, url: str) -> Json:
             return {"store": store, "bucket": url, "secret": "clouds", "secretKey": f"{store}.json"}
@@ -97,7 +97,7 @@ class Clouds:
         }
 
     def saved(self) -> dict[str, str]:
-        """Key below the run to SHA-256 of what the bucket has, by an independent client."""
+        """Key below the run to SHA-256 of the object, by an independent client."""
         client = self.s3.client()
         start = f"team/{RUN}/"
         found = {}
@@ -110,7 +110,7 @@ class Clouds:
 
 
 def experiment_of(command: list[str] | None = None, *, grace_s: int = 30) -> Json:
-    """The pod as its user writes it: nothing in it is about buckets or the sidecar.
+    """The user's pod, without anything about buckets or the sidecar.
 
     Args:
         command: instead of reading the two directories and training.
@@ -179,7 +179,7 @@ def injected_pod(
     *,
     secrets: dict[str, dict[str, str]] | None = None,
 ) -> Pod:
-    """A pod, and what its catalogue refers to: directories, secrets, the clouds."""
+    """A pod with what its catalogue refers to: directories, secrets, the clouds."""
     for name, note in NOTES.items():
         (directory / name).mkdir(parents=True)
         (directory / name / "note.txt").write_text(note)
@@ -187,7 +187,7 @@ def injected_pod(
     for group in ("initContainers", "containers"):
         for container in manifest["spec"].get(group, []):
             if container["name"] == SIDECAR:
-                # Only for the server that stands in for Google's.
+                # For the emulator of GCS.
                 emulator = {"name": "STORAGE_EMULATOR_HOST", "value": clouds.gcs.endpoint}
                 container["env"].append(emulator)
     return Pod(
@@ -200,13 +200,13 @@ def injected_pod(
 
 
 def events(experiment: Container) -> list[dict[str, Any]]:
-    """What the training script told so far."""
+    """The training script's messages so far."""
     lines = experiment.logs().splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 def told_saved(experiment: Container) -> dict[str, str]:
-    """Path below the run to SHA-256 of what the script handed to the file system last."""
+    """Path below the run to SHA-256 of what the script last wrote there."""
     return {
         event["path"].partition(f"{RUN}/")[2]: event["sha256"]
         for event in events(experiment)
@@ -221,7 +221,7 @@ def status_of(pod: Pod) -> dict[str, dict[str, Any]]:
 
 
 def wait_for(done: Callable[[], bool], pod: Pod, timeout_s: float = 60.0) -> None:
-    """Return when ``done``. Raises AssertionError with the sidecar's log."""
+    """Wait for ``done()``. Raises AssertionError with the sidecar's log."""
     end_s = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < end_s, pod[SIDECAR].logs()
@@ -234,15 +234,15 @@ def everything_is_gone(pod: Pod) -> None:
     shared = pod.host_path(f"{SIDECAR}-shared")
     pod.delete_volumes()
     assert not shared.exists()
-    for name, note in NOTES.items():  # and nothing was deleted through a mount
+    for name, note in NOTES.items():  # Nothing was deleted through a mount.
         assert (pod.directory.parent / name / "note.txt").read_text() == note
 
 
 def kill_sidecar(pod: Pod) -> int:
-    """SIGKILL the sidecar so that nothing of it can unmount any more; its exit status.
+    """SIGKILL the sidecar so that none of its processes can still unmount; its exit status.
 
-    The kernel closes the first process's descriptors before it ends the others, so a worker that
-    runs may see that the supervisor is gone, and clean up; one that is stopped cannot.
+    The kernel closes the first process's descriptors before it kills the others, so a running
+    worker may notice the supervisor's end and clean up; a stopped one cannot.
     """
     pids = [str(v["worker_pid"]) for v in status_of(pod).values() if v["worker_pid"]]
     pod[SIDECAR].execute("sh", "-c", f"kill -STOP {' '.join(pids)}")

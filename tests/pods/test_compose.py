@@ -1,7 +1,7 @@
-"""The compose file: its two services, run in their order by podman.
+"""The compose file: its two services, run in order by podman.
 
-The file is read here. The programs that read compose files leave health checks to an engine's
-own timers, which podman takes from systemd, and that is not in every place where tests run.
+The test reads the file itself. Programs for compose files leave health checks to the engine's
+timers; podman's are systemd's, which does not run everywhere the tests do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.servers import REPOSITORY, MinioServer
 
 FOLDER = REPOSITORY / "manifests/examples/compose"
 FILE = FOLDER / "compose.yaml"
-# What the run below does by itself, and not an option of podman.
+# Keys that the test below handles itself, not by an option of podman.
 BY_HAND = {"image", "command", "depends_on", "healthcheck", "stop_grace_period"}
 EXPERIMENT = """
 id -u
@@ -51,7 +51,7 @@ def services() -> dict[str, Json]:
 
 
 def resolve(folder: Path) -> PersistenceSpec:
-    """Run the command that the file tells, in the folder; the spec that it makes."""
+    """Run the command in the file's comment, in the folder; the resulting spec."""
     told = re.findall(r"^#   (sidecar resolve .* > spec\.json)$", FILE.read_text(), re.MULTILINE)
     assert len(told) == 1
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -60,7 +60,7 @@ def resolve(folder: Path) -> PersistenceSpec:
 
 
 def options(service: Json, folder: Path) -> list[str]:
-    """What an engine is told about a service. KeyError for a key that is not known here."""
+    """podman's options for a service. Raises KeyError for an unknown key."""
     told: list[str] = []
     for key, value in service.items():
         if key in ("privileged", "read_only"):
@@ -75,7 +75,7 @@ def options(service: Json, folder: Path) -> list[str]:
 
 
 def volume(mount: str | Json, folder: Path) -> str:
-    """A mount as podman takes it; a named volume is a directory of the folder."""
+    """A mount in podman's syntax; a named volume is a directory of the folder."""
     if isinstance(mount, str):
         source, _, rest = mount.partition(":")
         if source.startswith("./"):
@@ -93,7 +93,7 @@ def volume(mount: str | Json, folder: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A copy of the example, with the directory for mounts where a user's machine has one."""
+    """A copy of the example, with a directory for the mounts."""
     copy = tmp_path / "compose"
     shutil.copytree(FOLDER, copy)
     make_shared(copy / "shared")
@@ -170,5 +170,5 @@ def wait_until_healthy(container: Container, check: Json) -> None:
         if podman("exec", container.name, *command, check=False).returncode == 0:
             return
         assert container.running, container.logs()
-        time.sleep(0.1)  # and not the interval: nothing is shown by waiting longer
+        time.sleep(0.1)  # Shorter than the check's interval, to save time.
     raise AssertionError(container.logs())

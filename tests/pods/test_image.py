@@ -34,7 +34,7 @@ LOGIN_REJECTED = "SC1043 LOGIN_REJECTED"
 
 @pytest.fixture
 def long_run(s3_server: S3Server, gcs_server: GcsServer, azure_server: AzureServer) -> Clouds:
-    """Long enough for something to happen meanwhile."""
+    """A run that takes long enough for something to happen meanwhile."""
     return Clouds(s3_server, gcs_server, azure_server, epochs=40)
 
 
@@ -129,7 +129,7 @@ def test_with_a_wrong_secret_the_experiment_never_starts(tmp_path: Path, clouds:
 
 @pytest.mark.soak
 def test_a_sidecar_that_was_killed_is_started_again(tmp_path: Path, clouds: Clouds) -> None:
-    """What was written and not saved is saved by the next start, and the mounts come back."""
+    """The next start saves what was not saved, and the mounts come back."""
     script = """
     out=$POLYAXON_RUN_OUTPUTS_PATH; exec 3>>"$out/log.txt"; echo before >&3; echo written
     until ls "$out" 2>&1 | grep -q endpoint; do sleep 0.1; done; echo lost
@@ -153,8 +153,8 @@ def test_a_sidecar_that_was_killed_is_started_again(tmp_path: Path, clouds: Clou
 def test_at_the_memory_limit_a_worker_dies_and_training_goes_on(
     tmp_path: Path, long_run: Clouds
 ) -> None:
-    # Many small processes take memory, so that the kernel finds one of ours the largest, and
-    # give it back at once: without room for one worker no mount can go on.
+    # Many small processes use memory, so that the kernel kills a larger one of ours, and then
+    # free it at once: no mount can go on without memory for a worker.
     hog = """
 import json, os, signal, time
 with open("/var/lib/sidecar/status.json") as file:
@@ -170,7 +170,7 @@ os.killpg(0, signal.SIGKILL)  # exec made this process the leader of a group
     with pod_of(tmp_path, long_run, memory="700Mi") as pod:
         sidecar, experiment = pod[SIDECAR], pod[EXPERIMENT]
         wait_for(lambda: is_training(pod), pod)
-        said = sidecar.execute("python3", "-c", hog, check=False)  # it ends itself by SIGKILL
+        said = sidecar.execute("python3", "-c", hog, check=False)  # It ends with SIGKILL.
         assert said == "one is gone\n"
         assert experiment.wait() == 0, experiment.logs()
         assert "SIGKILL (out of memory?)" in sidecar.logs()
@@ -187,7 +187,7 @@ def test_with_too_little_grace_it_says_what_is_not_saved(
     gcs_server: GcsServer,
     azure_server: AzureServer,
 ) -> None:
-    # Not a shell's redirection, which closes a duplicate of its descriptor: that would save.
+    # Not a shell's redirection, which closes a duplicate of the descriptor and so saves.
     script = """
 import os, time
 file = open(os.environ["POLYAXON_RUN_OUTPUTS_PATH"] + "/model.bin", "wb", buffering=0)
@@ -204,7 +204,7 @@ time.sleep(1000)
         with pod:
             wait_for(lambda: "written" in pod[EXPERIMENT].logs(), pod)
             silent.pause()
-            # The pod's grace is used up, so the experiment still runs when the sidecar must end.
+            # The grace period is used up: the experiment still runs when the sidecar must end.
             assert pod.stop_sidecars() == {SIDECAR: 4}, pod[SIDECAR].logs()
             message = pod.termination_message(SIDECAR)
             silent.resume()

@@ -1,6 +1,6 @@
-"""What `sidecar inject` prints, run as a kubelet would: from its first container to its last word.
+"""The output of `sidecar inject`, run as the kubelet would, from start to end.
 
-`test_image.py` has the same pods on their bad days.
+`test_image.py` has the same pods with failures.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ pathlib.Path(os.environ["POLYAXON_RUN_OUTPUTS_PATH"], "done.txt").write_text("a 
 status = pathlib.Path(data["labels"], "labels.csv").stat()
 print(os.getuid(), os.getgid(), status.st_uid, status.st_gid, oct(status.st_mode & 0o777))
 """
-# On SIGTERM it takes a second to save, like a framework that writes a last checkpoint.
+# On SIGTERM it takes a second to save, as frameworks that write a last checkpoint.
 SAVES_AT_THE_END = """
 import os, signal, sys, time
 def save(number, frame):
@@ -60,7 +60,7 @@ while True:
 
 
 def pod_of_the_job(job: Json) -> Json:
-    """What the Job controller makes of a Job."""
+    """The pod that the Job controller creates for a Job."""
     template = job["spec"]["template"]
     metadata = {**template["metadata"], "name": f"{job['metadata']['name']}-x7k2p"}
     return {"metadata": metadata, "spec": template["spec"]}
@@ -109,7 +109,7 @@ def test_a_job_as_the_command_prints_it(tmp_path: Path, clouds: Clouds) -> None:
 
 
 def is_told_to_stop(pod: Pod) -> None:
-    """Delete a pod that is training: the experiment has its time, and what it saves is saved."""
+    """Delete a training pod: the experiment has time to save, and all that is stored."""
     wait_for(lambda: "training" in pod[EXPERIMENT].logs(), pod)
     assert pod.delete() == {EXPERIMENT: 0, SIDECAR: 0}, pod[SIDECAR].logs()
     assert pod[EXPERIMENT].logs() == "training\ntold to stop\nsaved\n"
@@ -126,8 +126,8 @@ def test_a_pod_that_is_deleted_stops_its_experiment_first(tmp_path: Path, clouds
 def without_native_sidecars(directory: Path, clouds: Clouds, command: list[str]) -> Json:
     """As for a Kubernetes before 1.29. Ordinary containers start in order, and stop at once."""
     experiment = experiment_of(command, grace_s=3)
-    experiment["spec"]["restartPolicy"] = "Always"  # as a Deployment's: it does not complete
-    selected = '["images", "settings", "host", "claim"]'  # `labels` has a path of its own
+    experiment["spec"]["restartPolicy"] = "Always"  # As a Deployment's, which never completes.
+    selected = '["images", "settings", "host", "claim"]'  # `labels` has its own path.
     experiment["metadata"].setdefault("annotations", {})["mount-sidecar.io/data"] = selected
     catalogue = parse_catalogue(clouds.catalogue(directory), "the test's catalogue")
     injection = Injection(image=SIDECAR_IMAGE, native=False)
@@ -147,7 +147,7 @@ def test_without_native_sidecars_hooks_keep_the_order(tmp_path: Path, clouds: Cl
 def test_without_native_sidecars_a_failure_is_no_empty_directory(
     tmp_path: Path, clouds: Clouds
 ) -> None:
-    """The kubelet starts the next container all the same; that must not pass for no data."""
+    """The kubelet starts the next container nevertheless; it must not find empty directories."""
     script = """
     ls "$POLYAXON_RUN_OUTPUTS_PATH" /mnt/persistence/data/images
     mkdir -p "$POLYAXON_RUN_OUTPUTS_PATH"
@@ -190,7 +190,7 @@ print(os.getuid(), {status.st_uid for status in made}, {status.st_gid for status
 def test_an_image_with_a_user_of_its_own(
     tmp_path: Path, clouds: Clouds, context: Json, group: int
 ) -> None:
-    """``USER 1000:1000`` in the image; what the pod says of it, from nothing on."""
+    """``USER 1000:1000`` in the image, with different security contexts of the pod."""
     command = ["python3", "-c", SAVES_AS_ITSELF]
     with pod_of(tmp_path, clouds, command=command, context=context) as pod:
         assert pod[EXPERIMENT].wait() == 0, pod[EXPERIMENT].logs()

@@ -30,13 +30,13 @@ def bucket(s3_server: S3Server) -> str:
 
 
 def a_sidecar(directory: Path, server: S3Server, bucket: str) -> Sidecar:
-    """One that mounts below its own directory, as in a pod's emptyDir."""
+    """A sidecar that mounts below its own directory, as in a pod's emptyDir."""
     volume = bucket_volume("train", directory / "shared/data/train", "s3", f"s3://{bucket}")
     return Sidecar(directory, [volume], secrets={"train": server.credentials_json()})
 
 
 def look(root: Path, *prefix: str) -> str:
-    """Run the command once; what it logged."""
+    """Run the command once; its log."""
     command = [*prefix, sys.executable, "-m", "sidecar", "janitor", "--once", "--root", str(root)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -108,13 +108,13 @@ def test_what_a_killed_sidecar_left_is_detached_and_decoys_stay(
         foreign_mounts(pods / "foreign", tmp_path / "state", s3_server, bucket) as foreign,
     ):
         for path, process in foreign.items():
-            if path.name.endswith("-1"):  # dead, and not ours to detach
+            if path.name.endswith("-1"):  # Dead, but not ours.
                 process.kill()
                 process.wait()
         elsewhere.kill()
         killed.kill()
         left, left_elsewhere = killed.mounted(), elsewhere.mounted()
-        assert len(left) == 2, killed.log()  # the mount and its guard
+        assert len(left) == 2, killed.log()  # The mount and its guard.
         assert left_elsewhere, elsewhere.log()
         with pytest.raises(OSError, match=r"not connected|connection abort"):
             os.statvfs(left[0])
@@ -124,8 +124,8 @@ def test_what_a_killed_sidecar_left_is_detached_and_decoys_stay(
         assert "detached" in log
         assert left[0] in log
         assert killed.mounted() == []
-        shutil.rmtree(pods / "killed/shared")  # what the kubelet could not do before
-        # Dead as well, but not below the directory of pods.
+        shutil.rmtree(pods / "killed/shared")  # As the kubelet does, and could not before.
+        # Dead too, but not below the directory of pods.
         assert elsewhere.mounted() == left_elsewhere
         assert {
             mount.path: mount.fstype for mount in mounts.mounted() if Path(mount.path) in foreign
@@ -220,7 +220,7 @@ def test_it_looks_again_and_again_until_it_is_told_to_stop(tmp_path: Path) -> No
 def test_as_a_daemon_set_s_pod_it_frees_a_pod_whose_sidecar_was_killed(
     tmp_path: Path, clouds: Clouds
 ) -> None:
-    """In the image, with what its manifest gives it: hostPID, privileged, Bidirectional."""
+    """In the image, as in its manifest: hostPID, privileged, Bidirectional."""
     command = ["sh", "-c", "echo started; exec sleep 1000"]
     with pod_of(tmp_path, clouds, command=command) as pod:
         volumes = str(pod.directory / "volumes")
