@@ -232,7 +232,7 @@ def test_as_a_daemon_set_s_pod_it_frees_a_pod_whose_sidecar_was_killed(
             return podman("run", *options, *place, SIDECAR_IMAGE, *arguments, check=check).stderr
 
         assert "its pod needs `hostPID: true`" in janitor(pid="private", check=False)
-        assert "detached" not in janitor()  # everything is in use
+        assert "detached" not in janitor()  # Everything is in use.
         kill_sidecar(pod)
         left = pod.mounted()
         assert len(left) == 8  # four buckets, each with its guard

@@ -1,11 +1,11 @@
-"""Run by the venv of the real client: print what its tracking API makes of the variables."""
+"""Runs in the venv of the real client: prints what its tracking API returns."""
 
 import collections
 import collections.abc
 import json
 import sys
 
-# The client is of 2019: these names moved to collections.abc in Python 3.10.
+# The client, of 2019, expects these names in collections; Python 3.10 removed them there.
 for name in collections.abc.__all__:
     if not hasattr(collections, name):
         setattr(collections, name, getattr(collections.abc, name))

@@ -60,7 +60,7 @@ def _read_with_client(environment):
     program = Path(__file__).with_name("read_with_client.py")
     done = subprocess.run(
         [CLIENT_PYTHON, program],
-        # The client looks at the variables only in a pod, which this one tells it.
+        # The client reads the variables only in a pod, which this one says it is in.
         env={"PATH": os.defpath, "POLYAXON_IS_MANAGED": "true", **environment},
         capture_output=True,
         text=True,

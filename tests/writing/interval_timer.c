@@ -1,5 +1,5 @@
-/* Loaded before a program (LD_PRELOAD), and so before each that it starts: a signal every 3 ms of
-   real time and of processor time, to a handler that does nothing and restarts system calls. */
+/* For LD_PRELOAD, so that it is also in every child: a signal every 3 ms of real time and of CPU
+   time, whose handler does nothing and restarts system calls. */
 
 #include <signal.h>
 #include <sys/time.h>
