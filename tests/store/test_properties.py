@@ -506,7 +506,9 @@ def test_a_server_that_knows_no_ownership(
         operation(view)
     assert described.seen(strict, "file") == before
     asked = server.counts().requests
-    assert asked["GetBucketOwnershipControls"] == 1
+    # An answer that says nothing about a bucket may belong to another request.
+    attempts = 2 if answer["code"] == "InvalidRequest" else 1
+    assert asked["GetBucketOwnershipControls"] == attempts
     assert asked["GetObjectAcl"] == 0
 
 
