@@ -58,7 +58,7 @@ def test_inodes_that_nobody_uses_are_forgotten(many: Path) -> None:
     assert [(many / name).read_text() for name in names[:9]] == names[:9]
 
 
-def test_a_large_directory_leaves_half_as_many(many: Path) -> None:
+def test_a_large_directory_gives_its_inodes_back(many: Path) -> None:
     """Its first names were given inodes before it showed how large it is."""
     for _ in range(3):
         assert len(os.listdir(many)) == FILES

@@ -25,10 +25,10 @@ from sidecar.mounter.filesystem.remotes import ForgottenObject, Listed, to_relat
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.units import MIB
 
-BUDGET_BYTES: Final = 72 * MIB
+BUDGET_BYTES: Final = 64 * MIB
 OPEN_NAME_BYTES: Final = 450
 """What a name takes in an open chunk: itself, its key, its version, and their containers."""
-_OPEN_SHARE: Final = 4
+_OPEN_SHARE: Final = 6
 _SHORTEST: Final = 256
 _MEAN: Final = 1024
 _LONGEST: Final = 4096

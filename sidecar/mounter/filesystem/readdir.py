@@ -219,7 +219,7 @@ class OpenDirectory:
             room = 0 if self._is_beyond else max(0, inodes.most - len(inodes))
             if room < len(names):
                 self._is_beyond = True
-                namespace.excess_inodes.reduce(inodes.most // 2)
+                namespace.excess_inodes.reduce(inodes.most // 4)
             found: dict[str, Inode | ForgottenObject | None]
             found = {name: self._inode_of(listing, name) for name in names[:room]}
             namespace.inodes.hold([inode for inode in found.values() if isinstance(inode, Inode)])
