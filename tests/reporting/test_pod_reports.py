@@ -61,6 +61,15 @@ def test_each_time_a_mount_healed(observer: Observer) -> None:
     assert observer.look_at_status(status("ready", volume(healed={"resend": 2, "remount": 0})))
 
 
+def test_a_worker_that_hangs_is_told_before_it_is_replaced(observer: Observer) -> None:
+    hung = {"code": "SC1094", "name": "WORKER_HUNG", "message": "no sign of life"}
+    hanging = status("ready", volume(error=hung))
+    [report] = observer.look_at_status(hanging)
+    assert report.reason == "WorkerHung"
+    told = "volume outputs/models: SC1094 WORKER_HUNG: no sign of life"
+    assert condition(hanging) == Condition("False", "WorkerHung", told)
+
+
 def test_a_mount_that_breaks_while_it_is_used_and_again_after_it_was_well(
     observer: Observer,
 ) -> None:
