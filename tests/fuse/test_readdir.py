@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.filesystem.attributes import Entry
-from sidecar.mounter.filesystem.inodes import MOST_INODES, ROOT
+from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.fuse import operations, protocol
 from sidecar.mounter.fuse.codec import Request
 from sidecar.mounter.fuse.operations import Mount
@@ -20,6 +20,7 @@ from tests.support.serve import build
 
 FILES = 20
 ROOM = 8
+OTHERS = 15
 _NAME_AT = protocol.ENTRY_OUT.size + protocol.ATTR.size
 
 
@@ -28,6 +29,8 @@ def a_directory(tmp_path: Path) -> tuple[Mount, int, int]:
     store = MemoryStore()
     for number in range(FILES):
         store.put(f"dir/{number:02}", b"content")
+    for number in range(OTHERS):
+        store.put(f"other-{number:02}", b"content")
     filesystem, metrics = build(store, tmp_path, read_only=True, ttl_s=600)
     server = Server(filesystem, os.open(os.devnull, os.O_RDWR), metrics, lambda _: None)
     inode = filesystem.lookup(ROOT, "dir").attributes.inode
@@ -54,16 +57,25 @@ def lines(mount: Mount, inode: int, handle: int, room: int) -> dict[bytes, int]:
     return found
 
 
-@pytest.mark.parametrize("most", [MOST_INODES, 2 + ROOM], ids=["room", "little room"])
-def test_lines_beyond_the_most_inodes_have_names_only(tmp_path: Path, most: int) -> None:
+@pytest.mark.parametrize("room", [2 * FILES, FILES, ROOM])
+def test_lines_beyond_the_most_inodes_have_names_only(tmp_path: Path, room: int) -> None:
     mount, inode, handle = a_directory(tmp_path)
-    mount.filesystem.namespace.inodes.most = most
+    filesystem = mount.filesystem
+    for number in range(OTHERS):
+        filesystem.lookup(ROOT, f"other-{number:02}")
+    filesystem.namespace.inodes.most = len(filesystem.namespace.inodes) + room
     found = lines(mount, inode, handle, 1 << 16)
     names = [b"%02d" % number for number in range(FILES)]
     assert list(found) == [b".", b"..", *names]
-    given = min(FILES, most - 2)  # The root and the directory are inodes too.
-    assert all(found[name] for name in names[:given])
-    assert not any(found[name] for name in names[given:])
+    assert all(found[name] for name in names[:room])
+    assert not any(found[name] for name in names[room:])
+
+
+def test_lines_of_a_directory_of_more_have_names_only(tmp_path: Path) -> None:
+    """What its first names were given is for nothing. So is all of it the next time."""
+    mount, inode, handle = a_directory(tmp_path)
+    mount.filesystem.namespace.inodes.most = FILES - 1
+    assert not any(lines(mount, inode, handle, 1 << 16)[b"%02d" % n] for n in range(FILES))
 
 
 def test_lines_that_are_gone_again_are_not_the_end(

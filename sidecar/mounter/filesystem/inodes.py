@@ -90,6 +90,7 @@ class Directory(Inode):
         kept: made or emptied through this mount, so that it exists without any object.
         listing: the last one; None before the first, and when it has expired.
         expired_listing_cost: of the last one that expired; None before.
+        is_huge: it had more names than there may be inodes when it was read last.
         changes: what this mount changed in it.
         negative: names that it does not have.
         misses: names asked for one by one since the last listing.
@@ -105,6 +106,7 @@ class Directory(Inode):
         "changes",
         "children",
         "expired_listing_cost",
+        "is_huge",
         "kept",
         "last_opened_s",
         "listing",
@@ -120,6 +122,7 @@ class Directory(Inode):
         self.children: dict[str, Inode] = {}
         self.listing: Listing | None = None
         self.expired_listing_cost: ListingCost | None = None
+        self.is_huge = False
         self.changes = RecentChanges()
         self.kept = False
         self.misses = 0

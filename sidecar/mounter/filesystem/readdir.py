@@ -215,8 +215,11 @@ class OpenDirectory:
         """
         namespace, listing = self._namespace, self._loaded_listing(wait=True)
         with namespace.inodes.lock:  # no directory is renamed in between
-            inodes = namespace.inodes
-            room = 0 if self._is_beyond else max(0, inodes.most - len(inodes))
+            inodes, directory = namespace.inodes, self.directory
+            if len(listing) > inodes.most or listing.fully_loaded:
+                directory.is_huge = len(listing) > inodes.most
+            is_beyond = self._is_beyond or directory.is_huge
+            room = 0 if is_beyond else max(0, inodes.most - len(inodes))
             if room < len(names):
                 self._is_beyond = True
                 namespace.excess_inodes.reduce(inodes.most // 4)
