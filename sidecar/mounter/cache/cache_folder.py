@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from sidecar.mounter.system.directories import (
     PathBlocked,
-    make_directory,
+    make_child,
     open_child,
     open_directory,
     open_file,
@@ -57,12 +57,9 @@ def open_folder(path: Path) -> int:
 
 def open_subfolder(folder: int, name: str, *, make: bool) -> int:
     """A descriptor of a subfolder. Raises OSError."""
-    try:
-        descriptor = open_child(folder, name, name)
-    except FileNotFoundError:
-        if not make:
-            raise
-        make_directory(folder, name, name, _PRIVATE_MODE)
+    if make:
+        descriptor = make_child(folder, name, name, mode=_PRIVATE_MODE)
+    else:
         descriptor = open_child(folder, name, name)
     return _closed_to_others(descriptor, name)
 

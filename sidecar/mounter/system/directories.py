@@ -38,12 +38,6 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
-
-def kind_of(mode: int) -> str:
-    """What a name stands for, by ``st_mode``, as messages call it."""
-    return _KINDS.get(stat.S_IFMT(mode), "something else")
-
-
 OnMade = Callable[[int, str], None]
 """Called with the descriptor of the directory in which one was made, and its name."""
 
@@ -54,12 +48,14 @@ class PathBlocked(NotADirectoryError):
     ``strerror`` names it, as the end of a sentence, and ``filename`` is its path.
 
     Attributes:
+        kind: what it is, as messages call it.
         is_link: a symbolic link.
         advice: what to do.
     """
 
     def __init__(self, path: str, mode: int) -> None:
-        what = kind_of(mode)
+        what = _KINDS.get(stat.S_IFMT(mode), "something else")
+        self.kind = what
         self.advice = "remove it"
         self.is_link = stat.S_ISLNK(mode)
         if self.is_link:
@@ -95,13 +91,9 @@ def open_directory(
         for left, name in zip(range(len(names) - 1, -1, -1), names, strict=True):
             current = f"{current}/{name}"
             flags = WALK if left else last
-            try:
-                inner = open_child(directory, name, current, flags)
-            except FileNotFoundError:
-                if not make:
-                    raise
-                if make_directory(directory, name, current, mode) and on_made is not None:
-                    on_made(directory, name)
+            if make:
+                inner = make_child(directory, name, current, flags, mode=mode, on_made=on_made)
+            else:
                 inner = open_child(directory, name, current, flags)
             os.close(directory)
             directory = inner
@@ -128,6 +120,24 @@ def open_child(directory: int, name: str, path: str, flags: int = _LIST) -> int:
     except OSError as error:
         error.filename = path
         raise
+
+
+def make_child(
+    directory: int,
+    name: str,
+    path: str,
+    flags: int = _LIST,
+    *,
+    mode: int = _DIRECTORY_MODE,
+    on_made: OnMade | None = None,
+) -> int:
+    """:func:`open_child`, made if it is missing. Arguments as of :func:`open_directory`."""
+    try:
+        return open_child(directory, name, path, flags)
+    except FileNotFoundError:
+        if make_directory(directory, name, path, mode) and on_made is not None:
+            on_made(directory, name)
+        return open_child(directory, name, path, flags)
 
 
 def make_directory(directory: int, name: str, path: str, mode: int = _DIRECTORY_MODE) -> bool:

@@ -9,12 +9,12 @@ Documentation/admin-guide/cgroup-v2.rst: not even ``memory.oom.group`` ends a pr
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import resource
 from pathlib import Path
 from typing import Final
 
-_PR_SET_DUMPABLE: Final = 4
+from sidecar.mounter.system import prctl
+
 _SCORE_FILE: Final = Path("/proc/self/oom_score_adj")
 _NEVER: Final = -1000
 _LAST: Final = 1000
@@ -23,14 +23,11 @@ _READER_AFTER_WORKER: Final = 100
 
 
 def forbid_dumps() -> None:
-    """No core files, and no ptrace(2) or /proc/PID/mem without CAP_SYS_PTRACE.
-
-    execve(2) undoes the second, fork(2) does not.
-    """
+    """No core files, and :func:`.prctl.forbid_dumping`."""
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     if most:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    prctl.forbid_dumping()
 
 
 def oom_score() -> int:

@@ -6,7 +6,6 @@ threads, which makes fork(2) without exec safe. What an event means is not decid
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import signal
@@ -17,12 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from sidecar.errors import SidecarError
-from sidecar.mounter.system import hardening
+from sidecar.mounter.system import hardening, prctl
 from sidecar.mounter.system.channel import Channel, Message
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _KILL_WAIT_S = 2.0
-_PR_SET_CHILD_SUBREAPER = 36
 _LAUNCHER = "sidecar.mounter.system.launch"
 
 
@@ -111,8 +109,7 @@ class Processes:
         self._by_pid: dict[int, Child] = {}
         self._expected: set[Child] = set()  # another child forks them
         self._lost: list[Child] = []  # they ended before it was known which processes they were
-        # Orphans become children of this process, also where it is not process 1.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        prctl.adopt_orphans()  # where it is not process 1
         self._wake, wake_end = socket.socketpair()
         self._wake.setblocking(False)
         wake_end.setblocking(False)

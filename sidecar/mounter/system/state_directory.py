@@ -9,7 +9,6 @@ from starting. Standard library only.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import stat
@@ -19,14 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sidecar.errors import StateUnusable
-from sidecar.mounter.system.atomic_file import replacing
-from sidecar.mounter.system.directories import kind_of, open_directory
+from sidecar.mounter.system.atomic_file import replacing, temporary_name
+from sidecar.mounter.system.directories import PathBlocked, make_child, open_directory, open_file
+from sidecar.mounter.system.shortage import lacks_resources
 
 log = logging.getLogger(__name__)
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Without O_NONBLOCK, to open a FIFO waits for its other end (fifo(7)).
-_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class StateDirectory:
@@ -52,17 +48,13 @@ class StateDirectory:
 
     def below(self, name: str) -> StateDirectory:
         """A directory in this one, which is made if there is none. Raises OSError."""
-        while True:
-            try:
-                descriptor = os.open(name, _DIRECTORY, dir_fd=self._descriptor)
-                return StateDirectory(self.path / name, descriptor)
-            except FileNotFoundError:
-                os.mkdir(name, 0o755, dir_fd=self._descriptor)
-            except OSError as error:
-                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                    raise
-                kept = self.set_aside(name)
-                log.warning("`%s` is no directory; it is kept as `%s`", self.path / name, kept)
+        path = self.path / name
+        try:
+            return StateDirectory(path, make_child(self._descriptor, name, str(path)))
+        except PathBlocked:
+            kept = self.set_aside(name)
+            log.warning("`%s` is no directory; it is kept as `%s`", path, kept)
+            return StateDirectory(path, make_child(self._descriptor, name, str(path)))
 
     def names(self, suffix: str = "") -> list[str]:
         """The names in it that end so, in order. Raises OSError."""
@@ -82,37 +74,33 @@ class StateDirectory:
 
         Raises:
             FileNotFoundError: there is nothing.
-            StateUnusable: there is something else.
+            StateUnusable: there is something else, or it cannot be opened.
+            OSError: for want of descriptors or memory; nothing is said of the file.
         """
-        # Before it is opened: to open a device can have consequences.
-        self._check(name, os.lstat(name, dir_fd=self._descriptor))
         try:
-            descriptor = os.open(name, flags | _FILE, dir_fd=self._descriptor)
+            descriptor = open_file(self._descriptor, name, flags)
+        except PathBlocked as error:
+            raise StateUnusable(f"`{self.path / name}` is {error.kind}, and no file") from None
         except FileNotFoundError:
             raise
-        except OSError as error:  # it was replaced in between
+        except OSError as error:
+            if lacks_resources(error):
+                raise
             raise StateUnusable(f"`{self.path / name}`: {error.strerror}") from None
-        try:
-            self._check(name, os.fstat(descriptor))
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
-
-    def _check(self, name: str, found: os.stat_result) -> None:
-        if not stat.S_ISREG(found.st_mode):
-            problem = f"is {kind_of(found.st_mode)}, and no file"
-        elif found.st_nlink > 1:
+        found = os.fstat(descriptor)
+        if found.st_nlink > 1:
             problem = "has another name elsewhere"
         elif found.st_uid not in self._owners:
             problem = f"belongs to user {found.st_uid}"
         else:
-            return
+            return descriptor
+        os.close(descriptor)
         raise StateUnusable(f"`{self.path / name}` {problem}")
 
     def create_file(self, name: str, flags: int = os.O_RDWR) -> int:
         """A descriptor of a new, empty file. Raises FileExistsError, OSError."""
-        return os.open(name, flags | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=self._descriptor)
+        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, 0o600, dir_fd=self._descriptor)
 
     def read(self, name: str, most_bytes: int) -> bytes:
         """The content of a small file. Raises as :meth:`open_file`; StateUnusable if longer."""
@@ -128,7 +116,7 @@ class StateDirectory:
 
         If the body raises, ``name`` stays as it was. Raises OSError.
         """
-        for one in (name, f"{name}.new"):  # a directory can be neither deleted nor replaced
+        for one in (name, temporary_name(name)):  # a directory can be neither deleted nor replaced
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISDIR(os.lstat(one, dir_fd=self._descriptor).st_mode):
                     kept = self.set_aside(one)

@@ -5,18 +5,16 @@ What a child does is given by whoever forks it.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
 
+from sidecar.mounter.system import prctl
 from sidecar.mounter.system.shortage import lacks_resources
 
 log = logging.getLogger(__name__)
-
-_PR_SET_PDEATHSIG = 1
 
 
 def fork_child(
@@ -68,6 +66,6 @@ def _die_with(parent: int) -> None:
     The signal comes when the thread that forked ends: the worker's main thread.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl.die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
