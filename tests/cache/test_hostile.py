@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,13 @@ from sidecar.mounter.cache.cache_folder import occupied_bytes
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.store.interface import ObjectInfo
 from tests.cache.folders import an_object, disk_bytes, files, has_whole, keep, open_cache, read
+from tests.support import planted
 from tests.support.servers import REPOSITORY
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)  # a wait without limit shows
 
 SIZE = 3 * B + 1000
-NOBODY = 65534
 
 
 def paths_of(folder: Path, info: ObjectInfo) -> tuple[Path, Path]:
@@ -57,37 +56,6 @@ def content_of(outside: Path) -> list[bytes]:
 # --- what stands where files are made ---------------------------------------------------------
 
 
-def fifo(path: Path, outside: Path) -> None:
-    os.mkfifo(path)
-
-
-def link(path: Path, outside: Path) -> None:
-    path.symlink_to(outside / "file")
-
-
-def hard_link(path: Path, outside: Path) -> None:
-    path.hardlink_to(outside / "file")
-
-
-def listening(path: Path, outside: Path) -> None:
-    here = os.getcwd()
-    os.chdir(path.parent)  # a socket's path has at most 107 bytes
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
-def device(path: Path, outside: Path) -> None:
-    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero
-
-
-def of_another(path: Path, outside: Path) -> None:
-    path.write_bytes(b"x")
-    os.chown(path, NOBODY, NOBODY)
-
-
 def writable_by_others(path: Path, outside: Path) -> None:
     path.write_bytes(b"x")
     path.chmod(0o666)
@@ -98,22 +66,26 @@ def of_a_wrong_size(path: Path, outside: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, 10 * B)
 
 
-Plant = Callable[[Path, Path], None]
-PLANTS: list[Plant] = [
-    fifo, link, hard_link, listening, device, of_another, writable_by_others, of_a_wrong_size,
-]  # fmt: skip
+FOREIGN = [
+    planted.fifo,
+    planted.link,
+    planted.hard_link,
+    planted.unix_socket,
+    planted.device,
+    planted.of_another_user,
+]
 
 
-@pytest.mark.parametrize("plant", PLANTS)
+@pytest.mark.parametrize("plant", [*FOREIGN, writable_by_others, of_a_wrong_size])
 @pytest.mark.parametrize("which", ["data", "map", "both"])
 def test_what_was_planted_is_replaced_and_the_object_cached(
-    folder: Path, outside: Path, plant: Plant, which: str
+    folder: Path, outside: Path, plant: planted.Plant, which: str
 ) -> None:
     info, content = an_object(SIZE)
     data, map_ = paths_of(folder, info)
     before = content_of(outside)
     for path in {"data": [data], "map": [map_], "both": [data, map_]}[which]:
-        plant(path, outside)
+        plant(path, outside / "file")
     cache = open_cache(folder)
     keep(cache, info, content)
     wait_until(lambda: has_whole(cache, info), "whole")
@@ -144,11 +116,11 @@ def test_a_directory_in_place_of_a_file_is_no_reason_to_fail(
     assert disk_bytes(folder) <= 10 * B
 
 
-@pytest.mark.parametrize("plant", [fifo, link, hard_link, listening, device, of_another])
-def test_the_counter_is_a_file_of_ours(folder: Path, outside: Path, plant: Plant) -> None:
+@pytest.mark.parametrize("plant", FOREIGN)
+def test_the_counter_is_a_file_of_ours(folder: Path, outside: Path, plant: planted.Plant) -> None:
     folder.mkdir()
     before = content_of(outside)
-    plant(folder / "usage", outside)
+    plant(folder / "usage", outside / "file")
     info, content = an_object(SIZE)
     cache = open_cache(folder)
     keep(cache, info, content)
@@ -170,7 +142,7 @@ def test_a_folder_behind_a_link_is_not_used(folder: Path, outside: Path, above: 
 
 def test_a_folder_of_somebody_else_is_not_used(folder: Path) -> None:
     folder.mkdir()
-    os.chown(folder, NOBODY, NOBODY)
+    os.chown(folder, planted.NOBODY, planted.NOBODY)
     with pytest.raises(OSError, match="belongs to user 65534"):
         open_cache(folder)
 
@@ -214,7 +186,7 @@ def test_a_sealed_file_that_others_may_write_is_not_given_out(
     data = keep(cache, info, content)
     assert has_whole(cache, info)
     if change == "owner":
-        os.chown(data, NOBODY, NOBODY)
+        os.chown(data, planted.NOBODY, planted.NOBODY)
     elif change == "mode":
         data.chmod(0o622)
     else:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import marshal
 import os
-import socket
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -32,6 +31,7 @@ from sidecar.mounter.filesystem.replay import RecoveredState
 from sidecar.mounter.filesystem.stored_records import encode
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.frames import MARK, frame
+from tests.support import planted
 from tests.support.memory_store import FailingStore, MemoryStore
 from tests.support.serve import build
 
@@ -116,48 +116,20 @@ def test_a_path_in_the_journal_leads_nowhere(
     assert is_a_name == (f"`{state / 'journal'}` is damaged" not in caplog.text)
 
 
-def plant_link(path: Path, outside: Path) -> None:
-    path.symlink_to(outside)
-
-
-def plant_second_name(path: Path, outside: Path) -> None:
-    path.hardlink_to(outside)
-
-
-def plant_fifo(path: Path, outside: Path) -> None:
-    os.mkfifo(path)
-
-
-def plant_socket(path: Path, outside: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
-
-
-def plant_directory(path: Path, outside: Path) -> None:
-    path.mkdir()
-    (path / "inside").write_bytes(b"inside")
-
-
-def plant_foreign_file(path: Path, outside: Path) -> None:
-    path.write_bytes(b"not ours")
-    os.chown(path, 1234, 1234)
-
-
-Plant = Callable[[Path, Path], None]
-PLANTS: list[Plant] = [
-    plant_link,
-    plant_second_name,
-    plant_fifo,
-    plant_socket,
-    plant_directory,
-    plant_foreign_file,
+PLANTS = [
+    planted.link,
+    planted.hard_link,
+    planted.fifo,
+    planted.unix_socket,
+    planted.directory,
+    planted.of_another_user,
 ]
 
 
 @pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize("name", ["00000000.data", "00000000.state"])
 def test_something_else_in_the_place_of_a_spool_file(
-    state: Path, outside: Path, plant: Plant, name: str
+    state: Path, outside: Path, plant: planted.Plant, name: str
 ) -> None:
     (state / "spool/00000000.data").write_bytes(b"")
     (state / "spool" / name).unlink(missing_ok=True)
@@ -166,7 +138,7 @@ def test_something_else_in_the_place_of_a_spool_file(
     write_journal(state, [ROOT_RECORD, dirty(2, "00000000.data", "stolen")])
     assert start(state, store) == []
     assert outside.read_bytes() == SECRET
-    assert outside.stat().st_nlink == 1 + (plant is plant_second_name)
+    assert outside.stat().st_nlink == 1 + (plant is planted.hard_link)
     assert contents(store) == {"usable": b"usable"}
     assert start(state) == []  # and the next one
 
@@ -174,7 +146,7 @@ def test_something_else_in_the_place_of_a_spool_file(
 @pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize("name", ["journal", "journal.new", "spool"])
 def test_something_else_in_the_place_of_the_state_s_own(
-    state: Path, outside: Path, plant: Plant, name: str
+    state: Path, outside: Path, plant: planted.Plant, name: str
 ) -> None:
     (state / "spool").rmdir()
     plant(state / name, outside)

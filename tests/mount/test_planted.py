@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import stat
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 
 from sidecar.mounter.system import mounts
 from tests.mount.buckets import bucket_sidecar, refused
+from tests.support import planted
 from tests.support.clouds import Cloud
 from tests.support.sidecar import Sidecar
 from tests.support.waiting import wait_until
@@ -131,50 +130,25 @@ def test_a_mount_is_renewed_in_its_place_whatever_its_path_leads_to_now(
 # --- what stands where files are made ----------------------------------------------------------
 
 
-def plant_fifo(path: Path, outside: Path) -> None:
-    os.mkfifo(path)
-
-
-def plant_socket(path: Path, outside: Path) -> None:
-    here = os.getcwd()
-    os.chdir(path.parent)  # a socket's path has at most 107 bytes
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
-def plant_link(path: Path, outside: Path) -> None:
-    path.symlink_to(outside / "file")
-
-
-def plant_hard_link(path: Path, outside: Path) -> None:
-    path.hardlink_to(outside / "file")
-
-
-def plant_device(path: Path, outside: Path) -> None:
-    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 7))  # /dev/full: writing fails
-
-
-def plant_directory(path: Path, outside: Path) -> None:
-    (path / "inner").mkdir(parents=True)
-
-
-Plant = Callable[[Path, Path], None]
-REPLACED: list[Plant] = [plant_fifo, plant_socket, plant_link, plant_hard_link, plant_device]
+REPLACED = [
+    planted.fifo,
+    planted.unix_socket,
+    planted.link,
+    planted.hard_link,
+    planted.device,
+]
 
 
 @pytest.mark.parametrize("plant", REPLACED)
 @pytest.mark.parametrize("place", ["shared/.sidecar/ready", "state/status.json", "state/spec.json"])
 def test_what_stands_in_place_of_a_file_is_replaced(
-    tmp_path: Path, s3: Cloud, outside: Path, plant: Plant, place: str
+    tmp_path: Path, s3: Cloud, outside: Path, plant: planted.Plant, place: str
 ) -> None:
     sidecar = bucket_sidecar(tmp_path, s3)
     path = sidecar.directory / place
     path.parent.mkdir(parents=True)
-    for planted in (path, path.with_name(f"{path.name}.new")):
-        plant(planted, outside)
+    for taken in (path, path.with_name(f"{path.name}.new")):
+        plant(taken, outside / "file")
     sidecar.start(wait=False)
     try:
         # Not that it exists, which the planted one does.
@@ -196,7 +170,7 @@ def test_a_directory_in_place_of_the_ready_file_is_one_line(
 ) -> None:
     sidecar = bucket_sidecar(tmp_path, s3)
     path = sidecar.shared / ".sidecar" / name
-    plant_directory(path, outside)
+    planted.directory(path, outside)
     sidecar.start(wait=False)
     try:
         assert sidecar.wait() == EXIT_MOUNT
@@ -219,7 +193,7 @@ def test_a_directory_that_appears_in_place_of_the_ready_file_leaves_no_mount(
     with sidecar:
         ready = sidecar.shared / ".sidecar/ready"
         ready.unlink()
-        plant_directory(ready, outside)
+        planted.directory(ready, outside)
         assert sidecar.stop() == 0
         assert sidecar.mounted() == []
     assert "Traceback" not in sidecar.log()
@@ -230,7 +204,7 @@ def test_a_directory_in_the_state_that_is_no_file_of_ours_is_removed(
     tmp_path: Path, s3: Cloud, outside: Path, place: str
 ) -> None:
     sidecar = bucket_sidecar(tmp_path, s3)
-    plant_directory(sidecar.state / place, outside)
+    planted.directory(sidecar.state / place, outside)
     (sidecar.state / place / "inner/link").symlink_to(outside)
     with sidecar:
         assert sidecar.status()["ready"]
@@ -241,12 +215,12 @@ def test_a_directory_in_the_state_that_is_no_file_of_ours_is_removed(
 
 @pytest.mark.parametrize("plant", REPLACED)
 def test_a_termination_message_that_is_no_file_is_not_written(
-    tmp_path: Path, s3: Cloud, outside: Path, plant: Plant
+    tmp_path: Path, s3: Cloud, outside: Path, plant: planted.Plant
 ) -> None:
     sidecar = bucket_sidecar(tmp_path, s3, bucket="no-such-bucket")
     message = sidecar.termination_message
     path = message.with_name("planted")
-    plant(path, outside)
+    plant(path, outside / "file")
     roots = replace(sidecar.spec.roots, termination_message=str(path))
     sidecar.spec = replace(sidecar.spec, roots=roots)
     sidecar.spec_text = sidecar.spec.to_json()
@@ -255,5 +229,5 @@ def test_a_termination_message_that_is_no_file_is_not_written(
         assert sidecar.wait() == EXIT_MOUNT
     finally:
         sidecar.clean_up()
-    if plant is not plant_hard_link:  # a file like any other, which the kubelet made
+    if plant is not planted.hard_link:  # a file like any other, which the kubelet made
         assert untouched(outside)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
-from collections.abc import Callable
-from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple
 
-HOST = "127.0.0.1"
+from tests.support.threaded_server import HOST, ThreadedServer
+
 _PIECE_BYTES = 256 * 1024
 
 
@@ -44,58 +42,16 @@ class Ends(NamedTuple):
     answers: BinaryIO
 
 
-class Proxy:
-    """Listens on loopback and forwards complete requests to ``upstream_port`` there.
+class Proxy(ThreadedServer):
+    """Forwards complete requests to ``upstream_port`` on loopback.
 
     Args:
         port: to listen on; a free one by default.
     """
 
     def __init__(self, upstream_port: int, *, port: int = 0) -> None:
+        super().__init__(port)
         self._upstream_port = upstream_port
-        self._lock = threading.Lock()
-        self._ending = threading.Event()
-        self._open: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server((HOST, port), backlog=128)
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-        return int(self._listener.getsockname()[1])
-
-    @property
-    def endpoint(self) -> str:
-        """``http://127.0.0.1:port``."""
-        return f"http://{HOST}:{self.port}"
-
-    def start(self) -> Self:
-        """Serve in threads of this process."""
-        self._run(self._accept)
-        return self
-
-    def stop(self) -> None:
-        """Close all connections, and the port."""
-        self._ending.set()
-        with self._lock:
-            ends = [self._listener, *self._open]
-        for end in ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in list(self._threads):
-            thread.join(10)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def exchange(self, request: Head, body: bytes, ends: Ends) -> bool:
         """Forward one request; whether to keep the connection. Subclasses override it."""
@@ -139,20 +95,6 @@ class Proxy:
 
     def passed(self, method: str, size: int) -> None:
         """Called for each piece of an answer's body sent to the client."""
-
-    def _run(self, target: Callable[..., None], *arguments: socket.socket) -> None:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while not self._ending.is_set():
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
-            self._run(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
         """Serve a client's connection over one connection to the store."""

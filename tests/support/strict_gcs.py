@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-from tests.support.proxy import HOST, Ends, Head, Proxy, http_answer
+from tests.support.proxy import Ends, Head, Proxy, http_answer
 from tests.support.servers import GcsServer, free_port
+from tests.support.threaded_server import HOST
 
 CHUNK_BYTES = 256 * 1024
 MIB = 1024 * 1024

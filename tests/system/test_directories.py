@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 
 from sidecar.mounter.system import directories
 from sidecar.mounter.system.directories import PathBlocked, open_directory, open_file
+from tests.support import planted
 from tests.support.swapper import Swapper
 
 
@@ -68,43 +69,27 @@ def test_a_link_that_leads_nowhere_is_not_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "absent").exists()
 
 
-def fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def device(path: Path) -> None:
-    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 7))
-
-
-def link(path: Path) -> None:
-    path.with_name("target").write_text("target")
-    path.symlink_to("target")
-
-
-def directory(path: Path) -> None:
-    path.mkdir()
-
-
 @pytest.mark.parametrize(
     ("plant", "what"),
     [
-        (fifo, "is a FIFO"),
-        (device, "is a device"),
-        (link, "is a symbolic link"),
-        (directory, "is a directory"),
+        (planted.fifo, "is a FIFO"),
+        (planted.device, "is a device"),
+        (planted.link, "is a symbolic link"),
+        (planted.directory, "is a directory"),
     ],
 )
 @pytest.mark.parametrize(
     "flags", [os.O_RDONLY, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_CREAT, os.O_RDWR | os.O_EXCL]
 )
 def test_only_a_regular_file_is_opened(
-    tmp_path: Path, plant: Callable[[Path], None], what: str, flags: int
+    tmp_path: Path, plant: planted.Plant, what: str, flags: int
 ) -> None:
-    plant(tmp_path / "name")
+    outside = tmp_path / "outside"
+    outside.write_text("outside")
+    plant(tmp_path / "name", outside)
     with opened(tmp_path) as here, pytest.raises(PathBlocked, match=what):
         open_file(here, "name", flags)
-    if plant is link:
-        assert (tmp_path / "target").read_text() == "target"
+    assert outside.read_text() == "outside"
 
 
 def test_a_file_is_made_and_opened_again(tmp_path: Path) -> None:
@@ -119,10 +104,9 @@ def test_a_file_is_made_and_opened_again(tmp_path: Path) -> None:
 def test_whatever_has_a_name_is_removed_and_nothing_outside(tmp_path: Path) -> None:
     outside, place = tmp_path / "outside", tmp_path / "in"
     (outside / "kept").mkdir(parents=True)
-    for plant in (fifo, device, link, directory):
-        plant_at = place / plant.__name__
-        plant_at.parent.mkdir(exist_ok=True)
-        plant(plant_at)
+    place.mkdir()
+    for plant in (planted.fifo, planted.device, planted.link, planted.directory):
+        plant(place / plant.__name__, outside / "kept")
     (place / "tree/inner").mkdir(parents=True)
     (place / "tree/inner/link").symlink_to(outside)
     (place / "plain").symlink_to(outside)
