@@ -158,7 +158,7 @@ class Lifecycle:
     def _preflight(self) -> None:
         """Credentials and buckets really answer; hostPaths and claims are really there."""
         for bucket in self._buckets:
-            bucket.start_worker(self._deadline_s)
+            bucket.start_worker(self._deadline_s - time.monotonic())
         for directory in self._directories:
             self._check_path(directory, write=not directory.volume.read_only)
         self._turn_until(
@@ -319,9 +319,10 @@ class Lifecycle:
             self._turn(self._deadline_s)
 
     def _turn(self, deadline_s: float = float("inf")) -> None:
-        due_s = [b.restart_at_s for b in self._buckets if b.restart_at_s is not None]
-        due_s += self._retries.due_s, self._hang_watch.due_s
-        for event in self._processes.events(min(time.monotonic() + _TURN_S, deadline_s, *due_s)):
+        until_s = min(
+            time.monotonic() + _TURN_S, deadline_s, self._retries.due_s, self._hang_watch.due_s
+        )
+        for event in self._processes.events(until_s):
             if isinstance(event, MessageReceived):
                 if not self._hang_watch.take(event.child, event.message):
                     self._on_message(event.child, event.message)
@@ -337,9 +338,6 @@ class Lifecycle:
         self._retries.turn()
         if self._troubles != self._published_troubles:
             self._publish()
-        now_s = time.monotonic()
-        for bucket in self._buckets:
-            bucket.restart_if_due(now_s)
 
     def _on_message(self, child: Child, message: Message) -> None:
         if child is self._health:

@@ -107,7 +107,6 @@ class SupervisedBucket(SupervisedVolume):
         heals: a worker that ends is replaced. Before ready, its end ends the sidecar.
         stopping: the sidecar is draining, so that a worker may fail before ready.
         worker: the worker that was started last; it may have ended.
-        restart_at_s: when the next worker is to be started (monotonic), or None.
         unsaved: files that a drain did not save, and why; not more than the worker lists.
         unsaved_count: how many there are.
     """
@@ -128,7 +127,6 @@ class SupervisedBucket(SupervisedVolume):
         self.heals = False
         self.stopping = False
         self.worker: Child | None = None
-        self.restart_at_s: float | None = None
         self._restart_delay = RestartDelay()
         self._crashed = False  # the last worker ended by a fault of its own
         self._mountpoint = mounts.Mountpoint(volume.mounted_at)
@@ -211,14 +209,16 @@ class SupervisedBucket(SupervisedVolume):
 
     # --- the worker ---------------------------------------------------------------------------
 
-    def start_worker(self, deadline_s: float) -> None:
-        """Start a worker, as soon as there are the resources.
+    def start_worker(self, seconds: float, delay_s: float = 0.0) -> None:
+        """Start a worker after ``delay_s``, as soon as there are the resources.
 
-        It gives up if the bucket does not answer until ``deadline_s`` (monotonic).
+        It gives up if the bucket does not answer within ``seconds`` from now.
         """
-        self.restart_at_s = None
+        deadline_s = time.monotonic() + seconds
         self._retries.do(
-            f"start the worker of {self.volume.label}", lambda: self._start_worker(deadline_s)
+            f"start the worker of {self.volume.label}",
+            lambda: self._start_worker(deadline_s),
+            delay_s,
         )
 
     def _start_worker(self, deadline_s: float) -> None:
@@ -243,11 +243,6 @@ class SupervisedBucket(SupervisedVolume):
             () if resumed is None else (resumed,),
             self.volume.label,
         )
-
-    def restart_if_due(self, now_s: float) -> None:
-        """Start the next worker if its time has come (monotonic)."""
-        if self.restart_at_s is not None and self.restart_at_s <= now_s:
-            self.start_worker(now_s + _WORKER_START_S)
 
     def drain(self, seconds: float) -> None:
         """Ask the worker to save everything within ``seconds``."""
@@ -319,13 +314,15 @@ class SupervisedBucket(SupervisedVolume):
 
     def doubt(self, *, hangs: bool) -> bool:
         """The worker seems to hang, or does not; whether that is news."""
-        if self.state != "serving" or hangs == isinstance(self.error, WorkerHung):
+        if self.state != "serving":
             return False
         if hangs and self.error is None:
             self.error = WorkerHung("the worker gives no sign of life")
-        elif not hangs:
+            return True
+        if not hangs and isinstance(self.error, WorkerHung):
             self.error = None
-        return True
+            return True
+        return False
 
     def on_worker_ended(self, ending: Ending, hung: str | None) -> None:
         """Plan the next worker. Raises WorkerLost, WorkerHung before ready.
@@ -342,8 +339,6 @@ class SupervisedBucket(SupervisedVolume):
             raise self.named(lost)
         how = ending if hung is None else "it hung"
         logs.event(log, "worker lost", logging.WARNING, volume=self.volume.label, how=how)
-        now_s = time.monotonic()
-        delay_s = self._restart_delay.after_end_s(now_s)
         self._crashed = ending not in _ENDINGS_WITHOUT_CRASH or hung not in (None, STOPPED)
         if self._resuming and ending != _STARVED:  # what is lacking comes back, a handle does not
             self._failed_resumes += 1
@@ -355,7 +350,7 @@ class SupervisedBucket(SupervisedVolume):
                 self.unmount(keep_guard=True)
         self.state = "restarting"
         self.error = self.error or lost
-        self.restart_at_s = now_s + delay_s
+        self.start_worker(_WORKER_START_S, self._restart_delay.after_end_s(time.monotonic()))
 
 
 class RestartDelay:
