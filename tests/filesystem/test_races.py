@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound, Stale
+from sidecar.mounter.filesystem import contested_names
 from sidecar.mounter.filesystem.inodes import ROOT
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
@@ -98,6 +100,41 @@ def test_a_file_is_opened_while_it_loses_its_name(store: Meeting, view: View, ch
         assert isinstance(came[0], Stale)
         with pytest.raises(Stale):
             view.fs.open(inode, os.O_RDONLY | os.O_TRUNC)
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_TRUNC])
+def test_a_name_that_was_lost_once_before_open_is_not_lost_again(
+    store: Meeting, view: View, monkeypatch: pytest.MonkeyPatch, flags: int
+) -> None:
+    """The kernel looks it up and opens it a second time at ESTALE, and not a third time."""
+    monkeypatch.setattr(contested_names, "CONTESTED_S", 0.2)
+    first, second = view.inode("file"), view.inode("other")
+    view.rename("other", "file")
+    with pytest.raises(Stale):
+        view.fs.open(first, flags)
+    view.unlink("file")
+    handle = view.fs.open(second, flags)
+    time.sleep(0.2)
+    view.fs.files.let_go_of_contested()
+    assert view.read_handle(handle) == (b"" if flags & os.O_TRUNC else b"theirs")
+    view.fs.release(handle)
+    assert view.fs.files.contents.budget.used_bytes == 0
+
+
+def test_a_contested_file_that_nobody_opens_is_dropped(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contested_names, "CONTESTED_S", 0.2)
+    first = view.inode("file")
+    view.inode("other")
+    view.rename("other", "file")
+    with pytest.raises(Stale):
+        view.fs.open(first, os.O_RDONLY)
+    view.unlink("file")
+    assert view.fs.files.contents.budget.used_bytes > 0
+    time.sleep(0.2)
+    view.fs.files.let_go_of_contested()
+    assert view.fs.files.contents.budget.used_bytes == 0
 
 
 def test_a_file_whose_deletion_fails_is_opened_meanwhile(store: Meeting, view: View) -> None:

@@ -23,6 +23,7 @@ from sidecar.errors import (
 )
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.content import Contents
+from sidecar.mounter.filesystem.contested_names import ContestedNames
 from sidecar.mounter.filesystem.inodes import Directory, File
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.namespace import Namespace
@@ -89,6 +90,7 @@ class OpenFiles:
         self._lock = threading.RLock()
         self._losing_name: set[int] = set()  # inodes that are just being deleted or replaced
         self._lost_name = threading.Condition(self._lock)
+        self._contested = ContestedNames()
         self._handles: dict[int, FileHandle] = {}
         self._next = 1
         self._ended = False
@@ -126,6 +128,7 @@ class OpenFiles:
 
     def _check_has_content(self, inode: File) -> None:
         if inode.detached and inode.spool is None:
+            self._contested.add(inode)
             raise Stale(f"`{inode.name}` was deleted or replaced")
 
     def _give_handle(self, inode: File, writable: bool, backing_id: int | None) -> int:
@@ -398,6 +401,7 @@ class OpenFiles:
             return
         with self._lost_name:
             self._losing_name.add(inode.id)
+            inode.handles += self._contested.hold(inode)
         try:
             self._keep_content(inode)
             yield
@@ -406,6 +410,15 @@ class OpenFiles:
                 self._losing_name.discard(inode.id)
                 self._lost_name.notify_all()
         self.contents.release_unlinked(inode)
+
+    def let_go_of_contested(self) -> None:
+        """Close the files that :meth:`losing_name` kept open for who looked them up before."""
+        for inode in self._contested.expired():
+            with inode.lock:
+                with self._lock:
+                    inode.handles -= 1
+                self.contents.drop_if_unneeded(inode)
+            self._namespace.inodes.drop_unused(inode)
 
     def _keep_content(self, inode: File) -> None:
         """Keep the content of an open file whose object is about to be deleted.

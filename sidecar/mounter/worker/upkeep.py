@@ -55,6 +55,7 @@ class Upkeep:
         next_sync_s = time.monotonic() + self._sync_interval_s
         while not leaving.wait(_TICK_S):
             self._filesystem.files.update_gauges()
+            self._filesystem.files.let_go_of_contested()
             self._filesystem.files.write_back.resolve_versions()
             self._failures.tick()
             self._mind_memory()
