@@ -67,5 +67,7 @@ RUN cd /usr/share/sbom \
     && python3 sbom.py mount-sidecar "$VERSION" >mount-sidecar.cdx.json \
     && rm sbom.py packages.txt
 # Root, because mount(2) asks for it. The webhook's manifest takes another user.
-ENTRYPOINT ["sidecar"]
+# A pod may be deleted while Python starts. The kernel would drop SIGTERM to a process 1 without a
+# handler; what is blocked it keeps.
+ENTRYPOINT ["env", "--block-signal=TERM,INT,HUP", "sidecar"]
 CMD ["mount", "--spec", "/etc/sidecar/spec.json"]

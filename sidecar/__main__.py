@@ -1,6 +1,24 @@
-"""``python -m sidecar``."""
+"""``sidecar`` and ``python -m sidecar``: where every process of the command line begins.
 
-from sidecar.cli import main
+The kernel drops a signal to the first process of a container that has no handler for it (signal(7)
+says it of init). A pod that is deleted while it starts would then wait for all of its grace period.
+So the handlers come before the imports, and whoever replaces the process (`sidecar mount`) blocks
+the signals until its successor has handlers: the kernel keeps what is blocked. The image starts
+this program with the signals blocked.
+"""
+
+import sys
+
+from sidecar import stop_signals
+
+
+def main() -> int:
+    """Run the process's command line; the exit status."""
+    stop_signals.end_on_them()
+    from sidecar import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -270,6 +270,7 @@ def demo() -> None:
 @click.option("--spec-sha256", metavar="HEX", help="Refuse a file with another digest.")
 def mount(spec_file: str, spec_sha256: str | None) -> None:
     """Mount every bucket of a spec and serve until told to stop: the container's job."""
+    from sidecar import stop_signals
     from sidecar.mounter.supervisor.main import command
     from sidecar.mounter.system.status import write_termination_message
     from sidecar.spec_document import load_spec
@@ -286,6 +287,7 @@ def mount(spec_file: str, spec_sha256: str | None) -> None:
     # Replace this process, so that the libraries that parsing needed leave its memory.
     arguments = command(str(validated))
     sys.stdout.flush()
+    stop_signals.block()
     os.execv(arguments[0], arguments)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from sidecar.stop_signals import STOP_SIGNALS
 
 
 class Stopped(Exception):
@@ -28,7 +28,7 @@ class StopSignals:
         self._received: int | None = None
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in _STOPPING}
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

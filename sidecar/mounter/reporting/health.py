@@ -28,6 +28,7 @@ from sidecar.metrics import scrape_registry
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE
+from sidecar.stop_signals import STOP_SIGNALS
 from sidecar.units import MIB
 
 _PING_TIMEOUT_S = 2.0
@@ -111,7 +112,7 @@ def _json(status: HTTPStatus, text: str) -> Response:
 def main(arguments: list[str]) -> int:
     """``python -m sidecar.mounter.reporting.health CHANNEL STATE HOST PORT``."""
     descriptor, state, host, port = arguments
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     logs.set_up("health")
     channel = Channel.inherited(int(descriptor))

@@ -25,6 +25,7 @@ from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE, read_status
 from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
 from sidecar.spec import PersistenceSpec
+from sidecar.stop_signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from sidecar.mounter.reporting.event_recorder import EventRecorder
@@ -112,7 +113,7 @@ def _watch_experiment(channel: Channel) -> None:
 
 def main(arguments: list[str]) -> int:
     """``python -m sidecar.mounter.reporting.reporter CHANNEL SPEC``."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICE)
     logs.set_up("reporter")

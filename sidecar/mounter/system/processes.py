@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from sidecar import stop_signals
 from sidecar.errors import SidecarError
 from sidecar.mounter.system import hardening, prctl
 from sidecar.mounter.system.channel import Channel, Message
 
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_HANDLED = (*stop_signals.STOP_SIGNALS, signal.SIGCHLD)
 _KILL_WAIT_S = 2.0
 _LAUNCHER = "sidecar.mounter.system.launch"
 
@@ -117,6 +118,7 @@ class Processes:
         signal.set_wakeup_fd(wake_end.fileno(), warn_on_full_buffer=False)
         for number in _HANDLED:
             signal.signal(number, _wake_only)
+        stop_signals.unblock()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
 
     def start(self, module: str, *arguments: str, beats: bool = True) -> Child:

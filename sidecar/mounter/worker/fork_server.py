@@ -26,6 +26,7 @@ from sidecar.mounter.store import import_stores
 from sidecar.mounter.system import hardening, resource_limits
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.worker import main as worker
+from sidecar.stop_signals import STOP_SIGNALS
 
 log = logging.getLogger("sidecar.fork_server")
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     with its channel.
     """
     # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # Workers inherit both.
     hardening.set_oom_score(hardening.worker_oom_score(hardening.oom_score()))

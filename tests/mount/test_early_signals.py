@@ -1,0 +1,70 @@
+"""A container that is stopped while it starts ends at once: no signal is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mount.buckets import bucket_sidecar, make_cloud
+from tests.support.sidecar import Sidecar
+
+# As the image starts its program; and that as the first process of a container.
+BLOCKED = ["env", "--block-signal=TERM,INT,HUP"]
+FIRST = ["unshare", "--pid", "--fork", "--kill-child"]
+ENDS_S = 20.0
+MOMENTS_S = [0.05 * number for number in range(16)]
+
+
+def first_process(unshare: int) -> int:
+    """The process that ``unshare --fork`` has started, once it is our program."""
+    while True:
+        with contextlib.suppress(IndexError):
+            pid = int(Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()[0])
+            if Path(f"/proc/{pid}/comm").read_text().strip() not in ("unshare", "env"):
+                return pid
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def sidecar(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Sidecar]:
+    cloud = make_cloud(request, monkeypatch, "s3")
+    found = bucket_sidecar(tmp_path, cloud, prefix=[*FIRST, *BLOCKED])
+    yield found
+    found.clean_up()
+
+
+@pytest.mark.parametrize("moment_s", MOMENTS_S, ids="{:.2f}".format)
+def test_a_sidecar_that_is_stopped_while_it_starts(sidecar: Sidecar, moment_s: float) -> None:
+    sidecar.start(wait=False)
+    pid = first_process(sidecar.pid)
+    time.sleep(moment_s)
+    os.kill(pid, signal.SIGTERM)
+    assert sidecar.wait(ENDS_S) in (0, 128 + signal.SIGTERM), sidecar.log()
+    assert sidecar.mounted() == []
+    assert not (sidecar.shared / ".sidecar" / "ready").exists()
+
+
+@pytest.mark.parametrize("command", [["janitor"], ["wait", "--timeout", "3600"]])
+@pytest.mark.parametrize("moment_s", [0.0, 0.1, 0.2, 0.4])
+def test_other_commands_that_are_stopped_while_they_start(
+    command: list[str], moment_s: float
+) -> None:
+    arguments = [*FIRST, *BLOCKED, sys.executable, "-m", "sidecar", *command]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as found:
+        try:
+            pid = first_process(found.pid)
+            time.sleep(moment_s)
+            os.kill(pid, signal.SIGTERM)
+            assert found.wait(ENDS_S) >= 0
+        finally:
+            found.kill()
