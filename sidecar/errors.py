@@ -66,7 +66,8 @@ The tree, readable in one screen::
     │   ├── FileExists          SC1069
     │   ├── NodeForgotten       SC1070
     │   ├── NotPermitted        SC1074  this file system has no such thing
-    │   └── WouldBlock          SC1075  an answer needs the store, and the caller may not wait
+    │   ├── WouldBlock          SC1075  an answer needs the store, and the caller may not wait
+    │   └── TimeIsUp            SC1076  the pod ends before a file can be saved
     ├── ClusterError            exit status 3: what the Kubernetes API answered
     │   ├── ApiForbidden        SC1100
     │   ├── ApiConflict         SC1101  somebody else changed the object meanwhile
@@ -465,6 +466,12 @@ class WouldBlock(FileSystemError):
     code, name = "SC1075", "WOULD_BLOCK"
 
 
+class TimeIsUp(FileSystemError):
+    """close(2) waits no longer: the pod's grace period is nearly over."""
+
+    code, name = "SC1076", "TIME_IS_UP"
+
+
 # --- the Kubernetes API ------------------------------------------------------------
 
 
@@ -612,6 +619,7 @@ ERRNO: dict[type[SidecarError], int] = {
     InvalidArgument: _errno.EINVAL,
     FileExists: _errno.EEXIST,
     NodeForgotten: _errno.ESTALE,
+    TimeIsUp: _errno.EIO,
     NotPermitted: _errno.EPERM,
     WouldBlock: _errno.EAGAIN,
     SidecarError: _errno.EIO,

@@ -25,6 +25,9 @@ POD_VARIABLES: Final = {
 STOP_WITH_EXPERIMENT_VARIABLE: Final = "SIDECAR_STOP_WITH_EXPERIMENT"
 """Set if the sidecar must end by itself once the pod's other containers have ended."""
 
+STOPPING_FILE: Final = "stopping"
+"""In the state directory: made when the pod begins to end. Its text is the pod's grace period."""
+
 
 def is_in_pod() -> bool:
     """Whether this process runs in a pod that it can name."""

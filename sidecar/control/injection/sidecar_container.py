@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -11,7 +12,12 @@ from sidecar.control.injection.object_fields import JsonObject
 from sidecar.control.injection.pod_annotations import PodRequest
 from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
 from sidecar.control.injection.quantity import parse_quantity
-from sidecar.pod import CONTAINER_NAME, POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
+from sidecar.pod import (
+    CONTAINER_NAME,
+    POD_VARIABLES,
+    STOP_WITH_EXPERIMENT_VARIABLE,
+    STOPPING_FILE,
+)
 from sidecar.spec import SPEC_FILE, PersistenceSpec
 
 DEFAULT_IMAGE: Final = f"mount-sidecar:{__version__}"
@@ -94,8 +100,12 @@ def sidecar_container(
             "runAsNonRoot": False,
         },
     }
+    # A kubelet runs this when the pod begins to end, and sends SIGTERM after the experiment's end.
+    total_s = pod_grace_s + int(spec.times.grace_s)
+    notice = f"echo {total_s} >{shlex.quote(f'{spec.roots.state}/{STOPPING_FILE}')}"
     if injection.native:
         container["restartPolicy"] = "Always"
+        container["lifecycle"] = {"preStop": _shell(notice)}
         container["startupProbe"] = {
             "httpGet": {"path": "/startupz", "port": port},
             "periodSeconds": _PROBE_PERIOD_S,
@@ -108,11 +118,16 @@ def sidecar_container(
             # A kubelet starts containers in order, and waits for postStart before the next.
             "postStart": {"exec": {"command": ["sidecar", "wait", "--timeout", str(wait_s)]}},
             # All containers get SIGTERM at the same time; the experiment must end first.
-            "preStop": {"exec": {"command": ["sleep", str(pod_grace_s)]}},
+            "preStop": _shell(f"{notice}; exec sleep {pod_grace_s}"),
         }
         # Without a startup probe, liveness is checked from the container's start.
         container["livenessProbe"]["initialDelaySeconds"] = 10
     return container
+
+
+def _shell(script: str) -> JsonObject:
+    """A hook: a shell takes a hundredth of the time that Python does."""
+    return {"exec": {"command": ["sh", "-c", script]}}
 
 
 def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[JsonObject]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
@@ -451,6 +452,11 @@ class FileSystem:
         """
         self._directory_renames.finish_all()
         return self.files.write_back.sync(deadline_s)
+
+    def hurry(self, deadline_s: float, leaving: threading.Event, tell: Callable[[], None]) -> None:
+        """Save all as soon as it is written (:meth:`LastMinute.run`) until ``deadline_s``."""
+        self._directory_renames.finish_all()
+        self.files.last_minute(deadline_s).run(leaving, tell)
 
     def drain(
         self, deadline_s: float, progress: Callable[[], None] = lambda: None

@@ -26,6 +26,7 @@ from sidecar.mounter.filesystem.content import Contents
 from sidecar.mounter.filesystem.contested_names import ContestedNames
 from sidecar.mounter.filesystem.inodes import Directory, File
 from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.last_minute import LastMinute
 from sidecar.mounter.filesystem.namespace import Namespace
 from sidecar.mounter.filesystem.records import FILE_HANDLE, FileClosed, FileOpened, Record
 from sidecar.mounter.filesystem.saving import Saver
@@ -211,7 +212,7 @@ class OpenFiles:
         """Bring the gauges up to date; called every second, not at every write."""
         self._metrics.open_handles.set(len(self._handles))
         self._metrics.spool_used_bytes.set(self.contents.budget.used_bytes)
-        self._metrics.dirty_bytes.set(self.write_back.backlog().size_bytes)
+        self._metrics.dirty_bytes.set(sum(self.write_back.backlog().values()))
 
     # --- reading -----------------------------------------------------------------------
 
@@ -382,6 +383,10 @@ class OpenFiles:
         opened = self.get(handle)
         if opened.writable or not opened.inode.writers:
             self.saver.save(opened.inode)
+
+    def last_minute(self, deadline_s: float) -> LastMinute:
+        """Time is short: it is up at ``deadline_s`` (monotonic)."""
+        return LastMinute(self._namespace, self.contents, self.saver, self._uploader, deadline_s)
 
     def end(self) -> None:
         """Take no more writes: what comes now would be lost."""

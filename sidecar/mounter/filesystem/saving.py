@@ -10,6 +10,7 @@ import logging
 import stat
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from sidecar import logs
 from sidecar.errors import (
@@ -29,13 +30,18 @@ from sidecar.mounter.store.interface import Condition, ObjectInfo, Store
 from sidecar.mounter.writing.active_upload import Description
 from sidecar.mounter.writing.spool import Spool, SpoolFile
 from sidecar.mounter.writing.spool_log import Attempt
+from sidecar.mounter.writing.turns import Turns
 from sidecar.mounter.writing.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Makes objects of the files of one mount. Safe to use from any thread."""
+    """Makes objects of the files of one mount. Safe to use from any thread.
+
+    Attributes:
+        turns: of large files, when time is short.
+    """
 
     def __init__(
         self,
@@ -52,15 +58,23 @@ class Saver:
         self._spool = spool
         self._uploader = uploader
         self._metrics = metrics
+        self.turns = Turns()
+
+    def is_large(self, inode: File) -> bool:
+        """Whether a file is sent in parts."""
+        spool = inode.spool
+        return spool is not None and spool.size_bytes > spool.layout.size(1)
 
     def save(self, inode: File) -> None:
-        """Upload the spool file if the store lacks it. Raises what the store raises."""
+        """Upload the spool file if the store lacks it. Raises TimeIsUp, what the store raises."""
         with inode.lock:
             spool, parent = inode.spool, inode.parent
             if spool is None or not spool.dirty or inode.detached or parent is None:
                 return
             try:
-                inode.remote = self._upload(inode, spool)
+                turn = self.turns.turn(spool.size_bytes) if self.is_large(inode) else nullcontext()
+                with turn:
+                    inode.remote = self._upload(inode, spool)
             except AlreadyExists:
                 self._yield_name(inode)
                 raise
@@ -98,6 +112,8 @@ class Saver:
 
     def send_full_parts(self, inode: File, spool: SpoolFile) -> None:
         """Begin to send what is written from end to end. The caller holds the file's lock."""
+        if self.turns.have_begun:
+            return  # it would take the way of a file that may be whole in time
         with contextlib.suppress(StoreError):  # it is sent when the file is saved, or told then
             self._uploader.send_full_parts(inode.key, spool, self.describe(inode))
 

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import NamedTuple
 
 from sidecar import logs
 from sidecar.errors import SidecarError, StoreError
@@ -32,13 +31,6 @@ _PROGRESS_S = 1.0
 
 SaveErrors = dict[str, SidecarError | None]
 """Key to why a file could not be saved; None where time ran out."""
-
-
-class Backlog(NamedTuple):
-    """What is not in the store yet: how many files, and their lengths together."""
-
-    files: int
-    size_bytes: int
 
 
 def _tell_nobody() -> None:
@@ -148,10 +140,9 @@ class WriteBack:
 
     # --- by and by -----------------------------------------------------------------------------
 
-    def backlog(self) -> Backlog:
-        """What the store does not have yet."""
-        inodes = self._contents.dirty()
-        return Backlog(len(inodes), sum(inode.size_bytes for inode in inodes))
+    def backlog(self) -> dict[str, int]:
+        """What the store does not have yet: keys and lengths in bytes."""
+        return {inode.key: inode.size_bytes for inode in self._contents.dirty()}
 
     def save_soon(self, inode: File) -> None:
         """Save a file in another thread. What fails is logged, and waits for the next interval."""
@@ -222,12 +213,13 @@ class WriteBack:
     def drain(self, deadline_s: float, progress: Callable[[], None] = _tell_nobody) -> SaveErrors:
         """Upload everything dirty before ``deadline_s`` (monotonic); what could not be saved.
 
-        The oldest first, and several at once.
+        The smallest first, of the same size the oldest, and several at once.
 
         Args:
             progress: called about once a second while that goes on.
         """
-        return self._save_all(self._contents.dirty(), deadline_s, progress)
+        dirty = sorted(self._contents.dirty(), key=lambda inode: inode.size_bytes)
+        return self._save_all(dirty, deadline_s, progress)
 
     def _save_all(
         self, inodes: list[File], deadline_s: float, progress: Callable[[], None] = _tell_nobody

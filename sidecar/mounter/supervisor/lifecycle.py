@@ -26,6 +26,7 @@ from sidecar.errors import (
 )
 from sidecar.mounter.supervisor import path_checks
 from sidecar.mounter.supervisor.hang_watch import HangWatch
+from sidecar.mounter.supervisor.last_minute import LastMinute, unsaved_lines
 from sidecar.mounter.supervisor.retries import Retries
 from sidecar.mounter.supervisor.volume import RestartDelay, SupervisedBucket, SupervisedVolume
 from sidecar.mounter.supervisor.workers import Workers
@@ -74,6 +75,7 @@ class Lifecycle:
         self._processes = Processes(hardening.oom_score())
         hardening.survive_oom()
         self._retries = Retries()
+        self._last_minute = LastMinute(spec)
         self._hang_watch = HangWatch()
         stores = {v.source.store for v in spec.volumes if isinstance(v.source, StoreSource)}
         self._workers = Workers(self._processes, sorted(stores), self._retries, self._hang_watch)
@@ -212,16 +214,21 @@ class Lifecycle:
         logs.event(log, "ready", seconds=f"{self._time_to_ready_s:.3f}", port=self._http_port)
 
     def _serve_and_heal(self) -> None:
+        assert self._state is not None
         while not self._stop_asked:
             self._turn()
+            self._last_minute.look(self._state)
+            if self._last_minute.has_begun:
+                for bucket in self._buckets:
+                    bucket.hurry(self._last_minute.seconds_left())
+                self._last_minute.tell_unsaved(self._buckets)
 
     def _drain(self) -> int:
         """Save everything within the grace period; the exit status says whether it was all.
 
         A worker that ends meanwhile is replaced, and the next one is asked again.
         """
-        times = self._spec.times
-        seconds = max(0.0, times.grace_s - times.grace_margin_s)
+        seconds = self._last_minute.seconds_left()
         end_s = time.monotonic() + seconds
         self._phase = "draining"
         waiting = [b for b in self._buckets if self._ready or b.state == "serving"]
@@ -236,26 +243,17 @@ class Lifecycle:
                     bucket.drain(max(0.0, end_s - time.monotonic()))
             self._turn(end_s + _ANSWER_S)
             waiting = [bucket for bucket in waiting if bucket.state != "drained"]
+            self._last_minute.tell_unsaved(self._buckets)
         for bucket in waiting:
             bucket.give_up_draining(seconds)
         self._phase = "stopped"
-        count = sum(bucket.unsaved_count for bucket in self._buckets)
-        return self._report_unsaved(count) if count else EXIT_OK
+        lines = unsaved_lines(self._spec, self._buckets)
+        if not lines:
+            return EXIT_OK
+        self._tell_user(lines)
+        return NotSaved.exit_status
 
     # --- ends -------------------------------------------------------------------------------
-
-    def _report_unsaved(self, count: int) -> int:
-        error = NotSaved(
-            f"{count} file(s) are only in the spool `{self._spec.roots.state}`",
-            "start the sidecar again with the same state directory to finish",
-        )
-        lines = [error.line()]
-        for bucket in self._buckets:
-            for file in bucket.unsaved:
-                reason = f" ({file['code']}: {file['why']})" if file["code"] else " (no time left)"
-                lines.append(f"not saved: {bucket.volume.label}: {file['key']}{reason}")
-        self._tell_user(lines)
-        return error.exit_status
 
     def _fail(self, error: SidecarError) -> int:
         self._phase = "failed"

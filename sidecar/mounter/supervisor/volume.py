@@ -107,7 +107,8 @@ class SupervisedBucket(SupervisedVolume):
         heals: a worker that ends is replaced. Before ready, its end ends the sidecar.
         stopping: the sidecar is draining, so that a worker may fail before ready.
         worker: the worker that was started last; it may have ended.
-        unsaved: files that a drain did not save, and why; not more than the worker lists.
+        unsaved: files that are not saved in the pod's last minute (key, size_bytes, code, why);
+            not more than the worker lists.
         unsaved_count: how many there are.
     """
 
@@ -138,7 +139,8 @@ class SupervisedBucket(SupervisedVolume):
         self._healed = {"resend": 0, "remount": 0}
         self._failing: list[dict[str, Any]] = []  # calls to the store, as the worker reports them
         self._left: dict[str, int] | None = None  # while draining
-        self.unsaved: list[dict[str, str]] = []
+        self._hurried: Child | None = None  # the worker that was told so
+        self.unsaved: list[dict[str, Any]] = []
         self.unsaved_count = 0
 
     def document(self) -> dict[str, Any]:
@@ -244,6 +246,13 @@ class SupervisedBucket(SupervisedVolume):
             self.volume.label,
         )
 
+    def hurry(self, seconds: float) -> None:
+        """Have the worker save everything from now on, within ``seconds``; told once."""
+        if self.state == "serving" and self.worker is not self._hurried:
+            assert self.worker is not None
+            self._hurried = self.worker
+            self.worker.channel.send({"do": "hurry", "seconds": seconds})
+
     def drain(self, seconds: float) -> None:
         """Ask the worker to save everything within ``seconds``."""
         assert self.worker is not None
@@ -253,8 +262,9 @@ class SupervisedBucket(SupervisedVolume):
     def give_up_draining(self, seconds: float) -> None:
         """The worker did not answer within ``seconds``: something may be unsaved."""
         self.error = self.error or WorkerLost(f"no answer within {seconds:g} s")
-        self.unsaved_count += 1
-        self.unsaved = [{"key": "(unknown)", "code": self.error.code, "why": self.error.what}]
+        if not self.unsaved_count:
+            error = {"code": self.error.code, "why": self.error.what}
+            self.unsaved_count, self.unsaved = 1, [{"key": "(unknown)", "size_bytes": 0, **error}]
 
     def on_message(self, message: Message) -> None:
         """The worker sent a message. Raises the error of one that fails before ready."""
@@ -276,10 +286,13 @@ class SupervisedBucket(SupervisedVolume):
         elif event == "failing":
             self._failing = message["failing"]
         elif event == "draining":
-            files, size_bytes = message["files"], message["size_bytes"]
-            self._left = {"files": files, "size_bytes": size_bytes}
-            label = self.volume.label
-            logs.event(log, "saving", volume=label, files_left=files, bytes_left=size_bytes)
+            files, size_bytes = message["unsaved_count"], message["size_bytes"]
+            self.unsaved, self.unsaved_count = message["unsaved"], files
+            left = {"files": files, "size_bytes": size_bytes}
+            if left != (self._left or {"files": 0, "size_bytes": 0}):
+                label = self.volume.label
+                logs.event(log, "saving", volume=label, files_left=files, bytes_left=size_bytes)
+            self._left = left if files else None
         elif event == "drained":
             self.state = "drained"
             self._left = None

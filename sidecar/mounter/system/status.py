@@ -15,6 +15,7 @@ from typing import Any
 
 from sidecar.mounter.system.atomic_file import replace_text, temporary_name
 from sidecar.mounter.system.directories import PathBlocked, open_directory, open_file, remove
+from sidecar.pod import STOPPING_FILE
 
 SIDECAR_DIRECTORY = ".sidecar"
 READY_FILE = "ready"
@@ -27,6 +28,7 @@ TERMINATION_MESSAGE_BYTES = 4096
 _MORE_BYTES = 40
 """Room for the line that says how many lines were left out."""
 _MODE = 0o644
+_MOST_DIGITS = 10
 
 
 class SharedDirectory:
@@ -89,8 +91,21 @@ def write_status(state: int, text: str) -> None:
 
 def remove_status(state: int) -> None:
     """Remove what an earlier run left, whatever it is. Raises OSError."""
-    for name in (STATUS_FILE, temporary_name(STATUS_FILE)):
+    for name in (STATUS_FILE, temporary_name(STATUS_FILE), STOPPING_FILE):
         remove(state, name)
+
+
+def read_stopping(state: int) -> tuple[float, float] | None:
+    """When the pod began to end (seconds since the epoch), and its grace period in seconds.
+
+    None while it has not, or where the file says nothing that makes sense.
+    """
+    try:
+        with open(open_file(state, STOPPING_FILE, os.O_RDONLY), encoding="ascii") as file:
+            began_s, text = os.fstat(file.fileno()).st_mtime, file.read(_MOST_DIGITS).strip()
+    except (OSError, ValueError):
+        return None
+    return (began_s, float(text)) if text.isdecimal() else None
 
 
 def write_termination_message(path: str, text: str) -> None:

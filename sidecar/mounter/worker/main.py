@@ -7,12 +7,13 @@ on ``drain``. If process 1 dies, it saves what it can, unmounts, and ends.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,7 @@ from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.write_back import SaveErrors
 from sidecar.mounter.fuse import server
 from sidecar.mounter.fuse.notifier import Notifier
 from sidecar.mounter.fuse.readers import process
@@ -308,7 +310,12 @@ class Worker:
         """Do what the supervisor says. If it is gone, save and unmount."""
         while (received := self._channel.receive()) is not None:
             message, _ = received
-            if message["do"] == "drain":
+            if message["do"] == "hurry":
+                deadline_s = time.monotonic() + message["seconds"]
+                threading.Thread(
+                    target=self._hurry, args=(deadline_s,), name="hurry", daemon=True
+                ).start()
+            elif message["do"] == "drain":
                 self._channel.send({"event": "drained", **self._drain(message["seconds"])})
         if self._leaving.is_set():
             return
@@ -321,20 +328,29 @@ class Worker:
     def _drain(self, seconds: float) -> Message:
         """Save within ``seconds``; the ``drained`` message without its event."""
         assert self._filesystem is not None
-        write_back = self._filesystem.files.write_back
+        self._tell_backlog()
+        unsaved = self._filesystem.drain(time.monotonic() + seconds, self._tell_backlog)
+        return self._unsaved(self._filesystem.files.write_back.backlog(), unsaved)
 
-        def tell() -> None:
-            left = write_back.backlog()
-            progress = {"files": left.files, "size_bytes": left.size_bytes}
-            self._channel.send({"event": "draining", **progress})
+    def _hurry(self, deadline_s: float) -> None:
+        """The pod is ending: save from now on, until ``deadline_s`` (monotonic)."""
+        assert self._filesystem is not None
+        self._filesystem.hurry(deadline_s, self._leaving, self._tell_backlog)
 
-        tell()
-        unsaved = self._filesystem.drain(time.monotonic() + seconds, tell)
-        files = [
-            {"key": key, "code": error.code if error else "", "why": error.what if error else ""}
-            for key, error in unsaved.items()
-        ]
-        return {"unsaved": files[:_SHOWN_UNSAVED], "unsaved_count": len(files)}
+    def _tell_backlog(self) -> None:
+        assert self._filesystem is not None
+        left = self._filesystem.files.write_back.backlog()
+        size_bytes = sum(left.values())
+        self._channel.send({"event": "draining", "size_bytes": size_bytes, **self._unsaved(left)})
+
+    @staticmethod
+    def _unsaved(left: Mapping[str, int], errors: SaveErrors | None = None) -> Message:
+        files = []
+        for key, size_bytes in itertools.islice(left.items(), _SHOWN_UNSAVED):
+            error = errors.get(key) if errors is not None else None
+            why = {"code": error.code if error else "", "why": error.what if error else ""}
+            files.append({"key": key, "size_bytes": size_bytes, **why})
+        return {"unsaved": files, "unsaved_count": len(left)}
 
 
 def run(channel: Channel) -> NoReturn:

@@ -6,6 +6,7 @@ Knows parts and the store's upload; which parts are sent, and when, is :mod:`.up
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-from sidecar.errors import SidecarError, SpoolFull, StoreProtocolError
+from sidecar.errors import SidecarError, SpoolFull, StoreProtocolError, TimeIsUp
 from sidecar.mounter.store.interface import (
     Condition,
     Content,
@@ -131,14 +132,27 @@ class ActiveUpload:
                 if self._record is not None and number in self._record.parts:
                     self._log.note_unsent(self._record, number)
 
-    def wait(self) -> None:
-        """Until no part is in flight, whatever became of them."""
+    def withdraw(self) -> None:
+        """Parts that no thread sends yet are not in flight any more."""
+        with self._lock:
+            for number, future in list(self._in_flight.items()):
+                if future.cancel():
+                    del self._in_flight[number]
+
+    def wait(self, deadline_s: float = math.inf) -> None:
+        """Until no part is in flight, whatever became of them.
+
+        Raises TimeIsUp at ``deadline_s`` (monotonic); what a thread sends then goes on.
+        """
         while True:
             with self._lock:
                 pending = list(self._in_flight.values())
             if not pending:
                 return
-            wait(pending)
+            left_s = None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
+            if wait(pending, left_s).not_done:
+                self.withdraw()
+                raise TimeIsUp(f"`{self.key}`: the pod ends before it can be saved")
             with self._lock:
                 for number, future in list(self._in_flight.items()):
                     if future.cancelled():

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from sidecar.errors import SidecarError, Stale, StoreProtocolError, TooLarge
+from sidecar.errors import SidecarError, Stale, StoreProtocolError, TimeIsUp, TooLarge
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.store.interface import (
     Condition,
@@ -46,6 +48,17 @@ class Uploader:
         self._fetch = fetch
         self._metrics = metrics
         self._active: dict[SpoolFile, ActiveUpload] = {}
+        self._deadline_s = math.inf
+
+    def hurry(self, deadline_s: float) -> None:
+        """Time is short: parts wait for the turn of their file, and none longer than that.
+
+        Args:
+            deadline_s: when :meth:`save` gives up (monotonic).
+        """
+        self._deadline_s = deadline_s
+        for upload in list(self._active.values()):
+            upload.withdraw()
 
     # --- while a file is written ----------------------------------------------------------
 
@@ -175,8 +188,8 @@ class Uploader:
         The old object stays whole until the new one is. What was sent when this fails need
         not be sent again. The answer's ``metadata`` is what the object has.
 
-        Raises what the store raises, TooLarge for what no object of this store can hold, and
-        Stale where something that only the store had is gone.
+        Raises what the store raises, TooLarge for what no object of this store can hold, Stale
+        where something that only the store had is gone, and TimeIsUp (:meth:`hurry`).
         """
         size_bytes = spool.size_bytes
         if size_bytes > self._store.limits.max_object_bytes:
@@ -216,7 +229,7 @@ class Uploader:
     ) -> ObjectInfo:
         """Send what is not sent, and make the object."""
         upload = self._upload_of(key, spool)
-        upload.wait()
+        upload.wait(self._deadline_s)
         upload.error = None
         done = self._metrics.uploaded_bytes.inc
         sent = upload.sent
@@ -225,9 +238,9 @@ class Uploader:
                 continue
             content = self._content(spool, *spool.span(number))
             if not isinstance(content, FileSlice):
-                upload.wait()  # of what is in memory, one part at a time
+                upload.wait(self._deadline_s)  # of what is in memory, one part at a time
             upload.submit(self._threads, number, content, description, done)
-        upload.wait()
+        upload.wait(self._deadline_s)
         if upload.error is not None:
             raise upload.error
         made = upload.complete(condition, len(spool.parts()), description.metadata)
@@ -282,6 +295,10 @@ class Uploader:
         futures = [self._threads.submit(action) for action in actions]
         try:
             for future in futures:
+                if self._deadline_s < math.inf:
+                    wait([future], max(0.0, self._deadline_s - time.monotonic()))
+                    if not future.done():
+                        raise TimeIsUp("the pod ends before it can be saved")
                 future.result()
         finally:
             for future in futures:

@@ -1,0 +1,78 @@
+"""The last minute of a mount: everything is saved as soon as it is written, open files too.
+
+The store may be too slow for all of it. So what can be whole in time comes first: small files
+beside each other, then large ones one after the other, the smallest first. A large file that
+several share the way with would be in the store at the end no more than they are.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from sidecar.errors import SidecarError
+from sidecar.mounter.filesystem.content import Contents
+from sidecar.mounter.filesystem.inodes import File
+from sidecar.mounter.filesystem.namespace import Namespace
+from sidecar.mounter.filesystem.saving import Saver
+from sidecar.mounter.writing.uploader import Uploader
+
+_SAVERS: Final = 4
+_TURN_S: Final = 0.5
+
+
+class LastMinute:
+    """Saves the files of one mount until its time is up.
+
+    Args:
+        deadline_s: when that is (monotonic).
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        contents: Contents,
+        saver: Saver,
+        uploader: Uploader,
+        deadline_s: float,
+    ) -> None:
+        self._namespace = namespace
+        self._contents = contents
+        self._saver = saver
+        self._deadline_s = deadline_s
+        self._threads = ThreadPoolExecutor(_SAVERS, thread_name_prefix="last-minute")
+        self._small: dict[int, Future[None]] = {}
+        self._large: Future[None] | None = None
+        saver.turns.begin(deadline_s)
+        uploader.hurry(deadline_s)
+
+    def run(self, leaving: threading.Event, tell: Callable[[], None]) -> None:
+        """Save until ``leaving`` or the deadline; ``tell`` is called about twice a second."""
+        while not leaving.is_set() and time.monotonic() < self._deadline_s:
+            self._save()
+            tell()
+            leaving.wait(_TURN_S)
+        tell()
+
+    def _save(self) -> None:
+        """Begin to save what is dirty, and is not being saved."""
+        self._small = {number: f for number, f in self._small.items() if not f.done()}
+        large = []
+        for inode in sorted(self._contents.dirty(), key=lambda inode: inode.size_bytes):
+            if self._saver.is_large(inode):
+                large.append(inode)
+            elif inode.id not in self._small:
+                self._small[inode.id] = self._threads.submit(self._save_each, [inode])
+        if large and (self._large is None or self._large.done()):
+            self._large = self._threads.submit(self._save_each, large[:1])
+
+    def _save_each(self, inodes: list[File]) -> None:
+        for inode in inodes:
+            try:
+                with self._namespace.subtree_locks.shared(inode):
+                    self._saver.save(inode)
+            except SidecarError:
+                time.sleep(_TURN_S)  # the store's observer says what fails; it is tried again

@@ -1,0 +1,148 @@
+"""The last minute of a pod whose store is slow: what is saved, what is told, and when."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sidecar.spec import Sizes, Times, Volume
+from tests.reading.buckets import make_bucket
+from tests.support.clouds import S3Cloud
+from tests.support.proxy import Ends, Head, Proxy
+from tests.support.servers import S3Server
+from tests.support.sidecar import Sidecar
+
+MIB = 1024 * 1024
+LARGE_BYTES = 16 * MIB
+SLOW = 4 * MIB
+"""Bytes a second."""
+
+
+class SlowProxy(Proxy):
+    """Takes bodies at a limited rate, as a line does that all connections share.
+
+    Attributes:
+        bytes_per_s: the rate; 0: no limit.
+    """
+
+    def __init__(self, upstream_port: int) -> None:
+        super().__init__(upstream_port)
+        self.bytes_per_s = 0
+        self._line = threading.Lock()
+
+    def exchange(self, request: Head, body: bytes, ends: Ends) -> bool:
+        for _ in range(0, len(body), MIB // 4):
+            with self._line:
+                if rate := self.bytes_per_s:
+                    time.sleep(MIB / 4 / rate)
+        return super().exchange(request, body, ends)
+
+
+class Place:
+    """A mounted bucket behind a slow line."""
+
+    def __init__(self, sidecar: Sidecar, cloud: S3Cloud, proxy: SlowProxy, path: Path) -> None:
+        self.sidecar = sidecar
+        self.cloud = cloud
+        self.proxy = proxy
+        self.path = path
+
+    def pod_ends(self, grace_s: int) -> None:
+        """As the preStop hook tells it."""
+        (self.sidecar.state / "stopping").write_text(f"{grace_s}\n")
+
+    def told(self) -> str:
+        """What the kubelet would read of the container's end."""
+        return self.sidecar.termination_message.read_text()
+
+
+@pytest.fixture
+def place(s3_server: S3Server, tmp_path: Path) -> Iterator[Place]:
+    cloud, mount = make_bucket(s3_server), tmp_path / "m"
+    with SlowProxy(s3_server.port) as proxy:
+        secret = {**s3_server.credentials(), "AWS_ENDPOINT_URL": proxy.endpoint}
+        sidecar = Sidecar(
+            tmp_path / "run",
+            [Volume(name="out", kind="outputs", path=str(mount), source=cloud.source())],
+            outputs_path=mount,
+            secrets={"cloud": json.dumps(secret)},
+            sizes=Sizes(part_bytes=5 * MIB),
+            times=Times(ready_timeout_s=30, sync_interval_s=3600, grace_margin_s=2),
+        )
+        with sidecar:
+            yield Place(sidecar, cloud, proxy, mount)
+
+
+def test_an_open_file_is_saved_when_the_pod_begins_to_end(place: Place) -> None:
+    with (place.path / "log").open("wb", buffering=0) as log:
+        log.write(b"first")
+        place.pod_ends(60)
+        place.sidecar.wait_for(lambda: "log" in place.cloud.keys())  # noqa: SIM118 - a list
+        log.write(b", second")
+        place.sidecar.wait_for(lambda: place.cloud.read("log") == b"first, second")
+        place.sidecar.wait_for(lambda: place.told() == "")
+    assert place.sidecar.stop() == 0
+
+
+def test_the_message_says_what_is_not_saved_whenever_the_end_comes(place: Place) -> None:
+    with contextlib.suppress(OSError), (place.path / "large").open("wb", buffering=0) as file:
+        place.proxy.bytes_per_s = SLOW // 4
+        file.write(os.urandom(LARGE_BYTES))
+        place.pod_ends(600)
+        place.sidecar.wait_for(place.told)
+        place.sidecar.kill()
+        assert "error SC1089 NOT_SAVED: 1 file(s) are only in the spool" in place.told()
+        line = f"not saved yet: outputs/out: large (no time left; {LARGE_BYTES} bytes)"
+        assert line in place.told()
+        place.proxy.bytes_per_s = 0
+
+
+def test_what_can_be_whole_in_time_is_whole(place: Place) -> None:
+    """Five large files take 20 s of a line that has 18: some are whole, and all small ones."""
+    large = [(place.path / f"large{number}").open("wb", buffering=0) for number in range(5)]
+    try:
+        place.proxy.bytes_per_s = SLOW
+        for offset in range(0, LARGE_BYTES, MIB):
+            for file in large:
+                file.write(bytes([offset // MIB]) * MIB)
+        small = [(place.path / f"small{number}").open("wb", buffering=0) for number in range(20)]
+        for file in small:
+            file.write(b"small")
+        place.pod_ends(20)
+        with ThreadPoolExecutor(5) as closing:
+            errors = list(closing.map(close, large))
+        assert not any(map(close, small))
+    finally:
+        place.proxy.bytes_per_s = 0
+    assert set(errors) == {0, errno.EIO}, "the experiment could end, and knows what failed"
+    found = place.cloud.keys()
+    assert {f"small{number}" for number in range(20)} <= set(found)
+    for number, error in enumerate(errors):
+        if not error:
+            assert len(place.cloud.read(f"large{number}")) == LARGE_BYTES
+
+
+def close(file: object) -> int:
+    """The errno of close(2); 0 if there is none."""
+    try:
+        file.close()  # type: ignore[attr-defined]
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "9" * 30])
+def test_a_file_that_makes_no_sense_does_no_harm(place: Place, text: str) -> None:
+    (place.sidecar.state / "stopping").write_text(text)
+    (place.path / "file").write_bytes(b"content")
+    assert place.cloud.read("file") == b"content"
+    assert place.sidecar.stop() == 0
