@@ -1,7 +1,6 @@
 """Calls the Kubernetes API through its client: the one seam where its errors become ours.
 
-Both halves use it: the reporter in a pod, and the certificate job. The client makes no retries
-of its own, and every call has a time limit.
+For the certificate job. The client makes no retries of its own, and every call has a time limit.
 """
 
 from __future__ import annotations
@@ -18,28 +17,11 @@ import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
-from sidecar.errors import (
-    ApiConflict,
-    ApiForbidden,
-    ApiGone,
-    ApiNotFound,
-    ApiRefused,
-    ApiUnavailable,
-    ClusterError,
-    NotInCluster,
-)
+from sidecar.errors import ClusterError, NotInCluster
+from sidecar.kubernetes_errors import answer_error, no_answer
 
 TIMEOUT_S: Final = (2.0, 5.0)
 """Time limits of connecting, and of each read."""
-_TOO_MANY: Final = 429
-_MESSAGE_LENGTH: Final = 300
-_BY_STATUS: Final[dict[int, type[ClusterError]]] = {
-    401: ApiForbidden,
-    403: ApiForbidden,
-    404: ApiNotFound,
-    409: ApiConflict,
-    410: ApiGone,
-}
 
 
 def connect() -> Any:
@@ -93,35 +75,10 @@ def translated(what: str) -> Iterator[None]:
         raise _error(error, what) from None
     except (urllib3.exceptions.HTTPError, ssl.SSLError, ConnectionError, TimeoutError) as error:
         reason = str(error).partition("Caused by ")[2] or type(error).__name__
-        raise ApiUnavailable(f"cannot {what}: no connection ({reason})") from None
+        raise no_answer(what, reason) from None
 
 
 def _error(error: ApiException, what: str) -> ClusterError:
-    status = int(error.status or 0)
-    kind = _BY_STATUS.get(status)
-    if kind is None:
-        unavailable = status in (0, _TOO_MANY) or status >= 500
-        kind = ApiUnavailable if unavailable else ApiRefused
     reason = str(error.reason or "no connection").splitlines()[0]
-    if said := _message(error):  # the account and the verb, or what a policy has against it
-        reason += f" ({said})"
-    hint = "its Role must allow it" if kind is ApiForbidden else ""
-    translated_ = kind(f"cannot {what}: {status} {reason}", hint)
-    if isinstance(translated_, ApiUnavailable):
-        translated_.retry_after_s = _retry_after_s(error)
-    return translated_
-
-
-def _message(error: ApiException) -> str:
-    """The first line of the API's Status; empty if the answer is none."""
-    try:
-        lines = str(json.loads(error.body or "{}")["message"]).splitlines()
-    except (ValueError, KeyError, TypeError):  # a proxy's page
-        return ""
-    return lines[0][:_MESSAGE_LENGTH] if lines else ""
-
-
-def _retry_after_s(error: ApiException) -> float:
-    headers = error.headers or {}
-    given = headers.get("Retry-After", "0")
-    return float(given) if given.isdigit() else 0.0
+    retry_after = (error.headers or {}).get("Retry-After", "")
+    return answer_error(what, int(error.status or 0), reason, error.body, retry_after)

@@ -28,6 +28,12 @@ STOP_WITH_EXPERIMENT_VARIABLE: Final = "SIDECAR_STOP_WITH_EXPERIMENT"
 STOPPING_FILE: Final = "stopping"
 """In the state directory: made when the pod begins to end. Its text is the pod's grace period."""
 
+SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where a kubelet mounts the pod's token, and the authority of the API server."""
+
+SERVICE_ACCOUNT_VARIABLE: Final = "SIDECAR_SERVICE_ACCOUNT"
+"""Names another folder with these files, ``token`` and ``ca.crt``."""
+
 
 def is_in_pod() -> bool:
     """Whether this process runs in a pod that it can name."""

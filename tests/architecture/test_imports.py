@@ -34,6 +34,10 @@ FORBIDDEN = {
         "import sidecar.mounter.store.store_errors",
     ),
     "Only an sdk module imports a cloud's SDK": ("mounter/store/s3/store.py", "import s3fs"),
+    "The sidecar loads no client of Kubernetes": (
+        "mounter/reporting/reporter.py",
+        "import sidecar.kubernetes_api",
+    ),
     "Process 1 runs on the standard library alone": ("mounter/system/mounts.py", "import yaml"),
 }
 """For each contract, a module and an import that must fail there."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from sidecar.kubernetes_api import connect
 from sidecar.mounter.reporting.event_recorder import REPEAT_S, EventRecorder, PodIdentity
+from sidecar.mounter.reporting.pod_api import PodApi
 from sidecar.mounter.reporting.pod_reports import CONDITION, Condition, Report
 from tests.cluster.conftest import ACCOUNT, NAMESPACE
 from tests.support.cluster import MANIFESTS, Cluster, Json, Refused, find, kustomize
@@ -88,22 +89,22 @@ def events(cluster: Cluster, uid: str) -> list[Json]:
     return found
 
 
-def recorder(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> EventRecorder:
-    monkeypatch.setenv("KUBECONFIG", str(experiment.api.kubeconfig))
-    return EventRecorder(experiment.identity, connect)
+@contextmanager
+def recorder(experiment: Experiment) -> Iterator[EventRecorder]:
+    api = PodApi(experiment.api.service_account())
+    yield EventRecorder(experiment.identity, api)
+    api.close()
 
 
-def test_the_sidecar_s_reports_arrive(
-    policies: Cluster, train: Experiment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reports = recorder(train, monkeypatch)
-    reports.set_condition(TRUE)
-    reports.add(REPORT)
-    reports.send(0.0)
-    assert conditions(policies, "train")[CONDITION]["status"] == "True"
-    reports.set_condition(Condition("False", "StoreFails", REPORT.message))
-    reports.add(REPORT)
-    reports.send(REPEAT_S + 1)
+def test_the_sidecar_s_reports_arrive(policies: Cluster, train: Experiment) -> None:
+    with recorder(train) as reports:
+        reports.set_condition(TRUE)
+        reports.add(REPORT)
+        reports.send(0.0)
+        assert conditions(policies, "train")[CONDITION]["status"] == "True"
+        reports.set_condition(Condition("False", "StoreFails", REPORT.message))
+        reports.add(REPORT)
+        reports.send(REPEAT_S + 1)
     found = conditions(policies, "train")
     assert found[CONDITION]["reason"] == "StoreFails"
     assert found["PodScheduled"]["reason"] == "SchedulingGated"  # the scheduler's own
@@ -258,7 +259,6 @@ def test_others_who_set_conditions_are_not_hindered(
 def test_without_the_component_there_are_events_only(
     policies: Cluster,
     make: Callable[..., Experiment],
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The role of manifests/base, under another name, for another service account."""
@@ -283,11 +283,11 @@ def test_without_the_component_there_are_events_only(
     policies.apply(plain)
     try:
         train = make("train", "plain")
-        reports = recorder(train, monkeypatch)
-        reports.set_condition(TRUE)
-        reports.add(REPORT)
-        reports.send(0.0)
-        reports.send(time.monotonic())
+        with recorder(train) as reports:
+            reports.set_condition(TRUE)
+            reports.add(REPORT)
+            reports.send(0.0)
+            reports.send(time.monotonic())
         assert [event["reason"] for event in events(policies, train.identity.uid)] == ["StoreFails"]
         assert CONDITION not in conditions(policies, "train")
         [record] = caplog.records

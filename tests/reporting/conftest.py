@@ -13,14 +13,15 @@ from tests.mount.buckets import bucket_sidecar, make_cloud
 from tests.reporting.test_pod_reports import pod
 from tests.support.clouds import Cloud
 from tests.support.kubernetes_api import KubernetesApi
+from tests.support.servers import TlsFiles
 from tests.support.sidecar import Sidecar
 
 POD = "/api/v1/namespaces/team/pods/train"
 
 
 @pytest.fixture
-def api() -> Iterator[KubernetesApi]:
-    with KubernetesApi() as server:
+def api(tmp_path: Path) -> Iterator[KubernetesApi]:
+    with KubernetesApi(TlsFiles(tmp_path / "tls")) as server:
         document = pod("OnFailure", [None])
         document["metadata"] = {"name": "train", "namespace": "team", "uid": "uid-of-the-pod"}
         server.put(POD, document)
@@ -40,7 +41,7 @@ class InPod:
 
     def __call__(self, *, plain: bool = False, **settings: Any) -> Sidecar:
         environment = {
-            "KUBECONFIG": str(self._api.kubeconfig(self._tmp_path)),
+            **self._api.service_account(self._tmp_path / "account"),
             "SIDECAR_POD_NAME": "train",
             "SIDECAR_POD_NAMESPACE": "team",
             "SIDECAR_POD_UID": "uid-of-the-pod",

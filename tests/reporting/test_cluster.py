@@ -6,25 +6,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidecar.kubernetes_api import connect
 from sidecar.mounter.reporting.event_recorder import (
     LONGEST_REPEAT_S,
     REPEAT_S,
     EventRecorder,
     PodIdentity,
 )
+from sidecar.mounter.reporting.pod_api import PodApi
 from sidecar.mounter.reporting.pod_reports import Condition, Report
 from sidecar.spec import Times
 from tests.mount.buckets import Refusing
 from tests.reporting.conftest import POD, InPod
 from tests.support.clouds import Cloud
 from tests.support.killer import kill_worker
-from tests.support.kubernetes_api import DROP, KubernetesApi
+from tests.support.kubernetes_api import DROP, TOKEN, KubernetesApi
+from tests.support.servers import TlsFiles
 
 POD_IDENTITY = PodIdentity("train", "team", "uid-of-the-pod", "node-1")
 CONDITION = "mount-sidecar.io/Ready"
@@ -146,7 +148,7 @@ def test_an_api_that_hangs_delays_neither_the_mount_nor_the_drain(
 
 def test_no_api_at_all(api: KubernetesApi, in_pod: InPod, tmp_path: Path) -> None:
     sidecar = in_pod()
-    (tmp_path / "kubeconfig").write_text("{}")
+    (tmp_path / "account/token").unlink()
     with sidecar:
         sidecar.wait_for(lambda: "nothing can be reported" in sidecar.log())
         assert sidecar.stop() == 0
@@ -204,9 +206,10 @@ def end(api: KubernetesApi, *, exit_code: int) -> None:
 
 
 @pytest.fixture
-def recorder(api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRecorder:
-    monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path)))
-    return EventRecorder(POD_IDENTITY, connect)
+def recorder(api: KubernetesApi, tmp_path: Path) -> Iterator[EventRecorder]:
+    client = PodApi(api.service_account(tmp_path / "account"))
+    yield EventRecorder(POD_IDENTITY, client)
+    client.close()
 
 
 REPORT = Report("CredentialsRefused", "SC1043 LOGIN_REJECTED: volume data/d")
@@ -299,6 +302,35 @@ def test_the_newest_condition_is_sent_and_other_conditions_stay(
     assert len(api.requests("PATCH", "status")) == 1
     assert conditions(api)["Initialized"] == theirs
     assert conditions(api)[CONDITION]["message"] == "two"
+
+
+def test_a_token_that_was_replaced_is_used_at_once(
+    api: KubernetesApi, recorder: EventRecorder, tmp_path: Path
+) -> None:
+    recorder.set_condition(Condition("True", "Mounted", "one"))
+    recorder.send(0.0)
+    (tmp_path / "account/token").write_text("the next token\n")
+    recorder.set_condition(Condition("False", "Stopped", "stopped"))
+    recorder.send(10.0)
+    assert [a.token for a in api.requests("PATCH", "status")] == [TOKEN, "the next token"]
+
+
+def test_a_server_that_the_authority_does_not_know_gets_no_token(
+    api: KubernetesApi, recorder: EventRecorder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until the authority is replaced."""
+    authority = tmp_path / "account/ca.crt"
+    right = authority.read_text()
+    authority.write_text(TlsFiles(tmp_path / "other").certificate.read_text())
+    recorder.set_condition(Condition("True", "Mounted", "one"))
+    recorder.send(0.0)
+    assert api.asked == []
+    [record] = caplog.records
+    why = record.__dict__["fields"]["why"]
+    assert "SC1104 API_UNAVAILABLE: cannot patch the status of pods in `team`: no conn" in why
+    authority.write_text(right)
+    recorder.send(10.0)
+    assert conditions(api)[CONDITION]["status"] == "True"
 
 
 def test_a_message_of_any_length_is_an_event(api: KubernetesApi, recorder: EventRecorder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import os
@@ -11,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
+from sidecar.pod import SERVICE_ACCOUNT_VARIABLE
 from tests.support.servers import REPOSITORY, find_program
 
 Json = dict[str, Any]
@@ -105,6 +108,24 @@ class Cluster:
         file = directory / "kubeconfig"
         file.write_text(json.dumps(settings))
         return Cluster(file)
+
+    def service_account(self) -> dict[str, str]:
+        """The environment of a pod with this caller's token, and the files beside the kubeconfig.
+
+        For what :meth:`with_token` gave.
+        """
+        settings = json.loads(self.kubeconfig.read_text())
+        cluster = settings["clusters"][0]["cluster"]
+        server = urlsplit(cluster["server"])
+        folder = self.kubeconfig.parent
+        authority = base64.b64decode(cluster["certificate-authority-data"])
+        (folder / "ca.crt").write_bytes(authority)
+        (folder / "token").write_text(settings["users"][0]["user"]["token"])
+        return {
+            "KUBERNETES_SERVICE_HOST": server.hostname or "",
+            "KUBERNETES_SERVICE_PORT": str(server.port or 443),
+            SERVICE_ACCOUNT_VARIABLE: str(folder),
+        }
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
         """Return once it holds."""

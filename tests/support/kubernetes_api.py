@@ -11,6 +11,9 @@ import copy
 import json
 import queue
 import re
+import shutil
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +21,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sidecar.pod import SERVICE_ACCOUNT_VARIABLE
+from tests.support.servers import TlsFiles
+
 Json = dict[str, Any]
 
 _WATCH_IDLE_S = 30.0
+TOKEN = "token-of-the-test"
 DROP = "drop"
 """In a watch: break the connection."""
 
@@ -42,12 +49,18 @@ class Asked(NamedTuple):
     query: str
     body: Any
     status: int
+    token: str
 
 
 class KubernetesApi:
-    """The server; a context manager. ``objects`` maps a path to an object."""
+    """The server; a context manager. ``objects`` maps a path to an object.
 
-    def __init__(self) -> None:
+    Args:
+        tls: of the server; None: plain HTTP.
+    """
+
+    def __init__(self, tls: TlsFiles | None = None) -> None:
+        self.tls = tls
         self.objects: dict[str, Json] = {}
         self.asked: list[Asked] = []
         self.watches_opened = 0
@@ -84,12 +97,24 @@ class KubernetesApi:
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "test", "cluster": server}],
-            "users": [{"name": "test", "user": {"token": "token-of-the-test"}}],
+            "users": [{"name": "test", "user": {"token": TOKEN}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
             "current-context": "test",
         }
         file.write_text(json.dumps(document))
         return file
+
+    def service_account(self, folder: Path) -> dict[str, str]:
+        """The environment of a pod, with the files that a kubelet mounts."""
+        assert self.tls is not None
+        folder.mkdir(exist_ok=True)
+        (folder / "token").write_text(TOKEN)
+        shutil.copy(self.tls.certificate, folder / "ca.crt")
+        return {
+            "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+            "KUBERNETES_SERVICE_PORT": str(self.port),
+            SERVICE_ACCOUNT_VARIABLE: str(folder),
+        }
 
     # --- what a test does -----------------------------------------------------------------
 
@@ -139,7 +164,9 @@ class KubernetesApi:
 
     # --- what the handler does -----------------------------------------------------------------
 
-    def answer(self, method: str, path: str, query: str, body: Any) -> tuple[int, Json, Json]:
+    def answer(
+        self, method: str, path: str, query: str, body: Any, token: str
+    ) -> tuple[int, Json, Json]:
         """(status, body, headers) of one request."""
         with self.lock:
             for index, fault in enumerate(self._faults):
@@ -149,7 +176,7 @@ class KubernetesApi:
                     break
             else:
                 reply = (*self._apply(method, path, query, body), {})
-            self.asked.append(Asked(method, path, query, body, reply[0]))
+            self.asked.append(Asked(method, path, query, body, reply[0], token))
             self.lock.notify_all()
             return reply
 
@@ -218,7 +245,19 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, api: KubernetesApi) -> None:
         self.api = api
+        self._context: ssl.SSLContext | None = None
+        if api.tls is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(api.tls.certificate, api.tls.key)
         super().__init__(("127.0.0.1", 0), _Handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connected, address = super().get_request()
+        if self._context is not None:  # the handshake is the handler's thread's
+            connected = self._context.wrap_socket(
+                connected, server_side=True, do_handshake_on_connect=False
+            )
+        return connected, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print nothing for a client that was killed."""
@@ -231,7 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         if "watch=true" in query.lower():
-            status, body, headers = self.server.api.answer("WATCH", path, query, None)
+            status, body, headers = self.server.api.answer("WATCH", path, query, None, self._token)
             if status in (200, 404):  # 404: a watch of a list, which has no object at its path.
                 self._stream()
                 return
@@ -248,12 +287,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._plain("PUT")
 
+    @property
+    def _token(self) -> str:
+        return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+
     def _plain(self, method: str) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         self.server.api.stall()
         path, _, query = self.path.partition("?")
-        self._reply(*self.server.api.answer(method, path, query, body))
+        self._reply(*self.server.api.answer(method, path, query, body, self._token))
 
     def _reply(self, status: int, body: Json, headers: dict[str, str]) -> None:
         data = json.dumps(body).encode()

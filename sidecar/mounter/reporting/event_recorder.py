@@ -8,11 +8,8 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-from kubernetes import client
+from typing import Final
 
 from sidecar import logs
 from sidecar.backoff import Backoff
@@ -25,7 +22,7 @@ from sidecar.errors import (
     ApiUnavailable,
     ClusterError,
 )
-from sidecar.kubernetes_api import request
+from sidecar.mounter.reporting.pod_api import PodApi
 from sidecar.mounter.reporting.pod_reports import CONDITION, Condition, Report
 from sidecar.pod import CONTAINER_NAME
 
@@ -73,16 +70,11 @@ class _Event:
 
 
 class EventRecorder:
-    """Events and the condition of one pod.
+    """Events and the condition of one pod."""
 
-    Args:
-        connect: opens the API. Called at the first use, since the client is large.
-    """
-
-    def __init__(self, pod: PodIdentity, connect: Callable[[], Any]) -> None:
+    def __init__(self, pod: PodIdentity, api: PodApi) -> None:
         self._pod = pod
-        self._connect = connect
-        self._api: Any = None
+        self._api = api
         self._events: dict[Report, _Event] = {}
         self._condition: Condition | None = None
         self._condition_sent: Condition | None = None
@@ -133,11 +125,6 @@ class EventRecorder:
             logs.event(log, "reports wait", logging.WARNING, why=error.line())
         self._not_before_s = now_s + max(self._backoff.next_s(), asked_s)
 
-    def _core(self) -> Any:
-        if self._api is None:
-            self._api = client.CoreV1Api(self._connect())
-        return self._api
-
     def _send_condition(self, now_s: float, *, last: bool) -> None:
         wanted = self._condition
         if wanted is None or wanted == self._condition_sent or "condition" in self._forbidden:
@@ -152,11 +139,9 @@ class EventRecorder:
             "lastTransitionTime": _now(),
         }
         try:
-            request(
-                f"patch the status of pods in `{self._pod.namespace}`",
-                self._core().patch_namespaced_pod_status,
-                self._pod.name,
+            self._api.patch_pod_status(
                 self._pod.namespace,
+                self._pod.name,
                 {"metadata": {"uid": self._pod.uid}, "status": {"conditions": [body]}},
             )
         except (ApiForbidden, ApiNotFound, ApiGone, ApiRefused) as error:
@@ -191,9 +176,8 @@ class EventRecorder:
             "lastTimestamp": _now(),
             "count": count,
         }
-        create = self._core().create_namespaced_event
         try:
-            request(f"create events in `{pod.namespace}`", create, pod.namespace, body)
+            self._api.create_event(pod.namespace, body)
         except (ApiForbidden, ApiNotFound, ApiGone, ApiRefused) as error:
             self._give_up("events", error)
         event.sent_count = count

@@ -10,24 +10,20 @@ import logging
 import time
 from typing import Any, Final
 
-from kubernetes import client
-from kubernetes.watch import Watch
-
 from sidecar import logs
 from sidecar.backoff import Backoff
 from sidecar.errors import ApiConflict, ApiGone, ApiUnavailable
-from sidecar.kubernetes_api import TIMEOUT_S, request, translated
+from sidecar.mounter.reporting.pod_api import PodApi
 from sidecar.pod import CONTAINER_NAME
 
 log = logging.getLogger("sidecar.reporter")
 
-_WATCH_S: Final = 300
 _LOOK_AGAIN_S: Final = 1.0
 _FIRST_DELAY_S: Final = 2.0
 _LONGEST_DELAY_S: Final = 30.0
 
 
-def wait_for_end(api: Any, namespace: str, name: str) -> None:
+def wait_for_end(api: PodApi, namespace: str, name: str) -> None:
     """Return when every container of the pod but the sidecar has ended and will not restart.
 
     A watch that is dropped, or whose place in the history is gone (410), begins anew with a
@@ -39,7 +35,7 @@ def wait_for_end(api: Any, namespace: str, name: str) -> None:
     backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
     while True:
         try:
-            if _watch(api, namespace, name):
+            if api.wait_for_state(namespace, name, has_ended):
                 return
             backoff.reset()
             wait_s = _LOOK_AGAIN_S  # a server may end every watch at once
@@ -48,27 +44,6 @@ def wait_for_end(api: Any, namespace: str, name: str) -> None:
             logs.event(log, "watch begins anew", logging.WARNING, why=error.line())
             wait_s = max(backoff.next_s(), asked_s)
         time.sleep(wait_s)
-
-
-def _watch(api: Any, namespace: str, name: str) -> bool:
-    """List, then watch: True once the experiment has ended, False if the watch ends before."""
-    core = client.CoreV1Api(api)
-    only = f"metadata.name={name}"
-    what = f"watch pods in `{namespace}`"
-    pods = request(what, core.list_namespaced_pod, namespace, field_selector=only)
-    if any(has_ended(pod) for pod in pods["items"]):
-        return True
-    with translated(what):
-        # `object`: plain values, see request().
-        stream = Watch("object").stream(  # type: ignore[no-untyped-call]
-            core.list_namespaced_pod,
-            namespace,
-            field_selector=only,
-            resource_version=pods["metadata"]["resourceVersion"],
-            timeout_seconds=_WATCH_S,
-            _request_timeout=(TIMEOUT_S[0], _WATCH_S + TIMEOUT_S[1]),
-        )
-        return any(has_ended(event["raw_object"]) for event in stream)
 
 
 def has_ended(pod: dict[str, Any]) -> bool:

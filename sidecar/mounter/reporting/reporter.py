@@ -1,8 +1,7 @@
 """The process that reports to the cluster: events and a condition of the pod.
 
 It runs at low priority, and the supervisor waits for it only for a moment at the very end. It
-reads the status document and the files of metrics, and imports the Kubernetes client only when
-there is something to report, so that a pod becomes ready no later for it.
+reads the status document and the files of metrics.
 """
 
 from __future__ import annotations
@@ -15,10 +14,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sidecar import logs
+from sidecar.errors import ClusterError
 from sidecar.metrics import read_volume_totals
+from sidecar.mounter.reporting.event_recorder import EventRecorder, PodIdentity
+from sidecar.mounter.reporting.pod_api import PodApi
+from sidecar.mounter.reporting.pod_completion import wait_for_end
 from sidecar.mounter.reporting.pod_reports import Observer, condition
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
@@ -26,9 +29,6 @@ from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE, read_s
 from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
 from sidecar.spec import PersistenceSpec
 from sidecar.stop_signals import STOP_SIGNALS
-
-if TYPE_CHECKING:
-    from sidecar.mounter.reporting.event_recorder import EventRecorder
 
 log = logging.getLogger("sidecar.reporter")
 
@@ -48,7 +48,8 @@ class Reporter:
     def __init__(self, state: Path, spool_bytes: int) -> None:
         self._state = state
         self._observer = Observer(spool_bytes)
-        self._recorder: EventRecorder | None = None
+        pod = PodIdentity(*(os.environ[name] for name in POD_VARIABLES))
+        self._recorder = EventRecorder(pod, PodApi())
         self._seen: tuple[int, int] | None = None
         self._next_totals_s = 0.0
         self._metrics: Path | None = None
@@ -65,26 +66,15 @@ class Reporter:
             self.ready = bool(status["ready"])
             found = condition(status)
             if found is not None:
-                self._open_recorder().set_condition(found)
+                self._recorder.set_condition(found)
         if now_s >= self._next_totals_s and self.ready:
             self._next_totals_s = now_s + _TOTALS_S
             if self._metrics is None:  # made before ready
                 self._metrics = pinned(self._state / METRICS_DIRECTORY)
             reports += self._observer.look_at_totals(read_volume_totals(self._metrics))
         for report in reports:
-            self._open_recorder().add(report)
-        if self._recorder is not None:
-            self._recorder.send(now_s, last=last)
-
-    def _open_recorder(self) -> EventRecorder:
-        if self._recorder is None:
-            from sidecar.kubernetes_api import connect
-            from sidecar.mounter.reporting.event_recorder import EventRecorder, PodIdentity
-
-            self._recorder = EventRecorder(
-                PodIdentity(*(os.environ[name] for name in POD_VARIABLES)), connect
-            )
-        return self._recorder
+            self._recorder.add(report)
+        self._recorder.send(now_s, last=last)
 
 
 def _version(file: Path) -> tuple[int, int] | None:
@@ -98,13 +88,9 @@ def _version(file: Path) -> tuple[int, int] | None:
 
 def _watch_experiment(channel: Channel) -> None:
     """Tell the supervisor when the other containers have ended."""
-    from sidecar.errors import ClusterError
-    from sidecar.kubernetes_api import connect
-    from sidecar.mounter.reporting.pod_completion import wait_for_end
-
     namespace, name = os.environ["SIDECAR_POD_NAMESPACE"], os.environ["SIDECAR_POD_NAME"]
     try:
-        wait_for_end(connect(), namespace, name)
+        wait_for_end(PodApi(), namespace, name)
     except ClusterError as error:
         logs.event(log, "the pod will not complete by itself", logging.ERROR, why=error.line())
         return

@@ -107,6 +107,6 @@ class StoreTranslator:
         retry_after_s = parse_retry_after(response.fields.get("retry-after"))
         return self._errors.from_response(replace(error, retry_after_s=retry_after_s), call)
 
-    def unanswered(self, error: Exception) -> Exception:
+    def unanswered(self, call: Call, error: Exception) -> Exception:  # noqa: ARG002 - the protocol's
         """As the protocol."""
         return self._errors.from_transport(error)

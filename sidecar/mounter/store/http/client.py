@@ -41,7 +41,7 @@ class Translator(Protocol[C_contra]):
     def refused(self, call: C_contra, response: Response, body: bytes) -> Exception:
         """The error that a response means whose status is not accepted."""
 
-    def unanswered(self, error: Exception) -> Exception:
+    def unanswered(self, call: C_contra, error: Exception) -> Exception:
         """The error of a request without a whole response: one of ``TRANSPORT_ERRORS``."""
 
     def redirect(self, fields: Headers) -> Endpoint | None:
@@ -141,7 +141,7 @@ class HttpClient(Generic[C]):
                 if isinstance(error, TimeoutError):
                     timeout.stalled()
                 if not (reused and response is None and _was_closed_idle(error)):
-                    raise self._translator.unanswered(error) from None
+                    raise self._translator.unanswered(call, error) from None
                 # A server may close an idle connection at any time; that is no outage.
                 pool.close_idle()
             finally:

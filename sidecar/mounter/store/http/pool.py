@@ -25,6 +25,7 @@ class Endpoint:
         port: TCP port.
         path: prefix of every path, without a slash at its end.
         verify_tls: whether the certificate is checked.
+        authorities: PEM file of what it is checked against; empty: :func:`authorities_file`.
     """
 
     tls: bool
@@ -32,6 +33,7 @@ class Endpoint:
     port: int
     path: str = ""
     verify_tls: bool = True
+    authorities: str = ""
 
     @classmethod
     def parse(cls, url: str, *, verify_tls: bool = True) -> Endpoint:
@@ -66,7 +68,7 @@ class ConnectionPool:
     def __init__(self, endpoint: Endpoint) -> None:
         self.authority = endpoint.authority
         self._endpoint = endpoint
-        self._tls = _tls_context(endpoint.verify_tls) if endpoint.tls else None
+        self._tls = _tls_context(endpoint) if endpoint.tls else None
         self.after_fork()
         renew_in_child(self)
 
@@ -148,9 +150,9 @@ def authorities_file() -> str:
     return certifi.where()
 
 
-def _tls_context(verify: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=authorities_file())
-    if not verify:
+def _tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=endpoint.authorities or authorities_file())
+    if not endpoint.verify_tls:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
