@@ -91,7 +91,8 @@ The tree, readable in one screen::
         ├── ReadyTimeout        SC1091
         ├── DependencyMissing   SC1092
         ├── DemoFailed          SC1093
-        └── WorkerHung          SC1094  gave no sign of life, and was killed
+        ├── WorkerHung          SC1094  gave no sign of life, and was killed
+        └── MemoryTooSmall      SC1096  the container's limit is less than its processes take
 
 Codes are part of the interface: logs, events, metrics, the status page and the
 termination message show them, and docs/troubleshooting.md is keyed by them. A code is
@@ -587,6 +588,10 @@ class DemoFailed(HostError):
 
 class WorkerHung(HostError):
     code, name = "SC1094", "WORKER_HUNG"
+
+
+class MemoryTooSmall(HostError):
+    code, name = "SC1096", "MEMORY_TOO_SMALL"
 
 
 # --- the errno table ---------------------------------------------------------------

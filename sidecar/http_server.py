@@ -15,7 +15,6 @@ import contextlib
 import errno
 import functools
 import logging
-import os
 import selectors
 import socket
 import ssl
@@ -28,16 +27,12 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from sidecar import logs
-from sidecar.errors import PortInUse
 from sidecar.http_connection import SMALL_BYTES, Body, Connection, Phase
 from sidecar.http_message import Head, Refused, Request, Response, render
-from sidecar.units import KIB
+from sidecar.listening import BACKLOG
 
 log = logging.getLogger("sidecar.http")
 
-_BACKLOG: Final = 256
-_SOCKET_BUFFER_BYTES: Final = 128 * KIB
-"""The kernel's buffers of a connection, which it would otherwise let grow to megabytes."""
 _ACCEPTS_IN_A_TURN: Final = 16
 _LINGER_S: Final = 2.0
 """How long to read on after a refusal, so that the client sees it instead of a reset."""
@@ -79,38 +74,11 @@ class Route(NamedTuple):
     thread: str = "answers"
 
 
-def listen(host: str, port: int, hint: str) -> socket.socket:
-    """A listening socket. ``::`` takes IPv4 too; port 0 picks a free one.
-
-    Args:
-        host: the address to listen on.
-        hint: what the reader of the error can do.
-
-    Raises:
-        PortInUse: the port is taken, or the address is none of this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
-    try:
-        listener = socket.create_server(
-            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
-        )
-    except OSError as error:
-        # Not what create_server() adds to it. A name that is none has no errno.
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror
-        raise PortInUse(f"cannot listen on {host} port {port}: {reason}", hint) from None
-    # Accepted sockets inherit them.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
-    return listener
-
-
 class HttpServer:
     """Serves one listening socket.
 
     Args:
-        listener: from :func:`listen`; closed at the end.
+        listener: from :func:`sidecar.listening.listen`; closed at the end.
         routes: by path.
         tls: gives the context for the next connection; None: no TLS.
     """
@@ -286,7 +254,7 @@ class HttpServer:
     def _begin_to_stop(self) -> None:
         """Take no new connection; let those go that ask nothing."""
         self._stopping = True
-        for _ in range(_BACKLOG // _ACCEPTS_IN_A_TURN):
+        for _ in range(BACKLOG // _ACCEPTS_IN_A_TURN):
             if self._accept_again_s is None:
                 self._accept()  # who is connected for the kernel must not see a reset
         if self._accept_again_s is None:
@@ -402,7 +370,7 @@ class HttpServer:
 
     def _take_answers(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._woken.recv(_BACKLOG)
+            self._woken.recv(BACKLOG)
         while self._answers:
             connection, future = self._answers.popleft()
             failure = future.exception()

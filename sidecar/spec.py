@@ -252,6 +252,14 @@ class PersistenceSpec:
         return cls(**{**document, **built, "volumes": volumes})
 
 
+def least_memory_bytes(buckets: int) -> int:
+    """The memory limit below which the processes of a sidecar with so many buckets do not start.
+
+    What they take right after ready, and half of that again; for work they need more (sizing.md).
+    """
+    return (64 + 32 * buckets) * MIB
+
+
 _PARTS: Final = {"roots": Roots, "http": Http, "access": Access, "times": Times, "sizes": Sizes}
 _SOURCES: Final = {
     "hostPath": HostPathSource,

@@ -5,6 +5,7 @@ Resolving checks what it made, and loading checks what a file holds. No mistake 
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict
 from typing import Final
@@ -46,6 +47,25 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 def shared_path(roots: Roots, kind: Kind, name: str) -> str:
     """The path of a bucket without ``mountPath``."""
     return f"{roots.shared}/{kind}/{name}"
+
+
+def own_spec(text: str) -> PersistenceSpec | None:
+    """The spec that an injector of this version wrote; None if it may be another's.
+
+    For a text whose digest is known to be an injector's. What is left to check of it are the rules.
+
+    Raises:
+        ConfigError: see :func:`check_spec`.
+    """
+    try:
+        document = json.loads(text)
+        spec = PersistenceSpec.from_document(document)
+        if json.loads(spec.to_json()) != document:
+            return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    check_spec(spec)
+    return spec
 
 
 def check_spec(spec: PersistenceSpec) -> None:

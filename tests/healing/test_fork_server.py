@@ -19,20 +19,9 @@ CONTENT = b"content"
 
 
 def fork_server_pid(sidecar: Sidecar) -> int:
-    """Waits for it. Its workers have the same command line, and other numbers."""
-    found: list[int] = []
-
-    def is_there() -> bool:
-        worker = sidecar.volume_status(VOLUME)["worker_pid"]
-        for pid in sidecar.children():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if pid != worker and b"fork_server" in command:
-                found.append(pid)
-                return True
-        return False
-
-    wait_until(is_there, "a fork server")
-    return found[-1]
+    """Waits for it."""
+    wait_until(lambda: sidecar.children_named("fork-server"), "a fork server")
+    return sidecar.children_named("fork-server")[0]
 
 
 def test_workers_are_children_of_process_1(bucket: Bucket, start: Start) -> None:

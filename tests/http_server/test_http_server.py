@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.http_message import Refused, Request, Response, parse_head
-from sidecar.http_server import HttpServer, Limits, Route, listen
+from sidecar.http_server import HttpServer, Limits, Route
+from sidecar.listening import listen
 from tests.support.many_clients import is_closed
 from tests.support.waiting import wait_until
 

@@ -390,7 +390,7 @@ def test_worker_killed_while_stopping(tmp_path: Path, mortal: Cloud) -> None:
 def test_health_process_killed(tmp_path: Path, s3: Cloud) -> None:
     with bucket_sidecar(tmp_path, s3) as sidecar:
         port = sidecar.status()["http_port"]
-        (killed,) = [pid for pid in sidecar.children() if b"reporting.health" in command(pid)]
+        (killed,) = sidecar.children_named("health")
         os.kill(killed, signal.SIGKILL)
 
         def answers() -> bool:
@@ -403,10 +403,6 @@ def test_health_process_killed(tmp_path: Path, s3: Cloud) -> None:
         assert sidecar.status()["http_port"] == port
         assert sidecar.metric("mount_sidecar_ready") == 1
         assert sidecar.stop() == 0
-
-
-def command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_stopped_before_ready(tmp_path: Path, s3: Cloud, transport: TransportName) -> None:

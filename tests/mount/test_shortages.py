@@ -37,11 +37,7 @@ def pids() -> Iterator[Cgroup]:
 
 def health_pid(sidecar: Sidecar) -> int:
     """The process that serves /metrics."""
-    return next(
-        pid
-        for pid in sidecar.children()
-        if b"sidecar.mounter.reporting.health" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    return sidecar.children_named("health")[0]
 
 
 def is_settled(pids: Cgroup) -> bool:

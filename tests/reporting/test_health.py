@@ -39,11 +39,7 @@ def sidecar(tmp_path: Path) -> Iterator[Sidecar]:
 
 
 def health_pid(sidecar: Sidecar) -> int:
-    (pid,) = [
-        pid
-        for pid in sidecar.children()
-        if b"reporting.health" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    (pid,) = sidecar.children_named("health")
     return pid
 
 

@@ -216,6 +216,15 @@ class Sidecar:
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return [int(pid) for pid in path.read_text().split()] if path.exists() else []
 
+    def children_named(self, name: str) -> list[int]:
+        """Those with this name: worker, health, reporter, fork-server."""
+        found = []
+        for pid in self.children():
+            with contextlib.suppress(OSError):  # it may end meanwhile
+                if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n":
+                    found.append(pid)
+        return found
+
     def processes(self) -> list[int]:
         """Process ids of this run, orphans included."""
         return processes_with(_RUN_VARIABLE, str(self.directory))

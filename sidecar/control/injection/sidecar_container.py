@@ -9,16 +9,18 @@ from typing import Final
 
 from sidecar import __version__
 from sidecar.control.injection.object_fields import JsonObject
-from sidecar.control.injection.pod_annotations import PodRequest
+from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
 from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
 from sidecar.control.injection.quantity import parse_quantity
+from sidecar.errors import AnnotationInvalid
 from sidecar.pod import (
     CONTAINER_NAME,
     POD_VARIABLES,
     STOP_WITH_EXPERIMENT_VARIABLE,
     STOPPING_FILE,
 )
-from sidecar.spec import SPEC_FILE, PersistenceSpec
+from sidecar.spec import SPEC_FILE, PersistenceSpec, least_memory_bytes
+from sidecar.units import MIB
 
 DEFAULT_IMAGE: Final = f"mount-sidecar:{__version__}"
 PORT_NAME: Final = "sidecar-metrics"
@@ -158,6 +160,9 @@ def _resources(buckets: int, request: PodRequest) -> JsonObject:
 
     CPU has no limit by default, which would only slow the experiment down. A default request
     is lowered to an annotated limit, and a default limit raised to an annotated request.
+
+    Raises:
+        AnnotationInvalid: the sidecar would not start with such a limit of memory.
     """
     defaults = {
         "cpu-request": parse_quantity("100m"),
@@ -171,6 +176,12 @@ def _resources(buckets: int, request: PodRequest) -> JsonObject:
             changed, kept = (low, high) if low not in request.resources else (high, low)
             if changed not in request.resources:
                 chosen[changed] = chosen[kept]
+    least_bytes = least_memory_bytes(buckets)
+    if chosen["memory-limit"].value < least_bytes:
+        raise AnnotationInvalid(
+            f"annotation `{PREFIX}memory-limit`: {chosen['memory-limit'].text} is below the "
+            f"{least_bytes // MIB}Mi that a sidecar with {buckets} bucket(s) needs"
+        )
     resources: JsonObject = {"requests": {}, "limits": {}}
     for annotation, quantity in chosen.items():
         resource, _, bound = annotation.rpartition("-")

@@ -23,7 +23,8 @@ from sidecar.control.webhook.admission import REVIEW_BYTES, answer
 from sidecar.control.webhook.reloading import ReloadingCatalogue, ReloadingCertificate
 from sidecar.errors import ReviewInvalid
 from sidecar.http_message import Request, Response
-from sidecar.http_server import HttpServer, Limits, Route, listen
+from sidecar.http_server import HttpServer, Limits, Route
+from sidecar.listening import listen
 from sidecar.metrics import WebhookMetrics
 from sidecar.units import MIB
 

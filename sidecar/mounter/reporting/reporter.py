@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -28,7 +26,6 @@ from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE, read_status
 from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
 from sidecar.spec import PersistenceSpec
-from sidecar.stop_signals import STOP_SIGNALS
 
 log = logging.getLogger("sidecar.reporter")
 
@@ -97,14 +94,14 @@ def _watch_experiment(channel: Channel) -> None:
     channel.send({"event": "experiment ended"})
 
 
-def main(arguments: list[str]) -> int:
-    """``python -m sidecar.mounter.reporting.reporter CHANNEL SPEC``."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def main(channel: Channel) -> int:
+    """``{"spec": file}`` comes first. Ends when told to leave, or when process 1 is gone."""
     os.nice(_NICE)
     logs.set_up("reporter")
-    channel = Channel.inherited(int(arguments[0]))
-    spec = PersistenceSpec.from_json(Path(arguments[1]).read_text())
+    received = channel.receive()
+    if received is None:
+        return 0
+    spec = PersistenceSpec.from_json(Path(received[0]["spec"]).read_text())
     reporter = Reporter(Path(spec.roots.state), spec.sizes.spool_bytes)
     watching = STOP_WITH_EXPERIMENT_VARIABLE not in os.environ
     while not select.select([channel], [], [], _TURN_S)[0]:
@@ -113,12 +110,5 @@ def main(arguments: list[str]) -> int:
             watching = True
             target: Any = _watch_experiment
             threading.Thread(target=target, args=(channel,), daemon=True).start()
-    # Told to leave, or the supervisor is gone.
     reporter.turn(time.monotonic(), last=True)
     return 0
-
-
-if __name__ == "__main__":
-    exit_status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(exit_status)  # a watch in another thread is not waited for

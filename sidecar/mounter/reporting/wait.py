@@ -39,7 +39,7 @@ def _status(port: int) -> dict[str, Any] | None:
     """The status document, or None if nobody answers yet."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_REQUEST_TIMEOUT_S)
     try:
-        connection.request("GET", "/startupz")
+        connection.request("GET", "/statusz")  # /startupz may wait itself
         document: dict[str, Any] = json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError):
         return None

@@ -16,6 +16,10 @@ def import_stores(kinds: Iterable[StoreName]) -> None:
     """Import what :func:`open_store` will need for these kinds of stores, without their SDKs."""
     for kind in kinds:
         importlib.import_module(f"{__name__}.{kind}.store")
+        if kind == "gcs":
+            from sidecar.mounter.store.gcs.sdk import import_login
+
+            import_login()
 
 
 def open_store(

@@ -7,6 +7,7 @@ The order is a script (:meth:`Lifecycle.run`). What may happen to one volume mea
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -21,15 +22,15 @@ from sidecar.errors import (
     ProbeTimeout,
     ReadyTimeout,
     SidecarError,
-    StateUnusable,
     from_message,
 )
-from sidecar.mounter.supervisor import path_checks
+from sidecar.listening import listen
+from sidecar.mounter.supervisor import path_checks, preparation
+from sidecar.mounter.supervisor.fork_server import ForkServer
 from sidecar.mounter.supervisor.hang_watch import HangWatch
 from sidecar.mounter.supervisor.last_minute import LastMinute, unsaved_lines
 from sidecar.mounter.supervisor.retries import Retries
 from sidecar.mounter.supervisor.volume import RestartDelay, SupervisedBucket, SupervisedVolume
-from sidecar.mounter.supervisor.workers import Workers
 from sidecar.mounter.system import directories, hardening, mounts, status
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.processes import (
@@ -78,14 +79,16 @@ class Lifecycle:
         self._last_minute = LastMinute(spec)
         self._hang_watch = HangWatch()
         stores = {v.source.store for v in spec.volumes if isinstance(v.source, StoreSource)}
-        self._workers = Workers(self._processes, sorted(stores), self._retries, self._hang_watch)
+        self._fork_server = ForkServer(
+            self._processes, sorted(stores), self._retries, self._hang_watch
+        )
         self._buckets: list[SupervisedBucket] = []
         self._directories: list[SupervisedVolume] = []  # mounted by the kubelet
         self._volumes: list[SupervisedVolume] = []  # both, in the spec's order
         for volume in spec.volumes:
             if volume.is_bucket:
                 bucket = SupervisedBucket(
-                    volume, spec.transport, spec_file, self._workers, self._retries
+                    volume, spec.transport, spec_file, self._fork_server, self._retries
                 )
                 self._buckets.append(bucket)
                 self._volumes.append(bucket)
@@ -103,7 +106,7 @@ class Lifecycle:
         self._published_troubles = 0
         self._ready = False
         self._time_to_ready_s: float | None = None
-        self._http_port: int | None = None
+        self._listener: socket.socket | None = None
         self._stop_asked = False
         self._failure: SidecarError | None = None
 
@@ -140,22 +143,29 @@ class Lifecycle:
             # What an earlier container of this pod had to report has been reported.
             status.remove_status(self._state)
         except OSError as error:
-            raise _unusable(error) from None
+            raise preparation.unusable(error) from None
+        self._fork_server.start()
         if pod.is_in_pod():
             self._start_reporter()  # so early that it reports whatever fails below
+        preparation.check_memory(len(self._buckets))
+        # Before there is a process that answers: a probe waits for it, and needs no second try.
+        self._listener = listen(
+            self._spec.http.host,
+            self._spec.http.port,
+            "free the port, or set another in the spec (`http.host`, `http.port`)",
+        )
         if self._buckets:
             mounts.check_host()
-            self._workers.start()
         try:
             directories.remove(self._state, status.METRICS_DIRECTORY)
             self._shared = status.SharedDirectory(self._spec.roots.shared)
             self._shared.remove(status.READY_FILE)
         except OSError as error:
-            raise _unusable(error) from None
+            raise preparation.unusable(error) from None
         for bucket in self._buckets:
             bucket.prepare()
         self._publish()
-        self._start_health(self._spec.http.port)
+        self._start_health()
 
     def _preflight(self) -> None:
         """Credentials and buckets really answer; hostPaths and claims are really there."""
@@ -165,9 +175,7 @@ class Lifecycle:
             self._check_path(directory, write=not directory.volume.read_only)
         self._turn_until(
             lambda: (
-                self._http_port is not None
-                and not self._is_checking
-                and all(volume.state == "checked" for volume in self._volumes)
+                not self._is_checking and all(volume.state == "checked" for volume in self._volumes)
             )
         )
 
@@ -210,7 +218,9 @@ class Lifecycle:
         try:
             self._shared.write(status.READY_FILE, f"{self._time_to_ready_s:.3f}\n")
         except OSError as error:
-            raise _unusable(error) from None
+            raise preparation.unusable(error) from None
+        if self._health is not None:
+            self._health.channel.send({"ready": True})
         logs.event(log, "ready", seconds=f"{self._time_to_ready_s:.3f}", port=self._http_port)
 
     def _serve_and_heal(self) -> None:
@@ -279,7 +289,9 @@ class Lifecycle:
             label = volume.volume.label
             logs.event(log, "check abandoned", logging.WARNING, volume=label)
         self._checks.clear()
-        self._workers.close()
+        if self._reporter is not None:
+            self._fork_server.wait_for(self._reporter, _LAST_REPORTS_S)
+        self._fork_server.close()
         leaving = []
         self._retries.forget_all()
         for bucket in self._buckets:
@@ -339,27 +351,17 @@ class Lifecycle:
 
     def _on_message(self, child: Child, message: Message) -> None:
         if child is self._health:
-            self._on_health(child, message)
+            child.channel.send({"pong": message["number"]})
         elif child is self._reporter:
             logs.event(log, message["event"])
             self._stop_asked = True  # the pod's other containers have ended
         elif child in self._checks:
             self._on_checked(self._checks.pop(child), message)
-        elif self._workers.on_message(child, message):
+        elif self._fork_server.on_message(child, message):
             return
         elif bucket := self._bucket_of(child):
             bucket.on_message(message)
             self._publish()
-
-    def _on_health(self, child: Child, message: Message) -> None:
-        event = message["event"]
-        if event == "ping":
-            child.channel.send({"pong": message["number"]})
-        elif event == "listening":
-            self._http_port = message["port"]
-            self._publish()
-        elif event == "failed":
-            raise from_message(message)
 
     def _on_checked(self, volume: SupervisedVolume, message: Message) -> None:
         if message["event"] == "failed":
@@ -371,8 +373,7 @@ class Lifecycle:
         if child is self._health:
             if not self._ready:
                 raise HostError(f"the health process ended ({ending})")
-            assert self._http_port is not None
-            self._start_health(self._http_port, self._health_delay.after_end_s(time.monotonic()))
+            self._start_health(self._health_delay.after_end_s(time.monotonic()))
         elif child is self._reporter:
             self._reporter = None
             logs.event(log, "the reporter ended", logging.WARNING, how=ending)
@@ -381,10 +382,10 @@ class Lifecycle:
         elif child in self._checks:
             volume = self._checks.pop(child)
             raise volume.named(ProbeTimeout(f"the check ended ({ending})"))
-        elif (lost := self._workers.on_ended(child)) is not None:
+        elif (lost := self._fork_server.on_ended(child)) is not None:
             logs.event(log, "the fork server ended", logging.WARNING, how=ending)
-            for worker in lost:
-                self._on_ended(worker, ending)
+            for asked in lost:
+                self._on_ended(asked, ending)
         elif bucket := self._bucket_of(child):
             bucket.on_worker_ended(ending, child.hung)
             self._publish()
@@ -394,22 +395,23 @@ class Lifecycle:
     def _bucket_of(self, worker: Child) -> SupervisedBucket | None:
         return next((bucket for bucket in self._buckets if bucket.worker is worker), None)
 
-    def _start_health(self, port: int, delay_s: float = 0.0) -> None:
-        arguments = self._spec.roots.state, self._spec.http.host, str(port)
+    @property
+    def _http_port(self) -> int | None:
+        return self._listener.getsockname()[1] if self._listener is not None else None
 
+    def _start_health(self, delay_s: float = 0.0) -> None:
         def start() -> None:
-            self._health = self._processes.start("sidecar.mounter.reporting.health", *arguments)
-            self._hang_watch.watch(self._health, "health")
+            assert self._listener is not None
+            duty, listener = {"state": self._spec.roots.state}, (self._listener.fileno(),)
+            self._health = self._fork_server.fork("health", "health", duty, listener)
 
         self._retries.do("start the health process", start, delay_s)
 
     def _start_reporter(self) -> None:
         def start() -> None:
-            self._reporter = self._processes.start(
-                "sidecar.mounter.reporting.reporter", self._spec_file
-            )
+            duty = {"spec": self._spec_file}
+            self._reporter = self._fork_server.fork("reporter", "reporter", duty)
             self._reporter_starts += 1
-            self._hang_watch.watch(self._reporter, "reporter")
 
         self._retries.do("start the reporter", start)
 
@@ -421,17 +423,13 @@ class Lifecycle:
         def start() -> None:
             self._checks[self._processes.run(function)] = volume
 
-        self._retries.do(self._check_name(volume), start)
-
-    @staticmethod
-    def _check_name(volume: SupervisedVolume) -> str:
-        return f"check {volume.volume.label}"
+        self._retries.do(_check_name(volume), start)
 
     @property
     def _is_checking(self) -> bool:
         """Whether a check runs, or is still to be started."""
         return bool(self._checks) or any(
-            self._retries.is_pending(self._check_name(volume)) for volume in self._volumes
+            self._retries.is_pending(_check_name(volume)) for volume in self._volumes
         )
 
     def _timeout(self) -> SidecarError:
@@ -489,8 +487,5 @@ class Lifecycle:
             self._shared.write(status.STATUS_FILE, text)
 
 
-def _unusable(error: OSError) -> StateUnusable:
-    what = f"cannot prepare `{error.filename}`"
-    if isinstance(error, directories.PathBlocked):  # which names the path itself
-        what = "cannot prepare the state and shared directories"
-    return directories.unusable(what, error, "the state and shared directories must be writable")
+def _check_name(volume: SupervisedVolume) -> str:
+    return f"check {volume.volume.label}"

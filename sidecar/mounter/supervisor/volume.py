@@ -22,8 +22,8 @@ from sidecar.errors import (
     WorkerLost,
     from_message,
 )
+from sidecar.mounter.supervisor.fork_server import ForkServer
 from sidecar.mounter.supervisor.retries import Retries
-from sidecar.mounter.supervisor.workers import Workers
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.directories import unusable
@@ -117,13 +117,13 @@ class SupervisedBucket(SupervisedVolume):
         volume: Volume,
         transport: TransportName,
         spec_file: str,
-        workers: Workers,
+        fork_server: ForkServer,
         retries: Retries,
     ) -> None:
         super().__init__(volume)
         self._transport = transport
         self._spec_file = spec_file
-        self._workers = workers
+        self._fork_server = fork_server
         self._retries = retries
         self.heals = False
         self.stopping = False
@@ -229,7 +229,9 @@ class SupervisedBucket(SupervisedVolume):
             self._unmounts = False
         self._resuming = self._can_resume
         resumed = self._connection if self._resuming else None
-        self.worker = self._workers.serve(
+        self.worker = self._fork_server.fork(
+            "worker",
+            f"worker {self.volume.label}",
             {
                 "do": "serve",
                 "spec": self._spec_file,
@@ -243,7 +245,6 @@ class SupervisedBucket(SupervisedVolume):
                 "writes": not (self.heals or self.volume.read_only),
             },
             () if resumed is None else (resumed,),
-            self.volume.label,
         )
 
     def hurry(self, seconds: float) -> None:

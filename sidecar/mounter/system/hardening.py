@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from sidecar.mounter.system import prctl
+from sidecar.mounter.system.resource_limits import CGROUPS, PROC
 
 _SCORE_FILE: Final = Path("/proc/self/oom_score_adj")
 _NEVER: Final = -1000
@@ -45,6 +46,30 @@ def survive_oom() -> None:
     """Make this process the last that the kernel ends, as far as it may: CAP_SYS_RESOURCE."""
     with contextlib.suppress(OSError):
         set_oom_score(_NEVER)
+
+
+def end_alone(cgroups: Path = CGROUPS, proc: Path = PROC) -> str | None:
+    """Let the kernel end one process for want of memory, and not all of the container.
+
+    A kubelet sets ``memory.oom.group`` of each container on version 2, unless it runs with
+    ``singleProcessOOMKill``. Nothing is changed but the container's own group.
+
+    Returns:
+        Why all will be ended all the same; None if each is ended alone.
+    """
+    for line in (proc / "self/cgroup").read_text().splitlines():
+        number, _, group = line.split(":", 2)
+        # A container with a namespace of its own sees its group as the root.
+        folder = cgroups / group.lstrip("/")
+        file = folder / "memory.oom.group"
+        try:
+            if number == "0" and file.read_text().strip() != "0":
+                file.write_text("0\n")
+        except FileNotFoundError:
+            continue  # the machine's root, or no controller of memory
+        except OSError as error:
+            return f"cannot write `{file}`: {error.strerror}"
+    return None
 
 
 def worker_oom_score(of_container: int) -> int:

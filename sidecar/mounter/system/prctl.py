@@ -8,6 +8,7 @@ import signal
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None)
@@ -24,6 +25,11 @@ def forbid_dumping() -> None:
     execve(2) undoes it, fork(2) does not.
     """
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def set_name(name: str) -> None:
+    """What ps(1) shows as the command's name; up to 15 bytes."""
+    _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def adopt_orphans() -> None:

@@ -31,7 +31,7 @@ LEAST_CACHE_BYTES = 64 * MIB
 
 def memory_budget_bytes(mounts: int, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     """Memory in bytes for the content of one of ``mounts`` mounts."""
-    share = _available_bytes(cgroups, proc) // MEMORY_DIVISOR // max(1, mounts)
+    share = available_bytes(cgroups, proc) // MEMORY_DIVISOR // max(1, mounts)
     return max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share))
 
 
@@ -40,7 +40,7 @@ def page_cache_bytes(mounts: int, cgroups: Path = CGROUPS, proc: Path = PROC) ->
 
     It is charged to this container, and the kernel takes it back under pressure.
     """
-    return _available_bytes(cgroups, proc) // PAGE_CACHE_DIVISOR // max(1, mounts)
+    return available_bytes(cgroups, proc) // PAGE_CACHE_DIVISOR // max(1, mounts)
 
 
 def cache_budget_bytes(mounts: int, total_bytes: int, free_bytes: int, occupied_bytes: int) -> int:
@@ -101,7 +101,7 @@ def memory_groups(cgroups: Path, proc: Path) -> list[MemoryGroup]:
     return groups
 
 
-def _available_bytes(cgroups: Path, proc: Path) -> int:
+def available_bytes(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     """The smallest memory limit that applies, or the machine's memory."""
     limits = [group.limit_bytes for group in memory_groups(cgroups, proc)]
     return min([*limits, _machine_bytes(proc)])

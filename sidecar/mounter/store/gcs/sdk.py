@@ -123,6 +123,12 @@ def _close(sdk: Any) -> None:
     sdk.close_session(sdk.loop, sdk.session)
 
 
+def import_login() -> None:
+    """Import what a token takes, so that processes which are forked later share it."""
+    import google.auth.transport.urllib3
+    import google.oauth2.service_account  # noqa: F401
+
+
 def service_account(info: Mapping[str, str], errors: StoreErrors) -> Any:
     """google-auth's credentials of a service account's key. Raises SecretInvalid."""
     from google.auth.exceptions import MalformedError

@@ -1,0 +1,39 @@
+"""What process 1 looks at before it starts another process. Standard library only."""
+
+from __future__ import annotations
+
+import logging
+
+from sidecar import logs
+from sidecar.errors import MemoryTooSmall, StateUnusable
+from sidecar.mounter.system import directories, hardening, resource_limits
+from sidecar.spec import least_memory_bytes
+from sidecar.units import MIB
+
+log = logging.getLogger("sidecar.supervisor")
+
+
+def check_memory(buckets: int) -> None:
+    """Let a lack of memory end one process only, and see that there is enough to start.
+
+    Raises:
+        MemoryTooSmall: the limit is less than what the processes take.
+    """
+    if (why := hardening.end_alone()) is not None:
+        message = "one process that runs out of memory will end all of them"
+        logs.event(log, message, logging.WARNING, why=why)
+    limit_bytes, least_bytes = resource_limits.available_bytes(), least_memory_bytes(buckets)
+    if limit_bytes < least_bytes:
+        raise MemoryTooSmall(
+            f"a memory limit of {limit_bytes // MIB}Mi is below the {least_bytes // MIB}Mi that "
+            f"{buckets} bucket(s) need",
+            "raise the container's limit, in a pod by `mount-sidecar.io/memory-limit`",
+        )
+
+
+def unusable(error: OSError) -> StateUnusable:
+    """The error of a directory that cannot be prepared."""
+    what = f"cannot prepare `{error.filename}`"
+    if isinstance(error, directories.PathBlocked):  # which names the path itself
+        what = "cannot prepare the state and shared directories"
+    return directories.unusable(what, error, "the state and shared directories must be writable")
