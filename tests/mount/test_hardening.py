@@ -100,3 +100,55 @@ def test_a_score_that_may_not_be_so_low_is_no_reason_to_end() -> None:
     )
     assert done.stdout == "300\n"
     assert os.getuid() == 0
+
+
+# --- memory.oom.group of version 2, which this machine may not have: a tree of files ------------
+
+
+@pytest.mark.parametrize("group", ["/", "/kubepods/pod1/container"])
+def test_the_container_s_own_group_ends_one_process_only(tmp_path: Path, group: str) -> None:
+    """With a namespace of its own it sees its group as the root, without it at its path."""
+    files = oom_group(tmp_path, group)
+    assert hardening.end_alone(tmp_path / "cgroup", tmp_path / "proc") is None
+    assert files[group].read_text() == "0\n"
+    others = {file.read_text() for name, file in files.items() if name != group}
+    assert others <= {"1\n"}
+
+
+def test_a_group_that_may_not_be_changed_is_told(tmp_path: Path) -> None:
+    file = oom_group(tmp_path, "/container")["/container"]
+    subprocess.run(["mount", "--bind", "-o", "ro", file, file], check=True)
+    try:
+        why = hardening.end_alone(tmp_path / "cgroup", tmp_path / "proc")
+    finally:
+        subprocess.run(["umount", file], check=True)
+    assert why == f"cannot write `{file}`: Read-only file system"
+
+
+def test_a_group_that_ends_one_process_already_is_left_alone(tmp_path: Path) -> None:
+    file = oom_group(tmp_path, "/container")["/container"]
+    file.write_text("0\n")
+    before_ns = file.stat().st_mtime_ns
+    assert hardening.end_alone(tmp_path / "cgroup", tmp_path / "proc") is None
+    assert file.stat().st_mtime_ns == before_ns
+
+
+def test_version_1_has_no_such_setting(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("4:memory:/container\n0::/\n")
+    assert hardening.end_alone(tmp_path / "cgroup", tmp_path / "proc") is None
+
+
+def oom_group(root: Path, group: str) -> dict[str, Path]:
+    """A machine's files about a group and those above it, each ended as a whole."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"0::{group}\n")
+    below = Path(group.lstrip("/"))
+    files = {}
+    for name in (below, *below.parents):
+        folder = root / "cgroup" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        files["/" if name == Path() else f"/{name}"] = folder / "memory.oom.group"
+    for file in files.values():
+        file.write_text("1\n")
+    return files

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.spec import Http
+from tests.mount.buckets import bucket_sidecar
+from tests.support.clouds import S3Cloud
 from tests.support.many_clients import (
     DrippingClients,
     connect,
@@ -21,6 +23,7 @@ from tests.support.many_clients import (
     resident_bytes,
     thread_count,
 )
+from tests.support.servers import MinioServer
 from tests.support.sidecar import Sidecar
 from tests.support.waiting import wait_until
 
@@ -68,6 +71,36 @@ def test_probes_are_answered_while_ten_thousand_clients_drip(sidecar: Sidecar) -
     wait_until(lambda: descriptor_count(pid) <= OTHER_DESCRIPTORS, "the clients are gone")
     assert resident_bytes(pid) < before_bytes + 8 * MIB
     assert health_pid(sidecar) == pid
+
+
+def test_a_startup_probe_is_answered_when_the_mounts_are_there(tmp_path: Path) -> None:
+    """One that came before: it need not come again a second later."""
+    with MinioServer(tmp_path / "server") as server:
+        server.create_bucket("late")
+        server.pause()
+        sidecar = bucket_sidecar(tmp_path, S3Cloud(server, "late"))
+        try:
+            sidecar.start(wait=False)
+            sidecar.wait_for((sidecar.state / "status.json").exists)
+            with connect(port(sidecar)) as probe:
+                probe.sendall(b"GET /startupz HTTP/1.1\r\nHost: x\r\n\r\n")
+                wait_until(lambda: sidecar.children_named("health"), "who answers")
+                server.resume()
+                assert probe.recv(12) == b"HTTP/1.1 200"
+            assert sidecar.stop() == 0
+        finally:
+            sidecar.clean_up()
+
+
+def test_who_connects_while_there_is_no_health_process_waits(sidecar: Sidecar) -> None:
+    (server,), pid = sidecar.children_named("fork-server"), health_pid(sidecar)
+    os.kill(server, signal.SIGSTOP)  # nobody replaces it for the moment
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: pid not in sidecar.children(), "its end")
+    with connect(port(sidecar)) as probe:
+        probe.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        os.kill(server, signal.SIGCONT)
+        assert probe.recv(12) == b"HTTP/1.1 200"
 
 
 def test_a_request_that_drips_ends_and_an_idle_connection_too(sidecar: Sidecar) -> None:

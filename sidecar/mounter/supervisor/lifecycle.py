@@ -175,7 +175,10 @@ class Lifecycle:
             self._check_path(directory, write=not directory.volume.read_only)
         self._turn_until(
             lambda: (
-                not self._is_checking and all(volume.state == "checked" for volume in self._volumes)
+                self._health is not None
+                and self._health.pid is not None
+                and not self._is_checking
+                and all(volume.state == "checked" for volume in self._volumes)
             )
         )
 

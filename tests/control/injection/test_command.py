@@ -81,6 +81,10 @@ WRONG = {
     "names; write mount-sidecar.io/data: '[\"NAME\"]'": pod(ONE, "mount-sidecar.io/data: images"),
     "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/memory-limit`: is no "
     "Kubernetes quantity; such as `500m` or `2Gi`": pod(ONE, "mount-sidecar.io/memory-limit: lots"),
+    "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/memory-limit`: 110Mi is "
+    "below the 160Mi that a sidecar with 3 bucket(s) needs": pod(
+        ONE, "mount-sidecar.io/memory-limit: 110Mi"
+    ),
     "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/ephemeral-storage-limit`: "
     "leaves no room to write to 1 bucket(s); at least 264Mi": pod(
         ONE,
