@@ -1,7 +1,7 @@
 """How near to its limit of memory this container is, and what part of its budgets to use then.
 
-Where memory runs out the kernel ends a process, and with ``memory.oom.group``, which a kubelet sets
-on version 2, all of the container. So caches shrink before.
+Where memory runs out the kernel ends a process, and where ``memory.oom.group`` stays set
+(:func:`.hardening.end_alone`) all of the container. So caches shrink before.
 
 What counts is what the kernel cannot take back: it frees page cache and dentries before it ends
 anything. That is less than a kubelet's working set (usage without ``inactive_file``), in which
