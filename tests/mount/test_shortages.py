@@ -26,6 +26,7 @@ from tests.support.waiting import wait_until
 VOLUME = "train"
 CONTENT = b"content"
 NO_RESOURCES = 'msg="lacks resources'
+NOT_FORKED = "nothing can be forked; trying again"
 
 
 @pytest.fixture
@@ -81,8 +82,7 @@ def test_no_process_can_be_started(tmp_path: Path, s3: Cloud, pids: Cgroup, left
                 if left:
                     sidecar.wait_for(lambda: sidecar.log().count('msg="worker lost"') > 4)
                 else:
-                    sidecar.wait_for(lambda: NO_RESOURCES in sidecar.log())
-                    sidecar.wait_for(lambda: "no worker can be forked" in sidecar.log())
+                    sidecar.wait_for(lambda: NOT_FORKED in sidecar.log())
                 assert sidecar.mounted() == [str(tmp_path / "m")] * 2, "the guard and the mount"
                 assert not read.done()
             finally:
@@ -92,10 +92,8 @@ def test_no_process_can_be_started(tmp_path: Path, s3: Cloud, pids: Cgroup, left
             assert read.result() == CONTENT
         assert (tmp_path / "m" / "new").read_bytes() == 2 * CONTENT
         sidecar.wait_for(lambda: answers(sidecar))
-        assert left or shortages(sidecar) >= 2
+        assert left or shortages(sidecar) >= 1
         assert sidecar.volume_status(VOLUME)["healed"] == {"resend": 1, "remount": 0}
-        if not left:  # when it began, and when it was over
-            assert sidecar.log().count('what="start the health process"') == 2, sidecar.log()
         assert "Traceback" not in sidecar.log()
         assert sidecar.stop() == 0
     assert s3.read("new") == 2 * CONTENT
@@ -106,7 +104,7 @@ def test_no_process_can_be_started_at_first(tmp_path: Path, s3: Cloud, pids: Cgr
     pids.limit(2)  # the supervisor and one more: not even the worker's first child
     try:
         sidecar.start(wait=False)
-        sidecar.wait_for(lambda: NO_RESOURCES in sidecar.log())
+        sidecar.wait_for(lambda: NOT_FORKED in sidecar.log())
         pids.limit(None)
         sidecar.wait_ready()
         assert sidecar.stop() == 0

@@ -450,13 +450,12 @@ class Lifecycle:
                 )
                 return volume.named(silent)
         names = ", ".join(volume.volume.label for volume in late) or "the sidecar"
-        if failing := self._retries.failing:
-            return ReadyTimeout(
-                f"not ready after {seconds:g} s: {names}: {failing}",
-                "a limit of processes, memory, descriptors or disk that others use up?",
-            )
+        failing = self._retries.failing
+        hint = "a hanging network path, perhaps"
+        if failing or self._retries.shortages:
+            hint = "a limit of processes, memory, descriptors or disk that others use up?"
         return ReadyTimeout(
-            f"not ready after {seconds:g} s: {names}", "a hanging network path, perhaps"
+            f"not ready after {seconds:g} s: {names}{': ' if failing else ''}{failing}", hint
         )
 
     @property
