@@ -1,7 +1,7 @@
 """Asks the Kubernetes API with the pod's service account, through the sidecar's own HTTP.
 
 Not through the API's client, which takes 55 MB and more than a second of CPU time to say a few
-words (docs/decisions/0110-one-process-forks-the-others.md). Nothing is retried here.
+words (docs/decisions/0043-one-process-forks-the-others.md). Nothing is retried here.
 """
 
 from __future__ import annotations
