@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the product's image and the example experiment's with podman, and tells their sizes.
 #
-#   scripts/build-image.sh [--locked] [IMAGE...]   mount-sidecar, experiment; all without arguments
+#   scripts/build-image.sh [--locked] [IMAGE...]   mount-sidecar, experiment; both without arguments
+#   scripts/build-image.sh test-stores   the tests' object stores, from what `make install-test` brought
 #
 # --locked: refuses Debian packages of mount-sidecar that are not those of images/packages.txt. Debian
 # serves only the newest, so this is for a release, right after scripts/lock.sh, or with a snapshot.
@@ -71,12 +72,14 @@ write_pip_configuration() {
     fi
 }
 
-build() { # NAME DOCKERFILE
+build() { # NAME DOCKERFILE [OPTION of podman...]
+    local name=$1 file=$2
+    shift 2
     "$podman" build --quiet --network host --pull=never --format docker \
         --build-arg "BASE=$base" --build-arg "VERSION=$version" --build-arg "LOCKED=$locked" \
         --secret "id=pip.conf,src=$folder/pip.conf" --secret "id=ca.crt,src=$folder/ca.crt" \
-        --tag "localhost/$1:$version" --file "$2" . >/dev/null
-    "$podman" image ls --format '{{.Repository}}:{{.Tag}} {{.Size}}' "localhost/$1:$version"
+        "$@" --tag "localhost/$name:$version" --file "$file" . >/dev/null
+    "$podman" image ls --format '{{.Repository}}:{{.Tag}} {{.Size}}' "localhost/$name:$version"
 }
 
 make_base
@@ -86,8 +89,15 @@ for image in "$@"; do
     case $image in
         mount-sidecar) build mount-sidecar Dockerfile ;;
         experiment) build experiment images/experiment/Dockerfile ;;
+        test-stores)
+            gcs=$(find .venv/lib/ -type d -path '*/vendor/fake-gcs-server/bin' -print -quit)
+            [ -n "$gcs" ] && [ -d .tools/node_modules/azurite ] || die "test-stores: make install-test first"
+            build test-stores images/stores/Dockerfile --build-context azurite=.tools/node_modules \
+                --build-context "fake-gcs-server=$gcs" \
+                --build-context strict-s3=tests/support/strict_s3
+            ;;
         *)
-            printf 'build-image: unknown image %s: mount-sidecar or experiment\n' "$image" >&2
+            printf 'build-image: unknown image %s: mount-sidecar, experiment or test-stores\n' "$image" >&2
             exit 2
             ;;
     esac

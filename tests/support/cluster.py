@@ -68,6 +68,12 @@ class Cluster:
         answer: Json = json.loads(made)
         return answer
 
+    def dry_run(self, document: Json) -> Json:
+        """What the API server would make of an object, with what its webhooks add."""
+        arguments = "create", "--dry-run=server", "-f", "-", "-o", "json"
+        made: Json = json.loads(self.kubectl(*arguments, stdin=json.dumps(document)))
+        return made
+
     def patch_pod_status(self, namespace: str, name: str, patch: Json) -> None:
         """As the sidecar does it; kubectl would read the pod first, which needs another right."""
         with self._api() as api:

@@ -152,9 +152,9 @@ class Handler:
 class Front:
     """Listens, and answers until the process ends."""
 
-    def __init__(self, port: int, handler: Handler) -> None:
+    def __init__(self, port: int, handler: Handler, host: str = HOST) -> None:
         self._handler = handler
-        self._listener = socket.create_server((HOST, port), backlog=512)
+        self._listener = socket.create_server((host, port), backlog=512)
 
     def serve_forever(self) -> None:
         """Accept connections; each has a thread of its own."""
