@@ -113,7 +113,8 @@ def test_it_adds_and_removes_no_webhook(policies: Cluster, job: Cluster) -> None
     before = policies.get(*CONFIGURATION)
     more = copy.deepcopy(before)
     more["webhooks"].append({**more["webhooks"][0], "name": "second.example.com"})
-    for webhooks in (more["webhooks"], []):
+    none: list[Json] = []
+    for webhooks in (more["webhooks"], none):
         with pytest.raises(Refused, match="the certificate's job changes nothing"):
             job.patch_configuration("mount-sidecar", {**before, "webhooks": webhooks})
     labels = {"metadata": {"labels": {"app.kubernetes.io/part-of": "another"}}}
