@@ -57,7 +57,7 @@ format: install-test  ## rewrite the code as the formatter and the linter want i
 
 soak: preflight install-test  ## the long tests, which `make test` leaves out
 	@scripts/install.sh soak
-	@pytest -m soak --timeout 0 $(ARGS)
+	@pytest -m "soak and not cluster" --timeout 0 $(ARGS)
 
 soak-ceph: install-test  ## the tests of S3, on Ceph's gateway
 	@scripts/install.sh soak
