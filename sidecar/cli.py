@@ -311,7 +311,7 @@ def mount(spec_file: str, spec_sha256: str | None) -> None:
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks.",
+    help="Between two looks while no mount changes.",
 )
 @click.option("--once", is_flag=True, help="Look once, and end.")
 def janitor(root: Path, interval_s: float, *, once: bool) -> None:

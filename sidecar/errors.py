@@ -92,6 +92,7 @@ The tree, readable in one screen::
         ├── DependencyMissing   SC1092
         ├── DemoFailed          SC1093
         ├── WorkerHung          SC1094  gave no sign of life, and was killed
+        ├── MountLost           SC1095  was replaced under a container's sub-path
         └── MemoryTooSmall      SC1096  the container's limit is less than its processes take
 
 Codes are part of the interface: logs, events, metrics, the status page and the
@@ -588,6 +589,12 @@ class DemoFailed(HostError):
 
 class WorkerHung(HostError):
     code, name = "SC1094", "WORKER_HUNG"
+
+
+class MountLost(HostError):
+    """A container has a volume through a sub-path of a mount that is there no more."""
+
+    code, name = "SC1095", "MOUNT_LOST"
 
 
 class MemoryTooSmall(HostError):

@@ -112,6 +112,11 @@ class Volume:
         return (self.mountpoint if self.is_bucket else None) or self.path
 
     @property
+    def is_sub_path(self) -> bool:
+        """Whether the kubelet shows it at ``path``, through a sub-path of the shared directory."""
+        return self.is_bucket and self.mounted_at != self.path
+
+    @property
     def is_bucket(self) -> bool:
         """Whether the sidecar mounts it (and not the kubelet)."""
         return isinstance(self.source, StoreSource)

@@ -9,7 +9,9 @@ A mount is detached only if all of this holds:
 - It is ours by type and source, and is below the kubelet's directory of pods.
 - No process sees it at another path than the node does. A container of the pod that still runs,
   the sidecar's or the experiment's, has it at a path of its own; and an experiment that outlives
-  its sidecar must get errors, not an empty directory.
+  its sidecar must get errors, not an empty directory. This does not count for what the kubelet has
+  mounted for a sub-path: the container has a mount of its own there, to which nothing propagates,
+  and keeps its errors; while a dead one on the node lets no container of the pod start again.
 - On top is a guard, or a FUSE mount whose connection is gone, as statfs(2) says. A server that
   merely does not answer is left alone.
 """
@@ -20,7 +22,9 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import signal
+import socket
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,6 +37,9 @@ from sidecar.mounter.system.mounts import Mount
 log = logging.getLogger("sidecar.janitor")
 
 _ANSWER_S = 2.0
+_SETTLE_S = 1.0
+_SUB_PATHS = "/volume-subpaths/"
+"""In the paths of what the kubelet mounts for sub-paths (pkg/volume/util/subpath)."""
 
 
 class Janitor:
@@ -78,7 +85,13 @@ class Janitor:
         used = _devices_in_pods(ours)
         cleared = []
         for path, stack in ours.items():
-            if any(mount.device in used for mount in stack) or not self._is_dead(stack[-1]):
+            if _SUB_PATHS in path:
+                # The kubelet may be about to give a guard to a container, which would find a
+                # directory of the node instead. It unmounts one by itself, as it is not dead.
+                is_wanted = mounts.is_guard(stack[-1])
+            else:
+                is_wanted = any(mount.device in used for mount in stack)
+            if is_wanted or not self._is_dead(stack[-1]):
                 continue
             try:
                 count = mounts.clear(path)
@@ -151,17 +164,25 @@ def _devices_in_pods(stacks: Iterable[str]) -> set[str]:
 
 
 def run(root: Path, interval_s: float, *, once: bool = False) -> int:
-    """Look every ``interval_s`` seconds until SIGTERM or SIGINT; the exit status.
+    """Look whenever the mounts change, and every ``interval_s`` seconds; the exit status.
+
+    Returns at SIGTERM or SIGINT. Changes are looked at together, once they have settled.
 
     Raises:
         SidecarError: see :class:`Janitor`.
     """
     janitor = Janitor(root)
-    stop = threading.Event()
+    stopped, stop = socket.socketpair()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: stop.send(b"."))
     logs.event(log, "looking after", root=root, interval_s=interval_s)
-    while True:
-        janitor.look()
-        if once or stop.wait(interval_s):
-            return EXIT_OK
+    with stopped, stop, open("/proc/self/mountinfo", "rb") as table:
+        changes, end = select.poll(), select.poll()
+        changes.register(table, select.POLLPRI)
+        for poll in (changes, end):
+            poll.register(stopped, select.POLLIN)
+        while True:
+            janitor.look()
+            if once or end.poll(_SETTLE_S * 1000):
+                return EXIT_OK
+            changes.poll(max(0.0, interval_s - _SETTLE_S) * 1000)

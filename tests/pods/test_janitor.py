@@ -187,6 +187,40 @@ def test_a_mount_that_a_container_still_sees_stays(
         assert sidecar.mounted() == []
 
 
+def test_a_dead_sub_path_is_detached_though_its_container_runs(
+    tmp_path: Path, s3_server: S3Server, bucket: str
+) -> None:
+    """Or the kubelet could not start the container again; in it the bind of its own stays."""
+    with a_sidecar(tmp_path / "pods/p", s3_server, bucket) as sidecar:
+        path = sidecar.spec.buckets[0].path
+        sub_path = tmp_path / "pods/p/volume-subpaths/mount-sidecar-shared/main/3"
+        inside = tmp_path / "inside"
+        for place in (sub_path, inside):
+            place.mkdir(parents=True)
+        mount_program = find_program("mount", install="apt install mount")
+        subprocess.run([mount_program, "--bind", path, sub_path], check=True)
+        script = f"mount --bind {sub_path} {inside}; echo there; read line; ls {inside}"
+        with subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as experiment:
+            assert experiment.stdout is not None
+            assert experiment.stdout.readline() == "there\n"
+            assert "detached" not in look(tmp_path / "pods")
+            sidecar.kill()
+            log = look(tmp_path / "pods")
+            assert str(sub_path) in log
+            assert mounts.mounts_at(str(sub_path)) == []
+            assert len(sidecar.mounted()) == 2  # of the shared directory: in use, as ever
+            said, _ = experiment.communicate("\n")
+            assert "not connected" in said
+        look(tmp_path / "pods")
+        assert below(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -199,6 +233,21 @@ def test_what_it_cannot_work_with_is_said(arguments: list[str], said: str) -> No
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stderr.startswith(said)
     assert result.returncode in (2, 3)
+
+
+def test_it_looks_as_soon_as_something_is_mounted_or_detached(tmp_path: Path) -> None:
+    place = mounts.Mountpoint(str(tmp_path / "pods/x"))
+    place.prepare()
+    command = [sys.executable, "-m", "sidecar", "janitor", "--root", str(tmp_path / "pods")]
+    with subprocess.Popen([*command, "--interval", "600"], stderr=subprocess.PIPE, text=True) as it:
+        assert it.stderr is not None
+        assert "looking after" in it.stderr.readline()
+        for _ in range(2):
+            place.guard()
+            assert "detached" in it.stderr.readline()
+        it.terminate()
+        assert it.wait() == 0
+    place.close()
 
 
 def test_it_looks_again_and_again_until_it_is_told_to_stop(tmp_path: Path) -> None:

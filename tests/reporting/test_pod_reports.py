@@ -26,6 +26,8 @@ def volume(**changes: Any) -> dict[str, Any]:
         "healed": {"resend": 0, "remount": 0},
         "unsaved": [],
         "unsaved_count": 0,
+        "remounted_at": None,
+        "lost_in": [],
         **changes,
     }
 

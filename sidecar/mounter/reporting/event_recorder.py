@@ -9,7 +9,7 @@ import datetime as dt
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from sidecar import logs
 from sidecar.backoff import Backoff
@@ -92,6 +92,21 @@ class EventRecorder:
     def set_condition(self, condition: Condition) -> None:
         """Take the newest condition. Earlier ones that were not sent are dropped."""
         self._condition = condition
+
+    @property
+    def sees_pod(self) -> bool:
+        """Whether :meth:`see_pod` may have an answer."""
+        return "condition" not in self._forbidden
+
+    def see_pod(self) -> dict[str, Any] | None:
+        """The pod as the API has it; None if it cannot be had at present."""
+        try:
+            return self._api.see_pod(self._pod.namespace, self._pod.name, self._pod.uid)
+        except (ApiUnavailable, ApiConflict):
+            return None
+        except ClusterError as error:
+            self._give_up("condition", error)
+            return None
 
     def send(self, now_s: float, *, last: bool = False) -> None:
         """Send what is due. Takes at most one time-out of the API. Never raises.

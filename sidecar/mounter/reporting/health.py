@@ -1,4 +1,4 @@
-"""The process that answers HTTP: /metrics, /startupz, /livez, /statusz on one port.
+"""The process that answers HTTP on one port: metrics, status, and probes.
 
 It is separate so that the supervisor needs no library, and no scrape waits for a mount. It listens
 on process 1's socket, so that who connects while there is none waits and is not refused. Live means
@@ -27,6 +27,7 @@ from sidecar.metrics import scrape_registry
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE
+from sidecar.spec import volume_label
 from sidecar.units import MIB
 
 _PING_TIMEOUT_S = 2.0
@@ -94,6 +95,7 @@ class _Pages:
             "/statusz": Route("GET", self._status, _PAGES),
             "/startupz": Route("GET", self._startup, _STARTUP),
             "/livez": Route("GET", self._live, _PROBES),
+            "/livez/experiment": Route("GET", self._experiment_live, _PROBES),
         }
 
     def _metrics(self, _: Request) -> Response:
@@ -114,6 +116,19 @@ class _Pages:
         return _json(
             HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE,
             json.dumps({"alive": alive}) + "\n",
+        )
+
+    def _experiment_live(self, _: Request) -> Response:
+        """For probes of the experiment's containers: 503 if a restart of theirs would mend it."""
+        volumes = json.loads(self._status_file.read_text())["volumes"]
+        lost = {
+            volume_label(volume["kind"], volume["name"]): volume["lost_in"]
+            for volume in volumes
+            if volume["lost_in"]
+        }
+        return _json(
+            HTTPStatus.SERVICE_UNAVAILABLE if lost else HTTPStatus.OK,
+            json.dumps({"alive": not lost, "lost": lost}) + "\n",
         )
 
 

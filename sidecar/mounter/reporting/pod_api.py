@@ -74,6 +74,19 @@ class PodApi:
             patch,
         )
 
+    def see_pod(self, namespace: str, name: str, uid: str) -> Document:
+        """The pod: the answer to a change of nothing, since the right to read it is not needed."""
+        answer = self._write(
+            f"patch the status of pods in `{namespace}`",
+            "PATCH",
+            f"/api/v1/namespaces/{namespace}/pods/{name}/status",
+            "application/strategic-merge-patch+json",
+            {"metadata": {"uid": uid}},
+            accept="application/json",
+        )
+        found: Document = json.loads(answer)
+        return found
+
     def wait_for_state(self, namespace: str, name: str, wanted: Callable[[Document], bool]) -> bool:
         """Whether a pod is as ``wanted``, now or after a change.
 
@@ -101,18 +114,27 @@ class PodApi:
         if self._client is not None:
             self._client.close()
 
-    def _write(self, what: str, method: str, target: str, kind: str, document: Document) -> None:
+    def _write(
+        self,
+        what: str,
+        method: str,
+        target: str,
+        kind: str,
+        document: Document,
+        accept: str = _ONLY_METADATA,
+    ) -> bytes:
         def sign() -> SignedRequest:
-            headers = {"accept": _ONLY_METADATA, "content-type": kind, **self._login()}
+            headers = {"accept": accept, "content-type": kind, **self._login()}
             return SignedRequest(method, target, headers)
 
-        self._open().send(
+        response = self._open().send(
             what,
             sign,
             [json.dumps(document).encode()],
             accepted=_SUCCESS,
             timeout=AdaptiveTimeout(steady_s=TIMEOUT_S),
         )
+        return response.content
 
     def _read(
         self,

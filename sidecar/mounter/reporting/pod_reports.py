@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 from sidecar.errors import (
     AccessDenied,
     LoginRejected,
+    MountLost,
     NotSaved,
     SpoolFull,
     WorkerHung,
@@ -23,6 +24,7 @@ from sidecar.spec import volume_label
 CONDITION: Final = "mount-sidecar.io/Ready"
 
 REFUSED_CODES: Final = (AccessDenied.code, LoginRejected.code)
+MOUNT_LOST: Final = "MountLost"
 _NEARLY_FULL: Final = 0.9
 _RELAXED: Final = 0.7
 """Below this, the spool may be reported as nearly full again."""
@@ -58,6 +60,9 @@ def condition(status: Document) -> Condition | None:
             if error is not None and error["code"] != WorkerLost.code:
                 reason = "StoreFails" if error in volume["failing"] else _reason(error)
                 return Condition("False", reason, f"volume {_label(volume)}: {_line(error)}")
+        for volume in status["volumes"]:
+            if volume["lost_in"]:
+                return Condition("False", MOUNT_LOST, mount_lost(volume).message)
         return Condition("True", "Mounted", f"{len(status['volumes'])} volume(s) are usable")
     if status["phase"] == "failed":
         return Condition("False", "MountFailed", _line(status["error"]))
@@ -79,6 +84,7 @@ class Observer:
     _refused: dict[tuple[str, str], float] = field(default_factory=dict)
     _nearly_full: set[str] = field(default_factory=set)
     _told: set[str] = field(default_factory=set)
+    _lost: dict[str, float] = field(default_factory=dict)
 
     def look_at_status(self, status: Document) -> list[Report]:
         """Reports of what is new in a status document (:mod:`sidecar.mounter.system.status`)."""
@@ -126,6 +132,9 @@ class Observer:
                 reports += self._once(label, "StoreFails", failure)
             if error not in [None, *volume["failing"]] and error["code"] != WorkerLost.code:
                 reports += self._once(label, _reason(error), error)
+        if volume["lost_in"] and self._lost.get(label) != volume["remounted_at"]:
+            self._lost[label] = volume["remounted_at"]
+            reports.append(mount_lost(volume))
         if error is None:
             self._told = {key for key in self._told if not key.startswith(f"{label} ")}
         if status["phase"] == "stopped" and volume["unsaved_count"]:
@@ -144,6 +153,14 @@ class Observer:
             return []
         self._told.add(key)
         return [Report(reason, f"volume {label}: {_line(error)}")]
+
+
+def mount_lost(volume: Document) -> Report:
+    """What to tell of a volume whose mount was replaced under a container's sub-path."""
+    who = ", ".join(f"container `{name}`" for name in volume["lost_in"]) or "containers"
+    what = f"{who} cannot reach `{volume['path']}` any more (ENOTCONN), until started again"
+    text = f"{MountLost.code} {MountLost.name}: volume {_label(volume)}: {what}"
+    return Report(MOUNT_LOST, text)
 
 
 def _label(volume: Document) -> str:

@@ -11,6 +11,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +19,10 @@ from sidecar import logs
 from sidecar.errors import ClusterError
 from sidecar.metrics import read_volume_totals
 from sidecar.mounter.reporting.event_recorder import EventRecorder, PodIdentity
+from sidecar.mounter.reporting.lost_mounts import LostMounts
 from sidecar.mounter.reporting.pod_api import PodApi
 from sidecar.mounter.reporting.pod_completion import wait_for_end
-from sidecar.mounter.reporting.pod_reports import Observer, condition
+from sidecar.mounter.reporting.pod_reports import Observer, Report, condition
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE, read_status
@@ -40,11 +42,16 @@ class Reporter:
     Args:
         state: the sidecar's state directory.
         spool_bytes: the budget of each writable bucket.
+        tell: gives a message to the supervisor.
     """
 
-    def __init__(self, state: Path, spool_bytes: int) -> None:
+    def __init__(
+        self, state: Path, spool_bytes: int, tell: Callable[[dict[str, Any]], object]
+    ) -> None:
         self._state = state
+        self._tell = tell
         self._observer = Observer(spool_bytes)
+        self._lost = LostMounts()
         pod = PodIdentity(*(os.environ[name] for name in POD_VARIABLES))
         self._recorder = EventRecorder(pod, PodApi())
         self._seen: tuple[int, int] | None = None
@@ -54,12 +61,13 @@ class Reporter:
 
     def turn(self, now_s: float, *, last: bool = False) -> None:
         """Look once, and send what is due. ``now_s``: monotonic; ``last``: send everything."""
-        reports = []
+        reports: list[Report] = []
         version = _version(self._state / STATUS_FILE)
         if version is not None and version != self._seen:
             self._seen = version
             status = read_status(self._state)
             reports += self._observer.look_at_status(status)
+            self._lost.look_at_status(status)
             self.ready = bool(status["ready"])
             found = condition(status)
             if found is not None:
@@ -69,9 +77,20 @@ class Reporter:
             if self._metrics is None:  # made before ready
                 self._metrics = pinned(self._state / METRICS_DIRECTORY)
             reports += self._observer.look_at_totals(read_volume_totals(self._metrics))
+        if self.ready and self._lost.is_due(now_s):
+            reports += self._look_for_lost_mounts(now_s)
         for report in reports:
             self._recorder.add(report)
         self._recorder.send(now_s, last=last)
+
+    def _look_for_lost_mounts(self, now_s: float) -> list[Report]:
+        """Tell the supervisor, which publishes it. What to report if the pod cannot be seen."""
+        pod = self._recorder.see_pod()
+        if not self._recorder.sees_pod:
+            return self._lost.give_up()
+        if self._lost.look_at_pod(pod, now_s):
+            self._tell({"event": "lost", "containers": self._lost.containers})
+        return []
 
 
 def _version(file: Path) -> tuple[int, int] | None:
@@ -102,7 +121,7 @@ def main(channel: Channel) -> int:
     if received is None:
         return 0
     spec = PersistenceSpec.from_json(Path(received[0]["spec"]).read_text())
-    reporter = Reporter(Path(spec.roots.state), spec.sizes.spool_bytes)
+    reporter = Reporter(Path(spec.roots.state), spec.sizes.spool_bytes, channel.send)
     watching = STOP_WITH_EXPERIMENT_VARIABLE not in os.environ
     while not select.select([channel], [], [], _TURN_S)[0]:
         reporter.turn(time.monotonic())

@@ -163,6 +163,7 @@ class Lifecycle:
         except OSError as error:
             raise preparation.unusable(error) from None
         for bucket in self._buckets:
+            bucket.was_shown = status.was_shown(self._state)
             bucket.prepare()
         self._publish()
         self._start_health()
@@ -210,6 +211,7 @@ class Lifecycle:
 
     def _become_ready(self) -> None:
         assert self._shared is not None
+        assert self._state is not None
         self._ready = True
         self._phase = "ready"
         self._time_to_ready_s = time.monotonic() - self._started_s
@@ -219,6 +221,7 @@ class Lifecycle:
             bucket.heals = True
         self._publish()
         try:
+            status.note_shown(self._state)
             self._shared.write(status.READY_FILE, f"{self._time_to_ready_s:.3f}\n")
         except OSError as error:
             raise preparation.unusable(error) from None
@@ -276,8 +279,7 @@ class Lifecycle:
 
     def _tell_user(self, lines: list[str]) -> None:
         text = "\n".join(lines) + "\n"
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        sys.stderr.write(text)  # line-buffered
         status.write_termination_message(self._spec.roots.termination_message, text)
 
     def _tear_down(self) -> None:
@@ -289,8 +291,7 @@ class Lifecycle:
             except OSError as error:  # somebody put a directory there
                 logs.event(log, "ready file not removed", logging.ERROR, why=error.strerror)
         for volume in self._checks.values():
-            label = volume.volume.label
-            logs.event(log, "check abandoned", logging.WARNING, volume=label)
+            logs.event(log, "check abandoned", logging.WARNING, volume=volume.volume.label)
         self._checks.clear()
         if self._reporter is not None:
             self._fork_server.wait_for(self._reporter, _LAST_REPORTS_S)
@@ -355,6 +356,10 @@ class Lifecycle:
     def _on_message(self, child: Child, message: Message) -> None:
         if child is self._health:
             child.channel.send({"pong": message["number"]})
+        elif child is self._reporter and message["event"] == "lost":
+            for each in self._buckets:
+                each.lost_in = message["containers"].get(each.volume.label, [])
+            self._publish()
         elif child is self._reporter:
             logs.event(log, message["event"])
             self._stop_asked = True  # the pod's other containers have ended

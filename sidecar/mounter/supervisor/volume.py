@@ -93,6 +93,8 @@ class SupervisedVolume:
             "left": None,
             "unsaved": [],
             "unsaved_count": 0,
+            "remounted_at": None,
+            "lost_in": [],
         }
 
 
@@ -110,6 +112,8 @@ class SupervisedBucket(SupervisedVolume):
         unsaved: files that are not saved in the pod's last minute (key, size_bytes, code, why);
             not more than the worker lists.
         unsaved_count: how many there are.
+        was_shown: other containers have had the volume before, or may have now.
+        lost_in: names of the containers whose sub-path leads to an earlier mount than this.
     """
 
     def __init__(
@@ -142,6 +146,9 @@ class SupervisedBucket(SupervisedVolume):
         self._hurried: Child | None = None  # the worker that was told so
         self.unsaved: list[dict[str, Any]] = []
         self.unsaved_count = 0
+        self.was_shown = False
+        self.lost_in: list[str] = []
+        self._remounted_at: float | None = None  # wall clock
 
     def document(self) -> dict[str, Any]:
         """Its part of the status document."""
@@ -156,6 +163,8 @@ class SupervisedBucket(SupervisedVolume):
             "left": self._left,
             "unsaved": self.unsaved,
             "unsaved_count": self.unsaved_count,
+            "remounted_at": self._remounted_at,
+            "lost_in": self.lost_in,
         }
 
     # --- the mount ----------------------------------------------------------------------------
@@ -175,6 +184,9 @@ class SupervisedBucket(SupervisedVolume):
         """Mount, and give the connection to the worker. Raises MountFailed."""
         self.state = "mounting"
         assert self.worker is not None
+        if self.volume.is_sub_path and (self.was_shown or self.heals):
+            # What the kubelet has bound into a container leads to the earlier mount for ever.
+            self._remounted_at = time.time()
         if self._transport == "libfuse":
             self.worker.channel.send({"do": "mount"})
             return

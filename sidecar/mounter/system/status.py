@@ -22,6 +22,8 @@ READY_FILE = "ready"
 STATUS_FILE = "status.json"
 METRICS_DIRECTORY = "metrics"
 """In the state directory. Made anew by each start of the sidecar."""
+_SHOWN_FILE = "shown"
+"""In the state directory, which lives as long as the pod."""
 
 TERMINATION_MESSAGE_BYTES = 4096
 """A kubelet reads no more of it."""
@@ -106,6 +108,24 @@ def read_stopping(state: int) -> tuple[float, float] | None:
     except (OSError, ValueError):
         return None
     return (began_s, float(text)) if text.isdecimal() else None
+
+
+def note_shown(state: int) -> None:
+    """Note for later starts that other containers may have the mounts from now on. Raises OSError.
+
+    Args:
+        state: descriptor of the directory.
+    """
+    os.close(open_file(state, _SHOWN_FILE, os.O_WRONLY | os.O_CREAT))
+
+
+def was_shown(state: int) -> bool:
+    """Whether an earlier start in this state directory has shown its mounts."""
+    try:
+        os.stat(_SHOWN_FILE, dir_fd=state, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def write_termination_message(path: str, text: str) -> None:
