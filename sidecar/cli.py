@@ -51,6 +51,7 @@ MAX_ID = 2**32 - 2  # 2**32 - 1 means "no change" to chown(2)
 
 # Paths at which the admission server's Deployment mounts its files.
 WEBHOOK_CATALOGUE = "/etc/sidecar/catalogue/catalogue.yaml"
+WEBHOOK_KEPT_CATALOGUE = "/etc/sidecar/catalogue-kept/catalogue.yaml"
 WEBHOOK_TLS = "/etc/sidecar/tls"
 WEBHOOK_PORT = 9443
 
@@ -177,6 +178,15 @@ def _injection(image: str | None, native: bool, allow_shared_pids: bool) -> Inje
 @cli.group(invoke_without_command=True)
 @click.option("--catalogue", default=WEBHOOK_CATALOGUE, show_default=True, metavar="FILE")
 @click.option(
+    "--kept-catalogue",
+    default=WEBHOOK_KEPT_CATALOGUE,
+    show_default=True,
+    metavar="FILE",
+    help="The last valid one, for a start while the other cannot be read.",
+)
+@click.option("--keep-in", metavar="CONFIGMAP", help="Where it is kept. [default: it is not kept]")
+@click.option("--namespace", default="mount-sidecar", show_default=True, help="Of that ConfigMap.")
+@click.option(
     "--tls", default=WEBHOOK_TLS, show_default=True, metavar="DIR", help="tls.crt, tls.key."
 )
 @click.option("--host", default="0.0.0.0", show_default=True)  # noqa: S104 - the API server is outside
@@ -190,7 +200,11 @@ def _injection(image: str | None, native: bool, allow_shared_pids: bool) -> Inje
 @click.pass_context
 def webhook(
     context: click.Context,
+    *,
     catalogue: str,
+    kept_catalogue: str,
+    keep_in: str | None,
+    namespace: str,
     tls: str,
     host: str,
     port: int,
@@ -202,10 +216,12 @@ def webhook(
     """Serve admission requests until told to stop. The catalogue and the TLS pair are followed."""
     if context.invoked_subcommand is not None:
         return
+    from sidecar.control.webhook.kept_catalogue import KeptCatalogue
     from sidecar.control.webhook.server import Listen, serve
 
     injection = _injection(image, native, allow_shared_pids)
-    serve(Path(catalogue), Path(tls), injection, Listen(host, port, http_port))
+    kept = KeptCatalogue(Path(kept_catalogue), namespace, keep_in)
+    serve(Path(catalogue), kept, Path(tls), injection, Listen(host, port, http_port))
 
 
 @webhook.command()
@@ -215,6 +231,11 @@ def webhook(
 @click.option("--configuration", default="mount-sidecar", show_default=True)
 @click.option("--days", default=365, show_default=True, type=click.IntRange(min=1))
 @click.option("--renew-before-days", default=60, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--every-hours",
+    type=click.IntRange(min=1),
+    help="Look again that often, until told to stop. [default: look once]",
+)
 def certificate(
     namespace: str,
     service: str,
@@ -222,12 +243,17 @@ def certificate(
     configuration: str,
     days: int,
     renew_before_days: int,
+    every_hours: int | None,
 ) -> None:
     """Make a certificate, store it, and tell the API server: where there is no cert-manager."""
     import datetime as dt
 
     from sidecar import logs
-    from sidecar.control.webhook.certificate_job import CertificateJob, install_certificate
+    from sidecar.control.webhook.certificate_job import (
+        CertificateJob,
+        install_certificate,
+        keep_certificate,
+    )
     from sidecar.kubernetes_api import connect
 
     logs.set_up("certificate")
@@ -241,6 +267,9 @@ def certificate(
         lifetime=dt.timedelta(days=days),
         renew_before=dt.timedelta(days=renew_before_days),
     )
+    if every_hours is not None:
+        keep_certificate(connect(), job, every_hours * 3600.0)
+        return
     changed = install_certificate(connect(), job)
     click.echo("installed" if changed else "nothing to do")
 

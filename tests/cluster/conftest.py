@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.cluster import MANIFESTS, Cluster, Json, kustomize
 
 NAMESPACE = "experiments"
 ACCOUNT = "experiment"
-_NEEDS_AN_IMAGE = {"Deployment", "DaemonSet", "Job", "CronJob"}
+_NEEDS_AN_IMAGE = {"Deployment", "DaemonSet"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,9 +44,16 @@ def manifests() -> list[Json]:
 
 
 @pytest.fixture(scope="session")
-def policies(cluster: Cluster, manifests: list[Json]) -> Iterator[Cluster]:
-    """The cluster with everything of ours but the programs."""
-    documents = [d for d in manifests if d["kind"] not in _NEEDS_AN_IMAGE]
+def experiments() -> list[Json]:
+    """The namespace for experiments, which is a user's and no part of an installation."""
+    text = (MANIFESTS / "overlays" / "kind" / "experiments.yaml").read_text()
+    return list(yaml.safe_load_all(text))
+
+
+@pytest.fixture(scope="module")
+def policies(cluster: Cluster, manifests: list[Json], experiments: list[Json]) -> Iterator[Cluster]:
+    """The cluster with everything of ours but the programs, and the namespace for experiments."""
+    documents = [d for d in manifests if d["kind"] not in _NEEDS_AN_IMAGE] + experiments
     try:
         cluster.apply(documents)
         cluster.wait_for(lambda: _are_known(cluster), "the policies' types are checked")

@@ -46,7 +46,7 @@ def installed(policies: Cluster, manifests: list[Json]) -> Iterator[Cluster]:
     """With the webhook, whose certificate the job makes, and a catalogue that needs no store."""
     catalogue = find(manifests, "ConfigMap", "mount-sidecar-catalogue")
     catalogue["data"]["catalogue.yaml"] = CATALOGUE
-    programs = [d for d in manifests if d["kind"] in ("Deployment", "Job")]
+    programs = [d for d in manifests if d["kind"] == "Deployment"]
     policies.apply([catalogue, *programs])
     try:
         wait = "-n", "mount-sidecar", "rollout", "status", "--timeout=100s"

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from sidecar import __version__
-from sidecar.cli import cli
+from sidecar.cli import WEBHOOK_KEPT_CATALOGUE, cli
 from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.control.webhook.kept_catalogue import KEY
 from sidecar.mounter.reporting.pod_reports import CONDITION
 from sidecar.pod import CONTAINER_NAME, RESERVED_PREFIX
 from sidecar.spec import HTTP_PORT
@@ -95,7 +96,8 @@ def test_the_image_has_one_name_and_pods_get_the_same(overlay: list[Json]) -> No
     assert image.endswith(f"/mount-sidecar:{__version__}")
     webhook = find(overlay, "Deployment", "mount-sidecar-webhook")
     container = webhook["spec"]["template"]["spec"]["containers"][0]
-    assert container["args"] == ["webhook", "--image", image]
+    kept = ["--keep-in", "mount-sidecar-catalogue-kept"]
+    assert container["args"] == ["webhook", "--image", image, *kept]
 
 
 def test_only_the_janitor_is_privileged(overlay: list[Json]) -> None:
@@ -133,21 +135,58 @@ def test_what_refers_to_another_object_finds_it(overlay: list[Json]) -> None:
 
 
 def test_a_certificate_comes_from_one_place() -> None:
-    by_job = names(kustomize(MANIFESTS / "overlays/kind"))
+    by_us = names(kustomize(MANIFESTS / "overlays/kind"))
     by_manager = names(kustomize(MANIFESTS / "overlays/eks"))
-    assert {"Job mount-sidecar-certificate", "CronJob mount-sidecar-certificate"} < by_job
+    assert "Deployment mount-sidecar-certificate" in by_us
     assert "Certificate mount-sidecar-webhook" in by_manager
     assert not [name for name in by_manager if name.endswith("mount-sidecar-certificate")]
 
 
-def test_the_experiments_namespace_is_opted_in_and_ours_is_not(overlay: list[Json]) -> None:
-    assert (
-        OPTED_IN.items() <= find(overlay, "Namespace", "experiments")["metadata"]["labels"].items()
-    )
-    assert (
-        not OPTED_IN.keys()
-        & find(overlay, "Namespace", "mount-sidecar")["metadata"]["labels"].keys()
-    )
+def test_uninstalling_destroys_nothing_of_users(overlay: list[Json]) -> None:
+    """`kubectl delete -k` deletes these objects, and whatever is in a namespace among them."""
+    ours = find(overlay, "Namespace", "mount-sidecar")
+    assert not OPTED_IN.keys() & ours["metadata"]["labels"].keys(), "no experiment runs here"
+    for document in overlay:
+        kind, metadata = document["kind"], document["metadata"]
+        assert kind not in ("PersistentVolume", "PersistentVolumeClaim", "Secret")
+        assert kind != "Namespace" or metadata["name"] == "mount-sidecar"
+        assert metadata.get("namespace", "mount-sidecar") == "mount-sidecar", metadata
+
+
+def test_nothing_of_an_overlay_is_immutable(overlay: list[Json]) -> None:
+    """An upgrade applies the same objects with another image, also within the day."""
+    assert not [d for d in overlay if d["kind"] in ("Job", "Pod")]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_namespace_of_experiments_is_opted_in(name: str) -> None:
+    text = (MANIFESTS / "overlays" / name / "experiments.yaml").read_text()
+    assert f"kubectl apply -f manifests/overlays/{name}/experiments.yaml" in text
+    documents = list(yaml.safe_load_all(text))
+    validate(documents)
+    namespace, account, binding = documents
+    assert OPTED_IN.items() <= namespace["metadata"]["labels"].items()
+    find(kustomize(MANIFESTS / "overlays" / name), "ClusterRole", binding["roleRef"]["name"])
+    [subject] = binding["subjects"]
+    assert subject["name"] == account["metadata"]["name"]
+
+
+def test_the_webhook_may_change_one_config_map(overlay: list[Json]) -> None:
+    [rule] = find(overlay, "Role", "mount-sidecar-webhook")["rules"]
+    assert rule == {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": ["mount-sidecar-catalogue-kept"],
+        "verbs": ["patch"],
+    }
+    assert "data" not in find(overlay, "ConfigMap", *rule["resourceNames"]), "kept over an upgrade"
+    webhook = find(overlay, "Deployment", "mount-sidecar-webhook")["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in webhook["volumes"]}
+    assert volumes["catalogue-kept"]["configMap"]["name"] == "mount-sidecar-catalogue-kept"
+    mounts = {
+        mount["name"]: mount["mountPath"] for mount in webhook["containers"][0]["volumeMounts"]
+    }
+    assert f"{mounts['catalogue-kept']}/{KEY}" == WEBHOOK_KEPT_CATALOGUE
 
 
 def rights(documents: list[Json], role: str) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""`sidecar webhook certificate`: stores a certificate and announces its authority. Once, no loop.
+"""`sidecar webhook certificate`: stores a certificate and announces its authority.
 
 The authority is added to the webhook's configuration first, beside the one before it; then the
 Secret is written. So the API server accepts what each replica serves at every moment, also if
@@ -11,6 +11,8 @@ import base64
 import binascii
 import datetime as dt
 import logging
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -79,6 +81,22 @@ def install_certificate(api: Any, job: CertificateJob) -> bool:
             logs.event(log, "trying again", logging.WARNING, why=error.line(), seconds=wait_s)
             time.sleep(wait_s)
     raise AssertionError("unreachable")
+
+
+def keep_certificate(api: Any, job: CertificateJob, interval_s: float) -> None:
+    """Run the job now and then every ``interval_s``, until SIGTERM or SIGINT.
+
+    Raises:
+        ClusterError: as :func:`install_certificate`.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    while True:
+        changed = install_certificate(api, job)
+        logs.event(log, "certificate renewed" if changed else "certificate is valid")
+        if stopping.wait(interval_s):
+            return
 
 
 def _install(api: Any, job: CertificateJob) -> bool:

@@ -37,21 +37,29 @@ class ReloadingCatalogue:
 
     Args:
         path: the file, which is read at once.
+        kept: the last valid catalogue of replicas before this one, for a start with an invalid
+            file; it may not be there.
 
     Raises:
-        ConfigError: it is invalid.
+        ConfigError: the file is invalid, and there is no valid one in ``kept``.
 
     Attributes:
         current: the last valid catalogue.
-        valid: whether the file was valid when it was last read.
+        text: what it was read from.
+        problem: the error's line while the file is invalid; None if it was valid when it was
+            last read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: Path) -> None:
         self._path = path
         self._refreshing = threading.Lock()
         self._identity = _identity(path)
-        self.current = self._read()
-        self.valid = True
+        self.problem: str | None = None
+        try:
+            self.text, self.current = _read(path)
+        except ConfigError as error:
+            self.text, self.current = _read_kept(kept, error)
+            self._refuse(error)
 
     def refresh(self) -> None:
         """Read the file if it changed. For any thread."""
@@ -64,26 +72,36 @@ class ReloadingCatalogue:
             return
         self._identity = identity
         try:
-            self.current = self._read()
+            self.text, self.current = _read(self._path)
         except ConfigError as error:
-            self.valid = False
-            logs.event(
-                log, "catalogue refused, the last one holds", logging.ERROR, why=error.line()
-            )
+            self._refuse(error)
         else:
-            self.valid = True
+            self.problem = None
             volumes = len(self.current.data) + len(self.current.outputs)
             logs.event(log, "catalogue read", volumes=volumes)
 
-    def _read(self) -> Catalogue:
-        where = str(self._path)
-        try:
-            text = self._path.read_text("utf-8-sig")
-        except OSError as error:
-            raise CatalogueInvalid(f"{where}: cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise CatalogueInvalid(f"{where}: not UTF-8 (byte {error.start})") from None
-        return parse_catalogue(text, where)
+    def _refuse(self, error: ConfigError) -> None:
+        self.problem = error.line()
+        logs.event(log, "catalogue refused, the last one holds", logging.ERROR, why=self.problem)
+
+
+def _read(path: Path) -> tuple[str, Catalogue]:
+    """A file's text, and the catalogue in it. Raises ConfigError."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise CatalogueInvalid(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CatalogueInvalid(f"{path}: not UTF-8 (byte {error.start})") from None
+    return text, parse_catalogue(text, str(path))
+
+
+def _read_kept(path: Path, why: ConfigError) -> tuple[str, Catalogue]:
+    """The catalogue that an earlier replica kept. Raises ``why`` if there is no valid one."""
+    try:
+        return _read(path)
+    except ConfigError:
+        raise why from None
 
 
 class ReloadingCertificate:

@@ -20,6 +20,7 @@ from typing import Final
 from sidecar import logs
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.control.webhook.admission import REVIEW_BYTES, answer
+from sidecar.control.webhook.kept_catalogue import KeptCatalogue
 from sidecar.control.webhook.reloading import ReloadingCatalogue, ReloadingCertificate
 from sidecar.errors import ReviewInvalid
 from sidecar.http_message import Request, Response
@@ -47,19 +48,24 @@ class Listen:
     http_port: int
 
 
-def serve(catalogue: Path, tls: Path, injection: Injection, where: Listen) -> None:
+def serve(
+    catalogue: Path, kept: KeptCatalogue, tls: Path, injection: Injection, where: Listen
+) -> None:
     """Serve until SIGTERM or SIGINT. Requests that have begun by then are answered.
 
     Args:
         catalogue: the catalogue's file; read again when it changes.
+        kept: where the last valid one is kept.
         tls: a folder with ``tls.crt`` and ``tls.key``; read again when they change.
 
     Raises:
-        ConfigError: the catalogue or the certificate cannot be used.
+        ConfigError: neither the catalogue nor a kept one can be used, or the certificate cannot.
         PortInUse: a port is taken.
     """
     logs.set_up("webhook")
-    webhook = _Webhook(ReloadingCatalogue(catalogue), ReloadingCertificate(tls), injection)
+    webhook = _Webhook(
+        ReloadingCatalogue(catalogue, kept.file), kept, ReloadingCertificate(tls), injection
+    )
     admission = HttpServer(
         listen(where.host, where.port, _HINT),
         {"/mutate": Route("POST", webhook.mutate)},
@@ -70,7 +76,7 @@ def serve(catalogue: Path, tls: Path, injection: Injection, where: Listen) -> No
         listen(where.host, where.http_port, _HINT),
         {
             "/metrics": Route("GET", webhook.metrics),
-            "/startupz": Route("GET", webhook.alive, "probes"),
+            "/startupz": Route("GET", webhook.ready, "probes"),
             "/livez": Route("GET", webhook.alive, "probes"),
         },
         _PAGES,
@@ -87,9 +93,14 @@ def serve(catalogue: Path, tls: Path, injection: Injection, where: Listen) -> No
 
 class _Webhook:
     def __init__(
-        self, catalogue: ReloadingCatalogue, certificate: ReloadingCertificate, injection: Injection
+        self,
+        catalogue: ReloadingCatalogue,
+        kept: KeptCatalogue,
+        certificate: ReloadingCertificate,
+        injection: Injection,
     ) -> None:
         self._catalogue = catalogue
+        self._kept = kept
         self._certificate = certificate
         self._injection = injection
         self._metrics = WebhookMetrics()
@@ -103,7 +114,8 @@ class _Webhook:
         while True:
             self._certificate.refresh()
             self._catalogue.refresh()
-            self._metrics.files(self._catalogue.valid, self._certificate.expires_s)
+            self._metrics.files(self._catalogue.problem is None, self._certificate.expires_s)
+            self._kept.keep(self._catalogue.text)
             time.sleep(_REFRESH_S)
 
     def mutate(self, request: Request) -> Response:
@@ -122,6 +134,13 @@ class _Webhook:
         """For Prometheus."""
         content_type, page = self._metrics.page()
         return Response(HTTPStatus.OK, page, content_type)
+
+    def ready(self, _: Request) -> Response:
+        """For the kubelet: also with an earlier catalogue, else no pod would get the sidecar.
+
+        The document says which one is in use, for whoever asks.
+        """
+        return _json({"ready": True, "catalogueError": self._catalogue.problem})
 
     def alive(self, _: Request) -> Response:
         """For the kubelet."""

@@ -61,18 +61,31 @@ def tls_files(pair: IssuedCertificate) -> dict[str, bytes]:
 class Webhook:
     """One server and its two folders; a context manager."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        catalogue: bytes | None = None,
+        kubeconfig: Path | None = None,
+    ) -> None:
+        directory.mkdir(exist_ok=True)
         self.pair = new_pair()
-        self.catalogue = Folder(directory / "catalogue", {"catalogue.yaml": CATALOGUE.read_bytes()})
+        content = CATALOGUE.read_bytes() if catalogue is None else catalogue
+        self.catalogue = Folder(directory / "catalogue", {"catalogue.yaml": content})
         self.tls = Folder(directory / "tls", tls_files(self.pair))
         self._log_file = directory / "log"
         self._connections: list[http.client.HTTPSConnection] = []
         command = [sys.executable, "-m", "sidecar", "webhook", "--image", IMAGE]
         command += ["--host", "127.0.0.1", "--port", "0", "--http-port", "0"]
         command += ["--catalogue", str(self.catalogue.path / "catalogue.yaml")]
-        command += ["--tls", str(self.tls.path)]
+        command += ["--tls", str(self.tls.path), *arguments]
+        environment = dict(os.environ)
+        if kubeconfig is not None:
+            environment["KUBECONFIG"] = str(kubeconfig)
         with self._log_file.open("wb") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                command, stderr=log, stdin=subprocess.DEVNULL, env=environment
+            )
 
     def __enter__(self) -> Self:
         try:

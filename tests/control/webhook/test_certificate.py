@@ -8,6 +8,7 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,30 @@ def test_two_jobs_at_once_end_with_one_pair_that_can_be_verified(
     assert [job.returncode for job in jobs] == [0, 0], said
     authorities = [authority.public_bytes(Encoding.PEM) for authority in bundle(api)]
     assert stored(api)["ca.crt"] in authorities
+
+
+def test_kept_by_a_program_that_stays_until_it_is_told_to_stop(
+    api: KubernetesApi, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "sidecar", "webhook", "certificate", "--every-hours", "24"],
+            env={**os.environ, "KUBECONFIG": str(api.kubeconfig(tmp_path))},
+            stderr=stderr,
+        )
+    try:
+        end_s = time.monotonic() + 60
+        while "certificate renewed" not in log.read_text():
+            assert keeper.poll() is None, log.read_text()
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        assert bundle(api)[0].public_bytes(Encoding.PEM) == stored(api)["ca.crt"]
+        keeper.terminate()
+        assert keeper.wait(timeout=10) == 0
+    finally:
+        keeper.kill()
+        keeper.wait()
 
 
 def test_without_the_configuration_it_says_what_to_do(api: KubernetesApi, tmp_path: Path) -> None:
