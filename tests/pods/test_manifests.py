@@ -13,6 +13,8 @@ import yaml
 from sidecar import __version__
 from sidecar.cli import WEBHOOK_KEPT_CATALOGUE, cli
 from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.control.injection.inject import inject
+from sidecar.control.injection.sidecar_container import Injection
 from sidecar.control.webhook.kept_catalogue import KEY
 from sidecar.mounter.reporting.pod_reports import CONDITION
 from sidecar.pod import CONTAINER_NAME, RESERVED_PREFIX
@@ -283,6 +285,29 @@ def test_the_janitor_s_arguments_are_those_of_the_command(overlay: list[Json]) -
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_valid(name: str) -> None:
     validate(list(yaml.safe_load_all((MANIFESTS / "examples" / name).read_text())))
+
+
+@pytest.mark.parametrize("overlay_name", OVERLAYS)
+@pytest.mark.parametrize("name", ["experiment.yaml", "distributed.yaml"])
+def test_an_example_runs_with_an_overlay_as_it_is(name: str, overlay_name: str) -> None:
+    """Its namespace, account and volumes are the overlay's, its image is what is built."""
+    job = list(yaml.safe_load_all((MANIFESTS / "examples" / name).read_text()))[-1]
+    folder = MANIFESTS / "overlays" / overlay_name
+    namespace, account, _ = yaml.safe_load_all((folder / "experiments.yaml").read_text())
+    template = job["spec"]["template"]
+    assert job["metadata"]["namespace"] == namespace["metadata"]["name"]
+    assert template["spec"]["serviceAccountName"] == account["metadata"]["name"]
+    [container] = template["spec"]["containers"]
+    assert container["image"] == f"localhost/experiment:{__version__}"
+    text = (folder / "catalogue.yaml").read_text()
+    pod = {"metadata": template["metadata"], "spec": template["spec"]}
+    catalogue = parse_catalogue(text, "the overlay's catalogue")
+    assert inject(pod, catalogue, Injection())["spec"]["initContainers"]
+
+
+def test_no_overlay_needs_a_directory_of_the_nodes() -> None:
+    for name in OVERLAYS:
+        assert "hostPath" not in (MANIFESTS / "overlays" / name / "catalogue.yaml").read_text()
 
 
 def test_the_examples_catalogue_is_the_document_s() -> None:

@@ -92,7 +92,7 @@ class Prometheus(Server):
     def answers(self, start_s: float) -> list[Answer]:
         """What every query of the dashboard returns, from ``start_s`` (since 1970) until now."""
         end_s = time.time()
-        return [(query, ask(self.endpoint, query, start_s, end_s)) for query in queries()]
+        return [(query, ask(self.endpoint, query, start_s, end_s)) for query in queries("5s")]
 
     def wait_for(self, expression: str, pod: Pod) -> None:
         """Return when the expression is above 0."""

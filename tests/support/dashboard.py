@@ -2,7 +2,8 @@
 
     python -m tests.support.dashboard http://127.0.0.1:9090 [PICTURE.png]
 
-It prints one line for each query, and fails if one returns nothing. The picture needs
+It prints one line for each query, and fails if one returns nothing. Rates are over five minutes,
+which has samples enough of a Prometheus that scrapes every minute. The picture needs
 matplotlib (`scripts/install.sh bench`).
 """
 
@@ -23,7 +24,7 @@ from tests.support.servers import REPOSITORY
 DASHBOARD = REPOSITORY / "manifests/components/grafana-dashboard/mount-sidecar.json"
 
 _COLUMNS = 3
-_RATE_WINDOW = "5s"
+_RATE_WINDOW = "5m"
 _UNITS = {
     "Bps": ("MB/s", 1e6),
     "bytes": ("MB", 1e6),
@@ -59,14 +60,18 @@ class Series:
     values: list[float]
 
 
-def queries() -> list[Query]:
-    """Every query of the dashboard, for all namespaces and pods."""
+def queries(rate_window: str = _RATE_WINDOW) -> list[Query]:
+    """Every query of the dashboard, for all namespaces and pods.
+
+    Args:
+        rate_window: over which rates are taken, such as ``5m``: at least two scrapes.
+    """
     found = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel["targets"]:
             expression = target["expr"]
             for name, value in (
-                ("$__rate_interval", _RATE_WINDOW),
+                ("$__rate_interval", rate_window),
                 ("$namespace", ".*"),
                 ("$pod", ".*"),
             ):
