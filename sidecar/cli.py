@@ -39,7 +39,10 @@ from sidecar.spec import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sidecar.control.injection.sidecar_container import Injection
+    from sidecar.spec import CaBundle
 
 # As a shell reports a program that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
 EXIT_INTERRUPTED = 130
@@ -148,14 +151,41 @@ _ALLOW_SHARED_PIDS = click.option(
 )
 
 
+def _network(command: Callable[..., None]) -> Callable[..., None]:
+    """Options for how the cluster's sidecars reach the stores."""
+    for option in (
+        click.option(
+            "--ca-bundle",
+            metavar="KIND/NAME/KEY",
+            help="Authorities besides the public ones: configMap/... or secret/..., in the pod's "
+            "namespace.",
+        ),
+        click.option(
+            "--proxy-secret",
+            metavar="SECRET",
+            help="In the pod's namespace: HTTPS_PROXY, HTTP_PROXY, NO_PROXY, logins included.",
+        ),
+        click.option("--no-proxy", metavar="LIST", help="What is reached without the proxy."),
+        click.option("--proxy", metavar="URL", help="http://HOST:PORT, without a login."),
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.option("--catalogue", required=True, metavar="FILE", help="Helm values, or data/outputs.")
 @click.option("-f", "--filename", default=STANDARD_INPUT, metavar="MANIFEST", help="[default: -]")
 @_IMAGE
 @_NATIVE
 @_ALLOW_SHARED_PIDS
+@_network
 def inject(
-    catalogue: str, filename: str, image: str | None, native: bool, allow_shared_pids: bool
+    catalogue: str,
+    filename: str,
+    image: str | None,
+    native: bool,
+    allow_shared_pids: bool,
+    **network: str | None,
 ) -> None:
     """Print a manifest with the sidecar added to each pod in it. FILE may be -."""
     from sidecar.control.catalogue.catalogue import parse_catalogue
@@ -165,14 +195,39 @@ def inject(
         raise UsageError("--catalogue and --filename cannot both read standard input")
     declared = parse_catalogue(*read_text(catalogue, CatalogueInvalid))
     text, where = read_text(filename, ManifestInvalid)
-    injection = _injection(image, native, allow_shared_pids)
+    injection = _injection(image, native, allow_shared_pids, network)
     click.echo(inject_manifests(text, where, declared, injection), nl=False)
 
 
-def _injection(image: str | None, native: bool, allow_shared_pids: bool) -> Injection:
+def _injection(
+    image: str | None, native: bool, allow_shared_pids: bool, network: dict[str, str | None]
+) -> Injection:
+    """Raises UsageError."""
+    from sidecar.control.injection.network import Network
     from sidecar.control.injection.sidecar_container import DEFAULT_IMAGE, Injection
+    from sidecar.spec_rules import proxy_problem
 
-    return Injection(image or DEFAULT_IMAGE, native, allow_shared_pids)
+    proxy, secret = network["proxy"], network["proxy_secret"]
+    if proxy is not None and (problem := proxy_problem(proxy)):
+        raise UsageError(f"--proxy {problem}, or name a --proxy-secret")
+    if proxy is not None and secret is not None:
+        raise UsageError("--proxy and --proxy-secret exclude each other")
+    bundle = _parse_ca_bundle(network["ca_bundle"])
+    chosen = Network(proxy, network["no_proxy"], bundle, secret)
+    return Injection(image or DEFAULT_IMAGE, native, allow_shared_pids, chosen)
+
+
+def _parse_ca_bundle(text: str | None) -> CaBundle | None:
+    """``KIND/NAME/KEY``. Raises UsageError."""
+    from sidecar.spec import CaBundle
+
+    kind, _, rest = (text or "").partition("/")
+    name, _, key = rest.partition("/")
+    if text is None:
+        return None
+    if kind not in ("configMap", "secret") or not name or not key or "/" in key:
+        raise UsageError("--ca-bundle must be configMap/NAME/KEY or secret/NAME/KEY")
+    return CaBundle(kind="secret" if kind == "secret" else "configMap", name=name, key=key)
 
 
 @cli.group(invoke_without_command=True)
@@ -197,9 +252,11 @@ def _injection(image: str | None, native: bool, allow_shared_pids: bool) -> Inje
 @_IMAGE
 @_NATIVE
 @_ALLOW_SHARED_PIDS
+@_network
 @click.pass_context
 def webhook(
     context: click.Context,
+    /,
     *,
     catalogue: str,
     kept_catalogue: str,
@@ -212,6 +269,7 @@ def webhook(
     image: str | None,
     native: bool,
     allow_shared_pids: bool,
+    **network: str | None,
 ) -> None:
     """Serve admission requests until told to stop. The catalogue and the TLS pair are followed."""
     if context.invoked_subcommand is not None:
@@ -219,7 +277,7 @@ def webhook(
     from sidecar.control.webhook.kept_catalogue import KeptCatalogue
     from sidecar.control.webhook.server import Listen, serve
 
-    injection = _injection(image, native, allow_shared_pids)
+    injection = _injection(image, native, allow_shared_pids, network)
     kept = KeptCatalogue(Path(kept_catalogue), namespace, keep_in)
     serve(Path(catalogue), kept, Path(tls), injection, Listen(host, port, http_port))
 

@@ -52,7 +52,8 @@ The tree, readable in one screen::
     │   ├── WriteDenied         SC1053  may list, and not write; at start
     │   ├── DeleteDenied        SC1054  may write, and not delete; at start
     │   ├── ObjectArchived      SC1055  to be restored before it can be read
-    │   └── RegionMismatch      SC1056  the bucket is in another region, or at another endpoint
+    │   ├── RegionMismatch      SC1056  the bucket is in another region, or at another endpoint
+    │   └── ProxyDenied         SC1057  the proxy on the way to the store refuses
     ├── FileSystemError         an errno
     │   ├── ReadOnly            SC1060
     │   ├── NotADirectory       SC1061
@@ -323,6 +324,12 @@ class LoginRejected(AccessDenied):
     """The store does not know the key, or the signature does not match."""
 
     code, name = "SC1043", "LOGIN_REJECTED"
+
+
+class ProxyDenied(AccessDenied):
+    """A proxy refuses the login, or the way to the store."""
+
+    code, name = "SC1057", "PROXY_DENIED"
 
 
 class Stale(StoreError):

@@ -50,6 +50,28 @@ class ClaimSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CaBundle:
+    """Authorities in a ConfigMap or a Secret of the pod's namespace.
+
+    Attributes:
+        key: whose value is certificates in PEM.
+    """
+
+    kind: Literal["configMap", "secret"]
+    name: str
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """Below the secrets root. No name of Kubernetes has a ``_``."""
+        return self.name if self.kind == "secret" else f"configmap_{self.name}"
+
+    def path(self, secrets_root: str) -> str:
+        """The file in the sidecar."""
+        return f"{secrets_root}/{self.folder}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSource:
     """A bucket, mounted by the sidecar.
 
@@ -62,6 +84,10 @@ class StoreSource:
         secret: name of the secret; None means ambient identity.
         secret_key: key inside the secret.
         anonymous: requests are not signed.
+        proxy: ``http://HOST:PORT`` without a login, through which the store is reached; None: as
+            the secret or the environment says.
+        no_proxy: what is reached without it: names, domains, addresses and networks with commas.
+        ca_bundle: authorities besides the public ones.
     """
 
     type: Literal["store"] = "store"
@@ -74,6 +100,9 @@ class StoreSource:
     secret: str | None = None
     secret_key: str | None = None
     anonymous: bool = False
+    proxy: str | None = None
+    no_proxy: str | None = None
+    ca_bundle: CaBundle | None = None
 
 
 Source = HostPathSource | ClaimSource | StoreSource
@@ -251,7 +280,7 @@ class PersistenceSpec:
         """The spec of a document that is known to be valid, in JSON's types."""
         built = {key: part(**document[key]) for key, part in _PARTS.items()}
         volumes = tuple(
-            Volume(**{**volume, "source": _SOURCES[volume["source"]["type"]](**volume["source"])})
+            Volume(**{**volume, "source": _source(volume["source"])})
             for volume in document["volumes"]
         )
         return cls(**{**document, **built, "volumes": volumes})
@@ -265,8 +294,14 @@ def least_memory_bytes(buckets: int) -> int:
     return (64 + 32 * buckets) * MIB
 
 
+def _source(document: dict[str, Any]) -> Source:
+    if bundle := document.get("ca_bundle"):
+        document = {**document, "ca_bundle": CaBundle(**bundle)}
+    return _SOURCES[document["type"]](**document)
+
+
 _PARTS: Final = {"roots": Roots, "http": Http, "access": Access, "times": Times, "sizes": Sizes}
-_SOURCES: Final = {
+_SOURCES: Final[dict[str, type[Source]]] = {
     "hostPath": HostPathSource,
     "existingClaim": ClaimSource,
     "store": StoreSource,

@@ -76,6 +76,8 @@ def _checked_type(hint: Any) -> Any:
     if get_origin(hint) is types.UnionType and all(map(dataclasses.is_dataclass, arguments)):
         union = functools.reduce(operator.or_, map(_checked_type, arguments))
         return Annotated[union, Field(discriminator="type")]
+    if get_origin(hint) is types.UnionType and any(map(dataclasses.is_dataclass, arguments)):
+        return functools.reduce(operator.or_, map(_checked_type, arguments))  # with None
     return hint
 
 

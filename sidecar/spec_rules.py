@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import asdict
 from typing import Final
+from urllib.parse import urlsplit
 
 from sidecar.errors import (
     DuplicateSelection,
@@ -42,6 +43,20 @@ SYSTEM_DIRECTORIES: Final = (
 
 # What is part of a host's name. Anything else could make the request go to another host.
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+
+
+def proxy_problem(url: str) -> str | None:
+    """What is wrong with a proxy's URL in a catalogue or a spec, which many may read; or None."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "must look like http://HOST:PORT"
+    if "@" in url:
+        return "must have no login; put HTTPS_PROXY with the login into the volume's secret"
+    if not _HOST.fullmatch(host) or port == 0 or url.rstrip("/") != f"http://{parts.netloc}":
+        return "must look like http://HOST:PORT"
+    return None
 
 
 def shared_path(roots: Roots, kind: Kind, name: str) -> str:
@@ -157,6 +172,12 @@ def _check_store(source: StoreSource, volume: Volume) -> None:
             problem = "does not end in `/`"
         if problem is not None:
             raise SpecInvalid(f"volume {volume.label}: its prefix {problem}")
+    if source.proxy is not None and (problem := proxy_problem(source.proxy)):
+        raise SpecInvalid(f"volume {volume.label}: its proxy {problem}")
+    if source.ca_bundle is not None:
+        for name in (source.ca_bundle.name, source.ca_bundle.key):
+            if problem := name_problem(name):
+                raise SpecInvalid(f"volume {volume.label}: the name of its CA bundle {problem}")
     for what, host in {"account": source.account, "endpoint": source.endpoint_suffix}.items():
         if host is not None and not _HOST.fullmatch(host):
             raise SpecInvalid(f"volume {volume.label}: its {what} cannot be part of a host's name")

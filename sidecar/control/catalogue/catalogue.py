@@ -2,15 +2,17 @@
 
 It is written as Polyaxon's Helm values (``persistence:`` at the top) or as the bare
 ``data``/``outputs`` mapping, in YAML or JSON. The keys of an entry are Polyaxon 0.6's
-(``existingClaim, mountPath, hostPath, store, bucket, secret, secretKey, readOnly``) and one
+(``existingClaim, mountPath, hostPath, store, bucket, secret, secretKey, readOnly``) and
 more: ``anonymous: true`` reads a public bucket without a login. Leaving the secret out does
-not say that: it means the pod's ambient identity.
+not say that: it means the pod's ambient identity. ``proxy``, ``noProxy`` and ``caBundle`` say how
+a bucket's store is reached.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
@@ -28,6 +30,7 @@ from sidecar.errors import (
 )
 from sidecar.paths import check_absolute_path, name_problem
 from sidecar.spec import (
+    CaBundle,
     ClaimSource,
     HostPathSource,
     Kind,
@@ -36,6 +39,7 @@ from sidecar.spec import (
     StoreSource,
 )
 from sidecar.spec_document import describe_validation_error, nearest
+from sidecar.spec_rules import proxy_problem
 
 KINDS: tuple[Kind, ...] = ("data", "outputs")
 
@@ -161,10 +165,23 @@ def _volumes(kind: Kind, section: YamlValue, at: _Location) -> tuple[DeclaredVol
     return tuple(volumes)
 
 
+_STRICT: Final = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel)
+
+
+class _CaBundle(BaseModel):
+    """Where certificates of authorities are: in one of two kinds of objects."""
+
+    model_config = _STRICT
+
+    config_map: str | None = None
+    secret: str | None = None
+    key: str
+
+
 class _Entry(BaseModel):
     """An entry as written: only keys and types are checked. Null is the same as absent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel)
+    model_config = _STRICT
 
     mount_path: str | None = None
     host_path: str | None = None
@@ -175,6 +192,9 @@ class _Entry(BaseModel):
     secret_key: str | None = None
     read_only: bool | None = None
     anonymous: bool | None = None
+    proxy: str | None = None
+    no_proxy: str | None = None
+    ca_bundle: _CaBundle | None = None
 
 
 def _volume(kind: Kind, name: str, value: dict[str, YamlValue], at: _Location) -> DeclaredVolume:
@@ -234,7 +254,9 @@ def _source(entry: _Entry, at: _Location) -> Source:
 
 
 def _refuse_store_keys(entry: _Entry, given: str, at: _Location) -> None:
-    for field in ("bucket", "secret", "secret_key", "anonymous"):
+    for field in (
+        "bucket", "secret", "secret_key", "anonymous", "proxy", "no_proxy", "ca_bundle",
+    ):  # fmt: skip
         if getattr(entry, field) is not None:
             raise CatalogueInvalid(f"{at / to_camel(field)}: belongs to `store`, not to `{given}`")
 
@@ -250,6 +272,10 @@ def _store(entry: _Entry, store: StoreName, at: _Location) -> StoreSource:
             f"{at}: has `{present}` without `{absent}`",
             "give both, or neither for ambient identity",
         )
+    if entry.proxy is not None and (problem := proxy_problem(entry.proxy)):
+        raise CatalogueInvalid(f"{at / 'proxy'}: {problem}")
+    if entry.no_proxy is not None and not entry.no_proxy.isprintable():
+        raise CatalogueInvalid(f"{at / 'noProxy'}: must be one line")
     url = parse_bucket_url(store, entry.bucket, str(at / "bucket"))
     if entry.secret is not None and entry.secret_key is not None:
         if entry.anonymous:
@@ -268,6 +294,19 @@ def _store(entry: _Entry, store: StoreName, at: _Location) -> StoreSource:
         secret=entry.secret,
         secret_key=entry.secret_key,
         anonymous=bool(entry.anonymous),
+        proxy=entry.proxy,
+        no_proxy=entry.no_proxy,
+        ca_bundle=None if entry.ca_bundle is None else _ca_bundle(entry.ca_bundle, at / "caBundle"),
+    )
+
+
+def _ca_bundle(entry: _CaBundle, at: _Location) -> CaBundle:
+    if (entry.config_map is None) == (entry.secret is None):
+        raise CatalogueInvalid(f"{at}: needs one of `configMap` and `secret`, and `key`")
+    kind: Literal["configMap", "secret"] = "secret" if entry.config_map is None else "configMap"
+    name = _matching(_KUBERNETES_NAME, str(entry.config_map or entry.secret), at / kind, "its name")
+    return CaBundle(
+        kind=kind, name=name, key=_matching(_SECRET_KEY, entry.key, at / "key", "a key of it")
     )
 
 

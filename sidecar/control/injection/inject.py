@@ -15,6 +15,7 @@ from typing import Final
 from sidecar.control.catalogue.catalogue import Catalogue
 from sidecar.control.injection.experiment_container import equip_container
 from sidecar.control.injection.json_patch import difference
+from sidecar.control.injection.network import with_network
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
@@ -94,7 +95,7 @@ def inject(
     refuse_reserved_names(volume_names(pod_spec))
     refuse_unsupported(pod_spec, injection)
     request = parse_pod_request(metadata, "pod.metadata")
-    spec = spec_of_pod(pod_spec, request, catalogue)
+    spec = with_network(spec_of_pod(pod_spec, request, catalogue), injection.network)
     _refuse_unguarded(spec, injection)
     pod = copy.deepcopy(pod)
     _annotate(pod, spec)

@@ -30,6 +30,7 @@ class VolumeNames:
     Attributes:
         fuse: ``/dev/fuse``; None where no bucket is mounted.
         secrets: by secret.
+        authorities: ConfigMaps with CA bundles, by name.
         directories: hostPaths and claims, by the volume's kind and name in the spec.
     """
 
@@ -38,6 +39,7 @@ class VolumeNames:
     spec: str
     fuse: str | None
     secrets: Mapping[str, str]
+    authorities: Mapping[str, str]
     directories: Mapping[tuple[Kind, str], str]
 
     def of_directory(self, volume: Volume) -> str:
@@ -71,6 +73,10 @@ def add_volumes(pod_spec: JsonObject, spec: PersistenceSpec, state_bytes: int) -
         secrets={
             secret: volumes.add(f"secret-{index}", _secret_source(secret, keys))
             for index, (secret, keys) in enumerate(_secret_keys(spec).items())
+        },
+        authorities={
+            name: volumes.add(f"authorities-{index}", _config_map_source(name, keys))
+            for index, (name, keys) in enumerate(_authority_keys(spec).items())
         },
         directories={
             (volume.kind, volume.name): volumes.add_directory(volume, index)
@@ -135,12 +141,27 @@ def _secret_keys(spec: PersistenceSpec) -> dict[str, list[str]]:
     for volume in spec.buckets:
         source = volume.source
         assert isinstance(source, StoreSource)
-        if source.secret is None or source.secret_key is None:
-            continue
-        wanted = keys.setdefault(source.secret, [])
-        if source.secret_key not in wanted:
-            wanted.append(source.secret_key)
+        if source.secret is not None and source.secret_key is not None:
+            _add_key(keys, source.secret, source.secret_key)
+        if (bundle := source.ca_bundle) is not None and bundle.kind == "secret":
+            _add_key(keys, bundle.name, bundle.key)
     return keys
+
+
+def _authority_keys(spec: PersistenceSpec) -> dict[str, list[str]]:
+    """The keys that are needed of each ConfigMap, in the volumes' order."""
+    keys: dict[str, list[str]] = {}
+    for volume in spec.buckets:
+        assert isinstance(volume.source, StoreSource)
+        if (bundle := volume.source.ca_bundle) is not None and bundle.kind == "configMap":
+            _add_key(keys, bundle.name, bundle.key)
+    return keys
+
+
+def _add_key(keys: dict[str, list[str]], name: str, key: str) -> None:
+    wanted = keys.setdefault(name, [])
+    if key not in wanted:
+        wanted.append(key)
 
 
 def _secret_source(secret: str, keys: list[str]) -> JsonObject:
@@ -151,3 +172,9 @@ def _secret_source(secret: str, keys: list[str]) -> JsonObject:
             "defaultMode": _SECRET_MODE,
         }
     }
+
+
+def _config_map_source(name: str, keys: list[str]) -> JsonObject:
+    # Optional, because the sidecar says which file is missing, and a kubelet only waits.
+    items = [{"key": key, "path": key} for key in keys]
+    return {"configMap": {"name": name, "items": items, "optional": True}}

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from sidecar import __version__
+from sidecar.control.injection.network import NO_NETWORK, PROXY_VARIABLES, Network
 from sidecar.control.injection.object_fields import JsonObject
 from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
 from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
@@ -41,11 +42,13 @@ class Injection:
             the first ordinary container, whose postStart keeps the others waiting.
         allow_shared_pids: whether a pod may let the experiment see the sidecar's processes
             (``shareProcessNamespace``, ``hostPID``).
+        network: how stores are reached where the catalogue does not say it.
     """
 
     image: str = DEFAULT_IMAGE
     native: bool = True
     allow_shared_pids: bool = False
+    network: Network = NO_NETWORK
 
 
 def sidecar_container(
@@ -73,6 +76,14 @@ def sidecar_container(
     ]
     if stop_with_experiment:
         environment.append({"name": STOP_WITH_EXPERIMENT_VARIABLE, "value": "true"})
+    if (secret := injection.network.proxy_secret) is not None:
+        environment += [
+            {
+                "name": name,
+                "valueFrom": {"secretKeyRef": {"name": secret, "key": name, "optional": True}},
+            }
+            for name in PROXY_VARIABLES
+        ]
     container: JsonObject = {
         "name": CONTAINER_NAME,
         "image": injection.image,
@@ -146,6 +157,10 @@ def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[JsonObject]:
     mounts += [
         volume_mount(name, f"{roots.secrets}/{secret}", read_only=True)
         for secret, name in names.secrets.items()
+    ]
+    mounts += [
+        volume_mount(name, f"{roots.secrets}/configmap_{config_map}", read_only=True)
+        for config_map, name in names.authorities.items()
     ]
     mounts += [
         volume_mount(names.of_directory(volume), volume.path, volume.read_only)

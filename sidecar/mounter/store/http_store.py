@@ -17,6 +17,7 @@ from sidecar.errors import (
 )
 from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.pool import Endpoint
+from sidecar.mounter.store.http.proxies import name_exempt_host
 from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.retry import Retry, Retryable
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
@@ -79,6 +80,7 @@ class HttpStore(ABC, Generic[C]):
         self._login = login
         self.retry = Retry(retry_budget_s, login, observer)
         self.property_keeper = PropertyKeeper(errors)
+        name_exempt_host(endpoint.host)  # for the SDK
         self._client = HttpClient(endpoint, StoreTranslator(requests, errors))
         self._reader = RangeReader(self._client, requests, errors, self.retry)
         self._pages = ListReader(self._client, requests, errors, observer)

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from sidecar.errors import (
     AccessDenied,
@@ -22,6 +23,7 @@ from sidecar.errors import (
     NameTooLong,
     NotFound,
     ObjectArchived,
+    ProxyDenied,
     QuotaExceeded,
     RegionMismatch,
     SidecarError,
@@ -38,6 +40,7 @@ from sidecar.mounter.store.http.connection import (
     TruncatedResponse,
     UnsendableRequest,
 )
+from sidecar.mounter.store.http.proxies import ProxyFailed
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Condition
 
@@ -224,6 +227,11 @@ class StoreErrors:
             reason = "truncated" if isinstance(error, TruncatedResponse) else "connection"
             return Retryable(self.protocol(f"its answer cannot be read: {error}"), reason)
         causes = list(_causes(error))
+        proxy = next((cause for cause in causes if isinstance(cause, ProxyFailed)), None)
+        if proxy is not None and proxy.status is not None:
+            return self._proxy_answered(proxy.proxy, proxy.status)
+        if (status := _sdk_proxy_status(causes)) is not None:
+            return self._proxy_answered("", status)
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
             # Not all libraries that subclass the error fill this in.
             reasons = [str(getattr(cause, "verify_message", "")) for cause in causes]
@@ -248,10 +256,34 @@ class StoreErrors:
                 continue
             break
         unreachable = EndpointUnreachable(
-            f"{self.service} endpoint {self.endpoint} cannot be reached: {why}",
-            "check the endpoint's address and that the pod's network lets it through",
+            f"{self.service} endpoint {self.endpoint} cannot be reached"
+            f"{f' through the proxy {proxy.proxy}' if proxy else ''}: {why}",
+            "check the proxy's address (HTTPS_PROXY), or name the endpoint in NO_PROXY"
+            if proxy
+            else "check the endpoint's address and that the pod's network lets it through",
         )
         return Retryable(unreachable, "stalled" if stalled else "connection")
+
+    def _proxy_answered(self, proxy: str, status: int) -> StoreError | Retryable:
+        """The error for a proxy that does not lead to the store. ``proxy``: or empty."""
+        name = f"the proxy {proxy}" if proxy else "the proxy"
+        if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            return ProxyDenied(
+                f"{name} on the way to {self.service} endpoint {self.endpoint} refuses the login",
+                "put user and password into the URL of the proxy: HTTPS_PROXY in the secret",
+            )
+        if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return ProxyDenied(
+                f"{name} refuses to connect to {self.service} endpoint {self.endpoint}: "
+                f"status {status}",
+                "allow it there, or name the endpoint in NO_PROXY",
+            )
+        unreachable = EndpointUnreachable(
+            f"{self.service} endpoint {self.endpoint} cannot be reached through {name}: "
+            f"status {status}",
+            "see the proxy's log",
+        )
+        return Retryable(unreachable, "connection")
 
     def bucket_not_found(self) -> BucketNotFound:
         """The bucket is not there."""
@@ -335,6 +367,14 @@ def _named(code: str) -> str:
 def _safe(word: str) -> str:
     """A word of a response that may be shown, or an empty string."""
     return word if _SAFE_WORD.fullmatch(word) else ""
+
+
+def _sdk_proxy_status(causes: list[BaseException]) -> int | None:
+    """The status with which a proxy refused a tunnel of an SDK (aiohttp's error), or None."""
+    for cause in causes:
+        if type(cause).__name__ == "ClientHttpProxyError":
+            return int(getattr(cause, "status", 0))
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -36,11 +36,12 @@ from sidecar.mounter.fuse.stuck import StuckThreads
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
-from sidecar.mounter.store import open_store
+from sidecar.mounter.store import network, open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.system import directories, hardening, mounts
+from sidecar.mounter.system.atomic_file import replace_text
 from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.system.heartbeat import SharedBeats, beat_to
 from sidecar.mounter.system.shortage import lacks_resources
@@ -191,6 +192,7 @@ class Worker:
     # --- before the mount ------------------------------------------------------------------
 
     def _open_store(self) -> Store:
+        network.set_up(self._source, self._spec.roots.secrets, self._write_authorities)
         return open_store(
             self._source,
             VolumeCredentials(self._source, self._spec.roots.secrets),
@@ -198,6 +200,19 @@ class Worker:
             observer=self._outcomes,
             with_metadata=not self._volume.read_only,
         )
+
+    def _write_authorities(self, text: str) -> str:
+        """The file's path. Raises StateUnusable."""
+        name = f"{self._identity}.authorities.pem"
+        try:
+            root = directories.open_directory(Path(self._spec.roots.state))
+            try:
+                replace_text(name, text, root)
+            finally:
+                os.close(root)
+        except OSError as error:
+            raise directories.unusable("cannot write the authorities", error) from None
+        return str(Path(self._spec.roots.state) / name)
 
     def _fork_children(self, store: Store) -> tuple[Notifier | None, ReaderPool | None]:
         """The child processes, and then the heartbeat.

@@ -15,7 +15,8 @@ from typing import Any
 
 from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, Unavailable
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
-from sidecar.mounter.store.http.pool import Endpoint
+from sidecar.mounter.store.http.pool import Endpoint, authorities_file
+from sidecar.mounter.store.http.proxies import proxy_for
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.sdk_client import SdkClient
@@ -111,7 +112,7 @@ def _strict_session() -> dict[str, Any]:
 
     tracing = TraceConfig()
     tracing.on_request_redirect.append(refuse)
-    return {"raise_for_status": check, "trace_configs": [tracing]}
+    return {"raise_for_status": check, "trace_configs": [tracing], "trust_env": True}
 
 
 def is_plain(key: str) -> bool:
@@ -171,18 +172,41 @@ def fetch_token(identity: Any, token_url: str, errors: StoreErrors) -> None:
 
     Raises LoginRejected, Retryable.
     """
-    import urllib3
     from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.urllib3 import Request
 
-    with urllib3.PoolManager(retries=False, timeout=FETCH_TIMEOUT_S) as pool:
-        try:
-            identity.refresh(Request(pool))  # type: ignore[no-untyped-call]
-        except GoogleAuthError as error:
-            failure = _translate(error, token_url, errors)
-        else:
-            return
+    try:
+        identity.refresh(Request(_TokenPools()))  # type: ignore[no-untyped-call]
+    except GoogleAuthError as error:
+        failure = _translate(error, token_url, errors)
+    else:
+        return
     raise failure
+
+
+class _TokenPools:
+    """What google-auth needs of urllib3, which knows no proxies of the environment."""
+
+    def request(self, method: str, url: str, **options: Any) -> Any:
+        """One request. Raises urllib3's errors."""
+        import urllib3
+
+        endpoint = Endpoint.parse(url)
+        proxy = proxy_for(endpoint.host, endpoint.port, tls=endpoint.tls)
+        settings: dict[str, Any] = {
+            "retries": False,
+            "timeout": FETCH_TIMEOUT_S,
+            "ca_certs": authorities_file(),
+        }
+        pools = (
+            urllib3.PoolManager(**settings)
+            if proxy is None
+            else urllib3.ProxyManager(
+                f"http://{proxy.host}:{proxy.port}", proxy_headers=proxy.fields, **settings
+            )
+        )
+        with pools:
+            return pools.request(method, url, **options)
 
 
 def _translate(error: Exception, token_url: str, errors: StoreErrors) -> SidecarError | Retryable:

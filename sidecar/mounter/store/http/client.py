@@ -18,9 +18,9 @@ from sidecar.mounter.store.http.connection import (
     Connection,
     Headers,
     Response,
-    request_head,
 )
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
+from sidecar.mounter.store.http.proxies import PROXY_LOGIN, ProxyFailed
 from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import FileSlice
@@ -71,12 +71,10 @@ class HttpClient(Generic[C]):
     ) -> BufferedResponse:
         """One attempt at a request with a body. Arguments and errors as :meth:`receive`."""
 
-        def write(signed: SignedRequest, host: str, connection: Connection) -> bool:
+        def write(signed: SignedRequest, pool: ConnectionPool, connection: Connection) -> bool:
             length = {"content-length": str(sum(map(len, body)))}
             headers = {**signed.headers, **length}
-            return _send(
-                connection, request_head(signed.method, signed.target, headers, host), body
-            )
+            return _send(connection, pool.head(signed.method, signed.target, headers), body)
 
         return self._exchange(call, sign, write, _buffered, accepted, timeout)
 
@@ -106,7 +104,7 @@ class HttpClient(Generic[C]):
         self,
         call: C,
         sign: Callable[[], SignedRequest],
-        write: Callable[[SignedRequest, str, Connection], bool],
+        write: Callable[[SignedRequest, ConnectionPool, Connection], bool],
         read: Callable[[Response], T],
         accepted: Collection[int],
         timeout: AdaptiveTimeout,
@@ -121,10 +119,12 @@ class HttpClient(Generic[C]):
             try:
                 connection, reused = pool.take(timeout)
                 began_s = time.perf_counter()
-                whole = write(signed, pool.authority, connection)
+                whole = write(signed, pool, connection)
                 response = connection.response(has_body=signed.method != "HEAD")
                 response.will_close = response.will_close or not whole
                 timeout.answered(time.perf_counter() - began_s)
+                if response.status == PROXY_LOGIN and pool.proxy is not None:
+                    raise ProxyFailed(pool.proxy, response.status)
                 if response.status in accepted:
                     will_close, response.will_close = response.will_close, True
                     result = read(response)  # an answer that is refused may be another request's
@@ -166,8 +166,8 @@ def _buffered(response: Response) -> BufferedResponse:
     )
 
 
-def _send_head(signed: SignedRequest, host: str, connection: Connection) -> bool:
-    connection.send(request_head(signed.method, signed.target, signed.headers, host))
+def _send_head(signed: SignedRequest, pool: ConnectionPool, connection: Connection) -> bool:
+    connection.send(pool.head(signed.method, signed.target, signed.headers))
     return True
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
+from sidecar.mounter.store.http.proxies import Proxy, ProxyFailed, open_tunnel
 from sidecar.mounter.store.http.timeouts import Deadline
 from sidecar.mounter.store.http.values import parse_hex_number, parse_number
 from sidecar.units import KIB, MIB
@@ -395,7 +396,12 @@ def _parse_fields(head: bytes, lines: list[str]) -> Headers:
 
 
 def connect(
-    host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float, limit_s: float
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    timeout_s: float,
+    limit_s: float,
+    proxy: Proxy | None = None,
 ) -> Connection:
     """Connect to the first address of a host that answers.
 
@@ -404,13 +410,23 @@ def connect(
         tls: checks the server's certificate; None for plain TCP.
         timeout_s: how long each address has, TLS its handshake, and the server later.
         limit_s: for all of them. A name's resolution has the system's (resolv.conf(5)).
+        proxy: what is connected to instead; with TLS through a tunnel.
 
     Raises:
         OSError: refused, not resolved, not trusted, too slow.
     """
-    sock = _connect(host, port, timeout_s, time.monotonic() + limit_s)
+    until_s = time.monotonic() + limit_s
+    if proxy is None:
+        sock = _connect(host, port, timeout_s, until_s)
+    else:
+        try:
+            sock = _connect(proxy.host, proxy.port, timeout_s, until_s)
+        except OSError as error:
+            raise ProxyFailed(proxy) from error
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if proxy is not None and tls is not None:
+            open_tunnel(sock, host, port, proxy, until_s)
         if tls is not None:
             sock = tls.wrap_socket(sock, server_hostname=host)
         return Connection(sock, timeout_s, limit_s)

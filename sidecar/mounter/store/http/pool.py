@@ -6,10 +6,12 @@ import os
 import ssl
 import threading
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sidecar.mounter.store.http.connection import Connection, connect
+from sidecar.mounter.store.http.connection import Connection, connect, request_head
 from sidecar.mounter.store.http.forks import renew_in_child
+from sidecar.mounter.store.http.proxies import proxy_for
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 
 MAX_CONNECTIONS = 64
@@ -26,6 +28,7 @@ class Endpoint:
         path: prefix of every path, without a slash at its end.
         verify_tls: whether the certificate is checked.
         authorities: PEM file of what it is checked against; empty: :func:`authorities_file`.
+        direct: no proxy is on the way, whatever the environment says.
     """
 
     tls: bool
@@ -34,6 +37,7 @@ class Endpoint:
     path: str = ""
     verify_tls: bool = True
     authorities: str = ""
+    direct: bool = False
 
     @classmethod
     def parse(cls, url: str, *, verify_tls: bool = True) -> Endpoint:
@@ -62,12 +66,15 @@ class ConnectionPool:
     Starts no thread. In a forked child it is empty, and the parent's connections stay whole.
 
     Attributes:
-        authority: the ``Host`` header of a request.
+        proxy: through which the endpoint is reached; None: none.
+
+    Raises:
+        SecretInvalid: as :func:`proxy_for`.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.authority = endpoint.authority
         self._endpoint = endpoint
+        self.proxy = None if endpoint.direct else proxy_for(endpoint.host, endpoint.port, tls=endpoint.tls)
         self._tls = _tls_context(endpoint) if endpoint.tls else None
         self.after_fork()
         renew_in_child(self)
@@ -77,6 +84,14 @@ class ConnectionPool:
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._closed = False
         self._idle: list[Connection] = []
+
+    def head(self, method: str, target: str, headers: Mapping[str, str]) -> bytes:
+        """A request's line and header on these connections. Raises UnsendableRequest."""
+        authority = self._endpoint.authority
+        if self.proxy is not None and not self._endpoint.tls:
+            # What a proxy forwards names its server (RFC 9112, 3.2.2).
+            target, headers = f"http://{authority}{target}", {**headers, **self.proxy.fields}
+        return request_head(method, target, headers, authority)
 
     def take(self, timeout: AdaptiveTimeout) -> tuple[Connection, bool]:
         """A connection for this caller alone, and whether it was used before.
@@ -130,7 +145,7 @@ class ConnectionPool:
     def _new(self, timeout: AdaptiveTimeout) -> Connection:
         host, port = self._endpoint.host, self._endpoint.port
         try:
-            return connect(host, port, self._tls, timeout.timeout_s, timeout.limit_s)
+            return connect(host, port, self._tls, timeout.timeout_s, timeout.limit_s, self.proxy)
         except BaseException:
             self._slots.release()
             raise

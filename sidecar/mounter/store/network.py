@@ -1,0 +1,93 @@
+"""The way to one bucket's store: its proxy, and the authorities that it is checked against.
+
+Put into the environment of the bucket's own process, where our HTTP and all SDKs look. The proxy is
+the secret's (which may hold a login), else the catalogue's, else what the container was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sidecar.errors import SecretFileMissing, SecretInvalid
+from sidecar.mounter.store.http.proxies import is_proxy
+from sidecar.mounter.store.secrets import SecretFields
+
+if TYPE_CHECKING:
+    from sidecar.spec import StoreSource
+
+PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+_AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
+# Where a pod gets its own identity from: on the node, and never through a proxy.
+_METADATA = (
+    "169.254.169.254",
+    "169.254.170.2",
+    "169.254.170.23",
+    "fd00:ec2::23",
+    "fd00:ec2::254",
+    "metadata.google.internal",
+)
+
+
+def set_up(source: StoreSource, secrets_root: str, write: Callable[[str], str]) -> None:
+    """Change this process's environment to the way of ``source``. Before any SDK is imported.
+
+    Args:
+        write: writes a text to a file of this process's own; the file's path.
+
+    Raises:
+        CredentialError: a proxy, or the file with the authorities, cannot be used.
+    """
+    _set_proxy(source, secrets_root)
+    if source.ca_bundle is not None:
+        path = write(_authorities(source.ca_bundle.path(secrets_root)))
+        os.environ.update(dict.fromkeys(_AUTHORITY_VARIABLES, path))
+
+
+def _set_proxy(source: StoreSource, secrets_root: str) -> None:
+    fields = SecretFields("the environment", {})
+    if source.secret is not None and source.secret_key is not None:
+        fields = SecretFields.from_file(secrets_root, source.secret, source.secret_key)
+    declared = {
+        "HTTPS_PROXY": source.proxy,
+        "HTTP_PROXY": source.proxy,
+        "NO_PROXY": source.no_proxy,
+    }
+    for name in PROXY_VARIABLES[:2]:
+        if fields.first(name) is not None:
+            fields.check(is_proxy, name, "is not http://HOST:PORT, with or without a login")
+    for name in PROXY_VARIABLES:
+        value = fields.text(name) or declared[name]
+        if value is not None:
+            _set(name, value)
+    if any(_get(name) for name in PROXY_VARIABLES[:2]):
+        listed = [_get("NO_PROXY"), *_METADATA]
+        _set("NO_PROXY", ",".join(filter(None, listed)))
+
+
+def _get(name: str) -> str:
+    return os.environ.get(name.lower()) or os.environ.get(name) or ""
+
+
+def _set(name: str, value: str) -> None:
+    """In both spellings, since libraries differ in which one counts."""
+    os.environ[name] = os.environ[name.lower()] = value
+
+
+def _authorities(path: str) -> str:
+    """The public authorities, and behind them those of a file."""
+    import ssl
+
+    import certifi
+
+    hint = "`kubectl create configmap NAME --from-file=KEY=FILE` in the experiments' namespace"
+    try:
+        given = Path(path).read_text("ascii")
+        ssl.create_default_context(cadata=given)
+    except FileNotFoundError:
+        raise SecretFileMissing(f"CA bundle {path}: no such file or directory", hint) from None
+    except (OSError, ValueError):  # SSLError is an OSError
+        raise SecretInvalid(f"CA bundle {path}: holds no certificates in PEM", hint) from None
+    return f"{Path(certifi.where()).read_text()}\n{given}"
