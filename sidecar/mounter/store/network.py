@@ -62,7 +62,7 @@ def _set_proxy(source: StoreSource, secrets_root: str) -> None:
         value = fields.text(name) or declared[name]
         if value is not None:
             _set(name, value)
-    if any(_get(name) for name in PROXY_VARIABLES[:2]):
+    if any(_get(name) for name in PROXY_VARIABLES[:2]) and _get("NO_PROXY").strip() != "*":
         listed = [_get("NO_PROXY"), *_METADATA]
         _set("NO_PROXY", ",".join(filter(None, listed)))
 

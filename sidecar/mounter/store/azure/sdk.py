@@ -13,6 +13,7 @@ from typing import Any
 from sidecar.errors import LoginRejected, SecretInvalid, SidecarError
 from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.azure.requests import error_code_of
+from sidecar.mounter.store.http.pool import authorities_file
 from sidecar.mounter.store.http.retry import Retryable, parse_retry_after
 from sidecar.mounter.store.interface import Condition
 from sidecar.mounter.store.login import Login
@@ -136,7 +137,9 @@ class AzureSdk:
 
         async def send() -> Any:
             blob = sdk.service_client.get_blob_client(self._errors.bucket, name)
-            return await getattr(blob, method)(retry_total=0, **arguments)
+            return await getattr(blob, method)(
+                retry_total=0, connection_verify=authorities_file(), **arguments
+            )
 
         try:
             return fsspec.asyn.sync(sdk.loop, send, timeout=timeout_s)

@@ -16,7 +16,7 @@ from typing import Any
 from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, Unavailable
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.http.pool import Endpoint, authorities_file
-from sidecar.mounter.store.http.proxies import proxy_for
+from sidecar.mounter.store.http.proxies import PROXY_LOGIN, ProxyFailed, proxy_for
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.sdk_client import SdkClient
@@ -28,6 +28,7 @@ FETCH_TIMEOUT_S = 10.0
 _DELETE_TIMEOUT_S = 10.0
 _PATTERN = re.compile(r"[*?\[]")
 """gcsfs takes a path with one of these for a pattern."""
+_TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")
 _OAUTH_ERROR = re.compile(r"[a-z_]{1,40}")
 
 
@@ -205,8 +206,19 @@ class _TokenPools:
                 f"http://{proxy.host}:{proxy.port}", proxy_headers=proxy.fields, **settings
             )
         )
-        with pools:
-            return pools.request(method, url, **options)
+        try:
+            with pools:
+                answer = pools.request(method, url, **options)
+        except urllib3.exceptions.ProxyError as error:
+            refused = _TUNNEL_REFUSED.search(str(error))
+            status = int(refused[1]) if refused else None
+        else:
+            if proxy is None or answer.status != PROXY_LOGIN:
+                return answer
+            status = answer.status
+        assert proxy is not None
+        # Outside, so that what holds the proxy's login does not stay behind it.
+        raise urllib3.exceptions.HTTPError from ProxyFailed(proxy, status)
 
 
 def _translate(error: Exception, token_url: str, errors: StoreErrors) -> SidecarError | Retryable:
