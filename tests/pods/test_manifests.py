@@ -282,6 +282,27 @@ def test_the_janitor_s_arguments_are_those_of_the_command(overlay: list[Json]) -
     assert spec["hostPID"] is True
 
 
+def test_what_clusters_differ_in_is_a_patch() -> None:
+    documents = kustomize(MANIFESTS / "examples" / "customized")
+    validate(documents)
+    for kind, name in (
+        ("Deployment", "mount-sidecar-webhook"),
+        ("Deployment", "mount-sidecar-certificate"),
+        ("DaemonSet", "mount-sidecar-janitor"),
+    ):
+        spec = find(documents, kind, name)["spec"]["template"]["spec"]
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+        assert spec["containers"][0]["imagePullPolicy"] == "Always"
+        assert spec["tolerations"]
+    webhook = find(documents, "Deployment", "mount-sidecar-webhook")["spec"]["template"]["spec"]
+    assert webhook["priorityClassName"] == "system-cluster-critical"
+    command, *arguments = webhook["containers"][0]["args"]
+    parsed = cli.commands[command].make_context(command, list(arguments)).params
+    assert parsed["proxy"] == "http://proxy.example:3128"
+    assert parsed["no_proxy"]
+    assert parsed["ca_bundle"] == "configMap/authorities/ca.crt"
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_valid(name: str) -> None:
     validate(list(yaml.safe_load_all((MANIFESTS / "examples" / name).read_text())))
