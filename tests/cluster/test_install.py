@@ -107,6 +107,7 @@ def test_what_the_document_says_works_as_it_stands(
     assert said.splitlines()[-1] == LAST_LINE
     assert S3Cloud(stores.s3, "runs").read("user/project/experiments/1/done.txt")
 
+    _restart_while_the_catalogue_is_broken(cluster, newcomer)
     _apply_again_with_another_image(newcomer)
     _start_one_that_stays(cluster)
     newcomer.follow(uninstall)
@@ -120,6 +121,26 @@ def test_what_the_document_says_works_as_it_stands(
     assert stores.s3.secret_access_key not in _everything_said(cluster, newcomer)
 
 
+def _restart_while_the_catalogue_is_broken(cluster: Cluster, newcomer: Newcomer) -> None:
+    """Every replica is a new one then, and pods get the sidecar all the same."""
+    file = newcomer.clone / "manifests" / "overlays" / "mine" / "catalogue.yaml"
+    before = file.read_text()
+    kept = "-n", "mount-sidecar", "configmap", "mount-sidecar-catalogue-kept"
+    cluster.wait_for(
+        lambda: cluster.get(*kept).get("data", {}).get("catalogue.yaml") == before, "it is kept"
+    )
+    file.write_text(before.replace("store: s3", "store: s4"))
+    restart = "-n mount-sidecar rollout restart deployment/mount-sidecar-webhook"
+    status = "-n mount-sidecar rollout status deployment/mount-sidecar-webhook --timeout=120s"
+    newcomer.follow(f"kubectl apply -k manifests/overlays/mine; kubectl {restart}")
+    newcomer.follow(f"kubectl {status}")
+    assert cluster.dry_run(_pod())["spec"]["initContainers"]
+    told = "-n", "mount-sidecar", "logs", "-l", "app.kubernetes.io/name=mount-sidecar-webhook"
+    assert "catalogue refused, the last one holds" in cluster.kubectl(*told)
+    file.write_text(before)
+    newcomer.follow("kubectl apply -k manifests/overlays/mine")
+
+
 def _apply_again_with_another_image(newcomer: Newcomer) -> None:
     """An upgrade on the day of the install is accepted, and so is the way back."""
     file = newcomer.clone / "manifests" / "overlays" / "mine" / "kustomization.yaml"
@@ -130,15 +151,18 @@ def _apply_again_with_another_image(newcomer: Newcomer) -> None:
     newcomer.follow("kubectl apply -k manifests/overlays/mine")
 
 
-def _start_one_that_stays(cluster: Cluster) -> None:
+def _pod() -> Json:
+    """The example's, which goes on."""
     jobs = yaml.safe_load_all((MANIFESTS / "examples" / "experiment.yaml").read_text())
     template = find(list(jobs), "Job", "experiment")["spec"]["template"]
     template["spec"]["containers"][0]["command"] = ["sleep", "1000"]
     template["spec"]["terminationGracePeriodSeconds"] = 1
     metadata = template["metadata"] | {"name": STAYS, "namespace": "experiments"}
-    cluster.create(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-    )
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+def _start_one_that_stays(cluster: Cluster) -> None:
+    cluster.create(_pod())
     wait = "-n", "experiments", "wait", "--for=condition=Ready", "--timeout=100s", f"pod/{STAYS}"
     cluster.kubectl(*wait)
 

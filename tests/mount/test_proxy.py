@@ -37,9 +37,19 @@ def front(cloud: Cloud, tmp_path: Path) -> Iterator[TlsFront]:
 
 
 def proxied(
-    tmp_path: Path, cloud: Cloud, front: TlsFront, proxy: ForwardProxy, password: str
+    tmp_path: Path,
+    cloud: Cloud,
+    front: TlsFront,
+    proxy: ForwardProxy,
+    password: str,
+    where: str = "secret",
 ) -> Sidecar:
-    """A sidecar as it is injected: the login is in the secret, the bundle in a ConfigMap."""
+    """A sidecar as it is injected: the bundle in a ConfigMap, the login in the volume's secret.
+
+    Args:
+        where: ``container``: the login in the container's variables, as by `--proxy-secret`.
+    """
+    in_secret = where == "secret"
     text = cloud.server.credentials_json()
     text = text.replace(f"http://127.0.0.1:{cloud.server.port}", front.endpoint)
     text = text.replace("DefaultEndpointsProtocol=http;", "DefaultEndpointsProtocol=https;")
@@ -53,8 +63,11 @@ def proxied(
     return Sidecar(
         tmp_path / "run",
         [volume],
-        secrets={"cloud": json.dumps({**json.loads(text), "HTTPS_PROXY": url})},
-        environment={"STORAGE_EMULATOR_HOST": front.endpoint},
+        secrets={
+            "cloud": json.dumps(json.loads(text) | ({"HTTPS_PROXY": url} if in_secret else {}))
+        },
+        environment={"STORAGE_EMULATOR_HOST": front.endpoint}
+        | ({} if in_secret else {"HTTPS_PROXY": url}),
     )
 
 
@@ -65,10 +78,11 @@ def told(sidecar: Sidecar) -> str:
     return "\n".join([sidecar.log(), *parts])
 
 
+@pytest.mark.parametrize("where", ["secret", "container"])
 def test_a_mount_through_a_proxy(
-    tmp_path: Path, cloud: Cloud, front: TlsFront, proxy: ForwardProxy
+    tmp_path: Path, cloud: Cloud, front: TlsFront, proxy: ForwardProxy, where: str
 ) -> None:
-    with proxied(tmp_path, cloud, front, proxy, PASSWORD) as sidecar:
+    with proxied(tmp_path, cloud, front, proxy, PASSWORD, where) as sidecar:
         file = tmp_path / "m" / "new"
         file.write_bytes(b"through a tunnel")
         file.rename(tmp_path / "m" / "renamed")
