@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import kubernetes_validate
@@ -20,6 +21,7 @@ from sidecar.mounter.reporting.pod_reports import CONDITION
 from sidecar.pod import CONTAINER_NAME, RESERVED_PREFIX
 from sidecar.spec import HTTP_PORT
 from tests.support.cluster import MANIFESTS, Json, find, kustomize
+from tests.support.dashboard import queries
 from tests.support.servers import REPOSITORY
 
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
@@ -351,3 +353,12 @@ def test_the_examples_catalogue_is_the_document_s() -> None:
         if "secret" in volume
     }
     assert used == known
+
+
+def test_the_dashboard_s_rates_fit_a_scrape_a_minute() -> None:
+    """As a user's Prometheus does it: two samples at least, also when one is late."""
+    windows = [
+        window for query in queries() for window in re.findall(r"\[(\w+)\]", query.expression)
+    ]
+    assert windows
+    assert set(windows) == {"5m"}
