@@ -168,7 +168,7 @@ class PodApi:
             status = file.stat()
             authority = status.st_ino, status.st_mtime_ns
             if self._client is None or authority != self._authority:
-                endpoint = Endpoint(True, host, port, authorities=str(file))
+                endpoint = Endpoint(True, host, port, authorities=str(file), direct=True)
                 self.close()
                 self._client, self._authority = HttpClient(endpoint, _Translator()), authority
         except KeyError as error:

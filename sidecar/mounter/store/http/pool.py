@@ -74,7 +74,9 @@ class ConnectionPool:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self.proxy = None if endpoint.direct else proxy_for(endpoint.host, endpoint.port, tls=endpoint.tls)
+        self.proxy = (
+            None if endpoint.direct else proxy_for(endpoint.host, endpoint.port, tls=endpoint.tls)
+        )
         self._tls = _tls_context(endpoint) if endpoint.tls else None
         self.after_fork()
         renew_in_child(self)
