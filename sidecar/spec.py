@@ -146,6 +146,14 @@ class Volume:
         return self.is_bucket and self.mounted_at != self.path
 
     @property
+    def must_hold_data(self) -> bool:
+        """Whether it is a directory of the node that experiments only read.
+
+        An empty one is an error: a container runtime makes a hostPath that is missing.
+        """
+        return self.read_only and isinstance(self.source, HostPathSource)
+
+    @property
     def is_bucket(self) -> bool:
         """Whether the sidecar mounts it (and not the kubelet)."""
         return isinstance(self.source, StoreSource)

@@ -71,7 +71,7 @@ def test_secret_file_missing(tmp_path: Path, s3: Cloud) -> None:
         EXIT_MOUNT,
         f"error SC1030 SECRET_FILE_MISSING: {of(s3)}: {secret_file(sidecar)}: "
         "no such file or directory; `kubectl create secret generic cloud "
-        "--from-file=key.json=FILE`",
+        "--from-file=key.json=FILE` in the pod's namespace, or select other volumes",
     )
 
 
@@ -278,6 +278,31 @@ def test_host_path_absent(tmp_path: Path) -> None:
         rf"error SC1083 PATH_MISSING: volume data/local \(/srv/data\): `{path}` does not exist; "
         "it must be mounted into the sidecar too, and a hostPath must exist on the node",
     )
+
+
+def test_a_host_path_to_read_that_is_empty(tmp_path: Path) -> None:
+    """As a container runtime makes one that is missing, and as it is without its NFS mount."""
+    path = tmp_path / "empty"
+    path.mkdir()
+    volume = replace(directory_volume(path, HOST), read_only=True)
+    refused(
+        local_sidecar(tmp_path, volume),
+        EXIT_MOUNT,
+        rf"error SC1083 PATH_MISSING: volume data/local \(/srv/data\): `{path}` is empty: the "
+        "hostPath does not exist on this node, or nothing is mounted there; mount it on the node, "
+        "or put what is to be read there",
+    )
+
+
+@pytest.mark.parametrize(("source", "read_only"), [(CLAIM, True), (HOST, False)])
+def test_an_empty_claim_and_one_to_write_are_no_mistake(
+    tmp_path: Path, source: HostPathSource | ClaimSource, read_only: bool
+) -> None:
+    path = tmp_path / "empty"
+    path.mkdir()
+    volume = replace(directory_volume(path, source), read_only=read_only)
+    with local_sidecar(tmp_path, volume) as sidecar:
+        assert sidecar.stop() == 0
 
 
 def test_host_path_is_a_file(tmp_path: Path) -> None:

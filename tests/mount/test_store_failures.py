@@ -10,6 +10,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sidecar.spec import Sizes, Times, TransportName
 from tests.mount.buckets import Refusing, bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud
 from tests.support.killer import kill_worker
-from tests.support.servers import MinioServer, S3Server
+from tests.support.servers import HttpResponder, MinioServer, S3Server, answer
 from tests.support.sidecar import Sidecar
 
 MIB = 1024 * 1024
@@ -194,3 +195,45 @@ def test_what_a_reader_process_is_refused_is_said_by_the_worker_and_by_its_succe
         assert failing(sidecar) == {}
         assert sidecar.stop() == 0
     assert sidecar.log().count("SC1041") == 2  # Begin and end.
+
+
+READS = 64
+STRIDE_BYTES = 8 * MIB
+
+
+def test_a_login_that_is_refused_while_a_file_is_read_is_one_line(
+    tmp_path: Path, s3: Cloud
+) -> None:
+    """As after a rotation, with random reads that background readahead follows: it is refused."""
+    size_bytes = 2 * READS * STRIDE_BYTES
+    listing = (
+        f"<ListBucketResult><Contents><Key>file</Key><Size>{size_bytes}</Size><ETag>1</ETag>"
+        "<LastModified>2020-01-01T00:00:00Z</LastModified></Contents></ListBucketResult>"
+    )
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path.partition("?")[0] != "/bucket/file":
+            answer(handler, 200, listing.encode())
+            return
+        first, last = map(int, handler.headers["Range"].removeprefix("bytes=").split("-"))
+        if first < size_bytes // 2:
+            answer(handler, 403, b"<Error><Code>InvalidAccessKeyId</Code></Error>")
+            return
+        span = {"Content-Range": f"bytes {first}-{last}/{size_bytes}", "ETag": '"1"'}
+        answer(handler, 206, bytes(last - first + 1), span)
+
+    server = HttpResponder(respond)
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    secret = json.dumps({**keys, "AWS_ENDPOINT_URL": server.endpoint})
+    settings: dict[str, Any] = {"read_only": True, "times": HASTY, "bucket": "bucket"}
+    with server, bucket_sidecar(tmp_path, s3, secret=secret, **settings) as sidecar:
+        with opened(tmp_path / "m/file") as file:
+            places = [number * 37 % READS for number in range(READS)]
+            for place in places:
+                offset = size_bytes // 2 + place * STRIDE_BYTES
+                assert os.pread(file, MIB, offset) == bytes(MIB)
+            fails_with(errno.EACCES, lambda: os.pread(file, MIB, 0))
+            sidecar.wait_for(lambda: failing(sidecar).get("read", {}).get("count", 0) >= 2)
+        assert failing(sidecar)["read"]["code"] == "SC1043"
+        assert sidecar.stop() == 0
+    assert sidecar.log().count("rejects the login") == 1

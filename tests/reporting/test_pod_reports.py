@@ -141,6 +141,10 @@ def test_the_condition_follows_ready_and_not_a_worker() -> None:
     assert failing is not None
     assert failing[:2] == ("False", "StoreFails")
     assert failing.message.startswith("volume outputs/models: SC1042 BUCKET_NOT_FOUND: ")
+    refused = {**fails, "code": "SC1043", "name": "LOGIN_REJECTED"}
+    refusing = condition(status("ready", volume(error=refused, failing=[fails, refused])))
+    assert refusing is not None
+    assert refusing[:2] == ("False", "CredentialsRefused")
     failed = condition(status("failed", error=ERROR))
     assert failed is not None
     assert failed[:2] == ("False", "MountFailed")

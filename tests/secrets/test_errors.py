@@ -221,7 +221,8 @@ def test_missing_secret_file(tmp_path: Path) -> None:
     assert error.line() == (
         f"error SC1030 SECRET_FILE_MISSING: secret file {tmp_path}/login/key.json: "
         "no such file or directory; "
-        "`kubectl create secret generic login --from-file=key.json=FILE`"
+        "`kubectl create secret generic login --from-file=key.json=FILE` "
+        "in the pod's namespace, or select other volumes"
     )
     (tmp_path / "login" / "key.json").mkdir(parents=True)
     assert "is a directory" in loading_error(source("s3"), str(tmp_path)).message

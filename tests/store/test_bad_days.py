@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +23,8 @@ from sidecar.errors import (
     Unavailable,
 )
 from sidecar.mounter.store.interface import Condition, Store
-from tests.support.clouds import Cloud, CountingObserver, GcsCloud, RcloneCloud
-from tests.support.servers import GcsServer, RcloneServer, TlsFiles, free_port
+from tests.support.clouds import Cloud, CountingObserver, GcsCloud, RcloneCloud, S3Cloud
+from tests.support.servers import GcsServer, RcloneServer, S3Server, TlsFiles, free_port
 
 NO_RETRY = 0.0
 
@@ -126,7 +128,7 @@ def test_a_wrong_key_is_rejected_and_not_shown(
     change(fields)
     cloud.write_secret(secrets, json.dumps(fields))
     caplog.set_level("DEBUG")
-    store = cloud.open(secrets)
+    store = cloud.open(secrets, retry_budget_s=NO_RETRY)
     for action in (
         store.probe,
         lambda: store.get_range("key", "1", 0, memoryview(bytearray(4))),
@@ -154,6 +156,65 @@ def test_a_rotated_secret_is_picked_up_without_an_error(s3_server, secrets: Path
     made = store.put("key", b"data")
     assert ("put", "credentials") in observer.retries
     assert store.get_range("key", made.version, 0, memoryview(bytearray(4))) == 4
+    store.close()
+
+
+ROTATED_S = 1.5
+"""When the new key comes: after the first attempts with the old one, which is refused at once."""
+
+
+@pytest.mark.parametrize("call", ["get", "head", "list", "put"])
+@pytest.mark.parametrize("between", ["old", "none"])
+def test_a_key_that_is_refused_before_the_new_one_comes_is_waited_out(
+    s3_server: S3Server, secrets: Path, call: str, between: str
+) -> None:
+    """The kubelet syncs a secret once a minute, and an admin may delete it and create it anew."""
+    bucket = f"late-{call}-{between}"
+    s3_server.create_bucket(bucket)
+    cloud = S3Cloud(s3_server, bucket)
+    cloud.write("key", b"data")
+    cloud.write_secret(secrets)
+    store = cloud.open(secrets)
+    version = store.head("key").version
+    store.close()
+    old = {**s3_server.credentials(), "AWS_SECRET_ACCESS_KEY": "old-" + CANARY}
+    cloud.write_secret(secrets, json.dumps(old))
+    observer = CountingObserver()
+    store = cloud.open(secrets, observer=observer)
+    if between == "none":
+        shutil.rmtree(secrets)
+    timer = threading.Timer(ROTATED_S, lambda: cloud.write_secret(secrets))
+    timer.start()
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: store.get_range("key", version, 0, memoryview(bytearray(4))),
+        "head": lambda: store.head("key"),
+        "list": lambda: store.list_page(""),
+        "put": lambda: store.put("other", b"data"),
+    }
+    calls[call]()
+    timer.join()
+    assert len(observer.retries) < 20
+    store.close()
+
+
+def test_a_key_that_stays_refused_is_told_when_the_budget_is_spent(
+    s3_server: S3Server, secrets: Path
+) -> None:
+    s3_server.create_bucket("stays")
+    cloud = S3Cloud(s3_server, "stays")
+    fields = {**s3_server.credentials(), "AWS_SECRET_ACCESS_KEY": "old-" + CANARY}
+    cloud.write_secret(secrets, json.dumps(fields))
+    observer = CountingObserver()
+    store = cloud.open(secrets, observer=observer, retry_budget_s=1.0)
+    for action in (
+        lambda: store.get_range("key", "1", 0, memoryview(bytearray(4))),
+        lambda: store.head("key"),
+    ):
+        observer.retries.clear()
+        line = told(action, LoginRejected)
+        assert "secret" in line
+        assert CANARY not in line
+        assert len(observer.retries) > 2
     store.close()
 
 
@@ -324,7 +385,7 @@ def test_a_deleted_service_account_key_is_rejected(
     cloud = GcsCloud(gcs_server, "login-refused")
     cloud.write_secret(secrets)
     monkeypatch.setattr(gcs_server.tokens, "refuse", True)
-    store = cloud.open(secrets)
+    store = cloud.open(secrets, retry_budget_s=NO_RETRY)
     for action in (store.probe, lambda: store.get_range("k", "1", 0, memoryview(bytearray(4)))):
         line = told(action, LoginRejected)
         assert "invalid_grant" in line

@@ -109,10 +109,10 @@ class _Volumes:
         """The pod volume of a hostPath or a claim, added if it is not there yet; its name."""
         match volume.source:
             case HostPathSource(host_path=path):
-                # Data must be there: a directory made on the spot looks like an empty data set.
-                exists = volume.kind == "data" or volume.read_only
-                kind = "Directory" if exists else "DirectoryOrCreate"
-                return self.add(f"host-path-{index}", {"hostPath": {"path": path, "type": kind}})
+                # A type that must be there already would keep the kubelet from starting anything,
+                # and nobody would tell the code. The sidecar checks it (decision 121).
+                kind = {} if volume.must_hold_data else {"type": "DirectoryOrCreate"}
+                return self.add(f"host-path-{index}", {"hostPath": {"path": path, **kind}})
             case ClaimSource(claim=claim):
                 source = {"persistentVolumeClaim": {"claimName": claim}}
                 return self._find_claim(volume, claim) or self.add(f"claim-{index}", source)
@@ -170,6 +170,8 @@ def _secret_source(secret: str, keys: list[str]) -> JsonObject:
             "secretName": secret,
             "items": [{"key": key, "path": key} for key in keys],
             "defaultMode": _SECRET_MODE,
+            # So that the sidecar starts, and tells what is missing.
+            "optional": True,
         }
     }
 

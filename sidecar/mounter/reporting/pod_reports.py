@@ -25,6 +25,7 @@ CONDITION: Final = "mount-sidecar.io/Ready"
 
 REFUSED_CODES: Final = (AccessDenied.code, LoginRejected.code)
 MOUNT_LOST: Final = "MountLost"
+_REFUSED: Final = "CredentialsRefused"
 _NEARLY_FULL: Final = 0.9
 _RELAXED: Final = 0.7
 """Below this, the spool may be reported as nearly full again."""
@@ -58,7 +59,7 @@ def condition(status: Document) -> Condition | None:
         for volume in status["volumes"]:
             error = volume["error"]
             if error is not None and error["code"] != WorkerLost.code:
-                reason = "StoreFails" if error in volume["failing"] else _reason(error)
+                reason = _failing(error) if error in volume["failing"] else _reason(error)
                 return Condition("False", reason, f"volume {_label(volume)}: {_line(error)}")
         for volume in status["volumes"]:
             if volume["lost_in"]:
@@ -171,11 +172,13 @@ def _reason(error: Document) -> str:
     return "WorkerHung" if error["code"] == WorkerHung.code else "MountFailed"
 
 
+def _failing(failure: Document) -> str:
+    return _REFUSED if failure["code"] in REFUSED_CODES else "StoreFails"
+
+
 def _refusal(volume: str, code: str) -> Report:
     name = LoginRejected.name if code == LoginRejected.code else AccessDenied.name
-    return Report(
-        "CredentialsRefused", f"{code} {name}: volume {volume}: the store refuses requests"
-    )
+    return Report(_REFUSED, f"{code} {name}: volume {volume}: the store refuses requests")
 
 
 def _line(error: Document) -> str:

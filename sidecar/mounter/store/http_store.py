@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Generic
 
 from sidecar.errors import (
+    AccessDenied,
+    LoginRejected,
     NameTooLong,
     NotFound,
+    SidecarError,
     Stale,
     StoreProtocolError,
     Unavailable,
@@ -163,6 +166,26 @@ class HttpStore(ABC, Generic[C]):
     @abstractmethod
     def _head(self, key: str) -> ObjectInfo:
         """The object, with retries."""
+
+    @contextlib.contextmanager
+    def refusal_explained(self) -> Iterator[None]:
+        """Around one attempt whose answer has no body, so that a refusal has no code.
+
+        A listing says whether it is the login itself that the store refuses.
+
+        Raises:
+            LoginRejected: it is.
+        """
+        try:
+            yield
+        except AccessDenied:
+            try:
+                self.probe()
+            except LoginRejected:
+                raise
+            except SidecarError:
+                pass  # it says nothing about the login
+            raise
 
     def transfer(
         self,

@@ -60,7 +60,8 @@ class SecretFields:
         if problem:
             raise SecretFileMissing(
                 f"{where}: {problem}",
-                f"`kubectl create secret generic {secret} --from-file={secret_key}=FILE`",
+                f"`kubectl create secret generic {secret} --from-file={secret_key}=FILE` in the "
+                "pod's namespace, or select other volumes",
             )
         values = parse_object(content)
         del content

@@ -424,8 +424,8 @@ class Lifecycle:
         self._retries.do("start the reporter", start)
 
     def _check_path(self, volume: SupervisedVolume, *, write: bool) -> None:
-        path = volume.volume.mounted_at
-        self._check(volume, lambda: path_checks.check_directory(path, write=write))
+        path, filled = volume.volume.mounted_at, volume.volume.must_hold_data
+        self._check(volume, lambda: path_checks.check_directory(path, write=write, filled=filled))
 
     def _check(self, volume: SupervisedVolume, function: Callable[[], None]) -> None:
         def start() -> None:

@@ -24,10 +24,13 @@ _PROBE_BYTES = 16
 _WRITE_OF_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def check_directory(path: str, *, write: bool) -> None:
+def check_directory(path: str, *, write: bool, filled: bool = False) -> None:
     """Check that a directory can be listed and, with ``write``, that a file can be written.
 
     No link is followed, neither on the way nor in it.
+
+    Args:
+        filled: it may not be empty.
 
     Raises:
         PathMissing, PathNotReadable, PathNotWritable: it cannot.
@@ -35,11 +38,17 @@ def check_directory(path: str, *, write: bool) -> None:
     directory = _open(path)
     try:
         with os.scandir(directory) as entries:
-            next(entries, None)
+            is_empty = next(entries, None) is None
     except OSError as error:
         os.close(directory)
         raise _not_readable(path, error) from None
     try:
+        if filled and is_empty:
+            raise PathMissing(
+                f"`{path}` is empty: the hostPath does not exist on this node, or nothing is "
+                "mounted there",
+                "mount it on the node, or put what is to be read there",
+            )
         if write:
             _write_and_remove(directory)
     except OSError as error:

@@ -134,6 +134,19 @@ def test_no_hostpath_and_no_claim_is_ever_in_the_shared_directory(name: str) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_nothing_that_is_missing_keeps_the_sidecar_from_saying_so(name: str) -> None:
+    """With a FailedMount the kubelet starts no container, and nobody tells a code."""
+    for document in documents(expected(name).read_text()):
+        for _, volumes in containers(document):
+            for volume in volumes:
+                if volume["name"].startswith("mount-sidecar-"):
+                    assert volume.get("secret", {}).get("optional", True)
+                    assert volume.get("hostPath", {}).get("type", "") != "Directory"
+                    if "secret" in volume:
+                        assert volume["secret"]["optional"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_only_the_sidecar_sees_secrets_and_is_privileged(name: str) -> None:
     for document in documents(expected(name).read_text()):
         for container, volumes in containers(document):

@@ -246,7 +246,8 @@ class _ReaderProcess:
             source.reader.read_ahead_in_background(give)
         except Exception as error:  # noqa: BLE001 - whoever reads it is told, if it lasts
             end_if_starved(error)
-            log.info("nothing more of `%s` was read ahead: %s", source.reader.info.key, error)
+            if not isinstance(error, SidecarError):  # that a store fails is logged once
+                log.info("nothing more of `%s` was read ahead: %s", source.reader.info.key, error)
         finally:
             self._reading_ahead.release()
 

@@ -12,7 +12,13 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from sidecar.backoff import Backoff
-from sidecar.errors import AccessDenied, SidecarError, StoreProtocolError
+from sidecar.errors import (
+    AccessDenied,
+    CredentialError,
+    LoginRejected,
+    SidecarError,
+    StoreProtocolError,
+)
 from sidecar.mounter.store.http.values import parse_number, until_http_time_s
 from sidecar.mounter.store.interface import StoreObserver
 
@@ -70,9 +76,11 @@ class Retry:
         """The result of the first attempt that works.
 
         After AccessDenied the credentials are refreshed once and the attempt is repeated,
-        also where there are no newer ones: stores deny by mistake on bad days. What is read is
-        asked for once more if the answer makes no sense: it may be what came late on a
-        connection, and belong to no request.
+        also where there are no newer ones: stores deny by mistake on bad days. While the store
+        rejects the login itself (LoginRejected) it is repeated until the budget is spent: of a
+        key that is rotated the new one comes later, when the kubelet has synced the secret. What
+        is read is asked for once more if the answer makes no sense: it may be what came late on
+        a connection, and belong to no request.
 
         Raises:
             SidecarError: the attempt's own final error, or that of its last ``Retryable``.
@@ -96,11 +104,18 @@ class Retry:
             epoch = self._login.epoch
             try:
                 return self.once(operation, attempt)
-            except AccessDenied:
+            except AccessDenied as denied:
                 if refreshed:
-                    raise
+                    delay_s = backoff.next_s()
+                    is_login = isinstance(denied, LoginRejected)
+                    if not is_login or time.monotonic() + delay_s > deadline:
+                        raise
+                    time.sleep(delay_s)
                 refreshed = True
-                self._login.refresh(epoch)
+                # A secret that cannot be read is being replaced, perhaps. If it stays like that,
+                # what the store says of the old login is told.
+                with contextlib.suppress(CredentialError):
+                    self._login.refresh(epoch)
                 self._observer.retried(operation, "credentials")
             except StoreProtocolError:
                 if doubted or operation not in _READS:

@@ -125,7 +125,8 @@ class S3Store(HttpStore[S3Credentials]):
 
         def attempt() -> ObjectInfo:
             sign = functools.partial(self._s3.request, "HEAD", key, {}, {})
-            return self._client.receive(call, sign, read, accepted={200}, timeout=self._quick)
+            with self.refusal_explained():
+                return self._client.receive(call, sign, read, accepted={200}, timeout=self._quick)
 
         return self.retry.run(call.operation, attempt)
 
