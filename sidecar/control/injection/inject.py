@@ -37,7 +37,12 @@ from sidecar.control.injection.pod_checks import (
     refuse_unsupported,
     volume_names,
 )
-from sidecar.control.injection.pod_spec import DEFAULT_GRACE_S, spec_of_pod, state_bytes
+from sidecar.control.injection.pod_spec import (
+    DEFAULT_GRACE_S,
+    disk_limit,
+    spec_of_pod,
+    state_bytes,
+)
 from sidecar.control.injection.pod_volumes import add_volumes
 from sidecar.control.injection.previous_injection import (
     find_sidecars,
@@ -177,7 +182,7 @@ def _add_sidecar(
     """Add volumes, the sidecar, and what the other containers get, in place."""
     grace_s = get_whole_number(pod_spec, "terminationGracePeriodSeconds", _SPEC)
     grace_s = DEFAULT_GRACE_S if grace_s is None else grace_s
-    names = add_volumes(pod_spec, spec, state_bytes(spec, request))
+    names = add_volumes(pod_spec, spec, state_bytes(spec))
     for group in ("initContainers", "containers"):
         for container in get_mappings(pod_spec, group, _SPEC):
             equip_container(container, spec, pod_spec["volumes"], names)
@@ -188,6 +193,7 @@ def _add_sidecar(
         names,
         spec_sha256=hashlib.sha256(_spec_text(spec).encode()).hexdigest(),
         pod_grace_s=grace_s,
+        disk_limit=disk_limit(pod_spec, spec, request),
         # An ordinary container would keep a pod that runs to completion from completing.
         stop_with_experiment=(
             not injection.native and pod_spec.get("restartPolicy") not in (None, "Always")

@@ -23,6 +23,9 @@ DEFAULT_GRACE_S: Final = 30
 """The API's default for a pod's terminationGracePeriodSeconds."""
 OVERHEAD_BYTES: Final = 256 * MIB
 """Room in the state directory for all but the spools: journals, metrics."""
+_OUTSIDE_BYTES: Final = 80 * MIB
+"""What a kubelet counts besides the state directory: the container's log (five files of 10 MiB,
+which it looks at now and then) and the shared emptyDir."""
 
 
 def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue) -> PersistenceSpec:
@@ -49,15 +52,33 @@ def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue)
     return replace(spec, volumes=volumes, access=_access(pod_spec), sizes=_sizes(spec, request))
 
 
-def state_bytes(spec: PersistenceSpec, request: PodRequest) -> int:
+def state_bytes(spec: PersistenceSpec) -> int:
     """Size limit of the sidecar's state directory.
 
     Each writable bucket has its own spool, which is full (ENOSPC) before this limit is reached.
     """
-    limit = _ephemeral_bytes(request)
-    if limit is not None:
-        return limit
     return OVERHEAD_BYTES + len(_writable(spec)) * spec.sizes.spool_bytes
+
+
+def disk_limit(pod_spec: JsonObject, spec: PersistenceSpec, request: PodRequest) -> str | None:
+    """The sidecar's limit on ephemeral storage, as a quantity; None: it has none.
+
+    A kubelet evicts a pod that exceeds the sum of its containers' limits, and the spool counts. If
+    one of them has a limit, the sidecar needs one, or the spool uses up theirs. If none has, its
+    limit would be that of the whole pod.
+
+    Raises:
+        ManifestInvalid: the pod has a wrong shape.
+    """
+    others = [
+        get_mapping(get_mapping(container, "resources", group), "limits", f"{group}.resources")
+        for group in ("initContainers", "containers")
+        for container in get_mappings(pod_spec, group, "spec")
+    ]
+    if not any("ephemeral-storage" in limits for limits in others):
+        return None
+    asked = request.resources.get("ephemeral-storage-limit")
+    return asked.text if asked is not None else str(state_bytes(spec) + _OUTSIDE_BYTES)
 
 
 def _access(pod_spec: JsonObject) -> Access:
@@ -87,23 +108,19 @@ def _first(contexts: list[JsonObject], key: str, where: str) -> int | None:
 
 
 def _sizes(spec: PersistenceSpec, request: PodRequest) -> Sizes:
-    limit = _ephemeral_bytes(request)
+    limit = request.resources.get("ephemeral-storage-limit")
     writable = len(_writable(spec))
     if limit is None or not writable:
         return spec.sizes
-    spool_bytes = (limit - OVERHEAD_BYTES) // writable
+    besides_bytes = OVERHEAD_BYTES + _OUTSIDE_BYTES
+    spool_bytes = (limit.rounded_up - besides_bytes) // writable
     if spool_bytes < spec.sizes.part_bytes:
         raise AnnotationInvalid(
             f"annotation `{PREFIX}ephemeral-storage-limit`: leaves no room to write to "
             f"{writable} bucket(s)",
-            f"at least {(OVERHEAD_BYTES + writable * spec.sizes.part_bytes) // MIB}Mi",
+            f"at least {(besides_bytes + writable * spec.sizes.part_bytes) // MIB}Mi",
         )
     return replace(spec.sizes, spool_bytes=min(spool_bytes, spec.sizes.spool_bytes))
-
-
-def _ephemeral_bytes(request: PodRequest) -> int | None:
-    limit = request.resources.get("ephemeral-storage-limit")
-    return None if limit is None else limit.rounded_up
 
 
 def _writable(spec: PersistenceSpec) -> list[str]:

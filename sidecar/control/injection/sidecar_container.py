@@ -27,6 +27,7 @@ DEFAULT_IMAGE: Final = f"mount-sidecar:{__version__}"
 PORT_NAME: Final = "sidecar-metrics"
 """By which a PodMonitor finds the port."""
 
+_DISK_REQUEST: Final = "256Mi"
 _PROBE_PERIOD_S: Final = 1
 _PROBE_MARGIN_S: Final = 30
 """Beyond the ready timeout, at which the sidecar ends by itself and, unlike a probe, says why."""
@@ -59,6 +60,7 @@ def sidecar_container(
     *,
     spec_sha256: str,
     pod_grace_s: int,
+    disk_limit: str | None,
     stop_with_experiment: bool,
 ) -> JsonObject:
     """The container, as the API takes it.
@@ -67,6 +69,7 @@ def sidecar_container(
         names: the pod volumes that it mounts.
         spec_sha256: digest of the annotation that holds the spec, in hexadecimal.
         pod_grace_s: time that the pod gives the experiment to end, in seconds.
+        disk_limit: of its ephemeral storage, as a quantity; None for none.
         stop_with_experiment: the sidecar ends by itself once the other containers have ended.
     """
     port = spec.http.port
@@ -92,7 +95,7 @@ def sidecar_container(
         "args": ["mount", "--spec", SPEC_FILE, "--spec-sha256", spec_sha256],
         "env": environment,
         "ports": [{"name": PORT_NAME, "containerPort": port}],
-        "resources": _resources(len(spec.buckets), request),
+        "resources": _resources(len(spec.buckets), request, disk_limit),
         "volumeMounts": _mounts(spec, names),
         "livenessProbe": {
             "httpGet": {"path": "/livez", "port": port},
@@ -170,7 +173,7 @@ def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[JsonObject]:
     return mounts
 
 
-def _resources(buckets: int, request: PodRequest) -> JsonObject:
+def _resources(buckets: int, request: PodRequest, disk_limit: str | None) -> JsonObject:
     """Requests and limits: as annotated, else what that many workers were seen to need.
 
     CPU has no limit by default, which would only slow the experiment down. A default request
@@ -200,5 +203,12 @@ def _resources(buckets: int, request: PodRequest) -> JsonObject:
     resources: JsonObject = {"requests": {}, "limits": {}}
     for annotation, quantity in chosen.items():
         resource, _, bound = annotation.rpartition("-")
-        resources[f"{bound}s"][resource] = quantity.text
+        if resource in ("cpu", "memory"):
+            resources[f"{bound}s"][resource] = quantity.text
+    if disk_limit is not None:
+        resources["limits"]["ephemeral-storage"] = disk_limit
+        # Without a request the API takes the limit for one, and the spool is rarely full.
+        quantities = parse_quantity(_DISK_REQUEST), parse_quantity(disk_limit)
+        least = min(quantities, key=lambda quantity: quantity.value)
+        resources["requests"]["ephemeral-storage"] = least.text
     return resources

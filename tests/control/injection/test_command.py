@@ -86,7 +86,7 @@ WRONG = {
         ONE, "mount-sidecar.io/memory-limit: 110Mi"
     ),
     "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/ephemeral-storage-limit`: "
-    "leaves no room to write to 1 bucket(s); at least 264Mi": pod(
+    "leaves no room to write to 1 bucket(s); at least 344Mi": pod(
         ONE,
         "mount-sidecar.io/outputs: models, mount-sidecar.io/ephemeral-storage-limit: 100Mi",
     ),
