@@ -196,7 +196,10 @@ def inject(
     declared = parse_catalogue(*read_text(catalogue, CatalogueInvalid))
     text, where = read_text(filename, ManifestInvalid)
     injection = _injection(image, native, allow_shared_pids, network)
-    click.echo(inject_manifests(text, where, declared, injection), nl=False)
+    injected = inject_manifests(
+        text, where, declared, injection, say=lambda remark: click.echo(f"note: {remark}", err=True)
+    )
+    click.echo(injected, nl=False)
 
 
 def _injection(

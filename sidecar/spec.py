@@ -177,10 +177,10 @@ class Roots:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Http:
-    """The one port for metrics, probes and status. Port 0 picks a free one (tests)."""
+    """The one port for metrics, probes and status. 0 picks a free one (tests); None: no port."""
 
     host: str = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus come from outside the pod
-    port: int = field(default=HTTP_PORT, metadata={"ge": 0, "le": 65535})
+    port: int | None = field(default=HTTP_PORT, metadata={"ge": 0, "le": 65535})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

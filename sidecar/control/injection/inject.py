@@ -15,6 +15,7 @@ from typing import Final
 from sidecar.control.catalogue.catalogue import Catalogue
 from sidecar.control.injection.experiment_container import equip_container
 from sidecar.control.injection.json_patch import difference
+from sidecar.control.injection.meshes import has_native_proxy, is_of_mesh, put_mesh_first
 from sidecar.control.injection.network import with_network
 from sidecar.control.injection.object_fields import (
     JsonObject,
@@ -49,7 +50,7 @@ from sidecar.control.injection.previous_injection import (
     refuse_differences,
     without_sidecar,
 )
-from sidecar.control.injection.sidecar_container import Injection, sidecar_container
+from sidecar.control.injection.sidecar_container import PROBES, Injection, sidecar_container
 from sidecar.errors import ManifestInvalid, PodConflict, PodUnsupported, SpecTooLarge
 from sidecar.pod import CONTAINER_NAME
 from sidecar.spec import PersistenceSpec
@@ -95,8 +96,7 @@ def inject(
     refuse_undeclared_mounts(pod_spec, claims)
     refuse_reserved_names(claims)
     if _is_injected(metadata, pod_spec):
-        _refuse_altered(pod, injection)
-        return pod
+        return _checked(pod, injection)
     refuse_reserved_names(volume_names(pod_spec))
     refuse_unsupported(pod_spec, injection)
     request = parse_pod_request(metadata, "pod.metadata")
@@ -124,8 +124,8 @@ def _is_injected(metadata: JsonObject, pod_spec: JsonObject) -> bool:
     return True
 
 
-def _refuse_altered(pod: JsonObject, injection: Injection) -> None:
-    """Refuse a pod whose sidecar is not what an injection of its spec makes.
+def _checked(pod: JsonObject, injection: Injection) -> JsonObject:
+    """A pod that has the sidecar; a copy if a mesh has come since, to which it must give way.
 
     The spec is the pod's own: the catalogue may have changed meanwhile.
 
@@ -138,7 +138,23 @@ def _refuse_altered(pod: JsonObject, injection: Injection) -> None:
     spec = load_spec(text, f"annotation `{SPEC_ANNOTATION}`")
     expected = without_sidecar(pod["spec"], spec)
     _add_sidecar(expected, spec, parse_pod_request(metadata, "pod.metadata"), injection)
-    refuse_differences(pod["spec"], expected)
+    adapted = _given_way(pod["spec"], expected)
+    refuse_differences(adapted, expected)
+    return pod if adapted == pod["spec"] else {**pod, "spec": adapted}
+
+
+def _given_way(pod_spec: JsonObject, expected: JsonObject) -> JsonObject:
+    """A copy of ``spec`` in which a mesh stands first, and probes go round it.
+
+    The mesh may have made other probes of ours, which it answers itself.
+    """
+    adapted = copy.deepcopy(pod_spec)
+    if has_native_proxy(adapted):
+        put_mesh_first(adapted)
+        ((_, ours),) = find_sidecars(expected)
+        for _, container in find_sidecars(adapted):
+            container.update({key: ours[key] for key in PROBES if key in ours})
+    return adapted
 
 
 def _refuse_unguarded(spec: PersistenceSpec, injection: Injection) -> None:
@@ -185,6 +201,8 @@ def _add_sidecar(
     names = add_volumes(pod_spec, spec, state_bytes(spec))
     for group in ("initContainers", "containers"):
         for container in get_mappings(pod_spec, group, _SPEC):
+            if is_of_mesh(container):
+                continue
             equip_container(container, spec, pod_spec["volumes"], names)
     sidecar = sidecar_container(
         spec,
@@ -194,6 +212,7 @@ def _add_sidecar(
         spec_sha256=hashlib.sha256(_spec_text(spec).encode()).hexdigest(),
         pod_grace_s=grace_s,
         disk_limit=disk_limit(pod_spec, spec, request),
+        in_mesh=has_native_proxy(pod_spec),
         # An ordinary container would keep a pod that runs to completion from completing.
         stop_with_experiment=(
             not injection.native and pod_spec.get("restartPolicy") not in (None, "Always")
@@ -201,5 +220,6 @@ def _add_sidecar(
     )
     group = "initContainers" if injection.native else "containers"
     pod_spec[group] = [sidecar, *get_mappings(pod_spec, group, _SPEC)]
+    put_mesh_first(pod_spec)
     # The experiment keeps all of its own time, and the sidecar has its own after it.
     pod_spec["terminationGracePeriodSeconds"] = grace_s + int(spec.times.grace_s)

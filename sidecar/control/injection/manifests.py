@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import yaml
@@ -10,6 +10,7 @@ import yaml
 from sidecar.control.catalogue.catalogue import Catalogue
 from sidecar.control.catalogue.yaml_document import parse_documents
 from sidecar.control.injection.inject import inject
+from sidecar.control.injection.meshes import remarks
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
@@ -36,7 +37,13 @@ _POD: Final[dict[str, tuple[str, ...]]] = {
 """The path to the pod, or pod template, in each kind that has one."""
 
 
-def inject_manifests(text: str, where: str, catalogue: Catalogue, injection: Injection) -> str:
+def inject_manifests(
+    text: str,
+    where: str,
+    catalogue: Catalogue,
+    injection: Injection,
+    say: Callable[[str], object] = lambda _: None,
+) -> str:
     """Every document of a YAML stream or a JSON text, with the sidecar in each pod.
 
     Other kinds are kept as they are, and so are pods with the label
@@ -45,6 +52,7 @@ def inject_manifests(text: str, where: str, catalogue: Catalogue, injection: Inj
     Args:
         text: the manifests.
         where: how messages name their origin, such as the file.
+        say: takes what whoever injects should know, a line at a time.
 
     Raises:
         ManifestInvalid: not YAML, no Kubernetes objects, or no pod among them.
@@ -59,7 +67,7 @@ def inject_manifests(text: str, where: str, catalogue: Catalogue, injection: Inj
     for document in documents:
         check_depth(document, where)
         for kind, resource in _objects(document, where):
-            pods += _inject_into(kind, resource, where, catalogue, injection)
+            pods += _inject_into(kind, resource, where, catalogue, injection, say)
     if not pods:
         raise ManifestInvalid(
             f"{where}: holds no pod", f"kinds that have one: {', '.join(_POD)}, and lists of them"
@@ -83,7 +91,12 @@ def _objects(document: Any, where: str) -> Iterator[tuple[str, JsonObject]]:
 
 
 def _inject_into(
-    kind: str, resource: JsonObject, where: str, catalogue: Catalogue, injection: Injection
+    kind: str,
+    resource: JsonObject,
+    where: str,
+    catalogue: Catalogue,
+    injection: Injection,
+    say: Callable[[str], object],
 ) -> int:
     """Add the sidecar to the object's pod, in place; the number of pods it has: 0 or 1."""
     if kind not in _POD:
@@ -95,6 +108,8 @@ def _inject_into(
         labels = get_mapping(get_mapping(pod, "metadata", "pod"), "labels", "pod.metadata")
         if labels.get(INJECT_LABEL) != "false":
             pod.update(inject(pod, catalogue, injection, _claims(kind, resource)))
+            for remark in remarks(get_mapping(pod, "metadata", "pod"), pod["spec"]):
+                say(f"{at}: {remark}")
     except ConfigError as error:
         raise type(error)(f"{at}: {error.what}", error.hint) from None
     return 1

@@ -5,6 +5,7 @@
 ``outputs``              name of the outputs volume; absent: the first writable
 ``run``                  path of the run below the outputs volume
 ``paths``                ``local`` or ``urls``: what the variables hold for buckets
+``port``                 of metrics and probes: a number, or ``none``
 ``cpu-request``, …       the sidecar's resources, as Kubernetes quantities
 ======================== =====================================================
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from sidecar.control.catalogue.resolve import Paths
 from sidecar.control.catalogue.selection import Selection, parse_selection
@@ -37,7 +38,8 @@ RESOURCES: Final = (
     "memory-limit",
     "ephemeral-storage-limit",
 )
-_KNOWN = ("data", "outputs", "run", "paths", *RESOURCES)
+_KNOWN = ("data", "outputs", "run", "paths", "port", *RESOURCES)
+_PORTS: Final = range(1, 65536)
 _OWN = (STATUS_ANNOTATION, SPEC_ANNOTATION)
 
 
@@ -47,12 +49,14 @@ class PodRequest:
 
     Attributes:
         run: path of the run below the outputs volume; empty for the volume itself.
+        port: of metrics and probes; None where the injector chooses.
         resources: the sidecar's, by their name in :data:`RESOURCES`; only those annotated.
     """
 
     selection: Selection = field(default_factory=Selection)
     run: str = ""
     paths: Paths = "local"
+    port: int | Literal["none"] | None = None
     resources: Mapping[str, Quantity] = field(default_factory=dict)
 
 
@@ -91,8 +95,19 @@ def parse_pod_request(metadata: JsonObject, where: str) -> PodRequest:
         selection=selection,
         run=given.get("run", ""),
         paths="urls" if paths == "urls" else "local",
+        port=_port(given["port"]) if "port" in given else None,
         resources={key: _quantity(key, given[key]) for key in RESOURCES if key in given},
     )
+
+
+def _port(value: str) -> int | Literal["none"]:
+    if value == "none":
+        return "none"
+    if not (value.isascii() and value.isdecimal() and int(value) in _PORTS):
+        raise AnnotationInvalid(
+            f"annotation `{PREFIX}port`: must be a port from 1 to 65535, or `none`"
+        )
+    return int(value)
 
 
 def _names(value: str) -> list[YamlValue]:

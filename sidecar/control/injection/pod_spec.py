@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from typing import Final
 
 from sidecar.control.catalogue.catalogue import Catalogue
@@ -14,8 +15,8 @@ from sidecar.control.injection.object_fields import (
     get_whole_number,
 )
 from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
-from sidecar.errors import AnnotationInvalid
-from sidecar.spec import ANYBODY, Access, PersistenceSpec, Sizes
+from sidecar.errors import AnnotationInvalid, PodConflict
+from sidecar.spec import ANYBODY, HTTP_PORT, Access, Http, PersistenceSpec, Sizes
 from sidecar.spec_rules import shared_path
 from sidecar.units import MIB
 
@@ -49,7 +50,13 @@ def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue)
         else volume
         for volume in spec.volumes
     )
-    return replace(spec, volumes=volumes, access=_access(pod_spec), sizes=_sizes(spec, request))
+    return replace(
+        spec,
+        volumes=volumes,
+        access=_access(pod_spec),
+        http=Http(port=_port(pod_spec, request)),
+        sizes=_sizes(spec, request),
+    )
 
 
 def state_bytes(spec: PersistenceSpec) -> int:
@@ -79,6 +86,32 @@ def disk_limit(pod_spec: JsonObject, spec: PersistenceSpec, request: PodRequest)
         return None
     asked = request.resources.get("ephemeral-storage-limit")
     return asked.text if asked is not None else str(state_bytes(spec) + _OUTSIDE_BYTES)
+
+
+def _port(pod_spec: JsonObject, request: PodRequest) -> int | None:
+    """Where metrics and probes are served: as annotated, else a port that the pod leaves free.
+
+    On the node's network a port that is declared keeps the next such pod from the node, and one
+    that is not is found by nobody: there is none.
+    """
+    if request.port == "none":
+        return None
+    declared = {
+        port.get("containerPort")
+        for group in ("initContainers", "containers")
+        for container in get_mappings(pod_spec, group, "spec")
+        for port in get_mappings(container, "ports", f"spec.{group}")
+    }
+    if request.port is not None:
+        if request.port in declared:
+            raise PodConflict(
+                f"annotation `{PREFIX}port`: a container of the pod has the port {request.port}",
+                "choose another one",
+            )
+        return request.port
+    if pod_spec.get("hostNetwork"):
+        return None
+    return next(port for port in count(HTTP_PORT) if port not in declared)
 
 
 def _access(pod_spec: JsonObject) -> Access:

@@ -15,15 +15,18 @@ from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
 from sidecar.control.injection.quantity import parse_quantity
 from sidecar.errors import AnnotationInvalid
 from sidecar.pod import (
+    ALIVE_FILE,
     CONTAINER_NAME,
     POD_VARIABLES,
+    READY_FILE,
     STOP_WITH_EXPERIMENT_VARIABLE,
     STOPPING_FILE,
 )
-from sidecar.spec import SPEC_FILE, PersistenceSpec, least_memory_bytes
+from sidecar.spec import HTTP_PORT, SPEC_FILE, PersistenceSpec, least_memory_bytes
 from sidecar.units import MIB
 
 DEFAULT_IMAGE: Final = f"mount-sidecar:{__version__}"
+PROBES: Final = ("startupProbe", "livenessProbe")
 PORT_NAME: Final = "sidecar-metrics"
 """By which a PodMonitor finds the port."""
 
@@ -61,6 +64,7 @@ def sidecar_container(
     spec_sha256: str,
     pod_grace_s: int,
     disk_limit: str | None,
+    in_mesh: bool,
     stop_with_experiment: bool,
 ) -> JsonObject:
     """The container, as the API takes it.
@@ -70,9 +74,9 @@ def sidecar_container(
         spec_sha256: digest of the annotation that holds the spec, in hexadecimal.
         pod_grace_s: time that the pod gives the experiment to end, in seconds.
         disk_limit: of its ephemeral storage, as a quantity; None for none.
+        in_mesh: what comes by network passes the proxy of a mesh.
         stop_with_experiment: the sidecar ends by itself once the other containers have ended.
     """
-    port = spec.http.port
     environment: list[JsonObject] = [
         {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
         for name, path in POD_VARIABLES.items()
@@ -94,11 +98,11 @@ def sidecar_container(
         # The digest, because the annotation that the file shows may be changed at any time.
         "args": ["mount", "--spec", SPEC_FILE, "--spec-sha256", spec_sha256],
         "env": environment,
-        "ports": [{"name": PORT_NAME, "containerPort": port}],
+        **_ports(spec),
         "resources": _resources(len(spec.buckets), request, disk_limit),
         "volumeMounts": _mounts(spec, names),
         "livenessProbe": {
-            "httpGet": {"path": "/livez", "port": port},
+            **_check(spec, "/livez", in_mesh=in_mesh),
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 6,
@@ -123,16 +127,15 @@ def sidecar_container(
         container["restartPolicy"] = "Always"
         container["lifecycle"] = {"preStop": _shell(notice)}
         container["startupProbe"] = {
-            "httpGet": {"path": "/startupz", "port": port},
+            **_check(spec, "/startupz", in_mesh=in_mesh),
             "periodSeconds": _PROBE_PERIOD_S,
             "timeoutSeconds": 5,
             "failureThreshold": int(spec.times.ready_timeout_s + _PROBE_MARGIN_S),
         }
     else:
-        wait_s = int(spec.times.ready_timeout_s + _PROBE_MARGIN_S)
         container["lifecycle"] = {
             # A kubelet starts containers in order, and waits for postStart before the next.
-            "postStart": {"exec": {"command": ["sidecar", "wait", "--timeout", str(wait_s)]}},
+            "postStart": {"exec": {"command": _wait(spec)}},
             # All containers get SIGTERM at the same time; the experiment must end first.
             "preStop": _shell(f"{notice}; exec sleep {pod_grace_s}"),
         }
@@ -144,6 +147,40 @@ def sidecar_container(
 def _shell(script: str) -> JsonObject:
     """A hook: a shell takes a hundredth of the time that Python does."""
     return {"exec": {"command": ["sh", "-c", script]}}
+
+
+def _ports(spec: PersistenceSpec) -> JsonObject:
+    """The field ``ports``, if there is one."""
+    if spec.http.port is None:
+        return {}
+    return {"ports": [{"name": PORT_NAME, "containerPort": spec.http.port}]}
+
+
+def _check(spec: PersistenceSpec, page: str, *, in_mesh: bool) -> JsonObject:
+    """The part of a probe that says what is looked at.
+
+    Not by HTTP in a mesh: where it demands TLS, its proxy refuses what a kubelet asks.
+    """
+    if spec.http.port is not None and not in_mesh:
+        return {"httpGet": {"path": page, "port": spec.http.port}}
+    if page == "/startupz":
+        return {"exec": {"command": ["test", *_is_ready(spec)]}}
+    # A process's directory in /proc is as old as the process: the file's time is still to come.
+    return {"exec": {"command": ["test", f"{spec.roots.state}/{ALIVE_FILE}", "-nt", "/proc/self"]}}
+
+
+def _is_ready(spec: PersistenceSpec) -> list[str]:
+    """A condition of test(1). The state outlives a container; a kubelet makes the other file."""
+    return [f"{spec.roots.state}/{READY_FILE}", "-nt", spec.roots.termination_message]
+
+
+def _wait(spec: PersistenceSpec) -> list[str]:
+    """A command that returns when the sidecar is ready; if it ends before, so does the command."""
+    if spec.http.port is None:
+        return ["sh", "-c", f"until test {shlex.join(_is_ready(spec))}; do sleep 0.2; done"]
+    wait_s = int(spec.times.ready_timeout_s + _PROBE_MARGIN_S)
+    port = [] if spec.http.port == HTTP_PORT else ["--port", str(spec.http.port)]
+    return ["sidecar", "wait", *port, "--timeout", str(wait_s)]
 
 
 def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[JsonObject]:

@@ -1,4 +1,6 @@
-"""The process that answers HTTP on one port: metrics, status, and probes.
+"""The process that answers HTTP on one port, if there is one: metrics, status, and probes.
+
+Probes that are commands look at files instead (:mod:`.probe_files`).
 
 It is separate so that the supervisor needs no library, and no scrape waits for a mount. It listens
 on process 1's socket, so that who connects while there is none waits and is not refused. Live means
@@ -24,6 +26,7 @@ from sidecar import logs
 from sidecar.http_message import Request, Response
 from sidecar.http_server import HttpServer, Limits, Route
 from sidecar.metrics import scrape_registry
+from sidecar.mounter.reporting.probe_files import ProbeFiles
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE
@@ -137,20 +140,27 @@ def _json(status: HTTPStatus, text: str) -> Response:
 
 
 def main(channel: Channel) -> int:
-    """``{"state": directory}`` comes first, with the listening socket. Ends with the channel."""
+    """``{"state": directory}`` comes first, with the listening socket. Ends with the channel.
+
+    Where there is no socket, there is no port.
+    """
     logs.set_up("health")
     received = channel.receive()
     if received is None:
         return 0
-    duty, (listener,) = received
+    duty, listener = received
     state = Path(duty["state"])
     status_file = state / STATUS_FILE
     supervisor = Supervisor(channel)
+    threading.Thread(target=supervisor.listen, name="supervisor", daemon=True).start()
+    probe_files = ProbeFiles(state, supervisor.is_alive)
+    if not listener:
+        probe_files.run()
+    threading.Thread(target=probe_files.run, name="probe files", daemon=True).start()
     registry = scrape_registry(
         pinned(state / METRICS_DIRECTORY), lambda: dict(json.loads(status_file.read_text()))
     )
     pages = _Pages(status_file, registry, supervisor)
-    server = HttpServer(socket.socket(fileno=listener), pages.routes(), _LIMITS)
-    threading.Thread(target=supervisor.listen, name="supervisor", daemon=True).start()
+    server = HttpServer(socket.socket(fileno=listener[0]), pages.routes(), _LIMITS)
     server.serve()
     return 0

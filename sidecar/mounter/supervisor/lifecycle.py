@@ -149,11 +149,9 @@ class Lifecycle:
             self._start_reporter()  # so early that it reports whatever fails below
         preparation.check_memory(len(self._buckets))
         # Before there is a process that answers: a probe waits for it, and needs no second try.
-        self._listener = listen(
-            self._spec.http.host,
-            self._spec.http.port,
-            "free the port, or set another in the spec (`http.host`, `http.port`)",
-        )
+        if (port := self._spec.http.port) is not None:
+            hint = "free the port, or set another in the spec (`http.host`, `http.port`)"
+            self._listener = listen(self._spec.http.host, port, hint)
         if self._buckets:
             mounts.check_host()
         try:
@@ -409,8 +407,8 @@ class Lifecycle:
 
     def _start_health(self, delay_s: float = 0.0) -> None:
         def start() -> None:
-            assert self._listener is not None
-            duty, listener = {"state": self._spec.roots.state}, (self._listener.fileno(),)
+            listener = () if self._listener is None else (self._listener.fileno(),)
+            duty = {"state": self._spec.roots.state}
             self._health = self._fork_server.fork("health", "health", duty, listener)
 
         self._retries.do("start the health process", start, delay_s)

@@ -73,12 +73,19 @@ WRONG = {
     "SC1015 ANNOTATION_INVALID: "
     + HERE
     + "unknown annotation `mount-sidecar.io/datas` (did you mean "
-    "`data`?); known are: data, outputs, run, paths, cpu-request, cpu-limit, memory-request, "
+    "`data`?); known are: data, outputs, run, paths, port, cpu-request, cpu-limit, memory-request, "
     "memory-limit, ephemeral-storage-limit": pod(ONE, 'mount-sidecar.io/datas: "[]"'),
     "SC1015 ANNOTATION_INVALID: "
     + HERE
     + "annotation `mount-sidecar.io/data`: must be a JSON list of "
     "names; write mount-sidecar.io/data: '[\"NAME\"]'": pod(ONE, "mount-sidecar.io/data: images"),
+    "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/port`: must be a port "
+    "from 1 to 65535, or `none`": pod(ONE, "mount-sidecar.io/port: '65536'"),
+    "SC1014 POD_CONFLICT: " + HERE + "annotation `mount-sidecar.io/port`: a container of the pod "
+    "has the port 80; choose another one": pod(
+        "{containers: [{name: main, image: i, ports: [{containerPort: 80}]}]}",
+        "mount-sidecar.io/port: '80'",
+    ),
     "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/memory-limit`: is no "
     "Kubernetes quantity; such as `500m` or `2Gi`": pod(ONE, "mount-sidecar.io/memory-limit: lots"),
     "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/memory-limit`: 110Mi is "

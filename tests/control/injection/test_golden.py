@@ -133,6 +133,45 @@ def test_no_hostpath_and_no_claim_is_ever_in_the_shared_directory(name: str) -> 
                     assert kinds[mount["name"]] == {"emptyDir"}
 
 
+def sidecar_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(expected(name).read_text())["spec"]["initContainers"][0]
+    return found
+
+
+def test_the_port_is_one_that_the_pod_leaves_free() -> None:
+    assert sidecar_of("pod")["ports"] == [{"name": "sidecar-metrics", "containerPort": 9464}]
+    sidecar = sidecar_of("port-taken")
+    assert sidecar["ports"] == [{"name": "sidecar-metrics", "containerPort": 9466}]
+    assert sidecar["startupProbe"]["httpGet"] == {"path": "/startupz", "port": 9466}
+    assert sidecar["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 9466}
+
+
+def test_on_the_node_s_network_there_is_a_port_only_where_one_is_asked_for() -> None:
+    """What is declared keeps the next such pod from the node: the API makes a hostPort of it."""
+    sidecar = sidecar_of("host-network")
+    assert "ports" not in sidecar
+    for probe in ("startupProbe", "livenessProbe"):
+        assert sidecar[probe]["exec"]["command"][0] == "test"
+    assert sidecar_of("host-network-with-port")["ports"][0]["containerPort"] == 9500
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_no_port_where_none_is_wanted(native: bool) -> None:
+    pod = yaml.safe_load(given("pod"))
+    pod["metadata"]["annotations"]["mount-sidecar.io/port"] = "none"
+    pod["metadata"]["annotations"]["mount-sidecar.io/outputs"] = "models"
+    pod["metadata"]["annotations"]["mount-sidecar.io/data"] = "[]"
+    made = inject(pod, catalogue(), Injection(image=IMAGE, native=native))
+    sidecar = made["spec"]["initContainers" if native else "containers"][0]
+    assert "httpGet" not in json.dumps(sidecar)
+    assert "ports" not in sidecar
+    spec = load_spec(made["metadata"]["annotations"]["mount-sidecar.io/spec"], "annotation")
+    assert spec.http.port is None
+    if not native:
+        assert sidecar["lifecycle"]["postStart"]["exec"]["command"][0] == "sh"
+    assert inject(made, catalogue(), Injection(image=IMAGE, native=native)) is made
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_that_is_missing_keeps_the_sidecar_from_saying_so(name: str) -> None:
     """With a FailedMount the kubelet starts no container, and nobody tells a code."""
