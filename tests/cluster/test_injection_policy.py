@@ -9,10 +9,12 @@ import copy
 from collections.abc import Callable, Iterator
 
 import pytest
+import yaml
 
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import inject
 from sidecar.control.injection.sidecar_container import Injection
+from tests.control.injection.golden import given
 from tests.support.cluster import Cluster, Json, Refused
 
 NAMESPACE = "mount-sidecar-test"
@@ -103,6 +105,18 @@ def test_what_other_webhooks_may_do(namespace: Cluster, change: Callable[[Json],
     pod = injected()
     change(pod["spec"])
     namespace.create(pod)
+
+
+@pytest.mark.parametrize(
+    "mesh", ["mesh-istio", "mesh-istio-cni", "mesh-linkerd", "mesh-linkerd-cni"]
+)
+def test_a_mesh_stands_before_the_sidecar(namespace: Cluster, mesh: str) -> None:
+    pod, model = plain(), yaml.safe_load(given(mesh))["spec"]
+    pod["spec"] |= {key: model[key] for key in ("initContainers", "volumes") if key in model}
+    made = namespace.create(inject(pod, CATALOGUE, Injection("mount-sidecar:test")))
+    names = [container["name"] for container in made["spec"]["initContainers"]]
+    assert names.index("mount-sidecar") == 2
+    assert "prepare" not in names[:2]
 
 
 def test_without_native_sidecars_too(namespace: Cluster) -> None:
