@@ -208,6 +208,7 @@ def _injection(
     """Raises UsageError."""
     from sidecar.control.injection.network import Network
     from sidecar.control.injection.sidecar_container import DEFAULT_IMAGE, Injection
+    from sidecar.spec import CaBundle
     from sidecar.spec_rules import proxy_problem
 
     proxy, secret = network["proxy"], network["proxy_secret"]
@@ -215,22 +216,12 @@ def _injection(
         raise UsageError(f"--proxy {problem}, or name a --proxy-secret")
     if proxy is not None and secret is not None:
         raise UsageError("--proxy and --proxy-secret exclude each other")
-    bundle = _parse_ca_bundle(network["ca_bundle"])
+    text = network["ca_bundle"]
+    bundle = None if text is None else CaBundle.parse(text)
+    if text is not None and bundle is None:
+        raise UsageError("--ca-bundle must be configMap/NAME/KEY or secret/NAME/KEY")
     chosen = Network(proxy, network["no_proxy"], bundle, secret)
     return Injection(image or DEFAULT_IMAGE, native, allow_shared_pids, chosen)
-
-
-def _parse_ca_bundle(text: str | None) -> CaBundle | None:
-    """``KIND/NAME/KEY``. Raises UsageError."""
-    from sidecar.spec import CaBundle
-
-    kind, _, rest = (text or "").partition("/")
-    name, _, key = rest.partition("/")
-    if text is None:
-        return None
-    if kind not in ("configMap", "secret") or not name or not key or "/" in key:
-        raise UsageError("--ca-bundle must be configMap/NAME/KEY or secret/NAME/KEY")
-    return CaBundle(kind="secret" if kind == "secret" else "configMap", name=name, key=key)
 
 
 @cli.group(invoke_without_command=True)

@@ -24,7 +24,7 @@ POD_VARIABLES: Final = {
 
 READY_FILE: Final = "ready"
 ALIVE_FILE: Final = "alive"
-"""In the sidecar's state directory: what probes without a port look at (decision 122)."""
+"""In the sidecar's state directory: what probes without a port look at (decision 49)."""
 
 STOP_WITH_EXPERIMENT_VARIABLE: Final = "SIDECAR_STOP_WITH_EXPERIMENT"
 """Set if the sidecar must end by itself once the pod's other containers have ended."""

@@ -61,6 +61,14 @@ class CaBundle:
     name: str
     key: str
 
+    @classmethod
+    def parse(cls, text: str) -> CaBundle | None:
+        """``KIND/NAME/KEY``; None for anything else."""
+        kind, name, key = [*text.split("/"), "", "", ""][:3]
+        if text.count("/") != 2 or kind not in ("configMap", "secret") or not (name and key):
+            return None
+        return cls(kind="secret" if kind == "secret" else "configMap", name=name, key=key)
+
     @property
     def folder(self) -> str:
         """Below the secrets root. No name of Kubernetes has a ``_``."""

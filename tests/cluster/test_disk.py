@@ -1,6 +1,6 @@
 """What is written to a bucket evicts no pod, and neither does the annotation about it.
 
-Each pod is there twice: as it is injected, and with the limits as they were before decision 121,
+Each pod is there twice: as it is injected, and with the limits as they were before decision 48,
 which a kubelet evicts. It looks at emptyDirs once a minute.
 """
 

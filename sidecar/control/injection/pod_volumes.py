@@ -110,7 +110,7 @@ class _Volumes:
         match volume.source:
             case HostPathSource(host_path=path):
                 # A type that must be there already would keep the kubelet from starting anything,
-                # and nobody would tell the code. The sidecar checks it (decision 120).
+                # and nobody would tell the code. The sidecar checks it (decision 47).
                 kind = {} if volume.must_hold_data else {"type": "DirectoryOrCreate"}
                 return self.add(f"host-path-{index}", {"hostPath": {"path": path, **kind}})
             case ClaimSource(claim=claim):
