@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sidecar.control.injection.sidecar_container import Injection
-    from sidecar.spec import CaBundle
 
 # As a shell reports a program that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
 EXIT_INTERRUPTED = 130
