@@ -20,6 +20,7 @@ from tests.pods.runs import EXPERIMENT, Clouds, kill_sidecar, pod_of
 from tests.support.pods import SIDECAR_IMAGE, podman
 from tests.support.servers import S3Server, find_program
 from tests.support.sidecar import Sidecar, bucket_volume
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -217,8 +218,12 @@ def test_a_dead_sub_path_is_detached_though_its_container_runs(
             assert len(sidecar.mounted()) == 2  # of the shared directory: in use, as ever
             said, _ = experiment.communicate("\n")
             assert "not connected" in said
-        look(tmp_path / "pods")
-        assert below(tmp_path) == []
+
+        def is_clean() -> bool:
+            look(tmp_path / "pods")
+            return below(tmp_path) == []
+
+        wait_until(is_clean, "the rest is detached, once nobody uses it")
 
 
 @pytest.mark.parametrize(
