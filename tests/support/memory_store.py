@@ -72,9 +72,9 @@ class MemoryStore:
         objects: list[ObjectInfo] = []
         prefixes: list[str] = []
         with self._lock:
-            keys = sorted(self._objects)
+            found = sorted((key, info) for key, (_, info) in self._objects.items())
         last = ""
-        for key in keys:
+        for key, info in found:
             if not key.startswith(prefix):
                 continue
             name = key
@@ -91,7 +91,7 @@ class MemoryStore:
             if is_prefix:
                 prefixes.append(name)
             else:
-                objects.append(self._objects[key][1])
+                objects.append(info)
         return Page(objects, prefixes, None)
 
     def head(self, key: str) -> ObjectInfo:
