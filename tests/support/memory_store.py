@@ -72,9 +72,9 @@ class MemoryStore:
         objects: list[ObjectInfo] = []
         prefixes: list[str] = []
         with self._lock:
-            found = sorted((key, info) for key, (_, info) in self._objects.items())
+            found = {key: info for key, (_, info) in self._objects.items()}
         last = ""
-        for key, info in found:
+        for key in sorted(found):
             if not key.startswith(prefix):
                 continue
             name = key
@@ -91,7 +91,7 @@ class MemoryStore:
             if is_prefix:
                 prefixes.append(name)
             else:
-                objects.append(info)
+                objects.append(found[key])
         return Page(objects, prefixes, None)
 
     def head(self, key: str) -> ObjectInfo:
