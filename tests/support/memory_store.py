@@ -72,9 +72,9 @@ class MemoryStore:
         objects: list[ObjectInfo] = []
         prefixes: list[str] = []
         with self._lock:
-            found = {key: info for key, (_, info) in self._objects.items()}
+            infos = {key: info for key, (_, info) in self._objects.items()}
         last = ""
-        for key in sorted(found):
+        for key in sorted(infos):
             if not key.startswith(prefix):
                 continue
             name = key
@@ -91,7 +91,7 @@ class MemoryStore:
             if is_prefix:
                 prefixes.append(name)
             else:
-                objects.append(found[key])
+                objects.append(infos[key])
         return Page(objects, prefixes, None)
 
     def head(self, key: str) -> ObjectInfo:
