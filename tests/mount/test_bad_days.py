@@ -292,7 +292,7 @@ def test_stop_with_a_file_that_cannot_be_saved(
             f"error SC1089 NOT_SAVED: 1 file(s) are only in the spool `{sidecar.state}`; start the "
             "sidecar again with the same state directory to finish\n"
             "not saved: data/train: model.bin (SC1047: S3 endpoint "
-            f"127.0.0.1:{mortal.server.port} cannot be reached: connection refused)\n"
+            f"127.0.0.1:{mortal.server.port} cannot be reached: connection refused; 7 bytes)\n"
         )
         assert sidecar.said() == text.splitlines()
         assert sidecar.termination_message.read_text() == text
