@@ -17,8 +17,8 @@ import logging
 import os
 import selectors
 import signal
-import threading
 import socket
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import count
