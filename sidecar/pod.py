@@ -29,6 +29,9 @@ ALIVE_FILE: Final = "alive"
 STOP_WITH_EXPERIMENT_VARIABLE: Final = "SIDECAR_STOP_WITH_EXPERIMENT"
 """Set if the sidecar must end by itself once the pod's other containers have ended."""
 
+PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+"""Variables of the sidecar, and keys of the secrets that hold a proxy."""
+
 STOPPING_FILE: Final = "stopping"
 """In the state directory: made when the pod begins to end. Its text is the pod's grace period."""
 

@@ -71,8 +71,8 @@ class CaBundle:
 
     @property
     def folder(self) -> str:
-        """Below the secrets root. No name of Kubernetes has a ``_``."""
-        return self.name if self.kind == "secret" else f"configmap_{self.name}"
+        """Below the secrets root."""
+        return self.name if self.kind == "secret" else config_map_folder(self.name)
 
     def path(self, secrets_root: str) -> str:
         """The file in the sidecar."""
@@ -300,6 +300,11 @@ class PersistenceSpec:
             for volume in document["volumes"]
         )
         return cls(**{**document, **built, "volumes": volumes})
+
+
+def config_map_folder(name: str) -> str:
+    """Where a ConfigMap stands below the secrets root. No name of Kubernetes has a ``_``."""
+    return f"configmap_{name}"
 
 
 def least_memory_bytes(buckets: int) -> int:

@@ -13,9 +13,13 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def end_on_them() -> None:
-    """End the process, with the exit status of a shell, until it has handlers of its own."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # at SIGINT Python raises KeyboardInterrupt
-        signal.signal(number, _end)
+    """End the process, with the exit status of a shell, until it has handlers of its own.
+
+    What is ignored stays so: nohup(1) asks for it. At SIGINT Python raises KeyboardInterrupt.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     unblock()
 
 

@@ -54,6 +54,20 @@ def test_a_sidecar_that_is_stopped_while_it_starts(sidecar: Sidecar, moment_s: f
     assert not (sidecar.shared / ".sidecar" / "ready").exists()
 
 
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    """As nohup(1) asks for it."""
+    command = ["env", "--ignore-signal=HUP", sys.executable, "-m", "sidecar", "wait"]
+    with subprocess.Popen([*command, "--timeout", "3600"], stderr=subprocess.DEVNULL) as found:
+        try:
+            time.sleep(1.0)
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                found.send_signal(number)
+                time.sleep(0.1)
+            assert found.wait(ENDS_S) == 128 + signal.SIGTERM
+        finally:
+            found.kill()
+
+
 @pytest.mark.parametrize("moment_s", [0.0, 0.1, 0.2, 0.4])
 def test_another_command_that_is_stopped_while_it_starts(moment_s: float) -> None:
     command = [sys.executable, "-m", "sidecar", "wait", "--timeout", "3600"]

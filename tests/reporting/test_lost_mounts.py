@@ -7,25 +7,13 @@ from typing import Any
 
 from sidecar.mounter.reporting.lost_mounts import LostMounts, lost_in, replaced
 from sidecar.mounter.reporting.pod_reports import Observer, condition
+from tests.reporting.status_documents import volume
 
 REMOUNTED_AT = 1_800_000_000.7
 
 
-def volume(**changes: Any) -> dict[str, Any]:
-    return {
-        "kind": "outputs",
-        "name": "models",
-        "path": "/models",
-        "state": "serving",
-        "error": None,
-        "failing": [],
-        "healed": {"resend": 0, "remount": 0},
-        "unsaved": [],
-        "unsaved_count": 0,
-        "remounted_at": REMOUNTED_AT,
-        "lost_in": [],
-        **changes,
-    }
+def remounted(**changes: Any) -> dict[str, Any]:
+    return volume(**{"remounted_at": REMOUNTED_AT, **changes})
 
 
 def status(*volumes: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +36,7 @@ def pod(started_s: float | None, *containers: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_container_that_was_started_before_the_mount_has_lost_it() -> None:
-    volumes = replaced(status(volume(), volume(name="other", remounted_at=None)))
+    volumes = replaced(status(remounted(), remounted(name="other", remounted_at=None)))
     assert lost_in(volumes, pod(-60)) == {"outputs/models": ["main"]}
     assert lost_in(volumes, pod(-0.1)) == {"outputs/models": ["main"]}
     assert lost_in(volumes, pod(+1)) == {}
@@ -60,9 +48,9 @@ def test_a_container_that_was_started_before_the_mount_has_lost_it() -> None:
 
 def test_it_is_asked_until_every_container_was_started_again() -> None:
     lost = LostMounts()
-    lost.look_at_status(status(volume(remounted_at=None)))
+    lost.look_at_status(status(remounted(remounted_at=None)))
     assert not lost.is_due(0.0)
-    lost.look_at_status(status(volume()))
+    lost.look_at_status(status(remounted()))
     assert lost.is_due(0.0)
     assert not lost.look_at_pod(None, 0.0)  # no answer
     assert not lost.is_due(0.1)
@@ -79,14 +67,14 @@ def test_it_is_asked_until_every_container_was_started_again() -> None:
 def test_a_reporter_that_knows_nothing_yet_tells_also_that_nothing_is_lost() -> None:
     """Its predecessor may have told otherwise."""
     lost = LostMounts()
-    lost.look_at_status(status(volume(lost_in=["main"])))
+    lost.look_at_status(status(remounted(lost_in=["main"])))
     assert lost.look_at_pod(pod(+5), 0.0)
     assert lost.containers == {}
 
 
 def test_where_the_pod_cannot_be_seen_it_is_told_once() -> None:
     lost = LostMounts()
-    lost.look_at_status(status(volume()))
+    lost.look_at_status(status(remounted()))
     assert lost.is_due(0.0)
     [report] = lost.give_up()
     assert report.message.startswith("SC1095 MOUNT_LOST: volume outputs/models: containers cannot")
@@ -95,8 +83,8 @@ def test_where_the_pod_cannot_be_seen_it_is_told_once() -> None:
 
 def test_the_condition_and_one_event_say_it() -> None:
     observer = Observer(1000)
-    assert observer.look_at_status(status(volume())) == []
-    lost = status(volume(lost_in=["main"]))
+    assert observer.look_at_status(status(remounted())) == []
+    lost = status(remounted(lost_in=["main"]))
     [report] = observer.look_at_status(lost)
     assert report.reason == "MountLost"
     told = "container `main` cannot reach `/models` any more (ENOTCONN), until started again"
@@ -104,5 +92,5 @@ def test_the_condition_and_one_event_say_it() -> None:
     assert observer.look_at_status(lost) == []
     found = condition(lost)
     assert found == ("False", "MountLost", report.message)
-    again = status(volume(lost_in=["main"], remounted_at=REMOUNTED_AT + 60))
+    again = status(remounted(lost_in=["main"], remounted_at=REMOUNTED_AT + 60))
     assert len(observer.look_at_status(again)) == 1

@@ -12,24 +12,9 @@ import pytest
 from sidecar.metrics import VolumeTotals, read_volume_totals
 from sidecar.mounter.reporting.pod_completion import has_ended
 from sidecar.mounter.reporting.pod_reports import Condition, Observer, condition
+from tests.reporting.status_documents import volume
 
 SPOOL_BYTES = 1000
-
-
-def volume(**changes: Any) -> dict[str, Any]:
-    return {
-        "kind": "outputs",
-        "name": "models",
-        "state": "serving",
-        "error": None,
-        "failing": [],
-        "healed": {"resend": 0, "remount": 0},
-        "unsaved": [],
-        "unsaved_count": 0,
-        "remounted_at": None,
-        "lost_in": [],
-        **changes,
-    }
 
 
 def status(phase: str = "ready", *volumes: dict[str, Any], **changes: Any) -> dict[str, Any]:

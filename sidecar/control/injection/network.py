@@ -7,9 +7,6 @@ from typing import Final
 
 from sidecar.spec import CaBundle, PersistenceSpec, StoreSource, Volume
 
-PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
-"""Keys of the secret, and variables of the sidecar."""
-
 
 @dataclass(frozen=True, slots=True)
 class Network:

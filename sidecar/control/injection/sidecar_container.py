@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from sidecar import __version__
-from sidecar.control.injection.network import NO_NETWORK, PROXY_VARIABLES, Network
+from sidecar.control.injection.network import NO_NETWORK, Network
 from sidecar.control.injection.object_fields import JsonObject
 from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
 from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
@@ -18,11 +18,18 @@ from sidecar.pod import (
     ALIVE_FILE,
     CONTAINER_NAME,
     POD_VARIABLES,
+    PROXY_VARIABLES,
     READY_FILE,
     STOP_WITH_EXPERIMENT_VARIABLE,
     STOPPING_FILE,
 )
-from sidecar.spec import HTTP_PORT, SPEC_FILE, PersistenceSpec, least_memory_bytes
+from sidecar.spec import (
+    HTTP_PORT,
+    SPEC_FILE,
+    PersistenceSpec,
+    config_map_folder,
+    least_memory_bytes,
+)
 from sidecar.units import MIB
 
 DEFAULT_IMAGE: Final = f"mount-sidecar:{__version__}"
@@ -199,7 +206,7 @@ def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[JsonObject]:
         for secret, name in names.secrets.items()
     ]
     mounts += [
-        volume_mount(name, f"{roots.secrets}/configmap_{config_map}", read_only=True)
+        volume_mount(name, f"{roots.secrets}/{config_map_folder(config_map)}", read_only=True)
         for config_map, name in names.authorities.items()
     ]
     mounts += [

@@ -1,12 +1,13 @@
 """The last minute of a mount: everything is saved as soon as it is written, open files too.
 
 The store may be too slow for all of it. So what can be whole in time comes first: small files
-beside each other, then large ones one after the other, the smallest first. A large file that
-several share the way with would be in the store at the end no more than they are.
+beside each other, and large ones one after the other, the smallest first. Of large files that share
+a slow line, none would be whole at the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -67,12 +68,10 @@ class LastMinute:
             elif inode.id not in self._small:
                 self._small[inode.id] = self._threads.submit(self._save_each, [inode])
         if large and (self._large is None or self._large.done()):
-            self._large = self._threads.submit(self._save_each, large[:1])
+            self._large = self._threads.submit(self._save_each, large)
 
     def _save_each(self, inodes: list[File]) -> None:
         for inode in inodes:
-            try:
-                with self._namespace.subtree_locks.shared(inode):
-                    self._saver.save(inode)
-            except SidecarError:
-                time.sleep(_TURN_S)  # the store's observer says what fails; it is tried again
+            # The store's observer says what fails. It is tried again.
+            with contextlib.suppress(SidecarError), self._namespace.subtree_locks.shared(inode):
+                self._saver.save(inode)

@@ -212,7 +212,7 @@ class OpenFiles:
         """Bring the gauges up to date; called every second, not at every write."""
         self._metrics.open_handles.set(len(self._handles))
         self._metrics.spool_used_bytes.set(self.contents.budget.used_bytes)
-        self._metrics.dirty_bytes.set(sum(self.write_back.backlog().values()))
+        self._metrics.dirty_bytes.set(sum(inode.size_bytes for inode in self.contents.dirty()))
 
     # --- reading -----------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ import logging
 import stat
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 from sidecar import logs
 from sidecar.errors import (
@@ -72,8 +71,7 @@ class Saver:
             if spool is None or not spool.dirty or inode.detached or parent is None:
                 return
             try:
-                turn = self.turns.turn(spool.size_bytes) if self.is_large(inode) else nullcontext()
-                with turn:
+                with self._turn(inode, spool):
                     inode.remote = self._upload(inode, spool)
             except AlreadyExists:
                 self._yield_name(inode)
@@ -91,6 +89,11 @@ class Saver:
             spool.log.note_saved()
             self._namespace.apply_change(parent, inode.name, inode.remote)
             self._contents.drop_if_unneeded(inode)
+
+    def _turn(self, inode: File, spool: SpoolFile) -> contextlib.AbstractContextManager[None]:
+        if self.is_large(inode):
+            return self.turns.turn(spool.size_bytes)
+        return contextlib.nullcontext()
 
     def complete_upload(self, inode: File) -> bool:
         """Make an object of an upload in flight that alone has parts of the file.

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from sidecar.errors import SecretFileMissing, SecretInvalid
 from sidecar.mounter.store.http.proxies import is_proxy
 from sidecar.mounter.store.secrets import SecretFields
+from sidecar.pod import PROXY_VARIABLES
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
-PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 _AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 # Where a pod gets its own identity from: on the node, and never through a proxy.
 _METADATA = (

@@ -261,8 +261,9 @@ class SupervisedBucket(SupervisedVolume):
 
     def hurry(self, seconds: float) -> None:
         """Have the worker save everything from now on, within ``seconds``; told once."""
-        if self.state == "serving" and self.worker is not self._hurried:
-            assert self.worker is not None
+        if self.volume.read_only or self.state != "serving":
+            return
+        if self.worker is not None and self.worker is not self._hurried:
             self._hurried = self.worker
             self.worker.channel.send({"do": "hurry", "seconds": seconds})
 

@@ -108,6 +108,7 @@ class Worker:
         self._cache: DiskCache | None = None
         self._buffers: BufferPool | None = None
         self._leaving = threading.Event()
+        self._told_backlog: Mapping[str, int] | None = None
 
     def run(self, deadline_s: float, *, writes: bool) -> None:
         """Check the bucket, mount when told to, serve. Returns when the mount is gone.
@@ -355,8 +356,12 @@ class Worker:
     def _tell_backlog(self) -> None:
         assert self._filesystem is not None
         left = self._filesystem.files.write_back.backlog()
-        size_bytes = sum(left.values())
-        self._channel.send({"event": "draining", "size_bytes": size_bytes, **self._unsaved(left)})
+        if left != self._told_backlog:
+            self._told_backlog = left
+            size_bytes = sum(left.values())
+            self._channel.send(
+                {"event": "draining", "size_bytes": size_bytes, **self._unsaved(left)}
+            )
 
     @staticmethod
     def _unsaved(left: Mapping[str, int], errors: SaveErrors | None = None) -> Message:

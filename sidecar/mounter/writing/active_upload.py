@@ -10,9 +10,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sidecar.errors import SidecarError, SpoolFull, StoreProtocolError, TimeIsUp
 from sidecar.mounter.store.interface import (
@@ -149,10 +149,11 @@ class ActiveUpload:
                 pending = list(self._in_flight.values())
             if not pending:
                 return
-            left_s = None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
-            if wait(pending, left_s).not_done:
+            try:
+                wait_until(pending, deadline_s)
+            except TimeIsUp:
                 self.withdraw()
-                raise TimeIsUp(f"`{self.key}`: the pod ends before it can be saved")
+                raise
             with self._lock:
                 for number, future in list(self._in_flight.items()):
                     if future.cancelled():
@@ -236,6 +237,13 @@ class ActiveUpload:
             self._store.abandon(self._unanswered.key, self._unanswered.state)
             self._log.note_ended(self._unanswered)
             self._unanswered = None
+
+
+def wait_until(futures: Collection[Future[Any]], deadline_s: float) -> None:
+    """Until all are done. Raises TimeIsUp at ``deadline_s`` (monotonic)."""
+    left_s = None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
+    if wait(futures, left_s).not_done:
+        raise TimeIsUp("the pod ends before it can be saved")
 
 
 def warn_of_leftover(error: SidecarError) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
 import threading
 import time
@@ -18,7 +17,7 @@ class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._numbers = itertools.count()
-        self._waiting: list[tuple[int, int]] = []  # size in bytes, number: a heap
+        self._waiting: set[tuple[int, int]] = set()  # size in bytes, number
         self._is_taken = False
         self._deadline_s: float | None = None
 
@@ -41,14 +40,14 @@ class Turns:
             return
         mine = size_bytes, next(self._numbers)
         with self._changed:
-            heapq.heappush(self._waiting, mine)
-            while self._is_taken or self._waiting[0] != mine:
-                if not self._changed.wait(max(0.0, deadline_s - time.monotonic())):
-                    break
+            self._waiting.add(mine)
+            left_s = max(0.0, deadline_s - time.monotonic())
+            is_mine = self._changed.wait_for(
+                lambda: not self._is_taken and min(self._waiting) == mine, left_s
+            )
             self._waiting.remove(mine)
-            heapq.heapify(self._waiting)
-            self._changed.notify_all()
-            if self._is_taken or time.monotonic() >= deadline_s:
+            if not is_mine:
+                self._changed.notify_all()  # it may have kept the others waiting
                 raise TimeIsUp("the pod ends before it can be saved")
             self._is_taken = True
         try:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from sidecar.errors import SidecarError, Stale, StoreProtocolError, TimeIsUp, TooLarge
+from sidecar.errors import SidecarError, Stale, StoreProtocolError, TooLarge
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.store.interface import (
     Condition,
@@ -25,7 +24,12 @@ from sidecar.mounter.store.interface import (
     Revision,
     Store,
 )
-from sidecar.mounter.writing.active_upload import ActiveUpload, Description, warn_of_leftover
+from sidecar.mounter.writing.active_upload import (
+    ActiveUpload,
+    Description,
+    wait_until,
+    warn_of_leftover,
+)
 from sidecar.mounter.writing.spool import SpoolFile
 from sidecar.mounter.writing.spool_log import SpoolLog, UploadRecord
 
@@ -295,10 +299,7 @@ class Uploader:
         futures = [self._threads.submit(action) for action in actions]
         try:
             for future in futures:
-                if self._deadline_s < math.inf:
-                    wait([future], max(0.0, self._deadline_s - time.monotonic()))
-                    if not future.done():
-                        raise TimeIsUp("the pod ends before it can be saved")
+                wait_until([future], self._deadline_s)
                 future.result()
         finally:
             for future in futures:

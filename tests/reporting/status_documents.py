@@ -1,0 +1,23 @@
+"""Parts of status documents, as the sidecar writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def volume(**changes: Any) -> dict[str, Any]:
+    """A bucket that is served, with these fields."""
+    return {
+        "kind": "outputs",
+        "name": "models",
+        "path": "/models",
+        "state": "serving",
+        "error": None,
+        "failing": [],
+        "healed": {"resend": 0, "remount": 0},
+        "unsaved": [],
+        "unsaved_count": 0,
+        "remounted_at": None,
+        "lost_in": [],
+        **changes,
+    }
