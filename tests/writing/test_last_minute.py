@@ -131,6 +131,30 @@ def test_what_can_be_whole_in_time_is_whole(place: Place) -> None:
             assert len(place.cloud.read(f"large{number}")) == LARGE_BYTES
 
 
+def test_of_large_files_that_wait_the_smallest_comes_first(place: Place) -> None:
+    place.proxy.bytes_per_s = SLOW
+    sizes = {"first": LARGE_BYTES, "larger": 3 * LARGE_BYTES, "smaller": 6 * MIB}
+    files = {name: (place.path / name).open("wb", buffering=0) for name in sizes}
+    ended: list[str] = []
+
+    def close_it(name: str) -> None:
+        assert not close(files[name])
+        ended.append(name)
+
+    files["first"].write(bytes(sizes["first"]))
+    place.pod_ends(600)
+    place.sidecar.wait_for(place.told)  # it is being saved, which takes seconds
+    with ThreadPoolExecutor(2) as closing:
+        for name in ("larger", "smaller"):
+            for _ in range(0, sizes[name], MIB):
+                files[name].write(bytes(MIB))
+            closing.submit(close_it, name)
+            time.sleep(0.3)
+    place.proxy.bytes_per_s = 0
+    close_it("first")
+    assert ended == ["smaller", "larger", "first"]
+
+
 def close(file: object) -> int:
     """The errno of close(2); 0 if there is none."""
     try:
