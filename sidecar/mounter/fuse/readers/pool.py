@@ -18,7 +18,6 @@ import os
 import selectors
 import signal
 import socket
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import count
@@ -230,25 +229,20 @@ class ReaderPool:
         try:
             self._sockets[number].send(message)
         except ConnectionError:  # it ended just now, and SIGCHLD is still to come
-            self._reap(self.pids[number], 0)
-            threading.Event().wait()  # another thread has reaped it, and ends this process
+            _, wait_status = os.waitpid(self.pids[number], 0)
+            self._end_with_child(wait_status)
 
     def _child_ended(self, _signal: int, _frame: object) -> None:
         # By pid: an SDK may start a program of its own (uname, say) and wait for that.
         for pid in self.pids:
-            self._reap(pid, os.WNOHANG)
-
-    def _reap(self, pid: int, options: int) -> None:
-        """End this process if a child has ended, unless another thread does so already."""
-        try:
-            ended, wait_status = os.waitpid(pid, options)
-        except ChildProcessError:  # it would be the errno of the READ that is being answered
-            return
-        if ended:
-            self._end_with_child(wait_status)
+            ended, wait_status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._end_with_child(wait_status)
 
     def _end_with_child(self, wait_status: int) -> NoReturn:
         starved = os.WIFEXITED(wait_status) and os.WEXITSTATUS(wait_status) == os.EX_OSERR
         why = " for want of resources" if starved else ""
-        log.error("a reader process ended%s; this worker ends too and is replaced", why)
-        os._exit(os.EX_OSERR if starved else os.EX_SOFTWARE)
+        try:
+            log.error("a reader process ended%s; this worker ends too and is replaced", why)
+        finally:  # memory may lack for the message
+            os._exit(os.EX_OSERR if starved else os.EX_SOFTWARE)
