@@ -372,7 +372,10 @@ def mount(spec_file: str, spec_sha256: str | None) -> None:
     arguments = command(str(validated))
     sys.stdout.flush()
     stop_signals.block()
-    os.execv(arguments[0], arguments)
+    try:
+        os.execv(arguments[0], arguments)
+    finally:  # it failed
+        stop_signals.unblock()
 
 
 @cli.command()

@@ -21,6 +21,8 @@ from tests.support.strict_server import StrictS3Server
 
 # A shell starts background jobs with SIGINT ignored, and the programs of tests inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests of modes take the usual one for granted.
+os.umask(0o022)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import PathNotReadable, PathNotWritable
+from sidecar.errors import PathMissing, PathNotReadable, PathNotWritable
 from sidecar.mounter.supervisor.path_checks import check_directory, make_run_directory
 from tests.support.swapper import Swapper
 
@@ -59,6 +59,16 @@ def test_the_umask_does_not_matter_and_stays(tmp_path: Path) -> None:
     try:
         assert shown(make(tmp_path, mode=0o777)) == (0, 0, 0o777)
         assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+
+
+def test_the_umask_stays_also_where_there_is_no_volume(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with pytest.raises(PathMissing):
+            make(tmp_path / "gone")
+        assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
 

@@ -179,7 +179,6 @@ class Stresser:
 def main() -> int:
     """Whether anything was wrong."""
     root, seed, operations = sys.argv[1:]
-    os.umask(0o022)  # directories have the volume's mode: MinIO's gateway would keep no other one
     return int(Stresser(Path(root), int(seed)).run(int(operations)) > 0)
 
 

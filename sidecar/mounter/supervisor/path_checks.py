@@ -115,8 +115,8 @@ def make_run_directory(root: str, path: str, uid: int, gid: int, mode: int) -> N
         PathMissing, PathNotReadable: the volume's root is gone, or is no directory.
         PathNotWritable: it cannot be made, or a link or a file is in the way.
     """
-    umask = os.umask(0)
     parent, current = _open(root), root
+    umask = os.umask(0)
     try:
         parts = Path(path).relative_to(root).parts
         for left, name in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
