@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,6 +193,41 @@ def test_a_worker_dies_while_it_deletes(
 ) -> None:
     self_destruct(store, tmp_path, how, deletions=deletions)
     check(store)
+
+
+@pytest.mark.parametrize("files", [0, 1, 3])
+def test_a_worker_dies_before_it_has_noted_where_all_files_are(
+    store: SlowStore, tmp_path: Path, files: int
+) -> None:
+    """What the kernel looked up before is read without asking for the name again."""
+    fs = build(store, tmp_path)[0]
+    fs.recovery.begin()
+    old = fs.lookup(ROOT, "old").attributes.inode
+    inner = fs.lookup(old, "1").attributes.inode
+    known = {n: fs.lookup(inner, f"{n:02}").attributes.inode for n in (1, 5, 9, 13)}
+    fs.recovery.begin_request(8)
+    rename_object, left = fs.namespace._rename_object, iter(range(files))
+
+    def rename_some(*arguments: Any) -> None:
+        if next(left, None) is None:
+            raise Died
+        rename_object(*arguments)
+
+    fs.namespace._rename_object = rename_some  # type: ignore[method-assign]
+    with pytest.raises(Died):
+        fs.rename(ROOT, "old", ROOT, "new", 0)
+    fs = build(store, tmp_path)[0]
+    fs.recovery.restore()
+    fs.recovery.resent(8)
+    fs.recovery.begin_request(8)
+    fs.rename(ROOT, "old", ROOT, "new", 0)
+    fs.recovery.end_request(8)
+    check(store)
+    for number, inode in known.items():
+        handle = fs.open(inode, os.O_RDONLY)
+        result = fs.read(handle, 0, 10)
+        assert b"".join(result.views) == b"%d" % number
+        result.release()
 
 
 def self_destruct(

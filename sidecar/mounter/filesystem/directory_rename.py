@@ -76,7 +76,8 @@ class DirectoryRename:
         if begun is None:
             return
         old, new = begun.old_key, begun.new_key
-        there = {info.key for info in self._below(new)}
+        there = {info.key: info for info in self._below(new)}
+        self._namespace.adopt_copies(inode_id, old, there)
         left = [info.key for info in self._below(old)]
         self._delete(old, [key for key in left if new + key[len(old) :] in there])
         self._end(inode_id)

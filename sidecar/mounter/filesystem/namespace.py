@@ -250,6 +250,27 @@ class Namespace:
         self.apply_removal(source, old_name)
         self.apply_change(target, name, REMOTE_DIRECTORY)
 
+    def adopt_copies(self, inode_id: int, old: str, copies: Mapping[str, ObjectInfo]) -> None:
+        """Let files below a directory be their copies, as :meth:`rename_directory` does.
+
+        For a successor: its predecessor may have died before it had noted all of them.
+
+        Args:
+            old: the directory's key before.
+            copies: what the store has below its key now, by key.
+        """
+        directory = self.inodes.find(inode_id)
+        if not isinstance(directory, Directory):
+            return
+        with self.inodes.lock:
+            for other in self.inodes:
+                if not isinstance(other, File | Link) or not is_at_or_below(other, directory):
+                    continue
+                copy, known = copies.get(other.object_key), other.remote
+                if copy and known and known.key.startswith(old) and known.key != other.object_key:
+                    other.remote = copy
+                    self.inodes.note(other)
+
     def _rename_object(
         self, inode: File | Link, pair: tuple[ObjectInfo, ObjectInfo] | None
     ) -> None:
