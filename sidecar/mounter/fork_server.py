@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
     ``{"do": "fork", "number": n, "role": "worker"}`` comes with the far end of the new process's
     channel, and is answered by ``{"event": "forked", "number": n, "pid": pid}`` before that process
-    does anything. Its first message is its duty. Ends with its channel.
+    does anything. Its first message is its duty. Ends at ``{"do": "leave"}`` and with its channel.
     """
     prctl.set_name("fork-server")
     # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
@@ -63,7 +63,10 @@ def main(arguments: list[str]) -> int:
     gc.collect()
     gc.freeze()
     while (received := channel.receive()) is not None:
-        message, (far,) = received
+        message, descriptors = received
+        if message["do"] == "leave":
+            break
+        (far,) = descriptors
         _start(channel, message, socket.socket(fileno=far))
     return 0
 

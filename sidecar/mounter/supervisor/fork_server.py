@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
 
 from sidecar.mounter.supervisor.hang_watch import HangWatch
 from sidecar.mounter.supervisor.retries import Retries
@@ -17,6 +17,8 @@ from sidecar.mounter.system.processes import Child, ChildEnded, MessageReceived,
 from sidecar.spec import StoreName
 
 _MODULE = "sidecar.mounter.fork_server"
+_LEAVE_S: Final = 2.0
+"""For the fork that is under way; more only where it lacks the resources."""
 
 Role = Literal["worker", "health", "reporter"]
 
@@ -40,6 +42,7 @@ class ForkServer:
         self._retries = retries
         self._hang_watch = hang_watch
         self._fork_server: Child | None = None
+        self._has_forked = False
         self._numbers = itertools.count(1)
         self._asked: dict[int, tuple[Child, str]] = {}  # not forked yet, with the name
 
@@ -76,6 +79,7 @@ class ForkServer:
         if child is not self._fork_server:
             return False
         if message["event"] == "forked":
+            self._has_forked = True
             forked, name = self._asked.pop(message["number"])
             self._processes.identify(forked, message["pid"])
             self._hang_watch.watch(forked, name)
@@ -91,7 +95,7 @@ class ForkServer:
         """
         if child is not self._fork_server:
             return None
-        self._fork_server = None
+        self._fork_server, self._has_forked = None, False
         lost = [child for child, _ in self._asked.values()]
         self._asked.clear()
         for asked in lost:
@@ -100,22 +104,30 @@ class ForkServer:
 
     def wait_for(self, child: Child, wait_s: float) -> None:
         """Return once a child has been forked. Other events are lost."""
-        end_s = time.monotonic() + wait_s
-        while child.running and child.pid is None and time.monotonic() < end_s:
-            for event in self._processes.events(end_s):
-                if isinstance(event, MessageReceived):
-                    self.on_message(event.child, event.message)
-                elif isinstance(event, ChildEnded):
-                    self.on_ended(event.child)
+        self._turn_while(lambda: child.running and child.pid is None, wait_s)
 
     def close(self) -> None:
         """End the fork server. Nothing is lost with it, and no process comes after this."""
         server = self._fork_server
         if server is None:
             return
+        if self._has_forked:
+            # Killed between the message and the gate, it would take the new process along.
+            server.channel.send({"do": "leave"})
+            self._turn_while(lambda: server.running, _LEAVE_S)
         for message in self._processes.kill(server):
             self.on_message(server, message)
         self.on_ended(server)
+
+    def _turn_while(self, waiting: Callable[[], bool], wait_s: float) -> None:
+        """Take the fork server's messages and its end; other events are lost."""
+        end_s = time.monotonic() + wait_s
+        while waiting() and time.monotonic() < end_s:
+            for event in self._processes.events(end_s):
+                if isinstance(event, MessageReceived):
+                    self.on_message(event.child, event.message)
+                elif isinstance(event, ChildEnded):
+                    self.on_ended(event.child)
 
     def _start(self) -> None:
         if self._fork_server is None:
