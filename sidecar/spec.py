@@ -64,9 +64,10 @@ class CaBundle:
     @classmethod
     def parse(cls, text: str) -> CaBundle | None:
         """``KIND/NAME/KEY``; None for anything else."""
-        kind, name, key = [*text.split("/"), "", "", ""][:3]
-        if text.count("/") != 2 or kind not in ("configMap", "secret") or not (name and key):
+        parts = text.split("/")
+        if len(parts) != 3 or parts[0] not in ("configMap", "secret") or not all(parts):
             return None
+        kind, name, key = parts
         return cls(kind="secret" if kind == "secret" else "configMap", name=name, key=key)
 
     @property
