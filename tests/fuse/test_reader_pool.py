@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import struct
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
@@ -15,7 +13,6 @@ from sidecar.mounter.fuse import operations
 from sidecar.mounter.fuse.codec import Request
 from sidecar.mounter.fuse.operations import Answer, HandedOn
 from sidecar.mounter.fuse.protocol import Opcode
-from sidecar.mounter.fuse.readers import pool
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
 from tests.support.memory_store import MemoryStore
@@ -58,22 +55,3 @@ def test_a_thread_that_may_wait_reads_here(tmp_path: Path) -> None:
     assert b"".join(outcome.reply) == b"content"
     assert len(readers.sent) == 1
     os.close(descriptor)
-
-
-def test_a_worker_ends_with_its_reader_also_without_memory_for_the_message(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It would go on, and the next READ would get the errno of waitpid(2) for a reaped child."""
-    if (worker := os.fork()) == 0:
-        try:
-            readers = Recorded()
-            if (reader := os.fork()) == 0:
-                os._exit(1)
-            readers.pids = [reader]
-            monkeypatch.setattr(pool.log, "error", Mock(side_effect=MemoryError))
-            os.waitid(os.P_PID, reader, os.WEXITED | os.WNOWAIT)
-            readers._child_ended(signal.SIGCHLD, None)
-        finally:
-            os._exit(0)
-    _, wait_status = os.waitpid(worker, 0)
-    assert os.waitstatus_to_exitcode(wait_status) == os.EX_SOFTWARE

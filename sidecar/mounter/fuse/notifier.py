@@ -94,14 +94,10 @@ class Notifier:
 
     def connect(self, descriptor: int) -> None:
         """Give it the connection to the kernel."""
-        send_descriptor(self._end, descriptor)
+        send_descriptor(self.pid, self._end, descriptor)
 
     def changed(self, inode: Inode) -> None:
-        """An inode lost its name because the bucket changed.
-
-        Does nothing if the process has ended: names and attributes expire by themselves, only
-        later.
-        """
+        """An inode lost its name because the bucket changed."""
         if inode.lookups and inode.parent is not None:
             self._send(_Message(_name_of(inode), None))
 

@@ -30,6 +30,7 @@ from sidecar.mounter.filesystem.write_back import SaveErrors
 from sidecar.mounter.fuse import server
 from sidecar.mounter.fuse.notifier import Notifier
 from sidecar.mounter.fuse.readers import process
+from sidecar.mounter.fuse.readers.child import end_with_children
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.fuse.stuck import StuckThreads
@@ -237,8 +238,9 @@ class Worker:
 
         notifier = Notifier(lambda: beats.beat(0))
         readers = ReaderPool(count, build, self._failures.take)
-        pids = dict(enumerate((notifier.pid, *readers.pids)))
-        check = HangCheck(self._stuck_threads(server.SERVING), beats, pids)
+        pids = (notifier.pid, *readers.pids)
+        end_with_children(pids)
+        check = HangCheck(self._stuck_threads(server.SERVING), beats, dict(enumerate(pids)))
         beat_to(self._channel, check.found)
         return notifier, readers
 

@@ -1,4 +1,4 @@
-"""Child processes of a worker: forked before it has threads, and killed when it dies.
+"""Child processes of a worker: forked before it has threads. If one of both dies, both do.
 
 What a child does is given by whoever forks it.
 """
@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 from sidecar.mounter.system import prctl
 from sidecar.mounter.system.shortage import lacks_resources
@@ -49,9 +50,49 @@ def fork_child(
         os._exit(1)
 
 
-def send_descriptor(end: socket.socket, descriptor: int) -> None:
-    """Give a child the connection to the kernel."""
-    socket.send_fds(end, [b"\0"], [descriptor])
+def end_with_children(pids: Iterable[int]) -> None:
+    """From now on this process ends when one of these children does, or has.
+
+    Its successor has all of them again, and the kernel sends it what is not answered.
+    """
+    pids = tuple(pids)
+
+    def child_ended(_signal: int, _frame: object) -> None:
+        # By pid: an SDK may start a program of its own (uname, say) and wait for that.
+        for pid in pids:
+            ended, wait_status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                _end_with_child(wait_status)
+
+    signal.signal(signal.SIGCHLD, child_ended)
+    child_ended(signal.SIGCHLD, None)
+
+
+def end_with_child(pid: int) -> NoReturn:
+    """A child has closed its end of the connection: it ends just now, and so does this process."""
+    try:
+        _, wait_status = os.waitpid(pid, 0)
+    except ChildProcessError:  # the main thread was faster, and ends this process
+        while True:
+            signal.pause()
+    _end_with_child(wait_status)
+
+
+def _end_with_child(wait_status: int) -> NoReturn:
+    starved = os.WIFEXITED(wait_status) and os.WEXITSTATUS(wait_status) == os.EX_OSERR
+    why = " for want of resources" if starved else ""
+    try:
+        log.error("a child of this worker ended%s; it ends too and is replaced", why)
+    finally:  # memory may lack for the message
+        os._exit(os.EX_OSERR if starved else os.EX_SOFTWARE)
+
+
+def send_descriptor(pid: int, end: socket.socket, descriptor: int) -> None:
+    """Give the child ``pid`` the connection to the kernel."""
+    try:
+        socket.send_fds(end, [b"\0"], [descriptor])
+    except ConnectionError:
+        end_with_child(pid)
 
 
 def receive_descriptor(end: socket.socket) -> int | None:

@@ -13,18 +13,14 @@ other.
 
 from __future__ import annotations
 
-import logging
-import os
 import selectors
-import signal
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import NoReturn
 
 from sidecar.mounter.fuse.readers import direct_read, process
-from sidecar.mounter.fuse.readers.child import fork_child, send_descriptor
+from sidecar.mounter.fuse.readers.child import end_with_child, fork_child, send_descriptor
 from sidecar.mounter.fuse.readers.direct_read import AnswerStale, DirectRead, StaleRead
 from sidecar.mounter.fuse.readers.messages import (
     MESSAGE_BYTES,
@@ -45,8 +41,6 @@ from sidecar.mounter.reading.window import (
 )
 from sidecar.mounter.store.failures import Tell
 from sidecar.mounter.store.interface import ObjectInfo
-
-log = logging.getLogger(__name__)
 
 _MOST_SOURCES = 1024
 """Handles, or inodes, that reader processes have windows for."""
@@ -114,12 +108,11 @@ class ReaderPool:
             pid, end = fork_child(run, self._sockets)
             self.pids.append(pid)
             self._sockets.append(end)
-        signal.signal(signal.SIGCHLD, self._child_ended)
 
     def connect(self, descriptor: int) -> None:
         """Give every reader process the connection to the kernel."""
-        for end in self._sockets:
-            send_descriptor(end, descriptor)
+        for pid, end in zip(self.pids, self._sockets, strict=True):
+            send_descriptor(pid, end, descriptor)
 
     def listen(self, answer_stale: AnswerStale) -> None:
         """Take what the reader processes tell, as long as they live."""
@@ -130,7 +123,7 @@ class ReaderPool:
                 for key, _ in selector.select():
                     message = key.data.recv(MESSAGE_BYTES)
                     if not message:
-                        selector.unregister(key.data)  # it ended: _child_ended
+                        selector.unregister(key.data)  # it ended, and so will this process
                         continue
                     report = unpack_report(message)
                     if isinstance(report, StaleRead):
@@ -228,21 +221,5 @@ class ReaderPool:
     def _send(self, number: int, message: bytes) -> None:
         try:
             self._sockets[number].send(message)
-        except ConnectionError:  # it ended just now, and SIGCHLD is still to come
-            _, wait_status = os.waitpid(self.pids[number], 0)
-            self._end_with_child(wait_status)
-
-    def _child_ended(self, _signal: int, _frame: object) -> None:
-        # By pid: an SDK may start a program of its own (uname, say) and wait for that.
-        for pid in self.pids:
-            ended, wait_status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                self._end_with_child(wait_status)
-
-    def _end_with_child(self, wait_status: int) -> NoReturn:
-        starved = os.WIFEXITED(wait_status) and os.WEXITSTATUS(wait_status) == os.EX_OSERR
-        why = " for want of resources" if starved else ""
-        try:
-            log.error("a reader process ended%s; this worker ends too and is replaced", why)
-        finally:  # memory may lack for the message
-            os._exit(os.EX_OSERR if starved else os.EX_SOFTWARE)
+        except ConnectionError:
+            end_with_child(self.pids[number])

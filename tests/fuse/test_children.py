@@ -1,0 +1,62 @@
+"""A worker ends with any child of it, at whatever moment that ends, and says why in one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import pytest
+
+from sidecar.mounter.fuse.readers import child
+
+WORKER = """
+import errno, os, threading
+from sidecar.mounter.fuse.notifier import Notifier
+from sidecar.mounter.fuse.readers import child
+
+def starved():
+    raise OSError(errno.EAGAIN, "no process is left")
+
+notifier = Notifier(starved)
+os.waitid(os.P_PID, notifier.pid, os.WEXITED | os.WNOWAIT)
+{then}
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param("notifier.connect(0)", id="when it is connected"),
+        pytest.param("child.end_with_children([notifier.pid])", id="before it is watched"),
+        pytest.param(
+            "threading.Thread(target=notifier.connect, args=(0,)).start()", id="in a thread"
+        ),
+    ],
+)
+def test_a_child_that_lacks_resources(then: str) -> None:
+    command = [sys.executable, "-c", WORKER.format(then=then)]
+    worker = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert worker.returncode == os.EX_OSERR, worker.stderr
+    assert worker.stderr.splitlines() == [
+        "a child of the worker lacks resources: [Errno 11] no process is left",
+        "a child of this worker ended for want of resources; it ends too and is replaced",
+    ]
+
+
+def test_a_child_that_ended_while_memory_lacks_for_the_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would go on, and the next READ would get the errno of waitpid(2) for a reaped child."""
+    if (worker := os.fork()) == 0:
+        try:
+            if (reader := os.fork()) == 0:
+                os._exit(1)
+            monkeypatch.setattr(child.log, "error", Mock(side_effect=MemoryError))
+            child.end_with_child(reader)
+        finally:
+            os._exit(0)
+    _, wait_status = os.waitpid(worker, 0)
+    assert os.waitstatus_to_exitcode(wait_status) == os.EX_SOFTWARE
