@@ -109,7 +109,7 @@ def test_programs_go_on(
             serving_pid(sidecar, VOLUME, other_than=worker)
         except AssertionError:
             sidecar.kill()  # else the threads wait for ever
-            raise
+            pytest.fail(sidecar.log())
         assert written.result() == len(b" and more")
         assert all(read.result() == CONTENT for read in reads)
     assert (mountpoint / "new").read_bytes() == b"acknowledged and more"

@@ -61,6 +61,8 @@ _POOL_THREADS = 32
 _SMALL_BYTES = 16 * 1024
 _KEPT_BUFFERS = 8
 _NAMES = {int(opcode): opcode.name.lower() for opcode in Opcode}
+_SIGNALS_S = 1.0
+"""Python's handler of a signal that comes just before the main thread waits runs after the wait."""
 _QUEUED_APART = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
 """The kernel keeps these in queues of their own, so they say nothing of the order of others."""
 
@@ -135,7 +137,8 @@ class Server:
         # which would have to wait at the end for what is being fetched.
         for _ in range(2 if self.mount.reads_directly else 1):
             threading.Thread(target=self._take_turns, name="turn", daemon=True).start()
-        self._over.wait()
+        while not self._over.wait(_SIGNALS_S):
+            pass
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._failure is not None:
             raise self._failure
