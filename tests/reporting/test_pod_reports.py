@@ -84,14 +84,33 @@ def test_before_ready_an_outage_is_only_waited_out(observer: Observer) -> None:
     assert observer.look_at_status(status("starting", volume(state="probing", error=ERROR))) == []
 
 
-def test_what_was_not_saved_is_named_at_the_end_only(observer: Observer) -> None:
-    unsaved = [{"key": f"f{n}", "code": "", "why": ""} for n in range(20)]
+def test_what_is_not_saved_is_named_before_the_end_and_at_the_end(observer: Observer) -> None:
+    """A pod whose grace period was shortened ends in between."""
+    unsaved = [{"key": f"f{n}", "size_bytes": n, "code": "", "why": ""} for n in range(20)]
     left = volume(unsaved=unsaved, unsaved_count=25)
-    assert observer.look_at_status(status("draining", left)) == []
+    for phase in ("ready", "draining"):
+        reports = observer.look_at_status(status(phase, left))
+        if phase == "ready":
+            [report] = reports
+            assert (report.reason, report.kind) == ("Saving", "Normal")
+            told = "volume outputs/models: the pod is ending; not saved yet: f0 (0 bytes), f1 ("
+            assert report.message.startswith(told)
+        else:
+            assert reports == []
     [report] = observer.look_at_status(status("stopped", left))
-    assert report.reason == "NotSaved"
-    assert report.message.startswith("SC1089 NOT_SAVED: volume outputs/models: not saved: f0, f1,")
-    assert report.message.endswith("f9 and 15 more")
+    assert (report.reason, report.kind) == ("NotSaved", "Warning")
+    told = "SC1089 NOT_SAVED: volume outputs/models: not saved: f0 (0 bytes), f1 (1 bytes),"
+    assert report.message.startswith(told)
+    assert report.message.endswith("f9 (9 bytes) and 15 more")
+
+
+def test_that_everything_is_saved_is_told_if_it_took_long(observer: Observer) -> None:
+    assert observer.look_at_status(status("stopped")) == []
+    unsaved = [{"key": "f", "size_bytes": 1, "code": "", "why": ""}]
+    observer.look_at_status(status("draining", volume(unsaved=unsaved, unsaved_count=1)))
+    [report] = observer.look_at_status(status("stopped"))
+    assert (report.reason, report.kind) == ("Saved", "Normal")
+    assert observer.look_at_status(status("stopped")) == []
 
 
 def test_refused_requests_are_told_when_there_are_more_of_them(observer: Observer) -> None:

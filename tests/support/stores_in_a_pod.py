@@ -18,11 +18,11 @@ from tests.support.servers import (
     HOST,
     AzureServer,
     GcsServer,
-    S3Server,
     end,
     find_program,
     spawn,
 )
+from tests.support.strict_server import StrictS3Server
 from tests.support.waiting import wait_until
 
 SECRET = "clouds"
@@ -56,10 +56,8 @@ class _Forwarded:
         return self
 
 
-class PodS3(_Forwarded, S3Server):
-    """The strict S3."""
-
-    access_key_id = "strictaccesskey"
+class PodS3(_Forwarded, StrictS3Server):
+    """The strict S3. What a test tells it (limits, pace, faults) lasts until it says otherwise."""
 
 
 class PodGcs(_Forwarded, GcsServer):

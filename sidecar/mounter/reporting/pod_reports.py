@@ -92,9 +92,8 @@ class Observer:
         reports = []
         for volume in status["volumes"]:
             reports += self._volume(volume, status)
-        if status["phase"] == "failed" and status["error"] and "failed" not in self._told:
-            self._told.add("failed")
-            reports.append(Report("MountFailed", _line(status["error"])))
+        if status["phase"] == "failed" and status["error"]:
+            reports += self._first("failed", Report("MountFailed", _line(status["error"])))
         return reports
 
     def look_at_totals(self, totals: VolumeTotals) -> list[Report]:
@@ -138,22 +137,33 @@ class Observer:
             reports.append(mount_lost(volume))
         if error is None:
             self._told = {key for key in self._told if not key.startswith(f"{label} ")}
-        if status["phase"] == "stopped" and volume["unsaved_count"]:
-            keys = [file["key"] for file in volume["unsaved"][:_NAMED_FILES]]
-            more = volume["unsaved_count"] - len(keys)
-            named = ", ".join(keys) + (f" and {more} more" if more > 0 else "")
-            if (key := f"unsaved {label}") not in self._told:
-                self._told.add(key)
-                what = f"volume {label}: not saved: {named}"
-                reports.append(Report("NotSaved", f"{NotSaved.code} {NotSaved.name}: {what}"))
-        return reports
+        return [*reports, *self._end(volume, label, stopped=status["phase"] == "stopped")]
+
+    def _end(self, volume: Document, label: str, *, stopped: bool) -> list[Report]:
+        """What the last minute saves. Told before it is over: it may be over at any moment."""
+        names = _unsaved(volume)
+        if names and not stopped:
+            what = f"volume {label}: the pod is ending; not saved yet: {names}"
+            return self._first(f"saving {label}", Report("Saving", what, "Normal"))
+        if names:
+            what = f"{NotSaved.code} {NotSaved.name}: volume {label}: not saved: {names}"
+            return self._first(f"unsaved {label}", Report("NotSaved", what))
+        if stopped and f"saving {label}" in self._told:
+            what = f"volume {label}: everything is saved"
+            return self._first(f"saved {label}", Report("Saved", what, "Normal"))
+        return []
 
     def _once(self, label: str, reason: str, error: Document) -> list[Report]:
         """A report, unless one of this volume's error with this code was made already."""
-        if (key := f"{label} {error['code']}") in self._told:
+        report = Report(reason, f"volume {label}: {_line(error)}")
+        return self._first(f"{label} {error['code']}", report)
+
+    def _first(self, key: str, report: Report) -> list[Report]:
+        """A report, unless one with this key was made already."""
+        if key in self._told:
             return []
         self._told.add(key)
-        return [Report(reason, f"volume {label}: {_line(error)}")]
+        return [report]
 
 
 def mount_lost(volume: Document) -> Report:
@@ -162,6 +172,14 @@ def mount_lost(volume: Document) -> Report:
     what = f"{who} cannot reach `{volume['path']}` any more (ENOTCONN), until started again"
     text = f"{MountLost.code} {MountLost.name}: volume {_label(volume)}: {what}"
     return Report(MOUNT_LOST, text)
+
+
+def _unsaved(volume: Document) -> str:
+    """The files that are not saved, each with its bytes; "" if there are none."""
+    shown = volume["unsaved"][:_NAMED_FILES]
+    names = [f"{file['key']} ({file['size_bytes']} bytes)" for file in shown]
+    more = volume["unsaved_count"] - len(names)
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
 def _label(volume: Document) -> str:
