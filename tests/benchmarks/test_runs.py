@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from benchmarks import plot
 from benchmarks.measure import FLOOR
 from benchmarks.peers import ALL, OUR_DISK_CACHE, OUR_MOUNTS
 from benchmarks.workloads import Sizes, all_workloads
+from tests.support.killer import caches_dropped_by_others
 
 ROOT = Path(__file__).resolve().parents[2]
 DIVISOR = 512
@@ -24,6 +25,12 @@ DIVISOR = 512
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="needs root and /dev/fuse"
 )
+
+
+@pytest.fixture(autouse=True)
+def _caches() -> Iterator[None]:
+    with caches_dropped_by_others():
+        yield
 
 
 def start(

@@ -30,7 +30,8 @@ _POLL_S = 0.005
 def drop_caches() -> None:
     """Drop the kernel's pages, names and attributes, so that it asks the worker again.
 
-    This affects every file system of the machine: does nothing inside :func:`caches_kept`.
+    This affects every file system of the machine: does nothing inside :func:`caches_kept` and
+    :func:`caches_dropped_by_others`.
     """
     with open(__file__, "rb") as lock:
         try:
@@ -45,6 +46,14 @@ def caches_kept() -> Iterator[None]:
     """No test of this clone drops caches during the block."""
     with open(__file__, "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def caches_dropped_by_others() -> Iterator[None]:
+    """A program drops caches in the block, which waits for those of :func:`caches_kept`."""
+    with open(__file__, "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

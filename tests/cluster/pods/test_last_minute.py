@@ -121,7 +121,7 @@ def _cases() -> Iterator[object]:
             yield pytest.param(way, 500, rate, rate > 3, id=name, marks=pytest.mark.soak)
 
 
-@pytest.mark.parametrize(("way", "megabytes", "rate", "all_saved"), _cases())
+@pytest.mark.parametrize(("way", "megabytes", "rate", "all_saved"), list(_cases()))
 @pytest.mark.timeout(400)
 def test_what_is_not_saved_is_told(
     run: Run, slow: Stores, way: str, megabytes: int, rate: int, all_saved: bool
