@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from sidecar.control.catalogue.catalogue import parse_catalogue
-from sidecar.control.injection.inject import inject
+from sidecar.control.injection.inject import inject, pod_patch
 from sidecar.control.injection.sidecar_container import Injection
+from tests.control.injection import golden
 from tests.control.injection.golden import given
+from tests.control.injection.test_golden import PODS
 from tests.support.cluster import Cluster, Json, Refused
 
 NAMESPACE = "mount-sidecar-test"
@@ -207,3 +209,14 @@ def test_a_job_s_events_say_it(namespace: Cluster) -> None:
         return any("mount-sidecar.io/injection=enabled" in event["message"] for event in events)
 
     namespace.wait_for(told, "the event")
+
+
+@pytest.mark.parametrize("name", [name for name in PODS if name != "unknown-fields"])
+def test_what_an_api_server_adds_is_no_difference(namespace: Cluster, name: str) -> None:
+    """A webhook is asked again for what it has injected, when another plugin has changed a pod."""
+    document = yaml.safe_load(golden.expected(name).read_text())
+    document["metadata"]["namespace"] = NAMESPACE
+    document["spec"].pop("serviceAccountName", None)
+    stored = namespace.dry_run(document)
+    injection = Injection(image=golden.IMAGE, allow_shared_pids=name == "host-pid")
+    assert pod_patch(stored, golden.catalogue(), injection) == []

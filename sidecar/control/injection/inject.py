@@ -46,6 +46,7 @@ from sidecar.control.injection.pod_spec import (
 )
 from sidecar.control.injection.pod_volumes import add_volumes
 from sidecar.control.injection.previous_injection import (
+    agrees,
     find_sidecars,
     refuse_differences,
     without_sidecar,
@@ -153,7 +154,9 @@ def _given_way(pod_spec: JsonObject, expected: JsonObject) -> JsonObject:
         put_mesh_first(adapted)
         ((_, ours),) = find_sidecars(expected)
         for _, container in find_sidecars(adapted):
-            container.update({key: ours[key] for key in PROBES if key in ours})
+            for key in PROBES:
+                if key in ours and not agrees(container.get(key), ours[key]):
+                    container[key] = ours[key]
     return adapted
 
 
@@ -213,6 +216,7 @@ def _add_sidecar(
         pod_grace_s=grace_s,
         disk_limit=disk_limit(pod_spec, spec, request),
         in_mesh=has_native_proxy(pod_spec),
+        host_network=bool(pod_spec.get("hostNetwork")),
         # An ordinary container would keep a pod that runs to completion from completing.
         stop_with_experiment=(
             not injection.native and pod_spec.get("restartPolicy") not in (None, "Always")

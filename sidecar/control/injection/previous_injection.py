@@ -33,6 +33,7 @@ _API_DEFAULTS: Final[JsonObject] = {
     "protocol": "TCP",
     "scheme": "HTTP",
     "successThreshold": 1,
+    "type": "",
 }
 _TOKENS: Final = "/var/run/secrets"
 """Where the API server and the clouds' webhooks mount tokens into every container."""
@@ -91,12 +92,12 @@ def refuse_differences(pod_spec: JsonObject, expected: JsonObject) -> None:
         )
     container = there[0][1]
     for key in sorted({*ours, *container} - _MAY_DIFFER):
-        if not _agrees(container.get(key), ours.get(key)):
+        if not agrees(container.get(key), ours.get(key)):
             raise _not_ours(f"the container `{CONTAINER_NAME}` has another `{key}`")
     _check_environment(container)
     volumes = {volume["name"]: volume for volume in _ours(expected, "volumes", _SPEC)}
     for volume in _ours(pod_spec, "volumes", _SPEC):
-        if not _agrees(volume, volumes.get(volume["name"])):
+        if not agrees(volume, volumes.get(volume["name"])):
             raise _not_ours(f"the volume `{volume['name']}` is another one")
     _check_mounts(pod_spec, expected)
 
@@ -124,7 +125,7 @@ def _check_mounts(pod_spec: JsonObject, expected: JsonObject) -> None:
             mounts = [mount for mount in mounts if not (name == CONTAINER_NAME and _token(mount))]
             mounts += _ours(container, "volumeDevices", group)
             for mount in mounts:
-                if not any(_agrees(mount, one) for one in allowed.get(name, [])):
+                if not any(agrees(mount, one) for one in allowed.get(name, [])):
                     raise _not_ours(f"container `{name}` mounts `{mount.get('name')}` otherwise")
 
 
@@ -145,17 +146,17 @@ def _has_our_name(item: JsonObject) -> bool:
     return get_string(item, "name", _SPEC).startswith(RESERVED_PREFIX)
 
 
-def _agrees(there: Any, ours: Any) -> bool:
+def agrees(there: Any, ours: Any) -> bool:
     """Whether ``there`` is ``ours``, but for what an API server adds."""
     if isinstance(there, dict) and isinstance(ours, dict):
         # A quantity, which the API writes in a form of its own.
         wanted = {key: value for key, value in ours.items() if key != "sizeLimit"}
         given = {key: value for key, value in there.items() if key != "sizeLimit"}
-        return all(_agrees(given.get(key), value) for key, value in wanted.items()) and all(
+        return all(agrees(given.get(key), value) for key, value in wanted.items()) and all(
             _API_DEFAULTS.get(key) == value for key, value in given.items() if key not in wanted
         )
     if isinstance(there, list) and isinstance(ours, list):
-        return len(there) == len(ours) and all(map(_agrees, there, ours))
+        return len(there) == len(ours) and all(map(agrees, there, ours))
     return bool(there == ours)
 
 

@@ -72,6 +72,7 @@ def sidecar_container(
     pod_grace_s: int,
     disk_limit: str | None,
     in_mesh: bool,
+    host_network: bool,
     stop_with_experiment: bool,
 ) -> JsonObject:
     """The container, as the API takes it.
@@ -82,6 +83,7 @@ def sidecar_container(
         pod_grace_s: time that the pod gives the experiment to end, in seconds.
         disk_limit: of its ephemeral storage, as a quantity; None for none.
         in_mesh: what comes by network passes the proxy of a mesh.
+        host_network: the pod has no network of its own.
         stop_with_experiment: the sidecar ends by itself once the other containers have ended.
     """
     environment: list[JsonObject] = [
@@ -105,7 +107,7 @@ def sidecar_container(
         # The digest, because the annotation that the file shows may be changed at any time.
         "args": ["mount", "--spec", SPEC_FILE, "--spec-sha256", spec_sha256],
         "env": environment,
-        **_ports(spec),
+        **_ports(spec, host_network=host_network),
         "resources": _resources(len(spec.buckets), request, disk_limit),
         "volumeMounts": _mounts(spec, names),
         "livenessProbe": {
@@ -156,11 +158,15 @@ def _shell(script: str) -> JsonObject:
     return {"exec": {"command": ["sh", "-c", script]}}
 
 
-def _ports(spec: PersistenceSpec) -> JsonObject:
-    """The field ``ports``, if there is one."""
+def _ports(spec: PersistenceSpec, *, host_network: bool) -> JsonObject:
+    """The field ``ports``, if there is one.
+
+    On the node's network the API server would add the node's port.
+    """
     if spec.http.port is None:
         return {}
-    return {"ports": [{"name": PORT_NAME, "containerPort": spec.http.port}]}
+    port = {"name": PORT_NAME, "containerPort": spec.http.port}
+    return {"ports": [port | ({"hostPort": spec.http.port} if host_network else {})]}
 
 
 def _check(spec: PersistenceSpec, page: str, *, in_mesh: bool) -> JsonObject:

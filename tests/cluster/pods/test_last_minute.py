@@ -21,9 +21,9 @@ FILES = 5
 _MARGIN_S = 10.0
 """What the kubelet and the API server take, on a loaded machine."""
 
-# Its arguments: the way it ends, how many files, and the bytes of each.
+# Begins when it is told to. Its arguments: the way it ends, how many files, and the bytes of each.
 WRITES = """
-import os, signal, sys, threading, time
+import os, signal, sys, time
 way, count, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 os.chdir(os.environ["POLYAXON_RUN_OUTPUTS_PATH"])
 
@@ -42,6 +42,8 @@ signal.signal(signal.SIGTERM, {
     "ignores": signal.SIG_IGN,
     "hangs in close": signal.SIG_IGN,
 }[way])
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.1)
 files = [open(str(number), "wb", buffering=0) for number in range(count)]
 for number, file in enumerate(files):
     for _ in range(size // 1_000_000):
@@ -79,6 +81,14 @@ def slow(stores: Stores) -> Iterator[Stores]:
         yield stores
     finally:
         stores.s3.pace()
+
+
+def _write(pod: ClusterPod, stores: Stores, rate: int) -> None:
+    """Let it write, to a store that takes ``rate`` megabytes a second."""
+    pod.wait_until_ready()
+    stores.s3.pace(bytes_per_s=rate * MB)
+    pod.execute("touch", "/tmp/go")
+    pod.wait_for(lambda: "dirty" in pod.logs(), "it has written")
 
 
 def _end(pod: ClusterPod, stores: Stores, place: str, size_bytes: int, *options: str) -> Ended:
@@ -131,9 +141,7 @@ def test_what_is_not_saved_is_told(
     name = f"last-{way.replace(' ', '-')}-{megabytes}-{rate}"
     command = ["python3", "-c", WRITES, way, str(FILES), str(size_bytes)]
     pod = run(name, command, outputs="s3", run=name, grace_s=30)
-    pod.wait_until_ready()
-    slow.s3.pace(bytes_per_s=rate * MB)
-    pod.wait_for(lambda: "dirty" in pod.logs(), "it has written")
+    _write(pod, slow, rate)
     given_s = pod.get()["spec"]["terminationGracePeriodSeconds"]
     ended = _end(pod, slow, name, size_bytes)
     assert ended.took_s < given_s + _MARGIN_S
@@ -152,9 +160,7 @@ def test_a_grace_period_that_was_shortened(run: Run, slow: Stores) -> None:
     size_bytes = 10 * MB
     command = ["python3", "-c", WRITES, "ignores", str(FILES), str(size_bytes)]
     pod = run("shortened", command, outputs="s3", run="shortened", grace_s=60)
-    pod.wait_until_ready()
-    slow.s3.pace(bytes_per_s=MB)
-    pod.wait_for(lambda: "dirty" in pod.logs(), "it has written")
+    _write(pod, slow, 1)
     ended = _end(pod, slow, "shortened", size_bytes, "--grace-period=5")
     assert ended.took_s < 5 + _MARGIN_S
     assert ended.whole | ended.named == set(range(FILES))
@@ -164,11 +170,9 @@ def test_a_grace_period_that_was_shortened(run: Run, slow: Stores) -> None:
 
 def test_a_drain_waits_for_what_is_written(run: Run, slow: Stores) -> None:
     size_bytes = 10 * MB
-    command = ["python3", "-c", WRITES, "ignores", str(FILES), str(size_bytes)]
+    command = ["python3", "-c", WRITES, "exits", str(FILES), str(size_bytes)]
     pod = run("drained", command, outputs="s3", run="drained", grace_s=20)
-    pod.wait_until_ready()
-    slow.s3.pace(bytes_per_s=10 * MB)
-    pod.wait_for(lambda: "dirty" in pod.logs(), "it has written")
+    _write(pod, slow, 10)
     node = pod.get()["spec"]["nodeName"]
     pod.kubectl("label", "pod", pod.name, "drain=this")
     try:

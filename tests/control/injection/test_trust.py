@@ -296,6 +296,8 @@ def test_what_an_api_server_and_its_plugins_add_is_no_difference() -> None:
         if "downwardAPI" in entry:
             entry["downwardAPI"]["defaultMode"] = 420
             entry["downwardAPI"]["items"][0]["fieldRef"]["apiVersion"] = "v1"
+        if "hostPath" in entry:
+            entry["hostPath"].setdefault("type", "")
         if entry["name"] == "mount-sidecar-state":
             entry["emptyDir"]["sizeLimit"] = "11005853696000m"
     spec["containers"].append({"name": "added-later", "image": "i"})
