@@ -19,6 +19,7 @@ from tests.support.many_clients import (
     connect,
     descriptor_count,
     is_closed,
+    is_read,
     many_descriptors,
     resident_bytes,
     thread_count,
@@ -185,7 +186,8 @@ def test_what_has_begun_is_answered_after_sigterm(webhook: Webhook) -> None:
     with secured(webhook) as sending:
         sending.sendall(HEAD % len(body) + body[:half])
         asked = webhook.connect()
-        review(asked, recorded("update"))  # so that what was sent before has arrived
+        review(asked, recorded("update"))
+        wait_until(lambda: is_read(sending), "the first half is read")
         webhook.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not listens(webhook), "it takes no new connection")
         assert asked.sock is not None
