@@ -121,18 +121,23 @@ def test_a_name_that_was_lost_once_before_open_is_not_lost_again(
     assert view.fs.files.contents.budget.used_bytes == 0
 
 
+@pytest.mark.parametrize("forgotten", [True, False])
 def test_a_contested_file_that_nobody_opens_is_dropped(
-    view: View, monkeypatch: pytest.MonkeyPatch
+    view: View, monkeypatch: pytest.MonkeyPatch, forgotten: bool
 ) -> None:
-    monkeypatch.setattr(contested_names, "CONTESTED_S", 0.2)
-    first = view.inode("file")
-    view.inode("other")
+    """The kernel has forgotten it, or the program is killed between its LOOKUP and OPEN."""
+    monkeypatch.setattr(contested_names, "CONTESTED_S", 600.0 if forgotten else 0.2)
+    first, second = view.inode("file"), view.inode("other")
     view.rename("other", "file")
     with pytest.raises(Stale):
         view.fs.open(first, os.O_RDONLY)
     view.unlink("file")
-    assert view.fs.files.contents.budget.used_bytes > 0
-    time.sleep(0.2)
+    view.fs.files.let_go_of_contested()
+    assert view.fs.files.contents.budget.used_bytes > 0, "it may be opened yet"
+    if forgotten:
+        view.fs.forget(second, 1 << 20)
+    else:
+        time.sleep(0.2)
     view.fs.files.let_go_of_contested()
     assert view.fs.files.contents.budget.used_bytes == 0
 

@@ -3,7 +3,8 @@
 On a local disk open(2) finds the file and opens it in one step. Through FUSE the file may lose
 its name in between. At ESTALE the kernel looks the name up and opens it again, but only once
 (fs/namei.c, do_filp_open): whoever loses a second time would see an error that no local disk
-gives. So a file whose name was contested a moment ago stays open for a moment when it loses it.
+gives. So a file whose name was contested a moment ago stays open when it loses it, until the kernel
+forgets it: whoever has looked it up and is about to open it keeps the kernel from that.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Final
 
 from sidecar.mounter.filesystem.inodes import File
 
-CONTESTED_S: Final = 1.0
-"""Between two attempts of one open(2) pass milliseconds; on a loaded machine a few hundred."""
+CONTESTED_S: Final = 10.0
+"""Between two attempts of one open(2) pass milliseconds; on a loaded machine more than a second."""
 _MOST_NAMES: Final = 1024
 
 
@@ -49,12 +50,16 @@ class ContestedNames:
             return True
 
     def expired(self) -> list[File]:
-        """The files that nobody has opened in time, each as often as it was held."""
+        """The files that nobody will open any more, each as often as it was held."""
         now_s = time.monotonic()
         with self._lock:
+            held, self._held = self._held, deque()
             found = []
-            while self._held and self._held[0][0] <= now_s:
-                found.append(self._held.popleft()[1])
+            for until_s, file in held:
+                if until_s <= now_s or not file.lookups:
+                    found.append(file)
+                else:
+                    self._held.append((until_s, file))
             return found
 
 
