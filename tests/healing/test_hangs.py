@@ -19,18 +19,24 @@ from tests.mount.buckets import Refusing, bucket_sidecar, make_cloud
 from tests.support.cgroups import new_cgroup
 from tests.support.killer import serving_pid
 from tests.support.sidecar import Sidecar
+from tests.support.waiting import wait_until
 
 CONTENT = os.urandom(3 * 1024 * 1024)
 LONGER_THAN_A_HANG_S = 14.0
 DEADLOCKS = """
 # On a signal the main thread takes a lock that the others need, and never gives it back.
 import gc
+import os
 import signal
+
+def say():
+    open(f"{os.path.dirname(__file__)}/{os.getpid()}.hangs", "x").close()
 
 def hold(kind):
     for found in gc.get_objects():
         if type(found).__name__ == kind:
             (getattr(found, "_lock", None) or found.lock).acquire()
+    say()
 
 def names(number, frame):
     hold("InodeTable")
@@ -40,6 +46,7 @@ def buffers(number, frame):
 
 def interpreter(number, frame):
     import ctypes
+    say()
     ctypes.PyDLL(None).pause()  # with the lock of the interpreter held
 
 signal.signal(signal.SIGUSR1, names)
@@ -101,8 +108,12 @@ def test_programs_go_on(
     with (mountpoint / "new").open("xb", buffering=0) as file, ThreadPoolExecutor(17) as threads:
         file.write(b"acknowledged")
         notifier, *readers = reader_pids(worker)
-        for pid in {"worker": [worker], "reader": readers, "notifier": [notifier]}[who]:
+        pids = {"worker": [worker], "reader": readers, "notifier": [notifier]}[who]
+        for pid in pids:
             hang(pid)
+        if hang is not stop:
+            said = [tmp_path / f"{pid}.hangs" for pid in pids]
+            wait_until(lambda: all(file.exists() for file in said), "they hang")
         written = threads.submit(file.write, b" and more")
         reads = [threads.submit((mountpoint / f"{number}/file").read_bytes) for number in range(16)]
         try:
