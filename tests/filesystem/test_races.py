@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,19 +16,21 @@ import pytest
 from sidecar.errors import NotFound, Stale
 from sidecar.mounter.filesystem import contested_names
 from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.store.interface import ObjectInfo
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
 
 
 class Meeting(MemoryStore):
-    """Calls a function during the next GET or DELETE.
+    """Calls a function during the next GET or DELETE, or after the next copy is made.
 
     Attributes:
-        in_get, in_delete: the function, called once.
+        in_get, in_delete, after_copy: the function, called once.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.after_copy: Callable[[], object] | None = None
         self.in_get: Callable[[], object] | None = None
         self.in_delete: Callable[[], object] | None = None
 
@@ -36,6 +39,20 @@ class Meeting(MemoryStore):
         if meet is not None:
             meet()
         return super().get_range(key, version, offset, buffer)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        made = super().copy(source, target, version=version, metadata=metadata)
+        meet, self.after_copy = self.after_copy, None
+        if meet is not None:
+            meet()
+        return made
 
     def delete(self, key: str) -> None:
         meet, self.in_delete = self.in_delete, None
@@ -165,6 +182,40 @@ def test_a_file_that_is_written_is_renamed_over_another_one(store: Meeting, view
     view.fs.flush(handle)
     view.fs.release(handle)
     assert view.read("other") == b"CONTENT"
+    assert view.metric("mount_sidecar_overwritten_versions_total") == 0
+
+
+@pytest.mark.parametrize("change", ["closed", "given a mode", "cut"])
+def test_a_file_is_changed_while_another_one_takes_its_name(
+    store: Meeting, view: View, change: str
+) -> None:
+    """What is saved of it then must not replace the other one in the store."""
+    inode = view.inode("file")
+    if change == "closed":
+        handle = view.open("file", os.O_WRONLY)
+        view.fs.write(handle, 0, b"CONTENT")
+
+    def change_it() -> None:
+        with contextlib.suppress(Stale):
+            if change == "closed":
+                view.fs.flush(handle)
+            elif change == "cut":
+                view.fs.set_attributes(inode, {}, 3)
+            else:
+                view.fs.set_attributes(inode, {"mode": 0o600})
+
+    changing = threading.Thread(target=change_it)
+
+    def meet() -> None:
+        changing.start()
+        changing.join(0.5)  # it waits for the rename, or does harm
+
+    store.after_copy = meet
+    view.rename("other", "file")
+    changing.join()
+    assert store._objects["file"][0] == b"theirs"
+    assert view.read("file") == b"theirs"
+    assert view.stat("file").mode & 0o777 == 0o644
     assert view.metric("mount_sidecar_overwritten_versions_total") == 0
 
 

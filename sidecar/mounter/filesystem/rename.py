@@ -6,6 +6,9 @@ successor is sent the request again, and finds in the journal what was intended.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from sidecar.errors import (
     FileExists,
     InvalidArgument,
@@ -97,12 +100,13 @@ class Rename:
         if replaced is not None and replaced.object_key != new_key:
             replaced_key = replaced.object_key
         self._journal.intend(RENAME, inode.id, replaced_key)
-        with self._files.losing_name(replaced if isinstance(replaced, File) else None):
+        lost = replaced if isinstance(replaced, File) else None
+        # What is saved of a file that is just being replaced would replace what has its name now.
+        with _locks(inode, replaced), self._files.losing_name(lost):
             if isinstance(inode, File):
                 self._files.saver.complete_upload(inode)
-                with inode.lock:
-                    self._give_name_to_file(inode, target, new_name, new_key)
-                    self._leave_old_name(inode, source, name, replaced_key)
+                self._give_name_to_file(inode, target, new_name, new_key)
+                self._leave_old_name(inode, source, name, replaced_key)
             else:
                 self._copy(inode, target, new_name, new_key)
                 self._namespace.inodes.move(inode, target, new_name)
@@ -195,3 +199,13 @@ class Rename:
         """The inode, if it had its new name already when the worker died."""
         child = target.children.get(new_name)
         return child if child is not None and child.id == intent.inode else None
+
+
+@contextlib.contextmanager
+def _locks(*inodes: Inode | None) -> Iterator[None]:
+    """The locks of the files among them, always in the same order."""
+    files = {inode.id: inode for inode in inodes if isinstance(inode, File)}
+    with contextlib.ExitStack() as held:
+        for _, file in sorted(files.items()):
+            held.enter_context(file.lock)
+        yield
