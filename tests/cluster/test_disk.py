@@ -1,7 +1,9 @@
 """What is written to a bucket evicts no pod, and neither does the annotation about it.
 
 Each pod is there twice: as it is injected, and with the limits as they were before decision 48,
-which a kubelet evicts. It looks at emptyDirs once a minute.
+which a kubelet evicts. It looks at emptyDirs every one to two minutes (volumeStatsAggPeriod, with
+a jitter of 1.0, in pkg/kubelet/server/stats/volume_stat_calculator.go), and then every ten seconds
+at what it has seen.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def test_no_pod_is_evicted_for_what_it_writes_to_a_bucket(
         try:
             wait_ready(policies, ["limited", "annotated"])
             before = {"limited-before", "annotated-before"}
-            policies.wait_for(lambda: before <= evicted(policies).keys(), "the evictions")
+            policies.wait_for(lambda: before <= evicted(policies).keys(), "the evictions", 300)
             assert evicted(policies).keys() == before
         finally:
             strict_s3_server.pace()

@@ -133,11 +133,13 @@ class Cluster:
             SERVICE_ACCOUNT_VARIABLE: str(folder),
         }
 
-    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_for(
+        self, condition: Callable[[], bool], what: str, timeout_s: float = _TIMEOUT_S
+    ) -> None:
         """Return once it holds."""
-        end_s = time.monotonic() + _TIMEOUT_S
+        end_s = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < end_s, f"not within {_TIMEOUT_S} s: {what}"
+            assert time.monotonic() < end_s, f"not within {timeout_s} s: {what}"
             time.sleep(0.2)
 
 

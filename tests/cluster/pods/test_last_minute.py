@@ -181,4 +181,4 @@ def test_a_drain_waits_for_what_is_written(run: Run, slow: Stores) -> None:
     finally:
         pod.cluster.kubectl("uncordon", node)
     assert pod.is_gone
-    assert _whole(slow, "drained", size_bytes) == set(range(FILES))
+    assert _whole(slow, "drained", size_bytes) == set(range(FILES)), pod.events()
