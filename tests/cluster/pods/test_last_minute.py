@@ -115,10 +115,13 @@ def _whole(stores: Stores, place: str, size_bytes: int) -> set[int]:
     for number in range(FILES):
         try:
             found = stores.s3.client().stat_object(BUCKET, f"{place}/{number}")
-        except minio.error.S3Error:
+        except minio.error.S3Error as error:
+            print(f"{place}/{number}: {error.code}")
             continue
         if found.size == size_bytes:
             whole.add(number)
+        else:
+            print(f"{place}/{number}: {found.size} bytes of {size_bytes}")
     return whole
 
 
