@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tests.support.memory_store import FailingStore, MemoryStore, RenamingStore
 MIB = 1024 * 1024
 PART = 8 * MIB
 FOR_EVER_S = 60.0
+UPLOAD_THREADS = 4
 
 
 def block(number: int, size: int = MIB) -> bytes:
@@ -53,6 +56,26 @@ def new_file(view: View, mib: int, name: str = "file") -> int:
 
 def blocks(mib: int) -> bytes:
     return b"".join(map(block, range(mib)))
+
+
+class GatedStore(MemoryStore):
+    """Takes parts while its gate is open.
+
+    Attributes:
+        waiting: how many parts have come before a closed gate.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = 0
+
+    def _count(self, operation: str) -> None:
+        super()._count(operation)
+        if operation == "part" and not self.gate.is_set():
+            self.waiting += 1
+            self.gate.wait(FOR_EVER_S)
 
 
 def parts_there(store: MemoryStore) -> int:
@@ -92,6 +115,28 @@ def test_a_new_file_is_sent_while_it_is_written(tmp_path: Path) -> None:
     assert not store.uploads
     view.fs.release(handle)
     assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_file_is_whole_that_is_being_saved_when_the_last_minute_begins(tmp_path: Path) -> None:
+    """Its last part waits for a thread then, and is withdrawn with those of all other files."""
+    store = GatedStore()
+    view = View(store, tmp_path)
+    handle = new_file(view, 9)
+    until(lambda: parts_there(store) == 1)
+    store.gate.clear()
+    others = [new_file(view, 9, f"other{number}") for number in range(UPLOAD_THREADS)]
+    until(lambda: store.waiting == UPLOAD_THREADS)
+    spool = view.fs.files.get(handle).inode.spool
+    assert spool is not None
+    with ThreadPoolExecutor(1) as closing:
+        closed = closing.submit(view.fs.flush, handle)
+        until(lambda: view.fs.files._uploader.is_busy(spool))
+        view.fs.files.last_minute(time.monotonic() + FOR_EVER_S)
+        store.gate.set()
+        closed.result()
+    assert content(store, "file") == blocks(9)
+    for other in others:
+        view.fs.release(other)
 
 
 def test_what_was_sent_and_is_written_again_is_sent_again(tmp_path: Path) -> None:

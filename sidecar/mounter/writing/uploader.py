@@ -236,17 +236,17 @@ class Uploader:
         upload.wait(self._deadline_s)
         upload.error = None
         done = self._metrics.uploaded_bytes.inc
-        sent = upload.sent
-        for number in spool.parts():
-            if number in sent:
-                continue
-            content = self._content(spool, *spool.span(number))
-            if not isinstance(content, FileSlice):
-                upload.wait(self._deadline_s)  # of what is in memory, one part at a time
-            upload.submit(self._threads, number, content, description, done)
-        upload.wait(self._deadline_s)
-        if upload.error is not None:
-            raise upload.error
+        # More than once where parts are withdrawn meanwhile: an object of those that are left
+        # would be taken for the file.
+        while unsent := sorted(set(spool.parts()) - upload.sent):
+            for number in unsent:
+                content = self._content(spool, *spool.span(number))
+                if not isinstance(content, FileSlice):
+                    upload.wait(self._deadline_s)  # of what is in memory, one part at a time
+                upload.submit(self._threads, number, content, description, done)
+            upload.wait(self._deadline_s)
+            if upload.error is not None:
+                raise upload.error
         made = upload.complete(condition, len(spool.parts()), description.metadata)
         del self._active[spool]
         return made
