@@ -7,9 +7,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,15 +41,8 @@ class Meeting(MemoryStore):
             meet()
         return super().get_range(key, version, offset, buffer)
 
-    def copy(
-        self,
-        source: str,
-        target: str,
-        *,
-        version: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> ObjectInfo:
-        made = super().copy(source, target, version=version, metadata=metadata)
+    def copy(self, source: str, target: str, **options: Any) -> ObjectInfo:
+        made = super().copy(source, target, **options)
         meet, self.after_copy = self.after_copy, None
         if meet is not None:
             meet()
