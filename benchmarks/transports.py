@@ -232,7 +232,7 @@ def measure(
 def _mounted(transport: str, sizes: Sizes, folder: Path) -> Iterator[Mount]:
     path = folder / "mnt"
     argv = [
-        *(sys.executable, "-m", "tests.support.serve", transport, str(path)),
+        *(sys.executable, "-m", "tests.support.serve", transport, str(path), str(folder / "state")),
         *("--file-mib", str(sizes.file_mib), "--files", str(sizes.files)),
         *("--read-only", "--ttl", str(TTL_S)),
     ]

@@ -52,6 +52,7 @@ def mounted(
         "tests.support.serve",
         transport,
         str(path),
+        str(path.with_name(f"{path.name}-state")),
         "--until-eof",
         *options,
     ]

@@ -21,9 +21,10 @@ def many(tmp_path: Path) -> Iterator[Path]:
     """A directory of FILES files on a mount that wants MOST inodes."""
     mountpoint = tmp_path / "m"
     mountpoint.mkdir()
+    arguments = ["kernel", str(mountpoint), str(tmp_path / "state")]
     options = ["--files", str(FILES), "--most-inodes", str(MOST), "--ttl", "60", "--until-eof"]
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.support.serve", "kernel", str(mountpoint), *options],
+        [sys.executable, "-m", "tests.support.serve", *arguments, *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:

@@ -98,8 +98,8 @@ def mount(transport: str, tmp_path: Path) -> Iterator[Mounted]:
     arguments = [part for one in objects for part in ("--object", one)]
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "tests.support.serve", transport, str(directory)),
-            *("--slow", "0.01", *arguments),
+            *(sys.executable, "-m", "tests.support.serve"),
+            *(transport, str(directory), str(tmp_path / "state"), "--slow", "0.01", *arguments),
         ],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Serve a memory store through a transport: ``python -m tests.support.serve TRANSPORT DIR``.
+"""Serve a memory store through a transport: ``python -m tests.support.serve TRANSPORT DIR STATE``.
 
 A separate process, because a process must not read the mount that it serves.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,6 +68,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("transport", choices=["libfuse", "kernel"])
     parser.add_argument("mountpoint")
+    parser.add_argument(
+        "state", help="for spools and journals; the caller's, as this may be killed"
+    )
     parser.add_argument("--file-mib", type=int, default=0, help="make `large`")
     parser.add_argument("--files", type=int, default=0, help="make `many/NNNNN`")
     parser.add_argument("--read-only", action="store_true")
@@ -109,30 +111,29 @@ def main() -> None:
     if options.until_eof:
         # The mount must not outlive the test, even if that is killed.
         threading.Thread(target=_unmount_at_eof, args=(mountpoints,), daemon=True).start()
-    with tempfile.TemporaryDirectory() as state:
-        for number, mountpoint in enumerate(mountpoints):
-            filesystem, metrics = build(
-                store, Path(state, str(number)), read_only=options.read_only, ttl_s=options.ttl
-            )
-            if mountpoint == options.mountpoint and options.transport == "libfuse":
-                libfuse.serve(filesystem, mountpoint, "memory", metrics, _say_serving)
-                continue
-            descriptor = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-            place = mounts.Mountpoint(mountpoint)
-            place.prepare()
-            place.mount_fuse(
-                descriptor,
-                "memory",
-                read_only=options.read_only,
-                max_read_bytes=MAX_REQUEST_BYTES,
-            )
-            if options.most_inodes:
-                filesystem.namespace.inodes.most = options.most_inodes
-            if mountpoint == options.mountpoint:
-                Server(filesystem, descriptor, metrics, _say_serving, notifier=notifier).serve()
-            else:
-                server = Server(filesystem, descriptor, metrics, _say_nothing)
-                threading.Thread(target=server.serve, daemon=True).start()
+    for number, mountpoint in enumerate(mountpoints):
+        filesystem, metrics = build(
+            store, Path(options.state, str(number)), read_only=options.read_only, ttl_s=options.ttl
+        )
+        if mountpoint == options.mountpoint and options.transport == "libfuse":
+            libfuse.serve(filesystem, mountpoint, "memory", metrics, _say_serving)
+            continue
+        descriptor = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        place = mounts.Mountpoint(mountpoint)
+        place.prepare()
+        place.mount_fuse(
+            descriptor,
+            "memory",
+            read_only=options.read_only,
+            max_read_bytes=MAX_REQUEST_BYTES,
+        )
+        if options.most_inodes:
+            filesystem.namespace.inodes.most = options.most_inodes
+        if mountpoint == options.mountpoint:
+            Server(filesystem, descriptor, metrics, _say_serving, notifier=notifier).serve()
+        else:
+            server = Server(filesystem, descriptor, metrics, _say_nothing)
+            threading.Thread(target=server.serve, daemon=True).start()
 
 
 def _unmount_at_eof(mountpoints: list[str]) -> None:
