@@ -21,16 +21,8 @@ from benchmarks.failure import BenchFailure
 from benchmarks.mounts import detach, is_mounted
 from benchmarks.processes import Child, find_program, first_line, printed, uninterrupted
 from benchmarks.servers import Endpoint, Server
-from sidecar.spec import (
-    Http,
-    Kind,
-    PersistenceSpec,
-    Roots,
-    Sizes,
-    StoreSource,
-    TransportName,
-    Volume,
-)
+from sidecar.options import Options, TransportName
+from sidecar.spec import Http, Kind, PersistenceSpec, Roots, StoreSource, Volume
 from sidecar.units import GIB
 
 READY_TIMEOUT_S = 60.0
@@ -213,6 +205,11 @@ class Sidecar:
             path=str(path),
             mountpoint=str(path),
             read_only=not writable,
+            options=Options(
+                transport=self.transport,
+                cache="disk" if self.cache_bytes else "none",
+                cache_bytes=self.cache_bytes or None,
+            ),
             source=StoreSource(
                 store="s3",
                 url=f"s3://{endpoint.bucket}/{endpoint.prefix}",
@@ -227,8 +224,6 @@ class Sidecar:
             outputs_path=str(path) if writable else None,
             roots=roots,
             http=Http(host="127.0.0.1", port=0),
-            transport=self.transport,
-            sizes=Sizes(cache_bytes=self.cache_bytes),
         )
         (folder / "spec.json").write_text(spec.to_json())
         ready_file = folder / "shared" / ".sidecar" / "ready"

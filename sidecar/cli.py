@@ -96,6 +96,11 @@ def cli() -> None:
     help="Whom the run's program runs as: the owner of what is in buckets. "
     "[default: not known: everybody may write]",
 )
+@click.option(
+    "--options",
+    metavar="JSON",
+    help="""Of volumes, as in a pod's annotation: '{"NAME": {"OPTION": VALUE}}'.""",
+)
 @click.option("--shared-root", default=SHARED_ROOT, show_default=True, metavar="DIR")
 @click.option("--secrets-root", default=SECRETS_ROOT, show_default=True, metavar="DIR")
 @click.option("--state-root", default=STATE_ROOT, show_default=True, metavar="DIR")
@@ -105,13 +110,16 @@ def resolve(
     run: str,
     paths: str,
     user: tuple[int, int] | None,
+    options: str | None,
     shared_root: str,
     secrets_root: str,
     state_root: str,
 ) -> None:
     """Print the resolved spec of a run as JSON. FILE may be - for standard input."""
     from sidecar.control.catalogue.catalogue import parse_catalogue
+    from sidecar.control.catalogue.options import origin_notes
     from sidecar.control.catalogue.resolve import resolve as resolve_spec
+    from sidecar.control.catalogue.run_options import NO_OPTIONS, parse_run_options
     from sidecar.control.catalogue.selection import Selection, parse_polyaxonfile
     from sidecar.spec import ANYBODY, Access, Roots
 
@@ -129,7 +137,10 @@ def resolve(
         run=run,
         paths="urls" if paths == "urls" else "local",
         roots=Roots(shared=shared_root, secrets=secrets_root, state=state_root),
+        options=(parse_run_options(options, "--options", UsageError) if options else NO_OPTIONS),
     )
+    for note in origin_notes(spec):
+        click.echo(f"note: {note}", err=True)
     access = Access(uid=user[0], gid=user[1]) if user is not None else ANYBODY
     click.echo(replace(spec, access=access).to_json())
 
@@ -397,13 +408,30 @@ def mount(spec_file: str, spec_sha256: str | None) -> None:
     help="Between two looks while no mount changes.",
 )
 @click.option("--once", is_flag=True, help="Look once, and end.")
-def janitor(root: Path, interval_s: float, *, once: bool) -> None:
+@click.option(
+    "--node-cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the cache that the node's pods share. [default: there is none]",
+)
+@click.option(
+    "--node-cache-size", default="100Gi", show_default=True, metavar="SIZE", help="Its budget."
+)
+def janitor(
+    root: Path, interval_s: float, *, once: bool, node_cache: Path | None, node_cache_size: str
+) -> None:
     """Detach what killed sidecars left mounted on this node, until told to stop."""
     from sidecar import logs
+    from sidecar.control.catalogue.quantity import parse_quantity
     from sidecar.mounter.janitor import run
 
+    try:
+        size_bytes = parse_quantity(node_cache_size).rounded_up
+    except ValueError:
+        raise UsageError("--node-cache-size must be a quantity such as `100Gi`") from None
     logs.set_up("janitor")
-    click.get_current_context().exit(run(root, interval_s, once=once))
+    status = run(root, interval_s, once=once, node_cache=node_cache, node_cache_bytes=size_bytes)
+    click.get_current_context().exit(status)
 
 
 def _write_validated(spec: PersistenceSpec) -> Path:

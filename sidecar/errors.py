@@ -29,7 +29,9 @@ The tree, readable in one screen::
     │   ├── OutputsReadOnly     SC1023
     │   ├── OutputsMissing      SC1024
     │   ├── SelectionInvalid    SC1025  such as `outputs` as a list
-    │   └── RunPathInvalid      SC1026
+    │   ├── RunPathInvalid      SC1026
+    │   ├── OptionInvalid       SC1027  a value that an option cannot have
+    │   └── OptionRefused       SC1028  beyond what the admin allows pods to set
     ├── CredentialError         exit status 3
     │   ├── SecretFileMissing   SC1030
     │   ├── SecretNotJson       SC1031
@@ -270,6 +272,14 @@ class SelectionInvalid(ConfigError):
 
 class RunPathInvalid(ConfigError):
     code, name = "SC1026", "RUN_PATH_INVALID"
+
+
+class OptionInvalid(ConfigError):
+    code, name = "SC1027", "OPTION_INVALID"
+
+
+class OptionRefused(ConfigError):
+    code, name = "SC1028", "OPTION_REFUSED"
 
 
 # --- credentials -------------------------------------------------------------------

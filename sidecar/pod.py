@@ -14,9 +14,12 @@ CONTAINER_NAME: Final = "mount-sidecar"
 RESERVED_PREFIX: Final = f"{CONTAINER_NAME}-"
 """How the names of all pod volumes begin that are the sidecar's, and of no others."""
 
+NAMESPACE_VARIABLE: Final = "SIDECAR_POD_NAMESPACE"
+SERVICE_ACCOUNT_NAME_VARIABLE: Final = "SIDECAR_POD_SERVICE_ACCOUNT"
+
 POD_VARIABLES: Final = {
     "SIDECAR_POD_NAME": "metadata.name",
-    "SIDECAR_POD_NAMESPACE": "metadata.namespace",
+    NAMESPACE_VARIABLE: "metadata.namespace",
     "SIDECAR_POD_UID": "metadata.uid",
     "SIDECAR_NODE_NAME": "spec.nodeName",
 }

@@ -10,7 +10,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, Self
 
-from sidecar.units import GIB, MIB
+from sidecar.options import Options, Times
+from sidecar.units import MIB
 
 SPEC_VERSION: Final = 1
 
@@ -20,6 +21,8 @@ STATE_ROOT = "/var/lib/sidecar"
 TERMINATION_MESSAGE = "/dev/termination-log"
 SPEC_FILE = "/etc/sidecar/spec.json"
 KUBELET_PODS = "/var/lib/kubelet/pods"
+NODE_CACHE = "/var/cache/sidecar/node"
+MEMORY_CACHE = "/var/cache/sidecar/memory"
 HTTP_PORT = 9464
 
 DATA_PATHS_VARIABLE = "POLYAXON_RUN_DATA_PATHS"
@@ -27,8 +30,7 @@ OUTPUTS_PATH_VARIABLE = "POLYAXON_RUN_OUTPUTS_PATH"
 
 Kind = Literal["data", "outputs"]
 StoreName = Literal["s3", "gcs", "azure"]
-TransportName = Literal["kernel", "libfuse"]
-Healing = Literal["resend", "remount"]
+CacheScope = Literal["namespace", "login"]
 
 # Limits of numbers stand in the metadata of fields, under pydantic's names.
 
@@ -130,6 +132,8 @@ class Volume:
         path: where the experiment finds it.
         mountpoint: where the sidecar mounts it (buckets only); the same as ``path``
             except in a pod that shows a bucket at a ``mountPath`` through a sub-path.
+        options: how a bucket is served.
+        origins: of the options that somebody set: who did.
     """
 
     name: str
@@ -138,6 +142,8 @@ class Volume:
     read_only: bool = False
     source: Source
     mountpoint: str | None = None
+    options: Options = Options()
+    origins: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -173,14 +179,15 @@ class Roots:
     """Where things are in the sidecar's own file system.
 
     Attributes:
-        cache: the folder of the disk cache; None: inside ``state``. It may be a hostPath that
-            several pods share, if each sidecar may see what the others read.
+        node_cache: folder of the cache that the node's pods share, if volumes ask for it.
+        memory_cache: folder of caches in memory: a tmpfs.
     """
 
     shared: str = SHARED_ROOT
     secrets: str = SECRETS_ROOT
     state: str = STATE_ROOT
-    cache: str | None = None
+    node_cache: str = NODE_CACHE
+    memory_cache: str = MEMORY_CACHE
     termination_message: str = TERMINATION_MESSAGE
 
 
@@ -211,42 +218,18 @@ be able to save, and nothing outside the pod sees the mount."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
-    """Times in seconds.
+class NodeCache:
+    """The cache that the pods of a node share.
 
     Attributes:
-        ready_timeout_s: deadline for everything before ready.
-        retry_budget_s: how long an outage is waited out before EIO.
-        metadata_read_only_s, metadata_writable_s: lifetime of names and attributes.
-        sync_interval_s: how often dirty files that stay open are saved.
-        grace_s: the sidecar's part of the pod's terminationGracePeriodSeconds.
-        grace_margin_s: the part of it that is kept for unmounting and ending.
+        host_path: its folder on the node; None: :attr:`Roots.node_cache` is that of this machine.
+        size_bytes: of all that is in it, whoever read it; None: by the room on the disk.
+        scope: who shares what: pods of one namespace, or in it those with one login only.
     """
 
-    ready_timeout_s: float = field(default=60.0, metadata={"gt": 0})
-    retry_budget_s: float = field(default=30.0, metadata={"ge": 0})
-    metadata_read_only_s: float = field(default=60.0, metadata={"ge": 0})
-    metadata_writable_s: float = field(default=1.0, metadata={"ge": 0})
-    sync_interval_s: float = field(default=60.0, metadata={"gt": 0})
-    grace_s: float = field(default=60.0, metadata={"gt": 0})
-    grace_margin_s: float = field(default=5.0, metadata={"ge": 0})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """Budgets in bytes, for each bucket mount.
-
-    Attributes:
-        memory_bytes: content in memory, readahead included; None: a share of the container's limit.
-        cache_bytes: the disk cache; 0 turns it off; None: a share of the disk's space.
-        spool_bytes: what was written and is not in the store yet; beyond it writes get ENOSPC.
-        part_bytes: a part of an upload or of readahead.
-    """
-
-    memory_bytes: int | None = field(default=None, metadata={"ge": 16 * MIB})
-    cache_bytes: int | None = field(default=0, metadata={"ge": 0})
-    spool_bytes: int = field(default=10 * GIB, metadata={"ge": 0})
-    part_bytes: int = field(default=8 * MIB, metadata={"ge": 5 * MIB})
+    host_path: str | None = None
+    size_bytes: int | None = field(default=None, metadata={"ge": 64 * MIB})
+    scope: CacheScope = "namespace"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,10 +241,6 @@ class PersistenceSpec:
         outputs_path: the run's outputs directory, created before ready.
         volumes: data volumes in the run's order, then the outputs volume.
         environment: the variables of the experiment container.
-        transport: ``kernel`` speaks the kernel's protocol itself, ``libfuse`` through libfuse.
-        healing: how a mount goes on when its worker ends. ``resend``: the next worker takes it
-            over, and programs only wait (Linux 6.9, kernel transport; elsewhere as ``remount``).
-            ``remount``: it is mounted again.
     """
 
     version: Literal[1] = SPEC_VERSION
@@ -273,9 +252,7 @@ class PersistenceSpec:
     http: Http = Http()
     access: Access = Access()
     times: Times = Times()
-    sizes: Sizes = Sizes()
-    transport: TransportName = "kernel"
-    healing: Healing = "resend"
+    node_cache: NodeCache = NodeCache()
 
     @property
     def buckets(self) -> tuple[Volume, ...]:
@@ -297,7 +274,13 @@ class PersistenceSpec:
         """The spec of a document that is known to be valid, in JSON's types."""
         built = {key: part(**document[key]) for key, part in _PARTS.items()}
         volumes = tuple(
-            Volume(**{**volume, "source": _source(volume["source"])})
+            Volume(
+                **{
+                    **volume,
+                    "source": _source(volume["source"]),
+                    "options": Options(**volume["options"]),
+                }
+            )
             for volume in document["volumes"]
         )
         return cls(**{**document, **built, "volumes": volumes})
@@ -322,7 +305,13 @@ def _source(document: dict[str, Any]) -> Source:
     return _SOURCES[document["type"]](**document)
 
 
-_PARTS: Final = {"roots": Roots, "http": Http, "access": Access, "times": Times, "sizes": Sizes}
+_PARTS: Final = {
+    "roots": Roots,
+    "http": Http,
+    "access": Access,
+    "times": Times,
+    "node_cache": NodeCache,
+}
 _SOURCES: Final[dict[str, type[Source]]] = {
     "hostPath": HostPathSource,
     "existingClaim": ClaimSource,

@@ -21,6 +21,9 @@ from sidecar.errors import ConfigError, SpecInvalid
 from sidecar.spec import PersistenceSpec
 from sidecar.spec_rules import check_spec
 
+LIMITS = ("ge", "gt", "le", "lt")
+"""What a field's metadata may say of a number, under pydantic's names."""
+
 
 def load_spec(text: str, where: str) -> PersistenceSpec:
     """Parse a spec.
@@ -82,14 +85,15 @@ def _checked_type(hint: Any) -> Any:
 
 
 def _checked_field(field: dataclasses.Field[Any]) -> Any:
+    limits = {key: field.metadata[key] for key in LIMITS if key in field.metadata}
     if field.default_factory is not dataclasses.MISSING:
         return Field(default_factory=field.default_factory)
     if field.default is dataclasses.MISSING:
-        return Field(**field.metadata)
+        return Field(**limits)
     default: Any = field.default
     if dataclasses.is_dataclass(default):
         default = _model_of(type(default))()  # type: ignore[arg-type]
-    return Field(default=default, **field.metadata)
+    return Field(default=default, **limits)
 
 
 def describe_validation_error(error: Mapping[str, Any], model: type[BaseModel]) -> str:

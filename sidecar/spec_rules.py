@@ -126,8 +126,8 @@ def _directories(roots: Roots) -> list[tuple[str, str]]:
     """The sidecar's own directories, and what messages call them."""
     own = [("shared root", roots.shared), ("secrets root", roots.secrets)]
     own.append(("state root", roots.state))
-    if roots.cache is not None:
-        own.append(("cache folder", roots.cache))
+    own.append(("node's cache", roots.node_cache))
+    own.append(("cache in memory", roots.memory_cache))
     return own
 
 

@@ -1,4 +1,7 @@
-"""Detaches the mounts that killed sidecars left on a node. Standard library only.
+"""One for each node: detaches what killed sidecars left mounted, and trims the pods' shared cache.
+
+Standard library only. Pods keep that cache within its budget themselves; this does while none
+runs, or when the budget has become smaller.
 
 A sidecar that gets SIGKILL cannot unmount. Its dead FUSE mounts stay on the node, with their
 guards below them, and the kubelet cannot delete the pod's directory: the pod hangs in
@@ -26,11 +29,13 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from sidecar import logs
 from sidecar.errors import EXIT_OK, MountFailed, NotRoot, PathMissing, UsageError
+from sidecar.mounter.cache import node_folder
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.mounts import Mount
 
@@ -38,6 +43,7 @@ log = logging.getLogger("sidecar.janitor")
 
 _ANSWER_S = 2.0
 _SETTLE_S = 1.0
+_TRIM_INTERVAL_S = 300.0
 _SUB_PATHS = "/volume-subpaths/"
 """In the paths of what the kubelet mounts for sub-paths (pkg/volume/util/subpath)."""
 
@@ -163,15 +169,54 @@ def _devices_in_pods(stacks: Iterable[str]) -> set[str]:
     return devices
 
 
-def run(root: Path, interval_s: float, *, once: bool = False) -> int:
+class _CacheKeeper:
+    """Keeps the node's cache within its budget.
+
+    Args:
+        folder: of the cache; None: there is none.
+        size_bytes: its budget.
+    """
+
+    def __init__(self, folder: Path | None, size_bytes: int) -> None:
+        self._folder = folder
+        self._size_bytes = size_bytes
+        self._next_s = 0.0
+
+    def look(self) -> None:
+        """Trim it, if it is time to. The folder may have a million files."""
+        if self._folder is None or time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + _TRIM_INTERVAL_S
+        try:
+            evicted_bytes = node_folder.trim(self._folder, self._size_bytes)
+        except OSError as error:
+            logs.event(log, "not trimmed", logging.WARNING, folder=self._folder, why=error)
+            return
+        if evicted_bytes:
+            logs.event(log, "trimmed the node's cache", folder=self._folder, bytes=evicted_bytes)
+
+
+def run(
+    root: Path,
+    interval_s: float,
+    *,
+    once: bool = False,
+    node_cache: Path | None = None,
+    node_cache_bytes: int = 0,
+) -> int:
     """Look whenever the mounts change, and every ``interval_s`` seconds; the exit status.
 
     Returns at SIGTERM or SIGINT. Changes are looked at together, once they have settled.
+
+    Args:
+        node_cache: folder of the cache that pods share; None: there is none.
+        node_cache_bytes: its budget.
 
     Raises:
         SidecarError: see :class:`Janitor`.
     """
     janitor = Janitor(root)
+    keeper = _CacheKeeper(node_cache, node_cache_bytes)
     stopped, stop = socket.socketpair()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.send(b"."))
@@ -183,6 +228,7 @@ def run(root: Path, interval_s: float, *, once: bool = False) -> int:
             poll.register(stopped, select.POLLIN)
         while True:
             janitor.look()
+            keeper.look()
             if once or end.poll(_SETTLE_S * 1000):
                 return EXIT_OK
             changes.poll(max(0.0, interval_s - _SETTLE_S) * 1000)

@@ -23,7 +23,7 @@ FORBIDDEN = {
     ),
     "Inside the control half, imports point down": (
         "control/catalogue/selection.py",
-        "import sidecar.control.injection.quantity",
+        "import sidecar.control.injection.inject",
     ),
     "What is above the stores knows neither SDK nor FUSE, and of the stores only the interface": (
         "mounter/filesystem/names.py",

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Sizes
+from sidecar.options import Options
+from sidecar.spec import NodeCache
 from tests.reading.buckets import MIB, fill, make_bucket, sidecar_behind
 from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server
@@ -31,10 +32,11 @@ def shared_sidecar(
         cloud,  # type: ignore[arg-type]
         tmp_path / f"run{number}",
         tmp_path / f"m{number}",
-        sizes=Sizes(cache_bytes=cache_bytes),
+        options=Options(cache="node"),
     )
-    roots = replace(sidecar.spec.roots, cache=str(tmp_path / "cache"))
-    sidecar.spec = replace(sidecar.spec, roots=roots)
+    roots = replace(sidecar.spec.roots, node_cache=str(tmp_path / "cache"))
+    node_cache = NodeCache(size_bytes=cache_bytes)
+    sidecar.spec = replace(sidecar.spec, roots=roots, node_cache=node_cache)
     sidecar.spec_text = sidecar.spec.to_json()
     return sidecar
 

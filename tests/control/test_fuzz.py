@@ -47,6 +47,11 @@ VALID = {
     "outputs": ["archive", "models", "team", "scratch"],
     "run": ["", "a", "user/project/experiments/1"],
     "paths": ["local", "urls"],
+    "options": [
+        "{}",
+        '{"images": {"cache": "node", "namesSeconds": 5}}',
+        '{"*": {"profile": "serving", "cacheBytes": "1Gi"}}',
+    ],
     "cpu-request": ["1", "500m"],
     "cpu-limit": ["2"],
     "memory-request": ["1Gi"],

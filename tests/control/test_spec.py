@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         OVERLAP,
     ),
     "a cache that the experiment sees": (
-        put("roots", "cache", value="/mnt/persistence/data"),
+        put("roots", "node_cache", value="/mnt/persistence/data"),
         OVERLAP,
     ),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Times
+from sidecar.options import Options
 from tests.healing.conftest import VOLUME, Bucket, Start
 from tests.support.killer import Killer, drop_caches, kill_worker, while_dead
 
@@ -33,7 +33,7 @@ def test_an_open_file_is_never_a_mixture(
     """The object changes while no worker is alive."""
     old, new = b"o" * SIZE_BYTES, b"n" * new_bytes
     bucket.put("file", old)
-    sidecar = start(read_only=True, times=Times(metadata_read_only_s=0.2))
+    sidecar = start(read_only=True, options=Options(names_s=0.2))
     path = mountpoint / "file"
     with path.open("rb", buffering=0) as opened:
         assert opened.read(CACHED_BYTES) == old[:CACHED_BYTES]
@@ -58,7 +58,7 @@ def test_a_deleted_open_file_is_stale_and_gone(
     bucket: Bucket, start: Start, mountpoint: Path
 ) -> None:
     bucket.put("file", b"o" * SIZE_BYTES)
-    sidecar = start(read_only=True, times=Times(metadata_read_only_s=0.2))
+    sidecar = start(read_only=True, options=Options(names_s=0.2))
     path = mountpoint / "file"
     with path.open("rb", buffering=0) as opened:
         bucket.delete("file")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Times, TransportName
+from sidecar.options import Options, TransportName
 from tests.mount.buckets import TRANSPORTS, bucket_sidecar, make_cloud
 from tests.support.servers import Server, find_program
 from tests.support.sidecar import Sidecar
@@ -36,8 +36,8 @@ def test_the_page_counts_what_happened_and_promtool_accepts_it(
     cloud = make_cloud(request, monkeypatch, "s3")
     content = os.urandom(4 * MIB)
     cloud.write("read", content)
-    times = Times(ready_timeout_s=20, retry_budget_s=1)
-    with bucket_sidecar(tmp_path, cloud, times=times, transport=transport) as sidecar:
+    options = Options(retry_s=1)
+    with bucket_sidecar(tmp_path, cloud, options=options, transport=transport) as sidecar:
         mount = tmp_path / "m"
         assert (mount / "read").read_bytes() == content
         (mount / "written").write_bytes(content[:MIB])

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.spec import Times, TransportName, Volume
+from sidecar.options import Times, TransportName
+from sidecar.spec import Volume
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
 from tests.support.servers import GcsServer, HttpResponder, answer
 from tests.support.sidecar import Sidecar

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.system import mounts
-from sidecar.spec import Sizes, Times, TransportName
+from sidecar.options import Options, TransportName
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud
 from tests.support.servers import MinioServer, S3Server
 from tests.support.sidecar import Sidecar
 
 MIB = 1024 * 1024
-HASTY = Times(ready_timeout_s=20, retry_budget_s=0.5)
+HASTY = Options(retry_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_bucket_deleted_while_mounted(
     s3.write("folder/seen", b"seen")
     s3.write("unseen/file", b"x")
     mount = tmp_path / "m"
-    with bucket_sidecar(tmp_path, s3, times=HASTY, transport=transport) as sidecar:
+    with bucket_sidecar(tmp_path, s3, options=HASTY, transport=transport) as sidecar:
         assert (mount / "folder/seen").read_bytes() == b"seen"
         s3_server.delete_bucket(s3.bucket)
         fails_with(errno.EIO, lambda: os.listdir(mount / "unseen"))
@@ -135,7 +135,7 @@ def test_server_away_for_longer_than_the_retry_budget(
     content = os.urandom(24 * MIB)
     mortal.write("large", content)
     mortal.write("folder/file", b"x")
-    with bucket_sidecar(tmp_path, mortal, times=HASTY, transport=transport) as sidecar:
+    with bucket_sidecar(tmp_path, mortal, options=HASTY, transport=transport) as sidecar:
         mount = tmp_path / "m"
         with opened(mount / "large") as descriptor:
             mortal.server.stop()
@@ -199,9 +199,9 @@ def test_object_deleted_under_an_open_handle(
 
 
 def test_spool_budget_exhausted(tmp_path: Path, s3: Cloud, transport: TransportName) -> None:
-    sizes = Sizes(spool_bytes=2 * MIB)
+    options = Options(spool_bytes=2 * MIB)
     mount = tmp_path / "m"
-    with bucket_sidecar(tmp_path, s3, sizes=sizes, transport=transport) as sidecar:
+    with bucket_sidecar(tmp_path, s3, options=options, transport=transport) as sidecar:
         with opened(mount / "large", os.O_WRONLY | os.O_CREAT) as descriptor:
             fails_with(errno.ENOSPC, lambda: write_all(descriptor, bytes(4 * MIB)))
         (mount / "large").unlink()
@@ -262,7 +262,7 @@ def test_store_away_at_close_and_fsync(
     tmp_path: Path, mortal: Cloud, transport: TransportName
 ) -> None:
     mortal.write("model", b"old")
-    with bucket_sidecar(tmp_path, mortal, times=HASTY, transport=transport) as sidecar:
+    with bucket_sidecar(tmp_path, mortal, options=HASTY, transport=transport) as sidecar:
         path = tmp_path / "m/model"
         with opened(path, os.O_WRONLY | os.O_TRUNC) as descriptor:
             os.write(descriptor, b"new")
@@ -282,7 +282,7 @@ def test_store_away_at_close_and_fsync(
 def test_stop_with_a_file_that_cannot_be_saved(
     tmp_path: Path, mortal: Cloud, transport: TransportName
 ) -> None:
-    sidecar = bucket_sidecar(tmp_path, mortal, times=HASTY, transport=transport)
+    sidecar = bucket_sidecar(tmp_path, mortal, options=HASTY, transport=transport)
     with sidecar:
         with opened(tmp_path / "m/model.bin", os.O_WRONLY | os.O_CREAT) as descriptor:
             os.write(descriptor, b"weights")
@@ -301,7 +301,7 @@ def test_stop_with_a_file_that_cannot_be_saved(
 
 
 def test_what_was_not_saved_is_saved_by_the_next_start(tmp_path: Path, mortal: Cloud) -> None:
-    sidecar = bucket_sidecar(tmp_path, mortal, times=HASTY)
+    sidecar = bucket_sidecar(tmp_path, mortal, options=HASTY)
     with sidecar:
         with opened(tmp_path / "m/model.bin", os.O_WRONLY | os.O_CREAT) as descriptor:
             os.write(descriptor, b"weights")
@@ -369,9 +369,9 @@ def test_worker_killed_on_libfuse(tmp_path: Path, s3: Cloud) -> None:
 
 
 def test_worker_killed_while_stopping(tmp_path: Path, mortal: Cloud) -> None:
-    times = Times(ready_timeout_s=20, retry_budget_s=20)
+    options = Options(retry_s=20)
     with (
-        bucket_sidecar(tmp_path, mortal, times=times) as sidecar,
+        bucket_sidecar(tmp_path, mortal, options=options) as sidecar,
         opened(tmp_path / "m/model.bin", os.O_WRONLY | os.O_CREAT) as descriptor,
     ):
         os.write(descriptor, b"weights")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.spec import ClaimSource, HostPathSource, Http, Times, TransportName, Volume
+from sidecar.options import Times, TransportName
+from sidecar.spec import ClaimSource, HostPathSource, Http, Volume
 from tests.mount.buckets import (
     CLOUDS,
     bucket_sidecar,

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Times, Volume
+from sidecar.options import Options, Times
+from sidecar.spec import Volume
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
 from tests.support.servers import AzureServer, GcsServer, MinioServer
 from tests.support.sidecar import Sidecar
@@ -142,7 +143,8 @@ def start(
         directory / "run",
         volumes,
         secrets={name: json.dumps(fields) for name, fields in contents.items()},
-        times=Times(ready_timeout_s=20, retry_budget_s=1),
+        times=Times(ready_timeout_s=20),
+        options=Options(retry_s=1),
     )
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.system import mounts
-from sidecar.spec import ClaimSource, HostPathSource, TransportName, Volume
+from sidecar.options import TransportName
+from sidecar.spec import ClaimSource, HostPathSource, Volume
 from tests.support.servers import AzureServer, GcsServer, S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from sidecar.spec import Times
+from sidecar.options import Options
 from tests.mount.buckets import Refusing, bucket_sidecar
 from tests.support.clouds import Cloud
 from tests.support.servers import answer
@@ -55,8 +55,8 @@ def test_large_directories_one_after_the_other_take_the_memory_of_few(
 ) -> None:
     """Freed memory may stay with the process (pages in use), but is used again."""
     store = ManyNames()
-    times = Times(ready_timeout_s=20, metadata_read_only_s=1)
-    settings: dict[str, Any] = {"secret": store.secret, "bucket": "bucket", "times": times}
+    options = Options(names_s=1)
+    settings: dict[str, Any] = {"secret": store.secret, "bucket": "bucket", "options": options}
     # On libfuse, where the kernel does not keep an inode for each entry.
     settings |= {"read_only": True, "transport": "libfuse"}
     with store.server, bucket_sidecar(tmp_path, s3, **settings) as sidecar:

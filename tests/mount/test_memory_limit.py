@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Sizes
 from tests.mount.buckets import bucket_sidecar
 from tests.support.cgroups import Cgroup, new_cgroup
 from tests.support.clouds import Cloud
@@ -107,8 +106,7 @@ def test_the_smallest_limit_is_enough(
         large[f"large-{number}"] = hashlib.sha256(data).hexdigest()
     with new_cgroup("memory") as group:
         group.limit(SMALLEST_MIB * MIB * 11 // 10)
-        sizes = Sizes(memory_bytes=None)
-        sidecar = bucket_sidecar(tmp_path, s3, prefix=group.entering, sizes=sizes)
+        sidecar = bucket_sidecar(tmp_path, s3, prefix=group.entering)
         with sidecar:
             load = Load(tmp_path / "m", large)
             load.run(seconds)
@@ -153,7 +151,7 @@ def test_budgets_shrink_before_the_kernel_acts(tmp_path: Path, s3: Cloud) -> Non
     limit_bytes = 512 * MIB
     with new_cgroup("memory") as group:
         group.limit(limit_bytes)
-        with bucket_sidecar(tmp_path, s3, prefix=group.entering, sizes=Sizes()) as sidecar:
+        with bucket_sidecar(tmp_path, s3, prefix=group.entering) as sidecar:
             used_bytes = limit_bytes * used_part_of(group)
             hog = subprocess.Popen(
                 [

@@ -10,7 +10,7 @@ from pathlib import Path
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.fuse.open_policy import JUDGED_OPENS
 from sidecar.mounter.store.interface import ObjectInfo
-from sidecar.spec import Sizes
+from sidecar.options import Options
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 from tests.support.waiting import wait_until
@@ -27,7 +27,7 @@ def cached(
         directory,
         [bucket_volume("v", mount, "s3", f"s3://{bucket}", read_only=True)],
         secrets={"v": server.credentials_json()},
-        sizes=Sizes(cache_bytes=cache_bytes),
+        options=Options(cache="disk", cache_bytes=cache_bytes),
     )
 
 

@@ -23,7 +23,8 @@ from sidecar.mounter.worker.write_check import (
     probe_key,
     remove_leftovers,
 )
-from sidecar.spec import ClaimSource, Times, TransportName, Volume
+from sidecar.options import Times, TransportName
+from sidecar.spec import ClaimSource, Volume
 from tests.mount.buckets import TRANSPORTS, bucket_sidecar, in_namespace
 from tests.mount.test_bad_starts import EXIT_MOUNT, refused
 from tests.support.clouds import Cloud, S3Cloud

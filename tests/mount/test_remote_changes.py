@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Times
+from sidecar.options import Options
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 
@@ -37,7 +37,7 @@ def test_a_handle_never_mixes_versions_and_a_new_open_sees_the_new_one(
         tmp_path / "run",
         [bucket_volume("v", mount, "s3", f"s3://{bucket}")],
         secrets={"v": s3_server.credentials_json()},
-        times=Times(metadata_writable_s=LIFETIME_S),
+        options=Options(names_s=LIFETIME_S),
     ):
         descriptor = os.open(mount / "file", os.O_RDONLY)
         try:

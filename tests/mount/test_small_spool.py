@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.control.injection.pod_spec import OVERHEAD_BYTES
-from sidecar.spec import Sizes, Times
+from sidecar.options import Options
 from sidecar.units import GIB, MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import S3Cloud
@@ -63,8 +63,8 @@ def test_more_than_fits_into_the_spool(
     bucket = f"small-spool-{size_bytes // GIB}"
     strict_s3_server.create_bucket(bucket)
     cloud = S3Cloud(strict_s3_server, bucket)
-    times, sizes = Times(ready_timeout_s=20), Sizes(spool_bytes=SPOOL_BYTES)
-    with bucket_sidecar(tmp_path, cloud, times=times, sizes=sizes) as sidecar:
+    options = Options(spool_bytes=SPOOL_BYTES)
+    with bucket_sidecar(tmp_path, cloud, options=options) as sidecar:
         gauge = Gauge(sidecar.state)
         gauge.start()
         block = os.urandom(BLOCK_BYTES)

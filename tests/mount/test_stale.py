@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from sidecar.spec import Sizes, TransportName
+from sidecar.options import Options, TransportName
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import Cloud
 from tests.support.sidecar import Sidecar
@@ -28,14 +28,14 @@ class Mounted(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(params=[0, None], ids=["plain", "disk-cache"])
+@pytest.fixture(params=["none", "disk"])
 def mounted(
     tmp_path: Path, s3: Cloud, transport: TransportName, request: pytest.FixtureRequest
 ) -> Iterator[Mounted]:
     for name, size_bytes in SIZES.items():
         s3.write(f"folder/{name}", b"o" * size_bytes)
-    sizes = Sizes(cache_bytes=request.param)
-    with bucket_sidecar(tmp_path, s3, read_only=True, transport=transport, sizes=sizes) as sidecar:
+    options = Options(cache=request.param, transport=transport)
+    with bucket_sidecar(tmp_path, s3, read_only=True, options=options) as sidecar:
         folder = tmp_path / "m/folder"
         # Everything is cached for a minute.
         assert {entry.name for entry in os.scandir(folder) if entry.stat().st_size} == set(SIZES)

@@ -10,13 +10,14 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidecar.spec import Sizes, Times, TransportName
+from sidecar.options import CacheName, Options, TransportName
 from tests.mount.buckets import Refusing, bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud
 from tests.support.killer import kill_worker
@@ -24,7 +25,7 @@ from tests.support.servers import HttpResponder, MinioServer, S3Server, answer
 from tests.support.sidecar import Sidecar
 
 MIB = 1024 * 1024
-HASTY = Times(ready_timeout_s=20, retry_budget_s=0.2, metadata_read_only_s=1)
+HASTY = Options(retry_s=0.2, names_s=1)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_an_outage_is_said_once_and_shown_until_it_is_over(
     mortal.write("large", os.urandom(24 * MIB))
     for name in ("folder/file", "gone", "old"):
         mortal.write(name, b"x")
-    with bucket_sidecar(tmp_path, mortal, times=HASTY, transport=transport) as sidecar:
+    with bucket_sidecar(tmp_path, mortal, options=HASTY, transport=transport) as sidecar:
         mount = tmp_path / "m"
         assert sidecar.volume_status("train")["error"] is None
         with opened(mount / "large") as reading, opened(mount / "w", os.O_WRONLY | os.O_CREAT) as w:
@@ -157,13 +158,13 @@ def read_without_pages(path: Path) -> bytes:
         return os.read(descriptor, 100)
 
 
-@pytest.mark.parametrize("cache_bytes", [0, None], ids=["plain", "disk-cache"])
+@pytest.mark.parametrize("cache", ["none", "disk"])
 def test_what_a_reader_process_is_refused_is_said_by_the_worker_and_by_its_successor(
-    tmp_path: Path, s3: Cloud, transport: TransportName, cache_bytes: int | None
+    tmp_path: Path, s3: Cloud, transport: TransportName, cache: CacheName
 ) -> None:
     store = Refusing()
-    settings: dict[str, Any] = {"read_only": True, "times": HASTY, "bucket": "bucket"}
-    settings |= {"transport": transport, "sizes": Sizes(cache_bytes=cache_bytes)}
+    settings: dict[str, Any] = {"read_only": True, "bucket": "bucket", "transport": transport}
+    settings["options"] = replace(HASTY, cache=cache)
     with store.server, bucket_sidecar(tmp_path, s3, secret=store.secret, **settings) as sidecar:
         path = tmp_path / "m/file"
 
@@ -225,7 +226,7 @@ def test_a_login_that_is_refused_while_a_file_is_read_is_one_line(
     server = HttpResponder(respond)
     keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     secret = json.dumps({**keys, "AWS_ENDPOINT_URL": server.endpoint})
-    settings: dict[str, Any] = {"read_only": True, "times": HASTY, "bucket": "bucket"}
+    settings: dict[str, Any] = {"read_only": True, "options": HASTY, "bucket": "bucket"}
     with server, bucket_sidecar(tmp_path, s3, secret=secret, **settings) as sidecar:
         with opened(tmp_path / "m/file") as file:
             places = [number * 37 % READS for number in range(READS)]

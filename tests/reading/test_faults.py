@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Sizes
+from sidecar.options import Options
 from tests.reading.buckets import MIB, fill, make_bucket, sidecar_behind
 from tests.support.faults import ALL_FAULTS, ENDLESS_FAULTS, FaultProxy
 from tests.support.servers import S3Server
@@ -35,7 +35,7 @@ def check_everything(
     server: S3Server,
     tmp_path: Path,
     sizes: dict[str, int],
-    budgets: Sizes,
+    budgets: Options,
     *,
     rate: float,
     timeout_s: float,
@@ -45,7 +45,7 @@ def check_everything(
     expected = fill(cloud, sizes)
     mount = tmp_path / "m"
     with FaultProxy(server.port, seed=5) as proxy:
-        with sidecar_behind(proxy, cloud, tmp_path / "run", mount, sizes=budgets) as sidecar:
+        with sidecar_behind(proxy, cloud, tmp_path / "run", mount, options=budgets) as sidecar:
             proxy.rate = rate
             assert sha256sums(mount, timeout_s) == expected
             proxy.rate = 0.0
@@ -66,7 +66,7 @@ def test_every_byte_is_right_through_faults(s3_server: S3Server, tmp_path: Path)
     sizes = {**SMALL, "large": 45 * MIB + 17}
     # Small parts, so that there are requests enough for faults.
     check_everything(
-        s3_server, tmp_path, sizes, Sizes(part_bytes=5 * MIB), rate=0.25, timeout_s=100
+        s3_server, tmp_path, sizes, Options(part_bytes=5 * MIB), rate=0.25, timeout_s=100
     )
 
 
@@ -74,7 +74,7 @@ def test_every_byte_is_right_through_faults_with_a_disk_cache(
     s3_server: S3Server, tmp_path: Path
 ) -> None:
     sizes = {**SMALL, "large": 45 * MIB + 17}
-    budgets = Sizes(part_bytes=5 * MIB, cache_bytes=80 * MIB)
+    budgets = Options(part_bytes=5 * MIB, cache="disk", cache_bytes=80 * MIB)
     check_everything(s3_server, tmp_path, sizes, budgets, rate=0.25, timeout_s=100)
 
 
@@ -121,6 +121,6 @@ def test_each_fault_is_counted_by_its_reason(
 def test_two_gibibytes_through_faults(s3_server: S3Server, tmp_path: Path) -> None:
     sizes = {f"small/{number:04d}": 110_000 + number for number in range(2000)}
     sizes |= {f"large{number}": 256 * MIB - number for number in range(7)}
-    budgets = Sizes(part_bytes=5 * MIB, cache_bytes=1024 * MIB)
+    budgets = Options(part_bytes=5 * MIB, cache="disk", cache_bytes=1024 * MIB)
     proxy = check_everything(s3_server, tmp_path, sizes, budgets, rate=0.05, timeout_s=1800)
     assert set(proxy.injected) == set(ALL_FAULTS)

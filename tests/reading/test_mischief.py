@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Sizes, Times, Volume
+from sidecar.options import Options, Times
+from sidecar.spec import Volume
 from tests.reading.buckets import MIB, fill
 from tests.support.clouds import S3Cloud
 from tests.support.faults import ALL_FAULTS, MISCHIEF, FaultProxy
@@ -142,14 +143,14 @@ def test_nothing_hangs_and_every_byte_is_right(
             ),
             Volume(name="out", kind="outputs", path=str(out), source=clouds[1].source()),
         ]
-        times = Times(ready_timeout_s=60, retry_budget_s=BUDGET_S, metadata_read_only_s=0.5)
+        options = Options(part_bytes=5 * MIB, retry_s=BUDGET_S, names_s=0.5)
         with Sidecar(
             tmp_path / "run",
             volumes,
             outputs_path=out,
             secrets={"cloud": json.dumps(secret)},
-            sizes=Sizes(part_bytes=5 * MIB),
-            times=times,
+            times=Times(ready_timeout_s=60),
+            options=options,
         ) as sidecar:
             work = Work(data, out, expected)
             proxy.rate = RATE

@@ -397,7 +397,7 @@ def test_through_a_mount_every_byte_is_right_and_most_reads_ask_nothing(
 @pytest.mark.timeout(600)  # it may wait for those that drop caches
 def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) -> None:
     """With a sparse object whose blocks differ in their first bytes."""
-    size = 2048 * MIB
+    size = 1024 * MIB
     with RcloneServer(tmp_path / "server", etags=False) as server:
         cloud = RcloneCloud(server, "behind")
         server.create_bucket(cloud.bucket)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Sizes, Times
+from sidecar.options import Options
 from tests.reading.buckets import MIB, make_bucket, sidecar_behind
 from tests.support.clouds import S3Cloud
 from tests.support.faults import FaultProxy
@@ -17,7 +17,7 @@ from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
 
 SIZE = 24 * MIB
-CACHES = [Sizes(), Sizes(cache_bytes=128 * MIB)]
+CACHES = [Options(names_s=0.0), Options(names_s=0.0, cache="disk", cache_bytes=128 * MIB)]
 
 
 def content(version: int, size: int = SIZE) -> bytes:
@@ -41,25 +41,22 @@ def start(s3_server: S3Server, tmp_path: Path):  # type: ignore[no-untyped-def]
     cloud = make_bucket(s3_server)
     with FaultProxy(s3_server.port) as proxy:
 
-        def run(sizes: Sizes) -> tuple[Sidecar, S3Cloud, Path]:
+        def run(options: Options) -> tuple[Sidecar, S3Cloud, Path]:
             mount = tmp_path / "m"
-            times = Times(ready_timeout_s=30, metadata_read_only_s=0.0)
-            sidecar = sidecar_behind(
-                proxy, cloud, tmp_path / "run", mount, sizes=sizes, times=times
-            )
+            sidecar = sidecar_behind(proxy, cloud, tmp_path / "run", mount, options=options)
             return sidecar, cloud, mount
 
         yield run
 
 
-Start = Callable[[Sizes], tuple[Sidecar, S3Cloud, Path]]
+Start = Callable[[Options], tuple[Sidecar, S3Cloud, Path]]
 
 
-@pytest.mark.parametrize("sizes", CACHES, ids=["no cache", "cache"])
+@pytest.mark.parametrize("options", CACHES, ids=["no cache", "cache"])
 def test_a_changed_object_is_stale_under_an_open_handle_and_new_under_a_new_one(
-    start: Start, sizes: Sizes
+    start: Start, options: Options
 ) -> None:
-    sidecar, cloud, mount = start(sizes)
+    sidecar, cloud, mount = start(options)
     old, new = content(1), content(2)
     cloud.write("key", old)
     with sidecar:

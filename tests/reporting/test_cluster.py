@@ -20,7 +20,7 @@ from sidecar.mounter.reporting.event_recorder import (
 )
 from sidecar.mounter.reporting.pod_api import PodApi
 from sidecar.mounter.reporting.pod_reports import Condition, Report
-from sidecar.spec import Times
+from sidecar.options import Options
 from tests.mount.buckets import Refusing
 from tests.reporting.conftest import POD, InPod
 from tests.support.clouds import Cloud
@@ -66,8 +66,8 @@ def test_the_condition_follows_what_the_store_fails_at(
     store = Refusing()
     store.refusal = 500, b""
     path = tmp_path / "m/file"
-    times = Times(ready_timeout_s=30, retry_budget_s=0)
-    settings: dict[str, Any] = {"secret": store.secret, "bucket": "bucket", "times": times}
+    options = Options(retry_s=0)
+    settings: dict[str, Any] = {"secret": store.secret, "bucket": "bucket", "options": options}
     with store.server, in_pod(read_only=True, **settings) as sidecar:
         api.wait_for(lambda: conditions(api).get(CONDITION, {}).get("status") == "True", "ready")
         for _ in range(2):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.spec import Sizes, least_memory_bytes
+from sidecar.spec import least_memory_bytes
 from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.reporting.conftest import InPod
@@ -84,7 +84,7 @@ def test_a_limit_that_is_too_small_is_told_with_both_numbers(
     with new_cgroup("memory") as group:
         limit_bytes = least_memory_bytes(1) - MIB
         group.limit(limit_bytes)
-        sidecar = in_pod(prefix=group.entering, sizes=Sizes())
+        sidecar = in_pod(prefix=group.entering)
         try:
             assert sidecar.start(wait=False).wait() == 3
         finally:
@@ -102,6 +102,6 @@ def test_a_limit_that_is_too_small_is_told_with_both_numbers(
 def test_a_sidecar_starts_with_the_least_limit(in_pod: InPod) -> None:
     with new_cgroup("memory") as group:
         group.limit(least_memory_bytes(1))
-        with in_pod(prefix=group.entering, sizes=Sizes()) as sidecar:
+        with in_pod(prefix=group.entering) as sidecar:
             assert sidecar.stop() == 0
         assert group.oom_kills() == 0

@@ -11,22 +11,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sidecar.mounter.system import mounts
-from sidecar.spec import (
-    Access,
-    Http,
-    PersistenceSpec,
-    Roots,
-    Sizes,
-    StoreName,
-    StoreSource,
-    Times,
-    Volume,
-)
+from sidecar.options import Options, Times, TransportName
+from sidecar.spec import Access, Http, PersistenceSpec, Roots, StoreName, StoreSource, Volume
 
 READY_TIMEOUT_S = 60.0
 _POLL_S = 0.02
@@ -62,6 +54,15 @@ def bucket_volume(
     )
 
 
+def _with_options(
+    volume: Volume, options: Options | None, transport: TransportName | None
+) -> Volume:
+    options = options or volume.options
+    if transport is not None:
+        options = replace(options, transport=transport)
+    return replace(volume, options=options)
+
+
 class Sidecar:
     """One run of `sidecar mount` with every root below ``directory``.
 
@@ -70,7 +71,9 @@ class Sidecar:
         secrets: secret name to the content of its ``key.json``.
         prefix: words before the command, of a program that execs it, such as setpriv.
         http: of the spec; by default a free port of 127.0.0.1.
-        settings: other fields of the spec, such as ``transport`` or ``sizes``.
+        options: of every volume; by default each has its own.
+        transport: instead of that in the options.
+        settings: other fields of the spec, such as ``times``.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class Sidecar:
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         http: Http | None = None,
+        options: Options | None = None,
+        transport: TransportName | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -96,10 +101,9 @@ class Sidecar:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "key.json").write_text(content)
         settings.setdefault("times", Times(ready_timeout_s=30))
-        settings.setdefault("sizes", Sizes())
         settings.setdefault("access", Access(uid=os.getuid(), gid=os.getgid()))
         self.spec = PersistenceSpec(
-            volumes=tuple(volumes),
+            volumes=tuple(_with_options(volume, options, transport) for volume in volumes),
             outputs_path=str(outputs_path) if outputs_path else None,
             roots=Roots(
                 shared=str(self.shared),

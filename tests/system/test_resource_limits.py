@@ -16,7 +16,7 @@ from sidecar.mounter.system.resource_limits import (
     memory_budget_bytes,
     page_cache_bytes,
 )
-from sidecar.spec import Sizes
+from sidecar.options import Options
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server
@@ -136,12 +136,12 @@ def disk_at(path: Path, size_bytes: int) -> Iterator[None]:
 def test_a_mount_works_with_budgets_from_the_machine(s3_server: S3Server, tmp_path: Path) -> None:
     cloud = make_bucket(s3_server)
     expected = fill(cloud, {"key": 3 * MIB})
-    sizes = Sizes(memory_bytes=None, cache_bytes=None)
+    options = Options(cache="disk")
     disk = tmp_path / "disk"  # The machine's disk may be too full for a cache.
     with (
         disk_at(disk, 512 * MIB),
         FaultProxy(s3_server.port) as proxy,
-        sidecar_behind(proxy, cloud, disk / "run", tmp_path / "m", sizes=sizes) as sidecar,
+        sidecar_behind(proxy, cloud, disk / "run", tmp_path / "m", options=options) as sidecar,
     ):
         content = (tmp_path / "m" / "key").read_bytes()
         assert hashlib.sha256(content).hexdigest() == expected["key"]
@@ -157,7 +157,11 @@ def test_a_mount_works_without_a_usable_cache_folder(s3_server: S3Server, tmp_pa
     with (
         FaultProxy(s3_server.port) as proxy,
         sidecar_behind(
-            proxy, cloud, tmp_path / "run", tmp_path / "m", sizes=Sizes(cache_bytes=64 * MIB)
+            proxy,
+            cloud,
+            tmp_path / "run",
+            tmp_path / "m",
+            options=Options(cache="disk", cache_bytes=64 * MIB),
         ) as sidecar,
     ):
         assert len((tmp_path / "m" / "key").read_bytes()) == 3 * MIB

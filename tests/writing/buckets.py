@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.spec import Sizes, StoreName, Times, TransportName, Volume
+from sidecar.options import Options, Times, TransportName
+from sidecar.spec import StoreName, Volume
 from tests.mount.buckets import CLOUDS
 from tests.support.clouds import Cloud
 from tests.support.servers import GcsServer
@@ -19,7 +20,7 @@ from tests.support.sidecar import Sidecar
 
 MIB = 1024 * 1024
 VOLUME = "out"
-SMALL_PARTS = Sizes(part_bytes=5 * MIB)
+SMALL_PARTS = Options(part_bytes=5 * MIB)
 """Makes files of a few MiB multipart uploads."""
 _numbers = itertools.count()
 
@@ -96,7 +97,7 @@ def mounted(
     local.mkdir()
     volume = Volume(name=VOLUME, kind="outputs", path=str(path), source=cloud.source())
     settings.setdefault("times", Times(ready_timeout_s=30))
-    settings.setdefault("sizes", SMALL_PARTS)
+    settings.setdefault("options", SMALL_PARTS)
     environment = {}
     if isinstance(server, GcsServer):
         environment["STORAGE_EMULATOR_HOST"] = server.endpoint

@@ -13,11 +13,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Times, TransportName
+from sidecar.options import Times, TransportName
 from tests.mount.buckets import bucket_sidecar, make_cloud
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
 from tests.support.faults import FaultProxy
@@ -25,7 +26,7 @@ from tests.support.servers import MinioServer
 from tests.support.sidecar import Sidecar
 from tests.writing.buckets import MIB, SMALL_PARTS
 
-HASTY = Times(ready_timeout_s=20, retry_budget_s=0.5)
+HASTY = replace(SMALL_PARTS, retry_s=0.5)
 KILLS = 5
 FILES = 12
 OLD, NEW = b"old" * MIB, b"new!" * (10 * MIB)
@@ -110,7 +111,7 @@ def test_the_whole_sidecar_is_killed(
     """What was synced is in the store, what was written is there after the next start."""
     mount = tmp_path / "m"
     contents: dict[str, bytes] = {}
-    with bucket_sidecar(tmp_path, cloud, sizes=SMALL_PARTS, transport=transport) as sidecar:
+    with bucket_sidecar(tmp_path, cloud, options=SMALL_PARTS, transport=transport) as sidecar:
         for life in range(kills):
             choose = random.Random(life)
             with descriptors() as opened:
@@ -147,7 +148,7 @@ def torn(tmp_path: Path, mortal: Cloud) -> Iterator[Sidecar]:
         "with open(sys.argv[1], 'r+b') as file:\n"
         "    file.write(b'new!' * (10 << 20))\n"
     )
-    with bucket_sidecar(tmp_path, mortal, sizes=SMALL_PARTS) as sidecar:
+    with bucket_sidecar(tmp_path, mortal, options=SMALL_PARTS) as sidecar:
         with subprocess.Popen(
             [sys.executable, "-c", program, str(tmp_path / "m/model")], stderr=subprocess.DEVNULL
         ):
@@ -172,7 +173,7 @@ def test_no_upload_whose_number_never_arrived_is_left(tmp_path: Path, s3: Cloud,
     path = tmp_path / "m/model"
     with FaultProxy(s3.server.port, faults=["truncate"]) as proxy:
         secret = json.dumps({**s3.server.credentials(), "AWS_ENDPOINT_URL": proxy.endpoint})
-        sidecar = bucket_sidecar(tmp_path, s3, secret=secret, sizes=SMALL_PARTS, times=HASTY)
+        sidecar = bucket_sidecar(tmp_path, s3, secret=secret, options=HASTY)
         with sidecar, descriptors() as opened:
             opened.append(os.open(path, os.O_WRONLY | os.O_CREAT))
             proxy.rate = 1
@@ -208,9 +209,7 @@ def test_the_store_is_away_at_close(
     """EIO; the old object stays complete, and the next save works."""
     mount = tmp_path / "m"
     mortal.write("model", b"old")
-    with bucket_sidecar(
-        tmp_path, mortal, times=HASTY, sizes=SMALL_PARTS, transport=transport
-    ) as sidecar:
+    with bucket_sidecar(tmp_path, mortal, options=HASTY, transport=transport) as sidecar:
         files = {
             name: os.open(mount / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for name in ("model", "new", "large")
@@ -248,7 +247,7 @@ def test_too_little_time_for_what_is_dirty(tmp_path: Path, s3: Cloud, size_mib: 
     digests = {}
     with FaultProxy(s3.server.port) as proxy:
         secret = json.dumps({**s3.server.credentials(), "AWS_ENDPOINT_URL": proxy.endpoint})
-        sidecar = bucket_sidecar(tmp_path, s3, secret=secret, sizes=SMALL_PARTS, times=times)
+        sidecar = bucket_sidecar(tmp_path, s3, secret=secret, options=SMALL_PARTS, times=times)
         with sidecar, descriptors() as opened:
             (mount / "run").mkdir()
             for name in names:

@@ -7,16 +7,17 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Times
+from sidecar.options import Times
 from tests.support.clouds import S3Cloud
 from tests.support.killer import Killer
 from tests.support.strict_server import StrictS3Server
 from tests.writing import writers
-from tests.writing.buckets import VOLUME, Mounted, mounted
+from tests.writing.buckets import SMALL_PARTS, VOLUME, Mounted, mounted
 from tests.writing.test_kills import Writer
 
 PAUSE_S = 5.0
@@ -26,8 +27,10 @@ SOAK_MINUTES = float(os.environ.get("MOUNT_SIDECAR_SOAK_MINUTES", "30"))
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
-    times = Times(ready_timeout_s=60, sync_interval_s=10)
-    with mounted(request, tmp_path, "s3", server_fixture="strict_s3_server", times=times) as found:
+    times, options = Times(ready_timeout_s=60), replace(SMALL_PARTS, save_s=10)
+    with mounted(
+        request, tmp_path, "s3", server_fixture="strict_s3_server", times=times, options=options
+    ) as found:
         yield found
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-from sidecar.spec import StoreName, TransportName
+from sidecar.options import TransportName
+from sidecar.spec import StoreName
 from tests.support.direct import BLOCK_BYTES, DirectFile
 from tests.writing.buckets import Mounted, mounted
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Sizes, Times, Volume
+from sidecar.options import Options, Times
+from sidecar.spec import Volume
 from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud
 from tests.support.proxy import Ends, Head, Proxy
@@ -75,8 +76,8 @@ def place(s3_server: S3Server, tmp_path: Path) -> Iterator[Place]:
             [Volume(name="out", kind="outputs", path=str(mount), source=cloud.source())],
             outputs_path=mount,
             secrets={"cloud": json.dumps(secret)},
-            sizes=Sizes(part_bytes=5 * MIB),
-            times=Times(ready_timeout_s=30, sync_interval_s=3600, grace_margin_s=2),
+            options=Options(part_bytes=5 * MIB, save_s=3600),
+            times=Times(ready_timeout_s=30, grace_margin_s=2),
         )
         with sidecar:
             yield Place(sidecar, cloud, proxy, mount)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import TransportName
+from sidecar.options import TransportName
 from tests.support.servers import REPOSITORY
 from tests.writing.buckets import Mounted, mounted
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import TransportName
+from sidecar.options import TransportName
 from tests.mount.buckets import CLOUDS, TRANSPORTS, bucket_sidecar
 from tests.support import described
 from tests.support.clouds import Cloud
@@ -50,7 +50,7 @@ def test_system_calls_keep_what_objects_have(
     before = seen(cloud, "dir/small")
     assert seen(cloud, "dir/large") == before
     directory = tmp_path / "m" / "dir"
-    with bucket_sidecar(tmp_path, cloud, sizes=SMALL_PARTS, transport=transport) as sidecar:
+    with bucket_sidecar(tmp_path, cloud, options=SMALL_PARTS, transport=transport) as sidecar:
         for name in ("small", "large"):
             path, key = directory / name, f"dir/{name}"
 
@@ -97,7 +97,7 @@ def test_a_worker_dies_before_the_file_is_closed(tmp_path: Path, cloud: Cloud, s
     """A successor does not have what its predecessor had read of the object."""
     described.write(cloud, "file", b"old")
     before = seen(cloud, "file")
-    with bucket_sidecar(tmp_path, cloud, sizes=SMALL_PARTS) as sidecar:
+    with bucket_sidecar(tmp_path, cloud, options=SMALL_PARTS) as sidecar:
         descriptor = write_some(tmp_path / "m" / "file", LARGE[:size])
         kill_worker(sidecar, VOLUME)
         os.close(descriptor)
@@ -112,7 +112,7 @@ def test_the_whole_sidecar_dies_before_the_file_is_closed(
     """The next start saves what is in the spool."""
     described.write(cloud, "file", b"old")
     before = seen(cloud, "file")
-    with bucket_sidecar(tmp_path, cloud, sizes=SMALL_PARTS) as sidecar:
+    with bucket_sidecar(tmp_path, cloud, options=SMALL_PARTS) as sidecar:
         descriptor = write_some(tmp_path / "m" / "file", LARGE[:size])
         sidecar.kill()
         start_again(sidecar, descriptor)

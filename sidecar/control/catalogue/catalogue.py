@@ -5,19 +5,26 @@ It is written as Polyaxon's Helm values (``persistence:`` at the top) or as the 
 (``existingClaim, mountPath, hostPath, store, bucket, secret, secretKey, readOnly``) and
 more: ``anonymous: true`` reads a public bucket without a login. Leaving the secret out does
 not say that: it means the pod's ambient identity. ``proxy``, ``noProxy`` and ``caBundle`` say how
-a bucket's store is reached.
+a bucket's store is reached, ``options`` how it is served. ``mountSidecar`` beside all of it is
+the cluster's (:mod:`.cluster_settings`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from sidecar.control.catalogue.bucket_url import parse_bucket_url
+from sidecar.control.catalogue.cluster_settings import (
+    KEY,
+    ClusterSettings,
+    parse_cluster_settings,
+)
+from sidecar.control.catalogue.options import Values, parse_options
 from sidecar.control.catalogue.yaml_document import YamlValue, parse_documents
 from sidecar.errors import (
     BucketMissing,
@@ -37,6 +44,7 @@ from sidecar.spec import (
     Source,
     StoreName,
     StoreSource,
+    volume_label,
 )
 from sidecar.spec_document import describe_validation_error, nearest
 from sidecar.spec_rules import proxy_problem
@@ -60,6 +68,7 @@ class DeclaredVolume:
 
     Attributes:
         mount_path: where the experiment finds it; None for a bucket without ``mountPath``.
+        options: of a bucket, as the admin set them.
     """
 
     name: str
@@ -67,14 +76,21 @@ class DeclaredVolume:
     mount_path: str | None
     read_only: bool
     source: Source
+    options: Values = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """How messages name it: ``kind/name``."""
+        return volume_label(self.kind, self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Every declared volume, in declared order."""
+    """Every declared volume, in declared order, and what is set for all of them."""
 
     data: tuple[DeclaredVolume, ...] = ()
     outputs: tuple[DeclaredVolume, ...] = ()
+    cluster: ClusterSettings = ClusterSettings()
 
     def of_kind(self, kind: Kind) -> tuple[DeclaredVolume, ...]:
         """The volumes of one kind."""
@@ -97,9 +113,11 @@ def parse_catalogue(text: str, where: str) -> Catalogue:
         found = f"{len(documents)} documents" if documents else "nothing"
         raise CatalogueInvalid(f"{where}: holds {found} where one document belongs")
     at, section = _section(documents[0], where)
+    cluster = _mapping(documents[0], _Location(where)).get(KEY)
     return Catalogue(
         data=_volumes("data", section.get("data"), at),
         outputs=_volumes("outputs", section.get("outputs"), at),
+        cluster=parse_cluster_settings(cluster, f"{where}: {KEY}"),
     )
 
 
@@ -131,7 +149,7 @@ def _section(document: YamlValue, where: str) -> tuple[_Location, dict[str, Yaml
         known: tuple[str, ...] = (*KINDS, *_CHART_KEYS)
     else:
         section = top
-        known = (*KINDS, "persistence")
+        known = (*KINDS, "persistence", KEY)
         if not section:
             raise CatalogueInvalid(
                 f"{at}: is empty",
@@ -195,6 +213,7 @@ class _Entry(BaseModel):
     proxy: str | None = None
     no_proxy: str | None = None
     ca_bundle: _CaBundle | None = None
+    options: dict[str, Any] | None = None
 
 
 def _volume(kind: Kind, name: str, value: dict[str, YamlValue], at: _Location) -> DeclaredVolume:
@@ -212,6 +231,7 @@ def _volume(kind: Kind, name: str, value: dict[str, YamlValue], at: _Location) -
         mount_path=entry.mount_path,
         read_only=bool(entry.read_only),
         source=source,
+        options=parse_options(entry.options, f"{at.where}: {(at / 'options').path}", of_pod=False),
     )
 
 
@@ -254,11 +274,11 @@ def _source(entry: _Entry, at: _Location) -> Source:
 
 
 def _refuse_store_keys(entry: _Entry, given: str, at: _Location) -> None:
-    for field in (
-        "bucket", "secret", "secret_key", "anonymous", "proxy", "no_proxy", "ca_bundle",
+    for name in (
+        "bucket", "secret", "secret_key", "anonymous", "proxy", "no_proxy", "ca_bundle", "options",
     ):  # fmt: skip
-        if getattr(entry, field) is not None:
-            raise CatalogueInvalid(f"{at / to_camel(field)}: belongs to `store`, not to `{given}`")
+        if getattr(entry, name) is not None:
+            raise CatalogueInvalid(f"{at / to_camel(name)}: belongs to `store`, not to `{given}`")
 
 
 def _store(entry: _Entry, store: StoreName, at: _Location) -> StoreSource:

@@ -8,6 +8,7 @@ Rules beyond README.md's "The catalogue":
 - No ``mountPath`` may overlap the sidecar's own directories (:mod:`sidecar.spec_rules`). The
   shared emptyDir holds only FUSE mounts: at the pod's end a kubelet deletes through anything
   else mounted in it (decision 17).
+- An option is that of the pod, else of the volume, else of the cluster (:mod:`.options`).
 - With ``paths="urls"`` the variables hold URLs for buckets, which are mounted all the same.
   Other volumes have no URL and keep their path.
 """
@@ -15,20 +16,27 @@ Rules beyond README.md's "The catalogue":
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Literal
 
 from sidecar.control.catalogue.catalogue import Catalogue, DeclaredVolume
+from sidecar.control.catalogue.cluster_settings import KEY
+from sidecar.control.catalogue.options import Layer, combined
+from sidecar.control.catalogue.run_options import NO_OPTIONS, RunOptions, check_run_options
 from sidecar.control.catalogue.selection import Selection
 from sidecar.errors import (
     DuplicateSelection,
+    OptionInvalid,
     OutputsMissing,
     OutputsReadOnly,
     VolumeUnknown,
 )
+from sidecar.options import Options, Times
 from sidecar.spec import (
     DATA_PATHS_VARIABLE,
     OUTPUTS_PATH_VARIABLE,
     Kind,
+    NodeCache,
     PersistenceSpec,
     Roots,
     StoreSource,
@@ -48,6 +56,7 @@ def resolve(
     run: str = "",
     paths: Paths = "local",
     roots: Roots | None = None,
+    options: RunOptions = NO_OPTIONS,
 ) -> PersistenceSpec:
     """The spec of one run.
 
@@ -57,14 +66,20 @@ def resolve(
         run: path of the run below the outputs volume; empty for the volume itself.
         paths: ``local``: the variables hold the paths of buckets; ``urls``: their URLs.
         roots: the sidecar's own directories; None for the defaults.
+        options: what the run sets.
 
     Raises:
-        ConfigError: the selection breaks a rule of the catalogue, or two paths overlap.
+        ConfigError: the selection breaks a rule of the catalogue, two paths overlap, or the run
+            sets an option that it may not set.
     """
     roots = roots or Roots()
-    data = [_volume(declared, roots) for declared in _select_data(catalogue, selection)]
-    chosen = _select_outputs(catalogue, selection)
-    outputs = _volume(chosen, roots) if chosen else None
+    chosen = _select_data(catalogue, selection)
+    chosen_outputs = _select_outputs(catalogue, selection)
+    check_run_options(
+        options, [*chosen, *([chosen_outputs] if chosen_outputs else [])], catalogue.cluster.bounds
+    )
+    data = [_volume(declared, roots, catalogue, options) for declared in chosen]
+    outputs = _volume(chosen_outputs, roots, catalogue, options) if chosen_outputs else None
     volumes = (*data, outputs) if outputs else tuple(data)
     environment = {
         DATA_PATHS_VARIABLE: json.dumps({volume.name: _exported(volume, paths) for volume in data})
@@ -77,12 +92,39 @@ def resolve(
         outputs_path=_joined(outputs.path, run) if outputs else None,
         environment=environment,
         roots=roots,
+        times=combined([_cluster_layer(catalogue), options.for_all], Times)[0],
+        node_cache=_node_cache(volumes, catalogue),
     )
     check_spec(spec)
     return spec
 
 
-def _volume(declared: DeclaredVolume, roots: Roots) -> Volume:
+def _node_cache(volumes: Iterable[Volume], catalogue: Catalogue) -> NodeCache:
+    """The node's cache as the admin has it, if a volume uses it."""
+    uses = any(volume.options.cache == "node" for volume in volumes)
+    return (catalogue.cluster.node_cache if uses else None) or NodeCache()
+
+
+def _cluster_layer(catalogue: Catalogue) -> Layer:
+    return Layer("cluster", catalogue.cluster.options)
+
+
+def _volume(
+    declared: DeclaredVolume, roots: Roots, catalogue: Catalogue, options: RunOptions
+) -> Volume:
+    layers = [
+        _cluster_layer(catalogue),
+        Layer("volume", declared.options),
+        *options.layers(declared),
+    ]
+    is_bucket = isinstance(declared.source, StoreSource)
+    chosen, origins = combined(layers if is_bucket else [], Options)
+    if chosen.cache == "node" and catalogue.cluster.node_cache is None:
+        raise OptionInvalid(
+            f"volume {declared.label}: its cache is the node's (set by the {origins['cache']}), "
+            "and the cluster has none",
+            f"set `{KEY}.nodeCache` in the catalogue",
+        )
     path = declared.mount_path or shared_path(roots, declared.kind, declared.name)
     return Volume(
         name=declared.name,
@@ -90,7 +132,9 @@ def _volume(declared: DeclaredVolume, roots: Roots) -> Volume:
         path=path,
         read_only=declared.read_only,
         source=declared.source,
-        mountpoint=path if isinstance(declared.source, StoreSource) else None,
+        mountpoint=path if is_bucket else None,
+        options=chosen,
+        origins=origins,
     )
 
 

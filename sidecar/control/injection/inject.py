@@ -41,6 +41,7 @@ from sidecar.control.injection.pod_checks import (
 from sidecar.control.injection.pod_spec import (
     DEFAULT_GRACE_S,
     disk_limit,
+    memory_cache_bytes,
     spec_of_pod,
     state_bytes,
 )
@@ -134,14 +135,20 @@ def _checked(pod: JsonObject, injection: Injection) -> JsonObject:
         ConfigError: what the pod has under our names is not ours, or its spec breaks a rule.
     """
     metadata = get_mapping(pod, "metadata", "pod")
-    annotations = get_mapping(metadata, "annotations", "pod.metadata")
-    text = get_string(annotations, SPEC_ANNOTATION, "pod.metadata.annotations")
-    spec = load_spec(text, f"annotation `{SPEC_ANNOTATION}`")
+    spec = injected_spec(pod)
     expected = without_sidecar(pod["spec"], spec)
     _add_sidecar(expected, spec, parse_pod_request(metadata, "pod.metadata"), injection)
     adapted = _given_way(pod["spec"], expected)
     refuse_differences(adapted, expected)
     return pod if adapted == pod["spec"] else {**pod, "spec": adapted}
+
+
+def injected_spec(pod: JsonObject) -> PersistenceSpec:
+    """The spec that an injected pod carries. Raises ConfigError."""
+    metadata = get_mapping(pod, "metadata", "pod")
+    annotations = get_mapping(metadata, "annotations", "pod.metadata")
+    text = get_string(annotations, SPEC_ANNOTATION, "pod.metadata.annotations")
+    return load_spec(text, f"annotation `{SPEC_ANNOTATION}`")
 
 
 def _given_way(pod_spec: JsonObject, expected: JsonObject) -> JsonObject:
@@ -201,7 +208,12 @@ def _add_sidecar(
     """Add volumes, the sidecar, and what the other containers get, in place."""
     grace_s = get_whole_number(pod_spec, "terminationGracePeriodSeconds", _SPEC)
     grace_s = DEFAULT_GRACE_S if grace_s is None else grace_s
-    names = add_volumes(pod_spec, spec, state_bytes(spec))
+    names = add_volumes(
+        pod_spec,
+        spec,
+        state_bytes=state_bytes(spec),
+        memory_cache_bytes=memory_cache_bytes(spec),
+    )
     for group in ("initContainers", "containers"):
         for container in get_mappings(pod_spec, group, _SPEC):
             if is_of_mesh(container):
@@ -215,6 +227,7 @@ def _add_sidecar(
         spec_sha256=hashlib.sha256(_spec_text(spec).encode()).hexdigest(),
         pod_grace_s=grace_s,
         disk_limit=disk_limit(pod_spec, spec, request),
+        memory_cache_bytes=memory_cache_bytes(spec),
         in_mesh=has_native_proxy(pod_spec),
         host_network=bool(pod_spec.get("hostNetwork")),
         # An ordinary container would keep a pod that runs to completion from completing.

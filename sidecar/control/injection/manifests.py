@@ -8,8 +8,9 @@ from typing import Any, Final
 import yaml
 
 from sidecar.control.catalogue.catalogue import Catalogue
+from sidecar.control.catalogue.options import origin_notes
 from sidecar.control.catalogue.yaml_document import parse_documents
-from sidecar.control.injection.inject import inject
+from sidecar.control.injection.inject import inject, injected_spec
 from sidecar.control.injection.meshes import remarks
 from sidecar.control.injection.object_fields import (
     JsonObject,
@@ -108,7 +109,10 @@ def _inject_into(
         labels = get_mapping(get_mapping(pod, "metadata", "pod"), "labels", "pod.metadata")
         if labels.get(INJECT_LABEL) != "false":
             pod.update(inject(pod, catalogue, injection, _claims(kind, resource)))
-            for remark in remarks(get_mapping(pod, "metadata", "pod"), pod["spec"]):
+            for remark in [
+                *remarks(get_mapping(pod, "metadata", "pod"), pod["spec"]),
+                *origin_notes(injected_spec(pod)),
+            ]:
                 say(f"{at}: {remark}")
     except ConfigError as error:
         raise type(error)(f"{at}: {error.what}", error.hint) from None

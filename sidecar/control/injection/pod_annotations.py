@@ -4,6 +4,7 @@
 ``data``                 JSON list of data volumes; absent: all
 ``outputs``              name of the outputs volume; absent: the first writable
 ``run``                  path of the run below the outputs volume
+``options``              JSON object: options by volume, `*` for all
 ``paths``                ``local`` or ``urls``: what the variables hold for buckets
 ``port``                 of metrics and probes: a number, or ``none``
 ``cpu-request``, …       the sidecar's resources, as Kubernetes quantities
@@ -17,11 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from sidecar.control.catalogue.quantity import Quantity, parse_quantity
 from sidecar.control.catalogue.resolve import Paths
+from sidecar.control.catalogue.run_options import NO_OPTIONS, RunOptions, parse_run_options
 from sidecar.control.catalogue.selection import Selection, parse_selection
 from sidecar.control.catalogue.yaml_document import YamlValue
 from sidecar.control.injection.object_fields import JsonObject, get_mapping, get_string
-from sidecar.control.injection.quantity import Quantity, parse_quantity
 from sidecar.errors import AnnotationInvalid
 from sidecar.spec_document import nearest
 
@@ -38,7 +40,7 @@ RESOURCES: Final = (
     "memory-limit",
     "ephemeral-storage-limit",
 )
-_KNOWN = ("data", "outputs", "run", "paths", "port", *RESOURCES)
+_KNOWN = ("data", "outputs", "run", "options", "paths", "port", *RESOURCES)
 _PORTS: Final = range(1, 65536)
 _OWN = (STATUS_ANNOTATION, SPEC_ANNOTATION)
 
@@ -49,12 +51,14 @@ class PodRequest:
 
     Attributes:
         run: path of the run below the outputs volume; empty for the volume itself.
+        options: of the volumes and the pod.
         port: of metrics and probes; None where the injector chooses.
         resources: the sidecar's, by their name in :data:`RESOURCES`; only those annotated.
     """
 
     selection: Selection = field(default_factory=Selection)
     run: str = ""
+    options: RunOptions = NO_OPTIONS
     paths: Paths = "local"
     port: int | Literal["none"] | None = None
     resources: Mapping[str, Quantity] = field(default_factory=dict)
@@ -68,6 +72,7 @@ def parse_pod_request(metadata: JsonObject, where: str) -> PodRequest:
 
     Raises:
         AnnotationInvalid: an annotation is unknown, or has a value that it cannot have.
+        OptionInvalid, UnknownKey: ``options`` has what is no option, or a wrong value.
         SelectionInvalid: ``data`` or ``outputs`` has a wrong shape.
         ManifestInvalid: the annotations are no mapping of strings.
     """
@@ -94,6 +99,11 @@ def parse_pod_request(metadata: JsonObject, where: str) -> PodRequest:
     return PodRequest(
         selection=selection,
         run=given.get("run", ""),
+        options=(
+            parse_run_options(given["options"], f"annotation `{PREFIX}options`", AnnotationInvalid)
+            if "options" in given
+            else NO_OPTIONS
+        ),
         paths="urls" if paths == "urls" else "local",
         port=_port(given["port"]) if "port" in given else None,
         resources={key: _quantity(key, given[key]) for key in RESOURCES if key in given},

@@ -16,9 +16,10 @@ from sidecar.control.injection.object_fields import (
 )
 from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
 from sidecar.errors import AnnotationInvalid, PodConflict
-from sidecar.spec import ANYBODY, HTTP_PORT, Access, Http, PersistenceSpec, Sizes
+from sidecar.options import CacheName
+from sidecar.spec import ANYBODY, HTTP_PORT, Access, Http, PersistenceSpec, Roots, Volume
 from sidecar.spec_rules import shared_path
-from sidecar.units import MIB
+from sidecar.units import GIB, MIB
 
 DEFAULT_GRACE_S: Final = 30
 """The API's default for a pod's terminationGracePeriodSeconds."""
@@ -27,6 +28,9 @@ OVERHEAD_BYTES: Final = 256 * MIB
 _OUTSIDE_BYTES: Final = 80 * MIB
 """What a kubelet counts besides the state directory: the container's log (five files of 10 MiB,
 which it looks at now and then) and the shared emptyDir."""
+
+_CACHE_BYTES: Final[dict[CacheName, int]] = {"disk": 10 * GIB, "memory": GIB}
+"""Sizes of caches that nobody has set: a pod must not take what is free on its node."""
 
 
 def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue) -> PersistenceSpec:
@@ -43,11 +47,16 @@ def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue)
     Raises:
         ConfigError: the selection cannot be resolved, or the pod has a wrong shape.
     """
-    spec = resolve(catalogue, request.selection, run=request.run, paths=request.paths)
+    spec = resolve(
+        catalogue,
+        request.selection,
+        run=request.run,
+        paths=request.paths,
+        options=request.options,
+    )
+    spool_bytes = _spool_bytes(spec, request)
     volumes = tuple(
-        replace(volume, mountpoint=shared_path(spec.roots, volume.kind, volume.name))
-        if volume.is_bucket
-        else volume
+        _placed(volume, spec.roots, spool_bytes) if volume.is_bucket else volume
         for volume in spec.volumes
     )
     return replace(
@@ -55,16 +64,40 @@ def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue)
         volumes=volumes,
         access=_access(pod_spec),
         http=Http(port=_port(pod_spec, request)),
-        sizes=_sizes(spec, request),
     )
+
+
+def _placed(volume: Volume, roots: Roots, spool_bytes: int | None) -> Volume:
+    """A bucket as it is in a pod: where it is mounted, and with sizes that the pod can hold."""
+    options = replace(volume.options, cache_bytes=_cache_bytes(volume))
+    if spool_bytes is not None:
+        options = replace(options, spool_bytes=min(spool_bytes, options.spool_bytes))
+    return replace(volume, mountpoint=shared_path(roots, volume.kind, volume.name), options=options)
+
+
+def _cache_bytes(volume: Volume) -> int | None:
+    """The size of a volume's own cache. The node's is not its own."""
+    return volume.options.cache_bytes or _CACHE_BYTES.get(volume.options.cache)
+
+
+def memory_cache_bytes(spec: PersistenceSpec) -> int:
+    """What caches in memory take of the sidecar's limit."""
+    return _caches_bytes(spec, "memory")
+
+
+def _caches_bytes(spec: PersistenceSpec, place: CacheName) -> int:
+    caches = [volume for volume in spec.buckets if volume.options.cache == place]
+    return sum(_cache_bytes(volume) or 0 for volume in caches)
 
 
 def state_bytes(spec: PersistenceSpec) -> int:
     """Size limit of the sidecar's state directory.
 
-    Each writable bucket has its own spool, which is full (ENOSPC) before this limit is reached.
+    Each writable bucket has its own spool, which is full (ENOSPC) before this limit is reached,
+    and each cache keeps within its own size.
     """
-    return OVERHEAD_BYTES + len(_writable(spec)) * spec.sizes.spool_bytes
+    spools = sum(volume.options.spool_bytes for volume in _writable(spec))
+    return OVERHEAD_BYTES + spools + _caches_bytes(spec, "disk")
 
 
 def disk_limit(pod_spec: JsonObject, spec: PersistenceSpec, request: PodRequest) -> str | None:
@@ -140,21 +173,23 @@ def _first(contexts: list[JsonObject], key: str, where: str) -> int | None:
     return next((value for value in found if value is not None), None)
 
 
-def _sizes(spec: PersistenceSpec, request: PodRequest) -> Sizes:
+def _spool_bytes(spec: PersistenceSpec, request: PodRequest) -> int | None:
+    """What each spool may take of the annotated limit on disk; None without such a limit."""
     limit = request.resources.get("ephemeral-storage-limit")
-    writable = len(_writable(spec))
+    writable = _writable(spec)
     if limit is None or not writable:
-        return spec.sizes
-    besides_bytes = OVERHEAD_BYTES + _OUTSIDE_BYTES
-    spool_bytes = (limit.rounded_up - besides_bytes) // writable
-    if spool_bytes < spec.sizes.part_bytes:
+        return None
+    besides_bytes = OVERHEAD_BYTES + _OUTSIDE_BYTES + _caches_bytes(spec, "disk")
+    least_bytes = max(volume.options.part_bytes for volume in writable)
+    spool_bytes = (limit.rounded_up - besides_bytes) // len(writable)
+    if spool_bytes < least_bytes:
         raise AnnotationInvalid(
             f"annotation `{PREFIX}ephemeral-storage-limit`: leaves no room to write to "
-            f"{writable} bucket(s)",
-            f"at least {(besides_bytes + writable * spec.sizes.part_bytes) // MIB}Mi",
+            f"{len(writable)} bucket(s)",
+            f"at least {(besides_bytes + len(writable) * least_bytes) // MIB}Mi",
         )
-    return replace(spec.sizes, spool_bytes=min(spool_bytes, spec.sizes.spool_bytes))
+    return spool_bytes
 
 
-def _writable(spec: PersistenceSpec) -> list[str]:
-    return [volume.name for volume in spec.buckets if not volume.read_only]
+def _writable(spec: PersistenceSpec) -> list[Volume]:
+    return [volume for volume in spec.buckets if not volume.read_only]

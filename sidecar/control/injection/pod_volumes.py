@@ -30,6 +30,8 @@ class VolumeNames:
     Attributes:
         fuse: ``/dev/fuse``; None where no bucket is mounted.
         secrets: by secret.
+        node_cache: the node's cache; None where no volume uses it.
+        memory_cache: caches in memory; None where there are none.
         authorities: ConfigMaps with CA bundles, by name.
         directories: hostPaths and claims, by the volume's kind and name in the spec.
     """
@@ -38,6 +40,8 @@ class VolumeNames:
     state: str
     spec: str
     fuse: str | None
+    node_cache: str | None
+    memory_cache: str | None
     secrets: Mapping[str, str]
     authorities: Mapping[str, str]
     directories: Mapping[tuple[Kind, str], str]
@@ -47,11 +51,14 @@ class VolumeNames:
         return self.directories[volume.kind, volume.name]
 
 
-def add_volumes(pod_spec: JsonObject, spec: PersistenceSpec, state_bytes: int) -> VolumeNames:
+def add_volumes(
+    pod_spec: JsonObject, spec: PersistenceSpec, *, state_bytes: int, memory_cache_bytes: int
+) -> VolumeNames:
     """Add volumes to ``pod_spec``, in place.
 
     Args:
         state_bytes: size limit of the state directory.
+        memory_cache_bytes: size limit of all caches in memory; 0: there are none.
 
     Raises:
         PodConflict: the pod has a claim read-only that must be writable.
@@ -70,6 +77,19 @@ def add_volumes(pod_spec: JsonObject, spec: PersistenceSpec, state_bytes: int) -
             if spec.buckets
             else None
         ),
+        node_cache=(
+            volumes.add("node-cache", {"hostPath": {"path": path, "type": "DirectoryOrCreate"}})
+            if (path := node_cache_path(spec)) is not None
+            else None
+        ),
+        memory_cache=(
+            volumes.add(
+                "memory-cache",
+                {"emptyDir": {"medium": "Memory", "sizeLimit": str(memory_cache_bytes)}},
+            )
+            if memory_cache_bytes
+            else None
+        ),
         secrets={
             secret: volumes.add(f"secret-{index}", _secret_source(secret, keys))
             for index, (secret, keys) in enumerate(_secret_keys(spec).items())
@@ -86,6 +106,12 @@ def add_volumes(pod_spec: JsonObject, spec: PersistenceSpec, state_bytes: int) -
     )
     pod_spec["volumes"] = volumes.all
     return names
+
+
+def node_cache_path(spec: PersistenceSpec) -> str | None:
+    """The node's folder that volumes of the pod keep their cache in; None if none does."""
+    uses = any(volume.options.cache == "node" for volume in spec.buckets)
+    return spec.node_cache.host_path if uses else None
 
 
 def volume_mount(name: str, path: str, read_only: bool) -> JsonObject:

@@ -8,11 +8,11 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from sidecar import __version__
+from sidecar.control.catalogue.quantity import parse_quantity
 from sidecar.control.injection.network import NO_NETWORK, Network
 from sidecar.control.injection.object_fields import JsonObject
 from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
 from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
-from sidecar.control.injection.quantity import parse_quantity
 from sidecar.errors import AnnotationInvalid
 from sidecar.pod import (
     ALIVE_FILE,
@@ -20,6 +20,7 @@ from sidecar.pod import (
     POD_VARIABLES,
     PROXY_VARIABLES,
     READY_FILE,
+    SERVICE_ACCOUNT_NAME_VARIABLE,
     STOP_WITH_EXPERIMENT_VARIABLE,
     STOPPING_FILE,
 )
@@ -71,6 +72,7 @@ def sidecar_container(
     spec_sha256: str,
     pod_grace_s: int,
     disk_limit: str | None,
+    memory_cache_bytes: int,
     in_mesh: bool,
     host_network: bool,
     stop_with_experiment: bool,
@@ -82,6 +84,7 @@ def sidecar_container(
         spec_sha256: digest of the annotation that holds the spec, in hexadecimal.
         pod_grace_s: time that the pod gives the experiment to end, in seconds.
         disk_limit: of its ephemeral storage, as a quantity; None for none.
+        memory_cache_bytes: what caches in memory take of its limit.
         in_mesh: what comes by network passes the proxy of a mesh.
         host_network: the pod has no network of its own.
         stop_with_experiment: the sidecar ends by itself once the other containers have ended.
@@ -90,6 +93,13 @@ def sidecar_container(
         {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
         for name, path in POD_VARIABLES.items()
     ]
+    if spec.node_cache.scope == "login" and names.node_cache is not None:
+        environment.append(
+            {
+                "name": SERVICE_ACCOUNT_NAME_VARIABLE,
+                "valueFrom": {"fieldRef": {"fieldPath": "spec.serviceAccountName"}},
+            }
+        )
     if stop_with_experiment:
         environment.append({"name": STOP_WITH_EXPERIMENT_VARIABLE, "value": "true"})
     if (secret := injection.network.proxy_secret) is not None:
@@ -108,7 +118,7 @@ def sidecar_container(
         "args": ["mount", "--spec", SPEC_FILE, "--spec-sha256", spec_sha256],
         "env": environment,
         **_ports(spec, host_network=host_network),
-        "resources": _resources(len(spec.buckets), request, disk_limit),
+        "resources": _resources(len(spec.buckets), request, disk_limit, memory_cache_bytes),
         "volumeMounts": _mounts(spec, names),
         "livenessProbe": {
             **_check(spec, "/livez", in_mesh=in_mesh),
@@ -207,6 +217,10 @@ def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[JsonObject]:
     ]
     if names.fuse is not None:
         mounts.append({"name": names.fuse, "mountPath": "/dev/fuse"})
+    if names.node_cache is not None:
+        mounts.append({"name": names.node_cache, "mountPath": roots.node_cache})
+    if names.memory_cache is not None:
+        mounts.append({"name": names.memory_cache, "mountPath": roots.memory_cache})
     mounts += [
         volume_mount(name, f"{roots.secrets}/{secret}", read_only=True)
         for secret, name in names.secrets.items()
@@ -223,11 +237,14 @@ def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[JsonObject]:
     return mounts
 
 
-def _resources(buckets: int, request: PodRequest, disk_limit: str | None) -> JsonObject:
+def _resources(
+    buckets: int, request: PodRequest, disk_limit: str | None, memory_cache_bytes: int
+) -> JsonObject:
     """Requests and limits: as annotated, else what that many workers were seen to need.
 
     CPU has no limit by default, which would only slow the experiment down. A default request
-    is lowered to an annotated limit, and a default limit raised to an annotated request.
+    is lowered to an annotated limit, and a default limit raised to an annotated request. What
+    is cached in memory counts in the limit.
 
     Raises:
         AnnotationInvalid: the sidecar would not start with such a limit of memory.
@@ -235,7 +252,7 @@ def _resources(buckets: int, request: PodRequest, disk_limit: str | None) -> Jso
     defaults = {
         "cpu-request": parse_quantity("100m"),
         "memory-request": parse_quantity(f"{128 + 192 * buckets}Mi"),
-        "memory-limit": parse_quantity(f"{256 + 768 * buckets}Mi"),
+        "memory-limit": parse_quantity(f"{256 + 768 * buckets + -(-memory_cache_bytes // MIB)}Mi"),
     }
     chosen = {**defaults, **request.resources}
     for resource in ("cpu", "memory"):
@@ -244,11 +261,12 @@ def _resources(buckets: int, request: PodRequest, disk_limit: str | None) -> Jso
             changed, kept = (low, high) if low not in request.resources else (high, low)
             if changed not in request.resources:
                 chosen[changed] = chosen[kept]
-    least_bytes = least_memory_bytes(buckets)
+    least_bytes = least_memory_bytes(buckets) + memory_cache_bytes
     if chosen["memory-limit"].value < least_bytes:
         raise AnnotationInvalid(
             f"annotation `{PREFIX}memory-limit`: {chosen['memory-limit'].text} is below the "
             f"{least_bytes // MIB}Mi that a sidecar with {buckets} bucket(s) needs"
+            + (", its cache in memory included" if memory_cache_bytes else "")
         )
     resources: JsonObject = {"requests": {}, "limits": {}}
     for annotation, quantity in chosen.items():

@@ -78,7 +78,7 @@ class DiskCache:
     a child shares. Each process makes its own.
 
     Args:
-        store_url: tells equal keys of different buckets apart.
+        origin: tells equal keys apart: the bucket's URL, after those who share its objects.
         budget_bytes: what the folder's files may occupy together, on disk.
         on_damage: called for each block that is not as it was stored.
 
@@ -89,13 +89,13 @@ class DiskCache:
     def __init__(
         self,
         directory: Path,
-        store_url: str,
+        origin: str,
         budget_bytes: int,
         on_damage: Callable[[], None],
     ) -> None:
         self._on_damage = on_damage
         self._directory = directory
-        self._store_url = store_url
+        self._origin = origin
         self._budget_bytes = budget_bytes - budget_bytes // _SLACK_DIVISOR
         self._lock = threading.Lock()
         self._usage_lock = threading.Lock()  # flock(2) does not tell threads apart
@@ -245,7 +245,7 @@ class DiskCache:
                 return
 
     def _name(self, info: ObjectInfo) -> str:
-        identity = "\0".join((self._store_url, info.key, info.version))
+        identity = "\0".join((self._origin, info.key, info.version))
         return hashlib.sha256(identity.encode()).hexdigest()
 
     # --- the budget -----------------------------------------------------------------------
@@ -271,6 +271,24 @@ class DiskCache:
                 self._write_used(self._count())
                 raise
             return True
+
+    def trim(self) -> int:
+        """Evict what is beyond the budget, which may have been larger; the bytes evicted.
+
+        Raises OSError.
+        """
+        with self._locked_usage():
+            used = self._count()
+            left = self._evict(self._budget_bytes) if used > self._budget_bytes else used
+            self._write_used(left)
+            return used - left
+
+    def close(self) -> None:
+        """Close the folder, of which no entry is in use."""
+        for entry in self._entries.values():
+            entry.close()
+        os.close(self._usage_fd)
+        os.close(self._folder)
 
     @property
     def used_bytes(self) -> int:

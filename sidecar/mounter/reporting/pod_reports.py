@@ -6,6 +6,7 @@ message name the same thing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -77,10 +78,10 @@ class Observer:
     """Compares each status document and each count with the ones before, and reports changes.
 
     Attributes:
-        spool_bytes: the budget of each writable bucket's spool.
+        spool_bytes: the budget of each bucket's spool, by the volume's label.
     """
 
-    spool_bytes: int
+    spool_bytes: Mapping[str, int]
     _healed: dict[str, int] = field(default_factory=dict)
     _refused: dict[tuple[str, str], float] = field(default_factory=dict)
     _nearly_full: set[str] = field(default_factory=set)
@@ -104,10 +105,11 @@ class Observer:
                 reports.append(_refusal(volume, code))
             self._refused[volume, code] = count
         for volume, used_bytes in totals.spool_used_bytes.items():
-            part = used_bytes / self.spool_bytes if self.spool_bytes else 0.0
+            spool_bytes = self.spool_bytes[volume]
+            part = used_bytes / spool_bytes if spool_bytes else 0.0
             if part >= _NEARLY_FULL and volume not in self._nearly_full:
                 self._nearly_full.add(volume)
-                what = f"volume {volume}: the spool holds {part:.0%} of {self.spool_bytes} bytes"
+                what = f"volume {volume}: the spool holds {part:.0%} of {spool_bytes} bytes"
                 why = "writes get ENOSPC when it is full; is the store slow, or away?"
                 reports.append(
                     Report("SpoolNearlyFull", f"{SpoolFull.code} {SpoolFull.name}: {what}; {why}")

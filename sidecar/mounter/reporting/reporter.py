@@ -11,7 +11,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,12 +41,12 @@ class Reporter:
 
     Args:
         state: the sidecar's state directory.
-        spool_bytes: the budget of each writable bucket.
+        spool_bytes: the budget of each bucket's spool, by the volume's label.
         tell: gives a message to the supervisor.
     """
 
     def __init__(
-        self, state: Path, spool_bytes: int, tell: Callable[[dict[str, Any]], object]
+        self, state: Path, spool_bytes: Mapping[str, int], tell: Callable[[dict[str, Any]], object]
     ) -> None:
         self._state = state
         self._tell = tell
@@ -121,7 +121,8 @@ def main(channel: Channel) -> int:
     if received is None:
         return 0
     spec = PersistenceSpec.from_json(Path(received[0]["spec"]).read_text())
-    reporter = Reporter(Path(spec.roots.state), spec.sizes.spool_bytes, channel.send)
+    spools = {volume.label: volume.options.spool_bytes for volume in spec.buckets}
+    reporter = Reporter(Path(spec.roots.state), spools, channel.send)
     watching = STOP_WITH_EXPERIMENT_VARIABLE not in os.environ
     while not select.select([channel], [], [], _TURN_S)[0]:
         reporter.turn(time.monotonic())

@@ -87,9 +87,7 @@ class Lifecycle:
         self._volumes: list[SupervisedVolume] = []  # both, in the spec's order
         for volume in spec.volumes:
             if volume.is_bucket:
-                bucket = SupervisedBucket(
-                    volume, spec.transport, spec_file, self._fork_server, self._retries
-                )
+                bucket = SupervisedBucket(volume, spec_file, self._fork_server, self._retries)
                 self._buckets.append(bucket)
                 self._volumes.append(bucket)
             else:
@@ -479,7 +477,6 @@ class Lifecycle:
                 "time_to_ready_seconds": self._time_to_ready_s,
                 "http_port": self._http_port,
                 "run": self._spec.run,
-                "transport": self._spec.transport,
                 "error": self._failure.document() if self._failure is not None else None,
                 "shortages": self._retries.shortages,
                 "hung": self._hang_watch.hung,

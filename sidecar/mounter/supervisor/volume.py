@@ -29,7 +29,7 @@ from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.directories import unusable
 from sidecar.mounter.system.processes import Child, Ending
 from sidecar.mounter.system.watchdog import STOPPED
-from sidecar.spec import ClaimSource, HostPathSource, Source, TransportName, Volume
+from sidecar.spec import ClaimSource, HostPathSource, Source, Volume
 
 log = logging.getLogger("sidecar.supervisor")
 
@@ -102,7 +102,6 @@ class SupervisedBucket(SupervisedVolume):
     """A volume that the sidecar mounts: its mount, and the worker that serves it.
 
     Args:
-        transport: of the spec.
         spec_file: where workers read the spec.
 
     Attributes:
@@ -119,13 +118,11 @@ class SupervisedBucket(SupervisedVolume):
     def __init__(
         self,
         volume: Volume,
-        transport: TransportName,
         spec_file: str,
         fork_server: ForkServer,
         retries: Retries,
     ) -> None:
         super().__init__(volume)
-        self._transport = transport
         self._spec_file = spec_file
         self._fork_server = fork_server
         self._retries = retries
@@ -187,7 +184,7 @@ class SupervisedBucket(SupervisedVolume):
         if self.volume.is_sub_path and (self.was_shown or self.heals):
             # What the kubelet has bound into a container leads to the earlier mount for ever.
             self._remounted_at = time.time()
-        if self._transport == "libfuse":
+        if self.volume.options.transport == "libfuse":
             self.worker.channel.send({"do": "mount"})
             return
         try:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sidecar.mounter.cache import node_folder
 from sidecar.mounter.cache.cache_folder import occupied_bytes
 from sidecar.mounter.system import resource_limits
-from sidecar.spec import PersistenceSpec
+from sidecar.spec import PersistenceSpec, Volume
 
 
-def memory_bytes(spec: PersistenceSpec) -> int:
+def memory_bytes(spec: PersistenceSpec, volume: Volume) -> int:
     """Memory for content."""
-    return spec.sizes.memory_bytes or resource_limits.memory_budget_bytes(len(spec.buckets))
+    return volume.options.memory_bytes or resource_limits.memory_budget_bytes(len(spec.buckets))
 
 
 def page_cache_bytes(spec: PersistenceSpec) -> int:
@@ -22,11 +23,12 @@ def page_cache_bytes(spec: PersistenceSpec) -> int:
     return resource_limits.page_cache_bytes(len(spec.buckets))
 
 
-def cache_bytes(spec: PersistenceSpec, folder: Path) -> int:
-    """Disk space for the cache in ``folder``; 0 for no cache. Raises OSError."""
-    if spec.sizes.cache_bytes is not None:
-        return spec.sizes.cache_bytes
-    # A folder that all mounts share has one budget; else each mount has its part of the disk.
-    mounts = 1 if spec.roots.cache else len(spec.buckets)
+def cache_bytes(spec: PersistenceSpec, volume: Volume, folder: Path) -> int:
+    """What the cache in ``folder`` may occupy; 0 for no cache. Raises OSError."""
+    if volume.options.cache == "node":
+        return node_folder.budget_bytes(folder, spec.node_cache.size_bytes)
+    if volume.options.cache_bytes is not None:
+        return volume.options.cache_bytes
+    mounts = len(spec.buckets)
     total, free = resource_limits.disk_bytes(folder)
     return resource_limits.cache_budget_bytes(mounts, total, free, occupied_bytes(folder) * mounts)

@@ -48,7 +48,7 @@ from sidecar.mounter.system.heartbeat import SharedBeats, beat_to
 from sidecar.mounter.system.shortage import lacks_resources
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.system.status import METRICS_DIRECTORY
-from sidecar.mounter.worker import budgets
+from sidecar.mounter.worker import budgets, cache_place
 from sidecar.mounter.worker.bucket_check import check_bucket, writable_directory
 from sidecar.mounter.worker.hang_check import HangCheck
 from sidecar.mounter.worker.upkeep import Upkeep
@@ -88,6 +88,7 @@ class Worker:
     ) -> None:
         self._spec = spec
         self._volume = volume
+        self._options = volume.options
         assert isinstance(volume.source, StoreSource)
         self._source = volume.source
         self._channel = channel
@@ -104,7 +105,7 @@ class Worker:
         )
         self._failures.adopt(failing)
         self._outcomes = Outcomes(self._metrics, self._failures.flags, self._failures.take)
-        self._memory_bytes = budgets.memory_bytes(spec)
+        self._memory_bytes = budgets.memory_bytes(spec, volume)
         self._filesystem: FileSystem | None = None
         self._cache: DiskCache | None = None
         self._buffers: BufferPool | None = None
@@ -177,7 +178,7 @@ class Worker:
     def _start_threads(self) -> None:
         threading.Thread(target=self._listen, name="control", daemon=True).start()
         assert self._filesystem is not None
-        interval_s = self._spec.times.sync_interval_s
+        interval_s = self._options.save_s
         assert self._buffers is not None
         upkeep = Upkeep(
             self._filesystem,
@@ -198,7 +199,7 @@ class Worker:
         return open_store(
             self._source,
             VolumeCredentials(self._source, self._spec.roots.secrets),
-            retry_budget_s=self._spec.times.retry_budget_s,
+            retry_budget_s=self._options.retry_s,
             observer=self._outcomes,
             with_metadata=not self._volume.read_only,
         )
@@ -221,7 +222,7 @@ class Worker:
 
         Called first, while this process has no other thread.
         """
-        if self._spec.transport == "libfuse":
+        if self._options.transport == "libfuse":
             beat_to(self._channel)
             return None, None
         count = min(len(os.sched_getaffinity(0)), _MOST_READERS)
@@ -245,7 +246,7 @@ class Worker:
         return notifier, readers
 
     def _stuck_threads(self, serving: Iterable[Callable[..., Any]]) -> StuckThreads:
-        return StuckThreads(serving, self._spec.times.retry_budget_s)
+        return StuckThreads(serving, self._options.retry_s)
 
     def _fetcher(self, store: Store, metrics: VolumeMetrics, memory_bytes: int) -> Fetcher:
         return Fetcher(
@@ -253,7 +254,7 @@ class Worker:
             ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch"),
             BufferPool(memory_bytes),
             metrics,
-            self._spec.sizes.part_bytes,
+            self._options.part_bytes,
             self._open_cache(metrics),
             CacheWriter(),
             PageCacheShare(budgets.page_cache_bytes(self._spec)),
@@ -261,32 +262,39 @@ class Worker:
 
     def _open_cache(self, metrics: VolumeMetrics) -> DiskCache | None:
         """The disk cache, which each process opens for itself. None if it is off or broken."""
-        folder = Path(self._spec.roots.cache or self._state / "cache")
+        if self._options.cache == "none":
+            return None
+        folder = cache_place.folder(self._spec, self._volume, self._identity)
         try:
-            budget_bytes = budgets.cache_bytes(self._spec, folder)
+            budget_bytes = budgets.cache_bytes(self._spec, self._volume, folder)
             if not budget_bytes:
                 return None
             return DiskCache(
-                folder, self._source.url, budget_bytes, on_damage=metrics.damaged_blocks.inc
+                folder,
+                cache_place.owner(self._spec, self._volume) + self._source.url,
+                budget_bytes,
+                on_damage=metrics.damaged_blocks.inc,
             )
         except OSError as error:
             log.warning("there will be no disk cache: %s", error)
             return None
 
     def _build(self, store: Store) -> FileSystem:
-        times, sizes, access = self._spec.times, self._spec.sizes, self._spec.access
+        options, access = self._options, self._spec.access
         read_only = self._volume.read_only
-        ttl_s = times.metadata_read_only_s if read_only else times.metadata_writable_s
-        if self._spec.transport == "libfuse":
+        ttl_s = options.names_lifetime_s(read_only=read_only)
+        if self._options.transport == "libfuse":
             ttl_s /= 2  # libfuse keeps names as well, and the two lifetimes add up
         fetcher = self._fetcher(store, self._metrics, self._memory_bytes)
         self._cache, self._buffers = fetcher.cache, fetcher.buffers
-        self._metrics.spool_limit_bytes.set(sizes.spool_bytes)
+        self._metrics.spool_limit_bytes.set(options.spool_bytes)
         state = self._state_directory()
         self._filesystem = FileSystem(
             fetcher,
             Spool(
-                state.below("spool"), sizes.spool_bytes, PartLayout(sizes.part_bytes, store.limits)
+                state.below("spool"),
+                options.spool_bytes,
+                PartLayout(options.part_bytes, store.limits),
             ),
             Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
             self._metrics,
@@ -321,7 +329,7 @@ class Worker:
     # --- while serving -----------------------------------------------------------------------
 
     def _say_serving(self, can_resume: bool) -> None:
-        can_resume = can_resume and self._spec.healing == "resend"
+        can_resume = can_resume and self._options.healing == "resend"
         self._channel.send({"event": "serving", "can_resume": can_resume})
 
     def _listen(self) -> None:

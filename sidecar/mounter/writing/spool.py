@@ -52,7 +52,7 @@ class SpoolBudget:
         if more_bytes and self.used_bytes + more_bytes > self.total_bytes:
             raise SpoolFull(
                 f"the spool holds {self.used_bytes} of {self.total_bytes} bytes",
-                "close files so that they are uploaded, or raise `sizes.spool_bytes`",
+                "close files so that they are uploaded, or raise its option `spoolBytes`",
             )
 
     def charge(self, bytes_: int) -> None:

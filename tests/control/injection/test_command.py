@@ -73,8 +73,10 @@ WRONG = {
     "SC1015 ANNOTATION_INVALID: "
     + HERE
     + "unknown annotation `mount-sidecar.io/datas` (did you mean "
-    "`data`?); known are: data, outputs, run, paths, port, cpu-request, cpu-limit, memory-request, "
-    "memory-limit, ephemeral-storage-limit": pod(ONE, 'mount-sidecar.io/datas: "[]"'),
+    "`data`?); known are: data, outputs, run, options, paths, port, cpu-request, cpu-limit, "
+    "memory-request, memory-limit, ephemeral-storage-limit": pod(
+        ONE, 'mount-sidecar.io/datas: "[]"'
+    ),
     "SC1015 ANNOTATION_INVALID: "
     + HERE
     + "annotation `mount-sidecar.io/data`: must be a JSON list of "
@@ -108,7 +110,7 @@ WRONG = {
     ),
     "SC1016 SPEC_TOO_LARGE: "
     + HERE
-    + "the pod's annotations and its spec of 5 volumes take 295 KiB "
+    + "the pod's annotations and its spec of 5 volumes take 296 KiB "
     "of the 256 that Kubernetes keeps; select fewer volumes with the annotation "
     "`mount-sidecar.io/data`": pod(ONE, f"x: {'x' * 300_000}"),
     "SC1012 MANIFEST_INVALID: " + HERE + "pod.spec.containers: is empty": pod("containers: []"),

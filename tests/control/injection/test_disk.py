@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.control.catalogue.quantity import parse_quantity
 from sidecar.control.injection.inject import inject
-from sidecar.control.injection.quantity import parse_quantity
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.spec import PersistenceSpec
 from sidecar.units import GIB, MIB
@@ -54,6 +54,12 @@ def limits(pod: dict[str, Any]) -> dict[str, int]:
     }
 
 
+def spool_bytes_of(pod: dict[str, Any]) -> int:
+    """Of each bucket that can be written, which is the same here."""
+    [size_bytes] = {v.options.spool_bytes for v in spec_of(pod).buckets if not v.read_only}
+    return size_bytes
+
+
 def state_limit(pod: dict[str, Any]) -> int:
     """The size limit of the emptyDir with the spool, in bytes."""
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
@@ -65,8 +71,9 @@ def test_no_limit_is_reached(name: str) -> None:
     for pod in pods(name):
         spec = spec_of(pod)
         writable = [volume for volume in spec.buckets if not volume.read_only]
-        state_bytes = STATE_MIB * MIB + len(writable) * spec.sizes.spool_bytes
-        assert spec.sizes.cache_bytes == 0  # it would be in the state directory too
+        state_bytes = STATE_MIB * MIB + sum(volume.options.spool_bytes for volume in writable)
+        caches = [volume for volume in spec.buckets if volume.options.cache == "disk"]
+        state_bytes += sum(volume.options.cache_bytes or 0 for volume in caches)
         assert state_bytes <= state_limit(pod)
         found = limits(pod)
         assert ("mount-sidecar" in found) == bool(found.keys() - {"mount-sidecar"})
@@ -77,7 +84,7 @@ def test_no_limit_is_reached(name: str) -> None:
 def test_main_has_a_limit() -> None:
     """200 MiB for its own files, and as much for the spool as in a pod without limits."""
     [pod] = pods("disk-limit-of-main")
-    assert spec_of(pod).sizes.spool_bytes == 10 * GIB
+    assert spool_bytes_of(pod) == 10 * GIB
     sidecar_bytes = 10 * GIB + (STATE_MIB + LOG_MIB + SHARED_MIB) * MIB
     assert limits(pod) == {"main": 200 * MIB, "mount-sidecar": sidecar_bytes}
 
@@ -86,13 +93,13 @@ def test_only_the_annotation_is_there() -> None:
     """It bounds the spool. A limit of the sidecar's would be the whole pod's."""
     [pod] = pods("disk-limit-annotated")
     assert limits(pod) == {}
-    assert spec_of(pod).sizes.spool_bytes == (1024 - STATE_MIB - LOG_MIB - SHARED_MIB) * MIB
+    assert spool_bytes_of(pod) == (1024 - STATE_MIB - LOG_MIB - SHARED_MIB) * MIB
 
 
 def test_both_are_there() -> None:
     [pod] = pods("disk-limit-of-both")
     assert limits(pod) == {"prepare": 2 * GIB, "mount-sidecar": GIB}
-    assert spec_of(pod).sizes.spool_bytes == (1024 - STATE_MIB - LOG_MIB - SHARED_MIB) * MIB
+    assert spool_bytes_of(pod) == (1024 - STATE_MIB - LOG_MIB - SHARED_MIB) * MIB
 
 
 def test_a_request_is_never_larger_than_the_limit() -> None:

@@ -1,0 +1,101 @@
+"""What an admin sets for the whole cluster: ``mountSidecar`` in the catalogue. Knows no volume.
+
+It stands in the catalogue's document, and so is followed and kept as that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sidecar.control.catalogue.options import Bounds, Values, parse_bounds, parse_options
+from sidecar.control.catalogue.quantity import parse_quantity
+from sidecar.control.catalogue.yaml_document import YamlValue
+from sidecar.errors import CatalogueInvalid, MountPathInvalid, OptionInvalid, UnknownKey
+from sidecar.paths import check_absolute_path
+from sidecar.spec import CacheScope, NodeCache
+from sidecar.spec_document import nearest
+from sidecar.units import MIB
+
+KEY = "mountSidecar"
+_KNOWN = ("options", "bounds", "nodeCache")
+_NODE_CACHE_KNOWN = ("path", "size", "scope")
+_LEAST_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Defaults of the cluster, and what pods may change.
+
+    Attributes:
+        options: for every bucket whose volume does not set them.
+        bounds: on what pods set.
+        node_cache: the cache that the pods of a node share; None: there is none.
+    """
+
+    options: Values = field(default_factory=dict)
+    bounds: Bounds = field(default_factory=dict)
+    node_cache: NodeCache | None = None
+
+
+def parse_cluster_settings(section: YamlValue, where: str) -> ClusterSettings:
+    """Parse ``mountSidecar``.
+
+    Args:
+        section: as parsed; None for none.
+        where: how messages name it.
+
+    Raises:
+        ConfigError: naming the path inside it.
+    """
+    settings = _mapping(section, where, _KNOWN)
+    return ClusterSettings(
+        parse_options(settings.get("options"), f"{where}.options", of_pod=True),
+        parse_bounds(settings.get("bounds"), f"{where}.bounds"),
+        _node_cache(settings.get("nodeCache"), f"{where}.nodeCache"),
+    )
+
+
+def _mapping(value: YamlValue, where: str, known: tuple[str, ...]) -> Mapping[str, YamlValue]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CatalogueInvalid(f"{where}: must be a mapping")
+    for key in value:
+        if key not in known:
+            raise UnknownKey(f"unknown key `{where}.{key}`{nearest(key, list(known))}")
+    return value
+
+
+def _node_cache(section: YamlValue, where: str) -> NodeCache | None:
+    settings = _mapping(section, where, _NODE_CACHE_KNOWN)
+    if not settings:
+        return None
+    path, scope = settings.get("path"), settings.get("scope", "namespace")
+    if not isinstance(path, str):
+        raise MountPathInvalid(f"{where}.path: must be a directory of the node")
+    return NodeCache(
+        host_path=check_absolute_path(path, f"{where}.path", MountPathInvalid),
+        size_bytes=_size_bytes(settings.get("size"), f"{where}.size"),
+        scope=_scope(scope, f"{where}.scope"),
+    )
+
+
+def _scope(value: YamlValue, where: str) -> CacheScope:
+    if value == "namespace":
+        return "namespace"
+    if value == "login":
+        return "login"
+    raise OptionInvalid(f"{where}: must be `namespace` or `login`")
+
+
+def _size_bytes(value: YamlValue, where: str) -> int:
+    """Required: the folder has one budget, which outlives pods that would have to guess it."""
+    problem = f"{where}: must be a quantity such as `100Gi`, at least {_LEAST_BYTES // MIB}Mi"
+    try:
+        size_bytes = parse_quantity(str(value)).rounded_up
+    except ValueError:
+        raise OptionInvalid(problem) from None
+    if isinstance(value, bool) or size_bytes < _LEAST_BYTES:
+        raise OptionInvalid(problem)
+    return size_bytes

@@ -1,0 +1,136 @@
+"""What may be set of a bucket volume, and of a pod: every option with its default, range and cost.
+
+The one table: the spec carries it, people set it in three places
+(:mod:`sidecar.control.catalogue.options`), and docs/options.md lists it. Standard library only,
+because process 1 loads this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from sidecar.units import GIB, MIB
+
+TransportName = Literal["kernel", "libfuse"]
+Healing = Literal["resend", "remount"]
+CacheName = Literal["none", "disk", "memory", "node"]
+
+NAMES_READ_ONLY_S: Final = 60.0
+NAMES_WRITABLE_S: Final = 1.0
+
+
+def _option(default: Any, about: str, costs: str, unset: str = "", **limits: float) -> Any:
+    """A field that people may set.
+
+    Args:
+        about: what it does, for docs/options.md.
+        costs: what more of it costs.
+        unset: what None means.
+        limits: of a number, under pydantic's names.
+    """
+    return field(
+        default=default, metadata={"about": about, "costs": costs, "unset": unset, **limits}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How one bucket is served. Sizes in bytes, times in seconds; docs/options.md explains each."""
+
+    memory_bytes: int | None = _option(
+        None,
+        "Content in memory: read windows, readahead.",
+        "Memory of the sidecar.",
+        "a share of the container's limit",
+        ge=16 * MIB,
+    )
+    part_bytes: int = _option(
+        8 * MIB,
+        "A part of an upload or of readahead.",
+        "Memory: each connection has one.",
+        ge=5 * MIB,
+        le=GIB,
+    )
+    spool_bytes: int = _option(
+        10 * GIB,
+        "What was written and is not in the bucket yet; beyond it writes get ENOSPC.",
+        "Disk of the node.",
+        ge=0,
+    )
+    cache: CacheName = _option(
+        "none",
+        "Keeps what was read: on the pod's disk, in memory, or on the node's disk for its pods.",
+        "A first read is written there too.",
+    )
+    cache_bytes: int | None = _option(
+        None,
+        "Size of the pod's cache. That of a node's cache is the admin's.",
+        "Disk, or memory with `cache: memory`.",
+        "in a pod 10Gi, in memory 1Gi; elsewhere by the room on the disk",
+        ge=64 * MIB,
+    )
+    names_s: float | None = _option(
+        None,
+        "How long names and attributes are believed.",
+        "Until then others' changes are not seen; 0 asks the store each time.",
+        "60 if the volume is read-only, else 1",
+        ge=0,
+        le=86_400,
+    )
+    save_s: float = _option(
+        60.0,
+        "How often files that stay open are saved.",
+        "An upload of the changed parts each time.",
+        gt=0,
+        le=86_400,
+    )
+    retry_s: float = _option(
+        30.0,
+        "How long an outage of the store is waited out before EIO.",
+        "Programs hang that long.",
+        ge=0,
+        le=86_400,
+    )
+    healing: Healing = _option(
+        "resend",
+        "A mount whose process ended: `resend` lets programs only wait (Linux 6.9), `remount` "
+        "gives them errors until it is mounted again.",
+        "Nothing.",
+    )
+    transport: TransportName = _option(
+        "kernel",
+        "How the kernel is spoken to: directly, or through libfuse.",
+        "`libfuse` reads at half the rate.",
+    )
+
+    def names_lifetime_s(self, *, read_only: bool) -> float:
+        """How long names and attributes are believed, in seconds."""
+        if self.names_s is not None:
+            return self.names_s
+        return NAMES_READ_ONLY_S if read_only else NAMES_WRITABLE_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Times in seconds, of a pod.
+
+    Attributes:
+        grace_margin_s: the part of ``grace_s`` that is kept for unmounting and ending.
+    """
+
+    ready_timeout_s: float = _option(
+        60.0,
+        "Deadline for everything before the experiment starts.",
+        "A pod that cannot start says so that much later.",
+        gt=0,
+        le=86_400,
+    )
+    grace_s: float = _option(
+        60.0,
+        "Added to the pod's terminationGracePeriodSeconds, for what is not saved at the end.",
+        "A pod whose store is away ends that much later.",
+        gt=0,
+        le=86_400,
+    )
+    grace_margin_s: float = field(default=5.0, metadata={"ge": 0})
