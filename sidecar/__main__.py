@@ -15,9 +15,9 @@ from sidecar import stop_signals
 def main() -> int:
     """Run the process's command line; the exit status."""
     stop_signals.end_on_them()
-    from sidecar import cli
+    from sidecar.cli.main import main as run
 
-    return cli.main()
+    return run()
 
 
 if __name__ == "__main__":

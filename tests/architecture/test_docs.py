@@ -4,7 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-from sidecar import cli, errors
+from sidecar import errors
+from sidecar.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def test_reserved_codes_are_free():
 
 
 def test_documents_name_only_commands_and_targets_that_exist():
-    commands = set(cli.cli.commands)
+    commands = set(cli.commands)
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         text = path.read_text()

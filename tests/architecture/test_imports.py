@@ -95,7 +95,7 @@ def test_process_1_loads_the_standard_library_only(module):
 
 
 def test_resolving_does_not_load_the_clouds():
-    loaded = _loaded_by("import sidecar.cli, sidecar.control.catalogue.resolve")
+    loaded = _loaded_by("import sidecar.cli.main, sidecar.control.catalogue.resolve")
     heavy = {"s3fs", "gcsfs", "adlfs", "fsspec", "botocore", "aiohttp", "kubernetes", "fuse"}
     assert not heavy & loaded
 

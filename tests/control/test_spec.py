@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar.cli import main
+from sidecar.cli.main import main
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.catalogue.selection import Selection

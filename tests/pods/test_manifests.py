@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from sidecar import __version__
-from sidecar.cli import WEBHOOK_KEPT_CATALOGUE, cli
+from sidecar.cli.control import WEBHOOK_KEPT_CATALOGUE
+from sidecar.cli.main import cli
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import inject
 from sidecar.control.injection.sidecar_container import Injection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.cli import WEBHOOK_PORT
+from sidecar.cli.control import WEBHOOK_PORT
 from sidecar.spec import HTTP_PORT
 from tests.pods.test_manifests import MANIFESTS, Json, find, kustomize
 

@@ -14,7 +14,7 @@ from sidecar.control.catalogue.options import (
     parse_options,
     refuse_out_of_bounds,
 )
-from sidecar.errors import ConfigError, OptionInvalid, VolumeUnknown
+from sidecar.errors import OptionInvalid, SidecarError, VolumeUnknown
 from sidecar.spec import StoreSource
 from sidecar.spec_document import nearest
 
@@ -45,7 +45,7 @@ class RunOptions:
 NO_OPTIONS: Final = RunOptions()
 
 
-def parse_run_options(text: str, where: str, error: type[ConfigError]) -> RunOptions:
+def parse_run_options(text: str, where: str, error: type[SidecarError]) -> RunOptions:
     """A run's options.
 
     Args:
@@ -54,7 +54,7 @@ def parse_run_options(text: str, where: str, error: type[ConfigError]) -> RunOpt
         error: the class to raise where it is no such object.
 
     Raises:
-        ConfigError: of class ``error``, or naming the option.
+        SidecarError: of class ``error``, or naming the option.
     """
     try:
         section = json.loads(text)

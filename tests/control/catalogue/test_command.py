@@ -199,7 +199,7 @@ def test_wrong_run_and_wrong_bytes(values: str) -> None:
 def test_imports_no_sdk(values: str) -> None:
     script = (
         "import sys\n"
-        "from sidecar.cli import main\n"
+        "from sidecar.cli.main import main\n"
         f"main(['resolve', '--catalogue', {values!r}])\n"
         "heavy = {'s3fs', 'gcsfs', 'adlfs', 'fsspec', 'botocore', 'kubernetes', 'fuse'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"

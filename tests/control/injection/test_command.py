@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sidecar.cli import main
+from sidecar.cli.main import main
 from tests.control.injection.golden import CATALOGUE, IMAGE, expected, given
 
 HEAD = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, annotations: {ANNOTATIONS}}\nspec:\n"

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from sidecar.cli import cli
+from sidecar.cli.group import cli
 from sidecar.control.injection.inject import inject
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.errors import PodConflict

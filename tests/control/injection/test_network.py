@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.cli import main
+from sidecar.cli.main import main
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import inject
 from sidecar.control.injection.network import Network

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar.cli import main
+from sidecar.cli.main import main
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import pod_patch
 from sidecar.control.injection.sidecar_container import Injection

@@ -1,54 +1,22 @@
-"""The command line of `sidecar`: options in, calls out. It decides nothing.
-
-Each command is a function, which imports what it needs when it runs, so that `sidecar resolve`
-does not load the stores' SDKs. Commands raise errors of :mod:`sidecar.errors`; only :func:`main`
-prints them and chooses the exit status.
-"""
+"""Commands of the control half: resolve, inject, webhook."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sidecar import __version__
-from sidecar.errors import (
-    EXIT_OK,
-    CatalogueInvalid,
-    ConfigError,
-    ManifestInvalid,
-    SelectionInvalid,
-    SidecarError,
-    SpecChanged,
-    SpecInvalid,
-    UsageError,
-)
-from sidecar.spec import (
-    HTTP_PORT,
-    KUBELET_PODS,
-    SECRETS_ROOT,
-    SHARED_ROOT,
-    STATE_ROOT,
-    TERMINATION_MESSAGE,
-    PersistenceSpec,
-)
+from sidecar.cli.group import PORT, STANDARD_INPUT, cli, read_text
+from sidecar.errors import CatalogueInvalid, ManifestInvalid, SelectionInvalid, UsageError
+from sidecar.spec import HTTP_PORT, SECRETS_ROOT, SHARED_ROOT, STATE_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sidecar.control.injection.sidecar_container import Injection
 
-# As a shell reports a program that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
-
-STANDARD_INPUT = "-"
-PORT = click.IntRange(0, 65535)
 MAX_ID = 2**32 - 2  # 2**32 - 1 means "no change" to chown(2)
 
 # Paths at which the admission server's Deployment mounts its files.
@@ -70,12 +38,6 @@ def parse_user(
     if max(int(uid), int(gid)) > MAX_ID:
         raise click.BadParameter(f"`{value}` is larger than {MAX_ID}")
     return int(uid), int(gid)
-
-
-@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="sidecar", message="%(prog)s %(version)s")
-def cli() -> None:
-    """Cloud buckets as directories for experiment pods."""
 
 
 @cli.command()
@@ -334,192 +296,3 @@ def certificate(
         return
     changed = install_certificate(connect(), job)
     click.echo("installed" if changed else "nothing to do")
-
-
-@cli.command()
-@click.option(
-    "--timeout", "timeout_s", default=60.0, show_default=True, metavar="S", help="Seconds."
-)
-@click.option("--port", default=HTTP_PORT, show_default=True, type=PORT, help="Of the sidecar.")
-def wait(timeout_s: float, port: int) -> None:
-    """Return when the sidecar in this container is ready: for compose, or a postStart."""
-    from sidecar.mounter.reporting.wait import wait_until_ready
-
-    wait_until_ready(port, timeout_s)
-
-
-@cli.command()
-def demo() -> None:
-    """Show the main job on this machine, with an embedded object store."""
-    from sidecar.demo import run_demo
-
-    click.get_current_context().exit(run_demo())
-
-
-@cli.command()
-@click.option("--spec", "spec_file", required=True, metavar="FILE", help="From `sidecar resolve`.")
-@click.option("--spec-sha256", metavar="HEX", help="Refuse a file with another digest.")
-def mount(spec_file: str, spec_sha256: str | None) -> None:
-    """Mount every bucket of a spec and serve until told to stop: the container's job."""
-    from sidecar import stop_signals
-    from sidecar.mounter.supervisor.main import command
-    from sidecar.mounter.system.status import write_termination_message
-    from sidecar.spec_rules import own_spec
-
-    termination_message = TERMINATION_MESSAGE  # until the spec, if it can be read, names another
-    try:
-        text, where = read_text(spec_file, SpecInvalid, sha256=spec_sha256)
-        spec = own_spec(text) if spec_sha256 is not None else None
-        if spec is None:
-            from sidecar.spec_document import load_spec  # a fifth of a second, for pydantic
-
-            spec = load_spec(text, where)
-        termination_message = spec.roots.termination_message
-        validated = _write_validated(spec)
-    except SidecarError as error:
-        write_termination_message(termination_message, error.line() + "\n")
-        raise
-    # Replace this process, so that the libraries that parsing needed leave its memory.
-    arguments = command(str(validated))
-    sys.stdout.flush()
-    stop_signals.block()
-    try:
-        os.execv(arguments[0], arguments)
-    finally:  # it failed
-        stop_signals.unblock()
-
-
-@cli.command()
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    default=KUBELET_PODS,
-    show_default=True,
-    metavar="DIR",
-    help="The kubelet's directory of pods.",
-)
-@click.option(
-    "--interval",
-    "interval_s",
-    type=click.FloatRange(min=1),
-    default=30,
-    show_default=True,
-    metavar="SECONDS",
-    help="Between two looks while no mount changes.",
-)
-@click.option("--once", is_flag=True, help="Look once, and end.")
-@click.option(
-    "--node-cache",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of the cache that the node's pods share. [default: there is none]",
-)
-@click.option(
-    "--node-cache-size", default="100Gi", show_default=True, metavar="SIZE", help="Its budget."
-)
-def janitor(
-    root: Path, interval_s: float, *, once: bool, node_cache: Path | None, node_cache_size: str
-) -> None:
-    """Detach what killed sidecars left mounted on this node, until told to stop."""
-    from sidecar import logs
-    from sidecar.control.catalogue.quantity import parse_quantity
-    from sidecar.mounter.janitor import run
-
-    try:
-        size_bytes = parse_quantity(node_cache_size).rounded_up
-    except ValueError:
-        raise UsageError("--node-cache-size must be a quantity such as `100Gi`") from None
-    logs.set_up("janitor")
-    status = run(root, interval_s, once=once, node_cache=node_cache, node_cache_bytes=size_bytes)
-    click.get_current_context().exit(status)
-
-
-def _write_validated(spec: PersistenceSpec) -> Path:
-    """Write the spec for the supervisor and its workers; the file. Raises StateUnusable."""
-    from sidecar.mounter.system import directories
-    from sidecar.mounter.system.atomic_file import replace_text, temporary_name
-
-    validated = Path(spec.roots.state) / "spec.json"
-    try:
-        state = directories.open_directory(validated.parent, make=True)
-        try:
-            for name in (validated.name, temporary_name(validated.name)):
-                directories.remove(state, name)
-            replace_text(validated.name, spec.to_json(), state)
-        finally:
-            os.close(state)
-    except OSError as failure:
-        raise directories.unusable(
-            f"cannot write `{validated}`",
-            failure,
-            "the state directory (`roots.state`) must be writable",
-        ) from None
-    return validated
-
-
-def read_text(path: str, error: type[ConfigError], *, sha256: str | None = None) -> tuple[str, str]:
-    """The text of a file, or of standard input for ``-``, and the name of it for messages.
-
-    Args:
-        sha256: what the digest of the bytes must be, in hexadecimal; None: anything.
-
-    Raises:
-        UsageError: the file cannot be read.
-        SpecChanged: the digest is another one.
-        ConfigError: it is not UTF-8; of the class ``error``.
-    """
-    where = "standard input" if path == STANDARD_INPUT else path
-    try:
-        content = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise SpecChanged(
-                f"{where}: is not the spec that this container was made for (`--spec-sha256`)",
-                "make the pod anew",
-            )
-        return content.decode("utf-8-sig"), where
-    except OSError as failure:
-        raise UsageError(f"cannot read `{where}`: {failure.strerror}") from None
-    except ValueError as failure:
-        if not isinstance(failure, UnicodeDecodeError):  # NUL in the path
-            raise UsageError(f"cannot read `{path!r}`: not a path") from None
-        raise error(f"{where}: not UTF-8 (byte {failure.start})") from None
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; the exit status.
-
-    Args:
-        arguments: without the program's name; None for those of the process.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        # Not cli.main(), which prints usage errors in a form of its own, and exits with 1 for a
-        # signal.
-        with cli.make_context("sidecar", list(arguments)) as context:
-            cli.invoke(context)
-        sys.stdout.flush()
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
-    except click.ClickException as wrong:
-        return _report(_usage_error(wrong))
-    except SidecarError as error:
-        return _report(error)
-    except (KeyboardInterrupt, click.Abort):
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes standard output again at exit, which would fail and print an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
-    return EXIT_OK
-
-
-def _usage_error(wrong: click.ClickException) -> UsageError:
-    message = wrong.format_message().rstrip(".")
-    context = wrong.ctx if isinstance(wrong, click.UsageError) else None
-    command = context.command_path if context else "sidecar"
-    return UsageError(message[:1].lower() + message[1:], f"see `{command} --help`")
-
-
-def _report(error: SidecarError) -> int:
-    click.echo(error.line(), err=True)
-    return error.exit_status

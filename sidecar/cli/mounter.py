@@ -1,0 +1,191 @@
+"""Commands of the mounter half, and those that start it on one machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sidecar.cli.group import PORT, cli, read_text
+from sidecar.errors import SidecarError, SpecInvalid, UsageError
+from sidecar.spec import HTTP_PORT, KUBELET_PODS, TERMINATION_MESSAGE, PersistenceSpec
+
+if TYPE_CHECKING:
+    from sidecar.control.catalogue.options import Values
+    from sidecar.control.catalogue.yaml_document import YamlValue
+
+
+@cli.command()
+@click.option(
+    "--timeout", "timeout_s", default=60.0, show_default=True, metavar="S", help="Seconds."
+)
+@click.option("--port", default=HTTP_PORT, show_default=True, type=PORT, help="Of the sidecar.")
+def wait(timeout_s: float, port: int) -> None:
+    """Return when the sidecar in this container is ready: for compose, or a postStart."""
+    from sidecar.mounter.reporting.wait import wait_until_ready
+
+    wait_until_ready(port, timeout_s)
+
+
+@cli.command()
+def demo() -> None:
+    """Show the main job on this machine, with an embedded object store."""
+    from sidecar.demo import run_demo
+
+    click.get_current_context().exit(run_demo())
+
+
+@cli.command()
+@click.option("--spec", "spec_file", required=True, metavar="FILE", help="From `sidecar resolve`.")
+@click.option("--spec-sha256", metavar="HEX", help="Refuse a file with another digest.")
+def mount(spec_file: str, spec_sha256: str | None) -> None:
+    """Mount every bucket of a spec and serve until told to stop: the container's job."""
+    from sidecar import stop_signals
+    from sidecar.mounter.supervisor.main import command
+    from sidecar.mounter.system.status import write_termination_message
+    from sidecar.spec_rules import own_spec
+
+    termination_message = TERMINATION_MESSAGE  # until the spec, if it can be read, names another
+    try:
+        text, where = read_text(spec_file, SpecInvalid, sha256=spec_sha256)
+        spec = own_spec(text) if spec_sha256 is not None else None
+        if spec is None:
+            from sidecar.spec_document import load_spec  # a fifth of a second, for pydantic
+
+            spec = load_spec(text, where)
+        termination_message = spec.roots.termination_message
+        validated = _write_validated(spec)
+    except SidecarError as error:
+        write_termination_message(termination_message, error.line() + "\n")
+        raise
+    # Replace this process, so that the libraries that parsing needed leave its memory.
+    arguments = command(str(validated))
+    sys.stdout.flush()
+    stop_signals.block()
+    try:
+        os.execv(arguments[0], arguments)
+    finally:  # it failed
+        stop_signals.unblock()
+
+
+@cli.command()
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=KUBELET_PODS,
+    show_default=True,
+    metavar="DIR",
+    help="The kubelet's directory of pods.",
+)
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=1),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks while no mount changes.",
+)
+@click.option("--once", is_flag=True, help="Look once, and end.")
+@click.option(
+    "--node-cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the cache that the node's pods share. [default: there is none]",
+)
+@click.option(
+    "--node-cache-size", default="100Gi", show_default=True, metavar="SIZE", help="Its budget."
+)
+def janitor(
+    root: Path, interval_s: float, *, once: bool, node_cache: Path | None, node_cache_size: str
+) -> None:
+    """Detach what killed sidecars left mounted on this node, until told to stop."""
+    from sidecar import logs
+    from sidecar.control.catalogue.quantity import parse_quantity
+    from sidecar.mounter.janitor import run
+
+    try:
+        size_bytes = parse_quantity(node_cache_size).rounded_up
+    except ValueError:
+        raise UsageError("--node-cache-size must be a quantity such as `100Gi`") from None
+    logs.set_up("janitor")
+    status = run(root, interval_s, once=once, node_cache=node_cache, node_cache_bytes=size_bytes)
+    click.get_current_context().exit(status)
+
+
+def _write_validated(spec: PersistenceSpec) -> Path:
+    """Write the spec for the supervisor and its workers; the file. Raises StateUnusable."""
+    from sidecar.mounter.system import directories
+    from sidecar.mounter.system.atomic_file import replace_text, temporary_name
+
+    validated = Path(spec.roots.state) / "spec.json"
+    try:
+        state = directories.open_directory(validated.parent, make=True)
+        try:
+            for name in (validated.name, temporary_name(validated.name)):
+                directories.remove(state, name)
+            replace_text(validated.name, spec.to_json(), state)
+        finally:
+            os.close(state)
+    except OSError as failure:
+        raise directories.unusable(
+            f"cannot write `{validated}`",
+            failure,
+            "the state directory (`roots.state`) must be writable",
+        ) from None
+    return validated
+
+
+@cli.command("try")
+@click.argument("url")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--read-only", is_flag=True, help="Programs cannot write.")
+@click.option("--anonymous", is_flag=True, help="A public bucket: requests are not signed.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="As in docs/options.md.",
+)
+@click.option("--explain", is_flag=True, help="Print the catalogue's entry for it, and end.")
+def try_(
+    url: str,
+    directory: Path,
+    read_only: bool,
+    anonymous: bool,
+    options: tuple[str, ...],
+    explain: bool,
+) -> None:
+    """Mount one bucket at DIR, in the foreground, until Ctrl-C.
+
+    The login is that of this machine: the variables and files of the cloud's own tools. URL is
+    s3://BUCKET, gs://BUCKET or wasbs://CONTAINER@ACCOUNT.blob.core.windows.net, with or without a
+    prefix behind it.
+    """
+    from sidecar.trial import Trial, run
+
+    trial = Trial(url, os.path.abspath(directory), read_only, anonymous, parse_settings(options))
+    if explain:
+        click.echo(trial.catalogue_entry(), nl=False)
+        return
+    click.get_current_context().exit(run(trial, say=lambda line: click.echo(line, err=True)))
+
+
+def parse_settings(settings: tuple[str, ...]) -> Values:
+    """``NAME=VALUE`` to options. Raises UsageError, ConfigError."""
+    from sidecar.control.catalogue.options import parse_options
+
+    section: dict[str, YamlValue] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--option {setting}: must be NAME=VALUE")
+        try:
+            section[name] = float(value)
+        except ValueError:
+            section[name] = value
+    return parse_options(section, "--option", of_pod=True)

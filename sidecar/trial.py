@@ -1,0 +1,321 @@
+"""`sidecar try`: one bucket at one directory, in the foreground, with the login of this machine.
+
+Starts `sidecar mount` as a pod would, tells what it says in a few lines, and ends it at Ctrl-C. It
+mounts and saves nothing itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from sidecar.control.catalogue.bucket_url import SCHEMES, parse_bucket_url
+from sidecar.control.catalogue.options import Layer, Values, combined
+from sidecar.errors import EXIT_NOT_SAVED, EXIT_OK, BucketUrlInvalid, UsageError
+from sidecar.mounter.system.status import STATUS_FILE
+from sidecar.options import Options, Times
+from sidecar.spec import Access, Http, PersistenceSpec, Roots, StoreName, StoreSource, Volume
+from sidecar.spec_rules import check_spec
+from sidecar.stop_signals import STOP_SIGNALS
+
+NAME: Final = "try"
+_LOGIN_FOLDER: Final = "environment"
+_LOGIN_FILE: Final = "key.json"
+_POLL_S: Final = 0.1
+_MIB: Final = 1024 * 1024
+
+_AZURE_VARIABLES: Final = {
+    "AZURE_CONNECTION_STRING": ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_CONNECTION_STRING"),
+    "AZURE_ACCOUNT_NAME": ("AZURE_STORAGE_ACCOUNT", "AZURE_ACCOUNT_NAME"),
+    "AZURE_ACCOUNT_KEY": ("AZURE_STORAGE_KEY", "AZURE_ACCOUNT_KEY"),
+}
+"""A secret's keys, and the variables of Azure's own tools that hold them. The SDK's default chain
+does not look at these; those of the other clouds do look at their tools' variables and files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What is tried.
+
+    Attributes:
+        url: the bucket, maybe with a prefix.
+        directory: absolute, where it is mounted.
+        anonymous: of a public bucket.
+        values: the options, by name.
+    """
+
+    url: str
+    directory: str
+    read_only: bool
+    anonymous: bool
+    values: Values
+
+    @property
+    def store(self) -> StoreName:
+        """By the URL's scheme. Raises BucketUrlInvalid."""
+        scheme = self.url.partition("://")[0]
+        for store, schemes in SCHEMES.items():
+            if scheme in schemes:
+                return store
+        known = ", ".join(f"{name}://" for schemes in SCHEMES.values() for name in schemes)
+        given = self.url.partition("?")[0]
+        raise BucketUrlInvalid(f"`{given}` is no bucket's URL", f"one of {known}")
+
+    def spec(self, folder: Path, *, has_secret: bool) -> PersistenceSpec:
+        """The spec, with every root below ``folder``.
+
+        Raises:
+            ConfigError: the URL cannot be a bucket's, or the directory is reserved.
+        """
+        url = parse_bucket_url(self.store, self.url, "URL")
+        layers = [Layer("command line", self.values)]
+        options, origins = combined(layers, Options)
+        source = StoreSource(
+            store=self.store,
+            url=self.url,
+            bucket=url.bucket,
+            prefix=url.prefix,
+            account=url.account,
+            endpoint_suffix=url.endpoint_suffix,
+            secret=_LOGIN_FOLDER if has_secret else None,
+            secret_key=_LOGIN_FILE if has_secret else None,
+            anonymous=self.anonymous,
+        )
+        volume = Volume(
+            name=NAME,
+            kind="data",
+            path=self.directory,
+            mountpoint=self.directory,
+            read_only=self.read_only,
+            source=source,
+            options=options,
+            origins=origins,
+        )
+        spec = PersistenceSpec(
+            volumes=(volume,),
+            roots=Roots(
+                shared=str(folder / "shared"),
+                secrets=str(folder / "secrets"),
+                state=str(folder / "state"),
+                node_cache=str(folder / "node-cache"),
+                memory_cache=str(folder / "memory-cache"),
+                termination_message=str(folder / "message"),
+            ),
+            http=Http(port=None),
+            access=_access_of_caller(),
+            times=combined(layers, Times)[0],
+        )
+        check_spec(spec)
+        return spec
+
+    def catalogue_entry(self) -> str:
+        """What declares the same volume in a cluster, as YAML. Raises BucketUrlInvalid."""
+        entry: dict[str, Any] = {"store": self.store, "bucket": self.url}
+        parse_bucket_url(self.store, self.url, "URL")
+        if self.anonymous:
+            entry["anonymous"] = True
+        if self.read_only:
+            entry["readOnly"] = True
+        if self.values:
+            entry["options"] = dict(self.values)
+        document = {"persistence": {"data" if self.read_only else "outputs": {"NAME": entry}}}
+        text = yaml.safe_dump(document, sort_keys=False)
+        remark = "# Without `secret` and `secretKey` the pod's own identity is used, if it has one."
+        return text if self.anonymous else f"{remark}\n{text}"
+
+
+def _access_of_caller() -> Access:
+    """Files belong to who asked for the mount, also through sudo."""
+    uid, gid = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+    return Access(
+        uid=int(uid) if uid.isdecimal() else os.getuid(),
+        gid=int(gid) if gid.isdecimal() else os.getgid(),
+    )
+
+
+def run(trial: Trial, say: Callable[[str], None]) -> int:
+    """Mount it, until it ends or is asked to; the exit status of `sidecar mount`.
+
+    What is not saved at the end stays in a folder of this machine, and the next run with the same
+    URL and directory saves it.
+
+    Args:
+        say: takes a line for people.
+
+    Raises:
+        ConfigError: see :meth:`Trial.spec`.
+        UsageError: the directory is not empty, or the same is being tried.
+    """
+    folder = _folder(trial)
+    fields = _login(trial.store, os.environ) if not trial.anonymous else {}
+    spec = trial.spec(folder, has_secret=bool(fields))
+    _refuse_what_is_there(trial.directory)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(folder, trial):
+        return _run(trial, folder, spec, fields, say)
+
+
+def _run(
+    trial: Trial,
+    folder: Path,
+    spec: PersistenceSpec,
+    fields: Mapping[str, str],
+    say: Callable[[str], None],
+) -> int:
+    message = Path(spec.roots.termination_message)
+    message.write_text("")
+    if fields:
+        _write_secret(folder / "secrets" / _LOGIN_FOLDER, fields)
+    file = folder / "spec.json"
+    file.write_text(spec.to_json())
+    with _noted_signals() as asked, (folder / "log").open("wb") as log:
+        process = _start(file, log.fileno())
+        try:
+            _follow(process, trial, Path(spec.roots.state), asked, say)
+        finally:
+            # What is not saved yet must be; a signal has asked it to end, or it has ended.
+            process.terminate()
+            status = process.wait()
+    for line in message.read_text().splitlines():
+        say(line)
+    if status == EXIT_OK:
+        say(f"{trial.directory} is unmounted; everything is saved")
+        if trial.values.get("cache", "none") == "none":
+            shutil.rmtree(folder)
+    elif status == EXIT_NOT_SAVED:
+        say("run the same command again to save it")
+    else:
+        say(f"its log is {folder / 'log'}")
+    return status
+
+
+def _folder(trial: Trial) -> Path:
+    """Where it keeps what is not saved, by what is tried."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    name = hashlib.sha256(f"{trial.url}\0{trial.directory}".encode()).hexdigest()[:16]
+    return Path(base) / "mount-sidecar" / name
+
+
+def _refuse_what_is_there(directory: str) -> None:
+    """What is in the directory would be hidden. A dead mount of ours is cleared."""
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTCONN):
+            return
+        raise UsageError(f"`{directory}`: {error.strerror}") from None
+    if names:
+        raise UsageError(f"`{directory}` is not empty", "name a directory that is, or a new one")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, trial: Trial) -> Iterator[None]:
+    with (folder / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"`{trial.url}` is at `{trial.directory}` already", "end the other `sidecar try`"
+            ) from None
+        yield
+
+
+def _login(store: StoreName, environment: Mapping[str, str]) -> dict[str, str]:
+    """The fields of a secret that the environment holds; none: the SDK's default chain."""
+    if store != "azure":
+        return {}
+    found = {
+        field: value
+        for field, names in _AZURE_VARIABLES.items()
+        if (value := next((environment[n] for n in names if environment.get(n)), None))
+    }
+    return found if found.keys() & {"AZURE_CONNECTION_STRING", "AZURE_ACCOUNT_KEY"} else {}
+
+
+def _write_secret(folder: Path, fields: Mapping[str, str]) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / _LOGIN_FILE
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(fields))
+
+
+def _start(spec_file: Path, log: int) -> subprocess.Popen[bytes]:
+    # In a session of its own it gets no Ctrl-C; setpriv(1): it ends if this process is killed.
+    command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "sidecar"]
+    return subprocess.Popen(
+        [*command, "mount", "--spec", str(spec_file)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Stop signals are noted in the list, instead of ending the process."""
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda received, _frame: asked.append(received))
+        for number in STOP_SIGNALS
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(
+    process: subprocess.Popen[bytes],
+    trial: Trial,
+    state: Path,
+    asked: list[int],
+    say: Callable[[str], None],
+) -> None:
+    """Tell what happens until it ends, or is asked to and has told so."""
+    how = "read-only" if trial.read_only else "writable"
+    told: set[str] = set()
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            say(line)
+
+    while process.poll() is None:
+        document = _status(state)
+        if document.get("ready"):
+            tell(f"{trial.url} is at {trial.directory}, {how}. Ctrl-C ends it.")
+        for volume in document.get("volumes", []):
+            if (error := volume["error"]) is not None:
+                tell(f"{error['code']} {error['name']}: {error['message']}")
+            if left := volume["left"]:
+                tell(f"saving: {left['files']} file(s), {left['size_bytes'] / _MIB:.1f} MiB left")
+        if asked:
+            process.terminate()
+            asked.clear()
+        time.sleep(_POLL_S)
+
+
+def _status(state: Path) -> dict[str, Any]:
+    """What it says of itself; nothing while it has not begun."""
+    try:
+        document: dict[str, Any] = json.loads((state / STATUS_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return document
