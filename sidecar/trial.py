@@ -37,6 +37,7 @@ NAME: Final = "try"
 _LOGIN_FOLDER: Final = "environment"
 _LOGIN_FILE: Final = "key.json"
 _POLL_S: Final = 0.1
+_LASTING_S: Final = 1.0
 _MIB: Final = 1024 * 1024
 
 _AZURE_VARIABLES: Final = {
@@ -179,6 +180,8 @@ def _run(
 ) -> int:
     message = Path(spec.roots.termination_message)
     message.write_text("")
+    status_file = Path(spec.roots.state) / STATUS_FILE
+    status_file.unlink(missing_ok=True)  # an earlier run's
     if fields:
         _write_secret(folder / "secrets" / _LOGIN_FOLDER, fields)
     file = folder / "spec.json"
@@ -186,7 +189,7 @@ def _run(
     with _noted_signals() as asked, (folder / "log").open("wb") as log:
         process = _start(file, log.fileno())
         try:
-            _follow(process, trial, Path(spec.roots.state), asked, say)
+            _follow(process, trial, status_file, asked, say)
         finally:
             # What is not saved yet must be; a signal has asked it to end, or it has ended.
             process.terminate()
@@ -284,13 +287,14 @@ def _noted_signals() -> Iterator[list[int]]:
 def _follow(
     process: subprocess.Popen[bytes],
     trial: Trial,
-    state: Path,
+    status_file: Path,
     asked: list[int],
     say: Callable[[str], None],
 ) -> None:
     """Tell what happens until it ends, or is asked to and has told so."""
     how = "read-only" if trial.read_only else "writable"
     told: set[str] = set()
+    failing_since_s: float | None = None
 
     def tell(line: str) -> None:
         if line not in told:
@@ -298,11 +302,16 @@ def _follow(
             say(line)
 
     while process.poll() is None:
-        document = _status(state)
+        document = _status(status_file)
         if document.get("ready"):
             tell(f"{trial.url} is at {trial.directory}, {how}. Ctrl-C ends it.")
         for volume in document.get("volumes", []):
-            if (error := volume["error"]) is not None:
+            # What ends it is told at its end.
+            if (error := volume["error"]) is None:
+                failing_since_s = None
+            elif failing_since_s is None:
+                failing_since_s = time.monotonic()
+            elif time.monotonic() - failing_since_s > _LASTING_S:
                 tell(f"{error['code']} {error['name']}: {error['message']}")
             if left := volume["left"]:
                 tell(f"saving: {left['files']} file(s), {left['size_bytes'] / _MIB:.1f} MiB left")
@@ -312,10 +321,10 @@ def _follow(
         time.sleep(_POLL_S)
 
 
-def _status(state: Path) -> dict[str, Any]:
+def _status(file: Path) -> dict[str, Any]:
     """What it says of itself; nothing while it has not begun."""
     try:
-        document: dict[str, Any] = json.loads((state / STATUS_FILE).read_text())
+        document: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
     return document
