@@ -73,6 +73,28 @@ class Nodes:
             for janitor in self._janitors()
         )
 
+    def trim_cache(self, size: str) -> None:
+        """Have the janitors look at the nodes' caches once, as with this budget."""
+        options = "--once", "--node-cache=/var/cache/sidecar/node", f"--node-cache-size={size}"
+        for janitor in self._janitors():
+            root = self._root(janitor)
+            self._cluster.kubectl(
+                *("-n", "mount-sidecar", "exec", janitor, "--"),
+                *("sidecar", "janitor", "--root", root, *options),
+            )
+
+    def cached_bytes(self) -> int:
+        """What the nodes' caches occupy on disk."""
+        program = "import sys; from sidecar.mounter.cache.cache_folder import occupied_bytes; "
+        program += "from pathlib import Path; print(occupied_bytes(Path(sys.argv[1])))"
+        folder = "/var/cache/sidecar/node"
+        return sum(int(self._python(janitor, program, folder)) for janitor in self._janitors())
+
+    def _root(self, janitor: str) -> str:
+        pod = self._cluster.get("-n", "mount-sidecar", "pod", janitor)
+        arguments: list[str] = pod["spec"]["containers"][0]["args"]
+        return arguments[arguments.index("--root") + 1]
+
     def _janitors(self) -> list[str]:
         selector = "app.kubernetes.io/name=mount-sidecar-janitor"
         found = self._cluster.get("-n", "mount-sidecar", "pods", "-l", selector)["items"]

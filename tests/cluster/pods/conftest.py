@@ -11,7 +11,7 @@ import yaml
 
 from sidecar import __version__
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
-from tests.support.cluster import Cluster, Json, find
+from tests.support.cluster import MANIFESTS, Cluster, Json, find, kustomize
 from tests.support.cluster_pods import ACCOUNT, NAMESPACE, ClusterPod, experiment, image
 from tests.support.node import Nodes
 from tests.support.stores_in_a_pod import SECRET, Stores
@@ -20,6 +20,8 @@ PREFIX = os.environ.get("CLUSTER_IMAGES", "localhost")
 KUBELET = os.environ.get("CLUSTER_KUBELET", "/var/lib/kubelet")
 EXPERIMENT_IMAGE = image(PREFIX, "experiment")
 BUCKET = "runs"
+NODE_CACHE = f"{KUBELET}/mount-sidecar-test-cache"
+"""Of the node; removed by the test that fills it."""
 
 
 def _catalogue() -> str:
@@ -45,6 +47,10 @@ def _catalogue() -> str:
                 "azure": bucket("azure", azure),
                 "results": bucket("s3", f"s3://{BUCKET}", mountPath="/results"),
             },
+            "mountSidecar": {
+                "nodeCache": {"path": NODE_CACHE, "size": "4Gi"},
+                "bounds": {"cacheBytes": {"max": "2Gi"}},
+            },
         },
         sort_keys=False,
     )
@@ -52,7 +58,7 @@ def _catalogue() -> str:
 
 def _installation(manifests: list[Json]) -> list[Json]:
     """The overlay with what an admin changes in it: catalogue, image, the kubelet's place."""
-    text = json.dumps(manifests)
+    text = json.dumps(manifests).replace("/var/lib/mount-sidecar/cache", NODE_CACHE)
     text = text.replace(f"localhost/mount-sidecar:{__version__}", image(PREFIX, "mount-sidecar"))
     changed: list[Json] = json.loads(text.replace("/var/lib/kubelet/pods", f"{KUBELET}/pods"))
     catalogue = find(changed, "ConfigMap", "mount-sidecar-catalogue")
@@ -91,9 +97,22 @@ def _namespace() -> list[Json]:
 
 
 @pytest.fixture(scope="package")
-def installed(cluster: Cluster, manifests: list[Json]) -> Iterator[Cluster]:
+def overlay(tmp_path_factory: pytest.TempPathFactory) -> list[Json]:
+    """The overlay of the examples, and the component that looks after the nodes' caches."""
+    folder = tmp_path_factory.mktemp("overlay")
+    where = os.path.relpath(MANIFESTS.resolve(), folder.resolve())
+    kustomization = {
+        "resources": [f"{where}/overlays/kind"],
+        "components": [f"{where}/components/node-cache"],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return kustomize(folder)
+
+
+@pytest.fixture(scope="package")
+def installed(cluster: Cluster, overlay: list[Json]) -> Iterator[Cluster]:
     """With the webhook and the janitor running, and a namespace for experiments."""
-    documents, namespace = _installation(manifests), _namespace()
+    documents, namespace = _installation(overlay), _namespace()
     try:
         cluster.apply([*documents, *namespace])
         for program in ("deployment/mount-sidecar-webhook", "daemonset/mount-sidecar-janitor"):
