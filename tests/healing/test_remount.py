@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.system import mounts
+from sidecar.options import Options
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid
 from tests.support.waiting import wait_until
+
+REMOUNT = Options(healing="remount")
 
 DEAD = rf"\[Errno ({errno.ENOTCONN}|{errno.ECONNABORTED})\]"
 """Errors of a connection without a server (fs/fuse/dev.c)."""
@@ -33,7 +36,7 @@ def test_a_new_mount_takes_the_place_of_a_dead_one(
 ) -> None:
     content = os.urandom(4 * 1024 * 1024)
     bucket.put("file", content)
-    sidecar = start(healing="remount", read_only=True)
+    sidecar = start(options=REMOUNT, read_only=True)
     pid = serving_pid(sidecar, VOLUME)
     with held_open(mountpoint / "file") as old:
         began_s = time.monotonic()
@@ -60,7 +63,7 @@ def test_a_new_mount_takes_the_place_of_a_dead_one(
 def test_nothing_is_written_while_a_dead_mount_is_replaced(
     bucket: Bucket, start: Start, mountpoint: Path
 ) -> None:
-    sidecar = start(healing="remount")
+    sidecar = start(options=REMOUNT)
     pid = serving_pid(sidecar, VOLUME)
     bucket.server.pause()  # A worker asks the store before it mounts again.
     try:

@@ -143,11 +143,11 @@ def test_a_file_that_was_closed_makes_room_for_the_next_one(
 ) -> None:
     bucket = "passthrough-room"
     s3_server.create_bucket(bucket)
-    content = os.urandom(8 * MIB)
+    content = os.urandom(48 * MIB)
     for key in ("first", "second"):
         s3_server.client().put_object(bucket, key, io.BytesIO(content), len(content))
     mount = tmp_path / "m"
-    with cached(s3_server, bucket, tmp_path / "run", mount, 12 * MIB) as sidecar:
+    with cached(s3_server, bucket, tmp_path / "run", mount) as sidecar:
         for opens, key in enumerate(("first", "second"), 1):
 
             def opened_by_copy(key: str = key, opens: int = opens) -> bool:

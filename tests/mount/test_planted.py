@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.system import mounts
+from sidecar.options import Options
 from tests.mount.buckets import bucket_sidecar, refused
 from tests.support import planted
 from tests.support.clouds import Cloud
@@ -111,7 +112,7 @@ def test_a_mount_is_renewed_in_its_place_whatever_its_path_leads_to_now(
     s3.write("file", b"of the bucket")
     (outside / "c").mkdir()
     parent, moved = tmp_path / "m", tmp_path / "moved"
-    sidecar = at(bucket_sidecar(tmp_path, s3, healing="remount"), parent / "c")
+    sidecar = at(bucket_sidecar(tmp_path, s3, options=Options(healing="remount")), parent / "c")
     with sidecar:
         pid = sidecar.volume_status("train")["worker_pid"]
         parent.rename(moved)

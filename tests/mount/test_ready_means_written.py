@@ -23,7 +23,7 @@ from sidecar.mounter.worker.write_check import (
     probe_key,
     remove_leftovers,
 )
-from sidecar.options import Times, TransportName
+from sidecar.options import Options, Times, TransportName
 from sidecar.spec import ClaimSource, Volume
 from tests.mount.buckets import TRANSPORTS, bucket_sidecar, in_namespace
 from tests.mount.test_bad_starts import EXIT_MOUNT, refused
@@ -199,7 +199,9 @@ def test_a_successor_does_not_write_again(
     tmp_path: Path, s3: Cloud, transport: TransportName
 ) -> None:
     with FaultProxy(s3.server.port) as proxy:
-        sidecar = sidecar_behind(proxy, tmp_path, s3, transport=transport, healing="remount")
+        sidecar = sidecar_behind(
+            proxy, tmp_path, s3, transport=transport, options=Options(healing="remount")
+        )
         with sidecar:
             proxy.refuse = denies("PUT", "DELETE")
             os.kill(sidecar.volume_status("models")["worker_pid"], signal.SIGKILL)

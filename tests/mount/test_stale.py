@@ -68,7 +68,7 @@ def test_the_next_open_is_of_the_new_version(mounted: Mounted, name: str, change
             assert os.fstat(again.fileno()).st_size == size_bytes + change
             assert again.readall() == b"n" * (size_bytes + change)
         assert path.stat().st_size == size_bytes + change
-        if mounted.sidecar.spec.transport == "kernel":  # see T1 of SEMANTICS.md
+        if mounted.sidecar.spec.volumes[0].options.transport == "kernel":  # see T1 of SEMANTICS.md
             read_until_stale(file.fileno(), size_bytes)
     assert sorted(os.listdir(mounted.folder)) == sorted(SIZES)
     other = next(iter(SIZES.keys() - {name}))

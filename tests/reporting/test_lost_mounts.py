@@ -82,7 +82,7 @@ def test_where_the_pod_cannot_be_seen_it_is_told_once() -> None:
 
 
 def test_the_condition_and_one_event_say_it() -> None:
-    observer = Observer(1000)
+    observer = Observer({"outputs/models": 1000})
     assert observer.look_at_status(status(remounted())) == []
     lost = status(remounted(lost_in=["main"]))
     [report] = observer.look_at_status(lost)

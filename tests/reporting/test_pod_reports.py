@@ -27,7 +27,7 @@ ERROR = {"code": "SC1042", "name": "BUCKET_NOT_FOUND", "message": "no bucket `b`
 
 @pytest.fixture
 def observer() -> Observer:
-    return Observer(SPOOL_BYTES)
+    return Observer({"outputs/models": SPOOL_BYTES})
 
 
 def test_a_failed_mount_is_told_once_with_its_code(observer: Observer) -> None:

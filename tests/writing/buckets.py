@@ -42,7 +42,7 @@ class Mounted:
     @property
     def transport(self) -> TransportName:
         """The transport that serves the mount."""
-        return self.sidecar.spec.transport
+        return self.sidecar.spec.volumes[0].options.transport
 
     def fresh_name(self) -> str:
         """A name that was not used before."""
