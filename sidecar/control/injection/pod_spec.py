@@ -130,7 +130,7 @@ def _port(pod_spec: JsonObject, request: PodRequest) -> int | None:
     if request.port == "none":
         return None
     declared = {
-        port.get("containerPort")
+        get_whole_number(port, "containerPort", f"spec.{group}.ports")
         for group in ("initContainers", "containers")
         for container in get_mappings(pod_spec, group, "spec")
         for port in get_mappings(container, "ports", f"spec.{group}")

@@ -112,13 +112,13 @@ def _check_environment(container: JsonObject) -> None:
 
 def _check_mounts(pod_spec: JsonObject, expected: JsonObject) -> None:
     allowed = {
-        container.get("name"): get_mappings(container, "volumeMounts", group)
+        get_string(container, "name", group): get_mappings(container, "volumeMounts", group)
         for group in CONTAINER_GROUPS
         for container in get_mappings(expected, group, _SPEC)
     }
     for group in CONTAINER_GROUPS:
         for container in get_mappings(pod_spec, group, _SPEC):
-            name = container.get("name")
+            name = get_string(container, "name", group)
             mounts = get_mappings(container, "volumeMounts", group)
             if name != CONTAINER_NAME:
                 mounts = _ours(container, "volumeMounts", group)

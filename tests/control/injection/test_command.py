@@ -122,6 +122,8 @@ WRONG = {
     + "container `main`.volumeMounts: must be a list of mappings": (
         pod("containers: [{name: main, volumeMounts: [x]}]")
     ),
+    "SC1012 MANIFEST_INVALID: " + HERE + "spec.containers.ports.containerPort: must be a whole "
+    "number from 0": pod("containers: [{name: c, image: i, ports: [{containerPort: [1]}]}]"),
     "SC1012 MANIFEST_INVALID: " + HERE + "pod.spec.terminationGracePeriodSeconds: must be a whole "
     "number from 0": pod(f"{{terminationGracePeriodSeconds: soon, {ONE}}}"),
     "SC1012 MANIFEST_INVALID: standard input: Job j: Job.spec.template: is missing": (
