@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from sidecar.units import GIB, MIB
+from sidecar.units import GIB, MIB, PIB
 
 TransportName = Literal["kernel", "libfuse"]
 Healing = Literal["resend", "remount"]
 CacheName = Literal["none", "disk", "memory", "node"]
 
+MOST_BYTES: Final = PIB
+"""Of any size: a number that no disk has is a mistake."""
 NAMES_READ_ONLY_S: Final = 60.0
 NAMES_WRITABLE_S: Final = 1.0
 
@@ -44,6 +46,7 @@ class Options:
         "Memory of the sidecar.",
         "a share of the container's limit",
         ge=16 * MIB,
+        le=MOST_BYTES,
     )
     part_bytes: int = _option(
         8 * MIB,
@@ -57,6 +60,7 @@ class Options:
         "What was written and is not in the bucket yet; beyond it writes get ENOSPC.",
         "Disk of the node.",
         ge=0,
+        le=MOST_BYTES,
     )
     cache: CacheName = _option(
         "none",
@@ -69,6 +73,7 @@ class Options:
         "Disk, or memory with `cache: memory`.",
         "in a pod 10Gi, in memory 1Gi; elsewhere by the room on the disk",
         ge=64 * MIB,
+        le=MOST_BYTES,
     )
     names_s: float | None = _option(
         None,
@@ -133,4 +138,4 @@ class Times:
         gt=0,
         le=86_400,
     )
-    grace_margin_s: float = field(default=5.0, metadata={"ge": 0})
+    grace_margin_s: float = field(default=5.0, metadata={"ge": 0, "le": 86_400})

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, Self
 
-from sidecar.options import Options, Times
+from sidecar.options import MOST_BYTES, Options, Times
 from sidecar.units import MIB
 
 SPEC_VERSION: Final = 1
@@ -206,8 +206,8 @@ class Access:
     The run's outputs directory gets them on every kind of volume.
     """
 
-    uid: int = field(default=0, metadata={"ge": 0})
-    gid: int = field(default=0, metadata={"ge": 0})
+    uid: int = field(default=0, metadata={"ge": 0, "le": 2**32 - 1})
+    gid: int = field(default=0, metadata={"ge": 0, "le": 2**32 - 1})
     file_mode: int = field(default=0o644, metadata={"ge": 0, "le": 0o7777})
     dir_mode: int = field(default=0o755, metadata={"ge": 0, "le": 0o7777})
 
@@ -228,7 +228,7 @@ class NodeCache:
     """
 
     host_path: str | None = None
-    size_bytes: int | None = field(default=None, metadata={"ge": 64 * MIB})
+    size_bytes: int | None = field(default=None, metadata={"ge": 64 * MIB, "le": MOST_BYTES})
     scope: CacheScope = "namespace"
 
 

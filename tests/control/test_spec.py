@@ -124,6 +124,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a secret key elsewhere": (source(IMAGES, "secret_key", "../azure/key.json"), INVALID),
     "an account at another host": (source(MODELS, "account", "evil.example/?"), INVALID),
     "an endpoint with a login": (source(MODELS, "endpoint_suffix", "x@evil.example"), INVALID),
+    "a spool that no disk has": (
+        put("volumes", MODELS, "options", "spool_bytes", value=10**60),
+        INVALID,
+    ),
     "a run that goes up": (put("run", value="../x"), RUN),
     "outputs elsewhere": (put("outputs_path", value="/data/team/x"), RUN),
     "outputs that go up": (

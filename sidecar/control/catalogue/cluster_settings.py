@@ -12,6 +12,7 @@ from sidecar.control.catalogue.options import Bounds, Values, parse_bounds, pars
 from sidecar.control.catalogue.quantity import parse_quantity
 from sidecar.control.catalogue.yaml_document import YamlValue
 from sidecar.errors import CatalogueInvalid, MountPathInvalid, OptionInvalid, UnknownKey
+from sidecar.options import MOST_BYTES
 from sidecar.paths import check_absolute_path
 from sidecar.spec import CacheScope, NodeCache
 from sidecar.spec_document import nearest
@@ -96,6 +97,6 @@ def _size_bytes(value: YamlValue, where: str) -> int:
         size_bytes = parse_quantity(str(value)).rounded_up
     except ValueError:
         raise OptionInvalid(problem) from None
-    if isinstance(value, bool) or size_bytes < _LEAST_BYTES:
+    if isinstance(value, bool) or not _LEAST_BYTES <= size_bytes <= MOST_BYTES:
         raise OptionInvalid(problem)
     return size_bytes

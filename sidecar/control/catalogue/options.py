@@ -22,7 +22,7 @@ from sidecar.errors import OptionInvalid, OptionRefused, UnknownKey
 from sidecar.options import Options, Times
 from sidecar.spec import PersistenceSpec
 from sidecar.spec_document import nearest
-from sidecar.units import GIB, MIB
+from sidecar.units import GIB, MIB, PIB, TIB
 
 PROFILE: Final = "profile"
 
@@ -240,7 +240,7 @@ def show(name: str, value: Any) -> str:
     """A value as people write it."""
     if not name.endswith("Bytes") or value is None:
         return f"{value:g}" if isinstance(value, float) else str(value)
-    for unit, size in (("Gi", GIB), ("Mi", MIB)):
+    for unit, size in (("Pi", PIB), ("Ti", TIB), ("Gi", GIB), ("Mi", MIB)):
         if value and value % size == 0:
             return f"{value // size}{unit}"
     return str(value)
