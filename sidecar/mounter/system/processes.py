@@ -114,7 +114,7 @@ class Processes:
         self._wake, wake_end = socket.socketpair()
         self._wake.setblocking(False)
         wake_end.setblocking(False)
-        self._wake_end = wake_end
+        _wake_ends.append((self._wake, wake_end))
         signal.set_wakeup_fd(wake_end.fileno(), warn_on_full_buffer=False)
         for number in _HANDLED:
             signal.signal(number, _wake_only)
@@ -304,6 +304,10 @@ class Processes:
     def _unregister(self, child: Child) -> None:
         if child.channel.fileno() >= 0 and child.channel.fileno() in self._selector.get_map():
             self._selector.unregister(child.channel)
+
+
+_wake_ends: list[tuple[socket.socket, socket.socket]] = []
+"""Never closed: the last signals come when this process is about to end."""
 
 
 def _wake_only(_number: int, _frame: object) -> None:
