@@ -15,6 +15,7 @@ from sidecar.units import GIB, MIB, PIB
 TransportName = Literal["kernel", "libfuse"]
 Healing = Literal["resend", "remount"]
 CacheName = Literal["none", "disk", "memory", "node"]
+ReadWhole = Literal["never", "models", "always"]
 
 MOST_BYTES: Final = PIB
 """Of any size: a number that no disk has is a mistake."""
@@ -82,6 +83,12 @@ class Options:
         "60 if the volume is read-only, else 1",
         ge=0,
         le=86_400,
+    )
+    read_whole: ReadWhole = _option(
+        "models",
+        "Which files of a read-only volume are brought whole once they are read out of order: "
+        "none, those named as a model's weights (safetensors, gguf, pt, pth, ckpt, onnx), or all.",
+        "Room in the page cache for the whole file, half of the sidecar's limit of memory at most.",
     )
     save_s: float = _option(
         60.0,

@@ -12,7 +12,7 @@ from sidecar.errors import SidecarError
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
-from sidecar.mounter.reading.object_reader import ObjectReader
+from sidecar.mounter.reading.object_reader import ObjectReader, PageCache
 from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare
 from sidecar.mounter.store.interface import ObjectInfo
 from tests.support.memory_store import MemoryStore
@@ -66,6 +66,7 @@ class Reading:
         size_bytes: int,
         budget_bytes: int = 256 * MIB,
         page_cache_bytes: int = 0,
+        loads_whole: bool = False,
     ) -> None:
         self.store = ScriptedStore()
         unit = random.Random(1).randbytes(MIB + 13)  # A wrong offset gives other bytes.
@@ -80,16 +81,25 @@ class Reading:
             metrics,
             8 * MIB,
             page_cache=PageCacheShare(page_cache_bytes),
+            loads_whole=lambda _: loads_whole,
         )
         self.readers: list[ObjectReader] = []
+        self.pages: list[tuple[int, int]] = []  # what the page cache was given, in order
+        self._filling = threading.Lock()
 
     def open(self, *, surplus: bool = False) -> ObjectReader:
         blocks = range(-(-self.info.size_bytes // MOST_BYTES))
-        reader = ObjectReader(
-            self.fetcher, self.info, background_blocks=blocks if surplus else None
-        )
+        region = range(self.info.size_bytes)
+        page_cache = PageCache(blocks, region, self.filled) if surplus else None
+        reader = ObjectReader(self.fetcher, self.info, page_cache=page_cache)
         self.readers.append(reader)
         return reader
+
+    def filled(self, offset: int, view: memoryview) -> None:
+        """Takes the place of the kernel's page cache."""
+        assert view == self.content[offset : offset + len(view)]
+        with self._filling:
+            self.pages.append((offset, offset + len(view)))
 
     def read(self, reader: ObjectReader, offset: int, size: int) -> bytes:
         result = reader.read(offset, size)

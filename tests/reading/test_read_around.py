@@ -23,10 +23,11 @@ from tests.reading.scripted import KIB, MIB, Reading
 from tests.support.clouds import RcloneCloud
 from tests.support.faults import FaultProxy
 from tests.support.killer import caches_kept, kill_worker
+from tests.support.page_cache import resident_pages
 from tests.support.servers import RcloneServer, S3Server
 from tests.support.sidecar import Sidecar
 
-BLOCK = 128 * KIB
+BLOCK, PAGE = 128 * KIB, 4 * KIB
 SIZE = 96 * MIB
 
 Make = Callable[..., Reading]
@@ -436,8 +437,13 @@ def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) 
                         for offset in itertools.islice(offsets, 100):
                             check(offset)
                 assert came
+                assert fetched() < 1.3 * size
+                pages = resident_pages(descriptor, size)
+                kept = next(at for at in range(0, size, BLOCK) if pages[at // PAGE])
+                before = fetched()
+                check(kept)
+                assert fetched() == before
                 for offset in range(0, size, BLOCK):
                     check(offset)
-                assert fetched() < 1.3 * size
             finally:
                 os.close(descriptor)

@@ -28,7 +28,7 @@ PROFILE: Final = "profile"
 
 PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
     "training": {},
-    "serving": {"cache": "disk", "names_s": 300.0, "part_bytes": 16 * MIB},
+    "serving": {"read_whole": "always", "names_s": 300.0, "part_bytes": 16 * MIB},
     "checkpointing": {"save_s": 5.0, "part_bytes": 32 * MIB, "spool_bytes": 50 * GIB},
     "interactive": {"names_s": 1.0, "save_s": 15.0, "retry_s": 10.0},
 }

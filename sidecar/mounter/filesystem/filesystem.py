@@ -58,7 +58,7 @@ from sidecar.mounter.filesystem.readdir import DirectoryEntry
 from sidecar.mounter.filesystem.recovery import Recovery
 from sidecar.mounter.filesystem.rename import Rename
 from sidecar.mounter.reading.fetcher import Fetcher
-from sidecar.mounter.reading.object_reader import ReadResult
+from sidecar.mounter.reading.read_result import ReadResult
 from sidecar.mounter.store.interface import Fetch, ObjectInfo, Store
 from sidecar.mounter.writing.spool import Spool
 from sidecar.mounter.writing.uploader import Uploader

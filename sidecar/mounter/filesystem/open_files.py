@@ -32,7 +32,8 @@ from sidecar.mounter.filesystem.records import FILE_HANDLE, FileClosed, FileOpen
 from sidecar.mounter.filesystem.saving import Saver
 from sidecar.mounter.filesystem.write_back import WriteBack
 from sidecar.mounter.reading.fetcher import Fetcher
-from sidecar.mounter.reading.object_reader import ObjectReader, ReadResult
+from sidecar.mounter.reading.object_reader import ObjectReader
+from sidecar.mounter.reading.read_result import ReadResult
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.writing.spool import Spool
 from sidecar.mounter.writing.uploader import Uploader

@@ -6,7 +6,9 @@ Chooses no ranges, and keeps nothing of what it fetched.
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -22,6 +24,7 @@ from sidecar.mounter.store.interface import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 
+MOST_LOADING = 8
 _LEASE_POLL_S = 0.002
 """How often a block is looked for that another process is fetching."""
 
@@ -49,6 +52,14 @@ class _NotPooled:
 NOT_POOLED = _NotPooled()
 
 
+LoadsWhole = Callable[[ObjectInfo], bool]
+
+
+def never_whole(_info: ObjectInfo) -> bool:
+    """No object is known to be loaded whole."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Fetcher:
     """What all handles of one mount share in one process.
@@ -58,7 +69,9 @@ class Fetcher:
         part_bytes: largest part.
         cache: objects on local disk; None without a disk cache.
         cache_writer: stores in ``cache`` what was fetched.
-        page_cache: room in the kernel's page cache for read-around.
+        page_cache: room in the kernel's page cache for what nobody has asked for.
+        loads_whole: whether programs load an object whole.
+        loading: bounds the threads that do so, of all objects.
     """
 
     store: Store
@@ -69,6 +82,10 @@ class Fetcher:
     cache: DiskCache | None = None
     cache_writer: CacheWriter = field(default_factory=CacheWriter)
     page_cache: PageCacheShare = field(default_factory=lambda: PageCacheShare(0))
+    loads_whole: LoadsWhole = never_whole
+    loading: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(MOST_LOADING)
+    )
 
     def fetch(
         self,

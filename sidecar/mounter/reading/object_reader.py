@@ -11,13 +11,15 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from sidecar.errors import WouldBlock
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.reading.fetcher import NOT_POOLED, Fetcher
 from sidecar.mounter.reading.read_around import MOST_BYTES, ReadAround
+from sidecar.mounter.reading.read_result import ReadResult, nothing
+from sidecar.mounter.reading.whole_load import Fill, WholeLoad
 from sidecar.mounter.reading.window import WHOLE_OBJECT_BYTES, Part, Window, Windows
 from sidecar.mounter.store.interface import ObjectInfo
 
@@ -25,22 +27,20 @@ IDLE_S = 1.0
 """Windows that were not read for so long may be dropped when another reader needs memory."""
 
 
-def _nothing() -> None:
-    """Nothing to release: the bytes belong to the result alone."""
-
-
-class ReadResult(NamedTuple):
-    """Bytes for one read. ``release`` must be called once they were copied or sent.
+@dataclass(frozen=True, slots=True)
+class PageCache:
+    """What a reader may put into the kernel's page cache.
 
     Attributes:
-        surplus: (offset, bytes) that were fetched around them, for the kernel's page cache.
-        given: must be called once the kernel has the surplus.
+        blocks: the blocks of :data:`.read_around.MOST_BYTES` that it reads ahead in the
+            background; other processes have the others.
+        region: the bytes that it loads where an object is loaded whole.
+        fill: fills the pages of the object.
     """
 
-    views: list[memoryview]
-    release: Callable[[], None]
-    surplus: Sequence[tuple[int, memoryview]] = ()
-    given: Callable[[], None] = _nothing
+    blocks: range
+    region: range
+    fill: Fill
 
 
 class ObjectReader:
@@ -48,13 +48,12 @@ class ObjectReader:
 
     Args:
         info: the object's pinned version.
-        background_blocks: the blocks of :data:`.read_around.MOST_BYTES` that this reader reads
-            ahead in the background; other processes have the others. None: the caller cannot
-            fill the kernel's page cache, so nothing is fetched around random reads.
+        page_cache: None: the caller cannot fill the kernel's page cache, so nothing is fetched
+            around random reads.
     """
 
     def __init__(
-        self, fetcher: Fetcher, info: ObjectInfo, *, background_blocks: range | None = None
+        self, fetcher: Fetcher, info: ObjectInfo, *, page_cache: PageCache | None = None
     ) -> None:
         self.info = info
         self._fetcher = fetcher
@@ -69,8 +68,12 @@ class ObjectReader:
         self._windows = Windows(fetcher, info, self._alignment_bytes)
         self._read_around: ReadAround | None = None
         is_large = info.size_bytes > WHOLE_OBJECT_BYTES
-        if background_blocks is not None and self._entry is None and is_large:
-            self._read_around = ReadAround(fetcher.page_cache, info.size_bytes, background_blocks)
+        self._page_cache = page_cache if self._entry is None and is_large else None
+        if self._page_cache is not None:
+            blocks = self._page_cache.blocks
+            self._read_around = ReadAround(fetcher.page_cache, info.size_bytes, blocks)
+        self._whole: WholeLoad | None = None
+        self._may_load_whole = self._page_cache is not None and fetcher.loads_whole(info)
         self._background = threading.Lock()  # held by the thread that reads ahead
 
     def read(self, offset: int, size: int, *, wait: bool = True) -> ReadResult:
@@ -84,7 +87,9 @@ class ObjectReader:
         """
         end = min(offset + size, self.info.size_bytes)
         if offset >= end:
-            return ReadResult([], _nothing)
+            return ReadResult([], nothing)
+        if (result := self._read_of_whole(offset, end, wait)) is not None:
+            return result
         with self._lock:
             self._used_s = time.monotonic()
             if self._is_idle and wait and not self._closed:
@@ -103,6 +108,8 @@ class ObjectReader:
         if window is None or not parts:
             if not wait:
                 raise WouldBlock(self.info.key)
+            if self._begin_whole() and (result := self._read_of_whole(offset, end, wait)):
+                return result
             return self._read_directly(entry, offset, end)
         return self._read_parts(window, parts, missing, offset, end, wait)
 
@@ -117,8 +124,10 @@ class ObjectReader:
         """
         end = min(offset + size, self.info.size_bytes)
         if offset >= end:
-            take(ReadResult([], _nothing))
+            take(ReadResult([], nothing))
             return True
+        if self._whole is not None and self._whole.covers(offset, end):
+            return False
         with self._lock:
             self._used_s = time.monotonic()
             window = None if self._closed else self._windows.find(offset, end, False, self)
@@ -166,6 +175,7 @@ class ObjectReader:
         try:
             if time.monotonic() - self._used_s < idle_s:
                 return False
+            self._end_whole()
             if self._read_around is not None:
                 self._read_around.pause()
             self._release_entry()
@@ -181,9 +191,50 @@ class ObjectReader:
                 return
             self._closed = True
             self._windows.close(self)
+            self._end_whole()
             if self._read_around is not None:
                 self._read_around.pause()
             self._release_entry()
+
+    # --- an object that is loaded whole -----------------------------------------------------
+
+    def _begin_whole(self) -> bool:
+        """Whether the object is loaded whole from now on, after its first read out of order."""
+        with self._lock:
+            if not self._may_load_whole or self._closed or self._page_cache is None:
+                return False
+            if self._whole is None:
+                region = self._page_cache.region
+                if not self._fetcher.page_cache.reserve(len(region)):
+                    self._may_load_whole = False
+                    return False
+                self._windows.close(self)
+                self._whole = WholeLoad(self._fetcher, self.info, region, self._page_cache.fill)
+            return True
+
+    def _read_of_whole(self, offset: int, end: int, wait: bool) -> ReadResult | None:
+        """A read of an object that is loaded whole; None for any other."""
+        whole = self._whole
+        if whole is None or not whole.covers(offset, end):
+            return None
+        self._used_s = time.monotonic()
+        began_s = time.perf_counter()
+        result = whole.read(offset, end, wait=wait)
+        if result is not None:
+            self._fetcher.metrics.stall_seconds.inc(time.perf_counter() - began_s)
+            self._fetcher.metrics.cache_misses.inc()
+        elif not whole.pays:
+            with self._lock:
+                self._may_load_whole = False
+                self._end_whole()
+        return result
+
+    def _end_whole(self) -> None:
+        """Load no more of it. The lock is held."""
+        if self._whole is not None and self._page_cache is not None:
+            self._whole.end()
+            self._whole = None
+            self._fetcher.page_cache.give_back(len(self._page_cache.region))
 
     # --- the lock is held -----------------------------------------------------------------
 
@@ -233,7 +284,7 @@ class ObjectReader:
         fetcher.metrics.cache_misses.inc()
         views = [buffer[offset - first : end - first]]
         if self._read_around is None:
-            return ReadResult(views, _nothing)
+            return ReadResult(views, nothing)
         before, after = buffer[: offset - first], buffer[end - first :]
         return ReadResult(
             views,

@@ -37,10 +37,12 @@ from sidecar.mounter.fuse.stuck import StuckThreads
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
+from sidecar.mounter.reading.whole_load import is_loaded_whole
+from sidecar.mounter.reading.window import WHOLE_OBJECT_BYTES
 from sidecar.mounter.store import network, open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell
-from sidecar.mounter.store.interface import Store
+from sidecar.mounter.store.interface import ObjectInfo, Store
 from sidecar.mounter.system import directories, hardening, mounts
 from sidecar.mounter.system.atomic_file import replace_text
 from sidecar.mounter.system.channel import Channel, Message
@@ -238,7 +240,7 @@ class Worker:
             return self._fetcher(store, metrics, self._memory_bytes // count)
 
         notifier = Notifier(lambda: beats.beat(0))
-        readers = ReaderPool(count, build, self._failures.take)
+        readers = ReaderPool(count, build, self._failures.take, self._loads_whole)
         pids = (notifier.pid, *readers.pids)
         end_with_children(pids)
         check = HangCheck(self._stuck_threads(server.SERVING), beats, dict(enumerate(pids)))
@@ -258,7 +260,12 @@ class Worker:
             self._open_cache(metrics),
             CacheWriter(),
             PageCacheShare(budgets.page_cache_bytes(self._spec)),
+            self._loads_whole,
         )
+
+    def _loads_whole(self, info: ObjectInfo) -> bool:
+        is_large = info.size_bytes > WHOLE_OBJECT_BYTES
+        return is_large and is_loaded_whole(self._options.read_whole, info.key)
 
     def _open_cache(self, metrics: VolumeMetrics) -> DiskCache | None:
         """The disk cache, which each process opens for itself. None if it is off or broken."""

@@ -32,7 +32,8 @@ from sidecar.mounter.fuse.readers.messages import (
     unpack_report,
 )
 from sidecar.mounter.fuse.readers.process import process_by_place
-from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.reading.fetcher import Fetcher, LoadsWhole, never_whole
+from sidecar.mounter.reading.whole_load import process_of_region
 from sidecar.mounter.reading.window import (
     KEEP_BEHIND_BYTES,
     MAX_STREAMS,
@@ -57,16 +58,28 @@ class _KnownSource:
         processes: the reader processes that have it.
         ends: where recent reads ended, and in which process, the latest last.
         direct_bytes: how much was read directly.
+        may_load_whole: programs load it whole.
+        is_out_of_order: it is not read from start to end.
     """
 
-    __slots__ = ("direct_bytes", "ends", "id", "info", "processes")
+    __slots__ = (
+        "direct_bytes",
+        "ends",
+        "id",
+        "info",
+        "is_out_of_order",
+        "may_load_whole",
+        "processes",
+    )
 
-    def __init__(self, source: int, info: ObjectInfo) -> None:
+    def __init__(self, source: int, info: ObjectInfo, *, may_load_whole: bool) -> None:
         self.id = source
         self.info = info
         self.processes: set[int] = set()
         self.ends: deque[tuple[int, int]] = deque(maxlen=MAX_STREAMS)
         self.direct_bytes = 0
+        self.may_load_whole = may_load_whole
+        self.is_out_of_order = False
 
     def follows(self, offset: int) -> tuple[int, int] | None:
         """Which of the recent reads one at ``offset`` follows, or steps back from a little."""
@@ -87,13 +100,21 @@ class ReaderPool:
         build: makes the fetcher of process ``n``, in that process, from ``n`` and who is told
             how its calls to the store ended.
         tell: is told that here.
+        loads_whole: whether programs load an object whole (:mod:`...reading.whole_load`).
 
     Attributes:
         pids: of the processes.
     """
 
-    def __init__(self, processes: int, build: Callable[[int, Tell], Fetcher], tell: Tell) -> None:
+    def __init__(
+        self,
+        processes: int,
+        build: Callable[[int, Tell], Fetcher],
+        tell: Tell,
+        loads_whole: LoadsWhole = never_whole,
+    ) -> None:
         self._tell = tell
+        self._loads_whole = loads_whole
         self._sockets: list[socket.socket] = []
         self.pids: list[int] = []
         self._ids = count(1)
@@ -161,6 +182,8 @@ class ReaderPool:
         if offset == 0:
             return False
         opened = self._open(inode, handle, info)
+        if opened.may_load_whole:
+            return False
         if opened.direct_bytes >= _MOST_DIRECT_BYTES or opened.follows(offset):
             return False
         opened.direct_bytes += wanted
@@ -191,7 +214,9 @@ class ReaderPool:
             known.move_to_end(number)
             return opened
         self._close((opened,))
-        opened = known[number] = _KnownSource(next(self._ids), info)
+        opened = known[number] = _KnownSource(
+            next(self._ids), info, may_load_whole=handle is None and self._loads_whole(info)
+        )
         known.move_to_end(number)
         if len(known) > _MOST_SOURCES:
             self._close([known.pop(old, None) for old in list(known)[:_EVICTED_TOGETHER]])
@@ -208,10 +233,15 @@ class ReaderPool:
 
     def _process_for(self, opened: _KnownSource, offset: int) -> int:
         """The process whose window the READ belongs to, else one by the place of the READ."""
+        if opened.is_out_of_order:
+            return process_of_region(opened.info.size_bytes, offset, len(self._sockets))
         followed = opened.follows(offset)
         if followed is not None:
             opened.ends.remove(followed)
             return followed[1]
+        if opened.may_load_whole and offset:
+            opened.is_out_of_order = True
+            return self._process_for(opened, offset)
         return self._process_by_place(opened, offset)
 
     def _process_by_place(self, opened: _KnownSource, offset: int) -> int:

@@ -28,8 +28,10 @@ from sidecar.mounter.fuse.readers.messages import (
     unpack_request,
 )
 from sidecar.mounter.reading.fetcher import Fetcher
-from sidecar.mounter.reading.object_reader import ObjectReader, ReadResult
+from sidecar.mounter.reading.object_reader import ObjectReader, PageCache
 from sidecar.mounter.reading.read_around import MOST_BYTES
+from sidecar.mounter.reading.read_result import ReadResult
+from sidecar.mounter.reading.whole_load import region_of_process
 from sidecar.mounter.store.failures import Outcome, Tell
 from sidecar.mounter.system.memory_pressure import MemoryPressure
 
@@ -161,13 +163,20 @@ class _ReaderProcess:
         os._exit(0)
 
     def _open(self, source: Source) -> None:
-        background_blocks = None
+        page_cache = None
         if source.handle is None:
-            size_bytes = source.info.size_bytes
-            background_blocks = blocks_of_process(
-                source.id, size_bytes, self._index, self._processes
+            size_bytes, share = source.info.size_bytes, (self._index, self._processes)
+
+            def fill(offset: int, view: memoryview) -> None:
+                with self._filling:
+                    fill_pages(self._descriptor, source.inode, offset, view)
+
+            page_cache = PageCache(
+                blocks_of_process(source.id, size_bytes, *share),
+                region_of_process(size_bytes, *share),
+                fill,
             )
-        reader = ObjectReader(self._fetcher, source.info, background_blocks=background_blocks)
+        reader = ObjectReader(self._fetcher, source.info, page_cache=page_cache)
         self._sources[source.id] = _OpenSource(source, reader)
 
     def _drop_idle(self) -> None:
