@@ -130,12 +130,17 @@ def test_an_outage_is_said_once_and_shown_until_it_is_over(
             mortal.server.start()
 
             def works() -> bool:
-                os.pread(reading, MIB, 12 * MIB)
-                os.listdir(mount / "folder")
-                os.fsync(w)
-                for name in ("again", "file"):
-                    save(mount / name)
-                    os.unlink(mount / name)
+                try:
+                    os.pread(reading, MIB, 12 * MIB)
+                    os.listdir(mount / "folder")
+                    os.fsync(w)
+                    for name in ("again", "file"):
+                        save(mount / name)
+                        os.unlink(mount / name)
+                except OSError as error:  # the budget for an outage is short, and the machine busy
+                    if error.errno != errno.EIO:
+                        raise
+                    return False
                 return sidecar.volume_status("train")["error"] is None
 
             sidecar.wait_for(works)

@@ -210,11 +210,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "SC1028 OPTION_REFUSED: annotation: v.cache: disk: the admin allows `none` or `node`",
     ),
     "by a profile": (
-        {"cluster": {"bounds": {"cache": ["none"]}}, "pod": {"v": {"profile": "serving"}}},
+        {"cluster": {"bounds": {"readWhole": ["never"]}}, "pod": {"v": {"profile": "serving"}}},
         (
-            "SC1028 OPTION_REFUSED: annotation: v.cache: disk (by the profile "
-            "serving of the pod): the "
-            "admin allows `none`"
+            "SC1028 OPTION_REFUSED: annotation: v.readWhole: always (by the profile serving of the "
+            "pod): the admin allows `never`"
         ),
     ),
     "a bound of nothing": (
