@@ -7,6 +7,7 @@ import json
 from tests.support.cluster import Cluster
 
 _PYTHON = "/opt/sidecar/bin/python"
+_CACHE = "/var/cache/sidecar/node"
 _MOUNTS = """
 import json
 lines = [line.split() for line in open("/proc/self/mountinfo")]
@@ -75,7 +76,7 @@ class Nodes:
 
     def trim_cache(self, size: str) -> None:
         """Have the janitors look at the nodes' caches once, as with this budget."""
-        options = "--once", "--node-cache=/var/cache/sidecar/node", f"--node-cache-size={size}"
+        options = "--once", f"--node-cache={_CACHE}", f"--node-cache-size={size}"
         for janitor in self._janitors():
             root = self._root(janitor)
             self._cluster.kubectl(
@@ -83,12 +84,20 @@ class Nodes:
                 *("sidecar", "janitor", "--root", root, *options),
             )
 
+    def empty_cache(self) -> None:
+        """Delete what is in the nodes' caches, of which no pod runs."""
+        program = "import os, shutil, sys\n"
+        program += "for name in os.listdir(sys.argv[1]):\n"
+        program += "    path = os.path.join(sys.argv[1], name)\n"
+        program += "    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)\n"
+        for janitor in self._janitors():
+            self._python(janitor, program, _CACHE)
+
     def cached_bytes(self) -> int:
         """What the nodes' caches occupy on disk."""
         program = "import sys; from sidecar.mounter.cache.cache_folder import occupied_bytes; "
         program += "from pathlib import Path; print(occupied_bytes(Path(sys.argv[1])))"
-        folder = "/var/cache/sidecar/node"
-        return sum(int(self._python(janitor, program, folder)) for janitor in self._janitors())
+        return sum(int(self._python(janitor, program, _CACHE)) for janitor in self._janitors())
 
     def _root(self, janitor: str) -> str:
         pod = self._cluster.get("-n", "mount-sidecar", "pod", janitor)

@@ -21,7 +21,7 @@ KUBELET = os.environ.get("CLUSTER_KUBELET", "/var/lib/kubelet")
 EXPERIMENT_IMAGE = image(PREFIX, "experiment")
 BUCKET = "runs"
 NODE_CACHE = f"{KUBELET}/mount-sidecar-test-cache"
-"""Of the node; removed by the test that fills it."""
+"""Of the node; emptied by the test that fills it, and left as an empty directory."""
 
 
 def _catalogue() -> str:

@@ -6,14 +6,13 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 import pytest
 
-from tests.cluster.pods.conftest import EXPERIMENT_IMAGE, NODE_CACHE, Run
+from tests.cluster.pods.conftest import Run
 from tests.support.clouds import S3Cloud
-from tests.support.cluster import Cluster, Refused
-from tests.support.cluster_pods import ClusterPod, experiment
+from tests.support.cluster import Refused
+from tests.support.cluster_pods import ClusterPod
 from tests.support.node import Nodes
 from tests.support.stores_in_a_pod import Stores
 
@@ -84,25 +83,11 @@ def test_a_pod_s_own_cache_answers_the_second_epoch(stores: Stores, run: Run, ca
 
 
 @pytest.fixture
-def node_cache(installed: Cluster) -> Iterator[None]:
-    """The node's cache is empty before and gone afterwards."""
-    _remove_node_cache(installed)
+def node_cache(nodes: Nodes) -> Iterator[None]:
+    """The node's cache is empty before and afterwards."""
+    nodes.empty_cache()
     yield
-    _remove_node_cache(installed)
-
-
-def _remove_node_cache(cluster: Cluster) -> None:
-    place = PurePosixPath(NODE_CACHE)
-    volume = {"name": "node", "hostPath": {"path": str(place.parent)}}
-    document = experiment("cleans", EXPERIMENT_IMAGE, ["rm", "-rf", f"/node/{place.name}"])
-    document["metadata"]["labels"] = {}
-    document["spec"]["volumes"] = [volume]
-    document["spec"]["containers"][0] |= {
-        "volumeMounts": [{"name": "node", "mountPath": "/node"}],
-        "securityContext": {"runAsUser": 0},
-    }
-    with ClusterPod.create(cluster, document) as pod:
-        assert pod.wait_until_ended() == "Succeeded", pod.described()
+    nodes.empty_cache()
 
 
 @pytest.mark.parametrize(
