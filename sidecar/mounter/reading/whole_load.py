@@ -27,8 +27,8 @@ from sidecar.units import MIB
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 4 * MIB
-_THREADS = 4
+BLOCK_BYTES = 8 * MIB
+_THREADS = 5
 """For one object in one process, besides those of its reads."""
 _FILLED_TOGETHER_BYTES = 1 * MIB
 _DROPPED_READS = 32
