@@ -163,13 +163,17 @@ def test_reads_of_one_block_wait_for_one_fetch(reading: Make) -> None:
 def test_a_read_that_may_not_wait_says_so(reading: Make) -> None:
     one = reading()
     reader = one.open(surplus=True)
-    one.check(reader, 8 * MIB, ASKED)
     one.store.gate.clear()
-    try:
-        with pytest.raises(WouldBlock):
-            reader.read(32 * MIB, ASKED, wait=False)
-    finally:
-        one.store.gate.set()
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(one.read, reader, 8 * MIB, ASKED)
+        wait_until(lambda: one.store.under_way == 1, "it is fetched")
+        try:
+            for offset in (8 * MIB, 32 * MIB):
+                with pytest.raises(WouldBlock):
+                    reader.read(offset, ASKED, wait=False)
+        finally:
+            one.store.gate.set()
+        assert read.result() == one.content[8 * MIB : 8 * MIB + ASKED]
 
 
 def test_a_read_may_lie_in_two_blocks(reading: Make) -> None:
