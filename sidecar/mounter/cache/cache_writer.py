@@ -1,7 +1,6 @@
 """Stores fetched ranges in the disk cache in the background: one thread and a short queue.
 
-Fetches nothing, and knows no reader. If the disk is slower than the store, ranges are left
-out, so that nobody waits for the disk.
+Fetches nothing, and knows no reader.
 """
 
 from __future__ import annotations
@@ -52,7 +51,10 @@ class CacheWriter:
         data: memoryview,
         release: Callable[[], None],
     ) -> None:
-        """Store ``data`` of a version in the cache, from ``start``, unless the queue is full.
+        """Store ``data`` of a version in the cache, from ``start``: at once if the queue is full.
+
+        Then the disk is slower than the store, and whoever fetches waits for it: a cache that
+        kept a part only would have the rest fetched again by the next pod.
 
         Args:
             entry: the version's, which the caller has acquired. None: the thread acquires it,
@@ -66,30 +68,33 @@ class CacheWriter:
             fits = self._queued_bytes + len(data) <= _MOST_QUEUED_BYTES
             if fits:
                 self._queued_bytes += len(data)
+        if entry is not None:
+            cache.retain(entry)
+        queued = _QueuedRange(cache, info, entry, start, data, release)
         if fits:
-            if entry is not None:
-                cache.retain(entry)
-            self._queue.put(_QueuedRange(cache, info, entry, start, data, release))
-            return
-        try:
-            if entry is not None:
-                entry.unclaim(start, start + len(data))
-        finally:
-            release()
+            self._queue.put(queued)
+        else:
+            self._write(queued)
 
     def _run(self) -> None:
         while True:
-            cache, info, entry, start, data, release = self._queue.get()
+            queued = self._queue.get()
             try:
-                entry = entry or cache.acquire(info)
-                if entry is not None:
-                    self._store(entry, start, data)
+                self._write(queued)
             finally:
                 with self._lock:
-                    self._queued_bytes -= len(data)
-                release()
-                if entry is not None:
-                    cache.release(entry)
+                    self._queued_bytes -= len(queued.data)
+
+    def _write(self, queued: _QueuedRange) -> None:
+        cache, info, entry, start, data, release = queued
+        try:
+            entry = entry or cache.acquire(info)
+            if entry is not None:
+                self._store(entry, start, data)
+        finally:
+            release()
+            if entry is not None:
+                cache.release(entry)
 
     def _store(self, entry: CacheEntry, start: int, data: memoryview) -> None:
         try:

@@ -38,7 +38,7 @@ _NOT_FETCHED, _IN_MEMORY, _GIVEN = 0, 1, 2
 _MODELS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".onnx")
 
 Fill = Callable[[int, memoryview], None]
-"""Fills the kernel's page cache from an offset. Raises OSError where that cannot be."""
+"""Fills the kernel's page cache from an offset. What the kernel refuses is lost."""
 
 
 def is_loaded_whole(choice: ReadWhole, key: str) -> bool:
@@ -223,47 +223,51 @@ class WholeLoad:
 
     def _bring(self) -> None:
         """Fetch and give one block after the other, as long as that pays."""
-        try:
-            with self._fetcher.loading:
-                while (taken := self._take()) is not None:
-                    part, is_begun = taken
-                    try:
-                        if is_begun:
-                            part.fetch(self._fetcher, self._info)
-                        part.done.wait()
-                        if part.error is not None:  # whoever reads it is told, if it lasts
-                            self._forget_failed(part)
-                            return
-                        self._start_threads()
-                        for low, high in self._left(part):
-                            for at in range(low, high, _FILLED_TOGETHER_BYTES):
-                                last = min(high, at + _FILLED_TOGETHER_BYTES)
-                                self._fill(at, _bytes_of(part, at, last))
-                        self._give(part)
-                    finally:
-                        part.drop()
-        except OSError as error:  # the file or the mount is gone
-            log.info("`%s` is not loaded any further: %s", self._info.key, error)
-        finally:
-            with self._lock:
-                self._threads -= 1
+        with self._fetcher.loading:
+            while (taken := self._take()) is not None:
+                if not self._bring_one(*taken):
+                    with self._lock:
+                        self._threads -= 1
+                    return
 
     def _take(self) -> tuple[Part, bool] | None:
-        """A part to give, held, and whether to fetch it first; None if there is none."""
+        """A part to give, held, and whether to fetch it first.
+
+        None if there is none: then this thread counts no more, and what comes needs another one.
+        """
         with self._lock:
-            if self._ended or not self.pays:
-                return None
-            if self._unfilled:
-                part = self._unfilled.popleft()
-                part.hold()
-                return part, False
-            number = self._following()
-            begun = None if number is None else self._begin(number)
-            if begun is None:
-                return None
-            self._next = begun.end // BLOCK_BYTES
-            begun.hold()
-            return begun, True
+            if not self._ended and self.pays:
+                if self._unfilled:
+                    part = self._unfilled.popleft()
+                    part.hold()
+                    return part, False
+                number = self._following()
+                begun = None if number is None else self._begin(number)
+                if begun is not None:
+                    self._next = begun.end // BLOCK_BYTES
+                    begun.hold()
+                    return begun, True
+            self._threads -= 1
+            return None
+
+    def _bring_one(self, part: Part, is_begun: bool) -> bool:
+        """Give the kernel a part that is held, and drop it. False if nothing more is to come."""
+        try:
+            if is_begun:
+                part.fetch(self._fetcher, self._info)
+            part.done.wait()
+            if part.error is not None:  # whoever reads it is told, if it lasts
+                self._forget_failed(part)
+                return False
+            self._start_threads()
+            for low, high in self._left(part):
+                for at in range(low, high, _FILLED_TOGETHER_BYTES):
+                    last = min(high, at + _FILLED_TOGETHER_BYTES)
+                    self._fill(at, _bytes_of(part, at, last))
+            self._give(part)
+        finally:
+            part.drop()
+        return True
 
     def _left(self, part: Part) -> Iterator[tuple[int, int]]:
         """What of a part no read has got."""
