@@ -26,6 +26,7 @@ from tests.support.killer import caches_kept, kill_worker
 from tests.support.page_cache import resident_pages
 from tests.support.servers import RcloneServer, S3Server
 from tests.support.sidecar import Sidecar
+from tests.support.waiting import wait_until
 
 BLOCK, PAGE = 128 * KIB, 4 * KIB
 SIZE = 96 * MIB
@@ -437,6 +438,7 @@ def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) 
                         for offset in itertools.islice(offsets, 100):
                             check(offset)
                 assert came
+                wait_until(lambda: not comes_by_itself(), "all of it is there", 60)
                 assert fetched() < 1.3 * size
                 pages = resident_pages(descriptor, size)
                 kept = next(at for at in range(0, size, BLOCK) if pages[at // PAGE])

@@ -269,13 +269,15 @@ class ObjectReader:
         if self._read_around is not None:
             with self._lock:
                 first, last = self._read_around.begin(offset, end)
-        buffer = memoryview(bytearray(last - first))
         fetcher = self._fetcher
+        # A buffer that is used again costs no page faults. Only where nobody keeps it for longer.
+        pooled = fetcher.buffers.take(last - first) if self._read_around is not None else None
+        buffer = memoryview(bytearray(last - first) if pooled is None else pooled)
         began_s = time.perf_counter()
         try:
             fetcher.fetch(self.info, entry, first, buffer, NOT_POOLED)
         except BaseException:
-            self._end_read_around(first)
+            self._end_read_around(first, pooled)
             raise
         finally:
             if entry is not None and fetcher.cache is not None:
@@ -288,12 +290,14 @@ class ObjectReader:
         before, after = buffer[: offset - first], buffer[end - first :]
         return ReadResult(
             views,
-            functools.partial(self._end_read_around, first),
+            functools.partial(self._end_read_around, first, pooled),
             [(at, view) for at, view in ((first, before), (end, after)) if view],
             functools.partial(self._given, first, last),
         )
 
-    def _end_read_around(self, first: int) -> None:
+    def _end_read_around(self, first: int, pooled: bytearray | None) -> None:
+        if pooled is not None:
+            self._fetcher.buffers.give_back(pooled)
         if self._read_around is not None:
             with self._lock:
                 self._read_around.end(first)
