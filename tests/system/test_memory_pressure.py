@@ -30,14 +30,15 @@ class Host:
     def write(self, name: str, value: object) -> None:
         (self.folder / name).write_text(f"{value}\n")
 
-    def use(self, mib: int, *, cached_mib: int = 0) -> None:
-        """What processes use, and page cache besides: half of it active."""
+    def use(self, mib: int, *, cached_mib: int = 0, tmpfs_mib: int = 0) -> None:
+        """What processes use, and page cache besides: half of it active; and files of a tmpfs."""
         usage, prefix = ("memory.current", "")
         if self.version == 1:
             usage, prefix = "memory.usage_in_bytes", "total_"
-        self.write(usage, (mib + cached_mib) * MIB)
+        self.write(usage, (mib + cached_mib + tmpfs_mib) * MIB)
         half = cached_mib * MIB // 2
-        stat = f"cache 1\n{prefix}inactive_file {half}\n{prefix}active_file {half}\nother 5"
+        stat = f"cache 1\n{prefix}inactive_file {half}\n{prefix}active_file {half}\nother 5\n"
+        stat += f"{prefix}shmem {tmpfs_mib * MIB}"
         self.write("memory.stat", stat)
 
     @property
@@ -54,6 +55,14 @@ def test_page_cache_does_not_count(host: Host) -> None:
     assert host.part == pytest.approx(0.5)
     host.use(50, cached_mib=50)
     assert host.part == pytest.approx(0.5)
+
+
+def test_a_cache_in_memory_is_neither_used_nor_room(host: Host) -> None:
+    """Its size was added to the limit, and when it is full nothing is short."""
+    host.use(20, tmpfs_mib=60)
+    assert host.part == pytest.approx(20 / 40)
+    host.use(38, tmpfs_mib=60)
+    assert host.part == pytest.approx(38 / 40)
 
 
 def test_a_throttling_limit_counts(tmp_path: Path) -> None:

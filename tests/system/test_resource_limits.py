@@ -49,7 +49,7 @@ def group(host: Path, text: str) -> None:
 
 
 def budget(host: Path, mounts: int = 1) -> int:
-    return memory_budget_bytes(mounts, host / "cgroup", host / "proc")
+    return memory_budget_bytes(mounts, 0, host / "cgroup", host / "proc")
 
 
 def test_without_a_limit_the_most(host: Path) -> None:
@@ -171,5 +171,6 @@ def test_a_mount_works_without_a_usable_cache_folder(s3_server: S3Server, tmp_pa
 def test_half_of_the_limit_may_wait_in_the_page_cache(host: Path) -> None:
     limit(host, "memory.max", str(1024 * MIB))
     group(host, "0::/")
-    assert page_cache_bytes(1, host / "cgroup", host / "proc") == 512 * MIB
-    assert page_cache_bytes(4, host / "cgroup", host / "proc") == 128 * MIB
+    assert page_cache_bytes(1, 0, host / "cgroup", host / "proc") == 512 * MIB
+    assert page_cache_bytes(4, 0, host / "cgroup", host / "proc") == 128 * MIB
+    assert page_cache_bytes(1, 768 * MIB, host / "cgroup", host / "proc") == 128 * MIB

@@ -26,15 +26,21 @@ _LEAST: Final = 1 / 16
 
 
 class _Names(NamedTuple):
-    """The files of a version, and what in memory.stat the kernel can take back."""
+    """The files of a version, and fields of memory.stat.
+
+    Attributes:
+        reclaimable: what the kernel can take back.
+        tmpfs: what files of a tmpfs take: a cache in memory, whose size is part of the limit.
+    """
 
     usage: str
     reclaimable: tuple[str, ...]
+    tmpfs: str
 
 
 _NAMES: Final = {
-    1: _Names("memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
-    2: _Names("memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
+    1: _Names("memory.usage_in_bytes", ("total_inactive_file", "total_active_file"), "total_shmem"),
+    2: _Names("memory.current", ("inactive_file", "active_file", "slab_reclaimable"), "shmem"),
 }
 
 
@@ -48,11 +54,15 @@ def used_part(cgroups: Path = CGROUPS, proc: Path = PROC) -> float:
             lines = (group.folder / "memory.stat").read_text().splitlines()
         except (FileNotFoundError, NotADirectoryError):
             continue  # the root group of version 2 has none
+        limit_bytes = group.limit_bytes
         for line in lines:
             name, _, size = line.partition(" ")
             if name in names.reclaimable:
                 used_bytes -= int(size)
-        part = max(part, used_bytes / group.limit_bytes)
+            elif name == names.tmpfs:
+                used_bytes -= int(size)
+                limit_bytes -= int(size)
+        part = max(part, used_bytes / max(1, limit_bytes))
     return part
 
 

@@ -29,18 +29,31 @@ LEAST_CACHE_BYTES = 64 * MIB
 """A smaller cache is not worth its files, so there is none."""
 
 
-def memory_budget_bytes(mounts: int, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
-    """Memory in bytes for the content of one of ``mounts`` mounts."""
-    share = available_bytes(cgroups, proc) // MEMORY_DIVISOR // max(1, mounts)
+def memory_budget_bytes(
+    mounts: int, cached_bytes: int = 0, cgroups: Path = CGROUPS, proc: Path = PROC
+) -> int:
+    """Memory in bytes for the content of one of ``mounts`` mounts.
+
+    Args:
+        cached_bytes: what caches in memory take of the limit.
+    """
+    available = max(0, available_bytes(cgroups, proc) - cached_bytes)
+    share = available // MEMORY_DIVISOR // max(1, mounts)
     return max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share))
 
 
-def page_cache_bytes(mounts: int, cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
+def page_cache_bytes(
+    mounts: int, cached_bytes: int = 0, cgroups: Path = CGROUPS, proc: Path = PROC
+) -> int:
     """Page cache in bytes that one of ``mounts`` mounts may fill with what nobody has asked for.
 
     It is charged to this container, and the kernel takes it back under pressure.
+
+    Args:
+        cached_bytes: as :func:`memory_budget_bytes`.
     """
-    return available_bytes(cgroups, proc) // PAGE_CACHE_DIVISOR // max(1, mounts)
+    available = max(0, available_bytes(cgroups, proc) - cached_bytes)
+    return available // PAGE_CACHE_DIVISOR // max(1, mounts)
 
 
 def cache_budget_bytes(mounts: int, total_bytes: int, free_bytes: int, occupied_bytes: int) -> int:
