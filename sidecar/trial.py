@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import yaml
 
@@ -160,15 +160,26 @@ def run(trial: Trial, say: Callable[[str], None]) -> int:
 
     Raises:
         ConfigError: see :meth:`Trial.spec`.
-        UsageError: the directory is not empty, or the same is being tried.
+        UsageError: the directory is not empty or in use, or nothing can be kept on this machine.
     """
     folder = _folder(trial)
     fields = _login(trial.store, os.environ) if not trial.anonymous else {}
     spec = trial.spec(folder, has_secret=bool(fields))
     _refuse_what_is_there(trial.directory)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(folder, trial):
-        return _run(trial, folder, spec, fields, say)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock_file = folder.parent / f"{_digest(trial.directory)}.lock"
+        lock = lock_file.open("wb")
+    except OSError as error:
+        raise UsageError(
+            f"cannot use `{folder}`: {error.strerror}", "set XDG_STATE_HOME to a folder of yours"
+        ) from None
+    with lock:
+        _take(lock, trial.directory)
+        try:
+            return _run(trial, folder, spec, fields, say)
+        finally:
+            lock_file.unlink(missing_ok=True)  # nothing is mounted any more
 
 
 def _run(
@@ -210,8 +221,11 @@ def _run(
 def _folder(trial: Trial) -> Path:
     """Where it keeps what is not saved, by what is tried."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    name = hashlib.sha256(f"{trial.url}\0{trial.directory}".encode()).hexdigest()[:16]
-    return Path(base) / "mount-sidecar" / name
+    return Path(base) / "mount-sidecar" / _digest(f"{trial.url}\0{trial.directory}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _refuse_what_is_there(directory: str) -> None:
@@ -226,16 +240,14 @@ def _refuse_what_is_there(directory: str) -> None:
         raise UsageError(f"`{directory}` is not empty", "name a directory that is, or a new one")
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, trial: Trial) -> Iterator[None]:
-    with (folder / "lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"`{trial.url}` is at `{trial.directory}` already", "end the other `sidecar try`"
-            ) from None
-        yield
+def _take(lock: IO[bytes], directory: str) -> None:
+    """Be the only one at the directory, as long as the file is open."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"`{directory}` has a bucket already", "end the other `sidecar try`"
+        ) from None
 
 
 def _login(store: StoreName, environment: Mapping[str, str]) -> dict[str, str]:

@@ -235,15 +235,27 @@ def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path, begun: list[Tr
     assert one.process.wait(DEADLINE_S) == EXIT_USAGE
 
 
-def test_the_same_twice_is_refused(s3: Cloud, tmp_path: Path, begun: list[Try]) -> None:
+def test_nothing_can_be_kept(tmp_path: Path, begun: list[Try]) -> None:
+    (tmp_path / "state").touch()
+    one = Try(tmp_path, {}, "s3://bucket", "DIR")
+    begun.append(one)
+    assert re.match(
+        rf"error SC1001 USAGE: cannot use `{tmp_path}/state/mount-sidecar/\w+`: Not a directory",
+        one.line(),
+    )
+    assert one.process.wait(DEADLINE_S) == EXIT_USAGE
+
+
+@pytest.mark.parametrize("other_url", ["s3://another-bucket", None])
+def test_two_at_one_directory_are_refused(
+    s3: Cloud, tmp_path: Path, begun: list[Try], other_url: str | None
+) -> None:
     one = Try(tmp_path, login(s3, tmp_path), s3.url(), "DIR")
     begun.append(one)
     assert "Ctrl-C ends it" in one.line()
-    other = Try(tmp_path, login(s3, tmp_path), s3.url(), "DIR")
+    other = Try(tmp_path, login(s3, tmp_path), other_url or s3.url(), "DIR")
     begun.append(other)
-    assert other.line().startswith(
-        f"error SC1001 USAGE: `{s3.url()}` is at `{one.directory}` already"
-    )
+    assert other.line().startswith(f"error SC1001 USAGE: `{one.directory}` has a bucket already")
     assert other.process.wait(DEADLINE_S) == EXIT_USAGE
     assert os.listdir(one.directory) == []
     assert one.end()[0] == EXIT_OK
