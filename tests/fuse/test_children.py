@@ -60,3 +60,26 @@ def test_a_child_that_ended_while_memory_lacks_for_the_message(
             os._exit(0)
     _, wait_status = os.waitpid(worker, 0)
     assert os.waitstatus_to_exitcode(wait_status) == os.EX_SOFTWARE
+
+
+REAPED = """
+import os, signal
+from sidecar.mounter.fuse.readers.child import end_with_children
+pid = os.fork()
+if not pid:
+    signal.pause()
+end_with_children([pid])
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+os.kill(pid, signal.SIGKILL)
+os.waitpid(pid, 0)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+print("goes on")
+"""
+
+
+def test_a_child_that_somebody_else_has_waited_for_is_no_exception() -> None:
+    """They end this process; the handler may come in the midst of their last line of log."""
+    done = subprocess.run(
+        [sys.executable, "-c", REAPED], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")

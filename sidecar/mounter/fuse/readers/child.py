@@ -60,7 +60,10 @@ def end_with_children(pids: Iterable[int]) -> None:
     def child_ended(_signal: int, _frame: object) -> None:
         # By pid: an SDK may start a program of its own (uname, say) and wait for that.
         for pid in pids:
-            ended, wait_status = os.waitpid(pid, os.WNOHANG)
+            try:
+                ended, wait_status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:  # who has waited for it ends this process just now
+                continue
             if ended:
                 _end_with_child(wait_status)
 
