@@ -95,7 +95,9 @@ class ObjectReader:
             if self._is_idle and wait and not self._closed:
                 self._is_idle = False
                 self._acquire_entry()
-            window = None if self._closed else self._windows.find(offset, end, wait, self)
+            # Beside a whole load a window would fetch again what that brings, and keep it.
+            has_windows = not self._closed and self._whole is None
+            window = self._windows.find(offset, end, wait, self) if has_windows else None
             parts: list[Part] = []
             missing: Part | None = None
             entry: CacheEntry | None = None

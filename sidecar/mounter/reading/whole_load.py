@@ -152,6 +152,7 @@ class WholeLoad:
             self._fetcher.threads.submit(part.fetch, self._fetcher, self._info)
         with self._lock:
             self._unfilled += mine
+        self._start_threads()
         for part in parts:
             part.drop()
         if not wait:
