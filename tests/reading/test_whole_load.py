@@ -213,6 +213,40 @@ def test_what_the_kernel_drops_is_fetched_as_asked_and_at_last_no_more_is_brough
     assert len(one.pages) == pages
 
 
+def test_after_a_rest_nothing_is_brought_again(reading: Make) -> None:
+    """A page that the kernel dropped meanwhile is asked for, and that page alone is fetched."""
+    one = reading()
+    reader = one.open(surplus=True)
+    Kernel(one, reader).read(20 * MIB)
+    wait_until(lambda: one.store.asked_bytes >= SIZE and is_at_rest(one), "all of it is given")
+    reader.drop_idle(0.0)
+    assert one.fetcher.page_cache.reserve(SIZE)  # others may have the room
+    one.fetcher.page_cache.give_back(SIZE)
+    before = one.store.asked_bytes
+    one.check(reader, 40 * MIB, ASKED)
+    wait_until(lambda: is_at_rest(one), "nothing is kept")
+    assert one.store.asked_bytes - before == ASKED
+
+
+def test_of_two_blocks_one_may_fail(reading: Make) -> None:
+    """The other one is no less the kernel's."""
+    one = reading()
+    reader = one.open(surplus=True)
+    get_range = one.store.get_range
+
+    def fail_once(key: str, version: str, offset: int, buffer: memoryview) -> int:
+        if offset == 2 * BLOCK_BYTES:
+            one.store.get_range = get_range  # type: ignore[method-assign]
+            raise Unavailable("away")
+        return get_range(key, version, offset, buffer)
+
+    one.store.get_range = fail_once  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        reader.read(2 * BLOCK_BYTES - ASKED, 2 * ASKED)
+    one.check(reader, 5 * BLOCK_BYTES, ASKED)
+    wait_until(lambda: is_at_rest(one), "nothing is kept")
+
+
 @pytest.mark.parametrize("budget_bytes", [0, SIZE - 1])
 def test_what_the_page_cache_has_no_room_for_is_not_loaded(
     reading: Make, budget_bytes: int

@@ -73,6 +73,7 @@ class ObjectReader:
             blocks = self._page_cache.blocks
             self._read_around = ReadAround(fetcher.page_cache, info.size_bytes, blocks)
         self._whole: WholeLoad | None = None
+        self._has_share = False  # of the page cache, for the whole load
         self._may_load_whole = self._page_cache is not None and fetcher.loads_whole(info)
         self._background = threading.Lock()  # held by the thread that reads ahead
 
@@ -177,7 +178,8 @@ class ObjectReader:
         try:
             if time.monotonic() - self._used_s < idle_s:
                 return False
-            self._end_whole()
+            # The whole load stays: it knows what the kernel has, and must not fetch it again.
+            self._return_share()
             if self._read_around is not None:
                 self._read_around.pause()
             self._release_entry()
@@ -206,12 +208,12 @@ class ObjectReader:
             if not self._may_load_whole or self._closed or self._page_cache is None:
                 return False
             if self._whole is None:
-                region = self._page_cache.region
-                if not self._fetcher.page_cache.reserve(len(region)):
+                if not self._take_share():
                     self._may_load_whole = False
                     return False
                 self._windows.close(self)
-                self._whole = WholeLoad(self._fetcher, self.info, region, self._page_cache.fill)
+                region, fill = self._page_cache.region, self._page_cache.fill
+                self._whole = WholeLoad(self._fetcher, self.info, region, fill)
             return True
 
     def _read_of_whole(self, offset: int, end: int, wait: bool) -> ReadResult | None:
@@ -220,6 +222,12 @@ class ObjectReader:
         if whole is None or not whole.covers(offset, end):
             return None
         self._used_s = time.monotonic()
+        if not self._has_share:  # it was idle
+            with self._lock:
+                if not self._take_share():
+                    self._may_load_whole = False
+                    self._end_whole()
+                    return None
         began_s = time.perf_counter()
         result = whole.read(offset, end, wait=wait)
         if result is not None:
@@ -233,10 +241,22 @@ class ObjectReader:
 
     def _end_whole(self) -> None:
         """Load no more of it. The lock is held."""
-        if self._whole is not None and self._page_cache is not None:
+        if self._whole is not None:
             self._whole.end()
             self._whole = None
+        self._return_share()
+
+    def _take_share(self) -> bool:
+        """Whether there is room in the page cache. The lock is held."""
+        if not self._has_share and self._page_cache is not None:
+            self._has_share = self._fetcher.page_cache.reserve(len(self._page_cache.region))
+        return self._has_share
+
+    def _return_share(self) -> None:
+        """Others may have the room. The lock is held."""
+        if self._has_share and self._page_cache is not None:
             self._fetcher.page_cache.give_back(len(self._page_cache.region))
+        self._has_share = False
 
     # --- the lock is held -----------------------------------------------------------------
 
@@ -272,8 +292,9 @@ class ObjectReader:
             with self._lock:
                 first, last = self._read_around.begin(offset, end)
         fetcher = self._fetcher
-        # A buffer that is used again costs no page faults. Only where nobody keeps it for longer.
-        pooled = fetcher.buffers.take(last - first) if self._read_around is not None else None
+        # A buffer that is used again costs no page faults. Those around a read have few sizes.
+        is_around = last - first > end - offset and self._read_around is not None
+        pooled = fetcher.buffers.take(last - first) if is_around else None
         buffer = memoryview(bytearray(last - first) if pooled is None else pooled)
         began_s = time.perf_counter()
         try:

@@ -176,6 +176,8 @@ class WholeLoad:
     def _result(self, parts: list[Part], mine: list[Part], offset: int, end: int) -> ReadResult:
         failure = next((part.error for part in parts if part.error is not None), None)
         if failure is not None:
+            with self._lock:  # those that came are for the kernel all the same
+                self._unfilled += [part for part in mine if part.error is None]
             for part in parts:
                 self._forget_failed(part)
                 part.drop()

@@ -154,6 +154,7 @@ class SupervisedBucket(SupervisedVolume):
             document["error"] = self._failing[-1]
         return {
             **document,
+            "transport": self.volume.options.transport,
             "failing": self._failing,
             "worker_pid": self.worker.pid if self.worker and self.worker.running else None,
             "healed": self._healed,

@@ -31,7 +31,7 @@ from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.object_reader import ObjectReader, PageCache
 from sidecar.mounter.reading.read_around import MOST_BYTES
 from sidecar.mounter.reading.read_result import ReadResult
-from sidecar.mounter.reading.whole_load import region_of_process
+from sidecar.mounter.reading.whole_load import Fill, region_of_process
 from sidecar.mounter.store.failures import Outcome, Tell
 from sidecar.mounter.system.memory_pressure import MemoryPressure
 
@@ -166,15 +166,10 @@ class _ReaderProcess:
         page_cache = None
         if source.handle is None:
             size_bytes, share = source.info.size_bytes, (self._index, self._processes)
-
-            def fill(offset: int, view: memoryview) -> None:
-                with self._filling:
-                    fill_pages(self._descriptor, source.inode, offset, view)
-
             page_cache = PageCache(
                 blocks_of_process(source.id, size_bytes, *share),
                 region_of_process(size_bytes, *share),
-                fill,
+                self._filler(source.inode),
             )
         reader = ObjectReader(self._fetcher, source.info, page_cache=page_cache)
         self._sources[source.id] = _OpenSource(source, reader)
@@ -242,17 +237,21 @@ class _ReaderProcess:
             self._filling.release()
         return True
 
+    def _filler(self, inode: int) -> Fill:
+        """Fills pages of an inode, and waits while enough threads do so already."""
+
+        def fill(offset: int, view: memoryview) -> None:
+            with self._filling:
+                fill_pages(self._descriptor, inode, offset, view)
+
+        return fill
+
     def _read_ahead(self, source: _OpenSource) -> None:
         """Background readahead of a source, unless enough threads do such things."""
-
-        def give(offset: int, view: memoryview) -> None:
-            with self._filling:
-                fill_pages(self._descriptor, source.inode, offset, view)
-
         if not self._reading_ahead.acquire(blocking=False):
             return
         try:
-            source.reader.read_ahead_in_background(give)
+            source.reader.read_ahead_in_background(self._filler(source.inode))
         except Exception as error:  # noqa: BLE001 - whoever reads it is told, if it lasts
             end_if_starved(error)
             if not isinstance(error, SidecarError):  # that a store fails is logged once
