@@ -15,6 +15,7 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import selectors
 import socket
 import ssl
@@ -47,7 +48,10 @@ class Limits:
 
     Attributes:
         connections: how many at once.
-        idle_s: for the TLS handshake, and between two requests.
+        idle_s: for the TLS handshake, and for the first byte of the first request.
+        kept_s: between two requests. The side that closes first loses nothing: a client whose
+            request meets the end of the connection cannot know whether it was taken, and what is
+            no GET is not sent again. So this is longer than clients keep an idle connection.
         request_s: for a request from its first byte to its last, and again for its answer.
         body_bytes: of one request.
         held_bytes: bodies and answers of all connections together.
@@ -55,6 +59,7 @@ class Limits:
 
     connections: int
     idle_s: float
+    kept_s: float
     request_s: float
     body_bytes: int
     held_bytes: int
@@ -106,7 +111,7 @@ class HttpServer:
         self._woken, self._wake = socket.socketpair()
         self._accept_again_s: float | None = None  # while no connection is accepted
         self._said_s = float("-inf")
-        self._stop_asked = False
+        self._stops_s = math.inf  # when no new connection is taken any more
         self._stopping = False
         for watched in (listener, self._woken, self._wake):
             watched.setblocking(False)
@@ -118,9 +123,14 @@ class HttpServer:
         """Where it listens."""
         return int(self._listener.getsockname()[1])
 
-    def stop(self) -> None:
-        """Let :meth:`serve` return when it has answered. For any thread, and signal handlers."""
-        self._stop_asked = True
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Let :meth:`serve` return when it has answered. For any thread, and signal handlers.
+
+        Args:
+            drain_s: how long everybody is still served, for clients that have not learned yet that
+                this server goes. Each answer asks its client to connect anew, elsewhere.
+        """
+        self._stops_s = time.monotonic() + drain_s
         self._wake_up()
 
     def serve(self) -> None:
@@ -135,7 +145,7 @@ class HttpServer:
                     elif key.data in self._connections:  # it may have been dropped in this turn
                         self._advance(key.data)
                 self._close_overdue()
-                if self._stop_asked and not self._stopping:
+                if not self._stopping and time.monotonic() >= self._stops_s:
                     self._begin_to_stop()
         finally:
             for connection in list(self._connections):
@@ -235,6 +245,8 @@ class HttpServer:
         ends_s = [connection.deadline_s for connection in self._waiting]
         if self._accept_again_s is not None:
             ends_s.append(self._accept_again_s)
+        if self._stops_s < math.inf and not self._stopping:
+            ends_s.append(self._stops_s)
         return max(0.0, min(ends_s) - time.monotonic()) if ends_s else None
 
     def _close_overdue(self) -> None:
@@ -383,7 +395,8 @@ class HttpServer:
 
     def _send(self, connection: Connection, response: Response, *, refused: bool = False) -> None:
         head = connection.head
-        keeps_open = head is not None and head.keeps_open and not refused and not self._stopping
+        goes = refused or self._stops_s < math.inf
+        keeps_open = head is not None and head.keeps_open and not goes
         data = render(
             response,
             keeps_open=keeps_open,
@@ -413,7 +426,7 @@ class HttpServer:
 
     def _go_on(self, connection: Connection) -> None:
         """Take the next request, of which something may have come before the answer."""
-        self._wait_for_client(connection, Phase.READING, self._limits.idle_s)
+        self._wait_for_client(connection, Phase.READING, self._limits.kept_s)
         self._watch(connection, selectors.EVENT_READ)
         if not connection.is_silent:
             connection.deadline_s = time.monotonic() + self._limits.request_s

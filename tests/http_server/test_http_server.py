@@ -24,7 +24,9 @@ from tests.support.many_clients import is_closed
 from tests.support.waiting import wait_until
 
 MIB = 1024 * 1024
-LIMITS = Limits(connections=8, idle_s=60, request_s=60, body_bytes=2 * MIB, held_bytes=3 * MIB)
+LIMITS = Limits(
+    connections=8, idle_s=60, kept_s=60, request_s=60, body_bytes=2 * MIB, held_bytes=3 * MIB
+)
 LARGE = bytes(2 * MIB)
 
 
@@ -315,6 +317,28 @@ def test_stopping_answers_what_has_begun(served: Served) -> None:
     answer = read_all(begun)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer.count(b"waited\n") == 1
+
+
+def test_a_connection_is_kept_longer_than_one_that_asks_nothing() -> None:
+    for served in serving(replace(LIMITS, idle_s=0.3)):
+        kept = served.connect()
+        kept.sendall(b"GET /get HTTP/1.1\r\n\r\n")
+        read_until(kept, b"got\n")
+        assert read_all(served.connect()) == b""  # nothing was asked on it
+        kept.sendall(b"GET /get HTTP/1.1\r\n\r\n")
+        read_until(kept, b"got\n")
+
+
+def test_draining_serves_everybody_and_keeps_nobody(served: Served) -> None:
+    kept = served.connect()
+    kept.sendall(b"GET /get HTTP/1.1\r\n\r\n")
+    read_until(kept, b"got\n")
+    served.server.stop(drain_s=60)
+    for client in (kept, served.connect()):
+        client.sendall(b"GET /get HTTP/1.1\r\n\r\n")
+        answer = read_all(client)
+        assert answer.endswith(b"got\n")
+        assert b"\r\nConnection: close\r\n" in answer
 
 
 # --- any bytes ----------------------------------------------------------------------------------

@@ -33,10 +33,19 @@ log = logging.getLogger("sidecar.webhook")
 
 _REFRESH_S = 1.0
 _HINT: Final = "free the port"
+_DRAIN_S: Final = 10.0
+"""How long SIGTERM is followed by requests: until every node's routes leave this replica out."""
 _ADMISSION: Final = Limits(
-    connections=200, idle_s=5, request_s=10, body_bytes=REVIEW_BYTES, held_bytes=32 * MIB
+    connections=200,
+    idle_s=5,
+    kept_s=120,  # the API server keeps one for 90 s (IdleConnTimeout of Go's http.Transport)
+    request_s=10,
+    body_bytes=REVIEW_BYTES,
+    held_bytes=32 * MIB,
 )
-_PAGES: Final = Limits(connections=50, idle_s=10, request_s=10, body_bytes=0, held_bytes=MIB)
+_PAGES: Final = Limits(
+    connections=50, idle_s=10, kept_s=10, request_s=10, body_bytes=0, held_bytes=MIB
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class Listen:
 def serve(
     catalogue: Path, kept: KeptCatalogue, tls: Path, injection: Injection, where: Listen
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Requests that have begun by then are answered.
+    """Serve until SIGINT, or for ten seconds from SIGTERM on. What has begun is answered.
 
     Args:
         catalogue: the catalogue's file; read again when it changes.
@@ -82,8 +91,8 @@ def serve(
         _PAGES,
     )
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: admission.stop())
+    signal.signal(signal.SIGTERM, lambda *_: admission.stop(_DRAIN_S))
+    signal.signal(signal.SIGINT, lambda *_: admission.stop())
     for name, run in (("pages", pages.serve), ("refresh", webhook.follow_files)):
         threading.Thread(target=run, name=name, daemon=True).start()
     logs.event(log, "serving", port=admission.port, http_port=pages.port)

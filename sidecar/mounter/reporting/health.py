@@ -34,7 +34,9 @@ from sidecar.spec import volume_label
 from sidecar.units import MIB
 
 _PING_TIMEOUT_S = 2.0
-_LIMITS: Final = Limits(connections=128, idle_s=10, request_s=10, body_bytes=0, held_bytes=4 * MIB)
+_LIMITS: Final = Limits(
+    connections=128, idle_s=10, kept_s=10, request_s=10, body_bytes=0, held_bytes=4 * MIB
+)
 _STARTUP, _PROBES, _PAGES = "startup", "probes", "pages"
 """The threads. A page of metrics is computed from files, and a probe must not wait for it."""
 _HOLD_S: Final = 4.0

@@ -102,8 +102,8 @@ class Webhook:
         self.process.wait()
 
     def stop(self) -> int:
-        """SIGTERM; the exit status."""
-        self.process.send_signal(signal.SIGTERM)
+        """SIGINT, after which nobody is waited for; the exit status."""
+        self.process.send_signal(signal.SIGINT)
         return self.process.wait(timeout=30)
 
     def log(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -45,7 +46,8 @@ def webhook(tmp_path: Path) -> Iterator[Webhook]:
 
 
 def assert_answers(webhook: Webhook) -> None:
-    response = review(webhook.connect(), recorded("create-by-job-controller"))
+    with contextlib.closing(webhook.connect()) as connection:
+        response = review(connection, recorded("create-by-job-controller"))
     assert response["patchType"] == "JSONPatch"
     assert json.loads(webhook.page("/livez")) == {"alive": True}
     assert json.loads(webhook.page("/startupz"))["ready"] is True
@@ -87,15 +89,16 @@ def test_pages_are_answered_while_clients_drip(webhook: Webhook) -> None:
 
 
 def test_who_says_nothing_is_sent_away(webhook: Webhook) -> None:
-    """Before the handshake, after it, and after a request."""
+    """Before the handshake and after it; who asked something is kept for the next review."""
     plain = [connect(webhook.port) for _ in range(20)]
     silent = [secured(webhook) for _ in range(20)]
     asked = webhook.connect()
     review(asked, recorded("update"))
     try:
         assert asked.sock is not None
-        for client in (*plain, *silent, asked.sock):
+        for client in (*plain, *silent):
             wait_until(lambda client=client: is_closed(client), "an idle connection is closed")
+        assert not is_closed(asked.sock)
     finally:
         for client in (*plain, *silent):
             client.close()
@@ -180,7 +183,17 @@ def test_requests_of_one_record(webhook: Webhook) -> None:
     assert answers.count(b"HTTP/1.1 404 ") == 1
 
 
-def test_what_has_begun_is_answered_after_sigterm(webhook: Webhook) -> None:
+def test_after_sigterm_everybody_is_served_and_sent_elsewhere(webhook: Webhook) -> None:
+    """The API server learns late that a replica goes, and sends no review a second time."""
+    asked = webhook.connect()
+    review(asked, recorded("update"))
+    webhook.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: sends_elsewhere(webhook.connect()), "it knows that it goes")
+    assert sends_elsewhere(asked)
+    assert webhook.stop() == 0
+
+
+def test_what_has_begun_is_answered_when_it_stops(webhook: Webhook) -> None:
     body = recorded("create-by-job-controller")
     half = len(body) // 2
     with secured(webhook) as sending:
@@ -188,7 +201,7 @@ def test_what_has_begun_is_answered_after_sigterm(webhook: Webhook) -> None:
         asked = webhook.connect()
         review(asked, recorded("update"))
         wait_until(lambda: is_read(sending), "the first half is read")
-        webhook.process.send_signal(signal.SIGTERM)
+        webhook.process.send_signal(signal.SIGINT)
         wait_until(lambda: not listens(webhook), "it takes no new connection")
         assert asked.sock is not None
         wait_until(lambda: is_closed(asked.sock), "who asks nothing is sent away")
@@ -200,6 +213,14 @@ def test_what_has_begun_is_answered_after_sigterm(webhook: Webhook) -> None:
     assert b"\r\nConnection: close" in head
     assert json.loads(content)["response"]["allowed"] is True
     assert webhook.process.wait(timeout=60) == 0
+
+
+def sends_elsewhere(connection: http.client.HTTPConnection) -> bool:
+    """Whether the answer asks for a new connection; allowed it is in any case."""
+    connection.request("POST", "/mutate", recorded("create-by-job-controller"))
+    answer = connection.getresponse()
+    assert json.loads(answer.read())["response"]["allowed"] is True
+    return answer.headers["Connection"] == "close"
 
 
 def listens(webhook: Webhook) -> bool:
