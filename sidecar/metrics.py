@@ -133,6 +133,21 @@ class VolumeMetrics:
             "mount_sidecar_disk_cache_damaged_blocks_total",
             "Blocks on disk that were torn or altered, and fetched again",
         ).labels(*bound)
+        self.near_hit_bytes = counter(
+            "mount_sidecar_near_hit_bytes_total", "Bytes read from the near bucket"
+        ).labels(*bound)
+        self.near_put_bytes = counter(
+            "mount_sidecar_near_put_bytes_total", "Bytes put into the near bucket for other pods"
+        ).labels(*bound)
+        self.near_damaged_blocks = counter(
+            "mount_sidecar_near_damaged_blocks_total",
+            "Blocks of the near bucket that were not as they were put, and fetched from the store",
+        ).labels(*bound)
+        self._near_faults = counter(
+            "mount_sidecar_near_faults_total",
+            "Requests to the near bucket that failed, by stable code",
+            "code",
+        )
         self.stall_seconds = counter(
             "mount_sidecar_read_stall_seconds_total", "Time reads waited for the store"
         ).labels(*bound)
@@ -194,6 +209,10 @@ class VolumeMetrics:
     def retried(self, operation: str, reason: str) -> None:
         """Count a store request that is sent again."""
         self._retries.labels(self._volume, operation, reason).inc()
+
+    def near_failed(self, code: str) -> None:
+        """Count a request to the near bucket that failed with a stable code."""
+        self._near_faults.labels(self._volume, code).inc()
 
     def hidden(self, reason: str) -> None:
         """Count a key that is left out of a listing. ``reason``: shadowed, name, entry."""

@@ -132,6 +132,7 @@ class Volume:
         path: where the experiment finds it.
         mountpoint: where the sidecar mounts it (buckets only); the same as ``path``
             except in a pod that shows a bucket at a ``mountPath`` through a sub-path.
+        near: a bucket near the pods, in which blocks of this one are kept (buckets only).
         options: how a bucket is served.
         origins: of the options that somebody set: who did.
     """
@@ -142,6 +143,7 @@ class Volume:
     read_only: bool = False
     source: Source
     mountpoint: str | None = None
+    near: StoreSource | None = None
     options: Options = Options()
     origins: dict[str, str] = field(default_factory=dict)
 
@@ -154,6 +156,12 @@ class Volume:
     def mounted_at(self) -> str:
         """Where it is in the sidecar's own file system."""
         return (self.mountpoint if self.is_bucket else None) or self.path
+
+    @property
+    def stores(self) -> tuple[StoreSource, ...]:
+        """The buckets that the sidecar talks to for it."""
+        own = (self.source,) if isinstance(self.source, StoreSource) else ()
+        return (*own, *((self.near,) if self.near is not None else ()))
 
     @property
     def is_sub_path(self) -> bool:
@@ -278,6 +286,7 @@ class PersistenceSpec:
                 **{
                     **volume,
                     "source": _source(volume["source"]),
+                    "near": None if volume["near"] is None else _source(volume["near"]),
                     "options": Options(**volume["options"]),
                 }
             )

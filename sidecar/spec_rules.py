@@ -137,7 +137,8 @@ def _check_volume(volume: Volume, roots: Roots) -> None:
     check_absolute_path(volume.path, f"the path of volume {volume.label}", MountPathInvalid)
     shared = shared_path(roots, volume.kind, volume.name)
     if isinstance(volume.source, StoreSource):
-        _check_store(volume.source, volume)
+        for source in volume.stores:
+            _check_store(source, volume)
         if volume.mounted_at not in (volume.path, shared):
             raise MountPathInvalid(
                 f"volume {volume.label} is mounted at neither its path nor `{shared}`"

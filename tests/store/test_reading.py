@@ -115,3 +115,16 @@ def test_a_forked_child_reads_and_leaves_the_parents_connections_whole(
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert mine
     assert status == 0
+
+
+def test_a_range_of_whichever_version_there_is(readable: Cloud, reader: Store) -> None:
+    buffer = memoryview(bytearray(40))
+    with pytest.raises(NotFound):
+        reader.get_range("object", None, 0, buffer)
+    for content in (b"one", b"the other one"):
+        readable.write("object", content)
+        assert reader.get_range("object", None, 0, buffer) == len(content)
+        assert buffer[: len(content)] == content
+    assert reader.get_range("object", None, 4, buffer[:5]) == 5
+    assert buffer[:5] == b"other"
+    assert reader.get_range("object", None, 20, buffer) == 0

@@ -48,6 +48,7 @@ class MemoryStore:
     """
 
     url = "memory://"
+    address = "memory:"
 
     def __init__(self, limits: Limits = _LOOSE) -> None:
         self.limits = limits
@@ -101,13 +102,13 @@ class MemoryStore:
         except KeyError:
             raise NotFound(f"`{key}`") from None
 
-    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
         self._count("get")
         try:
             data, info = self._objects[key]
         except KeyError:
             raise NotFound(f"`{key}`") from None
-        if not _is_version(info, version):
+        if version is not None and not _is_version(info, version):
             raise Stale(f"`{key}`")
         part = memoryview(data)[offset : offset + len(buffer)]
         buffer[: len(part)] = part
@@ -340,7 +341,7 @@ class HangingStore(MemoryStore):
         self._pause("head", key)
         return super().head(key)
 
-    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
         self._pause("get", key)
         return super().get_range(key, version, offset, buffer)
 

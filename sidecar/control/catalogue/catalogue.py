@@ -5,14 +5,15 @@ It is written as Polyaxon's Helm values (``persistence:`` at the top) or as the 
 (``existingClaim, mountPath, hostPath, store, bucket, secret, secretKey, readOnly``) and
 more: ``anonymous: true`` reads a public bucket without a login. Leaving the secret out does
 not say that: it means the pod's ambient identity. ``proxy``, ``noProxy`` and ``caBundle`` say how
-a bucket's store is reached, ``options`` how it is served. ``mountSidecar`` beside all of it is
+a bucket's store is reached, ``near`` where blocks of it are kept near the pods, ``options`` how it
+is served. ``mountSidecar`` beside all of it is
 the cluster's (:mod:`.cluster_settings`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -68,6 +69,7 @@ class DeclaredVolume:
 
     Attributes:
         mount_path: where the experiment finds it; None for a bucket without ``mountPath``.
+        near: a bucket near the pods, for blocks of this one.
         options: of a bucket, as the admin set them.
     """
 
@@ -76,6 +78,7 @@ class DeclaredVolume:
     mount_path: str | None
     read_only: bool
     source: Source
+    near: StoreSource | None = None
     options: Values = field(default_factory=dict)
 
     @property
@@ -196,23 +199,29 @@ class _CaBundle(BaseModel):
     key: str
 
 
-class _Entry(BaseModel):
-    """An entry as written: only keys and types are checked. Null is the same as absent."""
+class _Bucket(BaseModel):
+    """A bucket as written: only keys and types are checked. Null is the same as absent."""
 
     model_config = _STRICT
 
-    mount_path: str | None = None
-    host_path: str | None = None
-    existing_claim: str | None = None
     store: StoreName | None = None
     bucket: str | None = None
     secret: str | None = None
     secret_key: str | None = None
-    read_only: bool | None = None
     anonymous: bool | None = None
+
+
+class _Entry(_Bucket):
+    """An entry as written."""
+
+    mount_path: str | None = None
+    host_path: str | None = None
+    existing_claim: str | None = None
+    read_only: bool | None = None
     proxy: str | None = None
     no_proxy: str | None = None
     ca_bundle: _CaBundle | None = None
+    near: _Bucket | None = None
     options: dict[str, Any] | None = None
 
 
@@ -231,6 +240,7 @@ def _volume(kind: Kind, name: str, value: dict[str, YamlValue], at: _Location) -
         mount_path=entry.mount_path,
         read_only=bool(entry.read_only),
         source=source,
+        near=_near(entry.near, source, at / "near"),
         options=parse_options(entry.options, f"{at.where}: {(at / 'options').path}", of_pod=False),
     )
 
@@ -275,13 +285,54 @@ def _source(entry: _Entry, at: _Location) -> Source:
 
 def _refuse_store_keys(entry: _Entry, given: str, at: _Location) -> None:
     for name in (
-        "bucket", "secret", "secret_key", "anonymous", "proxy", "no_proxy", "ca_bundle", "options",
+        "bucket", "secret", "secret_key", "anonymous", "proxy", "no_proxy", "ca_bundle", "near",
+        "options",
     ):  # fmt: skip
         if getattr(entry, name) is not None:
             raise CatalogueInvalid(f"{at / to_camel(name)}: belongs to `store`, not to `{given}`")
 
 
 def _store(entry: _Entry, store: StoreName, at: _Location) -> StoreSource:
+    if entry.proxy is not None and (problem := proxy_problem(entry.proxy)):
+        raise CatalogueInvalid(f"{at / 'proxy'}: {problem}")
+    if entry.no_proxy is not None and not entry.no_proxy.isprintable():
+        raise CatalogueInvalid(f"{at / 'noProxy'}: must be one line")
+    return replace(
+        _bucket(entry, store, at),
+        proxy=entry.proxy,
+        no_proxy=entry.no_proxy,
+        ca_bundle=None if entry.ca_bundle is None else _ca_bundle(entry.ca_bundle, at / "caBundle"),
+    )
+
+
+def _near(entry: _Bucket | None, source: Source, at: _Location) -> StoreSource | None:
+    """The near bucket, which is reached as the volume's own is."""
+    if entry is None or not isinstance(source, StoreSource):
+        return None
+    if entry.store is None:
+        raise SourceMissing(f"{at}: has no `store`", "add `store`, `bucket`, and the login")
+    near = _bucket(entry, entry.store, at)
+    if _inside(near, source):
+        raise SourceConflict(
+            f"{at}: lies in the volume's own bucket, whose files it would be among",
+            "name another bucket",
+        )
+    return near
+
+
+def _inside(near: StoreSource, source: StoreSource) -> bool:
+    """Whether the keys of one are among those of the other, as far as names tell.
+
+    Buckets of one name are different ones behind different endpoints, which secrets say.
+    """
+
+    def bucket(one: StoreSource) -> tuple[str | None, ...]:
+        return one.store, one.bucket, one.account, one.endpoint_suffix, one.secret, one.secret_key
+
+    return bucket(near) == bucket(source) and near.prefix.startswith(source.prefix)
+
+
+def _bucket(entry: _Bucket, store: StoreName, at: _Location) -> StoreSource:
     if entry.bucket is None:
         raise BucketMissing(f"{at}: has `store` without `bucket`", "add the bucket's URL")
     if (entry.secret is None) != (entry.secret_key is None):
@@ -292,10 +343,6 @@ def _store(entry: _Entry, store: StoreName, at: _Location) -> StoreSource:
             f"{at}: has `{present}` without `{absent}`",
             "give both, or neither for ambient identity",
         )
-    if entry.proxy is not None and (problem := proxy_problem(entry.proxy)):
-        raise CatalogueInvalid(f"{at / 'proxy'}: {problem}")
-    if entry.no_proxy is not None and not entry.no_proxy.isprintable():
-        raise CatalogueInvalid(f"{at / 'noProxy'}: must be one line")
     url = parse_bucket_url(store, entry.bucket, str(at / "bucket"))
     if entry.secret is not None and entry.secret_key is not None:
         if entry.anonymous:
@@ -314,9 +361,6 @@ def _store(entry: _Entry, store: StoreName, at: _Location) -> StoreSource:
         secret=entry.secret,
         secret_key=entry.secret_key,
         anonymous=bool(entry.anonymous),
-        proxy=entry.proxy,
-        no_proxy=entry.no_proxy,
-        ca_bundle=None if entry.ca_bundle is None else _ca_bundle(entry.ca_bundle, at / "caBundle"),
     )
 
 

@@ -133,6 +133,7 @@ def _volume(
         read_only=declared.read_only,
         source=declared.source,
         mountpoint=path if is_bucket else None,
+        near=declared.near,
         options=chosen,
         origins=origins,
     )

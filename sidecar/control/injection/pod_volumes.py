@@ -164,9 +164,7 @@ class _Volumes:
 def _secret_keys(spec: PersistenceSpec) -> dict[str, list[str]]:
     """The keys that are needed of each secret, in the volumes' order."""
     keys: dict[str, list[str]] = {}
-    for volume in spec.buckets:
-        source = volume.source
-        assert isinstance(source, StoreSource)
+    for source in _stores(spec):
         if source.secret is not None and source.secret_key is not None:
             _add_key(keys, source.secret, source.secret_key)
         if (bundle := source.ca_bundle) is not None and bundle.kind == "secret":
@@ -177,11 +175,14 @@ def _secret_keys(spec: PersistenceSpec) -> dict[str, list[str]]:
 def _authority_keys(spec: PersistenceSpec) -> dict[str, list[str]]:
     """The keys that are needed of each ConfigMap, in the volumes' order."""
     keys: dict[str, list[str]] = {}
-    for volume in spec.buckets:
-        assert isinstance(volume.source, StoreSource)
-        if (bundle := volume.source.ca_bundle) is not None and bundle.kind == "configMap":
+    for source in _stores(spec):
+        if (bundle := source.ca_bundle) is not None and bundle.kind == "configMap":
             _add_key(keys, bundle.name, bundle.key)
     return keys
+
+
+def _stores(spec: PersistenceSpec) -> list[StoreSource]:
+    return [source for volume in spec.volumes for source in volume.stores]
 
 
 def _add_key(keys: dict[str, list[str]], name: str, key: str) -> None:

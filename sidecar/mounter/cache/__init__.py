@@ -1,1 +1,1 @@
-"""Versions of objects on local disk. Knows of the store only the description of an object."""
+"""Versions of objects on local disk, and blocks of them in a near bucket."""

@@ -1,4 +1,4 @@
-"""Bytes of one version of an object: from the disk cache if it has them, else from the store.
+"""Bytes of one version of an object: from a cache that has them, else from the store.
 
 Chooses no ranges, and keeps nothing of what it fetched.
 """
@@ -18,6 +18,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_entry import CacheEntry
 from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.cache.disk_cache import DiskCache
+from sidecar.mounter.cache.near_bucket import NearBucket
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.read_around import PageCacheShare
 from sidecar.mounter.store.interface import ObjectInfo, Store
@@ -69,6 +70,7 @@ class Fetcher:
         part_bytes: largest part.
         cache: objects on local disk; None without a disk cache.
         cache_writer: stores in ``cache`` what was fetched.
+        near: a bucket that is asked before the store; None without one.
         page_cache: room in the kernel's page cache for what nobody has asked for.
         loads_whole: whether programs load an object whole.
         loading: bounds the threads that do so, of all objects.
@@ -81,6 +83,7 @@ class Fetcher:
     part_bytes: int
     cache: DiskCache | None = None
     cache_writer: CacheWriter = field(default_factory=CacheWriter)
+    near: NearBucket | None = None
     page_cache: PageCacheShare = field(default_factory=lambda: PageCacheShare(0))
     loads_whole: LoadsWhole = never_whole
     loading: threading.BoundedSemaphore = field(
@@ -151,12 +154,19 @@ class Fetcher:
                 position = run.end
 
     def get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from the store. The version must have all of the range.
+        """Fill ``buffer`` from near bucket and store. The version must have all of the range.
 
         Raises:
             Stale: the version is gone, whether replaced or deleted.
             StoreError: as :meth:`.Store.get_range`.
         """
+        if self.near is None:
+            self._get_from_store(info, offset, buffer)
+        else:
+            self.near.fill(info, offset, buffer, self._get_from_store)
+
+    def _get_from_store(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
+        """As :meth:`get`, without the near bucket."""
         try:
             count = self.store.get_range(info.key, info.version, offset, buffer)
         except NotFound as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from sidecar.errors import WouldBlock
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
+from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES
 from sidecar.mounter.reading.fetcher import NOT_POOLED, Fetcher
 from sidecar.mounter.reading.read_around import MOST_BYTES, ReadAround
 from sidecar.mounter.reading.read_result import ReadResult, nothing
@@ -63,9 +64,9 @@ class ObjectReader:
         self._is_idle = False
         self._entry: CacheEntry | None = None
         self._acquire_entry()
-        # The cache stores whole blocks, so whole blocks are fetched.
+        # Caches store whole blocks, so whole blocks are fetched.
         self._alignment_bytes = CACHE_BLOCK_BYTES if self._entry is not None else 1
-        self._windows = Windows(fetcher, info, self._alignment_bytes)
+        self._windows = Windows(fetcher, info, self._window_alignment_bytes)
         self._read_around: ReadAround | None = None
         is_large = info.size_bytes > WHOLE_OBJECT_BYTES
         self._page_cache = page_cache if self._entry is None and is_large else None
@@ -257,6 +258,11 @@ class ObjectReader:
         if self._has_share and self._page_cache is not None:
             self._fetcher.page_cache.give_back(len(self._page_cache.region))
         self._has_share = False
+
+    @property
+    def _window_alignment_bytes(self) -> int:
+        """A near bucket's blocks are larger than what a single random read may bring."""
+        return self._alignment_bytes if self._fetcher.near is None else NEAR_BLOCK_BYTES
 
     # --- the lock is held -----------------------------------------------------------------
 

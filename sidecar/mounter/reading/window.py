@@ -179,8 +179,10 @@ class Windows:
         self._ends: deque[int] = deque(maxlen=_REMEMBERED_ENDS)
         # If a part took all of a small budget, there would never be room for the next one.
         quarter = fetcher.buffers.budget_bytes // 4
-        part_bytes = min(fetcher.part_bytes, max(quarter, CACHE_BLOCK_BYTES))
-        self._part_bytes = part_bytes - part_bytes % CACHE_BLOCK_BYTES
+        unit = max(alignment_bytes, CACHE_BLOCK_BYTES)
+        part_bytes = min(fetcher.part_bytes, max(quarter, unit))
+        self._part_bytes = part_bytes - part_bytes % unit
+        self._first_part_bytes = max(FIRST_PART_BYTES, alignment_bytes)
 
     def find(self, offset: int, end: int, wait: bool, holder: Holder) -> Window | None:
         """The window that a read of ``[offset, end)`` belongs to; None if it has none.
@@ -206,7 +208,7 @@ class Windows:
         if is_small:
             window = Window(0, self._info.size_bytes)
         else:
-            window = Window(offset - offset % self._alignment_bytes, FIRST_PART_BYTES)
+            window = Window(offset - offset % self._alignment_bytes, self._first_part_bytes)
         if len(self._windows) == MAX_STREAMS:
             self._windows.pop(0).close()
         self._windows.append(window)
@@ -328,7 +330,7 @@ class Windows:
         window.parts.append(part)
         window.end = part.end
         doubled = 2 * (window.next_part_bytes or 0)
-        window.next_part_bytes = min(max(doubled, FIRST_PART_BYTES), self._part_bytes)
+        window.next_part_bytes = min(max(doubled, self._first_part_bytes), self._part_bytes)
         return part
 
     def _submit(self, part: Part) -> None:

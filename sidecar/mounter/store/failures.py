@@ -101,6 +101,22 @@ class Outcomes:
             self._tell(Outcome(_KIND_OF[operation], error.to_message()))
 
 
+class Unobserved:
+    """Implements :class:`StoreObserver` for a store of which nobody is told."""
+
+    def request(self, operation: str, seconds: float, code: str) -> None:
+        """As the base class says."""
+
+    def retried(self, operation: str, reason: str) -> None:
+        """As the base class says."""
+
+    def hidden(self, reason: str) -> None:
+        """As the base class says."""
+
+    def failed(self, operation: str, error: SidecarError) -> None:
+        """As the base class says."""
+
+
 @dataclass(slots=True)
 class Failure:
     """One kind of call that fails with one code.

@@ -83,6 +83,7 @@ class HttpStore(ABC, Generic[C]):
         self._login = login
         self.retry = Retry(retry_budget_s, login, observer)
         self.property_keeper = PropertyKeeper(errors)
+        self.address = str(endpoint)
         name_exempt_host(endpoint.host)  # for the SDK
         self._client = HttpClient(endpoint, StoreTranslator(requests, errors))
         self._reader = RangeReader(self._client, requests, errors, self.retry)
@@ -132,7 +133,7 @@ class HttpStore(ABC, Generic[C]):
             self._check_bucket()
             raise
 
-    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
         """As :meth:`Store.get_range`."""
         try:
             return self._reader.get_range(key, version, offset, buffer)

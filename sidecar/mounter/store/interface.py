@@ -258,6 +258,10 @@ class Store(Protocol):
         """The root as the admin wrote it, such as ``s3://bucket/prefix``."""
 
     @property
+    def address(self) -> str:
+        """Where requests go, such as ``https://storage.googleapis.com``."""
+
+    @property
     def limits(self) -> Limits:
         """What this store allows."""
 
@@ -281,8 +285,8 @@ class Store(Protocol):
     def head(self, key: str) -> ObjectInfo:
         """One object with its metadata and properties. Raises NotFound."""
 
-    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
-        """Fill ``buffer`` with the bytes from ``offset`` of exactly ``version``.
+    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer`` with the bytes from ``offset`` of exactly ``version``; None: of any.
 
         Returns the bytes read: fewer than ``len(buffer)`` only at the end of the object.
         Raises Stale when the object has another version, NotFound when it is gone.

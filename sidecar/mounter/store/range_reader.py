@@ -32,7 +32,7 @@ class _Range:
 
     __slots__ = ("buffer", "key", "offset", "version")
 
-    def __init__(self, key: str, version: str, offset: int, buffer: memoryview) -> None:
+    def __init__(self, key: str, version: str | None, offset: int, buffer: memoryview) -> None:
         self.key = key
         self.version = version
         self.offset = offset
@@ -72,7 +72,7 @@ class RangeReader:
         self._retry = retry
         self._timeout = AdaptiveTimeout()
 
-    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
         """As :meth:`sidecar.mounter.store.interface.Store.get_range`."""
         if not len(buffer):
             return 0
@@ -111,6 +111,8 @@ class RangeReader:
                 response.read(1)  # the last, empty chunk, and what is behind it
 
     def _check_version(self, fields: Headers, wanted: _Range) -> None:
+        if wanted.version is None:
+            return
         got = self._requests.version(fields)
         if not got:
             raise self._errors.protocol(f"the answer for `{wanted.key}` does not say its version")

@@ -67,8 +67,8 @@ class RequestBuilder(Protocol):
     Methods that sign raise what a login raises: SidecarError, Retryable.
     """
 
-    def get(self, key: str, version: str, byte_range: str) -> SignedRequest:
-        """A GET of ``byte_range`` (``bytes=a-b``), on condition of ``version``."""
+    def get(self, key: str, version: str | None, byte_range: str) -> SignedRequest:
+        """A GET of ``byte_range`` (``bytes=a-b``), on condition of ``version`` unless None."""
 
     def list(self, query: ListQuery) -> SignedRequest:
         """A GET of a page."""

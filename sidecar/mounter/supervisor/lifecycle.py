@@ -40,7 +40,7 @@ from sidecar.mounter.system.processes import (
     MessageReceived,
     Processes,
 )
-from sidecar.spec import PersistenceSpec, StoreSource
+from sidecar.spec import PersistenceSpec
 
 log = logging.getLogger("sidecar.supervisor")
 
@@ -78,7 +78,7 @@ class Lifecycle:
         self._retries = Retries()
         self._last_minute = LastMinute(spec)
         self._hang_watch = HangWatch()
-        stores = {v.source.store for v in spec.volumes if isinstance(v.source, StoreSource)}
+        stores = {source.store for volume in spec.volumes for source in volume.stores}
         self._fork_server = ForkServer(
             self._processes, sorted(stores), self._retries, self._hang_watch
         )

@@ -23,6 +23,7 @@ from sidecar.errors import MountFailed, SidecarError, StateUnusable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.cache.disk_cache import DiskCache
+from sidecar.mounter.cache.near_bucket import NearBucket
 from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
 from sidecar.mounter.filesystem.journal import Journal
@@ -41,7 +42,7 @@ from sidecar.mounter.reading.whole_load import is_loaded_whole
 from sidecar.mounter.reading.window import WHOLE_OBJECT_BYTES
 from sidecar.mounter.store import network, open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
-from sidecar.mounter.store.failures import Failures, Outcomes, Tell
+from sidecar.mounter.store.failures import Failures, Outcomes, Tell, Unobserved
 from sidecar.mounter.store.interface import ObjectInfo, Store
 from sidecar.mounter.system import directories, hardening, mounts
 from sidecar.mounter.system.atomic_file import replace_text
@@ -108,6 +109,7 @@ class Worker:
         self._failures.adopt(failing)
         self._outcomes = Outcomes(self._metrics, self._failures.flags, self._failures.take)
         self._memory_bytes = budgets.memory_bytes(spec, volume)
+        self._near_store: Store | None = None
         self._filesystem: FileSystem | None = None
         self._cache: DiskCache | None = None
         self._buffers: BufferPool | None = None
@@ -198,6 +200,7 @@ class Worker:
 
     def _open_store(self) -> Store:
         network.set_up(self._source, self._spec.roots.secrets, self._write_authorities)
+        self._near_store = self._open_near()
         return open_store(
             self._source,
             VolumeCredentials(self._source, self._spec.roots.secrets),
@@ -205,6 +208,21 @@ class Worker:
             observer=self._outcomes,
             with_metadata=not self._volume.read_only,
         )
+
+    def _open_near(self) -> Store | None:
+        """The bucket near the pods; None if there is none, or none that can be used."""
+        if self._volume.near is None:
+            return None
+        try:
+            return open_store(
+                self._volume.near,
+                VolumeCredentials(self._volume.near, self._spec.roots.secrets),
+                retry_budget_s=0,  # the volume's own store is asked instead
+                observer=Unobserved(),
+            )
+        except SidecarError as error:
+            log.warning("there will be no near bucket: %s", error.line())
+            return None
 
     def _write_authorities(self, text: str) -> str:
         """The file's path. Raises StateUnusable."""
@@ -251,6 +269,10 @@ class Worker:
         return StuckThreads(serving, self._options.retry_s)
 
     def _fetcher(self, store: Store, metrics: VolumeMetrics, memory_bytes: int) -> Fetcher:
+        near = None
+        if self._near_store is not None:
+            origin = f"{store.address} {self._source.url}"
+            near = NearBucket(self._near_store, origin, metrics)
         return Fetcher(
             store,
             ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch"),
@@ -259,6 +281,7 @@ class Worker:
             self._options.part_bytes,
             self._open_cache(metrics),
             CacheWriter(),
+            near,
             PageCacheShare(budgets.page_cache_bytes(self._spec)),
             self._loads_whole,
         )

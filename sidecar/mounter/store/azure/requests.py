@@ -58,10 +58,11 @@ class AzureRequests:
         self._login = login
         self._pod_token = pod_token
 
-    def get(self, key: str, version: str, byte_range: str) -> SignedRequest:
+    def get(self, key: str, version: str | None, byte_range: str) -> SignedRequest:
         """A GET signed in its headers, or with the SAS token in its query."""
         path = f"{self._container}/{self._prefix}{key}"
-        return self._signed(path, byte_range=byte_range, if_match=f'"{version}"')
+        condition = "" if version is None else f'"{version}"'
+        return self._signed(path, byte_range=byte_range, if_match=condition)
 
     def put(
         self, key: str, query: Mapping[str, str], headers: Mapping[str, str], length: int

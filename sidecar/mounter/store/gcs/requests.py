@@ -51,10 +51,12 @@ class GcsRequests:
         self._prefix = source.prefix
         self._tokens = tokens
 
-    def get(self, key: str, version: str, byte_range: str) -> SignedRequest:
+    def get(self, key: str, version: str | None, byte_range: str) -> SignedRequest:
         """A GET with a bearer token."""
-        target = f"{self._downloads}/{self._name(key)}?alt=media&ifGenerationMatch={version}"
-        # `ifGenerationMatch`, not `generation`: it tells changed (412) from gone (404).
+        target = f"{self._downloads}/{self._name(key)}?alt=media"
+        if version is not None:
+            # `ifGenerationMatch`, not `generation`: it tells changed (412) from gone (404).
+            target += f"&ifGenerationMatch={version}"
         headers = {
             "range": byte_range,
             # Without it an object stored with Content-Encoding gzip is unpacked on the way,

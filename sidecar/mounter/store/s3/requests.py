@@ -90,10 +90,10 @@ class S3Requests:
             login.use_tls, host, 443 if login.use_tls else 80, verify_tls=login.verify_tls
         )
 
-    def get(self, key: str, version: str, byte_range: str) -> SignedRequest:
+    def get(self, key: str, version: str | None, byte_range: str) -> SignedRequest:
         """A GET signed in its headers."""
         path = quote_path(f"{self._root}/{self._prefix}{key}")
-        condition = if_match("if-match", version)
+        condition = {} if version is None else if_match("if-match", version)
         return SignedRequest(
             "GET", path, {**self._signature(path), "range": byte_range, **condition}
         )

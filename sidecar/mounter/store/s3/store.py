@@ -130,9 +130,9 @@ class S3Store(HttpStore[S3Credentials]):
 
         return self.retry.run(call.operation, attempt)
 
-    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
         """As :meth:`Store.get_range`."""
-        if ProvisionalVersion.parse(version):
+        if version is not None and ProvisionalVersion.parse(version):
             version = self._found(key, version).version
         return super().get_range(key, version, offset, buffer)
 

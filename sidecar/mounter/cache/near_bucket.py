@@ -1,0 +1,338 @@
+"""Blocks of objects in a bucket near the pods, for all nodes that read the same objects.
+
+What is there is read there. What is not is read from its own store, and put there behind the
+reader's back, for the others. Nothing depends on the near bucket: where it fails, is full, or has
+something else than was put there, the object's own store is asked. Why, and whom it trusts:
+docs/decisions/0053-a-near-bucket.md.
+
+- A block's key is made of the object's bucket, key and version, and of the block's number. So
+  nothing there is ever wrong by age, and the bucket's own lifecycle rule may delete anything.
+- A block is a row of chunks, each behind a checksum of what it is and of what is in it
+  (:mod:`.near_block`). So a part of a block is read by one request, and checked.
+- Who is about to fetch a block claims it: a few bytes under the block's key, written on condition
+  that nothing is there. Pods on other nodes that read the same wait for the block then, for a
+  short term, and do not fetch it too. The block replaces its claim.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from sidecar import logs
+from sidecar.backoff import Backoff
+from sidecar.errors import AlreadyExists, NotFound, SidecarError, Unavailable
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.cache import near_block
+from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES, BlockName
+from sidecar.mounter.store.interface import Condition, Fetch, ObjectInfo, Store
+
+log = logging.getLogger(__name__)
+
+CLAIM_S = 5.0
+"""How long others wait for a block that one process claimed."""
+_FIRST_POLL_S = 0.01
+_LONGEST_POLL_S = 0.1
+_MOST_PENDING = 8
+"""Blocks of one process that wait to be put."""
+_PATIENCE_S = 1.0
+_PUT_THREADS = 4
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+
+State = Literal["here", "claimed", "absent", "unusable"]
+"""Of a block: ``claimed`` by another process, ``unusable``: a claim that is over, or damage."""
+
+
+class _Piece(NamedTuple):
+    """The part of one block that a read wants.
+
+    Attributes:
+        start, end: in the object.
+        is_whole: it is the whole block.
+    """
+
+    block: BlockName
+    start: int
+    end: int
+    is_whole: bool
+
+
+class _Read(NamedTuple):
+    """Arguments of :meth:`NearBucket.fill`."""
+
+    info: ObjectInfo
+    offset: int
+    buffer: memoryview
+    fetch: Fetch
+
+    def view(self, start: int, end: int) -> memoryview:
+        """Where the object's bytes ``[start, end)`` go."""
+        return self.buffer[start - self.offset : end - self.offset]
+
+    def pieces(self, origin: str) -> Iterator[_Piece]:
+        """Its part of each block, in order."""
+        name = near_block.object_name(origin, self.info.key, self.info.version)
+        start, end = self.offset, self.offset + len(self.buffer)
+        while start < end:
+            number = start // NEAR_BLOCK_BYTES
+            low = number * NEAR_BLOCK_BYTES
+            high = min(low + NEAR_BLOCK_BYTES, self.info.size_bytes)
+            stop = min(high, end)
+            whole = (start, stop) == (low, high)
+            yield _Piece(BlockName(name, number, high - low), start, stop, whole)
+            start = stop
+
+
+class NearBucket:
+    """The near bucket of one volume, as one process uses it. Safe to use from several threads.
+
+    Must not be used across a fork, which has no threads.
+
+    Args:
+        store: the near bucket; it does not retry.
+        origin: tells the buckets apart whose objects are here.
+    """
+
+    def __init__(self, store: Store, origin: str, metrics: VolumeMetrics) -> None:
+        self._store = store
+        self._origin = origin
+        self._metrics = metrics
+        self._reads = _Breaker("read", metrics)
+        self._writes = _Breaker("written", metrics)
+        self._puts = _Puts(store, self._writes, metrics)
+
+    def fill(self, info: ObjectInfo, offset: int, buffer: memoryview, fetch: Fetch) -> None:
+        """Fill ``buffer`` from ``offset`` of exactly this version.
+
+        Args:
+            fetch: reads what is not here; called for neighbouring blocks together.
+
+        Raises what ``fetch`` raises, and nothing else.
+        """
+        if not info.has_final_version:
+            fetch(info, offset, buffer)
+            return
+        read = _Read(info, offset, buffer, fetch)
+        missing: list[_Piece] = []
+        elsewhere: list[_Piece] = []
+        claimed: set[int] = set()
+        self._sort(read, missing, elsewhere, claimed)
+        self._fetch(read, missing, claimed)
+        give_up_s = time.monotonic() + CLAIM_S
+        for piece in elsewhere:
+            if not self._wait_for(read, piece, give_up_s):
+                if self._claim(piece, None):
+                    claimed.add(piece.block.number)
+                self._fetch(read, [piece], claimed)
+
+    def _sort(
+        self,
+        read: _Read,
+        missing: list[_Piece],
+        elsewhere: list[_Piece],
+        claimed: set[int],
+    ) -> None:
+        """Take what is here, and sort the rest by who fetches it: this read, or another process.
+
+        ``claimed`` gets the numbers of the blocks that this read has claimed.
+        """
+        absent_so_far = False
+        for piece in read.pieces(self._origin):
+            # Behind a block that is absent the next one mostly is, and a claim finds that out too.
+            state: State = "absent" if absent_so_far else self._look(read, piece)
+            if state in ("absent", "unusable"):
+                if self._claim(piece, Condition(absent=True) if state == "absent" else None):
+                    claimed.add(piece.block.number)
+                elif absent_so_far:
+                    state = self._look(read, piece)
+            absent_so_far = state == "absent"
+            if state == "claimed" and piece.is_whole:
+                elsewhere.append(piece)
+            elif state != "here":
+                missing.append(piece)
+
+    def _look(self, read: _Read, piece: _Piece) -> State:
+        """What there is of a block. If it is ``here``, its bytes are taken."""
+        if not self._reads.may_try():
+            return "absent"
+        block = piece.block
+        low = block.number * NEAR_BLOCK_BYTES
+        first, size = block.stored_range(piece.start - low, piece.end - low)
+        stored = memoryview(bytearray(size))
+        try:
+            count = self._store.get_range(block.key, None, first, stored)
+        except NotFound:
+            self._reads.worked()
+            return "absent"
+        except SidecarError as error:
+            self._reads.failed(error)
+            return "absent"
+        self._reads.worked()
+        into = read.view(piece.start, piece.end)
+        if count == size and block.unpack(stored, piece.start - low, into):
+            self._metrics.near_hit_bytes.inc(len(into))
+            return "here"
+        expires_s = near_block.claim_expires_s(stored[:count]) if first == 0 else None
+        if expires_s is not None:
+            return "claimed" if 0 < expires_s - time.time() <= CLAIM_S else "unusable"
+        if count:
+            self._metrics.near_damaged_blocks.inc()
+        return "unusable"
+
+    def _claim(self, piece: _Piece, condition: Condition | None) -> bool:
+        """Claim a block that is to be fetched. False if it cannot, or need not, be put then."""
+        if not (piece.is_whole and self._reads.is_closed and self._writes.may_try()):
+            return False
+        try:
+            content = near_block.claim(time.time() + CLAIM_S)
+            self._store.put(piece.block.key, content, condition=condition)
+        except AlreadyExists:  # somebody was quicker
+            self._writes.worked()
+        except SidecarError as error:
+            self._writes.failed(error)
+        else:
+            self._writes.worked()
+            return True
+        return False
+
+    def _fetch(self, read: _Read, pieces: list[_Piece], claimed: set[int]) -> None:
+        """Fetch pieces from the object's own store, and have put what was claimed of them.
+
+        The claims of a fetch that fails are over soon.
+        """
+        for run in _runs(pieces):
+            start, end = run[0].start, run[-1].end
+            read.fetch(read.info, start, read.view(start, end))
+            for piece in run:
+                if piece.block.number in claimed:
+                    self._puts.put_later(piece.block, read.view(piece.start, piece.end))
+
+    def _wait_for(self, read: _Read, piece: _Piece, give_up_s: float) -> bool:
+        """Wait until another process has put a block. False if it does not."""
+        delay = Backoff(_FIRST_POLL_S, _LONGEST_POLL_S, jitter=True)
+        while time.monotonic() < give_up_s:
+            time.sleep(delay.next_s())
+            state = self._look(read, piece)
+            if state != "claimed":
+                return state == "here"
+        return False
+
+
+def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+    """Neighbouring pieces together."""
+    run: list[_Piece] = []
+    for piece in pieces:
+        if run and run[-1].end != piece.start:
+            yield run
+            run = []
+        run.append(piece)
+    if run:
+        yield run
+
+
+class _Puts:
+    """Puts blocks in the background. Safe to use from several threads."""
+
+    def __init__(self, store: Store, writes: _Breaker, metrics: VolumeMetrics) -> None:
+        self._store = store
+        self._writes = writes
+        self._metrics = metrics
+        self._room = threading.Condition()
+        self._pending = 0
+        self._queue: queue.SimpleQueue[tuple[BlockName, bytes]] = queue.SimpleQueue()
+        self._threads = 0
+
+    def put_later(self, block: BlockName, content: memoryview) -> None:
+        """Put a block, of which a copy is made.
+
+        If many wait already, the reader waits a little: else the next one to come here would find
+        half of what was read, and go far for the rest. A bucket that is slower than that counts
+        as one that fails.
+        """
+        with self._room:
+            if not self._room.wait_for(lambda: self._pending < _MOST_PENDING, _PATIENCE_S):
+                self._writes.failed(Unavailable("it takes blocks more slowly than they are read"))
+                return
+            self._pending += 1
+            start = self._threads < min(self._pending, _PUT_THREADS)
+            self._threads += start
+        self._queue.put((block, block.pack(content)))
+        if start:
+            threading.Thread(target=self._run, name="near", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            block, stored = self._queue.get()
+            try:
+                if self._writes.is_closed:
+                    self._store.put(block.key, stored)
+                    self._writes.worked()
+                    self._metrics.near_put_bytes.inc(block.size_bytes)
+            except SidecarError as error:
+                self._writes.failed(error)
+            finally:
+                del stored
+                with self._room:
+                    self._pending -= 1
+                    self._room.notify()
+
+
+class _Breaker:
+    """Whether the near bucket is worth a request: after a failure, not for a while.
+
+    Safe to use from several threads.
+
+    Args:
+        what: is done when it is used, for the log.
+    """
+
+    def __init__(self, what: str, metrics: VolumeMetrics) -> None:
+        self._what = what
+        self._metrics = metrics
+        self._pause = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        self._again_s: float | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it works, as far as is known."""
+        return self._again_s is None
+
+    def may_try(self) -> bool:
+        """Whether to ask. While it does not work, one thread may now and then."""
+        if self._again_s is None:
+            return True
+        with self._lock:
+            now_s = time.monotonic()
+            if self._again_s is not None and now_s < self._again_s:
+                return False
+            self._again_s = now_s + _LONGEST_PAUSE_S  # the others wait for the outcome
+            return True
+
+    def worked(self) -> None:
+        """A request was answered."""
+        if self._again_s is None:
+            return
+        with self._lock:
+            self._again_s = None
+            self._pause.reset()
+        logs.event(log, f"the near bucket is {self._what} again")
+
+    def failed(self, error: SidecarError) -> None:
+        """A request failed."""
+        self._metrics.near_failed(error.code)
+        with self._lock:
+            first = self._again_s is None
+            self._again_s = time.monotonic() + self._pause.next_s()
+        if first:
+            logs.event(
+                log,
+                f"the near bucket cannot be {self._what}; the volume's own store is asked",
+                logging.WARNING,
+                why=error.line(),
+            )

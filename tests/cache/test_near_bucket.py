@@ -1,0 +1,366 @@
+"""The near bucket: who reads what where, and that nothing it does costs more than a fetch."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.errors import AccessDenied, QuotaExceeded, SidecarError, Stale, Unavailable
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.cache import near_block, near_bucket
+from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES, BlockName
+from sidecar.mounter.cache.near_bucket import NearBucket
+from sidecar.mounter.store.interface import Condition, Content, ObjectInfo
+from tests.support.memory_store import MemoryStore
+from tests.support.waiting import wait_until
+
+KIB, MIB = 1024, 1024 * 1024
+SIZE = 9 * MIB + 12_345
+CONTENT = random.Random(3).randbytes(SIZE)
+
+
+class Near(MemoryStore):
+    """A near bucket that fails on command, and tells what it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_failure: SidecarError | None = None
+        self.write_failure: SidecarError | None = None
+
+    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
+        if self.read_failure is not None:
+            self._count("get")
+            raise self.read_failure
+        return super().get_range(key, version, offset, buffer)
+
+    def put(
+        self,
+        key: str,
+        content: Content,
+        metadata: object = None,
+        condition: Condition | None = None,
+        *,
+        like: ObjectInfo | None = None,
+    ) -> ObjectInfo:
+        if self.write_failure is not None:
+            self._count("put")
+            raise self.write_failure
+        return super().put(key, content, None, condition, like=like)
+
+    @property
+    def keys(self) -> list[str]:
+        return sorted(self._objects)
+
+    def blocks(self) -> list[str]:
+        """The keys of whole blocks, and not of claims."""
+        return [key for key in self.keys if len(self._objects[key][0]) > 100]
+
+    def alter(self, change: Callable[[bytes], bytes]) -> None:
+        for key in self.keys:
+            super().put(key, change(self._objects[key][0]))
+
+
+class Node:
+    """One process on one node: its near bucket, and the ranges that it read far away."""
+
+    def __init__(self, near: Near, metrics: VolumeMetrics, origin: str = "far") -> None:
+        self.near = NearBucket(near, origin, metrics)
+        self.metrics = metrics
+        self.ranges: list[tuple[int, int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: SidecarError | None = None
+
+    def _fetch(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
+        self.ranges.append((offset, len(buffer)))
+        assert self.gate.wait(60)
+        if self.failure is not None:
+            raise self.failure
+        buffer[:] = CONTENT[offset : offset + len(buffer)]
+
+    def read(self, offset: int = 0, size: int = SIZE, version: str = "1") -> None:
+        """Read a range, and compare it."""
+        info = ObjectInfo("key", SIZE, 0.0, version)
+        buffer = memoryview(bytearray(size))
+        self.near.fill(info, offset, buffer, self._fetch)
+        assert buffer == CONTENT[offset : offset + size]
+
+
+@pytest.fixture
+def near() -> Near:
+    return Near()
+
+
+@pytest.fixture
+def nodes(near: Near, tmp_path: Path) -> Iterator[Callable[[], Node]]:
+    made = []
+
+    def make(origin: str = "far") -> Node:
+        made.append(origin)
+        metrics = VolumeMetrics(tmp_path, "data/d", f"node{len(made)}")
+        return Node(near, metrics, origin)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_bucket, "CLAIM_S", 0.5)
+
+
+BLOCKS = -(-SIZE // NEAR_BLOCK_BYTES)
+
+
+def test_the_second_node_reads_nothing_far_away(nodes: Callable[..., Node], near: Near) -> None:
+    first, second = nodes(), nodes()
+    first.read()
+    assert first.ranges == [(0, SIZE)]  # one request, however many blocks
+    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+    second.read()
+    for offset, size in ((0, 1), (SIZE - 5, 5), (130 * KIB, 300 * KIB), (NEAR_BLOCK_BYTES - 7, 99)):
+        second.read(offset, size)
+    assert second.ranges == []
+    assert second.metrics.near_hit_bytes._value.get() == SIZE + 1 + 5 + 300 * KIB + 99
+
+
+def test_a_cold_read_asks_little_of_the_near_bucket(nodes: Callable[..., Node], near: Near) -> None:
+    nodes().read(0, 4 * NEAR_BLOCK_BYTES)
+    wait_until(lambda: len(near.blocks()) == 4, "the blocks are put")
+    assert near.requests == {"get": 1, "put": 8}  # each block is claimed, and put
+
+
+def test_a_part_of_a_block_is_read_far_away_and_not_put(
+    nodes: Callable[..., Node], near: Near
+) -> None:
+    node = nodes()
+    node.read(128 * KIB, 256 * KIB)
+    assert node.ranges == [(128 * KIB, 256 * KIB)]
+    assert near.keys == []
+
+
+def test_other_versions_and_other_buckets_are_other_blocks(
+    nodes: Callable[..., Node], near: Near
+) -> None:
+    nodes().read()
+    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+    other_version, other_bucket = nodes(), nodes("elsewhere")
+    other_version.read(version="2")
+    other_bucket.read()
+    assert other_version.ranges == other_bucket.ranges == [(0, SIZE)]
+    provisional = nodes()
+    provisional.read(version=f"?{SIZE}:00ff:etag")
+    assert provisional.ranges == [(0, SIZE)]
+    wait_until(lambda: len(near.blocks()) == 3 * BLOCKS, "the blocks are put")
+
+
+# --- several nodes at once ----------------------------------------------------------------------
+
+
+def test_what_one_node_fetches_the_others_wait_for(nodes: Callable[..., Node], near: Near) -> None:
+    first, second = nodes(), nodes()
+    first.gate.clear()
+    with ThreadPoolExecutor(2) as threads:
+        reads = [threads.submit(first.read)]
+        wait_until(lambda: len(near.keys) == BLOCKS, "every block is claimed")
+        reads.append(threads.submit(second.read))
+        wait_until(lambda: near.requests["get"] > BLOCKS + 1, "the second one waits")
+        first.gate.set()
+        for read in reads:
+            read.result()
+    assert second.ranges == []
+
+
+def test_many_nodes_in_step_fetch_each_block_about_once(
+    nodes: Callable[..., Node], near: Near
+) -> None:
+    many = [nodes() for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        for read in [threads.submit(node.read) for node in many]:
+            read.result()
+    fetched = sum(size for node in many for _, size in node.ranges)
+    assert fetched < 2 * SIZE
+
+
+def test_a_claim_of_a_node_that_died_costs_one_short_wait(
+    nodes: Callable[..., Node], near: Near
+) -> None:
+    dead, alive, late = nodes(), nodes(), nodes()
+    dead.failure = Unavailable("the node's own network is gone")
+    with pytest.raises(Unavailable):
+        dead.read()
+    assert len(near.keys) == BLOCKS
+    alive.read()
+    assert sum(size for _, size in alive.ranges) == SIZE
+    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put after all")
+    late.read()
+    assert late.ranges == []
+
+
+def test_a_clock_that_is_wrong_makes_nobody_wait_long(
+    nodes: Callable[..., Node], near: Near
+) -> None:
+    nodes().read()
+    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+    for expires_s in (time.time() + 10**6, float("nan"), float("inf"), -1.0):
+        near.alter(lambda _: near_block.claim(expires_s))  # noqa: B023
+        node = nodes()
+        node.read()
+        assert node.ranges == [(0, SIZE)]
+        wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+
+
+# --- bad days -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), AccessDenied("no"), QuotaExceeded("full")])
+def test_a_near_bucket_that_cannot_be_read_is_left_alone(
+    nodes: Callable[..., Node],
+    near: Near,
+    error: SidecarError,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(near_bucket, "_FIRST_PAUSE_S", 60.0)
+    near.read_failure = error
+    node = nodes()
+    for _ in range(20):
+        node.read()
+    assert node.ranges == [(0, SIZE)] * 20
+    assert near.requests == {"get": 1}
+    assert caplog.text.count("the near bucket cannot be read") == 1
+
+
+def test_it_is_used_again_once_it_works(
+    nodes: Callable[..., Node],
+    near: Near,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(near_bucket, "_FIRST_PAUSE_S", 0.05)
+    caplog.set_level("INFO", "sidecar")
+    near.read_failure = Unavailable("away")
+    node = nodes()
+    node.read()
+    near.read_failure = None
+
+    def is_used() -> bool:
+        node.read()
+        return len(near.blocks()) == BLOCKS
+
+    wait_until(is_used, "it is used again")
+    assert "the near bucket is read again" in caplog.text
+
+
+def test_a_full_one_is_still_read(
+    nodes: Callable[..., Node], near: Near, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes().read(0, 2 * NEAR_BLOCK_BYTES)
+    wait_until(lambda: len(near.blocks()) == 2, "the blocks are put")
+    monkeypatch.setattr(near_bucket, "_FIRST_PAUSE_S", 60.0)
+    near.write_failure = QuotaExceeded("no space")
+    node = nodes()
+    for _ in range(5):
+        node.read()
+    far = (2 * NEAR_BLOCK_BYTES, SIZE - 2 * NEAR_BLOCK_BYTES)
+    assert node.ranges == [far] * 5
+    assert near.requests["put"] == 4 + 1  # two claims, two blocks, and one attempt
+
+
+def altered(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        altered,
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: data[4:] + data[:4],
+        lambda _: b"",
+        lambda _: b"<html>",
+        lambda data: bytes(len(data)),
+    ],
+)
+def test_what_somebody_else_put_there_is_never_given(
+    nodes: Callable[..., Node], near: Near, change: Callable[[bytes], bytes]
+) -> None:
+    nodes().read()
+    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+    near.alter(change)
+    node = nodes()
+    node.read()
+    node.read(NEAR_BLOCK_BYTES + 1, 5)
+
+
+def test_a_block_in_the_place_of_another_is_never_given(
+    nodes: Callable[..., Node], near: Near
+) -> None:
+    nodes().read()
+    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+    first = bytes(near._objects[near.blocks()[0]][0])
+    near.alter(lambda data: first if len(data) == len(first) else data)
+    node = nodes()
+    node.read()
+    assert node.ranges == [(NEAR_BLOCK_BYTES, 3 * NEAR_BLOCK_BYTES)]
+    assert node.metrics.near_damaged_blocks._value.get() == 3
+
+
+def test_a_read_that_fails_far_away_fails_as_without_it(nodes: Callable[..., Node]) -> None:
+    node = nodes()
+    node.failure = Stale("replaced")
+    with pytest.raises(Stale):
+        node.read()
+
+
+def test_a_near_bucket_that_is_slow_to_write_holds_nobody_up(
+    nodes: Callable[..., Node],
+    near: Near,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(near_bucket, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(near_bucket, "_FIRST_PAUSE_S", 60.0)
+    gate = threading.Event()
+    put = near.put
+
+    def slow(key: str, content: Content, *args: object, **more: object) -> ObjectInfo:
+        if len(content) > 100:
+            assert gate.wait(60)
+        return put(key, content, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(near, "put", slow)
+    node = nodes()
+    for number in range(10):
+        node.read(version=str(number))
+    assert "the near bucket cannot be written" in caplog.text
+    claims = near.requests["put"] - near_bucket._PUT_THREADS
+    assert claims <= 2 * BLOCKS  # and no more of them
+    gate.set()
+    wait_until(lambda: not node.near._puts._pending, "what waits is put")
+    assert len(near.blocks()) == near_bucket._MOST_PENDING
+
+
+# --- the bytes of a block -----------------------------------------------------------------------
+
+
+@given(st.integers(1, 3 * 128 * KIB), st.data())
+def test_any_part_of_a_block_is_in_its_stored_range(size: int, data: st.DataObject) -> None:
+    block = BlockName("ab" * 32, 3, size)
+    stored = block.pack(memoryview(CONTENT)[:size])
+    start = data.draw(st.integers(0, size - 1))
+    end = data.draw(st.integers(start + 1, size))
+    first, length = block.stored_range(start, end)
+    assert 0 <= first <= first + length <= len(stored)
+    into = memoryview(bytearray(end - start))
+    assert block.unpack(memoryview(stored)[first : first + length], start, into)
+    assert into == CONTENT[start:end]
