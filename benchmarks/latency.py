@@ -1,10 +1,10 @@
 """A TCP proxy that adds latency to every answer, run as a program.
 
-``python -m benchmarks.latency TARGET_HOST:PORT DELAY_S`` prints ``listening HOST:PORT``. It
-delays the first bytes of each answer by DELAY_S and nothing else: the cost of one round trip
-for each request on an open connection. Answers are copied inside the kernel (splice(2)), so
-that bandwidth is close to loopback's. Benchmarks also measure the floor client through a
-proxy without delay, as the bandwidth to compare with.
+``python -m benchmarks.latency TARGET_HOST:PORT DELAY_S [MB_S]`` prints ``listening HOST:PORT``. It
+delays the first bytes of each answer by DELAY_S: the cost of one round trip for each request on an
+open connection. With MB_S, the answers of all connections together have that bandwidth. They are
+copied inside the kernel (splice(2)), so that bandwidth is close to loopback's else. Benchmarks also
+measure the floor client through a proxy without delay, as the bandwidth to compare with.
 
 An answer begins with the first bytes from the server after bytes from the client. This holds
 for HTTP/1.1 without pipelining, also inside TLS (whose handshake is delayed too).
@@ -31,13 +31,16 @@ _START_TIMEOUT_S = 30.0
 
 
 @contextmanager
-def proxy(target: str, delay_s: float, log: Path) -> Iterator[str]:
+def proxy(target: str, delay_s: float, log: Path, mb_s: float = 0.0) -> Iterator[str]:
     """Run a proxy in front of ``target`` (host:port); yields the proxy's address.
+
+    Args:
+        mb_s: bandwidth of all connections together, in MB/s; 0: no limit.
 
     Raises:
         BenchFailure: it does not start.
     """
-    argv = [sys.executable, "-m", "benchmarks.latency", target, str(delay_s)]
+    argv = [sys.executable, "-m", "benchmarks.latency", target, str(delay_s), str(mb_s)]
     with Child(argv, {}, log) as child:
         child.wait_until(
             lambda: child.log.read_text().endswith("\n"), "proxy: listening", _START_TIMEOUT_S
@@ -45,13 +48,35 @@ def proxy(target: str, delay_s: float, log: Path) -> Iterator[str]:
         yield child.log.read_text().split()[-1]
 
 
+class _Link:
+    """The bandwidth that all connections share."""
+
+    def __init__(self, mb_s: float) -> None:
+        self._bytes_s = mb_s * 1e6
+        self._free_s = 0.0
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Return when ``count`` bytes have gone through."""
+        if not self._bytes_s:
+            return
+        with self._lock:
+            now_s = time.monotonic()
+            self._free_s = max(now_s, self._free_s) + count / self._bytes_s
+            wait_s = self._free_s - now_s
+        time.sleep(wait_s)
+
+
 class _Connection:
     """Both directions of one connection, a thread for each."""
 
-    def __init__(self, client: socket.socket, server: socket.socket, delay_s: float) -> None:
+    def __init__(
+        self, client: socket.socket, server: socket.socket, delay_s: float, link: _Link
+    ) -> None:
         self._client = client
         self._server = server
         self._delay_s = delay_s
+        self._link = link
         self._asked = False  # a request was sent, and its answer has not begun
 
     def start(self) -> None:
@@ -73,6 +98,7 @@ class _Connection:
                 if self._asked:
                     self._asked = False
                     time.sleep(self._delay_s)
+                self._link.take(count)
                 while count:
                     count -= os.splice(source, self._client.fileno(), count)
         os.close(source)
@@ -89,6 +115,7 @@ class _Connection:
 def _main() -> None:
     host, _, port = sys.argv[1].rpartition(":")
     delay_s = float(sys.argv[2])
+    link = _Link(float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
     listener = socket.create_server((_HOST, 0), backlog=256)
     print(f"listening {_HOST}:{listener.getsockname()[1]}", flush=True)
     while True:
@@ -96,7 +123,7 @@ def _main() -> None:
         server = socket.create_connection((host, int(port)))
         for end in (client, server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _Connection(client, server, delay_s).start()
+        _Connection(client, server, delay_s, link).start()
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def test_what_a_proxy_does_not_let_through(cloud: Cloud, front: TlsFront, secret
             use(cloud, secrets)
         proxy.refuses = 503
         with pytest.raises(EndpointUnreachable, match=r"through the proxy .*: status 503"):
-            use(cloud, secrets, retry_budget_s=0.3)
+            use(cloud, secrets, retry_budget_s=2)
         assert len(proxy.asked) > 3, "as an outage, it is tried again"
 
 

@@ -44,8 +44,8 @@ _PUT_THREADS = 4
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 
-State = Literal["here", "claimed", "absent", "unusable"]
-"""Of a block: ``claimed`` by another process, ``unusable``: a claim that is over, or damage."""
+State = Literal["here", "claimed", "absent", "expired", "damaged"]
+"""Of a block: ``claimed`` by another process, ``expired``: its claim is over."""
 
 
 class _Piece(NamedTuple):
@@ -145,7 +145,7 @@ class NearBucket:
         for piece in read.pieces(self._origin):
             # Behind a block that is absent the next one mostly is, and a claim finds that out too.
             state: State = "absent" if absent_so_far else self._look(read, piece)
-            if state in ("absent", "unusable"):
+            if state in ("absent", "expired", "damaged"):
                 if self._claim(piece, Condition(absent=True) if state == "absent" else None):
                     claimed.add(piece.block.number)
                 elif absent_so_far:
@@ -158,6 +158,15 @@ class NearBucket:
 
     def _look(self, read: _Read, piece: _Piece) -> State:
         """What there is of a block. If it is ``here``, its bytes are taken."""
+        state = self._look_once(read, piece)
+        if state == "damaged":
+            # Some servers mix what was there with what replaces it just then.
+            state = self._look_once(read, piece)
+        if state == "damaged":
+            self._metrics.near_damaged_blocks.inc()
+        return state
+
+    def _look_once(self, read: _Read, piece: _Piece) -> State:
         if not self._reads.may_try():
             return "absent"
         block = piece.block
@@ -179,10 +188,8 @@ class NearBucket:
             return "here"
         expires_s = near_block.claim_expires_s(stored[:count]) if first == 0 else None
         if expires_s is not None:
-            return "claimed" if 0 < expires_s - time.time() <= CLAIM_S else "unusable"
-        if count:
-            self._metrics.near_damaged_blocks.inc()
-        return "unusable"
+            return "claimed" if 0 < expires_s - time.time() <= CLAIM_S else "expired"
+        return "damaged" if count else "expired"
 
     def _claim(self, piece: _Piece, condition: Condition | None) -> bool:
         """Claim a block that is to be fetched. False if it cannot, or need not, be put then."""
