@@ -3,7 +3,8 @@
 ``python -m benchmarks.near`` starts the mounts at the same time, each with a state of its own, as
 on as many nodes. The volume's own bucket is behind 20 ms and a limit of bandwidth that all share;
 the near one is not. Every mount's bytes are compared by their SHA-256. Then the near store is
-killed, gets full, and gets wrong blocks, each while they read.
+killed, gets full, and gets wrong blocks, each while they read. It is one that enforces conditions,
+as S3 and MinIO do; behind one that does not, two mounts in step may both fetch a block.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from sidecar.units import GIB, MIB
 from tests.support.faults import FaultProxy
 from tests.support.servers import MinioServer
 from tests.support.sidecar import Sidecar
+from tests.support.strict_server import StrictS3Server
 
 CASES: Final = ("without", "with", "once more", "killed", "full", "poisoned")
 _FILES: Final = 8
@@ -76,7 +78,7 @@ class _Bench:
             self._digests[f"part{number}"] = digest.hexdigest()
             path.unlink()
 
-    def run(self, case: str, far: MinioServer, address: str, near: MinioServer | None) -> Result:
+    def run(self, case: str, far: MinioServer, address: str, near: StrictS3Server | None) -> Result:
         """One case. Raises AssertionError for a wrong byte, and for any error."""
         with contextlib.ExitStack() as stack:
             refusing = stack.enter_context(FaultProxy(near.port)) if near else None
@@ -151,7 +153,7 @@ class _Bench:
                 self._wrong.append(f"{path}: {said.stdout or said.stderr}")
 
 
-def _poison(near: MinioServer) -> None:
+def _poison(near: StrictS3Server) -> None:
     """Alter every block that is there by now."""
     client = near.client()
     for found in client.list_objects("near", recursive=True):
@@ -164,14 +166,14 @@ def _poison(near: MinioServer) -> None:
 
 
 @contextlib.contextmanager
-def _near_server(folder: Path, case: str) -> Iterator[MinioServer | None]:
+def _near_server(folder: Path, case: str) -> Iterator[StrictS3Server | None]:
     """A near store of its own, but for ``once more``, which finds what ``with`` has put."""
     if case == "without":
         yield None
         return
     place = folder / f"near-{'with' if case == 'once more' else case}"
     is_new = not place.exists()
-    with MinioServer(place) as server:
+    with StrictS3Server(place) as server:
         if is_new:
             server.create_bucket("near")
         yield server

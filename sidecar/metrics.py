@@ -228,6 +228,7 @@ class VolumeTotals(NamedTuple):
 
     spool_used_bytes: dict[str, float]
     request_errors: dict[tuple[str, str], float]
+    read_bytes: dict[str, float]
 
 
 def read_volume_totals(directory: Path) -> VolumeTotals:
@@ -236,13 +237,15 @@ def read_volume_totals(directory: Path) -> VolumeTotals:
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    totals = VolumeTotals({}, {})
+    totals = VolumeTotals({}, {}, {})
     collector = MultiProcessCollector(CollectorRegistry(), path=str(directory))  # type: ignore[no-untyped-call]
     for metric in collector.collect():  # type: ignore[no-untyped-call]
         for sample in metric.samples:
             volume = sample.labels.get("volume", "")
             if sample.name == "mount_sidecar_spool_used_bytes":
                 totals.spool_used_bytes[volume] = sample.value
+            elif sample.name == "mount_sidecar_read_bytes_total":
+                totals.read_bytes[volume] = sample.value
             elif sample.name == "mount_sidecar_store_request_errors_total":
                 key = (volume, sample.labels["code"])
                 totals.request_errors[key] = totals.request_errors.get(key, 0.0) + sample.value
@@ -360,14 +363,29 @@ class StatusCollector:
             "Workers that died and were started again, by how the mount went on",
             labels=("volume", "healed"),
         )
+        warmed_bytes = CounterMetricFamily(
+            "mount_sidecar_warmed_bytes",
+            "Bytes of files that the warm-up read",
+            labels=("volume",),
+        )
+        warmed_names = CounterMetricFamily(
+            "mount_sidecar_warmed_names",
+            "Entries of folders that the warm-up read",
+            labels=("volume",),
+        )
         volumes = status.get("volumes")
         for volume in volumes if isinstance(volumes, list) else []:
             label = volume_label(volume["kind"], volume["name"])
             state.add_metric((label, volume["state"]), 1.0)
+            if warmed := volume.get("warmed"):
+                warmed_bytes.add_metric((label,), float(warmed["bytes"]))
+                warmed_names.add_metric((label,), float(warmed["names"]))
             for healed, count in volume.get("healed", {}).items():
                 restarts.add_metric((label, healed), float(count))
         yield state
         yield restarts
+        yield warmed_bytes
+        yield warmed_names
 
 
 def scrape_registry(

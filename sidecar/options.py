@@ -90,6 +90,40 @@ class Options:
         "none, those named as a model's weights (safetensors, gguf, pt, pth, ckpt, onnx), or all.",
         "Room in the page cache for the whole file, half of the sidecar's limit of memory at most.",
     )
+    warm_list: tuple[str, ...] = _option(
+        (),
+        "Folders whose names and attributes are read at the start, with all below; `.` is all.",
+        "Listings; what is not used within `namesSeconds` is asked for again.",
+        "none",
+    )
+    warm_read: tuple[str, ...] = _option(
+        (),
+        "Patterns of files that are read at the start, in this order; `**` is any folders.",
+        "Requests beside the experiment's first ones.",
+        "none",
+    )
+    warm_learned: str | None = _option(
+        None,
+        "A label: what the first run with it reads first is noted in the outputs volume "
+        "(`.mount-sidecar/learned`), and read at the start of later runs with it.",
+        "As `warmRead`.",
+        "nothing is noted",
+    )
+    warm_bytes: int = _option(
+        10 * GIB,
+        "What `warmRead` and `warmLearned` may read; without a cache not more than the page cache "
+        "has room for.",
+        "Room in the cache.",
+        ge=0,
+        le=MOST_BYTES,
+    )
+    warm_s: float = _option(
+        0.0,
+        "How long the experiment's start waits for all of that, within `readyTimeoutSeconds`.",
+        "A later start.",
+        ge=0,
+        le=86_400,
+    )
     save_s: float = _option(
         60.0,
         "How often files that stay open are saved.",
@@ -115,6 +149,11 @@ class Options:
         "How the kernel is spoken to: directly, or through libfuse.",
         "`libfuse` reads at half the rate.",
     )
+
+    @property
+    def warms(self) -> bool:
+        """Whether something is read at the start."""
+        return bool(self.warm_list or self.warm_read or self.warm_learned)
 
     def names_lifetime_s(self, *, read_only: bool) -> float:
         """How long names and attributes are believed, in seconds."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, Self
+from urllib.parse import quote
 
 from sidecar.options import MOST_BYTES, Options, Times
 from sidecar.units import MIB
@@ -153,6 +154,11 @@ class Volume:
         return volume_label(self.kind, self.name)
 
     @property
+    def identity(self) -> str:
+        """How its files in the state directory are named."""
+        return f"{self.kind}-{quote(self.name, safe='')}"
+
+    @property
     def mounted_at(self) -> str:
         """Where it is in the sidecar's own file system."""
         return (self.mountpoint if self.is_bucket else None) or self.path
@@ -267,6 +273,12 @@ class PersistenceSpec:
         """The volumes that the sidecar mounts."""
         return tuple(volume for volume in self.volumes if volume.is_bucket)
 
+    @property
+    def memory_cache_bytes(self) -> int:
+        """What caches in memory take of the container's limit."""
+        caches = [volume.options for volume in self.buckets if volume.options.cache == "memory"]
+        return sum(options.cache_bytes or 0 for options in caches)
+
     def to_json(self, indent: int | None = 2) -> str:
         """The spec as JSON, defaults included. ``indent``: None for one line without spaces."""
         separators = (",", ":") if indent is None else None
@@ -287,7 +299,7 @@ class PersistenceSpec:
                     **volume,
                     "source": _source(volume["source"]),
                     "near": None if volume["near"] is None else _source(volume["near"]),
-                    "options": Options(**volume["options"]),
+                    "options": _options(volume["options"]),
                 }
             )
             for volume in document["volumes"]
@@ -306,6 +318,14 @@ def least_memory_bytes(buckets: int) -> int:
     What they take right after ready, and half of that again; for work they need more (sizing.md).
     """
     return (64 + 32 * buckets) * MIB
+
+
+def _options(document: dict[str, Any]) -> Options:
+    """JSON has lists where there are tuples."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+    }
+    return Options(**values)
 
 
 def _source(document: dict[str, Any]) -> Source:

@@ -29,6 +29,7 @@ from sidecar.mounter.system import hardening, prctl, resource_limits
 from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.system.heartbeat import beat_to
 from sidecar.mounter.system.shortage import lacks_resources
+from sidecar.mounter.warming import main as warming
 from sidecar.mounter.worker import main as worker
 from sidecar.stop_signals import STOP_SIGNALS
 
@@ -39,6 +40,7 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 1.0
 _MAINS: Final[dict[str, Callable[[Channel], int]]] = {
     "health": health.main,
     "reporter": reporter.main,
+    "warming": warming.main,
 }
 
 

@@ -19,5 +19,6 @@ def volume(**changes: Any) -> dict[str, Any]:
         "unsaved_count": 0,
         "remounted_at": None,
         "lost_in": [],
+        "warmed": None,
         **changes,
     }

@@ -113,9 +113,22 @@ def test_that_everything_is_saved_is_told_if_it_took_long(observer: Observer) ->
     assert observer.look_at_status(status("stopped")) == []
 
 
+@pytest.mark.parametrize(
+    ("state", "how"), [("done", "is warmed up"), ("stopped", "is warmed up in part")]
+)
+def test_a_warm_up_is_told_once_when_it_is_over(observer: Observer, state: str, how: str) -> None:
+    warmed = {"state": "running", "names": 3, "bytes": 7}
+    assert observer.look_at_status(status("ready", volume(warmed=warmed))) == []
+    over = status("ready", volume(warmed={**warmed, "state": state}))
+    [report] = observer.look_at_status(over)
+    assert (report.reason, report.kind) == ("WarmedUp", "Normal")
+    assert report.message == f"volume outputs/models {how}: 3 names, 7 bytes"
+    assert observer.look_at_status(over) == []
+
+
 def test_refused_requests_are_told_when_there_are_more_of_them(observer: Observer) -> None:
     def totals(count: float, code: str = "SC1043") -> VolumeTotals:
-        return VolumeTotals({}, {("data/d", code): count})
+        return VolumeTotals({}, {("data/d", code): count}, {})
 
     [report] = observer.look_at_totals(totals(1))
     assert report.reason == "CredentialsRefused"
@@ -127,7 +140,7 @@ def test_refused_requests_are_told_when_there_are_more_of_them(observer: Observe
 
 def test_a_spool_is_nearly_full_once_until_it_was_emptied(observer: Observer) -> None:
     def look(used_bytes: float) -> list[str]:
-        found = observer.look_at_totals(VolumeTotals({"outputs/models": used_bytes}, {}))
+        found = observer.look_at_totals(VolumeTotals({"outputs/models": used_bytes}, {}, {}))
         return [report.reason for report in found]
 
     looks = [look(used_bytes) for used_bytes in (899, 900, 990, 800, 950, 699, 950)]
@@ -223,6 +236,8 @@ def test_what_every_process_of_a_volume_counted_is_added_up(
         command = [sys.executable, "-c", COUNTED, str(tmp_path), identity]
         subprocess.run(command, check=True, timeout=60)
     totals = read_volume_totals(tmp_path)
-    assert totals == VolumeTotals({"outputs/models": 950}, {("outputs/models", "SC1043"): 4})
+    assert totals == VolumeTotals(
+        {"outputs/models": 950}, {("outputs/models", "SC1043"): 4}, {"outputs/models": 0}
+    )
     found = [report.reason for report in observer.look_at_totals(totals)]
     assert found == ["CredentialsRefused", "SpoolNearlyFull"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, get_args, get_type_hints
@@ -92,6 +93,14 @@ def _value(name: str, value: YamlValue, where: str) -> Any:
         known = [*_EVERY, PROFILE]
         raise UnknownKey(f"unknown option `{where}.{name}`{nearest(name, known)}")
     found = _EVERY[name]
+    if _HINTS[found.name] == tuple[str, ...]:
+        return _texts(name, value, where)
+    if _HINTS[found.name] == str | None:
+        if isinstance(value, str) and _LABEL.fullmatch(value):
+            return value
+        raise OptionInvalid(
+            f"{where}.{name}: must be a label of up to 63 letters, digits, `.`, `_` and `-`"
+        )
     if choices := get_args(_HINTS[found.name]):
         words = [choice for choice in choices if isinstance(choice, str)]
         if words and value in words:
@@ -104,6 +113,26 @@ def _value(name: str, value: YamlValue, where: str) -> Any:
         if bound is not None and not is_kept(number, bound):
             raise OptionInvalid(f"{where}.{name}: must be {range_text(found.metadata, name)}")
     return number
+
+
+_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_MOST_TEXTS: Final = 100
+_MOST_CHARACTERS: Final = 1024
+
+
+def _texts(name: str, value: YamlValue, where: str) -> tuple[str, ...]:
+    """Paths or patterns below the volume."""
+    if not isinstance(value, list) or len(value) > _MOST_TEXTS:
+        raise OptionInvalid(f"{where}.{name}: must be a list of at most {_MOST_TEXTS} paths")
+    for text in value:
+        parts = text.split("/") if isinstance(text, str) else [".."]
+        if "" in parts or ".." in parts or not _is_plain(str(text)):
+            raise OptionInvalid(f"{where}.{name}: must be paths below the volume, without `..`")
+    return tuple(str(text) for text in value)
+
+
+def _is_plain(text: str) -> bool:
+    return len(text) <= _MOST_CHARACTERS and text.isprintable()
 
 
 _RULES: Final = {"ge": operator.ge, "gt": operator.gt, "le": operator.le}
@@ -217,7 +246,7 @@ def _bound(name: str, value: YamlValue, where: str) -> Bound:
             return Bound(words=words)
     elif isinstance(value, dict) and value and set(value) <= {"min", "max"}:
         limits = {key: _value(name, limit, where) for key, limit in value.items()}
-        if not any(isinstance(limit, str) for limit in limits.values()):
+        if all(isinstance(limit, int | float) for limit in limits.values()):
             return Bound(limits.get("min"), limits.get("max"))
     raise OptionInvalid(
         f"{where}.{name}: must be `fixed`, a list of what is allowed, or {{min: , max: }}"
@@ -238,6 +267,8 @@ def refuse_out_of_bounds(layer: Layer, bounds: Bounds, where: str) -> None:
 
 def show(name: str, value: Any) -> str:
     """A value as people write it."""
+    if isinstance(value, tuple):
+        return " ".join(value)
     if not name.endswith("Bytes") or value is None:
         return f"{value:g}" if isinstance(value, float) else str(value)
     for unit, size in (("Pi", PIB), ("Ti", TIB), ("Gi", GIB), ("Mi", MIB)):

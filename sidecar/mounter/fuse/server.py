@@ -53,6 +53,7 @@ from sidecar.mounter.fuse.protocol import Opcode
 from sidecar.mounter.fuse.readers import direct_read
 from sidecar.mounter.fuse.readers.direct_read import DirectRead, StaleRead
 from sidecar.mounter.fuse.readers.pool import ReaderPool
+from sidecar.mounter.reading.read_log import ReadLog
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Server:
             send requests again to a successor of this process (FUSE_NOTIFY_RESEND).
         readers: reader processes that answer READs; without them this process does.
         notifier: tells the kernel what changed in the bucket; without it names expire.
+        read_log: notes what programs read; None where nobody wants to know.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Server:
         on_serving: Callable[[bool], None],
         readers: ReaderPool | None = None,
         notifier: Notifier | None = None,
+        read_log: ReadLog | None = None,
     ) -> None:
         # On a read-only volume nobody has to know what is open: an inode is one version, and
         # closing it saves nothing. Only a copy in the disk cache is read through an open.
@@ -99,6 +102,7 @@ class Server:
             readers,
             by_inode and not filesystem.has_cache,
             on_serving,
+            read_log,
         )
         self._filesystem = filesystem
         self._descriptor = descriptor

@@ -134,6 +134,11 @@ class Observer:
                 reports += self._once(label, "StoreFails", failure)
             if error not in [None, *volume["failing"]] and error["code"] != WorkerLost.code:
                 reports += self._once(label, _reason(error), error)
+        warmed = volume["warmed"]
+        if warmed is not None and warmed["state"] != "running":
+            how = "is warmed up" if warmed["state"] == "done" else "is warmed up in part"
+            what = f"volume {label} {how}: {warmed['names']} names, {warmed['bytes']} bytes"
+            reports += self._first(f"warmed {label}", Report("WarmedUp", what, "Normal"))
         if volume["lost_in"] and self._lost.get(label) != volume["remounted_at"]:
             self._lost[label] = volume["remounted_at"]
             reports.append(mount_lost(volume))

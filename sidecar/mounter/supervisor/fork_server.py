@@ -20,7 +20,7 @@ _MODULE = "sidecar.mounter.fork_server"
 _LEAVE_S: Final = 2.0
 """For the fork that is under way; more only where it lacks the resources."""
 
-Role = Literal["worker", "health", "reporter"]
+Role = Literal["worker", "health", "reporter", "warming"]
 
 
 class ForkServer:

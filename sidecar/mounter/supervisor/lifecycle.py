@@ -31,6 +31,7 @@ from sidecar.mounter.supervisor.hang_watch import HangWatch
 from sidecar.mounter.supervisor.last_minute import LastMinute, unsaved_lines
 from sidecar.mounter.supervisor.retries import Retries
 from sidecar.mounter.supervisor.volume import RestartDelay, SupervisedBucket, SupervisedVolume
+from sidecar.mounter.supervisor.warm_up import WarmUp
 from sidecar.mounter.system import directories, hardening, mounts, status
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.processes import (
@@ -94,6 +95,7 @@ class Lifecycle:
                 directory = SupervisedVolume(volume)
                 self._directories.append(directory)
                 self._volumes.append(directory)
+        self._warm_up = WarmUp(self._buckets, spec_file, self._fork_server, self._retries)
         self._health: Child | None = None
         self._health_delay = RestartDelay()
         self._reporter: Child | None = None  # in a pod only
@@ -116,6 +118,7 @@ class Lifecycle:
                 self._preflight()
                 self._mount()
                 self._verify()
+                self._warm_up.run(self._turn_unless_stopped, self._deadline_s)
                 self._become_ready()
             except Stopped:
                 logs.event(log, "asked to stop before ready")
@@ -223,6 +226,7 @@ class Lifecycle:
             raise preparation.unusable(error) from None
         if self._health is not None:
             self._health.channel.send({"ready": True})
+        self._warm_up.become_ready()
         logs.event(log, "ready", seconds=f"{self._time_to_ready_s:.3f}", port=self._http_port)
 
     def _serve_and_heal(self) -> None:
@@ -240,6 +244,7 @@ class Lifecycle:
 
         A worker that ends meanwhile is replaced, and the next one is asked again.
         """
+        self._warm_up.leave(self._turn)
         seconds = self._last_minute.seconds_left()
         end_s = time.monotonic() + seconds
         self._phase = "draining"
@@ -322,11 +327,14 @@ class Lifecycle:
     def _turn_until(self, done: Callable[[], bool]) -> None:
         """Turn the loop until ``done``. Raises Stopped, or what a volume or the time-out raises."""
         while not done():
-            if self._stop_asked:
-                raise Stopped
             if time.monotonic() >= self._deadline_s:
                 raise self._timeout()
-            self._turn(self._deadline_s)
+            self._turn_unless_stopped(self._deadline_s)
+
+    def _turn_unless_stopped(self, deadline_s: float) -> None:
+        if self._stop_asked:
+            raise Stopped
+        self._turn(deadline_s)
 
     def _turn(self, deadline_s: float = float("inf")) -> None:
         until_s = min(
@@ -363,6 +371,8 @@ class Lifecycle:
             self._on_checked(self._checks.pop(child), message)
         elif self._fork_server.on_message(child, message):
             return
+        elif self._warm_up.on_message(child, message):
+            self._publish()
         elif bucket := self._bucket_of(child):
             bucket.on_message(message)
             self._publish()
@@ -390,6 +400,8 @@ class Lifecycle:
             logs.event(log, "the fork server ended", logging.WARNING, how=ending)
             for asked in lost:
                 self._on_ended(asked, ending)
+        elif self._warm_up.on_ended(child, ending):
+            self._publish()
         elif bucket := self._bucket_of(child):
             bucket.on_worker_ended(ending, child.hung)
             self._publish()
@@ -427,14 +439,13 @@ class Lifecycle:
         def start() -> None:
             self._checks[self._processes.run(function)] = volume
 
-        self._retries.do(_check_name(volume), start)
+        self._retries.do(volume.check_name, start)
 
     @property
     def _is_checking(self) -> bool:
         """Whether a check runs, or is still to be started."""
-        return bool(self._checks) or any(
-            self._retries.is_pending(_check_name(volume)) for volume in self._volumes
-        )
+        pending = (self._retries.is_pending(volume.check_name) for volume in self._volumes)
+        return bool(self._checks) or any(pending)
 
     def _timeout(self) -> SidecarError:
         """Which volume kept the sidecar from being ready, and its last error."""
@@ -487,7 +498,3 @@ class Lifecycle:
         status.write_status(self._state, text)
         if self._shared is not None:
             self._shared.write(status.STATUS_FILE, text)
-
-
-def _check_name(volume: SupervisedVolume) -> str:
-    return f"check {volume.volume.label}"

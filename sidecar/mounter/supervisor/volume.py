@@ -12,7 +12,6 @@ import signal
 import time
 from collections import deque
 from typing import Any, Final, Literal
-from urllib.parse import quote
 
 from sidecar import logs
 from sidecar.errors import (
@@ -65,12 +64,14 @@ class SupervisedVolume:
         volume: the volume of the spec.
         state: what the status document shows.
         error: why it cannot be used at present, or None.
+        check_name: of what looks whether it can be.
     """
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self.state: State = "starting"
         self.error: SidecarError | None = None
+        self.check_name = f"check {volume.label}"
 
     def named(self, error: SidecarError) -> SidecarError:
         """The same error, with the volume named in front."""
@@ -95,6 +96,7 @@ class SupervisedVolume:
             "unsaved_count": 0,
             "remounted_at": None,
             "lost_in": [],
+            "warmed": None,
         }
 
 
@@ -113,6 +115,7 @@ class SupervisedBucket(SupervisedVolume):
         unsaved_count: how many there are.
         was_shown: other containers have had the volume before, or may have now.
         lost_in: names of the containers whose sub-path leads to an earlier mount than this.
+        warmed: how far its warm-up is (state, names, bytes); None without one.
     """
 
     def __init__(
@@ -145,6 +148,7 @@ class SupervisedBucket(SupervisedVolume):
         self.unsaved_count = 0
         self.was_shown = False
         self.lost_in: list[str] = []
+        self.warmed: dict[str, Any] | None = None
         self._remounted_at: float | None = None  # wall clock
 
     def document(self) -> dict[str, Any]:
@@ -163,6 +167,7 @@ class SupervisedBucket(SupervisedVolume):
             "unsaved_count": self.unsaved_count,
             "remounted_at": self._remounted_at,
             "lost_in": self.lost_in,
+            "warmed": self.warmed,
         }
 
     # --- the mount ----------------------------------------------------------------------------
@@ -245,7 +250,7 @@ class SupervisedBucket(SupervisedVolume):
             {
                 "do": "serve",
                 "spec": self._spec_file,
-                "identity": f"{self.volume.kind}-{quote(self.volume.name, safe='')}",
+                "identity": self.volume.identity,
                 "kind": self.volume.kind,
                 "name": self.volume.name,
                 "seconds": max(0.0, deadline_s - time.monotonic()),

@@ -16,19 +16,13 @@ from sidecar.spec import PersistenceSpec, Volume
 def memory_bytes(spec: PersistenceSpec, volume: Volume) -> int:
     """Memory for content."""
     return volume.options.memory_bytes or resource_limits.memory_budget_bytes(
-        len(spec.buckets), _in_memory_bytes(spec)
+        len(spec.buckets), spec.memory_cache_bytes
     )
 
 
 def page_cache_bytes(spec: PersistenceSpec) -> int:
     """What the kernel may keep in its page cache that no program has asked for."""
-    return resource_limits.page_cache_bytes(len(spec.buckets), _in_memory_bytes(spec))
-
-
-def _in_memory_bytes(spec: PersistenceSpec) -> int:
-    """What caches in memory take of the container's limit."""
-    caches = [volume.options for volume in spec.buckets if volume.options.cache == "memory"]
-    return sum(options.cache_bytes or 0 for options in caches)
+    return resource_limits.page_cache_bytes(len(spec.buckets), spec.memory_cache_bytes)
 
 
 def cache_bytes(spec: PersistenceSpec, volume: Volume, folder: Path) -> int:

@@ -35,9 +35,11 @@ from sidecar.mounter.fuse.readers.child import end_with_children
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.fuse.stuck import StuckThreads
+from sidecar.mounter.reading import read_log
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
+from sidecar.mounter.reading.read_log import ReadLog
 from sidecar.mounter.reading.whole_load import is_loaded_whole
 from sidecar.mounter.reading.window import WHOLE_OBJECT_BYTES
 from sidecar.mounter.store import network, open_store
@@ -110,6 +112,8 @@ class Worker:
         self._outcomes = Outcomes(self._metrics, self._failures.flags, self._failures.take)
         self._memory_bytes = budgets.memory_bytes(spec, volume)
         self._near_store: Store | None = None
+        learns = self._options.warm_learned is not None
+        self._read_log = ReadLog(self._options.warm_bytes) if learns else None
         self._filesystem: FileSystem | None = None
         self._cache: DiskCache | None = None
         self._buffers: BufferPool | None = None
@@ -145,7 +149,13 @@ class Worker:
             threading.Thread(target=remove_leftovers, args=(store, probe), daemon=True).start()
         if descriptors:
             Server(
-                filesystem, descriptors[0], self._metrics, self._say_serving, readers, notifier
+                filesystem,
+                descriptors[0],
+                self._metrics,
+                self._say_serving,
+                readers,
+                notifier,
+                self._read_log,
             ).serve()
         else:
             from sidecar.mounter.fuse import libfuse  # and fusepy, which is not needed else
@@ -172,7 +182,13 @@ class Worker:
         filesystem = self._build(store)
         filesystem.recovery.restore(crashed=crashed)
         transport = Server(
-            filesystem, descriptor, self._metrics, self._say_serving, readers, notifier
+            filesystem,
+            descriptor,
+            self._metrics,
+            self._say_serving,
+            readers,
+            notifier,
+            self._read_log,
         )
         transport.resume()
         self._start_threads()
@@ -191,10 +207,24 @@ class Worker:
             self._metrics,
             self._failures,
             interval_s,
+            self._write_read_log,
         )
         threading.Thread(
             target=upkeep.run, args=(self._leaving,), name="upkeep", daemon=True
         ).start()
+
+    def _write_read_log(self) -> None:
+        """For the process that keeps it (:mod:`sidecar.mounter.warming`)."""
+        if self._read_log is None or (text := self._read_log.take()) is None:
+            return
+        try:
+            state = directories.open_directory(self._state)
+            try:
+                replace_text(read_log.FILE, text, state)
+            finally:
+                os.close(state)
+        except OSError as error:
+            log.warning("what programs read is not noted: %s", error)
 
     # --- before the mount ------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from sidecar import logs
@@ -30,6 +31,7 @@ class Upkeep:
         buffers: the worker's own.
         cache: the worker's own, if there is a disk cache.
         sync_interval_s: how often files that stay open are saved.
+        write_read_log: writes what programs have read down, if there is something new.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Upkeep:
         metrics: VolumeMetrics,
         failures: Failures,
         sync_interval_s: float,
+        write_read_log: Callable[[], None],
     ) -> None:
         self._filesystem = filesystem
         self._buffers = buffers
@@ -48,6 +51,7 @@ class Upkeep:
         self._metrics = metrics
         self._failures = failures
         self._sync_interval_s = sync_interval_s
+        self._write_read_log = write_read_log
         self._logged: dict[str, str] = {}  # key to the code of the error
 
     def run(self, leaving: threading.Event) -> None:
@@ -58,6 +62,7 @@ class Upkeep:
             self._filesystem.files.let_go_of_contested()
             self._filesystem.files.write_back.resolve_versions()
             self._failures.tick()
+            self._write_read_log()
             self._mind_memory()
             self._filesystem.namespace.directory_cache.drop_expired()
             if self._cache is not None:

@@ -22,9 +22,10 @@ from sidecar.control.catalogue.options import (
 from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.catalogue.run_options import RunOptions, parse_run_options
 from sidecar.control.catalogue.selection import Selection
-from sidecar.errors import AnnotationInvalid, ConfigError
+from sidecar.errors import AnnotationInvalid, ConfigError, OptionInvalid
 from sidecar.options import Options, Times
 from sidecar.spec import NodeCache, PersistenceSpec
+from sidecar.spec_document import load_spec
 from sidecar.units import GIB, MIB
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "options.md"
@@ -295,9 +296,7 @@ def table(options: dict[str, dataclasses.Field[Any]]) -> list[str]:
     for name, field in options.items():
         words = [word for word in get_args(hints[field.name]) if isinstance(word, str)]
         values = ", ".join(f"`{word}`" for word in words) or range_text(field.metadata, name)
-        default = (
-            show(name, field.default) if field.default is not None else field.metadata["unset"]
-        )
+        default = field.metadata["unset"] or show(name, field.default)
         about, costs = field.metadata["about"], field.metadata["costs"]
         rows.append(f"| `{name}` | {default} | {values} | {about} | {costs} |")
     return rows
@@ -327,8 +326,58 @@ def test_the_document_has_each_option_as_it_is(title: str, rows: list[str]) -> N
 
 def test_an_option_shows_as_it_is_written() -> None:
     for name, field in VOLUME_OPTIONS.items():
-        if field.default is None:
+        if field.default in (None, ()):
             continue
         shown = show(name, field.default)
         value = float(shown) if name.endswith("Seconds") else shown
         assert parse_options({name: value}, "here", of_pod=False) == {name: field.default}
+
+
+def test_lists_and_labels() -> None:
+    options = {"warmList": ["."], "warmRead": ["*.idx", "train/**"], "warmLearned": "resnet-50"}
+    spec = resolved(volume=options)
+    assert spec.volumes[0].options == Options(
+        warm_list=(".",), warm_read=("*.idx", "train/**"), warm_learned="resnet-50"
+    )
+    assert PersistenceSpec.from_json(spec.to_json()) == spec
+    assert load_spec(spec.to_json(), "spec") == spec
+    assert show("warmRead", spec.volumes[0].options.warm_read) == "*.idx train/**"
+    fixed = {"bounds": {"warmRead": "fixed", "warmLearned": ["a", "b"]}}
+    with pytest.raises(ConfigError, match="the admin sets it"):
+        resolved(fixed, pod={"v": {"warmRead": ["x"]}})
+    with pytest.raises(ConfigError, match="the admin allows `a` or `b`"):
+        resolved(fixed, pod={"v": {"warmLearned": "c"}})
+    assert resolved(fixed, pod={"v": {"warmLearned": "a"}}).volumes[0].options.warm_learned == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("warmList", "train"),
+        ("warmList", [""]),
+        ("warmList", ["a//b"]),
+        ("warmList", ["/train"]),
+        ("warmList", ["train/"]),
+        ("warmList", ["../x"]),
+        ("warmList", [7]),
+        ("warmList", [None]),
+        ("warmRead", ["a\nb"]),
+        ("warmRead", ["x"] * 101),
+        ("warmRead", ["x" * 2000]),
+        ("warmLearned", ""),
+        ("warmLearned", "a/b"),
+        ("warmLearned", ".."),
+        ("warmLearned", ["a"]),
+        ("warmLearned", 7),
+        ("warmSeconds", -1),
+    ],
+)
+def test_what_no_list_and_no_label_can_be(name: str, value: object) -> None:
+    with pytest.raises(OptionInvalid, match=f"here.{name}: must be"):
+        parse_options({name: value}, "here", of_pod=False)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("bound", [{"min": ["a"]}, {"max": "a"}, ["a"]])
+def test_a_list_has_no_bounds_but_fixed(bound: object) -> None:
+    with pytest.raises(OptionInvalid, match="warmRead"):
+        resolved({"bounds": {"warmRead": bound}})

@@ -1,0 +1,122 @@
+"""What programs read of a volume first, in the order in which they read it.
+
+A later run may read the same before its programs ask for it (:mod:`sidecar.mounter.warming`). What
+the page cache answers is not seen here: only the first read of anything is, which is what counts.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from sidecar.units import KIB
+
+FILE: Final = "reads.json"
+"""In the volume's state directory, while a worker notes reads."""
+_BLOCK_BYTES: Final = 128 * KIB
+_WINDOW_S: Final = 600.0
+"""After the first read. Later ones are no start."""
+_MOST_RUNS: Final = 50_000
+_MOST_FILES: Final = 50_000
+_MOST_OFFSET: Final = 1 << 62
+_VERSION: Final = 1
+
+
+class Run(NamedTuple):
+    """The bytes ``[start, end)`` of an object; ``end`` may be behind its end."""
+
+    key: str
+    start: int
+    end: int
+
+
+class ReadLog:
+    """The log of one mount. Safe to use from several threads.
+
+    Args:
+        most_bytes: after so much nothing is noted any more.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_blocks = most_bytes // _BLOCK_BYTES
+        self._lock = threading.Lock()
+        self._numbers: dict[str, int] = {}  # of each file
+        self._seen: list[set[int]] = []  # blocks, by the file's number
+        self._runs: list[list[int]] = []  # file, first block, count
+        self._blocks = 0
+        self._ends_s: float | None = None
+        self._changed = False
+
+    def note(self, key: str, start: int, end: int) -> None:
+        """A program reads ``[start, end)`` of an object, and the kernel does not have it."""
+        if self._blocks >= self._most_blocks or len(self._runs) >= _MOST_RUNS:
+            return
+        with self._lock:
+            now_s = time.monotonic()
+            self._ends_s = self._ends_s or now_s + _WINDOW_S
+            if now_s > self._ends_s:
+                return
+            number = self._numbers.get(key)
+            if number is None:
+                if len(self._numbers) >= _MOST_FILES:
+                    return
+                number = self._numbers[key] = len(self._seen)
+                self._seen.append(set())
+            for block in range(start // _BLOCK_BYTES, -(-end // _BLOCK_BYTES)):
+                self._add(number, block)
+
+    def _add(self, number: int, block: int) -> None:
+        seen = self._seen[number]
+        if block in seen:
+            return
+        seen.add(block)
+        self._blocks += 1
+        self._changed = True
+        last = self._runs[-1] if self._runs else None
+        if last is not None and last[0] == number and last[1] + last[2] == block:
+            last[2] += 1
+        else:
+            self._runs.append([number, block, 1])
+
+    def take(self) -> str | None:
+        """The log as text, if something was noted since this was called last."""
+        with self._lock:
+            if not self._changed:
+                return None
+            self._changed = False
+            document = {
+                "version": _VERSION,
+                "block_bytes": _BLOCK_BYTES,
+                "keys": list(self._numbers),
+                "runs": self._runs,
+            }
+            return json.dumps(document, separators=(",", ":"))
+
+
+def parse(text: str) -> list[Run]:
+    """The runs of a log that anybody may have written. Raises ValueError for what is none."""
+    try:
+        return list(_runs(json.loads(text)))
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"no log of reads: {error}") from None
+
+
+def _runs(document: dict[str, Any]) -> Iterator[Run]:
+    keys, block_bytes = document["keys"], document["block_bytes"]
+    if document["version"] != _VERSION or not all(_is_key(key) for key in keys):
+        raise ValueError("its version, or its keys")
+    for number, first, count in document["runs"]:
+        start, end = first * block_bytes, (first + count) * block_bytes
+        if {type(number), type(start), type(end)} != {int}:
+            raise TypeError("its runs")
+        if number < 0 or not 0 <= start < end <= _MOST_OFFSET:
+            raise ValueError("its runs")
+        yield Run(keys[number], start, end)
+
+
+def _is_key(key: object) -> bool:
+    """Whether it may be a path below the mount."""
+    return isinstance(key, str) and not {"", ".", ".."}.intersection(key.split("/"))

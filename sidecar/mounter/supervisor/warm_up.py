@@ -1,0 +1,103 @@
+"""The process that warms volumes up, as process 1 sees it: nothing is lost with it.
+
+What it does is in :mod:`sidecar.mounter.warming`. Standard library only.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sidecar import logs
+from sidecar.mounter.supervisor.fork_server import ForkServer
+from sidecar.mounter.supervisor.retries import Retries
+from sidecar.mounter.supervisor.volume import SupervisedBucket
+from sidecar.mounter.system.channel import Message
+from sidecar.mounter.system.processes import Child, Ending
+
+log = logging.getLogger("sidecar.supervisor")
+
+_LEAVE_S: Final = 5.0
+"""For what the run has read first, which goes to the outputs volume before that is saved."""
+
+
+class WarmUp:
+    """The warm-up of one pod; none if no volume asks for it."""
+
+    def __init__(
+        self,
+        buckets: Sequence[SupervisedBucket],
+        spec_file: str,
+        fork_server: ForkServer,
+        retries: Retries,
+    ) -> None:
+        self._buckets = [bucket for bucket in buckets if bucket.volume.options.warms]
+        self._spec_file = spec_file
+        self._fork_server = fork_server
+        self._retries = retries
+        self._process: Child | None = None
+
+    def run(self, turn: Callable[[float], None], deadline_s: float) -> None:
+        """Begin, and wait for it as long as the user said, or until ``deadline_s`` (monotonic).
+
+        Args:
+            turn: turns the loop of events once, until a time at most.
+        """
+        if not self._buckets:
+            return
+        self._retries.do("start the warm-up", self._start)
+        longest_s = max(bucket.volume.options.warm_s for bucket in self._buckets)
+        end_s = min(time.monotonic() + longest_s, deadline_s)
+        while self._is_running and time.monotonic() < end_s:
+            turn(end_s)
+
+    def become_ready(self) -> None:
+        """The experiment starts."""
+        if self._process is not None and self._process.running:
+            self._process.channel.send({"do": "ready"})
+
+    def leave(self, turn: Callable[[float], None]) -> None:
+        """Have it end, with what it wants to keep."""
+        if self._process is None or not self._process.running:
+            return
+        self._process.channel.send({"do": "leave"})
+        end_s = time.monotonic() + _LEAVE_S
+        while self._process is not None and time.monotonic() < end_s:
+            turn(end_s)
+
+    def on_message(self, child: Child, message: Message) -> bool:
+        """Whether a message was the warm-up's, which is noted."""
+        if child is not self._process:
+            return False
+        for bucket in self._buckets:
+            if bucket.volume.label == message["volume"]:
+                bucket.warmed = {name: message[name] for name in ("state", "names", "bytes")}
+        return True
+
+    def on_ended(self, child: Child, ending: Ending) -> bool:
+        """Whether a child that ended was the warm-up. It is not replaced."""
+        if child is not self._process:
+            return False
+        self._process = None
+        for bucket in self._buckets:
+            warmed = bucket.warmed or {"state": "running", "names": 0, "bytes": 0}
+            if warmed["state"] == "running":
+                bucket.warmed = {**warmed, "state": "stopped"}
+                label = bucket.volume.label
+                logs.event(log, "the warm-up ended", logging.WARNING, volume=label, how=ending)
+        return True
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether a volume is not warm yet."""
+        if self._process is None and not self._retries.is_pending("start the warm-up"):
+            return False
+        return any(
+            bucket.warmed is None or bucket.warmed["state"] == "running" for bucket in self._buckets
+        )
+
+    def _start(self) -> None:
+        duty = {"spec": self._spec_file}
+        self._process = self._fork_server.fork("warming", "warming", duty)

@@ -1,0 +1,79 @@
+"""Where the first reads of a run are kept for later runs: a file in the outputs volume.
+
+It is there by consent (the option ``warmLearned``), under the label that the user gave. Anybody who
+may write there may change it: what it says is checked, and the worst it can do is to have the
+wrong files of its volume read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import time
+from typing import Final
+
+from sidecar.mounter.reading import read_log
+from sidecar.mounter.reading.read_log import Run
+from sidecar.mounter.system import directories
+from sidecar.spec import PersistenceSpec, Volume
+from sidecar.units import MIB
+
+FOLDER: Final = ".mount-sidecar/learned"
+"""In the outputs volume."""
+RELEARN_S: Final = 7 * 24 * 3600.0
+"""What is older is not used, and noted anew: what programs read changes, and reads that are
+answered from memory are not seen."""
+_MOST_BYTES: Final = 64 * MIB
+_MODE: Final = 0o644
+
+
+def load(spec: PersistenceSpec, volume: Volume) -> list[Run] | None:
+    """What an earlier run with the volume's label read first; None if that is to be noted.
+
+    Raises OSError.
+    """
+    root = _outputs_root(spec)
+    if root is None:
+        return None
+    try:
+        folder = directories.open_directory(f"{root}/{FOLDER}")
+    except FileNotFoundError:
+        return None
+    try:
+        with open(directories.open_file(folder, _name(volume), os.O_RDONLY), "rb") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime > RELEARN_S:
+                return None
+            packed = file.read(_MOST_BYTES)
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(folder)
+    try:
+        with gzip.open(io.BytesIO(packed)) as unpacked:
+            return read_log.parse(unpacked.read(_MOST_BYTES).decode())
+    except (OSError, EOFError, ValueError):  # torn, or not ours
+        return None
+
+
+def save(spec: PersistenceSpec, volume: Volume, text: str) -> bool:
+    """Keep what this run has read first. False without an outputs volume. Raises OSError."""
+    root = _outputs_root(spec)
+    if root is None:
+        return False
+    folder = directories.open_directory(f"{root}/{FOLDER}", make=True)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with open(directories.open_file(folder, _name(volume), flags, _MODE), "wb") as file:
+            file.write(gzip.compress(text.encode(), mtime=0))
+    finally:
+        os.close(folder)
+    return True
+
+
+def _outputs_root(spec: PersistenceSpec) -> str | None:
+    return next((v.mounted_at for v in spec.volumes if v.kind == "outputs"), None)
+
+
+def _name(volume: Volume) -> str:
+    return f"{volume.name}-{volume.options.warm_learned}.json.gz"

@@ -1,0 +1,179 @@
+"""The process that warms the volumes of a pod up, one after the other. It may end at any time.
+
+It tells process 1 how far it is: ``{"event": "warming", "volume": label, "state": state,
+"names": n, "bytes": n}``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Final, Literal
+
+from sidecar import logs
+from sidecar.metrics import read_volume_totals
+from sidecar.mounter.reading import read_log
+from sidecar.mounter.system import directories, resource_limits
+from sidecar.mounter.system.channel import Channel
+from sidecar.mounter.system.status import METRICS_DIRECTORY
+from sidecar.mounter.warming import learned
+from sidecar.mounter.warming.warm_up import WarmUp
+from sidecar.spec import PersistenceSpec, Volume
+
+log = logging.getLogger("sidecar.warming")
+
+State = Literal["running", "done", "stopped"]
+_TELL_S: Final = 1.0
+_WATCH_S: Final = 2.0
+"""How long the experiment must read more than the warm-up before that gives way."""
+
+
+def main(channel: Channel) -> int:
+    """``{"spec": file}`` comes first, ``{"do": "ready"}`` and ``{"do": "leave"}`` later.
+
+    Stays until it is told to leave, since what the run reads first is kept at its end.
+    """
+    logs.set_up("warming")
+    received = channel.receive()
+    if received is None:
+        return 0
+    spec = PersistenceSpec.from_json(Path(received[0]["spec"]).read_text())
+    warming = _Warming(spec, channel)
+    threading.Thread(target=warming.run, name="warm", daemon=True).start()
+    while (received := channel.receive()) is not None:
+        if received[0]["do"] == "leave":
+            break
+        warming.ready.set()
+    warming.leave()
+    return 0
+
+
+class _Warming:
+    """All volumes of one pod.
+
+    Attributes:
+        ready: the experiment may read from now on.
+    """
+
+    def __init__(self, spec: PersistenceSpec, channel: Channel) -> None:
+        self._spec = spec
+        self._channel = channel
+        self._stopping = threading.Event()
+        self._notes: list[Volume] = []  # those whose first reads are noted
+        self.ready = threading.Event()
+
+    def run(self) -> None:
+        """Warm each volume up that has something to read."""
+        for volume in self._spec.buckets:
+            if volume.options.warms:
+                self._warm(volume)
+
+    def leave(self) -> None:
+        """Stop, and keep what was noted. Raises nothing."""
+        self._stopping.set()
+        for volume in self._notes:
+            try:
+                self._keep(volume)
+            except (OSError, ValueError) as error:
+                logs.event(
+                    log,
+                    "what was read first is not kept",
+                    logging.WARNING,
+                    volume=volume.label,
+                    why=error,
+                )
+
+    def _keep(self, volume: Volume) -> None:
+        state = directories.open_directory(Path(self._spec.roots.state) / volume.identity)
+        try:
+            descriptor = directories.open_file(state, read_log.FILE, os.O_RDONLY)
+        except FileNotFoundError:
+            return  # nothing was read
+        finally:
+            os.close(state)
+        with open(descriptor, encoding="utf-8") as file:
+            text = file.read()
+        if learned.save(self._spec, volume, text):
+            runs = len(read_log.parse(text))
+            logs.event(log, "what was read first is kept", volume=volume.label, runs=runs)
+
+    def _warm(self, volume: Volume) -> None:
+        options = volume.options
+        stopping = threading.Event()
+        warm_up = WarmUp(volume.mounted_at, self._most_bytes(volume), stopping)
+        watch = threading.Thread(
+            target=self._watch, args=(volume, warm_up, stopping), name="watch", daemon=True
+        )
+        began_s = time.monotonic()
+        runs = None
+        if options.warm_learned is not None:
+            try:
+                runs = learned.load(self._spec, volume)
+            except OSError as error:
+                logs.event(log, "cannot read what was learned", logging.WARNING, why=error)
+            if runs is None:
+                self._notes.append(volume)
+        watch.start()
+        warm_up.read_names(options.warm_list)
+        warm_up.read(itertools.chain(warm_up.matching(options.warm_read), runs or ()))
+        state: State = "stopped" if stopping.is_set() else "done"
+        stopping.set()
+        watch.join()
+        self._tell(volume, warm_up, state)
+        logs.event(
+            log,
+            "warmed up" if state == "done" else "the warm-up gives way",
+            volume=volume.label,
+            names=warm_up.names,
+            bytes=warm_up.read_bytes,
+            seconds=f"{time.monotonic() - began_s:.1f}",
+        )
+
+    def _most_bytes(self, volume: Volume) -> int:
+        if volume.options.cache != "none":
+            return volume.options.warm_bytes
+        room = resource_limits.page_cache_bytes(
+            len(self._spec.buckets), self._spec.memory_cache_bytes
+        )
+        return min(volume.options.warm_bytes, room)
+
+    def _watch(self, volume: Volume, warm_up: WarmUp, stopping: threading.Event) -> None:
+        """Tell of it, and stop it once the experiment reads more of the volume than it does.
+
+        Then it is not ahead of the experiment, but beside it, and takes its bandwidth.
+        """
+        metrics = Path(self._spec.roots.state) / METRICS_DIRECTORY
+        before: tuple[float, int] | None = None
+        next_look_s = 0.0
+        while not stopping.wait(_TELL_S / 10):
+            if self._stopping.is_set():
+                stopping.set()
+            now_s = time.monotonic()
+            if now_s < next_look_s:
+                continue
+            next_look_s = now_s + (_WATCH_S if self.ready.is_set() else _TELL_S)
+            self._tell(volume, warm_up, "running")
+            if not self.ready.is_set():
+                continue
+            total = read_volume_totals(metrics).read_bytes.get(volume.label, 0.0)
+            now = (total, warm_up.read_bytes)
+            if before is not None:
+                own = now[1] - before[1]
+                if now[0] - before[0] - own > own:
+                    stopping.set()
+            before = now
+
+    def _tell(self, volume: Volume, warm_up: WarmUp, state: State) -> None:
+        self._channel.send(
+            {
+                "event": "warming",
+                "volume": volume.label,
+                "state": state,
+                "names": warm_up.names,
+                "bytes": warm_up.read_bytes,
+            }
+        )
