@@ -57,7 +57,7 @@ class Mount:
         reads_directly: READs that need no window go to any thread (:class:`DirectRead`).
         on_serving: called once the connection is initialised, with whether the kernel can
             send requests again to a successor of this process (FUSE_NOTIFY_RESEND).
-        read_log: notes what programs read; None where nobody wants to know.
+        read_log: notes what programs read.
     """
 
     filesystem: FileSystem
@@ -68,7 +68,7 @@ class Mount:
     readers: ReaderPool | None
     reads_directly: bool
     on_serving: Callable[[bool], None]
-    read_log: ReadLog | None
+    read_log: ReadLog
 
 
 # --- outcomes -------------------------------------------------------------------------------------
@@ -340,9 +340,7 @@ def open_file(mount: Mount, request: Request, wait: bool) -> Outcome:
         raise
     if backing_id is not None:
         mount.metrics.passthrough_opens.inc()
-        if mount.read_log is not None:  # the reads are not seen
-            version = filesystem.version(request.inode)
-            mount.read_log.note(version.key, 0, version.size_bytes)
+        mount.read_log.note_whole(filesystem.version(request.inode))  # READs are not seen
         how = p.Open.PASSTHROUGH | p.Open.NOFLUSH
     elif flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
         # An inode is one version, so the kernel's pages of it are always right; and close(2)
@@ -366,8 +364,7 @@ def read(mount: Mount, request: Request, wait: bool) -> Outcome:
         else:
             opened, info = None, filesystem.version(request.inode)
         if info is not None:
-            if mount.read_log is not None:
-                mount.read_log.note(info.key, offset, min(offset + size, info.size_bytes))
+            mount.read_log.note(info.key, offset, min(offset + size, info.size_bytes))
             _, unique, inode, _, _, _, thread = request
             mount.callers.wait_elsewhere(unique, thread)
             if mount.reads_directly:

@@ -77,7 +77,7 @@ class Server:
             send requests again to a successor of this process (FUSE_NOTIFY_RESEND).
         readers: reader processes that answer READs; without them this process does.
         notifier: tells the kernel what changed in the bucket; without it names expire.
-        read_log: notes what programs read; None where nobody wants to know.
+        read_log: notes what programs read, if somebody wants to know.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Server:
             readers,
             by_inode and not filesystem.has_cache,
             on_serving,
-            read_log,
+            read_log or ReadLog(0),
         )
         self._filesystem = filesystem
         self._descriptor = descriptor

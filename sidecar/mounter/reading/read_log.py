@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.units import KIB
 
 FILE: Final = "reads.json"
@@ -37,7 +38,7 @@ class ReadLog:
     """The log of one mount. Safe to use from several threads.
 
     Args:
-        most_bytes: after so much nothing is noted any more.
+        most_bytes: after so much nothing is noted any more; 0: nothing ever.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -67,6 +68,10 @@ class ReadLog:
                 self._seen.append(set())
             for block in range(start // _BLOCK_BYTES, -(-end // _BLOCK_BYTES)):
                 self._add(number, block)
+
+    def note_whole(self, info: ObjectInfo) -> None:
+        """A program opened an object that the kernel reads by itself."""
+        self.note(info.key, 0, info.size_bytes)
 
     def _add(self, number: int, block: int) -> None:
         seen = self._seen[number]
