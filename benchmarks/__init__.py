@@ -3,14 +3,14 @@
 Layout, for whoever adds a row::
 
     workloads.py      the list of workloads and their sizes
-    reading.py  writing.py  small_files.py  metadata.py  startup.py
+    reading.py  writing.py  small_files.py  metadata.py  startup.py  models.py
                       the workloads, by kind
     measure.py        the interface of a workload, metrics, CPU and memory cost
     datasets.py       the objects in the bucket; the check of what a mount returns
     peers.py          the mounts that are compared: settings, start, stop
     servers.py        the object store, over HTTP, TLS or added latency (latency.py)
     floor.py          the cheapest possible client in Python, without a file system
-    readers.py  writers.py  epochs.py  lists.py
+    readers.py  writers.py  epochs.py  lists.py  model_programs.py
                       the other clients, run as programs (programs.py); crew.py: their threads
     runner.py         the rounds, and the result document (JSON)
     ratios.py         ours divided by theirs

@@ -346,6 +346,81 @@ class Rclone:
 
 
 @dataclass(frozen=True, slots=True)
+class MountpointS3:
+    """mountpoint-s3, Rust; takes part if ``mount-s3`` is in PATH.
+
+    Attributes:
+        disk_cache: whether ``--cache`` is on.
+    """
+
+    disk_cache: bool = False
+
+    @property
+    def name(self) -> str:
+        return "mountpoint-s3 (disk cache)" if self.disk_cache else "mountpoint-s3"
+
+    @property
+    def settings(self) -> str:
+        cache = "; --cache" if self.disk_cache else ""
+        return f"--force-path-style; writing: --upload-checksums off{cache}"
+
+    def missing(self) -> str | None:
+        return None if find_program("mount-s3") else "`mount-s3` is not in PATH"
+
+    def version(self) -> str:
+        return first_line([_require("mount-s3"), "--version"])
+
+    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
+        if endpoint.authority:
+            raise BenchFailure("it trusts the system's certificates only")
+        path = folder / "mnt"
+        environment = {
+            "AWS_ACCESS_KEY_ID": endpoint.access_key,
+            "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+        }
+        argv = [_require("mount-s3"), endpoint.bucket, str(path), "-f"]
+        argv += ["--endpoint-url", endpoint.url, "--region", endpoint.region]
+        argv += ["--force-path-style", "--prefix", endpoint.prefix]
+        if writable:
+            argv += ["--allow-delete", "--allow-overwrite", "--upload-checksums", "off"]
+        else:
+            argv += ["--read-only"]
+        if self.disk_cache:
+            cache = folder / "cache"
+            cache.mkdir(exist_ok=True)
+            argv += ["--cache", str(cache)]
+        return Launch(argv, environment, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Geesefs:
+    """geesefs, Go; takes part if it is in PATH."""
+
+    name: str = "geesefs"
+    settings: str = "writing: --fsync-on-close"
+
+    def missing(self) -> str | None:
+        return None if find_program("geesefs") else "`geesefs` is not in PATH"
+
+    def version(self) -> str:
+        return printed([_require("geesefs"), "--version"]).strip()
+
+    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
+        path = folder / "mnt"
+        environment = {
+            "AWS_ACCESS_KEY_ID": endpoint.access_key,
+            "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+        }
+        if endpoint.authority:
+            environment["SSL_CERT_FILE"] = str(endpoint.authority)
+        argv = [_require("geesefs"), "-f", "--endpoint", endpoint.url, "--region", endpoint.region]
+        # Without it, close() does not wait for the store.
+        argv += ["--fsync-on-close"] if writable else ["-o", "ro"]
+        source = f"{endpoint.bucket}:{endpoint.prefix.rstrip('/')}"
+        return Launch([*argv, source, str(path)], environment, path)
+
+
+@dataclass(frozen=True, slots=True)
 class FsspecFuse:
     """``fsspec.fuse`` over s3fs, Python: the alternative to us that is pure Python."""
 
@@ -380,12 +455,13 @@ class FsspecFuse:
 
 
 OUR_MOUNTS: tuple[Peer, ...] = (Sidecar("kernel"), Sidecar("libfuse"))
-FAST: tuple[Peer, ...] = (*OUR_MOUNTS, S3fs(), Rclone())
+FAST: tuple[Peer, ...] = (*OUR_MOUNTS, MountpointS3(), Geesefs(), S3fs(), Rclone())
 ALL: tuple[Peer, ...] = (*FAST, FsspecFuse())
 """``fsspec.fuse`` makes a run take many times as long."""
 OUR_DISK_CACHE = Sidecar("kernel", _DISK_CACHE_BYTES)
 DISK_CACHES: tuple[Peer, ...] = (
     OUR_DISK_CACHE,
+    MountpointS3(disk_cache=True),
     S3fs(disk_cache=True),
     Rclone(disk_cache=True),
 )

@@ -61,11 +61,12 @@ def first_line(argv: Sequence[str]) -> str:
 
 
 def printed(argv: Sequence[str]) -> str:
-    """A command's standard output, not empty. Raises BenchFailure."""
+    """A command's standard output, else its standard error, not empty. Raises BenchFailure."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode != 0 or not done.stdout.strip():
+    said = done.stdout.strip() or done.stderr.strip()
+    if done.returncode != 0 or not said:
         raise BenchFailure(f"`{' '.join(argv)}` printed nothing (exit {done.returncode})")
-    return done.stdout.strip()
+    return said
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:

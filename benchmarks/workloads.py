@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks import models
 from benchmarks.datasets import LargeObjects, Names, SmallObjects
 from benchmarks.measure import MIB, Workload
 from benchmarks.metadata import Listing
@@ -30,6 +31,7 @@ class Sizes:
         written_bytes: of the large file to write.
         checkpoint_bytes: of a checkpoint.
         written_files: number of files of 1 MiB to write.
+        model_bytes: of the weights that are loaded.
     """
 
     large_bytes: int = 2048 * MIB
@@ -40,6 +42,7 @@ class Sizes:
     written_bytes: int = 1024 * MIB
     checkpoint_bytes: int = 512 * MIB
     written_files: int = 1_000
+    model_bytes: int = 1024 * MIB
 
     def divided(self, divisor: int) -> Sizes:
         """Smaller sizes, for a smoke test."""
@@ -52,6 +55,7 @@ class Sizes:
             written_bytes=max(MIB, self.written_bytes // divisor),
             checkpoint_bytes=max(MIB, self.checkpoint_bytes // divisor),
             written_files=max(_MANY, self.written_files // divisor),
+            model_bytes=max(16 * MIB, self.model_bytes // divisor),
         )
 
 
@@ -80,5 +84,6 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         SequentialWrite(Source(sizes.written_bytes)),
         ManyFilesWrite(Source(sizes.written_bytes), sizes.written_files),
         Checkpoints(Source(sizes.checkpoint_bytes)),
+        *(() if models.missing() else models.loads(sizes.model_bytes)),
         TimeToReady(),
     )

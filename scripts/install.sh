@@ -5,7 +5,8 @@
 #   scripts/install.sh test     besides, the real servers and tools that the tests talk to
 #   scripts/install.sh soak     besides, in .venv-torch, what is too large for every test run
 #   scripts/install.sh soak-tools   what `test` has made, and strict testers of file systems
-#   scripts/install.sh bench    what draws plots, in the .venv that `test` has made
+#   scripts/install.sh bench    what draws plots, in the .venv that `test` has made, and what
+#                               loads models, in .venv-torch
 #
 # Debian 12 or 13, or Ubuntu; root only where a system package is missing. Registries are
 # reached through pip, npm and apt as this machine has them configured. Stamps hold a hash of
@@ -17,6 +18,7 @@ cd "$(dirname "$0")/.."
 group=${1:?usage: scripts/install.sh demo|test|soak|soak-tools|bench}
 venv=.venv
 tools=.tools
+torch=tests/writing/requirements-torch.txt
 azurite_version=3.35.0 # the last release that runs on the Node.js of Debian 12 and Ubuntu 24.04
 
 say() { printf 'install: %s\n' "$*" >&2; }
@@ -138,22 +140,25 @@ install_polyaxon_client() {
     printf '%s\n' "$want" >"$target/.installed"
 }
 
+# install_torch NAME REQUIREMENTS... : in .venv-torch; NAME is that of the stamp.
 # The oldest interpreter that is supported: torch has wheels for new ones late.
 install_torch() {
-    local minor target=.venv-torch requirements=tests/writing/requirements-torch.txt want
+    local minor target=.venv-torch name=$1 want
+    shift
     for minor in 11 12 13; do
         if command -v "/usr/bin/python3.$minor" >/dev/null; then
             PYTHON=${PYTHON:-/usr/bin/python3.$minor}
         fi
     done
     make_venv "$target"
-    want=$(digest "$requirements")
-    if done_before "$target/.installed" "$want"; then
+    want=$(digest "$@")
+    if done_before "$target/.$name" "$want"; then
         return
     fi
-    say "$target: torch"
-    pip_install "$target" -r "$requirements"
-    printf '%s\n' "$want" >"$target/.installed"
+    say "$target: torch, for $name"
+    # shellcheck disable=SC2046 # an option before each file
+    pip_install "$target" $(printf -- '-r %s ' "$@")
+    printf '%s\n' "$want" >"$target/.$name"
 }
 
 # Strict testers of file systems: some are Debian's, others are built from their crates.
@@ -318,10 +323,13 @@ case $group in
         build_images
         ;;
     soak)
-        install_torch
+        install_torch soak "$torch"
         install_ceph
         ;;
     soak-tools) install_testers ;;
-    bench) install_plot ;;
+    bench)
+        install_plot
+        install_torch bench "$torch" benchmarks/requirements-models.txt
+        ;;
     *) die "unknown group $group: demo, test, soak, soak-tools or bench" ;;
 esac
