@@ -10,6 +10,8 @@
 #   CLUSTER_LOAD      the command that gives images to the cluster; it gets an archive's path (of
 #                     `podman save`) as last argument, such as "kind load image-archive" or
 #                     "ctr -n k8s.io images import". Not set: the images are there already.
+#                     They are localhost/NAME:VERSION for the NAMEs below, and a second tag of the
+#                     sidecar's, VERSION-next, to which it is upgraded.
 #   CLUSTER_IMAGES    the images' registry and folder, by default localhost. With another one,
 #                     CLUSTER_LOAD has to push them there under these names.
 #   CLUSTER_KUBELET   the kubelet's --root-dir, by default /var/lib/kubelet.
@@ -21,9 +23,11 @@ version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' sidecar/__init__.py)
 images=(mount-sidecar experiment test-stores)
 
 save_images() { # FILE
+    local next=localhost/mount-sidecar:$version-next
     scripts/build-image.sh "${images[@]}" >/dev/null
+    scripts/podman.sh tag "localhost/mount-sidecar:$version" "$next"
     # shellcheck disable=SC2046 # one word each
-    scripts/podman.sh save --quiet --multi-image-archive --output "$1" \
+    scripts/podman.sh save --quiet --multi-image-archive --output "$1" "$next" \
         $(printf "localhost/%s:$version " "${images[@]}") >/dev/null
 }
 

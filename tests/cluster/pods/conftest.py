@@ -20,6 +20,7 @@ PREFIX = os.environ.get("CLUSTER_IMAGES", "localhost")
 KUBELET = os.environ.get("CLUSTER_KUBELET", "/var/lib/kubelet")
 EXPERIMENT_IMAGE = image(PREFIX, "experiment")
 BUCKET = "runs"
+NEAR_BUCKET = "near"
 NODE_CACHE = f"{KUBELET}/mount-sidecar-test-cache"
 """Of the node; emptied by the test that fills it, and left as an empty directory."""
 
@@ -38,6 +39,9 @@ def _catalogue() -> str:
         {
             "data": {
                 "images": bucket("s3", "s3://data", readOnly=True),
+                "far": bucket(
+                    "s3", "s3://data", readOnly=True, near=bucket("gcs", f"gs://{NEAR_BUCKET}")
+                ),
                 "labels": bucket("s3", "s3://data", readOnly=True, mountPath="/data/labels"),
                 "node": {"hostPath": "/usr/share", "mountPath": "/data/node", "readOnly": True},
             },
@@ -126,11 +130,11 @@ def installed(cluster: Cluster, overlay: list[Json]) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="package")
 def stores(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    """Three clouds, each with the empty buckets ``data`` and ``runs``."""
+    """Three clouds, each with the empty buckets ``data``, ``runs`` and ``near``."""
     found = Stores(installed, image(PREFIX, "test-stores"), tmp_path_factory.mktemp("stores"))
     try:
         found.start()
-        for name in ("data", BUCKET):
+        for name in ("data", BUCKET, NEAR_BUCKET):
             found.create_bucket(name)
         yield found
     finally:

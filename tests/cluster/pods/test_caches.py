@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.pods.conftest import Run
+from tests.cluster.pods.conftest import PREFIX, Run
 from tests.support.clouds import S3Cloud
-from tests.support.cluster import Refused
-from tests.support.cluster_pods import ClusterPod
+from tests.support.cluster import Cluster, Refused
+from tests.support.cluster_pods import ClusterPod, image
 from tests.support.node import Nodes
 from tests.support.stores_in_a_pod import Stores
 
@@ -119,6 +119,41 @@ def test_two_pods_of_a_node_fetch_once(stores: Stores, run: Run, nodes: Nodes, s
     assert nodes.cached_bytes() >= size
     nodes.trim_cache("64Mi")
     assert nodes.cached_bytes() <= 64 * MIB
+
+
+@pytest.mark.usefixtures("node_cache")
+def test_an_upgrade_keeps_the_node_s_cache(
+    installed: Cluster, stores: Stores, run: Run, nodes: Nodes
+) -> None:
+    digest = filled(stores, SHORT_BYTES)
+    first = cached_pod(run, "before", cache="node")
+    read(first, digest)
+    first.wait_for(lambda: nodes.cached_bytes() >= SHORT_BYTES, "it is cached")
+    first.delete(grace_s=1)
+    before = image(PREFIX, "mount-sidecar")
+    try:
+        _upgrade(installed, before, f"{before}-next")
+        second = cached_pod(run, "after", cache="node")
+        [sidecar] = [c for c in second.get()["spec"]["initContainers"] if "restartPolicy" in c]
+        assert sidecar["image"] == f"{before}-next"
+        read(second, digest)
+        assert fetched_bytes(second) == 0
+        second.delete(grace_s=1)
+    finally:
+        _upgrade(installed, f"{before}-next", before)
+
+
+def _upgrade(cluster: Cluster, before: str, after: str) -> None:
+    """Have the webhook run with an image, and give it to pods."""
+    webhook = "-n", "mount-sidecar", "deployment", "mount-sidecar-webhook"
+    [container] = cluster.get(*webhook)["spec"]["template"]["spec"]["containers"]
+    changed = json.loads(json.dumps(container).replace(f'"{before}"', f'"{after}"'))
+    assert (container["image"], changed["image"]) == (before, after)
+    place = "/spec/template/spec/containers/0"
+    patch = json.dumps([{"op": "replace", "path": place, "value": changed}])
+    cluster.kubectl(*webhook[:2], "patch", *webhook[2:], "--type=json", "-p", patch)
+    wait = "rollout", "status", "--timeout=110s", "deployment/mount-sidecar-webhook"
+    cluster.kubectl(*webhook[:2], *wait)
 
 
 def _opens_through(pod: ClusterPod, digest: str) -> bool:
