@@ -23,6 +23,8 @@ Layout, for whoever adds a row::
     host.py           machine, kernel, commit
     transports.py  clients.py
                       a separate command: compares the two transports
+    near.py           another one: many mounts beside a near bucket
+    warm.py           another one: a run's first minute, with and without a warm-up
 
 The product imports nothing from here. Our mount is started by its command, as in a pod.
 """
