@@ -133,7 +133,10 @@ class Trial:
         if self.read_only:
             entry["readOnly"] = True
         if self.values:
-            entry["options"] = dict(self.values)
+            entry["options"] = {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in self.values.items()
+            }
         document = {"persistence": {"data" if self.read_only else "outputs": {"NAME": entry}}}
         text = yaml.safe_dump(document, sort_keys=False)
         remark = "# Without `secret` and `secretKey` the pod's own identity is used, if it has one."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -176,7 +177,9 @@ def try_(
 
 
 def parse_settings(settings: tuple[str, ...]) -> Values:
-    """``NAME=VALUE`` to options. Raises UsageError, ConfigError."""
+    """``NAME=VALUE`` to options; a list as in YAML. Raises UsageError, ConfigError."""
+    import yaml
+
     from sidecar.control.catalogue.options import parse_options
 
     section: dict[str, YamlValue] = {}
@@ -184,8 +187,12 @@ def parse_settings(settings: tuple[str, ...]) -> Values:
         name, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--option {setting}: must be NAME=VALUE")
-        try:
+        section[name] = value
+        with contextlib.suppress(ValueError):
             section[name] = float(value)
-        except ValueError:
-            section[name] = value
+        if value.startswith("["):
+            try:
+                section[name] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise UsageError(f"--option {name}: must be a list such as [a, b]") from None
     return parse_options(section, "--option", of_pod=True)

@@ -364,3 +364,14 @@ def test_any_part_of_a_block_is_in_its_stored_range(size: int, data: st.DataObje
     into = memoryview(bytearray(end - start))
     assert block.unpack(memoryview(stored)[first : first + length], start, into)
     assert into == CONTENT[start:end]
+
+
+@given(st.integers(1, 300 * KIB), st.binary(max_size=600), st.data())
+def test_any_bytes_are_a_block_or_none(size: int, foreign: bytes, data: st.DataObject) -> None:
+    block = BlockName("cd" * 32, 0, size)
+    start = data.draw(st.integers(0, size - 1))
+    end = data.draw(st.integers(start + 1, size))
+    _, length = block.stored_range(start, end)
+    stored = memoryview((foreign + bytes(length))[:length])
+    assert not block.unpack(stored, start, memoryview(bytearray(end - start)))
+    assert near_block.claim_expires_s(memoryview(foreign)) is None

@@ -266,11 +266,25 @@ def test_the_entry_that_it_explains_declares_the_same(read_only: bool, tmp_path:
     url = "wasbs://container@account.blob.core.windows.net/prefix"
     command = [sys.executable, "-m", "sidecar", "try", url, str(tmp_path), "--explain"]
     command += ["--option", "partBytes=9Mi", "--option", "profile=serving"]
+    command += ["--option", "warmRead=[index, 'train/**']"]
     command += ["--read-only"] if read_only else []
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kind: Kind = "data" if read_only else "outputs"
     [volume] = parse_catalogue(text, "explained").of_kind(kind)
     assert (volume.name, volume.read_only) == ("NAME", read_only)
-    assert volume.options == {"partBytes": 9 * 1024 * 1024, "profile": "serving"}
+    assert volume.options == {
+        "partBytes": 9 * 1024 * 1024,
+        "profile": "serving",
+        "warmRead": ("index", "train/**"),
+    }
     assert isinstance(volume.source, StoreSource)
     assert (volume.source.store, volume.source.url) == ("azure", url)
+
+
+@pytest.mark.parametrize("value", ["[a", "[a, 7]", "a", "[../a]"])
+def test_a_list_that_is_none_is_one_line(value: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sidecar", "try", "s3://b", str(tmp_path), "--explain"]
+    done = subprocess.run(
+        [*command, "--option", f"warmRead={value}"], capture_output=True, text=True, check=False
+    )
+    assert re.fullmatch(r"error SC10(01|27) \w+: --option[ .]warmRead: must be .*\n", done.stderr)
