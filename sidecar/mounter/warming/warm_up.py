@@ -20,6 +20,7 @@ from sidecar.units import MIB
 
 _THREADS: Final = 8
 _READ_BYTES: Final = 1 * MIB
+_LOOK_S: Final = 0.1
 _TO_THE_END: Final = 1 << 62
 
 
@@ -59,7 +60,7 @@ class WarmUp:
                     yield Run(path, 0, _TO_THE_END)
 
     def read(self, runs: Iterator[Run]) -> None:
-        """Read runs, several at once, until there are no more or enough was read."""
+        """Read runs, several at once, until there are no more, enough was read, or it stops."""
         turn = threading.Lock()
 
         def work() -> None:
@@ -76,7 +77,9 @@ class WarmUp:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            # A read in flight may wait for a store that is away, and nobody waits for that.
+            while thread.is_alive() and not self._stopping.is_set():
+                thread.join(_LOOK_S)
 
     def _read_run(self, run: Run, buffer: memoryview) -> None:
         folder, _, name = run.key.rpartition("/")
