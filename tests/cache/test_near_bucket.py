@@ -350,6 +350,25 @@ def test_a_near_bucket_that_is_slow_to_write_holds_nobody_up(
     assert len(near.blocks()) == near_bucket._MOST_PENDING
 
 
+def test_without_a_thread_to_put_with(
+    nodes: Callable[..., Node], near: Near, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near_bucket, "_PATIENCE_S", 0.05)
+    node = nodes()
+    with monkeypatch.context() as without:
+
+        def start(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        without.setattr(threading.Thread, "start", start)
+        for number in range(4):
+            node.read(version=str(number))
+        assert near.blocks() == []
+    near_again = nodes()
+    near_again.read(version="later")
+    wait_until(lambda: len(near.blocks()) == BLOCKS, "with a thread it is put")
+
+
 # --- the bytes of a block -----------------------------------------------------------------------
 
 

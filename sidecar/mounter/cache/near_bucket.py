@@ -262,15 +262,25 @@ class _Puts:
         as one that fails.
         """
         with self._room:
-            if not self._room.wait_for(lambda: self._pending < _MOST_PENDING, _PATIENCE_S):
+            if not self._room.wait_for(self._has_room, _PATIENCE_S):
                 self._writes.failed(Unavailable("it takes blocks more slowly than they are read"))
+            if not self._writes.is_closed:
                 return
             self._pending += 1
-            start = self._threads < min(self._pending, _PUT_THREADS)
-            self._threads += start
+            if self._threads < min(self._pending, _PUT_THREADS):
+                self._start_thread()
         self._queue.put((block, block.pack(content)))
-        if start:
+
+    def _has_room(self) -> bool:
+        """Whether nobody has to wait: if it fails, nothing is put anyway. The lock is held."""
+        return self._pending < _MOST_PENDING or not self._writes.is_closed
+
+    def _start_thread(self) -> None:
+        try:
             threading.Thread(target=self._run, name="near", daemon=True).start()
+        except RuntimeError:  # a limit of processes: the next block tries again
+            return
+        self._threads += 1
 
     def _run(self) -> None:
         while True:
