@@ -42,7 +42,8 @@ class _Relay(ThreadedServer):
                 target.sendall(piece)
         for end, how in ((source, socket.SHUT_RD), (target, socket.SHUT_WR)):
             with contextlib.suppress(OSError):
-                end.shutdown(how)
+                # Not SSLSocket's: after that, the other thread would receive TLS as plain bytes.
+                socket.socket.shutdown(end, how)
 
 
 class ForwardProxy(_Relay):
