@@ -15,9 +15,14 @@ from sidecar import stop_signals
 def main() -> int:
     """Run the process's command line; the exit status."""
     stop_signals.end_on_them()
-    from sidecar.cli.main import main as run
+    try:
+        from sidecar.cli.main import main as run
 
-    return run()
+        return run()
+    except Exception:
+        if (status := stop_signals.asked_to_end()) is None:
+            raise
+        return status
 
 
 if __name__ == "__main__":

@@ -33,5 +33,18 @@ def unblock() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+def asked_to_end() -> int | None:
+    """The exit status of a process that is ending because of one of them; None for any other.
+
+    Code that calls Python from C may turn SystemExit into an error of its own (pydantic does).
+    """
+    return _status
+
+
+_status: int | None = None
+
+
 def _end(number: int, _frame: object) -> None:
-    sys.exit(128 + number)
+    global _status  # noqa: PLW0603 - of the process, as its handlers are
+    _status = 128 + number
+    sys.exit(_status)

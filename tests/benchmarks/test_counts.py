@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.options import Options
 from sidecar.spec import Volume
 from tests.reading.buckets import MIB, fill, make_bucket
 from tests.support.clouds import S3Cloud
@@ -126,6 +127,7 @@ def mounted(tmp_path: Path, s3_server: S3Server) -> Iterator[Callable[[S3Cloud, 
             path=str(tmp_path / "mount"),
             read_only=read_only,
             source=replace(cloud.source(), secret="s3"),
+            options=Options(names_s=600),
         )
         secrets = {"s3": s3_server.credentials_json()}
         made.append(Sidecar(tmp_path / "run", [volume], secrets=secrets).start())

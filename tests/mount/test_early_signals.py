@@ -54,6 +54,31 @@ def test_a_sidecar_that_is_stopped_while_it_starts(sidecar: Sidecar, moment_s: f
     assert not (sidecar.shared / ".sidecar" / "ready").exists()
 
 
+SWALLOWS = """
+import os, signal, sys
+import sidecar.cli.main
+from sidecar.__main__ import main
+
+def run():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except SystemExit:
+        raise ValueError("error building a validator")
+
+sidecar.cli.main.main = run
+sys.exit(main())
+"""
+
+
+def test_a_library_that_swallows_the_end_changes_nothing() -> None:
+    """As pydantic does while it builds a validator."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWS], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
+
+
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:
     """As nohup(1) asks for it."""
     command = ["env", "--ignore-signal=HUP", sys.executable, "-m", "sidecar", "wait"]
