@@ -146,7 +146,7 @@ class _Warming:
 
         Then it is not ahead of the experiment, but beside it, and takes its bandwidth.
         """
-        metrics = Path(self._spec.roots.state) / METRICS_DIRECTORY
+        metrics: Path | None = None
         before: tuple[float, int] | None = None
         next_look_s = 0.0
         while not stopping.wait(_TELL_S / 10):
@@ -159,6 +159,8 @@ class _Warming:
             self._tell(volume, warm_up, "running")
             if not self.ready.is_set():
                 continue
+            if metrics is None:  # made before ready
+                metrics = directories.pinned(Path(self._spec.roots.state) / METRICS_DIRECTORY)
             total = read_volume_totals(metrics).read_bytes.get(volume.label, 0.0)
             now = (total, warm_up.read_bytes)
             if before is not None:
