@@ -71,6 +71,7 @@ GOOD = {"version": 1, "block_bytes": 4, "keys": ["a"], "runs": [[0, 1, 2]]}
     [
         {"version": 2},
         {"block_bytes": "4"},
+        {"block_bytes": "4", "runs": [[0, 2**40, 2**40]]},
         {"keys": ["../a"]},
         {"keys": ["/a"]},
         {"keys": ["a//b"]},

@@ -114,9 +114,9 @@ def _runs(document: dict[str, Any]) -> Iterator[Run]:
     if document["version"] != _VERSION or not all(_is_key(key) for key in keys):
         raise ValueError("its version, or its keys")
     for number, first, count in document["runs"]:
+        if {type(number), type(first), type(count), type(block_bytes)} != {int}:
+            raise TypeError("its runs")  # a text times a number is a long text
         start, end = first * block_bytes, (first + count) * block_bytes
-        if {type(number), type(start), type(end)} != {int}:
-            raise TypeError("its runs")
         if number < 0 or not 0 <= start < end <= _MOST_OFFSET:
             raise ValueError("its runs")
         yield Run(keys[number], start, end)
