@@ -39,7 +39,7 @@ class WarmUp:
 
     def __init__(self, root: str, most_bytes: int, stopping: threading.Event) -> None:
         self._root = root
-        self._most_bytes = most_bytes
+        self._left_bytes = most_bytes
         self._stopping = stopping
         self._lock = threading.Lock()
         self.names = 0
@@ -65,7 +65,7 @@ class WarmUp:
 
         def work() -> None:
             buffer = memoryview(bytearray(_READ_BYTES))
-            while not self._stopping.is_set() and self.read_bytes < self._most_bytes:
+            while not self._stopping.is_set() and self._left_bytes:
                 with turn:
                     run = next(runs, None)
                 if run is None:
@@ -88,18 +88,26 @@ class WarmUp:
         try:
             offset = run.start
             while offset < run.end and not self._stopping.is_set():
-                size = min(len(buffer), run.end - offset, self._left_bytes())
-                count = os.preadv(file, [buffer[:size]], offset) if size else 0
+                size = self._take(min(len(buffer), run.end - offset))
+                count = 0
+                try:
+                    count = os.preadv(file, [buffer[:size]], offset) if size else 0
+                finally:
+                    with self._lock:
+                        self._left_bytes += size - count
+                        self.read_bytes += count
                 if not count:
                     return
                 offset += count
-                with self._lock:
-                    self.read_bytes += count
         finally:
             os.close(file)
 
-    def _left_bytes(self) -> int:
-        return max(0, self._most_bytes - self.read_bytes)
+    def _take(self, size: int) -> int:
+        """How much of ``size`` may be read; what is not read then is given back."""
+        with self._lock:
+            size = min(size, self._left_bytes)
+            self._left_bytes -= size
+            return size
 
     def _walk(self, folder: str) -> Iterator[str]:
         """The paths of all files below a folder, by name. Follows no link."""

@@ -154,6 +154,14 @@ def _upgrade(cluster: Cluster, before: str, after: str) -> None:
     cluster.kubectl(*webhook[:2], "patch", *webhook[2:], "--type=json", "-p", patch)
     wait = "rollout", "status", "--timeout=110s", "deployment/mount-sidecar-webhook"
     cluster.kubectl(*webhook[:2], *wait)
+    label = "-l", "app.kubernetes.io/name=mount-sidecar-webhook"
+
+    def images() -> set[str]:
+        pods = cluster.get(*webhook[:2], "pods", *label)["items"]
+        return {pod["spec"]["containers"][0]["image"] for pod in pods}
+
+    # One that goes still answers for a while, and does not know the next one's pods.
+    cluster.wait_for(lambda: images() == {after}, "the replicas before are gone")
 
 
 def _opens_through(pod: ClusterPod, digest: str) -> bool:
