@@ -7,7 +7,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
 
 KIB = 1024
+_ATTEMPTS = 4
 FILES = {f"train/{folder}/{number:02}.bin": 300 * KIB for folder in "ab" for number in range(10)}
 SIZES = {**FILES, "index.idx": 5000, "large.tar": 24 * MIB, "other": MIB}
 
@@ -86,24 +87,41 @@ def fetched(sidecar: Sidecar) -> float:
     return sidecar.metric("mount_sidecar_fetched_bytes_total", volume="data/data")
 
 
+def cheap_in_the_end(attempt: Callable[[], tuple[float, float]], most: tuple[float, float]) -> None:
+    """One of a few attempts costs no more than ``most``: bytes fetched, and requests.
+
+    A test beside this one may have the kernel drop what it has, of all files.
+    """
+    costs = []
+    for _ in range(_ATTEMPTS):
+        costs.append(attempt())
+        if all(cost <= limit for cost, limit in zip(costs[-1], most, strict=True)):
+            return
+    raise AssertionError(f"{costs}: more than {most} each time")
+
+
 def test_names_and_files_before_the_experiment_starts(pod: Pod) -> None:
     options = {"warm_list": (".",), "warm_read": ("*.idx", "train/a/**"), "warm_s": 60.0}
-    with pod.run(**options, names_s=600.0) as sidecar:
-        found = warmed(sidecar)
-        assert found == {"state": "done", "names": found["names"], "bytes": 10 * 300 * KIB + 5000}
-        assert found["names"] >= len(SIZES) + 3
-        before, requests = fetched(sidecar), pod.proxy.requests.total()
-        for key in sorted(FILES)[:10]:
-            assert path_of(sidecar, key).read_bytes() == random.Random(key).randbytes(300 * KIB)
-        names = sorted(os.listdir(path_of(sidecar, "train/b")))
-        assert len(names) == 10
-        assert all(path_of(sidecar, f"train/b/{name}").stat().st_size for name in names)
-        # A machine that is short of memory may drop a page or two.
-        assert fetched(sidecar) < before + MIB
-        assert pod.proxy.requests.total() <= requests + 4
-        assert sidecar.metric("mount_sidecar_warmed_bytes_total") == found["bytes"]
-        assert sidecar.metric("mount_sidecar_warmed_names_total") == found["names"]
-        assert 'msg="warmed up" volume=data/data' in sidecar.log()
+
+    def attempt() -> tuple[float, float]:
+        with pod.run(**options, names_s=600.0) as sidecar:
+            found = warmed(sidecar)
+            size = 10 * 300 * KIB + 5000
+            assert found == {"state": "done", "names": found["names"], "bytes": size}
+            assert found["names"] >= len(SIZES) + 3
+            before, requests = fetched(sidecar), pod.proxy.requests.total()
+            for key in sorted(FILES)[:10]:
+                content = path_of(sidecar, key).read_bytes()
+                assert content == random.Random(key).randbytes(300 * KIB)
+            names = sorted(os.listdir(path_of(sidecar, "train/b")))
+            assert len(names) == 10
+            assert all(path_of(sidecar, f"train/b/{name}").stat().st_size for name in names)
+            assert sidecar.metric("mount_sidecar_warmed_bytes_total") == found["bytes"]
+            assert sidecar.metric("mount_sidecar_warmed_names_total") == found["names"]
+            assert 'msg="warmed up" volume=data/data' in sidecar.log()
+            return fetched(sidecar) - before, pod.proxy.requests.total() - requests
+
+    cheap_in_the_end(attempt, (0, 0))
 
 
 def test_ready_waits_no_longer_than_the_user_said(pod: Pod) -> None:
@@ -165,13 +183,17 @@ def test_the_second_run_has_what_the_first_one_read(pod: Pod) -> None:
         time.sleep(2.5)  # the worker writes it down once a second
     assert learned_keys(pod) == [".mount-sidecar/learned/data-resnet.json.gz"]
     assert 'msg="what was read first is kept" volume=data/data' in first.log()
-    with pod.run(warm_learned="resnet", warm_s=60.0) as second:
-        found = warmed(second)
-        assert found["state"] == "done"
-        assert used <= found["bytes"] < 1.1 * used
-        before = fetched(second)
-        read_some(second, 1)
-        assert fetched(second) < before + MIB
+
+    def attempt() -> tuple[float, float]:
+        with pod.run(warm_learned="resnet", warm_s=60.0) as second:
+            found = warmed(second)
+            assert found["state"] == "done"
+            assert used <= found["bytes"] < 1.1 * used
+            before = fetched(second)
+            read_some(second, 1)
+            return fetched(second) - before, 0
+
+    cheap_in_the_end(attempt, (0, 0))
     with pod.run(warm_learned="another", warm_s=60.0) as third:
         assert warmed(third)["bytes"] == 0
 
