@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks import host
+from benchmarks import host, programs
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import MB, MIB, Baseline, Metric, Values, timed
 from benchmarks.peers import FAST, Peer, Place
@@ -28,7 +27,6 @@ LOCAL_DISK: Final = "local disk"
 DOWNLOAD: Final = "download, then load"
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _PYTHON: Final = _ROOT / ".venv-torch" / "bin" / "python"
-_TIMEOUT_S: Final = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,21 +197,8 @@ def run(do: str, **job: object) -> dict[str, float]:
     if (why := missing()) is not None:
         raise BenchFailure(why)
     program = Path(__file__).with_name("model_programs.py")
-    try:
-        done = subprocess.run(
-            [str(_PYTHON), str(program)],
-            input=json.dumps({"do": do, **job}),
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise BenchFailure(f"{do}: not done within {_TIMEOUT_S:.0f} s") from None
-    if done.returncode:
-        words = done.stderr.strip().splitlines()
-        raise BenchFailure(f"{do}: {words[-1] if words else done.returncode}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    command = [str(_PYTHON), str(program)]
+    result: dict[str, float] = programs.run_command(command, do, {"do": do, **job})
     return result
 
 
@@ -245,7 +230,7 @@ def _download(server: Server, folder: str, target: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=_TIMEOUT_S,
+        timeout=programs.TIMEOUT_S,
     )
     if done.returncode:
         raise BenchFailure(f"download: {done.stderr.strip()[-200:]}")

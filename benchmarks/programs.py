@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.failure import BenchFailure
@@ -21,9 +22,18 @@ def run(module: str, job: dict[str, Any]) -> Any:
     Raises:
         BenchFailure: it failed, or was not done within TIMEOUT_S.
     """
+    return run_command([sys.executable, "-m", module], module, job)
+
+
+def run_command(argv: Sequence[str], name: str, job: dict[str, Any]) -> Any:
+    """Run any program with a job and return its result, the last line that it prints.
+
+    Raises:
+        BenchFailure: it failed, or was not done within TIMEOUT_S; ``name`` is in its message.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module],
+            argv,
             input=json.dumps(job),
             capture_output=True,
             text=True,
@@ -31,8 +41,8 @@ def run(module: str, job: dict[str, Any]) -> Any:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise BenchFailure(f"{module}: not done within {TIMEOUT_S:.0f} s") from None
+        raise BenchFailure(f"{name}: not done within {TIMEOUT_S:.0f} s") from None
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()
-        raise BenchFailure(f"{module}: {words[-1] if words else done.returncode}")
-    return json.loads(done.stdout)
+        raise BenchFailure(f"{name}: {words[-1] if words else done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])

@@ -111,8 +111,8 @@ class Options:
     )
     warm_bytes: int = _option(
         10 * GIB,
-        "What `warmRead` and `warmLearned` may read; without a cache not more than the page cache "
-        "has room for.",
+        "What `warmRead` and `warmLearned` may read; not more than the cache has room for, or "
+        "without one the page cache.",
         "Room in the cache.",
         ge=0,
         le=MOST_BYTES,

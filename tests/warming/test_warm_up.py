@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.mounter.reading import read_log
 from sidecar.mounter.warming import learned
 from sidecar.options import Options
 from sidecar.spec import HostPathSource, Volume
@@ -170,6 +171,17 @@ def read_some(sidecar: Sidecar, seed: int) -> int:
     return 8 * 300 * KIB + 6 * 256 * KIB
 
 
+def wait_until_noted(sidecar: Sidecar, size: int) -> None:
+    """The worker writes what was read down once a second."""
+    file = sidecar.state / "data-data" / read_log.FILE
+
+    def noted() -> int:
+        runs = read_log.parse(file.read_text()) if file.exists() else []
+        return sum(run.end - run.start for run in runs)
+
+    sidecar.wait_for(lambda: noted() >= size)
+
+
 def learned_keys(pod: Pod) -> list[str]:
     return [key for key in pod.outputs.keys() if key.startswith(learned.FOLDER)]  # noqa: SIM118
 
@@ -177,10 +189,7 @@ def learned_keys(pod: Pod) -> list[str]:
 def test_the_second_run_has_what_the_first_one_read(pod: Pod) -> None:
     with pod.run(warm_learned="resnet") as first:
         used = read_some(first, 1)
-        state = first.state / "data-data" / "reads.json"
-        first.wait_for(state.exists)
-        first.wait_for(lambda: "large.tar" in state.read_text())
-        time.sleep(2.5)  # the worker writes it down once a second
+        wait_until_noted(first, used)
     assert learned_keys(pod) == [".mount-sidecar/learned/data-resnet.json.gz"]
     assert 'msg="what was read first is kept" volume=data/data' in first.log()
 
@@ -204,7 +213,7 @@ def test_what_was_learned_may_be_anything(pod: Pod, content: bytes) -> None:
     with pod.run(warm_learned="x", warm_s=60.0) as sidecar:
         assert warmed(sidecar)["bytes"] == 0
         path_of(sidecar, "other").read_bytes()
-        time.sleep(2.5)
+        wait_until_noted(sidecar, MIB)
     assert pod.outputs.read(f"{learned.FOLDER}/data-x.json.gz") != content
 
 
@@ -227,7 +236,7 @@ def test_links_lead_nowhere(s3_server: S3Server, tmp_path: Path) -> None:
         sidecar.spec, sidecar.spec_text = spec, spec.to_json()
         with sidecar:
             path_of(sidecar, "other").read_bytes()
-            time.sleep(2.5)
+            wait_until_noted(sidecar, MIB)
     assert list(secret.iterdir()) == []
     assert "what was read first is not kept" in sidecar.log()
 

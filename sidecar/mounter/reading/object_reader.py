@@ -66,7 +66,9 @@ class ObjectReader:
         self._acquire_entry()
         # Caches store whole blocks, so whole blocks are fetched.
         self._alignment_bytes = CACHE_BLOCK_BYTES if self._entry is not None else 1
-        self._windows = Windows(fetcher, info, self._window_alignment_bytes)
+        # A near bucket's are larger than what a single random read may bring.
+        of_windows = self._alignment_bytes if fetcher.near is None else NEAR_BLOCK_BYTES
+        self._windows = Windows(fetcher, info, of_windows)
         self._read_around: ReadAround | None = None
         is_large = info.size_bytes > WHOLE_OBJECT_BYTES
         self._page_cache = page_cache if self._entry is None and is_large else None
@@ -258,11 +260,6 @@ class ObjectReader:
         if self._has_share and self._page_cache is not None:
             self._fetcher.page_cache.give_back(len(self._page_cache.region))
         self._has_share = False
-
-    @property
-    def _window_alignment_bytes(self) -> int:
-        """A near bucket's blocks are larger than what a single random read may bring."""
-        return self._alignment_bytes if self._fetcher.near is None else NEAR_BLOCK_BYTES
 
     # --- the lock is held -----------------------------------------------------------------
 

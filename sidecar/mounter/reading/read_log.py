@@ -92,13 +92,10 @@ class ReadLog:
             if not self._changed:
                 return None
             self._changed = False
-            document = {
-                "version": _VERSION,
-                "block_bytes": _BLOCK_BYTES,
-                "keys": list(self._numbers),
-                "runs": self._runs,
-            }
-            return json.dumps(document, separators=(",", ":"))
+            keys, runs = list(self._numbers), self._runs.copy()
+        # No READ waits for this; of the last run more may be there than was.
+        document = {"version": _VERSION, "block_bytes": _BLOCK_BYTES, "keys": keys, "runs": runs}
+        return json.dumps(document, separators=(",", ":"))
 
 
 def parse(text: str) -> list[Run]:

@@ -134,12 +134,16 @@ class _Warming:
         )
 
     def _most_bytes(self, volume: Volume) -> int:
-        if volume.options.cache != "none":
-            return volume.options.warm_bytes
-        room = resource_limits.page_cache_bytes(
-            len(self._spec.buckets), self._spec.memory_cache_bytes
-        )
-        return min(volume.options.warm_bytes, room)
+        """What there is room for: more would drop what the warm-up itself has brought."""
+        options = volume.options
+        room: int | None = options.cache_bytes
+        if options.cache == "node":
+            room = self._spec.node_cache.size_bytes
+        elif options.cache == "none":
+            room = resource_limits.page_cache_bytes(
+                len(self._spec.buckets), self._spec.memory_cache_bytes
+            )
+        return options.warm_bytes if room is None else min(options.warm_bytes, room)
 
     def _watch(self, volume: Volume, warm_up: WarmUp, stopping: threading.Event) -> None:
         """Tell of it, and stop it once the experiment reads more of the volume than it does.
