@@ -161,6 +161,19 @@ def test_other_versions_and_other_buckets_are_other_blocks(
     wait_until(lambda: len(near.blocks()) == 3 * BLOCKS, "the blocks are put")
 
 
+def test_a_small_object_is_not_claimed(nodes: Callable[..., Node], near: Near) -> None:
+    """A request to find it, and one behind the reader's back to put it."""
+    first, second = nodes(), nodes()
+    info = ObjectInfo("small", 100 * KIB, 0.0, "1")
+    for node in (first, second):
+        buffer = memoryview(bytearray(info.size_bytes))
+        node.near.fill(info, 0, buffer, node._fetch)
+        assert buffer == CONTENT[: info.size_bytes]
+        wait_until(lambda: len(near.blocks()) == 1, "it is put")
+    assert (first.ranges, second.ranges) == ([(0, 100 * KIB)], [])
+    assert near.requests == {"get": 2, "put": 1}
+
+
 # --- several nodes at once ----------------------------------------------------------------------
 
 

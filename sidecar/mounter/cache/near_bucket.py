@@ -30,11 +30,14 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache import near_block
 from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES, BlockName
 from sidecar.mounter.store.interface import Condition, Fetch, ObjectInfo, Store
+from sidecar.units import MIB
 
 log = logging.getLogger(__name__)
 
 CLAIM_S = 5.0
 """How long others wait for a block that one process claimed."""
+UNCLAIMED_BYTES = 1 * MIB
+"""So little is fetched as quickly as it is claimed, and small files are rarely read in step."""
 _FIRST_POLL_S = 0.01
 _LONGEST_POLL_S = 0.1
 _MOST_PENDING = 8
@@ -144,11 +147,12 @@ class NearBucket:
         absent_so_far = False
         for piece in read.pieces(self._origin):
             # Behind a block that is absent the next one mostly is, and a claim finds that out too.
-            state: State = "absent" if absent_so_far else self._look(read, piece)
+            unseen = absent_so_far and piece.block.size_bytes > UNCLAIMED_BYTES
+            state: State = "absent" if unseen else self._look(read, piece)
             if state in ("absent", "expired", "damaged"):
                 if self._claim(piece, Condition(absent=True) if state == "absent" else None):
                     claimed.add(piece.block.number)
-                elif absent_so_far:
+                elif unseen:
                     state = self._look(read, piece)
             absent_so_far = state == "absent"
             if state == "claimed" and piece.is_whole:
@@ -195,6 +199,8 @@ class NearBucket:
         """Claim a block that is to be fetched. False if it cannot, or need not, be put then."""
         if not (piece.is_whole and self._reads.is_closed and self._writes.may_try()):
             return False
+        if piece.block.size_bytes <= UNCLAIMED_BYTES:
+            return True
         try:
             content = near_block.claim(time.time() + CLAIM_S)
             self._store.put(piece.block.key, content, condition=condition)

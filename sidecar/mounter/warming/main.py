@@ -104,7 +104,7 @@ class _Warming:
     def _warm(self, volume: Volume) -> None:
         options = volume.options
         stopping = threading.Event()
-        warm_up = WarmUp(volume.mounted_at, self._most_bytes(volume), stopping)
+        warm_up = WarmUp(volume.mounted_at, most_bytes(self._spec, volume), stopping)
         watch = threading.Thread(
             target=self._watch, args=(volume, warm_up, stopping), name="watch", daemon=True
         )
@@ -132,18 +132,6 @@ class _Warming:
             bytes=warm_up.read_bytes,
             seconds=f"{time.monotonic() - began_s:.1f}",
         )
-
-    def _most_bytes(self, volume: Volume) -> int:
-        """What there is room for: more would drop what the warm-up itself has brought."""
-        options = volume.options
-        room: int | None = options.cache_bytes
-        if options.cache == "node":
-            room = self._spec.node_cache.size_bytes
-        elif options.cache == "none":
-            room = resource_limits.page_cache_bytes(
-                len(self._spec.buckets), self._spec.memory_cache_bytes
-            )
-        return options.warm_bytes if room is None else min(options.warm_bytes, room)
 
     def _watch(self, volume: Volume, warm_up: WarmUp, stopping: threading.Event) -> None:
         """Tell of it, and stop it once the experiment reads more of the volume than it does.
@@ -183,3 +171,14 @@ class _Warming:
                 "bytes": warm_up.read_bytes,
             }
         )
+
+
+def most_bytes(spec: PersistenceSpec, volume: Volume) -> int:
+    """What there is room for: more would drop what the warm-up itself has brought."""
+    options = volume.options
+    room = options.cache_bytes
+    if options.cache == "node":
+        room = spec.node_cache.size_bytes
+    elif options.cache == "none":
+        room = resource_limits.page_cache_bytes(len(spec.buckets), spec.memory_cache_bytes)
+    return options.warm_bytes if room is None else min(options.warm_bytes, room)
