@@ -374,6 +374,8 @@ class HangingStore(MemoryStore):
 
 
 class _Upload:
+    ordered_parts = False
+
     def __init__(
         self,
         store: MemoryStore,

@@ -6,12 +6,14 @@ composition replaces, and the generation of an object that is composed onto itse
 does otherwise: the metageneration stays 1. Sources, at
 https://cloud.google.com/storage/docs: "Request preconditions", "Resumable uploads", "Performing
 resumable uploads", "Objects" (naming), "Object metadata", "Quotas & limits", "Objects: compose",
-"Objects: rewrite", "HTTP status and error codes for JSON".
+"Objects: rewrite", "HTTP status and error codes for JSON", and of the XML API, which the emulator
+does not know, "XML API multipart uploads".
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import re
@@ -20,9 +22,11 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from xml.etree import ElementTree as ET
 
 from tests.support.proxy import Ends, Head, Proxy, http_answer
 from tests.support.servers import GcsServer, free_port
@@ -35,6 +39,7 @@ _OBJECT = re.compile(
     r"(?:/(?P<verb>compose|rewriteTo/b/(?P<bucket2>[^/]+)/o/(?P<name2>[^/]+)))?"
 )
 _UPLOAD = re.compile(r"/?(?:resumable/)?upload/storage/v1/b/(?P<bucket>[^/]+)/o")
+_XML = re.compile(r"/(?P<bucket>[^/]+)/(?P<name>.+)")
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 _ATTRIBUTES = (
     "contentType",
@@ -45,6 +50,16 @@ _ATTRIBUTES = (
     "customTime",
     "metadata",
 )
+_XML_FIELDS = {
+    "contentType": "content-type",
+    "contentEncoding": "content-encoding",
+    "contentDisposition": "content-disposition",
+    "contentLanguage": "content-language",
+    "cacheControl": "cache-control",
+    "customTime": "x-goog-custom-time",
+    "kmsKeyName": "x-goog-encryption-kms-key-name",
+    "storageClass": "x-goog-storage-class",
+}
 _JSON = {"Content_Type": "application/json"}
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -56,6 +71,8 @@ class GcsLimits:
     Attributes:
         rewrite_calls: how many calls a rewrite takes. One copies between places and storage
             classes that are the same; otherwise it may be any number.
+        multipart: the XML API's uploads are known; a login may lack the permission.
+        names_generation: the end of such an upload names the generation in a header, too.
     """
 
     max_name_bytes: int = 1024
@@ -63,6 +80,10 @@ class GcsLimits:
     max_sources: int = 32
     chunk_bytes: int = CHUNK_BYTES
     rewrite_calls: int = 1
+    min_part_bytes: int = 5 * MIB
+    max_parts: int = 10_000
+    multipart: bool = True
+    names_generation: bool = False
 
 
 class Refused(Exception):
@@ -78,6 +99,16 @@ class Refused(Exception):
         body = b"" if status == 304 else json.dumps({"error": error}).encode()
         phrase = http.client.responses.get(status, "")
         self.answer = http_answer(status, phrase, body, **_JSON)
+
+
+class _XmlRefused(Refused):
+    """An answer of the proxy itself, as the XML API says it."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, code, message)
+        body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+        phrase = http.client.responses.get(status, "")
+        self.answer = http_answer(status, phrase, body, Content_Type="application/xml")
 
 
 @dataclass
@@ -96,6 +127,21 @@ class Session:
     persisted: int = 0
     answer: bytes = b""
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
+class Multipart:
+    """A multipart upload of the XML API.
+
+    Attributes:
+        resource: of the object that it will be.
+        parts: number to (ETag, content).
+    """
+
+    bucket: str
+    name: str
+    resource: Mapping[str, Any]
+    parts: dict[int, tuple[str, bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,11 +189,14 @@ class StrictGcs(Proxy):
 
     Attributes:
         limits: the present ones; a test may replace them.
+        multiparts: the uploads that are not completed, by number.
     """
 
     def __init__(self, upstream_port: int, *, port: int = 0) -> None:
         super().__init__(upstream_port, port=port)
         self.limits = GcsLimits()
+        self.multiparts: dict[str, Multipart] = {}
+        self._etags: dict[tuple[str, str, str], str] = {}
         self._sessions: dict[str, Session] = {}
         self._rewrites: dict[str, tuple[str, int]] = {}
         self._objects: defaultdict[tuple[str, str], threading.RLock] = defaultdict(threading.RLock)
@@ -163,6 +212,11 @@ class StrictGcs(Proxy):
             if found := _OBJECT.fullmatch(call.path):
                 parts = {name: unquote(text or "") for name, text in found.groupdict().items()}
                 return self._object(call, parts, ends)
+            if self.limits.multipart and (found := _XML.fullmatch(call.path)):
+                answer = self._xml(call, unquote(found["bucket"]), unquote(found["name"]))
+                if answer:
+                    ends.client.sendall(answer)
+                    return True
         except Refused as refused:
             ends.client.sendall(refused.answer)
             return True
@@ -355,6 +409,88 @@ class StrictGcs(Proxy):
         session.answer = http_answer(200, "OK", body, **_JSON)
         return session.answer
 
+    # --- uploads of the XML API -------------------------------------------------------------
+
+    def _xml(self, call: _Call, bucket: str, name: str) -> bytes:
+        """The answer; empty for a request that is none of an upload."""
+        method = call.head.method
+        if method == "HEAD":
+            return self._xml_head(bucket, name)
+        if not call.query.keys() & {"uploads", "uploadId"}:
+            return b""
+        if any(word.startswith("x-goog-if-") for word in call.head.fields):
+            raise _XmlRefused(400, "InvalidArgument", "Preconditions are not supported")
+        if method == "POST" and "uploads" in call.query:
+            return self._begin(call, bucket, name)
+        upload_id = call.query["uploadId"]
+        upload = self.multiparts.get(upload_id)
+        if upload is None or (upload.bucket, upload.name) != (bucket, name):
+            raise _XmlRefused(404, "NoSuchUpload", "The requested upload was not found.")
+        if method == "PUT":
+            number = int(call.query["partNumber"])
+            if not 1 <= number <= self.limits.max_parts:
+                raise _XmlRefused(400, "InvalidArgument", "Invalid part number")
+            etag = f'"{hashlib.md5(call.body, usedforsecurity=False).hexdigest()}"'
+            upload.parts[number] = (etag, call.body)
+            return http_answer(200, "OK", ETag=etag)
+        del self.multiparts[upload_id]
+        if method == "DELETE":
+            return http_answer(204, "No Content")
+        try:
+            return self._complete(call, upload)
+        except Refused:
+            self.multiparts[upload_id] = upload
+            raise
+
+    def _begin(self, call: _Call, bucket: str, name: str) -> bytes:
+        if call.body:
+            raise _XmlRefused(400, "InvalidArgument", "A body where none is")
+        fields = call.head.fields
+        resource = {
+            word: fields[header] for word, header in _XML_FIELDS.items() if header in fields
+        }
+        metadata = {
+            header.removeprefix("x-goog-meta-"): text
+            for header, text in fields.items()
+            if header.startswith("x-goog-meta-")
+        }
+        self._check_new(name, {"metadata": metadata})
+        upload_id = uuid.uuid4().hex
+        self.multiparts[upload_id] = Multipart(bucket, name, {**resource, "metadata": metadata})
+        return _xml_answer("InitiateMultipartUploadResult", UploadId=upload_id)
+
+    def _complete(self, call: _Call, upload: Multipart) -> bytes:
+        root = ET.fromstring(call.body)
+        asked = [
+            (int(part.findtext("{*}PartNumber") or 0), part.findtext("{*}ETag") or "")
+            for part in root.iterfind("{*}Part")
+        ]
+        numbers = [number for number, _ in asked]
+        if not asked or numbers != sorted(set(numbers)):
+            raise _XmlRefused(400, "InvalidPartOrder", "Parts are not in ascending order")
+        sent = [upload.parts.get(number, ("", b"")) for number in numbers]
+        if [etag for etag, _ in sent] != [etag for _, etag in asked]:
+            raise _XmlRefused(400, "InvalidPart", "A part was not found, or has another ETag")
+        contents = [content for _, content in sent]
+        if any(len(content) < self.limits.min_part_bytes for content in contents[:-1]):
+            raise _XmlRefused(400, "EntityTooSmall", "A part but the last is too small")
+        with self._writing(upload.bucket, upload.name):
+            made = self._insert(
+                upload.bucket, {**upload.resource, "name": upload.name}, b"".join(contents)
+            )
+        etag = f'"{uuid.uuid4().hex}"'  # not based on an MD5
+        self._etags[upload.bucket, upload.name, made["generation"]] = etag
+        named = {"X_Goog_Generation": made["generation"]} if self.limits.names_generation else {}
+        return _xml_answer("CompleteMultipartUploadResult", named, ETag=etag)
+
+    def _xml_head(self, bucket: str, name: str) -> bytes:
+        found = self._current(bucket, name)
+        if found is None:
+            return http_answer(404, "Not Found")
+        generation = found["generation"]
+        etag = self._etags.get((bucket, name, generation), f'"{found.get("md5Hash", "")}"')
+        return http_answer(200, "OK", ETag=etag, X_Goog_Generation=generation)
+
     # --- what is there --------------------------------------------------------------------
 
     def _check_new(self, name: str, resource: Mapping[str, Any]) -> None:
@@ -460,6 +596,12 @@ class StrictGcsServer(GcsServer):
         """Stop both."""
         super().stop()
         self.proxy.stop()
+
+
+def _xml_answer(root: str, fields: Mapping[str, str] | None = None, **elements: str) -> bytes:
+    text = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in elements.items())
+    body = f'<{root} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{text}</{root}>'.encode()
+    return http_answer(200, "OK", body, **{"Content_Type": "application/xml", **(fields or {})})
 
 
 def _goes_on(session: Session) -> bytes:

@@ -139,14 +139,12 @@ class Limits:
         max_part_bytes: largest part.
         max_parts: most parts of one upload.
         max_metadata_bytes: names and values of an object's metadata together.
-        ordered_parts: parts are sent in order, and none can be sent again.
     """
 
     max_object_bytes: int
     min_part_bytes: int
     max_part_bytes: int
     max_parts: int
-    ordered_parts: bool = False
     max_metadata_bytes: int = 2048
 
 
@@ -212,9 +210,13 @@ class Upload(Protocol):
     """One multipart upload. Parts may be sent by several threads at once.
 
     Attributes:
+        ordered_parts: parts are sent in order, and none can be sent again.
         state: what :meth:`Store.resume_upload` needs, of JSON's types. It may allow to write
             to the upload, so it is kept like a secret.
     """
+
+    @property
+    def ordered_parts(self) -> bool: ...  # noqa: D102 - said above
 
     @property
     def state(self) -> Mapping[str, Any]: ...  # noqa: D102 - said above

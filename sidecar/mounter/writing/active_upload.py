@@ -77,7 +77,7 @@ class ActiveUpload:
         except LookupError:
             raise StoreProtocolError(f"`{self.key}`: no upload is of this store") from None
         self.last_submitted = max(record.parts, default=0)
-        if self._store.limits.ordered_parts:
+        if self._upload.ordered_parts:
             # The store may have one part more than was written down.
             self._unconfirmed_part = len(record.parts) + 1
 
@@ -114,9 +114,14 @@ class ActiveUpload:
         with self._lock:
             return bool(self._in_flight)
 
-    def may_have_sent(self, numbers: Iterable[int]) -> bool:
-        """Whether the store has one of the parts, or may have it."""
+    def cannot_replace(self, numbers: Iterable[int]) -> bool:
+        """Whether the store has one of the parts, or may have it, and takes none again.
+
+        Before the store has begun the upload nobody knows whether it does.
+        """
         with self._lock:
+            if self._upload is not None and not self._upload.ordered_parts:
+                return False
             sent = self._record.parts if self._record is not None else ()
             return any(
                 number in sent or number in self._in_flight or number == self._unconfirmed_part

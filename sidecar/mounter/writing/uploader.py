@@ -98,11 +98,7 @@ class Uploader:
     def must_restart(self, spool: SpoolFile, numbers: Collection[int]) -> bool:
         """Whether parts that are about to change cannot be sent again within this upload."""
         upload = self._active.get(spool)
-        return (
-            upload is not None
-            and self._store.limits.ordered_parts
-            and upload.may_have_sent(numbers)
-        )
+        return upload is not None and upload.cannot_replace(numbers)
 
     def is_in_flight(self, spool: SpoolFile) -> bool:
         """Whether an upload was begun that no object was made of."""

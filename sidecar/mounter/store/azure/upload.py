@@ -21,6 +21,8 @@ class AzureUpload:
         properties, tags: of the blob that it will be.
     """
 
+    ordered_parts = False
+
     def __init__(
         self,
         store: AzureStore,

@@ -8,6 +8,7 @@ logins have to be read, so a new version gets the bucket's default.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,21 @@ SHOWN = (
     _CLASS,
 )
 _KEY_VERSION = "/cryptoKeyVersions/"
+_HEADERS = {
+    "cacheControl": "cache-control",
+    "contentDisposition": "content-disposition",
+    "contentEncoding": "content-encoding",
+    "contentLanguage": "content-language",
+    "contentType": "content-type",
+    "customTime": "x-goog-custom-time",
+    _KEY: "x-goog-encryption-kms-key-name",
+    _CLASS: "x-goog-storage-class",
+}
+"""Of the XML API; "HTTP headers", https://cloud.google.com/storage/docs/xml-api/reference-headers."""
+_METADATA = "x-goog-meta-"
+_NAME = re.compile("[a-z0-9-]+")
+_VALUE = re.compile("[!-~](?:[ -~]*[!-~])?")
+"""What a header brings unchanged; names of headers have no case."""
 
 
 def properties_in(item: Mapping[str, Any]) -> Properties:
@@ -47,6 +63,14 @@ def _shown(values: tuple[str | None, ...]) -> Properties:
 def fields_of(properties: Properties) -> dict[str, str]:
     """Fields of a resource that give a new object these properties."""
     return {name: value for name, value in properties.items() if name != _KEY}
+
+
+def headers_of(properties: Properties, metadata: Mapping[str, str]) -> dict[str, str] | None:
+    """Headers of the XML API that give a new object these. None if they cannot carry them."""
+    headers = {_HEADERS[name]: value for name, value in properties.items()}
+    headers |= {_METADATA + name: value for name, value in metadata.items()}
+    named = all(map(_NAME.fullmatch, metadata))
+    return headers if named and all(map(_VALUE.fullmatch, headers.values())) else None
 
 
 def content_type(properties: Properties) -> str:

@@ -1,4 +1,4 @@
-"""Requests of Google's JSON API, signed, and its responses as values. No SDK."""
+"""Requests of Google's APIs, signed, and its responses as values. No SDK."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sidecar.mounter.store.http.values import (
 )
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from sidecar.mounter.store.request_builder import BAD_ANSWER, ListQuery, parse_entries
-from sidecar.mounter.store.signing import quote_query
+from sidecar.mounter.store.signing import quote_path, quote_query
 from sidecar.mounter.store.store_errors import ErrorResponse
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _REASON = re.compile(r"[A-Za-z]+")
 
 
 class GcsRequests:
-    """Requests of the JSON API."""
+    """Requests of the JSON API, and of the XML API where only that one can."""
 
     def __init__(
         self, source: StoreSource, endpoint: Endpoint, tokens: Tokens, *, with_metadata: bool
@@ -46,6 +46,7 @@ class GcsRequests:
         self._downloads = f"{endpoint.path}/download/{objects}"
         self._objects = f"{endpoint.path}/{objects}"
         self._uploads = f"{endpoint.path}/upload/{objects}"
+        self._xml = f"{endpoint.path}/{quote(source.bucket, safe='')}"
         self._sessions = f"{endpoint.path}/upload/", f"{endpoint.path}/resumable/upload/"
         self._bucket = source.bucket
         self._prefix = source.prefix
@@ -114,6 +115,14 @@ class GcsRequests:
         """A piece of a resumable upload."""
         headers = {"content-range": content_range, **self._tokens.header()}
         return SignedRequest("PUT", target, headers)
+
+    def xml(
+        self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> SignedRequest:
+        """A request of the XML API about one object."""
+        parameters = f"?{quote_query(query)}" if query else ""
+        target = f"{self._xml}/{quote_path(self._prefix + key)}{parameters}"
+        return SignedRequest(method, target, {**headers, **self._tokens.header()})
 
     def list(self, query: ListQuery) -> SignedRequest:
         """objects.list with the fields that are used."""

@@ -11,21 +11,30 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sidecar.errors import NotFound, SecretInvalid, SidecarError
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
+from sidecar.mounter.store.gcs.multipart import (
+    MAX_PART_BYTES,
+    MAX_PARTS,
+    MIN_PART_BYTES,
+    MultipartUpload,
+    is_upload_id,
+)
 from sidecar.mounter.store.gcs.properties import (
     component_of,
     content_type,
     fields_of,
+    headers_of,
     key_query,
 )
 from sidecar.mounter.store.gcs.requests import GcsRequests, object_info, text_of
 from sidecar.mounter.store.gcs.sdk import GcsSdk, is_plain
 from sidecar.mounter.store.gcs.tokens import Tokens
-from sidecar.mounter.store.gcs.upload import CHUNK_BYTES, ResumableUpload
+from sidecar.mounter.store.gcs.upload import ResumableUpload
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
@@ -44,6 +53,7 @@ from sidecar.mounter.store.interface import (
     StoreObserver,
 )
 from sidecar.mounter.store.login import CredentialSource, Login
+from sidecar.mounter.store.multipart_xml import parse_fields
 from sidecar.mounter.store.request_builder import BAD_ANSWER
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB, MIB
@@ -61,6 +71,11 @@ _DELETED = frozenset({200, 204})
 _ABORTED = frozenset({200, 204, 499})
 _SESSION = re.compile(r"(?:https?://[!-.0-~]*)?(/[!-~]*)")
 """The URL of an upload; what goes back to the store is its path and query."""
+_NOT_BEGUN = frozenset({400, 403, 404, 405, 501})
+"""How a store says that it begins no upload of the XML API: it does not know them, or the login may
+not. Then a session is begun, which says what is wrong if that is something else."""
+_FOR_NOW = frozenset({403, 404})
+"""Of these: it may begin the next one."""
 _MOST_IDLE_REWRITES = 10
 """In a row, without a byte copied."""
 _NAME_CHARACTERS = 50
@@ -72,10 +87,9 @@ class GcsStore(HttpStore[GcsCredentials]):
 
     limits = Limits(
         max_object_bytes=5 * MIB * MIB,
-        min_part_bytes=CHUNK_BYTES,
-        max_part_bytes=5 * MIB * MIB,
-        max_parts=MIB,
-        ordered_parts=True,
+        min_part_bytes=MIN_PART_BYTES,
+        max_part_bytes=MAX_PART_BYTES,
+        max_parts=MAX_PARTS,
         max_metadata_bytes=8 * KIB,
     )
 
@@ -95,6 +109,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         except ValueError as error:
             raise SecretInvalid(f"STORAGE_EMULATOR_HOST: {error}") from None
         errors = StoreErrors("GCS", source.bucket, str(endpoint))
+        self._has_multipart = True  # until it says otherwise
         self._tokens = Tokens(login, errors)
         self._sdk = GcsSdk(login, self._base, self._tokens.identity, errors)
         self._gcs = requests = GcsRequests(
@@ -185,15 +200,53 @@ class GcsStore(HttpStore[GcsCredentials]):
             accepted={*WRITTEN, 308},
         )
 
+    def request_xml(
+        self,
+        call: Call,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str] | None = None,
+        *,
+        body: Body = (),
+        accepted: Collection[int] = WRITTEN,
+        slow: bool = False,
+    ) -> BufferedResponse:
+        """A request of the XML API about one object, with retries.
+
+        Args:
+            slow: the store may work on it for minutes.
+        """
+        return self.transfer(
+            call,
+            lambda: self._gcs.xml(method, key, query, headers or {}),
+            body,
+            accepted,
+            self._copying if slow else None,
+        )
+
+    def head_generation(self, key: str, generation: str) -> ObjectInfo:
+        """One generation of an object. Raises NotFound."""
+        reply = self.transfer(
+            Call("head", key),
+            lambda: self._gcs.object("GET", key, "", {"generation": generation}),
+            timeout=self._quick,
+        )
+        return self.info("head", reply)
+
     def start_upload(
         self,
         key: str,
         metadata: Mapping[str, str] | None = None,
         *,
         like: ObjectInfo | None = None,
-    ) -> ResumableUpload:
-        """As :meth:`Store.start_upload`: a resumable session, whose parts go in order."""
+    ) -> MultipartUpload | ResumableUpload:
+        """As :meth:`Store.start_upload`: with parts in parallel, or else in order."""
         properties = self.properties_of(like)
+        headers = headers_of(properties, metadata or {})
+        upload_id = self._begin_multipart(key, headers) if headers is not None else ""
+        if upload_id:
+            return MultipartUpload(self, key, upload_id, metadata or {}, {})
         reply = self.transfer(
             Call("put", key),
             lambda: self._gcs.start_upload(key_query(properties)),
@@ -206,10 +259,31 @@ class GcsStore(HttpStore[GcsCredentials]):
             raise self.malformed("put", "an upload was begun without a session")
         return ResumableUpload(self, key, session[1], metadata or {}, None)
 
+    def _begin_multipart(self, key: str, headers: Mapping[str, str]) -> str:
+        """The number of a new upload; empty where the store begins none."""
+        if not self._has_multipart:
+            return ""
+        reply = self.request_xml(
+            Call("put", key), "POST", key, {"uploads": ""}, headers, accepted={200, *_NOT_BEGUN}
+        )
+        if reply.status == HTTPStatus.OK:
+            with contextlib.suppress(ValueError):
+                upload_id = (parse_fields(reply.content) or {}).get("UploadId")
+                if isinstance(upload_id, str) and is_upload_id(upload_id):
+                    return upload_id
+        self._has_multipart = reply.status in _FOR_NOW
+        return ""
+
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
-    ) -> ResumableUpload:
+    ) -> MultipartUpload | ResumableUpload:
         """As :meth:`Store.resume_upload`."""
+        if "multipart" in state:
+            upload_id = state["multipart"]
+            if not is_upload_id(upload_id):
+                raise self.malformed("put", f"what is kept of the upload of `{key}` is none")
+            sent_parts = {number: (etag, size) for number, (size, etag) in parts.items()}
+            return MultipartUpload(self, key, upload_id, state["metadata"], sent_parts)
         session = state["session"]
         if not self._gcs.is_session(session):  # it comes from local disk: to be sent, or deleted
             raise self.malformed("put", f"what is kept of the upload of `{key}` is no session")
@@ -217,10 +291,13 @@ class GcsStore(HttpStore[GcsCredentials]):
         return ResumableUpload(self, key, session, state["metadata"], sent)
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
-        """As :meth:`Store.abandon`. Sessions cannot be listed, and expire in a week."""
+        """As :meth:`Store.abandon`.
+
+        Sessions cannot be listed, and expire in a week; an upload without a part holds nothing.
+        """
         if "leftover" in state:
             self.delete(state["leftover"])
-        elif "session" in state:
+        elif "session" in state or "multipart" in state:
             self.resume_upload(key, state, {}).abort()
 
     def patch(

@@ -1,4 +1,6 @@
-"""Uploads in parts to Google Cloud Storage: a resumable session. Imports no SDK.
+"""Uploads to Google Cloud Storage whose parts go in order: a resumable session. Imports no SDK.
+
+For servers without :mod:`.multipart`, and for what that one's headers cannot carry.
 
 Source: "Resumable uploads", https://cloud.google.com/storage/docs/performing-resumable-uploads.
 """
@@ -42,6 +44,8 @@ class ResumableUpload:
         sent: sizes of the parts that an ended process had sent; it may have sent more. None for
             a new session.
     """
+
+    ordered_parts = True
 
     def __init__(
         self,

@@ -301,13 +301,3 @@ def date_s(response: BufferedResponse) -> float:
         return http_time_s(response.headers["date"])
     except (ValueError, LookupError):
         return time.time()
-
-
-def parse_fields(body: bytes) -> dict[str, str] | None:
-    """Text of the elements below the root; None for an error. Raises ValueError: no XML."""
-    if not body:
-        return {}
-    root, namespace = parse_xml(body)
-    if root.tag == f"{namespace}Error":
-        return None
-    return {field.tag.removeprefix(namespace): field.text or "" for field in root}

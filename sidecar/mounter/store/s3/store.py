@@ -33,6 +33,7 @@ from sidecar.mounter.store.interface import (
     StoreObserver,
 )
 from sidecar.mounter.store.login import CredentialSource, Login
+from sidecar.mounter.store.multipart_xml import parse_fields
 from sidecar.mounter.store.patch_plan import Piece, plan, split
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.properties import S3Properties
@@ -43,7 +44,6 @@ from sidecar.mounter.store.s3.requests import (
     SlowResponse,
     date_s,
     metadata_headers,
-    parse_fields,
 )
 from sidecar.mounter.store.s3.sdk import S3Sdk
 from sidecar.mounter.store.s3.upload import S3Upload, S3Uploads

@@ -11,12 +11,12 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from html import escape  # xml.sax.saxutils imports urllib.request, and that half of the library
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, SidecarError, Unsupported
 from sidecar.mounter.store.interface import Condition, Content, ObjectInfo, Properties
+from sidecar.mounter.store.multipart_xml import part_list
 from sidecar.mounter.store.object_properties import Repeated
 from sidecar.mounter.store.s3.requests import (
     ACCEPTED,
@@ -142,6 +142,8 @@ class S3Upload:
         properties: of the object that it will be; None if they are no longer known.
     """
 
+    ordered_parts = False
+
     def __init__(
         self,
         store: S3Store,
@@ -206,7 +208,7 @@ class S3Upload:
         self._store.check_condition(self._key, condition)
         sent = sorted(self._parts.items())[:parts]
         call = Call("complete", self._key, condition)
-        part_list = _part_list((number, etag) for number, (etag, _) in sent)
+        document = part_list((number, etag) for number, (etag, _) in sent)
 
         def write(conditions: Mapping[str, str]) -> SlowResponse:
             return self._store.request_slow(
@@ -215,7 +217,7 @@ class S3Upload:
                 self._key,
                 self._query,
                 conditions,
-                body=(part_list,),
+                body=(document,),
                 doubt=self._check_there,
             )
 
@@ -260,13 +262,3 @@ class S3Upload:
         if found.version != f"{digest.hexdigest()}-{len(etags)}":
             raise self._store.errors.upload_lost(self._key)
         return found
-
-
-def _part_list(parts: Iterable[tuple[int, str]]) -> bytes:
-    lines = [
-        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag, quote=False)}</ETag></Part>"
-        for number, etag in parts
-    ]
-    namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
-    document = f'<CompleteMultipartUpload xmlns="{namespace}">{"".join(lines)}'
-    return f"{document}</CompleteMultipartUpload>".encode()

@@ -1,0 +1,154 @@
+"""Uploads to Google Cloud Storage whose parts go in parallel. Imports no SDK.
+
+Parts are no objects: nobody lists them, and no retention, soft deletion or charge for early
+deletion applies to them, as it would to temporary objects that are composed
+(docs/decisions/0055-parts-in-parallel-on-gcs.md).
+
+Source: "XML API multipart uploads", https://cloud.google.com/storage/docs/multipart-uploads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sidecar.errors import NotFound
+from sidecar.mounter.store.interface import Condition, Content, ObjectInfo
+from sidecar.mounter.store.multipart_xml import parse_fields, part_list
+from sidecar.mounter.store.store_errors import Call
+from sidecar.units import MIB
+
+if TYPE_CHECKING:
+    from sidecar.mounter.store.gcs.store import GcsStore
+
+MIN_PART_BYTES = 5 * MIB
+MAX_PART_BYTES = 5 * 1024 * MIB
+MAX_PARTS = 10_000
+
+_UPLOAD_ID = re.compile(r"[!-~]{1,1024}")
+_ABORTED = frozenset({200, 204})
+
+
+class MultipartUpload:
+    """An :class:`~sidecar.mounter.store.interface.Upload`, safe to use from any thread.
+
+    The end of an upload takes no condition. So it is checked just before, and another writer may
+    come between.
+
+    Args:
+        upload_id: its number.
+        metadata: of the object that it will be.
+        parts: the parts that the store has: number to (ETag, bytes).
+    """
+
+    ordered_parts = False
+
+    def __init__(
+        self,
+        store: GcsStore,
+        key: str,
+        upload_id: str,
+        metadata: Mapping[str, str],
+        parts: dict[int, tuple[str, int]],
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._query = {"uploadId": upload_id}
+        self._metadata = metadata
+        self._parts = parts
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """As :attr:`Upload.state`."""
+        return {"multipart": self._query["uploadId"], "metadata": dict(self._metadata)}
+
+    def put_part(self, number: int, content: Content) -> str:
+        """As :meth:`Upload.put_part`."""
+        query = {"partNumber": str(number), **self._query}
+        try:
+            reply = self._store.request_xml(
+                Call("part", self._key), "PUT", self._key, query, body=(content,)
+            )
+        except NotFound:
+            raise self._store.errors.upload_lost(self._key) from None
+        etag = reply.headers.get("etag", "")
+        if not etag:
+            raise self._store.malformed("part", f"a part of `{self._key}` has no ETag")
+        self._parts[number] = (etag, len(content))
+        return etag
+
+    def complete(
+        self,
+        condition: Condition | None = None,
+        *,
+        parts: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """As :meth:`Upload.complete`."""
+        self._store.check_condition(self._key, condition)
+        sent = sorted(self._parts.items())[:parts]
+        document = part_list((number, etag) for number, (etag, _) in sent)
+        call = Call("complete", self._key, condition)
+        try:
+            reply = self._store.request_xml(
+                call, "POST", self._key, self._query, body=(document,), slow=True
+            )
+        except NotFound:
+            made = self._completed_before(sum(size for _, (_, size) in sent))
+        else:
+            made = self._made(reply.content, reply.headers.get("x-goog-generation", ""))
+        if metadata is not None and dict(metadata) != dict(self._metadata):
+            return self._store.set_metadata(made, metadata)
+        return made
+
+    def abort(self) -> None:
+        """As :meth:`Upload.abort`."""
+        with contextlib.suppress(NotFound):
+            self._store.request_xml(
+                Call("abort", self._key), "DELETE", self._key, self._query, accepted=_ABORTED
+            )
+
+    def _made(self, document: bytes, generation: str) -> ObjectInfo:
+        """The object that was made.
+
+        Args:
+            document: what the store says of it.
+            generation: the store need not name it; then it is asked, and the ETag says whether
+                the object is still this one.
+
+        Raises Stale where another writer has replaced it meanwhile.
+        """
+        try:
+            etag = (parse_fields(document) or {})["ETag"].strip('"')
+        except (ValueError, LookupError):
+            etag = ""
+        if not etag:
+            raise self._store.malformed("complete", f"no object was made of `{self._key}`")
+        try:
+            if not generation:
+                found = self._store.request_xml(Call("head", self._key), "HEAD", self._key, {})
+                generation = found.headers.get("x-goog-generation", "")
+                if not generation or found.headers.get("etag", "").strip('"') != etag:
+                    raise self._store.errors.stale(self._key)
+            return self._store.head_generation(self._key, generation)
+        except NotFound:
+            raise self._store.errors.stale(self._key) from None
+
+    def _completed_before(self, size_bytes: int) -> ObjectInfo:
+        """The object, if an attempt to complete the upload worked whose response was lost."""
+        try:
+            found = self._store.head(self._key)
+        except NotFound:
+            raise self._store.errors.upload_lost(self._key) from None
+        # The sidecar's own metadata has the time of the last write in nanoseconds.
+        is_ours = self._metadata and dict(found.metadata or {}) == dict(self._metadata)
+        if not is_ours or found.size_bytes != size_bytes:
+            raise self._store.errors.upload_lost(self._key)
+        return found
+
+
+def is_upload_id(text: object) -> bool:
+    """Whether this can be the number of an upload."""
+    return isinstance(text, str) and _UPLOAD_ID.fullmatch(text) is not None
