@@ -87,7 +87,7 @@ def test_what_was_made_is_what_is_there(
     assert cloud.read("dir/a b+ü") == CONTENT
     assert cloud.metadata("dir/a b+ü") == METADATA
     assert made == store.head("dir/a b+ü")
-    assert not gcs_server.proxy.multiparts
+    assert upload.state["upload"] not in gcs_server.proxy.multiparts
 
 
 def test_a_part_is_sent_again(cloud: GcsCloud, store: Store) -> None:
@@ -129,8 +129,9 @@ def test_an_upload_that_nobody_completes_is_removed(
 ) -> None:
     upload = store.start_upload("object", METADATA)
     upload.put_part(1, CONTENT)
+    assert upload.state["upload"] in gcs_server.proxy.multiparts
     store.abandon("object", upload.state)
-    assert not gcs_server.proxy.multiparts
+    assert upload.state["upload"] not in gcs_server.proxy.multiparts
     store.abandon("object", upload.state)
     with pytest.raises(StoreProtocolError, match="upload of `object` is gone"):
         upload.put_part(2, b"more")
@@ -284,7 +285,7 @@ def test_a_number_that_was_kept_is_none(upload_id: object) -> None:
 
     with HttpResponder(respond) as server:
         store = open_at(server.endpoint)
-        state = {"multipart": upload_id, "metadata": {}}
+        state = {"upload": upload_id, "metadata": {}}
         with pytest.raises(StoreProtocolError):
             store.resume_upload("key", state, {})
         with pytest.raises(StoreProtocolError):

@@ -310,7 +310,7 @@ def test_an_upload_of_an_older_release_is_completed(cloud: Cloud, writable: Stor
     part = LARGE[: 8 * MIB]
     upload = writable.start_upload("file", {"mode": "33184"})
     receipt = upload.put_part(1, part)
-    old = {"upload", "metadata", "multipart", "series"}
+    old = {"upload", "metadata", "series"}
     state = {name: value for name, value in upload.state.items() if name in old}
     made = writable.resume_upload("file", state, {1: (len(part), receipt)}).complete()
     assert cloud.read("file") == part

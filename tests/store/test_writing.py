@@ -9,6 +9,8 @@ import pytest
 
 from sidecar.errors import AlreadyExists, NotFound, Stale
 from sidecar.mounter.store.interface import Condition, ObjectInfo, Store
+from sidecar.mounter.system.state_directory import StateDirectory
+from sidecar.mounter.writing.spool_log import SentPart, SpoolLog
 from tests.support.clouds import Cloud, GcsCloud
 from tests.support.strict_gcs import GcsLimits, StrictGcsServer
 
@@ -102,6 +104,19 @@ def test_an_aborted_upload_leaves_nothing(cloud: Cloud, store: Store) -> None:
     upload.abort()
     upload.abort()
     assert cloud.keys() == []
+
+
+def test_what_is_kept_of_an_upload_is_read_by_a_successor(store: Store, tmp_path: Path) -> None:
+    """The spool's log reads only names that it knows (a store that adds one must tell it)."""
+    upload = store.start_upload("dir/object", METADATA)
+    directory = StateDirectory.open(tmp_path)
+    kept = SpoolLog(directory, "00000000.state")
+    record = kept.note_begun("dir/object", upload.state, resumable=True)
+    kept.note_sent(record, 1, SentPart(8, upload.put_part(1, b"12345678")))
+    (found,) = SpoolLog.read(directory, "00000000.state").uploads.values()
+    assert found.state == upload.state
+    made = store.resume_upload(found.key, found.state, found.parts).complete()
+    assert made.size_bytes == 8
 
 
 def test_copy_keeps_or_replaces_metadata(cloud: Cloud, store: Store) -> None:

@@ -62,7 +62,7 @@ class MultipartUpload:
     @property
     def state(self) -> Mapping[str, Any]:
         """As :attr:`Upload.state`."""
-        return {"multipart": self._query["uploadId"], "metadata": dict(self._metadata)}
+        return {"upload": self._query["uploadId"], "metadata": dict(self._metadata)}
 
     def put_part(self, number: int, content: Content) -> str:
         """As :meth:`Upload.put_part`."""

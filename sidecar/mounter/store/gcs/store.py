@@ -278,8 +278,8 @@ class GcsStore(HttpStore[GcsCredentials]):
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
     ) -> MultipartUpload | ResumableUpload:
         """As :meth:`Store.resume_upload`."""
-        if "multipart" in state:
-            upload_id = state["multipart"]
+        if "upload" in state:
+            upload_id = state["upload"]
             if not is_upload_id(upload_id):
                 raise self.malformed("put", f"what is kept of the upload of `{key}` is none")
             sent_parts = {number: (etag, size) for number, (size, etag) in parts.items()}
@@ -297,7 +297,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         """
         if "leftover" in state:
             self.delete(state["leftover"])
-        elif "session" in state or "multipart" in state:
+        elif "session" in state or "upload" in state:
             self.resume_upload(key, state, {}).abort()
 
     def patch(
