@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks import metadata, reading, small_files, startup
+from benchmarks import metadata, models, reading, small_files, startup
 from benchmarks.measure import CPU, FILES, FIRST_READS, FLOOR, PEAK_PSS, READS, THROUGHPUT, Metric
 from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
 from benchmarks.ratios import Row, measured, ratio
@@ -87,7 +87,12 @@ TARGETS: tuple[Target, ...] = (
         for bound, against in ((2.0, "s3fs-fuse"), (1.2, "rclone mount"), (0.7, FLOOR))
     ),
     Target("time-to-ready", startup.READY, "at most", 1.5),
+    *(
+        Target(f"load-{name}", models.LOADED, "at most", 0.6, models.DOWNLOAD)
+        for name in ("safetensors-mmap", "safetensors-read", "torch-load", "torch-load-mmap")
+    ),
 )
+_MODELS = ("load-", "save-and-restore")
 
 
 def judge(rows: Sequence[Row], workloads: Sequence[str]) -> list[dict[str, Any]]:
@@ -101,7 +106,8 @@ def judge(rows: Sequence[Row], workloads: Sequence[str]) -> list[dict[str, Any]]
     memory = tuple(
         Target(name, PEAK_PSS, "at most", limit_mib, ours=_ours(name))
         for name in workloads
-        if name != "time-to-ready"  # It has five mounts, each with its own buffers.
+        # Its mounts are five, each with its own buffers; nobody measures that of the loads.
+        if name != "time-to-ready" and not name.startswith(_MODELS)
     )
     return [
         _judged(target, measured(rows, target.workload))

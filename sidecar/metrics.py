@@ -104,6 +104,10 @@ class VolumeMetrics:
             "reason",
         )
         bound = (volume,)
+        self.throttled_seconds = counter(
+            "mount_sidecar_store_throttled_seconds_total",
+            "Time requests were held back because the store said there are too many",
+        ).labels(*bound)
         self.read_bytes = counter(
             "mount_sidecar_read_bytes_total", "Bytes given to programs by read"
         ).labels(*bound)

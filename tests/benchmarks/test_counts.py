@@ -90,9 +90,10 @@ READ_BYTES = {sequential: LARGE, at_random: LARGE, small_files: FILES * 20 * KIB
 WRITES: dict[Callable[[Path], None], Counts] = {
     one_large: {"put": 1, "part": 3, "complete": 1},
     many_small: {"put": 50},
-    renamed: {"head": 2, "put": 1, "copy": 1, "delete": 1},
+    renamed: {"head": 2, "list": 1, "put": 1, "copy": 1, "delete": 1},
 }
-"""Exactly so: a file costs one request, and a rename those of its copy."""
+"""A file costs one request, and a rename those of its copy. The LIST is there where the bucket was
+last listed ten seconds ago: what is missing may be the bucket."""
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,11 @@ class CountingObserver:
         retries: (operation, reason) of each retry.
         failures: (operation, code) of each call that failed.
         left_out: why, for each entry that a listing does not show.
+        throttled_s: for how long requests were held back.
     """
 
     def __init__(self) -> None:
+        self.throttled_s = 0.0
         self.failures: list[tuple[str, str]] = []
         self.left_out: list[str] = []
         self.requests: list[tuple[str, str]] = []
@@ -39,6 +41,9 @@ class CountingObserver:
 
     def retried(self, operation: str, reason: str) -> None:
         self.retries.append((operation, reason))
+
+    def throttled(self, seconds: float) -> None:
+        self.throttled_s += seconds
 
     def hidden(self, reason: str) -> None:
         self.left_out.append(reason)

@@ -91,6 +91,10 @@ class Outcomes:
         """As the base class says."""
         self._metrics.retried(operation, reason)
 
+    def throttled(self, seconds: float) -> None:
+        """As the base class says."""
+        self._metrics.throttled_seconds.inc(seconds)
+
     def hidden(self, reason: str) -> None:
         """As the base class says."""
         self._metrics.hidden(reason)
@@ -108,6 +112,9 @@ class Unobserved:
         """As the base class says."""
 
     def retried(self, operation: str, reason: str) -> None:
+        """As the base class says."""
+
+    def throttled(self, seconds: float) -> None:
         """As the base class says."""
 
     def hidden(self, reason: str) -> None:

@@ -199,6 +199,9 @@ class StoreObserver(Protocol):
         ``reason``: throttled, server_error, connection, stalled, truncated, credentials.
         """
 
+    def throttled(self, seconds: float) -> None:
+        """A request is held back for so long, because the store said there are too many."""
+
     def hidden(self, reason: str) -> None:
         """An object is left out of a listing. ``reason``: entry (what is said of it is wrong)."""
 

@@ -19,6 +19,7 @@ from sidecar.errors import (
     SidecarError,
     StoreProtocolError,
 )
+from sidecar.mounter.store.http.pacing import Pacing
 from sidecar.mounter.store.http.values import parse_number, until_http_time_s
 from sidecar.mounter.store.interface import StoreObserver
 
@@ -71,6 +72,9 @@ class Retry:
         self._budget_s = budget_s
         self._login = login
         self._observer = observer
+        # Stores count them apart ("Best practices design patterns: optimizing Amazon S3
+        # performance").
+        self._reads, self._writes = Pacing(), Pacing()
 
     def run(self, operation: str, attempt: Callable[[], T]) -> T:
         """The result of the first attempt that works.
@@ -100,7 +104,9 @@ class Retry:
         # Jitter: the pods of one experiment must not come back all at once.
         backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, jitter=True)
         refreshed = doubted = False
+        pacing = self._reads if operation in _READS else self._writes
         while True:
+            self._hold(pacing.delay_s(time.monotonic()))
             epoch = self._login.epoch
             try:
                 return self.once(operation, attempt)
@@ -128,7 +134,17 @@ class Retry:
                 if time.monotonic() + wait_s > deadline:
                     raise again.error from None
                 self._observer.retried(operation, again.reason)
-                time.sleep(wait_s)
+                if again.reason == "throttled":
+                    pacing.refused(time.monotonic())
+                    self._hold(wait_s)
+                else:
+                    time.sleep(wait_s)
+
+    def _hold(self, seconds: float) -> None:
+        """Wait because the store takes no more requests."""
+        if seconds:
+            self._observer.throttled(seconds)
+            time.sleep(seconds)
 
     def once(self, operation: str, attempt: Callable[[], T]) -> T:
         """One counted attempt. Raises what it raises, ``Retryable`` included."""

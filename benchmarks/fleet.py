@@ -1,0 +1,306 @@
+"""Many mounts on one prefix of a store that answers SlowDown above a rate.
+
+``python -m benchmarks.fleet`` starts real mounts on a strict S3 server on loopback: all read small
+files at once, each as fast as it may; then the store is away for half a minute. ``--simulate``
+has thousands of them by the product's own pacing and back-off, in virtual time, beside the same
+without pacing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import json
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import click
+
+from sidecar.backoff import Backoff
+from sidecar.mounter.store.http.pacing import Pacing
+from sidecar.mounter.store.http.retry import FIRST_DELAY_S, LONGEST_DELAY_S
+from sidecar.spec import StoreSource, Volume
+from tests.support.sidecar import Sidecar
+from tests.support.strict_server import StrictS3Server
+
+S3_READS_PER_S: Final = 5_500
+"""Of a prefix. Source: "Best practices design patterns: optimizing Amazon S3 performance"."""
+S3_MILLION_LISTS: Final = 5.0
+"""US dollars. Source: "Amazon S3 pricing", us-east-1, LIST requests."""
+PAGE_NAMES: Final = 1_000
+_FILE_BYTES: Final = 1_000
+_THREADS: Final = 8
+
+
+# --- in virtual time ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What is simulated.
+
+    Attributes:
+        mounts, threads: each thread sends one request after the other.
+        rate: requests per second that the prefix takes, with a burst of one second.
+        round_trip_s: of one request; a fifth more or less.
+        seconds: for how long; requests of the first ``settling_s`` are not counted.
+        requests: after so many the thread has finished; 0: it goes on.
+        start_s: the mounts begin at random moments within this time.
+        outage: from when to when every request is refused without being counted by the prefix.
+        paced: as the product does it, or with the back-off alone.
+    """
+
+    mounts: int = 32
+    threads: int = 16
+    rate: float = S3_READS_PER_S
+    round_trip_s: float = 0.02
+    seconds: float = 60.0
+    settling_s: float = 20.0
+    requests: int = 0
+    start_s: float = 0.5
+    outage: tuple[float, float] | None = None
+    paced: bool = True
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of it.
+
+    Attributes:
+        answered: requests of each mount that were answered.
+        sent: requests in each second, refused ones included.
+        refused: how many of the requests were refused.
+        finished_s: when each mount had all its answers, from its own start on.
+    """
+
+    answered: list[int]
+    sent: list[int]
+    refused: int
+    finished_s: list[float]
+
+    @property
+    def slowest(self) -> float:
+        """What the slowest mount got, as a share of the median."""
+        return min(self.answered) / statistics.median(self.answered)
+
+
+def simulate(fleet: Fleet, seed: int = 1) -> Outcome:
+    """Run it. Deterministic for one seed."""
+    dice = random.Random(seed)
+    random.seed(seed)  # the back-off's
+    pacings = [Pacing() for _ in range(fleet.mounts)]
+    began_s = [dice.random() * fleet.start_s for _ in range(fleet.mounts)]
+    left = [fleet.requests * fleet.threads for _ in range(fleet.mounts)]
+    result = Outcome([0] * fleet.mounts, [0] * (int(fleet.seconds) + 1), 0, [])
+    number = itertools.count()
+    tokens, filled_s = fleet.rate, 0.0
+    events: list[tuple[float, int, str, int, int, Backoff | None]] = []
+
+    def at(when_s: float, what: str, mount: int, done: int, backoff: Backoff | None) -> None:
+        heapq.heappush(events, (when_s, next(number), what, mount, done, backoff))
+
+    for mount in range(fleet.mounts):
+        for _ in range(fleet.threads):
+            at(began_s[mount], "wanted", mount, 0, None)
+    while events:
+        now_s, _, what, mount, done, backoff = heapq.heappop(events)
+        if now_s > fleet.seconds:
+            break
+        if what == "wanted":
+            delay_s = pacings[mount].delay_s(now_s) if fleet.paced else 0.0
+            at(now_s + delay_s, "sent", mount, done, backoff)
+        elif what == "sent":
+            result.sent[int(now_s)] += 1
+            is_away = fleet.outage is not None and fleet.outage[0] <= now_s < fleet.outage[1]
+            tokens = min(tokens + (now_s - filled_s) * fleet.rate, fleet.rate)
+            filled_s = now_s
+            is_taken = tokens >= 1 and not is_away
+            tokens -= is_taken
+            answer = "taken" if is_taken else "away" if is_away else "refused"
+            took_s = fleet.round_trip_s * dice.uniform(0.8, 1.2)
+            at(now_s + took_s, answer, mount, done, backoff)
+        elif what == "taken":
+            result.answered[mount] += now_s > fleet.settling_s
+            left[mount] -= 1
+            if not left[mount]:
+                result.finished_s.append(now_s - began_s[mount])
+            if not fleet.requests or done + 1 < fleet.requests:
+                at(now_s, "wanted", mount, done + 1, None)
+        else:
+            result.refused += 1
+            if what == "refused" and fleet.paced:
+                pacings[mount].refused(now_s)
+            backoff = backoff or Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, jitter=True)
+            at(now_s + backoff.next_s(), "wanted", mount, done, backoff)
+    return result
+
+
+def rows() -> Iterator[str]:
+    """The table of ``--simulate``."""
+    yield "| fleet | pacing | of the allowed rate | slowest / median | refused |"
+    yield "| --- | --- | --- | --- | --- |"
+    for fleet in (Fleet(), Fleet(mounts=1, threads=128), Fleet(mounts=1_000, seconds=40.0)):
+        for paced in (True, False):
+            one = simulate(replace(fleet, paced=paced))
+            allowed = fleet.rate * (fleet.seconds - fleet.settling_s)
+            yield (
+                f"| {fleet.mounts} mounts, {fleet.threads} requests each at a time "
+                f"| {'with' if paced else 'without'} | {sum(one.answered) / allowed:.2f} "
+                f"| {one.slowest:.2f} | {one.refused / sum(one.sent):.1%} |"
+            )
+    yield ""
+    yield "| 30 s away, 32 mounts | requests in the first second after | later, a second |"
+    yield "| --- | --- | --- |"
+    for paced in (True, False):
+        one = simulate(Fleet(seconds=80.0, outage=(25.0, 55.0), paced=paced))
+        later = statistics.median(one.sent[65:79])
+        yield f"| {'with' if paced else 'without'} | {one.sent[55]} | {later:.0f} |"
+    yield ""
+    yield "1,000 pods start within a minute, and each lists a million names:"
+    yield ""
+    yield "| pacing | LISTs | US$ | the last is ready after s |"
+    yield "| --- | --- | --- | --- |"
+    for paced in (True, False):
+        listing = Fleet(
+            mounts=1_000,
+            threads=1,
+            requests=1_000_000 // PAGE_NAMES,
+            start_s=60.0,
+            round_trip_s=0.1,
+            seconds=600.0,
+            paced=paced,
+        )
+        one = simulate(listing)
+        dollars = sum(one.sent) / 1e6 * S3_MILLION_LISTS
+        yield (
+            f"| {'with' if paced else 'without'} | {sum(one.sent):,} | {dollars:.2f} "
+            f"| {max(one.finished_s, default=0.0):.0f} ({len(one.finished_s)} of 1,000) |"
+        )
+
+
+# --- real mounts ----------------------------------------------------------------------------
+
+
+class _Reader(threading.Thread):
+    """Reads files through one mount, each once, in an order of its own, until it is told to end."""
+
+    def __init__(self, folder: str, names: Sequence[str]) -> None:
+        super().__init__()
+        self.files = 0
+        self.failed: list[str] = []
+        self._paths = [f"{folder}/{name}" for name in names]
+        self._end = threading.Event()
+
+    def run(self) -> None:
+        """Read."""
+        for path in itertools.takewhile(lambda _: not self._end.is_set(), self._paths):
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    assert len(os.read(descriptor, 2 * _FILE_BYTES)) == _FILE_BYTES
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                self.failed.append(f"{path}: {error}")
+            self.files += 1
+
+    def stop(self) -> None:
+        """End after the present file."""
+        self._end.set()
+        self.join()
+
+
+def measure(mounts: int, rate: float, seconds: float, files: int) -> Iterator[str]:
+    """Lines about real mounts."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        server = stack.enter_context(StrictS3Server(folder / "server"))
+        server.create_bucket("fleet")
+        source = folder / "file"
+        source.write_bytes(os.urandom(_FILE_BYTES))
+        client = server.client()
+        names = [f"{number:06}" for number in range(files)]
+        for one in names:
+            client.fput_object("fleet", f"train/{one}", str(source))
+        secret = json.dumps({**server.credentials(), "AWS_ENDPOINT_URL": server.endpoint})
+        nodes = [
+            stack.enter_context(_node(folder / f"node{number}", secret)) for number in range(mounts)
+        ]
+        readers: list[list[_Reader]] = []
+        for node in nodes:
+            path = f"{node.spec.volumes[0].path}/train"
+            os.listdir(path)
+            order = random.sample(names, len(names))
+            readers.append([_Reader(path, order[part::_THREADS]) for part in range(_THREADS)])
+        server.pace(requests_per_s=rate)
+        for reader in itertools.chain.from_iterable(readers):
+            reader.start()
+        try:
+            time.sleep(seconds / 3)  # until they have found their pace
+            server.reset_counts()
+            before = [sum(one.files for one in group) for group in readers]
+            time.sleep(seconds)
+            each = [sum(one.files for one in group) for group in readers]
+            each = [later - earlier for later, earlier in zip(each, before, strict=True)]
+            counts = server.counts()
+            refused = sum(counts.refusals.values())
+            answered = sum(counts.requests.values()) - refused
+            yield (
+                f"{mounts} mounts, {rate:.0f} requests a second allowed: {answered / seconds:.0f} "
+                f"answered ({answered / seconds / rate:.2f}), {refused / seconds:.0f} refused"
+            )
+            yield (
+                f"files of each mount: median {statistics.median(each):.0f}, least {min(each)} "
+                f"({min(each) / statistics.median(each):.2f}), most {max(each)}"
+            )
+            server.fault("error", code="ServiceUnavailable", status=503, count=10**9)
+            time.sleep(30.0)
+            server.reset()
+            server.pace(requests_per_s=rate)
+            sent = []
+            for _ in range(10):
+                server.reset_counts()
+                time.sleep(1.0)
+                sent.append(sum(server.counts().requests.values()))
+            yield f"after 30 s of 503: requests in each second {sent}"
+        finally:
+            server.reset()
+            for reader in itertools.chain.from_iterable(readers):
+                reader.stop()
+        failed = [line for group in readers for one in group for line in one.failed]
+        yield f"reads that failed: {len(failed)}{': ' + failed[0] if failed else ''}"
+        held = sum(node.metric("mount_sidecar_store_throttled_seconds_total") for node in nodes)
+        yield f"requests were held back for {held:.0f} s together"
+
+
+def _node(place: Path, secret: str) -> Sidecar:
+    source = StoreSource(
+        store="s3", url="s3://fleet", bucket="fleet", secret="fleet", secret_key="key.json"
+    )
+    volume = Volume(name="v", kind="data", path=str(place / "mount"), read_only=True, source=source)
+    return Sidecar(place / "run", [volume], secrets={"fleet": secret})
+
+
+@click.command()
+@click.option("--simulate", "simulated", is_flag=True, help="In virtual time, no mounts.")
+@click.option("--mounts", default=32, show_default=True)
+@click.option("--rate", default=400.0, show_default=True, help="Requests a second of the prefix.")
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--files", default=5_000, show_default=True)
+def main(simulated: bool, mounts: int, rate: float, seconds: float, files: int) -> None:
+    """Print what was seen."""
+    for line in rows() if simulated else measure(mounts, rate, seconds, files):
+        click.echo(line)
+
+
+if __name__ == "__main__":
+    main()

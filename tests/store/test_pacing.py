@@ -1,0 +1,90 @@
+"""The pace of requests, in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.fleet import Fleet, simulate
+from sidecar.mounter.store.http import pacing
+from sidecar.mounter.store.http.pacing import Pacing
+
+
+def sent(pace: Pacing, now_s: float, count: int) -> float:
+    """So many requests come at once: how long the last one waits."""
+    return max(pace.delay_s(now_s) for _ in range(count))
+
+
+def test_nothing_waits_before_the_store_refuses_something() -> None:
+    pace = Pacing()
+    assert sent(pace, 10.0, 100_000) == 0.0
+
+
+def test_a_refusal_leaves_four_fifths_of_what_there_was() -> None:
+    pace = Pacing()
+    for step in range(201):
+        pace.delay_s(10.0 + step / 100)  # a hundred a second
+    pace.refused(12.0)
+    assert sent(pace, 12.0, 41) == pytest.approx(0.5, rel=0.05)
+
+
+def test_refusals_of_requests_in_flight_are_one() -> None:
+    pace = Pacing()
+    for step in range(201):
+        pace.delay_s(10.0 + step / 100)
+    for _ in range(50):
+        pace.refused(12.5)
+    assert sent(pace, 12.5, 81) == pytest.approx(1.0, rel=0.05)
+
+
+def test_the_rate_grows_until_nothing_waits_any_more() -> None:
+    pace = Pacing()
+    for step in range(201):
+        pace.delay_s(10.0 + step / 100)
+    pace.refused(12.0)
+    assert sent(pace, 20.0, 200) < 200 / 80
+    assert sent(pace, 100.0, 10_000) == 0.0
+
+
+def test_a_first_refusal_at_once_does_not_stop_a_mount() -> None:
+    """What was measured in a few milliseconds says enough."""
+    pace = Pacing()
+    sent(pace, 10.0, 50)
+    pace.refused(10.02)
+    assert pace.delay_s(10.02) == 0.0
+    assert pace.delay_s(10.02) < 0.01
+
+
+def test_no_request_waits_for_longer_than_a_retry_does() -> None:
+    pace = Pacing()
+    pace.delay_s(10.0)
+    pace.refused(10.0)
+    assert sent(pace, 10.0, 1_000) == pacing.MOST_DELAY_S
+
+
+@pytest.mark.parametrize(
+    "fleet",
+    [
+        Fleet(rate=1_100),
+        Fleet(mounts=1, threads=64, rate=1_000),
+        Fleet(mounts=8, rate=200),
+        Fleet(mounts=100, threads=8, rate=1_100),
+    ],
+    ids=["32", "1", "8, a low rate", "100"],
+)
+def test_a_fleet_gets_what_a_prefix_allows_in_fair_shares(fleet: Fleet) -> None:
+    found = simulate(fleet)
+    allowed = fleet.rate * (fleet.seconds - fleet.settling_s)
+    assert sum(found.answered) >= 0.9 * allowed
+    assert found.slowest >= 0.5
+
+
+def test_less_is_asked_in_vain_than_by_the_back_off_alone() -> None:
+    with_pacing, without = (simulate(Fleet(rate=1_100, paced=paced)) for paced in (True, False))
+    assert with_pacing.refused < without.refused / 2
+
+
+def test_no_storm_after_an_outage() -> None:
+    fleet = Fleet(rate=1_100, seconds=80.0, outage=(25.0, 55.0))
+    assert (
+        max(simulate(fleet).sent[55:]) <= 3 * fleet.rate
+    )  # the burst that the prefix allows, and a second's requests
