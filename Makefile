@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# The tests start hundreds of sidecars, which find their modules compiled, as in the image.
+unexport PYTHONDONTWRITEBYTECODE
 # Where code lives; the formatter, the linter and the type checker look nowhere else.
 CODE := $(wildcard sidecar tests benchmarks images)
 TYPED := $(wildcard sidecar tests/support benchmarks images)

@@ -567,7 +567,7 @@ TestRestored = pytest.mark.filterwarnings("ignore::ResourceWarning")(Restored.Te
 # A success takes seconds; a failure takes long to shrink, and must still be reported.
 TestRestored = pytest.mark.timeout(600)(TestRestored)
 Restored.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -210,8 +210,8 @@ def place(
 @pytest.mark.parametrize(
     ("store", "transport", "operations"),
     [
-        pytest.param("s3", "kernel", 1_500, id="short-s3-kernel"),
-        pytest.param("s3", "libfuse", 500, id="short-s3-libfuse"),
+        pytest.param("s3", "kernel", 800, id="short-s3-kernel"),
+        pytest.param("s3", "libfuse", 250, id="short-s3-libfuse"),
         *(
             pytest.param(
                 store, transport, 100_000, id=f"soak-{store}-{transport}", marks=pytest.mark.soak

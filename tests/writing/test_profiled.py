@@ -63,7 +63,7 @@ def bring(place: Mounted, directory: Path) -> Path:
 @pytest.mark.parametrize(
     ("program", "size"),
     [
-        ("names", 60),
+        ("names", 30),
         ("sqlite", 15),
         ("h5py", 400),
         ("parquet", 20_000),
