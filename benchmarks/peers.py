@@ -190,13 +190,31 @@ class Sidecar:
         )
         for root in (roots.shared, roots.secrets, roots.state):
             Path(root).mkdir(exist_ok=True)
-        login = {
-            "AWS_ENDPOINT_URL": endpoint.url,
-            "AWS_ACCESS_KEY_ID": endpoint.access_key,
-            "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
-            "AWS_REGION": endpoint.region,
-        }
-        write_private(folder / "secrets" / "bench" / "key.json", json.dumps(login))
+        source = StoreSource(
+            store="gcs",
+            url=f"gs://{endpoint.bucket}/{endpoint.prefix}",
+            bucket=endpoint.bucket,
+            prefix=endpoint.prefix,
+            anonymous=True,
+        )
+        environment = {"STORAGE_EMULATOR_HOST": endpoint.url}
+        if endpoint.store == "s3":
+            login = {
+                "AWS_ENDPOINT_URL": endpoint.url,
+                "AWS_ACCESS_KEY_ID": endpoint.access_key,
+                "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+                "AWS_REGION": endpoint.region,
+            }
+            write_private(folder / "secrets" / "bench" / "key.json", json.dumps(login))
+            source = StoreSource(
+                store="s3",
+                url=f"s3://{endpoint.bucket}/{endpoint.prefix}",
+                bucket=endpoint.bucket,
+                prefix=endpoint.prefix,
+                secret="bench",
+                secret_key="key.json",
+            )
+            environment = {"SSL_CERT_FILE": str(endpoint.authority)} if endpoint.authority else {}
         kind: Kind = "outputs" if writable else "data"
         path = folder / "shared" / kind / endpoint.bucket
         volume = Volume(
@@ -210,14 +228,7 @@ class Sidecar:
                 cache="disk" if self.cache_bytes else "none",
                 cache_bytes=self.cache_bytes or None,
             ),
-            source=StoreSource(
-                store="s3",
-                url=f"s3://{endpoint.bucket}/{endpoint.prefix}",
-                bucket=endpoint.bucket,
-                prefix=endpoint.prefix,
-                secret="bench",
-                secret_key="key.json",
-            ),
+            source=source,
         )
         spec = PersistenceSpec(
             volumes=(volume,),
@@ -228,7 +239,6 @@ class Sidecar:
         (folder / "spec.json").write_text(spec.to_json())
         ready_file = folder / "shared" / ".sidecar" / "ready"
         argv = [sys.executable, "-m", "sidecar", "mount", "--spec", str(folder / "spec.json")]
-        environment = {"SSL_CERT_FILE": str(endpoint.authority)} if endpoint.authority else {}
         status_file = folder / "state" / "status.json"
         return Launch(argv, environment, path, ready_file, status_file)
 
@@ -454,10 +464,32 @@ class FsspecFuse:
         return Launch(argv, environment, path)
 
 
+@dataclass(frozen=True, slots=True)
+class Gcsfuse:
+    """gcsfuse, Go; takes part in the rows of Google Cloud Storage if it is in PATH."""
+
+    name: str = "gcsfuse"
+    settings: str = "--implicit-dirs --enable-hns=false"
+
+    def missing(self) -> str | None:
+        return None if find_program("gcsfuse") else "`gcsfuse` is not in PATH"
+
+    def version(self) -> str:
+        return first_line([_require("gcsfuse"), "--version"])
+
+    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
+        path = folder / "mnt"
+        argv = [_require("gcsfuse"), "--foreground", "--implicit-dirs", "--enable-hns=false"]
+        argv += ["--custom-endpoint", f"{endpoint.url}/storage/v1/", "--anonymous-access"]
+        argv += ["--only-dir", endpoint.prefix.rstrip("/"), *([] if writable else ["-o", "ro"])]
+        return Launch([*argv, endpoint.bucket, str(path)], {"HOME": str(folder)}, path)
+
+
 OUR_MOUNTS: tuple[Peer, ...] = (Sidecar("kernel"), Sidecar("libfuse"))
 FAST: tuple[Peer, ...] = (*OUR_MOUNTS, MountpointS3(), Geesefs(), S3fs(), Rclone())
 ALL: tuple[Peer, ...] = (*FAST, FsspecFuse())
 """``fsspec.fuse`` makes a run take many times as long."""
+GCS_MOUNTS: tuple[Peer, ...] = (OUR_MOUNTS[0], Gcsfuse())
 OUR_DISK_CACHE = Sidecar("kernel", _DISK_CACHE_BYTES)
 DISK_CACHES: tuple[Peer, ...] = (
     OUR_DISK_CACHE,

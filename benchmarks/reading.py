@@ -290,12 +290,17 @@ class AfterRestart:
 
 def suffix(network: Network) -> str:
     """The end of a workload's name."""
-    return {"plain": "", "tls": "-tls", "delayed": "-20ms"}[network]
+    return {"plain": "", "tls": "-tls", "delayed": "-20ms", "gcs": "-gcs"}[network]
 
 
 def over(network: Network) -> str:
     """The end of a workload's title."""
-    return {"plain": "", "tls": ", TLS", "delayed": ", 20 ms added to each request"}[network]
+    return {
+        "plain": "",
+        "tls": ", TLS",
+        "delayed": ", 20 ms added to each request",
+        "gcs": ", on fake-gcs-server",
+    }[network]
 
 
 def threads(count: int) -> str:

@@ -92,7 +92,7 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
         folder = Path(name)
         for workload in plan.workloads:
             progress(f"seeding {workload.name}")
-            workload.dataset.seed(servers.data_folder(folder))
+            workload.dataset.seed(servers.data_folder(folder, workload.network))
         for network in dict.fromkeys(workload.network for workload in plan.workloads):
             progress(f"starting the server: {network}")
             with servers.serving(folder, network) as server:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlsplit
+from typing import BinaryIO, Literal
+from urllib.parse import quote, urlsplit
 
 import urllib3
 from minio import Minio
@@ -19,7 +23,7 @@ from minio import Minio
 from benchmarks import latency
 from benchmarks.failure import BenchFailure
 from benchmarks.processes import Child, find_program, first_line
-from tests.support.servers import TlsFiles
+from tests.support.servers import GcsServer, TlsFiles, free_port
 
 BUCKET = "bench"
 PREFIX = "data/"
@@ -30,8 +34,9 @@ START_TIMEOUT_S = 30.0
 # again during a round.
 SETTINGS = ("--vfs-cache-mode", "off", "--dir-cache-time", "24h")
 
-Network = Literal["plain", "tls", "delayed"]
-"""How clients reach the server: HTTP, TLS, or HTTP with DELAY_S added to each request."""
+Network = Literal["plain", "tls", "delayed", "gcs"]
+"""How clients reach the server: HTTP, TLS, or HTTP with DELAY_S added to each request. Or another
+server: Google's API over HTTP."""
 DELAY_S = 0.02
 
 _ADDRESS = re.compile(r"\[https?://(127\.0\.0\.1:\d+)/\]")
@@ -42,7 +47,7 @@ _READ_BYTES = 16 * 1024 * 1024
 class Endpoint:
     """The data set's address, and credentials that are valid for one run.
 
-    ``authority`` is the CA's certificate file; None: no TLS.
+    ``authority`` is the CA's certificate file; None: no TLS. ``store``: "gcs" takes no login.
 
     The data set is below a prefix because s3fs-fuse cannot mount the root of this server's
     bucket: the answer to ``HEAD bucket//`` looks like a file, and the root gives EIO.
@@ -55,6 +60,7 @@ class Endpoint:
     prefix: str = PREFIX
     region: str = REGION
     authority: Path | None = None
+    store: Literal["s3", "gcs"] = "s3"
 
     @property
     def url(self) -> str:
@@ -73,7 +79,10 @@ class Endpoint:
         )
 
     def presigned(self, key: str) -> str:
-        """Path and query of a GET of ``key`` (below the prefix), signed for a day."""
+        """Path and query of a GET of ``key`` (below the prefix), signed for a day if need be."""
+        if self.store == "gcs":
+            name = quote(self.prefix + key, safe="")
+            return f"/download/storage/v1/b/{self.bucket}/o/{name}?alt=media"
         url = urlsplit(
             self.client().presigned_get_object(
                 self.bucket, self.prefix + key, expires=timedelta(days=1)
@@ -116,6 +125,10 @@ def serving(folder: Path, network: Network = "plain") -> Iterator[Server]:
     Raises:
         BenchFailure: it does not start.
     """
+    if network == "gcs":
+        with _serving_gcs(folder) as server:
+            yield server
+        return
     root = folder / "buckets"
     key, secret = secrets.token_hex(10), secrets.token_hex(20)
     argv = [_program(), "serve", "s3", str(root), "--addr", "127.0.0.1:0", *SETTINGS]
@@ -154,9 +167,52 @@ def serving(folder: Path, network: Network = "plain") -> Iterator[Server]:
         yield Server(endpoint, data_folder(folder), undelayed)
 
 
-def data_folder(folder: Path) -> Path:
+@contextmanager
+def _serving_gcs(folder: Path) -> Iterator[Server]:
+    """fake-gcs-server, with the data set in its memory."""
+    port = free_port()
+    argv = [GcsServer.program(), "-scheme", "http", "-host", "127.0.0.1"]
+    argv += ["-port", str(port), "-external-url", f"http://127.0.0.1:{port}", "-log-level", "warn"]
+    argv += ["-public-host", f"127.0.0.1:{port}", "-backend", "memory"]
+    endpoint = Endpoint(f"127.0.0.1:{port}", "", "", store="gcs")
+    with Child(argv, {}, folder / "gcs-server.log") as child:
+
+        def listening() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        child.wait_until(listening, "fake-gcs-server: listening", 10 * START_TIMEOUT_S)
+        _upload(endpoint, folder / "gcs" / BUCKET)
+        yield Server(endpoint, data_folder(folder, "gcs"), endpoint)
+
+
+def _upload(endpoint: Endpoint, root: Path) -> None:
+    """Make the bucket of files. What the server loads by itself has no generation."""
+    connection = http.client.HTTPConnection(endpoint.address, timeout=60)
+
+    def post(target: str, body: bytes | BinaryIO) -> None:
+        connection.request("POST", target, body)
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace")
+        if response.status != HTTPStatus.OK:
+            raise BenchFailure(f"fake-gcs-server: {text}")
+
+    objects = f"/upload/storage/v1/b/{endpoint.bucket}/o"
+    try:
+        post("/storage/v1/b?project=bench", json.dumps({"name": endpoint.bucket}).encode())
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                name = quote(str(path.relative_to(root)), safe="")
+                with path.open("rb") as file:
+                    post(f"{objects}?uploadType=media&name={name}", file)
+    finally:
+        connection.close()
+
+
+def data_folder(folder: Path, network: Network = "plain") -> Path:
     """Where workloads put their objects, in the run's folder."""
-    return folder / "buckets" / BUCKET / PREFIX
+    root = "gcs" if network == "gcs" else "buckets"
+    return folder / root / BUCKET / PREFIX
 
 
 def write_random(path: Path, size_bytes: int) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks import models
+from benchmarks import gcs, models
 from benchmarks.datasets import LargeObjects, Names, SmallObjects
 from benchmarks.measure import MIB, Workload
 from benchmarks.metadata import Listing
-from benchmarks.peers import ALL, FAST
+from benchmarks.peers import ALL, FAST, GCS_MOUNTS
 from benchmarks.reading import AfterRestart, RandomRead, SecondEpoch, SequentialRead
 from benchmarks.small_files import Loader, SmallFiles
 from benchmarks.startup import TimeToReady
@@ -63,6 +63,7 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
     """In the report's order."""
     large = LargeObjects(sizes.large_bytes)
     parallel = LargeObjects(sizes.parallel_bytes, 4)
+    one_large = LargeObjects(sizes.parallel_bytes)
     small = SmallObjects(sizes.files)
     return (
         SequentialRead(large, ALL),
@@ -81,6 +82,11 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         SmallFiles(small, _MANY, "delayed"),
         SequentialRead(large, FAST, "tls"),
         SmallFiles(small, _MANY, "tls"),
+        SequentialRead(one_large, GCS_MOUNTS, "gcs"),
+        RandomRead(one_large, 1, sizes.random_s, "gcs", GCS_MOUNTS),
+        SmallFiles(small, 1, "gcs", GCS_MOUNTS),
+        SmallFiles(small, _MANY, "gcs", GCS_MOUNTS),
+        gcs.Write(one_large),
         SequentialWrite(Source(sizes.written_bytes)),
         ManyFilesWrite(Source(sizes.written_bytes), sizes.written_files),
         Checkpoints(Source(sizes.checkpoint_bytes)),

@@ -87,7 +87,7 @@ def test_one_round_measures_every_contender_and_leaves_nothing(tmp_path: Path) -
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("network", ["plain", "tls", "delayed"])
+@pytest.mark.parametrize("network", ["plain", "tls", "delayed", "gcs"])
 def test_every_workload_works_on_our_mount(tmp_path: Path, network: str) -> None:
     work = tmp_path / "work"
     ours = (OUR_MOUNTS[0].name, OUR_DISK_CACHE.name)

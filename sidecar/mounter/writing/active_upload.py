@@ -64,7 +64,7 @@ class ActiveUpload:
         self._unanswered: UploadRecord | None = None  # a request to begin it
         self._in_flight: dict[int, Future[None]] = {}
         self._invalidated: set[int] = set()
-        self._unconfirmed_part: int | None = None
+        self._unconfirmed_from = math.inf
 
     def resume(self, record: UploadRecord) -> None:
         """Go on with what a process that ended began.
@@ -78,8 +78,8 @@ class ActiveUpload:
             raise StoreProtocolError(f"`{self.key}`: no upload is of this store") from None
         self.last_submitted = max(record.parts, default=0)
         if self._upload.ordered_parts:
-            # The store may have one part more than was written down.
-            self._unconfirmed_part = len(record.parts) + 1
+            # The store may have more than was written down.
+            self._unconfirmed_from = len(record.parts) + 1
 
     @property
     def sent(self) -> frozenset[int]:
@@ -124,7 +124,7 @@ class ActiveUpload:
                 return False
             sent = self._record.parts if self._record is not None else ()
             return any(
-                number in sent or number in self._in_flight or number == self._unconfirmed_part
+                number in sent or number in self._in_flight or number >= self._unconfirmed_from
                 for number in numbers
             )
 

@@ -7,9 +7,10 @@ Source: "Resumable uploads", https://cloud.google.com/storage/docs/performing-re
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, Unavailable, Unsupported
@@ -34,9 +35,10 @@ Pieces = Sequence[Content]
 class ResumableUpload:
     """An :class:`~sidecar.mounter.store.interface.Upload` whose bytes go in order.
 
-    Several threads may send parts at once: each waits until the parts before it are sent. A part
-    that failed may be sent again; one that was sent cannot be replaced. When a part fails, those
-    that wait behind it fail too, so that no thread waits for ever. A session checks no condition
+    Several threads may send parts at once: each waits until the parts before it are sent, and what
+    waits then goes in one request, since each takes a round trip. A part that failed may be sent
+    again; one that was sent cannot be replaced. When a part fails, those that wait behind it fail
+    too, so that no thread waits for ever. A session checks no condition
     at its end. So it is checked just before, and another writer may come between.
 
     Args:
@@ -60,6 +62,7 @@ class ResumableUpload:
         self._location = location
         self._metadata = metadata
         self._turn = threading.Condition()
+        self._waiting: dict[int, Content] = {}
         self._next = len(sent or ()) + 1
         self._sending = False
         self._failed = False
@@ -75,17 +78,19 @@ class ResumableUpload:
 
     def put_part(self, number: int, content: Content) -> str:
         """As :meth:`Upload.put_part`, in the order of the numbers."""
-        self._wait_for_turn(number)
+        sent = self._wait_for_turn(number, content)
         worked = False
         try:
-            self._append(content)
+            if sent:
+                self._append(sent)
             worked = True
         finally:
-            with self._turn:
-                self._sending = False
-                self._failed = not worked
-                self._next += worked
-                self._turn.notify_all()
+            if sent:
+                with self._turn:
+                    self._sending = False
+                    self._failed = not worked
+                    self._next += len(sent) if worked else 0
+                    self._turn.notify_all()
         return ""
 
     def complete(
@@ -113,21 +118,36 @@ class ResumableUpload:
         except NotFound:
             return
 
-    def _wait_for_turn(self, number: int) -> None:
+    def _wait_for_turn(self, number: int, content: Content) -> Pieces:
+        """What this thread sends: its part, and those behind it; nothing if another one did."""
         with self._turn:
-            if number == self._next:
-                self._failed = False
-            self._turn.wait_for(
-                lambda: self._failed or (number <= self._next and not self._sending)
-            )
-            if self._failed:
-                raise Unavailable(f"part {number} of `{self._key}` waited for one that failed")
             if number < self._next:
                 raise Unsupported(f"part {number} of `{self._key}` is sent and stays as it is")
-            self._sending = True
+            if number == self._next:
+                self._failed = False
+            self._waiting[number] = content
+            try:
+                self._turn.wait_for(
+                    lambda: self._failed or number < self._next or self._is_turn_of(number)
+                )
+                if number < self._next:
+                    return ()
+                if self._failed:
+                    raise Unavailable(f"part {number} of `{self._key}` waited for one that failed")
+                self._sending = True
+                return [self._waiting[one] for one in self._waiting_from(number)]
+            finally:
+                del self._waiting[number]
 
-    def _append(self, content: Content) -> None:
-        waiting: Pieces = (*self._tail, content)
+    def _is_turn_of(self, number: int) -> bool:
+        return number == self._next and not self._sending
+
+    def _waiting_from(self, number: int) -> Iterator[int]:
+        """The parts that wait, up to the first gap."""
+        return itertools.takewhile(self._waiting.__contains__, itertools.count(number))
+
+    def _append(self, content: Pieces) -> None:
+        waiting: Pieces = (*self._tail, *content)
         ready = _length(waiting) // CHUNK_BYTES * CHUNK_BYTES
         if ready:
             body, rest = _split(waiting, ready)
@@ -156,10 +176,10 @@ class ResumableUpload:
                 if state.status != _GOES_ON:
                     return state  # it was finished: only the response was lost
                 first = _persisted_bytes(state)
-                if not self._sent_bytes <= first <= end:
-                    raise self._store.errors.protocol("an upload lost bytes that it had")
-                if first == end and total_bytes is None:
-                    self._sure = True
+                if first < self._sent_bytes or (first > end and total_bytes is not None):
+                    raise self._store.errors.protocol("an upload has other bytes than were sent")
+                if first >= end and total_bytes is None:
+                    self._sure = first == end  # an ended process had sent more at once
                     return state
             self._sure = False
             sent = f"{first}-{end - 1}" if first < end else "*"
