@@ -262,7 +262,7 @@ def measure(mounts: int, rate: float, seconds: float, files: int) -> Iterator[st
                 f"files of each mount: median {statistics.median(each):.0f}, least {min(each)} "
                 f"({min(each) / statistics.median(each):.2f}), most {max(each)}"
             )
-            server.fault("error", code="ServiceUnavailable", status=503, count=10**9)
+            server.fault("error", code="ServiceUnavailable", times=None)
             time.sleep(30.0)
             server.reset()
             server.pace(requests_per_s=rate)
