@@ -106,7 +106,8 @@ class Retry:
         refreshed = doubted = False
         pacing = self._reads if operation in _READS else self._writes
         while True:
-            self._hold(pacing.delay_s(time.monotonic()))
+            # No longer than all attempts may take: whoever gives a short budget has another way.
+            self._hold(min(self._budget_s, pacing.delay_s(time.monotonic())))
             epoch = self._login.epoch
             try:
                 return self.once(operation, attempt)
