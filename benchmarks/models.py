@@ -159,7 +159,7 @@ def loads(large_bytes: int) -> tuple[Load | SaveAndRestore, ...]:
     """The rows, with models of ``large_bytes``."""
     safe = ModelFiles("make_safetensors", ("model.safetensors",), large_bytes)
     shards = tuple(f"model-{number}.safetensors" for number in range(4))
-    sharded = ModelFiles("make_safetensors", shards, large_bytes // 2)
+    sharded = ModelFiles("make_safetensors", shards, 2 * large_bytes)
     pickled = ModelFiles("make_torch", ("model.pt",), large_bytes)
     tars = tuple(f"shard-{number}.tar" for number in range(4))
     return (
