@@ -22,10 +22,16 @@ from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Condition, Store
 from sidecar.mounter.store.s3 import store as s3_module
 from sidecar.mounter.store.s3.credentials import S3Credentials
+from sidecar.mounter.system.state_directory import StateDirectory
+from sidecar.mounter.writing.active_upload import ActiveUpload
+from sidecar.mounter.writing.part_layout import PartLayout
+from sidecar.mounter.writing.spool import Spool
+from sidecar.mounter.writing.spool_log import SentPart
 from sidecar.spec import StoreSource
 from tests.store.raw import FixedCredentials
 from tests.support.clouds import Cloud, CountingObserver, RcloneCloud, S3Cloud
 from tests.support.faults import FaultProxy
+from tests.support.memory_store import MemoryStore
 from tests.support.servers import HttpResponder, RcloneServer, S3Server, answer
 
 BODY = bytes(range(200))
@@ -558,6 +564,40 @@ def test_what_waits_goes_in_one_request() -> None:
         store.close()
     assert session.content == b"".join(parts)
     assert session.finished
+
+
+def test_a_session_whose_log_has_a_gap(tmp_path: Path) -> None:
+    """Two threads were told that their parts are there; the sidecar ended before one noted it."""
+    session = Session(set(), set())
+    parts = [os.urandom(262144), os.urandom(262144), b"tail"]
+    layout = PartLayout(262144, MemoryStore().limits)
+    spool = Spool(StateDirectory.open(tmp_path), 10**9, layout).create()
+    spool.write(0, b"".join(parts))
+    with HttpResponder(session.respond) as server:
+        store = open_store(
+            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
+            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
+            retry_budget_s=20,
+            observer=CountingObserver(),
+        )
+        begun = store.start_upload("key")
+        record = spool.log.note_begun("key", begun.state, resumable=True)
+        for number, part in enumerate(parts, 1):
+            begun.put_part(number, part)
+        for number in (1, 3):
+            spool.log.note_sent(record, number, SentPart(len(parts[number - 1]), ""))
+        resumed = ActiveUpload(store, "key", spool)
+        resumed.resume(record)
+        assert resumed.sent == {1}
+        assert resumed.cannot_replace([2])
+        assert resumed.cannot_replace([3])
+        again = store.resume_upload("key", begun.state, record.parts)
+        again.put_part(2, parts[1])
+        again.put_part(3, parts[2])
+        again.complete(parts=3)
+        resumed.close()
+        store.close()
+    assert session.content == b"".join(parts)
 
 
 def test_a_lost_upload_is_no_missing_file(s3_store: Store) -> None:

@@ -5,6 +5,7 @@ Knows parts and the store's upload; which parts are sent, and when, is :mod:`.up
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -78,8 +79,11 @@ class ActiveUpload:
             raise StoreProtocolError(f"`{self.key}`: no upload is of this store") from None
         self.last_submitted = max(record.parts, default=0)
         if self._upload.ordered_parts:
-            # The store may have more than was written down.
-            self._unconfirmed_from = len(record.parts) + 1
+            # The store may have more than was written down, which threads do in any order.
+            in_order = itertools.takewhile(record.parts.__contains__, itertools.count(1))
+            self._unconfirmed_from = len(list(in_order)) + 1
+            for number in [one for one in record.parts if one >= self._unconfirmed_from]:
+                self._log.note_unsent(record, number)
 
     @property
     def sent(self) -> frozenset[int]:

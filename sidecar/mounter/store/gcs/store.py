@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -287,7 +288,9 @@ class GcsStore(HttpStore[GcsCredentials]):
         session = state["session"]
         if not self._gcs.is_session(session):  # it comes from local disk: to be sent, or deleted
             raise self.malformed("put", f"what is kept of the upload of `{key}` is no session")
-        sent = [parts[number][0] for number in range(1, len(parts) + 1)]
+        # What came behind a gap is sent again, and found to be there.
+        in_order = itertools.takewhile(parts.__contains__, itertools.count(1))
+        sent = [parts[number][0] for number in in_order]
         return ResumableUpload(self, key, session, state["metadata"], sent)
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
