@@ -11,9 +11,9 @@ from types import FrameType
 
 import click
 
-from benchmarks import plot, report, runner, servers
+from benchmarks import gcs, plot, report, runner, servers
 from benchmarks.failure import BenchFailure
-from benchmarks.peers import ALL, DISK_CACHES, GCS_MOUNTS, OURS
+from benchmarks.peers import ALL, DISK_CACHES, OURS
 from benchmarks.workloads import Sizes, all_workloads
 
 LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
@@ -48,7 +48,7 @@ QUICK_DIVISOR = 8
     "--peer",
     "peer_names",
     multiple=True,
-    type=click.Choice([peer.name for peer in (*ALL, *DISK_CACHES, *GCS_MOUNTS[1:])]),
+    type=click.Choice([peer.name for peer in (*ALL, *DISK_CACHES, *gcs.MOUNTS[1:])]),
     help="Run only this mount, and the clients without a mount; repeatable.",
 )
 @click.option(

@@ -1,4 +1,4 @@
-"""Google Cloud Storage: fake-gcs-server on loopback, and a row of its own for writing to it."""
+"""Google Cloud Storage: gcsfuse, and a row of its own for writing."""
 
 # ruff: noqa: D102 - the protocol Workload documents the methods.
 
@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from benchmarks import writing
 from benchmarks.datasets import LargeObjects
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import (
@@ -21,18 +20,42 @@ from benchmarks.measure import (
     MB,
     MIB,
     PEAK_PSS,
-    READER_TIMEOUT_S,
     THROUGHPUT,
     Baseline,
     Metric,
     Values,
     cost,
 )
-from benchmarks.peers import GCS_MOUNTS, Peer, Place
+from benchmarks.peers import OUR_MOUNTS, Launch, Peer, Place, require
+from benchmarks.processes import find_program, first_line
 from benchmarks.servers import Endpoint, Network
 
 _NAME = "written.bin"
 _READ_BYTES = 4 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Gcsfuse:
+    """gcsfuse, Go; takes part in the rows of Google Cloud Storage if it is in PATH."""
+
+    name: str = "gcsfuse"
+    settings: str = "--implicit-dirs --enable-hns=false"
+
+    def missing(self) -> str | None:
+        return None if find_program("gcsfuse") else "`gcsfuse` is not in PATH"
+
+    def version(self) -> str:
+        return first_line([require("gcsfuse"), "--version"])
+
+    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
+        path = folder / "mnt"
+        argv = [require("gcsfuse"), "--foreground", "--implicit-dirs", "--enable-hns=false"]
+        argv += ["--custom-endpoint", f"{endpoint.url}/storage/v1/", "--anonymous-access"]
+        argv += ["--only-dir", endpoint.prefix.rstrip("/"), *([] if writable else ["-o", "ro"])]
+        return Launch([*argv, endpoint.bucket, str(path)], {"HOME": str(folder)}, path)
+
+
+MOUNTS: tuple[Peer, ...] = (OUR_MOUNTS[0], Gcsfuse())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +65,7 @@ class Write:
     dataset: LargeObjects
     name: str = "sequential-write-gcs"
     network: Network = "gcs"
-    peers: tuple[Peer, ...] = GCS_MOUNTS
+    peers: tuple[Peer, ...] = MOUNTS
     metrics: tuple[Metric, ...] = (THROUGHPUT, CPU, PEAK_PSS)
 
     @property
@@ -53,20 +76,7 @@ class Write:
     def on_peer(self, place: Place) -> Values:
         source, endpoint = place.server.data / self.dataset.keys[0], place.server.endpoint
         with place.mounted(writable=True) as mount:
-            argv = ["-m", "benchmarks.writers", "file", str(source), str(mount.path / _NAME)]
-
-            def write() -> None:
-                done = subprocess.run(
-                    [sys.executable, *argv],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    timeout=READER_TIMEOUT_S,
-                )
-                if done.returncode:
-                    raise BenchFailure(f"writer: {done.stderr.strip().splitlines()[-1:]}")
-
-            taken = cost(mount, write)[1]
+            taken = cost(mount, lambda: writing.run_writer("file", source, mount.path / _NAME))[1]
             _require_stored(endpoint, source)
         return {
             THROUGHPUT.name: self.dataset.size_bytes / MB / taken.wall_s,

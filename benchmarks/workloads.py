@@ -9,7 +9,7 @@ from benchmarks import gcs, models
 from benchmarks.datasets import LargeObjects, Names, SmallObjects
 from benchmarks.measure import MIB, Workload
 from benchmarks.metadata import Listing
-from benchmarks.peers import ALL, FAST, GCS_MOUNTS
+from benchmarks.peers import ALL, FAST
 from benchmarks.reading import AfterRestart, RandomRead, SecondEpoch, SequentialRead
 from benchmarks.small_files import Loader, SmallFiles
 from benchmarks.startup import TimeToReady
@@ -82,10 +82,10 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         SmallFiles(small, _MANY, "delayed"),
         SequentialRead(large, FAST, "tls"),
         SmallFiles(small, _MANY, "tls"),
-        SequentialRead(one_large, GCS_MOUNTS, "gcs"),
-        RandomRead(one_large, 1, sizes.random_s, "gcs", GCS_MOUNTS),
-        SmallFiles(small, 1, "gcs", GCS_MOUNTS),
-        SmallFiles(small, _MANY, "gcs", GCS_MOUNTS),
+        SequentialRead(one_large, gcs.MOUNTS, "gcs"),
+        RandomRead(one_large, 1, sizes.random_s, "gcs", gcs.MOUNTS),
+        SmallFiles(small, 1, "gcs", gcs.MOUNTS),
+        SmallFiles(small, _MANY, "gcs", gcs.MOUNTS),
         gcs.Write(one_large),
         SequentialWrite(Source(sizes.written_bytes)),
         ManyFilesWrite(Source(sizes.written_bytes), sizes.written_files),

@@ -70,7 +70,7 @@ class SequentialWrite:
             folder = mount.path / FOLDER
 
             def write() -> None:
-                _program("file", source, folder / made.name)
+                run_writer("file", source, folder / made.name)
                 _until_stored(made, self.dataset.size_bytes)
 
             taken = cost(mount, write)[1]
@@ -111,7 +111,7 @@ class ManyFilesWrite:
             folder = mount.path / FOLDER
 
             def write() -> None:
-                _program("files", source, folder, self.count, SMALL_BYTES)
+                run_writer("files", source, folder, self.count, SMALL_BYTES)
                 for number in range(self.count):
                     _until_stored(made / f"{number:05d}.bin", SMALL_BYTES)
 
@@ -163,7 +163,7 @@ class Checkpoints:
             folder = mount.path / FOLDER
 
             def save() -> float:
-                took = sum(_program("checkpoints", source, folder, self.count, PAUSE_S))
+                took = sum(run_writer("checkpoints", source, folder, self.count, PAUSE_S))
                 return took + timed(lambda: _until_stored(made, self.dataset.size_bytes))
 
             saving_s, taken = cost(mount, save)
@@ -212,7 +212,7 @@ def _until_stored(path: Path, size_bytes: int) -> None:
         time.sleep(_POLL_S)
 
 
-def _program(action: str, *arguments: object) -> list[float]:
+def run_writer(action: str, *arguments: object) -> list[float]:
     """Run :mod:`benchmarks.writers`; the numbers that it prints."""
     argv = [sys.executable, "-m", "benchmarks.writers", action, *map(str, arguments)]
     done = subprocess.run(

@@ -587,10 +587,11 @@ def test_a_session_whose_log_has_a_gap(tmp_path: Path) -> None:
         for number in (1, 3):
             spool.log.note_sent(record, number, SentPart(len(parts[number - 1]), ""))
         resumed = ActiveUpload(store, "key", spool)
-        resumed.resume(record)
+        resumed.resume(record, spool.parts())
         assert resumed.sent == {1}
         assert resumed.cannot_replace([2])
         assert resumed.cannot_replace([3])
+        assert not resumed.cannot_replace([4])  # nothing was written there yet
         again = store.resume_upload("key", begun.state, record.parts)
         again.put_part(2, parts[1])
         again.put_part(3, parts[2])

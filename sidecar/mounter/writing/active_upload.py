@@ -65,10 +65,13 @@ class ActiveUpload:
         self._unanswered: UploadRecord | None = None  # a request to begin it
         self._in_flight: dict[int, Future[None]] = {}
         self._invalidated: set[int] = set()
-        self._unconfirmed_from = math.inf
+        self._unconfirmed = range(0)
 
-    def resume(self, record: UploadRecord) -> None:
+    def resume(self, record: UploadRecord, parts: range) -> None:
         """Go on with what a process that ended began.
+
+        Args:
+            parts: those that the file has by now; no other one can have been sent.
 
         Raises StoreProtocolError where what is known of it cannot be an upload of this store.
         """
@@ -81,8 +84,8 @@ class ActiveUpload:
         if self._upload.ordered_parts:
             # The store may have more than was written down, which threads do in any order.
             in_order = itertools.takewhile(record.parts.__contains__, itertools.count(1))
-            self._unconfirmed_from = len(list(in_order)) + 1
-            for number in [one for one in record.parts if one >= self._unconfirmed_from]:
+            self._unconfirmed = range(len(list(in_order)) + 1, parts.stop)
+            for number in [one for one in record.parts if one in self._unconfirmed]:
                 self._log.note_unsent(record, number)
 
     @property
@@ -128,7 +131,7 @@ class ActiveUpload:
                 return False
             sent = self._record.parts if self._record is not None else ()
             return any(
-                number in sent or number in self._in_flight or number >= self._unconfirmed_from
+                number in sent or number in self._in_flight or number in self._unconfirmed
                 for number in numbers
             )
 

@@ -136,7 +136,7 @@ class Uploader:
             newest = begun.pop()
             upload = ActiveUpload(self._store, newest.key, spool)
             try:
-                upload.resume(newest)
+                upload.resume(newest, spool.parts())
             except StoreProtocolError as error:
                 log.warning("the upload of %r is lost, and begun anew: %s", newest.key, error)
                 upload.close()
