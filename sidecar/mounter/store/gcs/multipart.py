@@ -9,13 +9,14 @@ Source: "XML API multipart uploads", https://cloud.google.com/storage/docs/multi
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sidecar.errors import NotFound
-from sidecar.mounter.store.interface import Condition, Content, ObjectInfo
+from sidecar.mounter.store.http.requests import Body, BufferedResponse
+from sidecar.mounter.store.interface import Condition, ObjectInfo
+from sidecar.mounter.store.multipart_upload import MultipartUpload
 from sidecar.mounter.store.multipart_xml import parse_fields, part_list
 from sidecar.mounter.store.store_errors import Call
 from sidecar.units import MIB
@@ -28,56 +29,16 @@ MAX_PART_BYTES = 5 * 1024 * MIB
 MAX_PARTS = 10_000
 
 _UPLOAD_ID = re.compile(r"[!-~]{1,1024}")
-_ABORTED = frozenset({200, 204})
 
 
-class MultipartUpload:
+class GcsUpload(MultipartUpload):
     """An :class:`~sidecar.mounter.store.interface.Upload`, safe to use from any thread.
 
     The end of an upload takes no condition. So it is checked just before, and another writer may
     come between.
-
-    Args:
-        upload_id: its number.
-        metadata: of the object that it will be.
-        parts: the parts that the store has: number to (ETag, bytes).
     """
 
-    ordered_parts = False
-
-    def __init__(
-        self,
-        store: GcsStore,
-        key: str,
-        upload_id: str,
-        metadata: Mapping[str, str],
-        parts: dict[int, tuple[str, int]],
-    ) -> None:
-        self._store = store
-        self._key = key
-        self._query = {"uploadId": upload_id}
-        self._metadata = metadata
-        self._parts = parts
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """As :attr:`Upload.state`."""
-        return {"upload": self._query["uploadId"], "metadata": dict(self._metadata)}
-
-    def put_part(self, number: int, content: Content) -> str:
-        """As :meth:`Upload.put_part`."""
-        query = {"partNumber": str(number), **self._query}
-        try:
-            reply = self._store.request_xml(
-                Call("part", self._key), "PUT", self._key, query, body=(content,)
-            )
-        except NotFound:
-            raise self._store.errors.upload_lost(self._key) from None
-        etag = reply.headers.get("etag", "")
-        if not etag:
-            raise self._store.malformed("part", f"a part of `{self._key}` has no ETag")
-        self._parts[number] = (etag, len(content))
-        return etag
+    _store: GcsStore
 
     def complete(
         self,
@@ -103,12 +64,10 @@ class MultipartUpload:
             return self._store.set_metadata(made, metadata)
         return made
 
-    def abort(self) -> None:
-        """As :meth:`Upload.abort`."""
-        with contextlib.suppress(NotFound):
-            self._store.request_xml(
-                Call("abort", self._key), "DELETE", self._key, self._query, accepted=_ABORTED
-            )
+    def _request(
+        self, call: Call, method: str, query: Mapping[str, str], body: Body = ()
+    ) -> BufferedResponse:
+        return self._store.request_xml(call, method, self._key, query, body=body)
 
     def _made(self, document: bytes, generation: str) -> ObjectInfo:
         """The object that was made.
@@ -128,7 +87,7 @@ class MultipartUpload:
             raise self._store.malformed("complete", f"no object was made of `{self._key}`")
         try:
             if not generation:
-                found = self._store.request_xml(Call("head", self._key), "HEAD", self._key, {})
+                found = self._request(Call("head", self._key), "HEAD", {})
                 generation = found.headers.get("x-goog-generation", "")
                 if not generation or found.headers.get("etag", "").strip('"') != etag:
                     raise self._store.errors.stale(self._key)

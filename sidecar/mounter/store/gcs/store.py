@@ -22,7 +22,7 @@ from sidecar.mounter.store.gcs.multipart import (
     MAX_PART_BYTES,
     MAX_PARTS,
     MIN_PART_BYTES,
-    MultipartUpload,
+    GcsUpload,
     is_upload_id,
 )
 from sidecar.mounter.store.gcs.properties import (
@@ -72,6 +72,7 @@ _DELETED = frozenset({200, 204})
 _ABORTED = frozenset({200, 204, 499})
 _SESSION = re.compile(r"(?:https?://[!-.0-~]*)?(/[!-~]*)")
 """The URL of an upload; what goes back to the store is its path and query."""
+_XML_ACCEPTED = frozenset({200, 204})
 _NOT_BEGUN = frozenset({400, 403, 404, 405, 501})
 """How a store says that it begins no upload of the XML API: it does not know them, or the login may
 not. Then a session is begun, which says what is wrong if that is something else."""
@@ -210,7 +211,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         headers: Mapping[str, str] | None = None,
         *,
         body: Body = (),
-        accepted: Collection[int] = WRITTEN,
+        accepted: Collection[int] = _XML_ACCEPTED,
         slow: bool = False,
     ) -> BufferedResponse:
         """A request of the XML API about one object, with retries.
@@ -241,13 +242,13 @@ class GcsStore(HttpStore[GcsCredentials]):
         metadata: Mapping[str, str] | None = None,
         *,
         like: ObjectInfo | None = None,
-    ) -> MultipartUpload | ResumableUpload:
+    ) -> GcsUpload | ResumableUpload:
         """As :meth:`Store.start_upload`: with parts in parallel, or else in order."""
         properties = self.properties_of(like)
         headers = headers_of(properties, metadata or {})
         upload_id = self._begin_multipart(key, headers) if headers is not None else ""
         if upload_id:
-            return MultipartUpload(self, key, upload_id, metadata or {}, {})
+            return GcsUpload(self, key, upload_id, metadata or {}, {})
         reply = self.transfer(
             Call("put", key),
             lambda: self._gcs.start_upload(key_query(properties)),
@@ -277,14 +278,14 @@ class GcsStore(HttpStore[GcsCredentials]):
 
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
-    ) -> MultipartUpload | ResumableUpload:
+    ) -> GcsUpload | ResumableUpload:
         """As :meth:`Store.resume_upload`."""
         if "upload" in state:
             upload_id = state["upload"]
             if not is_upload_id(upload_id):
                 raise self.malformed("put", f"what is kept of the upload of `{key}` is none")
             sent_parts = {number: (etag, size) for number, (size, etag) in parts.items()}
-            return MultipartUpload(self, key, upload_id, state["metadata"], sent_parts)
+            return GcsUpload(self, key, upload_id, state["metadata"], sent_parts)
         session = state["session"]
         if not self._gcs.is_session(session):  # it comes from local disk: to be sent, or deleted
             raise self.malformed("put", f"what is kept of the upload of `{key}` is no session")

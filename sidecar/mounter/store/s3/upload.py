@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, SidecarError, Unsupported
-from sidecar.mounter.store.interface import Condition, Content, ObjectInfo, Properties
+from sidecar.mounter.store.http.requests import Body, BufferedResponse
+from sidecar.mounter.store.interface import Condition, ObjectInfo, Properties
+from sidecar.mounter.store.multipart_upload import MultipartUpload
 from sidecar.mounter.store.multipart_xml import part_list
 from sidecar.mounter.store.object_properties import Repeated
 from sidecar.mounter.store.s3.requests import (
@@ -132,7 +134,7 @@ class S3Uploads:
                 self._changed.notify_all()
 
 
-class S3Upload:
+class S3Upload(MultipartUpload):
     """An :class:`~sidecar.mounter.store.interface.Upload`.
 
     Args:
@@ -142,7 +144,7 @@ class S3Upload:
         properties: of the object that it will be; None if they are no longer known.
     """
 
-    ordered_parts = False
+    _store: S3Store
 
     def __init__(
         self,
@@ -154,29 +156,9 @@ class S3Upload:
         parts: dict[int, tuple[str, int]],
         properties: Properties | None = None,
     ) -> None:
-        self._store = store
+        super().__init__(store, key, upload_id, metadata, parts)
         self._own = own
-        self._key = key
-        self._query = {"uploadId": upload_id}
-        self._metadata = metadata
-        self._parts = parts
         self._properties = properties
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """As :attr:`Upload.state`."""
-        return {"upload": self._query["uploadId"], "metadata": dict(self._metadata)}
-
-    def put_part(self, number: int, content: Content) -> str:
-        """As :meth:`Upload.put_part`."""
-        query = {"partNumber": str(number), **self._query}
-        try:
-            reply = self._store.request(
-                Call("part", self._key), "PUT", self._key, query, body=(content,)
-            )
-        except NotFound:
-            raise self._store.errors.upload_lost(self._key) from None
-        return self._note_part(number, reply.headers.get("etag", ""), len(content))
 
     def copy_part(self, number: int, source: Mapping[str, str], first: int, last: int) -> None:
         """Make a part from the bytes ``first`` to ``last`` of another object.
@@ -235,15 +217,13 @@ class S3Upload:
 
     def abort(self) -> None:
         """As :meth:`Upload.abort`."""
-        with contextlib.suppress(NotFound):
-            self._store.request(Call("abort", self._key), "DELETE", self._key, self._query)
+        super().abort()
         self._own.discard(self._query["uploadId"])
 
-    def _note_part(self, number: int, etag: str, size_bytes: int) -> str:
-        if not etag:
-            raise self._store.malformed("part", f"a part of `{self._key}` has no ETag")
-        self._parts[number] = (etag, size_bytes)
-        return etag
+    def _request(
+        self, call: Call, method: str, query: Mapping[str, str], body: Body = ()
+    ) -> BufferedResponse:
+        return self._store.request(call, method, self._key, query, body=body)
 
     def _check_there(self) -> None:
         """Raise NotFound if the upload is gone: Ceph's gateway fails to complete it then."""
