@@ -15,7 +15,7 @@ from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.spec import StoreName, StoreSource
-from tests.store.test_faults import FixedCredentials
+from tests.store.raw import FixedCredentials
 from tests.support.clouds import CountingObserver
 from tests.support.servers import HttpResponder, answer
 

@@ -128,7 +128,7 @@ def test_another_process_goes_on_with_an_upload(cloud: Cloud, store: Store, old:
     begun.put_part(2, old[PART : 2 * PART])  # And dies before it can record that.
     resumed = store.resume_upload("object", begun.state, {1: (PART, receipt)})
     if cloud.name == "gcs":
-        # fake-gcs-server ends a session at a status query; see test_faults.py.
+        # fake-gcs-server ends a session at a status query; see test_gcs_sessions.py.
         return
     resumed.put_part(2, old[PART : 2 * PART])
     resumed.put_part(3, old[2 * PART :])

@@ -26,7 +26,7 @@ from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.versions import TimeAndSize
 from sidecar.spec import StoreSource
 from tests.store.conftest import call_each, make_cloud
-from tests.store.test_faults import FixedCredentials
+from tests.store.raw import FixedCredentials
 from tests.support.clouds import CountingObserver
 from tests.support.servers import HttpResponder, answer
 

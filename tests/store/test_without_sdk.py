@@ -28,7 +28,7 @@ from sidecar.mounter.store.interface import Page, Store
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.requests import S3Requests
 from sidecar.spec import StoreName, StoreSource
-from tests.store.test_faults import FixedCredentials
+from tests.store.raw import FixedCredentials
 from tests.store.test_listing import UNUSUAL_KEYS, all_pages
 from tests.support.clouds import Cloud, CountingObserver
 from tests.support.servers import HttpResponder, answer, free_port
