@@ -170,6 +170,7 @@ def test_what_waits_goes_in_one_request() -> None:
         for number, part in enumerate(parts[1:], 2):
             resumed.put_part(number, part)
         resumed.complete(parts=5)
+        assert observer.retries == []  # nothing was sent that is there
         store.close()
     assert session.content == b"".join(parts)
     assert session.finished

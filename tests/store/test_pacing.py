@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.fleet import Fleet, simulate
+from sidecar.errors import Unavailable
 from sidecar.mounter.store.http import pacing
 from sidecar.mounter.store.http.pacing import Pacing
+from sidecar.mounter.store.http.retry import Retry, Retryable
+from tests.support.clouds import CountingObserver
 
 
 def sent(pace: Pacing, now_s: float, count: int) -> float:
@@ -52,6 +55,46 @@ def test_a_first_refusal_at_once_does_not_stop_a_mount() -> None:
     pace.refused(10.02)
     assert pace.delay_s(10.02) == 0.0
     assert pace.delay_s(10.02) < 0.01
+
+
+class Login:
+    epoch = 0
+
+    def refresh(self, seen_epoch: int) -> bool:
+        raise AssertionError(seen_epoch)
+
+
+@pytest.mark.parametrize(("operation", "is_held"), [("head", True), ("put", False)])
+def test_a_store_that_is_asked_too_much_is_asked_less(operation: str, is_held: bool) -> None:
+    """The pace of reads is not that of writes."""
+    observer = CountingObserver()
+    retry = Retry(20.0, Login(), observer)
+    refusals = iter([Retryable(Unavailable("slow down", "wait"), "throttled")])
+
+    def attempt() -> None:
+        for refusal in refusals:
+            raise refusal
+
+    retry.run("get", attempt)
+    backed_off_s = observer.throttled_s
+    assert backed_off_s > 0
+    for _ in range(5):
+        retry.run(operation, attempt)
+    assert (observer.throttled_s > backed_off_s) == is_held
+    assert observer.retries == [("get", "throttled")]
+
+
+def test_who_has_no_time_is_not_held() -> None:
+    observer = CountingObserver()
+    retry = Retry(0.0, Login(), observer)
+
+    def attempt() -> None:
+        raise Retryable(Unavailable("slow down", "wait"), "throttled")
+
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            retry.run("get", attempt)
+    assert observer.throttled_s == 0.0
 
 
 def test_no_request_waits_for_longer_than_a_retry_does() -> None:

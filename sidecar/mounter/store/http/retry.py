@@ -130,13 +130,15 @@ class Retry:
                 doubted = True
                 self._observer.retried(operation, "connection")
             except Retryable as again:
+                is_throttled = again.reason == "throttled"
+                if is_throttled:
+                    pacing.refused(time.monotonic())
                 delay_s = backoff.next_s()
                 wait_s = again.retry_after_s or delay_s
                 if time.monotonic() + wait_s > deadline:
                     raise again.error from None
                 self._observer.retried(operation, again.reason)
-                if again.reason == "throttled":
-                    pacing.refused(time.monotonic())
+                if is_throttled:
                     self._hold(wait_s)
                 else:
                     time.sleep(wait_s)
