@@ -161,7 +161,9 @@ class HttpServer:
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_IN_A_TURN):
-            if len(self._connections) >= self._limits.connections and not self._waiting:
+            is_full = len(self._connections) >= self._limits.connections
+            oldest = self._oldest() if is_full else None
+            if is_full and oldest is None:
                 self._pause()  # each of them has asked something and gets its answer
                 return
             try:
@@ -170,14 +172,15 @@ class HttpServer:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._drop_oldest()
+                    if (oldest := self._oldest()) is not None:
+                        self._close(oldest)
                     self._pause()
                     return
                 continue  # the client has hung up already (accept(2))
             self._welcome(connected)
-            if len(self._connections) > self._limits.connections:
+            if oldest is not None and len(self._connections) > self._limits.connections:
                 self._say_crowded()
-                self._drop_oldest()
+                self._close(oldest)
 
     def _welcome(self, connected: socket.socket) -> None:
         connected.setblocking(False)
@@ -200,9 +203,17 @@ class HttpServer:
             self._selector.unregister(self._listener)
         self._accept_again_s = time.monotonic() + _PAUSE_S
 
-    def _drop_oldest(self) -> None:
-        if self._waiting:
-            self._close(next(iter(self._waiting)))
+    def _oldest(self) -> Connection | None:
+        """Who waits longest for its client; None: nobody waits.
+
+        What has come is read first: who has asked already is not dropped for a newcomer.
+        """
+        for connection in list(self._waiting):
+            if connection in self._waiting:  # it may have been closed for another's request
+                self._advance(connection)
+            if connection in self._waiting:
+                return connection
+        return None
 
     def _say_crowded(self) -> None:
         now_s = time.monotonic()

@@ -33,7 +33,7 @@ LARGE = bytes(2 * MIB)
 class Served:
     """A server in a thread of this process. ``gate`` holds what `/wait` answers."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, begins: bool = True) -> None:
         self.gate = threading.Semaphore(0)
         self.asked = 0
         routes = {
@@ -46,8 +46,12 @@ class Served:
         self.server = HttpServer(listen("127.0.0.1", 0, ""), routes, limits)
         self.port = self.server.port
         self._thread = threading.Thread(target=self.server.serve)
-        self._thread.start()
+        if begins:
+            self.begin()
         self._clients: list[socket.socket] = []
+
+    def begin(self) -> None:
+        self._thread.start()
 
     def _wait(self, _: Request) -> Response:
         self.asked += 1
@@ -239,6 +243,24 @@ def test_who_comes_while_all_are_being_answered_waits(served: Served) -> None:
     read_until(later, b"got\n")
     for client in busy:
         read_until(client, b"waited\n")
+
+
+def test_who_has_asked_is_not_dropped_for_a_newcomer_of_the_same_turn() -> None:
+    """A server that was not scheduled for a while meets all of them at once."""
+    served = Served(LIMITS, begins=False)
+    busy = [served.connect() for _ in range(LIMITS.connections)]
+    for client in busy:
+        client.sendall(b"GET /wait HTTP/1.1\r\n\r\n")
+    later = served.connect()
+    later.sendall(b"GET /get HTTP/1.1\r\n\r\n")
+    served.begin()
+    try:
+        served.gate.release(LIMITS.connections)
+        for client in busy:
+            read_until(client, b"waited\n")
+        read_until(later, b"got\n")
+    finally:
+        served.stop()
 
 
 def test_a_slow_answer_keeps_no_other_route_waiting(served: Served) -> None:

@@ -125,9 +125,11 @@ def test_names_and_files_before_the_experiment_starts(pod: Pod) -> None:
     cheap_in_the_end(attempt, (0, 0))
 
 
-def test_ready_waits_no_longer_than_the_user_said(pod: Pod) -> None:
+@pytest.mark.parametrize("warm_s", [0.0, 0.3])
+def test_ready_waits_no_longer_than_the_user_said(pod: Pod, warm_s: float) -> None:
+    """Also before the warm-up itself has said a word, the status says that there is one."""
     pod.proxy.latency_s = 0.5
-    with pod.run(warm_read=("**",), warm_s=0.3) as sidecar:
+    with pod.run(warm_read=("**",), warm_s=warm_s) as sidecar:
         assert sidecar.volume_status("data")["warmed"]["state"] == "running"
         pod.proxy.latency_s = 0.0
         assert warmed(sidecar)["bytes"] == sum(SIZES.values())

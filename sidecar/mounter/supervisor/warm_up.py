@@ -47,6 +47,8 @@ class WarmUp:
         """
         if not self._buckets:
             return
+        for bucket in self._buckets:
+            bucket.warmed = {"state": "running", "names": 0, "bytes": 0}
         self._retries.do("start the warm-up", self._start)
         longest_s = max(bucket.volume.options.warm_s for bucket in self._buckets)
         end_s = min(time.monotonic() + longest_s, deadline_s)
@@ -82,9 +84,8 @@ class WarmUp:
             return False
         self._process = None
         for bucket in self._buckets:
-            warmed = bucket.warmed or {"state": "running", "names": 0, "bytes": 0}
-            if warmed["state"] == "running":
-                bucket.warmed = {**warmed, "state": "stopped"}
+            if bucket.warmed is not None and bucket.warmed["state"] == "running":
+                bucket.warmed = {**bucket.warmed, "state": "stopped"}
                 label = bucket.volume.label
                 logs.event(log, "the warm-up ended", logging.WARNING, volume=label, how=ending)
         return True
@@ -95,7 +96,8 @@ class WarmUp:
         if self._process is None and not self._retries.is_pending("start the warm-up"):
             return False
         return any(
-            bucket.warmed is None or bucket.warmed["state"] == "running" for bucket in self._buckets
+            bucket.warmed is not None and bucket.warmed["state"] == "running"
+            for bucket in self._buckets
         )
 
     def _start(self) -> None:
