@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_writer import CacheWriter
-from sidecar.mounter.reading import object_reader, window
+from sidecar.mounter.reading import object_reader, read_ahead_size
 from sidecar.mounter.reading.object_reader import ObjectReader
-from sidecar.mounter.reading.window import MAX_WINDOW_BYTES
+from sidecar.mounter.reading.read_ahead_size import MOST_BYTES
 from tests.cache.folders import an_object, has_whole, keep, open_cache
 from tests.reading.scripted import KIB, MIB, Reading, blocks
 from tests.support.waiting import wait_until
@@ -91,7 +91,7 @@ def test_a_reader_that_waits_gets_a_larger_window_up_to_the_most(reading: Make) 
     for offset, size in blocks(120 * MIB, MIB):
         one.check(reader, offset, size)
         most = max(most, max(map(sum, one.store.ranges)) - offset - size)
-    assert MAX_WINDOW_BYTES // 2 <= most <= MAX_WINDOW_BYTES + 8 * MIB
+    assert MOST_BYTES // 2 <= most <= MOST_BYTES + 8 * MIB
 
 
 def test_nothing_is_asked_beyond_the_end_or_twice(reading: Make) -> None:
@@ -183,7 +183,7 @@ def test_random_reads_after_a_header_cost_no_more(reading: Make) -> None:
 
 def test_small_seeks_keep_the_stream(reading: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # A loaded machine makes the reader wait, and the window grow.
-    monkeypatch.setattr(window, "MAX_WINDOW_BYTES", 8 * MIB)
+    monkeypatch.setattr(read_ahead_size, "MOST_BYTES", 8 * MIB)
     one = reading(64 * MIB)
     reader = one.open()
     for offset, size in blocks(16 * MIB, 256 * KIB):

@@ -28,7 +28,7 @@ class BufferPool:
     """Buffers within a budget. Safe to use from any thread.
 
     A new buffer of 8 MiB costs 2,048 page faults and a memset. A used one costs nothing. So
-    buffers that are given back are kept, by size, and lent again.
+    buffers that are given back are kept, by size, and lent again, until :meth:`drop_unused`.
 
     Args:
         budget_bytes: what may be lent at one time.
@@ -44,6 +44,8 @@ class BufferPool:
         self._most_bytes = budget_bytes
         self._idle: dict[int, list[bytearray]] = {}
         self._idle_bytes = 0
+        # By size, how many have not been used since drop_unused was called last.
+        self._unused: dict[int, int] = {}
         self._lock = threading.Lock()
         self._holders: dict[Holder, None] = {}  # the oldest first
 
@@ -62,6 +64,14 @@ class BufferPool:
         if part < 1:
             _libc.malloc_trim(0)  # glibc keeps what is freed
 
+    def drop_unused(self) -> None:
+        """Free the buffers that nobody has used since the call before this one."""
+        with self._lock:
+            for size, unused in self._unused.items():
+                for _ in range(min(unused, len(self._idle.get(size, ())))):
+                    self._drop_one(size)
+            self._unused = {size: len(idle) for size, idle in self._idle.items()}
+
     # --- buffers --------------------------------------------------------------------------
 
     def take(self, size: int) -> bytearray | None:
@@ -74,6 +84,7 @@ class BufferPool:
             if idle:
                 self._idle_bytes -= size
                 buffer = idle.pop()
+                self._unused[size] = min(self._unused.get(size, 0), len(idle))
                 if not idle:
                     del self._idle[size]
                 return buffer
@@ -95,11 +106,14 @@ class BufferPool:
     def _make_room(self) -> None:
         # Idle buffers of other sizes count towards the budget too.
         while self._idle and self.lent_bytes + self._idle_bytes > self.budget_bytes:
-            size, idle = next(iter(self._idle.items()))
-            idle.pop()
-            self._idle_bytes -= size
-            if not idle:
-                del self._idle[size]
+            self._drop_one(next(iter(self._idle)))
+
+    def _drop_one(self, size: int) -> None:
+        idle = self._idle[size]
+        idle.pop()
+        self._idle_bytes -= size
+        if not idle:
+            del self._idle[size]
 
     # --- holders --------------------------------------------------------------------------
 

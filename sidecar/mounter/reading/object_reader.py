@@ -1,8 +1,9 @@
 """Reads one version of one object: from its windows, else directly from cache or store.
 
 A handle starts without a window. Reads in sequence become a stream with a window, whose parts
-several connections fetch at the same time. A window doubles only when the reader had to wait,
-so a slow reader costs little and a fast one gets bandwidth. Other reads are fetched as they
+several connections fetch at the same time. A window grows only when the reader had to wait and
+more connections would make it faster (:mod:`.read_ahead_size`), so a slow reader costs little and
+a fast one gets bandwidth. Other reads are fetched as they
 are, in the caller's thread. Which parts a window has is decided in :mod:`.window`.
 """
 
@@ -406,7 +407,7 @@ class ObjectReader:
             metrics.cache_misses.inc()
             metrics.stall_seconds.inc(time.perf_counter() - began_s)
             with self._lock:
-                window.widen()
+                window.waited(parts)
         else:
             metrics.cache_hits.inc()
         views = []

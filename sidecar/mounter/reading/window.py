@@ -6,12 +6,14 @@ Answers no read, and takes no lock but a part's: the reader that owns the window
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.reading.buffers import BufferPool, Holder
 from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.reading.read_ahead_size import ReadAheadSize
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.units import MIB
 
@@ -24,7 +26,6 @@ FOLLOW_BYTES = CACHE_BLOCK_BYTES
 """A read follows another one if it starts at most this far after its end."""
 KEEP_BEHIND_BYTES = 4 * MIB
 """Kept behind the reader: the kernel's readahead asks out of order, and readers step back."""
-MAX_WINDOW_BYTES = 64 * MIB
 MAX_STREAMS = 8
 """Streams of one object that are told apart, such as the columns of a table, or its readers.
 Each has a window."""
@@ -39,6 +40,7 @@ class Part:
     Attributes:
         done: set once the fetch has ended, well or not.
         error: what it failed with.
+        rate: at which it came, bytes a second; 0 until then.
         entry: where it is cached. Released when the fetch ends.
     """
 
@@ -52,6 +54,7 @@ class Part:
         "end",
         "entry",
         "error",
+        "rate",
         "start",
     )
 
@@ -65,6 +68,7 @@ class Part:
         self.entry = entry
         self.done = threading.Event()
         self.error: BaseException | None = None
+        self.rate = 0.0
         self._users = 2  # the window, and the fetch
         self._callbacks: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -93,9 +97,11 @@ class Part:
 
     def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
         """Fetch the range. Raises nothing: :attr:`error` says what it failed with."""
+        began_s = time.perf_counter()
         try:
             assert self.buffer is not None
             fetcher.fetch(info, self.entry, self.start, memoryview(self.buffer), self)
+            self.rate = (self.end - self.start) / max(time.perf_counter() - began_s, 1e-9)
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:
@@ -114,15 +120,16 @@ class Window:
 
     Attributes:
         position: how far it was read.
-        ahead_bytes: how far ahead of that it may reach.
+        ahead: how far ahead of that it may reach.
         next_part_bytes: size of the next part. None: just what the read needs.
         reads: how many came in sequence. Each one makes the next one more likely.
     """
 
-    __slots__ = ("ahead_bytes", "end", "next_part_bytes", "parts", "position", "reads")
+    __slots__ = ("ahead", "end", "next_part_bytes", "parts", "position", "reads")
 
-    def __init__(self, offset: int, next_part_bytes: int) -> None:
+    def __init__(self, offset: int, next_part_bytes: int, part_bytes: int) -> None:
         self.parts: deque[Part] = deque()
+        self.ahead = ReadAheadSize(part_bytes)
         self.restart(offset)
         self.next_part_bytes: int | None = next_part_bytes
 
@@ -142,14 +149,15 @@ class Window:
         """Go on at ``offset``, as carefully as at first."""
         self.close()
         self.position = self.end = offset
-        self.ahead_bytes = FIRST_PART_BYTES
+        self.ahead.restart()
         self.next_part_bytes = None
         self.reads = 0
 
-    def widen(self) -> None:
-        """Reach twice as far ahead: the reader had to wait."""
+    def waited(self, parts: Sequence[Part]) -> None:
+        """The reader had to wait for some of these parts, which are here now."""
         if self.reads > 1:  # the first read has to wait in any case
-            self.ahead_bytes = min(self.ahead_bytes * 2, MAX_WINDOW_BYTES)
+            rate = max(part.rate for part in parts)
+            self.ahead.waited(self.position, rate, time.monotonic())
 
     def has_failed(self, offset: int, end: int) -> bool:
         """Whether the fetch of a part of ``[offset, end)`` failed, for whichever read."""
@@ -206,9 +214,10 @@ class Windows:
         if not (wait and (is_small or follows or offset == 0)):
             return None
         if is_small:
-            window = Window(0, self._info.size_bytes)
+            window = Window(0, self._info.size_bytes, self._part_bytes)
         else:
-            window = Window(offset - offset % self._alignment_bytes, self._first_part_bytes)
+            start = offset - offset % self._alignment_bytes
+            window = Window(start, self._first_part_bytes, self._part_bytes)
         if len(self._windows) == MAX_STREAMS:
             self._windows.pop(0).close()
         self._windows.append(window)
@@ -276,7 +285,7 @@ class Windows:
 
     def _read_ahead(self, window: Window, entry: CacheEntry | None, holder: Holder) -> None:
         share_bytes = self._fetcher.buffers.share_bytes // len(self._windows)
-        ahead_bytes = min(window.ahead_bytes, share_bytes)
+        ahead_bytes = min(window.ahead.bytes, share_bytes)
         while window.end - window.position < ahead_bytes:
             part = self._append_part(window, window.end, entry, holder)
             if part is None:
@@ -300,7 +309,8 @@ class Windows:
                 window.next_part_bytes = max(
                     window.next_part_bytes or 0, other.next_part_bytes or 0
                 )
-                window.ahead_bytes = max(window.ahead_bytes, other.ahead_bytes)
+                if other.ahead.bytes > window.ahead.bytes:
+                    window.ahead = other.ahead
                 return True
         return False
 

@@ -70,6 +70,7 @@ class Upkeep:
             if time.monotonic() >= next_sync_s:
                 next_sync_s = time.monotonic() + self._sync_interval_s
                 self._sync(next_sync_s)
+                self._buffers.drop_unused()
 
     def _mind_memory(self) -> None:
         """Use less of the budgets while the container is near its limit of memory."""

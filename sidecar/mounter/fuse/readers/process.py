@@ -190,6 +190,7 @@ class _ReaderProcess:
             next_drop_s = time.monotonic() + _IDLE_S / 4
             for source in list(self._sources.values()):
                 source.reader.drop_idle(_IDLE_S)
+            self._fetcher.buffers.drop_unused()
 
     def _answer(self, pending: _PendingRead, result: ReadResult | Exception) -> None:
         if not isinstance(result, ReadResult):
