@@ -314,6 +314,7 @@ case $group in
         command -v git >/dev/null || apt_install git
         command -v rsync >/dev/null || apt_install rsync
         command -v s3fs >/dev/null || apt_install s3fs
+        command -v strace >/dev/null || apt_install strace
         command -v fusermount3 >/dev/null || apt_install fuse3 # of rclone's mount
         install_prometheus
         install_azurite

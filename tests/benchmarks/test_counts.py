@@ -1,4 +1,6 @@
-"""What reading and writing costs in requests and bytes, which does not depend on the machine.
+"""What reading and writing costs in requests, bytes, system calls and copies.
+
+None of it depends on the machine. Instructions would be next, which virtual machines do not count.
 
 Times are benchmarks; these are a guard against losing what was gained. A row that gets worse fails
 here, and one that gets better is to be lowered.
@@ -21,6 +23,7 @@ from tests.reading.buckets import MIB, fill, make_bucket
 from tests.support.clouds import S3Cloud
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
+from tests.support.system_calls import counted
 
 KIB = 1024
 LARGE = 64 * MIB
@@ -160,3 +163,44 @@ def test_writing(
     mounted: Callable[[S3Cloud, bool], Sidecar], s3_server: S3Server, work: Callable[[Path], None]
 ) -> None:
     compare(work, cost(mounted(make_bucket(s3_server), False), work), WRITES[work])
+
+
+RECEIVED = ("recvfrom", "recvmsg")
+SENT = ("sendto", "sendmsg")
+ANSWERED = ("writev", "vmsplice", "splice")
+CALLS: dict[Callable[[Path], None], Counts] = {
+    sequential: {"readv": 85, "answers": 85, "received": 115, "sent": 100, "copies": 1.05},
+    at_random: {"readv": 320, "answers": 415, "received": 880, "sent": 580, "copies": 1.5},
+    listing: {"readv": 50, "answers": 50, "received": 20, "sent": 12},
+    small_files: {"readv": 825, "answers": 825, "received": 800, "sent": 400, "copies": 1.05},
+    one_large: {"readv": 40, "answers": 40, "received": 10, "sent": 10, "copies": 2.1},
+    many_small: {"readv": 455, "answers": 455, "received": 65, "sent": 65},
+}
+"""The most system calls of each, 1.3 times what was measured, and bytes that were written for one
+that was read or written: a read is written to the kernel, a write to the spool and the socket.
+What waits and wakes (futex, poll) depends on the machine, and what looks at memory and time on how
+long it takes."""
+MOVED_BYTES = {**READ_BYTES, at_random: LARGE // 2, one_large: 24 * MIB}
+
+
+@pytest.mark.parametrize("work", CALLS, ids=lambda work: work.__name__)
+def test_system_calls(
+    mounted: Callable[[S3Cloud, bool], Sidecar],
+    s3_server: S3Server,
+    data: S3Cloud,
+    work: Callable[[Path], None],
+    tmp_path: Path,
+) -> None:
+    writes = work in WRITES
+    sidecar = mounted(make_bucket(s3_server) if writes else data, not writes)
+    with counted(sidecar.processes(), tmp_path) as calls:
+        work(Path(sidecar.spec.volumes[0].path))
+    found: Counts = {
+        "readv": calls.counts["readv"],
+        "answers": sum(calls.counts[name] for name in ANSWERED),
+        "received": sum(calls.counts[name] for name in RECEIVED),
+        "sent": sum(calls.counts[name] for name in SENT),
+    }
+    if work in MOVED_BYTES:
+        found["copies"] = calls.written_bytes / MOVED_BYTES[work]
+    compare(work, found, CALLS[work])
