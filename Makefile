@@ -21,7 +21,7 @@ FAST := $(wildcard $(addprefix tests/,architecture control/catalogue control/inj
 ON_S3 := tests/store tests/writing tests/reading tests/mount -k "not (gcs or azure or rclone or strict)"
 LONG_ON_CEPH := -m soak $(addprefix tests/,store/test_ceph.py writing/test_ceph.py writing/test_conformance.py)
 
-.PHONY: help demo test test-cluster check lint format soak soak-ceph soak-tools bench clean preflight install-demo install-test
+.PHONY: help demo test test-cluster check lint format soak soak-ceph soak-tools bench bench-node clean preflight install-demo install-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*##  */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -73,6 +73,9 @@ soak-tools: preflight install-test  ## strict testers of file systems: pjdfstest
 bench: install-test  ## our mounts beside their peers, on this machine
 	@scripts/install.sh bench
 	@python -m benchmarks $(ARGS)
+
+bench-node: install-test  ## what one mount can do on this machine, in five minutes
+	@python -m benchmarks.node $(ARGS)
 
 clean:  ## remove what the targets installed and made
 	rm -rf .venv .venv-torch .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache \

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -75,6 +75,32 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **extra}
 
 
+@dataclass(frozen=True, slots=True)
+class ThreadTime:
+    """CPU time of one thread so far, or within a time.
+
+    Attributes:
+        process, thread: their ids.
+        name: of the process.
+    """
+
+    process: int
+    thread: int
+    name: str
+    user_s: float
+    system_s: float
+
+    def since(self, before: ThreadTime | None) -> ThreadTime:
+        """What was added; ``before`` is None for a thread that is new."""
+        if before is None:
+            return self
+        return replace(
+            self,
+            user_s=self.user_s - before.user_s,
+            system_s=self.system_s - before.system_s,
+        )
+
+
 class Child:
     """A server process in its own session, so that Ctrl-C does not reach it directly.
 
@@ -121,6 +147,20 @@ class Child:
         if not self.alive():
             self._ended()
         return sum(_cpu_s(member.pid) for member in _tree(self._process.pid))
+
+    def thread_times(self) -> dict[int, ThreadTime]:
+        """CPU time of each thread of its living tree, by the thread's id."""
+        found = {}
+        for member in _tree(self._process.pid):
+            with suppress(OSError):  # it has ended
+                name = Path(f"/proc/{member.pid}/comm").read_text().strip()
+                for thread in map(int, os.listdir(f"/proc/{member.pid}/task")):
+                    fields = _stat_fields(f"{member.pid}/task/{thread}")
+                    if fields:
+                        user_s, system_s = (int(ticks) / _TICKS_PER_S for ticks in fields[11:13])
+                        time = ThreadTime(member.pid, thread, name, user_s, system_s)
+                        found[thread] = time
+        return found
 
     @contextmanager
     def watching_memory(self) -> Iterator[MemoryWatch]:
@@ -210,7 +250,7 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _stat_fields(pid: int) -> list[str] | None:
+def _stat_fields(pid: int | str) -> list[str] | None:
     """Fields of /proc/PID/stat from the third on (proc(5)), or None if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()

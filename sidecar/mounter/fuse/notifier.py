@@ -89,7 +89,7 @@ class Notifier:
             started()
             _run(end)
 
-        self.pid, self._end = fork_child(run)
+        self.pid, self._end = fork_child("notifier", run)
         self._end.setblocking(False)
 
     def connect(self, descriptor: int) -> None:

@@ -19,11 +19,12 @@ log = logging.getLogger(__name__)
 
 
 def fork_child(
-    body: Callable[[socket.socket], None], others: Sequence[socket.socket] = ()
+    name: str, body: Callable[[socket.socket], None], others: Sequence[socket.socket] = ()
 ) -> tuple[int, socket.socket]:
     """Run ``body`` in a child, with one end of a connection to it.
 
     Args:
+        name: what ps(1) shows.
         others: our ends of the connections to other children; this child closes its copies.
 
     Returns:
@@ -37,6 +38,7 @@ def fork_child(
         return pid, near
     try:
         _die_with(parent)
+        prctl.set_name(name)
         near.close()
         for other in others:
             other.close()

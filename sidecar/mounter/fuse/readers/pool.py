@@ -126,7 +126,7 @@ class ReaderPool:
             def run(end: socket.socket, index: int = index) -> None:
                 process.run(end, build, index, processes)
 
-            pid, end = fork_child(run, self._sockets)
+            pid, end = fork_child("reader", run, self._sockets)
             self.pids.append(pid)
             self._sockets.append(end)
 

@@ -1,0 +1,226 @@
+"""What one mount can do on this machine when the store costs next to nothing.
+
+``python -m benchmarks.node`` reads 1, 2, 4, … large files at once, and small files, beside a client
+without a mount, and says what the mount's processes took for it: which thread is busy when the rate
+no longer rises, and how much of its time a process can have held its interpreter's lock. The store
+is on loopback; store, mount and readers have cores of their own where there are four or more.
+docs/performance-at-scale.md explains the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from benchmarks import floor, host, readers
+from benchmarks.failure import BenchFailure
+from benchmarks.measure import GB, run_all
+from benchmarks.peers import OUR_MOUNTS, Mount, mounted
+from benchmarks.processes import Child
+from benchmarks.sendfile_server import BLOCK, HOST
+from benchmarks.servers import Endpoint
+from sidecar.units import MIB
+
+SMALL_BYTES: Final = 110_000
+_PART_BYTES: Final = 8 * MIB
+_CONNECTIONS: Final = 4
+"""Of the client without a mount, for each file."""
+_SERVER_START_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Which cores the store, the mount and the readers may use; all of them if they are few."""
+
+    store: set[int]
+    mount: set[int]
+    readers: set[int]
+
+    @classmethod
+    def divided(cls) -> Cores:
+        """A quarter for the store, as many for the readers, and the rest for the mount."""
+        every = sorted(os.sched_getaffinity(0))
+        quarter = len(every) // 4
+        if not quarter:
+            return cls(set(every), set(every), set(every))
+        return cls(set(every[:quarter]), set(every[2 * quarter :]), set(every[quarter:][:quarter]))
+
+
+@contextmanager
+def on(cores: set[int]) -> Iterator[None]:
+    """What is started meanwhile runs on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        what: such as ``4 files``.
+        gb_per_s: all readers together.
+        floor_gb_per_s: of the client without a mount.
+        user_s_per_gb, system_s_per_gb: CPU time of the mount.
+        busiest: its thread that had most CPU time: the process's name, and the share of a core.
+        interpreter: the largest user time of one process, as a share of the time: no more
+            than that it held its interpreter's lock.
+    """
+
+    what: str
+    gb_per_s: float
+    floor_gb_per_s: float
+    user_s_per_gb: float
+    system_s_per_gb: float
+    busiest: str
+    busiest_share: float
+    interpreter_share: float
+
+
+class Bench:
+    """The store and the mounts of one run."""
+
+    def __init__(self, folder: Path, endpoint: Endpoint, cores: Cores) -> None:
+        self._folder = folder
+        self._endpoint = endpoint
+        self._cores = cores
+        self._mounts = 0
+
+    def large(self, files: int, size: int) -> Row:
+        """So many files from start to end, each by a reader of its own."""
+
+        def read(mount: Mount) -> int:
+            paths = [mount.path / f"large-{number}" for number in range(files)]
+            run_all([["dd", f"if={path}", "of=/dev/null", "bs=1M"] for path in paths])
+            if any(path.read_bytes()[-len(BLOCK) :] != BLOCK for path in paths[:1]):
+                raise BenchFailure("wrong bytes")
+            return files * size
+
+        gets = [
+            get
+            for number in range(files)
+            for get in floor.sequential(self._url(f"large-{number}"), size, _PART_BYTES)
+        ]
+        return self._row(f"{files} file{'s'[: files > 1]}", read, gets, files * _CONNECTIONS)
+
+    def small(self, threads: int, count: int) -> Row:
+        """So many small files, by so many threads."""
+
+        def read(mount: Mount) -> int:
+            names = [str(number) for number in range(count)]
+            return readers.files(mount.path / "small", names, threads=threads).size_bytes
+
+        gets = [floor.Get(self._url(f"small/{number}"), 0, SMALL_BYTES) for number in range(count)]
+        return self._row(f"small files, {threads} threads", read, gets, threads)
+
+    def _url(self, key: str) -> str:
+        return f"/{self._endpoint.bucket}/{self._endpoint.prefix}{key}"
+
+    def _row(
+        self,
+        what: str,
+        read: Callable[[Mount], int],
+        gets: Sequence[floor.Get],
+        connections: int,
+    ) -> Row:
+        with on(self._cores.readers | self._cores.mount):
+            without = floor.run(self._endpoint, gets, connections)
+        self._mounts += 1
+        folder = self._folder / f"mount{self._mounts}"
+        with ExitStack() as stack:
+            with on(self._cores.mount):
+                mount = stack.enter_context(mounted(OUR_MOUNTS[0], self._endpoint, folder))
+            before = mount.process.thread_times()
+            with on(self._cores.readers):
+                began_s = time.perf_counter()
+                moved = read(mount)
+                wall_s = time.perf_counter() - began_s
+            after = mount.process.thread_times()
+        used = [taken.since(before.get(thread)) for thread, taken in after.items()]
+        busiest = max(used, key=lambda taken: taken.user_s + taken.system_s)
+        by_process: dict[int, float] = {}
+        for taken in used:
+            by_process[taken.process] = by_process.get(taken.process, 0.0) + taken.user_s
+        return Row(
+            what,
+            moved / GB / wall_s,
+            without.size_bytes / GB / without.wall_s,
+            sum(taken.user_s for taken in used) / (moved / GB),
+            sum(taken.system_s for taken in used) / (moved / GB),
+            busiest.name,
+            (busiest.user_s + busiest.system_s) / wall_s,
+            max(by_process.values()) / wall_s,
+        )
+
+
+def _table(rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        f"{'':24} {'GB/s':>7} {'floor':>7} {'user s/GB':>10} {'system s/GB':>12}"
+        f" {'busiest thread':>22} {'interpreter':>12}"
+    )
+    for row in rows:
+        yield (
+            f"{row.what:24} {row.gb_per_s:7.2f} {row.floor_gb_per_s:7.2f} {row.user_s_per_gb:10.3f}"
+            f" {row.system_s_per_gb:12.3f} {row.busiest:>15} {row.busiest_share:6.0%}"
+            f" {row.interpreter_share:12.0%}"
+        )
+
+
+@contextmanager
+def _serving(folder: Path, cores: Cores, arguments: Sequence[int]) -> Iterator[Endpoint]:
+    log = folder / "server.log"
+    command = [sys.executable, "-m", "benchmarks.sendfile_server", *map(str, arguments)]
+    with on(cores.store):
+        child = Child(command, {}, log)
+    with child:
+        child.wait_until(lambda: log.read_text().endswith("\n"), "the store", _SERVER_START_S)
+        yield Endpoint(f"{HOST}:{int(log.read_text())}", "key", "secret", prefix="")
+
+
+@click.command()
+@click.option("--most", default=0, help="Files at once; default: as many as cores, 4 to 32.")
+@click.option("--size-mib", default=0, help="Of a file; default: what fits into memory, to 4096.")
+@click.option("--small", default=20_000, show_default=True, help="Small files.")
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file of the result.")
+def main(most: int, size_mib: int, small: int, output: Path | None) -> None:
+    """Measure one mount on this machine, with a store that costs next to nothing. Needs root."""
+    cores = Cores.divided()
+    most = most or min(32, max(4, len(os.sched_getaffinity(0))))
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size_mib = size_mib or min(4096, memory // MIB // 4 // most)
+    rows: list[Row] = []
+    document: dict[str, Any] = {"host": host.facts(), "size_mib": size_mib}
+    click.echo(f"{document['host']}\n{most} files of {size_mib} MiB")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        served = (most, size_mib * MIB, small, SMALL_BYTES)
+        with _serving(folder, cores, served) as endpoint:
+            bench = Bench(folder, endpoint, cores)
+            files = 1
+            while files <= most:
+                rows.append(bench.large(files, size_mib * MIB))
+                files *= 2
+            rows += [bench.small(threads, small) for threads in (1, 16, 64)]
+    for line in _table(rows):
+        click.echo(line)
+    if output is not None:
+        document["rows"] = [asdict(row) for row in rows]
+        output.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
