@@ -12,6 +12,7 @@ import contextlib
 import heapq
 import itertools
 import json
+import math
 import os
 import random
 import statistics
@@ -28,6 +29,7 @@ import click
 from sidecar.backoff import Backoff
 from sidecar.mounter.store.http.pacing import Pacing
 from sidecar.mounter.store.http.retry import FIRST_DELAY_S, LONGEST_DELAY_S
+from sidecar.options import Options
 from sidecar.spec import StoreSource, Volume
 from tests.support.sidecar import Sidecar
 from tests.support.strict_server import StrictS3Server
@@ -45,6 +47,35 @@ _THREADS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Client:
+    """How a mount asks again.
+
+    Attributes:
+        paced: by the product's own pacing.
+        first_s, longest_s: of the back-off, which doubles.
+        attempts: of one request, 0 for no limit; then the program has an error.
+        budget_s: a refusal after so long is an error, too.
+    """
+
+    name: str
+    paced: bool = False
+    first_s: float = FIRST_DELAY_S
+    longest_s: float = LONGEST_DELAY_S
+    attempts: int = 0
+    budget_s: float = math.inf
+
+
+OURS: Final = Client("mount-sidecar", paced=True, budget_s=Options().retry_s)
+UNPACED: Final = Client("mount-sidecar without pacing", budget_s=Options().retry_s)
+MOUNTPOINT: Final = Client("mountpoint-s3", first_s=0.25, longest_s=20.0, attempts=10)
+"""Ten attempts, "about a minute on average". Source: its change to the default of retries."""
+GCSFUSE: Final = Client("gcsfuse", first_s=1.0, longest_s=30.0)
+"""Twice as long each time up to 30 s, without an end. Source: its documentation of retries."""
+
+CLIENTS: Final = (OURS, UNPACED, MOUNTPOINT, GCSFUSE)
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """What is simulated.
 
@@ -56,7 +87,7 @@ class Fleet:
         requests: after so many the thread has finished; 0: it goes on.
         start_s: the mounts begin at random moments within this time.
         outage: from when to when every request is refused without being counted by the prefix.
-        paced: as the product does it, or with the back-off alone.
+        client: of all mounts.
     """
 
     mounts: int = 32
@@ -68,7 +99,7 @@ class Fleet:
     requests: int = 0
     start_s: float = 0.5
     outage: tuple[float, float] | None = None
-    paced: bool = True
+    client: Client = OURS
 
 
 @dataclass(slots=True)
@@ -79,12 +110,14 @@ class Outcome:
         answered: requests of each mount that were answered.
         sent: requests in each second, refused ones included.
         refused: how many of the requests were refused.
+        failed: the mounts in which a program had an error.
         finished_s: when each mount had all its answers, from its own start on.
     """
 
     answered: list[int]
     sent: list[int]
     refused: int
+    failed: set[int]
     finished_s: list[float]
 
     @property
@@ -93,97 +126,144 @@ class Outcome:
         return min(self.answered) / statistics.median(self.answered)
 
 
+@dataclass(slots=True)
+class _Request:
+    """One request, however often it is sent; ``began_s``: None until it is sent first."""
+
+    mount: int
+    number: int
+    backoff: Backoff
+    began_s: float | None = None
+    attempts: int = 0
+
+    @classmethod
+    def of(cls, client: Client, mount: int, number: int) -> _Request:
+        return cls(mount, number, Backoff(client.first_s, client.longest_s, jitter=True))
+
+    def may_be_sent_again(self, client: Client, now_s: float) -> bool:
+        assert self.began_s is not None
+        is_last = client.attempts and self.attempts >= client.attempts
+        return not is_last and now_s - self.began_s < client.budget_s
+
+
+class _Simulation:
+    def __init__(self, fleet: Fleet, seed: int) -> None:
+        self._fleet = fleet
+        self._dice = random.Random(seed)
+        random.seed(seed)  # the back-off's
+        self._pacings = [Pacing() for _ in range(fleet.mounts)]
+        self._began_s = [self._dice.random() * fleet.start_s for _ in range(fleet.mounts)]
+        self._left = [fleet.requests * fleet.threads for _ in range(fleet.mounts)]
+        self._tokens, self._filled_s = fleet.rate, 0.0
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, str, _Request]] = []
+        self.outcome = Outcome([0] * fleet.mounts, [0] * (int(fleet.seconds) + 1), 0, set(), [])
+
+    def run(self) -> None:
+        client = self._fleet.client
+        for mount in range(self._fleet.mounts):
+            for _ in range(self._fleet.threads):
+                self._at(self._began_s[mount], "wanted", _Request.of(client, mount, 0))
+        while self._events:
+            now_s, _, what, request = heapq.heappop(self._events)
+            if now_s > self._fleet.seconds:
+                break
+            if what == "wanted":
+                delay_s = self._pacings[request.mount].delay_s(now_s) if client.paced else 0.0
+                self._at(now_s + delay_s, "sent", request)
+            elif what == "sent":
+                self._send(request, now_s)
+            elif what == "taken":
+                self._answer(request, now_s)
+            else:
+                self._refuse(request, now_s, is_away=what == "away")
+
+    def _at(self, when_s: float, what: str, request: _Request) -> None:
+        heapq.heappush(self._events, (when_s, next(self._order), what, request))
+
+    def _send(self, request: _Request, now_s: float) -> None:
+        fleet = self._fleet
+        request.began_s = now_s if request.began_s is None else request.began_s
+        request.attempts += 1
+        self.outcome.sent[int(now_s)] += 1
+        is_away = fleet.outage is not None and fleet.outage[0] <= now_s < fleet.outage[1]
+        self._tokens = min(self._tokens + (now_s - self._filled_s) * fleet.rate, fleet.rate)
+        self._filled_s = now_s
+        is_taken = self._tokens >= 1 and not is_away
+        self._tokens -= is_taken
+        answer = "taken" if is_taken else "away" if is_away else "refused"
+        self._at(now_s + fleet.round_trip_s * self._dice.uniform(0.8, 1.2), answer, request)
+
+    def _answer(self, request: _Request, now_s: float) -> None:
+        fleet, mount = self._fleet, request.mount
+        self.outcome.answered[mount] += now_s > fleet.settling_s
+        self._left[mount] -= 1
+        if not self._left[mount]:
+            self.outcome.finished_s.append(now_s - self._began_s[mount])
+        if not fleet.requests or request.number + 1 < fleet.requests:
+            self._at(now_s, "wanted", _Request.of(fleet.client, mount, request.number + 1))
+
+    def _refuse(self, request: _Request, now_s: float, *, is_away: bool) -> None:
+        fleet, mount = self._fleet, request.mount
+        self.outcome.refused += 1
+        if not is_away and fleet.client.paced:
+            self._pacings[mount].refused(now_s)
+        if request.may_be_sent_again(fleet.client, now_s):
+            self._at(now_s + request.backoff.next_s(), "wanted", request)
+            return
+        self.outcome.failed.add(mount)
+        if not fleet.requests:  # its program goes on
+            self._at(now_s, "wanted", _Request.of(fleet.client, mount, request.number + 1))
+
+
 def simulate(fleet: Fleet, seed: int = 1) -> Outcome:
     """Run it. Deterministic for one seed."""
-    dice = random.Random(seed)
-    random.seed(seed)  # the back-off's
-    pacings = [Pacing() for _ in range(fleet.mounts)]
-    began_s = [dice.random() * fleet.start_s for _ in range(fleet.mounts)]
-    left = [fleet.requests * fleet.threads for _ in range(fleet.mounts)]
-    result = Outcome([0] * fleet.mounts, [0] * (int(fleet.seconds) + 1), 0, [])
-    number = itertools.count()
-    tokens, filled_s = fleet.rate, 0.0
-    events: list[tuple[float, int, str, int, int, Backoff | None]] = []
-
-    def at(when_s: float, what: str, mount: int, done: int, backoff: Backoff | None) -> None:
-        heapq.heappush(events, (when_s, next(number), what, mount, done, backoff))
-
-    for mount in range(fleet.mounts):
-        for _ in range(fleet.threads):
-            at(began_s[mount], "wanted", mount, 0, None)
-    while events:
-        now_s, _, what, mount, done, backoff = heapq.heappop(events)
-        if now_s > fleet.seconds:
-            break
-        if what == "wanted":
-            delay_s = pacings[mount].delay_s(now_s) if fleet.paced else 0.0
-            at(now_s + delay_s, "sent", mount, done, backoff)
-        elif what == "sent":
-            result.sent[int(now_s)] += 1
-            is_away = fleet.outage is not None and fleet.outage[0] <= now_s < fleet.outage[1]
-            tokens = min(tokens + (now_s - filled_s) * fleet.rate, fleet.rate)
-            filled_s = now_s
-            is_taken = tokens >= 1 and not is_away
-            tokens -= is_taken
-            answer = "taken" if is_taken else "away" if is_away else "refused"
-            took_s = fleet.round_trip_s * dice.uniform(0.8, 1.2)
-            at(now_s + took_s, answer, mount, done, backoff)
-        elif what == "taken":
-            result.answered[mount] += now_s > fleet.settling_s
-            left[mount] -= 1
-            if not left[mount]:
-                result.finished_s.append(now_s - began_s[mount])
-            if not fleet.requests or done + 1 < fleet.requests:
-                at(now_s, "wanted", mount, done + 1, None)
-        else:
-            result.refused += 1
-            if what == "refused" and fleet.paced:
-                pacings[mount].refused(now_s)
-            backoff = backoff or Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, jitter=True)
-            at(now_s + backoff.next_s(), "wanted", mount, done, backoff)
-    return result
+    simulation = _Simulation(fleet, seed)
+    simulation.run()
+    return simulation.outcome
 
 
 def rows() -> Iterator[str]:
     """The table of ``--simulate``."""
-    yield "| fleet | pacing | of the allowed rate | slowest / median | refused |"
-    yield "| --- | --- | --- | --- | --- |"
-    for fleet in (Fleet(), Fleet(mounts=1, threads=128), Fleet(mounts=1_000, seconds=40.0)):
-        for paced in (True, False):
-            one = simulate(replace(fleet, paced=paced))
+    yield ("| fleet | client | of the allowed rate | slowest / median | refused | with an error |")
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for fleet in (Fleet(), Fleet(mounts=1, threads=128), Fleet(mounts=1_000, seconds=100.0)):
+        for client in CLIENTS:
+            one = simulate(replace(fleet, client=client))
             allowed = fleet.rate * (fleet.seconds - fleet.settling_s)
             yield (
-                f"| {fleet.mounts} mounts, {fleet.threads} requests each at a time "
-                f"| {'with' if paced else 'without'} | {sum(one.answered) / allowed:.2f} "
-                f"| {one.slowest:.2f} | {one.refused / sum(one.sent):.1%} |"
+                f"| {fleet.mounts} mounts, {fleet.threads} requests each at a time | {client.name} "
+                f"| {sum(one.answered) / allowed:.2f} | {one.slowest:.2f} "
+                f"| {one.refused / sum(one.sent):.1%} | {len(one.failed)} |"
             )
     yield ""
     yield "| 30 s away, 32 mounts | requests in the first second after | later, a second |"
     yield "| --- | --- | --- |"
-    for paced in (True, False):
-        one = simulate(Fleet(seconds=80.0, outage=(25.0, 55.0), paced=paced))
+    for client in CLIENTS:
+        one = simulate(Fleet(seconds=80.0, outage=(25.0, 55.0), client=client))
         later = statistics.median(one.sent[65:79])
-        yield f"| {'with' if paced else 'without'} | {one.sent[55]} | {later:.0f} |"
+        yield f"| {client.name} | {one.sent[55]} | {later:.0f} |"
     yield ""
     yield "1,000 pods start within a minute, and each lists a million names:"
     yield ""
-    yield "| pacing | LISTs | US$ | the last is ready after s |"
-    yield "| --- | --- | --- | --- |"
-    for paced in (True, False):
+    yield "| client | LISTs | US$ | median and last ready after s | pods that have an error |"
+    yield "| --- | --- | --- | --- | --- |"
+    for client in CLIENTS:
         listing = Fleet(
             mounts=1_000,
             threads=1,
             requests=1_000_000 // PAGE_NAMES,
             start_s=60.0,
             round_trip_s=0.1,
-            seconds=600.0,
-            paced=paced,
+            seconds=1_200.0,
+            client=client,
         )
         one = simulate(listing)
         dollars = sum(one.sent) / 1e6 * S3_MILLION_LISTS
+        ready = sorted(one.finished_s) or [math.nan]
         yield (
-            f"| {'with' if paced else 'without'} | {sum(one.sent):,} | {dollars:.2f} "
-            f"| {max(one.finished_s, default=0.0):.0f} ({len(one.finished_s)} of 1,000) |"
+            f"| {client.name} | {sum(one.sent):,} | {dollars:.2f} "
+            f"| {statistics.median(ready):.0f}, {ready[-1]:.0f} | {len(one.failed)} |"
         )
 
 
