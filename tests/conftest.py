@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+import pytest_timeout
 
 from tests.support.ceph import DIFFERENCES, CephServer
 from tests.support.servers import (
@@ -23,6 +25,20 @@ from tests.support.strict_server import StrictS3Server
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests of modes take the usual one for granted.
 os.umask(0o022)
+
+
+def pytest_configure() -> None:
+    """A test that takes too long fails, and hangs no other one: see ``fuse/stuck.py``."""
+    dump_stacks = pytest_timeout.dump_stacks
+
+    def dump_without_collecting(terminal: object) -> None:
+        gc.disable()
+        try:
+            dump_stacks(terminal)
+        finally:
+            gc.enable()
+
+    pytest_timeout.dump_stacks = dump_without_collecting
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 
 import pytest
 
@@ -110,3 +113,18 @@ def test_a_function_that_serves_makes_its_thread_busy(pool: Pool) -> None:
     assert any(found)
     pool.over.set()
     thread.join()
+
+
+def test_nothing_is_collected_while_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `threading.local` that is collected needs the interpreter's lock of threads, which it has."""
+    frames = sys._current_frames
+    seen = []
+
+    def current_frames() -> dict[int, FrameType]:
+        seen.append(gc.isenabled())
+        return frames()
+
+    monkeypatch.setattr(sys, "_current_frames", current_frames)
+    StuckThreads((), 1.0).look()
+    assert seen == [False]
+    assert gc.isenabled()

@@ -11,6 +11,7 @@ each of its waits has a time-out; one that has not run for longer is at the stor
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -62,7 +63,7 @@ class StuckThreads:
         names = {thread.ident: thread.native_id for thread in threading.enumerate()}
         places = {
             native: self._place(frame)
-            for ident, frame in sys._current_frames().items()
+            for ident, frame in _current_frames().items()
             if (native := names.get(ident)) is not None
         }
         if not any(place.busy for place in places.values()):
@@ -99,3 +100,18 @@ class StuckThreads:
             frame = frame.f_back
         # The innermost: what the store calls back may wait for something else.
         return _Place(busy, function.startswith(_STORE), function)
+
+
+def _current_frames() -> dict[int, FrameType]:
+    """What each thread is at, by its identifier.
+
+    CPython before 3.12 allocates while it holds its lock of threads. A collection that came then, and
+    found a ``threading.local``, would wait for that lock for ever (gh-106883).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if was_enabled:
+            gc.enable()
