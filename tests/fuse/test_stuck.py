@@ -116,7 +116,7 @@ def test_a_function_that_serves_makes_its_thread_busy(pool: Pool) -> None:
 
 
 def test_nothing_is_collected_while_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A `threading.local` that is collected needs the interpreter's lock of threads, which it has."""
+    """A `threading.local` that is collected needs the lock of threads, which it holds."""
     frames = sys._current_frames
     seen = []
 

@@ -105,8 +105,8 @@ class StuckThreads:
 def _current_frames() -> dict[int, FrameType]:
     """What each thread is at, by its identifier.
 
-    CPython before 3.12 allocates while it holds its lock of threads. A collection that came then, and
-    found a ``threading.local``, would wait for that lock for ever (gh-106883).
+    CPython before 3.12 allocates while it holds its lock of threads. A collection that came then
+    and found a ``threading.local`` would wait for that lock for ever (gh-106883).
     """
     was_enabled = gc.isenabled()
     gc.disable()
