@@ -407,7 +407,7 @@ class ObjectReader:
             metrics.cache_misses.inc()
             metrics.stall_seconds.inc(time.perf_counter() - began_s)
             with self._lock:
-                window.waited(parts)
+                window.waited()
         else:
             metrics.cache_hits.inc()
         views = []

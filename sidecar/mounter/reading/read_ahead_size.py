@@ -15,7 +15,7 @@ MOST_BYTES = 64 * MIB
 _UNMEASURED_BYTES: Final = 8 * MIB
 """Up to here it grows whenever the reader has to wait: there is nothing to measure yet."""
 _STEP_BYTES: Final = 4 * MIB
-"""What is read between two measurements."""
+"""What is read between two measurements, or half of the size if that is more."""
 _MARGIN: Final = 3
 """Parts in flight for each connection that the rate needs: they come at different times, and a
 rate that was measured while there were too few is too low."""
@@ -56,7 +56,7 @@ class ReadAheadSize:
 
         Args:
             position: how far it has read, bytes.
-            connection_rate: at which a part came that it waited for, bytes a second.
+            connection_rate: the best at which one of the latest parts came, bytes a second.
             now_s: monotonic.
         """
         if self._measured_s is None:
@@ -70,11 +70,13 @@ class ReadAheadSize:
         if self.bytes < _UNMEASURED_BYTES:
             self.bytes *= 2
             self._measure_from(position, now_s)
-        elif position - self._from_position >= _STEP_BYTES and now_s > self._from_s:
-            rate = (position - self._from_position) / (now_s - self._from_s)
-            needed = _MARGIN * rate / self._best_rate * self._part_bytes
-            self.bytes = int(min(max(self.bytes, needed), MOST_BYTES))
-            self._measure_from(position, now_s)
+            return
+        read_bytes, taken_s = position - self._from_position, now_s - self._from_s
+        if read_bytes < max(_STEP_BYTES, self.bytes // 2) or taken_s <= 0:
+            return
+        needed = _MARGIN * read_bytes / taken_s / self._best_rate * self._part_bytes
+        self.bytes = int(min(max(needed, self.bytes / 2, _UNMEASURED_BYTES), MOST_BYTES))
+        self._measure_from(position, now_s)
 
     def _measure_from(self, position: int, now_s: float) -> None:
         self._from_position, self._from_s = position, now_s

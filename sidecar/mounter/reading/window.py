@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.reading.buffers import BufferPool, Holder
@@ -153,11 +153,11 @@ class Window:
         self.next_part_bytes = None
         self.reads = 0
 
-    def waited(self, parts: Sequence[Part]) -> None:
-        """The reader had to wait for some of these parts, which are here now."""
-        if self.reads > 1:  # the first read has to wait in any case
-            rate = max(part.rate for part in parts)
-            self.ahead.waited(self.position, rate, time.monotonic())
+    def waited(self) -> None:
+        """The reader had to wait for a part, and has it."""
+        best_rate = max((part.rate for part in self.parts), default=0.0)
+        if self.reads > 1 and best_rate:  # the first read has to wait in any case
+            self.ahead.waited(self.position, best_rate, time.monotonic())
 
     def has_failed(self, offset: int, end: int) -> bool:
         """Whether the fetch of a part of ``[offset, end)`` failed, for whichever read."""
