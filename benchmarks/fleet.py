@@ -28,7 +28,7 @@ import click
 
 from sidecar.backoff import Backoff
 from sidecar.mounter.store.http.pacing import Pacing
-from sidecar.mounter.store.http.retry import FIRST_DELAY_S, LONGEST_DELAY_S
+from sidecar.mounter.store.http.retry import FIRST_DELAY_S, LONGEST_DELAY_S, THROTTLED_BUDGETS
 from sidecar.options import Options
 from sidecar.spec import StoreSource, Volume
 from tests.support.sidecar import Sidecar
@@ -55,6 +55,7 @@ class Client:
         first_s, longest_s: of the back-off, which doubles.
         attempts: of one request, 0 for no limit; then the program has an error.
         budget_s: a refusal after so long is an error, too.
+        patient: for THROTTLED_BUDGETS times as long, while the store takes other requests.
     """
 
     name: str
@@ -63,10 +64,11 @@ class Client:
     longest_s: float = LONGEST_DELAY_S
     attempts: int = 0
     budget_s: float = math.inf
+    patient: bool = False
 
 
-OURS: Final = Client("mount-sidecar", paced=True, budget_s=Options().retry_s)
-UNPACED: Final = Client("mount-sidecar without pacing", budget_s=Options().retry_s)
+OURS: Final = Client("mount-sidecar", paced=True, budget_s=Options().retry_s, patient=True)
+UNPACED: Final = replace(OURS, name="mount-sidecar without pacing", paced=False)
 MOUNTPOINT: Final = Client("mountpoint-s3", first_s=0.25, longest_s=20.0, attempts=10)
 """Ten attempts, "about a minute on average". Source: its change to the default of retries."""
 GCSFUSE: Final = Client("gcsfuse", first_s=1.0, longest_s=30.0)
@@ -140,10 +142,13 @@ class _Request:
     def of(cls, client: Client, mount: int, number: int) -> _Request:
         return cls(mount, number, Backoff(client.first_s, client.longest_s, jitter=True))
 
-    def may_be_sent_again(self, client: Client, now_s: float) -> bool:
+    def may_be_sent_again(self, client: Client, now_s: float, answered_s: float) -> bool:
+        """``answered_s``: when the store took a request of this mount last."""
         assert self.began_s is not None
-        is_last = client.attempts and self.attempts >= client.attempts
-        return not is_last and now_s - self.began_s < client.budget_s
+        if client.attempts and self.attempts >= client.attempts:
+            return False
+        is_out = not client.patient or now_s - answered_s > client.budget_s
+        return now_s - self.began_s < client.budget_s * (1 if is_out else THROTTLED_BUDGETS)
 
 
 class _Simulation:
@@ -154,6 +159,7 @@ class _Simulation:
         self._pacings = [Pacing() for _ in range(fleet.mounts)]
         self._began_s = [self._dice.random() * fleet.start_s for _ in range(fleet.mounts)]
         self._left = [fleet.requests * fleet.threads for _ in range(fleet.mounts)]
+        self._answered_s = [-math.inf] * fleet.mounts
         self._tokens, self._filled_s = fleet.rate, 0.0
         self._order = itertools.count()
         self._events: list[tuple[float, int, str, _Request]] = []
@@ -197,6 +203,7 @@ class _Simulation:
     def _answer(self, request: _Request, now_s: float) -> None:
         fleet, mount = self._fleet, request.mount
         self.outcome.answered[mount] += now_s > fleet.settling_s
+        self._answered_s[mount] = now_s
         self._left[mount] -= 1
         if not self._left[mount]:
             self.outcome.finished_s.append(now_s - self._began_s[mount])
@@ -208,7 +215,7 @@ class _Simulation:
         self.outcome.refused += 1
         if not is_away and fleet.client.paced:
             self._pacings[mount].refused(now_s)
-        if request.may_be_sent_again(fleet.client, now_s):
+        if request.may_be_sent_again(fleet.client, now_s, self._answered_s[mount]):
             self._at(now_s + request.backoff.next_s(), "wanted", request)
             return
         self.outcome.failed.add(mount)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
 import pytest
 
-from benchmarks.fleet import Fleet, simulate
+from benchmarks.fleet import UNPACED, Fleet, simulate
 from sidecar.errors import Unavailable
 from sidecar.mounter.store.http import pacing
 from sidecar.mounter.store.http.pacing import Pacing
@@ -97,6 +102,59 @@ def test_who_has_no_time_is_not_held() -> None:
     assert observer.throttled_s == 0.0
 
 
+def refused() -> None:
+    raise Retryable(Unavailable("slow down", "wait"), "throttled")
+
+
+@contextlib.contextmanager
+def answering(retry: Retry) -> Iterator[None]:
+    """The store takes other requests of this mount meanwhile."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.02):
+            retry.once("get", lambda: None)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_store_that_takes_other_requests_is_not_out() -> None:
+    """A request that happens to be refused again and again is no error yet."""
+    retry = Retry(0.3, Login(), CountingObserver())
+    end_s = time.monotonic() + 1.0
+
+    def attempt() -> str:
+        if time.monotonic() < end_s:
+            refused()
+        return "taken"
+
+    with answering(retry):
+        assert retry.run("head", attempt) == "taken"
+
+
+def test_a_request_that_is_refused_for_ten_times_as_long_is_an_error() -> None:
+    retry = Retry(0.2, Login(), CountingObserver())
+    began_s = time.monotonic()
+    with answering(retry), pytest.raises(Unavailable):
+        retry.run("head", refused)
+    assert time.monotonic() - began_s >= 0.5
+
+
+def test_a_store_that_refuses_everything_is_out_after_the_budget() -> None:
+    observer = CountingObserver()
+    retry = Retry(0.5, Login(), observer)
+    retry.run("get", lambda: None)
+    with pytest.raises(Unavailable):
+        retry.run("head", refused)
+    assert observer.throttled_s < 2
+
+
 def test_no_request_waits_for_longer_than_a_retry_does() -> None:
     pace = Pacing()
     pace.delay_s(10.0)
@@ -122,7 +180,10 @@ def test_a_fleet_gets_what_a_prefix_allows_in_fair_shares(fleet: Fleet) -> None:
 
 
 def test_less_is_asked_in_vain_than_by_the_back_off_alone() -> None:
-    with_pacing, without = (simulate(Fleet(rate=1_100, paced=paced)) for paced in (True, False))
+    with_pacing, without = (
+        simulate(Fleet(rate=1_100)),
+        simulate(Fleet(rate=1_100, client=UNPACED)),
+    )
     assert with_pacing.refused < without.refused / 2
 
 

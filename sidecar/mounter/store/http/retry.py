@@ -25,6 +25,8 @@ from sidecar.mounter.store.interface import StoreObserver
 
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
+THROTTLED_BUDGETS = 10
+"""For so many times its budget a request may be refused by a store that takes others."""
 _READS = frozenset({"list", "head", "get"})
 
 T = TypeVar("T")
@@ -63,7 +65,9 @@ class Retry:
     """Repeats an attempt until it works or the budget is spent.
 
     Args:
-        budget_s: time for all attempts, from the first one on; 0 means one attempt.
+        budget_s: time for all attempts, from the first one on; 0 means one attempt. While the
+            store takes other requests of this process, what it refuses as too many gets
+            THROTTLED_BUDGETS times as long: that is no outage.
         login: refreshed after AccessDenied.
         observer: counts attempts, retries and failures.
     """
@@ -75,6 +79,7 @@ class Retry:
         # Stores count them apart ("Best practices design patterns: optimizing Amazon S3
         # performance").
         self._reads, self._writes = Pacing(), Pacing()
+        self._answered_s = float("-inf")  # when the store last did what it was asked
 
     def run(self, operation: str, attempt: Callable[[], T]) -> T:
         """The result of the first attempt that works.
@@ -135,13 +140,19 @@ class Retry:
                     pacing.refused(time.monotonic())
                 delay_s = backoff.next_s()
                 wait_s = again.retry_after_s or delay_s
-                if time.monotonic() + wait_s > deadline:
+                latest = self._extended(deadline) if is_throttled else deadline
+                if time.monotonic() + wait_s > latest:
                     raise again.error from None
                 self._observer.retried(operation, again.reason)
                 if is_throttled:
                     self._hold(wait_s)
                 else:
                     time.sleep(wait_s)
+
+    def _extended(self, deadline: float) -> float:
+        """The deadline of a call that the store refuses as one too many."""
+        is_out = time.monotonic() - self._answered_s > self._budget_s
+        return deadline if is_out else deadline + (THROTTLED_BUDGETS - 1) * self._budget_s
 
     def _hold(self, seconds: float) -> None:
         """Wait because the store takes no more requests."""
@@ -154,13 +165,16 @@ class Retry:
         started = time.perf_counter()
         code = "ok"
         try:
-            return attempt()
+            result = attempt()
         except SidecarError as error:
             code = error.code
             raise
         except Retryable as again:
             code = again.error.code
             raise
+        else:
+            self._answered_s = time.monotonic()
+            return result
         finally:
             self._observer.request(operation, time.perf_counter() - started, code)
 
