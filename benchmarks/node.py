@@ -1,15 +1,17 @@
 """What one mount can do on this machine when the store costs next to nothing.
 
 ``python -m benchmarks.node`` reads 1, 2, 4, … large files at once, and small files, beside a client
-without a mount, and says what the mount's processes took for it: which thread is busy when the rate
-no longer rises, and how much of its time a process can have held its interpreter's lock. The store
-is on loopback; store, mount and readers have cores of their own where there are four or more.
+without a mount, and says what the mount's processes took for it, which thread is the busiest, and
+at which rate a process would hold its interpreter's lock all the time (user time is the most that
+it can hold it). The store is on loopback; store, mount and readers have cores of their own where
+there are four or more.
 docs/performance-at-scale.md explains the figures.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -75,20 +77,29 @@ class Row:
         what: such as ``4 files``.
         gb_per_s: all readers together.
         floor_gb_per_s: of the client without a mount.
-        user_s_per_gb, system_s_per_gb: CPU time of the mount.
-        busiest: its thread that had most CPU time: the process's name, and the share of a core.
-        interpreter: the largest user time of one process, as a share of the time: no more
-            than that it held its interpreter's lock.
+        worker, readers: CPU seconds for each GB, user and system, of the process that reads
+            requests, and of the reader processes together.
+        busiest: the thread of the mount that had most CPU time: its process's name.
+        busiest_share: of a core.
     """
 
     what: str
     gb_per_s: float
     floor_gb_per_s: float
-    user_s_per_gb: float
-    system_s_per_gb: float
+    worker: tuple[float, float]
+    readers: tuple[float, float]
     busiest: str
     busiest_share: float
-    interpreter_share: float
+
+    @property
+    def most_of_worker(self) -> float:
+        """GB/s at which the worker would hold its interpreter's lock all the time."""
+        return 1 / self.worker[0] if self.worker[0] else math.inf
+
+    @property
+    def most_of_a_reader(self) -> float:
+        """GB/s at which one reader process would hold its interpreter's lock all the time."""
+        return 1 / self.readers[0] if self.readers[0] else math.inf
 
 
 class Bench:
@@ -152,31 +163,39 @@ class Bench:
             after = mount.process.thread_times()
         used = [taken.since(before.get(thread)) for thread, taken in after.items()]
         busiest = max(used, key=lambda taken: taken.user_s + taken.system_s)
-        by_process: dict[int, float] = {}
-        for taken in used:
-            by_process[taken.process] = by_process.get(taken.process, 0.0) + taken.user_s
+
+        def cost_of(name: str) -> tuple[float, float]:
+            of_name = [taken for taken in used if taken.name == name]
+            user_s = sum(taken.user_s for taken in of_name)
+            return user_s / (moved / GB), sum(taken.system_s for taken in of_name) / (moved / GB)
+
         return Row(
             what,
             moved / GB / wall_s,
             without.size_bytes / GB / without.wall_s,
-            sum(taken.user_s for taken in used) / (moved / GB),
-            sum(taken.system_s for taken in used) / (moved / GB),
+            cost_of("worker"),
+            cost_of("reader"),
             busiest.name,
             (busiest.user_s + busiest.system_s) / wall_s,
-            max(by_process.values()) / wall_s,
         )
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
     yield (
-        f"{'':24} {'GB/s':>7} {'floor':>7} {'user s/GB':>10} {'system s/GB':>12}"
-        f" {'busiest thread':>22} {'interpreter':>12}"
+        f"{'':24} {'':>7} {'floor':>7} {'worker':>13} {'readers':>13} {'busiest':>12}"
+        f" {'at most, GB/s:':>19}"
+    )
+    yield (
+        f"{'':24} {'GB/s':>7} {'GB/s':>7} {'user, system':>13} {'CPU-s/GB':>13} {'thread':>12}"
+        f" {'worker, one reader':>19}"
     )
     for row in rows:
+        worker, reader = (f"{user:.3f}, {system:.3f}" for user, system in (row.worker, row.readers))
+        most = f"{row.most_of_worker:.0f}, {row.most_of_a_reader:.0f}"
+        busiest = f"{row.busiest} {row.busiest_share:.0%}"
         yield (
-            f"{row.what:24} {row.gb_per_s:7.2f} {row.floor_gb_per_s:7.2f} {row.user_s_per_gb:10.3f}"
-            f" {row.system_s_per_gb:12.3f} {row.busiest:>15} {row.busiest_share:6.0%}"
-            f" {row.interpreter_share:12.0%}"
+            f"{row.what:24} {row.gb_per_s:7.2f} {row.floor_gb_per_s:7.2f} {worker:>13} {reader:>13}"
+            f" {busiest:>12} {most:>19}"
         )
 
 

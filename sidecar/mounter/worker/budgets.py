@@ -11,6 +11,13 @@ from sidecar.mounter.cache import node_folder
 from sidecar.mounter.cache.cache_folder import occupied_bytes
 from sidecar.mounter.system import resource_limits
 from sidecar.spec import PersistenceSpec, Volume
+from sidecar.units import MIB
+
+_LEAST_READERS, _USUAL_READERS, _MOST_READERS = 2, 4, 16
+_LEAST_READER_BYTES = 16 * MIB
+"""With less for each of them, there are fewer."""
+_MORE_READER_BYTES = 64 * MIB
+"""A whole window (:mod:`sidecar.mounter.reading.read_ahead_size`). With as much, there are more."""
 
 
 def memory_bytes(spec: PersistenceSpec, volume: Volume) -> int:
@@ -18,6 +25,19 @@ def memory_bytes(spec: PersistenceSpec, volume: Volume) -> int:
     return volume.options.memory_bytes or resource_limits.memory_budget_bytes(
         len(spec.buckets), spec.memory_cache_bytes
     )
+
+
+def reader_processes(cores: int, content_bytes: int) -> int:
+    """How many reader processes a bucket has: one for each core, as far as its memory goes.
+
+    Each takes 5 MiB for itself, and its streams need a window. Four read 20 GB/s and more
+    (docs/performance-at-scale.md), so that there are more only where much memory is given.
+
+    Args:
+        content_bytes: :func:`memory_bytes`.
+    """
+    usual = min(_USUAL_READERS, max(_LEAST_READERS, content_bytes // _LEAST_READER_BYTES))
+    return min(cores, max(usual, min(_MOST_READERS, content_bytes // _MORE_READER_BYTES)))
 
 
 def page_cache_bytes(spec: PersistenceSpec) -> int:

@@ -65,7 +65,6 @@ from sidecar.spec import PersistenceSpec, StoreSource, Volume
 log = logging.getLogger("sidecar.worker")
 
 _FETCH_THREADS = 16
-_MOST_READERS = 4
 _UPLOAD_THREADS = 4
 _SHOWN_UNSAVED = 100
 _ORPHAN_GRACE_S = 20.0
@@ -275,7 +274,8 @@ class Worker:
         if self._options.transport == "libfuse":
             beat_to(self._channel)
             return None, None
-        count = min(len(os.sched_getaffinity(0)), _MOST_READERS)
+        cores = len(os.sched_getaffinity(0))
+        count = budgets.reader_processes(cores, self._memory_bytes)
         beats = SharedBeats()
 
         def build(number: int, tell: Tell) -> Fetcher:
