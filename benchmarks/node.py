@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from typing import Any, Final
 import click
 
 from benchmarks import floor, host, readers
+from benchmarks.cli import leave
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import GB, run_all
 from benchmarks.peers import OUR_MOUNTS, Mount, mounted
@@ -217,6 +219,7 @@ def _serving(folder: Path, cores: Cores, arguments: Sequence[int]) -> Iterator[E
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file of the result.")
 def main(most: int, size_mib: int, small: int, output: Path | None) -> None:
     """Measure one mount on this machine, with a store that costs next to nothing. Needs root."""
+    signal.signal(signal.SIGTERM, leave)
     cores = Cores.divided()
     most = most or min(32, max(4, len(os.sched_getaffinity(0))))
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -224,7 +227,7 @@ def main(most: int, size_mib: int, small: int, output: Path | None) -> None:
     rows: list[Row] = []
     document: dict[str, Any] = {"host": host.facts(), "size_mib": size_mib}
     click.echo(f"{document['host']}\n{most} files of {size_mib} MiB")
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(prefix="bench-node-") as name:
         folder = Path(name)
         served = (most, size_mib * MIB, small, SMALL_BYTES)
         with _serving(folder, cores, served) as endpoint:
