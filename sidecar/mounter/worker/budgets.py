@@ -30,7 +30,7 @@ def memory_bytes(spec: PersistenceSpec, volume: Volume) -> int:
 def reader_processes(cores: int, content_bytes: int) -> int:
     """How many reader processes a bucket has: one for each core, as far as its memory goes.
 
-    Each takes 5 MiB for itself, and its streams need a window. Four read 20 GB/s and more
+    Each takes 5 MiB for itself, and its streams need a window. Four read some 16 GB/s
     (docs/performance-at-scale.md), so that there are more only where much memory is given.
 
     Args:
