@@ -94,6 +94,19 @@ def test_a_reader_that_waits_gets_a_larger_window_up_to_the_most(reading: Make) 
     assert MOST_BYTES // 2 <= most <= MOST_BYTES + 8 * MIB
 
 
+def test_a_reader_that_reads_in_bursts_has_the_next_one_ready(reading: Make) -> None:
+    one = reading(256 * MIB)
+    one.store.delay_s = 0.1
+    reader = one.open()
+    burst = 16 * MIB
+    for number in range(8):
+        for offset, size in blocks(burst, MIB):
+            one.check(reader, number * burst + offset, size)
+        one.settle()
+        time.sleep(0.3)  # the program computes
+    assert max(map(sum, one.store.ranges)) - 8 * burst >= 1.5 * burst
+
+
 def test_nothing_is_asked_beyond_the_end_or_twice(reading: Make) -> None:
     one = reading(21 * MIB + 13)
     reader = one.open()

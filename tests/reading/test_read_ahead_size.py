@@ -86,3 +86,19 @@ def test_a_stream_that_begins_anew_begins_small() -> None:
     assert stream.size.bytes == FIRST_BYTES
     stream.read(64 * MIB)
     assert stream.size.bytes == MOST_BYTES
+
+
+def test_who_reads_in_bursts_has_a_whole_one_ready() -> None:
+    """64 MiB at once, and then nothing for a second, in which the link could bring them."""
+    stream = Stream(connection=60 * MIB, most=120 * MIB)
+    waited_s = []
+    for _ in range(8):
+        ready = min(stream.size.bytes, 64 * MIB)
+        stream.position += ready  # no wait for these
+        stream.now_s += 1.0
+        rested = stream.size.bytes / stream.most < 1.0
+        stream.size.waited(stream.position, stream.connection, stream.now_s, rested=rested)
+        waited_s.append(stream.read(64 * MIB - ready))
+    assert waited_s[0] > 0.3
+    assert waited_s[-1] == 0
+    assert stream.size.bytes == MOST_BYTES

@@ -3,8 +3,8 @@
 A handle starts without a window. Reads in sequence become a stream with a window, whose parts
 several connections fetch at the same time. A window grows only when the reader had to wait and
 more connections would make it faster (:mod:`.read_ahead_size`), so a slow reader costs little and
-a fast one gets bandwidth. Other reads are fetched as they
-are, in the caller's thread. Which parts a window has is decided in :mod:`.window`.
+a fast one gets bandwidth. Other reads are fetched as they are, in the caller's thread. Which parts
+a window has is decided in :mod:`.window`.
 """
 
 from __future__ import annotations

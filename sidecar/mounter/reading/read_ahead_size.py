@@ -29,7 +29,9 @@ class ReadAheadSize:
     A stream needs as many connections as its rate is a multiple of the best rate that one of them
     has had. If fewer are used, the rate rises with each further one, and so does the size. If the
     reader, a CPU or the network is the limit, more connections are slower ones, but the best rate
-    stays what it was, and the size too.
+    stays what it was, and the size too. A reader that reads in bursts needs what one burst reads:
+    where everything was there, nothing was fetched for a while, and then the reader had to wait,
+    the size doubles.
 
     Args:
         part_bytes: what one connection fetches at a time.
@@ -38,7 +40,15 @@ class ReadAheadSize:
         bytes: how far ahead of the reader it may be fetched.
     """
 
-    __slots__ = ("_best_rate", "_from_position", "_from_s", "_measured_s", "_part_bytes", "bytes")
+    __slots__ = (
+        "_best_rate",
+        "_from_position",
+        "_from_s",
+        "_least_bytes",
+        "_measured_s",
+        "_part_bytes",
+        "bytes",
+    )
 
     def __init__(self, part_bytes: int) -> None:
         self._part_bytes = part_bytes
@@ -47,23 +57,28 @@ class ReadAheadSize:
     def restart(self) -> None:
         """Begin as carefully as at first."""
         self.bytes = FIRST_BYTES
+        self._least_bytes = _UNMEASURED_BYTES  # more for a reader that reads in bursts
         self._best_rate = 0.0  # of a connection, bytes a second
         self._measured_s: float | None = None  # since when the best rate is measured
         self._from_position, self._from_s = 0, 0.0  # where the reader's rate is measured from
 
-    def waited(self, position: int, connection_rate: float, now_s: float) -> None:
+    def waited(
+        self, position: int, connection_rate: float, now_s: float, *, rested: bool = False
+    ) -> None:
         """The reader had to wait, and goes on.
 
         Args:
             position: how far it has read, bytes.
             connection_rate: the best at which one of the latest parts came, bytes a second.
             now_s: monotonic.
+            rested: nothing was fetched for a while before, because everything was there.
         """
         if self._measured_s is None:
             self._measured_s = now_s
         elif now_s - self._measured_s >= _MEASURE_AGAIN_S:
             # The best rate shows with few parts in flight only.
-            self.bytes = min(self.bytes, _UNMEASURED_BYTES)
+            self._least_bytes = max(self._least_bytes // 2, _UNMEASURED_BYTES)
+            self.bytes = min(self.bytes, self._least_bytes)
             self._best_rate, self._measured_s = 0.0, now_s
             self._measure_from(position, now_s)
         self._best_rate = max(self._best_rate, connection_rate)
@@ -71,11 +86,15 @@ class ReadAheadSize:
             self.bytes *= 2
             self._measure_from(position, now_s)
             return
+        if rested:
+            self.bytes = self._least_bytes = min(2 * self.bytes, MOST_BYTES)
+            self._measure_from(position, now_s)
+            return
         read_bytes, taken_s = position - self._from_position, now_s - self._from_s
         if read_bytes < max(_STEP_BYTES, self.bytes // 2) or taken_s <= 0:
             return
         needed = _MARGIN * read_bytes / taken_s / self._best_rate * self._part_bytes
-        self.bytes = int(min(max(needed, self.bytes / 2, _UNMEASURED_BYTES), MOST_BYTES))
+        self.bytes = int(min(max(needed, self.bytes / 2, self._least_bytes), MOST_BYTES))
         self._measure_from(position, now_s)
 
     def _measure_from(self, position: int, now_s: float) -> None:

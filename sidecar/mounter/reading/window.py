@@ -5,6 +5,7 @@ Answers no read, and takes no lock but a part's: the reader that owns the window
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -30,6 +31,8 @@ MAX_STREAMS = 8
 """Streams of one object that are told apart, such as the columns of a table, or its readers.
 Each has a window."""
 _REMEMBERED_ENDS = 8
+_REST_S = 0.05
+"""Less is chance: threads are not scheduled at once."""
 _SURE_READS = 4
 """After so many reads in sequence a gap is taken for reads that come out of order."""
 
@@ -40,6 +43,7 @@ class Part:
     Attributes:
         done: set once the fetch has ended, well or not.
         error: what it failed with.
+        ended_s: when the fetch ended (monotonic); inf until then.
         rate: at which it came, bytes a second; 0 until then.
         entry: where it is cached. Released when the fetch ends.
     """
@@ -52,6 +56,7 @@ class Part:
         "buffer",
         "done",
         "end",
+        "ended_s",
         "entry",
         "error",
         "rate",
@@ -68,6 +73,7 @@ class Part:
         self.entry = entry
         self.done = threading.Event()
         self.error: BaseException | None = None
+        self.ended_s = math.inf
         self.rate = 0.0
         self._users = 2  # the window, and the fetch
         self._callbacks: list[Callable[[], None]] = []
@@ -97,14 +103,15 @@ class Part:
 
     def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
         """Fetch the range. Raises nothing: :attr:`error` says what it failed with."""
-        began_s = time.perf_counter()
+        began_s = time.monotonic()
         try:
             assert self.buffer is not None
             fetcher.fetch(info, self.entry, self.start, memoryview(self.buffer), self)
-            self.rate = (self.end - self.start) / max(time.perf_counter() - began_s, 1e-9)
+            self.rate = (self.end - self.start) / max(time.monotonic() - began_s, 1e-9)
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:
+            self.ended_s = time.monotonic()
             with self._lock:
                 self.done.set()
                 callbacks, self._callbacks = self._callbacks, []
@@ -122,10 +129,12 @@ class Window:
         position: how far it was read.
         ahead: how far ahead of that it may reach.
         next_part_bytes: size of the next part. None: just what the read needs.
+        has_rested: everything was there and nothing was fetched for a while, since the reader
+            had to wait last.
         reads: how many came in sequence. Each one makes the next one more likely.
     """
 
-    __slots__ = ("ahead", "end", "next_part_bytes", "parts", "position", "reads")
+    __slots__ = ("ahead", "end", "has_rested", "next_part_bytes", "parts", "position", "reads")
 
     def __init__(self, offset: int, next_part_bytes: int, part_bytes: int) -> None:
         self.parts: deque[Part] = deque()
@@ -151,13 +160,22 @@ class Window:
         self.position = self.end = offset
         self.ahead.restart()
         self.next_part_bytes = None
+        self.has_rested = False
         self.reads = 0
 
     def waited(self) -> None:
         """The reader had to wait for a part, and has it."""
         best_rate = max((part.rate for part in self.parts), default=0.0)
         if self.reads > 1 and best_rate:  # the first read has to wait in any case
-            self.ahead.waited(self.position, best_rate, time.monotonic())
+            self.ahead.waited(self.position, best_rate, time.monotonic(), rested=self.has_rested)
+        self.has_rested = False
+
+    def append(self, part: Part) -> None:
+        """Add the next part, which is about to be fetched."""
+        latest_s = max((part.ended_s for part in self.parts), default=math.inf)
+        self.has_rested = self.has_rested or time.monotonic() - latest_s >= _REST_S
+        self.parts.append(part)
+        self.end = part.end
 
     def has_failed(self, offset: int, end: int) -> bool:
         """Whether the fetch of a part of ``[offset, end)`` failed, for whichever read."""
@@ -337,8 +355,7 @@ class Windows:
         if entry is not None and cache is not None:
             cache.retain(entry)
         part = Part(window.end, buffer, buffers, entry)
-        window.parts.append(part)
-        window.end = part.end
+        window.append(part)
         doubled = 2 * (window.next_part_bytes or 0)
         window.next_part_bytes = min(max(doubled, self._first_part_bytes), self._part_bytes)
         return part
