@@ -48,7 +48,7 @@ def test_every_row_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     work = tmp_path / "work"
-    process = start(work, "--most", "1", "--size-mib", "2048")
+    process = start(work, "--most", "1", "--size-mib", "256")
     table = Path("/proc/self/mountinfo")
     wait_until(lambda: f"{work}/" in table.read_text(), "it has mounted")
     process.send_signal(number)
