@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from sidecar.mounter.fuse.operations import Answer, HandedOn
 from sidecar.mounter.fuse.protocol import Opcode
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
+from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.store.failures import Tell
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -32,6 +35,27 @@ class Recorded(ReaderPool):
 
     def _send(self, number: int, message: bytes) -> None:
         self.sent.append(message)
+
+
+class Closed(ReaderPool):
+    def close(self) -> None:
+        for end in self._sockets:
+            end.close()
+
+
+def test_a_reader_that_was_killed_with_work_before_it_has_ended() -> None:
+    """A socket says so with an error, and not with its end."""
+
+    def never(_number: int, _tell: Tell) -> Fetcher:
+        while True:
+            signal.pause()  # before it takes a message
+
+    readers = Closed(1, never, print)
+    readers.read(1, 1, None, MemoryStore().put("a", b"content"), 0, 4096)
+    os.kill(readers.pids[0], signal.SIGKILL)
+    os.waitpid(readers.pids[0], 0)
+    readers.listen(print)
+    readers.close()
 
 
 def test_a_thread_that_may_wait_reads_here(tmp_path: Path) -> None:

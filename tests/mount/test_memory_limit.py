@@ -21,7 +21,7 @@ from tests.support.clouds import Cloud
 from tests.support.sidecar import Sidecar
 
 MIB = 1024 * 1024
-SMALLEST_MIB = 128
+SMALLEST_MIB = 160
 """docs/sizing.md, for one bucket."""
 LARGE_BYTES = 96 * MIB
 WRITTEN_BYTES = 24 * MIB

@@ -60,7 +60,10 @@ def test_without_a_limit_the_most(host: Path) -> None:
 
 @pytest.mark.parametrize(
     ("limit_mib", "mounts", "budget_mib"),
-    [(512, 1, 128), (512, 2, 64), (512, 5, 25.6), (128, 5, 16), (32, 1, 16), (4096, 2, 256)],
+    [
+        *((512, 1, 128), (512, 2, 64), (512, 5, 25.6), (4096, 2, 256)),
+        *((192, 1, 48), (160, 1, 32), (128, 1, 16), (128, 5, 16), (32, 1, 16)),  # processes first
+    ],
 )
 def test_a_quarter_of_the_limit_shared_by_the_mounts(
     host: Path, limit_mib: int, mounts: int, budget_mib: float

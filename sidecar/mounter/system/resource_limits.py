@@ -12,6 +12,7 @@ import resource
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from sidecar.spec import least_memory_bytes
 from sidecar.units import MIB
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -19,7 +20,8 @@ PROC: Final = Path("/proc")
 
 PAGE_CACHE_DIVISOR = 2
 MEMORY_DIVISOR = 4
-"""A quarter of the limit is for content; the rest is for Python, the page cache, and reserve."""
+"""A quarter of the limit is for content, and where that is little, half of what processes leave.
+The rest is for Python, the page cache, sockets, and reserve."""
 LEAST_MEMORY_BYTES = 16 * MIB
 MOST_MEMORY_BYTES = 256 * MIB
 """Enough for the windows of four fast readers; more makes nothing faster."""
@@ -38,7 +40,8 @@ def memory_budget_bytes(
         cached_bytes: what caches in memory take of the limit.
     """
     available = max(0, available_bytes(cgroups, proc) - cached_bytes)
-    share = available // MEMORY_DIVISOR // max(1, mounts)
+    beside_processes = max(0, available - least_memory_bytes(mounts))
+    share = min(available // MEMORY_DIVISOR, beside_processes // 2) // max(1, mounts)
     return max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share))
 
 

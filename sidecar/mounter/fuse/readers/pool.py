@@ -142,7 +142,10 @@ class ReaderPool:
                 selector.register(end, selectors.EVENT_READ, end)
             while selector.get_map():
                 for key, _ in selector.select():
-                    message = key.data.recv(MESSAGE_BYTES)
+                    try:
+                        message = key.data.recv(MESSAGE_BYTES)
+                    except ConnectionResetError:  # it was killed with messages that it had not read
+                        message = b""
                     if not message:
                         selector.unregister(key.data)  # it ended, and so will this process
                         continue
