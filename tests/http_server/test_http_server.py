@@ -296,20 +296,16 @@ def test_answers_of_all_together(served: Served) -> None:
 
 
 def test_a_deadline_for_a_request_and_its_answer() -> None:
-    for served in serving(replace(LIMITS, request_s=0.1)):
+    for served in serving(replace(LIMITS, idle_s=2.0, request_s=0.1)):
         client = served.connect()
         client.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 600000\r\n\r\nabc")
         assert read_all(client).startswith(b"HTTP/1.1 408 ")
         unread = served.connect()
         unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         unread.sendall(b"GET /large HTTP/1.1\r\n\r\n")
-        wait_until(lambda unread=unread: is_closed(unread), "who does not read is sent away")
-
-
-def test_a_deadline_for_who_says_nothing() -> None:
-    for served in serving(replace(LIMITS, idle_s=0.1)):
         idle = served.connect()
         wait_until(lambda idle=idle: is_closed(idle), "who says nothing is sent away")
+        wait_until(lambda unread=unread: is_closed(unread), "who does not read, too")
 
 
 def test_without_descriptors_it_waits(served: Served) -> None:
