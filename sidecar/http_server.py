@@ -161,9 +161,8 @@ class HttpServer:
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_IN_A_TURN):
-            is_full = len(self._connections) >= self._limits.connections
-            oldest = self._oldest() if is_full else None
-            if is_full and oldest is None:
+            oldest = self._find_oldest() if self._is_full else None
+            if oldest is None and self._is_full:
                 self._pause()  # each of them has asked something and gets its answer
                 return
             try:
@@ -172,7 +171,7 @@ class HttpServer:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    if (oldest := self._oldest()) is not None:
+                    if (oldest := self._find_oldest()) is not None:
                         self._close(oldest)
                     self._pause()
                     return
@@ -203,7 +202,11 @@ class HttpServer:
             self._selector.unregister(self._listener)
         self._accept_again_s = time.monotonic() + _PAUSE_S
 
-    def _oldest(self) -> Connection | None:
+    @property
+    def _is_full(self) -> bool:
+        return len(self._connections) >= self._limits.connections
+
+    def _find_oldest(self) -> Connection | None:
         """Who waits longest for its client; None: nobody waits.
 
         What has come is read first: who has asked already is not dropped for a newcomer.

@@ -14,10 +14,6 @@ import pytest
 from tests.benchmarks.test_runs import ROOT, assert_nothing_left
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="needs root and /dev/fuse"
-)
-
 
 def start(work: Path, *arguments: str) -> subprocess.Popen[str]:
     work.mkdir()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from benchmarks.fleet import UNPACED, Fleet, simulate
-from sidecar.errors import Unavailable
+from sidecar.errors import NotFound, Unavailable
 from sidecar.mounter.store.http import pacing
 from sidecar.mounter.store.http.pacing import Pacing
 from sidecar.mounter.store.http.retry import Retry, Retryable
@@ -106,14 +106,21 @@ def refused() -> None:
     raise Retryable(Unavailable("slow down", "wait"), "throttled")
 
 
+def missing() -> None:
+    raise NotFound("no such object")
+
+
 @contextlib.contextmanager
-def answering(retry: Retry) -> Iterator[None]:
+def answering(
+    retry: Retry, operation: str = "get", answer: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """The store takes other requests of this mount meanwhile."""
     over = threading.Event()
 
     def ask() -> None:
         while not over.wait(0.02):
-            retry.once("get", lambda: None)
+            with contextlib.suppress(NotFound):
+                retry.once(operation, answer)
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -124,7 +131,8 @@ def answering(retry: Retry) -> Iterator[None]:
         thread.join()
 
 
-def test_a_store_that_takes_other_requests_is_not_out() -> None:
+@pytest.mark.parametrize("answer", [lambda: None, missing], ids=["here", "absent"])
+def test_a_store_that_takes_other_requests_is_not_out(answer: Callable[[], None]) -> None:
     """A request that happens to be refused again and again is no error yet."""
     retry = Retry(0.3, Login(), CountingObserver())
     end_s = time.monotonic() + 1.0
@@ -134,8 +142,16 @@ def test_a_store_that_takes_other_requests_is_not_out() -> None:
             refused()
         return "taken"
 
-    with answering(retry):
+    with answering(retry, answer=answer):
         assert retry.run("head", attempt) == "taken"
+
+
+def test_a_store_that_takes_writes_may_be_out_for_reads() -> None:
+    observer = CountingObserver()
+    retry = Retry(0.3, Login(), observer)
+    with answering(retry, "put"), pytest.raises(Unavailable):
+        retry.run("head", refused)
+    assert observer.throttled_s <= 0.3
 
 
 def test_a_request_that_is_refused_for_ten_times_as_long_is_an_error() -> None:

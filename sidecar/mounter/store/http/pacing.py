@@ -9,6 +9,7 @@ asked is asked in vain (docs/decisions/0056-pacing.md).
 
 from __future__ import annotations
 
+import math
 import threading
 
 from sidecar.mounter.store.http.forks import renew_in_child
@@ -35,10 +36,14 @@ class Pacing:
 
     Nothing waits until the store refuses something, and nothing any more once the rate has grown to
     twice what it was then without another refusal.
+
+    Attributes:
+        taken_s: when the store took a request last, as its user says.
     """
 
     def __init__(self) -> None:
         self.after_fork()
+        self.taken_s = -math.inf
         self._rate: float | None = None  # requests per second; None: no limit is known
         self._grown_s = 0.0  # when it was last that
         self._refused_rate = 0.0

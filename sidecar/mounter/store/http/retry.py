@@ -16,6 +16,7 @@ from sidecar.errors import (
     AccessDenied,
     CredentialError,
     LoginRejected,
+    NotFound,
     SidecarError,
     StoreProtocolError,
 )
@@ -28,6 +29,8 @@ LONGEST_DELAY_S = 5.0
 THROTTLED_BUDGETS = 10
 """For so many times its budget a request may be refused by a store that takes others."""
 _READS = frozenset({"list", "head", "get"})
+_TAKEN = frozenset({"ok", NotFound.code})
+"""How requests end that a store did not refuse: that there is no such object is an answer."""
 
 T = TypeVar("T")
 
@@ -66,7 +69,7 @@ class Retry:
 
     Args:
         budget_s: time for all attempts, from the first one on; 0 means one attempt. While the
-            store takes other requests of this process, what it refuses as too many gets
+            store takes other requests of the kind, what it refuses as too many gets
             THROTTLED_BUDGETS times as long: that is no outage.
         login: refreshed after AccessDenied.
         observer: counts attempts, retries and failures.
@@ -79,7 +82,6 @@ class Retry:
         # Stores count them apart ("Best practices design patterns: optimizing Amazon S3
         # performance").
         self._reads, self._writes = Pacing(), Pacing()
-        self._answered_s = float("-inf")  # when the store last did what it was asked
 
     def run(self, operation: str, attempt: Callable[[], T]) -> T:
         """The result of the first attempt that works.
@@ -109,7 +111,7 @@ class Retry:
         # Jitter: the pods of one experiment must not come back all at once.
         backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, jitter=True)
         refreshed = doubted = False
-        pacing = self._reads if operation in _READS else self._writes
+        pacing = self._pacing(operation)
         while True:
             # No longer than all attempts may take: whoever gives a short budget has another way.
             self._hold(min(self._budget_s, pacing.delay_s(time.monotonic())))
@@ -140,7 +142,9 @@ class Retry:
                     pacing.refused(time.monotonic())
                 delay_s = backoff.next_s()
                 wait_s = again.retry_after_s or delay_s
-                latest = self._extended(deadline) if is_throttled else deadline
+                latest = deadline
+                if is_throttled and time.monotonic() - pacing.taken_s <= self._budget_s:
+                    latest += (THROTTLED_BUDGETS - 1) * self._budget_s
                 if time.monotonic() + wait_s > latest:
                     raise again.error from None
                 self._observer.retried(operation, again.reason)
@@ -149,10 +153,8 @@ class Retry:
                 else:
                     time.sleep(wait_s)
 
-    def _extended(self, deadline: float) -> float:
-        """The deadline of a call that the store refuses as one too many."""
-        is_out = time.monotonic() - self._answered_s > self._budget_s
-        return deadline if is_out else deadline + (THROTTLED_BUDGETS - 1) * self._budget_s
+    def _pacing(self, operation: str) -> Pacing:
+        return self._reads if operation in _READS else self._writes
 
     def _hold(self, seconds: float) -> None:
         """Wait because the store takes no more requests."""
@@ -165,17 +167,16 @@ class Retry:
         started = time.perf_counter()
         code = "ok"
         try:
-            result = attempt()
+            return attempt()
         except SidecarError as error:
             code = error.code
             raise
         except Retryable as again:
             code = again.error.code
             raise
-        else:
-            self._answered_s = time.monotonic()
-            return result
         finally:
+            if code in _TAKEN:
+                self._pacing(operation).taken_s = time.monotonic()
             self._observer.request(operation, time.perf_counter() - started, code)
 
 
