@@ -70,12 +70,13 @@ def test_a_store_behind_a_cache_gets_its_connections() -> None:
     assert stream.size.bytes == MOST_BYTES
 
 
-def test_a_link_that_became_fast_gives_memory_back() -> None:
+def test_a_link_that_became_fast_gives_memory_back_soon() -> None:
+    """The first parts of a connection come slowly, and say little."""
     stream = Stream(connection=70 * MIB, most=1.0 * GIB)
     stream.read(GIB)
     assert stream.size.bytes == MOST_BYTES
     stream.connection = 2 * GIB
-    stream.read(16 * GIB)
+    assert stream.read(GIB) < 10
     assert stream.size.bytes <= 24 * MIB
 
 
