@@ -13,15 +13,12 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import StoreProtocolError
-from sidecar.mounter.store import open_store
-from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.active_upload import ActiveUpload
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from sidecar.mounter.writing.spool_log import SentPart
-from sidecar.spec import StoreSource
-from tests.store.raw import FixedCredentials
+from tests.store.raw import open_at
 from tests.support.clouds import CountingObserver
 from tests.support.memory_store import MemoryStore
 from tests.support.servers import HttpResponder, answer
@@ -73,12 +70,7 @@ def test_an_upload_session_goes_on_where_it_stopped(lost: set[int], cut: set[int
     session = Session(lost, cut)
     observer = CountingObserver()
     with HttpResponder(session.respond) as server:
-        store = open_store(
-            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
-            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
-            retry_budget_s=20,
-            observer=observer,
-        )
+        store = open_at("gcs", server.endpoint, observer, retry_budget_s=20)
         content = os.urandom(1_500_000)
         upload = store.start_upload("key")
         upload.put_part(1, content[:700_000])
@@ -100,12 +92,7 @@ def test_a_session_that_was_kept_is_no_object() -> None:
         answer(handler, 200, b"")
 
     with HttpResponder(respond) as server:
-        store = open_store(
-            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
-            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
-            retry_budget_s=20,
-            observer=CountingObserver(),
-        )
+        store = open_at("gcs", server.endpoint, CountingObserver(), retry_budget_s=20)
         state = {"session": "/storage/v1/b/other/o/precious?x=y", "metadata": {}}
         with pytest.raises(StoreProtocolError):
             store.resume_upload("key", state, {})
@@ -118,12 +105,7 @@ def test_a_session_that_was_kept_is_no_object() -> None:
 def test_another_process_goes_on_with_a_session() -> None:
     session = Session(set(), set())
     with HttpResponder(session.respond) as server:
-        store = open_store(
-            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
-            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
-            retry_budget_s=20,
-            observer=CountingObserver(),
-        )
+        store = open_at("gcs", server.endpoint, CountingObserver(), retry_budget_s=20)
         content = os.urandom(3 * 262144 + 5)
         begun = store.start_upload("key")
         begun.put_part(1, content[:262144])
@@ -149,12 +131,7 @@ def test_what_waits_goes_in_one_request() -> None:
         session.respond(handler)
 
     with HttpResponder(respond) as server, ThreadPoolExecutor(5) as pool:
-        store = open_store(
-            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
-            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
-            retry_budget_s=20,
-            observer=(observer := CountingObserver()),
-        )
+        store = open_at("gcs", server.endpoint, (observer := CountingObserver()), retry_budget_s=20)
         parts = [*(os.urandom(262144) for _ in range(4)), b"tail"]
         begun = store.start_upload("key")
         done = [pool.submit(begun.put_part, 1, parts[0])]
@@ -184,12 +161,7 @@ def test_a_session_whose_log_has_a_gap(tmp_path: Path) -> None:
     spool = Spool(StateDirectory.open(tmp_path), 10**9, layout).create()
     spool.write(0, b"".join(parts))
     with HttpResponder(session.respond) as server:
-        store = open_store(
-            StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
-            FixedCredentials(GcsCredentials(endpoint_url=server.endpoint, anonymous=True)),
-            retry_budget_s=20,
-            observer=CountingObserver(),
-        )
+        store = open_at("gcs", server.endpoint, CountingObserver(), retry_budget_s=20)
         begun = store.start_upload("key")
         record = spool.log.note_begun("key", begun.state, resumable=True)
         for number, part in enumerate(parts, 1):

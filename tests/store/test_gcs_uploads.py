@@ -17,12 +17,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound, Stale, StoreProtocolError, Unsupported
-from sidecar.mounter.store import open_store
-from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.gcs.properties import headers_of
 from sidecar.mounter.store.interface import Condition, Store
-from sidecar.spec import StoreSource
-from tests.store.raw import FixedCredentials
+from tests.store.raw import open_at
 from tests.support.clouds import CountingObserver, GcsCloud
 from tests.support.servers import HttpResponder, answer
 from tests.support.strict_gcs import GcsLimits, StrictGcsServer
@@ -51,15 +48,6 @@ def store(cloud: GcsCloud, tmp_path: Path) -> Iterator[Store]:
 
 def limit(server: StrictGcsServer, monkeypatch: pytest.MonkeyPatch, **changed: bool | int) -> None:
     monkeypatch.setattr(server.proxy, "limits", dataclasses.replace(GcsLimits(), **changed))
-
-
-def open_at(endpoint: str) -> Store:
-    return open_store(
-        StoreSource(store="gcs", url="gs://bucket", bucket="bucket"),
-        FixedCredentials(GcsCredentials(endpoint_url=endpoint, anonymous=True)),
-        retry_budget_s=5,
-        observer=CountingObserver(),
-    )
 
 
 def send(store: Store, key: str = "object") -> None:
@@ -238,7 +226,7 @@ def test_a_refusal_may_be_for_now(status: int, asked: int) -> None:
             answer(handler, status, b"<Error><Code>AccessDenied</Code></Error>")
 
     with HttpResponder(respond) as server:
-        store = open_at(server.endpoint)
+        store = open_at("gcs", server.endpoint, CountingObserver(), retry_budget_s=5)
         for _ in range(2):
             assert store.start_upload("key", METADATA).ordered_parts
         store.close()
@@ -266,7 +254,7 @@ def test_an_end_without_an_object_is_none(document: bytes) -> None:
             answer(handler, 200, document)
 
     with HttpResponder(respond) as server:
-        store = open_at(server.endpoint)
+        store = open_at("gcs", server.endpoint, CountingObserver(), retry_budget_s=5)
         upload = store.start_upload("key", METADATA)
         upload.put_part(1, b"content")
         with pytest.raises(StoreProtocolError, match="no object was made"):
@@ -284,7 +272,7 @@ def test_a_number_that_was_kept_is_none(upload_id: object) -> None:
         answer(handler, 200, b"")
 
     with HttpResponder(respond) as server:
-        store = open_at(server.endpoint)
+        store = open_at("gcs", server.endpoint, CountingObserver(), retry_budget_s=5)
         state = {"upload": upload_id, "metadata": {}}
         with pytest.raises(StoreProtocolError):
             store.resume_upload("key", state, {})
