@@ -3,20 +3,22 @@
 Layout, for whoever adds a row::
 
     workloads.py      the list of workloads and their sizes
-    reading.py  writing.py  small_files.py  metadata.py  startup.py  models.py
+    reading.py  writing.py  small_files.py  metadata.py  round_trips.py  startup.py  models.py
                       the workloads, by kind
     measure.py        the interface of a workload, metrics, CPU and memory cost
     datasets.py       the objects in the bucket; the check of what a mount returns
     peers.py          the mounts that are compared: settings, start, stop
-    servers.py        the object store, over HTTP, TLS or added latency (latency.py)
+    networks.py       which store a workload uses, and how clients reach it
+    servers.py        the stores; latency.py: the proxy that adds latency
+    stored.py         what a store has, to see what a write has brought
     floor.py          the cheapest possible client in Python, without a file system
     readers.py  writers.py  epochs.py  lists.py  model_programs.py
                       the other clients, run as programs (programs.py); crew.py: their threads
     runner.py         the rounds, and the result document (JSON)
     ratios.py         ours divided by theirs
     targets.py        the ratios and values that are required
-    report.py  plot.py
-                      the result document as text and as a plot
+    report.py  plot.py  readme.py
+                      the result document as text, as a plot, and as the tables of README.md
     page.py           our own metrics and status
     processes.py      child processes: CPU time, memory, stopping all of them
     mounts.py         the mount table

@@ -13,7 +13,8 @@ import click
 
 from benchmarks import gcs, plot, report, runner, servers
 from benchmarks.failure import BenchFailure
-from benchmarks.peers import ALL, DISK_CACHES, OURS
+from benchmarks.measure import Workload
+from benchmarks.peers import ALL, DISK_CACHES, OUR_MOUNTS, OURS, Sidecar
 from benchmarks.workloads import Sizes, all_workloads
 
 LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
@@ -52,6 +53,11 @@ QUICK_DIVISOR = 8
     help="Run only this mount, and the clients without a mount; repeatable.",
 )
 @click.option(
+    "--beside",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Another clone of this project with a .venv, which takes part in our rows.",
+)
+@click.option(
     "--output",
     default=LATEST,
     show_default="benchmarks/results/latest.json",
@@ -70,6 +76,7 @@ def main(
     divisor: int,
     workload_names: tuple[str, ...],
     peer_names: tuple[str, ...],
+    beside: Path | None,
     output: Path,
     work_folder: Path,
 ) -> None:
@@ -84,12 +91,17 @@ def main(
     if quick:
         rounds, divisor = 1, QUICK_DIVISOR
     sizes = Sizes().divided(divisor)
+    workloads = [
+        workload
+        for workload in all_workloads(sizes)
+        if not workload_names or workload.name in workload_names
+    ]
+    if beside is not None:
+        other = dataclasses.replace(OUR_MOUNTS[0], checkout=beside)
+        workloads = [_with(other, workload) for workload in workloads]
+        peer_names = (*peer_names, other.name) if peer_names else ()
     plan = runner.Plan(
-        workloads=[
-            workload
-            for workload in all_workloads(sizes)
-            if not workload_names or workload.name in workload_names
-        ],
+        workloads=workloads,
         peer_names=peer_names or None,
         rounds=rounds,
         options={"rounds": rounds, **dataclasses.asdict(sizes)},
@@ -110,6 +122,14 @@ def main(
     failed = [row for row in document["rows"] if "error" in row]
     if any(row["contender"].startswith(OURS) for row in failed):
         sys.exit(1)
+
+
+def _with(other: Sidecar, workload: Workload) -> Workload:
+    """The workload, with one contender more where ours takes part."""
+    if OUR_MOUNTS[0] not in workload.peers:
+        return workload
+    # Every workload is a dataclass; the protocol cannot say so.
+    return dataclasses.replace(workload, peers=(*workload.peers, other))  # type: ignore[type-var]
 
 
 def leave(number: int, _: FrameType | None) -> None:

@@ -116,6 +116,13 @@ class Nothing:
         """Do nothing."""
 
 
+def samples(size_bytes: int) -> list[tuple[int, int]]:
+    """Offset and length of what is compared of an object: start, end, and some at random."""
+    last = max(0, size_bytes - _SAMPLE_BYTES)
+    offsets = [0, last, *(random.randint(0, last) for _ in range(_SAMPLES))]
+    return [(offset, min(_SAMPLE_BYTES, size_bytes - offset)) for offset in offsets]
+
+
 def require_equal(path: Path, original: Path) -> None:
     """Compare size, start, end and random samples: a fast answer must also be right.
 
@@ -127,10 +134,7 @@ def require_equal(path: Path, original: Path) -> None:
     size_bytes = original.stat().st_size
     if path.stat().st_size != size_bytes:
         raise BenchFailure(f"{path.name}: size {path.stat().st_size}, not {size_bytes}")
-    last = max(0, size_bytes - _SAMPLE_BYTES)
-    offsets = [0, last, *(random.randint(0, last) for _ in range(_SAMPLES))]
     with path.open("rb", buffering=0) as copy, original.open("rb", buffering=0) as source:
-        for offset in offsets:
-            length = min(_SAMPLE_BYTES, size_bytes - offset)
+        for offset, length in samples(size_bytes):
             if os.pread(copy.fileno(), length, offset) != os.pread(source.fileno(), length, offset):
                 raise BenchFailure(f"{path.name}: wrong bytes in the {length} from {offset}")

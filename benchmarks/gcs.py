@@ -26,9 +26,10 @@ from benchmarks.measure import (
     Values,
     cost,
 )
+from benchmarks.networks import GCS, Network
 from benchmarks.peers import OUR_MOUNTS, Launch, Peer, Place, require
 from benchmarks.processes import find_program, first_line
-from benchmarks.servers import Endpoint, Network
+from benchmarks.servers import Endpoint
 
 _NAME = "written.bin"
 _READ_BYTES = 4 * MIB
@@ -64,7 +65,7 @@ class Write:
 
     dataset: LargeObjects
     name: str = "sequential-write-gcs"
-    network: Network = "gcs"
+    network: Network = GCS
     peers: tuple[Peer, ...] = MOUNTS
     metrics: tuple[Metric, ...] = (THROUGHPUT, CPU, PEAK_PSS)
 

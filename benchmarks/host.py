@@ -20,7 +20,7 @@ def facts() -> dict[str, str | int | float]:
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "python": platform.python_version(),
         "load_average_1_min": os.getloadavg()[0],
-        "commit": _commit(),
+        "commit": commit(ROOT),
     }
 
 
@@ -37,12 +37,12 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def _commit() -> str:
+def commit(checkout: Path) -> str:
     """The checkout's commit, with ``-dirty`` if files are changed; ``unknown`` without git."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
-            cwd=ROOT,
+            cwd=checkout,
             capture_output=True,
             text=True,
             check=False,

@@ -13,8 +13,9 @@ from typing import Literal, Protocol, TypeVar
 
 from benchmarks.datasets import Dataset
 from benchmarks.failure import BenchFailure
+from benchmarks.networks import Network
 from benchmarks.peers import Mount, Peer, Place
-from benchmarks.servers import Network, Server
+from benchmarks.servers import Server
 
 MIB = 1024 * 1024
 MB = 1_000_000

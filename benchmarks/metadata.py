@@ -12,8 +12,9 @@ from benchmarks.datasets import Names
 from benchmarks.failure import BenchFailure
 from benchmarks.lists import Client
 from benchmarks.measure import PEAK_PSS, Baseline, Metric, Values, cost, run_all
+from benchmarks.networks import PLAIN, Network
 from benchmarks.peers import FAST, Mount, Peer, Place
-from benchmarks.servers import Network, Server
+from benchmarks.servers import Server
 
 RAW_LIST = "raw LIST"
 S3FS_LIST = "LIST through s3fs"
@@ -30,7 +31,7 @@ class Listing:
     """``ls -lR`` of a tree, cold."""
 
     dataset: Names
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = FAST
     metrics: tuple[Metric, ...] = (LISTING, ENTRIES, CPU_US_EACH, LISTS, HEADS, PEAK_PSS)
 

@@ -17,9 +17,10 @@ from typing import Final
 from benchmarks import host, programs
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import MB, MIB, Baseline, Metric, Values, timed
+from benchmarks.networks import PLAIN, Network
 from benchmarks.peers import FAST, Peer, Place
 from benchmarks.processes import find_program
-from benchmarks.servers import Network, Server
+from benchmarks.servers import Server
 
 LOADED: Final = Metric("loaded_s", "s to loaded", "lower")
 RATE: Final = Metric("loaded_mb_s", "MB/s", "higher")
@@ -77,7 +78,7 @@ class Load:
     do: str
     what: str
     dataset: ModelFiles
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = FAST
     metrics: tuple[Metric, ...] = (LOADED, RATE)
 
@@ -129,7 +130,7 @@ class SaveAndRestore:
 
     size_bytes: int
     dataset: ModelFiles
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = FAST
     metrics: tuple[Metric, ...] = (LOADED, RATE)
     name: str = "save-and-restore"

@@ -24,7 +24,7 @@ from typing import Final
 import click
 
 from benchmarks import latency
-from benchmarks.servers import DELAY_S
+from benchmarks.networks import DELAY_S
 from sidecar.spec import StoreSource, Volume
 from sidecar.units import GIB, MIB
 from tests.support.faults import FaultProxy

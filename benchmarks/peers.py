@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 import sidecar
+from benchmarks import host
 from benchmarks.failure import BenchFailure
 from benchmarks.mounts import detach, is_mounted
 from benchmarks.processes import Child, find_program, first_line, printed, uninterrupted
@@ -160,15 +161,18 @@ class Sidecar:
 
     Attributes:
         cache_bytes: size limit of the disk cache; 0, the product's default, turns it off.
+        checkout: another clone of this project, installed in its ``.venv``; None: this one.
     """
 
     transport: TransportName
     cache_bytes: int = 0
+    checkout: Path | None = None
 
     @property
     def name(self) -> str:
         cache = ", disk cache" if self.cache_bytes else ""
-        return f"{OURS} ({self.transport}{cache})"
+        other = f", {host.commit(self.checkout)}" if self.checkout else ""
+        return f"{OURS} ({self.transport}{cache}{other})"
 
     @property
     def settings(self) -> str:
@@ -176,10 +180,15 @@ class Sidecar:
         return f"transport {self.transport}{cache}, defaults of the spec"
 
     def missing(self) -> str | None:
-        return None
+        there = Path(self._python).exists()
+        return None if there else f"`{self._python}` is not there (make install-test)"
 
     def version(self) -> str:
         return f"mount-sidecar {sidecar.__version__}"
+
+    @property
+    def _python(self) -> str:
+        return str(self.checkout / ".venv/bin/python") if self.checkout else sys.executable
 
     def launch(self, endpoint: Endpoint, folder: Path, *, writable: bool) -> Launch:
         roots = Roots(
@@ -238,7 +247,9 @@ class Sidecar:
         )
         (folder / "spec.json").write_text(spec.to_json())
         ready_file = folder / "shared" / ".sidecar" / "ready"
-        argv = [sys.executable, "-m", "sidecar", "mount", "--spec", str(folder / "spec.json")]
+        # -P: the installed package, and not what is in the working directory.
+        argv = [self._python, "-P", "-m", "sidecar", "mount"]
+        argv += ["--spec", str(folder / "spec.json")]
         status_file = folder / "state" / "status.json"
         return Launch(argv, environment, path, ready_file, status_file)
 
@@ -335,7 +346,7 @@ class Rclone:
         environment = {
             "RCLONE_CONFIG": str(folder / "rclone.conf"),
             "RCLONE_CACHE_DIR": str(folder / "cache"),
-            "RCLONE_S3_PROVIDER": "Rclone",
+            "RCLONE_S3_PROVIDER": endpoint.vendor,
             "RCLONE_S3_ENDPOINT": endpoint.url,
             "RCLONE_S3_ACCESS_KEY_ID": endpoint.access_key,
             "RCLONE_S3_SECRET_ACCESS_KEY": endpoint.secret_key,
@@ -464,7 +475,7 @@ class FsspecFuse:
         return Launch(argv, environment, path)
 
 
-OUR_MOUNTS: tuple[Peer, ...] = (Sidecar("kernel"), Sidecar("libfuse"))
+OUR_MOUNTS = (Sidecar("kernel"), Sidecar("libfuse"))
 FAST: tuple[Peer, ...] = (*OUR_MOUNTS, MountpointS3(), Geesefs(), S3fs(), Rclone())
 ALL: tuple[Peer, ...] = (*FAST, FsspecFuse())
 """``fsspec.fuse`` makes a run take many times as long."""

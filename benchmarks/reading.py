@@ -36,9 +36,10 @@ from benchmarks.measure import (
     run_all,
     timed,
 )
+from benchmarks.networks import PLAIN, Network
 from benchmarks.peers import DISK_CACHES, FAST, OUR_DISK_CACHE, Mount, Peer, Place
 from benchmarks.processes import find_program
-from benchmarks.servers import Network, Server
+from benchmarks.servers import Server
 
 PART_BYTES = 8 * MIB
 BLOCK_BYTES = 128 * 1024
@@ -67,20 +68,20 @@ class SequentialRead:
 
     dataset: LargeObjects
     peers: Sequence[Peer]
-    network: Network = "plain"
+    network: Network = PLAIN
     metrics: tuple[Metric, ...] = (THROUGHPUT, CPU, READER_CPU, PEAK_PSS)
 
     @property
     def name(self) -> str:
         name = "sequential-read" if self.dataset.count == 1 else "parallel-read"
-        return f"{name}{suffix(self.network)}"
+        return f"{name}{self.network.suffix}"
 
     @property
     def title(self) -> str:
         size = f"{self.dataset.size_bytes / MIB:.0f} MiB"
         count = self.dataset.count
         what = f"one reader, one object of {size}" if count == 1 else f"{count} readers of {size}"
-        return f"{what}, cold{over(self.network)}"
+        return f"{what}, cold{self.network.words}"
 
     def on_peer(self, place: Place) -> Values:
         with place.mounted() as mount:
@@ -97,7 +98,7 @@ class SequentialRead:
         }
 
     def baselines(self) -> Mapping[str, Baseline]:
-        if self.network == "delayed":
+        if self.network.delay_s:
             return {
                 FLOOR: lambda server: self._on_floor(server, DELAYED_CONNECTIONS),
                 UNDELAYED: lambda server: self._on_floor(
@@ -133,20 +134,20 @@ class RandomRead:
     dataset: LargeObjects
     threads: int
     duration_s: float
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = FAST
     metrics: tuple[Metric, ...] = (FIRST_READS, READS, CPU_EACH, PEAK_PSS)
 
     @property
     def name(self) -> str:
-        return f"random-read-{self.threads}{suffix(self.network)}"
+        return f"random-read-{self.threads}{self.network.suffix}"
 
     @property
     def title(self) -> str:
         size = f"{self.dataset.size_bytes / MIB:.0f} MiB"
         return (
             f"random 128 KiB of one object of {size}, {threads(self.threads)}, "
-            f"{self.duration_s:g} s, cold{over(self.network)}"
+            f"{self.duration_s:g} s, cold{self.network.words}"
         )
 
     def on_peer(self, place: Place) -> Values:
@@ -210,7 +211,7 @@ class SecondEpoch:
     dataset: LargeObjects
     duration_s: float
     name: str = "second-epoch"
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = field(default=(*FAST, OUR_DISK_CACHE))
     metrics: tuple[Metric, ...] = (SECOND_EPOCH, RANDOM_4K, PEAK_PSS)
 
@@ -247,7 +248,7 @@ class AfterRestart:
     dataset: LargeObjects
     duration_s: float
     name: str = "after-restart"
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = DISK_CACHES
     metrics: tuple[Metric, ...] = (
         DISK_COLD,
@@ -286,21 +287,6 @@ class AfterRestart:
             DISK_WARM.name: self.dataset.size_bytes / MB / warm_s,
             RANDOM_4K.name: _random_4k(path, self.duration_s),
         }
-
-
-def suffix(network: Network) -> str:
-    """The end of a workload's name."""
-    return {"plain": "", "tls": "-tls", "delayed": "-20ms", "gcs": "-gcs"}[network]
-
-
-def over(network: Network) -> str:
-    """The end of a workload's title."""
-    return {
-        "plain": "",
-        "tls": ", TLS",
-        "delayed": ", 20 ms added to each request",
-        "gcs": ", on fake-gcs-server",
-    }[network]
 
 
 def threads(count: int) -> str:

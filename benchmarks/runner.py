@@ -94,7 +94,7 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
             progress(f"seeding {workload.name}")
             workload.dataset.seed(servers.data_folder(folder, workload.network))
         for network in dict.fromkeys(workload.network for workload in plan.workloads):
-            progress(f"starting the server: {network}")
+            progress(f"starting the server: {network.name}")
             with servers.serving(folder, network) as server:
                 for workload in plan.workloads:
                     if workload.network == network:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from http import HTTPStatus
@@ -22,8 +23,18 @@ from minio import Minio
 
 from benchmarks import latency
 from benchmarks.failure import BenchFailure
+from benchmarks.networks import PLAIN, Network
 from benchmarks.processes import Child, find_program, first_line
-from tests.support.servers import GcsServer, TlsFiles, free_port
+from tests.support.servers import (
+    GcsServer,
+    MinioServer,
+    S3Server,
+    ServerFailed,
+    TlsFiles,
+    ToolMissing,
+    free_port,
+)
+from tests.support.strict_server import StrictS3Server
 
 BUCKET = "bench"
 PREFIX = "data/"
@@ -34,10 +45,12 @@ START_TIMEOUT_S = 30.0
 # again during a round.
 SETTINGS = ("--vfs-cache-mode", "off", "--dir-cache-time", "24h")
 
-Network = Literal["plain", "tls", "delayed", "gcs"]
-"""How clients reach the server: HTTP, TLS, or HTTP with DELAY_S added to each request. Or another
-server: Google's API over HTTP."""
-DELAY_S = 0.02
+Vendor = Literal["Rclone", "Minio", "Other"]
+
+WRITTEN = "written"
+"""The folder of the data set that workloads write into."""
+KEEP = "keep"
+"""An object in it, which makes the folder exist."""
 
 _ADDRESS = re.compile(r"\[https?://(127\.0\.0\.1:\d+)/\]")
 _READ_BYTES = 16 * 1024 * 1024
@@ -48,6 +61,7 @@ class Endpoint:
     """The data set's address, and credentials that are valid for one run.
 
     ``authority`` is the CA's certificate file; None: no TLS. ``store``: "gcs" takes no login.
+    ``vendor``: of the S3 server, as rclone names it.
 
     The data set is below a prefix because s3fs-fuse cannot mount the root of this server's
     bucket: the answer to ``HEAD bucket//`` looks like a file, and the root gives EIO.
@@ -61,6 +75,7 @@ class Endpoint:
     region: str = REGION
     authority: Path | None = None
     store: Literal["s3", "gcs"] = "s3"
+    vendor: Vendor = "Rclone"
 
     @property
     def url(self) -> str:
@@ -99,11 +114,13 @@ class Server:
         endpoint: the server over the requested network.
         data: the folder.
         undelayed: as ``endpoint``, through a proxy without delay.
+        serves_files: whether ``data`` is what it serves, also after the start.
     """
 
     endpoint: Endpoint
     data: Path
     undelayed: Endpoint
+    serves_files: bool = False
 
 
 def missing() -> str | None:
@@ -117,29 +134,46 @@ def version() -> str:
 
 
 @contextmanager
-def serving(folder: Path, network: Network = "plain") -> Iterator[Server]:
+def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
     """Serve the data set of ``folder``.
 
-    Seed :func:`data_folder` before this: the server caches directories for the whole run.
+    Seed :func:`data_folder` before this: the servers look at it once. MinIO's gateway and the
+    strict S3 begin with WRITTEN only.
 
     Raises:
         BenchFailure: it does not start.
     """
-    if network == "gcs":
-        with _serving_gcs(folder) as server:
-            yield server
-        return
+    start = {"rclone": _rclone, "minio": _minio, "strict": _strict, "gcs": _gcs}[network.server]
+    data = data_folder(folder, network)
+    with start(folder, network) as endpoint, ExitStack() as proxies:
+        endpoints = [endpoint, endpoint]
+        if network.delay_s:
+            endpoints = [
+                replace(
+                    endpoint,
+                    address=proxies.enter_context(
+                        latency.proxy(endpoint.address, delay_s, folder / f"proxy-{delay_s}.log")
+                    ),
+                )
+                for delay_s in (network.delay_s, 0.0)
+            ]
+        yield Server(endpoints[0], data, endpoints[1], serves_files=network.server == "rclone")
+
+
+@contextmanager
+def _rclone(folder: Path, network: Network) -> Iterator[Endpoint]:
+    """``rclone serve s3``, the fastest of them."""
     root = folder / "buckets"
     key, secret = secrets.token_hex(10), secrets.token_hex(20)
     argv = [_program(), "serve", "s3", str(root), "--addr", "127.0.0.1:0", *SETTINGS]
     authority = None
-    if network == "tls":
+    if network.tls:
         tls = TlsFiles(folder / "tls")
         authority = tls.certificate
         argv += ["--cert", str(tls.certificate), "--key", str(tls.key)]
     # In the environment rclone parses the pair as a CSV field, hence the quotes.
     environment = {"RCLONE_AUTH_KEY": f'"{key},{secret}"'}
-    with Child(argv, environment, folder / "server.log") as child, ExitStack() as proxies:
+    with Child(argv, environment, folder / "server.log") as child:
         address = ""
 
         def listening() -> bool:
@@ -149,26 +183,45 @@ def serving(folder: Path, network: Network = "plain") -> Iterator[Server]:
             return bool(match)
 
         child.wait_until(listening, "the S3 server: listening", START_TIMEOUT_S)
-        endpoint = undelayed = Endpoint(address, key, secret, authority=authority)
+        endpoint = Endpoint(address, key, secret, authority=authority)
         # A full listing makes the server hash every object now (ETags are MD5 sums); a real
         # store has them stored.
         for _ in endpoint.client().list_objects(BUCKET, recursive=True):
             pass
-        if network == "delayed":
-            endpoint, undelayed = (
-                replace(
-                    endpoint,
-                    address=proxies.enter_context(
-                        latency.proxy(address, delay_s, folder / f"proxy-{delay_s}.log")
-                    ),
-                )
-                for delay_s in (DELAY_S, 0.0)
-            )
-        yield Server(endpoint, data_folder(folder), undelayed)
+        yield endpoint
+
+
+def _minio(folder: Path, network: Network) -> AbstractContextManager[Endpoint]:
+    """MinIO's gateway."""
+    return _for_writing(lambda: MinioServer(folder / network.name), "Minio")
+
+
+def _strict(folder: Path, network: Network) -> AbstractContextManager[Endpoint]:
+    """The tests' S3, which refuses what S3's documentation says is refused."""
+    return _for_writing(lambda: StrictS3Server(folder / network.name), "Other")
 
 
 @contextmanager
-def _serving_gcs(folder: Path) -> Iterator[Server]:
+def _for_writing(make: Callable[[], S3Server], vendor: Vendor) -> Iterator[Endpoint]:
+    try:
+        with make() as server:
+            endpoint = Endpoint(
+                urlsplit(server.endpoint).netloc,
+                server.access_key_id,
+                server.secret_access_key,
+                vendor=vendor,
+            )
+            client = endpoint.client()
+            client.make_bucket(endpoint.bucket)
+            key = f"{endpoint.prefix}{WRITTEN}/{KEEP}"
+            client.put_object(endpoint.bucket, key, io.BytesIO(b"x"), 1)
+            yield endpoint
+    except (ServerFailed, ToolMissing) as error:
+        raise BenchFailure(str(error)) from None
+
+
+@contextmanager
+def _gcs(folder: Path, network: Network) -> Iterator[Endpoint]:
     """fake-gcs-server, with the data set in its memory."""
     port = free_port()
     argv = [GcsServer.program(), "-scheme", "http", "-host", "127.0.0.1"]
@@ -182,8 +235,8 @@ def _serving_gcs(folder: Path) -> Iterator[Server]:
                 return probe.connect_ex(("127.0.0.1", port)) == 0
 
         child.wait_until(listening, "fake-gcs-server: listening", 10 * START_TIMEOUT_S)
-        _upload(endpoint, folder / "gcs" / BUCKET)
-        yield Server(endpoint, data_folder(folder, "gcs"), endpoint)
+        _upload(endpoint, folder / network.server / BUCKET)
+        yield endpoint
 
 
 def _upload(endpoint: Endpoint, root: Path) -> None:
@@ -209,9 +262,9 @@ def _upload(endpoint: Endpoint, root: Path) -> None:
         connection.close()
 
 
-def data_folder(folder: Path, network: Network = "plain") -> Path:
+def data_folder(folder: Path, network: Network = PLAIN) -> Path:
     """Where workloads put their objects, in the run's folder."""
-    root = "gcs" if network == "gcs" else "buckets"
+    root = "gcs" if network.server == "gcs" else "buckets"
     return folder / root / BUCKET / PREFIX
 
 

@@ -12,9 +12,10 @@ from benchmarks import epochs, floor, readers
 from benchmarks.datasets import SmallObjects, require_equal
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import CPU_EACH, FILES, FLOOR, PEAK_PSS, Baseline, Metric, Values, cost
+from benchmarks.networks import PLAIN, Network
 from benchmarks.peers import FAST, OUR_DISK_CACHE, Peer, Place
-from benchmarks.reading import over, suffix, threads
-from benchmarks.servers import Network, Server
+from benchmarks.reading import threads
+from benchmarks.servers import Server
 
 LOCAL_FILES = "local files"
 
@@ -30,19 +31,19 @@ class SmallFiles:
 
     dataset: SmallObjects
     threads: int
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = FAST
     metrics: tuple[Metric, ...] = (FILES, CPU_EACH, PEAK_PSS)
 
     @property
     def name(self) -> str:
-        return f"small-files-{self.threads}{suffix(self.network)}"
+        return f"small-files-{self.threads}{self.network.suffix}"
 
     @property
     def title(self) -> str:
         return (
             f"{self.dataset.count} files of {self.dataset.size_bytes // 1000} kB in random order, "
-            f"{threads(self.threads)}, cold{over(self.network)}"
+            f"{threads(self.threads)}, cold{self.network.words}"
         )
 
     def on_peer(self, place: Place) -> Values:
@@ -79,7 +80,7 @@ class Loader:
 
     dataset: SmallObjects
     name: str = "loader"
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = (*FAST, OUR_DISK_CACHE)
     metrics: tuple[Metric, ...] = (FIRST_EPOCH, SECOND_EPOCH, PEAK_PSS)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from benchmarks.datasets import Nothing
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import MIB, PEAK_PSS, Baseline, Metric, Values
+from benchmarks.networks import PLAIN, Network
 from benchmarks.peers import OUR_MOUNTS, Peer, Place, Sidecar
 from benchmarks.processes import MemoryWatch
-from benchmarks.servers import Network
 from sidecar.spec import Volume
 from tests.support import servers
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
@@ -33,7 +33,7 @@ class TimeToReady:
     title: str = "time to ready, five buckets on three clouds"
     metrics: tuple[Metric, ...] = (READY, OWN_READY, PEAK_PSS)
     dataset: Nothing = field(default_factory=Nothing)
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = OUR_MOUNTS
 
     def on_peer(self, place: Place) -> Values:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import click
 
 from benchmarks import host, latency
-from benchmarks.servers import DELAY_S
+from benchmarks.networks import DELAY_S
 from sidecar.options import Options
 from sidecar.spec import StoreSource, Volume
 from sidecar.units import MIB

@@ -9,13 +9,16 @@ from benchmarks import gcs, models
 from benchmarks.datasets import LargeObjects, Names, SmallObjects
 from benchmarks.measure import MIB, Workload
 from benchmarks.metadata import Listing
+from benchmarks.networks import DELAYED, FAR, GCS, MINIO, MINIO_DELAYED, STRICT, TLS
 from benchmarks.peers import ALL, FAST
 from benchmarks.reading import AfterRestart, RandomRead, SecondEpoch, SequentialRead
+from benchmarks.round_trips import Places, RoundTrips
 from benchmarks.small_files import Loader, SmallFiles
 from benchmarks.startup import TimeToReady
 from benchmarks.writing import Checkpoints, ManyFilesWrite, SequentialWrite, Source
 
-_MANY = 16
+_FEW, _MANY = 4, 16
+_FOLDERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
     parallel = LargeObjects(sizes.parallel_bytes, 4)
     one_large = LargeObjects(sizes.parallel_bytes)
     small = SmallObjects(sizes.files)
+    round_trips = Places(Names(_FOLDERS * 1000, _FOLDERS), SmallObjects(1, folder="cold"))
     return (
         SequentialRead(large, ALL),
         SequentialRead(parallel, FAST),
@@ -77,17 +81,27 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         AfterRestart(large, sizes.random_s),
         Listing(Names(sizes.entries, 100)),
         Listing(Names(sizes.entries, 1)),
-        SequentialRead(large, FAST, "delayed"),
-        RandomRead(large, _MANY, sizes.random_s, "delayed"),
-        SmallFiles(small, _MANY, "delayed"),
-        SequentialRead(large, FAST, "tls"),
-        SmallFiles(small, _MANY, "tls"),
-        SequentialRead(one_large, gcs.MOUNTS, "gcs"),
-        RandomRead(one_large, 1, sizes.random_s, "gcs", gcs.MOUNTS),
-        SmallFiles(small, 1, "gcs", gcs.MOUNTS),
-        SmallFiles(small, _MANY, "gcs", gcs.MOUNTS),
+        SequentialRead(large, FAST, DELAYED),
+        RandomRead(large, _MANY, sizes.random_s, DELAYED),
+        SmallFiles(small, _MANY, DELAYED),
+        RoundTrips(round_trips, DELAYED),
+        SequentialRead(large, FAST, FAR),
+        SmallFiles(small, _MANY, FAR),
+        RoundTrips(round_trips, FAR),
+        SequentialRead(large, FAST, TLS),
+        SmallFiles(small, _MANY, TLS),
+        SequentialRead(one_large, gcs.MOUNTS, GCS),
+        RandomRead(one_large, 1, sizes.random_s, GCS, gcs.MOUNTS),
+        SmallFiles(small, 1, GCS, gcs.MOUNTS),
+        SmallFiles(small, _MANY, GCS, gcs.MOUNTS),
         gcs.Write(one_large),
         SequentialWrite(Source(sizes.written_bytes)),
+        *(
+            SequentialWrite(Source(max(MIB, sizes.written_bytes // writers)), writers, network)
+            for network in (MINIO, MINIO_DELAYED)
+            for writers in (1, _FEW, _MANY)
+        ),
+        SequentialWrite(Source(max(MIB, sizes.written_bytes // _FEW)), _FEW, STRICT),
         ManyFilesWrite(Source(sizes.written_bytes), sizes.written_files),
         Checkpoints(Source(sizes.checkpoint_bytes)),
         *(() if models.missing() else models.loads(sizes.model_bytes)),

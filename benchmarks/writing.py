@@ -7,12 +7,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import writers
-from benchmarks.datasets import LargeObjects, require_equal
+from benchmarks import stored, writers
+from benchmarks.datasets import LargeObjects
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import (
     CPU,
@@ -30,14 +31,14 @@ from benchmarks.measure import (
     cost,
     timed,
 )
+from benchmarks.networks import PLAIN, Network
 from benchmarks.peers import FAST, Peer, Place
-from benchmarks.servers import Network, Server
+from benchmarks.servers import KEEP, WRITTEN, Server
+from benchmarks.stored import Stored
 
-FOLDER = "written"
 SMALL_BYTES = MIB
 PART_BYTES = 8 * MIB
 PAUSE_S = 2.0
-_POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +47,46 @@ class Source(LargeObjects):
 
     def seed(self, data: Path) -> None:
         LargeObjects.seed(self, data)
-        (data / FOLDER).mkdir(exist_ok=True)
-        (data / FOLDER / "keep").write_bytes(b"x")
+        (data / WRITTEN).mkdir(exist_ok=True)
+        (data / WRITTEN / KEEP).write_bytes(b"x")
 
 
 @dataclass(frozen=True, slots=True)
 class SequentialWrite:
-    """A new file from start to end."""
+    """New files from start to end, a writer for each."""
 
     dataset: Source
-    name: str = "sequential-write"
-    network: Network = "plain"
+    writers: int = 1
+    network: Network = PLAIN
     peers: Sequence[Peer] = FAST
     metrics: tuple[Metric, ...] = (THROUGHPUT, CPU, PEAK_PSS)
 
     @property
+    def name(self) -> str:
+        name = "sequential-write" if self.writers == 1 else f"parallel-write-{self.writers}"
+        return f"{name}{self.network.suffix}"
+
+    @property
     def title(self) -> str:
-        return f"{self.dataset.size_bytes // MIB} MiB written from start to end, fsync, close"
+        size = f"{self.dataset.size_bytes // MIB} MiB"
+        what = size if self.writers == 1 else f"{self.writers} writers: {size} each"
+        return f"{what} written from start to end, fsync, close{self.network.words}"
 
     def on_peer(self, place: Place) -> Values:
-        source, made = _source(self.dataset, place.server), _made(place.server) / "file.bin"
+        source, made = _source(self.dataset, place.server), _made(place.server)
         with place.mounted(writable=True) as mount:
-            folder = mount.path / FOLDER
+            folder = mount.path / WRITTEN
 
-            def write() -> None:
-                run_writer("file", source, folder / made.name)
-                _until_stored(made, self.dataset.size_bytes)
+            def write_one(name: str) -> None:
+                run_writer("file", source, folder / name)
+                stored.wait_for(made, name, self.dataset.size_bytes)
 
-            taken = cost(mount, write)[1]
-            require_equal(made, source)
+            taken = cost(mount, lambda: self._together(write_one))[1]
+            for name in self._names:
+                made.require_equal(name, source)
         return {
-            THROUGHPUT.name: self.dataset.size_bytes / MB / taken.wall_s,
-            CPU.name: taken.cpu_s / (self.dataset.size_bytes / GB),
+            THROUGHPUT.name: self._all_bytes / MB / taken.wall_s,
+            CPU.name: taken.cpu_s / (self._all_bytes / GB),
             PEAK_PSS.name: taken.peak_pss_mib,
         }
 
@@ -85,9 +94,28 @@ class SequentialWrite:
         return {FLOOR: self._on_floor}
 
     def _on_floor(self, server: Server) -> Values:
+        source = _source(self.dataset, server)
         _made(server)
-        wall_s = timed(lambda: _put(server, "file.bin", _source(self.dataset, server)))
-        return {THROUGHPUT.name: self.dataset.size_bytes / MB / wall_s}
+        cpu_s = time.process_time()
+        wall_s = timed(lambda: self._together(lambda name: _put(server, name, source)))
+        cpu_s = time.process_time() - cpu_s
+        return {
+            THROUGHPUT.name: self._all_bytes / MB / wall_s,
+            CPU.name: cpu_s / (self._all_bytes / GB),
+        }
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"file-{number}.bin" for number in range(self.writers)]
+
+    @property
+    def _all_bytes(self) -> int:
+        return self.dataset.size_bytes * self.writers
+
+    def _together(self, write_one: Callable[[str], None]) -> None:
+        with ThreadPoolExecutor(self.writers) as threads:
+            for done in [threads.submit(write_one, name) for name in self._names]:
+                done.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +125,7 @@ class ManyFilesWrite:
     dataset: Source
     count: int
     name: str = "small-writes"
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = FAST
     metrics: tuple[Metric, ...] = (FILES, PEAK_PSS)
 
@@ -108,12 +136,12 @@ class ManyFilesWrite:
     def on_peer(self, place: Place) -> Values:
         source, made = _source(self.dataset, place.server), _made(place.server)
         with place.mounted(writable=True) as mount:
-            folder = mount.path / FOLDER
+            folder = mount.path / WRITTEN
 
             def write() -> None:
                 run_writer("files", source, folder, self.count, SMALL_BYTES)
                 for number in range(self.count):
-                    _until_stored(made / f"{number:05d}.bin", SMALL_BYTES)
+                    stored.wait_for(made, f"{number:05d}.bin", SMALL_BYTES)
 
             taken = cost(mount, write)[1]
         return {
@@ -125,10 +153,10 @@ class ManyFilesWrite:
         return {FLOOR: self._on_floor}
 
     def _on_floor(self, server: Server) -> Values:
-        folder = _made(server)
+        _made(server)
         with _source(self.dataset, server).open("rb") as file:
             data = file.read(SMALL_BYTES)
-        source = folder.parent / "small.bin"
+        source = server.data / "small.bin"
         source.write_bytes(data)
 
         def put() -> None:
@@ -145,7 +173,7 @@ class Checkpoints:
     dataset: Source
     count: int = 3
     name: str = "checkpoints"
-    network: Network = "plain"
+    network: Network = PLAIN
     peers: Sequence[Peer] = FAST
     metrics: tuple[Metric, ...] = (THROUGHPUT, PEAK_PSS)
 
@@ -158,16 +186,16 @@ class Checkpoints:
 
     def on_peer(self, place: Place) -> Values:
         source = _source(self.dataset, place.server)
-        made = _made(place.server) / writers.CHECKPOINT
+        made, name = _made(place.server), writers.CHECKPOINT
         with place.mounted(writable=True) as mount:
-            folder = mount.path / FOLDER
+            folder = mount.path / WRITTEN
 
             def save() -> float:
                 took = sum(run_writer("checkpoints", source, folder, self.count, PAUSE_S))
-                return took + timed(lambda: _until_stored(made, self.dataset.size_bytes))
+                return took + timed(lambda: stored.wait_for(made, name, self.dataset.size_bytes))
 
             saving_s, taken = cost(mount, save)
-            require_equal(made, source)
+            made.require_equal(name, source)
         return {
             THROUGHPUT.name: self.count * self.dataset.size_bytes / MB / saving_s,
             PEAK_PSS.name: taken.peak_pss_mib,
@@ -192,24 +220,11 @@ def _source(dataset: Source, server: Server) -> Path:
     return server.data / dataset.keys[0]
 
 
-def _made(server: Server) -> Path:
-    """The folder where the server stores what is written, emptied of other contenders' files."""
-    folder, endpoint = server.data / FOLDER, server.endpoint
-    client = endpoint.client()
-    for path in folder.iterdir():
-        if path.name != "keep":  # Through the server, because it caches its directories.
-            key = f"{endpoint.prefix}{FOLDER}/{path.name}"
-            client.remove_object(endpoint.bucket, key)
-    return folder
-
-
-def _until_stored(path: Path, size_bytes: int) -> None:
-    """Wait for an object: some programs upload after close. Raises BenchFailure."""
-    deadline_s = time.monotonic() + READER_TIMEOUT_S
-    while not path.exists() or path.stat().st_size != size_bytes:
-        if time.monotonic() > deadline_s:
-            raise BenchFailure(f"`{path.name}` was never stored")
-        time.sleep(_POLL_S)
+def _made(server: Server) -> Stored:
+    """The folder that is written into, emptied of other contenders' files."""
+    made = stored.in_folder(server, WRITTEN)
+    made.clear()
+    return made
 
 
 def run_writer(action: str, *arguments: object) -> list[float]:
@@ -228,7 +243,7 @@ def _put(server: Server, name: str, source: Path) -> None:
     endpoint = server.endpoint
     endpoint.client().fput_object(
         endpoint.bucket,
-        f"{endpoint.prefix}{FOLDER}/{name}",
+        f"{endpoint.prefix}{WRITTEN}/{name}",
         str(source),
         part_size=PART_BYTES,
     )

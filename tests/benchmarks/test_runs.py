@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import plot
-from benchmarks.measure import FLOOR
+from benchmarks import plot, targets
+from benchmarks.measure import FLOOR, Workload
+from benchmarks.networks import DELAYED, Network
 from benchmarks.peers import ALL, OUR_DISK_CACHE, OUR_MOUNTS
 from benchmarks.workloads import Sizes, all_workloads
 from tests.support.killer import caches_dropped_by_others
@@ -86,19 +87,23 @@ def test_one_round_measures_every_contender_and_leaves_nothing(tmp_path: Path) -
     assert_nothing_left(work)
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("network", ["plain", "tls", "delayed", "gcs"])
-def test_every_workload_works_on_our_mount(tmp_path: Path, network: str) -> None:
-    work = tmp_path / "work"
-    ours = (OUR_MOUNTS[0].name, OUR_DISK_CACHE.name)
+def workloads_to_try() -> list[Workload]:
+    """A workload that also exists with a delay is tested there only."""
     everything = all_workloads(Sizes().divided(DIVISOR))
     names = {one.name for one in everything}
-    # A workload that also exists with a delay is tested there only.
-    workloads = {
-        one.name: one
-        for one in everything
-        if one.network == network and f"{one.name}-20ms" not in names
-    }
+    return [one for one in everything if f"{one.name}{DELAYED.suffix}" not in names]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "network",
+    dict.fromkeys(w.network for w in workloads_to_try()),
+    ids=lambda network: network.name,
+)
+def test_every_workload_works_on_our_mount(tmp_path: Path, network: Network) -> None:
+    work = tmp_path / "work"
+    ours = (OUR_MOUNTS[0].name, OUR_DISK_CACHE.name)
+    workloads = {one.name: one for one in workloads_to_try() if one.network == network}
     arguments = [
         *(word for name in workloads for word in ("--workload", name)),
         *(word for name in ours for word in ("--peer", name)),
@@ -120,7 +125,7 @@ def test_every_workload_works_on_our_mount(tmp_path: Path, network: str) -> None
             assert workload.metrics[0].name in rows[name, baseline]["metrics"], progress
     missing = [one for one in document["targets"] if one["passed"] is None]
     # Only our mounts took part.
-    assert {one["against"] for one in missing} <= {"best peer", "s3fs-fuse", "rclone mount"}
+    assert {one["against"] for one in missing} <= {targets.BEST_PEER, *targets.PEERS}
     assert_nothing_left(work)
 
 

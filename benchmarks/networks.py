@@ -1,0 +1,49 @@
+"""Which store a workload uses, and how its clients reach it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ServerName = Literal["rclone", "minio", "strict", "gcs"]
+
+DELAY_S = 0.02
+FAR_DELAY_S = 0.08
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A store and the way to it.
+
+    Attributes:
+        name: in progress messages.
+        suffix: the end of a workload's name.
+        words: the end of its title.
+        server: ``rclone serve s3``, MinIO's gateway (of JuiceFS), the tests' strict S3, or
+            fake-gcs-server.
+        tls: whether clients speak TLS.
+        delay_s: what a proxy adds to each request, in seconds.
+    """
+
+    name: str
+    suffix: str = ""
+    words: str = ""
+    server: ServerName = "rclone"
+    tls: bool = False
+    delay_s: float = 0.0
+
+
+PLAIN = Network("plain")
+TLS = Network("tls", "-tls", ", TLS", tls=True)
+DELAYED = Network("delayed", "-20ms", ", 20 ms added to each request", delay_s=DELAY_S)
+FAR = Network("far", "-80ms", ", 80 ms added to each request", delay_s=FAR_DELAY_S)
+MINIO = Network("minio", "-minio", ", on MinIO's gateway", "minio")
+MINIO_DELAYED = Network(
+    "minio-delayed",
+    "-minio-20ms",
+    ", on MinIO's gateway, 20 ms added to each request",
+    "minio",
+    delay_s=DELAY_S,
+)
+STRICT = Network("strict", "-strict", ", on an S3 that enforces the limits", "strict")
+GCS = Network("gcs", "-gcs", ", on fake-gcs-server", "gcs")

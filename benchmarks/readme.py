@@ -1,0 +1,224 @@
+"""Draws the tables of README.md from results: ``python -m benchmarks.readme``.
+
+Each stands between two comments that name it. What is between them is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import metadata, reading, round_trips, small_files
+from benchmarks.cli import LATEST
+from benchmarks.host import ROOT
+from benchmarks.measure import (
+    CPU,
+    FILES,
+    FIRST_READS,
+    FLOOR,
+    PEAK_PSS,
+    READS,
+    THROUGHPUT,
+    Metric,
+)
+from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
+
+README = ROOT / "README.md"
+
+_OURS = OUR_MOUNTS[0].name
+_LOCAL = (reading.LOCAL_FILE, small_files.LOCAL_FILES)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a table.
+
+    Attributes:
+        words: what it is.
+        ours: which of our mounts it shows.
+    """
+
+    words: str
+    workload: str
+    metric: Metric
+    ours: str = _OURS
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table.
+
+    Attributes:
+        columns: heading of each, and its contenders: the first that took part is shown.
+    """
+
+    name: str
+    columns: Sequence[tuple[str, Sequence[str]]]
+    lines: Sequence[Line]
+
+
+def _with_disk_cache(contender: str) -> tuple[str, str]:
+    return contender, f"{contender} (disk cache)"
+
+
+_WITHOUT_MOUNT = ("no mount", (FLOOR, metadata.RAW_LIST, round_trips.RAW_GET, *_LOCAL))
+
+_S3 = Table(
+    "s3",
+    [
+        *(
+            (name, _with_disk_cache(name))
+            for name in ("mountpoint-s3", "geesefs", "s3fs-fuse", "rclone mount")
+        ),
+        _WITHOUT_MOUNT,
+    ],
+    [
+        Line("one reader, cold, MB/s", "sequential-read", THROUGHPUT),
+        Line("CPU seconds for each GB of that", "sequential-read", CPU),
+        Line("peak memory of that, MiB", "sequential-read", PEAK_PSS),
+        Line("four readers, four objects, MB/s", "parallel-read", THROUGHPUT),
+        Line("one reader, TLS, MB/s", "sequential-read-tls", THROUGHPUT),
+        Line("one reader, 20 ms, MB/s", "sequential-read-20ms", THROUGHPUT),
+        Line("one reader, 80 ms, MB/s", "sequential-read-80ms", THROUGHPUT),
+        Line("random 128 KiB, first 320, 1 thread, /s", "random-read-1", FIRST_READS),
+        Line("all of 5 s, /s", "random-read-1", READS),
+        Line("first 320, 16 threads, /s", "random-read-16", FIRST_READS),
+        Line("all of 5 s, 16 threads, /s", "random-read-16", READS),
+        Line("the same with 20 ms, /s", "random-read-16-20ms", READS),
+        Line("files of 110 kB, 1 thread, /s", "small-files-1", FILES),
+        Line("16 threads, /s", "small-files-16", FILES),
+        Line("peak memory of that, MiB", "small-files-16", PEAK_PSS),
+        Line("16 threads, TLS, /s", "small-files-16-tls", FILES),
+        Line("16 threads, 20 ms, /s", "small-files-16-20ms", FILES),
+        Line("16 threads, 80 ms, /s", "small-files-16-80ms", FILES),
+        Line("a loader of 4 processes, 1st epoch, /s", "loader", small_files.FIRST_EPOCH),
+        Line("its 2nd epoch, /s", "loader", small_files.SECOND_EPOCH),
+        Line("a file's 2nd epoch, MB/s", "second-epoch", reading.SECOND_EPOCH),
+        Line(
+            "after a restart, from the disk cache, MB/s",
+            "after-restart",
+            reading.DISK_COLD,
+            OUR_DISK_CACHE.name,
+        ),
+        Line("`ls -lR`, 100 directories, s", "list-tree", metadata.LISTING),
+        Line("first byte with 20 ms, round trips", "round-trips-20ms", round_trips.FIRST_BYTE),
+        Line("`ls -l` of 1,000 names, round trips", "round-trips-20ms", round_trips.LISTED),
+        Line("1,000 absent names, round trips", "round-trips-20ms", round_trips.ABSENT),
+    ],
+)
+_WRITING = Table(
+    "writing",
+    [
+        *((name, (name,)) for name in ("mountpoint-s3", "geesefs", "s3fs-fuse", "rclone mount")),
+        ("no mount", (FLOOR,)),
+    ],
+    [
+        Line("a large file, MB/s", "sequential-write-minio", THROUGHPUT),
+        Line("CPU seconds for each GB of that", "sequential-write-minio", CPU),
+        Line("4 writers, MB/s", "parallel-write-4-minio", THROUGHPUT),
+        Line("16 writers, MB/s", "parallel-write-16-minio", THROUGHPUT),
+        Line("a large file, 20 ms, MB/s", "sequential-write-minio-20ms", THROUGHPUT),
+        Line("4 writers, 20 ms, MB/s", "parallel-write-4-minio-20ms", THROUGHPUT),
+        Line("16 writers, 20 ms, MB/s", "parallel-write-16-minio-20ms", THROUGHPUT),
+        Line(
+            "4 writers, an S3 in Python that enforces the limits, MB/s",
+            "parallel-write-4-strict",
+            THROUGHPUT,
+        ),
+        Line("a large file, rclone's server, MB/s", "sequential-write", THROUGHPUT),
+        Line("files of 1 MiB, one by one, rclone's server, /s", "small-writes", FILES),
+        Line("checkpoints, renamed, rclone's server, MB/s", "checkpoints", THROUGHPUT),
+    ],
+)
+_GCS = Table(
+    "gcs",
+    [("gcsfuse", ("gcsfuse",)), ("no mount", (FLOOR,))],
+    [
+        Line("one reader, MB/s", "sequential-read-gcs", THROUGHPUT),
+        Line("random 128 KiB, first 320, 1 thread, /s", "random-read-1-gcs", FIRST_READS),
+        Line("files of 110 kB, 1 thread, /s", "small-files-1-gcs", FILES),
+        Line("16 threads, /s", "small-files-16-gcs", FILES),
+        Line("a large file written, MB/s", "sequential-write-gcs", THROUGHPUT),
+    ],
+)
+TABLES = (_S3, _WRITING, _GCS)
+
+
+def drawn(text: str, document: dict[str, Any]) -> str:
+    """The README with each table drawn anew. Raises ValueError: a table has no place in it."""
+    for table in TABLES:
+        begin, end = f"<!-- {table.name}: begin -->\n", f"<!-- {table.name}: end -->\n"
+        pattern = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
+        content = begin + _head(document) + "\n" + "\n".join(_lines(table, document)) + "\n" + end
+        place = pattern.search(text)
+        if place is None:
+            raise ValueError(f"README.md has no place for `{table.name}`")
+        text = text[: place.start()] + content + text[place.end() :]
+    return text
+
+
+def _head(document: dict[str, Any]) -> str:
+    host, rounds = document["host"], document["options"]["rounds"]
+    return (
+        f"{host['cores']} cores ({host['processor']}), Linux {host['kernel']}, "
+        f"{document['started'][:10]}, commit {host['commit']}, medians of {rounds} rounds:\n"
+    )
+
+
+def _lines(table: Table, document: dict[str, Any]) -> list[str]:
+    rows = {(row["workload"], row["contender"]): row for row in document["rows"]}
+    headings = ["", "mount-sidecar", *(heading for heading, _ in table.columns)]
+    lines = [f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
+    for line in table.lines:
+        contenders = [(line.ours,), *(names for _, names in table.columns)]
+        values = [_value(rows, line, names) for names in contenders]
+        is_floor = [False] + [heading == "no mount" for heading, _ in table.columns]
+        mounts = [
+            value
+            for value, floor in zip(values, is_floor, strict=True)
+            if isinstance(value, float) and not floor
+        ]
+        choose: Callable[[list[float]], float] = max if line.metric.better == "higher" else min
+        best = choose(mounts) if mounts else None
+        cells = [
+            _cell(value, best=value == best and not floor)
+            for value, floor in zip(values, is_floor, strict=True)
+        ]
+        lines.append(f"| {line.words} | {' | '.join(cells)} |")
+    return lines
+
+
+def _value(
+    rows: dict[tuple[str, str], dict[str, Any]], line: Line, names: Sequence[str]
+) -> float | str:
+    """The median; or why there is none: "fails", or nothing where it did not take part."""
+    for name in names:
+        row = rows.get((line.workload, name))
+        if row is None:
+            continue
+        if "error" in row:
+            return "fails"
+        value = row["metrics"].get(line.metric.name)
+        if value is not None:
+            return float(value["median"])
+    return ""
+
+
+def _cell(value: float | str, *, best: bool) -> str:
+    if isinstance(value, str):
+        return value
+    text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"**{text}**" if best else text
+
+
+def main() -> None:
+    """Replace the tables of README.md."""
+    document = json.loads(LATEST.read_text())
+    README.write_text(drawn(README.read_text(), document))
+
+
+if __name__ == "__main__":
+    main()
