@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -175,15 +176,20 @@ class Sidecar:
         return self._process.wait(timeout_s)
 
     def kill(self) -> None:
-        """SIGKILL all its processes, as the end of a container does."""
+        """SIGKILL all its processes and wait for their end, as the end of a container does."""
         assert self._process is not None
-        pids = self.processes()
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        with contextlib.ExitStack() as opened:
+            processes = []
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    processes.append(os.pidfd_open(pid))
+                    opened.callback(os.close, processes[-1])
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for process in processes:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(process, number)
+            for process in processes:
+                select.select([process], [], [])  # its files are closed, and connections gone
         self._process.wait()
 
     def __enter__(self) -> Self:

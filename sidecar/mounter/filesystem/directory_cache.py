@@ -11,16 +11,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Protocol
 
 from sidecar.errors import SidecarError
 from sidecar.mounter.filesystem.inodes import Directory, Inode, InodeTable
-from sidecar.mounter.filesystem.listing import Listing, RecentChanges
+from sidecar.mounter.filesystem.listing import Listing, PrefetchedPage, RecentChanges
 from sidecar.mounter.filesystem.name_memory import NameMemory
 from sidecar.mounter.filesystem.remotes import Remote
 from sidecar.mounter.filesystem.subtree_locks import is_at_or_below
-from sidecar.mounter.store.interface import ObjectInfo, Store
+from sidecar.mounter.store.interface import ObjectInfo, Page, Store
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ _LONGEST_LIST_S = 120.0
 _SEQUENTIAL_USE_S = 10.0
 """A listing whose names are asked for in order is kept for as long after each, though expired."""
 _MAX_LOGGED_KEYS = 10_000
+_MOST_EXPECTED = 8
+_EXPECTED_S = 10.0
+"""Who comes to a directory later than that after its name was asked for lists it himself."""
 
 
 class Reading(Protocol):
@@ -40,6 +43,33 @@ class Reading(Protocol):
 
     directory: Directory
     listing: Listing | None
+
+
+class _ExpectedPages:
+    """First pages of what may be directories, few of them. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pages: dict[str, PrefetchedPage] = {}
+
+    def add(self, key: str, request: Callable[[], Future[Page]]) -> None:
+        """Request a directory's first page, unless that was done."""
+        with self._lock:
+            if key not in self._pages:
+                while len(self._pages) >= _MOST_EXPECTED:
+                    del self._pages[next(iter(self._pages))]
+                self._pages[key] = PrefetchedPage(time.monotonic(), request())
+
+    def take(self, key: str) -> PrefetchedPage | None:
+        """The page of a directory, which may be on its way."""
+        with self._lock:
+            return self._pages.pop(key, None)
+
+    def drop_before(self, moment_s: float) -> None:
+        """Forget what was requested before ``moment_s`` (monotonic)."""
+        with self._lock:
+            pages = self._pages.items()
+            self._pages = {key: page for key, page in pages if page.requested_s >= moment_s}
 
 
 class DirectoryCache:
@@ -70,6 +100,7 @@ class DirectoryCache:
         self._hidden = hidden
         self._threads = threads
         self.memory = NameMemory(budget_bytes)
+        self._expected = _ExpectedPages()
         self._logged_keys: set[str] = set()
         self._logged_keys_lock = threading.Lock()
         self._remembered: set[Directory] = set()  # with a listing, changes or absent names
@@ -90,7 +121,9 @@ class DirectoryCache:
 
         The caller holds the directory's lock.
         """
-        directory.changes.drop_before(time.monotonic() - _LONGEST_LIST_S)
+        now_s = time.monotonic()
+        directory.changes.drop_before(now_s - _LONGEST_LIST_S)
+        self._expected.drop_before(now_s - _EXPECTED_S)
         with self._inodes.lock:  # no rename makes the key another one in between
             listing = directory.listing = self.unshared_listing(directory)
             self._remembered.add(directory)
@@ -104,8 +137,22 @@ class DirectoryCache:
         The caller holds the inodes' lock until the directory or a reading refers to it.
         """
         return Listing(
-            self._store, directory.key, directory.changes, self._hide, self._threads, self.memory
+            self._store,
+            directory.key,
+            directory.changes,
+            self._hide,
+            self._threads,
+            self.memory,
+            self._expected.take(directory.key),
         )
+
+    def expect(self, directory: Directory, name: str) -> None:
+        """A name may be that of a directory: request its first page, before anybody knows.
+
+        Who opens a path below a directory that was never listed waits for one round trip less.
+        """
+        key = f"{directory.key}{name}/"
+        self._expected.add(key, lambda: self._threads.submit(self._store.list_page, key))
 
     def prefetch(self, directory: Directory) -> None:
         """Load the first page of the directory's listing, in a thread."""
@@ -126,6 +173,7 @@ class DirectoryCache:
         """This mount made ``remote`` of a name in the store; None: it removed the name."""
         directory.negative.discard(name)
         directory.changes.add(name, remote)
+        self._expected.take(f"{directory.key}{name}/")
         self._remembered.add(directory)
         listing = directory.listing
         if listing is not None:
@@ -155,6 +203,7 @@ class DirectoryCache:
             below: the directory itself, and all inodes below it.
             copied: old key to (the version that was copied, the copy).
         """
+        self._expected.drop_before(time.monotonic())
         directories = [inode for inode in below if isinstance(inode, Directory)]
         for directory in directories:
             directory.changes = RecentChanges()
@@ -172,7 +221,9 @@ class DirectoryCache:
 
         Every second or so. Who was given a listing a moment ago still has all of it.
         """
-        self._drop_all_expired(time.monotonic())
+        now_s = time.monotonic()
+        self._expected.drop_before(now_s - _EXPECTED_S)
+        self._drop_all_expired(now_s)
         self.memory.tidy()
         if self.memory.used_bytes > self.memory.budget_bytes:
             self.shrink(self.memory.budget_bytes)

@@ -84,7 +84,7 @@ class ListingCost(NamedTuple):
     duration_s: float
 
 
-class _PrefetchedPage(NamedTuple):
+class PrefetchedPage(NamedTuple):
     """A page that was requested before anybody needs it."""
 
     requested_s: float
@@ -112,6 +112,7 @@ class Listing:
         hidden: called with (key, reason) for each key that no path shows.
         threads: prefetch pages.
         memory: keeps the names.
+        first_page: where it was requested before.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Listing:
         hidden: Callable[[str, str], None],
         threads: Executor,
         memory: NameMemory,
+        first_page: PrefetchedPage | None = None,
     ) -> None:
         self._store = store
         self._prefix = prefix
@@ -133,7 +135,7 @@ class Listing:
         self._page_loaded = threading.Condition()
         self._wait_until_s: float | None = None  # None: nobody has waited for a name yet
         self._token: str | None = None
-        self._prefetched: _PrefetchedPage | None = None
+        self._prefetched = first_page
         self._deferred: list[tuple[str, Remote]] = []  # entries that a later page may shadow
         self._last_key = ""
         self._count = 0
@@ -234,7 +236,7 @@ class Listing:
             if prefetch and not self.fully_loaded:
                 next_s = time.monotonic()
                 future = self._threads.submit(self._store.list_page, self._prefix, self._token)
-                self._prefetched = _PrefetchedPage(next_s, future)
+                self._prefetched = PrefetchedPage(next_s, future)
             for name, remote in self._changes.since(requested_s).items():
                 self._apply(name, remote)
             if self._counts:

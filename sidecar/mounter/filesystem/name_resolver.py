@@ -67,6 +67,8 @@ class NameResolver:
             listing = directory.listing
             is_fresh = listing is not None and listing.as_of_s + self._ttl_s > now_s
             if not is_fresh and self._is_listing_worthwhile(directory, now_s):
+                if listing is None and directory.expired_listing_cost is None:
+                    self._expect_directory(directory, name)
                 listing, is_fresh = self._directory_cache.relist(directory), True
             elif listing is None or not (is_fresh and listing.covers(name)):
                 directory.misses += 1
@@ -99,6 +101,11 @@ class NameResolver:
         if listing is not None and listing.is_invalidated(name):
             listing.apply(name, remote)
         return Resolution(remote, requested_s + self._ttl_s)
+
+    def _expect_directory(self, directory: Directory, name: str) -> None:
+        """A program opens a path, which goes on below ``name`` if that looks like a directory."""
+        if "." not in name:
+            self._directory_cache.expect(directory, name)
 
     def _is_listing_worthwhile(self, directory: Directory, now_s: float) -> bool:
         """Whether to list a directory that has no fresh listing.
