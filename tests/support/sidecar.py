@@ -179,16 +179,18 @@ class Sidecar:
         """SIGKILL all its processes and wait for their end, as the end of a container does."""
         assert self._process is not None
         with contextlib.ExitStack() as opened:
-            processes = []
-            for pid in self.processes():
-                with contextlib.suppress(ProcessLookupError):
-                    processes.append(os.pidfd_open(pid))
-                    opened.callback(os.close, processes[-1])
-            for number in (signal.SIGSTOP, signal.SIGKILL):
-                for process in processes:
+            processes: dict[int, int] = {}
+            # Again until nobody is new: a worker that runs on would save and unmount.
+            while new := set(self.processes()) - processes.keys():
+                for pid in new:
                     with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(process, number)
-            for process in processes:
+                        processes[pid] = os.pidfd_open(pid)
+                        opened.callback(os.close, processes[pid])
+                        signal.pidfd_send_signal(processes[pid], signal.SIGSTOP)
+            for process in processes.values():
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            for process in processes.values():
                 select.select([process], [], [])  # its files are closed, and connections gone
         self._process.wait()
 
