@@ -191,7 +191,9 @@ class Sidecar:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(process, signal.SIGKILL)
             for process in processes.values():
-                select.select([process], [], [])  # its files are closed, and connections gone
+                ended = select.poll()  # select(2) takes no descriptor above 1023
+                ended.register(process, select.POLLIN)
+                ended.poll()  # its files are closed, and connections gone
         self._process.wait()
 
     def __enter__(self) -> Self:
