@@ -181,8 +181,8 @@ def test_a_mount_that_a_container_still_sees_stays(
             assert experiment.stdout is not None
             assert experiment.stdout.readline() == "there\n"
             sidecar.kill()
-            look(tmp_path / "pods")
-            assert len(sidecar.mounted()) == 2
+            log = look(tmp_path / "pods")
+            assert len(sidecar.mounted()) == 2, log + sidecar.log()
             experiment.communicate("\n")
         look(tmp_path / "pods")
         assert sidecar.mounted() == []
@@ -215,7 +215,8 @@ def test_a_dead_sub_path_is_detached_though_its_container_runs(
             log = look(tmp_path / "pods")
             assert str(sub_path) in log
             assert mounts.mounts_at(str(sub_path)) == []
-            assert len(sidecar.mounted()) == 2  # of the shared directory: in use, as ever
+            # Of the shared directory: in use, as ever.
+            assert len(sidecar.mounted()) == 2, log + sidecar.log()
             said, _ = experiment.communicate("\n")
             assert "not connected" in said
 

@@ -214,8 +214,8 @@ class Sidecar:
                 self.stop()
             except subprocess.TimeoutExpired:
                 self.kill()
-        for volume in self.spec.buckets:
-            mounts.clear(volume.mountpoint or volume.path)
+        for path in self.mounted():
+            mounts.clear(path)
 
     # --- looking at it ------------------------------------------------------------------
 
