@@ -18,7 +18,7 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache import near_block, near_bucket
 from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES, BlockName
 from sidecar.mounter.cache.near_bucket import NearBucket
-from sidecar.mounter.store.interface import Condition, Content, ObjectInfo
+from sidecar.mounter.store.interface import Arrived, Condition, Content, ObjectInfo
 from tests.support.memory_store import MemoryStore
 from tests.support.waiting import wait_until
 
@@ -35,11 +35,18 @@ class Near(MemoryStore):
         self.read_failure: SidecarError | None = None
         self.write_failure: SidecarError | None = None
 
-    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
+    def get_range(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None = None,
+    ) -> int:
         if self.read_failure is not None:
             self._count("get")
             raise self.read_failure
-        return super().get_range(key, version, offset, buffer)
+        return super().get_range(key, version, offset, buffer, arrived)
 
     def put(
         self,

@@ -17,7 +17,7 @@ import pytest
 from sidecar.errors import NotFound, Stale
 from sidecar.mounter.filesystem import contested_names
 from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.store.interface import ObjectInfo
+from sidecar.mounter.store.interface import Arrived, ObjectInfo
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
 
@@ -35,11 +35,18 @@ class Meeting(MemoryStore):
         self.in_get: Callable[[], object] | None = None
         self.in_delete: Callable[[], object] | None = None
 
-    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def get_range(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None = None,
+    ) -> int:
         meet, self.in_get = self.in_get, None
         if meet is not None:
             meet()
-        return super().get_range(key, version, offset, buffer)
+        return super().get_range(key, version, offset, buffer, arrived)
 
     def copy(self, source: str, target: str, **options: Any) -> ObjectInfo:
         made = super().copy(source, target, **options)

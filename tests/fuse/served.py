@@ -26,7 +26,7 @@ from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
-from sidecar.mounter.store.interface import Condition, Limits, ObjectInfo
+from sidecar.mounter.store.interface import Arrived, Condition, Limits, ObjectInfo
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
@@ -193,10 +193,17 @@ class _SmallStore(MemoryStore):
             raise QuotaExceeded("the test's store is full")
         return super().put(key, data, metadata, condition, like=like)
 
-    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def get_range(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None = None,
+    ) -> int:
         if key == "never":
             threading.Event().wait()
-        return super().get_range(key, version, offset, buffer)
+        return super().get_range(key, version, offset, buffer, arrived)
 
 
 def make_store(*, hanging: bool) -> MemoryStore:

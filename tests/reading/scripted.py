@@ -14,7 +14,7 @@ from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.object_reader import ObjectReader, PageCache
 from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare
-from sidecar.mounter.store.interface import ObjectInfo
+from sidecar.mounter.store.interface import Arrived, ObjectInfo
 from tests.support.memory_store import MemoryStore
 
 MIB = 1024 * 1024
@@ -28,6 +28,7 @@ class ScriptedStore(MemoryStore):
     Attributes:
         ranges: (offset, length) of each GET, in the order in which they were asked.
         under_way: GETs that wait at the gate.
+        early_bytes: what arrives of a GET before it waits.
     """
 
     def __init__(self) -> None:
@@ -38,19 +39,31 @@ class ScriptedStore(MemoryStore):
         self.failure: SidecarError | None = None
         self.under_way = 0
         self.delay_s = 0.0
+        self.early_bytes = 0
         self._counting = threading.Lock()
 
-    def get_range(self, key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def get_range(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None = None,
+    ) -> int:
         with self._counting:
             self.ranges.append((offset, len(buffer)))
             self.under_way += 1
+        if self.early_bytes and arrived is not None:
+            early = min(self.early_bytes, len(buffer))
+            super().get_range(key, version, offset, buffer[:early])
+            arrived(early)
         self.gate.wait(60)
         time.sleep(self.delay_s)
         with self._counting:
             self.under_way -= 1
         if self.failure is not None:
             raise self.failure
-        return super().get_range(key, version, offset, buffer)
+        return super().get_range(key, version, offset, buffer, arrived)
 
     @property
     def asked_bytes(self) -> int:

@@ -68,6 +68,35 @@ def test_a_small_object_is_one_request(reading: Make) -> None:
     assert one.store.ranges == [(0, 700 * KIB)]
 
 
+def test_what_has_arrived_of_a_part_is_read_while_the_rest_is_fetched(reading: Make) -> None:
+    """And also if the rest never comes."""
+    one = reading(64 * MIB)
+    reader = one.open()
+    for offset, size in blocks(4 * MIB, MIB):
+        one.check(reader, offset, size)
+    one.settle()
+    start = max(map(sum, one.store.ranges))  # where the next part begins
+    one.store.early_bytes = MIB
+    one.store.gate.clear()
+    taken: list[object] = []
+    for offset in range(4 * MIB, start + MIB, MIB):
+        one.check(reader, offset, MIB)
+    with pytest.raises(WouldBlock):
+        reader.read(start + MIB, 4 * KIB, wait=False)
+    assert reader.read_when_here(start + MIB, 4 * KIB, taken.append)
+    assert taken == []
+    one.store.failure = Unavailable("the store is away")
+    one.store.gate.set()
+    one.settle()
+    assert taken == [one.store.failure]
+    one.check(reader, start, MIB)
+    one.store.early_bytes = 0
+    with pytest.raises(Unavailable):
+        reader.read(start + MIB, 4 * KIB)
+    one.store.failure = None
+    one.check(reader, start + MIB, MIB)
+
+
 def test_a_reader_that_does_not_wait_gets_no_larger_window(reading: Make) -> None:
     one = reading(64 * MIB)
     reader = one.open()

@@ -20,6 +20,7 @@ from sidecar.errors import (
 )
 from sidecar.mounter.store.http_store import MAX_KEY_LENGTH
 from sidecar.mounter.store.interface import (
+    Arrived,
     Condition,
     Content,
     FileSlice,
@@ -102,7 +103,14 @@ class MemoryStore:
         except KeyError:
             raise NotFound(f"`{key}`") from None
 
-    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
+    def get_range(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None = None,
+    ) -> int:
         self._count("get")
         try:
             data, info = self._objects[key]
@@ -341,9 +349,16 @@ class HangingStore(MemoryStore):
         self._pause("head", key)
         return super().head(key)
 
-    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
+    def get_range(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None = None,
+    ) -> int:
         self._pause("get", key)
-        return super().get_range(key, version, offset, buffer)
+        return super().get_range(key, version, offset, buffer, arrived)
 
     def put(
         self,

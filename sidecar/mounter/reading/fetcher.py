@@ -21,7 +21,7 @@ from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.cache.near_bucket import NearBucket
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.read_around import PageCacheShare
-from sidecar.mounter.store.interface import ObjectInfo, Store
+from sidecar.mounter.store.interface import Arrived, ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,7 @@ class Fetcher:
         offset: int,
         buffer: memoryview,
         users: BufferUsers,
+        arrived: Arrived | None = None,
     ) -> None:
         """Fill ``buffer`` from ``offset`` of exactly this version.
 
@@ -107,6 +108,7 @@ class Fetcher:
         Args:
             entry: the version's in the cache, acquired by the caller. None: an object that is
                 fetched whole gets one in the background.
+            arrived: told how much of ``buffer`` is there, where that is known before the end.
 
         Raises:
             Stale: the version is gone, whether replaced or deleted.
@@ -119,7 +121,7 @@ class Fetcher:
                 log.warning("the disk cache failed, the store is asked: %s", error)
             else:
                 return
-        self.get(info, offset, buffer)
+        self.get(info, offset, buffer, arrived)
         if entry is None and self.cache is not None and len(buffer) == info.size_bytes:
             users.hold()
             self.cache_writer.store_later(self.cache, info, None, 0, buffer, users.drop)
@@ -153,7 +155,9 @@ class Fetcher:
                 self.cache_writer.store_later(cache, info, entry, position, view, users.drop)
                 position = run.end
 
-    def get(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
+    def get(
+        self, info: ObjectInfo, offset: int, buffer: memoryview, arrived: Arrived | None = None
+    ) -> None:
         """Fill ``buffer`` from near bucket and store. The version must have all of the range.
 
         Raises:
@@ -161,14 +165,16 @@ class Fetcher:
             StoreError: as :meth:`.Store.get_range`.
         """
         if self.near is None:
-            self._get_from_store(info, offset, buffer)
+            self._get_from_store(info, offset, buffer, arrived)
         else:
             self.near.fill(info, offset, buffer, self._get_from_store)
 
-    def _get_from_store(self, info: ObjectInfo, offset: int, buffer: memoryview) -> None:
+    def _get_from_store(
+        self, info: ObjectInfo, offset: int, buffer: memoryview, arrived: Arrived | None = None
+    ) -> None:
         """As :meth:`get`, without the near bucket."""
         try:
-            count = self.store.get_range(info.key, info.version, offset, buffer)
+            count = self.store.get_range(info.key, info.version, offset, buffer, arrived)
         except NotFound as error:
             raise Stale(f"{error.what} was deleted while it was open") from error
         if not count:

@@ -142,7 +142,7 @@ class ObjectReader:
                 return False
             parts, _ = self._windows.cover(window, offset, end, self._entry, self)
             self._drop_if_read(offset, end)
-        self._take_when_done(window, parts, offset, end, take, None)
+        self._take_when_here(window, parts, offset, end, take, None)
         return True
 
     def read_ahead_in_background(self, give: Callable[[int, memoryview], None]) -> None:
@@ -351,16 +351,16 @@ class ObjectReader:
         if missing is not None:
             missing.fetch(self._fetcher, self.info)
         for part in parts:
-            if not part.done.is_set():
+            if not part.is_here(end):
                 if not wait:
                     for held in parts:
                         held.drop()
                     raise WouldBlock(self.info.key)
                 began_s = began_s or time.perf_counter()
-                part.done.wait()
+            part.wait(end)
         return self._result(window, parts, offset, end, began_s)
 
-    def _take_when_done(
+    def _take_when_here(
         self,
         window: Window,
         parts: list[Part],
@@ -369,14 +369,14 @@ class ObjectReader:
         take: Callable[[ReadResult | Exception], None],
         began_s: float | None,
     ) -> None:
-        """Call ``take`` once no part is in flight, from the thread that fetches the last one."""
+        """Call ``take`` once all is here, from the thread that fetches the last of it."""
         for part in parts:
-            if not part.done.is_set():
+            if not part.is_here(end):
                 began_s = began_s or time.perf_counter()
                 again = functools.partial(
-                    self._take_when_done, window, parts, offset, end, take, began_s
+                    self._take_when_here, window, parts, offset, end, take, began_s
                 )
-                if part.when_done(again):
+                if part.when_here(end, again):
                     return
         result: ReadResult | Exception
         try:
@@ -388,7 +388,7 @@ class ObjectReader:
     def _result(
         self, window: Window, parts: list[Part], offset: int, end: int, began_s: float | None
     ) -> ReadResult:
-        """What the parts have, none of which is in flight any more.
+        """What the parts have, all of which is here, or never will be.
 
         Args:
             began_s: since when the read waited (perf_counter); None if it did not.
@@ -399,7 +399,7 @@ class ObjectReader:
                 part.drop()
 
         for part in parts:
-            if part.error is not None:
+            if part.error is not None and not part.has(end):
                 release()
                 raise part.error
         metrics = self._fetcher.metrics

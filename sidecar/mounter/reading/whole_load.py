@@ -112,8 +112,7 @@ class WholeLoad:
         for part in mine[:1]:
             part.fetch(self._fetcher, self._info)
         for part in parts:
-            if not part.done.is_set():
-                part.done.wait()
+            part.wait(part.end)
         self._start_threads()
         return self._result(parts, mine, offset, end)
 
@@ -139,7 +138,7 @@ class WholeLoad:
                     part = self._begin(number)
                     if part is not None:
                         mine.append(part)
-                elif part is not None and not wait and not part.done.is_set():
+                elif part is not None and not wait and not part.is_done:
                     part = None
                 if part is None:
                     break
@@ -258,7 +257,7 @@ class WholeLoad:
         try:
             if is_begun:
                 part.fetch(self._fetcher, self._info)
-            part.done.wait()
+            part.wait(part.end)
             if part.error is not None:  # whoever reads it is told, if it lasts
                 self._forget_failed(part)
                 return False

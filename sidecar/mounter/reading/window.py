@@ -41,24 +41,25 @@ class Part:
     """A range of the object in memory, or in flight.
 
     Attributes:
-        done: set once the fetch has ended, well or not.
-        error: what it failed with.
+        is_done: whether the fetch has ended, well or not.
+        error: what it failed with. What had arrived before can be read all the same.
         ended_s: when the fetch ended (monotonic); inf until then.
         rate: at which it came, bytes a second; 0 until then.
         entry: where it is cached. Released when the fetch ends.
     """
 
     __slots__ = (
-        "_callbacks",
+        "_arrived_to",
         "_lock",
         "_pool",
         "_users",
+        "_waiting",
         "buffer",
-        "done",
         "end",
         "ended_s",
         "entry",
         "error",
+        "is_done",
         "rate",
         "start",
     )
@@ -71,12 +72,13 @@ class Part:
         self.buffer: bytearray | None = buffer
         self._pool = pool
         self.entry = entry
-        self.done = threading.Event()
+        self.is_done = False
         self.error: BaseException | None = None
         self.ended_s = math.inf
         self.rate = 0.0
         self._users = 2  # the window, and the fetch
-        self._callbacks: list[Callable[[], None]] = []
+        self._arrived_to = start
+        self._waiting: list[tuple[int, Callable[[], None]]] = []
         self._lock = threading.Lock()
 
     def hold(self) -> None:
@@ -93,29 +95,55 @@ class Part:
             buffer, self.buffer = self.buffer, None
         self._pool.give_back(buffer)
 
-    def when_done(self, callback: Callable[[], None]) -> bool:
-        """Call back from the thread that fetches. False if the fetch has ended already."""
+    def is_here(self, end: int) -> bool:
+        """Whether nobody waits for the bytes before ``end``: they are here, or never will be."""
+        return self.is_done or self._arrived_to >= min(end, self.end)
+
+    def has(self, end: int) -> bool:
+        """Whether the bytes before ``end`` are here."""
+        return self._arrived_to >= min(end, self.end)
+
+    def when_here(self, end: int, callback: Callable[[], None]) -> bool:
+        """Call back from the thread that fetches. False if nobody need wait any more."""
         with self._lock:
-            if self.done.is_set():
+            if self.is_here(end):
                 return False
-            self._callbacks.append(callback)
+            self._waiting.append((end, callback))
             return True
+
+    def wait(self, end: int) -> None:
+        """Wait for the bytes before ``end``, or the failure."""
+        here = threading.Event()
+        if self.when_here(end, here.set):
+            here.wait()
+
+    def _arrived(self, count: int) -> None:
+        with self._lock:
+            self._arrived_to = self.start + count
+            if not self._waiting:
+                return
+            ready = [callback for end, callback in self._waiting if self.is_here(end)]
+            self._waiting = [one for one in self._waiting if not self.is_here(one[0])]
+        for callback in ready:
+            callback()
 
     def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
         """Fetch the range. Raises nothing: :attr:`error` says what it failed with."""
         began_s = time.monotonic()
         try:
             assert self.buffer is not None
-            fetcher.fetch(info, self.entry, self.start, memoryview(self.buffer), self)
+            content = memoryview(self.buffer)
+            fetcher.fetch(info, self.entry, self.start, content, self, self._arrived)
+            self._arrived_to = self.end
             self.rate = (self.end - self.start) / max(time.monotonic() - began_s, 1e-9)
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:
             self.ended_s = time.monotonic()
             with self._lock:
-                self.done.set()
-                callbacks, self._callbacks = self._callbacks, []
-            for callback in callbacks:
+                self.is_done = True
+                waiting, self._waiting = self._waiting, []
+            for _, callback in waiting:
                 callback()
             if self.entry is not None and fetcher.cache is not None:
                 fetcher.cache.release(self.entry)
@@ -178,9 +206,10 @@ class Window:
         self.end = part.end
 
     def has_failed(self, offset: int, end: int) -> bool:
-        """Whether the fetch of a part of ``[offset, end)`` failed, for whichever read."""
+        """Whether a part of ``[offset, end)`` will never be here, for whichever read."""
         return any(
-            part.error is not None and part.start < end and part.end > offset for part in self.parts
+            part.error is not None and part.start < end and part.end > offset and not part.has(end)
+            for part in self.parts
         )
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRe
 from sidecar.mounter.store.http.retry import Retry, Retryable
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import (
+    Arrived,
     Condition,
     ObjectInfo,
     Page,
@@ -133,10 +134,19 @@ class HttpStore(ABC, Generic[C]):
             self._check_bucket()
             raise
 
-    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
+    def get_range(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None = None,
+    ) -> int:
         """As :meth:`Store.get_range`."""
+        if version is not None:
+            version = self.version_to_read(key, version)
         try:
-            return self._reader.get_range(key, version, offset, buffer)
+            return self._reader.get_range(key, version, offset, buffer, arrived)
         except NotFound:
             self._check_bucket()
             raise
@@ -146,6 +156,11 @@ class HttpStore(ABC, Generic[C]):
             with contextlib.suppress(Unavailable, StoreProtocolError):
                 self.head(key)
             raise
+
+    def version_to_read(self, key: str, version: str) -> str:
+        """What a GET calls a version."""
+        del key
+        return version
 
     def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
         """As :meth:`Store.resolve_version`, for a store whose versions are final."""

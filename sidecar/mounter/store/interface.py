@@ -123,6 +123,8 @@ class FileSlice:
         return FileSlice(self.fd, self.offset + start, size_bytes)
 
 
+Arrived = Callable[[int], None]
+"""Told how many bytes are there."""
 Content = memoryview | bytes | FileSlice
 
 Fetch = Callable[[ObjectInfo, int, memoryview], None]
@@ -290,8 +292,19 @@ class Store(Protocol):
     def head(self, key: str) -> ObjectInfo:
         """One object with its metadata and properties. Raises NotFound."""
 
-    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
+    def get_range(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None = None,
+    ) -> int:
         """Fill ``buffer`` with the bytes from ``offset`` of exactly ``version``; None: of any.
+
+        Args:
+            arrived: told by this thread, as often as the store sees fit, how many bytes from the
+                start of ``buffer`` are there. They are that version's, whatever comes of the rest.
 
         Returns the bytes read: fewer than ``len(buffer)`` only at the end of the object.
         Raises Stale when the object has another version, NotFound when it is gone.

@@ -13,9 +13,10 @@ from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.connection import TRANSPORT_ERRORS, Headers, Response
 from sidecar.mounter.store.http.retry import Retry, Retryable
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
+from sidecar.mounter.store.interface import Arrived
 from sidecar.mounter.store.request_builder import RequestBuilder
 from sidecar.mounter.store.store_errors import Call, StoreErrors
-from sidecar.units import KIB
+from sidecar.units import KIB, MIB
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,16})-([0-9]{1,16})/([0-9]{1,16}|\*)")
 _ACCEPTED = {
@@ -23,6 +24,8 @@ _ACCEPTED = {
     HTTPStatus.PARTIAL_CONTENT,
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
 }
+STEP_BYTES = MIB
+"""Who wants to know what has arrived is told after so much."""
 _MAX_ERROR_BYTES = 64 * KIB
 _SHOWN_CHARACTERS = 64
 
@@ -30,23 +33,38 @@ _SHOWN_CHARACTERS = 64
 class _Range:
     """The rest of one range: an attempt continues where the last one stopped."""
 
-    __slots__ = ("buffer", "key", "offset", "version")
+    __slots__ = ("_arrived", "_start", "buffer", "key", "offset", "version")
 
-    def __init__(self, key: str, version: str | None, offset: int, buffer: memoryview) -> None:
+    def __init__(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None,
+    ) -> None:
         self.key = key
         self.version = version
-        self.offset = offset
+        self.offset = self._start = offset
         self.buffer = buffer
+        self._arrived = arrived
 
     @property
     def header(self) -> str:
         """The value of the ``Range`` header."""
         return f"bytes={self.offset}-{self.offset + len(self.buffer) - 1}"
 
+    @property
+    def step_bytes(self) -> int:
+        """How much to receive at once."""
+        return len(self.buffer) if self._arrived is None else STEP_BYTES
+
     def received(self, count: int) -> None:
         """The next ``count`` bytes are in the buffer."""
         self.offset += count
         self.buffer = self.buffer[count:]
+        if self._arrived is not None:
+            self._arrived(self.offset - self._start)
 
 
 class RangeReader:
@@ -72,11 +90,18 @@ class RangeReader:
         self._retry = retry
         self._timeout = AdaptiveTimeout()
 
-    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
+    def get_range(
+        self,
+        key: str,
+        version: str | None,
+        offset: int,
+        buffer: memoryview,
+        arrived: Arrived | None = None,
+    ) -> int:
         """As :meth:`sidecar.mounter.store.interface.Store.get_range`."""
         if not len(buffer):
             return 0
-        wanted = _Range(key, version, offset, buffer.cast("B"))
+        wanted = _Range(key, version, offset, buffer.cast("B"), arrived)
         self._retry.run("get", lambda: self._attempt(wanted))
         return wanted.offset - offset
 
@@ -100,7 +125,7 @@ class RangeReader:
         self._check_version(response.fields, wanted)
         length = self._body_length(response, wanted.offset, len(wanted.buffer))
         while length:
-            more = response.readinto(wanted.buffer[:length])
+            more = response.readinto(wanted.buffer[: min(length, wanted.step_bytes)])
             if not more:
                 error = self._errors.protocol(f"`{wanted.key}` came only to byte {wanted.offset}")
                 raise Retryable(error, "truncated")

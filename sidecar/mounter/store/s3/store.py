@@ -130,11 +130,9 @@ class S3Store(HttpStore[S3Credentials]):
 
         return self.retry.run(call.operation, attempt)
 
-    def get_range(self, key: str, version: str | None, offset: int, buffer: memoryview) -> int:
-        """As :meth:`Store.get_range`."""
-        if version is not None and ProvisionalVersion.parse(version):
-            version = self._found(key, version).version
-        return super().get_range(key, version, offset, buffer)
+    def version_to_read(self, key: str, version: str) -> str:
+        """As :meth:`.HttpStore.version_to_read`."""
+        return self._found(key, version).version if ProvisionalVersion.parse(version) else version
 
     def put(
         self,
