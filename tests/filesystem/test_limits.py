@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NameTooLong, SpoolFull
-from sidecar.mounter.store.interface import Limits
+from sidecar.mounter.store.interface import Arrived, Limits
 from sidecar.mounter.store.s3.store import S3Store
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
@@ -86,9 +86,11 @@ def test_what_is_cut_off_is_not_fetched(tmp_path: Path, old: int, size: int) -> 
     fetched: list[int] = []
     get = store.get_range
 
-    def count(key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def count(
+        key: str, version: str, offset: int, buffer: memoryview, arrived: Arrived | None = None
+    ) -> int:
         fetched.append(len(buffer))
-        return get(key, version, offset, buffer)
+        return get(key, version, offset, buffer, arrived)
 
     store.get_range = count  # type: ignore[method-assign]
     view.fs.set_attributes(view.inode("file"), {}, size)

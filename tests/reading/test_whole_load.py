@@ -20,6 +20,7 @@ from sidecar.mounter.reading.whole_load import (
     process_of_region,
     region_of_process,
 )
+from sidecar.mounter.store.interface import Arrived
 from sidecar.options import Options
 from sidecar.spec import Volume
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
@@ -234,11 +235,13 @@ def test_of_two_blocks_one_may_fail(reading: Make) -> None:
     reader = one.open(surplus=True)
     get_range = one.store.get_range
 
-    def fail_once(key: str, version: str, offset: int, buffer: memoryview) -> int:
+    def fail_once(
+        key: str, version: str, offset: int, buffer: memoryview, arrived: Arrived | None = None
+    ) -> int:
         if offset == 2 * BLOCK_BYTES:
             one.store.get_range = get_range  # type: ignore[method-assign]
             raise Unavailable("away")
-        return get_range(key, version, offset, buffer)
+        return get_range(key, version, offset, buffer, arrived)
 
     one.store.get_range = fail_once  # type: ignore[method-assign]
     with pytest.raises(Unavailable):
