@@ -14,6 +14,7 @@ from sidecar.errors import NotFound, WouldBlock
 from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.filesystem.name_resolver import RELIST_MISSES
 from sidecar.mounter.store.interface import Page
+from sidecar.mounter.system.shortage import NO_THREAD
 from tests.filesystem.view import LateStore, PagedStore, SlowPagesStore, View
 from tests.support.memory_store import MemoryStore
 
@@ -118,6 +119,20 @@ def test_what_looks_like_a_file_is_not_listed(tmp_path: Path) -> None:
         view.inode("absent")
     time.sleep(0.1)  # it would be asked for by a thread
     assert store.listed == [""]
+
+
+def test_where_no_thread_can_be_started_it_is_listed_in_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError(NO_THREAD)
+
+    store = ListedStore()
+    store.put("dir/file", b"content")
+    view = View(store, tmp_path)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
+    assert view.stat("dir/file").size_bytes == len(b"content")
+    assert store.listed == ["", "dir/"]
 
 
 def test_what_was_listed_before_a_directory_was_made_does_not_count(tmp_path: Path) -> None:

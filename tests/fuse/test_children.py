@@ -9,7 +9,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from sidecar.mounter.fuse.readers import child
+from sidecar.mounter.fuse.readers import child, process
+from sidecar.mounter.fuse.readers.messages import Read
+from sidecar.mounter.reading.read_result import ReadResult, nothing
 
 WORKER = """
 import errno, os, threading
@@ -83,3 +85,20 @@ def test_a_child_that_somebody_else_has_waited_for_is_no_exception() -> None:
         [sys.executable, "-c", REAPED], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [(MemoryError(), os.EX_OSERR), (ValueError("a bug"), os.EX_SOFTWARE)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_reader_that_cannot_answer_ends(failure: Exception, status: int) -> None:
+    """Also in a thread that fetches: the READ would never get an answer."""
+    if (reader := os.fork()) == 0:
+        try:
+            answer = Mock(side_effect=failure)
+            pending = process._PendingRead(Read(1, 2, 0, 4096), Mock(), answer)
+            pending._take(ReadResult([], nothing))
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1]) == status

@@ -152,7 +152,8 @@ class DirectoryCache:
         Who opens a path below a directory that was never listed waits for one round trip less.
         """
         key = f"{directory.key}{name}/"
-        self._expected.add(key, lambda: self._threads.submit(self._store.list_page, key))
+        with contextlib.suppress(RuntimeError):  # a limit of processes: it is listed in its turn
+            self._expected.add(key, lambda: self._threads.submit(self._store.list_page, key))
 
     def prefetch(self, directory: Directory) -> None:
         """Load the first page of the directory's listing, in a thread."""

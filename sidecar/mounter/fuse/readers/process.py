@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from sidecar.errors import SidecarError, Stale, to_errno
 from sidecar.mounter.fuse.connection import answer, end_if_starved, fill_pages
@@ -136,11 +136,8 @@ class _ReaderProcess:
                     )
                 else:
                     read.answer_later()
-        except BaseException as error:
-            end_if_starved(error)
-            # Nobody would ever answer this READ. The kernel sends it again to the next worker.
-            log.exception("a bug: a READ got no answer")
-            os._exit(os.EX_SOFTWARE)
+        except BaseException as error:  # noqa: BLE001 - it ends the process
+            _end_unanswered(error)
 
     def _take_turn(self) -> _PendingRead | DirectRead:
         """Answer READs until one has to be fetched: that one. Ends the process with the worker."""
@@ -296,7 +293,18 @@ class _PendingRead:
         return StaleRead(self.unique, source.inode, source.handle, self._offset, self._size)
 
     def _take(self, result: ReadResult | Exception) -> None:
-        self._answer(self, result)
+        """Answer it, maybe in the thread that fetches, which goes on."""
+        try:
+            self._answer(self, result)
+        except BaseException as error:  # noqa: BLE001 - it ends the process
+            _end_unanswered(error)
+
+
+def _end_unanswered(error: BaseException) -> NoReturn:
+    """Nobody would ever answer this READ. The kernel sends it again to the next worker."""
+    end_if_starved(error)
+    log.critical("a bug: a READ got no answer", exc_info=error)
+    os._exit(os.EX_SOFTWARE)
 
 
 SERVING: Final = (
