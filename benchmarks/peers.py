@@ -146,7 +146,8 @@ def running(launch: Launch, name: str, log: Path) -> Iterator[Mount]:
         return is_mounted(launch.path)
 
     try:
-        with Child(launch.argv, launch.environment, log) as process:
+        # Python takes modules from the working directory first: here they would be this clone's.
+        with Child(launch.argv, launch.environment, log, log.parent) as process:
             process.wait_until(ready, f"{name}: mounted", READY_TIMEOUT_S)
             os.stat(launch.path)  # Waits for FUSE_INIT, which comes after mount(2).
             yield Mount(launch.path, process, launch.status_file)
@@ -247,8 +248,7 @@ class Sidecar:
         )
         (folder / "spec.json").write_text(spec.to_json())
         ready_file = folder / "shared" / ".sidecar" / "ready"
-        # -P: the installed package, and not what is in the working directory.
-        argv = [self._python, "-P", "-m", "sidecar", "mount"]
+        argv = [self._python, "-m", "sidecar", "mount"]
         argv += ["--spec", str(folder / "spec.json")]
         status_file = folder / "state" / "status.json"
         return Launch(argv, environment, path, ready_file, status_file)

@@ -108,13 +108,21 @@ class Child:
         argv: the command; without secrets, since every user of the machine can read it.
         environment: added to :func:`clean_environment`.
         log: file for its standard output and error.
+        folder: its working directory; None: this process's.
     """
 
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        folder: Path | None = None,
+    ) -> None:
         self.log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 argv,
+                cwd=folder,
                 env=clean_environment(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

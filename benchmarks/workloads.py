@@ -68,7 +68,7 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
     parallel = LargeObjects(sizes.parallel_bytes, 4)
     one_large = LargeObjects(sizes.parallel_bytes)
     small = SmallObjects(sizes.files)
-    round_trips = Places(Names(_FOLDERS * 1000, _FOLDERS), SmallObjects(1, folder="cold"))
+    round_trips = Places(Names(_FOLDERS * 1000, _FOLDERS), SmallObjects(1, folder="cold/colder"))
     return (
         SequentialRead(large, ALL),
         SequentialRead(parallel, FAST),
