@@ -103,7 +103,7 @@ TARGETS: tuple[Target, ...] = (
         for target in (
             _at_least(f"sequential-read-{delay}", THROUGHPUT, 0.72, FLOOR),
             _at_least(f"small-files-16-{delay}", FILES, 0.95, FLOOR),
-            # One round trip more than a GET, two for a directory, one for names in another.
+            # One round trip more than a GET, and two for a directory; half of one for all else.
             Target(f"round-trips-{delay}", round_trips.FIRST_BYTE, "at most", 2.5),
             Target(f"round-trips-{delay}", round_trips.LISTED, "at most", 2.5),
         )

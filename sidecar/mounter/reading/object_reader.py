@@ -357,7 +357,7 @@ class ObjectReader:
                         held.drop()
                     raise WouldBlock(self.info.key)
                 began_s = began_s or time.perf_counter()
-            part.wait(end)
+                part.wait(end)
         return self._result(window, parts, offset, end, began_s)
 
     def _take_when_here(

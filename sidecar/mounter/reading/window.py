@@ -97,7 +97,7 @@ class Part:
 
     def is_here(self, end: int) -> bool:
         """Whether nobody waits for the bytes before ``end``: they are here, or never will be."""
-        return self.is_done or self._arrived_to >= min(end, self.end)
+        return self.is_done or self.has(end)
 
     def has(self, end: int) -> bool:
         """Whether the bytes before ``end`` are here."""
@@ -113,6 +113,8 @@ class Part:
 
     def wait(self, end: int) -> None:
         """Wait for the bytes before ``end``, or the failure."""
+        if self.is_here(end):
+            return
         here = threading.Event()
         if self.when_here(end, here.set):
             here.wait()
