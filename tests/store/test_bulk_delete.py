@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from sidecar.errors import AccessDenied
+from sidecar.errors import AccessDenied, StoreError
 from sidecar.mounter.store import open_store
+from sidecar.mounter.store.azure import store as azure_module
+from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.credentials import Credentials
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.spec import StoreName, StoreSource
+from tests.store.conftest import make_cloud
 from tests.store.raw import FixedCredentials
 from tests.support.clouds import CountingObserver
 from tests.support.servers import HttpResponder, answer
@@ -102,3 +106,44 @@ def test_what_s3_refuses_of_many_is_explained() -> None:
             store.delete_many(["a", "b"])
         store.close()
     assert asked[:2] == ["POST /bucket", "DELETE /bucket/p/b"]
+
+
+ODD = ["a", "dir/", "ü/%41", "all*", "why?", "a b+c&d", "x" * 900]
+
+
+def test_azure_deletes_many_at_once(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, secrets: Path
+) -> None:
+    monkeypatch.setattr(azure_module, "DELETE_BATCH", len(ODD))
+    cloud = make_cloud("azure", request, monkeypatch)
+    cloud.write_secret(secrets)
+    for key in [*ODD, "stays"]:
+        cloud.write(key, b"x")
+    observer = CountingObserver()
+    store = cloud.open(secrets, observer=observer)
+    store.delete_many([*ODD, "absent", "missing"])
+    store.close()
+    assert cloud.keys() == ["stays"]
+    assert observer.requests == [("delete", "ok")] * 2
+
+
+@pytest.mark.parametrize("status", [403, 200, 302])
+def test_what_azure_does_not_delete_at_once_is_explained(status: int) -> None:
+    asked: list[str] = []
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"] or 0))
+        asked.append(f"{handler.command} {handler.path.partition('?')[0]}")
+        of_a = handler.path.endswith("/a")
+        elsewhere = {"Location": "/elsewhere"} if status == 302 else {}
+        answer(handler, 202 if of_a else status, b"", {} if of_a else elsewhere)
+
+    with HttpResponder(respond) as server:
+        login = AzureCredentials("name", "a2V5", blob_endpoint=f"{server.endpoint}/name")
+        store = opened("azure", login, CountingObserver())
+        with pytest.raises(StoreError) as caught:
+            store.delete_many(["a", "b"])
+        store.close()
+    assert isinstance(caught.value, AccessDenied) == (status == 403)
+    assert asked.count("DELETE /name/bucket/p/a") == 1
+    assert asked.count("DELETE /name/bucket/p/b") > 1

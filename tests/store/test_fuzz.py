@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 
 from sidecar.errors import StoreProtocolError
+from sidecar.mounter.store.azure.requests import parse_blocks, parse_tags
 from sidecar.mounter.store.http.connection import BrokenResponse, Connection
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import Page
 from sidecar.mounter.store.list_reader import ListReader
-from sidecar.mounter.store.request_builder import ListQuery
+from sidecar.mounter.store.request_builder import BAD_ANSWER, ListQuery
 from sidecar.spec import StoreName
 from tests.store.mutations import MOST_BYTES, Mutator
 from tests.store.raw import CLOUDS, Entry, content, open_at, page, response
@@ -187,3 +188,34 @@ def test_listings(kind: StoreName, inputs: int) -> None:
 
     run(kind, inputs, mutator, feed)
     store.close()
+
+
+BLOCKS = (
+    b'<?xml version="1.0" encoding="utf-8"?><BlockList><CommittedBlocks>'
+    b"<Block><Name>MDAwMDAwMDE=</Name><Size>8388608</Size></Block>"
+    b"<Block><Name>MDAwMDAwMDI=</Name><Size>17</Size></Block></CommittedBlocks></BlockList>"
+)
+BLOB_TAGS = (
+    b"<Tags><TagSet><Tag><Key>team</Key><Value>a b/c</Value></Tag>"
+    b"<Tag><Key>x</Key><Value></Value></Tag></TagSet></Tags>"
+)
+
+
+@pytest.mark.parametrize("inputs", LENGTHS)
+@pytest.mark.parametrize(("parse", "document"), [(parse_blocks, BLOCKS), (parse_tags, BLOB_TAGS)])
+def test_documents_of_azure(
+    parse: Callable[[bytes], str | list[tuple[str, int]]], document: bytes, inputs: int
+) -> None:
+    def feed(data: bytes) -> str:
+        try:
+            found = parse(data)
+        except BAD_ANSWER:
+            return "refused"
+        if isinstance(found, str):
+            assert found.isascii()
+            assert found.isprintable()
+        else:
+            assert all(0 <= size < 10**16 for _, size in found)
+        return "read"
+
+    run(parse.__name__, inputs, Mutator([document], XML_WORDS, rb">([^<>]*)<", inputs), feed)

@@ -17,7 +17,7 @@ FOREIGN = {
     # Non-ASCII values as each store takes them: RFC 2047, UTF-8, percent-encoded.
     "s3": {"foreign_key": "=?UTF-8?B?R3LDvMOfZQ==?=", "other-tool": "Gr%C3%BC%C3%9Fe  x"},
     "gcs": {"Foreign_Key": "Grüße", "other-tool": "1"},
-    "azure": {"Foreign_Key": "Gr%C3%BC%C3%9Fe", "_other": "1"},
+    "azure": {"Foreign_Key": "Gr%C3%BC%C3%9Fe  x", "_other": "1"},
 }
 KEY_OF_KMS = "arn:aws:kms:us-east-1:111122223333:key/1234abcd"
 EVERYBODY = "http://acs.amazonaws.com/groups/global/AllUsers"

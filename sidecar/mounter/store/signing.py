@@ -118,8 +118,9 @@ def shared_key_headers(
     """
     headers = {**azure_headers(byte_range=byte_range, if_match=if_match), **(more or {})}
     resource = "".join(f"\n{name}:{value}" for name, value in sorted((query or {}).items()))
+    # Blanks stay as they are: the documentation makes them one, its clients and servers do not.
     fields = "".join(
-        f"{name}:{_one_spaced(value)}\n"
+        f"{name}:{value.strip()}\n"
         for name, value in sorted((name.lower(), value) for name, value in headers.items())
         if name.startswith("x-ms-")
     )

@@ -1,6 +1,6 @@
 """The properties of blobs, and the headers that repeat them. Imports no SDK.
 
-Source: "Put Blob", "Put Block List", "Copy Blob", "List Blobs", "Get Blob Tags",
+Source: "Put Blob", "Put Block List", "Copy Blob", "List Blobs", "Get Blob Properties",
 https://learn.microsoft.com/rest/api/storageservices/. Holds and immutability policies belong to
 one version and are not repeated.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 from sidecar.mounter.store.interface import Properties
 from sidecar.mounter.store.object_properties import DISTINCT, Group, Repeated
@@ -28,6 +27,10 @@ _LISTED = {
     "EncryptionScope": _SCOPE,
     "TagCount": TAG_COUNT,
 }
+_HEADERS = (
+    *(name.removeprefix("x-ms-blob-") for name in _LISTED.values()),
+    "x-ms-access-tier-inferred",
+)
 _CONTENT = frozenset(name for name in _LISTED.values() if name.startswith("x-ms-blob-"))
 _TYPE = "x-ms-blob-content-type"
 _DEFAULT_TYPE = "application/octet-stream"
@@ -44,22 +47,9 @@ def _tags_of(namespace: str) -> tuple[str, ...]:
     return tuple(f"{namespace}{name}" for name in (*_LISTED, "AccessTierInferred"))
 
 
-def properties_in(item: Any) -> Properties:
-    """From the SDK's ``BlobProperties``."""
-    content = item.content_settings
-    return _chosen(
-        (
-            content.cache_control,
-            content.content_disposition,
-            content.content_encoding,
-            content.content_language,
-            content.content_type,
-            item.blob_tier,
-            item.encryption_scope,
-            str(item.tag_count) if item.tag_count else None,
-            "true" if item.blob_tier_inferred else None,
-        )
-    )
+def properties_in(fields: Mapping[str, str]) -> Properties:
+    """From the headers of a response about a blob."""
+    return _chosen(tuple(map(fields.get, _HEADERS)))
 
 
 @functools.lru_cache(DISTINCT)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, urlencode
 from xml.etree.ElementTree import Element
 
 from sidecar.mounter.store.azure.credentials import AzureCredentials
-from sidecar.mounter.store.azure.properties import listed_properties
+from sidecar.mounter.store.azure.properties import listed_properties, properties_in
 from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import SignedRequest
@@ -16,7 +17,9 @@ from sidecar.mounter.store.http.values import (
     http_time_s,
     parse_key,
     parse_keys,
+    parse_number,
     parse_numbers,
+    parse_version,
     parse_versions,
 )
 from sidecar.mounter.store.http.xml_body import parse_xml
@@ -33,6 +36,8 @@ from sidecar.mounter.store.store_errors import ErrorResponse
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
+
+METADATA = "x-ms-meta-"
 
 
 class AzureRequests:
@@ -64,18 +69,33 @@ class AzureRequests:
         condition = "" if version is None else f'"{version}"'
         return self._signed(path, byte_range=byte_range, if_match=condition)
 
-    def put(
-        self, key: str, query: Mapping[str, str], headers: Mapping[str, str], length: int
+    def request(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        length: int = 0,
     ) -> SignedRequest:
-        """Put Blob or Put Block. ``headers``: lower case, besides login and time."""
-        path = f"{self._container}/{self._prefix}{key}"
-        return self._signed(path, query, method="PUT", length=length, more=headers)
+        """Any request about one blob.
 
-    def delete(self, key: str) -> SignedRequest:
-        """Delete Blob, with its snapshots."""
+        Args:
+            headers: lower case, besides login and time.
+            length: of the body.
+        """
         path = f"{self._container}/{self._prefix}{key}"
-        snapshots = {"x-ms-delete-snapshots": "include"}
-        return self._signed(path, method="DELETE", more=snapshots)
+        return self._signed(path, query, method=method, length=length, more=headers)
+
+    def parse_head(self, key: str, fields: Headers) -> ObjectInfo:
+        """From the response to HEAD. Raises ValueError, LookupError for missing fields."""
+        return ObjectInfo(
+            key,
+            parse_number(fields["content-length"]),
+            http_time_s(fields["last-modified"]),
+            parse_version(fields["etag"].strip('"')),
+            from_azure(fields.below(METADATA)),  # names keep their case, unlike S3's
+            properties_in(fields),
+        )
 
     def list(self, query: ListQuery) -> SignedRequest:
         """List Blobs."""
@@ -199,6 +219,47 @@ def _name(item: Element, namespace: str) -> str:
     if element is None or element.text is None:
         raise ValueError("a blob without a name")
     return unquote(element.text) if element.get("Encoded") == "true" else parse_key(element.text)
+
+
+def block_list(names: Iterable[str]) -> bytes:
+    """What commits blocks: the newest of each name. Source: "Put Block List"."""
+    lines = "".join(f"<Latest>{encoded(name)}</Latest>" for name in names)
+    return f'<?xml version="1.0" encoding="utf-8"?><BlockList>{lines}</BlockList>'.encode()
+
+
+def parse_blocks(body: bytes) -> list[tuple[str, int]]:
+    """From Get Block List: name and bytes of each that is committed, in order.
+
+    Raises one of ``BAD_ANSWER``.
+    """
+    root, ns = parse_xml(body, "BlockList")
+    return [
+        (
+            base64.b64decode(block.findtext(f"{ns}Name", ""), validate=True).decode("latin-1"),
+            parse_number(block.findtext(f"{ns}Size", "")),
+        )
+        for block in root.iterfind(f"{ns}CommittedBlocks/{ns}Block")
+    ]
+
+
+def parse_tags(body: bytes) -> str:
+    """From Get Blob Tags, as ``x-ms-tags`` has them. Raises ValueError."""
+    root, ns = parse_xml(body, "Tags")
+    tags = [
+        (tag.findtext(f"{ns}Key", ""), tag.findtext(f"{ns}Value", ""))
+        for tag in root.iterfind(f"{ns}TagSet/{ns}Tag")
+    ]
+    return urlencode(tags, quote_via=quote)
+
+
+def encoded(block: str) -> str:
+    """The name of a block, as requests have it."""
+    return base64.b64encode(block.encode()).decode()
+
+
+def to_azure(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The headers that set metadata."""
+    return {f"{METADATA}{name.replace('-', '_')}": value for name, value in metadata.items()}
 
 
 def from_azure(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -6,27 +6,42 @@ letter. Changing metadata in place makes a new ETag, and with it a new version.
 
 from __future__ import annotations
 
-import base64
+import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sidecar.errors import AccessDenied, NotFound, SecretInvalid, Unsupported
+from sidecar.errors import (
+    AccessDenied,
+    NotFound,
+    SecretInvalid,
+    SidecarError,
+    StoreProtocolError,
+    Unsupported,
+)
 from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.azure.properties import (
     TAG_COUNT,
     TAGS,
-    properties_in,
     repeated,
     repeated_by_copy,
     scope_of,
 )
-from sidecar.mounter.store.azure.requests import AzureRequests, from_azure
+from sidecar.mounter.store.azure.requests import (
+    AzureRequests,
+    block_list,
+    encoded,
+    parse_blocks,
+    parse_tags,
+    to_azure,
+)
 from sidecar.mounter.store.azure.sdk import AzureSdk, PodIdentity
 from sidecar.mounter.store.azure.upload import AzureUpload, block_name, new_series
+from sidecar.mounter.store.http.connection import Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.values import http_time_s, parse_number, parse_version
+from sidecar.mounter.store.http.retry import Retryable
+from sidecar.mounter.store.http.values import http_time_s, parse_version
 from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import (
     Condition,
@@ -52,6 +67,11 @@ COPY_POLL_S = 0.5
 COPY_IDLE_S = 120.0
 """How long a copy inside the store may be without progress."""
 _SMALL_BLOCK_BYTES = 4 * MIB
+DELETE_BATCH = 100
+"""As many connections as the SDK has."""
+_COPY_STATUS, _COPY_PROGRESS = "x-ms-copy-status", "x-ms-copy-progress"
+
+T = TypeVar("T")
 
 
 class AzureStore(HttpStore[AzureCredentials]):
@@ -106,41 +126,57 @@ class AzureStore(HttpStore[AzureCredentials]):
         self._sdk.close()
 
     def _head(self, key: str) -> ObjectInfo:
-        return self._info(self._properties(Call("head", key)))
+        return self._info(key, self._fields(Call("head", key)))
 
-    def _properties(self, call: Call) -> Any:
-        return self.retry.run(
-            call.operation, lambda: self._sdk.properties(call, self.full(call.key))
-        )
+    def _fields(self, call: Call) -> Headers:
+        """The headers of a blob."""
+        sign = functools.partial(self._azure.request, "HEAD", call.key)
 
-    def _info(self, item: Any) -> ObjectInfo:
+        def attempt() -> Headers:
+            with self.refusal_explained():
+                return self._client.receive(
+                    call,
+                    sign,
+                    lambda response: response.fields,
+                    accepted={200},
+                    timeout=self._quick,
+                )
+
+        return self.retry.run(call.operation, attempt)
+
+    def _info(self, key: str, fields: Headers) -> ObjectInfo:
         try:
-            return ObjectInfo(
-                key=self._relative(item.name),
-                size_bytes=parse_number(str(item.size)),
-                mtime_s=item.last_modified.timestamp(),
-                version=parse_version(item.etag.strip('"')),
-                metadata=from_azure(item.metadata or {}),
-                properties=properties_in(item),
-            )
+            return self._azure.parse_head(key, fields)
         except BAD_ANSWER:
             pass
-        raise self.malformed("head", f"its answer to head of `{item.name}` lacks fields")
+        raise self.malformed("head", f"its answer to head of `{key}` lacks fields")
 
     def _tags(self, like: ObjectInfo | None, properties: Properties) -> str:
         """As ``x-ms-tags`` has them; asked for only where there are some."""
         if like is None or TAG_COUNT not in properties or not self.property_keeper.may(TAGS):
             return ""
         try:
-            tags = self.retry.run(
-                "head", lambda: self._sdk.tags(Call("head", like.key), self.full(like.key))
-            )
+            return self._ask(Call("head", like.key), {"comp": "tags"}, parse_tags)
         except NotFound:
             return ""
-        except (AccessDenied, Unsupported) as error:
+        except (AccessDenied, Unsupported, StoreProtocolError) as error:
             self.property_keeper.give_up(TAGS, error)
             return ""
-        return urlencode(tags, quote_via=quote)
+
+    def _ask(self, call: Call, query: Mapping[str, str], parse: Callable[[bytes], T]) -> T:
+        """What a document about a blob says."""
+        reply = self.transfer(
+            call,
+            lambda: self._azure.request("GET", call.key, query),
+            accepted={200},
+            timeout=self._quick,
+        )
+        try:
+            return parse(reply.content)
+        except BAD_ANSWER:
+            pass
+        what = query["comp"]
+        raise self.malformed(call.operation, f"its {what} of `{call.key}` cannot be read")
 
     def put(
         self,
@@ -154,7 +190,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         """As :meth:`Store.put`."""
         own = {
             "x-ms-blob-type": "BlockBlob",
-            **{f"x-ms-meta-{name}": value for name, value in _to_azure(metadata).items()},
+            **to_azure(metadata or {}),
             **_condition_headers(condition),
         }
         properties = self.properties_of(like)
@@ -162,16 +198,11 @@ class AzureStore(HttpStore[AzureCredentials]):
             repeated(properties, self._tags(like, properties)),
             lambda headers: self.transfer(
                 Call("put", key, condition),
-                lambda: self._azure.put(key, {}, {**headers, **own}, len(content)),
+                lambda: self._azure.request("PUT", key, {}, {**headers, **own}, len(content)),
                 (content,),
             ),
         )
-        try:
-            made_s = http_time_s(reply.headers["last-modified"])
-            version = parse_version(reply.headers["etag"].strip('"'))
-        except (ValueError, LookupError):
-            raise self.malformed("put", f"its answer to put of `{key}` lacks fields") from None
-        return ObjectInfo(key, len(content), made_s, version, dict(metadata or {}), properties)
+        return self._written(key, len(content), reply.headers, metadata, properties)
 
     _key_unit = "characters"
 
@@ -183,12 +214,12 @@ class AzureStore(HttpStore[AzureCredentials]):
 
         ``name``: of one length for all blocks of a blob, as Azure demands.
         """
-        query = {"comp": "block", "blockid": base64.b64encode(name.encode()).decode()}
+        query = {"comp": "block", "blockid": encoded(name)}
         self.property_keeper.write(
             scope_of(properties),
             lambda headers: self.transfer(
                 Call("part", key),
-                lambda: self._azure.put(key, query, headers, len(content)),
+                lambda: self._azure.request("PUT", key, query, headers, len(content)),
                 (content,),
             ),
         )
@@ -205,17 +236,24 @@ class AzureStore(HttpStore[AzureCredentials]):
         tags: str,
     ) -> ObjectInfo:
         """Make the blob of staged blocks and of blocks that it has."""
-        call = Call("complete", key, condition)
-        made = self.property_keeper.write(
+        body = block_list(names)
+        own = {
+            "content-type": "application/xml",
+            **to_azure(metadata),
+            **_condition_headers(condition),
+        }
+        reply = self.property_keeper.write(
             repeated(properties, tags),
-            lambda headers: self.retry.run(
-                call.operation,
-                lambda: self._sdk.commit_blocks(
-                    call, self.full(key), names, _to_azure(metadata), headers
+            lambda headers: self.transfer(
+                Call("complete", key, condition),
+                lambda: self._azure.request(
+                    "PUT", key, {"comp": "blocklist"}, {**headers, **own}, len(body)
                 ),
+                (body,),
+                timeout=self._copying,
             ),
         )
-        return self._written(key, size_bytes, made, metadata, properties)
+        return self._written(key, size_bytes, reply.headers, metadata, properties)
 
     def start_upload(
         self,
@@ -295,9 +333,8 @@ class AzureStore(HttpStore[AzureCredentials]):
     def _kept_blocks(self, base: ObjectInfo, revision: Revision) -> list[tuple[int, int, str]]:
         """The blocks of ``base`` that can stay, in order: begin, end and name of each."""
         try:
-            committed = self.retry.run(
-                "list", lambda: self._sdk.blocks(Call("list", base.key), self.full(base.key))
-            )
+            query = {"comp": "blocklist", "blocklisttype": "committed"}
+            committed = self._ask(Call("list", base.key), query, parse_blocks)
         except NotFound:
             raise self.errors.stale(base.key) from None
         changed = Ranges(revision.changed)
@@ -333,30 +370,30 @@ class AzureStore(HttpStore[AzureCredentials]):
         if version is not None and found.version != version:
             raise self.errors.stale(source)
         if source == target and metadata is not None:
-            made = self.retry.run(
-                "copy",
-                lambda: self._sdk.set_metadata(
-                    Call("copy", source), self.full(source), _to_azure(metadata), found.version
-                ),
-            )
+            unchanged = _condition_headers(Condition(version=found.version))
+            own = {**to_azure(metadata), **unchanged}
+            made = self.transfer(
+                Call("copy", source),
+                lambda: self._azure.request("PUT", source, {"comp": "metadata"}, own),
+                timeout=self._quick,
+            ).headers
             return self._written(source, found.size_bytes, made, metadata, found.properties)
         properties = self.properties_of(found)
-        own = None if metadata is None else _to_azure(metadata)
+        own = {
+            "x-ms-copy-source": self._source_url(source),
+            "x-ms-source-if-match": f'"{found.version}"',
+            **to_azure(metadata or {}),  # without any, the copy has the source's
+        }
         made = self.property_keeper.write(
             repeated_by_copy(properties, self._tags(found, properties)),
-            lambda headers: self.retry.run(
-                "copy",
-                lambda: self._sdk.start_copy(
-                    Call("copy", source),
-                    self.full(target),
-                    self._source_url(source),
-                    found.version,
-                    own,
-                    headers,
-                ),
+            lambda headers: self.transfer(
+                Call("copy", source),
+                lambda: self._azure.request("PUT", target, {}, {**headers, **own}),
+                accepted={202},
+                timeout=self._copying,
             ),
-        )
-        if made["copy_status"] != "success":
+        ).headers
+        if made.get(_COPY_STATUS) != "success":
             return self._wait_for_copy(target)
         kept = found.metadata if metadata is None else metadata
         return self._written(target, found.size_bytes, made, kept, properties)
@@ -365,13 +402,13 @@ class AzureStore(HttpStore[AzureCredentials]):
         self,
         key: str,
         size_bytes: int,
-        made: Mapping[str, Any],
+        made: Mapping[str, str],
         metadata: Mapping[str, str] | None,
         properties: Properties | None,
     ) -> ObjectInfo:
-        """What the SDK says was made. Raises StoreProtocolError if it does not say it."""
+        """What headers say was made. Raises StoreProtocolError if they do not say it."""
         try:
-            made_s = made["last_modified"].timestamp()
+            made_s = http_time_s(made["last-modified"])
             version = parse_version(made["etag"].strip('"'))
         except BAD_ANSWER:
             pass
@@ -381,10 +418,27 @@ class AzureStore(HttpStore[AzureCredentials]):
 
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
+        snapshots = {"x-ms-delete-snapshots": "include"}
         try:
-            self.transfer(Call("delete", key), lambda: self._azure.delete(key), (), {202})
+            self.transfer(
+                Call("delete", key),
+                lambda: self._azure.request("DELETE", key, {}, snapshots),
+                accepted={202},
+            )
         except NotFound:
             return
+
+    def delete_many(self, keys: list[str]) -> None:
+        """As :meth:`Store.delete_many`, DELETE_BATCH at once, through adlfs.
+
+        Keys that it fails at are deleted one by one, so that they are retried and explained.
+        """
+        for start in range(0, len(keys), DELETE_BATCH):
+            left = [self.full(key) for key in keys[start : start + DELETE_BATCH]]
+            with contextlib.suppress(SidecarError, Retryable):
+                left = self.retry.once("delete", functools.partial(self._sdk.delete, left))
+            for name in left:
+                self.delete(self._relative(name))
 
     def _source_url(self, key: str) -> str:
         login = self._login.credentials
@@ -397,13 +451,13 @@ class AzureStore(HttpStore[AzureCredentials]):
         idle_since_s = time.monotonic()
         while time.monotonic() - idle_since_s < COPY_IDLE_S:
             time.sleep(COPY_POLL_S)
-            properties = self._properties(Call("copy", target))
-            if properties.copy.status == "success":
-                return self._info(properties)
-            if properties.copy.status != "pending":
+            fields = self._fields(Call("copy", target))
+            if fields.get(_COPY_STATUS) == "success":
+                return self._info(target, fields)
+            if fields.get(_COPY_STATUS) != "pending":
                 raise self.malformed("copy", f"the copy to `{target}` ended without success")
-            if properties.copy.progress != progress:
-                progress, idle_since_s = properties.copy.progress, time.monotonic()
+            if fields.get(_COPY_PROGRESS) != progress:
+                progress, idle_since_s = fields.get(_COPY_PROGRESS), time.monotonic()
         raise self.malformed("copy", f"the copy to `{target}` does not go on")
 
 
@@ -418,7 +472,3 @@ def _condition_headers(condition: Condition | None) -> dict[str, str]:
     if condition.absent:
         return {"if-none-match": "*"}
     return {} if condition.version is None else {"if-match": f'"{condition.version}"'}
-
-
-def _to_azure(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    return {name.replace("-", "_"): value for name, value in (metadata or {}).items()}

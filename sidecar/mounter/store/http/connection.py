@@ -16,7 +16,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 
 from sidecar.mounter.store.http.proxies import Proxy, ProxyFailed, open_tunnel
@@ -54,7 +54,22 @@ class UnsendableRequest(Exception):
 
 
 class Headers(dict[str, str]):
-    """Header fields by lower-case name; of a repeated field the last counts."""
+    """Header fields by lower-case name; of a repeated field the last counts.
+
+    Attributes:
+        lines: the fields as they came.
+    """
+
+    lines: Sequence[str] = ()
+
+    def below(self, start: str) -> dict[str, str]:
+        """The fields whose name begins with ``start``, by the rest of it as it was sent."""
+        names = (line.partition(":")[0] for line in self.lines)
+        return {
+            name[len(start) :]: self[name.lower()]
+            for name in names
+            if name.lower().startswith(start)
+        }
 
 
 class Connection:
@@ -383,6 +398,7 @@ def _parse_fields(head: bytes, lines: list[str]) -> Headers:
     if head.count(b"\r") != count or head.count(b"\n") != count or b"\0" in head:
         raise BrokenResponse("a control character in the header")
     fields = Headers()
+    fields.lines = lines
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon:
