@@ -7,9 +7,11 @@ Layout, for whoever adds a row::
                       the workloads, by kind
     measure.py        the interface of a workload, metrics, CPU and memory cost
     datasets.py       the objects in the bucket; the check of what a mount returns
-    peers.py          the mounts that are compared: settings, start, stop
+    peers.py          a mount that is compared: start, stop; ours
+    others.py         the mounts of others, with their settings
     networks.py       which store a workload uses, and how clients reach it
     servers.py        the stores; latency.py: the proxy that adds latency
+    buckets.py        a store's address, and the clouds' own clients
     stored.py         what a store has, to see what a write has brought
     floor.py          the cheapest possible client in Python, without a file system
     readers.py  writers.py  epochs.py  lists.py  model_programs.py

@@ -11,10 +11,10 @@ from types import FrameType
 
 import click
 
-from benchmarks import gcs, plot, report, runner, servers
+from benchmarks import plot, report, runner, servers
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import Workload
-from benchmarks.peers import ALL, DISK_CACHES, OUR_MOUNTS, OURS, Sidecar
+from benchmarks.peers import OUR_MOUNTS, OURS, Sidecar
 from benchmarks.workloads import Sizes, all_workloads
 
 LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
@@ -49,7 +49,9 @@ QUICK_DIVISOR = 8
     "--peer",
     "peer_names",
     multiple=True,
-    type=click.Choice([peer.name for peer in (*ALL, *DISK_CACHES, *gcs.MOUNTS[1:])]),
+    type=click.Choice(
+        list(dict.fromkeys(peer.name for one in all_workloads(Sizes()) for peer in one.peers))
+    ),
     help="Run only this mount, and the clients without a mount; repeatable.",
 )
 @click.option(

@@ -17,14 +17,14 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from benchmarks import crew, programs
+from benchmarks.buckets import Endpoint
 from benchmarks.crew import Outcome
-from benchmarks.servers import Endpoint
 
 
 class Get(NamedTuple):
     """One ranged GET: ``size_bytes`` bytes from ``offset`` of the object behind ``url``.
 
-    ``url`` is path and query, from :meth:`Endpoint.presigned`.
+    ``url`` is path and query, from :meth:`Bucket.presigned`.
     """
 
     url: str

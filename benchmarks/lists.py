@@ -1,8 +1,8 @@
 """The raw LIST, run as a program: what listing a tree costs without a file system.
 
-``http``: ListObjectsV2 over one keep-alive ``http.client`` connection, each URL signed just
-before its request, answers parsed with the standard library (key, size, time, ETag).
-``s3fs``: the same requests through ``S3FileSystem._call_s3``, which parses with botocore.
+``http``: one keep-alive ``http.client`` connection, each URL signed just before its request,
+answers parsed with the standard library (key, size, time, ETag). ``s3fs``: the same requests
+(ListObjectsV2) through ``S3FileSystem._call_s3``, which parses with botocore.
 Requests are sequential, because a page's token is in the page before.
 """
 
@@ -17,18 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlencode, urlsplit
-
-from minio.credentials.credentials import Credentials
-from minio.signer import presign_v4
-from minio.time import utcnow
 
 from benchmarks import floor, programs
-from benchmarks.servers import Endpoint
+from benchmarks.buckets import Endpoint, bucket
 
 Client = Literal["http", "s3fs"]
-
-_SIGNED_FOR_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,52 +33,44 @@ class Listed:
     wall_s: float
 
 
-def run(endpoint: Endpoint, prefixes: Sequence[str], client: Client) -> Listed:
-    """List the objects directly below each prefix of the bucket. Raises BenchFailure."""
+def run(endpoint: Endpoint, folders: Sequence[str], client: Client) -> Listed:
+    """List the objects directly below each folder of the data set. Raises BenchFailure."""
     job = {
         "client": client,
         "address": endpoint.address,
         "access_key": endpoint.access_key,
         "secret_key": endpoint.secret_key,
         "authority": str(endpoint.authority) if endpoint.authority else None,
-        "prefixes": list(prefixes),
+        "store": endpoint.store,
+        "folders": list(folders),
     }
     return Listed(**programs.run("benchmarks.lists", job))
 
 
-def _over_http(endpoint: Endpoint, prefixes: Sequence[str]) -> Listed:
-    login = Credentials(endpoint.access_key, endpoint.secret_key)
+def _over_http(endpoint: Endpoint, folders: Sequence[str]) -> Listed:
+    objects, parse = bucket(endpoint), _PARSERS[endpoint.store]
     authority = str(endpoint.authority) if endpoint.authority else None
     connection = floor.connect(endpoint.address, authority)
-    objects = requests = 0
+    count = requests = 0
     began_s = time.perf_counter()
-    for prefix in prefixes:
+    for folder in folders:
         token: str | None = ""
         while token is not None:
-            query = {"list-type": "2", "prefix": prefix, "delimiter": "/", "max-keys": "1000"}
-            if token:
-                query["continuation-token"] = token
-            target = f"{endpoint.url}/{endpoint.bucket}?{urlencode(query, quote_via=quote)}"
-            url = presign_v4(
-                method="GET",
-                url=urlsplit(target),
-                region=endpoint.region,
-                credentials=login,
-                date=utcnow(),
-                expires=_SIGNED_FOR_S,
-            )
-            connection.request("GET", f"{url.path}?{url.query}")
+            connection.request("GET", objects.listing(folder, token))
             response = connection.getresponse()
             body = response.read()
             if response.status != 200:
                 sys.exit(f"LIST: status {response.status}")
-            found, token = _parse(body)
-            objects, requests = objects + len(found), requests + 1
-    return Listed(objects, requests, time.perf_counter() - began_s)
+            found, token = parse(body)
+            count, requests = count + len(found), requests + 1
+    return Listed(count, requests, time.perf_counter() - began_s)
 
 
-def _parse(body: bytes) -> tuple[list[tuple[str, ...]], str | None]:
-    """(key, size, time, ETag) of each object, and the next page's token."""
+_Page = tuple[list[tuple[str, ...]], str | None]
+"""(key, size, time, ETag) of each object, and the next page's token."""
+
+
+def _parse_s3(body: bytes) -> _Page:
     root = ET.fromstring(body)
     space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
     fields = [f"{space}{name}" for name in ("Key", "Size", "LastModified", "ETag")]
@@ -95,7 +80,27 @@ def _parse(body: bytes) -> tuple[list[tuple[str, ...]], str | None]:
     return found, root.findtext(f"{space}NextContinuationToken") or None
 
 
-def _over_s3fs(endpoint: Endpoint, prefixes: Sequence[str]) -> Listed:
+def _parse_gcs(body: bytes) -> _Page:
+    page = json.loads(body)
+    fields = ("name", "size", "updated", "etag")
+    found = [tuple(one.get(name, "") for name in fields) for one in page.get("items", ())]
+    return found, page.get("nextPageToken") or None
+
+
+def _parse_azure(body: bytes) -> _Page:
+    root = ET.fromstring(body)
+    fields = [
+        "Name",
+        *(f"Properties/{name}" for name in ("Content-Length", "Last-Modified", "Etag")),
+    ]
+    found = [tuple(one.findtext(name, "") for name in fields) for one in root.iter("Blob")]
+    return found, root.findtext("NextMarker") or None
+
+
+_PARSERS = {"s3": _parse_s3, "gcs": _parse_gcs, "azure": _parse_azure}
+
+
+def _over_s3fs(endpoint: Endpoint, folders: Sequence[str]) -> Listed:
     import s3fs
 
     async def list_all() -> Listed:
@@ -113,13 +118,13 @@ def _over_s3fs(endpoint: Endpoint, prefixes: Sequence[str]) -> Listed:
         session = await fs.set_session()
         objects = requests = 0
         began_s = time.perf_counter()
-        for prefix in prefixes:
+        for folder in folders:
             more: dict[str, Any] = {}
             while True:
                 answer = await fs._call_s3(
                     "list_objects_v2",
                     Bucket=endpoint.bucket,
-                    Prefix=prefix,
+                    Prefix=endpoint.prefix + folder,
                     Delimiter="/",
                     MaxKeys=1000,
                     **more,
@@ -138,9 +143,15 @@ def _over_s3fs(endpoint: Endpoint, prefixes: Sequence[str]) -> Listed:
 def _main() -> None:
     job = json.load(sys.stdin)
     authority = Path(job["authority"]) if job["authority"] else None
-    endpoint = Endpoint(job["address"], job["access_key"], job["secret_key"], authority=authority)
+    endpoint = Endpoint(
+        job["address"],
+        job["access_key"],
+        job["secret_key"],
+        authority=authority,
+        store=job["store"],
+    )
     run_client = {"http": _over_http, "s3fs": _over_s3fs}[job["client"]]
-    listed = run_client(endpoint, job["prefixes"])
+    listed = run_client(endpoint, job["folders"])
     json.dump(
         {"objects": listed.objects, "requests": listed.requests, "wall_s": listed.wall_s},
         sys.stdout,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from benchmarks.failure import BenchFailure
 from benchmarks.lists import Client
 from benchmarks.measure import PEAK_PSS, Baseline, Metric, Values, cost, run_all
 from benchmarks.networks import PLAIN, Network
-from benchmarks.peers import FAST, Mount, Peer, Place
+from benchmarks.others import FAST
+from benchmarks.peers import Mount, Peer, Place
 from benchmarks.servers import Server
 
 RAW_LIST = "raw LIST"
@@ -37,12 +39,13 @@ class Listing:
 
     @property
     def name(self) -> str:
-        return "list-flat" if self.dataset.directories == 1 else "list-tree"
+        name = "list-tree" if self._is_tree else "list-flat"
+        return f"{name}{self.network.suffix}"
 
     @property
     def title(self) -> str:
         where = f"{self.dataset.directories} director{'ies' if self._is_tree else 'y'}"
-        return f"ls -lR of {self.dataset.count} objects in {where}, cold"
+        return f"ls -lR of {self.dataset.count} objects in {where}, cold{self.network.words}"
 
     @property
     def _is_tree(self) -> bool:
@@ -67,16 +70,18 @@ class Listing:
         }
 
     def baselines(self) -> Mapping[str, Baseline]:
+        clients: dict[str, Client] = {RAW_LIST: "http"}
+        if self.network.store == "s3":
+            clients[S3FS_LIST] = "s3fs"
         return {
-            RAW_LIST: lambda server: self._raw(server, "http"),
-            S3FS_LIST: lambda server: self._raw(server, "s3fs"),
+            name: functools.partial(self._raw, client=client) for name, client in clients.items()
         }
 
-    def _raw(self, server: Server, client: Client) -> Values:
-        root = f"{server.endpoint.prefix}{self.dataset.folder}/"
+    def _raw(self, server: Server, *, client: Client) -> Values:
+        root = f"{self.dataset.folder}/"
         # The root too: a file system must list it to find the directories.
-        prefixes = [root, *(root + prefix for prefix in self.dataset.prefixes)]
-        listed = lists.run(server.endpoint, prefixes, client)
+        folders = [root, *(root + prefix for prefix in self.dataset.prefixes)]
+        listed = lists.run(server.endpoint, folders, client)
         if listed.objects != self.dataset.count:
             raise BenchFailure(f"LIST gave {listed.objects} objects, not {self.dataset.count}")
         return {

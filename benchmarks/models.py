@@ -18,7 +18,8 @@ from benchmarks import host, programs
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import MB, MIB, Baseline, Metric, Values, timed
 from benchmarks.networks import PLAIN, Network
-from benchmarks.peers import FAST, Peer, Place
+from benchmarks.others import FAST
+from benchmarks.peers import Peer, Place
 from benchmarks.processes import find_program
 from benchmarks.servers import Server
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ServerName = Literal["rclone", "minio", "strict", "gcs"]
+StoreName = Literal["s3", "gcs", "azure"]
+ServerName = Literal["rclone", "minio", "strict", "gcs", "azure"]
 
 DELAY_S = 0.02
 FAR_DELAY_S = 0.08
@@ -19,8 +20,8 @@ class Network:
         name: in progress messages.
         suffix: the end of a workload's name.
         words: the end of its title.
-        server: ``rclone serve s3``, MinIO's gateway (of JuiceFS), the tests' strict S3, or
-            fake-gcs-server.
+        server: ``rclone serve s3``, MinIO's gateway (of JuiceFS), the tests' strict S3,
+            fake-gcs-server, or Azurite.
         tls: whether clients speak TLS.
         delay_s: what a proxy adds to each request, in seconds.
     """
@@ -31,6 +32,13 @@ class Network:
     server: ServerName = "rclone"
     tls: bool = False
     delay_s: float = 0.0
+
+    @property
+    def store(self) -> StoreName:
+        """Whose interface the server has."""
+        if self.server in ("gcs", "azure"):
+            return self.server
+        return "s3"
 
 
 PLAIN = Network("plain")
@@ -47,3 +55,18 @@ MINIO_DELAYED = Network(
 )
 STRICT = Network("strict", "-strict", ", on an S3 that enforces the limits", "strict")
 GCS = Network("gcs", "-gcs", ", on fake-gcs-server", "gcs")
+GCS_DELAYED = Network(
+    "gcs-delayed",
+    "-gcs-20ms",
+    ", on fake-gcs-server, 20 ms added to each request",
+    "gcs",
+    delay_s=DELAY_S,
+)
+AZURE = Network("azure", "-azure", ", on Azurite", "azure")
+AZURE_DELAYED = Network(
+    "azure-delayed",
+    "-azure-20ms",
+    ", on Azurite, 20 ms added to each request",
+    "azure",
+    delay_s=DELAY_S,
+)

@@ -26,13 +26,13 @@ from typing import Any, Final
 import click
 
 from benchmarks import floor, host, readers
+from benchmarks.buckets import Endpoint
 from benchmarks.cli import leave
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import GB, run_all
 from benchmarks.peers import OUR_MOUNTS, Mount, mounted
 from benchmarks.processes import Child
 from benchmarks.sendfile_server import BLOCK, HOST
-from benchmarks.servers import Endpoint
 from sidecar.units import MIB
 
 SMALL_BYTES: Final = 110_000

@@ -9,10 +9,11 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import floor, host, page, readers
+from benchmarks.buckets import bucket
 from benchmarks.crew import Outcome
 from benchmarks.datasets import LargeObjects, require_equal
 from benchmarks.failure import BenchFailure
@@ -37,7 +38,8 @@ from benchmarks.measure import (
     timed,
 )
 from benchmarks.networks import PLAIN, Network
-from benchmarks.peers import DISK_CACHES, FAST, OUR_DISK_CACHE, Mount, Peer, Place
+from benchmarks.others import DISK_CACHES, FAST
+from benchmarks.peers import OUR_DISK_CACHE, Mount, Peer, Place
 from benchmarks.processes import find_program
 from benchmarks.servers import Server
 
@@ -113,7 +115,7 @@ class SequentialRead:
             get
             for key in self.dataset.keys
             for get in floor.sequential(
-                server.endpoint.presigned(key), self.dataset.size_bytes, PART_BYTES
+                bucket(server.endpoint).presigned(key), self.dataset.size_bytes, PART_BYTES
             )
         ]
         outcome = floor.run(server.endpoint, gets, connections)
@@ -174,7 +176,7 @@ class RandomRead:
 
     def _on_floor(self, server: Server) -> Values:
         (key,) = self.dataset.keys
-        url = server.endpoint.presigned(key)
+        url = bucket(server.endpoint).presigned(key)
 
         def read(offsets: Sequence[int]) -> Outcome:
             gets = [floor.Get(url, offset, BLOCK_BYTES) for offset in offsets]
@@ -210,15 +212,19 @@ class SecondEpoch:
 
     dataset: LargeObjects
     duration_s: float
-    name: str = "second-epoch"
     network: Network = PLAIN
-    peers: Sequence[Peer] = field(default=(*FAST, OUR_DISK_CACHE))
+    peers: Sequence[Peer] = (*FAST, OUR_DISK_CACHE)
     metrics: tuple[Metric, ...] = (SECOND_EPOCH, RANDOM_4K, PEAK_PSS)
+
+    @property
+    def name(self) -> str:
+        return f"second-epoch{self.network.suffix}"
 
     @property
     def title(self) -> str:
         size = f"{self.dataset.size_bytes / MIB:.0f} MiB"
-        return f"second epoch of one object of {size} on the same mount, then random 4 KiB in it"
+        what = f"second epoch of one object of {size} on the same mount, then random 4 KiB in it"
+        return f"{what}{self.network.words}"
 
     def on_peer(self, place: Place) -> Values:
         (key,) = self.dataset.keys
@@ -247,7 +253,6 @@ class AfterRestart:
 
     dataset: LargeObjects
     duration_s: float
-    name: str = "after-restart"
     network: Network = PLAIN
     peers: Sequence[Peer] = DISK_CACHES
     metrics: tuple[Metric, ...] = (
@@ -260,9 +265,14 @@ class AfterRestart:
     )
 
     @property
+    def name(self) -> str:
+        return f"after-restart{self.network.suffix}"
+
+    @property
     def title(self) -> str:
         size = f"{self.dataset.size_bytes / MIB:.0f} MiB"
-        return f"one object of {size} on disk, mounted anew: caches dropped, warm, random 4 KiB"
+        what = f"one object of {size} on disk, mounted anew: caches dropped, warm, random 4 KiB"
+        return f"{what}{self.network.words}"
 
     def on_peer(self, place: Place) -> Values:
         (key,) = self.dataset.keys

@@ -133,18 +133,56 @@ _WRITING = Table(
         Line("checkpoints, renamed, rclone's server, MB/s", "checkpoints", THROUGHPUT),
     ],
 )
-_GCS = Table(
-    "gcs",
-    [("gcsfuse", ("gcsfuse",)), ("no mount", (FLOOR,))],
-    [
-        Line("one reader, MB/s", "sequential-read-gcs", THROUGHPUT),
-        Line("random 128 KiB, first 320, 1 thread, /s", "random-read-1-gcs", FIRST_READS),
-        Line("files of 110 kB, 1 thread, /s", "small-files-1-gcs", FILES),
-        Line("16 threads, /s", "small-files-16-gcs", FILES),
-        Line("a large file written, MB/s", "sequential-write-gcs", THROUGHPUT),
-    ],
+
+
+def _cloud(name: str, peers: Sequence[str]) -> Table:
+    return Table(
+        name,
+        [*((peer, (peer,)) for peer in peers), _WITHOUT_MOUNT],
+        [
+            Line("one reader, MB/s", f"sequential-read-{name}", THROUGHPUT),
+            Line("with 20 ms, MB/s", f"sequential-read-{name}-20ms", THROUGHPUT),
+            Line("four readers, four objects, MB/s", f"parallel-read-{name}", THROUGHPUT),
+            Line("random 128 KiB, first 320, 1 thread, /s", f"random-read-1-{name}", FIRST_READS),
+            Line("16 threads, /s", f"random-read-16-{name}", FIRST_READS),
+            Line("16 threads, 20 ms, /s", f"random-read-16-{name}-20ms", FIRST_READS),
+            Line("files of 110 kB, 1 thread, /s", f"small-files-1-{name}", FILES),
+            Line("16 threads, /s", f"small-files-16-{name}", FILES),
+            Line("16 threads, 20 ms, /s", f"small-files-16-{name}-20ms", FILES),
+            Line(
+                "a loader of 4 processes, 1st epoch, /s", f"loader-{name}", small_files.FIRST_EPOCH
+            ),
+            Line("a file's 2nd epoch, MB/s", f"second-epoch-{name}", reading.SECOND_EPOCH),
+            Line(
+                "after a restart, from the disk cache, MB/s",
+                f"after-restart-{name}",
+                reading.DISK_COLD,
+                OUR_DISK_CACHE.name,
+            ),
+            Line("`ls -lR`, 100 directories, s", f"list-tree-{name}", metadata.LISTING),
+            *(
+                Line(words, f"round-trips-{name}-20ms", metric)
+                for words, metric in (
+                    ("first byte with 20 ms, round trips", round_trips.FIRST_BYTE),
+                    ("`ls -l` of 1,000 names, round trips", round_trips.LISTED),
+                    ("1,000 absent names, round trips", round_trips.ABSENT),
+                )
+            ),
+            Line("a large file written, MB/s", f"sequential-write-{name}", THROUGHPUT),
+            Line("4 writers, MB/s", f"parallel-write-4-{name}", THROUGHPUT),
+            Line("16 writers, MB/s", f"parallel-write-16-{name}", THROUGHPUT),
+            Line("files of 1 MiB, one by one, /s", f"small-writes-{name}", FILES),
+            Line("checkpoints, renamed, MB/s", f"checkpoints-{name}", THROUGHPUT),
+        ],
+    )
+
+
+TABLES = (
+    _S3,
+    _WRITING,
+    _cloud("gcs", ("gcsfuse", "rclone mount")),
+    _cloud("azure", ("rclone mount",)),
 )
-TABLES = (_S3, _WRITING, _GCS)
 
 
 def drawn(text: str, document: dict[str, Any]) -> str:

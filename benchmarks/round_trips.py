@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import floor
+from benchmarks.buckets import bucket
 from benchmarks.datasets import Names, SmallObjects
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import Baseline, Metric, Values, run_all, timed
 from benchmarks.networks import DELAYED, Network
-from benchmarks.peers import FAST, Peer, Place
+from benchmarks.others import FAST
+from benchmarks.peers import Peer, Place
 from benchmarks.servers import Server
 
 RAW_GET = "raw GET"
@@ -86,7 +88,9 @@ class RoundTrips:
         return {RAW_GET: self._get}
 
     def _get(self, server: Server) -> Values:
-        url = server.endpoint.presigned(f"{self.dataset.file.folder}/{self.dataset.file.names[0]}")
+        url = bucket(server.endpoint).presigned(
+            f"{self.dataset.file.folder}/{self.dataset.file.names[0]}"
+        )
         connection = floor.connect(server.endpoint.address, None)
         began_s = time.perf_counter()
         connection.request("GET", url)

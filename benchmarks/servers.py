@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
-import http.client
-import io
-import json
 import os
 import re
 import secrets
-import socket
+import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from http import HTTPStatus
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
-from urllib.parse import quote, urlsplit
-
-import urllib3
-from minio import Minio
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 from benchmarks import latency
+from benchmarks.buckets import BUCKET, PREFIX, Bucket, Endpoint, Vendor, bucket
 from benchmarks.failure import BenchFailure
 from benchmarks.networks import PLAIN, Network
 from benchmarks.processes import Child, find_program, first_line
 from tests.support.servers import (
+    AzureServer,
     GcsServer,
     MinioServer,
     S3Server,
     ServerFailed,
     TlsFiles,
     ToolMissing,
-    free_port,
 )
+from tests.support.servers import Server as TestServer
 from tests.support.strict_server import StrictS3Server
 
-BUCKET = "bench"
-PREFIX = "data/"
-REGION = "us-east-1"
 START_TIMEOUT_S = 30.0
 
 # The directory cache has the ETags (MD5). If it expired, the server would hash the objects
 # again during a round.
 SETTINGS = ("--vfs-cache-mode", "off", "--dir-cache-time", "24h")
-
-Vendor = Literal["Rclone", "Minio", "Other"]
 
 WRITTEN = "written"
 """The folder of the data set that workloads write into."""
@@ -54,56 +44,9 @@ KEEP = "keep"
 
 _ADDRESS = re.compile(r"\[https?://(127\.0\.0\.1:\d+)/\]")
 _READ_BYTES = 16 * 1024 * 1024
+_UPLOADS = 4
 
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """The data set's address, and credentials that are valid for one run.
-
-    ``authority`` is the CA's certificate file; None: no TLS. ``store``: "gcs" takes no login.
-    ``vendor``: of the S3 server, as rclone names it.
-
-    The data set is below a prefix because s3fs-fuse cannot mount the root of this server's
-    bucket: the answer to ``HEAD bucket//`` looks like a file, and the root gives EIO.
-    """
-
-    address: str
-    access_key: str
-    secret_key: str = field(repr=False)
-    bucket: str = BUCKET
-    prefix: str = PREFIX
-    region: str = REGION
-    authority: Path | None = None
-    store: Literal["s3", "gcs"] = "s3"
-    vendor: Vendor = "Rclone"
-
-    @property
-    def url(self) -> str:
-        """The server's root, such as ``http://127.0.0.1:39713``."""
-        return f"{'https' if self.authority else 'http'}://{self.address}"
-
-    def client(self) -> Minio:
-        """An independent client."""
-        return Minio(
-            endpoint=self.address,
-            access_key=self.access_key,
-            secret_key=self.secret_key,
-            secure=self.authority is not None,
-            http_client=_pool(self.authority) if self.authority else None,
-            region=self.region,
-        )
-
-    def presigned(self, key: str) -> str:
-        """Path and query of a GET of ``key`` (below the prefix), signed for a day if need be."""
-        if self.store == "gcs":
-            name = quote(self.prefix + key, safe="")
-            return f"/download/storage/v1/b/{self.bucket}/o/{name}?alt=media"
-        url = urlsplit(
-            self.client().presigned_get_object(
-                self.bucket, self.prefix + key, expires=timedelta(days=1)
-            )
-        )
-        return f"{url.path}?{url.query}"
+AnyServer = TypeVar("AnyServer", bound=TestServer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +80,19 @@ def version() -> str:
 def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
     """Serve the data set of ``folder``.
 
-    Seed :func:`data_folder` before this: the servers look at it once. MinIO's gateway and the
-    strict S3 begin with WRITTEN only.
+    Seed :func:`data_folder` before this: the servers look at it once, those of Google's and
+    Azure's storage get a copy. MinIO's gateway and the strict S3 begin with WRITTEN only.
 
     Raises:
         BenchFailure: it does not start.
     """
-    start = {"rclone": _rclone, "minio": _minio, "strict": _strict, "gcs": _gcs}[network.server]
+    start = {
+        "rclone": _rclone,
+        "minio": _minio,
+        "strict": _strict,
+        "gcs": _gcs,
+        "azure": _azure,
+    }[network.server]
     data = data_folder(folder, network)
     with start(folder, network) as endpoint, ExitStack() as proxies:
         endpoints = [endpoint, endpoint]
@@ -186,7 +135,7 @@ def _rclone(folder: Path, network: Network) -> Iterator[Endpoint]:
         endpoint = Endpoint(address, key, secret, authority=authority)
         # A full listing makes the server hash every object now (ETags are MD5 sums); a real
         # store has them stored.
-        for _ in endpoint.client().list_objects(BUCKET, recursive=True):
+        for _ in bucket(endpoint).names():
             pass
         yield endpoint
 
@@ -203,68 +152,63 @@ def _strict(folder: Path, network: Network) -> AbstractContextManager[Endpoint]:
 
 @contextmanager
 def _for_writing(make: Callable[[], S3Server], vendor: Vendor) -> Iterator[Endpoint]:
-    try:
-        with make() as server:
-            endpoint = Endpoint(
-                urlsplit(server.endpoint).netloc,
-                server.access_key_id,
-                server.secret_access_key,
-                vendor=vendor,
-            )
-            client = endpoint.client()
-            client.make_bucket(endpoint.bucket)
-            key = f"{endpoint.prefix}{WRITTEN}/{KEEP}"
-            client.put_object(endpoint.bucket, key, io.BytesIO(b"x"), 1)
-            yield endpoint
-    except (ServerFailed, ToolMissing) as error:
-        raise BenchFailure(str(error)) from None
+    with _started(make) as server, tempfile.NamedTemporaryFile() as one_byte:
+        endpoint = Endpoint(
+            urlsplit(server.endpoint).netloc,
+            server.access_key_id,
+            server.secret_access_key,
+            vendor=vendor,
+        )
+        one_byte.write(b"x")
+        one_byte.flush()
+        objects = bucket(endpoint)
+        objects.make()
+        objects.put(f"{WRITTEN}/{KEEP}", Path(one_byte.name))
+        yield endpoint
 
 
 @contextmanager
 def _gcs(folder: Path, network: Network) -> Iterator[Endpoint]:
     """fake-gcs-server, with the data set in its memory."""
-    port = free_port()
-    argv = [GcsServer.program(), "-scheme", "http", "-host", "127.0.0.1"]
-    argv += ["-port", str(port), "-external-url", f"http://127.0.0.1:{port}", "-log-level", "warn"]
-    argv += ["-public-host", f"127.0.0.1:{port}", "-backend", "memory"]
-    endpoint = Endpoint(f"127.0.0.1:{port}", "", "", store="gcs")
-    with Child(argv, {}, folder / "gcs-server.log") as child:
-
-        def listening() -> bool:
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0
-
-        child.wait_until(listening, "fake-gcs-server: listening", 10 * START_TIMEOUT_S)
-        _upload(endpoint, folder / network.server / BUCKET)
+    with _started(lambda: GcsServer(folder / network.name)) as server:
+        endpoint = Endpoint(urlsplit(server.endpoint).netloc, "", "", store="gcs")
+        _fill(bucket(endpoint), data_folder(folder, network))
         yield endpoint
 
 
-def _upload(endpoint: Endpoint, root: Path) -> None:
-    """Make the bucket of files. What the server loads by itself has no generation."""
-    connection = http.client.HTTPConnection(endpoint.address, timeout=60)
+@contextmanager
+def _azure(folder: Path, network: Network) -> Iterator[Endpoint]:
+    """Azurite, with the data set in a folder of its own."""
+    with _started(lambda: AzureServer(folder / network.name)) as server:
+        address = urlsplit(server.endpoint).netloc
+        endpoint = Endpoint(address, server.account, server.account_key, store="azure")
+        _fill(bucket(endpoint), data_folder(folder, network))
+        yield endpoint
 
-    def post(target: str, body: bytes | BinaryIO) -> None:
-        connection.request("POST", target, body)
-        response = connection.getresponse()
-        text = response.read().decode(errors="replace")
-        if response.status != HTTPStatus.OK:
-            raise BenchFailure(f"fake-gcs-server: {text}")
 
-    objects = f"/upload/storage/v1/b/{endpoint.bucket}/o"
+@contextmanager
+def _started(make: Callable[[], AnyServer]) -> Iterator[AnyServer]:
     try:
-        post("/storage/v1/b?project=bench", json.dumps({"name": endpoint.bucket}).encode())
-        for path in sorted(root.rglob("*")):
-            if path.is_file():
-                name = quote(str(path.relative_to(root)), safe="")
-                with path.open("rb") as file:
-                    post(f"{objects}?uploadType=media&name={name}", file)
-    finally:
-        connection.close()
+        with make() as server:
+            yield server
+    except (ServerFailed, ToolMissing) as error:
+        raise BenchFailure(str(error)) from None
+
+
+def _fill(objects: Bucket, root: Path) -> None:
+    """Make the bucket of the files below ``root``."""
+    objects.make()
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    with ThreadPoolExecutor(_UPLOADS) as threads:
+        for done in [
+            threads.submit(objects.put, str(path.relative_to(root)), path) for path in files
+        ]:
+            done.result()
 
 
 def data_folder(folder: Path, network: Network = PLAIN) -> Path:
     """Where workloads put their objects, in the run's folder."""
-    root = "gcs" if network.server == "gcs" else "buckets"
+    root = "copied" if network.server in {"gcs", "azure"} else "buckets"
     return folder / root / BUCKET / PREFIX
 
 
@@ -287,10 +231,6 @@ def read_all(path: Path) -> None:
     with path.open("rb", buffering=0) as source:
         while source.readinto(buffer):
             pass
-
-
-def _pool(authority: Path) -> urllib3.PoolManager:
-    return urllib3.PoolManager(ca_certs=str(authority), cert_reqs="CERT_REQUIRED")
 
 
 def _program() -> str:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import epochs, floor, readers
+from benchmarks.buckets import bucket
 from benchmarks.datasets import SmallObjects, require_equal
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import CPU_EACH, FILES, FLOOR, PEAK_PSS, Baseline, Metric, Values, cost
 from benchmarks.networks import PLAIN, Network
-from benchmarks.peers import FAST, OUR_DISK_CACHE, Peer, Place
+from benchmarks.others import FAST
+from benchmarks.peers import OUR_DISK_CACHE, Peer, Place
 from benchmarks.reading import threads
 from benchmarks.servers import Server
 
@@ -79,16 +81,20 @@ class Loader:
     """Two shuffled epochs by the workers of a PyTorch-style loader."""
 
     dataset: SmallObjects
-    name: str = "loader"
     network: Network = PLAIN
     peers: Sequence[Peer] = (*FAST, OUR_DISK_CACHE)
     metrics: tuple[Metric, ...] = (FIRST_EPOCH, SECOND_EPOCH, PEAK_PSS)
+
+    @property
+    def name(self) -> str:
+        return f"loader{self.network.suffix}"
 
     @property
     def title(self) -> str:
         return (
             f"data loader, {epochs.WORKERS} worker processes, shuffled, {epochs.EPOCHS} epochs "
             f"of {self.dataset.count} files of {self.dataset.size_bytes // 1000} kB"
+            f"{self.network.words}"
         )
 
     def on_peer(self, place: Place) -> Values:
@@ -124,8 +130,9 @@ class Loader:
 
 
 def _gets(dataset: SmallObjects, server: Server) -> list[floor.Get]:
+    objects = bucket(server.endpoint)
     return [
-        floor.Get(server.endpoint.presigned(f"{dataset.folder}/{name}"), 0, dataset.size_bytes)
+        floor.Get(objects.presigned(f"{dataset.folder}/{name}"), 0, dataset.size_bytes)
         for name in dataset.names
     ]
 

@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from minio.error import S3Error
-
+from benchmarks.buckets import Bucket, bucket
 from benchmarks.datasets import require_equal, samples
 from benchmarks.failure import BenchFailure
-from benchmarks.servers import KEEP, Endpoint, Server
+from benchmarks.servers import KEEP, Server
 
-_DEADLINE_S = 900.0
+_DEADLINE_S = 180.0
 _POLL_S = 0.005
 
 
@@ -33,16 +32,15 @@ class Stored(Protocol):
 class _InFolder:
     """Of a server whose data is a folder: asking the server would make it hash its files."""
 
-    def __init__(self, endpoint: Endpoint, folder: str, data: Path) -> None:
-        self._endpoint = endpoint
-        self._key = f"{endpoint.prefix}{folder}/"
+    def __init__(self, objects: Bucket, folder: str, data: Path) -> None:
+        self._objects = objects
+        self._folder = folder
         self._data = data / folder
 
     def clear(self) -> None:
-        client = self._endpoint.client()
         for path in self._data.iterdir():
             if path.name != KEEP:  # Through the server, because it caches its directories.
-                client.remove_object(self._endpoint.bucket, self._key + path.name)
+                self._objects.delete(f"{self._folder}/{path.name}")
 
     def size_bytes(self, name: str) -> int | None:
         try:
@@ -54,44 +52,35 @@ class _InFolder:
         require_equal(self._data / name, original)
 
 
-class _OverS3:
-    """Of any S3 server."""
+class _OverNetwork:
+    """Of any other server."""
 
-    def __init__(self, endpoint: Endpoint, folder: str) -> None:
-        self._client = endpoint.client()
-        self._bucket = endpoint.bucket
-        self._key = f"{endpoint.prefix}{folder}/"
+    def __init__(self, objects: Bucket, folder: str) -> None:
+        self._objects = objects
+        self._folder = folder
 
     def clear(self) -> None:
-        for one in self._client.list_objects(self._bucket, prefix=self._key):
-            if not one.object_name.endswith(f"/{KEEP}"):
-                self._client.remove_object(self._bucket, one.object_name)
+        for name in list(self._objects.names(f"{self._folder}/")):
+            if not name.endswith((f"/{KEEP}", "/")):
+                self._objects.delete(name)
 
     def size_bytes(self, name: str) -> int | None:
-        try:
-            return int(self._client.stat_object(self._bucket, self._key + name).size or 0)
-        except S3Error as error:
-            if error.code in {"NoSuchKey", "NoSuchObject"}:
-                return None
-            raise BenchFailure(f"`{name}`: {error.code}") from None
+        return self._objects.size_bytes(f"{self._folder}/{name}")
 
     def require_equal(self, name: str, original: Path) -> None:
         with original.open("rb", buffering=0) as source:
             for offset, length in samples(original.stat().st_size):
-                answer = self._client.get_object(
-                    self._bucket, self._key + name, offset=offset, length=length
-                )
-                data = answer.read()
-                answer.release_conn()
+                data = self._objects.read(f"{self._folder}/{name}", offset, length)
                 if data != os.pread(source.fileno(), length, offset):
                     raise BenchFailure(f"{name}: wrong bytes in the {length} from {offset}")
 
 
 def in_folder(server: Server, folder: str) -> Stored:
     """What a folder of the data set has; asked without added latency."""
+    objects = bucket(server.undelayed)
     if server.serves_files:
-        return _InFolder(server.undelayed, folder, server.data)
-    return _OverS3(server.undelayed, folder)
+        return _InFolder(objects, folder, server.data)
+    return _OverNetwork(objects, folder)
 
 
 def wait_for(stored: Stored, name: str, size_bytes: int) -> None:

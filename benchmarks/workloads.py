@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks import gcs, models
+from benchmarks import models
 from benchmarks.datasets import LargeObjects, Names, SmallObjects
 from benchmarks.measure import MIB, Workload
 from benchmarks.metadata import Listing
-from benchmarks.networks import DELAYED, FAR, GCS, MINIO, MINIO_DELAYED, STRICT, TLS
-from benchmarks.peers import ALL, FAST
+from benchmarks.networks import (
+    AZURE,
+    AZURE_DELAYED,
+    DELAYED,
+    FAR,
+    GCS,
+    GCS_DELAYED,
+    MINIO,
+    MINIO_DELAYED,
+    STRICT,
+    TLS,
+    Network,
+)
+from benchmarks.others import ALL, FAST, ON_AZURE, ON_GCS
+from benchmarks.peers import OUR_DISK_CACHE, Peer
 from benchmarks.reading import AfterRestart, RandomRead, SecondEpoch, SequentialRead
 from benchmarks.round_trips import Places, RoundTrips
 from benchmarks.small_files import Loader, SmallFiles
@@ -19,6 +32,9 @@ from benchmarks.writing import Checkpoints, ManyFilesWrite, SequentialWrite, Sou
 
 _FEW, _MANY = 4, 16
 _FOLDERS = 2
+_PLACES = Places(Names(_FOLDERS * 1000, _FOLDERS), SmallObjects(1, folder="cold/colder"))
+_FEWER = 10
+"""Names to list are fewer by this on servers that look at each for every page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +82,7 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
     """In the report's order."""
     large = LargeObjects(sizes.large_bytes)
     parallel = LargeObjects(sizes.parallel_bytes, 4)
-    one_large = LargeObjects(sizes.parallel_bytes)
     small = SmallObjects(sizes.files)
-    round_trips = Places(Names(_FOLDERS * 1000, _FOLDERS), SmallObjects(1, folder="cold/colder"))
     return (
         SequentialRead(large, ALL),
         SequentialRead(parallel, FAST),
@@ -84,17 +98,14 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         SequentialRead(large, FAST, DELAYED),
         RandomRead(large, _MANY, sizes.random_s, DELAYED),
         SmallFiles(small, _MANY, DELAYED),
-        RoundTrips(round_trips, DELAYED),
+        RoundTrips(_PLACES, DELAYED),
         SequentialRead(large, FAST, FAR),
         SmallFiles(small, _MANY, FAR),
-        RoundTrips(round_trips, FAR),
+        RoundTrips(_PLACES, FAR),
         SequentialRead(large, FAST, TLS),
         SmallFiles(small, _MANY, TLS),
-        SequentialRead(one_large, gcs.MOUNTS, GCS),
-        RandomRead(one_large, 1, sizes.random_s, GCS, gcs.MOUNTS),
-        SmallFiles(small, 1, GCS, gcs.MOUNTS),
-        SmallFiles(small, _MANY, GCS, gcs.MOUNTS),
-        gcs.Write(one_large),
+        *_on_cloud(sizes, GCS, GCS_DELAYED, ON_GCS),
+        *_on_cloud(sizes, AZURE, AZURE_DELAYED, ON_AZURE),
         SequentialWrite(Source(sizes.written_bytes)),
         *(
             SequentialWrite(Source(max(MIB, sizes.written_bytes // writers)), writers, network)
@@ -106,4 +117,40 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         Checkpoints(Source(sizes.checkpoint_bytes)),
         *(() if models.missing() else models.loads(sizes.model_bytes)),
         TimeToReady(),
+    )
+
+
+def _on_cloud(
+    sizes: Sizes, network: Network, delayed: Network, peers: Sequence[Peer]
+) -> Sequence[Workload]:
+    """The same on another cloud's server, with less of it: these servers are slow."""
+    large = LargeObjects(sizes.parallel_bytes)
+    few = LargeObjects(max(MIB, sizes.parallel_bytes // _FEW), _FEW)
+    small = SmallObjects(sizes.files)
+    with_disk = (*peers, OUR_DISK_CACHE)
+    return (
+        SequentialRead(large, peers, network),
+        SequentialRead(few, peers, network),
+        RandomRead(large, 1, sizes.random_s, network, peers),
+        RandomRead(large, _MANY, sizes.random_s, network, peers),
+        SmallFiles(small, 1, network, peers),
+        SmallFiles(small, _MANY, network, peers),
+        Loader(small, network, with_disk),
+        SecondEpoch(large, sizes.random_s, network, with_disk),
+        AfterRestart(large, sizes.random_s, network, (OUR_DISK_CACHE,)),
+        Listing(Names(max(1, sizes.entries // _FEWER // 100) * 100, 100), network, peers),
+        SequentialRead(large, peers, delayed),
+        RandomRead(large, _MANY, sizes.random_s, delayed, peers),
+        SmallFiles(small, _MANY, delayed, peers),
+        RoundTrips(_PLACES, delayed, peers),
+        *(
+            SequentialWrite(
+                Source(max(MIB, sizes.checkpoint_bytes // writers)), writers, network, peers
+            )
+            for writers in (1, _FEW, _MANY)
+        ),
+        ManyFilesWrite(
+            Source(sizes.checkpoint_bytes), max(_MANY, sizes.written_files // 2), network, peers
+        ),
+        Checkpoints(Source(max(MIB, sizes.checkpoint_bytes // 2)), network, peers),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import stored, writers
+from benchmarks.buckets import bucket
 from benchmarks.datasets import LargeObjects
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import (
@@ -32,12 +33,12 @@ from benchmarks.measure import (
     timed,
 )
 from benchmarks.networks import PLAIN, Network
-from benchmarks.peers import FAST, Peer, Place
+from benchmarks.others import FAST
+from benchmarks.peers import Peer, Place
 from benchmarks.servers import KEEP, WRITTEN, Server
 from benchmarks.stored import Stored
 
 SMALL_BYTES = MIB
-PART_BYTES = 8 * MIB
 PAUSE_S = 2.0
 
 
@@ -95,9 +96,9 @@ class SequentialWrite:
 
     def _on_floor(self, server: Server) -> Values:
         source = _source(self.dataset, server)
-        _made(server)
+        put = _putting(server)
         cpu_s = time.process_time()
-        wall_s = timed(lambda: self._together(lambda name: _put(server, name, source)))
+        wall_s = timed(lambda: self._together(lambda name: put(name, source)))
         cpu_s = time.process_time() - cpu_s
         return {
             THROUGHPUT.name: self._all_bytes / MB / wall_s,
@@ -124,14 +125,18 @@ class ManyFilesWrite:
 
     dataset: Source
     count: int
-    name: str = "small-writes"
     network: Network = PLAIN
     peers: Sequence[Peer] = FAST
     metrics: tuple[Metric, ...] = (FILES, PEAK_PSS)
 
     @property
+    def name(self) -> str:
+        return f"small-writes{self.network.suffix}"
+
+    @property
     def title(self) -> str:
-        return f"{self.count} files of {SMALL_BYTES // MIB} MiB, each written and closed"
+        size = f"{SMALL_BYTES // MIB} MiB"
+        return f"{self.count} files of {size}, each written and closed{self.network.words}"
 
     def on_peer(self, place: Place) -> Values:
         source, made = _source(self.dataset, place.server), _made(place.server)
@@ -153,17 +158,18 @@ class ManyFilesWrite:
         return {FLOOR: self._on_floor}
 
     def _on_floor(self, server: Server) -> Values:
-        _made(server)
         with _source(self.dataset, server).open("rb") as file:
             data = file.read(SMALL_BYTES)
         source = server.data / "small.bin"
         source.write_bytes(data)
 
-        def put() -> None:
-            for number in range(self.count):
-                _put(server, f"{number:05d}.bin", source)
+        put = _putting(server)
 
-        return {FILES.name: self.count / timed(put)}
+        def put_all() -> None:
+            for number in range(self.count):
+                put(f"{number:05d}.bin", source)
+
+        return {FILES.name: self.count / timed(put_all)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +177,20 @@ class Checkpoints:
     """One name saved several times, each time by renaming a temporary file."""
 
     dataset: Source
-    count: int = 3
-    name: str = "checkpoints"
     network: Network = PLAIN
     peers: Sequence[Peer] = FAST
+    count: int = 3
     metrics: tuple[Metric, ...] = (THROUGHPUT, PEAK_PSS)
+
+    @property
+    def name(self) -> str:
+        return f"checkpoints{self.network.suffix}"
 
     @property
     def title(self) -> str:
         return (
             f"{self.dataset.size_bytes // MIB} MiB saved {self.count} times, {PAUSE_S:g} s apart: "
-            "temporary name, fsync, rename"
+            f"temporary name, fsync, rename{self.network.words}"
         )
 
     def on_peer(self, place: Place) -> Values:
@@ -206,12 +215,12 @@ class Checkpoints:
 
     def _on_floor(self, server: Server) -> Values:
         """PUTs only: a client without a file system needs no rename."""
-        _made(server)
         source = _source(self.dataset, server)
+        put = _putting(server)
 
         def save() -> None:
             for _ in range(self.count):
-                _put(server, writers.CHECKPOINT, source)
+                put(writers.CHECKPOINT, source)
 
         return {THROUGHPUT.name: self.count * self.dataset.size_bytes / MB / timed(save)}
 
@@ -238,12 +247,8 @@ def run_writer(action: str, *arguments: object) -> list[float]:
     return [float(line) for line in done.stdout.split()]
 
 
-def _put(server: Server, name: str, source: Path) -> None:
-    """Upload with MinIO's client, which sends parts concurrently."""
-    endpoint = server.endpoint
-    endpoint.client().fput_object(
-        endpoint.bucket,
-        f"{endpoint.prefix}{WRITTEN}/{name}",
-        str(source),
-        part_size=PART_BYTES,
-    )
+def _putting(server: Server) -> Callable[[str, Path], None]:
+    """Uploads a file into the emptied folder, by a client of the cloud."""
+    _made(server)
+    objects = bucket(server.endpoint)
+    return lambda name, source: objects.put(f"{WRITTEN}/{name}", source)

@@ -16,7 +16,8 @@ import pytest
 from benchmarks import plot, targets
 from benchmarks.measure import FLOOR, Workload
 from benchmarks.networks import DELAYED, Network
-from benchmarks.peers import ALL, OUR_DISK_CACHE, OUR_MOUNTS
+from benchmarks.others import ALL
+from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
 from benchmarks.workloads import Sizes, all_workloads
 from tests.support.killer import caches_dropped_by_others
 

@@ -481,7 +481,7 @@ class GcsServer(Server):
             "-port",
             str(self.process_port),
             "-public-host",
-            f"{HOST}:{self.port}",
+            HOST,  # Without a port: any, so also that of a proxy.
             "-external-url",
             self.endpoint,
             "-log-level",
