@@ -19,7 +19,8 @@ import pytest
 
 from sidecar.errors import StoreProtocolError
 from sidecar.mounter.store.azure.requests import parse_blocks, parse_tags
-from sidecar.mounter.store.http.connection import BrokenResponse, Connection
+from sidecar.mounter.store.http.connection import Connection
+from sidecar.mounter.store.http.fields import BrokenResponse
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import Page

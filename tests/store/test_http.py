@@ -9,15 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from sidecar.mounter.store.http.connection import (
-    BrokenResponse,
-    Connection,
-    UnsendableRequest,
-    request_head,
-)
-from sidecar.mounter.store.http.connection import (
-    connect as open_connection,
-)
+from sidecar.mounter.store.http.connection import Connection, UnsendableRequest, request_head
+from sidecar.mounter.store.http.connection import connect as open_connection
+from sidecar.mounter.store.http.fields import BrokenResponse
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 

@@ -17,7 +17,8 @@ from urllib.parse import urlencode
 from sidecar.errors import ClusterError, NotInCluster
 from sidecar.kubernetes_errors import answer_error, no_answer
 from sidecar.mounter.store.http.client import HttpClient
-from sidecar.mounter.store.http.connection import BrokenResponse, Headers, Response
+from sidecar.mounter.store.http.connection import Response
+from sidecar.mounter.store.http.fields import BrokenResponse, Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout

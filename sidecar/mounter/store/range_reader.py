@@ -10,7 +10,8 @@ import re
 from http import HTTPStatus
 
 from sidecar.mounter.store.http.client import HttpClient
-from sidecar.mounter.store.http.connection import TRANSPORT_ERRORS, Headers, Response
+from sidecar.mounter.store.http.connection import TRANSPORT_ERRORS, Response
+from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.retry import Retry, Retryable
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import Arrived

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol, TypeVar
 
-from sidecar.mounter.store.http.connection import Headers, Response
+from sidecar.mounter.store.http.connection import Response
+from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import SignedRequest
 from sidecar.mounter.store.http.retry import parse_retry_after

@@ -35,11 +35,8 @@ from sidecar.errors import (
     Unavailable,
     Unsupported,
 )
-from sidecar.mounter.store.http.connection import (
-    BrokenResponse,
-    TruncatedResponse,
-    UnsendableRequest,
-)
+from sidecar.mounter.store.http.connection import TruncatedResponse, UnsendableRequest
+from sidecar.mounter.store.http.fields import BrokenResponse
 from sidecar.mounter.store.http.proxies import ProxyFailed
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import Condition

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.azure.properties import listed_properties, properties_in
-from sidecar.mounter.store.http.connection import Headers
+from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import SignedRequest
 from sidecar.mounter.store.http.values import (

@@ -38,7 +38,7 @@ from sidecar.mounter.store.azure.requests import (
 )
 from sidecar.mounter.store.azure.sdk import AzureSdk, PodIdentity
 from sidecar.mounter.store.azure.upload import AzureUpload, block_name, new_series
-from sidecar.mounter.store.http.connection import Headers
+from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.values import http_time_s, parse_version

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from sidecar.mounter.store.gcs.properties import SHOWN, properties_in
 from sidecar.mounter.store.gcs.tokens import Tokens
-from sidecar.mounter.store.http.connection import Headers
+from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import SignedRequest
 from sidecar.mounter.store.http.values import (

@@ -13,12 +13,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
-from sidecar.mounter.store.http.connection import (
-    TRANSPORT_ERRORS,
-    Connection,
-    Headers,
-    Response,
-)
+from sidecar.mounter.store.http.connection import TRANSPORT_ERRORS, Connection, Response
+from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.proxies import PROXY_LOGIN, ProxyFailed
 from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest

@@ -16,9 +16,10 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
+from sidecar.mounter.store.http.fields import BrokenResponse, parse_fields
 from sidecar.mounter.store.http.proxies import Proxy, ProxyFailed, open_tunnel
 from sidecar.mounter.store.http.timeouts import Deadline
 from sidecar.mounter.store.http.values import parse_hex_number, parse_number
@@ -28,8 +29,6 @@ _HEAD_BYTES = 4096
 """Received at first: a head, and little of the body, because that is copied again."""
 _MAX_HEAD_BYTES = 64 * KIB
 """Of a head, and of the fields behind a body: no store takes a tenth of it as metadata."""
-_MAX_LINE_BYTES = 16 * KIB
-_MAX_FIELDS = 1000
 _MAX_FRAMING_BYTES = KIB
 """Of the line with a chunk's size."""
 _MAX_CHUNK_DIGITS = 16
@@ -38,11 +37,6 @@ _MAX_INTERIM = 100
 _SEND_BYTES = MIB
 _END_OF_HEAD = b"\r\n\r\n"
 _TIMEVAL = struct.Struct("@ll")
-_FRAMING = ("content-length", "transfer-encoding")
-
-
-class BrokenResponse(Exception):
-    """The response is not HTTP. The message quotes nothing of it."""
 
 
 class TruncatedResponse(BrokenResponse):
@@ -51,25 +45,6 @@ class TruncatedResponse(BrokenResponse):
 
 class UnsendableRequest(Exception):
     """A value that no request can hold, such as a line break from a store's document."""
-
-
-class Headers(dict[str, str]):
-    """Header fields by lower-case name; of a repeated field the last counts.
-
-    Attributes:
-        lines: the fields as they came.
-    """
-
-    lines: Sequence[str] = ()
-
-    def below(self, start: str) -> dict[str, str]:
-        """The fields whose name begins with ``start``, by the rest of it as it was sent."""
-        names = (line.partition(":")[0] for line in self.lines)
-        return {
-            name[len(start) :]: self[name.lower()]
-            for name in names
-            if name.lower().startswith(start)
-        }
 
 
 class Connection:
@@ -295,7 +270,7 @@ class Response:
         self.status = _STATUSES.get(rest[:3], 0)
         if not self.status:
             raise BrokenResponse("not a status of HTTP/1")
-        self.fields = fields = _parse_fields(head, lines)
+        self.fields = fields = parse_fields(head, lines)
         coding, length = fields.get("transfer-encoding"), fields.get("content-length")
         self.chunked = coding is not None
         self.length = None
@@ -386,29 +361,6 @@ class Response:
 _STATUSES = {str(status): status for status in range(100, 1000) if status != 101}
 """Without the switch to another protocol, which nobody asked for."""
 _WITHOUT_BODY = frozenset((HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED))
-
-
-def _parse_fields(head: bytes, lines: list[str]) -> Headers:
-    """The fields of a header. Raises BrokenResponse, also for the line before them."""
-    count = len(lines)
-    if count > _MAX_FIELDS:
-        raise BrokenResponse("too many fields")
-    if len(head) > _MAX_LINE_BYTES and max(map(len, lines), default=0) > _MAX_LINE_BYTES:
-        raise BrokenResponse("a field is too long")
-    if head.count(b"\r") != count or head.count(b"\n") != count or b"\0" in head:
-        raise BrokenResponse("a control character in the header")
-    fields = Headers()
-    fields.lines = lines
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon:
-            raise BrokenResponse("broken header")
-        fields[name.lower()] = value.strip(" \t")  # other spaces may be bytes of UTF-8
-    if len(fields) != count:
-        names = [line.partition(":")[0].lower() for line in lines]
-        if any(names.count(name) > 1 for name in _FRAMING):
-            raise BrokenResponse("two lengths of one body")
-    return fields
 
 
 def connect(

@@ -10,7 +10,7 @@ from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element
 
 from sidecar.errors import SecretInvalid
-from sidecar.mounter.store.http.connection import Headers
+from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.values import (

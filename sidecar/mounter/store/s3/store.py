@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
-from sidecar.mounter.store.http.connection import Headers, Response
+from sidecar.mounter.store.http.connection import Response
+from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.values import iso_time_s
