@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ import pytest
 
 from benchmarks import plot, targets
 from benchmarks.measure import FLOOR, Workload
-from benchmarks.networks import DELAYED, Network
+from benchmarks.metadata import Listing
+from benchmarks.networks import DELAYED, PLAIN, Network
 from benchmarks.others import ALL
 from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
+from benchmarks.reading import SequentialRead
+from benchmarks.round_trips import RoundTrips
 from benchmarks.workloads import Sizes, all_workloads
+from benchmarks.writing import SequentialWrite
 from tests.support.killer import caches_dropped_by_others
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,23 +92,45 @@ def test_one_round_measures_every_contender_and_leaves_nothing(tmp_path: Path) -
     assert_nothing_left(work)
 
 
-def workloads_to_try() -> list[Workload]:
-    """A workload that also exists with a delay is tested there only."""
-    everything = all_workloads(Sizes().divided(DIVISOR))
-    names = {one.name for one in everything}
-    return [one for one in everything if f"{one.name}{DELAYED.suffix}" not in names]
+ASK_THE_STORE = (SequentialRead, Listing, RoundTrips, SequentialWrite)
+"""What each server is asked in a way of its own."""
+
+
+def of_each_kind(workloads: Sequence[Workload]) -> list[Workload]:
+    """All on the usual server, with a delay where they have one; elsewhere one of each kind."""
+    names = {one.name for one in workloads}
+    usual = [
+        one
+        for one in workloads
+        if one.network in (PLAIN, DELAYED) and f"{one.name}{DELAYED.suffix}" not in names
+    ]
+    kinds = {
+        (one.network, type(one)): one
+        for one in workloads
+        if one.network not in (PLAIN, DELAYED) and isinstance(one, ASK_THE_STORE)
+    }
+    return [*usual, *kinds.values()]
+
+
+EVERYTHING = all_workloads(Sizes().divided(DIVISOR))
+NETWORKS = dict.fromkeys(one.network for one in EVERYTHING)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "network",
-    dict.fromkeys(w.network for w in workloads_to_try()),
-    ids=lambda network: network.name,
+    "chosen",
+    [
+        pytest.param(of_each_kind(EVERYTHING), id="short"),
+        pytest.param(EVERYTHING, id="soak", marks=pytest.mark.soak),
+    ],
 )
-def test_every_workload_works_on_our_mount(tmp_path: Path, network: Network) -> None:
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_every_workload_works_on_our_mount(
+    tmp_path: Path, network: Network, chosen: Sequence[Workload]
+) -> None:
     work = tmp_path / "work"
     ours = (OUR_MOUNTS[0].name, OUR_DISK_CACHE.name)
-    workloads = {one.name: one for one in workloads_to_try() if one.network == network}
+    workloads = {one.name: one for one in chosen if one.network == network}
     arguments = [
         *(word for name in workloads for word in ("--workload", name)),
         *(word for name in ours for word in ("--peer", name)),
