@@ -6,6 +6,7 @@ what is meant to.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -27,7 +28,7 @@ from sidecar.mounter.store import network
 from sidecar.mounter.store.http.proxies import proxy_for
 from sidecar.spec import CaBundle, StoreSource
 from tests.store.conftest import make_cloud
-from tests.support.clouds import Cloud, GcsCloud
+from tests.support.clouds import Cloud, CountingObserver, GcsCloud
 from tests.support.forward_proxy import ForwardProxy, TlsFront
 from tests.support.servers import GcsServer, TlsFiles
 
@@ -118,6 +119,23 @@ def test_a_private_authority_is_accepted_only_with_its_bundle(
     use(cloud, secrets)
     text = Path(os.environ["SSL_CERT_FILE"]).read_text()
     assert text.count("BEGIN CERTIFICATE") > 50, "the public authorities are still trusted"
+
+
+def test_an_sdk_that_is_loaded_trusts_what_came_later(
+    cloud: Cloud, front: TlsFront, secrets: Path
+) -> None:
+    """aiohttp, below all three, reads the system's authorities once."""
+    importlib.import_module("aiohttp")
+    set_up(cloud, secrets, ca_bundle=BUNDLE)
+    observer = CountingObserver()
+    store = cloud.open(secrets, observer=observer)
+    try:
+        for key in ("a", "b"):
+            store.put(key, b"data")
+        store.delete_many(["a", "b"])
+    finally:
+        store.close()
+    assert set(observer.requests) == {("put", "ok"), ("delete", "ok")}
 
 
 @pytest.mark.parametrize("login", [None, PLAIN_LOGIN])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -101,8 +102,13 @@ class GcsSdk:
 
 
 def _strict_session() -> dict[str, Any]:
-    """Arguments for gcsfs's session, in which only 200 to 299 is a success, without redirects."""
-    from aiohttp import TraceConfig
+    """Arguments for gcsfs's session, in which only 200 to 299 is a success, without redirects.
+
+    It trusts the authorities that all other requests trust, also those that came after aiohttp
+    was imported: that one reads the system's once.
+    """
+    import fsspec.asyn
+    from aiohttp import TCPConnector, TraceConfig
 
     async def check(response: Any) -> None:
         if HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
@@ -113,7 +119,13 @@ def _strict_session() -> dict[str, Any]:
 
     tracing = TraceConfig()
     tracing.on_request_redirect.append(refuse)
-    return {"raise_for_status": check, "trace_configs": [tracing], "trust_env": True}
+    trusted = ssl.create_default_context(cafile=authorities_file())
+    return {
+        "connector": TCPConnector(ssl=trusted, loop=fsspec.asyn.get_loop()),
+        "raise_for_status": check,
+        "trace_configs": [tracing],
+        "trust_env": True,
+    }
 
 
 def is_plain(key: str) -> bool:
