@@ -1,4 +1,4 @@
-"""A mount that is compared: a program that serves a directory until SIGTERM. Ours."""
+"""What a compared mount is: a program that serves a directory until SIGTERM; and ours."""
 
 # ruff: noqa: D102 - the protocol documents the methods.
 

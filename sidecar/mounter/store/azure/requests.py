@@ -253,8 +253,8 @@ def parse_tags(body: bytes) -> str:
 
 
 def encoded(block: str) -> str:
-    """The name of a block, as requests have it."""
-    return base64.b64encode(block.encode()).decode()
+    """The name of a block, whose characters are bytes, as requests have it."""
+    return base64.b64encode(block.encode("latin-1")).decode()
 
 
 def to_azure(metadata: Mapping[str, str]) -> dict[str, str]:
