@@ -15,11 +15,10 @@ from benchmarks import plot, report, runner, servers
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import Workload
 from benchmarks.peers import OUR_MOUNTS, OURS, Sidecar
+from benchmarks.readme import RESULTS, TABLES
 from benchmarks.workloads import Sizes, all_workloads
 
-LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
-
-
+LATEST = RESULTS / "latest.json"
 QUICK_DIVISOR = 8
 
 
@@ -46,6 +45,12 @@ QUICK_DIVISOR = 8
     help="Run only this workload; repeatable.",
 )
 @click.option(
+    "--table",
+    "table_name",
+    type=click.Choice([table.name for table in TABLES]),
+    help="Run only the rows of this table of README.md.",
+)
+@click.option(
     "--peer",
     "peer_names",
     multiple=True,
@@ -61,8 +66,7 @@ QUICK_DIVISOR = 8
 )
 @click.option(
     "--output",
-    default=LATEST,
-    show_default="benchmarks/results/latest.json",
+    show_default="benchmarks/results/latest.json, or of the table's name",
     type=click.Path(dir_okay=False, path_type=Path),
     help="JSON file of the result; a text (.txt) and a plot (.svg) are written beside it.",
 )
@@ -77,9 +81,10 @@ def main(
     quick: bool,
     divisor: int,
     workload_names: tuple[str, ...],
+    table_name: str | None,
     peer_names: tuple[str, ...],
     beside: Path | None,
-    output: Path,
+    output: Path | None,
     work_folder: Path,
 ) -> None:
     """Measure our mount, its peers and the floor client in one run. Needs root.
@@ -92,11 +97,15 @@ def main(
         raise click.ClickException(why)
     if quick:
         rounds, divisor = 1, QUICK_DIVISOR
+    wanted = set(workload_names)
+    for table in TABLES:
+        if table.name == table_name:
+            wanted |= table.workloads
+            output = output or table.result
+    output = output or LATEST
     sizes = Sizes().divided(divisor)
     workloads = [
-        workload
-        for workload in all_workloads(sizes)
-        if not workload_names or workload.name in workload_names
+        workload for workload in all_workloads(sizes) if not wanted or workload.name in wanted
     ]
     if beside is not None:
         other = dataclasses.replace(OUR_MOUNTS[0], checkout=beside)

@@ -1,18 +1,19 @@
-"""Draws the tables of README.md from results: ``python -m benchmarks.readme``.
+"""The tables of README.md, and what draws them: ``python -m benchmarks.readme``.
 
-Each stands between two comments that name it. What is between them is replaced.
+Each is of a run of its own (``python -m benchmarks --table NAME``) and stands between two comments
+that name it. What is between them is replaced; a table without a result stays as it is.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks import metadata, reading, round_trips, small_files
-from benchmarks.cli import LATEST
 from benchmarks.host import ROOT
 from benchmarks.measure import (
     CPU,
@@ -27,6 +28,7 @@ from benchmarks.measure import (
 from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
 
 README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 
 _OURS = OUR_MOUNTS[0].name
 _LOCAL = (reading.LOCAL_FILE, small_files.LOCAL_FILES)
@@ -58,6 +60,16 @@ class Table:
     name: str
     columns: Sequence[tuple[str, Sequence[str]]]
     lines: Sequence[Line]
+
+    @property
+    def workloads(self) -> frozenset[str]:
+        """The names of those that it shows."""
+        return frozenset(line.workload for line in self.lines)
+
+    @property
+    def result(self) -> Path:
+        """The document of its run."""
+        return RESULTS / f"{self.name}.json"
 
 
 def _with_disk_cache(contender: str) -> tuple[str, str]:
@@ -185,9 +197,16 @@ TABLES = (
 )
 
 
-def drawn(text: str, document: dict[str, Any]) -> str:
-    """The README with each table drawn anew. Raises ValueError: a table has no place in it."""
+def drawn(text: str, documents: Mapping[str, dict[str, Any]]) -> str:
+    """The README with tables drawn anew. Raises ValueError: one has no place in it.
+
+    Args:
+        documents: results, by the table's name.
+    """
     for table in TABLES:
+        document = documents.get(table.name)
+        if document is None:
+            continue
         begin, end = f"<!-- {table.name}: begin -->\n", f"<!-- {table.name}: end -->\n"
         pattern = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
         content = begin + _head(document) + "\n" + "\n".join(_lines(table, document)) + "\n" + end
@@ -254,8 +273,12 @@ def _cell(value: float | str, *, best: bool) -> str:
 
 def main() -> None:
     """Replace the tables of README.md."""
-    document = json.loads(LATEST.read_text())
-    README.write_text(drawn(README.read_text(), document))
+    documents = {
+        table.name: json.loads(table.result.read_text())
+        for table in TABLES
+        if table.result.exists()
+    }
+    README.write_text(drawn(README.read_text(), documents))
 
 
 if __name__ == "__main__":
