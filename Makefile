@@ -13,7 +13,7 @@ CODE := $(wildcard sidecar tests benchmarks images)
 TYPED := $(wildcard sidecar tests/support benchmarks images)
 # Four modules at a time: most of the time a test waits for somebody. For the whole set only, since
 # each process starts servers of its own.
-PARALLEL := -n 4 --dist loadscope --no-loadscope-reorder
+PARALLEL := -n 6 --dist loadscope --no-loadscope-reorder
 # Tests that need no server of a store: about a minute.
 FAST := $(wildcard $(addprefix tests/,architecture control/catalogue control/injection secrets filesystem install system))
 # What talks to an S3 server, and the long tests for Ceph; tests/writing/test_conformance.py runs the
