@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Where code lives; the formatter, the linter and the type checker look nowhere else.
 CODE := $(wildcard sidecar tests benchmarks images)
 TYPED := $(wildcard sidecar tests/support benchmarks images)
-# Four modules at a time: most of the time a test waits for somebody. For the whole set only, since
+# Six modules at a time: most of the time a test waits for somebody. For the whole set only, since
 # each process starts servers of its own.
 PARALLEL := -n 6 --dist loadscope --no-loadscope-reorder
 # Tests that need no server of a store: about a minute.
