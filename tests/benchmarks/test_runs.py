@@ -20,7 +20,6 @@ from benchmarks.networks import DELAYED, PLAIN, Network
 from benchmarks.others import ALL
 from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
 from benchmarks.reading import SequentialRead
-from benchmarks.round_trips import RoundTrips
 from benchmarks.workloads import Sizes, all_workloads
 from benchmarks.writing import SequentialWrite
 from tests.support.killer import caches_dropped_by_others
@@ -92,12 +91,12 @@ def test_one_round_measures_every_contender_and_leaves_nothing(tmp_path: Path) -
     assert_nothing_left(work)
 
 
-ASK_THE_STORE = (SequentialRead, Listing, RoundTrips, SequentialWrite)
+ASK_THE_STORE = (SequentialRead, Listing, SequentialWrite)
 """What each server is asked in a way of its own."""
 
 
 def of_each_kind(workloads: Sequence[Workload]) -> list[Workload]:
-    """All on the usual server, with a delay where they have one; elsewhere one of each kind."""
+    """All on the usual server, with a delay where they have one; on others one of each kind."""
     names = {one.name for one in workloads}
     usual = [
         one
@@ -107,24 +106,29 @@ def of_each_kind(workloads: Sequence[Workload]) -> list[Workload]:
     kinds = {
         (one.network, type(one)): one
         for one in workloads
-        if one.network not in (PLAIN, DELAYED) and isinstance(one, ASK_THE_STORE)
+        if one.network != PLAIN and not one.network.delay_s and isinstance(one, ASK_THE_STORE)
     }
     return [*usual, *kinds.values()]
 
 
 EVERYTHING = all_workloads(Sizes().divided(DIVISOR))
-NETWORKS = dict.fromkeys(one.network for one in EVERYTHING)
+SHORT = of_each_kind(EVERYTHING)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "chosen",
+    ("network", "chosen"),
     [
-        pytest.param(of_each_kind(EVERYTHING), id="short"),
-        pytest.param(EVERYTHING, id="soak", marks=pytest.mark.soak),
+        *(
+            pytest.param(network, SHORT, id=f"{network.name}-short")
+            for network in dict.fromkeys(one.network for one in SHORT)
+        ),
+        *(
+            pytest.param(network, EVERYTHING, id=f"{network.name}-soak", marks=pytest.mark.soak)
+            for network in dict.fromkeys(one.network for one in EVERYTHING)
+        ),
     ],
 )
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
 def test_every_workload_works_on_our_mount(
     tmp_path: Path, network: Network, chosen: Sequence[Workload]
 ) -> None:

@@ -36,7 +36,7 @@ def place(
 @pytest.mark.parametrize(
     ("store", "transport", "processes", "operations"),
     [
-        pytest.param("s3", "kernel", 4, 300, id="short-s3-kernel"),
+        pytest.param("s3", "kernel", 4, 150, id="short-s3-kernel"),
         *(
             pytest.param(
                 store, transport, 8, 5_000, id=f"soak-{store}-{transport}", marks=pytest.mark.soak
