@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 StoreName = Literal["s3", "gcs", "azure"]
@@ -55,6 +55,8 @@ MINIO_DELAYED = Network(
 )
 STRICT = Network("strict", "-strict", ", on an S3 that enforces the limits", "strict")
 GCS = Network("gcs", "-gcs", ", on fake-gcs-server", "gcs")
+GCS_NAMES = replace(GCS, name="gcs-names")
+"""For many names: this server looks at all of them for each request about one."""
 GCS_DELAYED = Network(
     "gcs-delayed",
     "-gcs-20ms",
@@ -62,6 +64,7 @@ GCS_DELAYED = Network(
     "gcs",
     delay_s=DELAY_S,
 )
+GCS_DELAYED_NAMES = replace(GCS_DELAYED, name="gcs-delayed-names")
 AZURE = Network("azure", "-azure", ", on Azurite", "azure")
 AZURE_DELAYED = Network(
     "azure-delayed",
@@ -70,3 +73,5 @@ AZURE_DELAYED = Network(
     "azure",
     delay_s=DELAY_S,
 )
+AZURE_NAMES = replace(AZURE, name="azure-names")
+AZURE_DELAYED_NAMES = replace(AZURE_DELAYED, name="azure-delayed-names")

@@ -208,7 +208,7 @@ def _fill(objects: Bucket, root: Path) -> None:
 
 def data_folder(folder: Path, network: Network = PLAIN) -> Path:
     """Where workloads put their objects, in the run's folder."""
-    root = "copied" if network.server in {"gcs", "azure"} else "buckets"
+    root = f"copied-{network.name}" if network.server in {"gcs", "azure"} else "buckets"
     return folder / root / BUCKET / PREFIX
 
 

@@ -12,10 +12,14 @@ from benchmarks.metadata import Listing
 from benchmarks.networks import (
     AZURE,
     AZURE_DELAYED,
+    AZURE_DELAYED_NAMES,
+    AZURE_NAMES,
     DELAYED,
     FAR,
     GCS,
     GCS_DELAYED,
+    GCS_DELAYED_NAMES,
+    GCS_NAMES,
     MINIO,
     MINIO_DELAYED,
     STRICT,
@@ -105,7 +109,9 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         SequentialRead(large, FAST, TLS),
         SmallFiles(small, _MANY, TLS),
         *_on_cloud(sizes, GCS, GCS_DELAYED, ON_GCS),
+        *_names_on_cloud(sizes, GCS_NAMES, GCS_DELAYED_NAMES, ON_GCS),
         *_on_cloud(sizes, AZURE, AZURE_DELAYED, ON_AZURE),
+        *_names_on_cloud(sizes, AZURE_NAMES, AZURE_DELAYED_NAMES, ON_AZURE),
         SequentialWrite(Source(sizes.written_bytes)),
         *(
             SequentialWrite(Source(max(MIB, sizes.written_bytes // writers)), writers, network)
@@ -138,11 +144,9 @@ def _on_cloud(
         Loader(small, network, with_disk),
         SecondEpoch(large, sizes.random_s, network, with_disk),
         AfterRestart(large, sizes.random_s, network, (OUR_DISK_CACHE,)),
-        Listing(Names(max(1, sizes.entries // _FEWER // 100) * 100, 100), network, peers),
         SequentialRead(large, peers, delayed),
         RandomRead(large, _MANY, sizes.random_s, delayed, peers),
         SmallFiles(small, _MANY, delayed, peers),
-        RoundTrips(_PLACES, delayed, peers),
         *(
             SequentialWrite(
                 Source(max(MIB, sizes.checkpoint_bytes // writers)), writers, network, peers
@@ -153,4 +157,13 @@ def _on_cloud(
             Source(sizes.checkpoint_bytes), max(_MANY, sizes.written_files // 2), network, peers
         ),
         Checkpoints(Source(max(MIB, sizes.checkpoint_bytes // 2)), network, peers),
+    )
+
+
+def _names_on_cloud(
+    sizes: Sizes, network: Network, delayed: Network, peers: Sequence[Peer]
+) -> Sequence[Workload]:
+    return (
+        Listing(Names(max(1, sizes.entries // _FEWER // 100) * 100, 100), network, peers),
+        RoundTrips(_PLACES, delayed, peers),
     )
