@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,20 @@ from sidecar.errors import (
     TlsUntrusted,
     Unavailable,
 )
+from sidecar.mounter.store import open_store
+from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.interface import Condition, Store
+from sidecar.spec import StoreSource
 from tests.support.clouds import Cloud, CountingObserver, GcsCloud, RcloneCloud, S3Cloud
-from tests.support.servers import GcsServer, RcloneServer, S3Server, TlsFiles, free_port
+from tests.support.servers import (
+    GcsServer,
+    HttpResponder,
+    RcloneServer,
+    S3Server,
+    TlsFiles,
+    answer,
+    free_port,
+)
 
 NO_RETRY = 0.0
 
@@ -405,3 +417,44 @@ def test_a_token_endpoint_that_is_away_is_an_outage(
     line = told(store.probe, EndpointUnreachable)
     assert f"127.0.0.1:{port}" in line
     store.close()
+
+
+def test_a_copy_whose_token_ends_names_its_source_with_the_next(secrets: Path) -> None:
+    """Of Azure: a SAS stands in the URL of the source, too."""
+    named: list[str] = []
+    made = {"ETag": '"17"', "Last-Modified": "Tue, 24 Nov 2026 10:20:30 GMT"}
+
+    def write_secret(token: str) -> None:
+        fields = {"AZURE_CONNECTION_STRING": f"BlobEndpoint={url};SharedAccessSignature={token}"}
+        (secrets / "cloud").mkdir(parents=True, exist_ok=True)
+        (secrets / "cloud" / "key.json").write_text(json.dumps(fields))
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        if handler.command == "HEAD":
+            handler.send_response(200)
+            for name, value in {**made, "Content-Length": "3"}.items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            return
+        named.append(handler.headers["x-ms-copy-source"].partition("?")[2])
+        if "old" in handler.path:
+            write_secret("sig=new")
+            answer(handler, 403, b"", {"x-ms-error-code": "AuthenticationFailed"})
+        else:
+            answer(handler, 202, b"", {**made, "x-ms-copy-status": "success"})
+
+    with HttpResponder(respond) as server:
+        url = f"{server.endpoint}/name"
+        write_secret("sig=old")
+        source = StoreSource(
+            store="azure",
+            url="wasbs://bucket@name.example/",
+            bucket="bucket",
+            secret="cloud",
+            secret_key="key.json",
+        )
+        credentials = VolumeCredentials(source, str(secrets))
+        store = open_store(source, credentials, retry_budget_s=20, observer=CountingObserver())
+        store.copy("a", "b")
+        store.close()
+    assert named == ["sig=old", "sig=new"]

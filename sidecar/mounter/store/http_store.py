@@ -6,7 +6,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sidecar.errors import (
     AccessDenied,
@@ -19,6 +19,8 @@ from sidecar.errors import (
     Unavailable,
 )
 from sidecar.mounter.store.http.client import HttpClient
+from sidecar.mounter.store.http.connection import Response
+from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.proxies import name_exempt_host
 from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest
@@ -36,11 +38,18 @@ from sidecar.mounter.store.list_reader import ListReader
 from sidecar.mounter.store.login import C, Login
 from sidecar.mounter.store.object_properties import PropertyKeeper
 from sidecar.mounter.store.range_reader import RangeReader
-from sidecar.mounter.store.request_builder import ListQuery, RequestBuilder, StoreTranslator
+from sidecar.mounter.store.request_builder import (
+    BAD_ANSWER,
+    ListQuery,
+    RequestBuilder,
+    StoreTranslator,
+)
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 
 if TYPE_CHECKING:
     from sidecar.spec import StoreSource
+
+T = TypeVar("T")
 
 QUICK_TIMEOUT_S = 10.0
 """For requests that move no content."""
@@ -182,6 +191,22 @@ class HttpStore(ABC, Generic[C]):
     @abstractmethod
     def _head(self, key: str) -> ObjectInfo:
         """The object, with retries."""
+
+    def read_head(
+        self, call: Call, sign: Callable[[], SignedRequest], parse: Callable[[Headers], T]
+    ) -> T:
+        """What ``parse`` makes of the header of a HEAD's response; it may raise ``BAD_ANSWER``."""
+
+        def read(response: Response) -> T:
+            with contextlib.suppress(*BAD_ANSWER):
+                return parse(response.fields)
+            raise self.errors.protocol(f"its answer to head of `{call.key}` lacks fields")
+
+        def attempt() -> T:
+            with self.refusal_explained():
+                return self._client.receive(call, sign, read, accepted={200}, timeout=self._quick)
+
+        return self.retry.run(call.operation, attempt)
 
     @contextlib.contextmanager
     def refusal_explained(self) -> Iterator[None]:

@@ -126,30 +126,10 @@ class AzureStore(HttpStore[AzureCredentials]):
         self._sdk.close()
 
     def _head(self, key: str) -> ObjectInfo:
-        return self._info(key, self._fields(Call("head", key)))
+        return self._head_as(Call("head", key), functools.partial(self._azure.parse_head, key))
 
-    def _fields(self, call: Call) -> Headers:
-        """The headers of a blob."""
-        sign = functools.partial(self._azure.request, "HEAD", call.key)
-
-        def attempt() -> Headers:
-            with self.refusal_explained():
-                return self._client.receive(
-                    call,
-                    sign,
-                    lambda response: response.fields,
-                    accepted={200},
-                    timeout=self._quick,
-                )
-
-        return self.retry.run(call.operation, attempt)
-
-    def _info(self, key: str, fields: Headers) -> ObjectInfo:
-        try:
-            return self._azure.parse_head(key, fields)
-        except BAD_ANSWER:
-            pass
-        raise self.malformed("head", f"its answer to head of `{key}` lacks fields")
+    def _head_as(self, call: Call, parse: Callable[[Headers], T]) -> T:
+        return self.read_head(call, lambda: self._azure.request("HEAD", call.key), parse)
 
     def _tags(self, like: ObjectInfo | None, properties: Properties) -> str:
         """As ``x-ms-tags`` has them; asked for only where there are some."""
@@ -380,7 +360,6 @@ class AzureStore(HttpStore[AzureCredentials]):
             return self._written(source, found.size_bytes, made, metadata, found.properties)
         properties = self.properties_of(found)
         own = {
-            "x-ms-copy-source": self._source_url(source),
             "x-ms-source-if-match": f'"{found.version}"',
             **to_azure(metadata or {}),  # without any, the copy has the source's
         }
@@ -388,7 +367,13 @@ class AzureStore(HttpStore[AzureCredentials]):
             repeated_by_copy(properties, self._tags(found, properties)),
             lambda headers: self.transfer(
                 Call("copy", source),
-                lambda: self._azure.request("PUT", target, {}, {**headers, **own}),
+                # The source may be named with a token, which the next attempt may have anew.
+                lambda: self._azure.request(
+                    "PUT",
+                    target,
+                    {},
+                    {**headers, **own, "x-ms-copy-source": self._source_url(source)},
+                ),
                 accepted={202},
                 timeout=self._copying,
             ),
@@ -451,13 +436,20 @@ class AzureStore(HttpStore[AzureCredentials]):
         idle_since_s = time.monotonic()
         while time.monotonic() - idle_since_s < COPY_IDLE_S:
             time.sleep(COPY_POLL_S)
-            fields = self._fields(Call("copy", target))
-            if fields.get(_COPY_STATUS) == "success":
-                return self._info(target, fields)
-            if fields.get(_COPY_STATUS) != "pending":
+            made, status, now = self._head_as(
+                Call("copy", target),
+                lambda fields: (
+                    self._azure.parse_head(target, fields),
+                    fields.get(_COPY_STATUS),
+                    fields.get(_COPY_PROGRESS),
+                ),
+            )
+            if status == "success":
+                return made
+            if status != "pending":
                 raise self.malformed("copy", f"the copy to `{target}` ended without success")
-            if fields.get(_COPY_PROGRESS) != progress:
-                progress, idle_since_s = fields.get(_COPY_PROGRESS), time.monotonic()
+            if now != progress:
+                progress, idle_since_s = now, time.monotonic()
         raise self.malformed("copy", f"the copy to `{target}` does not go on")
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
-from sidecar.mounter.store.http.connection import Response
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
@@ -116,20 +115,8 @@ class S3Store(HttpStore[S3Credentials]):
         self._sdk.close()
 
     def _head(self, key: str) -> ObjectInfo:
-        call = Call("head", key)
-
-        def read(response: Response) -> ObjectInfo:
-            try:
-                return self._s3.parse_head(key, response.fields)
-            except (ValueError, LookupError):
-                raise self.errors.protocol(f"its answer to head of `{key}` lacks fields") from None
-
-        def attempt() -> ObjectInfo:
-            sign = functools.partial(self._s3.request, "HEAD", key, {}, {})
-            with self.refusal_explained():
-                return self._client.receive(call, sign, read, accepted={200}, timeout=self._quick)
-
-        return self.retry.run(call.operation, attempt)
+        sign = functools.partial(self._s3.request, "HEAD", key, {}, {})
+        return self.read_head(Call("head", key), sign, functools.partial(self._s3.parse_head, key))
 
     def version_to_read(self, key: str, version: str) -> str:
         """As :meth:`.HttpStore.version_to_read`."""
