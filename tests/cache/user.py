@@ -20,6 +20,7 @@ from tests.cache.folders import acquire, an_object, open_cache
 ROUNDS = 60
 OBJECTS = 12
 MOST_BLOCKS = 10
+MOST_SMALL_BYTES = 2000
 ONE_SIZE = 64 * CACHE_BLOCK_BYTES + 77
 
 
@@ -32,11 +33,20 @@ def objects() -> list[tuple[ObjectInfo, bytes]]:
     ]
 
 
+def use_small(cache: DiskCache, dice: random.Random) -> None:
+    """Store one of some small objects, and read it if it is there."""
+    info, content = an_object(dice.randrange(1, MOST_SMALL_BYTES), f"small{dice.randrange(99)}")
+    cache.store_small(info, memoryview(content))
+    buffer = memoryview(bytearray(info.size_bytes))
+    assert not cache.read_small(info, 0, buffer) or buffer == content, "wrong bytes"
+
+
 def use_at_random(cache: DiskCache, seed: int) -> None:
     dice = random.Random(seed)
     known = objects()
     held: list[CacheEntry] = []
     for _ in range(ROUNDS):
+        use_small(cache, dice)
         info, content = dice.choice(known)
         entry = cache.acquire(info)
         if entry is None:  # others use all of the budget

@@ -38,7 +38,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from sidecar.mounter.cache.cache_folder import EntryGone, is_private, open_own_file
+from sidecar.mounter.cache.cache_folder import (
+    MAP_SUFFIX,
+    USE_STAMP_S,
+    EntryGone,
+    is_private,
+    open_own_file,
+)
 from sidecar.mounter.cache.file_locks import Patience
 from sidecar.units import KIB, MIB
 
@@ -48,8 +54,6 @@ CACHE_BLOCK_BYTES = 128 * KIB
 """What is valid, leased or missing as one."""
 LEASE_S = 2.0
 """How long others wait for a block that one process leased."""
-_USE_STAMP_S = 5.0
-"""How exact the order of eviction is."""
 _PAGE_BYTES = 4 * KIB
 _COMPARE_BYTES = 8 * MIB
 """Read at once where a whole file is compared."""
@@ -125,7 +129,7 @@ class CacheEntry:
         self._stamped_s = time.monotonic()
         self._blocks = -(-size_bytes // CACHE_BLOCK_BYTES)
         with contextlib.ExitStack() as on_failure:
-            self._map_fd = open_own_file(directory, path.with_suffix(".map").name)
+            self._map_fd = open_own_file(directory, path.name + MAP_SUFFIX)
             on_failure.callback(os.close, self._map_fd)
             exclusive = self._lock_exclusively()
             if self.evicted:
@@ -158,7 +162,7 @@ class CacheEntry:
         def allocate() -> None:
             os.posix_fallocate(self._map_fd, 0, self._map_bytes)
 
-        if not self._budget.reserve(_on_disk(self._map_bytes), allocate):
+        if not self._budget.reserve(on_disk(self._map_bytes), allocate):
             raise OSError("the budget has no room for its map")
         os.ftruncate(self._fd, self.size_bytes)
         self._note(_boot_id())
@@ -177,7 +181,7 @@ class CacheEntry:
         except BlockingIOError:
             return False
         now_s = time.monotonic()
-        if now_s - self._stamped_s >= _USE_STAMP_S:
+        if now_s - self._stamped_s >= USE_STAMP_S:
             self._stamped_s = now_s
             os.utime(self._map_fd)  # eviction goes by this time
         return not self.evicted
@@ -274,7 +278,7 @@ class CacheEntry:
             for low, size in spans:
                 os.posix_fallocate(self._fd, low, size)
 
-        return self._budget.reserve(sum(_on_disk(size) for _, size in spans), allocate)
+        return self._budget.reserve(sum(on_disk(size) for _, size in spans), allocate)
 
     # --- the file as a whole --------------------------------------------------------------
 
@@ -368,7 +372,7 @@ class CacheEntry:
     def _read_map_bytes(self, offset: int, size: int) -> bytes:
         data = os.pread(self._map_fd, size, offset)
         if len(data) != size:
-            raise OSError(f"{self.path.name}.map was cut")
+            raise OSError(f"{self.path.name}{MAP_SUFFIX} was cut")
         return data
 
     def _set(self, index: int, state: int, checksum: int) -> None:
@@ -439,7 +443,7 @@ def _spans(blocks: list[int], size_bytes: int) -> Iterator[tuple[int, int]]:
         previous = index
 
 
-def _on_disk(size_bytes: int) -> int:
+def on_disk(size_bytes: int) -> int:
     """Bytes on disk of a file of this size."""
     return -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
 

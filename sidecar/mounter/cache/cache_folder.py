@@ -24,6 +24,10 @@ from sidecar.mounter.system.directories import (
     open_file,
 )
 
+MAP_SUFFIX = ".map"
+SMALL_SUFFIX = ".small"
+USE_STAMP_S = 5.0
+"""How exact the order of eviction is."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _PRIVATE_MODE = 0o700
 _STAT_BLOCK_BYTES = 512
@@ -35,12 +39,12 @@ class EntryGone(Exception):
 
 
 class FoundEntry(NamedTuple):
-    """The files of one object.
+    """The files of one object: the data file and its map, or the one of a small object.
 
     Attributes:
         occupied_bytes: on disk.
         used_s: when it was used last, in seconds since the epoch.
-        subfolder, name: where the data file is.
+        subfolder, name: where they are, without suffixes.
     """
 
     occupied_bytes: int
@@ -75,15 +79,15 @@ def _closed_to_others(descriptor: int, path: str) -> int:
     return descriptor
 
 
-def open_own_file(directory: int, name: str) -> int:
-    """A descriptor of a file that is ours alone, made if missing.
+def open_own_file(directory: int, name: str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """A descriptor of a file that is ours alone.
 
     Raises:
         EntryGone: what was there is deleted.
         OSError: it cannot be opened, made or deleted.
     """
     try:
-        descriptor = open_file(directory, name, os.O_RDWR | os.O_CREAT)
+        descriptor = open_file(directory, name, flags)
     except PathBlocked:
         _delete(directory, name)
         raise EntryGone from None
@@ -112,6 +116,11 @@ def _delete(directory: int, name: str) -> None:
         os.unlink(name, dir_fd=directory)
 
 
+def files_of(name: str) -> tuple[str, str, str]:
+    """The files that an object may have."""
+    return name, name + MAP_SUFFIX, name + SMALL_SUFFIX
+
+
 def scan(folder: int) -> Iterator[FoundEntry]:
     """Every object in a folder. Subfolders that are not ours are left out. Raises OSError."""
     for subfolder in os.listdir(folder):
@@ -124,7 +133,7 @@ def scan(folder: int) -> Iterator[FoundEntry]:
         try:
             for name in {found.partition(".")[0] for found in os.listdir(descriptor)}:
                 used, stamp = 0, 0.0
-                for file in (name, f"{name}.map"):
+                for file in files_of(name):
                     with contextlib.suppress(FileNotFoundError):
                         status = os.stat(file, dir_fd=descriptor, follow_symlinks=False)
                         used += status.st_blocks * _STAT_BLOCK_BYTES

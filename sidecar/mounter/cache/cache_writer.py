@@ -57,8 +57,7 @@ class CacheWriter:
         kept a part only would have the rest fetched again by the next pod.
 
         Args:
-            entry: the version's, which the caller has acquired. None: the thread acquires it,
-                because making its files takes longer than fetching a small object.
+            entry: the version's, which the caller has acquired. None: it is a small object.
             release: called when ``data`` is no longer needed, whether stored or not.
         """
         with self._lock:
@@ -88,8 +87,9 @@ class CacheWriter:
     def _write(self, queued: _QueuedRange) -> None:
         cache, info, entry, start, data, release = queued
         try:
-            entry = entry or cache.acquire(info)
-            if entry is not None:
+            if entry is None:
+                cache.store_small(info, data)
+            else:
                 self._store(entry, start, data)
         finally:
             release()

@@ -1,8 +1,8 @@
 """The disk cache: a folder of object versions within one budget, shared by all who see it.
 
-Knows no bytes; :mod:`.cache_entry` keeps one object. Reader processes of one worker, several
-workers, and the sidecars of several pods (where the folder is a hostPath) use one folder at
-once. They share nothing but the folder.
+Knows no bytes; :mod:`.cache_entry` keeps one object, :mod:`.small_objects` the small ones. Reader
+processes of one worker, several workers, and the sidecars of several pods (where the folder is a
+hostPath) use one folder at once. They share nothing but the folder.
 
 - The budget is the folder's. A file in it counts the bytes used. The counter is changed under
   a lock, and disk space is allocated (fallocate(2)) under the same lock, so that the counter
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -29,14 +30,17 @@ from pathlib import Path
 
 from sidecar.mounter.cache.cache_entry import CacheEntry
 from sidecar.mounter.cache.cache_folder import (
+    MAP_SUFFIX,
     EntryGone,
     FoundEntry,
+    files_of,
     open_folder,
     open_own_file,
     open_subfolder,
     scan,
 )
 from sidecar.mounter.cache.file_locks import LockBusy, Patience
+from sidecar.mounter.cache.small_objects import SmallObjects
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.system.directories import PathBlocked, open_file
 
@@ -103,6 +107,8 @@ class DiskCache:
         self._patience = Patience()
         self._folder = open_folder(directory)
         self._usage_fd = self._open_usage()
+        open_subfolder = functools.partial(self._open_subfolder, make=True)
+        self._small = SmallObjects(open_subfolder, self, self._budget_bytes, on_damage)
         # A process that was killed may have left the counter wrong.
         with contextlib.suppress(LockBusy), self._locked_usage():
             self._write_used(self._count())
@@ -154,7 +160,8 @@ class DiskCache:
     def open_whole(self, info: ObjectInfo) -> LocalCopy | None:
         """The version as a local file, if it is known to be whole and unaltered.
 
-        If it is whole and that is not known, a thread finds out for the next open.
+        If it is whole and that is not known, a thread finds out for the next open. None of a small
+        object: reading it costs less than opening a copy.
         """
         entry = self.acquire(info, create=False)
         if entry is None:
@@ -185,6 +192,18 @@ class DiskCache:
         finally:
             entry.comparing = False
             self.release(entry)
+
+    # --- small objects --------------------------------------------------------------------
+
+    def read_small(self, info: ObjectInfo, offset: int, buffer: memoryview) -> bool:
+        """Fill ``buffer`` from ``offset`` of a small object; False if it is not here."""
+        return self._small.read(self._name(info), info.size_bytes, offset, buffer)
+
+    def store_small(self, info: ObjectInfo, content: memoryview) -> None:
+        """Store a small object, if it can be."""
+        self._small.store(self._name(info), content)
+
+    # --- files ----------------------------------------------------------------------------
 
     def _acquire_open(self, name: str) -> CacheEntry | None:
         """One more user of an entry that this process has open. The lock is held."""
@@ -219,17 +238,20 @@ class DiskCache:
     @contextlib.contextmanager
     def _subfolder(self, name: str, *, make: bool = False) -> Iterator[int]:
         """A descriptor of a subfolder, for the block. Raises OSError."""
-        try:
-            descriptor = open_subfolder(self._folder, name, make=make)
-        except FileNotFoundError:
-            if not make:
-                raise
-            self._reopen_folder()
-            descriptor = open_subfolder(self._folder, name, make=True)
+        descriptor = self._open_subfolder(name, make=make)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    def _open_subfolder(self, name: str, *, make: bool) -> int:
+        try:
+            return open_subfolder(self._folder, name, make=make)
+        except FileNotFoundError:
+            if not make:
+                raise
+            self._reopen_folder()
+            return open_subfolder(self._folder, name, make=True)
 
     def _reopen_folder(self) -> None:
         """Somebody deleted the folder. Under the same number, which other threads use."""
@@ -285,8 +307,11 @@ class DiskCache:
 
     def close(self) -> None:
         """Close the folder, of which no entry is in use."""
+        with contextlib.suppress(OSError), self._locked_usage():
+            self._write_used(self._read_used() - self._small.room_bytes)
         for entry in self._entries.values():
             entry.close()
+        self._small.close()
         os.close(self._usage_fd)
         os.close(self._folder)
 
@@ -316,7 +341,7 @@ class DiskCache:
             entry = self._entries.get(found.name)
             if entry is not None and entry.users:
                 return False
-        map_name = f"{found.name}.map"
+        map_name = found.name + MAP_SUFFIX
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(self._subfolder(found.subfolder))
             # None of ours, or none: then it is nobody's lock.
@@ -327,7 +352,7 @@ class DiskCache:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     return False
-            for name in (found.name, map_name):
+            for name in files_of(found.name):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=directory)
             return True

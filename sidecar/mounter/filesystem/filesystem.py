@@ -59,7 +59,7 @@ from sidecar.mounter.filesystem.recovery import Recovery
 from sidecar.mounter.filesystem.rename import Rename
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_result import ReadResult
-from sidecar.mounter.store.interface import Fetch, ObjectInfo, Store
+from sidecar.mounter.store.interface import ObjectInfo, Store
 from sidecar.mounter.writing.spool import Spool
 from sidecar.mounter.writing.uploader import Uploader
 
@@ -78,7 +78,7 @@ class FileSystem:
 
     Attributes:
         recovery: what outlives a worker: taking over a mount, and requests that are sent again.
-        fetch: reads a pinned version of an object (:meth:`pinned`, :meth:`version`).
+        fetcher: reads a pinned version of an object (:meth:`pinned`, :meth:`version`).
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class FileSystem:
     ) -> None:
         self.read_only = read_only
         self._store: Store = fetcher.store
-        self.fetch: Fetch = fetcher.get
+        self.fetcher = fetcher
         self._spool = spool
         self._cache = fetcher.cache
         self.namespace = Namespace(

@@ -100,7 +100,7 @@ class Server:
             BackingFiles(descriptor),
             OpenPolicy(needed=not by_inode, by_copy=filesystem.has_cache),
             readers,
-            by_inode and not filesystem.has_cache,
+            by_inode,
             on_serving,
             read_log or ReadLog(0),
         )
@@ -150,7 +150,7 @@ class Server:
     def _take_turns(self) -> None:
         """One thread: read requests while it has the turn, then fetch one direct read."""
         content = memoryview(bytearray(direct_read.MOST_BYTES))
-        fetch, metrics = self._filesystem.fetch, self._metrics
+        fetcher = self._filesystem.fetcher
         try:
             while True:
                 with self._turn:
@@ -158,7 +158,9 @@ class Server:
                     if read is None:
                         break
                     self._is_fetching = True
-                read.answer(self._descriptor, fetch, content, metrics, self._answer_stale_read)
+                kept = read.answer(self._descriptor, fetcher, content, self._answer_stale_read)
+                if kept is not None:
+                    fetcher.keep_small(read.info, kept)
                 self._is_fetching = False
         except BaseException as error:  # noqa: BLE001 - raised where serve() was called
             self._failure = error

@@ -22,9 +22,12 @@ from sidecar.mounter.cache.near_bucket import NearBucket
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.read_around import PageCacheShare
 from sidecar.mounter.store.interface import Arrived, ObjectInfo, Store
+from sidecar.units import MIB
 
 log = logging.getLogger(__name__)
 
+WHOLE_OBJECT_BYTES = 1 * MIB
+"""Objects up to this size are small: they are fetched and cached whole."""
 MOST_LOADING = 8
 _LEASE_POLL_S = 0.002
 """How often a block is looked for that another process is fetching."""
@@ -106,8 +109,8 @@ class Fetcher:
         is asked for everything.
 
         Args:
-            entry: the version's in the cache, acquired by the caller. None: an object that is
-                fetched whole gets one in the background.
+            entry: the version's in the cache, acquired by the caller. None: it has none, or is
+                small.
             arrived: told how much of ``buffer`` is there, where that is known before the end.
 
         Raises:
@@ -121,10 +124,29 @@ class Fetcher:
                 log.warning("the disk cache failed, the store is asked: %s", error)
             else:
                 return
+        if not self.fetch_small(info, offset, buffer, arrived) or self.cache is None:
+            return
+        users.hold()
+        self.cache_writer.store_later(self.cache, info, None, 0, buffer, users.drop)
+
+    def fetch_small(
+        self, info: ObjectInfo, offset: int, buffer: memoryview, arrived: Arrived | None = None
+    ) -> bool:
+        """As :meth:`fetch`, and keeps nothing: whether ``buffer`` should go into the disk cache.
+
+        Only small objects are looked for there.
+        """
+        is_small = self.cache is not None and info.size_bytes <= WHOLE_OBJECT_BYTES
+        if is_small and self.cache is not None and self.cache.read_small(info, offset, buffer):
+            self.metrics.disk_hit_bytes.inc(len(buffer))
+            return False
         self.get(info, offset, buffer, arrived)
-        if entry is None and self.cache is not None and len(buffer) == info.size_bytes:
-            users.hold()
-            self.cache_writer.store_later(self.cache, info, None, 0, buffer, users.drop)
+        return is_small and len(buffer) == info.size_bytes
+
+    def keep_small(self, info: ObjectInfo, content: memoryview) -> None:
+        """Store a small object in the disk cache, as :meth:`fetch_small` said."""
+        if self.cache is not None:
+            self.cache.store_small(info, content)
 
     def _fetch_through(
         self,

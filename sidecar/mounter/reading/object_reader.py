@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from sidecar.errors import WouldBlock
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES
-from sidecar.mounter.reading.fetcher import NOT_POOLED, Fetcher
+from sidecar.mounter.reading.fetcher import NOT_POOLED, WHOLE_OBJECT_BYTES, Fetcher
 from sidecar.mounter.reading.read_around import MOST_BYTES, ReadAround
 from sidecar.mounter.reading.read_result import ReadResult, nothing
 from sidecar.mounter.reading.whole_load import Fill, WholeLoad
-from sidecar.mounter.reading.window import WHOLE_OBJECT_BYTES, Part, Window, Windows
+from sidecar.mounter.reading.window import Part, Window, Windows
 from sidecar.mounter.store.interface import ObjectInfo
 
 IDLE_S = 1.0
@@ -265,10 +265,9 @@ class ObjectReader:
     # --- the lock is held -----------------------------------------------------------------
 
     def _acquire_entry(self) -> None:
-        """Acquire the version's cache entry. A small object gets one when it is stored."""
-        if self._fetcher.cache is not None:
-            create = self.info.size_bytes > WHOLE_OBJECT_BYTES
-            self._entry = self._fetcher.cache.acquire(self.info, create=create)
+        """Acquire the version's cache entry. A small object has none."""
+        if self._fetcher.cache is not None and self.info.size_bytes > WHOLE_OBJECT_BYTES:
+            self._entry = self._fetcher.cache.acquire(self.info)
 
     def _release_entry(self) -> None:
         entry, self._entry = self._entry, None

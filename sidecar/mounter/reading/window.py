@@ -13,13 +13,11 @@ from collections.abc import Callable
 
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.reading.buffers import BufferPool, Holder
-from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.reading.fetcher import WHOLE_OBJECT_BYTES, Fetcher
 from sidecar.mounter.reading.read_ahead_size import ReadAheadSize
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.units import MIB
 
-WHOLE_OBJECT_BYTES = 1 * MIB
-"""Objects up to this size are fetched whole at the first read."""
 FIRST_PART_BYTES = 1 * MIB
 SEEK_FORWARD_BYTES = 16 * MIB
 """A read at most this far ahead of a window belongs to it (skipping in a record file)."""

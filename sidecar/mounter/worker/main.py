@@ -37,11 +37,10 @@ from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.fuse.stuck import StuckThreads
 from sidecar.mounter.reading import read_log
 from sidecar.mounter.reading.buffers import BufferPool
-from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.reading.fetcher import WHOLE_OBJECT_BYTES, Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
 from sidecar.mounter.reading.read_log import ReadLog
 from sidecar.mounter.reading.whole_load import is_loaded_whole
-from sidecar.mounter.reading.window import WHOLE_OBJECT_BYTES
 from sidecar.mounter.store import network, open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell, Unobserved
@@ -288,7 +287,10 @@ class Worker:
             return self._fetcher(store, metrics, self._memory_bytes // count)
 
         notifier = Notifier(lambda: beats.beat(0))
-        readers = ReaderPool(count, build, self._failures.take, self._loads_whole)
+        has_cache = self._options.cache != "none"
+        readers = ReaderPool(
+            count, build, self._failures.take, self._loads_whole, has_cache=has_cache
+        )
         pids = (notifier.pid, *readers.pids)
         end_with_children(pids)
         check = HangCheck(self._stuck_threads(server.SERVING), beats, dict(enumerate(pids)))

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sidecar.errors import SidecarError, Stale, to_errno
-from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.fuse.connection import answer, end_if_starved
-from sidecar.mounter.store.interface import Fetch, ObjectInfo
+from sidecar.mounter.reading.fetcher import Fetcher
+from sidecar.mounter.store.interface import ObjectInfo
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +64,20 @@ class DirectRead(NamedTuple):
     def answer(
         self,
         descriptor: int,
-        fetch: Fetch,
+        fetcher: Fetcher,
         content: memoryview,
-        metrics: VolumeMetrics,
         answer_stale: AnswerStale,
-    ) -> None:
-        """Fetch it into ``content`` and answer it. Raises nothing: every READ needs an answer."""
+    ) -> memoryview | None:
+        """Fetch it into ``content`` and answer it.
+
+        Returns what should go into the disk cache (:meth:`.Fetcher.keep_small`), of which the
+        program is not to wait. Raises nothing: every READ needs an answer.
+        """
         failure: Exception | None = None
+        kept = False
         view = content[: self.size]
         try:
-            fetch(self.info, self.offset, view)
+            kept = fetcher.fetch_small(self.info, self.offset, view)
         except Exception as error:
             end_if_starved(error)
             failure = error
@@ -87,8 +91,10 @@ class DirectRead(NamedTuple):
                 answer(descriptor, self.unique, to_errno(error))
         else:
             answer(descriptor, self.unique, 0, [view])
-            metrics.read_bytes.inc(self.size)
+            fetcher.metrics.read_bytes.inc(self.size)
         took_s = time.perf_counter() - self.began_s
+        metrics = fetcher.metrics
         metrics.cache_misses.inc()
         metrics.stall_seconds.inc(took_s)
         metrics.operation("read", took_s, failure)
+        return view if kept else None

@@ -32,13 +32,17 @@ from sidecar.mounter.fuse.readers.messages import (
     unpack_report,
 )
 from sidecar.mounter.fuse.readers.process import process_by_place
-from sidecar.mounter.reading.fetcher import Fetcher, LoadsWhole, never_whole
+from sidecar.mounter.reading.fetcher import (
+    WHOLE_OBJECT_BYTES,
+    Fetcher,
+    LoadsWhole,
+    never_whole,
+)
 from sidecar.mounter.reading.whole_load import process_of_region
 from sidecar.mounter.reading.window import (
     KEEP_BEHIND_BYTES,
     MAX_STREAMS,
     SEEK_FORWARD_BYTES,
-    WHOLE_OBJECT_BYTES,
 )
 from sidecar.mounter.store.failures import Tell
 from sidecar.mounter.store.interface import ObjectInfo
@@ -101,6 +105,7 @@ class ReaderPool:
             how its calls to the store ended.
         tell: is told that here.
         loads_whole: whether programs load an object whole (:mod:`...reading.whole_load`).
+        has_cache: there is a disk cache, which keeps whole blocks of large objects.
 
     Attributes:
         pids: of the processes.
@@ -112,9 +117,12 @@ class ReaderPool:
         build: Callable[[int, Tell], Fetcher],
         tell: Tell,
         loads_whole: LoadsWhole = never_whole,
+        *,
+        has_cache: bool = False,
     ) -> None:
         self._tell = tell
         self._loads_whole = loads_whole
+        self._has_cache = has_cache
         self._sockets: list[socket.socket] = []
         self.pids: list[int] = []
         self._ids = count(1)
@@ -176,13 +184,13 @@ class ReaderPool:
         """Whether a READ needs no window and makes none, so that any thread may fetch it.
 
         That is a small object read whole, or one of the first reads of an object that follow
-        no other one. It is remembered as read.
+        no other one, where there is no disk cache. It is remembered as read.
         """
         if not 0 < wanted <= direct_read.MOST_BYTES:
             return False
         if info.size_bytes <= WHOLE_OBJECT_BYTES:
             return wanted == info.size_bytes
-        if offset == 0:
+        if offset == 0 or self._has_cache:
             return False
         opened = self._open(inode, handle, info)
         if opened.may_load_whole:

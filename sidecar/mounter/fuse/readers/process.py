@@ -127,13 +127,9 @@ class _ReaderProcess:
                         self._threads += 1
                         threading.Thread(target=self._serve, name="read", daemon=True).start()
                 if isinstance(read, DirectRead):
-                    read.answer(
-                        self._descriptor,
-                        self._fetcher.get,
-                        content,
-                        self._metrics,
-                        self._answer_stale,
-                    )
+                    kept = read.answer(self._descriptor, self._fetcher, content, self._answer_stale)
+                    if kept is not None:
+                        self._fetcher.keep_small(read.info, kept)
                 else:
                     read.answer_later()
         except BaseException as error:  # noqa: BLE001 - it ends the process
