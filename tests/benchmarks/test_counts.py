@@ -27,6 +27,8 @@ from tests.support.sidecar import Sidecar
 from tests.support.system_calls import counted
 
 KIB = 1024
+MEGABYTE = b"x" * MIB
+"""In memory: the kernel asks once for each page of a buffer that nobody has touched yet."""
 LARGE = 64 * MIB
 FILES = 300
 FOLDERS = 6
@@ -63,7 +65,7 @@ def one_large(root: Path) -> None:
     """A new file of several parts."""
     with (root / "new").open("wb") as file:
         for _ in range(24):
-            file.write(bytes(MIB))
+            file.write(MEGABYTE)
 
 
 def many_small(root: Path) -> None:
@@ -75,7 +77,7 @@ def many_small(root: Path) -> None:
 def renamed(root: Path) -> None:
     """A checkpoint, as programs save it."""
     with (root / "part").open("wb") as file:
-        file.write(bytes(MIB))
+        file.write(MEGABYTE)
         os.fsync(file.fileno())
     os.replace(root / "part", root / "checkpoint")
 

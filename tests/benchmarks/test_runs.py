@@ -16,6 +16,7 @@ import pytest
 from benchmarks import plot, targets
 from benchmarks.measure import FLOOR, Workload
 from benchmarks.metadata import Listing
+from benchmarks.models import Load, SaveAndRestore
 from benchmarks.networks import DELAYED, PLAIN, Network
 from benchmarks.others import ALL
 from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
@@ -96,7 +97,11 @@ ASK_THE_STORE = (SequentialRead, Listing, SequentialWrite)
 
 
 def of_each_kind(workloads: Sequence[Workload]) -> list[Workload]:
-    """All on the usual server, with a delay where they have one; on others one of each kind."""
+    """All on the usual server, with a delay where they have one; on others one of each kind.
+
+    Without the loads of models, which are there where `make bench` was run.
+    """
+    workloads = [one for one in workloads if not isinstance(one, Load | SaveAndRestore)]
     names = {one.name for one in workloads}
     usual = [
         one
