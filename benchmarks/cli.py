@@ -115,7 +115,7 @@ def main(
         workloads=workloads,
         peer_names=peer_names or None,
         rounds=rounds,
-        options={"rounds": rounds, **dataclasses.asdict(sizes)},
+        options={"rounds": rounds, "divisor": divisor, **dataclasses.asdict(sizes)},
         work_folder=work_folder,
     )
     try:

@@ -78,15 +78,16 @@ def _with_disk_cache(contender: str) -> tuple[str, str]:
 
 _WITHOUT_MOUNT = ("no mount", (FLOOR, metadata.RAW_LIST, round_trips.RAW_GET, *_LOCAL))
 
+_S3_COLUMNS = [
+    *(
+        (name, _with_disk_cache(name))
+        for name in ("mountpoint-s3", "geesefs", "s3fs-fuse", "rclone mount")
+    ),
+    _WITHOUT_MOUNT,
+]
 _S3 = Table(
     "s3",
-    [
-        *(
-            (name, _with_disk_cache(name))
-            for name in ("mountpoint-s3", "geesefs", "s3fs-fuse", "rclone mount")
-        ),
-        _WITHOUT_MOUNT,
-    ],
+    _S3_COLUMNS,
     [
         Line("one reader, cold, MB/s", "sequential-read", THROUGHPUT),
         Line("CPU seconds for each GB of that", "sequential-read", CPU),
@@ -95,11 +96,6 @@ _S3 = Table(
         Line("one reader, TLS, MB/s", "sequential-read-tls", THROUGHPUT),
         Line("one reader, 20 ms, MB/s", "sequential-read-20ms", THROUGHPUT),
         Line("one reader, 80 ms, MB/s", "sequential-read-80ms", THROUGHPUT),
-        Line("random 128 KiB, first 320, 1 thread, /s", "random-read-1", FIRST_READS),
-        Line("all of 5 s, /s", "random-read-1", READS),
-        Line("first 320, 16 threads, /s", "random-read-16", FIRST_READS),
-        Line("all of 5 s, 16 threads, /s", "random-read-16", READS),
-        Line("the same with 20 ms, /s", "random-read-16-20ms", READS),
         Line("files of 110 kB, 1 thread, /s", "small-files-1", FILES),
         Line("16 threads, /s", "small-files-16", FILES),
         Line("peak memory of that, MiB", "small-files-16", PEAK_PSS),
@@ -119,6 +115,18 @@ _S3 = Table(
         Line("first byte with 20 ms, round trips", "round-trips-20ms", round_trips.FIRST_BYTE),
         Line("`ls -l` of 1,000 names, round trips", "round-trips-20ms", round_trips.LISTED),
         Line("1,000 absent names, round trips", "round-trips-20ms", round_trips.ABSENT),
+    ],
+)
+# Undivided: what random reads bring grows with what was read.
+_RANDOM = Table(
+    "random",
+    _S3_COLUMNS,
+    [
+        Line("the first 320, 1 thread, /s", "random-read-1", FIRST_READS),
+        Line("all of 5 s, /s", "random-read-1", READS),
+        Line("the first 320, 16 threads, /s", "random-read-16", FIRST_READS),
+        Line("all of 5 s, 16 threads, /s", "random-read-16", READS),
+        Line("the same with 20 ms, /s", "random-read-16-20ms", READS),
     ],
 )
 _WRITING = Table(
@@ -191,6 +199,7 @@ def _cloud(name: str, peers: Sequence[str]) -> Table:
 
 TABLES = (
     _S3,
+    _RANDOM,
     _WRITING,
     _cloud("gcs", ("gcsfuse", "rclone mount")),
     _cloud("azure", ("rclone mount",)),
@@ -218,10 +227,11 @@ def drawn(text: str, documents: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _head(document: dict[str, Any]) -> str:
-    host, rounds = document["host"], document["options"]["rounds"]
+    host, options = document["host"], document["options"]
     return (
-        f"{host['cores']} cores ({host['processor']}), Linux {host['kernel']}, "
-        f"{document['started'][:10]}, commit {host['commit']}, medians of {rounds} rounds:\n"
+        f"{host['cores']} cores ({host['processor']}), Linux {host['kernel']}, Python {host['python']}, "
+        f"{document['started'][:10]}, commit {host['commit']}, medians of {options['rounds']} rounds; "
+        f"sizes divided by {options['divisor']}:\n"
     )
 
 

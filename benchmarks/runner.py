@@ -1,11 +1,13 @@
 """Runs rounds of every workload on every contender and writes one result document.
 
-Rounds are interleaved (A B C A B C), so that a drift of the machine affects all of them.
+Rounds are interleaved, so that a drift of the machine affects all contenders, and each has another
+order: what one leaves behind (memory that the host just gave to this machine) is the next one's gain.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -129,13 +131,13 @@ def _rows(
     values: dict[str, list[Values]] = {name: [] for name in attempts}
     errors: dict[str, str] = {}
     for number in range(1, rounds + 1):
-        for name, attempt in attempts.items():
+        for name in random.Random(number).sample(list(attempts), len(attempts)):
             if name in errors:
                 continue
             _make_cold(workload, server)
             with tempfile.TemporaryDirectory(prefix="round-", dir=folder) as scratch:
                 try:
-                    values[name].append(attempt(Path(scratch)))
+                    values[name].append(attempts[name](Path(scratch)))
                     outcome = one_line(workload.metrics, values[name][-1])
                 except (BenchFailure, OSError) as failure:
                     # OSError: from a contender's file system.

@@ -22,8 +22,8 @@ def row(contender: str, workload: str, metric: str, median: float) -> dict[str, 
 
 DOCUMENT: dict[str, Any] = {
     "started": "2026-01-02T00:00:00+00:00",
-    "host": {"commit": "abc", "cores": 2, "processor": "P", "kernel": "6.1"},
-    "options": {"rounds": 5},
+    "host": {"commit": "abc", "cores": 2, "processor": "P", "kernel": "6.1", "python": "3.11"},
+    "options": {"rounds": 5, "divisor": 4},
     "rows": [
         row("mount-sidecar (kernel)", "sequential-write-minio", "throughput_mb_s", 250.4),
         row("geesefs", "sequential-write-minio", "throughput_mb_s", 99.94),
