@@ -229,9 +229,9 @@ def drawn(text: str, documents: Mapping[str, dict[str, Any]]) -> str:
 def _head(document: dict[str, Any]) -> str:
     host, options = document["host"], document["options"]
     return (
-        f"{host['cores']} cores ({host['processor']}), Linux {host['kernel']}, Python {host['python']}, "
-        f"{document['started'][:10]}, commit {host['commit']}, medians of {options['rounds']} rounds; "
-        f"sizes divided by {options['divisor']}:\n"
+        f"{host['cores']} cores ({host['processor']}), Linux {host['kernel']}, "
+        f"Python {host['python']}, {document['started'][:10]}, commit {host['commit']}, medians of "
+        f"{options['rounds']} rounds, sizes divided by {options['divisor']}:\n"
     )
 
 

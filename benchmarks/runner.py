@@ -1,7 +1,7 @@
 """Runs rounds of every workload on every contender and writes one result document.
 
-Rounds are interleaved, so that a drift of the machine affects all contenders, and each has another
-order: what one leaves behind (memory that the host just gave to this machine) is the next one's gain.
+Rounds are interleaved, so that a drift of the machine affects all contenders. Each has another
+order: what one leaves behind (memory that the host just gave to this machine) is the next one's.
 """
 
 from __future__ import annotations

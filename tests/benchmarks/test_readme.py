@@ -35,7 +35,7 @@ DOCUMENT: dict[str, Any] = {
 
 def test_a_table_is_drawn_between_its_marks() -> None:
     text = readme.drawn(f"before\n{PLACE}after\n", {"writing": DOCUMENT})
-    assert text.startswith("before\n<!-- writing: begin -->\n2 cores (P), Linux 6.1, 2026-01-02, ")
+    assert text.startswith("before\n<!-- writing: begin -->\n2 cores (P), Linux 6.1, Python 3.11, ")
     assert text.endswith("<!-- writing: end -->\nafter\n")
     assert "old" not in text
     # The best mount is bold; a peer that failed says so, one that took no part nothing.
