@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import sys
 import tempfile
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -71,6 +73,12 @@ QUICK_DIVISOR = 8
     help="JSON file of the result; a text (.txt) and a plot (.svg) are written beside it.",
 )
 @click.option(
+    "--add",
+    "is_added",
+    is_flag=True,
+    help="Keep the other rows of the result file: of the same commit, machine and sizes.",
+)
+@click.option(
     "--work-folder",
     default=Path(tempfile.gettempdir()),
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -85,6 +93,7 @@ def main(
     peer_names: tuple[str, ...],
     beside: Path | None,
     output: Path | None,
+    is_added: bool,
     work_folder: Path,
 ) -> None:
     """Measure our mount, its peers and the floor client in one run. Needs root.
@@ -118,11 +127,21 @@ def main(
         options={"rounds": rounds, "divisor": divisor, **dataclasses.asdict(sizes)},
         work_folder=work_folder,
     )
+    earlier = json.loads(output.read_text()) if is_added else None
+
+    def with_earlier(document: dict[str, Any]) -> dict[str, Any]:
+        return document if earlier is None else runner.added(document, earlier)
+
     try:
-        document = runner.run(plan, progress=lambda line: click.echo(line, err=True))
+        document = with_earlier(
+            runner.run(
+                plan,
+                progress=lambda line: click.echo(line, err=True),
+                save=lambda document: runner.write(with_earlier(document), output),
+            )
+        )
     except BenchFailure as failure:
         raise click.ClickException(str(failure)) from None
-    runner.write(document, output)
     text = report.text(document)
     output.with_suffix(".txt").write_text(text)
     click.echo(text)

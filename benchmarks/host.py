@@ -21,6 +21,7 @@ def facts() -> dict[str, str | int | float]:
         "python": platform.python_version(),
         "load_average_1_min": os.getloadavg()[0],
         "commit": commit(ROOT),
+        "product": _git(ROOT, "log", "-1", "--format=%h", "--", "sidecar"),
     }
 
 
@@ -39,9 +40,13 @@ def _cpu_model() -> str:
 
 def commit(checkout: Path) -> str:
     """The checkout's commit, with ``-dirty`` if files are changed; ``unknown`` without git."""
+    return _git(checkout, "describe", "--always", "--dirty")
+
+
+def _git(checkout: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
+            ["git", *arguments],
             cwd=checkout,
             capture_output=True,
             text=True,

@@ -25,6 +25,7 @@ from benchmarks.servers import Server
 SCHEMA = 2
 
 Progress = Callable[[str], None]
+Save = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,14 @@ class Plan:
     work_folder: Path
 
 
-def run(plan: Plan, progress: Progress) -> dict[str, Any]:
+def run(plan: Plan, progress: Progress, save: Save) -> dict[str, Any]:
     """Run the plan.
 
     A contender that fails a workload does no more rounds of it; its row says why.
+
+    Args:
+        save: called after each workload with the document so far, so that a run that is ended
+            loses one workload and not hours.
 
     Returns:
         the result document for :func:`write`: ``schema``, ``started`` and ``finished``
@@ -85,7 +90,7 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
             if name in usable
         ],
         "skipped": [{"name": name, "why": why} for name, why in skipped.items()],
-        "workloads": [describe(one.name, one.title, one.metrics) for one in plan.workloads],
+        "workloads": [],
         "rows": rows,
     }
     # The mount table has paths without symlinks.
@@ -102,10 +107,49 @@ def run(plan: Plan, progress: Progress) -> dict[str, Any]:
                     if workload.network == network:
                         peers = [peer for peer in workload.peers if peer.name in usable]
                         rows += _rows(workload, peers, plan.rounds, server, folder, progress)
-    document["ratios"] = ratios.every(rows)
-    document["targets"] = targets.judge(rows, [workload.name for workload in plan.workloads])
-    document["finished"] = now()
+                        described = describe(workload.name, workload.title, workload.metrics)
+                        document["workloads"].append(described)
+                        _conclude(document)
+                        save(document)
     return document
+
+
+def _conclude(document: dict[str, Any]) -> None:
+    """What follows from the rows."""
+    rows = document["rows"]
+    document["ratios"] = ratios.every(rows)
+    document["targets"] = targets.judge(rows, [one["name"] for one in document["workloads"]])
+    document["finished"] = now()
+
+
+def added(document: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """The document, with the workloads of an earlier one that it does not have.
+
+    Contenders are compared within a workload, whose rounds are of one run.
+
+    Raises:
+        BenchFailure: the earlier one is of another machine, commit, or size.
+    """
+    if any(_conditions(document)[key] != value for key, value in _conditions(earlier).items()):
+        raise BenchFailure("the earlier rows are of another machine, commit, or size")
+    names = {one["name"] for one in document["workloads"]}
+    contenders = {one["name"]: one for one in (*earlier["contenders"], *document["contenders"])}
+    result = {
+        **document,
+        "started": earlier["started"],
+        "contenders": list(contenders.values()),
+        "workloads": [one for one in earlier["workloads"] if one["name"] not in names]
+        + document["workloads"],
+        "rows": [row for row in earlier["rows"] if row["workload"] not in names] + document["rows"],
+    }
+    _conclude(result)
+    return result
+
+
+def _conditions(document: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for rows of one table: of the commit what changed the product last."""
+    host = {k: v for k, v in document["host"].items() if k not in ("load_average_1_min", "commit")}
+    return {**host, **document["options"], **document["server"]}
 
 
 def write(document: dict[str, Any], path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_writer import CacheWriter
-from sidecar.mounter.reading import object_reader, read_ahead_size
+from sidecar.mounter.reading import object_reader, read_ahead_size, window
 from sidecar.mounter.reading.object_reader import ObjectReader
 from sidecar.mounter.reading.read_ahead_size import MOST_BYTES
 from tests.cache.folders import an_object, has_whole, keep, open_cache
@@ -68,19 +68,47 @@ def test_a_small_object_is_one_request(reading: Make) -> None:
     assert one.store.ranges == [(0, 700 * KIB)]
 
 
-def test_what_has_arrived_of_a_part_is_read_while_the_rest_is_fetched(reading: Make) -> None:
-    """And also if the rest never comes."""
-    one = reading(64 * MIB)
-    reader = one.open()
+def begun_part(one: Reading, reader: ObjectReader) -> int:
+    """Where a part starts of which a megabyte has arrived. The rest waits for the gate."""
     for offset, size in blocks(4 * MIB, MIB):
         one.check(reader, offset, size)
     one.settle()
-    start = max(map(sum, one.store.ranges))  # where the next part begins
+    start = max(map(sum, one.store.ranges))
     one.store.early_bytes = MIB
     one.store.gate.clear()
-    taken: list[object] = []
-    for offset in range(4 * MIB, start + MIB, MIB):
+    for offset in range(4 * MIB, start, MIB):
         one.check(reader, offset, MIB)
+    return start
+
+
+def test_a_part_that_comes_soon_is_not_read_along(
+    reading: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream with 20 ms took a quarter longer."""
+    monkeypatch.setattr(window, "SLOW_S", 3600)
+    one = reading(64 * MIB)
+    reader = one.open()
+    start = begun_part(one, reader)
+    taken: list[object] = []
+    assert reader.read_when_here(start, 4 * KIB, taken.append)
+    time.sleep(0.1)
+    assert taken == []
+    one.store.gate.set()
+    one.check(reader, start, MIB)
+    one.settle()
+    assert len(taken) == 1
+
+
+def test_what_has_arrived_of_a_slow_part_is_read_while_the_rest_is_fetched(
+    reading: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And also if the rest never comes."""
+    monkeypatch.setattr(window, "SLOW_S", 0.01)
+    one = reading(64 * MIB)
+    reader = one.open()
+    start = begun_part(one, reader)
+    taken: list[object] = []
+    one.check(reader, start, MIB)
     with pytest.raises(WouldBlock):
         reader.read(start + MIB, 4 * KIB, wait=False)
     assert reader.read_when_here(start + MIB, 4 * KIB, taken.append)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,10 +20,12 @@ class Stream:
     Attributes:
         connection: what one connection brings, bytes a second.
         most: what all together bring, or what the reader takes, bytes a second.
+        delay_s: after which a connection begins to bring.
     """
 
     connection: float
     most: float
+    delay_s: float = 0.0
     size: ReadAheadSize = field(default_factory=lambda: ReadAheadSize(PART_BYTES))
     position: int = 0
     now_s: float = 100.0
@@ -33,9 +36,13 @@ class Stream:
         for _ in range(size_bytes // MIB):
             connections = max(1.0, self.size.bytes / PART_BYTES)
             rate = min(self.most, connections * self.connection)
+            # What is in flight comes once in a delay and the time that it takes.
+            in_flight = max(PART_BYTES, self.size.bytes - PART_BYTES)
+            rate = in_flight / (self.delay_s + in_flight / rate)
             self.position += MIB
             self.now_s += MIB / rate
-            self.size.waited(self.position, rate / connections, self.now_s)
+            best = PART_BYTES / (self.delay_s + PART_BYTES / self.connection)
+            self.size.waited(self.position, best, self.delay_s, self.now_s)
         return self.now_s - began_s
 
 
@@ -58,6 +65,16 @@ def test_it_has_what_the_rate_needs() -> None:
     stream.read(2 * GIB)
     assert stream.read(GIB) == pytest.approx(GIB / stream.most)
     assert 4 * PART_BYTES <= stream.size.bytes <= MOST_BYTES
+
+
+@pytest.mark.parametrize("delay_s", [0.005, 0.01, 0.02])
+def test_a_store_that_answers_late_costs_a_sixth(delay_s: float) -> None:
+    """The connections share a CPU, so that each of them alone would be fast enough."""
+    stream = Stream(connection=1.2 * GIB, most=0.75 * GIB, delay_s=delay_s)
+    stream.read(512 * MIB)
+    at_most = MOST_BYTES / (delay_s + MOST_BYTES / stream.most)
+    assert GIB / stream.read(GIB) >= min(0.8 * stream.most, 0.95 * at_most)
+    assert stream.size.bytes <= 6.5 * delay_s * stream.most + PART_BYTES
 
 
 def test_a_store_behind_a_cache_gets_its_connections() -> None:
@@ -105,7 +122,9 @@ def test_who_reads_in_bursts_has_a_whole_one_ready() -> None:
         stream.position += ready  # no wait for these
         stream.now_s += 1.0
         rested = stream.size.bytes / stream.most < 1.0
-        stream.size.waited(stream.position, stream.connection, stream.now_s, rested=rested)
+        stream.size.waited(
+            stream.position, stream.connection, math.inf, stream.now_s, rested=rested
+        )
         waited_s.append(stream.read(64 * MIB - ready))
     assert waited_s[0] > 0.3
     assert waited_s[-1] == 0

@@ -31,6 +31,9 @@ Each has a window."""
 _REMEMBERED_ENDS = 8
 _REST_S = 0.05
 """Less is chance: threads are not scheduled at once."""
+SLOW_S = 0.25
+"""A part that takes longer is read as it arrives. Any other is read once it is there: who reads
+along keeps the connection waiting that everybody waits for."""
 _SURE_READS = 4
 """After so many reads in sequence a gap is taken for reads that come out of order."""
 
@@ -43,16 +46,19 @@ class Part:
         error: what it failed with. What had arrived before can be read all the same.
         ended_s: when the fetch ended (monotonic); inf until then.
         rate: at which it came, bytes a second; 0 until then.
+        delay_s: after which the first of it was here; inf where that is not known.
         entry: where it is cached. Released when the fetch ends.
     """
 
     __slots__ = (
         "_arrived_to",
+        "_began_s",
         "_lock",
         "_pool",
         "_users",
         "_waiting",
         "buffer",
+        "delay_s",
         "end",
         "ended_s",
         "entry",
@@ -74,6 +80,8 @@ class Part:
         self.error: BaseException | None = None
         self.ended_s = math.inf
         self.rate = 0.0
+        self.delay_s = math.inf
+        self._began_s = 0.0
         self._users = 2  # the window, and the fetch
         self._arrived_to = start
         self._waiting: list[tuple[int, Callable[[], None]]] = []
@@ -94,8 +102,12 @@ class Part:
         self._pool.give_back(buffer)
 
     def is_here(self, end: int) -> bool:
-        """Whether nobody waits for the bytes before ``end``: they are here, or never will be."""
-        return self.is_done or self.has(end)
+        """Whether nobody waits for the bytes before ``end``: they are here, or never will be.
+
+        Of a part that is in flight none are, unless it is slow.
+        """
+        is_slow = time.monotonic() - self._began_s >= SLOW_S
+        return self.is_done or (is_slow and self.has(end))
 
     def has(self, end: int) -> bool:
         """Whether the bytes before ``end`` are here."""
@@ -115,9 +127,12 @@ class Part:
             return
         here = threading.Event()
         if self.when_here(end, here.set):
-            here.wait()
+            while not (here.wait(SLOW_S) or self.is_here(end)):
+                pass
 
     def _arrived(self, count: int) -> None:
+        if self.delay_s == math.inf:
+            self.delay_s = time.monotonic() - self._began_s
         with self._lock:
             self._arrived_to = self.start + count
             if not self._waiting:
@@ -129,13 +144,13 @@ class Part:
 
     def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
         """Fetch the range. Raises nothing: :attr:`error` says what it failed with."""
-        began_s = time.monotonic()
+        self._began_s = time.monotonic()
         try:
             assert self.buffer is not None
             content = memoryview(self.buffer)
             fetcher.fetch(info, self.entry, self.start, content, self, self._arrived)
             self._arrived_to = self.end
-            self.rate = (self.end - self.start) / max(time.monotonic() - began_s, 1e-9)
+            self.rate = (self.end - self.start) / max(time.monotonic() - self._began_s, 1e-9)
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:
@@ -193,9 +208,15 @@ class Window:
 
     def waited(self) -> None:
         """The reader had to wait for a part, and has it."""
-        best_rate = max((part.rate for part in self.parts), default=0.0)
-        if self.reads > 1 and best_rate:  # the first read has to wait in any case
-            self.ahead.waited(self.position, best_rate, time.monotonic(), rested=self.has_rested)
+        came = [part for part in self.parts if part.rate]
+        if self.reads > 1 and came:  # the first read has to wait in any case
+            self.ahead.waited(
+                self.position,
+                max(part.rate for part in came),
+                min(part.delay_s for part in came),
+                time.monotonic(),
+                rested=self.has_rested,
+            )
         self.has_rested = False
 
     def append(self, part: Part) -> None:
