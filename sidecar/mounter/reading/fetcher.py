@@ -124,27 +124,27 @@ class Fetcher:
                 log.warning("the disk cache failed, the store is asked: %s", error)
             else:
                 return
-        if not self.fetch_small(info, offset, buffer, arrived) or self.cache is None:
+        if not self.fetch_directly(info, offset, buffer, arrived) or self.cache is None:
             return
         users.hold()
         self.cache_writer.store_later(self.cache, info, None, 0, buffer, users.drop)
 
-    def fetch_small(
+    def fetch_directly(
         self, info: ObjectInfo, offset: int, buffer: memoryview, arrived: Arrived | None = None
     ) -> bool:
-        """As :meth:`fetch`, and keeps nothing: whether ``buffer`` should go into the disk cache.
+        """As :meth:`fetch`, without an entry. In the disk cache only small objects are looked for.
 
-        Only small objects are looked for there.
+        Keeps nothing: returns whether ``buffer`` is a small object that should be kept.
         """
-        is_small = self.cache is not None and info.size_bytes <= WHOLE_OBJECT_BYTES
-        if is_small and self.cache is not None and self.cache.read_small(info, offset, buffer):
+        cache = self.cache if info.size_bytes <= WHOLE_OBJECT_BYTES else None
+        if cache is not None and cache.read_small(info, offset, buffer):
             self.metrics.disk_hit_bytes.inc(len(buffer))
             return False
         self.get(info, offset, buffer, arrived)
-        return is_small and len(buffer) == info.size_bytes
+        return cache is not None and len(buffer) == info.size_bytes
 
     def keep_small(self, info: ObjectInfo, content: memoryview) -> None:
-        """Store a small object in the disk cache, as :meth:`fetch_small` said."""
+        """Store a small object in the disk cache, as :meth:`fetch_directly` said."""
         if self.cache is not None:
             self.cache.store_small(info, content)
 

@@ -77,7 +77,7 @@ class DirectRead(NamedTuple):
         kept = False
         view = content[: self.size]
         try:
-            kept = fetcher.fetch_small(self.info, self.offset, view)
+            kept = fetcher.fetch_directly(self.info, self.offset, view)
         except Exception as error:
             end_if_starved(error)
             failure = error
