@@ -76,7 +76,7 @@ QUICK_DIVISOR = 8
     "--add",
     "is_added",
     is_flag=True,
-    help="Keep the other rows of the result file: of the same commit, machine and sizes.",
+    help="Keep the other rows of the result file: of the same product, machine and sizes.",
 )
 @click.option(
     "--work-folder",

@@ -128,10 +128,10 @@ def added(document: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
     Contenders are compared within a workload, whose rounds are of one run.
 
     Raises:
-        BenchFailure: the earlier one is of another machine, commit, or size.
+        BenchFailure: the earlier one is of another machine, product, or size.
     """
-    if any(_conditions(document)[key] != value for key, value in _conditions(earlier).items()):
-        raise BenchFailure("the earlier rows are of another machine, commit, or size")
+    if _conditions(document) != _conditions(earlier):
+        raise BenchFailure("the earlier rows are of another machine, product, or size")
     names = {one["name"] for one in document["workloads"]}
     contenders = {one["name"]: one for one in (*earlier["contenders"], *document["contenders"])}
     result = {

@@ -43,5 +43,5 @@ def test_rows_of_two_runs_make_one_document() -> None:
     [{"host": {"product": "def"}}, {"host": {"cores": 4}}, {"options": {"divisor": 1}}],
 )
 def test_rows_of_other_conditions_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(BenchFailure, match="another machine, commit, or size"):
+    with pytest.raises(BenchFailure, match="another machine, product, or size"):
         runner.added(document(workload="list-tree"), document(**changes))

@@ -56,27 +56,12 @@ def content_of(outside: Path) -> list[bytes]:
 # --- what stands where files are made ---------------------------------------------------------
 
 
-def writable_by_others(path: Path, outside: Path) -> None:
-    path.write_bytes(b"x")
-    path.chmod(0o666)
-
-
 def of_a_wrong_size(path: Path, outside: Path) -> None:
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 10 * B)
 
 
-FOREIGN = [
-    planted.fifo,
-    planted.link,
-    planted.hard_link,
-    planted.unix_socket,
-    planted.device,
-    planted.of_another_user,
-]
-
-
-@pytest.mark.parametrize("plant", [*FOREIGN, writable_by_others, of_a_wrong_size])
+@pytest.mark.parametrize("plant", [*planted.NOT_OURS, of_a_wrong_size])
 @pytest.mark.parametrize("which", ["data", "map", "both"])
 def test_what_was_planted_is_replaced_and_the_object_cached(
     folder: Path, outside: Path, plant: planted.Plant, which: str
@@ -116,7 +101,7 @@ def test_a_directory_in_place_of_a_file_is_no_reason_to_fail(
     assert disk_bytes(folder) <= 10 * B
 
 
-@pytest.mark.parametrize("plant", FOREIGN)
+@pytest.mark.parametrize("plant", planted.NOT_OURS)
 def test_the_counter_is_a_file_of_ours(folder: Path, outside: Path, plant: planted.Plant) -> None:
     folder.mkdir()
     before = content_of(outside)

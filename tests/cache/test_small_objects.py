@@ -243,24 +243,8 @@ def test_a_folder_deleted_under_a_running_process_is_made_anew(tmp_path: Path) -
     assert open_cache(folder).used_bytes == disk_bytes(folder)
 
 
-def writable_by_others(path: Path, outside: Path) -> None:
-    path.write_bytes(b"x")
-    path.chmod(0o666)
-
-
 @pytest.mark.timeout(60)  # a wait without limit shows
-@pytest.mark.parametrize(
-    "plant",
-    [
-        planted.fifo,
-        planted.link,
-        planted.hard_link,
-        planted.unix_socket,
-        planted.device,
-        planted.of_another_user,
-        writable_by_others,
-    ],
-)
+@pytest.mark.parametrize("plant", planted.NOT_OURS)
 def test_what_was_planted_is_replaced(tmp_path: Path, plant: planted.Plant) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(b"what nobody may change" * 1000)

@@ -55,3 +55,21 @@ def of_another_user(path: Path, outside: Path) -> None:
     """A file that somebody else has made."""
     path.write_bytes(b"not ours")
     os.chown(path, NOBODY, NOBODY)
+
+
+def writable_by_others(path: Path, outside: Path) -> None:
+    """A file of ours that anybody may change."""
+    path.write_bytes(b"x")
+    path.chmod(0o666)
+
+
+NOT_OURS: Final = (
+    fifo,
+    link,
+    hard_link,
+    unix_socket,
+    device,
+    of_another_user,
+    writable_by_others,
+)
+"""What is no file of this user alone, and can be deleted as one."""
