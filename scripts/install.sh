@@ -315,6 +315,7 @@ case $group in
         command -v rsync >/dev/null || apt_install rsync
         command -v s3fs >/dev/null || apt_install s3fs
         command -v strace >/dev/null || apt_install strace
+        command -v openssl >/dev/null || apt_install openssl
         command -v fusermount3 >/dev/null || apt_install fuse3 # of rclone's mount
         install_prometheus
         install_azurite

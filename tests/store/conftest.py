@@ -8,6 +8,7 @@ import pytest
 
 from sidecar.mounter.store.interface import Store
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, RcloneCloud, S3Cloud
+from tests.support.servers import TlsFiles
 
 KINDS = {
     "s3": ("s3_server", S3Cloud),
@@ -39,6 +40,11 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
 def readable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     """An empty bucket of every server, including rclone's, for tests of reads."""
     return make_cloud(request.param, request, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    return TlsFiles(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
-"""HTTP/1.1 on one connection, against a peer that sends scripted bytes with pauses."""
+"""HTTP/1.1 on one connection, against a peer that sends scripted bytes with pauses.
+
+Over TLS (:mod:`tests.store.test_tls` has what only that has) it is the same.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -14,6 +18,7 @@ from sidecar.mounter.store.http.connection import connect as open_connection
 from sidecar.mounter.store.http.fields import BrokenResponse
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
+from tests.support.servers import TlsFiles
 
 Piece = bytes | float
 """Bytes that the peer sends, or seconds that it pauses."""
@@ -22,14 +27,20 @@ Connect = Callable[..., Connection]
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
-@pytest.fixture
-def connect() -> Iterator[Connect]:
+@pytest.fixture(params=["plain", "tls"])
+def connect(request: pytest.FixtureRequest, tls_files: TlsFiles) -> Iterator[Connect]:
     """A connection to a peer that sends the pieces and then closes."""
     made: list[Connection] = []
     threads: list[threading.Thread] = []
+    client = tls_files.client_context() if request.param == "tls" else None
+    server = tls_files.server_context()
 
     def run(listener: socket.socket, pieces: Sequence[Piece]) -> None:
-        with listener, listener.accept()[0] as peer:
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(listener)
+            peer = opened.enter_context(listener.accept()[0])
+            if client is not None:
+                peer = opened.enter_context(server.wrap_socket(peer, server_side=True))
             for piece in pieces:
                 if isinstance(piece, float):
                     time.sleep(piece)
@@ -41,7 +52,7 @@ def connect() -> Iterator[Connect]:
         threads.append(threading.Thread(target=run, args=(listener, pieces)))
         threads[-1].start()
         port = listener.getsockname()[1]
-        made.append(open_connection("127.0.0.1", port, None, timeout_s, limit_s))
+        made.append(open_connection("127.0.0.1", port, client, timeout_s, limit_s))
         return made[-1]
 
     yield start

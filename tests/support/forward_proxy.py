@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import socket
-import ssl
 import threading
 from urllib.parse import urlsplit
 
@@ -102,8 +101,7 @@ class TlsFront(_Relay):
     def __init__(self, upstream_port: int, tls: TlsFiles) -> None:
         super().__init__()
         self._upstream_port = upstream_port
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(tls.certificate, tls.key)
+        self._context = tls.server_context()
 
     @property
     def endpoint(self) -> str:

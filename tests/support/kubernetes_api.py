@@ -13,7 +13,6 @@ import queue
 import re
 import shutil
 import socket
-import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -245,10 +244,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, api: KubernetesApi) -> None:
         self.api = api
-        self._context: ssl.SSLContext | None = None
-        if api.tls is not None:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.load_cert_chain(api.tls.certificate, api.tls.key)
+        self._context = None if api.tls is None else api.tls.server_context()
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
