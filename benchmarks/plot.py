@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +79,8 @@ def _panel(
         [value["median"] - value["min"] for value in values],
         [value["max"] - value["median"] for value in values],
     ]
-    ours = iter(_OURS_COLORS)
-    colors = [
-        next(ours)
-        if row["contender"].startswith(OURS)
-        else _PEER_COLOR
-        if row["contender"] in peers
-        else _BASELINE_COLOR
-        for row in rows
-    ]
     places = range(len(rows))
+    colors = colors_of([row["contender"] for row in rows], peers)
     axes.barh(places, medians, xerr=errors, color=colors, error_kw={"elinewidth": 0.8})
     axes.set_yticks(places, [row["contender"] for row in rows])
     for place, value in zip(places, values, strict=True):
@@ -102,3 +96,12 @@ def _panel(
     axes.spines[["top", "right"]].set_visible(False)
     less = ", less is better" if metric["better"] == "lower" else ""
     axes.set_title(f"{workload['name']}: {metric['title']}{less}", loc="right")
+
+
+def colors_of(contenders: Sequence[str], peers: Container[str]) -> list[str]:
+    """The color of each bar: blue for ours, of which there may be more than there are blues."""
+    ours = itertools.cycle(_OURS_COLORS)
+    return [
+        next(ours) if name.startswith(OURS) else _PEER_COLOR if name in peers else _BASELINE_COLOR
+        for name in contenders
+    ]
