@@ -65,8 +65,8 @@ log = logging.getLogger("sidecar.worker")
 
 _FETCH_THREADS = 16
 _UPLOAD_THREADS = 16
-"""One connection to S3 carries 85 to 90 MB/s ("Performance design patterns for Amazon S3"). A part that waits for its turn takes no memory:
-it is sent from the spool."""
+"""One connection to S3 carries 85 to 90 MB/s ("Performance design patterns for Amazon S3"). A
+part that waits for its turn takes no memory: it is sent from the spool."""
 _SHOWN_UNSAVED = 100
 _ORPHAN_GRACE_S = 20.0
 
