@@ -19,7 +19,7 @@ from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
 
 PART_BYTES = 5 * MIB
-AT_ONCE = 16
+AT_ONCE = 8
 
 
 class Gate(Proxy):

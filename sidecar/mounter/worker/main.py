@@ -64,9 +64,9 @@ from sidecar.spec import PersistenceSpec, StoreSource, Volume
 log = logging.getLogger("sidecar.worker")
 
 _FETCH_THREADS = 16
-_UPLOAD_THREADS = 16
-"""One connection to S3 carries 85 to 90 MB/s ("Performance design patterns for Amazon S3"). A
-part that waits for its turn takes no memory: it is sent from the spool."""
+_UPLOAD_THREADS = 8
+"""One connection to S3 carries 85 to 90 MB/s ("Performance design patterns for Amazon S3"). What is
+on its way has to arrive before WRITE_SILENCE_S is over, also on a slow line."""
 _SHOWN_UNSAVED = 100
 _ORPHAN_GRACE_S = 20.0
 
