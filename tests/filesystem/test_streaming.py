@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from sidecar.errors import AlreadyExists, SpoolFull, Stale, StoreProtocolError, Unavailable
+from sidecar.errors import (
+    AccessDenied,
+    AlreadyExists,
+    ObjectArchived,
+    SpoolFull,
+    Stale,
+    StoreError,
+    StoreProtocolError,
+    Unavailable,
+)
 from sidecar.mounter.filesystem.inodes import File
 from sidecar.mounter.store.interface import Condition, Content, Limits, ObjectInfo
 from sidecar.mounter.store.s3.store import S3Store
@@ -598,3 +607,31 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
     successor = View(store, tmp_path)
     successor.fs.recovery.restore()
     assert successor.read("file") == block(0)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        StoreProtocolError("no range of so small an object"),
+        AccessDenied("the policy lets nobody copy"),
+        ObjectArchived("the old version is in an archive"),
+    ],
+    ids=lambda refusal: type(refusal).__name__,
+)
+def test_what_the_store_will_not_copy_is_sent_whole(
+    tmp_path: Path, refusal: StoreError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a file whose change is refused could never be saved."""
+    store = MemoryStore()
+    store.put("log", blocks(40))
+    view = View(store, tmp_path)
+    handle = view.open("log", os.O_WRONLY)
+    view.fs.write(handle, 40 * MIB, b"line\n")
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(store, "patch", refuse)
+    view.fs.flush(handle)
+    view.fs.release(handle)
+    assert content(store, "log") == blocks(40) + b"line\n"

@@ -88,6 +88,21 @@ def test_what_is_appended_is_all_that_is_sent(
     assert cloud.keys() == ["dir/log"]
 
 
+@pytest.mark.parametrize("more_bytes", [-1, 0, 1])
+def test_what_is_appended_to_what_is_just_large_enough(
+    cloud: Cloud, store: Store, local: list[Local], more_bytes: int
+) -> None:
+    """A range is copied of an object above 5 MiB only ("UploadPartCopy"); a part may have that."""
+    old = os.urandom(PART + more_bytes)
+    base = store.put("log", old, {})
+    content = old + os.urandom(PART)
+    local.append(Local(content))
+    revision = local[-1].becomes(len(content), (len(old), len(content)))
+    if store.patch(base, "log", revision, METADATA, Begun()) is not None:
+        assert cloud.read("log") == content
+    assert cloud.keys() == ["log"]
+
+
 def test_the_middle_is_replaced_where_the_store_can(
     cloud: Cloud, store: Store, old: bytes, local: list[Local]
 ) -> None:

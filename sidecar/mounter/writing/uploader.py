@@ -13,7 +13,14 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from sidecar.errors import SidecarError, Stale, StoreProtocolError, TooLarge
+from sidecar.errors import (
+    AccessDenied,
+    ObjectArchived,
+    SidecarError,
+    Stale,
+    StoreProtocolError,
+    TooLarge,
+)
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.store.interface import (
     Condition,
@@ -34,6 +41,10 @@ from sidecar.mounter.writing.spool import SpoolFile
 from sidecar.mounter.writing.spool_log import SpoolLog, UploadRecord
 
 log = logging.getLogger(__name__)
+
+_REFUSALS = (StoreProtocolError, AccessDenied, ObjectArchived)
+"""What a store says to a copy that may be said of the copy alone. If it is not, sending all of the
+file meets it again."""
 
 
 class Uploader:
@@ -275,6 +286,9 @@ class Uploader:
             if spool.missing:
                 raise
             made = None  # another writer's version is there: ours replaces it whole
+        except _REFUSALS as error:
+            log.warning("%r is sent whole: the store makes nothing of what it has: %s", key, error)
+            made = None
         for record in begun:
             spool.log.note_ended(record)
         if made is not None:
