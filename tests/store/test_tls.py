@@ -182,7 +182,7 @@ def test_a_handshake_that_does_not_end(serve: Serve, connect: Connect, drips: bo
     began_s = time.monotonic()
     with pytest.raises(TimeoutError):
         connect(serve(act), timeout_s=0.3)
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 20
 
 
 def test_what_is_no_tls(serve: Serve, connect: Connect) -> None:
@@ -224,8 +224,11 @@ def test_what_comes_behind_a_response(
     assert connection.is_quiet
     go.set()
     assert gone.wait(10)
-    time.sleep(0.05)
-    assert connection.is_quiet is (comes in {"nothing", "tickets"})
+    if comes in {"nothing", "tickets"}:
+        time.sleep(0.05)
+        assert connection.is_quiet
+    else:
+        wait_until(lambda: not connection.is_quiet, "something came")
     connection.close()
 
 
@@ -282,7 +285,7 @@ def test_new_keys_are_no_progress(key_changer: KeyChanger, connect: Connect) -> 
     began_s = time.monotonic()
     with pytest.raises(TimeoutError):
         connection.response()
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 20
     left.set()
     changing.join()
     connection.close()
