@@ -618,15 +618,16 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
     ],
     ids=lambda refusal: type(refusal).__name__,
 )
+@pytest.mark.parametrize("mib", [40, 100], ids=["in the spool", "in the store"])
 def test_what_the_store_will_not_copy_is_sent_whole(
-    tmp_path: Path, refusal: StoreError, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refusal: StoreError, mib: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a file whose change is refused could never be saved."""
     store = MemoryStore()
-    store.put("log", blocks(40))
+    store.put("log", blocks(mib))
     view = View(store, tmp_path)
     handle = view.open("log", os.O_WRONLY)
-    view.fs.write(handle, 40 * MIB, b"line\n")
+    view.fs.write(handle, mib * MIB, b"line\n")
 
     def refuse(*_arguments: object, **_options: object) -> None:
         raise refusal
@@ -634,4 +635,4 @@ def test_what_the_store_will_not_copy_is_sent_whole(
     monkeypatch.setattr(store, "patch", refuse)
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "log") == blocks(40) + b"line\n"
+    assert content(store, "log") == blocks(mib) + b"line\n"

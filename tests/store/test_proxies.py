@@ -52,16 +52,11 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
 
 
 @pytest.fixture
-def tls(tmp_path: Path) -> TlsFiles:
-    return TlsFiles(tmp_path / "tls")
-
-
-@pytest.fixture
 def front(
-    cloud: Cloud, tls: TlsFiles, secrets: Path, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, tls_files: TlsFiles, secrets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TlsFront]:
     """The cloud over TLS; its secret names this endpoint."""
-    with TlsFront(cloud.server.port, tls) as server:
+    with TlsFront(cloud.server.port, tls_files) as server:
         text = cloud.server.credentials_json()
         if cloud.name == "gcs":
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
@@ -71,7 +66,7 @@ def front(
         cloud.write_secret(secrets, text)
         folder = secrets / "configmap_authorities"
         folder.mkdir()
-        (folder / "ca.crt").write_bytes(tls.certificate.read_bytes())
+        (folder / "ca.crt").write_bytes(tls_files.certificate.read_bytes())
         yield server
 
 

@@ -23,7 +23,7 @@ AT_ONCE = 8
 
 
 class Gate(Proxy):
-    """Forwards no part until ``AT_ONCE`` have come, or 3 s are over: less than a time-out.
+    """Forwards no part until ``AT_ONCE`` have come, or 12 s are over: less than the time-out.
 
     Attributes:
         most: how many it has had at a time.
@@ -42,7 +42,7 @@ class Gate(Proxy):
             self._here += 1
             self.most = max(self.most, self._here)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self.most >= AT_ONCE, 3)
+            self._changed.wait_for(lambda: self.most >= AT_ONCE, 12)
         try:
             return super().exchange(request, body, ends)
         finally:

@@ -106,8 +106,7 @@ class Part:
 
         Of a part that is in flight none are, unless it is slow.
         """
-        is_slow = time.monotonic() - self._began_s >= SLOW_S
-        return self.is_done or (is_slow and self.has(end))
+        return self.is_done or (time.monotonic() - self._began_s >= SLOW_S and self.has(end))
 
     def has(self, end: int) -> bool:
         """Whether the bytes before ``end`` are here."""

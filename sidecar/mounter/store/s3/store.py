@@ -64,7 +64,7 @@ T = TypeVar("T")
 MAX_COPY_BYTES = 5 * GIB
 """Largest object that CopyObject takes; a larger one is copied in parts."""
 COPY_PART_BYTES = GIB
-LARGEST_UNCOPIED_BYTES = 5 * MIB
+_LARGEST_UNCOPIED_BYTES = 5 * MIB
 """A range is copied of a larger object only (x-amz-copy-source-range of UploadPartCopy)."""
 DELETE_BATCH = 1000
 
@@ -222,7 +222,7 @@ class S3Store(HttpStore[S3Credentials]):
         like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
         """As :meth:`Store.patch`: what is kept is copied as parts."""
-        if base.size_bytes <= LARGEST_UNCOPIED_BYTES:
+        if base.size_bytes <= _LARGEST_UNCOPIED_BYTES:
             return None
         pieces = plan(
             base.size_bytes,
