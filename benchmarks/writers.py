@@ -4,6 +4,8 @@
 ``files COUNT SIZE_BYTES``: write and close COUNT files in the directory TARGET.
 ``checkpoints COUNT PAUSE_S``: save SOURCE COUNT times under one name in the directory TARGET,
 as ML libraries do: temporary name, fsync, close, rename. Prints the seconds of each save.
+
+It prints a line first, and begins when it is sent one: starting an interpreter is no write.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ def save_checkpoints(source: Path, target: Path, count: int, pause_s: float) -> 
 
 def _main() -> None:
     action, source, target, *numbers = sys.argv[1:]
+    print("started", flush=True)
+    sys.stdin.readline()
     if action == "file":
         write_file(Path(source), Path(target))
     elif action == "files":

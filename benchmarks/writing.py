@@ -7,8 +7,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +76,15 @@ class SequentialWrite:
 
     def on_peer(self, place: Place) -> Values:
         source, made = _source(self.dataset, place.server), _made(place.server)
-        with place.mounted(writable=True) as mount:
+        with place.mounted(writable=True) as mount, ExitStack() as started:
             folder = mount.path / WRITTEN
+            programs = {
+                name: started.enter_context(writer("file", source, folder / name))
+                for name in self._names
+            }
 
             def write_one(name: str) -> None:
-                run_writer("file", source, folder / name)
+                programs[name]()
                 stored.wait_for(made, name, self.dataset.size_bytes)
 
             taken = cost(mount, lambda: self._together(write_one))[1]
@@ -140,11 +145,13 @@ class ManyFilesWrite:
 
     def on_peer(self, place: Place) -> Values:
         source, made = _source(self.dataset, place.server), _made(place.server)
-        with place.mounted(writable=True) as mount:
-            folder = mount.path / WRITTEN
+        with (
+            place.mounted(writable=True) as mount,
+            writer("files", source, mount.path / WRITTEN, self.count, SMALL_BYTES) as program,
+        ):
 
             def write() -> None:
-                run_writer("files", source, folder, self.count, SMALL_BYTES)
+                program()
                 for number in range(self.count):
                     stored.wait_for(made, f"{number:05d}.bin", SMALL_BYTES)
 
@@ -196,11 +203,13 @@ class Checkpoints:
     def on_peer(self, place: Place) -> Values:
         source = _source(self.dataset, place.server)
         made, name = _made(place.server), writers.CHECKPOINT
-        with place.mounted(writable=True) as mount:
-            folder = mount.path / WRITTEN
+        with (
+            place.mounted(writable=True) as mount,
+            writer("checkpoints", source, mount.path / WRITTEN, self.count, PAUSE_S) as program,
+        ):
 
             def save() -> float:
-                took = sum(run_writer("checkpoints", source, folder, self.count, PAUSE_S))
+                took = sum(program())
                 return took + timed(lambda: stored.wait_for(made, name, self.dataset.size_bytes))
 
             saving_s, taken = cost(mount, save)
@@ -236,15 +245,31 @@ def _made(server: Server) -> Stored:
     return made
 
 
-def run_writer(action: str, *arguments: object) -> list[float]:
-    """Run :mod:`benchmarks.writers`; the numbers that it prints."""
+@contextmanager
+def writer(action: str, *arguments: object) -> Iterator[Callable[[], list[float]]]:
+    """A program of :mod:`benchmarks.writers` that has started, and begins when it is called.
+
+    A call returns the numbers that it printed, once it has ended. Raises BenchFailure.
+    """
     argv = [sys.executable, "-m", "benchmarks.writers", action, *map(str, arguments)]
-    done = subprocess.run(
-        argv, capture_output=True, text=True, check=False, timeout=READER_TIMEOUT_S
-    )
-    if done.returncode:
-        raise BenchFailure(f"writer: {done.stderr.strip().splitlines()[-1:]}")
-    return [float(line) for line in done.stdout.split()]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+
+        def write() -> list[float]:
+            try:
+                printed, errors = process.communicate("\n", READER_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                raise BenchFailure(f"writer: not done in {READER_TIMEOUT_S:g} s") from None
+            if process.returncode:
+                raise BenchFailure(f"writer: {errors.strip().splitlines()[-1:]}")
+            return [float(line) for line in printed.split()]
+
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield write
+        finally:
+            process.kill()
 
 
 def _putting(server: Server) -> Callable[[str, Path], None]:
