@@ -16,20 +16,22 @@ from benchmarks.failure import BenchFailure
 TIMEOUT_S = 900.0
 
 
-def run(module: str, job: dict[str, Any]) -> Any:
+def run(module: str, job: dict[str, Any], timeout_s: float = TIMEOUT_S) -> Any:
     """Run ``python -m MODULE`` with a job and return its result.
 
     Raises:
-        BenchFailure: it failed, or was not done within TIMEOUT_S.
+        BenchFailure: it failed, or was not done in time.
     """
-    return run_command([sys.executable, "-m", module], module, job)
+    return run_command([sys.executable, "-m", module], module, job, timeout_s)
 
 
-def run_command(argv: Sequence[str], name: str, job: dict[str, Any]) -> Any:
+def run_command(
+    argv: Sequence[str], name: str, job: dict[str, Any], timeout_s: float = TIMEOUT_S
+) -> Any:
     """Run any program with a job and return its result, the last line that it prints.
 
     Raises:
-        BenchFailure: it failed, or was not done within TIMEOUT_S; ``name`` is in its message.
+        BenchFailure: it failed, or was not done in time; ``name`` is in its message.
     """
     try:
         done = subprocess.run(
@@ -37,11 +39,11 @@ def run_command(argv: Sequence[str], name: str, job: dict[str, Any]) -> Any:
             input=json.dumps(job),
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise BenchFailure(f"{name}: not done within {TIMEOUT_S:.0f} s") from None
+        raise BenchFailure(f"{name}: not done within {timeout_s:.0f} s") from None
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()
         raise BenchFailure(f"{name}: {words[-1] if words else done.returncode}")

@@ -16,6 +16,7 @@ from benchmarks import crew, programs
 from benchmarks.crew import Outcome
 
 _THREADS_PER_PROCESS = 4
+_MOST_OVER_S = 120.0
 
 
 def blocks(
@@ -45,7 +46,9 @@ def _run(job: dict[str, object], *, threads: int, duration_s: float | None) -> O
         "processes": _processes_for(threads),
         "duration_s": duration_s,
     }
-    return Outcome(**programs.run("benchmarks.readers", {**job, **settings}))
+    # A mount that hangs is known soon where the reader says how long it will read.
+    timeout_s = programs.TIMEOUT_S if duration_s is None else duration_s + _MOST_OVER_S
+    return Outcome(**programs.run("benchmarks.readers", {**job, **settings}, timeout_s))
 
 
 def _block_reader(path: str, block_bytes: int) -> Callable[[int], int]:
