@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -109,18 +109,6 @@ def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
         yield Server(endpoints[0], data, endpoints[1], serves_files=network.server == "rclone")
 
 
-class _Azurite(AzureServer):
-    """With as many descriptors as the kernel gives.
-
-    Azurite never closes the files of a read that its client breaks off (as rclone does), and once
-    it has no descriptor left, it answers nobody any more.
-    """
-
-    def command(self) -> Sequence[str]:
-        most = Path("/proc/sys/fs/nr_open").read_text().strip()
-        return ["prlimit", f"--nofile={most}", *AzureServer.command(self)]
-
-
 @contextmanager
 def _rclone(folder: Path, network: Network) -> Iterator[Endpoint]:
     """``rclone serve s3``, the fastest of them."""
@@ -191,7 +179,7 @@ def _gcs(folder: Path, network: Network) -> Iterator[Endpoint]:
 @contextmanager
 def _azure(folder: Path, network: Network) -> Iterator[Endpoint]:
     """Azurite, with the data set in a folder of its own."""
-    with _started(lambda: _Azurite(folder / network.name)) as server:
+    with _started(lambda: AzureServer(folder / network.name)) as server:
         address = urlsplit(server.endpoint).netloc
         endpoint = Endpoint(address, server.account, server.account_key, store="azure")
         _fill(bucket(endpoint), data_folder(folder, network))
