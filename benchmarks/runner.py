@@ -203,6 +203,7 @@ def _without_mount(baseline: Baseline, server: Server) -> Callable[[Path], Value
 
 
 def _make_cold(workload: Workload, server: Server) -> None:
+    server.renew()
     try:
         host.drop_caches()
     except PermissionError:

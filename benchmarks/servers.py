@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from benchmarks import latency
@@ -45,8 +45,20 @@ KEEP = "keep"
 _ADDRESS = re.compile(r"\[https?://(127\.0\.0\.1:\d+)/\]")
 _READ_BYTES = 16 * 1024 * 1024
 _UPLOADS = 4
+_MOST_FILES = 2_000
 
 AnyServer = TypeVar("AnyServer", bound=TestServer)
+
+
+def _nothing() -> None:
+    """No server but Azurite needs more."""
+
+
+class _Started(NamedTuple):
+    """A server that runs; ``renew`` as in :class:`Server`."""
+
+    endpoint: Endpoint
+    renew: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +70,14 @@ class Server:
         data: the folder.
         undelayed: as ``endpoint``, through a proxy without delay.
         serves_files: whether ``data`` is what it serves, also after the start.
+        renew: called before each attempt: what one contender used up is not the next one's loss.
     """
 
     endpoint: Endpoint
     data: Path
     undelayed: Endpoint
     serves_files: bool = False
+    renew: Callable[[], None] = _nothing
 
 
 def missing() -> str | None:
@@ -94,7 +108,7 @@ def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
         "azure": _azure,
     }[network.server]
     data = data_folder(folder, network)
-    with start(folder, network) as endpoint, ExitStack() as proxies:
+    with start(folder, network) as (endpoint, renew), ExitStack() as proxies:
         endpoints = [endpoint, endpoint]
         if network.delay_s:
             endpoints = [
@@ -106,11 +120,12 @@ def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
                 )
                 for delay_s in (network.delay_s, 0.0)
             ]
-        yield Server(endpoints[0], data, endpoints[1], serves_files=network.server == "rclone")
+        is_rclone = network.server == "rclone"
+        yield Server(endpoints[0], data, endpoints[1], serves_files=is_rclone, renew=renew)
 
 
 @contextmanager
-def _rclone(folder: Path, network: Network) -> Iterator[Endpoint]:
+def _rclone(folder: Path, network: Network) -> Iterator[_Started]:
     """``rclone serve s3``, the fastest of them."""
     root = folder / "buckets"
     key, secret = secrets.token_hex(10), secrets.token_hex(20)
@@ -137,21 +152,21 @@ def _rclone(folder: Path, network: Network) -> Iterator[Endpoint]:
         # store has them stored.
         for _ in bucket(endpoint).names():
             pass
-        yield endpoint
+        yield _Started(endpoint)
 
 
-def _minio(folder: Path, network: Network) -> AbstractContextManager[Endpoint]:
+def _minio(folder: Path, network: Network) -> AbstractContextManager[_Started]:
     """MinIO's gateway."""
     return _for_writing(lambda: MinioServer(folder / network.name), "Minio")
 
 
-def _strict(folder: Path, network: Network) -> AbstractContextManager[Endpoint]:
+def _strict(folder: Path, network: Network) -> AbstractContextManager[_Started]:
     """The tests' S3, which refuses what S3's documentation says is refused."""
     return _for_writing(lambda: StrictS3Server(folder / network.name), "Other")
 
 
 @contextmanager
-def _for_writing(make: Callable[[], S3Server], vendor: Vendor) -> Iterator[Endpoint]:
+def _for_writing(make: Callable[[], S3Server], vendor: Vendor) -> Iterator[_Started]:
     with _started(make) as server, tempfile.NamedTemporaryFile() as one_byte:
         endpoint = Endpoint(
             urlsplit(server.endpoint).netloc,
@@ -164,26 +179,40 @@ def _for_writing(make: Callable[[], S3Server], vendor: Vendor) -> Iterator[Endpo
         objects = bucket(endpoint)
         objects.make()
         objects.put(f"{WRITTEN}/{KEEP}", Path(one_byte.name))
-        yield endpoint
+        yield _Started(endpoint)
 
 
 @contextmanager
-def _gcs(folder: Path, network: Network) -> Iterator[Endpoint]:
+def _gcs(folder: Path, network: Network) -> Iterator[_Started]:
     """fake-gcs-server, with the data set in its memory."""
     with _started(lambda: GcsServer(folder / network.name)) as server:
         endpoint = Endpoint(urlsplit(server.endpoint).netloc, "", "", store="gcs")
         _fill(bucket(endpoint), data_folder(folder, network))
-        yield endpoint
+        yield _Started(endpoint)
+
+
+class _Azurite(AzureServer):
+    """Azurite never closes the files of a read that its client breaks off, as rclone does.
+
+    Once it has no descriptor left, it answers nobody any more.
+    """
+
+    def renew(self) -> None:
+        """Start it anew if it has lost many."""
+        assert self._process is not None
+        if len(os.listdir(f"/proc/{self._process.pid}/fd")) > _MOST_FILES:
+            self.stop()
+            self.start()
 
 
 @contextmanager
-def _azure(folder: Path, network: Network) -> Iterator[Endpoint]:
+def _azure(folder: Path, network: Network) -> Iterator[_Started]:
     """Azurite, with the data set in a folder of its own."""
-    with _started(lambda: AzureServer(folder / network.name)) as server:
+    with _started(lambda: _Azurite(folder / network.name)) as server:
         address = urlsplit(server.endpoint).netloc
         endpoint = Endpoint(address, server.account, server.account_key, store="azure")
         _fill(bucket(endpoint), data_folder(folder, network))
-        yield endpoint
+        yield _Started(endpoint, server.renew)
 
 
 @contextmanager
