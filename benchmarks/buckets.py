@@ -275,14 +275,19 @@ class _Azure:
         return f"{target}?{_encoded(query)}&{self._signature}"
 
     def put(self, name: str, source: Path) -> None:
-        with source.open("rb") as file:
-            self._container.upload_blob(
-                self._at.prefix + name,
-                file,
-                length=source.stat().st_size,
-                overwrite=True,
-                max_concurrency=_STREAMS,
-            )
+        from azure.core.exceptions import AzureError
+
+        try:
+            with source.open("rb") as file:
+                self._container.upload_blob(
+                    self._at.prefix + name,
+                    file,
+                    length=source.stat().st_size,
+                    overwrite=True,
+                    max_concurrency=_STREAMS,
+                )
+        except AzureError as error:  # Azurite answers a write with 500 now and then
+            raise BenchFailure(f"`{name}`: {str(error).splitlines()[0]}") from None
 
     def size_bytes(self, name: str) -> int | None:
         from azure.core.exceptions import ResourceNotFoundError
