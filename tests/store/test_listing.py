@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from sidecar.errors import NotFound
 from sidecar.mounter.store.interface import Store
-from tests.support.clouds import Cloud
+from tests.store.raw import open_at
+from tests.support.clouds import Cloud, CountingObserver
+from tests.support.servers import HttpResponder, answer
 
 UNUSUAL_KEYS = [
     "space and  two",
@@ -65,6 +69,24 @@ def test_without_delimiter_every_key_below_comes(cloud: Cloud, store: Store) -> 
     objects, prefixes = all_pages(store, "d/", delimiter="", limit=2)
     assert [item.key for item in objects] == keys
     assert prefixes == []
+
+
+def test_azure_is_not_asked_for_one_directory() -> None:
+    """Azurite took 14 s to find it among 5,000 names, so that their mount was not ready in time."""
+    asked: list[str] = []
+
+    def answer_empty(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(parse_qs(urlsplit(handler.path).query)["maxresults"][0])
+        answer(handler, 200, b"<EnumerationResults><Blobs/></EnumerationResults>")
+
+    with HttpResponder(answer_empty) as server:
+        store = open_at("azure", server.endpoint, CountingObserver())
+        store.probe()
+        store.list_page("", limit=1)
+        store.list_page("", limit=3)
+        store.list_page("", delimiter="", limit=1)
+        store.close()
+    assert asked == ["1000", "1000", "3", "1"]
 
 
 def test_an_empty_bucket_is_one_empty_page(store: Store) -> None:

@@ -287,7 +287,12 @@ class Store(Protocol):
         delimiter: str = "/",
         limit: int = 1000,
     ) -> Page:
-        """One page of what begins with ``prefix``. ``delimiter=""`` lists every key below it."""
+        """One page of what begins with ``prefix``. ``delimiter=""`` lists every key below it.
+
+        Args:
+            limit: of entries. Who asks for one wants to know whether there is any, and may get
+                more.
+        """
 
     def head(self, key: str) -> ObjectInfo:
         """One object with its metadata and properties. Raises NotFound."""
