@@ -290,8 +290,8 @@ class Store(Protocol):
         """One page of what begins with ``prefix``. ``delimiter=""`` lists every key below it.
 
         Args:
-            limit: of entries. Who asks for one wants to know whether there is any, and may get
-                more.
+            limit: of entries. Who asks for one wants to know whether there is any, and may get an
+                object from further below.
         """
 
     def head(self, key: str) -> ObjectInfo:
