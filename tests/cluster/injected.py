@@ -96,16 +96,6 @@ def events(cluster: Cluster, name: str) -> list[tuple[str, str]]:
     return [(event["reason"], event["message"]) for event in found]
 
 
-def missing_volumes(cluster: Cluster, name: str) -> list[str]:
-    """What the kubelet said of volumes that it could not set up.
-
-    Without what it says of itself: on a loaded node its copy of a secret is late by a second, it
-    tells a time-out as FailedMount, and tries again.
-    """
-    said = [message for reason, message in events(cluster, name) if reason == "FailedMount"]
-    return [message for message in said if "timed out waiting for the condition" not in message]
-
-
 def secret(name: str, content: str) -> Json:
     """A secret with the key ``key.json``."""
     metadata = {"name": name, "namespace": NAMESPACE}
