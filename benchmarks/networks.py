@@ -54,6 +54,13 @@ MINIO_DELAYED = Network(
     delay_s=DELAY_S,
 )
 STRICT = Network("strict", "-strict", ", on an S3 that enforces the limits", "strict")
+STRICT_DELAYED = Network(
+    "strict-delayed",
+    "-strict-20ms",
+    ", on an S3 that enforces the limits, 20 ms added to each request",
+    "strict",
+    delay_s=DELAY_S,
+)
 GCS = Network("gcs", "-gcs", ", on fake-gcs-server", "gcs")
 GCS_NAMES = replace(GCS, name="gcs-names")
 """For many names: this server looks at all of them for each request about one."""

@@ -291,6 +291,8 @@ DISK_CACHES: tuple[Peer, ...] = (
     S3fs(disk_cache=True),
     Rclone(disk_cache=True),
 )
+APPLICATIONS: tuple[Peer, ...] = (OUR_MOUNTS[0], Geesefs(), S3fs(), Rclone())
+"""mountpoint-s3 renames nothing, and changes no file."""
 ON_GCS: tuple[Peer, ...] = (OUR_MOUNTS[0], Gcsfuse(), Rclone())
 ON_AZURE: tuple[Peer, ...] = (OUR_MOUNTS[0], Rclone())
 """blobfuse2 is not in any archive of packages that we can reach."""

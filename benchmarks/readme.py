@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import metadata, reading, round_trips, small_files
+from benchmarks import applications, metadata, reading, round_trips, small_files
 from benchmarks.host import ROOT
 from benchmarks.measure import (
     CPU,
@@ -31,7 +31,7 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 _OURS = OUR_MOUNTS[0].name
-_LOCAL = (reading.LOCAL_FILE, small_files.LOCAL_FILES)
+_LOCAL = (applications.LOCAL, reading.LOCAL_FILE, small_files.LOCAL_FILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,32 @@ _WRITING = Table(
     ],
 )
 
+_APPLICATIONS = Table(
+    "applications",
+    [
+        *((name, (name,)) for name in ("geesefs", "s3fs-fuse", "rclone mount")),
+        _WITHOUT_MOUNT,
+    ],
+    [
+        Line(f"{words}, {unit}", f"application-{name}", metric(step))
+        for words, name, step in (
+            ("`tar -xf`", "tar", "tar"),
+            ("`unzip`", "unzip", "unzip"),
+            ("`cp -a`", "cp", "cp"),
+            ("`rsync -a`", "rsync", "rsync"),
+            ("`rsync -a` again", "rsync", "rsync again"),
+            ("`git clone`", "git", "clone"),
+            ("`git status`", "git", "status"),
+            ("`git commit -a`", "git", "commit"),
+            ("`npm install`", "npm", "npm"),
+        )
+        for unit, metric in (
+            ("requests a file", applications.requests),
+            ("s", applications.seconds),
+        )
+    ],
+)
+
 
 def _cloud(name: str, peers: Sequence[str]) -> Table:
     return Table(
@@ -201,6 +227,7 @@ TABLES = (
     _S3,
     _RANDOM,
     _WRITING,
+    _APPLICATIONS,
     _cloud("gcs", ("gcsfuse", "rclone mount")),
     _cloud("azure", ("rclone mount",)),
 )

@@ -54,11 +54,16 @@ def _nothing() -> None:
     """No server but Azurite needs more."""
 
 
+def _uncounted() -> int:
+    raise BenchFailure("only the strict S3 counts its requests")
+
+
 class _Started(NamedTuple):
-    """A server that runs; ``renew`` as in :class:`Server`."""
+    """A server that runs; ``renew`` and ``requests`` as in :class:`Server`."""
 
     endpoint: Endpoint
     renew: Callable[[], None] = _nothing
+    requests: Callable[[], int] = _uncounted
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ class Server:
         undelayed: as ``endpoint``, through a proxy without delay.
         serves_files: whether ``data`` is what it serves, also after the start.
         renew: called before each attempt: what one contender used up is not the next one's loss.
+        requests: how many it has had; the strict S3's only.
     """
 
     endpoint: Endpoint
@@ -78,6 +84,7 @@ class Server:
     undelayed: Endpoint
     serves_files: bool = False
     renew: Callable[[], None] = _nothing
+    requests: Callable[[], int] = _uncounted
 
 
 def missing() -> str | None:
@@ -108,7 +115,7 @@ def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
         "azure": _azure,
     }[network.server]
     data = data_folder(folder, network)
-    with start(folder, network) as (endpoint, renew), ExitStack() as proxies:
+    with start(folder, network) as (endpoint, renew, requests), ExitStack() as proxies:
         endpoints = [endpoint, endpoint]
         if network.delay_s:
             endpoints = [
@@ -121,7 +128,7 @@ def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
                 for delay_s in (network.delay_s, 0.0)
             ]
         is_rclone = network.server == "rclone"
-        yield Server(endpoints[0], data, endpoints[1], serves_files=is_rclone, renew=renew)
+        yield Server(endpoints[0], data, endpoints[1], is_rclone, renew, requests)
 
 
 @contextmanager
@@ -179,7 +186,8 @@ def _for_writing(make: Callable[[], S3Server], vendor: Vendor) -> Iterator[_Star
         objects = bucket(endpoint)
         objects.make()
         objects.put(f"{WRITTEN}/{KEEP}", Path(one_byte.name))
-        yield _Started(endpoint)
+        requests = server.request_count if isinstance(server, StrictS3Server) else _uncounted
+        yield _Started(endpoint, requests=requests)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks import metadata, models, reading, round_trips, small_files, startup
+from benchmarks import applications, metadata, models, reading, round_trips, small_files, startup
 from benchmarks.measure import CPU, FILES, FIRST_READS, FLOOR, PEAK_PSS, READS, THROUGHPUT, Metric
 from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
 from benchmarks.ratios import Row, measured, ratio
@@ -128,6 +128,18 @@ TARGETS: tuple[Target, ...] = (
         )
     ),
     *(
+        Target(f"application-{name}", applications.requests(step), "at most", 3.0)
+        for name, step in (
+            ("tar", "tar"),
+            ("unzip", "unzip"),
+            ("cp", "cp"),
+            ("rsync", "rsync"),
+            ("npm", "npm"),
+        )
+    ),
+    Target("application-rsync", applications.requests("rsync again"), "at most", 1.0),
+    Target("application-git", applications.requests("status"), "at most", 1.0),
+    *(
         target
         for network in ("minio", "minio-20ms")
         for writers in ("sequential-write", "parallel-write-4", "parallel-write-16")
@@ -152,8 +164,8 @@ TARGETS: tuple[Target, ...] = (
         for name in ("safetensors-mmap", "safetensors-read", "torch-load", "torch-load-mmap")
     ),
 )
-_WITHOUT_MEMORY = ("load-", "save-and-restore", "round-trips-", "time-to-ready")
-"""Nobody measures that of the first three; the last has five mounts, each with its buffers."""
+_WITHOUT_MEMORY = ("application-", "load-", "save-and-restore", "round-trips-", "time-to-ready")
+"""Nobody measures that of the first four; the last has five mounts, each with its buffers."""
 
 
 def judge(rows: Sequence[Row], workloads: Sequence[str]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks import models
+from benchmarks.applications import applications
 from benchmarks.datasets import LargeObjects, Names, SmallObjects
 from benchmarks.measure import MIB, Workload
 from benchmarks.metadata import Listing
@@ -55,6 +56,7 @@ class Sizes:
         checkpoint_bytes: of a checkpoint.
         written_files: number of files of 1 MiB to write.
         model_bytes: of the weights that are loaded.
+        tree_files: number of files of the tree that applications write.
     """
 
     large_bytes: int = 2048 * MIB
@@ -66,6 +68,7 @@ class Sizes:
     checkpoint_bytes: int = 512 * MIB
     written_files: int = 1_000
     model_bytes: int = 1024 * MIB
+    tree_files: int = 300
 
     def divided(self, divisor: int) -> Sizes:
         """Smaller sizes, for a smoke test."""
@@ -79,6 +82,7 @@ class Sizes:
             checkpoint_bytes=max(MIB, self.checkpoint_bytes // divisor),
             written_files=max(_MANY, self.written_files // divisor),
             model_bytes=max(16 * MIB, self.model_bytes // divisor),
+            tree_files=max(12, self.tree_files // divisor),
         )
 
 
@@ -121,6 +125,7 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         SequentialWrite(Source(max(MIB, sizes.written_bytes // _FEW)), _FEW, STRICT),
         ManyFilesWrite(Source(sizes.written_bytes), sizes.written_files),
         Checkpoints(Source(sizes.checkpoint_bytes)),
+        *applications(sizes.tree_files),
         *(() if models.missing() else models.loads(sizes.model_bytes)),
         TimeToReady(),
     )

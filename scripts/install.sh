@@ -313,6 +313,7 @@ case $group in
         command -v fio >/dev/null || apt_install fio
         command -v git >/dev/null || apt_install git
         command -v rsync >/dev/null || apt_install rsync
+        command -v unzip >/dev/null || apt_install unzip
         command -v s3fs >/dev/null || apt_install s3fs
         command -v strace >/dev/null || apt_install strace
         command -v openssl >/dev/null || apt_install openssl

@@ -112,6 +112,10 @@ class StrictS3Server(S3Server):
         fields = self._control("GET", "counts")
         return Counts(**{name: Counter(fields[name]) for name in Counts._fields})
 
+    def request_count(self) -> int:
+        """How many requests were asked."""
+        return self.counts().requests.total()
+
     def reset_counts(self) -> None:
         """Count from nothing."""
         self._control("DELETE", "counts")
