@@ -54,8 +54,9 @@ RUN apt-get update -q \
     && apt-get install -qy --no-install-recommends ca-certificates libfuse2t64 python3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 COPY --from=packages /opt/sidecar /opt/sidecar
-# The root file system is read-only in the cluster: byte code is there or never will be.
-ENV PATH=/opt/sidecar/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# The root file system is read-only in the cluster: byte code is there or never will be. Libraries
+# look below HOME for what to run (~/.aws/config), so it is where no volume can be mounted.
+ENV PATH=/opt/sidecar/bin:$PATH HOME=/opt/sidecar PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # What was left out is really not needed.
 RUN sidecar --version && python3 -c 'import adlfs, fuse, gcsfs, kubernetes.client, s3fs'
 # What is in it; and whether Debian's packages are those of the last lock, for a build that asks.

@@ -30,6 +30,8 @@ SYSTEM_DIRECTORIES: Final = (
     "/lib64",
     "/opt/sidecar",
     "/proc",
+    "/run/secrets",
+    "/run/sidecar",
     "/sbin",
     "/sys",
     "/usr/bin",
@@ -37,9 +39,13 @@ SYSTEM_DIRECTORIES: Final = (
     "/usr/lib64",
     "/usr/local/bin",
     "/usr/local/lib",
+    "/usr/local/sbin",
     "/usr/sbin",
+    "/usr/share/ca-certificates",
+    "/var/run/secrets",
 )
-"""The kernel's directories, and those of the image from which its programs run (Dockerfile)."""
+"""The kernel's directories, the image's (Dockerfile: what programs run from, and look for), and
+those of tokens. In the image ``/var/run`` is ``/run``: the sidecar's secrets are there, too."""
 
 # What is part of a host's name. Anything else could make the request go to another host.
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")

@@ -96,6 +96,11 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "the root": (at(LABELS, "/"), MOVED),
     "a path at a package": (at(LABELS, PACKAGES), OVERLAP),
     "a path above the packages": (at(LABELS, "/opt"), OVERLAP),
+    # Where a shell would be found first, and by its other name where secrets are.
+    "a claim before the programs": (volume(TEAM, "path", "/usr/local/sbin"), OVERLAP),
+    "a claim among the secrets": (volume(TEAM, "path", "/run/sidecar/secrets/x"), OVERLAP),
+    "a claim among tokens": (volume(TEAM, "path", "/var/run/secrets/azure"), OVERLAP),
+    "a claim above them": (volume(TEAM, "path", "/run"), OVERLAP),
     "a claim at a package": (volume(TEAM, "path", PACKAGES), OVERLAP),
     **{f"a path at {path}": (at(LABELS, path), OVERLAP) for path in SYSTEM_DIRECTORIES},
     **{f"a path below {path}": (at(LABELS, f"{path}/x"), OVERLAP) for path in SYSTEM_DIRECTORIES},

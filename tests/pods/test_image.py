@@ -11,6 +11,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from sidecar import __version__
 from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
+from sidecar.paths import contains
+from sidecar.spec_rules import SYSTEM_DIRECTORIES
 from tests.pods.runs import (
     EXPERIMENT,
     NOTES,
@@ -62,6 +64,14 @@ def test_the_image_has_the_product_and_nothing_that_built_it() -> None:
     configuration = run_in(SIDECAR_IMAGE, "ls /etc/pip.conf /run/ca.crt /src 2>/dev/null || true")
     assert configuration == ""
     assert run_in(SIDECAR_IMAGE, "sidecar --version") == f"sidecar {__version__}\n"
+
+
+def test_no_volume_can_be_mounted_where_the_image_finds_programs() -> None:
+    """Nor where libraries look for the name of one: `~/.aws/config` may have any."""
+    places = run_in(SIDECAR_IMAGE, 'echo "$PATH:$HOME"; realpath /run /var/run').split()
+    assert places[-2:] == ["/run", "/run"]  # by both names in SYSTEM_DIRECTORIES
+    for place in places[0].split(":"):
+        assert any(contains(closed, place) for closed in SYSTEM_DIRECTORIES), place
 
 
 def test_the_image_lists_what_it_holds() -> None:
