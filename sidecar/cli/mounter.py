@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import click
 
 from sidecar.cli.group import PORT, cli, read_text
 from sidecar.errors import SidecarError, SpecInvalid, UsageError
-from sidecar.spec import HTTP_PORT, KUBELET_PODS, TERMINATION_MESSAGE, PersistenceSpec
+from sidecar.spec import HTTP_PORT, KUBELET_PODS, TERMINATION_MESSAGE
 
 if TYPE_CHECKING:
     from sidecar.control.catalogue.options import Values
@@ -44,32 +43,16 @@ def demo() -> None:
 @click.option("--spec-sha256", metavar="HEX", help="Refuse a file with another digest.")
 def mount(spec_file: str, spec_sha256: str | None) -> None:
     """Mount every bucket of a spec and serve until told to stop: the container's job."""
-    from sidecar import stop_signals
-    from sidecar.mounter.supervisor.main import command
+    from sidecar.mounter.supervisor.main import become
     from sidecar.mounter.system.status import write_termination_message
-    from sidecar.spec_rules import own_spec
+    from sidecar.spec_document import load_spec  # a fifth of a second, for pydantic
 
-    termination_message = TERMINATION_MESSAGE  # until the spec, if it can be read, names another
     try:
-        text, where = read_text(spec_file, SpecInvalid, sha256=spec_sha256)
-        spec = own_spec(text) if spec_sha256 is not None else None
-        if spec is None:
-            from sidecar.spec_document import load_spec  # a fifth of a second, for pydantic
-
-            spec = load_spec(text, where)
-        termination_message = spec.roots.termination_message
-        validated = _write_validated(spec)
+        spec = load_spec(*read_text(spec_file, SpecInvalid, sha256=spec_sha256))
     except SidecarError as error:
-        write_termination_message(termination_message, error.line() + "\n")
+        write_termination_message(TERMINATION_MESSAGE, error.line() + "\n")
         raise
-    # Replace this process, so that the libraries that parsing needed leave its memory.
-    arguments = command(str(validated))
-    sys.stdout.flush()
-    stop_signals.block()
-    try:
-        os.execv(arguments[0], arguments)
-    finally:  # it failed
-        stop_signals.unblock()
+    become(spec)
 
 
 @cli.command()
@@ -115,29 +98,6 @@ def janitor(
     logs.set_up("janitor")
     status = run(root, interval_s, once=once, node_cache=node_cache, node_cache_bytes=size_bytes)
     click.get_current_context().exit(status)
-
-
-def _write_validated(spec: PersistenceSpec) -> Path:
-    """Write the spec for the supervisor and its workers; the file. Raises StateUnusable."""
-    from sidecar.mounter.system import directories
-    from sidecar.mounter.system.atomic_file import replace_text, temporary_name
-
-    validated = Path(spec.roots.state) / "spec.json"
-    try:
-        state = directories.open_directory(validated.parent, make=True)
-        try:
-            for name in (validated.name, temporary_name(validated.name)):
-                directories.remove(state, name)
-            replace_text(validated.name, spec.to_json(), state)
-        finally:
-            os.close(state)
-    except OSError as failure:
-        raise directories.unusable(
-            f"cannot write `{validated}`",
-            failure,
-            "the state directory (`roots.state`) must be writable",
-        ) from None
-    return validated
 
 
 @cli.command("try")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.system import mounts
+from sidecar.mounter.system.status import METRICS_DIRECTORY
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid, while_dead
 from tests.support.sidecar import Sidecar
@@ -53,13 +54,13 @@ def test_a_useless_journal_ends_in_a_new_mount(
 
 
 def test_workers_that_die_at_once(bucket: Bucket, start: Start, mountpoint: Path) -> None:
-    """Each worker finds an unreadable spec; once it is readable, the mount comes back."""
+    """Each worker finds a file where its metrics go; once it is gone, the mount comes back."""
     bucket.put("file", b"content")
     sidecar = start(read_only=True)
     pid = serving_pid(sidecar, VOLUME)
-    spec_file = sidecar.state / "spec.json"
-    good = spec_file.read_text()
-    spec_file.write_text("{}}")
+    metrics, aside = sidecar.state / METRICS_DIRECTORY, sidecar.state / "aside"
+    metrics.rename(aside)
+    metrics.write_bytes(b"")
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: deaths(sidecar) > FAILED_RESUMES, "resuming fails")
     wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard alone")
@@ -68,7 +69,8 @@ def test_workers_that_die_at_once(bucket: Bucket, start: Start, mountpoint: Path
     wait_until(lambda: deaths(sidecar) >= MANY_DEATHS, f"{MANY_DEATHS} deaths")
     assert sidecar.volume_status(VOLUME)["state"] == "restarting"
     assert sidecar.get("/livez")[0] == 200
-    spec_file.write_text(good)
+    metrics.unlink()
+    aside.rename(metrics)
     wait_until(lambda: sidecar.volume_status(VOLUME)["state"] == "serving", "a mount")
     assert (mountpoint / "file").read_bytes() == b"content"
     assert sidecar.volume_status(VOLUME)["healed"] == {"resend": 0, "remount": 1}

@@ -106,7 +106,7 @@ def two_words(far):
         Channel(far).send({"event": word})
 
 processes = Processes()
-child = processes._fork(two_words)
+child = processes._fork(lambda far: two_words(far) or 0)
 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 events = processes.events(time.monotonic() + 10)
 assert next(events).message["event"] == "first"

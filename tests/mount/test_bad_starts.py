@@ -385,7 +385,7 @@ def test_state_directory_is_a_file(tmp_path: Path, s3: Cloud) -> None:
     refused(
         sidecar,
         EXIT_MOUNT,
-        f"error SC1086 STATE_UNUSABLE: cannot write `{sidecar.state}/spec.json`: "
+        "error SC1086 STATE_UNUSABLE: cannot prepare the state and shared directories: "
         f"`{sidecar.state}` is a file; remove it",
     )
 
@@ -402,8 +402,8 @@ def test_state_directory_not_writable(tmp_path: Path, s3: Cloud, options: str, r
     refused(
         sidecar,
         EXIT_MOUNT,
-        f"error SC1086 STATE_UNUSABLE: cannot write `{sidecar.state}/spec.json`: {reason}; "
-        r"the state directory \(`roots.state`\) must be writable",
+        rf"error SC1086 STATE_UNUSABLE: cannot prepare `status\.json(\.new)?`: {reason}; "
+        "the state and shared directories must be writable",
     )
 
 

@@ -30,7 +30,7 @@ from sidecar.mounter.reporting.probe_files import ProbeFiles
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE
-from sidecar.spec import volume_label
+from sidecar.spec import PersistenceSpec, volume_label
 from sidecar.units import MIB
 
 _PING_TIMEOUT_S = 2.0
@@ -141,8 +141,8 @@ def _json(status: HTTPStatus, text: str) -> Response:
     return Response(status, text.encode(), "application/json")
 
 
-def main(channel: Channel) -> int:
-    """``{"state": directory}`` comes first, with the listening socket. Ends with the channel.
+def main(channel: Channel, spec: PersistenceSpec) -> int:
+    """The listening socket comes first. Ends with the channel.
 
     Where there is no socket, there is no port.
     """
@@ -150,8 +150,8 @@ def main(channel: Channel) -> int:
     received = channel.receive()
     if received is None:
         return 0
-    duty, listener = received
-    state = Path(duty["state"])
+    _, listener = received
+    state = Path(spec.roots.state)
     status_file = state / STATUS_FILE
     supervisor = Supervisor(channel)
     threading.Thread(target=supervisor.listen, name="supervisor", daemon=True).start()

@@ -113,14 +113,12 @@ def _watch_experiment(channel: Channel) -> None:
     channel.send({"event": "experiment ended"})
 
 
-def main(channel: Channel) -> int:
-    """``{"spec": file}`` comes first. Ends when told to leave, or when process 1 is gone."""
+def main(channel: Channel, spec: PersistenceSpec) -> int:
+    """Ends when told to leave, or when process 1 is gone."""
     os.nice(_NICE)
     logs.set_up("reporter")
-    received = channel.receive()
-    if received is None:
+    if channel.receive() is None:  # its duty, which says nothing more
         return 0
-    spec = PersistenceSpec.from_json(Path(received[0]["spec"]).read_text())
     spools = {volume.label: volume.options.spool_bytes for volume in spec.buckets}
     reporter = Reporter(Path(spec.roots.state), spools, channel.send)
     watching = STOP_WITH_EXPERIMENT_VARIABLE not in os.environ

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Literal
 
 from sidecar.mounter.supervisor.hang_watch import HangWatch
 from sidecar.mounter.supervisor.retries import Retries
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.processes import Child, ChildEnded, MessageReceived, Processes
-from sidecar.spec import StoreName
+from sidecar.spec import PersistenceSpec
 
 _MODULE = "sidecar.mounter.fork_server"
 _LEAVE_S: Final = 2.0
@@ -27,18 +27,18 @@ class ForkServer:
     """The fork server, and what it was asked for.
 
     Args:
-        stores: the kinds of stores that workers will serve.
+        spec: of the run; every process that is forked has it.
     """
 
     def __init__(
         self,
         processes: Processes,
-        stores: Sequence[StoreName],
+        spec: PersistenceSpec,
         retries: Retries,
         hang_watch: HangWatch,
     ) -> None:
         self._processes = processes
-        self._stores = stores
+        self._spec = spec
         self._retries = retries
         self._hang_watch = hang_watch
         self._fork_server: Child | None = None
@@ -132,6 +132,6 @@ class ForkServer:
     def _start(self) -> None:
         if self._fork_server is None:
             # It has no thread that could beat, because it forks.
-            server = self._processes.start(_MODULE, *self._stores, beats=False)
+            server = self._processes.start(_MODULE, self._spec)
             self._hang_watch.watch(server, "fork-server", beats=False)
             self._fork_server = server

@@ -63,13 +63,11 @@ class Lifecycle:
 
     Args:
         spec: the spec.
-        spec_file: where other processes read it.
         started_s: when the sidecar was started (monotonic), for the time to ready.
     """
 
-    def __init__(self, spec: PersistenceSpec, spec_file: str, started_s: float) -> None:
+    def __init__(self, spec: PersistenceSpec, started_s: float) -> None:
         self._spec = spec
-        self._spec_file = spec_file
         self._started_s = started_s
         self._deadline_s = started_s + spec.times.ready_timeout_s
         self._state: int | None = None  # a descriptor, like that of _shared
@@ -79,23 +77,20 @@ class Lifecycle:
         self._retries = Retries()
         self._last_minute = LastMinute(spec)
         self._hang_watch = HangWatch()
-        stores = {source.store for volume in spec.volumes for source in volume.stores}
-        self._fork_server = ForkServer(
-            self._processes, sorted(stores), self._retries, self._hang_watch
-        )
+        self._fork_server = ForkServer(self._processes, spec, self._retries, self._hang_watch)
         self._buckets: list[SupervisedBucket] = []
         self._directories: list[SupervisedVolume] = []  # mounted by the kubelet
         self._volumes: list[SupervisedVolume] = []  # both, in the spec's order
         for volume in spec.volumes:
             if volume.is_bucket:
-                bucket = SupervisedBucket(volume, spec_file, self._fork_server, self._retries)
+                bucket = SupervisedBucket(volume, self._fork_server, self._retries)
                 self._buckets.append(bucket)
                 self._volumes.append(bucket)
             else:
                 directory = SupervisedVolume(volume)
                 self._directories.append(directory)
                 self._volumes.append(directory)
-        self._warm_up = WarmUp(self._buckets, spec_file, self._fork_server, self._retries)
+        self._warm_up = WarmUp(self._buckets, self._fork_server, self._retries)
         self._health: Child | None = None
         self._health_delay = RestartDelay()
         self._reporter: Child | None = None  # in a pod only
@@ -159,6 +154,7 @@ class Lifecycle:
             directories.remove(self._state, status.METRICS_DIRECTORY)
             self._shared = status.SharedDirectory(self._spec.roots.shared)
             self._shared.remove(status.READY_FILE)
+            self._write_status()  # whatever fails later by itself is tried again
         except OSError as error:
             raise preparation.unusable(error) from None
         for bucket in self._buckets:
@@ -418,15 +414,13 @@ class Lifecycle:
     def _start_health(self, delay_s: float = 0.0) -> None:
         def start() -> None:
             listener = () if self._listener is None else (self._listener.fileno(),)
-            duty = {"state": self._spec.roots.state}
-            self._health = self._fork_server.fork("health", "health", duty, listener)
+            self._health = self._fork_server.fork("health", "health", {}, listener)
 
         self._retries.do("start the health process", start, delay_s)
 
     def _start_reporter(self) -> None:
         def start() -> None:
-            duty = {"spec": self._spec_file}
-            self._reporter = self._fork_server.fork("reporter", "reporter", duty)
+            self._reporter = self._fork_server.fork("reporter", "reporter", {})
             self._reporter_starts += 1
 
         self._retries.do("start the reporter", start)

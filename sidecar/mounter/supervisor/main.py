@@ -1,47 +1,69 @@
 """Process 1 of the container. Standard library only: it must be small and must not fail.
 
-``sidecar mount`` checks the spec and then executes this module in its place, so that no library
-stays in memory.
+What an injector wrote needs no library to be read, so that ``sidecar mount`` becomes process 1 at
+once. Any other spec is checked by the command line, which then executes this module in its place,
+so that no library stays in memory.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
-from sidecar import logs
+from sidecar import logs, stop_signals
+from sidecar.errors import SidecarError
 from sidecar.mounter.supervisor.lifecycle import Lifecycle
 from sidecar.mounter.system import hardening, resource_limits
 from sidecar.spec import PersistenceSpec
+from sidecar.spec_rules import own_spec
 
 
-def command(spec_file: str) -> list[str]:
-    """The command line that runs the supervisor on a spec that was checked."""
-    return [
-        sys.executable,
-        "-m",
-        "sidecar.mounter.supervisor.main",
-        spec_file,
-        str(time.monotonic()),
-    ]
+def run_own(spec_file: str, sha256: str) -> None:
+    """Run on a file that an injector of this version wrote, and end the process.
 
+    Returns if it is anything else, or cannot be read: the command line knows more, and says why.
 
-def main(arguments: list[str]) -> int:
-    """Run with the spec's file and the time of the start (monotonic, in seconds).
-
-    Returns the exit status of the contract.
+    Args:
+        sha256: digest of the file's bytes, in hexadecimal.
     """
-    spec_file, started = arguments
+    try:
+        content = Path(spec_file).read_bytes()
+        spec = own_spec(content.decode())
+    except (OSError, ValueError, SidecarError):
+        return
+    if spec is not None and hashlib.sha256(content).hexdigest() == sha256:
+        _run(spec, time.monotonic())
+
+
+def become(spec: PersistenceSpec) -> NoReturn:
+    """Replace this process by one that runs on a spec that was checked. Raises OSError."""
+    descriptor = os.memfd_create("spec", 0)  # without a name: nobody else can change it
+    with open(descriptor, "w", closefd=False) as file:
+        file.write(spec.to_json())
+    arguments = ["-m", "sidecar.mounter.supervisor.main", str(descriptor), str(time.monotonic())]
+    sys.stdout.flush()
+    stop_signals.block()
+    try:
+        os.execv(sys.executable, [sys.executable, *arguments])
+    finally:  # it failed
+        stop_signals.unblock()
+
+
+def _run(spec: PersistenceSpec, started_s: float) -> NoReturn:
     logs.set_up("supervisor")
     hardening.forbid_dumps()
     resource_limits.take_all_descriptors()
-    spec = PersistenceSpec.from_json(Path(spec_file).read_text())
-    return Lifecycle(spec, spec_file, float(started)).run()
+    status = Lifecycle(spec, started_s).run()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)
+    os.lseek(int(sys.argv[1]), 0, os.SEEK_SET)
+    with open(int(sys.argv[1])) as passed:
+        found = PersistenceSpec.from_json(passed.read())
+    _run(found, float(sys.argv[2]))

@@ -103,9 +103,6 @@ class SupervisedVolume:
 class SupervisedBucket(SupervisedVolume):
     """A volume that the sidecar mounts: its mount, and the worker that serves it.
 
-    Args:
-        spec_file: where workers read the spec.
-
     Attributes:
         heals: a worker that ends is replaced. Before ready, its end ends the sidecar.
         stopping: the sidecar is draining, so that a worker may fail before ready.
@@ -121,12 +118,10 @@ class SupervisedBucket(SupervisedVolume):
     def __init__(
         self,
         volume: Volume,
-        spec_file: str,
         fork_server: ForkServer,
         retries: Retries,
     ) -> None:
         super().__init__(volume)
-        self._spec_file = spec_file
         self._fork_server = fork_server
         self._retries = retries
         self.heals = False
@@ -249,7 +244,6 @@ class SupervisedBucket(SupervisedVolume):
             f"worker {self.volume.label}",
             {
                 "do": "serve",
-                "spec": self._spec_file,
                 "identity": self.volume.identity,
                 "kind": self.volume.kind,
                 "name": self.volume.name,

@@ -29,12 +29,10 @@ class WarmUp:
     def __init__(
         self,
         buckets: Sequence[SupervisedBucket],
-        spec_file: str,
         fork_server: ForkServer,
         retries: Retries,
     ) -> None:
         self._buckets = [bucket for bucket in buckets if bucket.volume.options.warms]
-        self._spec_file = spec_file
         self._fork_server = fork_server
         self._retries = retries
         self._process: Child | None = None
@@ -101,5 +99,4 @@ class WarmUp:
         )
 
     def _start(self) -> None:
-        duty = {"spec": self._spec_file}
-        self._process = self._fork_server.fork("warming", "warming", duty)
+        self._process = self._fork_server.fork("warming", "warming", {})

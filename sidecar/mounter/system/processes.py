@@ -6,11 +6,12 @@ threads, which makes fork(2) without exec safe. What an event means is not decid
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -19,10 +20,10 @@ from sidecar import stop_signals
 from sidecar.errors import SidecarError
 from sidecar.mounter.system import hardening, prctl
 from sidecar.mounter.system.channel import Channel, Message
+from sidecar.mounter.system.shortage import exit_with
 
 _HANDLED = (*stop_signals.STOP_SIGNALS, signal.SIGCHLD)
 _KILL_WAIT_S = 2.0
-_LAUNCHER = "sidecar.mounter.system.launch"
 
 
 class Ending(NamedTuple):
@@ -121,19 +122,18 @@ class Processes:
         stop_signals.unblock()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
 
-    def start(self, module: str, *arguments: str, beats: bool = True) -> Child:
-        """Run ``python -m module CHANNEL arguments…`` in a session of its own. Raises OSError.
+    def start(self, module: str, argument: object) -> Child:
+        """Call ``main(channel, argument)`` of a module in a forked child; its result is the status.
 
-        Args:
-            beats: it gives signs of life (:mod:`.heartbeat`) from the start.
+        What this process has loaded need not be loaded again, and what only the module imports
+        stays out of this process. Raises OSError.
         """
 
-        def execute(far: socket.socket) -> None:
-            far.set_inheritable(True)
-            launcher = [sys.executable, "-m", _LAUNCHER, str(int(beats))]
-            os.execv(sys.executable, [*launcher, module, str(far.fileno()), *arguments])
+        def call(far: socket.socket) -> int:
+            main: Callable[[Channel, object], int] = importlib.import_module(module).main
+            return main(Channel(far), argument)
 
-        return self._fork(execute)
+        return self._fork(call)
 
     def expect(self) -> tuple[Child, socket.socket]:
         """A child that another child will fork, and orphan; and the far end of its channel."""
@@ -166,11 +166,7 @@ class Processes:
         Raises OSError.
         """
 
-        def call(far: socket.socket) -> None:
-            # Process 1 holds the connections of mounts. A check that waits on a mount and holds
-            # its connection would never end once the worker and process 1 are killed.
-            os.closerange(3, far.fileno())
-            os.closerange(far.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        def call(far: socket.socket) -> int:
             channel = Channel(far)
             try:
                 function()
@@ -178,6 +174,7 @@ class Processes:
                 channel.send({"event": "failed", **error.to_message()})
             else:
                 channel.send({"event": "passed"})
+            return 0
 
         return self._fork(call)
 
@@ -219,7 +216,7 @@ class Processes:
         for child in [*self._by_pid.values(), *self._expected]:
             self.kill(child)
 
-    def _fork(self, body: Callable[[socket.socket], None]) -> Child:
+    def _fork(self, body: Callable[[socket.socket], int]) -> Child:
         near, far = Channel.pair()
         try:
             pid = os.fork()
@@ -228,26 +225,27 @@ class Processes:
             far.close()
             raise
         if pid == 0:
-            status = 1
-            try:
-                os.setsid()
-                signal.set_wakeup_fd(-1)
-                for number in _HANDLED:
-                    signal.signal(number, signal.SIG_DFL)
-                # Inherited near ends would keep the channels of other children open.
-                for child in [*self._by_pid.values(), *self._expected]:
-                    child.channel.close()
-                near.close()
-                hardening.set_oom_score(self._oom_score)
-                body(far)
-                status = 0
-            finally:
-                os._exit(status)
+            exit_with(lambda: self._live_as_child(body, far))
         far.close()
         child = Child(pid, near)
         self._by_pid[pid] = child
         self._selector.register(near, selectors.EVENT_READ, child)
         return child
+
+    def _live_as_child(self, body: Callable[[socket.socket], int], far: socket.socket) -> int:
+        # What process 1 holds is not to be closed by a finalizer either, under a number that is
+        # another file's by then.
+        gc.freeze()
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in _HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+        # Inherited near ends would keep the channels of other children open, and connections
+        # their mounts: a check that waits on one would never end once all others are killed.
+        os.closerange(3, far.fileno())
+        os.closerange(far.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        hardening.set_oom_score(self._oom_score)
+        return body(far)
 
     def _signals(self) -> Iterator[Event]:
         try:

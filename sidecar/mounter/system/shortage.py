@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from sidecar import logs
+
+log = logging.getLogger("sidecar.process")
 
 _LACKING: Final = frozenset(
     (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
@@ -25,3 +33,26 @@ def lacks_resources(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """End this process with what ``main`` returns; its threads are not waited for."""
+    try:
+        status = main()
+    except BaseException as error:  # noqa: BLE001 - it ends with it
+        end_for(error, "the process ends")
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def end_for(error: BaseException | None, message: str) -> NoReturn:
+    """End this process, which is replaced. A lack of resources is told in one line."""
+    try:
+        if lacks_resources(error):
+            logs.event(log, f"{message}: it lacks resources", logging.ERROR, why=error)
+            sys.stderr.flush()
+            os._exit(os.EX_OSERR)
+        log.critical(message, exc_info=error)
+    finally:
+        sys.stderr.flush()
+        os._exit(os.EX_SOFTWARE)

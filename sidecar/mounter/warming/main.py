@@ -32,16 +32,14 @@ _WATCH_S: Final = 2.0
 """How long the experiment must read more than the warm-up before that gives way."""
 
 
-def main(channel: Channel) -> int:
-    """``{"spec": file}`` comes first, ``{"do": "ready"}`` and ``{"do": "leave"}`` later.
+def main(channel: Channel, spec: PersistenceSpec) -> int:
+    """``{"do": "ready"}`` and ``{"do": "leave"}`` come.
 
     Stays until it is told to leave, since what the run reads first is kept at its end.
     """
     logs.set_up("warming")
-    received = channel.receive()
-    if received is None:
+    if channel.receive() is None:  # its duty, which says nothing more
         return 0
-    spec = PersistenceSpec.from_json(Path(received[0]["spec"]).read_text())
     warming = _Warming(spec, channel)
     threading.Thread(target=warming.run, name="warm", daemon=True).start()
     while (received := channel.receive()) is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -49,7 +48,7 @@ from sidecar.mounter.system import directories, hardening, mounts
 from sidecar.mounter.system.atomic_file import replace_text
 from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.system.heartbeat import SharedBeats, beat_to
-from sidecar.mounter.system.shortage import lacks_resources
+from sidecar.mounter.system.shortage import end_for, exit_with
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.system.status import METRICS_DIRECTORY
 from sidecar.mounter.worker import budgets, cache_place
@@ -447,24 +446,18 @@ class Worker:
         return {"unsaved": files, "unsaved_count": len(left)}
 
 
-def run(channel: Channel) -> NoReturn:
-    """The life of a worker; the volume comes in the first message of its channel."""
-    threading.excepthook = lambda thread: _end(thread.exc_value, "a thread ended")
-    try:
-        status = _serve(channel)
-    except BaseException as error:  # noqa: BLE001 - it ends with it
-        _end(error, "the worker ends")
-    sys.stderr.flush()
-    os._exit(status)
+def run(channel: Channel, spec: PersistenceSpec) -> NoReturn:
+    """The life of a worker; which volume it serves comes in the first message of its channel."""
+    threading.excepthook = lambda thread: end_for(thread.exc_value, "a thread ended")
+    exit_with(lambda: _serve(channel, spec))
 
 
-def _serve(channel: Channel) -> int:
+def _serve(channel: Channel, spec: PersistenceSpec) -> int:
     received = channel.receive()
     if received is None or received[0]["do"] != "serve":
         return 0
     duty, descriptors = received
     deadline_s = time.monotonic() + duty["seconds"]
-    spec = PersistenceSpec.from_json(Path(duty["spec"]).read_text())
     volume = next(v for v in spec.volumes if (v.kind, v.name) == (duty["kind"], duty["name"]))
     logs.set_up("worker", volume.label)
     try:
@@ -477,15 +470,3 @@ def _serve(channel: Channel) -> int:
         channel.send({"event": "failed", **error.to_message()})
         return error.exit_status
     return 0
-
-
-def _end(error: BaseException | None, message: str) -> None:
-    """End this process, which is replaced. A lack of resources is told in one line."""
-    try:
-        if lacks_resources(error):
-            logs.event(log, f"{message}: it lacks resources", logging.ERROR, why=error)
-            os._exit(os.EX_OSERR)
-        log.critical(message, exc_info=error)
-    finally:
-        # _exit: the threads of a download that hangs must not keep the process.
-        os._exit(os.EX_SOFTWARE)
