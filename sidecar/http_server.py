@@ -39,6 +39,7 @@ _LINGER_S: Final = 2.0
 """How long to read on after a refusal, so that the client sees it instead of a reset."""
 _PAUSE_S: Final = 0.1
 _SAY_AGAIN_S: Final = 60.0
+_RETRY_AFTER: Final = ("Retry-After", "1")
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -70,13 +71,16 @@ class Route(NamedTuple):
 
     Attributes:
         method: GET, which answers HEAD too, or POST.
-        answer: called in the route's thread.
+        answer: called in the route's thread; of a GET once for all who ask before it is called.
         thread: routes with the same name share one thread, and wait for each other.
+        most: how many requests may wait for the answer. Who comes then gets 503 at once, so that
+            these cannot take all connections. None: as many as there are connections.
     """
 
     method: str
     answer: Callable[[Request], Response]
     thread: str = "answers"
+    most: int | None = None
 
 
 class HttpServer:
@@ -106,7 +110,9 @@ class HttpServer:
         self._connections: set[Connection] = set()
         # Those that wait for their client, the one that waits longest first.
         self._waiting: dict[Connection, None] = {}
-        self._answers: deque[tuple[Connection, Future[Response]]] = deque()
+        # By path of a GET: the answer that was asked for last, and who waits for it.
+        self._asked: dict[str, tuple[Future[Response], list[Connection]]] = {}
+        self._answers: deque[tuple[list[Connection], Future[Response]]] = deque()
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
         self._accept_again_s: float | None = None  # while no connection is accepted
@@ -343,7 +349,7 @@ class HttpServer:
             self._compute(connection, head, body)
 
     def _check(self, head: Head) -> None:
-        """Raises Refused where no route takes the request."""
+        """Raises Refused where no route takes the request, or too many wait for its answer."""
         route = self._routes.get(head.path)
         if route is None:
             raise Refused(HTTPStatus.NOT_FOUND, "no such page")
@@ -356,14 +362,32 @@ class HttpServer:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is longer than {limit_bytes} bytes"
             )
+        if route.most is not None and self._count_waiting_for(head.path) >= route.most:
+            raise Refused(
+                HTTPStatus.SERVICE_UNAVAILABLE, "too many ask for it; try again", _RETRY_AFTER
+            )
 
     def _compute(self, connection: Connection, head: Head, body: Body) -> None:
         connection.phase = Phase.COMPUTING
         self._waiting.pop(connection, None)
         self._watch(connection, 0)
         route = self._routes[head.path]
+        asked = self._asked.get(head.path) if route.method == "GET" else None
+        if asked is not None and not (asked[0].running() or asked[0].done()):
+            asked[1].append(connection)  # what is answered is no older than the request
+            return
+        connections = [connection]
         future = self._threads[route.thread].submit(_answer, route, head, body)
-        future.add_done_callback(functools.partial(self._on_answer, connection))
+        self._asked[head.path] = future, connections
+        future.add_done_callback(functools.partial(self._on_answer, connections))
+
+    def _count_waiting_for(self, path: str) -> int:
+        return sum(
+            connection.phase is Phase.COMPUTING
+            and connection.head is not None
+            and connection.head.path == path
+            for connection in self._connections
+        )
 
     def _make_room(self, connection: Connection) -> None:
         """Drop the oldest that hold much, until all hold less than the limit.
@@ -384,9 +408,9 @@ class HttpServer:
 
     # --- answers ------------------------------------------------------------------------------
 
-    def _on_answer(self, connection: Connection, future: Future[Response]) -> None:
+    def _on_answer(self, connections: list[Connection], future: Future[Response]) -> None:
         """In the route's thread."""
-        self._answers.append((connection, future))
+        self._answers.append((connections, future))
         self._wake_up()
 
     def _wake_up(self) -> None:
@@ -398,14 +422,18 @@ class HttpServer:
         with contextlib.suppress(BlockingIOError):
             self._woken.recv(BACKLOG)
         while self._answers:
-            connection, future = self._answers.popleft()
+            connections, future = self._answers.popleft()
+            self._asked = {
+                path: asked for path, asked in self._asked.items() if asked[0] is not future
+            }
             failure = future.exception()
             if failure is None:
-                self._send(connection, future.result())
+                response = future.result()
             else:
                 log.error("an answer failed", exc_info=failure)
-                broken = Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug: see the log")
-                self._send(connection, broken.response)
+                response = Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug: see the log").response
+            for connection in connections:
+                self._send(connection, response)
 
     def _send(self, connection: Connection, response: Response, *, refused: bool = False) -> None:
         head = connection.head

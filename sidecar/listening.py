@@ -9,7 +9,7 @@ from typing import Final
 from sidecar.errors import PortInUse
 from sidecar.units import KIB
 
-BACKLOG: Final = 256
+BACKLOG: Final = 1024
 """So many connections the kernel keeps until somebody accepts them."""
 _SOCKET_BUFFER_BYTES: Final = 128 * KIB
 """The kernel's buffers of a connection, which it would otherwise let grow to megabytes."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sidecar.http_message import Refused, Request, Response, parse_head
 from sidecar.http_server import HttpServer, Limits, Route
 from sidecar.listening import listen
-from tests.support.many_clients import is_closed
+from tests.support.many_clients import is_closed, is_read
 from tests.support.waiting import wait_until
 
 MIB = 1024 * 1024
@@ -28,6 +28,7 @@ LIMITS = Limits(
     connections=8, idle_s=60, kept_s=60, request_s=60, body_bytes=2 * MIB, held_bytes=3 * MIB
 )
 LARGE = bytes(2 * MIB)
+FEW = 4
 
 
 class Served:
@@ -41,6 +42,7 @@ class Served:
             "/echo": Route("POST", lambda request: Response(HTTPStatus.OK, request.body)),
             "/large": Route("GET", lambda _: Response(HTTPStatus.OK, LARGE)),
             "/wait": Route("GET", self._wait, "waiting"),
+            "/few": Route("GET", self._wait, "few", most=FEW),
             "/bug": Route("GET", lambda request: Response(HTTPStatus.OK, request.body[7])),  # type: ignore[arg-type]
         }
         self.server = HttpServer(listen("127.0.0.1", 0, ""), routes, limits)
@@ -270,6 +272,41 @@ def test_a_slow_answer_keeps_no_other_route_waiting(served: Served) -> None:
     assert served.ask() == b"got\n"
     served.gate.release()
     read_until(waiting, b"waited\n")
+
+
+def test_an_answer_is_computed_once_for_all_who_ask_before_it_is_begun(served: Served) -> None:
+    first = served.connect()
+    first.sendall(b"GET /wait HTTP/1.1\r\n\r\n")
+    wait_until(lambda: served.asked, "it is asked")
+    others = [served.connect() for _ in range(LIMITS.connections - 2)]
+    for client in others:
+        client.sendall(b"GET /wait HTTP/1.1\r\n\r\n")
+        wait_until(lambda client=client: is_read(client), "it is read")
+    served.ask()  # so what was read before has been looked at
+    served.gate.release()
+    read_until(first, b"waited\n")
+    wait_until(lambda: served.asked == 2, "it is asked anew: the first answer may be older")
+    served.gate.release()
+    for client in others:
+        read_until(client, b"waited\n")
+    assert served.asked == 2
+
+
+def test_those_who_wait_for_one_page_leave_connections_for_the_others(served: Served) -> None:
+    waiting = [served.connect() for _ in range(FEW)]
+    for client in waiting:
+        client.sendall(b"GET /few HTTP/1.1\r\n\r\n")
+        wait_until(lambda client=client: is_read(client), "it is read")
+    for _ in range(3 * LIMITS.connections):
+        client = served.connect()
+        client.sendall(b"GET /few HTTP/1.1\r\n\r\n" * 2000)
+        answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: 1\r\n" in answer
+        assert served.ask() == b"got\n"
+    served.gate.release(FEW)
+    for client in waiting:
+        read_until(client, b"waited\n")
 
 
 def test_bodies_of_all_together(served: Served) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import S3Cloud
 from tests.support.many_clients import (
     DrippingClients,
+    ReadingClients,
     connect,
     descriptor_count,
     is_closed,
@@ -32,6 +35,8 @@ CLIENTS = 10_000
 CONNECTIONS = 128
 OTHER_DESCRIPTORS = 40
 THREADS = 8
+PROBE_TIMEOUT_S = 5
+"""As that of the probes of an injected pod."""
 
 
 @pytest.fixture
@@ -71,6 +76,41 @@ def test_probes_are_answered_while_ten_thousand_clients_drip(sidecar: Sidecar) -
     wait_until(lambda: descriptor_count(pid) <= OTHER_DESCRIPTORS, "the clients are gone")
     assert resident_bytes(pid) < before_bytes + 8 * MIB
     assert health_pid(sidecar) == pid
+
+
+def test_probes_are_answered_while_three_hundred_clients_read_metrics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a pod with many buckets and a tenth of a processor, where a page takes a second."""
+    with MinioServer(tmp_path / "server") as server:
+        server.create_bucket("data")
+        with bucket_sidecar(tmp_path, S3Cloud(server, "data")) as sidecar:
+            make_pages_slow(sidecar)
+            took_s = []
+            with ReadingClients(port(sidecar), "/metrics", 300) as clients:
+                for _ in range(14):
+                    probe = http.client.HTTPConnection(
+                        "127.0.0.1", port(sidecar), timeout=PROBE_TIMEOUT_S
+                    )
+                    began_s = time.monotonic()
+                    probe.request("GET", "/livez")
+                    assert probe.getresponse().status == 200
+                    took_s.append(time.monotonic() - began_s)
+                    probe.close()
+                    time.sleep(0.2)
+            with capsys.disabled():
+                print("\nprobes took, in s:", *(f"{seconds:.2f}" for seconds in took_s))
+                print("clients of /metrics got:", clients.statuses)
+            assert clients.statuses.keys() <= {0, 200, 503}  # 0: dropped for a newcomer
+            assert clients.statuses[503]
+
+
+def make_pages_slow(sidecar: Sidecar) -> None:
+    """Give it as many files of metrics as hundreds of volumes would, and no more series."""
+    folder = sidecar.state / "metrics"
+    for path in list(folder.glob("*.db")):
+        for number in range(100):
+            shutil.copy(path, folder / f"{path.stem}-{number}.db")
 
 
 def test_a_startup_probe_is_answered_when_the_mounts_are_there(tmp_path: Path) -> None:

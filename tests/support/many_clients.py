@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
+import os
 import resource
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -76,6 +82,47 @@ class DrippingClients:
         return client, sent + 1
 
 
+class ReadingClients:
+    """Clients that read a page of 127.0.0.1 again and again, each time on a new connection.
+
+    A context manager. They are threads of another process, so that they keep nobody waiting here.
+
+    Attributes:
+        statuses: after the end, how often each HTTP status was answered; 0: none was.
+    """
+
+    def __init__(self, port: int, page: str, count: int) -> None:
+        self._command = [sys.executable, "-m", __name__, str(port), page, str(count)]
+        self.statuses: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "all have asked\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        said = self._process.communicate("leave\n")[0]
+        self.statuses = {int(status): count for status, count in json.loads(said).items()}
+
+
+def _read_for_ever(port: int, page: str, statuses: Counter[int], begun: threading.Barrier) -> None:
+    begun.wait()
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("GET", page)
+            answer = connection.getresponse()
+            answer.read()
+            statuses[answer.status] += 1
+        except (OSError, http.client.HTTPException):
+            statuses[0] += 1
+        finally:
+            connection.close()
+
+
 def connect(port: int, index: int = 0) -> socket.socket:
     """A connection to 127.0.0.1, from an address that follows from the client's number."""
     number = index // _CLIENTS_OF_AN_ADDRESS
@@ -140,3 +187,21 @@ def is_read(connection: socket.socket) -> bool:
         if ports == [theirs, ours]:
             return int(fields[4].rpartition(":")[2], 16) == 0
     return False
+
+
+def main(port: int, page: str, count: int) -> None:
+    """What :class:`ReadingClients` starts: reads until a line comes on standard input."""
+    statuses: Counter[int] = Counter()
+    begun = threading.Barrier(count + 1)
+    what = (port, page, statuses, begun)
+    for _ in range(count):
+        threading.Thread(target=_read_for_ever, args=what, daemon=True).start()
+    begun.wait()
+    print("all have asked", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(statuses), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -84,7 +84,7 @@ def serve(
     pages = HttpServer(
         listen(where.host, where.http_port, _HINT),
         {
-            "/metrics": Route("GET", webhook.metrics),
+            "/metrics": Route("GET", webhook.metrics, most=_PAGES.connections // 2),
             "/startupz": Route("GET", webhook.ready, "probes"),
             "/livez": Route("GET", webhook.alive, "probes"),
         },

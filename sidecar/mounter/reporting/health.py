@@ -39,6 +39,8 @@ _LIMITS: Final = Limits(
 )
 _STARTUP, _PROBES, _PAGES = "startup", "probes", "pages"
 """The threads. A page of metrics is computed from files, and a probe must not wait for it."""
+_MOST_WAITING: Final = 32
+"""Requests for one of them: together they leave room for those that ask whether it is alive."""
 _HOLD_S: Final = 4.0
 """How long a startup probe is kept waiting, instead of coming again a second later; less than its
 time-out."""
@@ -96,9 +98,9 @@ class _Pages:
 
     def routes(self) -> dict[str, Route]:
         return {
-            "/metrics": Route("GET", self._metrics, _PAGES),
-            "/statusz": Route("GET", self._status, _PAGES),
-            "/startupz": Route("GET", self._startup, _STARTUP),
+            "/metrics": Route("GET", self._metrics, _PAGES, _MOST_WAITING),
+            "/statusz": Route("GET", self._status, _PAGES, _MOST_WAITING),
+            "/startupz": Route("GET", self._startup, _STARTUP, _MOST_WAITING),
             "/livez": Route("GET", self._live, _PROBES),
             "/livez/experiment": Route("GET", self._experiment_live, _PROBES),
         }
