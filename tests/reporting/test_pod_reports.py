@@ -93,15 +93,15 @@ def test_what_is_not_saved_is_named_before_the_end_and_at_the_end(observer: Obse
         if phase == "ready":
             [report] = reports
             assert (report.reason, report.kind) == ("Saving", "Normal")
-            told = "volume outputs/models: the pod is ending; not saved yet: f0 (0 bytes), f1 ("
-            assert report.message.startswith(told)
+            told = "the pod is ending; not saved yet: 25 file(s), f0 (0 bytes), f1 (1 bytes), "
+            assert report.message.startswith(f"volume outputs/models: {told}")
         else:
             assert reports == []
     [report] = observer.look_at_status(status("stopped", left))
     assert (report.reason, report.kind) == ("NotSaved", "Warning")
-    told = "SC1089 NOT_SAVED: volume outputs/models: not saved: f0 (0 bytes), f1 (1 bytes),"
+    told = "SC1089 NOT_SAVED: volume outputs/models: not saved: 25 file(s), f0 (0 bytes), f1 ("
     assert report.message.startswith(told)
-    assert report.message.endswith("f9 (9 bytes) and 15 more")
+    assert report.message.endswith(", f9 (9 bytes) …")
 
 
 def test_that_everything_is_saved_is_told_if_it_took_long(observer: Observer) -> None:

@@ -93,7 +93,7 @@ def test_beats_that_nobody_takes_are_not_sent() -> None:
     channel = Channel(far)
     beat_to(channel)
     first = near.receive()
-    assert first == ({"event": "beat"}, [])
+    assert first == ({"event": "beat", "hangs": ""}, [])
     time.sleep(3.5)
     received = 0
     while near.receive(wait=False) is not None:

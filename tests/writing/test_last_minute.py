@@ -18,7 +18,7 @@ from sidecar.options import Options, Times
 from sidecar.spec import Volume
 from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud
-from tests.support.proxy import Ends, Head, Proxy
+from tests.support.proxy import Ends, Head, Proxy, http_answer
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
 
@@ -33,14 +33,19 @@ class SlowProxy(Proxy):
 
     Attributes:
         bytes_per_s: the rate; 0: no limit.
+        refuses: no body is taken.
     """
 
     def __init__(self, upstream_port: int) -> None:
         super().__init__(upstream_port)
         self.bytes_per_s = 0
+        self.refuses = False
         self._line = threading.Lock()
 
     def exchange(self, request: Head, body: bytes, ends: Ends) -> bool:
+        if self.refuses and body:
+            ends.client.sendall(http_answer(403, "Forbidden"))
+            return True
         for _ in range(0, len(body), MIB // 4):
             with self._line:
                 if rate := self.bytes_per_s:
@@ -154,6 +159,49 @@ def test_of_large_files_that_wait_the_smallest_comes_first(place: Place) -> None
     place.proxy.bytes_per_s = 0
     close_it("first")
     assert ended == ["smaller", "larger", "first"]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["データ" * 12 + "/" + "ファイル" * 19, "/".join(["a" * 229] * 4)],
+    ids=["112-characters", "920-bytes"],
+)
+def test_a_hundred_long_names_end_in_an_honest_list(place: Place, folder: str) -> None:
+    """Names and reasons are more than one message between two processes holds."""
+    parent = place.path / folder
+    parent.mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            file = (parent / f"f{number:03}").open("wb", buffering=0)
+            stack.callback(close, file)
+            file.write(b"content")
+        place.proxy.refuses = True
+        place.pod_ends(20)
+        place.sidecar.wait_for(lambda: "100 file(s)" in place.told())
+        left = place.sidecar.volume_status("out")
+        assert left["unsaved_count"] == 100
+        assert 4 <= len(left["unsaved"]) <= 100
+        assert place.sidecar.stop() == 4
+    said = place.sidecar.said()
+    listed = [line for line in said if line.startswith("not saved: ")]
+    assert listed[-1] == f"not saved: outputs/out: {101 - len(listed)} more"
+    first, *others = place.told().splitlines()
+    assert first.startswith("error SC1089 NOT_SAVED: 100 file(s) are only in the spool")
+    named = [line for line in others if line.startswith(f"not saved: outputs/out: {folder}/f")]
+    assert len(set(named)) == len(named) >= 1
+    more, _, where = others[len(named)].removeprefix("... and ").partition(" ")
+    assert (int(more), where) == (1 + len(listed) - len(others), "more lines, in the log")
+    assert others[len(named) + 1 :] == []
+    assert len(place.told().encode()) <= 4096
+    place.proxy.refuses = False
+    with place.sidecar:
+        place.sidecar.wait_for(lambda: len(saved(place)) == 100)
+        assert {place.cloud.read(key) for key in saved(place)} == {b"content"}
+
+
+def saved(place: Place) -> list[str]:
+    """The keys of the files in the bucket."""
+    return [key for key in place.cloud.keys() if not key.endswith("/")]  # noqa: SIM118
 
 
 def close(file: object) -> int:

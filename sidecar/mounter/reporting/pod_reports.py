@@ -182,11 +182,10 @@ def mount_lost(volume: Document) -> Report:
 
 
 def _unsaved(volume: Document) -> str:
-    """The files that are not saved, each with its bytes; "" if there are none."""
-    shown = volume["unsaved"][:_NAMED_FILES]
+    """How many files are not saved, and names of some, with their bytes; "" if there are none."""
+    count, shown = volume["unsaved_count"], volume["unsaved"][:_NAMED_FILES]
     names = [f"{file['key']} ({file['size_bytes']} bytes)" for file in shown]
-    more = volume["unsaved_count"] - len(names)
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return f"{count} file(s), {', '.join(names)}{' …' * (count > len(names))}" if count else ""
 
 
 def _label(volume: Document) -> str:

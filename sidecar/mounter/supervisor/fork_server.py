@@ -78,12 +78,12 @@ class ForkServer:
         """Whether a message was the fork server's: it forked a process, or cannot yet."""
         if child is not self._fork_server:
             return False
-        if message["event"] == "forked":
+        if message["event"] == "forked" and message["number"] in self._asked:
             self._has_forked = True
             forked, name = self._asked.pop(message["number"])
             self._processes.identify(forked, message["pid"])
             self._hang_watch.watch(forked, name)
-        else:
+        elif message["event"] == "lacking":
             self._retries.count(message["errno"])
         return True
 

@@ -49,7 +49,7 @@ class HangWatch:
             return False
         if child in self._watches:
             self._watches[child][1].beat()
-            if "hangs" in message:
+            if message["hangs"]:
                 self._end(child, message["hangs"])
         return True
 

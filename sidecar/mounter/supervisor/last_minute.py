@@ -80,4 +80,6 @@ def unsaved_lines(
             why = f"{file['code']}: {file['why']}" if file["code"] else "no time left"
             size = f"; {file['size_bytes']} bytes" if file["size_bytes"] else ""
             lines.append(f"{how}: {bucket.volume.label}: {file['key']} ({why}{size})")
+        if more := bucket.unsaved_count - len(bucket.unsaved):
+            lines.append(f"{how}: {bucket.volume.label}: {more} more")
     return lines

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal
 
 from sidecar import logs, pod
@@ -120,10 +121,11 @@ class Lifecycle:
             else:
                 try:
                     self._serve_and_heal()
-                except SidecarError as error:
+                except Exception as error:
                     # What programs wrote to mounts that work is saved all the same.
-                    logs.event(log, "cannot go on", logging.ERROR, error=error.message)
-                    return self._drain() or self._fail(error)
+                    known = error if isinstance(error, SidecarError) else None
+                    log.critical("cannot go on: %s", error, exc_info=None if known else error)
+                    return self._drain() or self._fail(known or SidecarError(repr(error)))
             return self._drain()
         except SidecarError as error:
             return self._fail(error)
@@ -195,12 +197,8 @@ class Lifecycle:
             # In a pod a bucket's path is the experiment's; here it is where it is mounted.
             root = outputs.volume.mounted_at
             run_directory = root + path.removeprefix(outputs.volume.path)
-
-            def make() -> None:
-                path_checks.make_run_directory(
-                    root, run_directory, access.uid, access.gid, access.dir_mode
-                )
-
+            owner = access.uid, access.gid, access.dir_mode
+            make = partial(path_checks.make_run_directory, root, run_directory, *owner)
             self._check(outputs, make)
             self._turn_until(lambda: not self._is_checking)
 
@@ -354,16 +352,17 @@ class Lifecycle:
             self._publish()
 
     def _on_message(self, child: Child, message: Message) -> None:
-        if child is self._health:
+        event = message["event"]
+        if child is self._health and event == "ping":
             child.channel.send({"pong": message["number"]})
-        elif child is self._reporter and message["event"] == "lost":
+        elif child is self._reporter and event == "lost":
             for each in self._buckets:
                 each.lost_in = message["containers"].get(each.volume.label, [])
             self._publish()
-        elif child is self._reporter:
-            logs.event(log, message["event"])
+        elif child is self._reporter and event == "experiment ended":
+            logs.event(log, event)
             self._stop_asked = True  # the pod's other containers have ended
-        elif child in self._checks:
+        elif child in self._checks and event in ("passed", "failed"):
             self._on_checked(self._checks.pop(child), message)
         elif self._fork_server.on_message(child, message):
             return

@@ -72,7 +72,7 @@ class WarmUp:
         if child is not self._process:
             return False
         for bucket in self._buckets:
-            if bucket.volume.label == message["volume"]:
+            if message["event"] == "warming" and bucket.volume.label == message["volume"]:
                 bucket.warmed = {name: message[name] for name in ("state", "names", "bytes")}
         return True
 

@@ -6,14 +6,23 @@ What a message means is not decided here. Standard library only.
 from __future__ import annotations
 
 import array
+import contextlib
 import json
+import os
 import socket
-from typing import Any
+from typing import Any, Final
 
-MESSAGE_BYTES = 128 * 1024
+MESSAGE_BYTES: Final = 64 * 1024
+"""Of what is longer, less is sent: the first items of its lists, and how its texts begin."""
 _DESCRIPTORS = 8
+_TEXT_CHARACTERS: Final = 2048
+"""Of a text in what is too long: more than a key has."""
 
 Message = dict[str, Any]
+
+
+class BadMessage(ValueError):
+    """What arrived is no message, or not a whole one."""
 
 
 class Channel:
@@ -41,7 +50,11 @@ class Channel:
 
     def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> bool:
         """Send one message; False if the other end is gone."""
-        data = json.dumps(message).encode()
+        while len(data := json.dumps(message).encode()) > MESSAGE_BYTES:
+            shorter = {name: _shortened(value) for name, value in message.items()}
+            if shorter == message:
+                break  # the other end sees that it is cut
+            message = shorter
         ancillary = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
             if descriptors
@@ -57,13 +70,16 @@ class Channel:
         """The next message and its descriptors; None once the other end is gone.
 
         Without ``wait``, also None if no message has arrived yet.
+
+        Raises:
+            BadMessage: something else arrived. The next message can be received.
         """
         flags = 0 if wait else socket.MSG_DONTWAIT
         descriptors = array.array("i")
         space = socket.CMSG_SPACE(_DESCRIPTORS * descriptors.itemsize)
         try:
             # Not socket.recv_fds(), which takes flags and ignores them (seen in CPython 3.11-3.13).
-            data, ancillary, _flags, _address = self._socket.recvmsg(MESSAGE_BYTES, space, flags)
+            data, ancillary, how, _address = self._socket.recvmsg(MESSAGE_BYTES, space, flags)
         except (ConnectionResetError, BlockingIOError):
             return None
         if not data:
@@ -72,9 +88,24 @@ class Channel:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 whole = len(content) - len(content) % descriptors.itemsize
                 descriptors.frombytes(content[:whole])
-        message: Message = json.loads(data)
+        message = None
+        with contextlib.suppress(ValueError, RecursionError):
+            message = json.loads(data)
+        if how & socket.MSG_TRUNC or not isinstance(message, dict):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise BadMessage(f"{len(data)} bytes that are no whole JSON object")
         return message, list(descriptors)
 
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
+
+
+def _shortened(value: Any) -> Any:
+    """Half of each list, and the beginning of each text."""
+    if isinstance(value, dict):
+        return {name: _shortened(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value[: (len(value) + 1) // 2]]
+    return value[:_TEXT_CHARACTERS] if isinstance(value, str) else value

@@ -33,7 +33,7 @@ def beat_to(channel: Channel, found: Callable[[], str | None] | None = None) -> 
     def run() -> None:
         while True:
             why = found() if found is not None else None
-            message: Message = {"event": BEAT} if why is None else {"event": BEAT, "hangs": why}
+            message: Message = {"event": BEAT, "hangs": why or ""}
             if not _has_unread(channel) and not channel.send(message):
                 return
             time.sleep(TICK_S)

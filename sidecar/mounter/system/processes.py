@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import selectors
 import signal
@@ -16,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from sidecar import stop_signals
+from sidecar import logs, stop_signals
 from sidecar.errors import SidecarError
-from sidecar.mounter.system import hardening, prctl
-from sidecar.mounter.system.channel import Channel, Message
+from sidecar.mounter.system import hardening, messages, prctl
+from sidecar.mounter.system.channel import BadMessage, Channel, Message
 from sidecar.mounter.system.shortage import exit_with
+
+log = logging.getLogger("sidecar.supervisor")
 
 _HANDLED = (*stop_signals.STOP_SIGNALS, signal.SIGCHLD)
 _KILL_WAIT_S = 2.0
@@ -56,6 +59,7 @@ class Child:
         pid: None until it has been forked, by another child.
         ending: None until it has been reaped.
         hung: why it was killed, if it hung.
+        was_misunderstood: it said something that makes no sense, which is logged once.
     """
 
     def __init__(self, pid: int | None, channel: Channel) -> None:
@@ -63,6 +67,7 @@ class Child:
         self.channel = channel
         self.ending: Ending | None = None
         self.hung: str | None = None
+        self.was_misunderstood = False
 
     def end(self) -> None:
         """SIGKILL it. It is reaped among the events."""
@@ -260,13 +265,30 @@ class Processes:
         while True:
             # The last messages of a dead child are read without waiting for the end of the
             # channel: a child of its own may hold that open, and be stuck in the kernel.
-            received = child.channel.receive(wait=only_one)
-            if received is None:
-                self._unregister(child)
-                return
-            yield MessageReceived(child, received[0])
+            try:
+                received = child.channel.receive(wait=only_one)
+            except BadMessage as bad:
+                self._misunderstand(child, str(bad))
+            else:
+                if received is None:
+                    self._unregister(child)
+                    return
+                message, descriptors = received
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                if messages.is_known(message):
+                    yield MessageReceived(child, message)
+                else:
+                    self._misunderstand(child, f"event {message.get('event')!r:.40}")
             if only_one:
                 return
+
+    @staticmethod
+    def _misunderstand(child: Child, what: str) -> None:
+        if not child.was_misunderstood:
+            child.was_misunderstood = True
+            message = "a message that makes no sense is ignored"
+            logs.event(log, message, logging.ERROR, pid=child.pid, what=what)
 
     def _reap(self) -> Iterator[Event]:
         while self._lost:

@@ -27,7 +27,7 @@ _SHOWN_FILE = "shown"
 
 TERMINATION_MESSAGE_BYTES = 4096
 """A kubelet reads no more of it."""
-_MORE_BYTES = 40
+_MORE_BYTES = 50
 """Room for the line that says how many lines were left out."""
 _MODE = 0o644
 _MOST_DIGITS = 10
@@ -133,11 +133,12 @@ def write_termination_message(path: str, text: str) -> None:
 
     The kubelet has made the file. If it cannot be written, nobody reads it: no error.
     """
-    data = text.encode()
+    data = text.encode(errors="replace")
     if len(data) > TERMINATION_MESSAGE_BYTES:
-        kept = data[: TERMINATION_MESSAGE_BYTES - _MORE_BYTES].rpartition(b"\n")[0]
-        more = data.rstrip(b"\n").count(b"\n") - kept.count(b"\n")
-        data = kept + b"\n... and %d more lines\n" % more
+        kept = data[: TERMINATION_MESSAGE_BYTES - _MORE_BYTES]
+        lines = kept.rpartition(b"\n")[0] or kept.decode(errors="ignore").encode()
+        more = data.rstrip(b"\n").count(b"\n") - lines.count(b"\n")
+        data = lines + b"\n... and %d more lines, in the log\n" % more
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
         folder, name = os.path.split(path)
         directory = open_directory(folder, walk_only=True)
