@@ -49,10 +49,10 @@ from sidecar.control.injection.pod_volumes import add_volumes
 from sidecar.control.injection.previous_injection import (
     agrees,
     find_sidecars,
-    refuse_differences,
+    keep_additions,
     without_sidecar,
 )
-from sidecar.control.injection.sidecar_container import PROBES, Injection, sidecar_container
+from sidecar.control.injection.sidecar_container import Injection, sidecar_container
 from sidecar.errors import ManifestInvalid, PodConflict, PodUnsupported, SpecTooLarge
 from sidecar.pod import CONTAINER_NAME
 from sidecar.spec import PersistenceSpec
@@ -79,7 +79,10 @@ def pod_patch(pod: JsonObject, catalogue: Catalogue, injection: Injection) -> li
 def inject(
     pod: JsonObject, catalogue: Catalogue, injection: Injection, claims: Collection[str] = ()
 ) -> JsonObject:
-    """A copy of a pod or pod template with the sidecar added; ``pod`` itself if it has one.
+    """A copy of a pod or pod template with the sidecar; ``pod`` itself if nothing is to change.
+
+    What an earlier injection made is made anew, so that it does not matter who made it: a replica
+    of another version, `sidecar inject`, or the pod's author.
 
     Args:
         claims: names of volumes that a StatefulSet adds to its pods.
@@ -90,27 +93,35 @@ def inject(
             would reach what is the sidecar's.
     """
     check_depth(pod, "pod")
-    metadata = get_mapping(pod, "metadata", "pod")
+    is_injected = _is_injected(pod)
+    made = without_sidecar(pod) if is_injected else copy.deepcopy(pod)
+    _inject_into(made, catalogue, injection, claims)
+    if is_injected:
+        keep_additions(made["spec"], pod["spec"])
+        if agrees(pod, made):
+            return pod
+    return made
+
+
+def _inject_into(
+    pod: JsonObject, catalogue: Catalogue, injection: Injection, claims: Collection[str]
+) -> None:
+    """Add the sidecar to a pod that has none, in place."""
     pod_spec = get_mapping(pod, "spec", "pod")
-    if not get_mappings(pod_spec, "containers", "pod.spec"):
-        raise ManifestInvalid("pod.spec.containers: is empty")
+    if not get_mappings(pod_spec, "containers", _SPEC):
+        raise ManifestInvalid(f"{_SPEC}.containers: is empty")
     refuse_shared_pids(pod_spec, injection)
     refuse_undeclared_mounts(pod_spec, claims)
-    refuse_reserved_names(claims)
-    if _is_injected(metadata, pod_spec):
-        return _checked(pod, injection)
-    refuse_reserved_names(volume_names(pod_spec))
+    refuse_reserved_names([*claims, *volume_names(pod_spec)])
     refuse_unsupported(pod_spec, injection)
-    request = parse_pod_request(metadata, "pod.metadata")
+    request = parse_pod_request(get_mapping(pod, "metadata", "pod"), "pod.metadata")
     spec = with_network(spec_of_pod(pod_spec, request, catalogue), injection.network)
     _refuse_unguarded(spec, injection)
-    pod = copy.deepcopy(pod)
     _annotate(pod, spec)
-    _add_sidecar(pod["spec"], spec, request, injection)
-    return pod
+    _add_sidecar(pod_spec, spec, request, injection)
 
 
-def _is_injected(metadata: JsonObject, pod_spec: JsonObject) -> bool:
+def _is_injected(pod: JsonObject) -> bool:
     """Whether the pod has our annotation and a container with our name.
 
     The annotation alone says nothing: annotations are copied with templates.
@@ -118,29 +129,12 @@ def _is_injected(metadata: JsonObject, pod_spec: JsonObject) -> bool:
     Raises:
         PodConflict: a container has our name, and the annotation is not there.
     """
-    if not find_sidecars(pod_spec):
+    if not find_sidecars(get_mapping(pod, "spec", "pod")):
         return False
-    annotations = get_mapping(metadata, "annotations", "pod.metadata")
+    annotations = get_mapping(get_mapping(pod, "metadata", "pod"), "annotations", "pod.metadata")
     if STATUS_ANNOTATION not in annotations:
         raise PodConflict(f"a container of the pod is named `{CONTAINER_NAME}`", "rename it")
     return True
-
-
-def _checked(pod: JsonObject, injection: Injection) -> JsonObject:
-    """A pod that has the sidecar; a copy if a mesh has come since, to which it must give way.
-
-    The spec is the pod's own: the catalogue may have changed meanwhile.
-
-    Raises:
-        ConfigError: what the pod has under our names is not ours, or its spec breaks a rule.
-    """
-    metadata = get_mapping(pod, "metadata", "pod")
-    spec = injected_spec(pod)
-    expected = without_sidecar(pod["spec"], spec)
-    _add_sidecar(expected, spec, parse_pod_request(metadata, "pod.metadata"), injection)
-    adapted = _given_way(pod["spec"], expected)
-    refuse_differences(adapted, expected)
-    return pod if adapted == pod["spec"] else {**pod, "spec": adapted}
 
 
 def injected_spec(pod: JsonObject) -> PersistenceSpec:
@@ -149,22 +143,6 @@ def injected_spec(pod: JsonObject) -> PersistenceSpec:
     annotations = get_mapping(metadata, "annotations", "pod.metadata")
     text = get_string(annotations, SPEC_ANNOTATION, "pod.metadata.annotations")
     return load_spec(text, f"annotation `{SPEC_ANNOTATION}`")
-
-
-def _given_way(pod_spec: JsonObject, expected: JsonObject) -> JsonObject:
-    """A copy of ``spec`` in which a mesh stands first, and probes go round it.
-
-    The mesh may have made other probes of ours, which it answers itself.
-    """
-    adapted = copy.deepcopy(pod_spec)
-    if has_native_proxy(adapted):
-        put_mesh_first(adapted)
-        ((_, ours),) = find_sidecars(expected)
-        for _, container in find_sidecars(adapted):
-            for key in PROBES:
-                if key in ours and not agrees(container.get(key), ours[key]):
-                    container[key] = ours[key]
-    return adapted
 
 
 def _refuse_unguarded(spec: PersistenceSpec, injection: Injection) -> None:

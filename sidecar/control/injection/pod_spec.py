@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
-from itertools import count
 from typing import Final
 
 from sidecar.control.catalogue.catalogue import Catalogue
 from sidecar.control.catalogue.resolve import resolve
+from sidecar.control.injection.meshes import is_of_mesh
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
@@ -144,7 +145,7 @@ def _port(pod_spec: JsonObject, request: PodRequest) -> int | None:
         return request.port
     if pod_spec.get("hostNetwork"):
         return None
-    return next(port for port in count(HTTP_PORT) if port not in declared)
+    return next(port for port in itertools.count(HTTP_PORT) if port not in declared)
 
 
 def _access(pod_spec: JsonObject) -> Access:
@@ -156,7 +157,8 @@ def _access(pod_spec: JsonObject) -> Access:
     """
     where = "spec.securityContext"
     contexts = [get_mapping(pod_spec, "securityContext", "spec")]
-    for container in get_mappings(pod_spec, "containers", "spec")[:1]:
+    own = (c for c in get_mappings(pod_spec, "containers", "spec") if not is_of_mesh(c))
+    for container in itertools.islice(own, 1):
         contexts.insert(0, get_mapping(container, "securityContext", "spec.containers[0]"))
     uid = _first(contexts, "runAsUser", where)
     gid = _first(contexts[-1:], "fsGroup", where)

@@ -1,31 +1,32 @@
-"""Whether what a pod has of the sidecar is what an injection makes. Compares; injects nothing.
+"""A pod that has the sidecar already: what an earlier injection made is taken out, to be made anew.
 
-A pod may come with the sidecar, from `sidecar inject`. It is then left as it is, so nothing in it
-that has our names may be somebody else's. What an API server and its plugins add is no difference:
-defaults, tokens, resources.
+Nothing that the pod brings under our names is believed, since its author may have written it, or a
+replica of another version. What others add to the sidecar's container is kept: an API server and
+its plugins, and the clouds' webhooks, which give pods their identity.
 """
 
 from __future__ import annotations
 
 import copy
-import posixpath
+import json
 from typing import Any, Final
 
+from sidecar.control.catalogue.quantity import parse_quantity
 from sidecar.control.injection.object_fields import (
     JsonObject,
+    get_mapping,
     get_mappings,
     get_string,
     get_whole_number,
 )
+from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
 from sidecar.control.injection.pod_checks import CONTAINER_GROUPS
-from sidecar.errors import PodConflict
-from sidecar.paths import contains
+from sidecar.control.injection.pod_identity import identity_mounts, is_identity_variable
+from sidecar.errors import ConfigError
+from sidecar.options import Times
 from sidecar.pod import CONTAINER_NAME, RESERVED_PREFIX
-from sidecar.spec import PersistenceSpec
 
 _SPEC: Final = "pod.spec"
-_MAY_DIFFER: Final = {"env", "imagePullPolicy", "resizePolicy", "resources", "volumeMounts"}
-"""Fields of the sidecar's container that are compared otherwise, or give it nothing to run."""
 _API_DEFAULTS: Final[JsonObject] = {
     "apiVersion": "v1",
     "defaultMode": 0o644,
@@ -35,133 +36,116 @@ _API_DEFAULTS: Final[JsonObject] = {
     "successThreshold": 1,
     "type": "",
 }
-_TOKENS: Final = "/var/run/secrets"
-"""Where the API server and the clouds' webhooks mount tokens into every container."""
-_LOADS_CODE: Final = ("LD_", "PYTHON", "PATH")
-"""How variables begin that make a program run something else."""
+_QUANTITIES: Final = {"cpu", "ephemeral-storage", "memory", "sizeLimit"}
+"""The API writes these in a form of its own."""
+_UNORDERED: Final = {"env", "volumeMounts", "volumes"}
 
 
-def find_sidecars(pod_spec: JsonObject) -> list[tuple[str, JsonObject]]:
-    """(Group, container) for each container with our name.
+def find_sidecars(pod_spec: JsonObject) -> list[JsonObject]:
+    """The containers with our name.
 
     Raises:
         ManifestInvalid: a group of containers has a wrong shape.
     """
     return [
-        (group, container)
+        container
         for group in CONTAINER_GROUPS
         for container in get_mappings(pod_spec, group, _SPEC)
         if container.get("name") == CONTAINER_NAME
     ]
 
 
-def without_sidecar(pod_spec: JsonObject, spec: PersistenceSpec) -> JsonObject:
-    """A copy of an injected pod's ``spec`` without what has our names.
+def without_sidecar(pod: JsonObject) -> JsonObject:
+    """A copy of an injected pod without what has our names, and with its own grace period.
 
     Raises:
         ManifestInvalid: the pod has a wrong shape.
     """
-    plain = copy.deepcopy(pod_spec)
+    plain = copy.deepcopy(pod)
+    pod_spec = plain["spec"]
     for group in CONTAINER_GROUPS:
-        if group in plain:
-            plain[group] = [
-                {**container, "volumeMounts": _others(container, "volumeMounts", group)}
-                for container in get_mappings(plain, group, _SPEC)
+        if group in pod_spec:
+            pod_spec[group] = [
+                container
+                for container in get_mappings(pod_spec, group, _SPEC)
                 if container.get("name") != CONTAINER_NAME
             ]
-    plain["volumes"] = _others(plain, "volumes", _SPEC)
-    grace_s = get_whole_number(plain, "terminationGracePeriodSeconds", _SPEC) or 0
-    plain["terminationGracePeriodSeconds"] = max(0, grace_s - int(spec.times.grace_s))
+            for container in pod_spec[group]:
+                for key in ("volumeMounts", "volumeDevices"):
+                    _drop_ours(container, key, group)
+    _drop_ours(pod_spec, "volumes", _SPEC)
+    grace_s = get_whole_number(pod_spec, "terminationGracePeriodSeconds", _SPEC)
+    if grace_s is not None:
+        pod_spec["terminationGracePeriodSeconds"] = max(0, grace_s - _added_grace_s(pod))
     return plain
 
 
-def refuse_differences(pod_spec: JsonObject, expected: JsonObject) -> None:
-    """Refuse a pod whose sidecar is not the one of ``expected``.
+def _drop_ours(parent: JsonObject, key: str, where: str) -> None:
+    if key in parent:
+        parent[key] = [
+            item
+            for item in get_mappings(parent, key, where)
+            if not get_string(item, "name", where).startswith(RESERVED_PREFIX)
+        ]
 
-    Args:
-        expected: ``spec`` of the same pod with the sidecar, as it would be injected.
+
+def _added_grace_s(pod: JsonObject) -> int:
+    """What the earlier injection added, as its spec says, which may be of another version."""
+    annotations = get_mapping(get_mapping(pod, "metadata", "pod"), "annotations", "pod.metadata")
+    try:
+        said = json.loads(get_string(annotations, SPEC_ANNOTATION, "pod.metadata.annotations"))
+        grace_s = said["times"]["grace_s"]
+    except (ConfigError, ValueError, RecursionError, LookupError, TypeError):
+        grace_s = None
+    is_number = isinstance(grace_s, int | float) and 0 <= grace_s < 1e6
+    return int(grace_s if is_number else Times().grace_s)
+
+
+def keep_additions(pod_spec: JsonObject, before: JsonObject) -> None:
+    """Give the sidecar of ``pod_spec`` what others had added to that of ``before``, in place.
 
     Raises:
-        PodConflict: naming what is not ours.
+        ManifestInvalid: the container of ``before`` has a wrong shape.
     """
-    ((group, ours),) = find_sidecars(expected)
-    there = find_sidecars(pod_spec)
-    if [place for place, _ in there] != [group]:
-        raise _not_ours(
-            f"a container is named `{CONTAINER_NAME}` and not the only one, or not in `{group}`"
-        )
-    container = there[0][1]
-    for key in sorted({*ours, *container} - _MAY_DIFFER):
-        if not agrees(container.get(key), ours.get(key)):
-            raise _not_ours(f"the container `{CONTAINER_NAME}` has another `{key}`")
-    _check_environment(container)
-    volumes = {volume["name"]: volume for volume in _ours(expected, "volumes", _SPEC)}
-    for volume in _ours(pod_spec, "volumes", _SPEC):
-        if not agrees(volume, volumes.get(volume["name"])):
-            raise _not_ours(f"the volume `{volume['name']}` is another one")
-    _check_mounts(pod_spec, expected)
+    [ours] = find_sidecars(pod_spec)
+    there = find_sidecars(before)[0]
+    if there.get("imagePullPolicy") == "Always":
+        ours["imagePullPolicy"] = "Always"
+    if "resizePolicy" in there:
+        ours["resizePolicy"] = there["resizePolicy"]
+    resources = get_mapping(there, "resources", CONTAINER_NAME)
+    for bound in ("requests", "limits"):  # such as a LimitRange's default
+        given = get_mapping(resources, bound, CONTAINER_NAME)
+        if "cpu" in given:
+            ours["resources"][bound].setdefault("cpu", given["cpu"])
+    variables = get_mappings(there, "env", CONTAINER_NAME)
+    ours["env"] += [one for one in variables if is_identity_variable(one)]
+    mounts = get_mappings(there, "volumeMounts", CONTAINER_NAME)
+    ours["volumeMounts"] += identity_mounts(mounts, pod_spec)
 
 
-def _check_environment(container: JsonObject) -> None:
-    where = f"container `{CONTAINER_NAME}`"
-    for variable in get_mappings(container, "env", where):
-        name = get_string(variable, "name", f"{where}.env")
-        if name.startswith(_LOADS_CODE):
-            raise _not_ours(f"the container `{CONTAINER_NAME}` has the variable `{name}`")
+def agrees(there: Any, ours: Any, key: str = "") -> bool:
+    """Whether ``there`` is ``ours``, but for what an API server adds, and the order of names.
 
-
-def _check_mounts(pod_spec: JsonObject, expected: JsonObject) -> None:
-    allowed = {
-        get_string(container, "name", group): get_mappings(container, "volumeMounts", group)
-        for group in CONTAINER_GROUPS
-        for container in get_mappings(expected, group, _SPEC)
-    }
-    for group in CONTAINER_GROUPS:
-        for container in get_mappings(pod_spec, group, _SPEC):
-            name = get_string(container, "name", group)
-            mounts = get_mappings(container, "volumeMounts", group)
-            if name != CONTAINER_NAME:
-                mounts = _ours(container, "volumeMounts", group)
-            mounts = [mount for mount in mounts if not (name == CONTAINER_NAME and _token(mount))]
-            mounts += _ours(container, "volumeDevices", group)
-            for mount in mounts:
-                if not any(agrees(mount, one) for one in allowed.get(name, [])):
-                    raise _not_ours(f"container `{name}` mounts `{mount.get('name')}` otherwise")
-
-
-def _token(mount: JsonObject) -> bool:
-    path = posixpath.normpath(get_string(mount, "mountPath", "volumeMounts"))
-    return not _has_our_name(mount) and contains(_TOKENS, path)
-
-
-def _ours(parent: JsonObject, key: str, where: str) -> list[JsonObject]:
-    return [item for item in get_mappings(parent, key, where) if _has_our_name(item)]
-
-
-def _others(parent: JsonObject, key: str, where: str) -> list[JsonObject]:
-    return [item for item in get_mappings(parent, key, where) if not _has_our_name(item)]
-
-
-def _has_our_name(item: JsonObject) -> bool:
-    return get_string(item, "name", _SPEC).startswith(RESERVED_PREFIX)
-
-
-def agrees(there: Any, ours: Any) -> bool:
-    """Whether ``there`` is ``ours``, but for what an API server adds."""
+    Args:
+        key: under which they are.
+    """
     if isinstance(there, dict) and isinstance(ours, dict):
-        # A quantity, which the API writes in a form of its own.
-        wanted = {key: value for key, value in ours.items() if key != "sizeLimit"}
-        given = {key: value for key, value in there.items() if key != "sizeLimit"}
-        return all(agrees(given.get(key), value) for key, value in wanted.items()) and all(
-            _API_DEFAULTS.get(key) == value for key, value in given.items() if key not in wanted
+        return all(agrees(there.get(name), value, name) for name, value in ours.items()) and all(
+            _API_DEFAULTS.get(name) == value for name, value in there.items() if name not in ours
         )
     if isinstance(there, list) and isinstance(ours, list):
+        if key in _UNORDERED:
+            there, ours = sorted(there, key=_name), sorted(ours, key=_name)
         return len(there) == len(ours) and all(map(agrees, there, ours))
+    if key in _QUANTITIES and isinstance(there, str) and isinstance(ours, str):
+        try:
+            return parse_quantity(there).value == parse_quantity(ours).value
+        except ValueError:
+            pass
     return bool(there == ours)
 
 
-def _not_ours(what: str) -> PodConflict:
-    return PodConflict(
-        f"the pod says that it has the sidecar, and {what}",
-        "inject the manifest as it was before, or rename what is not the sidecar's",
-    )
+def _name(item: Any) -> tuple[str, str]:
+    named = item if isinstance(item, dict) else {}
+    return str(named.get("name")), str(named.get("mountPath"))

@@ -34,7 +34,6 @@ from sidecar.spec import (
 from sidecar.units import MIB
 
 DEFAULT_IMAGE: Final = f"mount-sidecar:{__version__}"
-PROBES: Final = ("startupProbe", "livenessProbe")
 PORT_NAME: Final = "sidecar-metrics"
 """By which a PodMonitor finds the port."""
 

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+import sidecar.cli.control  # noqa: F401 - its commands
 from sidecar.cli.group import cli
 from sidecar.control.injection.inject import inject
 from sidecar.control.injection.sidecar_container import Injection
-from sidecar.errors import PodConflict
 from tests.control.injection.golden import CATALOGUE, FOLDER, IMAGE, catalogue, expected, given
 from tests.support.servers import REPOSITORY
 
@@ -128,12 +128,20 @@ def test_probes_that_the_mesh_has_rewritten_are_ours_again() -> None:
     assert ours(again) is again
 
 
-def test_a_mesh_is_no_excuse_for_another_sidecar() -> None:
+def test_a_mesh_does_not_keep_another_sidecar() -> None:
     pod = webhook_of("mesh-istio")(ours(yaml.safe_load(given("pod"))))
     sidecar = next(c for c in pod["spec"]["initContainers"] if c["name"] == "mount-sidecar")
     sidecar["image"] = "another:1"
-    with pytest.raises(PodConflict, match="has another `image`"):
-        ours(pod)
+    assert sidecar_of(ours(pod))["image"] == IMAGE
+
+
+def test_files_belong_to_the_experiment_and_not_to_a_proxy_that_stands_first() -> None:
+    pod = yaml.safe_load(given("pod"))
+    pod["spec"]["containers"][0]["securityContext"] = {"runAsUser": 1000}
+    alone = ours(pod)
+    proxy = {"name": "istio-proxy", "image": "p", "securityContext": {"runAsUser": 1337}}
+    pod["spec"]["containers"].insert(0, proxy)
+    assert ours(pod)["metadata"] == alone["metadata"]
 
 
 def test_the_webhook_is_asked_again_after_others() -> None:

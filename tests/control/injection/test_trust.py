@@ -14,10 +14,10 @@ import yaml
 
 from sidecar.cli.main import main
 from sidecar.control.catalogue.catalogue import parse_catalogue
-from sidecar.control.injection.inject import pod_patch
+from sidecar.control.injection.inject import inject, pod_patch
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.control.webhook.admission import answer
-from sidecar.errors import ConfigError, PodConflict
+from sidecar.errors import ConfigError
 from tests.control.injection.golden import CATALOGUE, IMAGE, catalogue, expected, given
 from tests.control.webhook.server import recorded
 
@@ -250,35 +250,122 @@ def injected() -> Json:
     return found
 
 
+def our_mounts(container: Json, key: str = "volumeMounts") -> list[Json]:
+    return [m for m in container.get(key, []) if m["name"].startswith("mount-sidecar")]
+
+
+def assert_as_injected(made: Json, wanted: Json) -> None:
+    """All that has our names is as in ``wanted``, and no container sees more of it."""
+    ours_of = {}
+    for pod_spec in (made["spec"], wanted["spec"]):
+        groups = {group: pod_spec.get(group, []) for group in GROUPS}
+        sidecars = [(g, c) for g in groups for c in groups[g] if c["name"] == "mount-sidecar"]
+        volumes = [v for v in pod_spec["volumes"] if v["name"].startswith("mount-sidecar")]
+        ours_of[id(pod_spec)] = sidecars, volumes
+    assert ours_of[id(made["spec"])] == ours_of[id(wanted["spec"])]
+    annotation = "mount-sidecar.io/spec"
+    assert (
+        made["metadata"]["annotations"][annotation]
+        == (wanted["metadata"]["annotations"][annotation])
+    )
+    [allowed] = [our_mounts(c) for c in wanted["spec"]["containers"] if c["name"] == "main"]
+    for group in GROUPS:
+        for container in made["spec"].get(group, []):
+            if container["name"] != "mount-sidecar":
+                assert all(mount in allowed for mount in our_mounts(container))
+                assert not our_mounts(container, "volumeDevices")
+    assert [our_mounts(c) for c in made["spec"]["containers"] if c["name"] == "main"] == [allowed]
+
+
 @pytest.mark.parametrize("change", NOT_OURS.values(), ids=NOT_OURS)
-def test_what_has_our_name_and_is_not_ours_is_refused(change: Callable[[Json], None]) -> None:
+def test_what_has_our_name_and_is_not_ours_is_replaced(change: Callable[[Json], None]) -> None:
     document = injected()
     change(document)
-    assert refusal(document).startswith(("error SC1014", "error SC1011", "error SC1012"))
+    made = inject(document, catalogue(), INJECTION)
+    assert_as_injected(made, injected())
+    assert inject(made, catalogue(), INJECTION) is made
 
 
-@pytest.mark.parametrize("name", ["pod", "host-pid", "sub-path", "volumes-of-the-same-name"])
-def test_a_container_of_our_name_alone_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["pod", "sub-path"])
+def test_a_container_of_our_name_alone_is_refused_or_replaced(name: str) -> None:
     document = yaml.safe_load(given(name))
-    document["spec"].pop("hostPID", None)
+    document["spec"]["containers"].append({"name": "mount-sidecar", "image": "theirs:1"})
+    assert "a container of the pod is named `mount-sidecar`" in refusal(document)
     document["metadata"]["annotations"]["mount-sidecar.io/status"] = "injected"
-    document["spec"]["containers"].append({"name": "mount-sidecar", "image": IMAGE})
-    refusal(document)
-    del document["metadata"]["annotations"]["mount-sidecar.io/status"]
-    refusal(document)
+    assert inject(document, catalogue(), INJECTION) == yaml.safe_load(expected(name).read_text())
 
 
-def test_other_flags_than_those_of_the_injection() -> None:
-    with pytest.raises(PodConflict, match="another `image`"):
-        pod_patch(injected(), catalogue(), Injection(image="mount-sidecar:other"))
-    assert "not in `containers`" in refusal(injected(), Injection(image=IMAGE, native=False))
+@pytest.mark.parametrize(
+    "injection", [Injection(image="mount-sidecar:other"), Injection(image=IMAGE, native=False)]
+)
+def test_the_flags_are_those_of_the_last_injection(injection: Injection) -> None:
+    asked = pod()
+    asked["metadata"]["annotations"] |= {
+        "mount-sidecar.io/data": '["images"]',
+        "mount-sidecar.io/outputs": "models",
+    }
+    before = inject(asked, catalogue(), INJECTION)
+    made, wanted = (inject(one, catalogue(), injection) for one in (before, asked))
+    assert_as_injected(made, wanted)
+    assert made["metadata"] == wanted["metadata"]
+
+
+def test_a_container_that_comes_later_gets_what_it_would_have_got() -> None:
+    asked, late = pod(), {"name": "late", "image": "i"}
+    there = inject(asked, catalogue(), INJECTION)
+    for document in (asked, there):
+        document["spec"]["containers"].append(copy.deepcopy(late))
+        others = document["spec"].get("initContainers", [])
+        document["spec"]["initContainers"] = [copy.deepcopy(late), *others]
+    again, anew = (inject(one, catalogue(), INJECTION)["spec"] for one in (there, asked))
+    for group in ("initContainers", "containers"):
+        assert again[group] == anew[group]
+
+
+TOKENS = "/var/run/secrets/kubernetes.io/serviceaccount"
+TOKEN = {"sources": [{"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}}]}
+IDENTITY = [
+    {"name": "AWS_ROLE_ARN", "value": "arn:aws:iam::1:role/x"},
+    {"name": "AZURE_FEDERATED_TOKEN_FILE", "value": "/var/run/secrets/azure/tokens/token"},
+]
+FORGED = [
+    {"name": "AWS_CONFIG_FILE", "value": "/mnt/persistence/x"},
+    {"name": "OPENSSL_CONF", "value": "/mnt/persistence/x"},
+    {"name": "HTTPS_PROXY", "value": "http://theirs"},
+    {"name": "AWS_ENDPOINT_URL", "value": "http://theirs"},
+    {"name": "SIDECAR_POD_NAMESPACE", "value": "another"},
+    {"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": "/var/run/sidecar/secrets/s/key.json"},
+    {"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": "/var/run/secrets/../sidecar/secrets/s/k"},
+    {"name": "AWS_REGION", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+]
+
+
+def test_the_identity_that_a_cloud_gives_is_kept_and_nothing_else() -> None:
+    document = injected()
+    token = {"name": "token", "mountPath": "/var/run/secrets/azure/tokens", "readOnly": True}
+    document["spec"]["volumes"] += [
+        {"name": "token", "projected": TOKEN},
+        {"name": "theirs", "emptyDir": {}},
+    ]
+    sidecar = document["spec"]["initContainers"][0]
+    sidecar["image"] = "another:1"
+    sidecar["env"] += [*IDENTITY, *FORGED]
+    sidecar["volumeMounts"] += [
+        token,
+        {**token, "mountPath": "/var/run/secrets/../sidecar"},
+        {**token, "name": "theirs"},
+    ]
+    made = inject(document, catalogue(), INJECTION)["spec"]["initContainers"][0]
+    wanted = injected()["spec"]["initContainers"][0]
+    assert made["env"] == [*wanted["env"], *IDENTITY]
+    assert made["volumeMounts"] == [*wanted["volumeMounts"], token]
 
 
 def test_what_an_api_server_and_its_plugins_add_is_no_difference() -> None:
     document = injected()
     spec = document["spec"]
-    token = {"name": "kube-api-access-x", "mountPath": "/var/run/secrets/kubernetes.io/sa"}
-    spec["volumes"] += [{"name": "kube-api-access-x", "projected": {"sources": []}}]
+    token = {"name": "kube-api-access-x", "mountPath": TOKENS}
+    spec["volumes"] += [{"name": "kube-api-access-x", "projected": {**TOKEN, "defaultMode": 420}}]
     sidecar = spec["initContainers"][0]
     for container in (*spec["containers"], sidecar):
         container["volumeMounts"].append({**token, "readOnly": True})
@@ -300,14 +387,15 @@ def test_what_an_api_server_and_its_plugins_add_is_no_difference() -> None:
             entry["hostPath"].setdefault("type", "")
         if entry["name"] == "mount-sidecar-state":
             entry["emptyDir"]["sizeLimit"] = "11005853696000m"
-    spec["containers"].append({"name": "added-later", "image": "i"})
-    spec["initContainers"].insert(0, {"name": "before", "image": "i"})
+    assert sidecar["resources"]["limits"]["memory"] == "2560Mi"
+    sidecar["resources"]["limits"] |= {"cpu": "2", "memory": "2.5Gi"}  # the first by a LimitRange
     assert pod_patch(document, catalogue(), INJECTION) == []
 
 
-def test_the_catalogue_may_have_changed_since() -> None:
-    changed = CATALOGUE.read_text().replace("s3://images/train", "s3://images/other")
-    assert pod_patch(injected(), parse_catalogue(changed, "catalogue"), INJECTION) == []
+def test_the_catalogue_is_the_one_of_now() -> None:
+    text = CATALOGUE.read_text().replace("s3://images/train", "s3://images/other")
+    changed = parse_catalogue(text, "catalogue")
+    assert inject(injected(), changed, INJECTION) == inject(pod(), changed, INJECTION)
 
 
 # --- processes ----------------------------------------------------------------------------
