@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from sidecar.mounter.system import mounts
 from sidecar.options import Options
+from sidecar.spec import StoreSource
 from tests.mount.buckets import bucket_sidecar, refused
 from tests.support import planted
 from tests.support.clouds import Cloud
@@ -85,7 +87,7 @@ def test_the_shared_root_is_reached_without_links(tmp_path: Path, s3: Cloud, out
     assert untouched(outside)
 
 
-@pytest.mark.parametrize("place", ["state", "state/metrics", "state/spec.json"])
+@pytest.mark.parametrize("place", ["state", "state/metrics", "state/status.json"])
 def test_the_state_is_kept_without_links(
     tmp_path: Path, s3: Cloud, outside: Path, place: str
 ) -> None:
@@ -128,6 +130,39 @@ def test_a_mount_is_renewed_in_its_place_whatever_its_path_leads_to_now(
     assert "Traceback" not in sidecar.log()
 
 
+# --- what is written there while it runs ---------------------------------------------------------
+
+
+def test_a_new_worker_serves_what_the_first_one_was_told(tmp_path: Path, s3: Cloud) -> None:
+    s3.write("file", b"of the volume")
+    s3.write("private/file", b"of another prefix")
+    sidecar = bucket_sidecar(tmp_path, s3)
+    volume = sidecar.spec.volumes[0]
+    assert isinstance(volume.source, StoreSource)
+    elsewhere = replace(volume.source, url=f"{volume.source.url}/private", prefix="private/")
+    other = replace(sidecar.spec, volumes=(replace(volume, source=elsewhere),))
+    with sidecar:
+        (sidecar.state / "spec.json").write_text(other.to_json())
+        os.kill(sidecar.volume_status("train")["worker_pid"], signal.SIGKILL)
+        wait_until(lambda: sidecar.volume_status("train")["healed"]["resend"], "healed")
+        assert (tmp_path / "m/file").read_bytes() == b"of the volume"
+        assert sidecar.stop() == 0
+
+
+def test_a_link_in_place_of_the_status_is_not_served(tmp_path: Path, s3: Cloud) -> None:
+    login = tmp_path / "run/secrets/train/key.json"
+    sidecar = bucket_sidecar(tmp_path, s3)
+    with sidecar:
+        login.parent.mkdir(parents=True, exist_ok=True)
+        fields = {"password": "s3cret", "http_port": sidecar.status()["http_port"]}
+        login.write_text(json.dumps(fields))
+        (sidecar.state / "status.json").unlink()
+        (sidecar.state / "status.json").symlink_to(login)
+        status, body = sidecar.get("/statusz")
+        assert (status, "s3cret" in body) == (500, False)
+        assert sidecar.stop() == 0
+
+
 # --- what stands where files are made ----------------------------------------------------------
 
 
@@ -141,7 +176,7 @@ REPLACED = [
 
 
 @pytest.mark.parametrize("plant", REPLACED)
-@pytest.mark.parametrize("place", ["shared/.sidecar/ready", "state/status.json", "state/spec.json"])
+@pytest.mark.parametrize("place", ["shared/.sidecar/ready", "state/status.json", "state/shown"])
 def test_what_stands_in_place_of_a_file_is_replaced(
     tmp_path: Path, s3: Cloud, outside: Path, plant: planted.Plant, place: str
 ) -> None:
@@ -200,7 +235,7 @@ def test_a_directory_that_appears_in_place_of_the_ready_file_leaves_no_mount(
     assert "Traceback" not in sidecar.log()
 
 
-@pytest.mark.parametrize("place", ["status.json", "status.json.new", "metrics", "spec.json.new"])
+@pytest.mark.parametrize("place", ["status.json", "status.json.new", "metrics", "shown"])
 def test_a_directory_in_the_state_that_is_no_file_of_ours_is_removed(
     tmp_path: Path, s3: Cloud, outside: Path, place: str
 ) -> None:

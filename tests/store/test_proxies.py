@@ -75,13 +75,7 @@ BUNDLE = CaBundle(kind="configMap", name="authorities", key="ca.crt")
 
 def set_up(cloud: Cloud, secrets: Path, **source: object) -> None:
     """As a worker does before it opens its store."""
-
-    def write(text: str) -> str:
-        file = secrets.parent / "authorities.pem"
-        file.write_text(text)
-        return str(file)
-
-    network.set_up(replace(cloud.source(), **source), str(secrets), write)  # type: ignore[arg-type]
+    network.set_up(replace(cloud.source(), **source), str(secrets))  # type: ignore[arg-type]
 
 
 def add_to_secret(secrets: Path, **fields: str) -> None:
@@ -276,7 +270,7 @@ def test_identities_of_a_pod_are_asked_for_on_the_node(
     monkeypatch: pytest.MonkeyPatch, secrets: Path
 ) -> None:
     source = StoreSource(store="s3", url="s3://b", bucket="b", proxy="http://proxy.example:3128")
-    network.set_up(source, str(secrets), str)
+    network.set_up(source, str(secrets))
     for host in ("169.254.169.254", "169.254.170.23", "metadata.google.internal"):
         assert proxy_for(host, 80, tls=False) is None
 
@@ -290,4 +284,4 @@ def test_a_bundle_that_cannot_be_used(
         (secrets / "configmap_authorities" / "ca.crt").write_text(content)
     source = StoreSource(store="s3", url="s3://b", bucket="b", ca_bundle=BUNDLE)
     with pytest.raises(error, match="CA bundle"):
-        network.set_up(source, str(secrets), str)
+        network.set_up(source, str(secrets))

@@ -29,7 +29,7 @@ from sidecar.metrics import scrape_registry
 from sidecar.mounter.reporting.probe_files import ProbeFiles
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
-from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE
+from sidecar.mounter.system.status import METRICS_DIRECTORY, read_status, read_status_text
 from sidecar.spec import PersistenceSpec, volume_label
 from sidecar.units import MIB
 
@@ -89,10 +89,8 @@ class Supervisor:
 class _Pages:
     """What is served."""
 
-    def __init__(
-        self, status_file: Path, registry: CollectorRegistry, supervisor: Supervisor
-    ) -> None:
-        self._status_file = status_file
+    def __init__(self, state: Path, registry: CollectorRegistry, supervisor: Supervisor) -> None:
+        self._state = state
         self._registry = registry
         self._supervisor = supervisor
 
@@ -109,12 +107,12 @@ class _Pages:
         return Response(HTTPStatus.OK, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
     def _status(self, _: Request) -> Response:
-        return _json(HTTPStatus.OK, self._status_file.read_text())
+        return _json(HTTPStatus.OK, read_status_text(self._state))
 
     def _startup(self, _: Request) -> Response:
-        if json.loads(self._status_file.read_text())["phase"] == "starting":
+        if read_status(self._state)["phase"] == "starting":
             self._supervisor.wait_until_ready(_HOLD_S)
-        text = self._status_file.read_text()
+        text = read_status_text(self._state)
         ready = bool(json.loads(text)["ready"])
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, text)
 
@@ -127,7 +125,7 @@ class _Pages:
 
     def _experiment_live(self, _: Request) -> Response:
         """For probes of the experiment's containers: 503 if a restart of theirs would mend it."""
-        volumes = json.loads(self._status_file.read_text())["volumes"]
+        volumes = read_status(self._state)["volumes"]
         lost = {
             volume_label(volume["kind"], volume["name"]): volume["lost_in"]
             for volume in volumes
@@ -154,17 +152,14 @@ def main(channel: Channel, spec: PersistenceSpec) -> int:
         return 0
     _, listener = received
     state = Path(spec.roots.state)
-    status_file = state / STATUS_FILE
     supervisor = Supervisor(channel)
     threading.Thread(target=supervisor.listen, name="supervisor", daemon=True).start()
     probe_files = ProbeFiles(state, supervisor.is_alive)
     if not listener:
         probe_files.run()
     threading.Thread(target=probe_files.run, name="probe files", daemon=True).start()
-    registry = scrape_registry(
-        pinned(state / METRICS_DIRECTORY), lambda: dict(json.loads(status_file.read_text()))
-    )
-    pages = _Pages(status_file, registry, supervisor)
+    registry = scrape_registry(pinned(state / METRICS_DIRECTORY), lambda: read_status(state))
+    pages = _Pages(state, registry, supervisor)
     server = HttpServer(socket.socket(fileno=listener[0]), pages.routes(), _LIMITS)
     server.serve()
     return 0

@@ -8,7 +8,6 @@ alive.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from sidecar.mounter.system.directories import open_directory, open_file
-from sidecar.mounter.system.status import STATUS_FILE
+from sidecar.mounter.system.status import read_status
 from sidecar.pod import ALIVE_FILE, READY_FILE
 
 _STARTING_S: Final = 0.2
@@ -34,7 +33,7 @@ class ProbeFiles:
     """
 
     def __init__(self, state: Path, is_alive: Callable[[], bool]) -> None:
-        self._status_file = state / STATUS_FILE
+        self._state = state
         self._directory = open_directory(state)
         self._is_alive = is_alive
         self._was_ready = False
@@ -52,7 +51,7 @@ class ProbeFiles:
         if now_s >= self._next_beat_s and self._is_alive():
             self._next_beat_s = now_s + _SERVING_S
             self._touch(ALIVE_FILE, time.time() + _VALID_S)
-        if not self._was_ready and json.loads(self._status_file.read_text())["ready"]:
+        if not self._was_ready and read_status(self._state)["ready"]:
             self._touch(READY_FILE, time.time())
             self._was_ready = True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -96,10 +97,10 @@ class Reporter:
 def _version(file: Path) -> tuple[int, int] | None:
     """What changes whenever the file is replaced; None if there is no file."""
     try:
-        status = file.stat()
+        status = file.lstat()
     except FileNotFoundError:
         return None
-    return status.st_ino, status.st_mtime_ns
+    return (status.st_ino, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _watch_experiment(channel: Channel) -> None:

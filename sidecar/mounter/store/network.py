@@ -7,13 +7,13 @@ the secret's (which may hold a login), else the catalogue's, else what the conta
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidecar.errors import SecretFileMissing, SecretInvalid
 from sidecar.mounter.store.http.proxies import is_proxy
 from sidecar.mounter.store.secrets import SecretFields
+from sidecar.mounter.system.directories import path_of
 from sidecar.pod import PROXY_VARIABLES
 
 if TYPE_CHECKING:
@@ -31,19 +31,19 @@ _METADATA = (
 )
 
 
-def set_up(source: StoreSource, secrets_root: str, write: Callable[[str], str]) -> None:
+def set_up(source: StoreSource, secrets_root: str) -> None:
     """Change this process's environment to the way of ``source``. Before any SDK is imported.
-
-    Args:
-        write: writes a text to a file of this process's own; the file's path.
 
     Raises:
         CredentialError: a proxy, or the file with the authorities, cannot be used.
+        OSError: there is no memory or descriptor for the authorities.
     """
     _set_proxy(source, secrets_root)
     if source.ca_bundle is not None:
-        path = write(_authorities(source.ca_bundle.path(secrets_root)))
-        os.environ.update(dict.fromkeys(_AUTHORITY_VARIABLES, path))
+        descriptor = os.memfd_create("authorities")  # without a name: nobody else can change it
+        with open(descriptor, "w", closefd=False) as file:
+            file.write(_authorities(source.ca_bundle.path(secrets_root)))
+        os.environ.update(dict.fromkeys(_AUTHORITY_VARIABLES, path_of(descriptor)))
 
 
 def _set_proxy(source: StoreSource, secrets_root: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from sidecar.mounter.system.atomic_file import replace_text, temporary_name
 from sidecar.mounter.system.directories import PathBlocked, open_directory, open_file, remove
 from sidecar.pod import STOPPING_FILE
+from sidecar.units import MIB
 
 SIDECAR_DIRECTORY = ".sidecar"
 READY_FILE = "ready"
@@ -31,6 +32,8 @@ _MORE_BYTES = 50
 """Room for the line that says how many lines were left out."""
 _MODE = 0o644
 _MOST_DIGITS = 10
+_MOST_CHARACTERS = 4 * MIB
+"""Of a status document, which names a hundred files of each bucket."""
 
 
 class SharedDirectory:
@@ -76,9 +79,20 @@ def dump_status(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
+def read_status_text(state: Path) -> str:
+    """The status document in the state directory. No link is followed. Raises OSError."""
+    directory = open_directory(state, walk_only=True)
+    try:
+        descriptor = open_file(directory, STATUS_FILE, os.O_RDONLY)
+    finally:
+        os.close(directory)
+    with open(descriptor, encoding="utf-8") as file:
+        return file.read(_MOST_CHARACTERS)
+
+
 def read_status(state: Path) -> dict[str, Any]:
-    """The status document in the state directory."""
-    document: dict[str, Any] = json.loads((state / STATUS_FILE).read_text())
+    """The status document in the state directory. Raises OSError, ValueError."""
+    document: dict[str, Any] = json.loads(read_status_text(state))
     return document
 
 
@@ -116,6 +130,7 @@ def note_shown(state: int) -> None:
     Args:
         state: descriptor of the directory.
     """
+    remove(state, _SHOWN_FILE)
     os.close(open_file(state, _SHOWN_FILE, os.O_WRONLY | os.O_CREAT))
 
 

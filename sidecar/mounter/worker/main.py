@@ -228,7 +228,7 @@ class Worker:
     # --- before the mount ------------------------------------------------------------------
 
     def _open_store(self) -> Store:
-        network.set_up(self._source, self._spec.roots.secrets, self._write_authorities)
+        network.set_up(self._source, self._spec.roots.secrets)
         self._near_store = self._open_near()
         return open_store(
             self._source,
@@ -252,19 +252,6 @@ class Worker:
         except SidecarError as error:
             log.warning("there will be no near bucket: %s", error.line())
             return None
-
-    def _write_authorities(self, text: str) -> str:
-        """The file's path. Raises StateUnusable."""
-        name = f"{self._identity}.authorities.pem"
-        try:
-            root = directories.open_directory(Path(self._spec.roots.state))
-            try:
-                replace_text(name, text, root)
-            finally:
-                os.close(root)
-        except OSError as error:
-            raise directories.unusable("cannot write the authorities", error) from None
-        return str(Path(self._spec.roots.state) / name)
 
     def _fork_children(self, store: Store) -> tuple[Notifier | None, ReaderPool | None]:
         """The child processes, and then the heartbeat.
