@@ -9,8 +9,12 @@ from pathlib import Path
 
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.fuse.open_policy import JUDGED_OPENS
+from sidecar.mounter.store import open_store
+from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.options import Options
+from sidecar.spec import StoreSource
+from tests.support.clouds import CountingObserver
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 from tests.support.waiting import wait_until
@@ -31,10 +35,14 @@ def cached(
     )
 
 
-def place_copy(sidecar: Sidecar, bucket: str, key: str, version: str, content: bytes) -> Path:
+def place_copy(sidecar: Sidecar, key: str, version: str, content: bytes) -> Path:
     """Store a whole object in the cache's folder; its file."""
+    source = sidecar.spec.volumes[0].source
+    assert isinstance(source, StoreSource)
+    login = VolumeCredentials(source, sidecar.spec.roots.secrets)
+    store = open_store(source, login, retry_budget_s=0, observer=CountingObserver())
     cache = DiskCache(
-        sidecar.state / "data-v" / "cache", f"s3://{bucket}", CACHE_BYTES, on_damage=lambda: None
+        sidecar.state / "data-v" / "cache", store.origin(), CACHE_BYTES, on_damage=lambda: None
     )
     entry = cache.acquire(ObjectInfo(key, len(content), 0.0, version))
     assert entry is not None
@@ -54,7 +62,7 @@ def test_reads_do_not_reach_the_worker_and_survive_its_death(
     client.put_object(bucket, "other", io.BytesIO(remote), len(remote))
     mount = tmp_path / "m"
     sidecar = cached(s3_server, bucket, tmp_path / "run", mount)
-    place_copy(sidecar, bucket, "whole", etag, local)
+    place_copy(sidecar, "whole", etag, local)
     with sidecar:
         # The content differs on purpose, to show that the kernel reads the local file.
         with (mount / "whole").open("rb") as first, (mount / "whole").open("rb") as second:
@@ -82,7 +90,7 @@ def test_many_opens_of_small_files_leave_opening_to_the_kernel(
         client.put_object(bucket, key, io.BytesIO(remote), len(remote))
     mount = tmp_path / "m"
     sidecar = cached(s3_server, bucket, tmp_path / "run", mount)
-    place_copy(sidecar, bucket, "whole", etag, local)
+    place_copy(sidecar, "whole", etag, local)
     with sidecar:
         with (
             (mount / "whole").open("rb", buffering=0) as by_copy,
@@ -121,9 +129,9 @@ def test_a_copy_that_is_altered_or_of_another_version_is_not_served(
     client.put_object(bucket, "old", io.BytesIO(remote), len(remote))
     mount = tmp_path / "m"
     sidecar = cached(s3_server, bucket, tmp_path / "run", mount)
-    with place_copy(sidecar, bucket, "altered", etag, remote).open("r+b") as copy:
+    with place_copy(sidecar, "altered", etag, remote).open("r+b") as copy:
         copy.write(b"X")
-    place_copy(sidecar, bucket, "old", "another-version", b"local!" * 200_000)
+    place_copy(sidecar, "old", "another-version", b"local!" * 200_000)
     with sidecar:
         assert (mount / "altered").read_bytes() == remote
         assert (mount / "old").read_bytes() == remote

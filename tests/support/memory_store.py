@@ -49,7 +49,6 @@ class MemoryStore:
     """
 
     url = "memory://"
-    address = "memory:"
 
     def __init__(self, limits: Limits = _LOOSE) -> None:
         self.limits = limits
@@ -63,6 +62,9 @@ class MemoryStore:
     def _count(self, operation: str) -> None:
         with self._lock:
             self.requests[operation] = self.requests.get(operation, 0) + 1
+
+    def origin(self) -> str:
+        return "memory"
 
     def probe(self) -> None:
         """Always reachable."""

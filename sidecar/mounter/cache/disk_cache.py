@@ -82,7 +82,7 @@ class DiskCache:
     a child shares. Each process makes its own.
 
     Args:
-        origin: tells equal keys apart: the bucket's URL, after those who share its objects.
+        origin: tells equal keys apart: where they come from, after those who share its objects.
         budget_bytes: what the folder's files may occupy together, on disk.
         on_damage: called for each block that is not as it was stored.
 

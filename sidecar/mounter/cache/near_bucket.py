@@ -5,8 +5,9 @@ reader's back, for the others. Nothing depends on the near bucket: where it fail
 something else than was put there, the object's own store is asked. Why, and whom it trusts:
 docs/decisions/0053-a-near-bucket.md.
 
-- A block's key is made of the object's bucket, key and version, and of the block's number. So
-  nothing there is ever wrong by age, and the bucket's own lifecycle rule may delete anything.
+- A block's key is made of the object's origin (:meth:`Store.origin`), key and version, and of the
+  block's number. So nothing there is ever wrong by age, the bucket's own lifecycle rule may delete
+  anything, and who comes to the object by a way of its own has blocks of its own.
 - A block is a row of chunks, each behind a checksum of what it is and of what is in it
   (:mod:`.near_block`). So a part of a block is read by one request, and checked.
 - Who is about to fetch a block claims it: a few bytes under the block's key, written on condition
@@ -98,7 +99,7 @@ class NearBucket:
 
     Args:
         store: the near bucket; it does not retry.
-        origin: tells the buckets apart whose objects are here.
+        origin: of the volume's own store.
     """
 
     def __init__(self, store: Store, origin: str, metrics: VolumeMetrics) -> None:

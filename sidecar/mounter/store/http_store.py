@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
@@ -93,7 +94,7 @@ class HttpStore(ABC, Generic[C]):
         self._login = login
         self.retry = Retry(retry_budget_s, login, observer)
         self.property_keeper = PropertyKeeper(errors)
-        self.address = str(endpoint)
+        self._endpoint = endpoint
         name_exempt_host(endpoint.host)  # for the SDK
         self._client = HttpClient(endpoint, StoreTranslator(requests, errors))
         self._reader = RangeReader(self._client, requests, errors, self.retry)
@@ -107,6 +108,12 @@ class HttpStore(ABC, Generic[C]):
     def url(self) -> str:
         """The root as the admin wrote it."""
         return self._source.url
+
+    def origin(self) -> str:
+        """As :meth:`Store.origin`."""
+        source = self._source
+        parts = (source.store, self._endpoint.way(), source.bucket, source.prefix)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"

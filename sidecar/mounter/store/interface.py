@@ -264,9 +264,12 @@ class Store(Protocol):
     def url(self) -> str:
         """The root as the admin wrote it, such as ``s3://bucket/prefix``."""
 
-    @property
-    def address(self) -> str:
-        """Where requests go, such as ``https://storage.googleapis.com``."""
+    def origin(self) -> str:
+        """The same text for stores of which the same bytes come, and who vouches for them is, too.
+
+        Names what is kept where others read it: what came by a way that somebody chose is not
+        what another asked for. Not the URL, which is only what the bucket is called.
+        """
 
     @property
     def limits(self) -> Limits:

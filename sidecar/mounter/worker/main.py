@@ -290,16 +290,17 @@ class Worker:
 
     def _fetcher(self, store: Store, metrics: VolumeMetrics, memory_bytes: int) -> Fetcher:
         near = None
+        origin = store.origin()
         if self._near_store is not None:
-            origin = f"{store.address} {self._source.url}"
             near = NearBucket(self._near_store, origin, metrics)
+            origin += self._near_store.origin()  # its blocks come into the cache, too
         return Fetcher(
             store,
             ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch"),
             BufferPool(memory_bytes),
             metrics,
             self._options.part_bytes,
-            self._open_cache(metrics),
+            self._open_cache(metrics, origin),
             CacheWriter(),
             near,
             PageCacheShare(budgets.page_cache_bytes(self._spec)),
@@ -310,7 +311,7 @@ class Worker:
         is_large = info.size_bytes > WHOLE_OBJECT_BYTES
         return is_large and is_loaded_whole(self._options.read_whole, info.key)
 
-    def _open_cache(self, metrics: VolumeMetrics) -> DiskCache | None:
+    def _open_cache(self, metrics: VolumeMetrics, origin: str) -> DiskCache | None:
         """The disk cache, which each process opens for itself. None if it is off or broken."""
         if self._options.cache == "none":
             return None
@@ -321,7 +322,7 @@ class Worker:
                 return None
             return DiskCache(
                 folder,
-                cache_place.owner(self._spec, self._volume) + self._source.url,
+                cache_place.owner(self._spec, self._volume) + origin,
                 budget_bytes,
                 on_damage=metrics.damaged_blocks.inc,
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
 import threading
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from sidecar.mounter.store.http.connection import Connection, connect, request_head
 from sidecar.mounter.store.http.forks import renew_in_child
@@ -54,6 +56,20 @@ class Endpoint:
         """The ``Host`` header, with the port unless it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+    def way(self) -> str:
+        """What decides whose bytes arrive: who is asked, and who vouches for the answer.
+
+        If nobody does, a proxy answers as it likes. With its login: to be shown to nobody.
+        """
+        if self.tls and self.verify_tls:
+            file = self.authorities or authorities_file()
+            known = file == _public_authorities()
+            vouched = "" if known else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        else:
+            proxy = None if self.direct else proxy_for(self.host, self.port, tls=self.tls)
+            vouched = f"nobody, through {'' if proxy is None else proxy.url}"
+        return f"{'https' if self.tls else 'http'}://{self}{self.path} {vouched}"
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -160,8 +176,10 @@ def authorities_file() -> str:
     a slim image has none.
     """
     given = os.environ.get("SSL_CERT_FILE") or os.environ.get("AWS_CA_BUNDLE")
-    if given:
-        return given
+    return given or _public_authorities()
+
+
+def _public_authorities() -> str:
     import certifi
 
     return certifi.where()
