@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ KIB, MIB = 1024, 1024 * 1024
 def noted(log: ReadLog) -> list[Run]:
     text = log.take()
     assert text is not None
-    return parse(text)
+    return parse(text.encode())
 
 
 def test_first_reads_in_their_order_and_once() -> None:
@@ -87,9 +88,40 @@ GOOD = {"version": 1, "block_bytes": 4, "keys": ["a"], "runs": [[0, 1, 2]]}
     ],
 )
 def test_what_is_no_log(change: dict[str, object]) -> None:
-    assert parse(json.dumps(GOOD)) == [Run("a", 4, 12)]
+    assert parse(json.dumps(GOOD).encode()) == [Run("a", 4, 12)]
     with pytest.raises(ValueError, match="no log of reads"):
-        parse(json.dumps({**GOOD, **change}))
+        parse(json.dumps({**GOOD, **change}).encode())
+
+
+HUGE = {
+    "runs": b"[0,0,1],",
+    "names": b'"a",',
+    "folders": b"[],",
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_log_of_many_things_takes_little_memory(kind: str) -> None:
+    """98 KB, packed, became 1.9 GiB."""
+    content = b'{"version":1,"block_bytes":4,"keys":["a"],"runs":[' + HUGE[kind] * (8 * MIB)
+    logs = [content[: length - 3] + b"1]}" for length in (read_log.MOST_BYTES, len(content))]
+    tracemalloc.start()
+    try:
+        for log in logs:
+            with pytest.raises(ValueError, match="no log of reads"):
+                parse(log)
+        assert tracemalloc.get_traced_memory()[1] < 32 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_that_are_long_end_a_log_that_can_be_read() -> None:
+    log = ReadLog(1 << 40)
+    for number in range(6000):
+        log.note(f"{number}/" + "\U0001f600" * 250, 0, 1)
+    text = log.take()
+    assert text is not None
+    assert 1000 < len(parse(text.encode())) < 6000
 
 
 JSON = st.recursive(
@@ -103,4 +135,4 @@ JSON = st.recursive(
 ).map(json.dumps))  # fmt: skip
 def test_any_text_is_a_log_or_a_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
-        parse(text)
+        parse(text.encode(errors="surrogatepass"))

@@ -178,7 +178,7 @@ def wait_until_noted(sidecar: Sidecar, size: int) -> None:
     file = sidecar.state / "data-data" / read_log.FILE
 
     def noted() -> int:
-        runs = read_log.parse(file.read_text()) if file.exists() else []
+        runs = read_log.parse(file.read_bytes()) if file.exists() else []
         return sum(run.end - run.start for run in runs)
 
     sidecar.wait_for(lambda: noted() >= size)

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from sidecar.json_document import parse_json
 from sidecar.mounter.store.interface import ObjectInfo
-from sidecar.units import KIB
+from sidecar.units import KIB, MIB
 
 FILE: Final = "reads.json"
 """In the volume's state directory, while a worker notes reads."""
@@ -22,6 +23,8 @@ _WINDOW_S: Final = 600.0
 """After the first read. Later ones are no start."""
 _MOST_RUNS: Final = 50_000
 _MOST_FILES: Final = 50_000
+MOST_BYTES: Final = 8 * MIB
+"""Of a log: a hundred bytes for each name. What is longer is none."""
 _MOST_OFFSET: Final = 1 << 62
 _VERSION: Final = 1
 
@@ -45,6 +48,7 @@ class ReadLog:
         self._most_blocks = most_bytes // _BLOCK_BYTES
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}  # of each file
+        self._names_bytes = 0
         self._seen: list[set[int]] = []  # blocks, by the file's number
         self._runs: list[list[int]] = []  # file, first block, count
         self._blocks = 0
@@ -62,7 +66,8 @@ class ReadLog:
                 return
             number = self._numbers.get(key)
             if number is None:
-                if len(self._numbers) >= _MOST_FILES:
+                self._names_bytes += len(json.dumps(key))
+                if len(self._numbers) >= _MOST_FILES or self._names_bytes > MOST_BYTES // 2:
                     return
                 number = self._numbers[key] = len(self._seen)
                 self._seen.append(set())
@@ -98,11 +103,13 @@ class ReadLog:
         return json.dumps(document, separators=(",", ":"))
 
 
-def parse(text: str) -> list[Run]:
+def parse(content: bytes) -> list[Run]:
     """The runs of a log that anybody may have written. Raises ValueError for what is none."""
+    if len(content) > MOST_BYTES:
+        raise ValueError("no log of reads: it is too long")
     try:
-        return list(_runs(json.loads(text)))
-    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        return list(_runs(parse_json(content)))
+    except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"no log of reads: {error}") from None
 
 

@@ -17,14 +17,12 @@ from sidecar.mounter.reading import read_log
 from sidecar.mounter.reading.read_log import Run
 from sidecar.mounter.system import directories
 from sidecar.spec import PersistenceSpec, Volume
-from sidecar.units import MIB
 
 FOLDER: Final = ".mount-sidecar/learned"
 """In the outputs volume."""
 RELEARN_S: Final = 7 * 24 * 3600.0
 """What is older is not used, and noted anew: what programs read changes, and reads that are
 answered from memory are not seen."""
-_MOST_BYTES: Final = 64 * MIB
 _MODE: Final = 0o644
 
 
@@ -44,19 +42,19 @@ def load(spec: PersistenceSpec, volume: Volume) -> list[Run] | None:
         with open(directories.open_file(folder, _name(volume), os.O_RDONLY), "rb") as file:
             if time.time() - os.fstat(file.fileno()).st_mtime > RELEARN_S:
                 return None
-            packed = file.read(_MOST_BYTES)
+            packed = file.read(read_log.MOST_BYTES)
     except FileNotFoundError:
         return None
     finally:
         os.close(folder)
     try:
         with gzip.open(io.BytesIO(packed)) as unpacked:
-            return read_log.parse(unpacked.read(_MOST_BYTES).decode())
+            return read_log.parse(unpacked.read(read_log.MOST_BYTES + 1))
     except (OSError, EOFError, ValueError):  # torn, or not ours
         return None
 
 
-def save(spec: PersistenceSpec, volume: Volume, text: str) -> bool:
+def save(spec: PersistenceSpec, volume: Volume, content: bytes) -> bool:
     """Keep what this run has read first. False without an outputs volume. Raises OSError."""
     root = _outputs_root(spec)
     if root is None:
@@ -65,7 +63,7 @@ def save(spec: PersistenceSpec, volume: Volume, text: str) -> bool:
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         with open(directories.open_file(folder, _name(volume), flags, _MODE), "wb") as file:
-            file.write(gzip.compress(text.encode(), mtime=0))
+            file.write(gzip.compress(content, mtime=0))
     finally:
         os.close(folder)
     return True

@@ -93,10 +93,10 @@ class _Warming:
             return  # nothing was read
         finally:
             os.close(state)
-        with open(descriptor, encoding="utf-8") as file:
-            text = file.read()
-        if learned.save(self._spec, volume, text):
-            runs = len(read_log.parse(text))
+        with open(descriptor, "rb") as file:
+            content = file.read(read_log.MOST_BYTES + 1)
+        runs = len(read_log.parse(content))
+        if learned.save(self._spec, volume, content):
             logs.event(log, "what was read first is kept", volume=volume.label, runs=runs)
 
     def _warm(self, volume: Volume) -> None:

@@ -8,6 +8,7 @@ from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from sidecar.json_document import parse_json
 from sidecar.mounter.store.gcs.properties import SHOWN, properties_in
 from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.http.fields import Headers
@@ -16,7 +17,6 @@ from sidecar.mounter.store.http.requests import SignedRequest
 from sidecar.mounter.store.http.values import (
     GENERATION_DIGITS,
     iso_times_s,
-    parse_json,
     parse_key,
     parse_keys,
     parse_numbers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sidecar.mounter.store.http.values import parse_json
+from sidecar.json_document import parse_json
 from sidecar.mounter.store.interface import Content
 
 Body = Sequence[Content]

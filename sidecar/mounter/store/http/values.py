@@ -7,22 +7,15 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import string
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from typing import Any
 
 MOST_DIGITS = 16
 """Of a size or an offset: ten petabytes, and no store has an object of one."""
 GENERATION_DIGITS = 20
 """Of an unsigned number of 64 bits."""
-MAX_JSON_BYTES = 16 * 1024 * 1024
-MAX_JSON_VALUES = 500_000
-"""What separates values in a document; a page of a thousand entries has a tenth of it."""
-_FEW_BYTES = 2 * MAX_JSON_VALUES
-"""Not worth counting."""
 MAX_VERSION_CHARACTERS = 1024
 
 _SECONDS_OF_DAY = 86400
@@ -155,22 +148,3 @@ def parse_keys(texts: Sequence[str], begins: str) -> Sequence[str]:
         raise ValueError("a key that was not asked for")
     parse_key("".join(texts))
     return texts
-
-
-def parse_json(content: bytes) -> Any:
-    """A JSON document of bounded size, number of values, and depth.
-
-    Raises:
-        ValueError: it is none, or exceeds a bound.
-    """
-    if len(content) > MAX_JSON_BYTES:
-        raise ValueError("a document that is too long")
-    if len(content) > _FEW_BYTES:
-        # A value costs memory, and text next to none: a value stands behind one of these.
-        values = len(content) - len(content.translate(None, b",[{:"))
-        if values > MAX_JSON_VALUES:
-            raise ValueError("a document of too many values")
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("a document that is too deep") from None
