@@ -16,10 +16,16 @@ from sidecar.cli.control import WEBHOOK_KEPT_CATALOGUE
 from sidecar.cli.main import cli
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import inject
+from sidecar.control.injection.pod_identity import _FILES, _TEXTS
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.control.webhook.kept_catalogue import KEY
 from sidecar.mounter.reporting.pod_reports import CONDITION
-from sidecar.pod import CONTAINER_NAME, RESERVED_PREFIX
+from sidecar.pod import (
+    CONTAINER_NAME,
+    PROXY_VARIABLES,
+    RESERVED_PREFIX,
+    STOP_WITH_EXPERIMENT_VARIABLE,
+)
 from sidecar.spec import HTTP_PORT
 from tests.support.cluster import MANIFESTS, Json, find, kustomize
 from tests.support.dashboard import queries
@@ -243,6 +249,25 @@ def test_policies_name_what_there_is(overlay: list[Json]) -> None:
         "mount-sidecar.io/inject",
     ):
         assert f"'{name}'" in injected
+
+
+def test_the_baseline_is_of_what_the_webhook_makes() -> None:
+    """Where it injects, and with the variables that it leaves to the sidecar."""
+    text = (MANIFESTS / "components" / "baseline" / "policies.yaml").read_text()
+    policy = find(
+        list(yaml.safe_load_all(text)), "ValidatingAdmissionPolicy", "mount-sidecar-baseline"
+    )
+    configuration = (MANIFESTS / "components" / "webhook" / "configuration.yaml").read_text()
+    [webhook] = yaml.safe_load(configuration)["webhooks"]
+    constraints = policy["spec"]["matchConstraints"]
+    assert constraints["namespaceSelector"] == webhook["namespaceSelector"]
+    expressions = " ".join(one["expression"] for one in policy["spec"]["validations"])
+    [label] = webhook["objectSelector"]["matchLabels"]
+    assert f"labels[?'{label}'].orValue('') == 'true'" in expressions
+    named = re.findall(r"'((?:AWS|AZURE)_\w+|\w+_PROXY|SIDECAR_\w+[A-Z])'", expressions)
+    assert sorted(named) == sorted(
+        [*_TEXTS, *_FILES, *PROXY_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE]
+    )
 
 
 def test_without_native_sidecars_the_pod_may_be_watched(tmp_path: Path) -> None:
