@@ -111,9 +111,13 @@ REFUSED = {
 
 
 def test_the_expressions_are_of_the_types_that_pods_have(namespace: Cluster) -> None:
-    for name in ("mount-sidecar-baseline", "mount-sidecar-exec"):
+    def checked(name: str) -> Json:
         status = namespace.get("validatingadmissionpolicy", name).get("status", {})
-        assert "expressionWarnings" not in status.get("typeChecking", {})
+        return status.get("typeChecking")  # type: ignore[no-any-return]
+
+    for name in ("mount-sidecar-baseline", "mount-sidecar-exec"):
+        namespace.wait_for(lambda name=name: checked(name) is not None, "it is checked")  # type: ignore[misc]
+        assert checked(name).get("expressionWarnings", []) == []
 
 
 @pytest.mark.parametrize("name", [name for name in PODS if name != "unknown-fields"])
