@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from sidecar import __version__
+from sidecar.control.injection.pod_annotations import INJECT_LABEL
 from sidecar.pod import CONTAINER_NAME as SIDECAR
 from tests.support.cluster import Cluster, Json, Refused
 from tests.support.waiting import wait_until
@@ -47,7 +48,7 @@ class ClusterPod:
 
         Args:
             document: as its author writes it.
-            sidecar_env: variables that the sidecar gets besides, as from another webhook.
+            sidecar_env: variables that the sidecar gets besides.
 
         Raises:
             Refused: with the API server's words.
@@ -175,8 +176,12 @@ class ClusterPod:
 
 
 def _with_environment(document: Json, variables: Mapping[str, str]) -> Json:
-    """A pod that was injected, with variables for its sidecar."""
+    """A pod that was injected, with variables for its sidecar.
+
+    It does not ask for the sidecar any more: the webhook would take them out.
+    """
     document = copy.deepcopy(document)
+    del document["metadata"]["labels"][INJECT_LABEL]
     for key in ("uid", "creationTimestamp", "managedFields"):
         document["metadata"].pop(key, None)
     document.pop("status", None)

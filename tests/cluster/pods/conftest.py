@@ -180,3 +180,24 @@ def run(request: pytest.FixtureRequest, installed: Cluster, stores: Stores) -> I
     if made:
         names = [pod.name for pod in made]
         made[0].kubectl("delete", "pod", *names, "--ignore-not-found", "--grace-period=1")
+
+
+def upgrade(cluster: Cluster, before: str, after: str) -> None:
+    """Have the webhook run with an image, and give it to pods."""
+    webhook = "-n", "mount-sidecar", "deployment", "mount-sidecar-webhook"
+    [container] = cluster.get(*webhook)["spec"]["template"]["spec"]["containers"]
+    changed = json.loads(json.dumps(container).replace(f'"{before}"', f'"{after}"'))
+    assert (container["image"], changed["image"]) == (before, after)
+    place = "/spec/template/spec/containers/0"
+    patch = json.dumps([{"op": "replace", "path": place, "value": changed}])
+    cluster.kubectl(*webhook[:2], "patch", *webhook[2:], "--type=json", "-p", patch)
+    wait = "rollout", "status", "--timeout=110s", "deployment/mount-sidecar-webhook"
+    cluster.kubectl(*webhook[:2], *wait)
+    label = "-l", "app.kubernetes.io/name=mount-sidecar-webhook"
+
+    def images() -> set[str]:
+        pods = cluster.get(*webhook[:2], "pods", *label)["items"]
+        return {pod["spec"]["containers"][0]["image"] for pod in pods}
+
+    # One that goes still answers for a while, and gives pods its own image.
+    cluster.wait_for(lambda: images() == {after}, "the replicas before are gone")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.pods.conftest import PREFIX, Run
+from tests.cluster.pods.conftest import PREFIX, Run, upgrade
 from tests.support.clouds import S3Cloud
 from tests.support.cluster import Cluster, Refused
 from tests.support.cluster_pods import ClusterPod, image
@@ -132,7 +132,7 @@ def test_an_upgrade_keeps_the_node_s_cache(
     first.delete(grace_s=1)
     before = image(PREFIX, "mount-sidecar")
     try:
-        _upgrade(installed, before, f"{before}-next")
+        upgrade(installed, before, f"{before}-next")
         second = cached_pod(run, "after", cache="node")
         [sidecar] = [c for c in second.get()["spec"]["initContainers"] if "restartPolicy" in c]
         assert sidecar["image"] == f"{before}-next"
@@ -140,28 +140,7 @@ def test_an_upgrade_keeps_the_node_s_cache(
         assert fetched_bytes(second) == 0
         second.delete(grace_s=1)
     finally:
-        _upgrade(installed, f"{before}-next", before)
-
-
-def _upgrade(cluster: Cluster, before: str, after: str) -> None:
-    """Have the webhook run with an image, and give it to pods."""
-    webhook = "-n", "mount-sidecar", "deployment", "mount-sidecar-webhook"
-    [container] = cluster.get(*webhook)["spec"]["template"]["spec"]["containers"]
-    changed = json.loads(json.dumps(container).replace(f'"{before}"', f'"{after}"'))
-    assert (container["image"], changed["image"]) == (before, after)
-    place = "/spec/template/spec/containers/0"
-    patch = json.dumps([{"op": "replace", "path": place, "value": changed}])
-    cluster.kubectl(*webhook[:2], "patch", *webhook[2:], "--type=json", "-p", patch)
-    wait = "rollout", "status", "--timeout=110s", "deployment/mount-sidecar-webhook"
-    cluster.kubectl(*webhook[:2], *wait)
-    label = "-l", "app.kubernetes.io/name=mount-sidecar-webhook"
-
-    def images() -> set[str]:
-        pods = cluster.get(*webhook[:2], "pods", *label)["items"]
-        return {pod["spec"]["containers"][0]["image"] for pod in pods}
-
-    # One that goes still answers for a while, and does not know the next one's pods.
-    cluster.wait_for(lambda: images() == {after}, "the replicas before are gone")
+        upgrade(installed, f"{before}-next", before)
 
 
 def _opens_through(pod: ClusterPod, digest: str) -> bool:
