@@ -38,6 +38,7 @@ _ACCEPTS_IN_A_TURN: Final = 16
 _LINGER_S: Final = 2.0
 """How long to read on after a refusal, so that the client sees it instead of a reset."""
 _PAUSE_S: Final = 0.1
+_LARGE: Final = "large bodies"
 _SAY_AGAIN_S: Final = 60.0
 _RETRY_AFTER: Final = ("Retry-After", "1")
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -72,7 +73,8 @@ class Route(NamedTuple):
     Attributes:
         method: GET, which answers HEAD too, or POST.
         answer: called in the route's thread; of a GET once for all who ask before it is called.
-        thread: routes with the same name share one thread, and wait for each other.
+        thread: routes with the same name share one thread, and wait for each other. Bodies that
+            are large have one of their own, so that who sends them keeps only the like waiting.
         most: how many requests may wait for the answer. Who comes then gets 503 at once, so that
             these cannot take all connections. None: as many as there are connections.
     """
@@ -103,10 +105,9 @@ class HttpServer:
         self._routes = routes
         self._limits = limits
         self._tls = tls
-        self._threads = {
-            name: ThreadPoolExecutor(1, thread_name_prefix=name)
-            for name in {route.thread for route in routes.values()}
-        }
+        names = {route.thread for route in routes.values()}
+        names |= {_LARGE} if limits.body_bytes > SMALL_BYTES else set()
+        self._threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in names}
         self._connections: set[Connection] = set()
         # Those that wait for their client, the one that waits longest first.
         self._waiting: dict[Connection, None] = {}
@@ -377,7 +378,8 @@ class HttpServer:
             asked[1].append(connection)  # what is answered is no older than the request
             return
         connections = [connection]
-        future = self._threads[route.thread].submit(_answer, route, head, body)
+        thread = _LARGE if len(body) > SMALL_BYTES else route.thread
+        future = self._threads[thread].submit(_answer, route, head, body)
         self._asked[head.path] = future, connections
         future.add_done_callback(functools.partial(self._on_answer, connections))
 

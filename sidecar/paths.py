@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from sidecar.errors import ConfigError
 
 _MAX_NAME_BYTES = 255  # NAME_MAX, limits.h
@@ -65,6 +67,11 @@ def prefix_problem(prefix: str) -> str | None:
     if len(prefix.encode()) > _MAX_PREFIX_BYTES:
         return f"is longer than {_MAX_PREFIX_BYTES} bytes"
     return None
+
+
+def normalised(path: str) -> str:
+    """A path in a container as a runtime takes it: from the root, without ``.``, ``..``, ``//``."""
+    return posixpath.normpath(f"/{path.lstrip('/')}")
 
 
 def contains(outer: str, inner: str) -> bool:

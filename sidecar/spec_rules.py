@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -101,10 +103,9 @@ def check_spec(spec: PersistenceSpec) -> None:
         SpecInvalid: a name of a bucket, a secret or a volume can be none.
     """
     _check_roots(spec.roots)
-    for index, volume in enumerate(spec.volumes):
+    for volume in spec.volumes:
         _check_volume(volume, spec.roots)
-        for other in spec.volumes[:index]:
-            _check_pair(other, volume)
+    _check_pairs(spec.volumes)
     if spec.run:
         check_parts(spec.run, "the run's path", RunPathInvalid)
     _check_outputs_path(spec)
@@ -190,15 +191,20 @@ def _check_store(source: StoreSource, volume: Volume) -> None:
             raise SpecInvalid(f"volume {volume.label}: its {what} cannot be part of a host's name")
 
 
-def _check_pair(other: Volume, volume: Volume) -> None:
-    if other.label == volume.label:
-        raise DuplicateSelection(f"two volumes are `{volume.label}`", "name it once")
-    if _overlap(other.path, volume.path):
-        raise PathOverlap(
-            f"{other.kind} volume `{other.name}` at `{other.path}` and "
-            f"{volume.kind} volume `{volume.name}` at `{volume.path}` overlap",
-            "select one of them, or change a `mountPath` in the catalogue",
-        )
+def _check_pairs(volumes: Sequence[Volume]) -> None:
+    seen: set[str] = set()
+    for volume in volumes:
+        if volume.label in seen:
+            raise DuplicateSelection(f"two volumes are `{volume.label}`", "name it once")
+        seen.add(volume.label)
+    # By the parts of their paths: what is in a directory follows it at once.
+    for outer, inner in pairwise(sorted(volumes, key=lambda volume: volume.path.split("/"))):
+        if contains(outer.path, inner.path):
+            raise PathOverlap(
+                f"{outer.kind} volume `{outer.name}` at `{outer.path}` and "
+                f"{inner.kind} volume `{inner.name}` at `{inner.path}` overlap",
+                "select one of them, or change a `mountPath` in the catalogue",
+            )
 
 
 def _check_outputs_path(spec: PersistenceSpec) -> None:

@@ -42,6 +42,7 @@ class Served:
             "/echo": Route("POST", lambda request: Response(HTTPStatus.OK, request.body)),
             "/large": Route("GET", lambda _: Response(HTTPStatus.OK, LARGE)),
             "/wait": Route("GET", self._wait, "waiting"),
+            "/work": Route("POST", self._work),
             "/few": Route("GET", self._wait, "few", most=FEW),
             "/bug": Route("GET", lambda request: Response(HTTPStatus.OK, request.body[7])),  # type: ignore[arg-type]
         }
@@ -59,6 +60,9 @@ class Served:
         self.asked += 1
         assert self.gate.acquire(timeout=60)
         return Response(HTTPStatus.OK, b"waited\n")
+
+    def _work(self, request: Request) -> Response:
+        return self._wait(request) if len(request.body) > MIB else Response(HTTPStatus.OK, b"done")
 
     def connect(self) -> socket.socket:
         client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
@@ -272,6 +276,16 @@ def test_a_slow_answer_keeps_no_other_route_waiting(served: Served) -> None:
     assert served.ask() == b"got\n"
     served.gate.release()
     read_until(waiting, b"waited\n")
+
+
+def test_who_sends_large_bodies_keeps_only_the_like_waiting(served: Served) -> None:
+    client = served.connect()
+    client.sendall(b"POST /work HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(LARGE) + LARGE)
+    wait_until(lambda: served.asked == 1, "it is being answered")
+    assert served.ask("/work", "POST", b"small") == b"done"
+    assert served.ask("/echo", "POST", b"small") == b"small"
+    served.gate.release()
+    assert read_until(client, b"waited\n").startswith(b"HTTP/1.1 200 OK")
 
 
 def test_an_answer_is_computed_once_for_all_who_ask_before_it_is_begun(served: Served) -> None:

@@ -16,7 +16,7 @@ Rules beyond README.md's "The catalogue":
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from sidecar.control.catalogue.catalogue import Catalogue, DeclaredVolume
@@ -142,20 +142,22 @@ def _volume(
 def _select_data(catalogue: Catalogue, selection: Selection) -> list[DeclaredVolume]:
     if selection.data is None:
         return list(catalogue.data)
-    chosen: list[DeclaredVolume] = []
+    declared = {volume.name: volume for volume in catalogue.data}
+    chosen: dict[str, DeclaredVolume] = {}
     for index, name in enumerate(selection.data):
         where = f"{selection.origin}.data[{index}]"
-        volume = _find(catalogue, "data", name, where)
-        if volume in chosen:
+        volume = _find(declared, "data", name, where)
+        if name in chosen:
             raise DuplicateSelection(f"{where}: `{name}` is already in the list", "name it once")
-        chosen.append(volume)
-    return chosen
+        chosen[name] = volume
+    return list(chosen.values())
 
 
 def _select_outputs(catalogue: Catalogue, selection: Selection) -> DeclaredVolume | None:
     if selection.outputs is not None:
         where = f"{selection.origin}.outputs"
-        volume = _find(catalogue, "outputs", selection.outputs, where)
+        declared = {volume.name: volume for volume in catalogue.outputs}
+        volume = _find(declared, "outputs", selection.outputs, where)
         if volume.read_only:
             raise OutputsReadOnly(
                 f"{where}: `{volume.name}` is read-only in the catalogue",
@@ -177,15 +179,14 @@ def _writable(catalogue: Catalogue) -> list[DeclaredVolume]:
     return [volume for volume in catalogue.outputs if not volume.read_only]
 
 
-def _find(catalogue: Catalogue, kind: Kind, name: str, where: str) -> DeclaredVolume:
-    declared = catalogue.of_kind(kind)
-    for volume in declared:
-        if volume.name == name:
-            return volume
-    hint = nearest(name, [volume.name for volume in declared])
+def _find(
+    declared: Mapping[str, DeclaredVolume], kind: Kind, name: str, where: str
+) -> DeclaredVolume:
+    if name in declared:
+        return declared[name]
     raise VolumeUnknown(
-        f"{where}: no {kind} volume is named `{name}`{hint}",
-        f"the catalogue declares: {_listed(list(declared)) or 'none'}",
+        f"{where}: no {kind} volume is named `{name}`{nearest(name, list(declared))}",
+        f"the catalogue declares: {', '.join(declared) or 'none'}",
     )
 
 

@@ -80,10 +80,13 @@ def check_run_options(
         VolumeUnknown, OptionInvalid, OptionRefused.
     """
     refuse_out_of_bounds(options.for_all, bounds, f"{options.where}: {_ALL}")
+    called: dict[str, list[DeclaredVolume]] = {}
+    for one in selected:
+        for name in (one.name, one.label):
+            called.setdefault(name, []).append(one)
     for name, layer in options.by_volume.items():
         where = f"{options.where}: {name}"
-        meant = [one for one in selected if name in (one.name, one.label)]
-        if not meant:
+        if (meant := called.get(name)) is None:
             names = [one.name for one in selected]
             raise VolumeUnknown(
                 f"{where}: the run has no such volume{nearest(name, names)}",

@@ -21,8 +21,11 @@ YamlValue: TypeAlias = "str | int | float | bool | list[YamlValue] | dict[str, Y
 _TAG = "tag:yaml.org,2002:"
 _NUMBER_CHARS = 100
 """A number to the base of 60 (``1:30``) takes longer, the longer it is, until it is too large."""
-_MERGED_KEYS = 100_000
-"""What all ``<<`` of a document may copy: an alias has three characters, and may mean thousands."""
+_MOST_CHARACTERS = 32_000_000
+"""In one document, with what aliases and ``<<`` repeat: a few lines of aliases to aliases mean more
+than any machine has."""
+_OF_A_VALUE = 32
+"""For how many characters each value counts besides its own."""
 
 
 def parse_documents(text: str, where: str, error: type[ConfigError]) -> list[YamlValue]:
@@ -74,21 +77,23 @@ class _Constructor:
     def __init__(self, where: str, error: type[ConfigError]) -> None:
         self._where = where
         self._error = error
-        # By node: an alias is the same node again. Without this, a few lines of aliases to
-        # aliases would take for ever.
-        self._values: dict[int, YamlValue] = {}
+        # By node, with the number of values in it: an alias is the same node again.
+        self._values: dict[int, tuple[YamlValue, int]] = {}
         self._unfinished: set[int] = set()
-        self._merged_keys = 0
+        self._count = 0
 
     def construct(self, node: Node) -> YamlValue:
         """The value of ``node``."""
         key = id(node)
         if key in self._values:
-            return self._values[key]
+            value, count = self._values[key]
+            self._add(count, node)
+            return value
         if key in self._unfinished:
             raise self._refusal(node, "an alias refers to what contains it")
         self._unfinished.add(key)
-        value: YamlValue
+        before = self._count
+        self._add(_OF_A_VALUE, node)
         if isinstance(node, MappingNode):
             value = self._mapping(node)
         elif isinstance(node, SequenceNode):
@@ -96,35 +101,38 @@ class _Constructor:
         else:
             value = self._scalar(node)
         self._unfinished.discard(key)
-        self._values[key] = value
+        self._values[key] = value, self._count - before
         return value
 
+    def _add(self, count: int, node: Node) -> None:
+        self._count += count
+        if self._count > _MOST_CHARACTERS:
+            raise self._refusal(node, "the document is too large, with what its aliases repeat")
+
     def _mapping(self, node: MappingNode) -> dict[str, YamlValue]:
-        merged: dict[str, YamlValue] = {}
+        sources: list[dict[str, YamlValue]] = []
         own: dict[str, YamlValue] = {}
         for key_node, value_node in node.value:
             if key_node.tag == _TAG + "merge":
-                # The earlier of several merged mappings wins (yaml.org/type/merge.html).
-                merged = {**self._merged(value_node), **merged}
+                sources += self._merged(value_node)
                 continue
             key = self._key(key_node)
             if key in own:
                 raise self._refusal(key_node, f"the key `{key}` appears twice in one mapping")
             own[key] = self.construct(value_node)
+        merged: dict[str, YamlValue] = {}
+        for source in reversed(sources):  # the earlier wins (yaml.org/type/merge.html)
+            merged.update(source)
         return {**merged, **own}
 
-    def _merged(self, node: Node) -> dict[str, YamlValue]:
-        sources = node.value if isinstance(node, SequenceNode) else [node]
-        merged: dict[str, YamlValue] = {}
-        for source in sources:
+    def _merged(self, node: Node) -> list[dict[str, YamlValue]]:
+        found = []
+        for source in node.value if isinstance(node, SequenceNode) else [node]:
             value = self.construct(source)
             if not isinstance(value, dict):
                 raise self._refusal(source, "`<<` takes a mapping or a list of mappings")
-            self._merged_keys += len(value) + len(merged)
-            if self._merged_keys > _MERGED_KEYS:
-                raise self._refusal(source, f"`<<` copies more than {_MERGED_KEYS} keys")
-            merged = {**value, **merged}
-        return merged
+            found.append(value)
+        return found
 
     def _key(self, node: Node) -> str:
         if not isinstance(node, ScalarNode):
@@ -138,6 +146,7 @@ class _Constructor:
 
     def _scalar(self, node: Node) -> YamlValue:
         text: str = node.value
+        self._add(len(text), node)
         kind = node.tag.removeprefix(_TAG)
         if kind in ("str", "timestamp", "value"):
             return self._text(node, text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+import bisect
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 from sidecar.control.injection.object_fields import (
     JsonObject,
@@ -12,7 +14,7 @@ from sidecar.control.injection.object_fields import (
 )
 from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
 from sidecar.errors import PodConflict
-from sidecar.paths import contains
+from sidecar.paths import contains, normalised
 from sidecar.spec import HostPathSource, PersistenceSpec, Volume
 
 _SPEC: Final = "pod.spec"
@@ -25,30 +27,31 @@ class _Mount(NamedTuple):
     volume: Volume | None
 
 
-def equip_container(
-    container: JsonObject,
+def equip_containers(
+    containers: Iterable[JsonObject],
     spec: PersistenceSpec,
     pod_volumes: list[JsonObject],
     names: VolumeNames,
 ) -> None:
-    """Add mounts and variables to one container, in place.
+    """Add mounts and variables to containers, in place.
 
     Args:
         pod_volumes: the pod's ``volumes``, added ones included.
 
     Raises:
-        PodConflict: a mount of its own is in the way.
-        ManifestInvalid: the container has a wrong shape.
+        PodConflict: a mount of a container's own is in the way.
+        ManifestInvalid: a container has a wrong shape.
     """
-    where = f"container `{get_string(container, 'name', f'{_SPEC}.containers')}`"
-    own = get_mappings(container, "volumeMounts", where)
-    added = []
-    for mount in _mounts(spec, names):
-        if not any(_shows(there, mount.volume, pod_volumes, names) for there in own):
-            _refuse_overlap(own, mount, where)
-            added.append(mount.entry)
-    container["volumeMounts"] = [*own, *added]
-    _set_environment(container, spec, where)
+    by_name = {get_string(v, "name", f"{_SPEC}.volumes"): v for v in pod_volumes}
+    mounts = _mounts(spec, names)
+    # A kubelet replaces $(NAME), and turns $$ into $.
+    variables = {key: value.replace("$", "$$") for key, value in spec.environment.items()}
+    for container in containers:
+        where = f"container `{get_string(container, 'name', f'{_SPEC}.containers')}`"
+        own = _OwnMounts(get_mappings(container, "volumeMounts", where), by_name, where)
+        added = [m.entry for m in mounts if not own.show(m, names)]
+        container["volumeMounts"] = [*own.all, *added]
+        _set_environment(container, variables, where)
 
 
 def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[_Mount]:
@@ -72,36 +75,57 @@ def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[_Mount]:
     return mounts
 
 
-def _shows(
-    there: JsonObject, volume: Volume | None, pod_volumes: list[JsonObject], names: VolumeNames
-) -> bool:
-    """Whether the container's own mount ``there`` is that of a hostPath or claim, at its path."""
-    if volume is None or volume.is_bucket or there.get("mountPath") != volume.path:
-        return False
-    if isinstance(volume.source, HostPathSource):
-        mounted: Any = next((v for v in pod_volumes if v["name"] == there.get("name")), {})
-        path: Any = get_mapping(mounted, "hostPath", _SPEC).get("path")
-        return bool(path == volume.source.host_path)
-    return there.get("name") == names.of_directory(volume)
+class _OwnMounts:
+    """What a container mounts by itself, by where that is."""
 
+    def __init__(
+        self, mounts: list[JsonObject], volumes: Mapping[str, JsonObject], where: str
+    ) -> None:
+        self.all = mounts
+        self._volumes = volumes
+        self._where = where
+        self._at: dict[str, list[JsonObject]] = {}
+        for mount in mounts:
+            path = normalised(get_string(mount, "mountPath", f"{where}.volumeMounts"))
+            self._at.setdefault(path, []).append(mount)
+        self._paths = sorted(self._at)
 
-def _refuse_overlap(own: list[JsonObject], mount: _Mount, where: str) -> None:
-    path, volume = mount.entry["mountPath"], mount.volume
-    # To mount something below a bucket, the container runtime would make a directory in it.
-    is_fuse = volume is None or volume.is_bucket
-    for there in own:
-        other = get_string(there, "mountPath", f"{where}.volumeMounts").rstrip("/")
-        if other == path or (is_fuse and contains(path, other)):
+    def show(self, mount: _Mount, names: VolumeNames) -> bool:
+        """Whether the container has the mount of a hostPath or claim already, at its path.
+
+        Raises:
+            PodConflict: something else is there; or below it, if it is a bucket: the container
+                runtime would make a directory in it.
+        """
+        path, volume = mount.entry["mountPath"], mount.volume
+        in_the_way = path if path in self._at else None
+        if volume is not None and not volume.is_bucket:
+            there = self._at.get(path, [])
+            if there and all(self._is(one, volume, names) for one in there):
+                return True
+        elif in_the_way is None:
+            below = bisect.bisect_left(self._paths, f"{path}/")
+            in_the_way = next(
+                (p for p in self._paths[below : below + 1] if contains(path, p)), None
+            )
+        if in_the_way is not None:
             what = f"{volume.kind} volume `{volume.name}`" if volume else "the sidecar"
+            name = self._at[in_the_way][0].get("name")
             raise PodConflict(
-                f"{where} mounts `{there.get('name')}` at `{other}`, and {what} needs `{path}`",
+                f"{self._where} mounts `{name}` at `{in_the_way}`, and {what} needs `{path}`",
                 "mount it elsewhere",
             )
+        return False
+
+    def _is(self, there: JsonObject, volume: Volume, names: VolumeNames) -> bool:
+        name = get_string(there, "name", f"{self._where}.volumeMounts")
+        if isinstance(volume.source, HostPathSource):
+            source = get_mapping(self._volumes.get(name, {}), "hostPath", _SPEC)
+            return bool(source.get("path") == volume.source.host_path)
+        return name == names.of_directory(volume)
 
 
-def _set_environment(container: JsonObject, spec: PersistenceSpec, where: str) -> None:
-    # A kubelet replaces $(NAME), and turns $$ into $.
-    wanted = {key: value.replace("$", "$$") for key, value in spec.environment.items()}
+def _set_environment(container: JsonObject, wanted: Mapping[str, str], where: str) -> None:
     kept = [
         variable
         for variable in get_mappings(container, "env", where)

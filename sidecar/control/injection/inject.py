@@ -7,13 +7,12 @@ replaced, since setting them is what is asked for.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Collection
 from typing import Final
 
 from sidecar.control.catalogue.catalogue import Catalogue
-from sidecar.control.injection.experiment_container import equip_container
+from sidecar.control.injection.experiment_container import equip_containers
 from sidecar.control.injection.json_patch import difference
 from sidecar.control.injection.meshes import has_native_proxy, is_of_mesh, put_mesh_first
 from sidecar.control.injection.network import with_network
@@ -31,6 +30,7 @@ from sidecar.control.injection.pod_annotations import (
     parse_pod_request,
 )
 from sidecar.control.injection.pod_checks import (
+    CONTAINER_GROUPS,
     check_depth,
     refuse_reserved_names,
     refuse_shared_pids,
@@ -50,7 +50,7 @@ from sidecar.control.injection.previous_injection import (
     agrees,
     find_sidecars,
     keep_additions,
-    without_sidecar,
+    remove_sidecar,
 )
 from sidecar.control.injection.sidecar_container import Injection, sidecar_container
 from sidecar.errors import ManifestInvalid, PodConflict, PodUnsupported, SpecTooLarge
@@ -93,14 +93,31 @@ def inject(
             would reach what is the sidecar's.
     """
     check_depth(pod, "pod")
-    is_injected = _is_injected(pod)
-    made = without_sidecar(pod) if is_injected else copy.deepcopy(pod)
+    made = _copied(pod)
+    if is_injected := _is_injected(pod):
+        remove_sidecar(made)
     _inject_into(made, catalogue, injection, claims)
     if is_injected:
         keep_additions(made["spec"], pod["spec"])
         if agrees(pod, made):
             return pod
     return made
+
+
+def _copied(pod: JsonObject) -> JsonObject:
+    """A pod in which an injection may change what it changes: the rest is as large as it likes."""
+    metadata, pod_spec = get_mapping(pod, "metadata", "pod"), get_mapping(pod, "spec", "pod")
+    annotations = get_mapping(metadata, "annotations", "pod.metadata")
+    groups = {
+        group: [dict(container) for container in get_mappings(pod_spec, group, _SPEC)]
+        for group in CONTAINER_GROUPS
+        if group in pod_spec
+    }
+    return {
+        **pod,
+        "metadata": {**metadata, "annotations": dict(annotations)},
+        "spec": {**pod_spec, **groups},
+    }
 
 
 def _inject_into(
@@ -162,8 +179,7 @@ def _refuse_unguarded(spec: PersistenceSpec, injection: Injection) -> None:
 
 
 def _annotate(pod: JsonObject, spec: PersistenceSpec) -> None:
-    metadata = pod["metadata"] = get_mapping(pod, "metadata", "pod")
-    annotations = metadata["annotations"] = get_mapping(metadata, "annotations", "pod.metadata")
+    annotations = pod["metadata"]["annotations"]
     annotations[STATUS_ANNOTATION] = INJECTED
     annotations[SPEC_ANNOTATION] = _spec_text(spec)
     size_bytes = sum(len(f"{key}{value}".encode()) for key, value in annotations.items())
@@ -192,11 +208,9 @@ def _add_sidecar(
         state_bytes=state_bytes(spec),
         memory_cache_bytes=memory_cache_bytes(spec),
     )
-    for group in ("initContainers", "containers"):
-        for container in get_mappings(pod_spec, group, _SPEC):
-            if is_of_mesh(container):
-                continue
-            equip_container(container, spec, pod_spec["volumes"], names)
+    groups = [get_mappings(pod_spec, group, _SPEC) for group in ("initContainers", "containers")]
+    others = [container for group in groups for container in group if not is_of_mesh(container)]
+    equip_containers(others, spec, pod_spec["volumes"], names)
     sidecar = sidecar_container(
         spec,
         request,

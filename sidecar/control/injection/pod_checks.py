@@ -18,6 +18,7 @@ from sidecar.pod import RESERVED_PREFIX
 CONTAINER_GROUPS: Final = ("initContainers", "containers", "ephemeralContainers")
 MAX_DEPTH: Final = 100
 """Levels of a manifest. The API's own types have less than thirty."""
+MAX_CONTAINERS: Final = 200
 
 _SPEC: Final = "pod.spec"
 
@@ -47,9 +48,16 @@ def refuse_unsupported(pod_spec: JsonObject, injection: Injection) -> None:
     """Refuse a pod in which the sidecar cannot work.
 
     Raises:
-        PodUnsupported: it is for Windows, has a user namespace, or runs something too early.
+        PodUnsupported: it is for Windows, has a user namespace, runs something too early, or has
+            very many containers.
         ManifestInvalid: the pod has a wrong shape.
     """
+    count = sum(len(get_mappings(pod_spec, group, _SPEC)) for group in CONTAINER_GROUPS)
+    if count > MAX_CONTAINERS:
+        raise PodUnsupported(
+            f"the pod has {count} containers, each of which would get every mount",
+            f"at most {MAX_CONTAINERS}",
+        )
     system = get_mapping(pod_spec, "os", "spec").get("name")
     selected = get_mapping(pod_spec, "nodeSelector", "spec").get("kubernetes.io/os")
     if "windows" in (system, selected):

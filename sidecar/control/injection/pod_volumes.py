@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +10,7 @@ from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
     get_mappings,
+    get_string,
 )
 from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
 from sidecar.errors import PodConflict
@@ -124,6 +125,11 @@ class _Volumes:
 
     def __init__(self, own: list[JsonObject]) -> None:
         self.all = list(own)
+        self._of_claims: dict[str, JsonObject] = {}
+        for volume in own:
+            claim = get_mapping(volume, "persistentVolumeClaim", f"{_WHERE}.volumes")
+            name = get_string(claim, "claimName", f"{_WHERE}.volumes.persistentVolumeClaim")
+            self._of_claims.setdefault(name, volume)
 
     def add(self, suffix: str, source: JsonObject) -> str:
         """Add a volume; its name, which no volume of the pod's own has."""
@@ -140,44 +146,47 @@ class _Volumes:
                 kind = {} if volume.must_hold_data else {"type": "DirectoryOrCreate"}
                 return self.add(f"host-path-{index}", {"hostPath": {"path": path, **kind}})
             case ClaimSource(claim=claim):
-                source = {"persistentVolumeClaim": {"claimName": claim}}
-                return self._find_claim(volume, claim) or self.add(f"claim-{index}", source)
+                if claim not in self._of_claims:
+                    source = {"persistentVolumeClaim": {"claimName": claim}}
+                    self.add(f"claim-{index}", source)
+                    self._of_claims[claim] = self.all[-1]
+                return self._name_of_claim(volume, claim)
             case StoreSource():
                 raise AssertionError(f"{volume.name} is a bucket")
 
-    def _find_claim(self, volume: Volume, claim: str) -> str | None:
+    def _name_of_claim(self, volume: Volume, claim: str) -> str:
         """The volume that has the claim. A pod with two volumes of one claim may never start."""
-        for there in self.all:
-            source = get_mapping(there, "persistentVolumeClaim", f"{_WHERE}.volumes")
-            if source.get("claimName") != claim:
-                continue
-            if source.get("readOnly") and not volume.read_only:
-                raise PodConflict(
-                    f"the pod has the claim `{claim}` read-only as its volume `{there['name']}`, "
-                    f"and {volume.kind} volume `{volume.name}` is writable",
-                    "remove `readOnly` there, or add it to the catalogue",
-                )
-            return str(there["name"])
-        return None
+        there = self._of_claims[claim]
+        if there["persistentVolumeClaim"].get("readOnly") and not volume.read_only:
+            raise PodConflict(
+                f"the pod has the claim `{claim}` read-only as its volume `{there['name']}`, "
+                f"and {volume.kind} volume `{volume.name}` is writable",
+                "remove `readOnly` there, or add it to the catalogue",
+            )
+        return str(there["name"])
 
 
-def _secret_keys(spec: PersistenceSpec) -> dict[str, list[str]]:
+_Keys = dict[str, dict[str, None]]
+"""Keys by object, each once."""
+
+
+def _secret_keys(spec: PersistenceSpec) -> _Keys:
     """The keys that are needed of each secret, in the volumes' order."""
-    keys: dict[str, list[str]] = {}
+    keys: _Keys = {}
     for source in _stores(spec):
         if source.secret is not None and source.secret_key is not None:
-            _add_key(keys, source.secret, source.secret_key)
+            keys.setdefault(source.secret, {})[source.secret_key] = None
         if (bundle := source.ca_bundle) is not None and bundle.kind == "secret":
-            _add_key(keys, bundle.name, bundle.key)
+            keys.setdefault(bundle.name, {})[bundle.key] = None
     return keys
 
 
-def _authority_keys(spec: PersistenceSpec) -> dict[str, list[str]]:
+def _authority_keys(spec: PersistenceSpec) -> _Keys:
     """The keys that are needed of each ConfigMap, in the volumes' order."""
-    keys: dict[str, list[str]] = {}
+    keys: _Keys = {}
     for source in _stores(spec):
         if (bundle := source.ca_bundle) is not None and bundle.kind == "configMap":
-            _add_key(keys, bundle.name, bundle.key)
+            keys.setdefault(bundle.name, {})[bundle.key] = None
     return keys
 
 
@@ -185,13 +194,7 @@ def _stores(spec: PersistenceSpec) -> list[StoreSource]:
     return [source for volume in spec.volumes for source in volume.stores]
 
 
-def _add_key(keys: dict[str, list[str]], name: str, key: str) -> None:
-    wanted = keys.setdefault(name, [])
-    if key not in wanted:
-        wanted.append(key)
-
-
-def _secret_source(secret: str, keys: list[str]) -> JsonObject:
+def _secret_source(secret: str, keys: Iterable[str]) -> JsonObject:
     return {
         "secret": {
             "secretName": secret,
@@ -203,7 +206,7 @@ def _secret_source(secret: str, keys: list[str]) -> JsonObject:
     }
 
 
-def _config_map_source(name: str, keys: list[str]) -> JsonObject:
+def _config_map_source(name: str, keys: Iterable[str]) -> JsonObject:
     # Optional, because the sidecar says which file is missing, and a kubelet only waits.
     items = [{"key": key, "path": key} for key in keys]
     return {"configMap": {"name": name, "items": items, "optional": True}}

@@ -7,7 +7,6 @@ its plugins, and the clouds' webhooks, which give pods their identity.
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import Any, Final
 
@@ -55,14 +54,15 @@ def find_sidecars(pod_spec: JsonObject) -> list[JsonObject]:
     ]
 
 
-def without_sidecar(pod: JsonObject) -> JsonObject:
-    """A copy of an injected pod without what has our names, and with its own grace period.
+def remove_sidecar(pod: JsonObject) -> None:
+    """Take out of an injected pod what has our names, and give it back its own grace period.
+
+    Only the pod's ``spec`` and its containers are changed.
 
     Raises:
         ManifestInvalid: the pod has a wrong shape.
     """
-    plain = copy.deepcopy(pod)
-    pod_spec = plain["spec"]
+    pod_spec = pod["spec"]
     for group in CONTAINER_GROUPS:
         if group in pod_spec:
             pod_spec[group] = [
@@ -77,7 +77,6 @@ def without_sidecar(pod: JsonObject) -> JsonObject:
     grace_s = get_whole_number(pod_spec, "terminationGracePeriodSeconds", _SPEC)
     if grace_s is not None:
         pod_spec["terminationGracePeriodSeconds"] = max(0, grace_s - _added_grace_s(pod))
-    return plain
 
 
 def _drop_ours(parent: JsonObject, key: str, where: str) -> None:

@@ -24,8 +24,9 @@ UNPROCESSABLE: Final = 422
 REVIEW_BYTES: Final = 4 * MIB
 """More than an API server sends: it takes objects of 3 MiB, and new pods have no old object."""
 _MESSAGE_CHARS: Final = 4000
-_VALUES: Final = 200_000
-"""In one review. A pod has hundreds; an empty list takes 3 bytes here and 70 in memory."""
+_VALUES: Final = 60_000
+"""In one review. A pod has hundreds, and a spec of 600 volumes, which is all that an annotation can
+hold, 30,000; an empty list takes 3 bytes here and 70 in memory."""
 
 Outcome = Literal["injected", "unchanged", "refused"]
 

@@ -1,7 +1,7 @@
 """The admission server: `/mutate` over TLS, health and metrics on another port. Decides nothing.
 
-One thread computes answers: each takes a millisecond, and more replicas are more processes. What
-clients may take is bounded by :mod:`sidecar.http_server`.
+One thread computes answers, and another those to large reviews: most take a millisecond, and more
+replicas are more processes. What clients may take is bounded by :mod:`sidecar.http_server`.
 """
 
 from __future__ import annotations

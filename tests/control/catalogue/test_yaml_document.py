@@ -60,9 +60,19 @@ def test_refused(text: str, message: str) -> None:
     assert caught.value.message.startswith(message)
 
 
-def test_aliases_to_aliases_are_built_once() -> None:
-    levels = "\n".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))
-    assert isinstance(parse(f"a0: &a0 [x]\n{levels}"), dict)
+def aliases_to_aliases(levels: int) -> str:
+    """As many values as the next power of two says."""
+    lines = (f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, levels))
+    return "\n".join(["a0: &a0 [x]", *lines])
+
+
+def test_what_aliases_repeat_counts() -> None:
+    """Whatever looks at the values, or writes them, meets each as often as it is repeated."""
+    assert isinstance(parse(aliases_to_aliases(12)), dict)
+    with pytest.raises(CatalogueInvalid, match="too large, with what its aliases repeat"):
+        parse(aliases_to_aliases(60))
+    with pytest.raises(CatalogueInvalid, match="too large, with what its aliases repeat"):
+        parse(f"a: &a {'x' * 100_000}\nb: [{'*a, ' * 1000}]")
 
 
 def test_what_surrounds_an_error_is_not_quoted() -> None:
