@@ -1,16 +1,55 @@
-"""The client of a cloud's SDK, made when it is first needed. Imports no SDK."""
+"""The client of a cloud's SDK, made when it is first needed. Imports no SDK.
+
+Also what bounds those that speak HTTP by aiohttp.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sidecar.mounter.store.http.forks import renew_in_child
 from sidecar.mounter.store.login import Login
 
+if TYPE_CHECKING:
+    from aiohttp import ClientHandlerType, ClientMiddlewareType, ClientRequest, ClientResponse
+
 T = TypeVar("T")
+
+
+def within_bounds(seconds: float, most_bytes: int) -> ClientMiddlewareType:
+    """For aiohttp: only an answer that comes within ``seconds``, whole and small, is one.
+
+    A redirect is followed nowhere, since headers of a login would go with it.
+    """
+
+    async def guard(request: ClientRequest, send: ClientHandlerType) -> ClientResponse:
+        async with asyncio.timeout(seconds):
+            response = await send(request)
+            try:
+                response._body = await _content(response, most_bytes)  # what `read` gives
+            except BaseException:
+                response.close()
+                raise
+            return response
+
+    return guard
+
+
+async def _content(response: ClientResponse, most_bytes: int) -> bytes:
+    from aiohttp import ClientPayloadError
+
+    if 300 <= response.status < 400 or "content-encoding" in response.headers:
+        raise ClientPayloadError("a redirect, or packed")
+    content = b""
+    async for block in response.content.iter_any():
+        content += block
+        if len(content) > most_bytes:
+            raise ClientPayloadError("too long")
+    return content
 
 
 class SdkClient(Generic[T]):

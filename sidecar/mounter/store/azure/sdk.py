@@ -15,12 +15,15 @@ from sidecar.errors import LoginRejected, SecretInvalid
 from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.http.pool import authorities_file
 from sidecar.mounter.store.login import Login
-from sidecar.mounter.store.sdk_client import SdkClient
+from sidecar.mounter.store.sdk_client import SdkClient, within_bounds
 from sidecar.mounter.store.store_errors import StoreErrors
+from sidecar.units import KIB
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 _DELETE_TIMEOUT_S = 30.0
 """For all of them together."""
+_MOST_ANSWER_BYTES = 8 * KIB
+"""An error."""
 
 
 class AzureSdk:
@@ -46,6 +49,8 @@ class AzureSdk:
 
         sdk = self._client.current()
 
+        guard = within_bounds(_DELETE_TIMEOUT_S, _MOST_ANSWER_BYTES)
+
         async def send() -> list[Any]:
             container = sdk.service_client.get_container_client(self._errors.bucket)
             deletions = [
@@ -54,6 +59,7 @@ class AzureSdk:
                     delete_snapshots="include",
                     retry_total=0,
                     connection_verify=authorities_file(),
+                    middlewares=[guard],
                 )
                 for name in names
             ]

@@ -11,25 +11,27 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 
 from sidecar.errors import LoginRejected, SecretInvalid, SidecarError, Unavailable
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
+from sidecar.mounter.store.http.connection import TRANSPORT_ERRORS
+from sidecar.mounter.store.http.exchange import exchange
 from sidecar.mounter.store.http.pool import Endpoint, authorities_file
-from sidecar.mounter.store.http.proxies import PROXY_LOGIN, ProxyFailed, proxy_for
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.login import Login
-from sidecar.mounter.store.sdk_client import SdkClient
+from sidecar.mounter.store.sdk_client import SdkClient, within_bounds
 from sidecar.mounter.store.store_errors import StoreErrors
+from sidecar.units import MIB
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
-FETCH_TIMEOUT_S = 10.0
 
 _DELETE_TIMEOUT_S = 10.0
+_MOST_ANSWER_BYTES = MIB
+"""An error of each of a hundred deletions."""
 _PATTERN = re.compile(r"[*?\[]")
 """gcsfs takes a path with one of these for a pattern."""
-_TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")
 _OAUTH_ERROR = re.compile(r"[a-z_]{1,40}")
 
 
@@ -87,6 +89,8 @@ class GcsSdk:
         # gcsfs's new default asks a gRPC endpoint about each bucket and waits a minute where
         # there is none. Read when the package is imported.
         os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+        import fsspec.asyn
+        from aiohttp import TCPConnector
         from gcsfs.core import GCSFileSystem
 
         # It logs a traceback of what fails. That is deleted again without it, and told then.
@@ -97,35 +101,16 @@ class GcsSdk:
             endpoint_url=self._base_url,
             skip_instance_cache=True,
             use_listings_cache=False,
-            session_kwargs=_strict_session(),
+            session_kwargs={
+                "connector": TCPConnector(
+                    ssl=ssl.create_default_context(cafile=authorities_file()),
+                    loop=fsspec.asyn.get_loop(),
+                ),
+                "headers": {"Accept-Encoding": "identity"},
+                "middlewares": [within_bounds(_DELETE_TIMEOUT_S, _MOST_ANSWER_BYTES)],
+                "trust_env": True,
+            },
         )
-
-
-def _strict_session() -> dict[str, Any]:
-    """Arguments for gcsfs's session, in which only 200 to 299 is a success, without redirects.
-
-    It trusts the authorities that all other requests trust, also those that came after aiohttp
-    was imported: that one reads the system's once.
-    """
-    import fsspec.asyn
-    from aiohttp import TCPConnector, TraceConfig
-
-    async def check(response: Any) -> None:
-        if HTTPStatus.MULTIPLE_CHOICES <= response.status < HTTPStatus.BAD_REQUEST:
-            raise ValueError("neither a success nor an error")
-
-    async def refuse(*_: object) -> None:
-        raise ValueError("a redirect")
-
-    tracing = TraceConfig()
-    tracing.on_request_redirect.append(refuse)
-    trusted = ssl.create_default_context(cafile=authorities_file())
-    return {
-        "connector": TCPConnector(ssl=trusted, loop=fsspec.asyn.get_loop()),
-        "raise_for_status": check,
-        "trace_configs": [tracing],
-        "trust_env": True,
-    }
 
 
 def is_plain(key: str) -> bool:
@@ -139,7 +124,6 @@ def _close(sdk: Any) -> None:
 
 def import_login() -> None:
     """Import what a token takes, so that processes which are forked later share it."""
-    import google.auth.transport.urllib3
     import google.oauth2.service_account  # noqa: F401
 
 
@@ -166,7 +150,7 @@ def pod_identity(errors: StoreErrors) -> Any:
     from google.auth.exceptions import DefaultCredentialsError
 
     try:
-        identity, _project = google.auth.default(scopes=[SCOPE])
+        identity, _project = google.auth.default([SCOPE], _request)  # type: ignore[arg-type]
     except DefaultCredentialsError:
         pass
     else:
@@ -186,10 +170,9 @@ def fetch_token(identity: Any, token_url: str, errors: StoreErrors) -> None:
     Raises LoginRejected, Retryable.
     """
     from google.auth.exceptions import GoogleAuthError
-    from google.auth.transport.urllib3 import Request
 
     try:
-        identity.refresh(Request(_TokenPools()))  # type: ignore[no-untyped-call]
+        identity.refresh(_request)
     except GoogleAuthError as error:
         failure = _translate(error, token_url, errors)
     else:
@@ -197,40 +180,22 @@ def fetch_token(identity: Any, token_url: str, errors: StoreErrors) -> None:
     raise failure
 
 
-class _TokenPools:
-    """What google-auth needs of urllib3, which knows no proxies of the environment."""
+def _request(
+    url: str,
+    method: str = "GET",
+    body: str | bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    **_: Any,
+) -> Any:
+    """google-auth's transport (:class:`google.auth.transport.Request`)."""
+    from google.auth.exceptions import TransportError
 
-    def request(self, method: str, url: str, **options: Any) -> Any:
-        """One request. Raises urllib3's errors."""
-        import urllib3
-
-        endpoint = Endpoint.parse(url)
-        proxy = proxy_for(endpoint.host, endpoint.port, tls=endpoint.tls)
-        settings: dict[str, Any] = {
-            "retries": False,
-            "timeout": FETCH_TIMEOUT_S,
-            "ca_certs": authorities_file(),
-        }
-        pools = (
-            urllib3.PoolManager(**settings)
-            if proxy is None
-            else urllib3.ProxyManager(
-                f"http://{proxy.host}:{proxy.port}", proxy_headers=proxy.fields, **settings
-            )
-        )
-        try:
-            with pools:
-                answer = pools.request(method, url, **options)
-        except urllib3.exceptions.ProxyError as error:
-            refused = _TUNNEL_REFUSED.search(str(error))
-            status = int(refused[1]) if refused else None
-        else:
-            if proxy is None or answer.status != PROXY_LOGIN:
-                return answer
-            status = answer.status
-        assert proxy is not None
-        # Outside, so that what holds the proxy's login does not stay behind it.
-        raise urllib3.exceptions.HTTPError from ProxyFailed(proxy, status)
+    unanswered: tuple[type[Exception], ...] = (*TRANSPORT_ERRORS, ValueError)
+    try:
+        answer = exchange(method, url, headers or {}, body)
+    except unanswered as error:
+        raise TransportError("no answer") from error  # type: ignore[no-untyped-call]
+    return SimpleNamespace(status=answer.status, headers=answer.headers, data=answer.content)
 
 
 def _translate(error: Exception, token_url: str, errors: StoreErrors) -> SidecarError | Retryable:
@@ -238,7 +203,9 @@ def _translate(error: Exception, token_url: str, errors: StoreErrors) -> Sidecar
 
     if isinstance(error, TransportError):
         where = str(Endpoint.parse(token_url)) if token_url else "the metadata server"
-        return StoreErrors("GCS login", errors.bucket, where).from_transport(error)
+        return StoreErrors("GCS login", errors.bucket, where).from_transport(
+            error.__cause__ or error
+        )
     details = error.args[1] if len(error.args) > 1 else {}
     code = str(details.get("error", "")) if isinstance(details, dict) else ""
     rejected = errors.login_rejected(code if _OAUTH_ERROR.fullmatch(code) else "")

@@ -64,15 +64,24 @@ class HttpClient(Generic[C]):
         *,
         accepted: Collection[int],
         timeout: AdaptiveTimeout,
+        most_bytes: int = _MAX_BUFFERED_BYTES,
     ) -> BufferedResponse:
-        """One attempt at a request with a body. Arguments and errors as :meth:`receive`."""
+        """One attempt at a request with a body. Arguments and errors as :meth:`receive`.
+
+        Args:
+            most_bytes: how long the response may be.
+        """
 
         def write(signed: SignedRequest, pool: ConnectionPool, connection: Connection) -> bool:
             length = {"content-length": str(sum(map(len, body)))}
             headers = {**signed.headers, **length}
             return _send(connection, pool.head(signed.method, signed.target, headers), body)
 
-        return self._exchange(call, sign, write, _buffered, accepted, timeout)
+        def read(response: Response) -> BufferedResponse:
+            content = response.read_all(most_bytes)
+            return BufferedResponse(response.status, response.fields, content)
+
+        return self._exchange(call, sign, write, read, accepted, timeout)
 
     def receive(
         self,
@@ -154,12 +163,6 @@ class HttpClient(Generic[C]):
 
 def _was_closed_idle(error: Exception) -> bool:
     return isinstance(error, ConnectionResetError | BrokenPipeError)
-
-
-def _buffered(response: Response) -> BufferedResponse:
-    return BufferedResponse(
-        response.status, response.fields, response.read_all(_MAX_BUFFERED_BYTES)
-    )
 
 
 def _send_head(signed: SignedRequest, pool: ConnectionPool, connection: Connection) -> bool:

@@ -61,13 +61,18 @@ class SlowResponse(NamedTuple):
 
 
 class S3Requests:
-    """Requests of S3, path-style behind an endpoint, by host name at AWS."""
+    """Requests of S3, path-style behind an endpoint, by host name at AWS.
+
+    Attributes:
+        endpoint: where they go.
+        region: the bucket's, once a redirect has told it.
+    """
 
     def __init__(self, source: StoreSource, login: Login[S3Credentials]) -> None:
         self._bucket = source.bucket
         self._prefix = source.prefix
         self._login = login
-        self._region = login.credentials.region or DEFAULT_REGION
+        self.region = login.credentials.region or DEFAULT_REGION
         self._pod_identity = PodIdentity()
         self.endpoint = self._find_endpoint()
 
@@ -80,8 +85,8 @@ class S3Requests:
                 raise SecretInvalid(f"AWS_ENDPOINT_URL: {error}") from None
             self._root = f"{endpoint.path}/{self._bucket}"
             return endpoint
-        domain = "amazonaws.com.cn" if self._region.startswith("cn-") else "amazonaws.com"
-        host = f"s3.{self._region}.{domain}"
+        domain = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
+        host = f"s3.{self.region}.{domain}"
         self._root = f"/{self._bucket}"
         if "." not in self._bucket:  # the certificate covers one label
             host = f"{self._bucket}.{host}"
@@ -234,16 +239,16 @@ class S3Requests:
             named.get("Code", ""),
             storage_class=named.get("StorageClass", ""),
             region=fields.get("x-amz-bucket-region", "") or named.get("Region", ""),
-            asked_region=self._region,
+            asked_region=self.region,
             endpoint=named.get("Endpoint", ""),
         )
 
     def redirect(self, fields: Headers) -> Endpoint | None:
         """The endpoint in the bucket's region, which AWS names to who asks in another one."""
         region = fields.get("x-amz-bucket-region", "")
-        if self._login.credentials.endpoint_url or region in {"", self._region}:
+        if self._login.credentials.endpoint_url or region in {"", self.region}:
             return None
-        self._region = region
+        self.region = region
         self.endpoint = self._find_endpoint()
         return self.endpoint
 
@@ -266,7 +271,7 @@ class S3Requests:
             host=self.endpoint.authority,
             path=path,
             query=query,
-            region=self._region,
+            region=self.region,
             access_key_id=key_id or "",
             secret_access_key=secret or "",
             session_token=token,

@@ -6,32 +6,44 @@ headers and tokens.
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sidecar.errors import LoginRejected, SidecarError
-from sidecar.mounter.store.http.pool import MAX_CONNECTIONS, authorities_file
+from sidecar.mounter.store.http.connection import TRANSPORT_ERRORS
+from sidecar.mounter.store.http.exchange import exchange
+from sidecar.mounter.store.http.fields import BrokenResponse
 from sidecar.mounter.store.http.retry import Retryable, parse_retry_after
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.sdk_client import SdkClient
 from sidecar.mounter.store.store_errors import Call, ErrorResponse, StoreErrors
+from sidecar.units import MIB
 
-_READ_TIMEOUT_S = 120.0
 _DELETE_TIMEOUT_S = 10.0
+_MOST_ANSWER_BYTES = 4 * MIB
+"""A thousand of the longest keys, and what is escaped in them."""
+_MOST_ELEMENTS = 32_000
+"""Tags in it: an error of each key has a dozen."""
 
 
 class S3Sdk:
-    """Bulk deletion through s3fs, in one bucket. Safe to use from any thread."""
+    """Bulk deletion through s3fs, in one bucket. Safe to use from any thread.
+
+    Args:
+        region: the bucket's, as far as it is known.
+    """
 
     def __init__(
-        self, login: Login[S3Credentials], errors: StoreErrors, default_region: str
+        self, login: Login[S3Credentials], errors: StoreErrors, region: Callable[[], str]
     ) -> None:
         self._login = login
         self._errors = errors
-        self._default_region = default_region
+        self._region = region
         self._client = SdkClient(login, self._connect, _forget)
 
     def delete(self, call: Call, keys: Sequence[str]) -> list[str]:
@@ -42,7 +54,6 @@ class S3Sdk:
 
         Raises SidecarError, Retryable.
         """
-        from aiohttp import ClientError
         from botocore.exceptions import BotoCoreError
         from botocore.parsers import ResponseParserError
 
@@ -53,7 +64,7 @@ class S3Sdk:
                 Delete={"Objects": [{"Key": key} for key in keys]},
                 timeout=_DELETE_TIMEOUT_S,
             )
-        except (OSError, BotoCoreError, ClientError) as error:  # OSError: s3fs's, and sockets'
+        except (*TRANSPORT_ERRORS, BotoCoreError) as error:  # OSError: s3fs's, too
             translated = self._translate(error, call)
         except ResponseParserError:  # quotes the answer
             translated = self._errors.protocol("its answer to a bulk deletion cannot be read")
@@ -71,9 +82,6 @@ class S3Sdk:
 
         login = self._login.credentials
         config: dict[str, Any] = {
-            "connect_timeout": 5,
-            "read_timeout": _READ_TIMEOUT_S,
-            "max_pool_connections": MAX_CONNECTIONS,
             "retries": {"max_attempts": 0},  # ours are the only ones
         }
         if login.endpoint_url:
@@ -89,10 +97,7 @@ class S3Sdk:
             token=login.session_token,
             endpoint_url=login.endpoint_url,
             use_ssl=login.use_tls,
-            client_kwargs={
-                "region_name": login.region or self._default_region,
-                "verify": authorities_file() if login.verify_tls else False,
-            },
+            client_kwargs={"region_name": self._region()},
             config_kwargs=config,
             skip_instance_cache=True,
             use_listings_cache=False,
@@ -100,6 +105,8 @@ class S3Sdk:
         sdk.retries = 1
         sdk.connect()  # makes the client; asks nothing of the store
         sdk.s3.meta.events.register("before-sign.s3.DeleteObjects", _add_content_md5)
+        send = functools.partial(_send_deletion, login.verify_tls)
+        sdk.s3.meta.events.register("before-send.s3", send)
         return sdk
 
     def _translate(self, error: BaseException, call: Call) -> SidecarError | Retryable:
@@ -141,14 +148,16 @@ class PodIdentity:
             if self._chain is None:
                 from botocore.session import Session
 
-                self._chain = Session().get_credentials()
+                session = Session()
+                session.register("before-send", _send_login)
+                self._chain = session.get_credentials()
             if self._chain is not None:
                 frozen = self._chain.get_frozen_credentials()
                 return frozen.access_key, frozen.secret_key, frozen.token
             failure = no_identity(errors)
         except ClientError as error:
             failure = _exchange_refused(error, errors)
-        except BotoCoreError as error:
+        except (*TRANSPORT_ERRORS, BotoCoreError) as error:
             service = StoreErrors("AWS login", errors.bucket, "of the pod")
             failure = service.from_transport(error)
         raise failure
@@ -175,6 +184,55 @@ def _add_content_md5(request: Any, **_: Any) -> None:
     """S3 itself takes any checksum for a bulk delete, older MinIO only this one."""
     digest = hashlib.md5(request.body, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+async def _send_deletion(verify_tls: bool, request: Any, **_: Any) -> Any:
+    """Answers botocore's ``before-send``, so that it sends nothing by itself.
+
+    Raises OSError, BrokenResponse, UnsendableRequest.
+    """
+    from aiobotocore.awsrequest import AioAWSResponse
+
+    answer = await asyncio.to_thread(
+        exchange,
+        request.method,
+        request.url,
+        _texts(request.headers),
+        request.body,
+        most_bytes=_MOST_ANSWER_BYTES,
+        verify_tls=verify_tls,
+    )
+    if answer.content.count(b"<") > _MOST_ELEMENTS or b"<!" in answer.content:
+        raise BrokenResponse("another document")
+    return AioAWSResponse(request.url, answer.status, answer.headers, _Content(answer.content))
+
+
+def _send_login(request: Any, **_: Any) -> Any:
+    """:func:`_send_deletion` for the services that a pod's identity is exchanged at."""
+    from botocore.awsrequest import AWSResponse
+
+    answer = exchange(request.method, request.url, _texts(request.headers), request.body)
+    return AWSResponse(request.url, answer.status, answer.headers, _Content(answer.content))
+
+
+def _texts(headers: Mapping[str, str | bytes]) -> dict[str, str]:
+    return {
+        name: value if isinstance(value, str) else value.decode("latin-1")
+        for name, value in headers.items()
+    }
+
+
+class _Content:
+    """A body as botocore and aiobotocore read it."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def stream(self) -> list[bytes]:
+        return [self._content]
+
+    async def read(self) -> bytes:
+        return self._content
 
 
 def _forget(_sdk: Any) -> None:

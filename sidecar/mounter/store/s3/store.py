@@ -39,7 +39,6 @@ from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.properties import S3Properties
 from sidecar.mounter.store.s3.requests import (
     ACCEPTED,
-    DEFAULT_REGION,
     S3Requests,
     SlowResponse,
     date_s,
@@ -100,7 +99,7 @@ class S3Store(HttpStore[S3Credentials]):
         self._uploads = S3Uploads(self, requests)
         self._properties = S3Properties(self, requests)
         errors = StoreErrors("S3", source.bucket, str(requests.endpoint))
-        self._sdk = S3Sdk(login, errors, DEFAULT_REGION)
+        self._sdk = S3Sdk(login, errors, lambda: requests.region)
         super().__init__(
             source,
             errors=errors,
