@@ -312,14 +312,6 @@ def config_map_folder(name: str) -> str:
     return f"configmap_{name}"
 
 
-def least_memory_bytes(buckets: int) -> int:
-    """The memory limit below which the processes of a sidecar with so many buckets do not start.
-
-    What they take right after ready, and half of that again; for work they need more (sizing.md).
-    """
-    return (64 + 32 * buckets) * MIB
-
-
 def _options(document: dict[str, Any]) -> Options:
     """JSON has lists where there are tuples."""
     values: dict[str, Any] = {

@@ -8,6 +8,8 @@ may end at any time without anybody noticing.
 
 from __future__ import annotations
 
+import encodings.idna
+import encodings.utf_8_sig  # noqa: F401 - secrets are read so
 import errno
 import gc
 import logging
@@ -66,6 +68,7 @@ def main(channel: Channel, spec: PersistenceSpec) -> int:
     # header, and so copy every page that could be shared.
     gc.collect()
     gc.freeze()
+    gc.enable()
     server = _ForkServer(channel, spec)
     while (received := channel.receive()) is not None:
         message, descriptors = received

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from sidecar.memory_rule import least_limit_bytes
 from sidecar.units import MIB
 from tests.conformance import syscalls
+from tests.support.cgroups import new_cgroup
 from tests.support.many_keys import DIRECTORY, ManyKeysServer, name_of
 from tests.support.sidecar import Sidecar, bucket_volume
 
 
 @contextmanager
-def many_keys(tmp_path: Path, keys: int) -> Iterator[Sidecar]:
-    """A sidecar that mounts a bucket of so many keys at ``tmp_path / "m"``."""
-    volume = bucket_volume("data", tmp_path / "m", "s3", "s3://bucket", read_only=True)
+def many_keys(
+    tmp_path: Path, keys: int, names: Sequence[str] = ("data",), prefix: Sequence[str] = ()
+) -> Iterator[Sidecar]:
+    """A sidecar that mounts buckets of so many keys, each at ``tmp_path / "m" / name``."""
+    volumes = [
+        bucket_volume(n, tmp_path / "m" / n, "s3", "s3://bucket", read_only=True, secret="s")
+        for n in names
+    ]
     with ManyKeysServer(tmp_path / "server", keys) as server:
-        secrets = {"data": server.credentials_json()}
-        with Sidecar(tmp_path / "run", [volume], secrets=secrets) as sidecar:
+        secrets = {"s": server.credentials_json()}
+        with Sidecar(tmp_path / "run", volumes, secrets=secrets, prefix=prefix) as sidecar:
             yield sidecar
 
 
@@ -58,5 +67,25 @@ def test_many_names_take_little_memory(
     tmp_path: Path, keys: int, handles: int, most_bytes: int
 ) -> None:
     with many_keys(tmp_path, keys) as sidecar:
-        read_through(tmp_path / "m" / DIRECTORY, keys, handles)
+        read_through(tmp_path / "m" / "data" / DIRECTORY, keys, handles)
         assert resident_bytes(sidecar) < most_bytes
+
+
+@pytest.mark.parametrize("buckets", [1, 2, 3])
+@pytest.mark.timeout(400)
+def test_the_least_limit_is_enough_for_large_directories(tmp_path: Path, buckets: int) -> None:
+    """All buckets at once, with what stat(2) shows of each name; the kernel ends nothing."""
+    keys, names = 200_000, [f"data-{number}" for number in range(buckets)]
+
+    def look(name: str) -> int:
+        with os.scandir(tmp_path / "m" / name / DIRECTORY) as entries:
+            return sum(entry.stat().st_size for entry in entries)
+
+    with new_cgroup("memory") as group:
+        group.limit(least_limit_bytes(buckets))
+        with many_keys(tmp_path, keys, names, group.entering) as sidecar:
+            with ThreadPoolExecutor(buckets) as threads:
+                assert list(threads.map(look, names)) == [keys] * buckets, sidecar.log()
+            assert group.oom_kills() == 0, sidecar.log()
+            healed = [sidecar.volume_status(name)["healed"] for name in names]
+            assert healed == [{"resend": 0, "remount": 0}] * buckets

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.spec import least_memory_bytes
+from sidecar.memory_rule import least_limit_bytes
 from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.reporting.conftest import InPod
@@ -82,7 +82,7 @@ def test_a_limit_that_is_too_small_is_told_with_both_numbers(
     api: KubernetesApi, in_pod: InPod
 ) -> None:
     with new_cgroup("memory") as group:
-        limit_bytes = least_memory_bytes(1) - MIB
+        limit_bytes = least_limit_bytes(1) - MIB
         group.limit(limit_bytes)
         sidecar = in_pod(prefix=group.entering)
         try:
@@ -92,8 +92,8 @@ def test_a_limit_that_is_too_small_is_told_with_both_numbers(
         assert group.oom_kills() == 0
     (line,) = sidecar.said()
     assert line == (
-        "error SC1096 MEMORY_TOO_SMALL: a memory limit of 95Mi is below the 96Mi that 1 bucket(s) "
-        "need; raise the container's limit, in a pod by `mount-sidecar.io/memory-limit`"
+        "error SC1096 MEMORY_TOO_SMALL: a memory limit of 159Mi is below the 160Mi that 1 "
+        "bucket(s) need; raise the container's limit, in a pod by `mount-sidecar.io/memory-limit`"
     )
     assert sidecar.termination_message.read_text() == f"{line}\n"
     assert f"error {api.events()[0]['message']}" == line
@@ -101,7 +101,7 @@ def test_a_limit_that_is_too_small_is_told_with_both_numbers(
 
 def test_a_sidecar_starts_with_the_least_limit(in_pod: InPod) -> None:
     with new_cgroup("memory") as group:
-        group.limit(least_memory_bytes(1))
+        group.limit(least_limit_bytes(1))
         with in_pod(prefix=group.entering) as sidecar:
             assert sidecar.stop() == 0
         assert group.oom_kills() == 0

@@ -48,6 +48,14 @@ def test_each_time_a_mount_healed(observer: Observer) -> None:
     assert observer.look_at_status(status("ready", volume(healed={"resend": 2, "remount": 0})))
 
 
+def test_a_mount_that_was_made_anew_is_no_healing(observer: Observer) -> None:
+    """It says what programs saw, also after workers that were replaced unseen."""
+    observer.look_at_status(status("ready", volume(healed={"resend": 3, "remount": 0})))
+    [report] = observer.look_at_status(status("ready", volume(healed={"resend": 3, "remount": 1})))
+    assert report.reason == "Remounted"
+    assert "calls in flight got ECONNABORTED or ENOTCONN" in report.message
+
+
 def test_a_worker_that_hangs_is_told_before_it_is_replaced(observer: Observer) -> None:
     hung = {"code": "SC1094", "name": "WORKER_HUNG", "message": "no sign of life"}
     hanging = status("ready", volume(error=hung))

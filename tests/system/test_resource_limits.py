@@ -14,6 +14,7 @@ from sidecar.mounter.system.resource_limits import (
     cache_budget_bytes,
     disk_bytes,
     memory_budget_bytes,
+    names_budget_bytes,
     page_cache_bytes,
 )
 from sidecar.options import Options
@@ -61,8 +62,8 @@ def test_without_a_limit_the_most(host: Path) -> None:
 @pytest.mark.parametrize(
     ("limit_mib", "mounts", "budget_mib"),
     [
-        *((512, 1, 128), (512, 2, 64), (512, 5, 25.6), (4096, 2, 256)),
-        *((192, 1, 48), (160, 1, 32), (128, 1, 16), (128, 5, 16), (32, 1, 16)),  # processes first
+        *((512, 1, 128), (512, 2, 64), (512, 5, 20.8), (4096, 2, 256)),
+        *((192, 1, 40), (162, 1, 30), (128, 5, 16), (32, 1, 16)),  # processes first
     ],
 )
 def test_a_quarter_of_the_limit_shared_by_the_mounts(
@@ -92,8 +93,17 @@ def test_version_1(host: Path, visible: str) -> None:
     group(host, "12:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n1:name=systemd:/docker/x\n")
     limit(host, "memory/memory.limit_in_bytes", UNLIMITED_V1)
     assert budget(host) == 256 * MIB
-    limit(host, visible, str(200 * MIB))
-    assert budget(host) == 50 * MIB
+    limit(host, visible, str(192 * MIB))
+    assert budget(host) == 40 * MIB
+
+
+@pytest.mark.parametrize(("limit_mib", "mounts", "names_mib"), [(160, 1, 29), (4096, 2, 665)])
+def test_names_get_as_much_as_content_where_memory_is_little(
+    host: Path, limit_mib: int, mounts: int, names_mib: int
+) -> None:
+    limit(host, "memory.max", str(limit_mib * MIB))
+    found = names_budget_bytes(mounts, 0, host / "cgroup", host / "proc")
+    assert found // MIB == names_mib
 
 
 def test_this_machine_has_a_budget() -> None:

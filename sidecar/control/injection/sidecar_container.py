@@ -14,6 +14,7 @@ from sidecar.control.injection.object_fields import JsonObject
 from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
 from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
 from sidecar.errors import AnnotationInvalid
+from sidecar.memory_rule import least_limit_bytes, limit_bytes, request_bytes
 from sidecar.pod import (
     ALIVE_FILE,
     CONTAINER_NAME,
@@ -29,7 +30,6 @@ from sidecar.spec import (
     SPEC_FILE,
     PersistenceSpec,
     config_map_folder,
-    least_memory_bytes,
 )
 from sidecar.units import MIB
 
@@ -249,9 +249,11 @@ def _resources(
         AnnotationInvalid: the sidecar would not start with such a limit of memory.
     """
     defaults = {
-        "cpu-request": parse_quantity("100m"),
-        "memory-request": parse_quantity(f"{128 + 192 * buckets}Mi"),
-        "memory-limit": parse_quantity(f"{256 + 768 * buckets + -(-memory_cache_bytes // MIB)}Mi"),
+        "cpu-request": parse_quantity(f"{20 + 10 * buckets}m"),
+        "memory-request": parse_quantity(f"{request_bytes(buckets) // MIB}Mi"),
+        "memory-limit": parse_quantity(
+            f"{(limit_bytes(buckets) + memory_cache_bytes + MIB - 1) // MIB}Mi"
+        ),
     }
     chosen = {**defaults, **request.resources}
     for resource in ("cpu", "memory"):
@@ -260,7 +262,7 @@ def _resources(
             changed, kept = (low, high) if low not in request.resources else (high, low)
             if changed not in request.resources:
                 chosen[changed] = chosen[kept]
-    least_bytes = least_memory_bytes(buckets) + memory_cache_bytes
+    least_bytes = least_limit_bytes(buckets) + memory_cache_bytes
     if chosen["memory-limit"].value < least_bytes:
         raise AnnotationInvalid(
             f"annotation `{PREFIX}memory-limit`: {chosen['memory-limit'].text} is below the "

@@ -73,6 +73,16 @@ def condition(status: Document) -> Condition | None:
     return None
 
 
+_HEALED: Final = {
+    "resend": ("Healed", "the next one went on, and programs saw nothing"),
+    "remount": (
+        "Remounted",
+        "it was mounted anew: calls in flight got ECONNABORTED or ENOTCONN, as do open files",
+    ),
+}
+"""What became of a worker's mount: the event's reason, and what programs saw of it."""
+
+
 @dataclass(slots=True)
 class Observer:
     """Compares each status document and each count with the ones before, and reports changes.
@@ -82,7 +92,7 @@ class Observer:
     """
 
     spool_bytes: Mapping[str, int]
-    _healed: dict[str, int] = field(default_factory=dict)
+    _healed: dict[tuple[str, str], int] = field(default_factory=dict)
     _refused: dict[tuple[str, str], float] = field(default_factory=dict)
     _nearly_full: set[str] = field(default_factory=set)
     _told: set[str] = field(default_factory=set)
@@ -121,12 +131,12 @@ class Observer:
     def _volume(self, volume: Document, status: Document) -> list[Report]:
         label = _label(volume)
         reports = []
-        healed = sum(volume["healed"].values())
-        if healed > self._healed.get(label, 0):
-            how = "unseen" if volume["healed"].get("resend") else "with a new mount"
-            what = f"volume {label}: its worker ended, and the mount went on {how}"
-            reports.append(Report("Healed", f"{WorkerLost.code} {WorkerLost.name}: {what}"))
-        self._healed[label] = healed
+        for way, (reason, seen) in _HEALED.items():
+            count = volume["healed"].get(way, 0)
+            if count > self._healed.get((label, way), 0):
+                what = f"volume {label}: its worker ended; {seen}"
+                reports.append(Report(reason, f"{WorkerLost.code} {WorkerLost.name}: {what}"))
+            self._healed[label, way] = count
         error = volume["error"]
         failing = [f for f in volume["failing"] if f["code"] not in REFUSED_CODES]
         if status["ready"]:

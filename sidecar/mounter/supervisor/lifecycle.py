@@ -145,7 +145,7 @@ class Lifecycle:
         self._fork_server.start()
         if pod.is_in_pod():
             self._start_reporter()  # so early that it reports whatever fails below
-        preparation.check_memory(len(self._buckets))
+        preparation.check_memory(len(self._buckets), self._spec.memory_cache_bytes)
         # Before there is a process that answers: a probe waits for it, and needs no second try.
         if (port := self._spec.http.port) is not None:
             hint = "free the port, or set another in the spec (`http.host`, `http.port`)"

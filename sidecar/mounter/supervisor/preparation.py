@@ -6,15 +6,18 @@ import logging
 
 from sidecar import logs
 from sidecar.errors import MemoryTooSmall, StateUnusable
+from sidecar.memory_rule import least_limit_bytes
 from sidecar.mounter.system import directories, hardening, resource_limits
-from sidecar.spec import least_memory_bytes
 from sidecar.units import MIB
 
 log = logging.getLogger("sidecar.supervisor")
 
 
-def check_memory(buckets: int) -> None:
+def check_memory(buckets: int, cached_bytes: int) -> None:
     """Let a lack of memory end one process only, and see that there is enough to start.
+
+    Args:
+        cached_bytes: what caches in memory take of the limit.
 
     Raises:
         MemoryTooSmall: the limit is less than what the processes take.
@@ -22,7 +25,8 @@ def check_memory(buckets: int) -> None:
     if (why := hardening.end_alone()) is not None:
         message = "one process that runs out of memory will end all of them"
         logs.event(log, message, logging.WARNING, why=why)
-    limit_bytes, least_bytes = resource_limits.available_bytes(), least_memory_bytes(buckets)
+    limit_bytes = resource_limits.available_bytes()
+    least_bytes = least_limit_bytes(buckets) + cached_bytes
     if limit_bytes < least_bytes:
         raise MemoryTooSmall(
             f"a memory limit of {limit_bytes // MIB}Mi is below the {least_bytes // MIB}Mi that "

@@ -131,7 +131,7 @@ class Processes:
         """Call ``main(channel, argument)`` of a module in a forked child; its result is the status.
 
         What this process has loaded need not be loaded again, and what only the module imports
-        stays out of this process. Raises OSError.
+        stays out of this process. It begins without garbage collection. Raises OSError.
         """
 
         def call(far: socket.socket) -> int:
@@ -241,6 +241,7 @@ class Processes:
         # What process 1 holds is not to be closed by a finalizer either, under a number that is
         # another file's by then.
         gc.freeze()
+        gc.disable()  # a check is short, and imports make no garbage, but waste a tenth on looking
         os.setsid()
         signal.set_wakeup_fd(-1)
         for number in _HANDLED:

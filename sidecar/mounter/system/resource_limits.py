@@ -12,7 +12,7 @@ import resource
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from sidecar.spec import least_memory_bytes
+from sidecar.memory_rule import work_bytes
 from sidecar.units import MIB
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -20,7 +20,7 @@ PROC: Final = Path("/proc")
 
 PAGE_CACHE_DIVISOR = 2
 MEMORY_DIVISOR = 4
-"""A quarter of the limit is for content, and where that is little, half of what processes leave.
+"""A quarter of the limit is for content, and where that is little, what the rule leaves for work.
 The rest is for Python, the page cache, sockets, and reserve."""
 LEAST_MEMORY_BYTES = 16 * MIB
 MOST_MEMORY_BYTES = 256 * MIB
@@ -40,9 +40,19 @@ def memory_budget_bytes(
         cached_bytes: what caches in memory take of the limit.
     """
     available = max(0, available_bytes(cgroups, proc) - cached_bytes)
-    beside_processes = max(0, available - least_memory_bytes(mounts))
-    share = min(available // MEMORY_DIVISOR, beside_processes // 2) // max(1, mounts)
+    share = min(available // MEMORY_DIVISOR // max(1, mounts), work_bytes(available, mounts))
     return max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share))
+
+
+def names_budget_bytes(
+    mounts: int, cached_bytes: int = 0, cgroups: Path = CGROUPS, proc: Path = PROC
+) -> int:
+    """Memory in bytes for the names of one of ``mounts`` mounts: of listings, and of inodes.
+
+    Args:
+        cached_bytes: as :func:`memory_budget_bytes`.
+    """
+    return work_bytes(available_bytes(cgroups, proc) - cached_bytes, mounts)
 
 
 def page_cache_bytes(

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from sidecar.mounter.cache import node_folder
 from sidecar.mounter.cache.cache_folder import occupied_bytes
+from sidecar.mounter.filesystem.excess_inodes import INODE_BYTES
+from sidecar.mounter.filesystem.inodes import MOST_INODES
+from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
 from sidecar.mounter.system import resource_limits
 from sidecar.spec import PersistenceSpec, Volume
 from sidecar.units import MIB
@@ -25,6 +28,12 @@ def memory_bytes(spec: PersistenceSpec, volume: Volume) -> int:
     return volume.options.memory_bytes or resource_limits.memory_budget_bytes(
         len(spec.buckets), spec.memory_cache_bytes
     )
+
+
+def names(spec: PersistenceSpec) -> tuple[int, int]:
+    """Memory for listings, in bytes, and the number of inodes from which some are forgotten."""
+    half_bytes = resource_limits.names_budget_bytes(len(spec.buckets), spec.memory_cache_bytes) // 2
+    return min(BUDGET_BYTES, half_bytes), min(MOST_INODES, half_bytes // INODE_BYTES)
 
 
 def reader_processes(cores: int, content_bytes: int) -> int:

