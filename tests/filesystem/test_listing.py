@@ -6,8 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from sidecar.mounter.filesystem.listing import Listing, RecentChanges
+from sidecar.mounter.filesystem.listing import Listing
 from sidecar.mounter.filesystem.name_memory import NameMemory
+from sidecar.mounter.filesystem.own_changes import OwnChanges
 from tests.support.memory_store import MemoryStore
 
 
@@ -45,12 +46,12 @@ def test_a_file_made_while_its_page_was_requested_is_listed() -> None:
     names = [f"{number:04}" for number in range(1500)]  # two pages
     for name in names:
         store.put(name, b"")
-    changes = RecentChanges()
 
     def make_a_file() -> None:
-        changes.add("1200-new", store.put("1200-new", b""))
+        changes.add("", "1200-new", store.put("1200-new", b""))
 
     threads = BusyMachine(make_a_file)
+    changes = OwnChanges(store, threads)
     listing = Listing(store, "", changes, lambda _key, _why: None, threads, NameMemory())
     listing.load_all()
     assert sorted(names_of(listing)) == sorted([*names, "1200-new"])

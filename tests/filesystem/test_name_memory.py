@@ -14,9 +14,10 @@ import pytest
 from sidecar.errors import NotFound
 from sidecar.mounter.filesystem import packed_names
 from sidecar.mounter.filesystem.inodes import ROOT, Inode
-from sidecar.mounter.filesystem.listing import Listing, RecentChanges
+from sidecar.mounter.filesystem.listing import Listing
 from sidecar.mounter.filesystem.name_memory import OPEN_NAME_BYTES, NameMemory
 from sidecar.mounter.filesystem.names import LINK_SUFFIX
+from sidecar.mounter.filesystem.own_changes import OwnChanges
 from sidecar.mounter.filesystem.remotes import (
     FORGOTTEN_FILE,
     REMOTE_DIRECTORY,
@@ -39,7 +40,8 @@ class AtOnce(Executor):
 
 
 def listing_of(store: MemoryStore, memory: NameMemory, prefix: str = "") -> Listing:
-    return Listing(store, prefix, RecentChanges(), lambda _key, _why: None, AtOnce(), memory)
+    changes = OwnChanges(store, AtOnce())
+    return Listing(store, prefix, changes, lambda _key, _why: None, AtOnce(), memory)
 
 
 def lines_of(listing: Listing) -> list[tuple[str, Listed | None]]:

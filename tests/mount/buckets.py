@@ -19,7 +19,7 @@ from tests.support.servers import GcsServer, HttpResponder, answer
 from tests.support.sidecar import Sidecar
 
 TRANSPORTS: list[TransportName] = ["kernel", "libfuse"]
-CLOUDS = {"s3": S3Cloud, "gcs": GcsCloud, "azure": AzureCloud}
+CLOUDS = {"s3": S3Cloud, "strict_s3": S3Cloud, "gcs": GcsCloud, "azure": AzureCloud}
 
 
 def make_cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> Cloud:

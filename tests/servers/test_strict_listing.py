@@ -132,3 +132,16 @@ def test_the_first_version(filled: Raw) -> None:
     reply = marked("", delimiter="/")
     assert (lines(reply), reply.text("NextMarker")) == (["a", "a/"], "a/")
     assert lines(marked("a/", delimiter="/")) == ["b", "z z+%&<>\"'"]
+
+
+def test_a_listing_that_lags(filled: Raw) -> None:
+    filled.server.settings(filled.bucket, list_lag_s=3600)
+    filled("PUT", "new", b"")
+    filled("PUT", "a", b"longer")
+    filled("DELETE", "b")
+    reply = page(filled)
+    assert reply.texts("Contents/Key") == sorted(KEYS, key=str.encode)
+    assert reply.texts("Contents/Size")[0] == "1"
+    assert filled("HEAD", "new").status == 200
+    filled.server.settings(filled.bucket, list_lag_s=0)
+    assert "new" in page(filled).texts("Contents/Key")

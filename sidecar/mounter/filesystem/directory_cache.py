@@ -1,6 +1,6 @@
-"""What is remembered of the store's directories: listings, absent names, recent changes.
+"""What is remembered of the store's directories: listings, absent names, own changes.
 
-Keeps it with each Directory, and drops what has expired. Binds no name to an inode.
+Keeps the first two with each Directory, and drops what has expired. Binds no name to an inode.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import Protocol
 
 from sidecar.errors import SidecarError
 from sidecar.mounter.filesystem.inodes import Directory, Inode, InodeTable
-from sidecar.mounter.filesystem.listing import Listing, PrefetchedPage, RecentChanges
+from sidecar.mounter.filesystem.listing import Listing, PrefetchedPage
 from sidecar.mounter.filesystem.name_memory import NameMemory
+from sidecar.mounter.filesystem.own_changes import REMEMBERED_S, OwnChanges
 from sidecar.mounter.filesystem.remotes import Remote
 from sidecar.mounter.filesystem.subtree_locks import is_at_or_below
 from sidecar.mounter.store.interface import ObjectInfo, Page, Store
 
 log = logging.getLogger(__name__)
 
-_LONGEST_LIST_S = 120.0
-"""Changes are remembered for as long: no LIST takes longer that may have missed them."""
 _SEQUENTIAL_USE_S = 10.0
 """A listing whose names are asked for in order is kept for as long after each, though expired."""
 _MAX_LOGGED_KEYS = 10_000
@@ -83,6 +82,7 @@ class DirectoryCache:
 
     Attributes:
         memory: where the names of listings are.
+        changes: what this mount changed lately.
     """
 
     def __init__(
@@ -100,10 +100,11 @@ class DirectoryCache:
         self._hidden = hidden
         self._threads = threads
         self.memory = NameMemory(budget_bytes)
+        self.changes = OwnChanges(store, threads)
         self._expected = _ExpectedPages()
         self._logged_keys: set[str] = set()
         self._logged_keys_lock = threading.Lock()
-        self._remembered: set[Directory] = set()  # with a listing, changes or absent names
+        self._remembered: set[Directory] = set()  # with a listing or absent names
         self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
 
     # --- listings ------------------------------------------------------------------------
@@ -122,7 +123,6 @@ class DirectoryCache:
         The caller holds the directory's lock.
         """
         now_s = time.monotonic()
-        directory.changes.drop_before(now_s - _LONGEST_LIST_S)
         self._expected.drop_before(now_s - _EXPECTED_S)
         with self._inodes.lock:  # no rename makes the key another one in between
             listing = directory.listing = self.unshared_listing(directory)
@@ -139,7 +139,7 @@ class DirectoryCache:
         return Listing(
             self._store,
             directory.key,
-            directory.changes,
+            self.changes,
             self._hide,
             self._threads,
             self.memory,
@@ -173,9 +173,8 @@ class DirectoryCache:
     def apply_change(self, directory: Directory, name: str, remote: Remote | None) -> None:
         """This mount made ``remote`` of a name in the store; None: it removed the name."""
         directory.negative.discard(name)
-        directory.changes.add(name, remote)
+        self.changes.add(directory.key, name, remote)
         self._expected.take(f"{directory.key}{name}/")
-        self._remembered.add(directory)
         listing = directory.listing
         if listing is not None:
             listing.apply(name, remote)
@@ -195,25 +194,27 @@ class DirectoryCache:
     def rename(
         self,
         renamed: Directory,
+        old: str,
         below: Sequence[Inode],
         copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]],
     ) -> None:
         """A directory has its new name. The caller holds the inodes' lock.
 
         Args:
+            old: its key before.
             below: the directory itself, and all inodes below it.
             copied: old key to (the version that was copied, the copy).
         """
         self._expected.drop_before(time.monotonic())
+        self.changes.rename(old, renamed.key, copied)
         directories = [inode for inode in below if isinstance(inode, Directory)]
         for directory in directories:
-            directory.changes = RecentChanges()
             directory.negative.clear()
         listings = {directory.listing: directory for directory in directories}
         listings |= {reading.listing: reading.directory for reading in self._readings}
         for listing, directory in listings.items():
             if listing is not None and is_at_or_below(directory, renamed):
-                listing.rename(directory.key, directory.changes, copied)
+                listing.rename(directory.key, copied)
 
     # --- expiry --------------------------------------------------------------------------
 
@@ -224,6 +225,7 @@ class DirectoryCache:
         """
         now_s = time.monotonic()
         self._expected.drop_before(now_s - _EXPECTED_S)
+        self.changes.drop_before(now_s - REMEMBERED_S)
         self._drop_all_expired(now_s)
         self.memory.tidy()
         if self.memory.used_bytes > self.memory.budget_bytes:
@@ -271,10 +273,9 @@ class DirectoryCache:
             if needed_until_s <= now_s:
                 directory.listing, expired = None, listing
                 directory.expired_listing_cost = listing.cost
-        directory.changes.drop_before(now_s - _LONGEST_LIST_S)
         directory.negative.drop_expired(now_s)
         is_listed = directory.listing is not None and len(directory.listing)
-        if not (is_listed or directory.changes or directory.negative):
+        if not (is_listed or directory.negative):
             self._remembered.discard(directory)
         return expired
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import stat
+import time
 from collections.abc import Mapping
 
 from sidecar import logs
@@ -16,12 +17,15 @@ from sidecar.mounter.filesystem.attributes import merge_metadata, to_metadata
 from sidecar.mounter.filesystem.inodes import Directory, File, Inode
 from sidecar.mounter.filesystem.names import is_probe_key
 from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.store.interface import Store
+from sidecar.mounter.filesystem.remotes import REMOTE_DIRECTORY, Remote, from_relative_key
+from sidecar.mounter.store.interface import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 
 _REMAINS = 16
 """More objects than a directory has that shows none: its marker, and probes."""
+_PAGE = 1000
+"""Where names were changed that may be listed yet."""
 
 
 class DirectoryMarkers:
@@ -57,7 +61,10 @@ class DirectoryMarkers:
         ):
             return
         page = self._store.list_page(directory.key, limit=1)
-        if not page.objects and not page.prefixes:
+        entries = [*page.prefixes, *(info.key for info in page.objects)]
+        changes = self._namespace.directory_cache.changes
+        is_late = any(changes.is_removed(directory.key, _name(directory, key)) for key in entries)
+        if not entries or (is_late and self.unseen_keys(directory) is not None):
             self._store.put(directory.key, b"")
             directory.kept = True
             self._namespace.inodes.note(directory)
@@ -67,17 +74,37 @@ class DirectoryMarkers:
         with self._namespace.inodes.lock:
             if any(_is_here(child) for child in directory.children.values()):
                 return None
-        page = self._store.list_page(directory.key, limit=_REMAINS)
-        keys = [info.key for info in page.objects]
-        if page.prefixes or page.next_token is not None:
+        changes, requested_s = self._namespace.directory_cache.changes, time.monotonic()
+        changed: dict[str, Remote | None] = dict.fromkeys(changes.names(directory.key))
+        unseen: list[ObjectInfo] = []
+        token = None
+        while True:
+            limit = _REMAINS if not changed else _PAGE
+            page = self._store.list_page(directory.key, token, limit=limit)
+            entries: list[tuple[str, Remote]] = [(info.key, info) for info in page.objects]
+            for key, remote in entries + [(key, REMOTE_DIRECTORY) for key in page.prefixes]:
+                name = _name(directory, key)
+                if isinstance(remote, ObjectInfo) and (key == directory.key or is_probe_key(key)):
+                    unseen.append(remote)
+                elif name in changed:
+                    changed[name] = remote
+                else:
+                    return None
+            token = page.next_token
+            if token is None:
+                break
+        right = changes.reconcile(directory.key, changed, requested_s)
+        if any(remote is not None for remote in {**changed, **right}.values()):
             return None
-        if not all(key == directory.key or is_probe_key(key) for key in keys):
-            return None
-        if any(info.key == directory.key and info.size_bytes for info in page.objects):
+        if any(info.key == directory.key and info.size_bytes for info in unseen):
             # Nobody can see what it holds through the mount, so nobody meant to delete it.
             logs.event(log, "kept: a directory's object has content", key=directory.key)
             return None
-        return keys
+        return [info.key for info in unseen]
+
+
+def _name(directory: Directory, key: str) -> str:
+    return from_relative_key(key[len(directory.key) :])[0]
 
 
 def _is_here(child: Inode) -> bool:

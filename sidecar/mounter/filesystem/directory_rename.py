@@ -130,18 +130,28 @@ class DirectoryRename:
         self._end(begun.inode)
 
     def _below(self, prefix: str) -> Iterable[ObjectInfo]:
+        """What is listed, and what this mount made that is not listed yet."""
+        made = self._namespace.directory_cache.changes.below(prefix)
         token = None
         while True:
             page = self._store.list_page(prefix, token, delimiter="")
-            yield from page.objects
+            for info in page.objects:
+                made.pop(info.key, None)
+                yield info
             token = page.next_token
             if token is None:
-                return
+                break
+        yield from filter(None, made.values())
 
     def _copy_all(self, begun: RenameBegun) -> Copied:
         """Copy what is not there yet."""
         old, new = begun.old_key, begun.new_key
-        there = {info.key[len(new) :]: info for info in self._below(new)}
+        changed = self._namespace.directory_cache.changes.below(new)
+        there = {
+            info.key[len(new) :]: info
+            for info in self._below(new)
+            if changed.get(info.key, info) is not None  # else it was removed, and is listed yet
+        }
         copied: Copied = {}
         wanted: list[ObjectInfo] = []
         for info in self._below(old):

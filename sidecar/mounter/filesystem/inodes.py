@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sidecar.errors import NodeForgotten
 from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.listing import Listing, ListingCost, RecentChanges
+from sidecar.mounter.filesystem.listing import Listing, ListingCost
 from sidecar.mounter.filesystem.names import LINK_SUFFIX
 from sidecar.mounter.filesystem.negative_cache import NegativeCache
 from sidecar.mounter.filesystem.records import (
@@ -91,7 +91,6 @@ class Directory(Inode):
         listing: the last one; None before the first, and when it has expired.
         expired_listing_cost: of the last one that expired; None before.
         is_huge: it had more names than there may be inodes when it was read last.
-        changes: what this mount changed in it.
         negative: names that it does not have.
         misses: names asked for one by one since the last listing.
         misses_took_s: how long the store took to answer for them.
@@ -103,7 +102,6 @@ class Directory(Inode):
     __slots__ = (
         "attributes",
         "attributes_until_s",
-        "changes",
         "children",
         "expired_listing_cost",
         "is_huge",
@@ -123,7 +121,6 @@ class Directory(Inode):
         self.listing: Listing | None = None
         self.expired_listing_cost: ListingCost | None = None
         self.is_huge = False
-        self.changes = RecentChanges()
         self.kept = False
         self.misses = 0
         self.misses_took_s = 0.0

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from sidecar.errors import SidecarError
 from sidecar.mounter.filesystem.name_memory import NameMemory, OpenNames
 from sidecar.mounter.filesystem.names import LINK_SUFFIX, is_link_key, is_probe_key, is_spellable
+from sidecar.mounter.filesystem.own_changes import OwnChanges
 from sidecar.mounter.filesystem.remotes import (
     REMOTE_DIRECTORY,
     ForgottenObject,
@@ -32,44 +33,6 @@ _MOST_ADDED = 10_000
 """A listing to which this mount has added so many names counts no longer."""
 NUMBERS = itertools.count(1)
 """Of listings, also of those that another worker made."""
-
-
-class RecentChanges:
-    """What this mount changed in one directory lately. Safe to use from any thread.
-
-    A LIST that was requested before a change ended may or may not show it; the change wins.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._by_name: dict[str, tuple[float, Remote | None]] = {}
-
-    def add(self, name: str, remote: Remote | None) -> None:
-        """The store now has ``remote`` under ``name``; None: the name is gone."""
-        with self._lock:
-            self._by_name[name] = (time.monotonic(), remote)
-
-    def since(self, moment_s: float) -> dict[str, Remote | None]:
-        """The changes that ended after ``moment_s`` (monotonic), by name."""
-        if not self._by_name:
-            return {}
-        with self._lock:
-            return {
-                name: remote
-                for name, (ended_s, remote) in self._by_name.items()
-                if ended_s >= moment_s
-            }
-
-    def __bool__(self) -> bool:
-        """Whether anything is remembered."""
-        return bool(self._by_name)
-
-    def drop_before(self, moment_s: float) -> None:
-        """Forget the changes that ended before ``moment_s`` (monotonic)."""
-        with self._lock:
-            self._by_name = {
-                name: change for name, change in self._by_name.items() if change[0] >= moment_s
-            }
 
 
 class ListingCost(NamedTuple):
@@ -109,6 +72,7 @@ class Listing:
 
     Args:
         prefix: the directory's key, ending in ``/``; empty for the root.
+        changes: what this mount changed lately.
         hidden: called with (key, reason) for each key that no path shows.
         threads: prefetch pages.
         memory: keeps the names.
@@ -119,7 +83,7 @@ class Listing:
         self,
         store: Store,
         prefix: str,
-        changes: RecentChanges,
+        changes: OwnChanges,
         hidden: Callable[[str, str], None],
         threads: Executor,
         memory: NameMemory,
@@ -230,27 +194,24 @@ class Listing:
                 requested_s = time.monotonic()
                 page = self._store.list_page(self._prefix, self._token)
             self._duration_s += time.monotonic() - requested_s
-            self._add_page(page)
+            self._add_page(page, requested_s)
             self._token = page.next_token
             self.fully_loaded = page.next_token is None
             if prefetch and not self.fully_loaded:
                 next_s = time.monotonic()
                 future = self._threads.submit(self._store.list_page, self._prefix, self._token)
                 self._prefetched = PrefetchedPage(next_s, future)
-            for name, remote in self._changes.since(requested_s).items():
-                self._apply(name, remote)
             if self._counts:
                 self.as_of_s = requested_s
         with self._page_loaded:
             self._page_loaded.notify_all()
 
-    def _add_page(self, page: Page) -> None:
+    def _add_page(self, page: Page, requested_s: float) -> None:
         skip = len(self._prefix)
         entries: list[tuple[str, Remote]] = self._deferred
         entries += [(prefix[skip:], REMOTE_DIRECTORY) for prefix in page.prefixes]
         entries += [(info.key[skip:], info) for info in page.objects]
         entries.sort(key=_relative_key)
-        directories = {key[:-1] for key, remote in entries if not isinstance(remote, ObjectInfo)}
         end = len(entries)
         if page.next_token is not None and entries:
             last = entries[-1][0]
@@ -260,7 +221,41 @@ class Listing:
                     end = index  # a directory of this name may still come, and would win
                     break
         self._deferred = entries[end:]
-        self._add_entries(entries[:end], directories)
+        is_last = page.next_token is None
+        entries = self._with_changes(entries[:end], requested_s, is_last=is_last)
+        directories = {key[:-1] for key, remote in entries if not isinstance(remote, ObjectInfo)}
+        self._add_entries(entries, directories)
+
+    def _with_changes(
+        self, entries: list[tuple[str, Remote]], requested_s: float, *, is_last: bool
+    ) -> list[tuple[str, Remote]]:
+        """Entries as they are where this mount changed some of them.
+
+        Before anybody sees them: a name that was made is at no time absent.
+        """
+        names = self._changes.names(self._prefix)
+        if not names:
+            return entries
+        last = entries[-1][0] if entries else ""
+        listed: dict[str, Remote | None] = {
+            name: None
+            for name in names
+            if self._last_key < f"{name}/" and (is_last or f"{name}/" <= last)
+        }
+        for key, remote in entries:
+            name = from_relative_key(key)[0]
+            if name in listed and (listed[name] is None or remote is REMOTE_DIRECTORY):
+                listed[name] = remote
+        right = self._changes.reconcile(self._prefix, listed, requested_s)
+        skip = len(self._prefix)
+        entries = [entry for entry in entries if from_relative_key(entry[0])[0] not in right]
+        for name, found in right.items():
+            if name not in listed:
+                self._apply(name, found)
+            elif found is not None:
+                entries.append((to_relative_key(name, found, skip), found))
+        entries.sort(key=_relative_key)
+        return entries
 
     def _add_entries(self, entries: list[tuple[str, Remote]], directories: set[str]) -> None:
         """Entries in the order of their keys. Most of them are new, and added together."""
@@ -455,7 +450,6 @@ class Listing:
     def rename(
         self,
         prefix: str,
-        changes: RecentChanges,
         copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]],
     ) -> None:
         """The directory has the key ``prefix`` now, and its objects are copies.
@@ -463,12 +457,10 @@ class Listing:
         Names keep their places; pages that are missing are loaded under the new key.
 
         Args:
-            changes: of the directory, from now on.
             copied: old key to (the version that was copied, the copy).
         """
         with self._lock:
             self._prefix = prefix
-            self._changes = changes
             self._token, self._prefetched, self._last_key = None, None, ""
             self._deferred.clear()
             self._invalidated.clear()

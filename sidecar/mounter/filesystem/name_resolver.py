@@ -97,7 +97,9 @@ class NameResolver:
         remote = _find_remote(self._store, directory.key, name)
         with directory.lock:
             directory.misses_took_s += time.monotonic() - requested_s
-        remote = directory.changes.since(requested_s).get(name, remote)
+        changes = self._directory_cache.changes
+        right = changes.reconcile(directory.key, {name: remote}, requested_s)
+        remote = right.get(name, remote)
         if listing is not None and listing.is_invalidated(name):
             listing.apply(name, remote)
         return Resolution(remote, requested_s + self._ttl_s)

@@ -240,13 +240,13 @@ class Namespace:
         assert source is not None
         with self.inodes.lock:
             below = [other for other in self.inodes if is_at_or_below(other, inode)]
-            old_keys = {other.id: other.object_key for other in below}
+            old, old_keys = inode.key, {other.id: other.object_key for other in below}
             self.inodes.move(inode, target, name)
             self._renamed_directories += 1
             for other in below:
                 if isinstance(other, File | Link):
                     self._rename_object(other, copied.get(old_keys[other.id]))
-            self.directory_cache.rename(inode, below, copied)
+            self.directory_cache.rename(inode, old, below, copied)
         self.apply_removal(source, old_name)
         self.apply_change(target, name, REMOTE_DIRECTORY)
 

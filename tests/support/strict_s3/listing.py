@@ -171,8 +171,9 @@ def _list(call: Call, after: str) -> tuple[Page, dict[str, StoredObject]]:
     prefix, delimiter = call.query.get("prefix", ""), call.query.get("delimiter", "")
     call.allow("ListBucket", prefix)
     with call.bucket.lock:
-        page = page_of(call.bucket.keys, prefix, delimiter, after, _limit(call, "max-keys"))
-        return page, {key: call.bucket.objects[key] for key in page.keys}
+        keys, objects = call.bucket.listed()
+        page = page_of(keys, prefix, delimiter, after, _limit(call, "max-keys"))
+        return page, {key: objects[key] for key in page.keys}
 
 
 def _common(call: Call, page: Page, encode: Callable[[str], str]) -> list[tuple[str, object]]:

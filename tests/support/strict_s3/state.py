@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any
 from tests.support.strict_s3.attributes import DEFAULT_ENCRYPTION, Attributes
 from tests.support.strict_s3.data_files import DataFiles, Segment
 from tests.support.strict_s3.errors import S3Error
+
+_REMEMBERED_CHANGES = 20_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Settings:
         denied: actions that a policy denies, each with the prefix of keys it is about.
         requester_pays: refuses requests that do not say so.
         quota_bytes: of all objects.
+        list_lag_s: listings show what changes from when this is set so much later, as of servers
+            that list from an index (MinIO's gateway under load); Amazon's are of now.
         acls: whether ACLs may be set (Object Ownership is not "bucket owner enforced", which it is
             in new buckets).
         encryption: of objects that are made without naming one.
@@ -91,6 +96,7 @@ class Settings:
     denied: dict[str, str] = field(default_factory=dict)
     requester_pays: bool = False
     quota_bytes: int | None = None
+    list_lag_s: float = 0.0
     acls: bool = False
     encryption: dict[str, str] = field(default_factory=lambda: dict(DEFAULT_ENCRYPTION))
     like_ceph: bool = False
@@ -116,6 +122,10 @@ class Bucket:
         self._log_path = log
         self._data = data
         self._log = -1
+        # When (monotonic) which key changed, and what it was before.
+        self._changes: deque[tuple[float, str, StoredObject | None]] = deque(
+            maxlen=_REMEMBERED_CHANGES
+        )
         if log.exists():
             for line in log.read_bytes().splitlines(keepends=True):
                 if line.endswith(b"\n"):
@@ -129,6 +139,22 @@ class Bucket:
         if found is None:
             raise S3Error("NoSuchKey", fields={"Key": key})
         return found
+
+    def listed(self) -> tuple[list[str], dict[str, StoredObject]]:
+        """Keys in order, and objects, as listings show them. The caller holds the lock."""
+        lag_s = self.settings.list_lag_s
+        if not lag_s:
+            return self.keys, self.objects
+        shown = dict(self.objects)
+        since_s = time.monotonic() - lag_s
+        for changed_s, key, before in reversed(self._changes):
+            if changed_s < since_s:
+                break
+            if before is None:
+                shown.pop(key, None)
+            else:
+                shown[key] = before
+        return sorted(shown), shown
 
     def upload(self, key: str, upload_id: str) -> Upload:
         """Raises S3Error: NoSuchUpload."""
@@ -184,6 +210,8 @@ class Bucket:
     def change_settings(self, fields: Mapping[str, Any]) -> None:
         """Change some settings. Raises TypeError for one that does not exist."""
         changed = dataclasses.replace(self.settings, **fields)
+        if "list_lag_s" in fields:
+            self._changes.clear()
         self._change({"settings": dataclasses.asdict(changed)})
 
     def delete(self) -> None:
@@ -250,6 +278,7 @@ class Bucket:
 
     def _take_out(self, key: str) -> None:
         before = self.objects.pop(key, None)
+        self._changes.append((time.monotonic(), key, before))
         if before is not None:
             self.used -= before.size
             self._data.drop(before.segments)
