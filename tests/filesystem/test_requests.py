@@ -228,6 +228,40 @@ def test_a_directory_is_listed_again_where_that_saves_time(
     assert store.listings - before == listings
 
 
+def test_a_second_walk_is_a_listing_for_each_directory(tmp_path: Path) -> None:
+    """As of `git status` and `rsync -a`: the lifetime is over, and every name is asked for."""
+    store = ListedStore()
+    directories = [f"dir.{number}" for number in range(40)]
+    for directory in directories:
+        for number in range(12):
+            store.put(f"{directory}/{number}.txt", b"content")
+    view = View(store, tmp_path, ttl_s=1.0)
+    for directory in directories:
+        view.names(directory)
+    time.sleep(1.1)
+    store.listed.clear()
+    for directory in directories:
+        for number in range(12):
+            view.stat(f"{directory}/{number}.txt")
+    # The root once more for each second that it takes.
+    assert len(store.listed) <= 2 * len(directories), store.listed
+    assert set(store.listed) == {"", *(f"{directory}/" for directory in directories)}
+
+
+@pytest.mark.parametrize(("count", "lists"), [(200, True), (900, False)])
+def test_one_name_of_a_larger_directory_does_not_list_it_again(
+    tmp_path: Path, count: int, lists: bool
+) -> None:
+    store = ListedStore()
+    names = fill(store, count)
+    view = View(store, tmp_path, ttl_s=1.0)
+    view.names("dir")
+    time.sleep(1.1)
+    store.listed.clear()
+    view.stat(f"dir/{names[0]}")
+    assert ("dir/" in store.listed) == lists
+
+
 @pytest.mark.parametrize("count", [3, 1_000], ids=["listed", "asked_by_name"])
 def test_a_missing_name_is_remembered(tmp_path: Path, count: int) -> None:
     store = PagedStore(100)

@@ -41,10 +41,12 @@ class ListingCost(NamedTuple):
     Attributes:
         as_of_s: when that was (monotonic).
         duration_s: how long the store took for the pages that were loaded.
+        names: how many these had.
     """
 
     as_of_s: float
     duration_s: float
+    names: int
 
 
 class PrefetchedPage(NamedTuple):
@@ -133,7 +135,7 @@ class Listing:
     @property
     def cost(self) -> ListingCost:
         """What the pages loaded so far took."""
-        return ListingCost(self.as_of_s, self._duration_s)
+        return ListingCost(self.as_of_s, self._duration_s, len(self))
 
     def restore(self, lost: Iterable[list[str]]) -> None:
         """Give names the places that they had in a lost listing of the directory.

@@ -18,6 +18,8 @@ from sidecar.mounter.store.interface import Store
 
 RELIST_MISSES = 16
 """After so many names asked for one by one, listing the directory again may be cheaper."""
+_NAMES_FOR_ONE = 250
+"""To list so many is about as dear as to ask for one name: that is a request, too."""
 _LOAD_ALL_MISSES = 3
 """After so many names that the first page does not have, the other pages are loaded."""
 _COST_LIFETIME_S = 60.0
@@ -113,13 +115,16 @@ class NameResolver:
         """Whether to list a directory that has no fresh listing.
 
         A listing answers for ``ttl_s``, and saves then what names that are asked for one by one
-        cost at present. The store may take longer than that to list a large directory, above
-        all one that is being written to.
+        cost at present. Of a small directory it costs no more than the first of them. The store may
+        take longer than ``ttl_s`` to list a large one, above all one that is being written to.
         """
         listing = directory.listing
         cost = listing.cost if listing is not None else directory.expired_listing_cost
         if cost is None:
             return True  # it was never listed
+        is_quick = 2 * cost.duration_s <= self._ttl_s
+        if is_quick and directory.misses >= cost.names // _NAMES_FOR_ONE:
+            return True
         if directory.misses < RELIST_MISSES:
             return False
         since_s = now_s - (cost.as_of_s + self._ttl_s)
