@@ -114,6 +114,16 @@ EXIT_MOUNT = 3
 EXIT_NOT_SAVED = 4
 
 
+def printable(text: str) -> str:
+    """``text`` on one line, with escapes in place of what a log or a terminal would act on.
+
+    Whatever somebody reads may have names in it that others gave: of files, objects, containers.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class SidecarError(Exception):
     """Anything that a user is told about: one line, one code.
 
@@ -135,7 +145,7 @@ class SidecarError(Exception):
     def message(self) -> str:
         """What is wrong and what to do, on one line."""
         text = f"{self.what}; {self.hint}" if self.hint else self.what
-        return " ".join(text.split())
+        return printable(" ".join(text.split()))
 
     def line(self) -> str:
         """The one line that a command prints: ``error SCnnnn NAME: message``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 
-from sidecar.errors import ConfigError
+from sidecar.errors import ConfigError, printable
 
 _MAX_NAME_BYTES = 255  # NAME_MAX, limits.h
 # A key has at most 1,024 bytes in all three stores; half of that is left for names below.
@@ -18,7 +18,7 @@ def check_absolute_path(path: str, where: str, error: type[ConfigError]) -> str:
         ConfigError: of class ``error``, beginning with ``where``.
     """
     if not path.startswith("/"):
-        raise error(f"{where}: `{_shown(path)}` is not absolute", "begin it with `/`")
+        raise error(f"{where}: `{printable(path)}` is not absolute", "begin it with `/`")
     if path == "/":
         raise error(f"{where}: `/` cannot be used", "name a directory below it")
     _check_parts(path[1:], path, where, error)
@@ -37,7 +37,7 @@ def check_parts(path: str, where: str, error: type[ConfigError]) -> None:
 def _check_parts(relative: str, path: str, where: str, error: type[ConfigError]) -> None:
     for part in relative.split("/"):
         if problem := name_problem(part):
-            raise error(f"{where}: `{_shown(path)}` has a part that {problem}")
+            raise error(f"{where}: `{printable(path)}` has a part that {problem}")
 
 
 def name_problem(name: str) -> str | None:
@@ -77,7 +77,3 @@ def normalised(path: str) -> str:
 def contains(outer: str, inner: str) -> bool:
     """Whether the normalised absolute path ``inner`` is ``outer`` or below it."""
     return inner == outer or inner.startswith(outer + "/")
-
-
-def _shown(path: str) -> str:
-    return path if path.isprintable() else ascii(path)[1:-1]

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,20 +19,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import yaml
 
 from sidecar.control.catalogue.bucket_url import SCHEMES, parse_bucket_url
 from sidecar.control.catalogue.options import Layer, Values, combined
 from sidecar.errors import EXIT_NOT_SAVED, EXIT_OK, BucketUrlInvalid, UsageError
-from sidecar.mounter.system.status import STATUS_FILE
+from sidecar.mounter.system import directories
+from sidecar.mounter.system.state_directory import StateDirectory
+from sidecar.mounter.system.status import STATUS_FILE, TERMINATION_MESSAGE_BYTES, read_status
 from sidecar.options import Options, Times
 from sidecar.spec import Access, Http, PersistenceSpec, Roots, StoreName, StoreSource, Volume
 from sidecar.spec_rules import check_spec
 from sidecar.stop_signals import STOP_SIGNALS
 
 NAME: Final = "try"
+_STATE, _SECRETS, _MESSAGE, _LOG = "state", "secrets", "message", "log"
 _LOGIN_FOLDER: Final = "environment"
 _LOGIN_FILE: Final = "key.json"
 _POLL_S: Final = 0.1
@@ -111,11 +113,11 @@ class Trial:
             volumes=(volume,),
             roots=Roots(
                 shared=str(folder / "shared"),
-                secrets=str(folder / "secrets"),
-                state=str(folder / "state"),
+                secrets=str(folder / _SECRETS),
+                state=str(folder / _STATE),
                 node_cache=str(folder / "node-cache"),
                 memory_cache=str(folder / "memory-cache"),
-                termination_message=str(folder / "message"),
+                termination_message=str(folder / _MESSAGE),
             ),
             http=Http(port=None),
             access=_access_of_caller(),
@@ -169,62 +171,72 @@ def run(trial: Trial, say: Callable[[str], None]) -> int:
     fields = _login(trial.store, os.environ) if not trial.anonymous else {}
     spec = trial.spec(folder, has_secret=bool(fields))
     _refuse_what_is_there(trial.directory)
+    lock_name = f"{_digest(trial.directory)}.lock"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock_file = folder.parent / f"{_digest(trial.directory)}.lock"
-        lock = lock_file.open("wb")
+        parent = directories.open_directory(folder.parent, make=True, mode=0o700)
+        own = directories.make_child(parent, folder.name, str(folder), mode=0o700)
+        lock = directories.open_file(parent, lock_name, os.O_WRONLY | os.O_CREAT)
     except OSError as error:
         raise UsageError(
             f"cannot use `{folder}`: {error.strerror}", "set XDG_STATE_HOME to a folder of yours"
         ) from None
-    with lock:
+    with open(lock, "wb"):
         _take(lock, trial.directory)
         try:
-            return _run(trial, folder, spec, fields, say)
+            status = _run(trial, StateDirectory(folder, own), spec, fields, say)
+            if status == EXIT_OK and trial.values.get("cache", "none") == "none":
+                directories.remove(parent, folder.name)
+            return status
         finally:
-            lock_file.unlink(missing_ok=True)  # nothing is mounted any more
+            with contextlib.suppress(FileNotFoundError):  # nothing is mounted any more
+                os.unlink(lock_name, dir_fd=parent)
+            os.close(parent)
 
 
 def _run(
     trial: Trial,
-    folder: Path,
+    folder: StateDirectory,
     spec: PersistenceSpec,
     fields: Mapping[str, str],
     say: Callable[[str], None],
 ) -> int:
-    message = Path(spec.roots.termination_message)
-    message.write_text("")
-    status_file = Path(spec.roots.state) / STATUS_FILE
-    status_file.unlink(missing_ok=True)  # an earlier run's
+    with folder.replacing(_MESSAGE):
+        pass
+    folder.below(_STATE).remove(STATUS_FILE)  # an earlier run's
     if fields:
-        _write_secret(folder / "secrets" / _LOGIN_FOLDER, fields)
-    file = folder / "spec.json"
-    file.write_text(spec.to_json())
-    with _noted_signals() as asked, (folder / "log").open("wb") as log:
-        process = _start(file, log.fileno())
+        secret = folder.below(_SECRETS).below(_LOGIN_FOLDER)
+        with secret.replacing(_LOGIN_FILE) as descriptor:
+            os.write(descriptor, json.dumps(fields).encode())
+    with folder.replacing(_LOG):
+        pass
+    with _noted_signals() as asked, open(folder.open_file(_LOG, os.O_WRONLY), "wb") as log:
+        process = _start(spec, log.fileno())
         try:
-            _follow(process, trial, status_file, asked, say)
+            _follow(process, trial, Path(spec.roots.state), asked, say)
         finally:
             # What is not saved yet must be; a signal has asked it to end, or it has ended.
             process.terminate()
             status = process.wait()
-    for line in message.read_text().splitlines():
-        say(line)
+    for line in (
+        folder.read(_MESSAGE, TERMINATION_MESSAGE_BYTES).decode(errors="replace").split("\n")
+    ):
+        if line:
+            say(line)
     if status == EXIT_OK:
         say(f"{trial.directory} is unmounted; everything is saved")
-        if trial.values.get("cache", "none") == "none":
-            shutil.rmtree(folder)
     elif status == EXIT_NOT_SAVED:
         say("run the same command again to save it")
     else:
-        say(f"its log is {folder / 'log'}")
+        say(f"its log is {folder.path / _LOG}")
     return status
 
 
 def _folder(trial: Trial) -> Path:
-    """Where it keeps what is not saved, by what is tried."""
+    """Where it keeps what is not saved, by what is tried. Links may lead to its parent's parent."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(base) / "mount-sidecar" / _digest(f"{trial.url}\0{trial.directory}")
+    return (
+        Path(os.path.realpath(base)) / "mount-sidecar" / _digest(f"{trial.url}\0{trial.directory}")
+    )
 
 
 def _digest(text: str) -> str:
@@ -243,7 +255,7 @@ def _refuse_what_is_there(directory: str) -> None:
         raise UsageError(f"`{directory}` is not empty", "name a directory that is, or a new one")
 
 
-def _take(lock: IO[bytes], directory: str) -> None:
+def _take(lock: int, directory: str) -> None:
     """Be the only one at the directory, as long as the file is open."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -265,23 +277,19 @@ def _login(store: StoreName, environment: Mapping[str, str]) -> dict[str, str]:
     return found if found.keys() & {"AZURE_CONNECTION_STRING", "AZURE_ACCOUNT_KEY"} else {}
 
 
-def _write_secret(folder: Path, fields: Mapping[str, str]) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / _LOGIN_FILE
-    path.touch(mode=0o600)
-    path.write_text(json.dumps(fields))
-
-
-def _start(spec_file: Path, log: int) -> subprocess.Popen[bytes]:
+def _start(spec: PersistenceSpec, log: int) -> subprocess.Popen[bytes]:
     # In a session of its own it gets no Ctrl-C; setpriv(1): it ends if this process is killed.
     command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "sidecar"]
-    return subprocess.Popen(
-        [*command, "mount", "--spec", str(spec_file)],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    with open(os.memfd_create("spec"), "w+") as text:
+        text.write(spec.to_json())
+        text.seek(0)
+        return subprocess.Popen(
+            [*command, "mount", "--spec", "-"],
+            stdin=text,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 @contextlib.contextmanager
@@ -302,7 +310,7 @@ def _noted_signals() -> Iterator[list[int]]:
 def _follow(
     process: subprocess.Popen[bytes],
     trial: Trial,
-    status_file: Path,
+    state: Path,
     asked: list[int],
     say: Callable[[str], None],
 ) -> None:
@@ -317,7 +325,7 @@ def _follow(
             say(line)
 
     while process.poll() is None:
-        document = _status(status_file)
+        document = _status(state)
         if document.get("ready"):
             tell(f"{trial.url} is at {trial.directory}, {how}. Ctrl-C ends it.")
         for volume in document.get("volumes", []):
@@ -336,10 +344,9 @@ def _follow(
         time.sleep(_POLL_S)
 
 
-def _status(file: Path) -> dict[str, Any]:
+def _status(state: Path) -> dict[str, Any]:
     """What it says of itself; nothing while it has not begun."""
     try:
-        document: dict[str, Any] = json.loads(file.read_text())
+        return read_status(state)
     except (OSError, ValueError):
         return {}
-    return document

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sidecar.cli.group import PORT, STANDARD_INPUT, cli, read_text
+from sidecar.cli.group import PORT, STANDARD_INPUT, cli, read_text, tell
 from sidecar.errors import CatalogueInvalid, ManifestInvalid, SelectionInvalid, UsageError
 from sidecar.spec import HTTP_PORT, SECRETS_ROOT, SHARED_ROOT, STATE_ROOT
 
@@ -102,7 +102,7 @@ def resolve(
         options=(parse_run_options(options, "--options", UsageError) if options else NO_OPTIONS),
     )
     for note in origin_notes(spec):
-        click.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     access = Access(uid=user[0], gid=user[1]) if user is not None else ANYBODY
     click.echo(replace(spec, access=access).to_json())
 
@@ -169,7 +169,7 @@ def inject(
     text, where = read_text(filename, ManifestInvalid)
     injection = _injection(image, native, allow_shared_pids, network)
     injected = inject_manifests(
-        text, where, declared, injection, say=lambda remark: click.echo(f"note: {remark}", err=True)
+        text, where, declared, injection, say=lambda remark: tell(f"note: {remark}")
     )
     click.echo(injected, nl=False)
 

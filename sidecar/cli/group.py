@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from sidecar import __version__
-from sidecar.errors import ConfigError, SpecChanged, UsageError
+from sidecar.errors import ConfigError, SpecChanged, UsageError, printable
 
 STANDARD_INPUT = "-"
 PORT = click.IntRange(0, 65535)
@@ -19,6 +19,11 @@ PORT = click.IntRange(0, 65535)
 @click.version_option(__version__, prog_name="sidecar", message="%(prog)s %(version)s")
 def cli() -> None:
     """Cloud buckets as directories for experiment pods."""
+
+
+def tell(line: str) -> None:
+    """A line for people, on standard error."""
+    click.echo(printable(line), err=True)
 
 
 def read_text(path: str, error: type[ConfigError], *, sha256: str | None = None) -> tuple[str, str]:

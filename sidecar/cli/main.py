@@ -12,7 +12,7 @@ import sys
 import click
 
 from sidecar.cli import control, mounter  # noqa: F401 - they add their commands
-from sidecar.cli.group import cli
+from sidecar.cli.group import cli, tell
 from sidecar.errors import EXIT_OK, SidecarError, UsageError
 
 # As a shell reports a program that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
@@ -56,5 +56,5 @@ def _usage_error(wrong: click.ClickException) -> UsageError:
 
 
 def _report(error: SidecarError) -> int:
-    click.echo(error.line(), err=True)
+    tell(error.line())
     return error.exit_status

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sidecar.cli.group import PORT, cli, read_text
+from sidecar.cli.group import PORT, cli, read_text, tell
 from sidecar.errors import SidecarError, SpecInvalid, UsageError
 from sidecar.spec import HTTP_PORT, KUBELET_PODS, TERMINATION_MESSAGE
 
@@ -133,7 +133,7 @@ def try_(
     if explain:
         click.echo(trial.catalogue_entry(), nl=False)
         return
-    click.get_current_context().exit(run(trial, say=lambda line: click.echo(line, err=True)))
+    click.get_current_context().exit(run(trial, say=tell))
 
 
 def parse_settings(settings: tuple[str, ...]) -> Values:

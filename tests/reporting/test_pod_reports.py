@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.errors import NotFound
 from sidecar.metrics import VolumeTotals, read_volume_totals
 from sidecar.mounter.reporting.pod_completion import has_ended
 from sidecar.mounter.reporting.pod_reports import Condition, Observer, condition
@@ -110,6 +111,16 @@ def test_what_is_not_saved_is_named_before_the_end_and_at_the_end(observer: Obse
     told = "SC1089 NOT_SAVED: volume outputs/models: not saved: 25 file(s), f0 (0 bytes), f1 ("
     assert report.message.startswith(told)
     assert report.message.endswith(", f9 (9 bytes) …")
+
+
+def test_names_forge_nothing(observer: Observer) -> None:
+    unsaved = [{"key": "a\n\x1b[2J", "size_bytes": 1, "code": "", "why": ""}]
+    left = volume(unsaved=unsaved, unsaved_count=1)
+    [report] = observer.look_at_status(status("stopped", left))
+    assert r"a\n\x1b[2J (1 bytes)" in report.message
+    assert report.message.replace("…", "").isprintable()
+    error = NotFound("`a\x1b[2J\x9b\udc80` is not in the bucket")
+    assert error.message == r"`a\x1b[2J\x9b\udc80` is not in the bucket"
 
 
 def test_that_everything_is_saved_is_told_if_it_took_long(observer: Observer) -> None:

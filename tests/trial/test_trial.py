@@ -166,11 +166,17 @@ def test_what_is_not_saved_is_saved_by_the_next_one(
         one = Try(tmp_path, login(s3, tmp_path), *arguments)
         begun.append(one)
         assert "Ctrl-C ends it" in one.line()
-        with left_open(one.directory / "open", b"bytes"):
+        forged = one.directory / "a\nerror SC1043 LOGIN_REJECTED: forged\x1b[2J\u202e"
+        with left_open(one.directory / "open", b"bytes"), left_open(forged, b"bytes"):
             server.stop()
             status, lines = one.end()
         assert status == EXIT_NOT_SAVED, lines
         assert any("not saved: data/try: open" in line for line in lines), lines
+        named = r"not saved: data/try: a\nerror SC1043 LOGIN_REJECTED: forged\x1b[2J\u202e ("
+        assert any(line.startswith(named) for line in lines), lines
+        assert "".join(lines).isprintable(), lines
+        (log,) = one.state.rglob("log")
+        assert not [line for line in log.read_text().split("\n") if line.startswith("error SC1043")]
         assert lines[-1] == "run the same command again to save it"
         server.start()
         again = Try(tmp_path, login(s3, tmp_path), *arguments)
@@ -235,12 +241,54 @@ def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path, begun: list[Tr
     assert one.process.wait(DEADLINE_S) == EXIT_USAGE
 
 
+@pytest.mark.parametrize("name", ["log", "message", "spec.json", "secrets", "state"])
+def test_a_link_where_it_keeps_things_leads_nowhere(
+    name: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    begun: list[Try],
+) -> None:
+    """Who tries as root may keep it where another user can write."""
+    # Of the clouds, Azure's login is written there.
+    cloud = make_cloud(request, monkeypatch, "azure" if name == "secrets" else "s3")
+    one = Try(tmp_path, login(cloud, tmp_path), cloud.url(), "DIR")
+    begun.append(one)
+    assert "Ctrl-C ends it" in one.line()
+    (folder,) = [path for path in (one.state / "mount-sidecar").iterdir() if path.is_dir()]
+    assert one.end()[0] == EXIT_OK
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("what nobody may change")
+    folder.mkdir()
+    (folder / name).symlink_to(outside if name in ("secrets", "state") else outside / "file")
+    again = Try(tmp_path, login(cloud, tmp_path), cloud.url(), "DIR")
+    begun.append(again)
+    while "Ctrl-C ends it" not in (line := again.line()):
+        assert "it is kept as" in line
+    assert again.end()[0] == EXIT_OK
+    assert [file.name for file in outside.iterdir()] == ["file"]
+    assert (outside / "file").read_text() == "what nobody may change"
+
+
+def test_a_link_in_place_of_its_folder_is_refused(tmp_path: Path, begun: list[Try]) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "state/mount-sidecar").symlink_to(tmp_path / "outside")
+    one = Try(tmp_path, {}, "s3://bucket", "DIR")
+    begun.append(one)
+    assert "mount-sidecar` is a symbolic link" in one.line()
+    assert one.process.wait(DEADLINE_S) == EXIT_USAGE
+    assert os.listdir(tmp_path / "outside") == []
+
+
 def test_nothing_can_be_kept(tmp_path: Path, begun: list[Try]) -> None:
     (tmp_path / "state").touch()
     one = Try(tmp_path, {}, "s3://bucket", "DIR")
     begun.append(one)
     assert re.match(
-        rf"error SC1001 USAGE: cannot use `{tmp_path}/state/mount-sidecar/\w+`: Not a directory",
+        rf"error SC1001 USAGE: cannot use `{tmp_path}/state/mount-sidecar/\w+`: "
+        rf"`{tmp_path}/state` is a file",
         one.line(),
     )
     assert one.process.wait(DEADLINE_S) == EXIT_USAGE

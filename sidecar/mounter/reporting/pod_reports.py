@@ -18,6 +18,7 @@ from sidecar.errors import (
     SpoolFull,
     WorkerHung,
     WorkerLost,
+    printable,
 )
 from sidecar.metrics import VolumeTotals
 from sidecar.spec import volume_label
@@ -194,7 +195,7 @@ def mount_lost(volume: Document) -> Report:
 def _unsaved(volume: Document) -> str:
     """How many files are not saved, and names of some, with their bytes; "" if there are none."""
     count, shown = volume["unsaved_count"], volume["unsaved"][:_NAMED_FILES]
-    names = [f"{file['key']} ({file['size_bytes']} bytes)" for file in shown]
+    names = [f"{printable(file['key'])} ({file['size_bytes']} bytes)" for file in shown]
     return f"{count} file(s), {', '.join(names)}{' …' * (count > len(names))}" if count else ""
 
 

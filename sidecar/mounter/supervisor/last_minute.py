@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sidecar import logs
-from sidecar.errors import NotSaved
+from sidecar.errors import NotSaved, printable
 from sidecar.mounter.supervisor.volume import SupervisedBucket
 from sidecar.mounter.system import status
 from sidecar.spec import PersistenceSpec
@@ -79,7 +79,8 @@ def unsaved_lines(
         for file in bucket.unsaved:
             why = f"{file['code']}: {file['why']}" if file["code"] else "no time left"
             size = f"; {file['size_bytes']} bytes" if file["size_bytes"] else ""
-            lines.append(f"{how}: {bucket.volume.label}: {file['key']} ({why}{size})")
+            text = f"{how}: {bucket.volume.label}: {file['key']} ({why}{size})"
+            lines.append(printable(text))
         if more := bucket.unsaved_count - len(bucket.unsaved):
             lines.append(f"{how}: {bucket.volume.label}: {more} more")
     return lines
