@@ -15,19 +15,20 @@ RESERVED_PREFIX: Final = f"{CONTAINER_NAME}-"
 """How the names of all pod volumes begin that are the sidecar's, and of no others."""
 
 NAMESPACE_VARIABLE: Final = "SIDECAR_POD_NAMESPACE"
+UID_VARIABLE: Final = "SIDECAR_POD_UID"
 SERVICE_ACCOUNT_NAME_VARIABLE: Final = "SIDECAR_POD_SERVICE_ACCOUNT"
 
 POD_VARIABLES: Final = {
     "SIDECAR_POD_NAME": "metadata.name",
     NAMESPACE_VARIABLE: "metadata.namespace",
-    "SIDECAR_POD_UID": "metadata.uid",
+    UID_VARIABLE: "metadata.uid",
     "SIDECAR_NODE_NAME": "spec.nodeName",
 }
 """Environment variables of the sidecar, and the field of the pod that each holds."""
 
 READY_FILE: Final = "ready"
 ALIVE_FILE: Final = "alive"
-"""In the sidecar's state directory: what probes without a port look at (decision 49)."""
+"""In the sidecar's state directory: what probes look at that are commands (decision 49)."""
 
 STOP_WITH_EXPERIMENT_VARIABLE: Final = "SIDECAR_STOP_WITH_EXPERIMENT"
 """Set if the sidecar must end by itself once the pod's other containers have ended."""

@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sidecar import logs
+from sidecar import logs, pod
 from sidecar.errors import EXIT_OK, MountFailed, NotRoot, PathMissing, UsageError
 from sidecar.mounter.cache import node_folder
 from sidecar.mounter.system import mounts
@@ -56,7 +56,7 @@ class Janitor:
             this mount namespace, from where they must propagate to the node's.
 
     Raises:
-        PathMissing: there is no such directory.
+        PathMissing: there is no such directory, or the kubelet keeps its pods elsewhere.
         NotRoot: this process cannot unmount.
         UsageError: this process does not see those of the node.
     """
@@ -72,7 +72,15 @@ class Janitor:
         if not root.is_dir():
             raise PathMissing(
                 f"`{root}` is not there",
-                "mount the kubelet's directory of pods at the same path, with Bidirectional",
+                "mount the kubelet's directory of pods there, with Bidirectional",
+            )
+        # It would look after nothing, and seem well.
+        own = os.environ.get(pod.UID_VARIABLE)
+        if own is not None and not (root / own).is_dir():
+            raise PathMissing(
+                f"`{root}` is not where this node's kubelet keeps its pods: this one, {own}, "
+                "is not there",
+                "set the hostPath of the DaemonSet to `pods` in the kubelet's --root-dir",
             )
         self._root = os.path.normpath(root)
         # By device: a server that does not answer is not asked twice.
@@ -88,7 +96,7 @@ class Janitor:
         if not ours:
             self._probes.clear()
             return []
-        used = _devices_in_pods(ours)
+        used = _devices_in_pods(path.removeprefix(self._root) for path in ours)
         cleared = []
         for path, stack in ours.items():
             if _SUB_PATHS in path:
@@ -142,14 +150,14 @@ class _ConnectionProbe(threading.Thread):
             self.is_dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
-def _devices_in_pods(stacks: Iterable[str]) -> set[str]:
+def _devices_in_pods(endings: Iterable[str]) -> set[str]:
     """Devices that some process sees mounted at another path than the node has them.
 
     Args:
-        stacks: paths of the node. A process that has the node's directories below a directory
-            such as ``/host`` sees them at paths that end in the node's.
+        endings: the node's paths, from the pod's own directory on. A process that has the kubelet's
+            directory, wherever, sees them at paths that end in these.
     """
-    endings = tuple(stacks)
+    endings = tuple(endings)
     namespaces = {os.readlink("/proc/self/ns/mnt")}
     devices = set()
     for folder in Path("/proc").iterdir():

@@ -27,6 +27,7 @@ from tests.support.stores_in_a_pod import S3_PORT, Stores
 pytestmark = pytest.mark.timeout(400)
 
 PREFIX = os.environ.get("CLUSTER_IMAGES", "localhost")
+KUBELET = os.environ.get("CLUSTER_KUBELET", "/var/lib/kubelet")
 TEXT = (REPOSITORY / "docs" / "install.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 [LAST_LINE] = re.findall(r"^```text\n(.*?)\n```$", TEXT, re.DOTALL | re.MULTILINE)
@@ -60,6 +61,10 @@ class Newcomer:
 @pytest.fixture
 def newcomer(cluster: Cluster, tmp_path: Path) -> Iterator[Newcomer]:
     shutil.copytree(MANIFESTS, tmp_path / "clone" / "manifests")
+    janitor = tmp_path / "clone/manifests/components/janitor/daemonset.yaml"
+    path = "path: /var/lib/kubelet/pods"
+    assert path in janitor.read_text()  # what the document says where the kubelet has another root
+    janitor.write_text(janitor.read_text().replace(path, f"path: {KUBELET}/pods"))
     environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}
     yield Newcomer(tmp_path / "clone", environment)
     cluster.delete(kustomize(MANIFESTS / "overlays" / "kind"))

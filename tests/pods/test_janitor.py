@@ -241,6 +241,23 @@ def test_what_it_cannot_work_with_is_said(arguments: list[str], said: str) -> No
     assert result.returncode in (2, 3)
 
 
+def test_a_directory_in_which_this_node_s_kubelet_has_no_pod_is_said(tmp_path: Path) -> None:
+    """It is there, left by another kubelet perhaps: the janitor would look after nothing."""
+    uid = str(uuid.uuid4())
+    command = [sys.executable, "-m", "sidecar", "janitor", "--once", "--root", str(tmp_path)]
+    environment = {**os.environ, "SIDECAR_POD_UID": uid}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    refused = run()
+    assert refused.returncode == 3
+    assert refused.stderr.startswith("error SC1083 PATH_MISSING: ")
+    assert "not where this node's kubelet keeps its pods" in refused.stderr
+    (tmp_path / uid).mkdir()
+    assert run().returncode == 0
+
+
 def test_it_looks_as_soon_as_something_is_mounted_or_detached(tmp_path: Path) -> None:
     place = mounts.Mountpoint(str(tmp_path / "pods/x"))
     place.prepare()
@@ -282,8 +299,8 @@ def test_as_a_daemon_set_s_pod_it_frees_a_pod_whose_sidecar_was_killed(
 
         def janitor(*, pid: str = "host", check: bool = True) -> str:
             options = ("--rm", "--privileged", "--network", "none", "--read-only", f"--pid={pid}")
-            place = ("--volume", f"{volumes}:{volumes}:rshared")
-            arguments = ("janitor", "--once", "--root", volumes)
+            place = ("--volume", f"{volumes}:/var/lib/kubelet/pods:rshared")
+            arguments = ("janitor", "--once")
             return podman("run", *options, *place, SIDECAR_IMAGE, *arguments, check=check).stderr
 
         assert "its pod needs `hostPID: true`" in janitor(pid="private", check=False)

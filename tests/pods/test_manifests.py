@@ -25,6 +25,7 @@ from sidecar.pod import (
     PROXY_VARIABLES,
     RESERVED_PREFIX,
     STOP_WITH_EXPERIMENT_VARIABLE,
+    UID_VARIABLE,
 )
 from sidecar.spec import HTTP_PORT
 from tests.support.cluster import MANIFESTS, Json, find, kustomize
@@ -309,6 +310,11 @@ def test_the_janitor_s_arguments_are_those_of_the_command(overlay: list[Json]) -
     assert str(parsed["root"]) == mount["mountPath"] == spec["volumes"][0]["hostPath"]["path"]
     assert mount["mountPropagation"] == "Bidirectional"
     assert spec["hostPID"] is True
+    [variable] = container["env"]
+    assert variable == {
+        "name": UID_VARIABLE,
+        "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}},
+    }
 
 
 def test_what_clusters_differ_in_is_a_patch() -> None:
@@ -323,6 +329,8 @@ def test_what_clusters_differ_in_is_a_patch() -> None:
         assert spec["imagePullSecrets"] == [{"name": "registry"}]
         assert spec["containers"][0]["imagePullPolicy"] == "Always"
         assert spec["tolerations"]
+    # `spec` is the janitor's.
+    assert spec["volumes"][0]["hostPath"]["path"].startswith("/var/snap/microk8s/")
     webhook = find(documents, "Deployment", "mount-sidecar-webhook")["spec"]["template"]["spec"]
     assert webhook["priorityClassName"] == "system-cluster-critical"
     command, *arguments = webhook["containers"][0]["args"]
