@@ -175,6 +175,10 @@ class VolumeMetrics:
         self.cache_used_bytes = gauge(
             "mount_sidecar_disk_cache_used_bytes", "Disk space that the cache folder occupies"
         ).labels(*bound)
+        self._cache_limit_bytes = gauge(
+            "mount_sidecar_disk_cache_limit_bytes",
+            "Disk space that the cache folder may occupy; 0: the disk has no room for a cache",
+        )
         self.spool_used_bytes = gauge(
             "mount_sidecar_spool_used_bytes", "Disk space that the spool occupies"
         ).labels(*bound)
@@ -218,6 +222,10 @@ class VolumeMetrics:
         """Count a request to the near bucket that failed with a stable code."""
         self._near_faults.labels(self._volume, code).inc()
 
+    def cache_limit(self, limit_bytes: int) -> None:
+        """Set what the disk cache may occupy. A volume that has none by choice has no series."""
+        self._cache_limit_bytes.labels(self._volume).set(limit_bytes)
+
     def hidden(self, reason: str) -> None:
         """Count a key that is left out of a listing. ``reason``: shadowed, name, entry."""
         self.hidden_keys.labels(self._volume, reason).inc()
@@ -233,6 +241,7 @@ class VolumeTotals(NamedTuple):
     spool_used_bytes: dict[str, float]
     request_errors: dict[tuple[str, str], float]
     read_bytes: dict[str, float]
+    cache_limit_bytes: dict[str, float]
 
 
 def read_volume_totals(directory: Path) -> VolumeTotals:
@@ -241,13 +250,15 @@ def read_volume_totals(directory: Path) -> VolumeTotals:
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    totals = VolumeTotals({}, {}, {})
+    totals = VolumeTotals({}, {}, {}, {})
     collector = MultiProcessCollector(CollectorRegistry(), path=str(directory))  # type: ignore[no-untyped-call]
     for metric in collector.collect():  # type: ignore[no-untyped-call]
         for sample in metric.samples:
             volume = sample.labels.get("volume", "")
             if sample.name == "mount_sidecar_spool_used_bytes":
                 totals.spool_used_bytes[volume] = sample.value
+            elif sample.name == "mount_sidecar_disk_cache_limit_bytes":
+                totals.cache_limit_bytes[volume] = sample.value
             elif sample.name == "mount_sidecar_read_bytes_total":
                 totals.read_bytes[volume] = sample.value
             elif sample.name == "mount_sidecar_store_request_errors_total":

@@ -189,6 +189,7 @@ class _CacheKeeper:
         self._folder = folder
         self._size_bytes = size_bytes
         self._next_s = 0.0
+        self._has_room = True
 
     def look(self) -> None:
         """Trim it, if it is time to. The folder may have a million files."""
@@ -196,10 +197,16 @@ class _CacheKeeper:
             return
         self._next_s = time.monotonic() + _TRIM_INTERVAL_S
         try:
-            evicted_bytes = node_folder.trim(self._folder, self._size_bytes)
+            budget_bytes, evicted_bytes = node_folder.trim(self._folder, self._size_bytes)
         except OSError as error:
             logs.event(log, "not trimmed", logging.WARNING, folder=self._folder, why=error)
             return
+        if self._has_room != bool(budget_bytes):
+            self._has_room = bool(budget_bytes)
+            what, level = "the disk has room for the node's cache again", logging.INFO
+            if not budget_bytes:
+                what, level = "the disk has no room for the node's cache", logging.WARNING
+            logs.event(log, what, level, folder=self._folder)
         if evicted_bytes:
             logs.event(log, "trimmed the node's cache", folder=self._folder, bytes=evicted_bytes)
 

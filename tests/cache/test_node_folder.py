@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from sidecar.pod import NAMESPACE_VARIABLE, SERVICE_ACCOUNT_NAME_VARIABLE
 from sidecar.spec import NodeCache, PersistenceSpec, StoreSource, Volume
 from tests.cache.folders import MIB, acquire, an_object, disk_bytes, has_whole, keep, open_cache
 from tests.cache.test_disk_cache import age
+from tests.mount.buckets import bucket_sidecar
+from tests.support.clouds import S3Cloud
+from tests.support.servers import S3Server
 
 SOURCE = StoreSource(store="s3", url="s3://bucket", bucket="bucket", secret="a", secret_key="k")
 
@@ -36,7 +40,7 @@ def test_a_smaller_budget_evicts_what_was_used_least_recently(tmp_path: Path) ->
     paths = filled(tmp_path)
     before = disk_bytes(tmp_path)
     budget_bytes = before // 2
-    assert node_folder.trim(tmp_path, budget_bytes) == before - disk_bytes(tmp_path)
+    assert node_folder.trim(tmp_path, budget_bytes).evicted_bytes == before - disk_bytes(tmp_path)
     assert disk_bytes(tmp_path) <= budget_bytes
     kept = [path.exists() for path in paths]
     assert kept == sorted(kept)  # the oldest are gone
@@ -45,7 +49,7 @@ def test_a_smaller_budget_evicts_what_was_used_least_recently(tmp_path: Path) ->
 
 def test_within_the_budget_nothing_is_evicted(tmp_path: Path) -> None:
     paths = filled(tmp_path)
-    assert node_folder.trim(tmp_path, 256 * MIB) == 0
+    assert node_folder.trim(tmp_path, 256 * MIB).evicted_bytes == 0
     assert all(path.exists() for path in paths)
 
 
@@ -61,7 +65,7 @@ def test_what_a_pod_uses_stays(tmp_path: Path) -> None:
 
 
 def test_there_may_be_no_folder(tmp_path: Path) -> None:
-    assert node_folder.trim(tmp_path / "none", 0) == 0
+    assert node_folder.trim(tmp_path / "none", 0) == (0, 0)
     assert not (tmp_path / "none").exists()
 
 
@@ -85,6 +89,30 @@ def test_the_janitor_trims_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "trimmed the node's cache" in capsys.readouterr().err
     assert main([*arguments, "--node-cache-size", "much"]) == 2
     assert "--node-cache-size must be a quantity" in capsys.readouterr().err
+
+
+def test_a_disk_without_room_is_said_by_pods_and_the_janitor(
+    tmp_path: Path, tiny_disk: Path, s3_server: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3_server.create_bucket(bucket := f"room-{uuid.uuid4().hex[:12]}")
+    said = "the disk has no room for the cache, which keeps nothing"
+    for folder, has_room in ((tiny_disk / "cache", False), (tmp_path / "cache", True)):
+        place = tmp_path / f"run-{has_room}"
+        options = Options(cache="node")
+        sidecar = bucket_sidecar(place, S3Cloud(s3_server, bucket), options=options)
+        roots = replace(sidecar.spec.roots, node_cache=str(folder))
+        sidecar.spec = replace(sidecar.spec, roots=roots)
+        sidecar.spec_text = sidecar.spec.to_json()
+        with sidecar:
+            limit_bytes = sidecar.metric("mount_sidecar_disk_cache_limit_bytes")
+            assert "mount_sidecar_disk_cache_limit_bytes" in sidecar.get("/metrics")[1]
+            assert (limit_bytes > 0) == has_room
+            assert sidecar.log().count(said) == (not has_room)  # not once for each reader
+    arguments = ["janitor", "--once", "--root", str(tmp_path), "--node-cache"]
+    assert main([*arguments, str(tiny_disk / "cache")]) == 0
+    assert "the disk has no room for the node's cache" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "cache")]) == 0
+    assert "has no room" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

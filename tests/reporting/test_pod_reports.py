@@ -147,7 +147,7 @@ def test_a_warm_up_is_told_once_when_it_is_over(observer: Observer, state: str, 
 
 def test_refused_requests_are_told_when_there_are_more_of_them(observer: Observer) -> None:
     def totals(count: float, code: str = "SC1043") -> VolumeTotals:
-        return VolumeTotals({}, {("data/d", code): count}, {})
+        return VolumeTotals({}, {("data/d", code): count}, {}, {})
 
     [report] = observer.look_at_totals(totals(1))
     assert report.reason == "CredentialsRefused"
@@ -157,9 +157,17 @@ def test_refused_requests_are_told_when_there_are_more_of_them(observer: Observe
     assert observer.look_at_totals(totals(9, "SC1040")) == []  # Absent names.
 
 
+def test_a_disk_without_room_for_the_cache_is_told_once(observer: Observer) -> None:
+    def look(limit_bytes: float) -> list[str]:
+        found = observer.look_at_totals(VolumeTotals({}, {}, {}, {"data/d": limit_bytes}))
+        return [report.reason for report in found]
+
+    assert [look(limit_bytes) for limit_bytes in (1, 0, 0)] == [[], ["CacheOff"], []]
+
+
 def test_a_spool_is_nearly_full_once_until_it_was_emptied(observer: Observer) -> None:
     def look(used_bytes: float) -> list[str]:
-        found = observer.look_at_totals(VolumeTotals({"outputs/models": used_bytes}, {}, {}))
+        found = observer.look_at_totals(VolumeTotals({"outputs/models": used_bytes}, {}, {}, {}))
         return [report.reason for report in found]
 
     looks = [look(used_bytes) for used_bytes in (899, 900, 990, 800, 950, 699, 950)]
@@ -256,7 +264,7 @@ def test_what_every_process_of_a_volume_counted_is_added_up(
         subprocess.run(command, check=True, timeout=60)
     totals = read_volume_totals(tmp_path)
     assert totals == VolumeTotals(
-        {"outputs/models": 950}, {("outputs/models", "SC1043"): 4}, {"outputs/models": 0}
+        {"outputs/models": 950}, {("outputs/models", "SC1043"): 4}, {"outputs/models": 0}, {}
     )
     found = [report.reason for report in observer.look_at_totals(totals)]
     assert found == ["CredentialsRefused", "SpoolNearlyFull"]

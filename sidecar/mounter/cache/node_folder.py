@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from sidecar.mounter.cache.cache_folder import occupied_bytes
 from sidecar.mounter.cache.disk_cache import DiskCache
@@ -21,16 +22,24 @@ def budget_bytes(folder: Path, size_bytes: int | None) -> int:
     return room if size_bytes is None else min(size_bytes, room)
 
 
-def trim(folder: Path, size_bytes: int) -> int:
-    """Evict what is beyond the budget, except what is in use; the bytes evicted.
+class Trimmed(NamedTuple):
+    """What is left: the budget, and the bytes that were evicted for it."""
+
+    budget_bytes: int
+    evicted_bytes: int
+
+
+def trim(folder: Path, size_bytes: int) -> Trimmed:
+    """Evict what is beyond the budget, except what is in use.
 
     Raises:
         OSError: the folder cannot be used.
     """
+    budget = budget_bytes(folder, size_bytes)
     if not os.path.lexists(folder):
-        return 0
-    cache = DiskCache(folder, "", budget_bytes(folder, size_bytes), on_damage=lambda: None)
+        return Trimmed(budget, 0)
+    cache = DiskCache(folder, "", budget, on_damage=lambda: None)
     try:
-        return cache.trim()
+        return Trimmed(budget, cache.trim())
     finally:
         cache.close()

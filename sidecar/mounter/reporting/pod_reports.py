@@ -127,6 +127,13 @@ class Observer:
                 )
             elif part < _RELAXED:
                 self._nearly_full.discard(volume)
+        for volume, limit_bytes in totals.cache_limit_bytes.items():
+            if not limit_bytes:
+                what = (
+                    f"volume {volume}: its disk cache keeps nothing, and every read asks the store"
+                )
+                why = "a fifth of the disk stays free for others, and no more is free"
+                reports += self._first(f"cache of {volume}", Report("CacheOff", f"{what}: {why}"))
         return reports
 
     def _volume(self, volume: Document, status: Document) -> list[Report]:

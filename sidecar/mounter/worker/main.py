@@ -44,7 +44,7 @@ from sidecar.mounter.store import network, open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell, Unobserved
 from sidecar.mounter.store.interface import ObjectInfo, Store
-from sidecar.mounter.system import directories, hardening, mounts
+from sidecar.mounter.system import directories, hardening, mounts, resource_limits
 from sidecar.mounter.system.atomic_file import replace_text
 from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.system.heartbeat import SharedBeats, beat_to
@@ -312,12 +312,21 @@ class Worker:
         return is_large and is_loaded_whole(self._options.read_whole, info.key)
 
     def _open_cache(self, metrics: VolumeMetrics, origin: str) -> DiskCache | None:
-        """The disk cache, which each process opens for itself. None if it is off or broken."""
+        """The disk cache, which each process opens for itself.
+
+        None if it is off or broken, or its disk has no room.
+        """
         if self._options.cache == "none":
             return None
         folder = cache_place.folder(self._spec, self._volume, self._identity)
         try:
             budget_bytes = budgets.cache_bytes(self._spec, self._volume, folder)
+            if metrics is self._metrics:  # once, and not in each reader
+                metrics.cache_limit(budget_bytes)
+                if not budget_bytes:
+                    _, free_bytes = resource_limits.disk_bytes(folder)
+                    what = "the disk has no room for the cache, which keeps nothing"
+                    logs.event(log, what, logging.WARNING, folder=folder, free_bytes=free_bytes)
             if not budget_bytes:
                 return None
             return DiskCache(
