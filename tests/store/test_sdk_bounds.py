@@ -179,3 +179,44 @@ def test_who_gives_tokens_is_bounded(
         store.close()
     assert set(asked) == {"/token"}
     assert max(taken, default=0) < IN_FLIGHT_BYTES
+
+
+ODD_TOKENS = [
+    b"",
+    b"\xff",
+    b"null",
+    b"[]",
+    b"[" * 60_000,
+    b'{"access_token": null}',
+    b'{"access_token": "a", "expires_in": "soon"}',
+    b'{"access_token": "a", "expires_in": 1e300}',
+    b'{"access_token": "a", "expires_in": 99999999999999}',
+    b'{"access_token": "a", "expires_in": []}',
+    b'{"access_token": ["a"], "expires_in": 3600}',
+    b'{"access_token": "a\\r\\nx: y", "expires_in": 3600}',
+]
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("body", ODD_TOKENS)
+def test_what_is_no_token_is_one_line(
+    gcs_server: GcsServer,
+    secrets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    body: bytes,
+    status: int,
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.endpoint)
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"] or 0))
+        answer(handler, status, body)
+
+    with HttpResponder(respond) as server:
+        cloud = GcsCloud(gcs_server, "no-such-bucket")
+        fields = {**gcs_server.credentials(), "token_uri": f"{server.endpoint}/token"}
+        cloud.write_secret(secrets, json.dumps(fields))
+        store = cloud.open(secrets, retry_budget_s=0)
+        with pytest.raises(SidecarError):
+            store.probe()
+        store.close()

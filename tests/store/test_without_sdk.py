@@ -290,6 +290,28 @@ def test_an_identity_that_is_refused_is_told(
     assert "canary" not in caught.value.line()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>log in first</html>",
+        b"<a" * 20_000,
+        b"<AssumeRoleWithWebIdentityResponse/>",
+        (
+            b"<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
+            b"<Expiration>soon</Expiration></Credentials></AssumeRoleWithWebIdentityResult>"
+            b"</AssumeRoleWithWebIdentityResponse>"
+        ),
+    ],
+)
+def test_an_identity_that_is_none_is_one_line(ambient: Callable[[str], Store], body: bytes) -> None:
+    with HttpResponder(lambda handler: answer(handler, 200, body)) as server:
+        store = ambient(server.endpoint)
+        with pytest.raises(SidecarError, match=r"S3|AWS login") as caught:
+            store.probe()
+    assert "log in first" not in caught.value.line()
+
+
 def test_an_identity_service_that_is_away_is_an_outage(
     ambient: Callable[[str], Store],
 ) -> None:

@@ -167,13 +167,13 @@ def fetch_token(identity: Any, token_url: str, errors: StoreErrors) -> None:
     Args:
         token_url: where tokens come from; empty: the metadata server.
 
-    Raises LoginRejected, Retryable.
+    Raises SidecarError, Retryable.
     """
-    from google.auth.exceptions import GoogleAuthError
-
     try:
         identity.refresh(_request)
-    except GoogleAuthError as error:
+    except (SidecarError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever its parser raises at a server's answer
         failure = _translate(error, token_url, errors)
     else:
         return
@@ -199,13 +199,14 @@ def _request(
 
 
 def _translate(error: Exception, token_url: str, errors: StoreErrors) -> SidecarError | Retryable:
-    from google.auth.exceptions import TransportError
+    from google.auth.exceptions import GoogleAuthError, TransportError
 
-    if isinstance(error, TransportError):
-        where = str(Endpoint.parse(token_url)) if token_url else "the metadata server"
-        return StoreErrors("GCS login", errors.bucket, where).from_transport(
-            error.__cause__ or error
-        )
+    where = str(Endpoint.parse(token_url)) if token_url else "the metadata server"
+    service = StoreErrors("GCS login", errors.bucket, where)
+    if isinstance(error, TransportError | OSError):
+        return service.from_transport(error.__cause__ or error)
+    if not isinstance(error, GoogleAuthError):
+        return Retryable(service.protocol("its answer holds no token"), "connection")
     details = error.args[1] if len(error.args) > 1 else {}
     code = str(details.get("error", "")) if isinstance(details, dict) else ""
     rejected = errors.login_rejected(code if _OAUTH_ERROR.fullmatch(code) else "")

@@ -139,11 +139,12 @@ class PodIdentity:
     def keys(self, errors: StoreErrors) -> tuple[str, str, str | None]:
         """Access key, secret key and session token; botocore renews what expires.
 
-        Raises LoginRejected, Retryable.
+        Raises SidecarError, Retryable.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
         failure: SidecarError | Retryable
+        service = StoreErrors("AWS login", errors.bucket, "of the pod")
         try:
             if self._chain is None:
                 from botocore.session import Session
@@ -158,8 +159,11 @@ class PodIdentity:
         except ClientError as error:
             failure = _exchange_refused(error, errors)
         except (*TRANSPORT_ERRORS, BotoCoreError) as error:
-            service = StoreErrors("AWS login", errors.bucket, "of the pod")
             failure = service.from_transport(error)
+        except (SidecarError, MemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - whatever its parser raises at a server's answer
+            failure = Retryable(service.protocol("its answer holds no login"), "connection")
         raise failure
 
 
