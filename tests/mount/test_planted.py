@@ -14,6 +14,7 @@ import pytest
 
 from sidecar.mounter.system import mounts
 from sidecar.options import Options
+from sidecar.pod import ALIVE_FILE, READY_FILE
 from sidecar.spec import StoreSource
 from tests.mount.buckets import bucket_sidecar, refused
 from tests.support import planted
@@ -198,6 +199,25 @@ def test_what_stands_in_place_of_a_file_is_replaced(
     assert untouched(outside)
     assert sidecar.mounted() == []
     assert "Traceback" not in sidecar.log()
+
+
+@pytest.mark.parametrize("plant", [*REPLACED, planted.directory])
+def test_what_stands_in_place_of_what_probes_look_at_is_replaced(
+    tmp_path: Path, s3: Cloud, outside: Path, plant: planted.Plant
+) -> None:
+    sidecar = bucket_sidecar(tmp_path, s3)
+    files = [sidecar.state / name for name in (ALIVE_FILE, READY_FILE)]
+    sidecar.state.mkdir()
+    for file in files:
+        plant(file, outside / "file")
+
+    def renewed() -> bool:
+        return all(file.is_file() and file.stat().st_size == 0 for file in files)
+
+    with sidecar:
+        wait_until(renewed, "the files of the probes")
+        assert sidecar.stop() == 0
+    assert untouched(outside)
 
 
 @pytest.mark.parametrize("name", ["ready", "ready.new"])

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sidecar import pod
 from sidecar.mounter.system.atomic_file import replace_text, temporary_name
 from sidecar.mounter.system.directories import PathBlocked, open_directory, open_file, remove
-from sidecar.pod import STOPPING_FILE
 from sidecar.units import MIB
 
 SIDECAR_DIRECTORY = ".sidecar"
@@ -107,7 +107,8 @@ def write_status(state: int, text: str) -> None:
 
 def remove_status(state: int) -> None:
     """Remove what an earlier run left, whatever it is. Raises OSError."""
-    for name in (STATUS_FILE, temporary_name(STATUS_FILE), STOPPING_FILE):
+    probed = pod.ALIVE_FILE, pod.READY_FILE
+    for name in (STATUS_FILE, temporary_name(STATUS_FILE), pod.STOPPING_FILE, *probed):
         remove(state, name)
 
 
@@ -117,7 +118,7 @@ def read_stopping(state: int) -> tuple[float, float] | None:
     None while it has not, or where the file says nothing that makes sense.
     """
     try:
-        with open(open_file(state, STOPPING_FILE, os.O_RDONLY), encoding="ascii") as file:
+        with open(open_file(state, pod.STOPPING_FILE, os.O_RDONLY), encoding="ascii") as file:
             began_s, text = os.fstat(file.fileno()).st_mtime, file.read(_MOST_DIGITS).strip()
     except (OSError, ValueError):
         return None
