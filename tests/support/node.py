@@ -25,7 +25,8 @@ hits = 0
 for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
         groups = open(f"/proc/{pid}/cgroup").read().replace("_", "-")
-        command = open(f"/proc/{pid}/cmdline").read().replace("\\0", " ")
+        command = open(f"/proc/{pid}/comm").read() + open(f"/proc/{pid}/cmdline").read()
+        command = command.replace("\\0", " ")
     except OSError:
         continue
     if pod in groups and text in command:
@@ -68,7 +69,10 @@ class Nodes:
         )
 
     def kill(self, pod_uid: str, command: str, number: int = 9) -> int:
-        """Signal the pod's processes that have ``command`` in their command line; how many."""
+        """Signal the pod's processes that have ``command`` in their command line; how many.
+
+        The line comes behind the process's name and a line break.
+        """
         return sum(
             int(self._python(janitor, _KILL, pod_uid, command, str(number)))
             for janitor in self._janitors()

@@ -17,7 +17,7 @@ from typing import NoReturn
 from sidecar import logs, stop_signals
 from sidecar.errors import SidecarError
 from sidecar.mounter.supervisor.lifecycle import Lifecycle
-from sidecar.mounter.system import hardening, resource_limits
+from sidecar.mounter.system import hardening, prctl, resource_limits
 from sidecar.spec import PersistenceSpec
 from sidecar.spec_rules import own_spec
 
@@ -54,6 +54,7 @@ def become(spec: PersistenceSpec) -> NoReturn:
 
 
 def _run(spec: PersistenceSpec, started_s: float) -> NoReturn:
+    prctl.set_name("supervisor")
     logs.set_up("supervisor")
     hardening.forbid_dumps()
     resource_limits.take_all_descriptors()

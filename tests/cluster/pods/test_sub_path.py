@@ -53,7 +53,7 @@ def asked(pod: ClusterPod, path: str) -> str:
 def kill_sidecar(pod: ClusterPod, nodes: Nodes) -> None:
     """SIGKILL process 1, as an out-of-memory kill does; return once its successor is ready."""
     before = pod.status(SIDECAR)["restartCount"]
-    assert nodes.kill(pod.uid, "sidecar.mounter.supervisor.main") == 1
+    assert nodes.kill(pod.uid, "supervisor\n") == 1
 
     def is_back() -> bool:
         status = pod.status(SIDECAR)
