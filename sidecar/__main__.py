@@ -7,6 +7,7 @@ the signals until its successor has handlers: the kernel keeps what is blocked. 
 this program with the signals blocked.
 """
 
+import gc
 import sys
 
 from sidecar import stop_signals
@@ -18,8 +19,10 @@ def main() -> int:
     try:
         match sys.argv[1:]:
             case ["mount", "--spec", spec_file, "--spec-sha256", digest]:  # as injectors write it
+                gc.disable()  # imports make no garbage, and would waste a tenth on looking for it
                 from sidecar.mounter.supervisor.main import run_own
 
+                gc.enable()
                 run_own(spec_file, digest)
         from sidecar.cli.main import main as run
 
