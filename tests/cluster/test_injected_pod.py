@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from sidecar import __version__
 from sidecar.mounter.reporting.pod_reports import CONDITION
 from tests.cluster.conftest import ACCOUNT, NAMESPACE
-from tests.support.cluster import Cluster, Json, find
+from tests.support.cluster import MANIFESTS, Cluster, Json, find
 
 IMAGE = f"localhost/mount-sidecar:{__version__}"
 CATALOGUE = "data: {node: {hostPath: /usr/share, mountPath: /data/node, readOnly: true}}\n"
@@ -47,6 +48,8 @@ def installed(policies: Cluster, manifests: list[Json]) -> Iterator[Cluster]:
     catalogue = find(manifests, "ConfigMap", "mount-sidecar-catalogue")
     catalogue["data"]["catalogue.yaml"] = CATALOGUE
     programs = [d for d in manifests if d["kind"] == "Deployment"]
+    # Nobody but the sidecar may be privileged.
+    programs += yaml.safe_load_all((MANIFESTS / "components/baseline/policies.yaml").read_text())
     policies.apply([catalogue, *programs])
     try:
         wait = "-n", "mount-sidecar", "rollout", "status", "--timeout=100s"
@@ -123,3 +126,40 @@ def test_a_pod_without_a_token_runs_and_says_less(started: Cluster) -> None:
         lambda: "nothing can be reported" in logs(started, "mount-sidecar"), "the log's line"
     )
     assert CONDITION not in conditions(started)
+
+
+def test_who_brings_the_sidecar_gets_ours_and_nothing_of_the_node(installed: Cluster) -> None:
+    """Neither the policies nor the webhook alone would do."""
+    document = pod("brings")
+    document["metadata"]["annotations"] = {"mount-sidecar.io/status": "injected"}
+    theirs = {
+        "name": "mount-sidecar",
+        "image": "theirs:1",
+        "securityContext": {"privileged": True},
+        "env": [{"name": "AWS_CONFIG_FILE", "value": "/root-of-the-node/config"}],
+        "volumeMounts": [{"name": "mount-sidecar-x", "mountPath": "/root-of-the-node"}],
+    }
+    spec = document["spec"]
+    spec |= {
+        "schedulingGates": [{"name": "example.com/never"}],
+        "terminationGracePeriodSeconds": 61,
+    }
+    spec["initContainers"] = [theirs]
+    spec["containers"][0]["volumeMounts"] = theirs["volumeMounts"]
+    spec["volumes"] = [{"name": "mount-sidecar-x", "hostPath": {"path": "/"}}]
+    made = installed.create(document)["spec"]
+    asked = pod("asks")
+    asked["spec"]["schedulingGates"] = spec["schedulingGates"]
+    ours = installed.create(asked)["spec"]
+    for group in ("initContainers", "containers"):
+        assert [_without_token(one) for one in made[group]] == [
+            _without_token(one) for one in ours[group]
+        ]
+    paths = [volume["hostPath"]["path"] for volume in made["volumes"] if "hostPath" in volume]
+    assert paths == ["/usr/share"]
+
+
+def _without_token(container: Json) -> Json:
+    """Its volume has a name of its own in each pod."""
+    mounts = [one for one in container["volumeMounts"] if "kube-api-access" not in one["name"]]
+    return {**container, "volumeMounts": mounts}

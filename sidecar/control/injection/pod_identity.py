@@ -28,6 +28,8 @@ _FOLDERS: Final = tuple(
     )
 )
 """Of the API server's plugin, and of the webhooks of EKS (IRSA, Pod Identity) and Azure."""
+_AUTHORITIES: Final = ("kube-root-ca.crt", "openshift-service-ca.crt")
+"""ConfigMaps that the API server's plugin has beside the token."""
 _TEXTS: Final = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_DEFAULT_REGION",
@@ -87,7 +89,7 @@ def _is_token(source: JsonObject) -> bool:
         case ["serviceAccountToken"]:
             return True
         case ["configMap"]:
-            return get_mapping(source, "configMap", where).get("name") == "kube-root-ca.crt"
+            return get_mapping(source, "configMap", where).get("name") in _AUTHORITIES
         case ["downwardAPI"]:
             items = get_mappings(get_mapping(source, "downwardAPI", where), "items", where)
             fields = [get_mapping(item, "fieldRef", where).get("fieldPath") for item in items]

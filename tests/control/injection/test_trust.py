@@ -323,7 +323,23 @@ def test_a_container_that_comes_later_gets_what_it_would_have_got() -> None:
 
 
 TOKENS = "/var/run/secrets/kubernetes.io/serviceaccount"
-TOKEN = {"sources": [{"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}}]}
+TOKEN = {  # as Kubernetes 1.34 makes it
+    "sources": [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {
+            "downwardAPI": {
+                "items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]
+            }
+        },
+        {
+            "configMap": {
+                "name": "openshift-service-ca.crt",
+                "items": [{"key": "service-ca.crt", "path": "service-ca.crt"}],
+            }
+        },
+    ]
+}
 IDENTITY = [
     {"name": "AWS_ROLE_ARN", "value": "arn:aws:iam::1:role/x"},
     {"name": "AZURE_FEDERATED_TOKEN_FILE", "value": "/var/run/secrets/azure/tokens/token"},
