@@ -176,7 +176,7 @@ class SupervisedBucket(SupervisedVolume):
             raise unusable(what, error) from None
         if count:
             logs.event(log, "cleared stale mounts", volume=self.volume.label, count=count)
-        self._mountpoint.guard()
+        self._mountpoint.guard(is_looked_at=self.volume.options.transport == "libfuse")
 
     def mount(self) -> None:
         """Mount, and give the connection to the worker. Raises MountFailed."""
@@ -189,12 +189,7 @@ class SupervisedBucket(SupervisedVolume):
             self.worker.channel.send({"do": "mount"})
             return
         try:
-            self._connection = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise self.named(
-                MountFailed(f"cannot open {mounts.FUSE_DEVICE}: {error.strerror}")
-            ) from None
-        try:
+            self._connection = mounts.open_connection()
             self._mountpoint.mount_fuse(
                 self._connection,
                 _origin(self.volume.source),
