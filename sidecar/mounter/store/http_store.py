@@ -19,6 +19,7 @@ from sidecar.errors import (
     StoreProtocolError,
     Unavailable,
 )
+from sidecar.mounter.store.content_types import content_type
 from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.connection import Response
 from sidecar.mounter.store.http.fields import Headers
@@ -285,10 +286,18 @@ class HttpStore(ABC, Generic[C]):
         self.retry.failed(operation, error)
         return error
 
-    def properties_of(self, like: ObjectInfo | None) -> Properties:
-        """The properties that a new object gets from ``like``. Empty if that one is gone."""
-        if like is None:
-            return {}
+    type_property: str
+    """The name of the Content-Type among properties."""
+
+    def properties_of_new(self, key: str, like: ObjectInfo | None) -> Properties:
+        """The properties that a new object gets: those of ``like``, or a type by its ending."""
+        if like is not None:
+            return self.properties_of(like)
+        said = content_type(key)
+        return {} if said is None else {self.type_property: said}
+
+    def properties_of(self, like: ObjectInfo) -> Properties:
+        """The properties that a new version gets from ``like``. Empty if that one is gone."""
         if like.properties is not None:
             return like.properties
         try:

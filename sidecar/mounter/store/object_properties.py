@@ -49,9 +49,6 @@ class Repeated(NamedTuple):
     groups: Mapping[str, Group]
 
 
-NOTHING = Repeated({}, {})
-
-
 class PropertyKeeper:
     """Writes with repeated properties, as far as this login may set them.
 

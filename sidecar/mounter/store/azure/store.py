@@ -77,6 +77,7 @@ T = TypeVar("T")
 class AzureStore(HttpStore[AzureCredentials]):
     """A container of a storage account."""
 
+    type_property = "x-ms-blob-content-type"
     limits = Limits(
         max_object_bytes=50_000 * 4000 * MIB,
         min_part_bytes=1,
@@ -173,7 +174,7 @@ class AzureStore(HttpStore[AzureCredentials]):
             **to_azure(metadata or {}),
             **_condition_headers(condition),
         }
-        properties = self.properties_of(like)
+        properties = self.properties_of_new(key, like)
         reply = self.property_keeper.write(
             repeated(properties, self._tags(like, properties)),
             lambda headers: self.transfer(
@@ -243,7 +244,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         like: ObjectInfo | None = None,
     ) -> AzureUpload:
         """As :meth:`Store.start_upload`. It begins with the first part."""
-        properties = self.properties_of(like)
+        properties = self.properties_of_new(key, like)
         tags = self._tags(like, properties)
         return AzureUpload(self, key, metadata or {}, new_series(), {}, properties, tags)
 
@@ -279,7 +280,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         blocks = self._kept_blocks(base, revision)
         if not blocks:
             return None
-        properties = self.properties_of(like)
+        properties = self.properties_of_new(key, like)
         series = new_series()
         names: list[str] = []
         fresh: list[Callable[[], None]] = []

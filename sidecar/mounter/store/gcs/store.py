@@ -87,6 +87,7 @@ _NAME_CHARACTERS = 50
 class GcsStore(HttpStore[GcsCredentials]):
     """A bucket of Google Cloud Storage."""
 
+    type_property = "contentType"
     limits = Limits(
         max_object_bytes=5 * MIB * MIB,
         min_part_bytes=MIN_PART_BYTES,
@@ -163,7 +164,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.put`: one multipart/related request (RFC 2387)."""
-        return self._put(key, (content,), metadata, self.properties_of(like), condition)
+        return self._put(key, (content,), metadata, self.properties_of_new(key, like), condition)
 
     def _put(
         self,
@@ -244,7 +245,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         like: ObjectInfo | None = None,
     ) -> GcsUpload | ResumableUpload:
         """As :meth:`Store.start_upload`: with parts in parallel, or else in order."""
-        properties = self.properties_of(like)
+        properties = self.properties_of_new(key, like)
         headers = headers_of(properties, metadata or {})
         upload_id = self._begin_multipart(key, headers) if headers is not None else ""
         if upload_id:
@@ -329,7 +330,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         tail_key = f"{directory}/" if directory else ""
         tail_key += f".{name[:_NAME_CHARACTERS]}.mount-sidecar-{os.urandom(6).hex()}"
         begun({"leftover": tail_key})
-        properties = self.properties_of(like)
+        properties = self.properties_of_new(key, like)
         try:
             added = revision.content(base.size_bytes, added_bytes)
             tail = self._put(tail_key, (added,), None, component_of(properties))

@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element
 from sidecar.errors import AccessDenied, NotFound, StoreError, StoreProtocolError, Unsupported
 from sidecar.mounter.store.http.xml_body import parse_xml
 from sidecar.mounter.store.interface import ObjectInfo, Properties
-from sidecar.mounter.store.object_properties import DISTINCT, NOTHING, Group, Repeated
+from sidecar.mounter.store.object_properties import DISTINCT, Group, Repeated
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ class S3Properties:
 
     def repeated(self, like: ObjectInfo | None, properties: Properties) -> Repeated:
         """For a new object."""
-        if like is None:
-            return NOTHING
         plain = {name: properties[name] for name in (*_CONTENT, _REDIRECT) if name in properties}
+        if like is None:
+            return Repeated(plain, {})
         groups: dict[str, Group] = {}
         if _TAG_COUNT in properties and self._store.property_keeper.may(TAGS):
             tags = self._tags(like.key)

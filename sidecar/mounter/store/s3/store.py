@@ -76,6 +76,7 @@ _PARTS = "-"
 class S3Store(HttpStore[S3Credentials]):
     """A bucket of S3, or of a server that speaks it."""
 
+    type_property = "content-type"
     limits = Limits(
         max_object_bytes=10_000 * 5 * GIB,
         min_part_bytes=5 * MIB,
@@ -134,7 +135,7 @@ class S3Store(HttpStore[S3Credentials]):
     ) -> ObjectInfo:
         """As :meth:`Store.put`. ``mtime_s`` is the store's clock when it answered."""
         self.check_condition(key, condition)
-        properties = self.properties_of(like)
+        properties = self.properties_of_new(key, like)
         repeated = self._properties.repeated(like, properties)
         call = Call("put", key, condition)
 
@@ -192,7 +193,7 @@ class S3Store(HttpStore[S3Credentials]):
         like: ObjectInfo | None = None,
     ) -> S3Upload:
         """As :meth:`Store.start_upload`."""
-        properties = self.properties_of(like)
+        properties = self.properties_of_new(key, like)
         repeated = self._properties.repeated(like, properties)
         return self._uploads.start(key, metadata or {}, properties, repeated)
 
