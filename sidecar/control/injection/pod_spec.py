@@ -30,6 +30,9 @@ _OUTSIDE_BYTES: Final = 80 * MIB
 """What a kubelet counts besides the state directory: the container's log (five files of 10 MiB,
 which it looks at now and then) and the shared emptyDir."""
 
+_UNMOUNT_S: Final = 2.0
+"""The least that a kubelet gives a container to end."""
+
 _CACHE_BYTES: Final[dict[CacheName, int]] = {"disk": 10 * GIB, "memory": GIB}
 """Sizes of caches that nobody has set: a pod must not take what is free on its node."""
 
@@ -60,9 +63,13 @@ def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue)
         _placed(volume, spec.roots, spool_bytes) if volume.is_bucket else volume
         for volume in spec.volumes
     )
+    times = spec.times
+    if all(volume.read_only for volume in spec.buckets):  # nothing can be left to save
+        times = replace(times, grace_s=min(times.grace_s, _UNMOUNT_S))
     return replace(
         spec,
         volumes=volumes,
+        times=times,
         access=_access(pod_spec),
         http=Http(port=_port(pod_spec, request)),
     )
