@@ -109,6 +109,16 @@ def test_a_path_costs_a_round_trip_less_than_it_has_directories(tmp_path: Path) 
     assert sorted(store.listed) == ["", "dir/"]
 
 
+def test_what_was_listed_ahead_counts_for_its_lifetime_and_not_longer(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put("dir/old", b"content")
+    view = View(store, tmp_path, ttl_s=0.05)
+    view.inode("dir")  # which lists it, too
+    store.put("dir/new", b"content")
+    time.sleep(0.1)
+    assert view.names("dir") == ["new", "old"]
+
+
 def test_what_looks_like_a_file_is_not_listed(tmp_path: Path) -> None:
     store = ListedStore()
     store.put("file.txt", b"content")

@@ -122,8 +122,8 @@ class DirectoryCache:
 
         The caller holds the directory's lock.
         """
-        now_s = time.monotonic()
-        self._expected.drop_before(now_s - _EXPECTED_S)
+        # A page that was requested before anybody came counts no longer than any other.
+        self._expected.drop_before(time.monotonic() - min(_EXPECTED_S, self._ttl_s))
         with self._inodes.lock:  # no rename makes the key another one in between
             listing = directory.listing = self.unshared_listing(directory)
             self._remembered.add(directory)
