@@ -113,25 +113,6 @@ def make_pages_slow(sidecar: Sidecar) -> None:
             shutil.copy(path, folder / f"{path.stem}-{number}.db")
 
 
-def test_a_startup_probe_is_answered_when_the_mounts_are_there(tmp_path: Path) -> None:
-    """One that came before: it need not come again a second later."""
-    with MinioServer(tmp_path / "server") as server:
-        server.create_bucket("late")
-        server.pause()
-        sidecar = bucket_sidecar(tmp_path, S3Cloud(server, "late"))
-        try:
-            sidecar.start(wait=False)
-            sidecar.wait_for((sidecar.state / "status.json").exists)
-            with connect(port(sidecar)) as probe:
-                probe.sendall(b"GET /startupz HTTP/1.1\r\nHost: x\r\n\r\n")
-                wait_until(lambda: sidecar.children_named("health"), "who answers")
-                server.resume()
-                assert probe.recv(12) == b"HTTP/1.1 200"
-            assert sidecar.stop() == 0
-        finally:
-            sidecar.clean_up()
-
-
 def test_who_connects_while_there_is_no_health_process_waits(sidecar: Sidecar) -> None:
     (server,), pid = sidecar.children_named("fork-server"), health_pid(sidecar)
     os.kill(server, signal.SIGSTOP)  # nobody replaces it for the moment

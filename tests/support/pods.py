@@ -17,7 +17,6 @@ import os
 import shutil
 import subprocess
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from typing import Any, Self
 
 from sidecar import __version__
 from sidecar.mounter.system import mounts
-from tests.support.network import HOST, Network
+from tests.support.network import Network
 from tests.support.servers import REPOSITORY
 
 Json = dict[str, Any]
@@ -382,15 +381,13 @@ class Pod:
     def _started(self, container: Json, running: Container) -> bool:
         """Wait for the startup probe; False if the container ended first."""
         probe = container["startupProbe"]
-        port = self.network.bring_out(probe["httpGet"]["port"])
-        url = f"http://{HOST}:{port}{probe['httpGet']['path']}"
-        end_s = time.monotonic() + probe["periodSeconds"] * probe["failureThreshold"]
-        while not _succeeds(url):
+        for _ in range(probe["failureThreshold"]):
+            command = probe["exec"]["command"]
+            if podman("exec", running.name, *command, check=False).returncode == 0:
+                return True
             if not running.running:
                 return False
-            assert time.monotonic() < end_s, f"not ready:\n{running.logs()}"
-            time.sleep(_POLL_S)  # Shorter than the probe's period, to save time.
-        return True
+        raise AssertionError(f"not ready:\n{running.logs()}")
 
 
 def make_shared(place: Path) -> None:
@@ -402,14 +399,6 @@ def make_shared(place: Path) -> None:
     except OSError:
         mounts.unmount(str(place))
         raise
-
-
-def _succeeds(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:  # HTTPError is one.
-        return False
 
 
 def _mount(path: Path, flags: int) -> None:

@@ -38,7 +38,6 @@ PORT_NAME: Final = "sidecar-metrics"
 """By which a PodMonitor finds the port."""
 
 _DISK_REQUEST: Final = "256Mi"
-_PROBE_PERIOD_S: Final = 1
 _PROBE_MARGIN_S: Final = 30
 """Beyond the ready timeout, at which the sidecar ends by itself and, unlike a probe, says why."""
 
@@ -120,7 +119,7 @@ def sidecar_container(
         "resources": _resources(len(spec.buckets), request, disk_limit, memory_cache_bytes),
         "volumeMounts": _mounts(spec, names),
         "livenessProbe": {
-            **_check(spec, "/livez", in_mesh=in_mesh),
+            **_is_alive(spec, in_mesh=in_mesh),
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 6,
@@ -144,16 +143,17 @@ def sidecar_container(
     if injection.native:
         container["restartPolicy"] = "Always"
         container["lifecycle"] = {"preStop": _shell(notice)}
+        # One that waits: each probe that fails is an event, which alarms whoever starts a pod.
         container["startupProbe"] = {
-            **_check(spec, "/startupz", in_mesh=in_mesh),
-            "periodSeconds": _PROBE_PERIOD_S,
-            "timeoutSeconds": 5,
-            "failureThreshold": int(spec.times.ready_timeout_s + _PROBE_MARGIN_S),
+            **_shell(_until_ready(spec)),
+            "periodSeconds": 1,
+            "timeoutSeconds": int(spec.times.ready_timeout_s + _PROBE_MARGIN_S),
+            "failureThreshold": 3,
         }
     else:
         container["lifecycle"] = {
             # A kubelet starts containers in order, and waits for postStart before the next.
-            "postStart": {"exec": {"command": _wait(spec)}},
+            "postStart": _wait(spec),
             # All containers get SIGTERM at the same time; the experiment must end first.
             "preStop": _shell(f"{notice}; exec sleep {pod_grace_s}"),
         }
@@ -163,7 +163,7 @@ def sidecar_container(
 
 
 def _shell(script: str) -> JsonObject:
-    """A hook: a shell takes a hundredth of the time that Python does."""
+    """A hook or a probe: a shell takes a hundredth of the time that Python does."""
     return {"exec": {"command": ["sh", "-c", script]}}
 
 
@@ -178,31 +178,33 @@ def _ports(spec: PersistenceSpec, *, host_network: bool) -> JsonObject:
     return {"ports": [port | ({"hostPort": spec.http.port} if host_network else {})]}
 
 
-def _check(spec: PersistenceSpec, page: str, *, in_mesh: bool) -> JsonObject:
-    """The part of a probe that says what is looked at.
+def _is_alive(spec: PersistenceSpec, *, in_mesh: bool) -> JsonObject:
+    """The part of the liveness probe that says what is looked at.
 
     Not by HTTP in a mesh: where it demands TLS, its proxy refuses what a kubelet asks.
     """
     if spec.http.port is not None and not in_mesh:
-        return {"httpGet": {"path": page, "port": spec.http.port}}
-    if page == "/startupz":
-        return {"exec": {"command": ["test", *_is_ready(spec)]}}
+        return {"httpGet": {"path": "/livez", "port": spec.http.port}}
     # A process's directory in /proc is as old as the process: the file's time is still to come.
     return {"exec": {"command": ["test", f"{spec.roots.state}/{ALIVE_FILE}", "-nt", "/proc/self"]}}
 
 
-def _is_ready(spec: PersistenceSpec) -> list[str]:
-    """A condition of test(1). The state outlives a container; a kubelet makes the other file."""
-    return [f"{spec.roots.state}/{READY_FILE}", "-nt", spec.roots.termination_message]
+def _until_ready(spec: PersistenceSpec) -> str:
+    """A script that returns when the sidecar is ready; if it ends before, so does the script.
+
+    The state outlives a container; a kubelet makes the other file for each.
+    """
+    is_ready = [f"{spec.roots.state}/{READY_FILE}", "-nt", spec.roots.termination_message]
+    return f"until test {shlex.join(is_ready)}; do sleep 0.1; done"
 
 
-def _wait(spec: PersistenceSpec) -> list[str]:
-    """A command that returns when the sidecar is ready; if it ends before, so does the command."""
+def _wait(spec: PersistenceSpec) -> JsonObject:
+    """A hook that returns when the sidecar is ready, and can say why it is not."""
     if spec.http.port is None:
-        return ["sh", "-c", f"until test {shlex.join(_is_ready(spec))}; do sleep 0.2; done"]
+        return _shell(_until_ready(spec))
     wait_s = int(spec.times.ready_timeout_s + _PROBE_MARGIN_S)
     port = [] if spec.http.port == HTTP_PORT else ["--port", str(spec.http.port)]
-    return ["sidecar", "wait", *port, "--timeout", str(wait_s)]
+    return {"exec": {"command": ["sidecar", "wait", *port, "--timeout", str(wait_s)]}}
 
 
 def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[JsonObject]:

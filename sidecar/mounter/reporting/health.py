@@ -1,6 +1,6 @@
 """The process that answers HTTP on one port, if there is one: metrics, status, and probes.
 
-Probes that are commands look at files instead (:mod:`.probe_files`).
+A liveness probe that is a command looks at a file instead (:mod:`.probe_files`).
 
 It is separate so that the supervisor needs no library, and no scrape waits for a mount. It listens
 on process 1's socket, so that who connects while there is none waits and is not refused. Live means
@@ -26,7 +26,7 @@ from sidecar import logs
 from sidecar.http_message import Request, Response
 from sidecar.http_server import HttpServer, Limits, Route
 from sidecar.metrics import scrape_registry
-from sidecar.mounter.reporting.probe_files import ProbeFiles
+from sidecar.mounter.reporting.probe_files import keep_alive_file
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, read_status, read_status_text
@@ -37,17 +37,14 @@ _PING_TIMEOUT_S = 2.0
 _LIMITS: Final = Limits(
     connections=128, idle_s=10, kept_s=10, request_s=10, body_bytes=0, held_bytes=4 * MIB
 )
-_STARTUP, _PROBES, _PAGES = "startup", "probes", "pages"
+_PROBES, _PAGES = "probes", "pages"
 """The threads. A page of metrics is computed from files, and a probe must not wait for it."""
 _MOST_WAITING: Final = 32
 """Requests for one of them: together they leave room for those that ask whether it is alive."""
-_HOLD_S: Final = 4.0
-"""How long a startup probe is kept waiting, instead of coming again a second later; less than its
-time-out."""
 
 
 class Supervisor:
-    """What process 1 says of itself: whether its loop still runs, and when it became ready."""
+    """What process 1 says of itself: whether its loop still runs."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -55,14 +52,12 @@ class Supervisor:
         self._last_ping = 0
         self._pinged_s = 0.0
         self._last_pong = 0
-        self._ready = False
 
     def listen(self) -> None:
         """Take the supervisor's answers. When it is gone, this process ends too."""
         while (received := self._channel.receive()) is not None:
             with self._changed:
                 self._last_pong = max(self._last_pong, int(received[0].get("pong", 0)))
-                self._ready = self._ready or "ready" in received[0]
                 self._changed.notify_all()
         os._exit(0)
 
@@ -80,11 +75,6 @@ class Supervisor:
             left_s = max(0.0, self._pinged_s + _PING_TIMEOUT_S - time.monotonic())
             return self._changed.wait_for(lambda: self._last_pong == self._last_ping, left_s)
 
-    def wait_until_ready(self, seconds: float) -> None:
-        """Return once it is ready, or after ``seconds``."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready, seconds)
-
 
 class _Pages:
     """What is served."""
@@ -98,7 +88,7 @@ class _Pages:
         return {
             "/metrics": Route("GET", self._metrics, _PAGES, _MOST_WAITING),
             "/statusz": Route("GET", self._status, _PAGES, _MOST_WAITING),
-            "/startupz": Route("GET", self._startup, _STARTUP, _MOST_WAITING),
+            "/startupz": Route("GET", self._startup, _PROBES),
             "/livez": Route("GET", self._live, _PROBES),
             "/livez/experiment": Route("GET", self._experiment_live, _PROBES),
         }
@@ -110,8 +100,6 @@ class _Pages:
         return _json(HTTPStatus.OK, read_status_text(self._state))
 
     def _startup(self, _: Request) -> Response:
-        if read_status(self._state)["phase"] == "starting":
-            self._supervisor.wait_until_ready(_HOLD_S)
         text = read_status_text(self._state)
         ready = bool(json.loads(text)["ready"])
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, text)
@@ -154,10 +142,12 @@ def main(channel: Channel, spec: PersistenceSpec) -> int:
     state = Path(spec.roots.state)
     supervisor = Supervisor(channel)
     threading.Thread(target=supervisor.listen, name="supervisor", daemon=True).start()
-    probe_files = ProbeFiles(state, supervisor.is_alive)
     if not listener:
-        probe_files.run()
-    threading.Thread(target=probe_files.run, name="probe files", daemon=True).start()
+        keep_alive_file(state, supervisor.is_alive)
+    beat = threading.Thread(
+        target=keep_alive_file, args=(state, supervisor.is_alive), name="alive file", daemon=True
+    )
+    beat.start()
     registry = scrape_registry(pinned(state / METRICS_DIRECTORY), lambda: read_status(state))
     pages = _Pages(state, registry, supervisor)
     server = HttpServer(socket.socket(fileno=listener[0]), pages.routes(), _LIMITS)

@@ -216,10 +216,9 @@ class Lifecycle:
         try:
             status.note_shown(self._state)
             self._shared.write(status.READY_FILE, f"{self._time_to_ready_s:.3f}\n")
+            status.note_ready(self._state)
         except OSError as error:
             raise preparation.unusable(error) from None
-        if self._health is not None:
-            self._health.channel.send({"ready": True})
         self._warm_up.become_ready()
         logs.event(log, "ready", seconds=f"{self._time_to_ready_s:.3f}", port=self._http_port)
 

@@ -135,6 +135,15 @@ def note_shown(state: int) -> None:
     os.close(open_file(state, _SHOWN_FILE, os.O_WRONLY | os.O_CREAT))
 
 
+def note_ready(state: int) -> None:
+    """Make the file that startup probes wait for. Raises OSError.
+
+    Args:
+        state: descriptor of the directory.
+    """
+    os.close(open_file(state, pod.READY_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+
+
 def was_shown(state: int) -> bool:
     """Whether an earlier start in this state directory has shown its mounts."""
     try:

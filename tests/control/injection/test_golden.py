@@ -142,7 +142,6 @@ def test_the_port_is_one_that_the_pod_leaves_free() -> None:
     assert sidecar_of("pod")["ports"] == [{"name": "sidecar-metrics", "containerPort": 9464}]
     sidecar = sidecar_of("port-taken")
     assert sidecar["ports"] == [{"name": "sidecar-metrics", "containerPort": 9466}]
-    assert sidecar["startupProbe"]["httpGet"] == {"path": "/startupz", "port": 9466}
     assert sidecar["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 9466}
 
 
@@ -150,8 +149,7 @@ def test_on_the_node_s_network_there_is_a_port_only_where_one_is_asked_for() -> 
     """What is declared keeps the next such pod from the node: the API makes a hostPort of it."""
     sidecar = sidecar_of("host-network")
     assert "ports" not in sidecar
-    for probe in ("startupProbe", "livenessProbe"):
-        assert sidecar[probe]["exec"]["command"][0] == "test"
+    assert sidecar["livenessProbe"]["exec"]["command"][0] == "test"
     assert sidecar_of("host-network-with-port")["ports"][0]["containerPort"] == 9500
 
 

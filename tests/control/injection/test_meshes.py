@@ -119,12 +119,10 @@ def test_webhooks_in_any_order_make_the_same_pod(mesh: str) -> None:
 def test_probes_that_the_mesh_has_rewritten_are_ours_again() -> None:
     """Istio answers an application's HTTP probes itself, and has the kubelet ask its own port."""
     pod = webhook_of("mesh-istio")(ours(yaml.safe_load(given("pod"))))
-    for probe in ("startupProbe", "livenessProbe"):
-        check = {"path": f"/app-health/mount-sidecar/{probe}", "port": 15020}
-        sidecar = next(c for c in pod["spec"]["initContainers"] if c["name"] == "mount-sidecar")
-        sidecar[probe]["httpGet"] = check
+    check = {"path": "/app-health/mount-sidecar/livez", "port": 15020}
+    sidecar_of(pod)["livenessProbe"]["httpGet"] = check
     again = ours(pod)
-    assert "httpGet" not in sidecar_of(again)["startupProbe"]
+    assert "httpGet" not in sidecar_of(again)["livenessProbe"]
     assert ours(again) is again
 
 

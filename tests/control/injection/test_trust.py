@@ -392,7 +392,7 @@ def test_what_an_api_server_and_its_plugins_add_is_no_difference() -> None:
     sidecar["securityContext"]["procMount"] = "Default"
     for probe in ("livenessProbe", "startupProbe"):
         sidecar[probe]["successThreshold"] = 1
-        sidecar[probe]["httpGet"]["scheme"] = "HTTP"
+    sidecar["livenessProbe"]["httpGet"]["scheme"] = "HTTP"
     for variable in sidecar["env"][:4]:
         variable["valueFrom"]["fieldRef"]["apiVersion"] = "v1"
     for entry in spec["volumes"]:
