@@ -102,15 +102,15 @@ from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.processes import Processes
 
 def two_words(far):
-    for word in ("first", "last"):
+    for word in ("probing", "passed"):
         Channel(far).send({"event": word})
 
 processes = Processes()
 child = processes._fork(lambda far: two_words(far) or 0)
 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 events = processes.events(time.monotonic() + 10)
-assert next(events).message["event"] == "first"
-assert next(events).message["event"] == "last"
+assert next(events).message["event"] == "probing"
+assert next(events).message["event"] == "passed"
 # Whoever hears this gives up, as at a volume that cannot be mounted.
 processes.end([child])
 assert not child.running
