@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_another_mount_shows_what_was_set(new: type[MemoryStore], tmp_path: Path
         one.fs.set_attributes(one.inode(name), CHANGES)
     link = {name: value for name, value in CHANGES.items() if name != "mode"}
     one.fs.set_attributes(one.inode("link"), link)
+    assert one.fs.sync(time.monotonic() + 60) == {}  # the file was closed just before
     for view in (one, View(store, tmp_path / "two")):
         assert shown(view, "file") == CHANGES
         assert shown(view, "dir") == CHANGES

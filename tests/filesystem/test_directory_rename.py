@@ -44,7 +44,7 @@ class SlowStore(MemoryStore):
         source: str,
         target: str,
         *,
-        version: str | None = None,
+        known: ObjectInfo | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         self.copying.set()
@@ -52,7 +52,7 @@ class SlowStore(MemoryStore):
         self.copies -= 1
         if self.copies < 0:
             raise self.failure
-        return super().copy(source, target, version=version, metadata=metadata)
+        return super().copy(source, target, known=known, metadata=metadata)
 
     def delete(self, key: str) -> None:
         self.deletions -= 1

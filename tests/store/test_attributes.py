@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_what_one_mount_sets_the_next_one_shows(
     one.write("file", b"content")
     one.fs.make_directory(ROOT, "dir", 0o700)
     one.fs.set_attributes(one.inode("file"), CHANGES)
+    assert one.fs.sync(time.monotonic() + 60) == {}  # the file was closed just before
     two = View(writable, tmp_path / "two")
     assert two.names() == ["dir", "file"]
     found = two.stat("file")

@@ -195,7 +195,7 @@ def test_a_name_that_looks_escaped_is_not_another_one(cloud: Cloud, store: Store
     cloud.write("A", content[::-1])
     base = store.resolve_version(in_parts(store, "%41", content))
     assert store.patch(base, "%41", SAME, OURS, ignore) is None
-    store.copy("%41", "copy", version=base.version)
+    store.copy("%41", "copy", known=base)
     assert cloud.read("copy") == content
 
 
@@ -204,7 +204,7 @@ def test_odd_names_are_files(store: Store, name: str) -> None:
     content = os.urandom(2 * PART)
     base = store.resolve_version(in_parts(store, name, content))
     made = store.resolve_version(store.patch(base, name, SAME, OURS, ignore) or base)
-    store.copy(name, f"{name}/copy", version=made.version)
+    store.copy(name, f"{name}/copy", known=made)
     buffer = bytearray(2 * PART)
     copied = store.head(f"{name}/copy")
     assert store.get_range(f"{name}/copy", copied.version, 0, memoryview(buffer)) == len(buffer)

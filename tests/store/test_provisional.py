@@ -82,7 +82,7 @@ def test_what_was_made_can_be_used_at_once(renaming: Store) -> None:
     made = upload(renaming, content)
     assert not made.has_final_version
     assert read(renaming, made.version, len(content)) == content
-    copied = renaming.copy("key", "copy", version=made.version)
+    copied = renaming.copy("key", "copy", known=made)
     assert renaming.head("copy").version == copied.version
     settled = renaming.resolve_version(made)
     assert settled.has_final_version
@@ -100,7 +100,7 @@ def test_another_s_object_is_not_taken_for_what_was_made(renaming: Store) -> Non
     with pytest.raises(Stale):
         read(renaming, made.version, len(content))
     with pytest.raises(Stale):
-        renaming.copy("key", "copy", version=made.version)
+        renaming.copy("key", "copy", known=made)
     settled = renaming.resolve_version(made)
     assert settled.has_final_version
     with pytest.raises(Stale):

@@ -122,7 +122,7 @@ def test_what_is_kept_of_an_upload_is_read_by_a_successor(store: Store, tmp_path
 def test_copy_keeps_or_replaces_metadata(cloud: Cloud, store: Store) -> None:
     content = os.urandom(MIB)
     made = store.put("a b+c", content, METADATA)
-    kept = store.copy("a b+c", "dir/kept", version=made.version)
+    kept = store.copy("a b+c", "dir/kept", known=made)
     assert cloud.read("dir/kept") == content
     assert store.head("dir/kept").metadata == METADATA
     assert_agrees(store, kept)
@@ -163,7 +163,7 @@ def test_copy_of_what_is_gone_or_changed(store: Store) -> None:
     old = store.put("object", b"1")
     store.put("object", b"2")
     with pytest.raises(Stale):
-        store.copy("object", "target", version=old.version)
+        store.copy("object", "target", known=old)
     with pytest.raises(NotFound):
         store.head("target")
 

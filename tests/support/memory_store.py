@@ -52,6 +52,7 @@ class MemoryStore:
 
     def __init__(self, limits: Limits = _LOOSE) -> None:
         self.limits = limits
+        self.conditions: set[str] = set()
         self._objects: dict[str, tuple[bytes, ObjectInfo]] = {}
         self._versions = itertools.count(1)
         self._lock = threading.RLock()
@@ -161,6 +162,9 @@ class MemoryStore:
             like.properties if like.properties is not None else self.head(like.key).properties or {}
         )
 
+    def try_conditions(self, key: str) -> None:
+        """They are checked."""
+
     def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
         self._count("resolve_version")
         return made
@@ -225,14 +229,14 @@ class MemoryStore:
         source: str,
         target: str,
         *,
-        version: str | None = None,
+        known: ObjectInfo | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         self._count("copy")
         data, info = self._objects.get(source, (b"", None))
         if info is None:
             raise NotFound(f"`{source}`")
-        if version is not None and not _is_version(info, version):
+        if known is not None and not _is_version(info, known.version):
             raise Stale(f"`{source}`")
         return self.put(target, data, info.metadata if metadata is None else metadata, like=info)
 
@@ -379,11 +383,11 @@ class HangingStore(MemoryStore):
         source: str,
         target: str,
         *,
-        version: str | None = None,
+        known: ObjectInfo | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         self._pause("copy", target)
-        return super().copy(source, target, version=version, metadata=metadata)
+        return super().copy(source, target, known=known, metadata=metadata)
 
     def delete(self, key: str) -> None:
         self._pause("delete", key)

@@ -57,8 +57,8 @@ class AttributeChanges:
             most = self._store.limits.max_metadata_bytes
             kept = inode.remote.metadata  # known by now: InodeAttributes.load
             metadata = merge_metadata(kept, inode.attributes, stat.S_IFREG, most)
-            inode.remote = self._store.copy(key, key, metadata=metadata)
-            self._namespace.apply_change(inode.parent, inode.name, inode.remote)
+            inode.remote = self._store.copy(key, key, known=inode.remote, metadata=metadata)
+            self._namespace.apply_version(inode)
         self._namespace.inodes.note(inode)
 
     def _set_directory(self, inode: Directory, changes: Mapping[str, int]) -> None:
@@ -72,10 +72,10 @@ class AttributeChanges:
             inode.mtime_ns = changes.get("mtime_ns", inode.mtime_ns)
         elif changes and not self._is_current(inode, changes):
             attributes = {**inode.attributes, **changes}
-            self._markers.write(inode, attributes)
+            made = self._markers.write(inode, attributes)
             with self._namespace.inodes.lock:
                 inode.kept = True
-                self._namespace.attributes.set_of_directory(inode, attributes)
+                self._namespace.attributes.set_of_directory(inode, attributes, made)
                 # Also where the object keeps this time already, and names have moved it since.
                 inode.mtime_ns = changes.get("mtime_ns", inode.mtime_ns)
                 self._namespace.inodes.note(inode)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 
 from sidecar.errors import Stale, WouldBlock
-from sidecar.mounter.filesystem.inodes import File, InodeTable
+from sidecar.mounter.filesystem.inode_table import InodeTable
+from sidecar.mounter.filesystem.inodes import File
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.writing.spool import Spool, SpoolFile
@@ -16,6 +17,8 @@ from sidecar.mounter.writing.uploader import Uploader
 
 WHOLE_BYTES = 64 * 1024 * 1024
 """Objects up to this size are fetched whole when they are opened and written to."""
+MOST_LOCAL = 1000
+"""With more files, attributes are not kept here for later."""
 _COPY_BYTES = 8 * 1024 * 1024
 
 
@@ -37,28 +40,41 @@ class Contents:
         self._spool = spool
         self._uploader = uploader
         self._lock = threading.Lock()
-        self._spooled: dict[int, File] = {}  # by inode, oldest first
+        self._local: dict[int, File] = {}  # by inode, oldest first
 
-    def spooled(self) -> list[File]:
-        """The files that have a spool file, the oldest first."""
+    def local(self) -> list[File]:
+        """The files of which something is only here, or was, the oldest first."""
         with self._lock:
-            return list(self._spooled.values())
+            return list(self._local.values())
 
     def dirty(self) -> list[File]:
         """Files that the store does not have as they are, the oldest first."""
-        return [
-            inode
-            for inode in self.spooled()
-            if inode.spool is not None and inode.spool.dirty and not inode.detached
-        ]
+        return [inode for inode in self.local() if inode.is_dirty]
+
+    def keep(self, inode: File) -> bool:
+        """Remember a file of which something is only here. False if there are very many."""
+        with self._lock:
+            is_new = inode.id not in self._local and inode.spool is None
+            if is_new and len(self._local) >= MOST_LOCAL:
+                return False
+            self._local[inode.id] = inode
+            return True
+
+    def forget_saved(self) -> None:
+        """Let go of the files of which nothing is only here any more."""
+        with self._lock:
+            for inode in list(self._local.values()):
+                if inode.spool is None and not inode.is_dirty:
+                    del self._local[inode.id]
 
     def take_over(self) -> None:
-        """Go on with the spool files of a predecessor's inodes; abandon its other uploads."""
+        """Go on with what only a predecessor had of its files; abandon its other uploads."""
         kept = []
         for inode in self._inodes:
-            if isinstance(inode, File) and inode.spool is not None:
+            if isinstance(inode, File) and inode.is_local:
                 with self._lock:
-                    self._spooled[inode.id] = inode
+                    self._local[inode.id] = inode
+            if isinstance(inode, File) and inode.spool is not None:
                 self._uploader.adopt(inode.spool)
                 kept.append(inode.spool.name)
         self._uploader.abandon(self._spool.leftovers(kept))
@@ -94,14 +110,15 @@ class Contents:
             raise
         spool.rebase(remote)
         # One that lacks its end is what the file is from now on, whoever goes on with it.
-        spool.dirty = remote is not None and spool.size_bytes < remote.size_bytes
+        is_cut = remote is not None and spool.size_bytes < remote.size_bytes
+        spool.dirty = is_cut or inode.attributes_set_s is not None
         self._give(inode, spool)
         return spool
 
     def _give(self, inode: File, spool: SpoolFile) -> None:
         inode.spool = spool
-        with self._lock:
-            self._spooled[inode.id] = inode
+        inode.attributes_set_s = None  # they go with the content
+        self.keep(inode)
         self._inodes.note(inode)
 
     def _download(self, remote: ObjectInfo, spool: SpoolFile, needed_bytes: int | None) -> None:
@@ -132,7 +149,7 @@ class Contents:
         if unreachable or (is_saved_and_closed(inode) and is_final):
             inode.spool = None
             with self._lock:
-                self._spooled.pop(inode.id, None)
+                self._local.pop(inode.id, None)
             # First: a successor must not look for the file, also of an inode that nothing but
             # the file held.
             self._inodes.note(inode)
@@ -193,7 +210,7 @@ class Contents:
         Whether that freed anything. Takes the locks of files that are free.
         """
         made_room = False
-        for inode in self.spooled():
+        for inode in self.local():
             if not inode.lock.acquire(blocking=False):
                 continue
             try:

@@ -15,7 +15,8 @@ from concurrent.futures import Executor, Future
 from typing import Protocol
 
 from sidecar.errors import SidecarError
-from sidecar.mounter.filesystem.inodes import Directory, Inode, InodeTable
+from sidecar.mounter.filesystem.inode_table import InodeTable
+from sidecar.mounter.filesystem.inodes import Directory, Inode
 from sidecar.mounter.filesystem.listing import Listing, PrefetchedPage
 from sidecar.mounter.filesystem.name_memory import NameMemory
 from sidecar.mounter.filesystem.own_changes import REMEMBERED_S, OwnChanges

@@ -12,13 +12,13 @@ import time
 from collections.abc import Mapping
 
 from sidecar import logs
-from sidecar.errors import NotFound
+from sidecar.errors import NotFound, Stale
 from sidecar.mounter.filesystem.attributes import merge_metadata, to_metadata
 from sidecar.mounter.filesystem.inodes import Directory, File, Inode
 from sidecar.mounter.filesystem.names import is_probe_key
 from sidecar.mounter.filesystem.namespace import Namespace
 from sidecar.mounter.filesystem.remotes import REMOTE_DIRECTORY, Remote, from_relative_key
-from sidecar.mounter.store.interface import ObjectInfo, Store
+from sidecar.mounter.store.interface import Condition, ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 
@@ -35,19 +35,25 @@ class DirectoryMarkers:
         self._store = store
         self._namespace = namespace
 
-    def write(self, directory: Directory, attributes: Mapping[str, int]) -> None:
+    def write(self, directory: Directory, attributes: Mapping[str, int]) -> ObjectInfo:
         """Keep attributes with a marker, made if there is none. Other tools' content stays."""
-        key = directory.key
+        key, made = directory.key, directory.marker
+        if made is not None and made.key == key and made.is_complete:
+            unchanged = Condition(version=made.version)
+            with contextlib.suppress(NotFound, Stale):
+                metadata = self._merged(made, attributes)
+                return self._store.put(key, b"", metadata, unchanged, like=made)
         with contextlib.suppress(NotFound):
             found = self._store.head(key)
-            most = self._store.limits.max_metadata_bytes
-            metadata = merge_metadata(found.metadata, attributes, stat.S_IFDIR, most)
+            metadata = self._merged(found, attributes)
             if found.size_bytes:
-                self._store.copy(key, key, version=found.version, metadata=metadata)
-            else:
-                self._store.put(key, b"", metadata, like=found)
-            return
-        self._store.put(key, b"", to_metadata(attributes, stat.S_IFDIR))
+                return self._store.copy(key, key, known=found, metadata=metadata)
+            return self._store.put(key, b"", metadata, like=found)
+        return self._store.put(key, b"", to_metadata(attributes, stat.S_IFDIR))
+
+    def _merged(self, found: ObjectInfo, attributes: Mapping[str, int]) -> dict[str, str]:
+        most = self._store.limits.max_metadata_bytes
+        return merge_metadata(found.metadata, attributes, stat.S_IFDIR, most)
 
     def keep(self, directory: Directory) -> None:
         """Keep a directory that lost its last object, as every other file system does."""

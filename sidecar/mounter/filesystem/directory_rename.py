@@ -195,7 +195,7 @@ class DirectoryRename:
                     # Some servers (JuiceFS's gateway) make directories of these, and copy none.
                     found = self._store.head(info.key)
                     return info, self._store.put(new_key, b"", found.metadata, like=found)
-                return info, self._store.copy(info.key, new_key, version=info.version)
+                return info, self._store.copy(info.key, new_key, known=info)
             except NotFound:
                 return None
             except Stale:  # somebody else changed it

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from sidecar.mounter.filesystem.inodes import File, Inode, InodeTable, Link
+from sidecar.mounter.filesystem.inode_table import InodeTable
+from sidecar.mounter.filesystem.inodes import File, Inode, Link
 
 INODE_BYTES = 700
 """What an inode takes, with its name and version."""

@@ -10,7 +10,8 @@ import time
 from concurrent.futures import Executor
 
 from sidecar.mounter.filesystem.attributes import Attributes, Ownership, from_metadata
-from sidecar.mounter.filesystem.inodes import Directory, File, Inode, InodeTable, Link
+from sidecar.mounter.filesystem.inode_table import InodeTable
+from sidecar.mounter.filesystem.inodes import Directory, File, Inode, Link
 from sidecar.mounter.filesystem.metadata_prefetch import MetadataPrefetch, MetadataVersion
 from sidecar.mounter.filesystem.remotes import REMOTE_DIRECTORY
 from sidecar.mounter.store.interface import ObjectInfo, Store
@@ -128,8 +129,15 @@ class InodeAttributes:
             if inode.remote is remote and not inode.is_local:
                 self.take_from(loaded, inode)
 
-    def set_of_directory(self, inode: Directory, attributes: dict[str, int]) -> None:
-        """A directory's object keeps these attributes. The caller holds the inodes' lock."""
+    def set_of_directory(
+        self, inode: Directory, attributes: dict[str, int], made: ObjectInfo | None = None
+    ) -> None:
+        """A directory's object keeps these attributes. The caller holds the inodes' lock.
+
+        Args:
+            made: the object, if this mount has just made it.
+        """
+        inode.marker = made
         # A directory's time moves with its names, and is not written down each time. So the one
         # that its object keeps counts when it is first seen, and when somebody has set it since.
         mtime_ns = attributes.get("mtime_ns")

@@ -62,7 +62,7 @@ class LastMinute:
         """Begin to save what is dirty, and is not being saved."""
         self._small = {number: f for number, f in self._small.items() if not f.done()}
         large = []
-        for inode in sorted(self._contents.dirty(), key=lambda inode: inode.size_bytes):
+        for inode in sorted(self._contents.dirty(), key=lambda inode: inode.unsaved_bytes):
             if self._saver.is_large(inode):
                 large.append(inode)
             elif inode.id not in self._small:

@@ -62,11 +62,11 @@ class NameChanges:
         mode = self._namespace.owner.dir_mode if mode is None else mode
         attributes = self._attributes_of_new(directory, stat.S_IFDIR | mode, caller)
         self._journal.intend("mkdir")
-        self._store.put(key, b"", to_metadata(attributes, stat.S_IFDIR))
+        made = self._store.put(key, b"", to_metadata(attributes, stat.S_IFDIR))
         with self._namespace.inodes.lock:
             inode = self._namespace.inodes.add_directory(directory, name, time.time_ns())
             inode.kept = True
-            self._namespace.attributes.set_of_directory(inode, attributes)
+            self._namespace.attributes.set_of_directory(inode, attributes, made)
             self._namespace.apply_change(directory, name, REMOTE_DIRECTORY)
             return self._namespace.enter(inode)
 

@@ -15,7 +15,8 @@ from sidecar.mounter.filesystem.attributes import Entry, Ownership
 from sidecar.mounter.filesystem.directory_cache import DirectoryCache
 from sidecar.mounter.filesystem.excess_inodes import INODE_BYTES, ExcessInodes
 from sidecar.mounter.filesystem.inode_attributes import InodeAttributes
-from sidecar.mounter.filesystem.inodes import Directory, File, Inode, InodeTable, Link
+from sidecar.mounter.filesystem.inode_table import InodeTable
+from sidecar.mounter.filesystem.inodes import Directory, File, Inode, Link
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.name_resolver import NameResolver
 from sidecar.mounter.filesystem.names import check_name, is_link_key
@@ -193,6 +194,12 @@ class Namespace:
         parent.mtime_ns = time.time_ns()
         self.directory_cache.apply_change(parent, name, remote)
 
+    def apply_version(self, inode: File | Link) -> None:
+        """This mount made another object of an inode: no name changed, nor the directory's time."""
+        remote = inode.remote
+        if remote is not None and inode.parent is not None and not inode.detached:
+            self.directory_cache.apply_change(inode.parent, inode.name, remote)
+
     def apply_removal(self, parent: Directory, name: str) -> None:
         """This mount removed a name from the store."""
         parent.mtime_ns = time.time_ns()
@@ -217,11 +224,9 @@ class Namespace:
         Args:
             asked_s: when the store was asked (monotonic).
         """
-        parent = inode.parent
-        assert parent is not None
         inode.remote = remote
         inode.fresh_until_s = asked_s + self.ttl_s
-        self.directory_cache.apply_change(parent, inode.name, remote)
+        self.apply_version(inode)
         self.inodes.note(inode)
 
     def rename_directory(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from sidecar.errors import (
     BadHandle,
+    SidecarError,
     SpoolFull,
     Stale,
     StoreError,
@@ -37,6 +38,9 @@ from sidecar.mounter.reading.read_result import ReadResult
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.writing.spool import Spool
 from sidecar.mounter.writing.uploader import Uploader
+
+_JUST_SAVED_S = 10.0
+"""Attributes that are set so soon after a file was saved are saved a moment later."""
 
 
 def _nothing() -> None:
@@ -213,7 +217,7 @@ class OpenFiles:
         """Bring the gauges up to date; called every second, not at every write."""
         self._metrics.open_handles.set(len(self._handles))
         self._metrics.spool_used_bytes.set(self.contents.budget.used_bytes)
-        self._metrics.dirty_bytes.set(sum(inode.size_bytes for inode in self.contents.dirty()))
+        self._metrics.dirty_bytes.set(sum(inode.unsaved_bytes for inode in self.contents.dirty()))
 
     # --- reading -----------------------------------------------------------------------
 
@@ -361,19 +365,37 @@ class OpenFiles:
         inode.touch()
 
     def set_attributes(self, inode: File, changes: Mapping[str, int]) -> None:
-        """Keep mode, uid, gid or mtime_ns with the object."""
+        """Keep mode, uid, gid or mtime_ns with the object: with the next one, or soon.
+
+        A program that has just closed a file sets its time, its mode and its owner, one by one,
+        and renames it perhaps. All that is one request (:meth:`WriteBack.save_attributes`). Of a
+        file that this mount has not just made, it is saved when this returns.
+
+        Raises Stale if the object is another version by now, and what the store raises.
+        """
         with inode.lock:
-            inode.attributes = {**inode.attributes, **changes}
+            before = inode.attributes
+            inode.attributes = {**before, **changes}
             if inode.spool is not None:
                 inode.spool.begin_change(inode.remote)
                 inode.spool.dirty = True
                 if self._uploader.is_in_flight(inode.spool):
                     inode.spool.log.note_attributes_set()
             elif inode.remote is not None and not inode.detached and inode.parent is not None:
-                key = inode.key
-                metadata = self.saver.describe(inode).metadata
-                inode.remote = self._store.copy(key, key, metadata=metadata)
-                self._namespace.apply_change(inode.parent, inode.name, inode.remote)
+                now_s = time.monotonic()
+                if now_s - inode.saved_s < _JUST_SAVED_S and self.contents.keep(inode):
+                    inode.attributes_set_s = now_s
+                else:
+                    try:
+                        self.saver.copy(inode, inode.key)
+                    except Stale:
+                        inode.attributes = before
+                        self._namespace.invalidate(inode)
+                        raise
+                    except SidecarError:
+                        inode.attributes = before
+                        raise
+                    self._namespace.apply_version(inode)
             self._namespace.inodes.note(inode)
 
     def flush(self, handle: int) -> None:

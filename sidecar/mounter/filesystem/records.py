@@ -69,8 +69,8 @@ class FileInode(NamedTuple):
     Attributes:
         remote: the object's version that the store has; None before the first upload.
         spool_name: of its spool file; None where the spool has nothing of it.
-        is_dirty: the spool has what the store lacks.
-        key: where it belongs in the store; None where the spool has nothing of it.
+        is_dirty: the spool has what the store lacks; without a spool file, ``attributes`` do.
+        key: where it belongs in the store; None where nothing of it is only here.
     """
 
     inode: int

@@ -167,6 +167,9 @@ class Recovery:
 
     def _keep(self, file: UnsavedFile, error: SidecarError) -> None:
         """No later attempt would save it: it is set aside, where it is in nobody's way."""
+        if file.spool_name is None:
+            logs.event(log, "attributes are lost", logging.ERROR, key=file.key, error=error)
+            return
         logs.event(
             log,
             "not saved: its spool file is kept",

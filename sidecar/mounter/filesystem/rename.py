@@ -111,7 +111,8 @@ class Rename:
                 self._copy(inode, target, new_name, new_key)
                 self._namespace.inodes.move(inode, target, new_name)
                 self._leave_old_name(inode, source, name, replaced_key)
-        self._markers.keep(source)
+        if source is not target:
+            self._markers.keep(source)
         return True
 
     def _give_name_to_file(
@@ -126,13 +127,16 @@ class Rename:
 
     def _copy(self, inode: File | Link, target: Directory, new_name: str, new_key: str) -> None:
         """Copy the inode's object to its new key. Raises Stale, what the store raises."""
-        remote = inode.remote
-        assert remote is not None
         try:
-            inode.remote = self._store.copy(remote.key, new_key, version=remote.version)
+            if isinstance(inode, File):
+                self._files.saver.copy(inode, new_key)
+            else:
+                remote = inode.remote
+                inode.remote = self._store.copy(remote.key, new_key, known=remote)
         except Stale:
             self._namespace.invalidate(inode)
             raise
+        assert inode.remote is not None
         self._namespace.apply_change(target, new_name, inode.remote)
 
     def _leave_old_name(

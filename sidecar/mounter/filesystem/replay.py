@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.records import (
     Answered,
+    BareVersion,
     DirectoryClosed,
     DirectoryInode,
     DirectoryOpened,
@@ -87,11 +88,16 @@ class ReplayedRequest:
 
 
 class UnsavedFile(NamedTuple):
-    """A file whose content only the spool has."""
+    """A file whose content only the spool has, or whose attributes the store lacks.
+
+    Attributes:
+        spool_name: None where it is the attributes, of this ``version``.
+    """
 
     key: str
-    spool_name: str
+    spool_name: str | None
     attributes: dict[str, int]
+    version: BareVersion | None
 
 
 class RecoveredState:
@@ -147,14 +153,13 @@ class RecoveredState:
         return state
 
     def unsaved(self) -> list[UnsavedFile]:
-        """What is in the spool and not in the store."""
+        """What is not in the store."""
         return [
-            UnsavedFile(record.key, record.spool_name, record.attributes)
+            UnsavedFile(record.key, record.spool_name, record.attributes, record.remote)
             for record in self.inodes.values()
             if isinstance(record, FileInode)
             and record.is_dirty
             and not record.detached
-            and record.spool_name is not None
             and record.key is not None
         ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import stat
 import time
 from collections.abc import Mapping
@@ -67,8 +68,11 @@ class Saver:
     def save(self, inode: File) -> None:
         """Upload the spool file if the store lacks it. Raises TimeIsUp, what the store raises."""
         with inode.lock:
-            spool, parent = inode.spool, inode.parent
-            if spool is None or not spool.dirty or inode.detached or parent is None:
+            spool = inode.spool
+            if not inode.is_dirty or inode.parent is None:
+                return
+            if spool is None:
+                self._save_attributes(inode)
                 return
             try:
                 with self._turn(inode, spool):
@@ -82,13 +86,42 @@ class Saver:
             spool.dirty = spool.failed = spool.exclusive = False
             spool.attempts.clear()
             spool.rebase(inode.remote)
-            inode.fresh_until_s = time.monotonic() + self._namespace.ttl_s
+            inode.saved_s = time.monotonic()
+            inode.fresh_until_s = inode.saved_s + self._namespace.ttl_s
             # The journal first: a successor that knew the old version only, and no attempt to
             # replace it, would take the new one for another writer's.
             self._namespace.inodes.note(inode)
             spool.log.note_saved()
-            self._namespace.apply_change(parent, inode.name, inode.remote)
+            self._namespace.apply_version(inode)
             self._contents.drop_if_unneeded(inode)
+
+    def copy(self, inode: File, key: str) -> None:
+        """Copy the object of a closed file to a key, with what the file has by now.
+
+        To its own key: the object gets the file's attributes. Raises NotFound, Stale, what the
+        store raises.
+        """
+        remote = inode.remote
+        assert remote is not None
+        metadata = None
+        if inode.attributes_set_s is not None or key == remote.key:
+            metadata = self.describe(inode).metadata
+        inode.remote = self._store.copy(remote.key, key, known=inode.remote, metadata=metadata)
+        inode.attributes_set_s = None
+
+    def _save_attributes(self, inode: File) -> None:
+        """Give the object of a closed file the attributes that were set since it was made."""
+        try:
+            self.copy(inode, inode.key)
+            self._namespace.apply_version(inode)
+        except (NotFound, Stale):  # another writer's object has the name, or none
+            inode.attributes_set_s = None
+            self._namespace.invalidate(inode)
+        except SidecarError:
+            inode.attributes_set_s = math.inf  # tried again when all is saved
+            raise
+        self._namespace.inodes.note(inode)
+        self._namespace.inodes.drop_unused(inode)
 
     def _turn(self, inode: File, spool: SpoolFile) -> contextlib.AbstractContextManager[None]:
         if self.is_large(inode):
@@ -124,8 +157,11 @@ class Saver:
         """Upload what a run that ended left in the spool. Raises what the store raises.
 
         Raises StateUnusable for a file whose log cannot be used: nobody knows which of its bytes
-        are there. False where there is no such file.
+        are there. False where there is no such file, or the object of which only attributes were
+        not saved is another one by now.
         """
+        if unsaved.spool_name is None:
+            return self._salvage_attributes(unsaved)
         try:
             spool = self._spool.adopt(unsaved.spool_name)
         except FileNotFoundError:  # saved; the run ended before it could write that down
@@ -136,8 +172,16 @@ class Saver:
         metadata = description.metadata
         made = self._uploader.save(unsaved.key, spool, description)
         if spool.log.attributes_set and dict(made.metadata or {}) != metadata:
-            self._store.copy(unsaved.key, unsaved.key, version=made.version, metadata=metadata)
+            self._store.copy(unsaved.key, unsaved.key, known=made, metadata=metadata)
         spool.discard()
+        return True
+
+    def _salvage_attributes(self, unsaved: UnsavedFile) -> bool:
+        found = self._head_if_there(unsaved.key)
+        if found is None or unsaved.version is None or found.version != unsaved.version[3]:
+            return False
+        metadata = self._description(unsaved.attributes, found).metadata
+        self._store.copy(unsaved.key, unsaved.key, known=found, metadata=metadata)
         return True
 
     # --- what an object is made with ------------------------------------------------------------
@@ -222,7 +266,7 @@ class Saver:
         if made.metadata is None or dict(made.metadata) == metadata:
             return made
         if spool.log.attributes_set:
-            return self._store.copy(inode.key, inode.key, version=made.version, metadata=metadata)
+            return self._store.copy(inode.key, inode.key, known=made, metadata=metadata)
         # The object has the time at which its upload began, and so has the file from now on.
         inode.attributes = {**inode.attributes, **from_metadata(made.metadata)}
         return made

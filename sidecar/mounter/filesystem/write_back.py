@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from sidecar import logs
 from sidecar.errors import SidecarError, StoreError
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 BULK_PARTS = 16
 """Who sends so many parts between two intervals is copying, and not keeping a log."""
 _SAVERS = 4
+_ATTRIBUTES_REST_S = 1.0
+"""Who sets one attribute of a file sets another one at once, and then may rename it."""
 _ROOM_POLL_S = 0.05
 _PROGRESS_S = 1.0
 
@@ -59,6 +61,7 @@ class WriteBack:
         self._budget = contents.budget
         self._threads = ThreadPoolExecutor(_SAVERS, thread_name_prefix="save")
         self._is_resolving = False
+        self._saving_attributes: list[Future[None]] = []
         self._parts_at_last_sync: dict[int, int] = {}  # sent, by inode
 
     # --- before a change ---------------------------------------------------------------------
@@ -142,7 +145,7 @@ class WriteBack:
 
     def backlog(self) -> dict[str, int]:
         """What the store does not have yet: keys and lengths in bytes."""
-        return {inode.key: inode.size_bytes for inode in self._contents.dirty()}
+        return {inode.key: inode.unsaved_bytes for inode in self._contents.dirty()}
 
     def save_soon(self, inode: File) -> None:
         """Save a file in another thread. What fails is logged, and waits for the next interval."""
@@ -155,6 +158,27 @@ class WriteBack:
         except SidecarError as error:
             logs.event(log, "not saved yet", logging.WARNING, key=inode.key, error=error)
 
+    def save_attributes(self) -> None:
+        """Save what was set of closed files, and not set again for a while.
+
+        To be called every second or so; asks in other threads. What fails is tried again with
+        everything else (:meth:`sync`), which says so.
+        """
+        if any(not saving.done() for saving in self._saving_attributes):
+            return
+        self._contents.forget_saved()
+        until_s = time.monotonic() - _ATTRIBUTES_REST_S
+        due = [
+            inode
+            for inode in self._contents.dirty()
+            if inode.attributes_set_s is not None and inode.attributes_set_s <= until_s
+        ]
+        self._saving_attributes = [self._threads.submit(self._save_quietly, i) for i in due]
+
+    def _save_quietly(self, inode: File) -> None:
+        with contextlib.suppress(SidecarError), self._namespace.subtree_locks.shared(inode):
+            self._saver.save(inode)
+
     def resolve_versions(self) -> None:
         """Drop the spool files that are kept only until the store names their versions.
 
@@ -162,7 +186,7 @@ class WriteBack:
         file is saved: a server may have to read all of an object to know, and nobody needs it
         while the bytes are here.
         """
-        saved = [inode for inode in self._contents.spooled() if is_saved_and_closed(inode)]
+        saved = [inode for inode in self._contents.local() if is_saved_and_closed(inode)]
         if saved and not self._is_resolving:
             self._is_resolving = True
             self._threads.submit(self._resolve_all, saved)
@@ -218,7 +242,7 @@ class WriteBack:
         Args:
             progress: called about once a second while that goes on.
         """
-        dirty = sorted(self._contents.dirty(), key=lambda inode: inode.size_bytes)
+        dirty = sorted(self._contents.dirty(), key=lambda inode: inode.unsaved_bytes)
         return self._save_all(dirty, deadline_s, progress)
 
     def _save_all(
@@ -242,8 +266,4 @@ class WriteBack:
             progress()
         for future in futures:
             future.cancel()
-        return {
-            inode.key: failed.get(inode.id)
-            for inode in inodes
-            if (spool := inode.spool) is not None and spool.dirty and not inode.detached
-        }
+        return {inode.key: failed.get(inode.id) for inode in inodes if inode.is_dirty}

@@ -100,6 +100,7 @@ class HttpStore(ABC, Generic[C]):
         self._client = HttpClient(endpoint, StoreTranslator(requests, errors))
         self._reader = RangeReader(self._client, requests, errors, self.retry)
         self._pages = ListReader(self._client, requests, errors, observer)
+        self.conditions: set[str] = set()
         self._bucket_seen_s = 0.0
         self._quick = AdaptiveTimeout(steady_s=QUICK_TIMEOUT_S)
         self._writing = AdaptiveTimeout(steady_s=WRITE_SILENCE_S)
@@ -179,9 +180,24 @@ class HttpStore(ABC, Generic[C]):
         del key
         return version
 
+    def try_conditions(self, key: str) -> None:
+        """As :meth:`Store.try_conditions`, for a store that checks all of them."""
+
     def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
         """As :meth:`Store.resolve_version`, for a store whose versions are final."""
         return made
+
+    def source_of_copy(self, key: str, known: ObjectInfo | None) -> ObjectInfo:
+        """What is copied, with metadata and properties. The copy is conditional on its version.
+
+        Raises NotFound, and Stale if it is not ``known``, as far as it was asked for.
+        """
+        if known is not None and known.is_complete:
+            return known
+        found = self.head(key)
+        if known is not None and not self._is_version(found, known.version):
+            raise self.errors.stale(key)
+        return found
 
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`, for a store without bulk deletes."""

@@ -78,6 +78,11 @@ class ObjectInfo(NamedTuple):
         return self[:4]
 
     @property
+    def is_complete(self) -> bool:
+        """Whether metadata and properties are known."""
+        return self.metadata is not None and self.properties is not None
+
+    @property
     def has_final_version(self) -> bool:
         """Whether the store names ``version`` in its responses: it is not provisional."""
         return ProvisionalVersion.parse(self.version) is None
@@ -255,10 +260,16 @@ class Upload(Protocol):
 class Store(Protocol):
     """An object store below one root.
 
+    Attributes:
+        conditions: what the store was found to check (:meth:`try_conditions`), by this process or
+            another. What it may ignore is checked before each write, by one more request.
+
     A method that writes an object takes ``like``, the object whose properties the new one gets.
     They are asked for if ``like`` does not have them. Properties that the login may not set are
     left out, which is logged once; so is a storage class from which nothing can be read.
     """
+
+    conditions: set[str]
 
     @property
     def url(self) -> str:
@@ -329,6 +340,13 @@ class Store(Protocol):
     ) -> ObjectInfo:
         """Write a whole object. Raises AlreadyExists or Stale if ``condition`` fails."""
 
+    def try_conditions(self, key: str) -> None:
+        """Find out which conditions the store checks, where that is not known: ``conditions``.
+
+        Args:
+            key: of an object that is nobody else's, and may be replaced.
+        """
+
     def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
         """What was written, with the version that the store names in listings and reads.
 
@@ -395,7 +413,7 @@ class Store(Protocol):
         source: str,
         target: str,
         *,
-        version: str | None = None,
+        known: ObjectInfo | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         """Copy on the server's side. The copy has the source's properties.
@@ -403,10 +421,11 @@ class Store(Protocol):
         ``source == target`` changes the metadata in place.
 
         Args:
-            version: the source's; None for any.
+            known: the version that the source must have; None for any. What it lacks of metadata
+                and properties is asked for.
             metadata: the target's; None for the source's.
 
-        Raises NotFound, and Stale if the source is not ``version``.
+        Raises NotFound, and Stale if the source is not that version.
         """
 
     def delete(self, key: str) -> None:

@@ -137,6 +137,7 @@ class SupervisedBucket(SupervisedVolume):
         self._unmounts = False  # before the next worker starts
         self._healed = {"resend": 0, "remount": 0}
         self._failing: list[dict[str, Any]] = []  # calls to the store, as the worker reports them
+        self._conditions: list[str] = []  # that the store checks, as the first worker found
         self._left: dict[str, int] | None = None  # while draining
         self._hurried: Child | None = None  # the worker that was told so
         self.unsaved: list[dict[str, Any]] = []
@@ -176,7 +177,7 @@ class SupervisedBucket(SupervisedVolume):
             raise unusable(what, error) from None
         if count:
             logs.event(log, "cleared stale mounts", volume=self.volume.label, count=count)
-        self._mountpoint.guard(is_looked_at=self.volume.options.transport == "libfuse")
+        self._mountpoint.guard()
 
     def mount(self) -> None:
         """Mount, and give the connection to the worker. Raises MountFailed."""
@@ -189,7 +190,12 @@ class SupervisedBucket(SupervisedVolume):
             self.worker.channel.send({"do": "mount"})
             return
         try:
-            self._connection = mounts.open_connection()
+            self._connection = os.open(mounts.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise self.named(
+                MountFailed(f"cannot open {mounts.FUSE_DEVICE}: {error.strerror}")
+            ) from None
+        try:
             self._mountpoint.mount_fuse(
                 self._connection,
                 _origin(self.volume.source),
@@ -245,6 +251,7 @@ class SupervisedBucket(SupervisedVolume):
                 "seconds": max(0.0, deadline_s - time.monotonic()),
                 "crashed": self._crashed,
                 "failing": self._failing,
+                "conditions": self._conditions,
                 # Verified once: successors need not write again.
                 "writes": not (self.heals or self.volume.read_only),
             },
@@ -281,6 +288,7 @@ class SupervisedBucket(SupervisedVolume):
             self.error = from_message(message)
         elif event == "checked":
             self.state, self.error = "checked", None
+            self._conditions = message["conditions"]
             if self.heals:
                 self._mount_again()
         elif event == "serving":

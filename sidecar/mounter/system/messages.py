@@ -29,7 +29,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
     # A worker.
     "probing": {},
     "waiting": _ERROR,
-    "checked": {},
+    "checked": {"conditions": [str]},
     "serving": {"can_resume": bool},
     "failing": {"failing": [{**_TEXTS, "count": _COUNT}]},
     "draining": {**_UNSAVED, "size_bytes": _COUNT},

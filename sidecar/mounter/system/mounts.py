@@ -96,7 +96,7 @@ def is_ours(mount: Mount) -> bool:
 
 def is_guard(mount: Mount) -> bool:
     """Whether it is a guard."""
-    return mount.fstype in (FSTYPE, "tmpfs") and mount.source == GUARD_SOURCE
+    return mount.fstype == "tmpfs" and mount.source == GUARD_SOURCE
 
 
 class Mountpoint:
@@ -126,7 +126,7 @@ class Mountpoint:
         self._parent = open_directory(
             os.path.dirname(self.path), make=True, on_made=self._note_made, walk_only=True
         )
-        count = self.clear(keep_guard=True)
+        count = self.clear()
         if make_directory(self._parent, self._name, self.path):
             self._note_made(self._parent, self._name)
         self._directory = open_child(self._parent, self._name, self.path, WALK)
@@ -135,29 +135,16 @@ class Mountpoint:
     def _note_made(self, parent: int, name: str) -> None:
         self._made.append((os.dup(parent), name))
 
-    def guard(self, *, is_looked_at: bool = False) -> None:
-        """Mount a FUSE connection without a server where a bucket will be mounted.
+    def guard(self) -> None:
+        """Mount an empty, read-only tmpfs of mode 0 where a bucket will be mounted.
 
         While no bucket is mounted there, what a program writes would be lost, and a missing mount
-        would look like an empty data set. With the guard every call gives ENOTCONN, to root too.
-        What an earlier start left does as well. :meth:`clear` removes it, as the kubelet needs
+        would look like an empty data set. With the guard writing gives EROFS, even to root, and
+        listing gives EACCES to everybody but root. :meth:`clear` removes it, as the kubelet needs
         before it can delete the directory. Raises MountFailed.
-
-        Args:
-            is_looked_at: stat(2) must work, for libfuse, so it is an empty, read-only tmpfs of mode
-                0. Writing gives EROFS, and listing EACCES to everybody but root.
         """
-        with self._top() as (mount, _):
-            if mount is not None and is_guard(mount):
-                return
-        if is_looked_at:
-            options = "mode=000,size=4k,nr_inodes=1"
-            reason = self._mount(GUARD_SOURCE, "tmpfs", _MS_RDONLY, options)
-        else:
-            connection = open_connection()
-            reason = self._mount(GUARD_SOURCE, FSTYPE, _MS_RDONLY, _fuse_options(connection))
-            os.close(connection)
-        if reason:
+        options = "mode=000,size=4k,nr_inodes=1"
+        if reason := self._mount(GUARD_SOURCE, "tmpfs", _MS_RDONLY, options):
             raise MountFailed(f"cannot guard the mountpoint `{self.path}`: {reason}")
 
     def mount_fuse(
@@ -173,7 +160,10 @@ class Mountpoint:
             source: what /proc/mounts shows as the mounted device.
             max_read_bytes: size of the largest READ.
         """
-        options = f"{_fuse_options(connection)},max_read={max_read_bytes}"
+        options = (
+            f"fd={connection},rootmode=40000,user_id=0,group_id=0,"
+            f"allow_other,default_permissions,max_read={max_read_bytes}"
+        )
         if reason := self._mount(source, FSTYPE, _MS_RDONLY if read_only else 0, options):
             raise MountFailed(
                 f"cannot mount at `{self.path}`: {reason}",
@@ -293,18 +283,6 @@ def clear(path: str) -> int:
 def unmount(path: str) -> bool:
     """:meth:`Mountpoint.unmount` for who knows only the path. Raises MountFailed."""
     return Mountpoint(path).unmount()
-
-
-def open_connection() -> int:
-    """A new connection to the kernel's FUSE. Raises MountFailed."""
-    try:
-        return os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise MountFailed(f"cannot open {FUSE_DEVICE}: {error.strerror}") from None
-
-
-def _fuse_options(connection: int) -> str:
-    return f"fd={connection},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
 
 
 def _mount_id(descriptor: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sidecar.mounter.cache import node_folder
 from sidecar.mounter.cache.cache_folder import occupied_bytes
 from sidecar.mounter.filesystem.excess_inodes import INODE_BYTES
-from sidecar.mounter.filesystem.inodes import MOST_INODES
+from sidecar.mounter.filesystem.inode_table import MOST_INODES
 from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
 from sidecar.mounter.system import resource_limits
 from sidecar.spec import PersistenceSpec, Volume

@@ -77,6 +77,7 @@ class Worker:
         volume: the bucket to serve.
         identity: names the metrics files and the state directory of the volume.
         failing: the last ``failing`` that the worker before this one sent.
+        conditions: what a worker before this one found that the store checks.
 
     Raises:
         StateUnusable: there can be no metrics.
@@ -89,6 +90,7 @@ class Worker:
         identity: str,
         channel: Channel,
         failing: list[Message],
+        conditions: Iterable[str],
     ) -> None:
         self._spec = spec
         self._volume = volume
@@ -108,6 +110,7 @@ class Worker:
             lambda failing: channel.send({"event": "failing", "failing": failing})
         )
         self._failures.adopt(failing)
+        self._conditions = conditions
         self._outcomes = Outcomes(self._metrics, self._failures.flags, self._failures.take)
         self._memory_bytes = budgets.memory_bytes(spec, volume)
         self._near_store: Store | None = None
@@ -138,7 +141,7 @@ class Worker:
         filesystem = self._build(store)
         for key in filesystem.recovery.finish_predecessor():
             logs.event(log, "saved what an earlier run had left in the spool", key=key)
-        self._channel.send({"event": "checked"})
+        self._channel.send({"event": "checked", "conditions": sorted(store.conditions)})
         received = self._channel.receive()
         if received is None or received[0]["do"] != "mount":
             return
@@ -230,13 +233,15 @@ class Worker:
     def _open_store(self) -> Store:
         network.set_up(self._source, self._spec.roots.secrets)
         self._near_store = self._open_near()
-        return open_store(
+        store = open_store(
             self._source,
             VolumeCredentials(self._source, self._spec.roots.secrets),
             retry_budget_s=self._options.retry_s,
             observer=self._outcomes,
             with_metadata=not self._volume.read_only,
         )
+        store.conditions.update(self._conditions)
+        return store
 
     def _open_near(self) -> Store | None:
         """The bucket near the pods; None if there is none, or none that can be used."""
@@ -461,7 +466,9 @@ def _serve(channel: Channel, spec: PersistenceSpec) -> int:
     volume = next(v for v in spec.volumes if (v.kind, v.name) == (duty["kind"], duty["name"]))
     logs.set_up("worker", volume.label)
     try:
-        worker = Worker(spec, volume, duty["identity"], channel, duty["failing"])
+        worker = Worker(
+            spec, volume, duty["identity"], channel, duty["failing"], duty["conditions"]
+        )
         if descriptors:
             worker.resume(descriptors[0], crashed=duty["crashed"])
         else:

@@ -61,6 +61,7 @@ class Upkeep:
             self._filesystem.files.update_gauges()
             self._filesystem.files.let_go_of_contested()
             self._filesystem.files.write_back.resolve_versions()
+            self._filesystem.files.write_back.save_attributes()
             self._failures.tick()
             self._write_read_log()
             self._mind_memory()

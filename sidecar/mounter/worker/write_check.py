@@ -70,7 +70,8 @@ def _unusable(state: StateDirectory, error: OSError) -> StateUnusable:
 def check_writes(store: Store, key: str) -> ObjectInfo:
     """Write, read back and delete one small object; the object that was written.
 
-    The write is unconditional, since not every store has conditional ones.
+    The write is unconditional, since not every store has conditional ones; whether this one has
+    is tried with the object.
 
     Raises:
         WriteDenied, DeleteDenied: the login may list, but not do this.
@@ -88,6 +89,7 @@ def check_writes(store: Store, key: str) -> ObjectInfo:
         ) from None
     try:
         _read_back(store, made, content)
+        store.try_conditions(key)
     except SidecarError:
         with contextlib.suppress(SidecarError):  # the first error is the one to raise
             store.delete(key)

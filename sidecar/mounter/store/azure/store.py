@@ -343,13 +343,11 @@ class AzureStore(HttpStore[AzureCredentials]):
         source: str,
         target: str,
         *,
-        version: str | None = None,
+        known: ObjectInfo | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.copy`. In place it makes a new version."""
-        found = self.head(source)
-        if version is not None and found.version != version:
-            raise self.errors.stale(source)
+        found = self.source_of_copy(source, known)
         if source == target and metadata is not None:
             unchanged = _condition_headers(Condition(version=found.version))
             own = {**to_azure(metadata), **unchanged}

@@ -323,7 +323,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         if added_bytes < 0 or any(start < base.size_bytes for start, _ in revision.changed):
             return None
         if not added_bytes:
-            return self.copy(base.key, key, version=base.version, metadata=metadata)
+            return self.copy(base.key, key, known=base, metadata=metadata)
         if self._base != GOOGLE_ENDPOINT:  # emulators do not look at the condition
             self.check_condition(base.key, Condition(version=base.version))
         directory, _, name = key.rpartition("/")
@@ -362,13 +362,11 @@ class GcsStore(HttpStore[GcsCredentials]):
         source: str,
         target: str,
         *,
-        version: str | None = None,
+        known: ObjectInfo | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.copy`. In place the generation stays."""
-        found = self.head(source)
-        if version is not None and found.version != version:
-            raise self.errors.stale(source)
+        found = self.source_of_copy(source, known)
         if source == target and metadata is not None:
             return self.set_metadata(found, metadata)
         properties = self.properties_of(found)

@@ -1,8 +1,8 @@
 """S3, and servers that speak its API. Imports no SDK.
 
-Conditions of a write are sent. Many servers ignore them (MinIO's gateway in JuiceFS and rclone
-do), so behind an endpoint of its own a HEAD checks them first: there, another writer may come
-between.
+Conditions of a write or a copy are sent. Many servers ignore them (MinIO's gateway in JuiceFS and
+rclone do), so behind an endpoint of its own a HEAD checks them first, unless the server was tried
+(:meth:`S3Store.try_conditions`): where it ignores them, another writer may come between.
 
 User metadata: keys of ``[a-z0-9-]``, ASCII values, kept as ``x-amz-meta-`` headers.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
@@ -47,10 +48,15 @@ from sidecar.mounter.store.s3.requests import (
 from sidecar.mounter.store.s3.sdk import S3Sdk
 from sidecar.mounter.store.s3.upload import S3Upload, S3Uploads
 from sidecar.mounter.store.s3.versions import (
+    IF_MATCH,
+    IF_NONE_MATCH,
+    SOURCE,
+    SOURCE_IF_MATCH,
     condition_headers,
     etag_of,
     if_match,
     provisional_version,
+    unmet_conditions,
 )
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import GIB, MIB
@@ -67,8 +73,8 @@ _LARGEST_UNCOPIED_BYTES = 5 * MIB
 """A range is copied of a larger object only (x-amz-copy-source-range of UploadPartCopy)."""
 DELETE_BATCH = 1000
 
-_SOURCE = "x-amz-copy-source"
-_SOURCE_IF_MATCH = "x-amz-copy-source-if-match"
+_REFUSED = frozenset({400, 404, 412, 501})
+"""The statuses of a request whose condition does not hold, or is not known."""
 _PARTS = "-"
 """In the ETag of an object that was made of parts, before their number."""
 
@@ -134,7 +140,10 @@ class S3Store(HttpStore[S3Credentials]):
         like: ObjectInfo | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.put`. ``mtime_s`` is the store's clock when it answered."""
-        self.check_condition(key, condition)
+        if condition is not None and not self._checks(
+            IF_NONE_MATCH if condition.absent else IF_MATCH
+        ):
+            self.check_condition(key, condition)
         properties = self.properties_of_new(key, like)
         repeated = self._properties.repeated(like, properties)
         call = Call("put", key, condition)
@@ -154,6 +163,27 @@ class S3Store(HttpStore[S3Credentials]):
             return self.head(key)
         made_s = date_s(reply)
         return ObjectInfo(key, len(content), made_s, version, metadata or {}, properties)
+
+    def try_conditions(self, key: str) -> None:
+        """As :meth:`Store.try_conditions`: writes and copies that must be refused."""
+        if not self._login.credentials.endpoint_url:
+            return
+        for name, headers in unmet_conditions(self._s3.source(key)).items():
+            sign = functools.partial(self._s3.request, "PUT", key, {}, headers)
+            reply = self.transfer(Call("put", key), sign, (), {*ACCEPTED, *_REFUSED})
+            if reply.status == HTTPStatus.PRECONDITION_FAILED:
+                self.conditions.add(name)
+
+    def _checks(self, name: str) -> bool:
+        return name in self.conditions or not self._login.credentials.endpoint_url
+
+    def source_of_copy(self, key: str, known: ObjectInfo | None) -> ObjectInfo:
+        """As in the base class; what has no ETag, or not yet its own, is no condition."""
+        if known is not None and not (
+            self._checks(SOURCE_IF_MATCH) and if_match("", known.version)
+        ):
+            known = ObjectInfo(*known.bare)  # so that it is asked for
+        return super().source_of_copy(key, known)
 
     def check_condition(self, key: str, condition: Condition | None) -> None:
         """As in the base class, for servers that may not know conditions: AWS does."""
@@ -236,10 +266,10 @@ class S3Store(HttpStore[S3Credentials]):
             return None
         if not base.has_final_version:
             base = self._found(base.key, base.version)
-        unchanged = if_match(_SOURCE_IF_MATCH, base.version)
+        unchanged = if_match(SOURCE_IF_MATCH, base.version)
         if not unchanged:
             return None
-        source = {_SOURCE: self._s3.source(base.key), **unchanged}
+        source = {SOURCE: self._s3.source(base.key), **unchanged}
         begun({"since_s": time.time()})
         upload = self.start_upload(key, metadata, like=like)
         begun(upload.state)
@@ -273,17 +303,15 @@ class S3Store(HttpStore[S3Credentials]):
         source: str,
         target: str,
         *,
-        version: str | None = None,
+        known: ObjectInfo | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         """As :meth:`Store.copy`. In place it makes a new version."""
-        found = self.head(source)
-        if not self._is_version(found, version):
-            raise self.errors.stale(source)
+        found = self.source_of_copy(source, known)
         kept = found.metadata if metadata is None else metadata
         own = {
-            _SOURCE: self._s3.source(source),
-            **if_match(_SOURCE_IF_MATCH, found.version),
+            SOURCE: self._s3.source(source),
+            **if_match(SOURCE_IF_MATCH, found.version),
         }
         if found.size_bytes > MAX_COPY_BYTES:
             return self._copy_parts(found, target, kept or {}, own)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sidecar.mounter.store.interface import Condition, ProvisionalVersion
+
+IF_NONE_MATCH: Final = "if-none-match"
+IF_MATCH: Final = "if-match"
+SOURCE: Final = "x-amz-copy-source"
+SOURCE_IF_MATCH: Final = "x-amz-copy-source-if-match"
 
 _NO_ETAG = "~"
 _DIGEST_CHARACTERS = 16
@@ -77,3 +82,18 @@ def condition_headers(condition: Condition | None, *, quoted: bool) -> dict[str,
     if condition.version is None:
         return {}
     return if_match("if-match", condition.version, quoted=quoted)
+
+
+def unmet_conditions(source: str) -> dict[str, dict[str, str]]:
+    """Headers of PUTs of an object that is there, by their condition, which does not hold.
+
+    Args:
+        source: the object, as the source of a copy onto itself.
+    """
+    wrong = f'"{"0" * 32}"'
+    copy = {SOURCE: source, "x-amz-metadata-directive": "REPLACE"}
+    return {
+        IF_NONE_MATCH: {IF_NONE_MATCH: "*"},
+        IF_MATCH: {IF_MATCH: wrong},
+        SOURCE_IF_MATCH: {SOURCE_IF_MATCH: wrong, **copy},
+    }
