@@ -9,12 +9,14 @@ _WORDS = [
     "", " ", "0", "1", "-1", "²", "1e999", "NaN", "null", "true", "[]", "{}", "a", "images",
     "labels", "models", "archive", "local", "urls", "/", "//", "/proc", "/mnt/persistence", "..",
     "../..", "a/b", "~1", "%2e", "\0", "\n", "\r", "\ud800", "\U0001f600", "é", "x" * 300,
-    "a/" * 200, "500m", "2Gi", "9" * 30, "1" * 5000, "mount-sidecar", "mount-sidecar-shared",
+    "a/" * 200, "500m", "2Gi", "9" * 30, "1" * 5000, "٣Gi", "*a" * 25,
+    "mount-sidecar", "mount-sidecar-shared",
     "injected", "s3", "s3://images/train", "gs://[", "wasbs://a@b", "[" * 2000,
     '["images"]', '["images","images"]',
 ]  # fmt: skip
 _VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, 0.5, 1e308, "", [], {}, [None], [[]], [{}],
+    None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, 10**400, 0.5, 1e308,
+    "", [], {}, [None], [[]], [{}],
     {"": ""}, {"a": None}, {"name": "a"}, [{"name": "a"}],
 ]  # fmt: skip
 _DEEP_LEVELS = (50, 120, 900, 20_000)

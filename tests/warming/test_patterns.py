@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,3 +46,33 @@ def test_where_to_look(pattern: str, folder: str) -> None:
 def test_any_text_is_a_pattern(text: str) -> None:
     compiled(text).fullmatch("a/b")
     base(text)
+
+
+def plainly(pattern: str, path: str) -> bool:
+    """What it means, without care for time."""
+    *folders, name = [re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split("/")]
+    many = re.escape("**").replace(r"\*", "[^/]*")
+    expression = "".join("(?:[^/]+/)*" if one == many else f"{one}/" for one in folders)
+    return bool(re.fullmatch(expression + (".*" if name == many else name), path, re.DOTALL))
+
+
+@given(st.text("ab*/", min_size=1, max_size=12), st.text("ab/", min_size=1, max_size=12))
+def test_stars_mean_what_they_say(pattern: str, path: str) -> None:
+    assert bool(compiled(pattern).fullmatch(path)) == plainly(pattern, path)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*a" * 25 + "x",
+        "**/" * 25 + "x",
+        "**/*a*a/" * 25 + "x",
+        "*" * 1000 + "x",
+        "**/a*/" * 25 + "x",
+    ],
+)
+def test_a_pattern_of_many_stars_is_answered(pattern: str) -> None:
+    """It took longer than any start may, for one long name."""
+    match = compiled(pattern).fullmatch
+    assert not match("a" * 255)
+    assert not match("aaaa/" * 150 + "b")

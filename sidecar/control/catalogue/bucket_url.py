@@ -31,7 +31,7 @@ _GCS_BUCKET = re.compile(r"[a-z0-9](?!.*\.\.)[a-z0-9._-]{1,220}[a-z0-9]")
 # learn.microsoft.com "Naming and referencing containers"
 _AZURE_CONTAINER = re.compile(r"(?=.{3,63}$)[a-z0-9]+(?:-[a-z0-9]+)*|\$(?:root|web|logs)")
 _AZURE_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
-_IPV4 = re.compile(r"\d+\.\d+\.\d+\.\d+")
+_IPV4 = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,21 @@ from sidecar.control.catalogue.quantity import parse_quantity
 from sidecar.control.catalogue.yaml_document import YamlValue
 from sidecar.errors import CatalogueInvalid, MountPathInvalid, OptionInvalid, UnknownKey
 from sidecar.options import MOST_BYTES
-from sidecar.paths import check_absolute_path
+from sidecar.paths import check_absolute_path, contains
 from sidecar.spec import CacheScope, NodeCache
 from sidecar.spec_document import nearest
+from sidecar.spec_rules import SYSTEM_DIRECTORIES
 from sidecar.units import MIB
 
 KEY = "mountSidecar"
 _KNOWN = ("options", "bounds", "nodeCache")
 _NODE_CACHE_KNOWN = ("path", "size", "scope")
 _LEAST_BYTES = 64 * MIB
+_SHARED = (
+    *("/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/usr", "/var"),  # noqa: S108
+    *(f"/var/{name}" for name in ("cache", "lib", "log", "mail", "run", "spool", "tmp")),
+)
+"""Of the node and its programs (Filesystem Hierarchy Standard)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,14 @@ def _node_cache(section: YamlValue, where: str) -> NodeCache | None:
     path, scope = settings.get("path"), settings.get("scope", "namespace")
     if not isinstance(path, str):
         raise MountPathInvalid(f"{where}.path: must be a directory of the node")
+    check_absolute_path(path, f"{where}.path", MountPathInvalid)
+    if path in _SHARED or any(contains(one, path) for one in SYSTEM_DIRECTORIES):
+        raise MountPathInvalid(
+            f"{where}.path: `{path}` is the node's, and would become the cache's alone",
+            "name a folder of its own, such as `/var/lib/mount-sidecar/cache`",
+        )
     return NodeCache(
-        host_path=check_absolute_path(path, f"{where}.path", MountPathInvalid),
+        host_path=path,
         size_bytes=_size_bytes(settings.get("size"), f"{where}.size"),
         scope=_scope(scope, f"{where}.scope"),
     )

@@ -8,7 +8,6 @@ An option is set for the cluster (catalogue, ``mountSidecar.options``), for a vo
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import re
 from collections.abc import Iterable, Mapping
@@ -86,7 +85,7 @@ def parse_options(section: YamlValue, where: str, *, of_pod: bool) -> Values:
 
 def _value(name: str, value: YamlValue, where: str) -> Any:
     if name == PROFILE:
-        if value not in PROFILES:
+        if not isinstance(value, str) or value not in PROFILES:
             raise OptionInvalid(f"{where}.{PROFILE}: must be {_listed(PROFILES)}")
         return value
     if name not in _EVERY:
@@ -135,6 +134,8 @@ def _is_plain(text: str) -> bool:
     return len(text) <= _MOST_CHARACTERS and text.isprintable()
 
 
+_TOO_LARGE: Final = 1e18
+"""Of any number; infinity and what is none are not below it."""
 _RULES: Final = {"ge": operator.ge, "gt": operator.gt, "le": operator.le}
 
 
@@ -145,7 +146,7 @@ def _number(name: str, value: YamlValue, where: str) -> int | float:
             return parse_quantity(value).rounded_up
         except ValueError:
             pass
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE:
         if not is_size:
             return float(value)
         if value == int(value):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from sidecar.control.catalogue.catalogue import Catalogue
+from sidecar.control.catalogue.options import Bound
 from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.injection.meshes import is_of_mesh
 from sidecar.control.injection.object_fields import (
@@ -33,6 +34,7 @@ which it looks at now and then) and the shared emptyDir."""
 _UNMOUNT_S: Final = 2.0
 """The least that a kubelet gives a container to end."""
 
+_NO_BOUND: Final = Bound()
 _CACHE_BYTES: Final[dict[CacheName, int]] = {"disk": 10 * GIB, "memory": GIB}
 """Sizes of caches that nobody has set: a pod must not take what is free on its node."""
 
@@ -58,9 +60,10 @@ def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue)
         paths=request.paths,
         options=request.options,
     )
-    spool_bytes = _spool_bytes(spec, request)
+    bound = catalogue.cluster.bounds.get("cacheBytes", Bound())
+    spool_bytes = _spool_bytes(spec, request, bound)
     volumes = tuple(
-        _placed(volume, spec.roots, spool_bytes) if volume.is_bucket else volume
+        _placed(volume, spec.roots, spool_bytes, bound) if volume.is_bucket else volume
         for volume in spec.volumes
     )
     times = spec.times
@@ -75,17 +78,23 @@ def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue)
     )
 
 
-def _placed(volume: Volume, roots: Roots, spool_bytes: int | None) -> Volume:
+def _placed(volume: Volume, roots: Roots, spool_bytes: int | None, bound: Bound) -> Volume:
     """A bucket as it is in a pod: where it is mounted, and with sizes that the pod can hold."""
-    options = replace(volume.options, cache_bytes=_cache_bytes(volume))
+    options = replace(volume.options, cache_bytes=_cache_bytes(volume, bound))
     if spool_bytes is not None:
         options = replace(options, spool_bytes=min(spool_bytes, options.spool_bytes))
     return replace(volume, mountpoint=shared_path(roots, volume.kind, volume.name), options=options)
 
 
-def _cache_bytes(volume: Volume) -> int | None:
-    """The size of a volume's own cache. The node's is not its own."""
-    return volume.options.cache_bytes or _CACHE_BYTES.get(volume.options.cache)
+def _cache_bytes(volume: Volume, bound: Bound = _NO_BOUND) -> int | None:
+    """The size of a volume's own cache. The node's is not its own.
+
+    A size that nobody has set keeps the admin's bound, as one that a pod sets must.
+    """
+    default = _CACHE_BYTES.get(volume.options.cache)
+    if default is not None and bound.most is not None:
+        default = min(default, int(bound.most))
+    return volume.options.cache_bytes or default
 
 
 def memory_cache_bytes(spec: PersistenceSpec) -> int:
@@ -93,9 +102,9 @@ def memory_cache_bytes(spec: PersistenceSpec) -> int:
     return _caches_bytes(spec, "memory")
 
 
-def _caches_bytes(spec: PersistenceSpec, place: CacheName) -> int:
+def _caches_bytes(spec: PersistenceSpec, place: CacheName, bound: Bound = _NO_BOUND) -> int:
     caches = [volume for volume in spec.buckets if volume.options.cache == place]
-    return sum(_cache_bytes(volume) or 0 for volume in caches)
+    return sum(_cache_bytes(volume, bound) or 0 for volume in caches)
 
 
 def state_bytes(spec: PersistenceSpec) -> int:
@@ -182,13 +191,13 @@ def _first(contexts: list[JsonObject], key: str, where: str) -> int | None:
     return next((value for value in found if value is not None), None)
 
 
-def _spool_bytes(spec: PersistenceSpec, request: PodRequest) -> int | None:
+def _spool_bytes(spec: PersistenceSpec, request: PodRequest, bound: Bound) -> int | None:
     """What each spool may take of the annotated limit on disk; None without such a limit."""
     limit = request.resources.get("ephemeral-storage-limit")
     writable = _writable(spec)
     if limit is None or not writable:
         return None
-    besides_bytes = OVERHEAD_BYTES + _OUTSIDE_BYTES + _caches_bytes(spec, "disk")
+    besides_bytes = OVERHEAD_BYTES + _OUTSIDE_BYTES + _caches_bytes(spec, "disk", bound)
     least_bytes = max(volume.options.part_bytes for volume in writable)
     spool_bytes = (limit.rounded_up - besides_bytes) // len(writable)
     if spool_bytes < least_bytes:

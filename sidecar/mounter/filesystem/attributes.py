@@ -104,7 +104,7 @@ def from_metadata(metadata: Mapping[str, str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name in ("mode", "uid", "gid"):
         text = metadata.get(name, "")
-        if text.isascii() and text.isdigit() and int(text) < _UINT32:
+        if _NUMBER.fullmatch(text) and int(text) < _UINT32:
             found[name] = stat.S_IMODE(int(text)) if name == "mode" else int(text)
     time = _TIME.fullmatch(metadata.get("mtime", ""))
     if time is not None:
@@ -156,6 +156,7 @@ def _length_bytes(item: tuple[str, str]) -> int:
     return sum(len(text.encode()) for text in item)
 
 
+_NUMBER = re.compile(r"[0-9]{1,20}")
 _TIME = re.compile(r"(-)?(\d{1,19})(?:\.(\d*))?", re.ASCII)
 _UINT32 = 1 << 32
 _INT63 = 1 << 63

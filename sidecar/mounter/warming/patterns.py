@@ -21,22 +21,43 @@ def base(pattern: str) -> str:
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
-    """Matches paths below the volume, whole (:meth:`re.Pattern.fullmatch`)."""
+    """Matches paths below the volume, whole (:meth:`re.Pattern.fullmatch`).
+
+    What stands between two stars is looked for once, from the left: if it matches there, no later
+    place lets more match behind it. So the time is at most the path's length times the pattern's.
+    """
     *folders, name = pattern.split("/")
-    expression = "".join(
-        "(?:[^/]+/)*" if folder == "**" else f"{_part(folder)}/" for folder in folders
-    )
-    return re.compile(expression + (".*" if name == "**" else _part(name)), re.DOTALL)
+    runs = [""]  # of folders, between the ``**``
+    for folder in folders:
+        if folder == "**":
+            runs.append("")
+        else:
+            runs[-1] += f"{_part(folder)}/"
+    first, last = _between_stars("(?:[^/]+/)*?", runs)
+    return re.compile(first + last + (".*" if name == "**" else _part(name)), re.DOTALL)
 
 
 def _part(pattern: str) -> str:
-    return _TOKEN.sub(_translated, pattern)
+    pieces = [""]
+    for token in _TOKEN.finditer(pattern):
+        if token[0] == "*":
+            pieces.append("")
+        else:
+            pieces[-1] += _translated(token)
+    first, last = _between_stars("[^/]*?", pieces)
+    return f"{first}{last}(?=/|\\Z)" if len(pieces) > 1 else first + last
+
+
+def _between_stars(star: str, pieces: list[str]) -> tuple[str, str]:
+    """The expression up to the last star, and from it on."""
+    if len(pieces) == 1:
+        return pieces[0], ""
+    middle = "".join(f"(?>{star}{piece})" for piece in pieces[1:-1] if piece)
+    return pieces[0] + middle, star + pieces[-1]
 
 
 def _translated(token: re.Match[str]) -> str:
     text, negated, characters = token[0], token[1], token[2]
-    if text == "*":
-        return "[^/]*"
     if text == "?":
         return "[^/]"
     if characters is None:

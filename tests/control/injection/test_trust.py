@@ -70,6 +70,16 @@ def test_our_names_are_reserved(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/mnt/./persistence/x", "//mnt/persistence", "mnt/persistence", "/mnt/x/../persistence/"],
+)
+def test_a_mount_is_where_a_runtime_puts_it(path: str) -> None:
+    document = pod(volumes=[{"name": "own", "emptyDir": {}}])
+    document["spec"]["containers"][0]["volumeMounts"] = [{"name": "own", "mountPath": path}]
+    assert "mounts `own` at `/mnt/persistence" in refusal(document)
+
+
 def inject_text(text: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     return main(["inject", "--image", IMAGE, "--catalogue", str(CATALOGUE), *arguments])
