@@ -156,8 +156,9 @@ def pod_identity(errors: StoreErrors) -> Any:
     else:
         return identity
     raise LoginRejected(
-        f"{errors}: the pod has no ambient identity",
-        "name a `secret`, or give the pod's service account workload identity",
+        f"{errors}: there is no ambient identity",
+        "in a pod name a `secret`, or give the service account workload identity; "
+        "for `sidecar try` log in with `gcloud auth application-default login`, or add --anonymous",
     )
 
 
