@@ -18,5 +18,6 @@ def test_what_it_names_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         raise DefaultCredentialsError("none")
 
     monkeypatch.setattr(google.auth, "default", nothing)
-    with pytest.raises(LoginRejected, match="application-default login`, or add --anonymous"):
+    with pytest.raises(LoginRejected) as caught:
         sdk.pod_identity(StoreErrors("GCS", "bucket", "host"))
+    assert "application-default login`, or add --anonymous" in caught.value.line()
