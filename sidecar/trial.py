@@ -139,7 +139,7 @@ class Trial:
                 name: list(value) if isinstance(value, tuple) else value
                 for name, value in self.values.items()
             }
-        document = {"persistence": {"data" if self.read_only else "outputs": {"NAME": entry}}}
+        document = {"persistence": {"data" if self.read_only else "outputs": {"name": entry}}}
         text = yaml.safe_dump(document, sort_keys=False)
         remark = "# Without `secret` and `secretKey` the pod's own identity is used, if it has one."
         return text if self.anonymous else f"{remark}\n{text}"

@@ -36,7 +36,7 @@ from sidecar.errors import (
     SourceMissing,
     UnknownKey,
 )
-from sidecar.paths import check_absolute_path, name_problem
+from sidecar.paths import check_absolute_path
 from sidecar.spec import (
     CaBundle,
     ClaimSource,
@@ -59,6 +59,8 @@ _CHART_KEYS = ("logs", "repos", "upload")
 _KUBERNETES_NAME = re.compile(
     r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 )
+# There "DNS label names": of metrics, of directories, and of whatever Kubernetes will name by it.
+_VOLUME_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # kubernetes.io "Secrets": keys of ``data``.
 _SECRET_KEY = re.compile(r"(?!\.\.)(?!\.$)[-._A-Za-z0-9]{1,253}")
 
@@ -176,14 +178,20 @@ def _volumes(kind: Kind, section: YamlValue, at: _Location) -> tuple[DeclaredVol
     at /= kind
     volumes = []
     for name, value in _mapping(section, at).items():
-        if problem := name_problem(name):
-            raise CatalogueInvalid(
-                f"{at / name}: a volume's name is a directory's; this one {problem}"
-            )
+        if not _VOLUME_NAME.fullmatch(name):
+            raise _no_volume_name(name, at)
         if not isinstance(value, dict):
             raise CatalogueInvalid(f"{at / name}: must be a mapping")
         volumes.append(_volume(kind, name, value, at / name))
     return tuple(volumes)
+
+
+def _no_volume_name(name: str, at: _Location) -> CatalogueInvalid:
+    better = re.sub(r"[^a-z0-9]+", "-", name.lower())[:63].strip("-")
+    return CatalogueInvalid(
+        f"{at / name}: a volume's name has at most 63 of a-z, 0-9 and `-`, not at its ends",
+        f"`{better}`, perhaps" if better else "name it otherwise",
+    )
 
 
 _STRICT: Final = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel)

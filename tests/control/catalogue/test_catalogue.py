@@ -265,17 +265,22 @@ def test_wrong_entry(entry: str, error: type[ConfigError], message: str) -> None
         (
             "data: {'': {}}",
             CatalogueInvalid,
-            "`data.`: a volume's name is a directory's; this one is empty",
+            "`data.`: a volume's name has at most 63 of",
         ),
         (
             "data: {..: {}}",
             CatalogueInvalid,
-            "`data...`: a volume's name is a directory's; this one is `..`",
+            "`data...`: a volume's name has at most 63 of",
         ),
         (
             "data: {a/b: {}}",
             CatalogueInvalid,
-            "`data.a/b`: a volume's name is a directory's; this one contains",
+            "`data.a/b`: a volume's name has at most 63 of",
+        ),
+        (
+            "data: {Bad_Name!: {}}",
+            CatalogueInvalid,
+            "`data.Bad_Name!`: a volume's name has at most 63 of",
         ),
         ("data: {" + "n" * 256 + ": {}}", CatalogueInvalid, "`data.nnn"),
     ],
@@ -284,6 +289,15 @@ def test_wrong_document(text: str, error: type[ConfigError], message: str) -> No
     with pytest.raises(error) as caught:
         parse_catalogue(text, "f")
     assert caught.value.message.startswith(f"f: {message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "better"), [("Bad_Name!", "`bad-name`"), ("-", "otherwise"), ("n" * 64, "n" * 63)]
+)
+def test_a_name_that_is_no_label_gets_a_suggestion(name: str, better: str) -> None:
+    with pytest.raises(CatalogueInvalid) as caught:
+        parse_catalogue(f"data: {{'{name}': {{}}}}", "f")
+    assert better in (caught.value.hint or "")
 
 
 # Nearly valid values, so that the search gets past the first check.

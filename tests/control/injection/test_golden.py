@@ -215,14 +215,15 @@ def test_the_catalogue_of_the_cases_is_valid() -> None:
     assert CATALOGUE.exists()
 
 
-def test_a_kubelet_finds_no_variable_in_a_name() -> None:
+def test_a_kubelet_finds_no_variable_in_a_path() -> None:
     """It replaces $(NAME) in values, and $$ by $ (the API's EnvVar.value)."""
-    text = "data: {'a$(HOME)$$': {store: s3, bucket: 's3://bucket', anonymous: true}}"
+    path = "/data/a$(HOME)$$"
+    text = (
+        f"data: {{a: {{store: s3, bucket: 's3://bucket', anonymous: true, mountPath: '{path}'}}}}"
+    )
     pod = inject(
         yaml.safe_load(given("pod")), parse_catalogue(text, "catalogue"), Injection(image=IMAGE)
     )
     values = {v["name"]: v["value"] for v in pod["spec"]["containers"][0]["env"]}
-    assert json.loads(values["POLYAXON_RUN_DATA_PATHS"].replace("$$", "$")) == {
-        "a$(HOME)$$": "/mnt/persistence/data/a$(HOME)$$"
-    }
+    assert json.loads(values["POLYAXON_RUN_DATA_PATHS"].replace("$$", "$")) == {"a": path}
     assert "$" not in values["POLYAXON_RUN_DATA_PATHS"].replace("$$", "")
