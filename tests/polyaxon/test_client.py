@@ -16,7 +16,7 @@ persistence:
   data:
     data1: {mountPath: /data/1, hostPath: /path/to/data, readOnly: true}
     data-s3: {store: s3, bucket: s3://data-bucket/prefix, secret: s, secretKey: key.json}
-    data-ü: {mountPath: /data/with space, existingClaim: claim}
+    data-u: {mountPath: /data/with space, existingClaim: claim}
   outputs:
     outputs-s3: {store: s3, bucket: s3://outputs-bucket, secret: s, secretKey: key.json}
 """
@@ -33,7 +33,7 @@ RUN = "user/project/experiments/1"
 def test_the_tracking_api_gets_the_paths(tmp_path, paths, data_s3, outputs):
     environment = _resolve(tmp_path, CATALOGUE, paths)
     told = _read_with_client(environment)
-    expected = {"data1": "/data/1", "data-s3": data_s3, "data-ü": "/data/with space"}
+    expected = {"data1": "/data/1", "data-s3": data_s3, "data-u": "/data/with space"}
     assert told["data_paths"] == told["experiment_data_paths"] == expected
     assert told["outputs_path"] == f"{outputs}/{RUN}"
 
