@@ -11,6 +11,7 @@ from sidecar.errors import AlreadyExists, NotFound, Stale
 from sidecar.mounter.store.interface import Condition, Store
 from tests.store.conftest import make_cloud
 from tests.support.clouds import Cloud, CountingObserver
+from tests.support.strict_server import StrictS3Server
 
 METADATA = {"mode": "33184", "mtime": "1.5"}
 
@@ -55,6 +56,28 @@ def test_trying_tells_nobody_of_a_failure(store: Store, observer: CountingObserv
     assert observer.failures == []
     with pytest.raises(NotFound):
         store.head(".probe")
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (405, "MethodNotAllowed")])
+def test_who_may_not_copy_may_write_all_the_same(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    secrets: Path,
+    strict_s3_server: StrictS3Server,
+    status: int,
+    code: str,
+) -> None:
+    cloud = make_cloud("strict", request, monkeypatch)
+    cloud.write_secret(secrets)
+    opened = cloud.open(secrets)
+    opened.put("file", b"content")
+    strict_s3_server.fault("error", operation="CopyObject", times=None, status=status, code=code)
+    try:
+        opened.try_conditions("file")
+    finally:
+        strict_s3_server.reset()
+        opened.close()
+    assert opened.conditions == {"if-none-match", "if-match"}
 
 
 def test_a_write_is_one_request(store: Store, observer: CountingObserver) -> None:

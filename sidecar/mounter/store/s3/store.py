@@ -73,8 +73,8 @@ _LARGEST_UNCOPIED_BYTES = 5 * MIB
 """A range is copied of a larger object only (x-amz-copy-source-range of UploadPartCopy)."""
 DELETE_BATCH = 1000
 
-_REFUSED = frozenset({400, 404, 412, 501})
-"""The statuses of a request whose condition does not hold, or is not known."""
+_REFUSED = frozenset({400, 403, 404, 405, 412, 501})
+"""The statuses of a request that is not allowed, or whose condition fails or is not known."""
 _PARTS = "-"
 """In the ETag of an object that was made of parts, before their number."""
 
