@@ -30,9 +30,10 @@ from benchmarks.buckets import Endpoint
 from benchmarks.cli import leave
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import GB, run_all
+from benchmarks.memory_objects import BLOCK
 from benchmarks.peers import OUR_MOUNTS, Mount, mounted
 from benchmarks.processes import Child
-from benchmarks.sendfile_server import BLOCK, HOST
+from benchmarks.sendfile_server import HOST
 from sidecar.units import MIB
 
 SMALL_BYTES: Final = 110_000

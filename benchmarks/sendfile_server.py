@@ -1,154 +1,469 @@
-"""An S3 server that costs next to nothing: objects of one buffer, sent by sendfile(2).
+r"""An S3 server that costs next to nothing, and behaves as one that is far away if it is told to.
 
 ``python -m benchmarks.sendfile_server LARGE SIZE SMALL SMALL_SIZE`` prints its port, and serves
 LARGE objects ``large-0``, ``large-1``, … of SIZE bytes and SMALL ones, ``small/0``, …, of
-SMALL_SIZE. All have the same bytes. One process for each core that it may use; no login is checked.
+SMALL_SIZE. All have the same bytes. There is one bucket, whatever its name; no login is checked.
+It listens on loopback, at 127.0.0.1 and, with ``--addresses 9``, at 127.0.0.2 to 127.0.0.9, too.
+
+As a cloud behaves::
+
+    python -m benchmarks.sendfile_server 16 1073741824 5000 110000 --processes 1 \
+        --mb-per-s 20 --delay-ms 30
+    python -m benchmarks.sendfile_server 16 1073741824 5000 110000 --processes 1 \
+        --mb-per-s 85 --delay-ms 15 --spread 0.4 --late 0.01 --never 0.001 --seed 1
+
+``--mb-per-s`` is for each connection and direction: downloads are paced by the kernel
+(SO_MAX_PACING_RATE, which needs no qdisc), uploads are read slowly. An answer to an upload comes
+the delay after its last byte. ``--folder`` serves the files below a folder, too, as they are now.
+
+By default there is one process for each core, for reads only. With ``--processes 1`` it also
+takes uploads, which it keeps in memory, and counts: ``GET /-/counts`` is a JSON document
+(:meth:`Counts.facts`) which it prints, too, when it gets SIGTERM; ``DELETE /-/counts`` counts from
+nothing and begins again with the first delay.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import signal
 import socket
-import sys
 import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http import HTTPStatus
+from pathlib import Path
 from typing import NoReturn
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
+import click
+
+from benchmarks import s3_answers
+from benchmarks.far_store import Behaviour, Counts, Delays
+from benchmarks.memory_objects import Object, Objects, Piece
 from sidecar.mounter.system import prctl
 
 HOST = "127.0.0.1"
-ETAG = '"00000000000000000000000000000001"'
-BLOCK = bytes(range(256)) * 4096
-"""The content, over and over: a MiB."""
+COUNTS = "/-/counts"
 _DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
+_XML = "application/xml"
 _BACKLOG = 4096
-_HEAD_BYTES = 16384
-_PAGE_NAMES = 1000
+_READ_BYTES = 256 * 1024
+_LEAST_BYTES = 64 * 1024
+_TURN_S = 0.01
+"""An upload's bytes are taken in pieces of so long; as many are in the socket's buffer."""
+_MAX_PACING_RATE = getattr(socket, "SO_MAX_PACING_RATE", 47)
+_KEPT = re.compile(r"(?i)x-amz-meta-.*|content-type|content-encoding|cache-control")
 
 
-@dataclass(frozen=True, slots=True)
-class Objects:
-    """What is served; ``descriptor``: of a file that is as long as the largest."""
+class Store:
+    """What all connections share."""
 
-    descriptor: int
-    sizes: dict[str, int]
+    def __init__(self, objects: Objects, behaviour: Behaviour, *, is_only: bool) -> None:
+        self.objects = objects
+        self.behaviour = behaviour
+        self.is_only = is_only
+        self.delays = Delays(behaviour)
+        self.counts = Counts()
 
-    @classmethod
-    def make(cls, large: int, size: int, small: int, small_size: int) -> Objects:
-        """Raises OSError where there is not enough memory."""
-        descriptor = os.memfd_create("objects")
-        for _ in range(0, max(size, small_size), len(BLOCK)):
-            os.write(descriptor, BLOCK)
-        sizes = {f"large-{number}": size for number in range(large)}
-        return cls(descriptor, sizes | {f"small/{number}": small_size for number in range(small)})
+    @property
+    def turn_bytes(self) -> int:
+        """What one reads of an upload at once."""
+        rate = self.behaviour.bytes_per_s
+        return max(_LEAST_BYTES, int(rate * _TURN_S)) if rate else _READ_BYTES
+
+    def listen(self, address: str, port: int) -> socket.socket:
+        """A listener whose connections are paced."""
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if rate := self.behaviour.bytes_per_s:
+            listener.setsockopt(socket.SOL_SOCKET, _MAX_PACING_RATE, rate)
+            for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                listener.setsockopt(socket.SOL_SOCKET, buffer, self.turn_bytes)
+        listener.bind((address, port))
+        listener.listen(_BACKLOG)
+        return listener
+
+    def serve(self, listener: socket.socket) -> NoReturn:
+        """Serve all who come."""
+        while True:
+            client, _ = listener.accept()
+            self.counts.connected(client.getsockname()[0])
+            threading.Thread(target=_Connection(client, self).serve, daemon=True).start()
+
+
+class _NoAnswer(Exception):
+    """The client waits until it gives up."""
+
+
+class _Request:
+    def __init__(self, head: str) -> None:
+        first, *lines = head.split("\r\n")
+        self.method, target, _ = first.split(" ")
+        url = urlsplit(target)
+        self.path = unquote(url.path)
+        _, _, self.key = self.path.lstrip("/").partition("/")
+        self.fields = dict(parse_qsl(url.query, keep_blank_values=True))
+        pairs = (line.partition(":") for line in lines)
+        self.headers = {name.lower(): text.strip() for name, _, text in pairs}
+        self.size_bytes = int(self.headers.get("content-length", 0))
+
+    @property
+    def is_framed(self) -> bool:
+        """Whether the body is S3's chunks, with signatures or checksums in between."""
+        return self.headers.get("x-amz-content-sha256", "").startswith("STREAMING-")
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """The headers that an object keeps."""
+        return {name: text for name, text in self.headers.items() if _KEPT.fullmatch(name)}
 
 
 class _Connection:
-    def __init__(self, client: socket.socket, objects: Objects) -> None:
+    def __init__(self, client: socket.socket, store: Store) -> None:
         self._client = client
-        self._objects = objects
+        self._store = store
+        self._objects = store.objects
+        self._received = b""
+        self._buffer = memoryview(bytearray(store.turn_bytes))
 
     def serve(self) -> None:
-        """Answer requests, which have no body, until the client goes."""
+        """Answer requests until the client goes."""
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        received = b""
-        with self._client:
-            while more := self._client.recv(_HEAD_BYTES):
-                received += more
-                while b"\r\n\r\n" in received:
-                    head, _, received = received.partition(b"\r\n\r\n")
-                    self._answer(head.decode("latin-1"))
+        with self._client, suppress(OSError):
+            while (head := self._head()) is not None:
+                request = _Request(head)
+                if request.path == COUNTS:
+                    self._send_counts(request)
+                    continue
+                try:
+                    with self._store.counts.busy(_operation(request)):
+                        self._answer(request)
+                except _NoAnswer:
+                    while self._client.recv_into(self._buffer):
+                        pass
 
-    def _answer(self, head: str) -> None:
-        method, target, _ = head.split("\r\n", 1)[0].split(" ")
-        url = urlsplit(target)
-        _, _, key = unquote(url.path).lstrip("/").partition("/")
-        size = self._objects.sizes.get(key)
-        if not key:
-            self._send(HTTPStatus.OK, self._page(url.query), "application/xml")
-        elif size is None:
-            self._send(HTTPStatus.NOT_FOUND, b"", "application/xml")
+    def _head(self) -> str | None:
+        while b"\r\n\r\n" not in self._received:
+            count = self._client.recv_into(self._buffer)
+            if not count:
+                return None
+            self._received += self._buffer[:count]
+        head, _, self._received = self._received.partition(b"\r\n\r\n")
+        return head.decode("latin-1")
+
+    def _answer(self, request: _Request) -> None:
+        if request.method in ("PUT", "POST") and not self._store.is_only:
+            self._send(HTTPStatus.NOT_IMPLEMENTED, s3_answers.error("NotImplemented"))
+            raise OSError("its body is not read")
+        answers: dict[str, Callable[[_Request], None]] = {
+            "GET": self._get,
+            "HEAD": self._get,
+            "PUT": self._put,
+            "POST": self._post,
+            "DELETE": self._delete,
+        }
+        answers[request.method](request)
+
+    def _get(self, request: _Request) -> None:
+        there = self._objects.get(request.key)
+        if not request.key:
+            self._wait()
+            self._send(HTTPStatus.OK, self._bucket(request))
+        elif there is None:
+            self._fail(HTTPStatus.NOT_FOUND, "NoSuchKey", request)
+        elif request.headers.get("if-match", there.etag) != there.etag:
+            self._fail(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed", request)
         else:
-            self._send_object(head, size, head_only=method == "HEAD")
+            self._wait()
+            self._send_object(request, there)
 
-    def _send_object(self, head: str, size: int, *, head_only: bool) -> None:
-        first, last, status = 0, size - 1, "200 OK"
-        if found := re.search(r"(?i)^range: bytes=(\d+)-(\d*)", head, re.M):
+    def _bucket(self, request: _Request) -> bytes:
+        if "location" in request.fields:
+            return s3_answers.document("LocationConstraint", "")
+        if "uploads" in request.fields:
+            about = {"Bucket": "bucket", "IsTruncated": "false"}
+            return s3_answers.document("ListMultipartUploadsResult", s3_answers.elements(about))
+        return s3_answers.page(self._objects, request.fields)
+
+    def _put(self, request: _Request) -> None:
+        upload = self._objects.upload(request.fields.get("uploadId", ""))
+        if source := request.headers.get("x-amz-copy-source"):
+            _, _, key = unquote(source).lstrip("/").partition("/")
+            copied = self._objects.get(key)
+            if copied is None or "uploadId" in request.fields:
+                self._fail(HTTPStatus.NOT_FOUND, "NoSuchKey", request)
+                return
+            is_new = request.headers.get("x-amz-metadata-directive") == "REPLACE"
+            headers = request.kept if is_new else copied.headers
+            self._store_object(request, self._objects.made(copied.pieces, headers), is_copy=True)
+            return
+        segment = self._objects.memory.segment()
+        for block in self._body(request):
+            segment.append(block)
+        new = self._objects.made([Piece(segment, segment.size_bytes)], request.kept)
+        if upload is not None:
+            upload.parts[int(request.fields["partNumber"])] = new
+            self._wait()
+            self._send(HTTPStatus.OK, b"", {"ETag": new.etag})
+        elif "uploadId" in request.fields:
+            self._fail(HTTPStatus.NOT_FOUND, "NoSuchUpload", request)
+        else:
+            self._store_object(request, new)
+
+    def _post(self, request: _Request) -> None:
+        sent = b"".join(bytes(block) for block in self._body(request))
+        if "uploads" in request.fields:
+            about = {"Bucket": "bucket", "Key": request.key}
+            about["UploadId"] = self._objects.begin(request.key, request.kept)
+            name, content = "InitiateMultipartUploadResult", s3_answers.elements(about)
+        elif "delete" in request.fields:
+            self._objects.delete(s3_answers.texts(sent, "Key"))
+            name, content = "DeleteResult", ""
+        else:
+            self._complete(request, sent)
+            return
+        self._wait()
+        self._send(HTTPStatus.OK, s3_answers.document(name, content))
+
+    def _complete(self, request: _Request, sent: bytes) -> None:
+        upload_id = request.fields.get("uploadId", "")
+        upload = self._objects.upload(upload_id)
+        if upload is None:
+            self._fail(HTTPStatus.NOT_FOUND, "NoSuchUpload", request)
+            return
+        numbers = [int(number) for number in s3_answers.texts(sent, "PartNumber")]
+        if not numbers or any(number not in upload.parts for number in numbers):
+            self._fail(HTTPStatus.BAD_REQUEST, "InvalidPart", request)
+            return
+        pieces = [piece for number in numbers for piece in upload.parts[number].pieces]
+        if self._store_object(request, self._objects.made(pieces, upload.headers)):
+            self._objects.end(upload_id)
+
+    def _store_object(self, request: _Request, new: Object, *, is_copy: bool = False) -> bool:
+        expected = request.headers.get("if-match")
+        absent = request.headers.get("if-none-match") == "*"
+        if not self._objects.put(request.key, new, expected=expected, absent=absent):
+            self._fail(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed", request)
+            return False
+        self._wait()
+        about = {"Key": request.key, "ETag": new.etag, "LastModified": s3_answers.LISTING_TIME}
+        content = s3_answers.elements(about)
+        if is_copy:
+            body = s3_answers.document("CopyObjectResult", content)
+        elif request.method == "POST":
+            body = s3_answers.document("CompleteMultipartUploadResult", content)
+        else:
+            body = b""
+        self._send(HTTPStatus.OK, body, {"ETag": new.etag})
+        return True
+
+    def _delete(self, request: _Request) -> None:
+        if upload_id := request.fields.get("uploadId"):
+            self._objects.end(upload_id)
+        else:
+            self._objects.delete([request.key])
+        self._wait()
+        self._send(HTTPStatus.NO_CONTENT, b"")
+
+    def _body(self, request: _Request) -> Iterator[memoryview]:
+        blocks = self._blocks(request)
+        return _unframed(blocks) if request.is_framed else blocks
+
+    def _blocks(self, request: _Request) -> Iterator[memoryview]:
+        """What follows the head, no faster than a connection of this store is."""
+        if request.headers.get("expect", "").lower() == "100-continue":
+            self._client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        rate = self._store.behaviour.bytes_per_s
+        left, due_s = request.size_bytes, 0.0
+        while left:
+            if self._received:
+                block = memoryview(self._received[:left])
+                self._received = self._received[left:]
+            else:
+                most = min(left, len(self._buffer))
+                count = self._client.recv_into(self._buffer, most, socket.MSG_WAITALL)
+                if not count:
+                    raise OSError("the client is gone")
+                block = self._buffer[:count]
+            left -= len(block)
+            self._store.counts.moved("in", len(block))
+            yield block
+            if rate:
+                now_s = time.monotonic()
+                due_s = max(due_s, now_s - _TURN_S) + len(block) / rate
+                time.sleep(max(0.0, due_s - now_s))
+
+    def _wait(self) -> None:
+        """Be as far away as this store is."""
+        delay_s = self._store.delays.next()
+        if delay_s == math.inf:
+            raise _NoAnswer
+        time.sleep(delay_s)
+
+    def _send_object(self, request: _Request, one: Object) -> None:
+        first, last, status = 0, one.size_bytes - 1, "200 OK"
+        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", "")):
             first, last = int(found[1]), min(int(found[2] or last), last)
-            status = f"206 Partial Content\r\nContent-Range: bytes {first}-{last}/{size}"
-        count = last + 1 - first
+            if first > last:
+                self._send(
+                    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, s3_answers.error("InvalidRange")
+                )
+                return
+            status = f"206 Partial Content\r\nContent-Range: bytes {first}-{last}/{one.size_bytes}"
+        headers = {"ETag": one.etag, "Last-Modified": _DATE, "Accept-Ranges": "bytes"}
+        headers |= {"content-type": "binary/octet-stream"} | one.headers
+        text = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head_only = request.method == "HEAD"
         self._client.sendall(
-            f"HTTP/1.1 {status}\r\nContent-Length: {count}\r\nETag: {ETAG}\r\n"
-            f"Last-Modified: {_DATE}\r\nContent-Type: binary/octet-stream\r\n\r\n".encode(),
+            f"HTTP/1.1 {status}\r\nContent-Length: {last + 1 - first}\r\n{text}\r\n".encode(),
             0 if head_only else socket.MSG_MORE,
         )
-        while not head_only and count:
-            sent = os.sendfile(self._client.fileno(), self._objects.descriptor, first, count)
-            first, count = first + sent, count - sent
+        if not head_only:
+            self._send_bytes(one, first, last + 1)
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n"
-        self._client.sendall(f"{head}Content-Type: {kind}\r\n\r\n".encode() + body)
+    def _send_bytes(self, one: Object, first: int, end: int) -> None:
+        start = 0
+        for piece in one.pieces:
+            here, until = max(first - start, 0), min(end - start, piece.size_bytes)
+            while here < until:
+                sent = os.sendfile(
+                    self._client.fileno(),
+                    piece.segment.descriptor,
+                    piece.segment.start + here,
+                    until - here,
+                )
+                self._store.counts.moved("out", sent)
+                here += sent
+            start += piece.size_bytes
 
-    def _page(self, query: str) -> bytes:
-        """A page of ListObjectsV2."""
-        fields = {name: values[-1] for name, values in parse_qs(query).items()}
-        prefix, delimiter = fields.get("prefix", ""), fields.get("delimiter", "")
-        after = fields.get("continuation-token", fields.get("start-after", ""))
-        entries: dict[str, int | None] = {}  # a common prefix has no size
-        for key in sorted(self._objects.sizes):
-            if not key.startswith(prefix):
+    def _fail(self, status: HTTPStatus, code: str, request: _Request) -> None:
+        self._wait()
+        self._send(status, b"" if request.method == "HEAD" else s3_answers.error(code))
+
+    def _send_counts(self, request: _Request) -> None:
+        if request.method == "DELETE":
+            self._store.counts.reset()
+            self._store.delays.reset()
+        self._send(HTTPStatus.OK, json.dumps(self._store.counts.facts()).encode())
+
+    def _send(self, status: HTTPStatus, body: bytes, headers: dict[str, str] | None = None) -> None:
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        if status is not HTTPStatus.NO_CONTENT:
+            head += f"Content-Length: {len(body)}\r\nContent-Type: {_XML}\r\n"
+        head += "".join(f"{name}: {text}\r\n" for name, text in (headers or {}).items())
+        self._client.sendall(f"{head}\r\n".encode() + body)
+
+
+def _operation(request: _Request) -> str:
+    """What a request is, as Amazon names it where that is useful."""
+    if not request.key:
+        return "DeleteObjects" if request.method == "POST" else "ListObjects"
+    if "uploadId" in request.fields:
+        return {
+            "PUT": "UploadPart",
+            "POST": "CompleteMultipartUpload",
+            "DELETE": "AbortMultipartUpload",
+        }.get(request.method, "ListParts")
+    if request.method == "PUT" and "x-amz-copy-source" in request.headers:
+        return "CopyObject"
+    if request.method == "POST":
+        return "CreateMultipartUpload"
+    return f"{request.method.capitalize()}Object"
+
+
+def _unframed(blocks: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The data of S3's chunks: a line with the size, data, an empty line; 0 and trailers end."""
+    left, line, is_over = 0, b"", False
+    for whole in blocks:
+        block = whole
+        while block:
+            if left:
+                data, block = block[:left], block[left:]
+                left -= len(data)
+                yield data
                 continue
-            name, found, _ = key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
-            entry = prefix + name + found if found else key
-            if entry > after:
-                entries[entry] = None if found else self._objects.sizes[key]
-        page = list(entries)[: min(int(fields.get("max-keys", _PAGE_NAMES)), _PAGE_NAMES)]
-        is_cut = len(page) < len(entries)
-        text = "".join(
-            f"<CommonPrefixes><Prefix>{entry}</Prefix></CommonPrefixes>"
-            if (size := entries[entry]) is None
-            else f"<Contents><Key>{entry}</Key><Size>{size}</Size><ETag>{ETAG}</ETag>"
-            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
-            for entry in page
-        )
-        token = f"<NextContinuationToken>{page[-1]}</NextContinuationToken>" if is_cut else ""
-        return (
-            '<?xml version="1.0" encoding="UTF-8"?>'
-            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            f"<IsTruncated>{'true' if is_cut else 'false'}</IsTruncated>{token}{text}"
-            "</ListBucketResult>"
-        ).encode()
+            text, found, _ = bytes(block[:1024]).partition(b"\n")
+            line += text
+            block = block[len(text) + len(found) :]
+            if found:
+                if line.strip() and not is_over:
+                    left = int(line.split(b";")[0], 16)
+                    is_over = not left
+                line = b""
 
 
-def _serve(listener: socket.socket, objects: Objects) -> NoReturn:
-    while True:
-        client, _ = listener.accept()
-        connection = _Connection(client, objects)
-        threading.Thread(target=connection.serve, daemon=True).start()
-
-
-def main() -> None:
-    """Fork the processes, and wait for a signal. They end with this one."""
-    objects = Objects.make(*map(int, sys.argv[1:5]))
-    listeners, port = [], 0
-    for _ in os.sched_getaffinity(0):  # the kernel shares connections among listeners
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((HOST, port))
-        listener.listen(_BACKLOG)
-        port = listener.getsockname()[1]
-        listeners.append(listener)
-    for listener in listeners:
-        if not os.fork():
-            prctl.die_with_parent()
-            _serve(listener, objects)
+@click.command()
+@click.argument("large", type=int)
+@click.argument("size", type=int)
+@click.argument("small", type=int)
+@click.argument("small_size", type=int)
+@click.option("--processes", default=0, help="Default: one for each core.")
+@click.option("--port", default=0, help="Default: a free one.")
+@click.option("--addresses", default=1, help="Of loopback, from 127.0.0.1 on.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--mb-per-s", type=float, help="Of a connection; default: what it can.")
+@click.option("--delay-ms", default=0.0, help="Median until the first byte.")
+@click.option("--spread", default=0.0, help="Of the delay's logarithm.")
+@click.option("--late", default=0.0, help="Share of answers after half a second and more.")
+@click.option("--never", default=0.0, help="Share of requests without an answer.")
+@click.option("--seed", default=1, help="Of the delays.")
+def main(
+    *,
+    large: int,
+    size: int,
+    small: int,
+    small_size: int,
+    processes: int,
+    port: int,
+    addresses: int,
+    folder: Path | None,
+    mb_per_s: float | None,
+    delay_ms: float,
+    spread: float,
+    late: float,
+    never: float,
+    seed: int,
+) -> None:
+    """Serve until SIGTERM or SIGINT. See the module's documentation."""
+    rate = int(mb_per_s * 1e6) if mb_per_s else None
+    behaviour = Behaviour(rate, delay_ms / 1000, spread, late, never, seed)
+    objects = Objects()
+    objects.fill(large, size, small, small_size)
+    if folder is not None:
+        objects.load(folder)
+    processes = processes or len(os.sched_getaffinity(0))
+    store = Store(objects, behaviour, is_only=processes == 1)
+    listeners: list[list[socket.socket]] = []  # the kernel shares connections among processes
+    for _ in range(processes):
+        first = store.listen(HOST, port)
+        port = first.getsockname()[1]
+        others = [store.listen(f"127.0.0.{number}", port) for number in range(2, addresses + 1)]
+        listeners.append([first, *others])
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # of all threads: sigwait takes them
+    if processes > 1:
+        for own in listeners:
+            if not os.fork():
+                prctl.die_with_parent()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+                _serve_all(store, own)
+                signal.pause()
+    else:
+        _serve_all(store, listeners[0])
     print(port, flush=True)
-    signal.pause()
+    signal.sigwait(ends)
+    if store.is_only:
+        print(json.dumps(store.counts.facts()), flush=True)
+
+
+def _serve_all(store: Store, listeners: list[socket.socket]) -> None:
+    """Each listener in a thread of its own."""
+    for listener in listeners:
+        threading.Thread(target=store.serve, args=(listener,), daemon=True).start()
 
 
 if __name__ == "__main__":

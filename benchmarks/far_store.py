@@ -1,0 +1,138 @@
+"""How a store that is far away behaves: what a connection carries, when an answer comes; counts."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_LATE_S = 0.5
+"""A late answer comes after this and, by the same again in the mean, more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a store does to each connection and each request.
+
+    Attributes:
+        bytes_per_s: what a connection carries, in each direction; None: what it can.
+        delay_s: median of the time until the first byte of an answer.
+        spread: of its logarithm; 0: always the same, 0.4: one in ten later than 1.7 times this.
+        late: share of the answers that come after half a second or, rarely, seconds.
+        never: share of the requests that get no answer.
+        seed: of the delays: the same requests in the same order have the same.
+    """
+
+    bytes_per_s: int | None = None
+    delay_s: float = 0.0
+    spread: float = 0.0
+    late: float = 0.0
+    never: float = 0.0
+    seed: int = 1
+
+
+class Delays:
+    """When the answers come. Used by all threads."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+        self._lock = threading.Lock()
+        self._random = random.Random(behaviour.seed)
+
+    def reset(self) -> None:
+        """Begin again with the first."""
+        with self._lock:
+            self._random.seed(self._behaviour.seed)
+
+    def next(self) -> float:
+        """Seconds until an answer; infinite: there is none."""
+        with self._lock:
+            is_special, size = self._random.random(), self._random.random()
+            normal = self._random.normalvariate()
+        way = self._behaviour
+        if is_special < way.never:
+            return math.inf
+        if is_special < way.late:
+            return _LATE_S - _LATE_S * math.log(1.0 - size)
+        if not way.spread:
+            return way.delay_s
+        return way.delay_s * math.exp(way.spread * normal)
+
+
+class Counts:
+    """What a store was asked. Used by all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._changed_s = time.monotonic()
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from nothing; who is busy stays busy."""
+        with self._lock:
+            self._advance()
+            self._most_busy = self._busy
+            self._busy_s = self._any_busy_s = 0.0
+            self._requests: Counter[str] = Counter()
+            self._connections: Counter[str] = Counter()
+            self._bytes: Counter[str] = Counter()
+
+    @contextmanager
+    def busy(self, operation: str) -> Iterator[None]:
+        """A request that is answered meanwhile."""
+        with self._lock:
+            self._advance()
+            self._requests[operation] += 1
+            self._busy += 1
+            self._most_busy = max(self._most_busy, self._busy)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._advance()
+                self._busy -= 1
+
+    def connected(self, address: str) -> None:
+        """Somebody came to one of the addresses."""
+        with self._lock:
+            self._connections[address] += 1
+
+    def moved(self, direction: str, size_bytes: int) -> None:
+        """Bytes of a body, ``in`` or ``out``."""
+        with self._lock:
+            self._bytes[direction] += size_bytes
+
+    def facts(self) -> dict[str, Any]:
+        """Everything since the reset.
+
+        ``busy_most``: requests at the same time; ``busy_mean``: while there was at least one,
+        for ``busy_s`` seconds. ``connections``: by the address that they came to.
+        """
+        with self._lock:
+            self._advance()
+            mean = self._busy_s / self._any_busy_s if self._any_busy_s else 0.0
+            return {
+                "requests": dict(self._requests),
+                "connections": dict(self._connections),
+                "bytes_in": self._bytes["in"],
+                "bytes_out": self._bytes["out"],
+                "busy_most": self._most_busy,
+                "busy_mean": round(mean, 2),
+                "busy_s": round(self._any_busy_s, 3),
+            }
+
+    def _advance(self) -> None:
+        """Time has passed. The lock is held."""
+        now_s = time.monotonic()
+        passed_s = now_s - self._changed_s
+        self._changed_s = now_s
+        if self._busy:
+            self._busy_s += self._busy * passed_s
+            self._any_busy_s += passed_s
