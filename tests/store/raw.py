@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.credentials import Credentials
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
+from sidecar.mounter.store.http.connection import Connection
+from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
+from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import Store, StoreObserver
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.spec import StoreName, StoreSource
@@ -63,6 +67,22 @@ def open_at(
         observer=observer,
         with_metadata=with_metadata,
     )
+
+
+def connect(
+    host: str,
+    port: int,
+    timeout_s: float = 5.0,
+    limit_s: float = 60.0,
+    *,
+    authorities: Path | None = None,
+) -> Connection:
+    """A connection of the product's; over TLS if there are authorities. Raises OSError."""
+    tls = authorities is not None
+    endpoint = Endpoint(tls, host, port, authorities=str(authorities or ""), direct=True)
+    timeout = AdaptiveTimeout(steady_s=timeout_s)
+    timeout.limit_s = limit_s
+    return ConnectionPool(endpoint).take(timeout)[0]
 
 
 class Entry(NamedTuple):

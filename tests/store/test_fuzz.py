@@ -19,6 +19,7 @@ import pytest
 
 from sidecar.errors import StoreProtocolError
 from sidecar.mounter.store.azure.requests import parse_blocks, parse_tags
+from sidecar.mounter.store.http.addresses import Address
 from sidecar.mounter.store.http.connection import Connection
 from sidecar.mounter.store.http.fields import BrokenResponse
 from sidecar.mounter.store.http.retry import Retryable
@@ -139,7 +140,7 @@ def test_http(inputs: int) -> None:
         with ours, theirs:
             theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
-            connection = Connection(ours, 5.0, 60.0)
+            connection = Connection(ours, Address((ours.family, ())), 5.0, 60.0)
             try:
                 for _ in range(3):
                     answer = connection.response()

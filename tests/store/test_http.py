@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from sidecar.mounter.store.http.connection import Connection, UnsendableRequest, request_head
-from sidecar.mounter.store.http.connection import connect as open_connection
 from sidecar.mounter.store.http.fields import BrokenResponse
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
+from tests.store import raw
 from tests.support.servers import TlsFiles
 
 Piece = bytes | float
@@ -32,14 +32,14 @@ def connect(request: pytest.FixtureRequest, tls_files: TlsFiles) -> Iterator[Con
     """A connection to a peer that sends the pieces and then closes."""
     made: list[Connection] = []
     threads: list[threading.Thread] = []
-    client = tls_files.client_context() if request.param == "tls" else None
+    trusted = tls_files.certificate if request.param == "tls" else None
     server = tls_files.server_context()
 
     def run(listener: socket.socket, pieces: Sequence[Piece]) -> None:
         with contextlib.ExitStack() as opened:
             opened.enter_context(listener)
             peer = opened.enter_context(listener.accept()[0])
-            if client is not None:
+            if trusted is not None:
                 peer = opened.enter_context(server.wrap_socket(peer, server_side=True))
             for piece in pieces:
                 if isinstance(piece, float):
@@ -52,7 +52,7 @@ def connect(request: pytest.FixtureRequest, tls_files: TlsFiles) -> Iterator[Con
         threads.append(threading.Thread(target=run, args=(listener, pieces)))
         threads[-1].start()
         port = listener.getsockname()[1]
-        made.append(open_connection("127.0.0.1", port, client, timeout_s, limit_s))
+        made.append(raw.connect("127.0.0.1", port, timeout_s, limit_s, authorities=trusted))
         return made[-1]
 
     yield start

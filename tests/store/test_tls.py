@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sidecar.mounter.store.http.connection import Connection
-from sidecar.mounter.store.http.connection import connect as open_connection
+from tests.store import raw
 from tests.support.servers import TlsFiles, free_port
 from tests.support.waiting import wait_until
 
@@ -52,8 +52,8 @@ def connect(tls_files: TlsFiles) -> Iterator[Connect]:
     made: list[Connection] = []
 
     def start(port: int, timeout_s: float = 5.0, limit_s: float = 60.0) -> Connection:
-        context = tls_files.client_context()
-        made.append(open_connection(HOST, port, context, timeout_s, limit_s))
+        trusted = tls_files.certificate
+        made.append(raw.connect(HOST, port, timeout_s, limit_s, authorities=trusted))
         return made[-1]
 
     yield start
@@ -137,7 +137,7 @@ def test_who_is_not_trusted(
             said.append(error.reason)
 
     with pytest.raises(ssl.SSLCertVerificationError):
-        open_connection(host, serve(act, host), trusted.client_context(), 5.0, 60.0)
+        raw.connect(host, serve(act, host), authorities=trusted.certificate)
     # The server is told why.
     wait_until(lambda: said, "the server is told")
     assert "ALERT" in said[0]

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterable
 
 from tests.support.proxy import Head, read_body, read_head
-from tests.support.threaded_server import ThreadedServer
+from tests.support.threaded_server import HOST, ThreadedServer
 
 Piece = bytes | float | None
 """What is sent, or for how many seconds nothing is; None: the connection is closed."""
@@ -19,14 +19,15 @@ class RawServer(ThreadedServer):
 
     Args:
         answer: called with each request and its body; the pieces of the answer. It may be endless.
+        port, host: as :class:`ThreadedServer`.
 
     Attributes:
         requests: what was asked, by line.
         connections: how many there were.
     """
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__()
+    def __init__(self, answer: Answer, port: int = 0, host: str = HOST) -> None:
+        super().__init__(port, host)
         self._answer = answer
         self.requests: list[str] = []
         self.connections = 0

@@ -769,7 +769,3 @@ class TlsFiles:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.key)
         return context
-
-    def client_context(self) -> ssl.SSLContext:
-        """For whoever trusts the certificate."""
-        return ssl.create_default_context(cafile=self.certificate)

@@ -18,14 +18,16 @@ class ThreadedServer(ABC):
 
     Args:
         port: to listen on; a free one by default.
+        host: the address to listen on.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, host: str = HOST) -> None:
         self._ending = threading.Event()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()  # shut down by stop()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server((HOST, port), backlog=128)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=128)
 
     @property
     def port(self) -> int:

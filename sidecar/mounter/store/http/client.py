@@ -128,6 +128,7 @@ class HttpClient(Generic[C]):
                 response = connection.response(has_body=signed.method != "HEAD")
                 response.will_close = response.will_close or not whole
                 timeout.answered(time.perf_counter() - began_s)
+                connection.address.answered()
                 if response.status == PROXY_LOGIN and pool.proxy is not None:
                     raise ProxyFailed(pool.proxy, response.status)
                 if response.status in accepted:
@@ -145,6 +146,8 @@ class HttpClient(Generic[C]):
             except TRANSPORT_ERRORS as error:
                 if isinstance(error, TimeoutError):
                     timeout.stalled()
+                    if connection is not None:
+                        connection.address.was_silent()
                 if not (reused and response is None and _was_closed_idle(error)):
                     raise self._translator.unanswered(call, error) from None
                 # A server may close an idle connection at any time; that is no outage.

@@ -15,12 +15,11 @@ import select
 import socket
 import ssl
 import struct
-import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
+from sidecar.mounter.store.http.addresses import Address
 from sidecar.mounter.store.http.fields import BrokenResponse, parse_fields
-from sidecar.mounter.store.http.proxies import Proxy, ProxyFailed, open_tunnel
 from sidecar.mounter.store.http.timeouts import Deadline
 from sidecar.mounter.store.http.values import parse_hex_number, parse_number
 from sidecar.units import KIB, MIB
@@ -52,14 +51,19 @@ class Connection:
 
     Args:
         sock: connected; it is closed with the connection.
+        address: where it leads.
         timeout_s, limit_s: as :meth:`begin`.
 
     Attributes:
+        address: where it leads.
         is_tls: whether data is encrypted in user space.
         deadline: of this attempt.
     """
 
-    def __init__(self, sock: socket.socket, timeout_s: float, limit_s: float) -> None:
+    def __init__(
+        self, sock: socket.socket, address: Address, timeout_s: float, limit_s: float
+    ) -> None:
+        self.address = address
         self.is_tls = isinstance(sock, ssl.SSLSocket)
         self._socket = sock
         if not self.is_tls:
@@ -361,63 +365,6 @@ class Response:
 _STATUSES = {str(status): status for status in range(100, 1000) if status != 101}
 """Without the switch to another protocol, which nobody asked for."""
 _WITHOUT_BODY = frozenset((HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED))
-
-
-def connect(
-    host: str,
-    port: int,
-    tls: ssl.SSLContext | None,
-    timeout_s: float,
-    limit_s: float,
-    proxy: Proxy | None = None,
-) -> Connection:
-    """Connect to the first address of a host that answers.
-
-    Args:
-        host: name or address.
-        tls: checks the server's certificate; None for plain TCP.
-        timeout_s: how long each address has, TLS its handshake, and the server later.
-        limit_s: for all of them. A name's resolution has the system's (resolv.conf(5)).
-        proxy: what is connected to instead; with TLS through a tunnel.
-
-    Raises:
-        OSError: refused, not resolved, not trusted, too slow.
-    """
-    until_s = time.monotonic() + limit_s
-    if proxy is None:
-        sock = _connect(host, port, timeout_s, until_s)
-    else:
-        try:
-            sock = _connect(proxy.host, proxy.port, timeout_s, until_s)
-        except OSError as error:
-            raise ProxyFailed(proxy) from error
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if proxy is not None and tls is not None:
-            open_tunnel(sock, host, port, proxy, until_s)
-        if tls is not None:
-            sock = tls.wrap_socket(sock, server_hostname=host)
-        return Connection(sock, timeout_s, limit_s)
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _connect(host: str, port: int, timeout_s: float, until_s: float) -> socket.socket:
-    refused: OSError | None = None
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
-        if refused is not None and time.monotonic() > until_s:
-            break
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(timeout_s)
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            refused = error
-        else:
-            return sock
-    raise refused or OSError("the name has no address")
 
 
 def request_head(method: str, target: str, headers: Mapping[str, str], host: str) -> bytes:

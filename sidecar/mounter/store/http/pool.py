@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import ssl
 import threading
+import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.mounter.store.http.connection import Connection, connect, request_head
+from sidecar.mounter.store.http.addresses import Addresses
+from sidecar.mounter.store.http.connection import Connection, request_head
 from sidecar.mounter.store.http.forks import renew_in_child
-from sidecar.mounter.store.http.proxies import proxy_for
+from sidecar.mounter.store.http.proxies import ProxyFailed, open_tunnel, proxy_for
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 
 MAX_CONNECTIONS = 64
@@ -94,6 +97,8 @@ class ConnectionPool:
             None if endpoint.direct else proxy_for(endpoint.host, endpoint.port, tls=endpoint.tls)
         )
         self._tls = _tls_context(endpoint) if endpoint.tls else None
+        reached = self.proxy or endpoint
+        self._addresses = Addresses(reached.host, reached.port)
         self.after_fork()
         renew_in_child(self)
 
@@ -114,14 +119,15 @@ class ConnectionPool:
     def take(self, timeout: AdaptiveTimeout) -> tuple[Connection, bool]:
         """A connection for this caller alone, and whether it was used before.
 
-        One on which bytes came that belong to no request is closed.
+        One on which bytes came that belong to no request is closed, and one to an address that is
+        to be left alone.
 
         Args:
             timeout: how long the server may be silent, and how long without progress, from the
                 moment on that there is room for the connection.
 
         Raises:
-            OSError: as :func:`connect`.
+            OSError: refused, not resolved, not trusted, too slow.
         """
         self._slots.acquire()
         while True:
@@ -130,7 +136,7 @@ class ConnectionPool:
                 connection = self._idle.pop()
             except IndexError:
                 return self._new(timeout), False
-            if connection.is_quiet:
+            if connection.is_quiet and not self._addresses.rests(connection.address):
                 connection.begin(timeout.timeout_s, timeout.limit_s)
                 return connection, True
             connection.close()
@@ -161,11 +167,34 @@ class ConnectionPool:
                 return
 
     def _new(self, timeout: AdaptiveTimeout) -> Connection:
-        host, port = self._endpoint.host, self._endpoint.port
         try:
-            return connect(host, port, self._tls, timeout.timeout_s, timeout.limit_s, self.proxy)
+            return self._connect(timeout)
         except BaseException:
             self._slots.release()
+            raise
+
+    def _connect(self, timeout: AdaptiveTimeout) -> Connection:
+        endpoint, proxy = self._endpoint, self.proxy
+        until_s = time.monotonic() + timeout.limit_s
+        try:
+            sock, address = self._addresses.connect(timeout.timeout_s, until_s)
+        except OSError as error:
+            if proxy is None:
+                raise
+            raise ProxyFailed(proxy) from error
+        try:
+            sock.settimeout(timeout.timeout_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if proxy is not None and self._tls is not None:
+                open_tunnel(sock, endpoint.host, endpoint.port, proxy, until_s)
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_hostname=endpoint.host)
+            address.answered()
+            return Connection(sock, address, timeout.timeout_s, timeout.limit_s)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):
+                address.failed()
             raise
 
 
