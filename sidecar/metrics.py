@@ -232,14 +232,9 @@ class VolumeMetrics:
 
 
 class VolumeTotals(NamedTuple):
-    """Sums over all processes of each volume, by the volume's label.
-
-    Attributes:
-        request_errors: by label and stable code.
-    """
+    """Sums over all processes of each volume, by the volume's label."""
 
     spool_used_bytes: dict[str, float]
-    request_errors: dict[tuple[str, str], float]
     read_bytes: dict[str, float]
     cache_limit_bytes: dict[str, float]
 
@@ -250,7 +245,7 @@ def read_volume_totals(directory: Path) -> VolumeTotals:
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    totals = VolumeTotals({}, {}, {}, {})
+    totals = VolumeTotals({}, {}, {})
     collector = MultiProcessCollector(CollectorRegistry(), path=str(directory))  # type: ignore[no-untyped-call]
     for metric in collector.collect():  # type: ignore[no-untyped-call]
         for sample in metric.samples:
@@ -261,9 +256,6 @@ def read_volume_totals(directory: Path) -> VolumeTotals:
                 totals.cache_limit_bytes[volume] = sample.value
             elif sample.name == "mount_sidecar_read_bytes_total":
                 totals.read_bytes[volume] = sample.value
-            elif sample.name == "mount_sidecar_store_request_errors_total":
-                key = (volume, sample.labels["code"])
-                totals.request_errors[key] = totals.request_errors.get(key, 0.0) + sample.value
     return totals
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_a_new_mount_takes_the_place_of_a_dead_one(
     assert sidecar.metric(name, volume=f"data/{VOLUME}", healed="resend") == 0
     assert "healed=remount" in sidecar.log()
     assert [mount.fstype for mount in mounts.mounts_at(str(mountpoint))] == [
-        "tmpfs",
+        mounts.FSTYPE,
         mounts.FSTYPE,
     ]
 
@@ -69,7 +70,7 @@ def test_nothing_is_written_while_a_dead_mount_is_replaced(
     try:
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard alone")
-        assert write_error(mountpoint) == errno.EROFS
+        assert write_error(mountpoint) == errno.ENOTCONN
         wait_until(lambda: sidecar.volume_status(VOLUME)["state"] != "serving", "it says so")
     finally:
         bucket.server.resume()
@@ -86,8 +87,9 @@ def test_nothing_is_written_before_the_mount(
     try:
         sidecar = start(wait=False)
         wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard")
-        assert write_error(mountpoint) == errno.EROFS
-        assert os.listdir(mountpoint) == []
+        assert write_error(mountpoint) == errno.ENOTCONN
+        with pytest.raises(OSError, match=DEAD):
+            os.listdir(mountpoint)
     finally:
         bucket.server.resume()
     sidecar.wait_ready()
@@ -114,7 +116,7 @@ def test_a_second_start_clears_what_a_killed_one_left(
     sidecar = start(read_only=True)
     sidecar.kill()
     left = [mount.fstype for mount in mounts.mounts_at(str(mountpoint))]
-    assert left == ["tmpfs", mounts.FSTYPE]
+    assert left == [mounts.FSTYPE] * 2
     with pytest.raises(OSError, match=DEAD):
         os.listdir(mountpoint)
     readies = sidecar.log().count("msg=ready")  # Logged after the ready file is written.
@@ -125,3 +127,39 @@ def test_a_second_start_clears_what_a_killed_one_left(
     assert sidecar.stop() == 0
     assert mounts.mounts_at(str(mountpoint)) == []
     mountpoint.rmdir()
+
+
+def test_between_two_starts_every_call_says_that_nothing_is_there(
+    bucket: Bucket, start: Start, mountpoint: Path
+) -> None:
+    """A directory without its bucket is neither empty nor forbidden: that would be an answer."""
+    bucket.put("file", b"content")
+    sidecar = start()
+    found: list[object] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            for call in (os.listdir, os.stat, write_error):
+                try:
+                    found.append(call(mountpoint))
+                except OSError as error:
+                    found.append(error.errno)
+
+    looking = threading.Thread(target=look)
+    sidecar.kill()
+    looking.start()
+    bucket.server.pause()
+    try:
+        sidecar.start(wait=False)
+        sidecar.wait_for(lambda: "cleared stale mounts" in sidecar.log())
+        sidecar.wait_for(lambda: len(sidecar.children_named("worker")) == 1)
+    finally:
+        is_over.set()
+        looking.join()
+        bucket.server.resume()
+    assert found
+    assert [one for one in found if one != errno.ENOTCONN] == []
+    sidecar.wait_for(lambda: sidecar.log().count("msg=ready") == 2)
+    assert (mountpoint / "file").read_bytes() == b"content"
+    assert len(mounts.mounts_at(str(mountpoint))) == 2

@@ -465,8 +465,8 @@ def test_fuse_device_that_is_another(tmp_path: Path, s3: Cloud) -> None:
     refused(
         bucket_sidecar(tmp_path, s3, prefix=in_namespace("mount --bind /dev/null /dev/fuse")),
         EXIT_MOUNT,
-        f"error SC1082 MOUNT_FAILED: {of(s3)}: cannot mount at `{tmp_path}/m`: Invalid argument; "
-        "is /dev/fuse the kernel's, and the container privileged\\?",
+        f"error SC1082 MOUNT_FAILED: {of(s3)}: cannot guard the mountpoint `{tmp_path}/m`: "
+        "Invalid argument; is /dev/fuse the kernel's, and the container privileged\\?",
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from sidecar.mounter.reporting.event_recorder import (
 )
 from sidecar.mounter.reporting.pod_api import PodApi
 from sidecar.mounter.reporting.pod_reports import Condition, Report
-from sidecar.options import Options
+from sidecar.options import Options, Times
 from tests.mount.buckets import Refusing
 from tests.reporting.conftest import POD, InPod
 from tests.support.clouds import Cloud
@@ -89,7 +93,81 @@ def test_the_condition_follows_what_the_store_fails_at(
 
         api.wait_for(works, "recovery")
         assert sidecar.stop() == 0
-    assert reasons(api) == ["StoreFails"]
+    assert reasons(api) == ["StoreFails", "Recovered"]
+
+
+def test_a_call_waits_for_a_rotated_key_longer_than_for_an_outage(
+    api: KubernetesApi, in_pod: InPod, tmp_path: Path
+) -> None:
+    """What to do is told while it waits, and that it is over."""
+    store = Refusing()
+    store.refusal = 403, b"<Error><Code>InvalidAccessKeyId</Code></Error>"
+    settings: dict[str, Any] = {"secret": store.secret, "bucket": "bucket"}
+    settings["options"] = Options(retry_s=10)
+    with store.server, in_pod(read_only=True, **settings) as sidecar, ThreadPoolExecutor() as one:
+        reading = one.submit((tmp_path / "m/file").read_bytes)
+        api.wait_for(lambda: reasons(api) == ["CredentialsRefused"], "its event")
+        assert "put one into the secret" in api.events()[0]["message"]
+        assert conditions(api)[CONDITION]["reason"] == "CredentialsRefused"
+        with pytest.raises(TimeoutError):
+            reading.result(12)
+        store.refusal = None
+        assert reading.result() == b"content"
+        api.wait_for(lambda: reasons(api)[1:] == ["Recovered"], "the end")
+        assert conditions(api)[CONDITION]["status"] == "True"
+        assert sidecar.stop() == 0
+
+
+def test_a_store_that_is_silent_at_the_start_is_named_soon(
+    api: KubernetesApi, in_pod: InPod, s3: Cloud
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        right = json.loads(s3.server.credentials_json())
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        sidecar = in_pod(secret=json.dumps({**right, "AWS_ENDPOINT_URL": endpoint}))
+        try:
+            sidecar.start(wait=False)
+            api.wait_for(lambda: CONDITION in conditions(api), "a condition")
+            told = conditions(api)[CONDITION]
+            assert (told["status"], told["reason"]) == ("False", "Starting")
+            said = r"waiting since 20\S+Z: SC1047 ENDPOINT_UNREACHABLE: volume data/train \(s3://"
+            assert re.match(said, told["message"])
+            assert "msg=waiting since=20" in sidecar.log()
+            assert sidecar.status()["phase"] == "starting"
+        finally:
+            sidecar.clean_up()
+
+
+def test_a_sidecar_that_was_killed_says_so_when_it_is_back(
+    api: KubernetesApi, in_pod: InPod, tmp_path: Path
+) -> None:
+    with in_pod() as sidecar:
+        (tmp_path / "m/file").write_bytes(b"content")
+        sidecar.kill()
+        sidecar.start(wait=False)
+        api.wait_for(lambda: reasons(api) == ["Restarted", "Recovered"], "both events")
+        assert "SC1095 MOUNT_LOST: " in api.events()[0]["message"]
+        assert (tmp_path / "m/file").read_bytes() == b"content"
+        api.wait_for(lambda: conditions(api)[CONDITION]["status"] == "True", "the condition")
+        assert sidecar.stop() == 0
+
+
+def test_what_is_not_saved_is_told_before_a_forced_end(
+    api: KubernetesApi, in_pod: InPod, tmp_path: Path, s3: Cloud
+) -> None:
+    times = Times(ready_timeout_s=30, grace_margin_s=5)
+    with in_pod(options=Options(save_s=3600), times=times) as sidecar:
+        file = os.open(tmp_path / "m/file", os.O_WRONLY | os.O_CREAT)
+        os.write(file, b"content")
+        s3.server.pause()
+        try:
+            (sidecar.state / "stopping").write_text("8\n")
+            api.wait_for(lambda: "NotSaved" in reasons(api), "it is told")
+            sidecar.kill()
+        finally:
+            s3.server.resume()
+        with contextlib.suppress(OSError):
+            os.close(file)
 
 
 def test_a_mount_that_fails_says_why_before_the_container_ends(
@@ -364,7 +442,7 @@ def wait_command(port: int, timeout_s: float) -> subprocess.Popen[str]:
 def test_wait_returns_when_the_sidecar_is_ready(in_pod: InPod) -> None:
     with in_pod() as sidecar:
         waiting = wait_command(sidecar.status()["http_port"], 30)
-        assert waiting.communicate(timeout=60) == (None, "")
+        assert waiting.communicate(timeout=60)[1] == ""
         assert waiting.returncode == 0
 
 

@@ -7,17 +7,13 @@ from typing import Any
 
 from sidecar.mounter.reporting.lost_mounts import LostMounts, lost_in, replaced
 from sidecar.mounter.reporting.pod_reports import Observer, condition
-from tests.reporting.status_documents import volume
+from tests.reporting.status_documents import status, volume
 
 REMOUNTED_AT = 1_800_000_000.7
 
 
 def remounted(**changes: Any) -> dict[str, Any]:
     return volume(**{"remounted_at": REMOUNTED_AT, **changes})
-
-
-def status(*volumes: dict[str, Any]) -> dict[str, Any]:
-    return {"phase": "ready", "ready": True, "error": None, "volumes": list(volumes)}
 
 
 def container(name: str, path: str = "/models", sub_path: str = "outputs/models") -> dict[str, Any]:
@@ -36,7 +32,7 @@ def pod(started_s: float | None, *containers: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_container_that_was_started_before_the_mount_has_lost_it() -> None:
-    volumes = replaced(status(remounted(), remounted(name="other", remounted_at=None)))
+    volumes = replaced(status("ready", remounted(), remounted(name="other", remounted_at=None)))
     assert lost_in(volumes, pod(-60)) == {"outputs/models": ["main"]}
     assert lost_in(volumes, pod(-0.1)) == {"outputs/models": ["main"]}
     assert lost_in(volumes, pod(+1)) == {}
@@ -48,9 +44,9 @@ def test_a_container_that_was_started_before_the_mount_has_lost_it() -> None:
 
 def test_it_is_asked_until_every_container_was_started_again() -> None:
     lost = LostMounts()
-    lost.look_at_status(status(remounted(remounted_at=None)))
+    lost.look_at_status(status("ready", remounted(remounted_at=None)))
     assert not lost.is_due(0.0)
-    lost.look_at_status(status(remounted()))
+    lost.look_at_status(status("ready", remounted()))
     assert lost.is_due(0.0)
     assert not lost.look_at_pod(None, 0.0)  # no answer
     assert not lost.is_due(0.1)
@@ -67,14 +63,14 @@ def test_it_is_asked_until_every_container_was_started_again() -> None:
 def test_a_reporter_that_knows_nothing_yet_tells_also_that_nothing_is_lost() -> None:
     """Its predecessor may have told otherwise."""
     lost = LostMounts()
-    lost.look_at_status(status(remounted(lost_in=["main"])))
+    lost.look_at_status(status("ready", remounted(lost_in=["main"])))
     assert lost.look_at_pod(pod(+5), 0.0)
     assert lost.containers == {}
 
 
 def test_where_the_pod_cannot_be_seen_it_is_told_once() -> None:
     lost = LostMounts()
-    lost.look_at_status(status(remounted()))
+    lost.look_at_status(status("ready", remounted()))
     assert lost.is_due(0.0)
     [report] = lost.give_up()
     assert report.message.startswith("SC1095 MOUNT_LOST: volume outputs/models: containers cannot")
@@ -83,8 +79,8 @@ def test_where_the_pod_cannot_be_seen_it_is_told_once() -> None:
 
 def test_the_condition_and_one_event_say_it() -> None:
     observer = Observer({"outputs/models": 1000})
-    assert observer.look_at_status(status(remounted())) == []
-    lost = status(remounted(lost_in=["main"]))
+    assert observer.look_at_status(status("ready", remounted())) == []
+    lost = status("ready", remounted(lost_in=["main"]))
     [report] = observer.look_at_status(lost)
     assert report.reason == "MountLost"
     told = "container `main` cannot reach `/models` any more (ENOTCONN), until started again"
@@ -92,5 +88,5 @@ def test_the_condition_and_one_event_say_it() -> None:
     assert observer.look_at_status(lost) == []
     found = condition(lost)
     assert found == ("False", "MountLost", report.message)
-    again = status(remounted(lost_in=["main"], remounted_at=REMOUNTED_AT + 60))
+    again = status("ready", remounted(lost_in=["main"], remounted_at=REMOUNTED_AT + 60))
     assert len(observer.look_at_status(again)) == 1

@@ -12,15 +12,10 @@ import pytest
 from sidecar.errors import NotFound
 from sidecar.metrics import VolumeTotals, read_volume_totals
 from sidecar.mounter.reporting.pod_completion import has_ended
-from sidecar.mounter.reporting.pod_reports import Condition, Observer, condition
-from tests.reporting.status_documents import volume
+from sidecar.mounter.reporting.pod_reports import Condition, Observer, Report, condition
+from tests.reporting.status_documents import status, volume
 
 SPOOL_BYTES = 1000
-
-
-def status(phase: str = "ready", *volumes: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    every = list(volumes or (volume(),))
-    return {"phase": phase, "ready": phase == "ready", "error": None, "volumes": every, **changes}
 
 
 ERROR = {"code": "SC1042", "name": "BUCKET_NOT_FOUND", "message": "no bucket `b`; check its name"}
@@ -80,12 +75,13 @@ def test_a_mount_that_breaks_while_it_is_used_and_again_after_it_was_well(
 def test_what_the_store_fails_at_is_told_once_for_each_code(observer: Observer) -> None:
     first = {**ERROR, "operation": "list", "first": "then", "last": "then", "count": 1}
     again = {**first, "last": "now", "count": 9}
-    refused = {**first, "code": "SC1041"}  # Reported from the counts.
+    other = {**first, "code": "SC1047"}
     [report] = observer.look_at_status(status("ready", volume(error=first, failing=[first])))
     assert report.reason == "StoreFails"
-    both = volume(error=refused, failing=[again, refused])
-    assert observer.look_at_status(status("ready", both)) == []
-    observer.look_at_status(status())
+    both = volume(error=other, failing=[again, other])
+    assert len(observer.look_at_status(status("ready", both))) == 1
+    [report] = observer.look_at_status(status())
+    assert report.message.endswith("works again; SC1042, SC1047 is over")
     assert len(observer.look_at_status(status("ready", volume(error=again, failing=[again])))) == 1
 
 
@@ -145,21 +141,52 @@ def test_a_warm_up_is_told_once_when_it_is_over(observer: Observer, state: str, 
     assert observer.look_at_status(over) == []
 
 
-def test_refused_requests_are_told_when_there_are_more_of_them(observer: Observer) -> None:
-    def totals(count: float, code: str = "SC1043") -> VolumeTotals:
-        return VolumeTotals({}, {("data/d", code): count}, {}, {})
+def test_a_refused_login_is_told_with_what_to_do_and_when_it_is_over(observer: Observer) -> None:
+    refused = {**ERROR, "code": "SC1043", "operation": "list", "first": "", "last": "", "count": 1}
+    for _ in range(2):  # once for each time that it begins
+        [report] = observer.look_at_status(
+            status("ready", volume(error=refused, failing=[refused]))
+        )
+        assert (report.reason, report.kind) == ("CredentialsRefused", "Warning")
+        assert "put one into the secret, which takes up to 90 s" in report.message
+        again = {**refused, "count": 2}
+        assert observer.look_at_status(status("ready", volume(error=again, failing=[again]))) == []
+        [report] = observer.look_at_status(status())
+        assert report == Report(
+            "Recovered", "volume outputs/models: works again; SC1043 is over", "Normal"
+        )
+        assert observer.look_at_status(status()) == []
 
-    [report] = observer.look_at_totals(totals(1))
-    assert report.reason == "CredentialsRefused"
-    assert report.message == "SC1043 LOGIN_REJECTED: volume data/d: the store refuses requests"
-    assert observer.look_at_totals(totals(1)) == []
-    assert observer.look_at_totals(totals(2)) == [report]
-    assert observer.look_at_totals(totals(9, "SC1040")) == []  # Absent names.
+
+def test_a_second_start_is_told_and_that_it_is_ready_again(observer: Observer) -> None:
+    again = status("starting", restarted=True)
+    [report] = observer.look_at_status(again)
+    assert report.reason == "Restarted"
+    assert "ENOTCONN" in report.message
+    assert condition(again) == Condition("False", "Restarted", report.message)
+    assert observer.look_at_status(again) == []
+    ready = status(restarted=True)
+    assert [report.reason for report in observer.look_at_status(ready)] == ["Recovered"]
+    assert observer.look_at_status(ready) == []
+
+
+def test_what_a_start_waits_for_is_the_condition() -> None:
+    waiting = status("starting", waiting="waiting since then: SC1047", restarted=True)
+    assert condition(waiting) == Condition("False", "Starting", "waiting since then: SC1047")
+
+
+def test_what_is_not_saved_when_the_time_is_up_is_told_before_the_end(observer: Observer) -> None:
+    """The kubelet kills the sidecar two seconds after it tells it to stop."""
+    left = volume(unsaved=[{"key": "f", "size_bytes": 1, "code": "", "why": ""}], unsaved_count=1)
+    assert [r.reason for r in observer.look_at_status(status("ready", left))] == ["Saving"]
+    up = status("ready", left, time_is_up=True)
+    assert [r.reason for r in observer.look_at_status(up)] == ["NotSaved"]
+    assert observer.look_at_status(status("stopped", left, time_is_up=True)) == []
 
 
 def test_a_disk_without_room_for_the_cache_is_told_once(observer: Observer) -> None:
     def look(limit_bytes: float) -> list[str]:
-        found = observer.look_at_totals(VolumeTotals({}, {}, {}, {"data/d": limit_bytes}))
+        found = observer.look_at_totals(VolumeTotals({}, {}, {"data/d": limit_bytes}))
         return [report.reason for report in found]
 
     assert [look(limit_bytes) for limit_bytes in (1, 0, 0)] == [[], ["CacheOff"], []]
@@ -167,7 +194,7 @@ def test_a_disk_without_room_for_the_cache_is_told_once(observer: Observer) -> N
 
 def test_a_spool_is_nearly_full_once_until_it_was_emptied(observer: Observer) -> None:
     def look(used_bytes: float) -> list[str]:
-        found = observer.look_at_totals(VolumeTotals({"outputs/models": used_bytes}, {}, {}, {}))
+        found = observer.look_at_totals(VolumeTotals({"outputs/models": used_bytes}, {}, {}))
         return [report.reason for report in found]
 
     looks = [look(used_bytes) for used_bytes in (899, 900, 990, 800, 950, 699, 950)]
@@ -225,7 +252,7 @@ def test_containers_that_were_not_started_yet_have_not_ended() -> None:
 def pod(policy: str, exit_codes: list[int | None]) -> dict[str, Any]:
     """A pod with the sidecar and a container for each exit code; None for one that runs."""
     names = [f"c{number}" for number in range(len(exit_codes))]
-    states = [
+    states: list[dict[str, Any]] = [
         {"running": {}} if code is None else {"terminated": {"exitCode": code}}
         for code in exit_codes
     ]
@@ -250,8 +277,6 @@ import sys
 from pathlib import Path
 from sidecar.metrics import VolumeMetrics
 metrics = VolumeMetrics(Path(sys.argv[1]), "outputs/models", sys.argv[2])
-metrics.request("get", 0.1, "SC1043")
-metrics.request("put", 0.1, "SC1043")
 metrics.spool_used_bytes.set(950)
 """
 
@@ -263,8 +288,6 @@ def test_what_every_process_of_a_volume_counted_is_added_up(
         command = [sys.executable, "-c", COUNTED, str(tmp_path), identity]
         subprocess.run(command, check=True, timeout=60)
     totals = read_volume_totals(tmp_path)
-    assert totals == VolumeTotals(
-        {"outputs/models": 950}, {("outputs/models", "SC1043"): 4}, {"outputs/models": 0}, {}
-    )
+    assert totals == VolumeTotals({"outputs/models": 950}, {"outputs/models": 0}, {})
     found = [report.reason for report in observer.look_at_totals(totals)]
-    assert found == ["CredentialsRefused", "SpoolNearlyFull"]
+    assert found == ["SpoolNearlyFull"]

@@ -28,6 +28,16 @@ CONDITION: Final = "mount-sidecar.io/Ready"
 REFUSED_CODES: Final = (AccessDenied.code, LoginRejected.code)
 MOUNT_LOST: Final = "MountLost"
 _REFUSED: Final = "CredentialsRefused"
+_RECOVERED: Final = "Recovered"
+_RESTARTED: Final = "Restarted"
+_RESTARTED_TEXT: Final = (
+    f"{MountLost.code} {MountLost.name}: the sidecar ended and is started again: calls give "
+    "ENOTCONN until it is ready; on files and directories that were open they always will"
+)
+_ADVICE: Final = {
+    LoginRejected.code: "; calls wait for a new key: put one into the secret, which takes up to "
+    "90 s to come here and needs no restart",
+}
 _NEARLY_FULL: Final = 0.9
 _RELAXED: Final = 0.7
 """Below this, the spool may be reported as nearly full again."""
@@ -67,6 +77,10 @@ def condition(status: Document) -> Condition | None:
             if volume["lost_in"]:
                 return Condition("False", MOUNT_LOST, mount_lost(volume).message)
         return Condition("True", "Mounted", f"{len(status['volumes'])} volume(s) are usable")
+    if status["phase"] == "starting" and status["waiting"]:
+        return Condition("False", "Starting", status["waiting"])
+    if status["phase"] == "starting" and status["restarted"]:
+        return Condition("False", _RESTARTED, _RESTARTED_TEXT)
     if status["phase"] == "failed":
         return Condition("False", "MountFailed", _line(status["error"]))
     if status["phase"] in ("draining", "stopped"):
@@ -94,7 +108,6 @@ class Observer:
 
     spool_bytes: Mapping[str, int]
     _healed: dict[tuple[str, str], int] = field(default_factory=dict)
-    _refused: dict[tuple[str, str], float] = field(default_factory=dict)
     _nearly_full: set[str] = field(default_factory=set)
     _told: set[str] = field(default_factory=set)
     _lost: dict[str, float] = field(default_factory=dict)
@@ -102,6 +115,11 @@ class Observer:
     def look_at_status(self, status: Document) -> list[Report]:
         """Reports of what is new in a status document (:mod:`sidecar.mounter.system.status`)."""
         reports = []
+        if status["restarted"]:
+            reports += self._first("restarted", Report(_RESTARTED, _RESTARTED_TEXT))
+            if status["ready"]:
+                what = "the sidecar is ready again"
+                reports += self._first("ready again", Report(_RECOVERED, what, "Normal"))
         for volume in status["volumes"]:
             reports += self._volume(volume, status)
         if status["phase"] == "failed" and status["error"]:
@@ -111,10 +129,6 @@ class Observer:
     def look_at_totals(self, totals: VolumeTotals) -> list[Report]:
         """Reports of what is new in the workers' counts."""
         reports = []
-        for (volume, code), count in totals.request_errors.items():
-            if code in REFUSED_CODES and count > self._refused.get((volume, code), 0.0):
-                reports.append(_refusal(volume, code))
-            self._refused[volume, code] = count
         for volume, used_bytes in totals.spool_used_bytes.items():
             spool_bytes = self.spool_bytes[volume]
             part = used_bytes / spool_bytes if spool_bytes else 0.0
@@ -146,10 +160,9 @@ class Observer:
                 reports.append(Report(reason, f"{WorkerLost.code} {WorkerLost.name}: {what}"))
             self._healed[label, way] = count
         error = volume["error"]
-        failing = [f for f in volume["failing"] if f["code"] not in REFUSED_CODES]
         if status["ready"]:
-            for failure in failing:  # refused requests: look_at_totals
-                reports += self._once(label, "StoreFails", failure)
+            for failure in volume["failing"]:
+                reports += self._once(label, _failing(failure), failure)
             if error not in [None, *volume["failing"]] and error["code"] != WorkerLost.code:
                 reports += self._once(label, _reason(error), error)
         warmed = volume["warmed"]
@@ -160,14 +173,19 @@ class Observer:
         if volume["lost_in"] and self._lost.get(label) != volume["remounted_at"]:
             self._lost[label] = volume["remounted_at"]
             reports.append(mount_lost(volume))
-        if error is None:
-            self._told = {key for key in self._told if not key.startswith(f"{label} ")}
-        return [*reports, *self._end(volume, label, stopped=status["phase"] == "stopped")]
+        over = {key for key in self._told if key.startswith(f"{label} ")}
+        if error is None and over:
+            self._told -= over
+            codes = ", ".join(sorted(key.split()[1] for key in over))
+            what = f"volume {label}: works again; {codes} is over"
+            reports.append(Report(_RECOVERED, what, "Normal"))
+        stopped = status["phase"] == "stopped"
+        return [*reports, *self._end(volume, label, stopped, status["time_is_up"])]
 
-    def _end(self, volume: Document, label: str, *, stopped: bool) -> list[Report]:
+    def _end(self, volume: Document, label: str, stopped: bool, time_is_up: bool) -> list[Report]:
         """What the last minute saves. Told before it is over: it may be over at any moment."""
         names = _unsaved(volume)
-        if names and not stopped:
+        if names and not (stopped or time_is_up):
             what = f"volume {label}: the pod is ending; not saved yet: {names}"
             return self._first(f"saving {label}", Report("Saving", what, "Normal"))
         if names:
@@ -180,7 +198,8 @@ class Observer:
 
     def _once(self, label: str, reason: str, error: Document) -> list[Report]:
         """A report, unless one of this volume's error with this code was made already."""
-        report = Report(reason, f"volume {label}: {_line(error)}")
+        advice = _ADVICE.get(error["code"], "")
+        report = Report(reason, f"volume {label}: {_line(error)}{advice}")
         return self._first(f"{label} {error['code']}", report)
 
     def _first(self, key: str, report: Report) -> list[Report]:
@@ -216,11 +235,6 @@ def _reason(error: Document) -> str:
 
 def _failing(failure: Document) -> str:
     return _REFUSED if failure["code"] in REFUSED_CODES else "StoreFails"
-
-
-def _refusal(volume: str, code: str) -> Report:
-    name = LoginRejected.name if code == LoginRejected.code else AccessDenied.name
-    return Report(_REFUSED, f"{code} {name}: volume {volume}: the store refuses requests")
 
 
 def _line(error: Document) -> str:

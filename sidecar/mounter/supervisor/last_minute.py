@@ -26,26 +26,38 @@ _LEAST_S: Final = 0.5
 
 
 class LastMinute:
-    """The end of one pod."""
+    """The end of one pod.
+
+    Attributes:
+        is_over: there is no time left to save more.
+    """
 
     def __init__(self, spec: PersistenceSpec) -> None:
         self._spec = spec
         self._deadline_s: float | None = None
         self._message = ""
+        self.is_over = False
 
     @property
     def has_begun(self) -> bool:
         """Whether the pod is ending."""
         return self._deadline_s is not None
 
-    def look(self, state: int) -> None:
-        """Look whether it has begun, by the hook's file in the state directory."""
+    def look(self, state: int) -> bool:
+        """Look whether it has begun, by the hook's file; whether it is news that it is over.
+
+        Args:
+            state: descriptor of the state directory.
+        """
         found = None if self.has_begun else status.read_stopping(state)
         if found is not None:
             began_s, grace_s = found
             left_s = grace_s - max(0.0, time.time() - began_s) - self._spec.times.grace_margin_s
             self._deadline_s = time.monotonic() + left_s
             logs.event(log, "the pod is ending", seconds_left=f"{left_s:.0f}")
+        was_over = self.is_over
+        self.is_over = self._deadline_s is not None and time.monotonic() >= self._deadline_s
+        return self.is_over != was_over
 
     def seconds_left(self) -> float:
         """For saving, from now on. Without the hook, this container's own time begins now."""

@@ -17,11 +17,9 @@ from typing import Final, Literal
 from sidecar import logs, pod
 from sidecar.errors import (
     EXIT_OK,
-    EndpointUnreachable,
     HostError,
     NotSaved,
     ProbeTimeout,
-    ReadyTimeout,
     SidecarError,
     from_message,
 )
@@ -32,6 +30,7 @@ from sidecar.mounter.supervisor.hang_watch import HangWatch
 from sidecar.mounter.supervisor.last_minute import LastMinute, unsaved_lines
 from sidecar.mounter.supervisor.retries import Retries
 from sidecar.mounter.supervisor.volume import RestartDelay, SupervisedBucket, SupervisedVolume
+from sidecar.mounter.supervisor.waiting import Waiting
 from sidecar.mounter.supervisor.warm_up import WarmUp
 from sidecar.mounter.system import directories, hardening, mounts, status
 from sidecar.mounter.system.channel import Message
@@ -92,6 +91,7 @@ class Lifecycle:
                 self._directories.append(directory)
                 self._volumes.append(directory)
         self._warm_up = WarmUp(self._buckets, self._fork_server, self._retries)
+        self._waiting = Waiting(self._volumes, self._retries, started_s)
         self._health: Child | None = None
         self._health_delay = RestartDelay()
         self._reporter: Child | None = None  # in a pod only
@@ -226,7 +226,8 @@ class Lifecycle:
         assert self._state is not None
         while not self._stop_asked:
             self._turn()
-            self._last_minute.look(self._state)
+            if self._last_minute.look(self._state):
+                self._publish()
             if self._last_minute.has_begun:
                 for bucket in self._buckets:
                     bucket.hurry(self._last_minute.seconds_left())
@@ -257,6 +258,7 @@ class Lifecycle:
         for bucket in waiting:
             bucket.give_up_draining(seconds)
         self._phase = "stopped"
+        self._publish()  # at once: there may be no time for more
         lines = unsaved_lines(self._spec, self._buckets)
         if not lines:
             return EXIT_OK
@@ -321,8 +323,11 @@ class Lifecycle:
         """Turn the loop until ``done``. Raises Stopped, or what a volume or the time-out raises."""
         while not done():
             if time.monotonic() >= self._deadline_s:
-                raise self._timeout()
+                seconds = self._spec.times.ready_timeout_s
+                raise self._waiting.error(seconds, self._checks.values())
             self._turn_unless_stopped(self._deadline_s)
+            if self._waiting.look(self._checks.values()):
+                self._publish()
 
     def _turn_unless_stopped(self, deadline_s: float) -> None:
         if self._stop_asked:
@@ -439,29 +444,6 @@ class Lifecycle:
         pending = (self._retries.is_pending(volume.check_name) for volume in self._volumes)
         return bool(self._checks) or any(pending)
 
-    def _timeout(self) -> SidecarError:
-        """Which volume kept the sidecar from being ready, and its last error."""
-        seconds = self._spec.times.ready_timeout_s
-        late = [v for v in self._volumes if v.state not in ("checked", "serving")]
-        late.extend(v for v in self._checks.values() if v not in late)
-        for volume in late:
-            if volume.error is not None:
-                return volume.named(volume.error)
-            if volume.state == "probing":  # its first request is still in flight
-                silent = EndpointUnreachable(
-                    f"the store did not answer within {seconds:g} s",
-                    "check the endpoint's address and that the pod's network lets it through",
-                )
-                return volume.named(silent)
-        names = ", ".join(volume.volume.label for volume in late) or "the sidecar"
-        failing = self._retries.failing
-        hint = "a hanging network path, perhaps"
-        if failing or self._retries.shortages:
-            hint = "a limit of processes, memory, descriptors or disk that others use up?"
-        return ReadyTimeout(
-            f"not ready after {seconds:g} s: {names}{': ' if failing else ''}{failing}", hint
-        )
-
     @property
     def _troubles(self) -> int:
         return self._retries.shortages.total() + self._hang_watch.hung.total()
@@ -480,6 +462,9 @@ class Lifecycle:
                 "time_to_ready_seconds": self._time_to_ready_s,
                 "http_port": self._http_port,
                 "run": self._spec.run,
+                "restarted": any(bucket.was_shown for bucket in self._buckets),
+                "waiting": self._waiting.text if self._phase == "starting" else "",
+                "time_is_up": self._last_minute.is_over,
                 "error": self._failure.document() if self._failure is not None else None,
                 "shortages": self._retries.shortages,
                 "hung": self._hang_watch.hung,

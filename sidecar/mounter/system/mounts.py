@@ -25,6 +25,7 @@ from sidecar.mounter.system.directories import (
 )
 
 FUSE_DEVICE = "/dev/fuse"
+_FUSE_HINT = f"is {FUSE_DEVICE} the kernel's, and the container privileged?"
 SUBTYPE = "mount-sidecar"
 FSTYPE = f"fuse.{SUBTYPE}"
 GUARD_SOURCE = "mount-sidecar-guard"
@@ -96,7 +97,7 @@ def is_ours(mount: Mount) -> bool:
 
 def is_guard(mount: Mount) -> bool:
     """Whether it is a guard."""
-    return mount.fstype == "tmpfs" and mount.source == GUARD_SOURCE
+    return mount.fstype in (FSTYPE, "tmpfs") and mount.source == GUARD_SOURCE
 
 
 class Mountpoint:
@@ -126,7 +127,7 @@ class Mountpoint:
         self._parent = open_directory(
             os.path.dirname(self.path), make=True, on_made=self._note_made, walk_only=True
         )
-        count = self.clear()
+        count = self.clear(keep_guard=True)
         if make_directory(self._parent, self._name, self.path):
             self._note_made(self._parent, self._name)
         self._directory = open_child(self._parent, self._name, self.path, WALK)
@@ -135,17 +136,31 @@ class Mountpoint:
     def _note_made(self, parent: int, name: str) -> None:
         self._made.append((os.dup(parent), name))
 
-    def guard(self) -> None:
-        """Mount an empty, read-only tmpfs of mode 0 where a bucket will be mounted.
+    def guard(self, *, is_looked_at: bool = False) -> None:
+        """Mount a FUSE connection without a server where a bucket will be mounted.
 
         While no bucket is mounted there, what a program writes would be lost, and a missing mount
-        would look like an empty data set. With the guard writing gives EROFS, even to root, and
-        listing gives EACCES to everybody but root. :meth:`clear` removes it, as the kubelet needs
+        would look like an empty data set. With the guard every call gives ENOTCONN, to root too.
+        What an earlier start left does as well. :meth:`clear` removes it, as the kubelet needs
         before it can delete the directory. Raises MountFailed.
+
+        Args:
+            is_looked_at: stat(2) must work, for libfuse, so it is an empty, read-only tmpfs of mode
+                0. Writing gives EROFS, and listing EACCES to everybody but root.
         """
-        options = "mode=000,size=4k,nr_inodes=1"
-        if reason := self._mount(GUARD_SOURCE, "tmpfs", _MS_RDONLY, options):
-            raise MountFailed(f"cannot guard the mountpoint `{self.path}`: {reason}")
+        with self._top() as (mount, _):
+            if mount is not None and is_guard(mount):
+                return
+        if is_looked_at:
+            options = "mode=000,size=4k,nr_inodes=1"
+            reason = self._mount(GUARD_SOURCE, "tmpfs", _MS_RDONLY, options)
+        else:
+            connection = open_connection()
+            reason = self._mount(GUARD_SOURCE, FSTYPE, _MS_RDONLY, _fuse_options(connection))
+            os.close(connection)
+        if reason:
+            what = f"cannot guard the mountpoint `{self.path}`: {reason}"
+            raise MountFailed(what, "" if is_looked_at else _FUSE_HINT)
 
     def mount_fuse(
         self, connection: int, source: str, *, read_only: bool, max_read_bytes: int
@@ -160,15 +175,9 @@ class Mountpoint:
             source: what /proc/mounts shows as the mounted device.
             max_read_bytes: size of the largest READ.
         """
-        options = (
-            f"fd={connection},rootmode=40000,user_id=0,group_id=0,"
-            f"allow_other,default_permissions,max_read={max_read_bytes}"
-        )
+        options = f"{_fuse_options(connection)},max_read={max_read_bytes}"
         if reason := self._mount(source, FSTYPE, _MS_RDONLY if read_only else 0, options):
-            raise MountFailed(
-                f"cannot mount at `{self.path}`: {reason}",
-                f"is {FUSE_DEVICE} the kernel's, and the container privileged?",
-            )
+            raise MountFailed(f"cannot mount at `{self.path}`: {reason}", _FUSE_HINT)
 
     def _mount(self, source: str, fstype: str, flags: int, options: str) -> str | None:
         """Why it cannot be mounted; None if it is, on top of what is there."""
@@ -283,6 +292,18 @@ def clear(path: str) -> int:
 def unmount(path: str) -> bool:
     """:meth:`Mountpoint.unmount` for who knows only the path. Raises MountFailed."""
     return Mountpoint(path).unmount()
+
+
+def open_connection() -> int:
+    """A new connection to the kernel's FUSE. Raises MountFailed."""
+    try:
+        return os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountFailed(f"cannot open {FUSE_DEVICE}: {error.strerror}") from None
+
+
+def _fuse_options(connection: int) -> str:
+    return f"fd={connection},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
 
 
 def _mount_id(descriptor: int) -> int:

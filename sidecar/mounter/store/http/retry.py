@@ -26,6 +26,9 @@ from sidecar.mounter.store.interface import StoreObserver
 
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
+LOGIN_BUDGETS = 4
+"""For so many times its budget a login may be rejected: a kubelet takes up to 90 s to bring the new
+key (``syncFrequency`` of a minute, half as much of jitter)."""
 THROTTLED_BUDGETS = 10
 """For so many times its budget a request may be refused by a store that takes others."""
 _READS = frozenset({"list", "head", "get"})
@@ -88,8 +91,9 @@ class Retry:
 
         After AccessDenied the credentials are refreshed once and the attempt is repeated,
         also where there are no newer ones: stores deny by mistake on bad days. While the store
-        rejects the login itself (LoginRejected) it is repeated until the budget is spent: of a
-        key that is rotated the new one comes later, when the kubelet has synced the secret. What
+        rejects the login itself (LoginRejected) it is repeated for LOGIN_BUDGETS times the budget:
+        of a key that is rotated the new one comes later, when the kubelet has synced the secret.
+        The observer is told of the failure at once, for somebody may have to bring that key. What
         is read is asked for once more if the answer makes no sense: it may be what came late on
         a connection, and belong to no request.
 
@@ -107,10 +111,11 @@ class Retry:
         self._observer.failed(operation, error)
 
     def _run(self, operation: str, attempt: Callable[[], T]) -> T:
-        deadline = time.monotonic() + self._budget_s
+        started = time.monotonic()
+        deadline = started + self._budget_s
         # Jitter: the pods of one experiment must not come back all at once.
         backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, jitter=True)
-        refreshed = doubted = False
+        refreshed = doubted = waits = False
         pacing = self._pacing(operation)
         while True:
             # No longer than all attempts may take: whoever gives a short budget has another way.
@@ -120,11 +125,8 @@ class Retry:
                 return self.once(operation, attempt)
             except AccessDenied as denied:
                 if refreshed:
-                    delay_s = backoff.next_s()
-                    is_login = isinstance(denied, LoginRejected)
-                    if not is_login or time.monotonic() + delay_s > deadline:
-                        raise
-                    time.sleep(delay_s)
+                    self._wait_for_login(operation, denied, backoff.next_s(), started, told=waits)
+                    waits = True
                 refreshed = True
                 # A secret that cannot be read is being replaced, perhaps. If it stays like that,
                 # what the store says of the old login is told.
@@ -152,6 +154,17 @@ class Retry:
                     self._hold(wait_s)
                 else:
                     time.sleep(wait_s)
+
+    def _wait_for_login(
+        self, operation: str, denied: AccessDenied, delay_s: float, started: float, *, told: bool
+    ) -> None:
+        """Wait before the next attempt, or raise what is waited out no longer."""
+        waited_s = time.monotonic() + delay_s - started
+        if not isinstance(denied, LoginRejected) or waited_s > LOGIN_BUDGETS * self._budget_s:
+            raise denied
+        if not told:
+            self.failed(operation, denied)
+        time.sleep(delay_s)
 
     def _pacing(self, operation: str) -> Pacing:
         return self._reads if operation in _READS else self._writes
