@@ -5,7 +5,6 @@ Also what bounds those that speak HTTP by aiohttp.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable
@@ -25,6 +24,7 @@ def within_bounds(seconds: float, most_bytes: int) -> ClientMiddlewareType:
 
     A redirect is followed nowhere, since headers of a login would go with it.
     """
+    import asyncio  # only who asks an SDK needs it
 
     async def guard(request: ClientRequest, send: ClientHandlerType) -> ClientResponse:
         async with asyncio.timeout(seconds):

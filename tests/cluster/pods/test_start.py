@@ -82,10 +82,26 @@ def _last_began_after_s(cluster: Cluster, documents: list[Json]) -> float:
     return max(began) - before_s
 
 
+def _with_idle_sidecar(document: Json) -> Json:
+    """The floor: what a sidecar costs that is a shell and does nothing, with the same probe."""
+    idle = {
+        "name": "idle",
+        "image": EXPERIMENT_IMAGE,
+        "restartPolicy": "Always",
+        "command": ["sh", "-c", "trap exit TERM; : >/tmp/ready; sleep 600 & wait"],
+        "startupProbe": {
+            "exec": {"command": ["sh", "-c", "until test -e /tmp/ready; do sleep 0.1; done"]},
+            "periodSeconds": 1,
+        },
+        "lifecycle": {"preStop": {"exec": {"command": ["true"]}}},
+    }
+    return {**document, "spec": {**document["spec"], "initContainers": [idle]}}
+
+
 @pytest.mark.usefixtures("stores")
 def test_many_at_once(installed: Cluster) -> None:
-    """Interleaved: plain pods, and ones with three buckets."""
-    plain_s, injected_s = [], []
+    """Interleaved: plain pods, ones with an idle sidecar, and ones with three buckets."""
+    plain_s, idle_s, injected_s = [], [], []
     for turn in range(3):
         documents = [
             experiment(
@@ -97,10 +113,13 @@ def test_many_at_once(installed: Cluster) -> None:
         for document in documents:
             document["metadata"]["labels"] = {}
         plain_s.append(_last_began_after_s(installed, documents))
+        documents = [_with_idle_sidecar(document) for document in documents]
+        idle_s.append(_last_began_after_s(installed, documents))
+    plain = statistics.median(plain_s)
     print(
-        f"\nthe last of {AT_ONCE}: plain {_said(plain_s)}, with three buckets "
-        f"{_said(injected_s)}: {statistics.median(injected_s) / statistics.median(plain_s):.1f} "
-        "times as long"
+        f"\nthe last of {AT_ONCE}: plain {_said(plain_s)}; with a sidecar that does nothing "
+        f"{_said(idle_s)}, {statistics.median(idle_s) / plain:.1f} times as long; with three "
+        f"buckets {_said(injected_s)}, {statistics.median(injected_s) / plain:.1f} times"
     )
 
 

@@ -6,7 +6,6 @@ URLs, headers and connection strings.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Sequence
 from typing import Any
@@ -44,6 +43,8 @@ class AzureSdk:
 
         Raises SidecarError, Retryable.
         """
+        import asyncio
+
         import fsspec.asyn
         from azure.core.exceptions import ResourceNotFoundError
 

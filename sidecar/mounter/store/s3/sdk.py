@@ -6,7 +6,6 @@ headers and tokens.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import functools
 import hashlib
@@ -195,6 +194,8 @@ async def _send_deletion(verify_tls: bool, request: Any, **_: Any) -> Any:
 
     Raises OSError, BrokenResponse, UnsendableRequest.
     """
+    import asyncio
+
     from aiobotocore.awsrequest import AioAWSResponse
 
     answer = await asyncio.to_thread(
