@@ -82,7 +82,7 @@ def connect(
     endpoint = Endpoint(tls, host, port, authorities=str(authorities or ""), direct=True)
     timeout = AdaptiveTimeout(steady_s=timeout_s)
     timeout.limit_s = limit_s
-    return ConnectionPool(endpoint).take(timeout)[0]
+    return ConnectionPool(endpoint).take(timeout)
 
 
 class Entry(NamedTuple):

@@ -190,7 +190,7 @@ def test_silence_in_the_body_keeps_what_came(connect: Connect) -> None:
 def test_a_connection_that_comes_back_to_a_closed_pool_is_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pool = ConnectionPool(Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}"))
-        connection, _ = pool.take(AdaptiveTimeout(steady_s=1.0))
+        connection = pool.take(AdaptiveTimeout(steady_s=1.0))
         with listener.accept()[0] as peer:
             peer.settimeout(5)
             pool.close()

@@ -140,7 +140,7 @@ class HttpStore(ABC, Generic[C]):
     ) -> Page:
         """As :meth:`Store.list_page`."""
         query = ListQuery(prefix, token, delimiter, limit)
-        page = self.retry.run("list", lambda: self._pages.page(query))
+        page = self.retry.run("list", lambda: self._pages.page(query, self.retry.hedging("list")))
         self._bucket_seen_s = time.monotonic()
         return page
 
@@ -228,7 +228,14 @@ class HttpStore(ABC, Generic[C]):
 
         def attempt() -> T:
             with self.refusal_explained():
-                return self._client.receive(call, sign, read, accepted={200}, timeout=self._quick)
+                return self._client.receive(
+                    call,
+                    sign,
+                    read,
+                    accepted={200},
+                    timeout=self._quick,
+                    hedging=self.retry.hedging(call.operation),
+                )
 
         return self.retry.run(call.operation, attempt)
 
@@ -279,7 +286,12 @@ class HttpStore(ABC, Generic[C]):
             timeout: where it is not the one for writing a part.
         """
         return self._client.send(
-            call, sign, body, accepted=accepted, timeout=timeout or self._writing
+            call,
+            sign,
+            body,
+            accepted=accepted,
+            timeout=timeout or self._writing,
+            hedging=None if body else self.retry.hedging(call.operation),
         )
 
     def check_key(self, key: str) -> None:

@@ -203,7 +203,8 @@ class StoreObserver(Protocol):
     def retried(self, operation: str, reason: str) -> None:
         """A request is sent again.
 
-        ``reason``: throttled, server_error, connection, stalled, truncated, credentials.
+        ``reason``: throttled, server_error, connection, stalled, truncated, credentials, hedged
+        (it is slow, and the first answer counts).
         """
 
     def throttled(self, seconds: float) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from http import HTTPStatus
 
 from sidecar.mounter.store.http.client import HttpClient
+from sidecar.mounter.store.http.hedging import Hedging
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import Page, StoreObserver
@@ -55,7 +56,7 @@ class ListReader:
         self._timeout = AdaptiveTimeout(steady_s=PAGE_TIMEOUT_S)
         self._logged: set[str] = set()
 
-    def page(self, query: ListQuery) -> Page:
+    def page(self, query: ListQuery, hedging: Hedging | None = None) -> Page:
         """One attempt at a page. Raises as :meth:`HttpClient.receive`.
 
         An entry that makes no sense (a negative size, no date) is left out, counted, and logged
@@ -63,6 +64,7 @@ class ListReader:
 
         Args:
             query: its token is one that this method gave.
+            hedging: as :meth:`HttpClient.receive`.
         """
         trail = PageTrail.parse(query.token)
         asked = query._replace(token=trail.token)
@@ -72,6 +74,7 @@ class ListReader:
             lambda response: self._parse(response.read_all(MAX_PAGE_BYTES), asked),
             accepted={HTTPStatus.OK},
             timeout=self._timeout,
+            hedging=hedging,
         )
         try:
             token = trail.after(page)

@@ -113,6 +113,7 @@ class RangeReader:
             lambda response: self._read(response, wanted),
             accepted=_ACCEPTED,
             timeout=self._timeout,
+            hedging=self._retry.hedging("get"),
         )
 
     def _read(self, response: Response, wanted: _Range) -> None:

@@ -59,7 +59,7 @@ class Address:
         raise OSError(error, os.strerror(error))
 
     def answered(self) -> None:
-        """It is well."""
+        """A request got an answer: it is well."""
         self._failures = self._silences = 0
         self.rests_until_s = -math.inf
 
@@ -204,7 +204,7 @@ class _Race:
         ends_s = time.monotonic() + seconds
         while self._begun:
             left_s = ends_s - time.monotonic()
-            events = self._poll.poll(max(0, math.ceil(left_s * 1000)))
+            events = self._poll.poll(max(0.0, left_s) * 1000)
             for descriptor, _ in events:
                 self._poll.unregister(descriptor)
                 sock, address, _ = self._begun.pop(descriptor)

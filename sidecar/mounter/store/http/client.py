@@ -7,14 +7,21 @@ forked child can use it. Files are sent by sendfile(2), or over TLS through one 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import time
 from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
-from sidecar.mounter.store.http.connection import TRANSPORT_ERRORS, Connection, Response
+from sidecar.mounter.store.http.connection import (
+    TRANSPORT_ERRORS,
+    Connection,
+    Response,
+    first_to_answer,
+)
 from sidecar.mounter.store.http.fields import Headers
+from sidecar.mounter.store.http.hedging import Hedging
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.proxies import PROXY_LOGIN, ProxyFailed
 from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest
@@ -64,6 +71,7 @@ class HttpClient(Generic[C]):
         *,
         accepted: Collection[int],
         timeout: AdaptiveTimeout,
+        hedging: Hedging | None = None,
         most_bytes: int = _MAX_BUFFERED_BYTES,
     ) -> BufferedResponse:
         """One attempt at a request with a body. Arguments and errors as :meth:`receive`.
@@ -81,7 +89,7 @@ class HttpClient(Generic[C]):
             content = response.read_all(most_bytes)
             return BufferedResponse(response.status, response.fields, content)
 
-        return self._exchange(call, sign, write, read, accepted, timeout)
+        return self._exchange(call, sign, write, read, accepted, timeout, hedging)
 
     def receive(
         self,
@@ -91,6 +99,7 @@ class HttpClient(Generic[C]):
         *,
         accepted: Collection[int],
         timeout: AdaptiveTimeout,
+        hedging: Hedging | None = None,
     ) -> T:
         """One attempt at a request without a body: what ``read`` makes of its response.
 
@@ -99,11 +108,12 @@ class HttpClient(Generic[C]):
             sign: makes the request; called again after a redirect.
             read: reads the body to its end, or else the connection is not used again.
             accepted: the statuses that are not errors.
+            hedging: of requests that may be sent twice, if they are slow; the first answer counts.
 
         Raises:
             Exception: what the translator makes of another response, or of none.
         """
-        return self._exchange(call, sign, _send_head, read, accepted, timeout)
+        return self._exchange(call, sign, _send_head, read, accepted, timeout, hedging)
 
     def _exchange(
         self,
@@ -113,6 +123,7 @@ class HttpClient(Generic[C]):
         read: Callable[[Response], T],
         accepted: Collection[int],
         timeout: AdaptiveTimeout,
+        hedging: Hedging | None,
     ) -> T:
         redirected = False
         while True:
@@ -120,15 +131,19 @@ class HttpClient(Generic[C]):
             pool = self._pool
             connection: Connection | None = None
             response: Response | None = None
-            reused = False
             try:
-                connection, reused = pool.take(timeout)
+                connection = pool.take(timeout)
                 began_s = time.perf_counter()
-                whole = write(signed, pool, connection)
+                send = functools.partial(write, signed, pool)
+                whole = send(connection)
+                connection = _first_to_answer(send, pool, connection, timeout, hedging)
                 response = connection.response(has_body=signed.method != "HEAD")
                 response.will_close = response.will_close or not whole
-                timeout.answered(time.perf_counter() - began_s)
+                took_s = time.perf_counter() - began_s
+                timeout.answered(took_s)
                 connection.address.answered()
+                if hedging is not None:
+                    hedging.answered(took_s)
                 if response.status == PROXY_LOGIN and pool.proxy is not None:
                     raise ProxyFailed(pool.proxy, response.status)
                 if response.status in accepted:
@@ -148,7 +163,7 @@ class HttpClient(Generic[C]):
                     timeout.stalled()
                     if connection is not None:
                         connection.address.was_silent()
-                if not (reused and response is None and _was_closed_idle(error)):
+                if response is not None or not _was_closed_idle(connection, error):
                     raise self._translator.unanswered(call, error) from None
                 # A server may close an idle connection at any time; that is no outage.
                 pool.close_idle()
@@ -164,8 +179,41 @@ class HttpClient(Generic[C]):
         self._pool.close()
 
 
-def _was_closed_idle(error: Exception) -> bool:
-    return isinstance(error, ConnectionResetError | BrokenPipeError)
+def _first_to_answer(
+    send: Callable[[Connection], object],
+    pool: ConnectionPool,
+    first: Connection,
+    timeout: AdaptiveTimeout,
+    hedging: Hedging | None,
+) -> Connection:
+    """The connection whose response is read: ``first``, or a second one if the server is slow.
+
+    The one that is not needed is closed. Raises OSError if none answers in time.
+    """
+    slow_s = None if hedging is None else hedging.slow_after_s()
+    if hedging is None or slow_s is None:
+        return first
+    if first.answers_within(min(slow_s, timeout.timeout_s)):
+        return first
+    second = pool.take_second(timeout, first) if hedging.may_send() else None
+    if second is None:
+        return first
+    unneeded = second
+    try:
+        with contextlib.suppress(OSError):  # then it has ended, and the first one still may answer
+            send(second)
+        answering = first_to_answer(first, second, timeout.timeout_s)
+        if answering is second:
+            unneeded = first
+            first.address.was_silent()
+    finally:
+        pool.discard(unneeded)
+    return answering
+
+
+def _was_closed_idle(connection: Connection | None, error: Exception) -> bool:
+    was_idle = connection is not None and connection.was_used
+    return was_idle and isinstance(error, ConnectionResetError | BrokenPipeError)
 
 
 def _send_head(signed: SignedRequest, pool: ConnectionPool, connection: Connection) -> bool:

@@ -15,6 +15,7 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
@@ -58,12 +59,16 @@ class Connection:
         address: where it leads.
         is_tls: whether data is encrypted in user space.
         deadline: of this attempt.
+        was_used: whether an answer came on it before.
+        descriptor: of its socket.
     """
 
     def __init__(
         self, sock: socket.socket, address: Address, timeout_s: float, limit_s: float
     ) -> None:
         self.address = address
+        self.was_used = False
+        self.descriptor = sock.fileno()
         self.is_tls = isinstance(sock, ssl.SSLSocket)
         self._socket = sock
         if not self.is_tls:
@@ -106,18 +111,29 @@ class Connection:
             return False
         if not self._arrival.poll(0):
             return not (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending())
-        if not self.is_tls:
-            return False
-        self._socket.settimeout(0)
-        try:
-            self._socket.recv(1)
-        except ssl.SSLWantReadError:
-            return True  # session tickets come at any time
-        except OSError:
-            return False
-        finally:
-            self._socket.settimeout(self._timeout_s)
+        with contextlib.suppress(OSError):
+            return self._receive_now() is None
         return False
+
+    def answers_within(self, seconds: float) -> bool:
+        """Whether the answer to what was sent begins within ``seconds``, or the connection ends."""
+        if not self.is_tls:
+            return bool(self._arrival.poll(seconds * 1000))
+        ends_s = time.monotonic() + seconds
+        while self._arrival.poll(max(0.0, ends_s - time.monotonic()) * 1000):
+            if self.has_answer():
+                return True
+        return False
+
+    def has_answer(self) -> bool:
+        """Whether the answer to what was sent has begun. Raises OSError if it will not."""
+        received = self._receive_now()
+        if received is None:
+            return False
+        if not received:
+            raise _ended()
+        self._left = memoryview(received)
+        return True
 
     def send(self, data: bytes | memoryview) -> None:
         """Send all of ``data``."""
@@ -236,6 +252,19 @@ class Connection:
         except BlockingIOError:
             raise _silent() from None
 
+    def _receive_now(self) -> bytes | None:
+        """What is there, which is no content; None: nothing, but what TLS has to say itself."""
+        try:
+            if not self.is_tls:
+                return self._socket.recv(_HEAD_BYTES, socket.MSG_DONTWAIT)
+            self._socket.settimeout(0)
+            try:
+                return self._socket.recv(_HEAD_BYTES)
+            finally:
+                self._socket.settimeout(self._timeout_s)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+
     def _head(self) -> bytes:
         """Status line and header fields."""
         received = bytes(self._left)
@@ -244,7 +273,7 @@ class Connection:
                 raise BrokenResponse("the header does not end")
             more = self._receive_some()
             if not more:
-                raise ConnectionResetError("the server closed the connection")
+                raise _ended()
             received = received + more if received else more
         self._left = memoryview(received)[end + len(_END_OF_HEAD) :]
         self._is_slow = False
@@ -388,6 +417,36 @@ def request_head(method: str, target: str, headers: Mapping[str, str], host: str
         return f"{text}\r\n\r\n".encode("latin-1")
     except UnicodeEncodeError:
         raise UnsendableRequest("a character that is no byte") from None
+
+
+def first_to_answer(one: Connection, other: Connection, seconds: float) -> Connection:
+    """Of two connections on which the same was sent, the one whose answer begins first.
+
+    Nothing of a body is received that somebody else could be receiving.
+
+    Raises:
+        OSError: none does within ``seconds``.
+    """
+    ends_s = time.monotonic() + seconds
+    waiting = {connection.descriptor: connection for connection in (one, other)}
+    poll = select.poll()
+    for descriptor in waiting:
+        poll.register(descriptor, select.POLLIN)
+    while events := poll.poll(max(0.0, ends_s - time.monotonic()) * 1000):
+        for descriptor, _ in events:
+            try:
+                if waiting[descriptor].has_answer():
+                    return waiting[descriptor]
+            except OSError:
+                poll.unregister(descriptor)
+                del waiting[descriptor]
+                if not waiting:
+                    raise
+    raise _silent()
+
+
+def _ended() -> ConnectionResetError:
+    return ConnectionResetError("the server closed the connection")
 
 
 def _silent() -> TimeoutError:

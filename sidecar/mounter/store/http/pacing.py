@@ -58,6 +58,11 @@ class Pacing:
         """Make the lock anew (see :mod:`sidecar.mounter.store.http.forks`)."""
         self._lock = threading.Lock()
 
+    @property
+    def is_limiting(self) -> bool:
+        """Whether there is a pace."""
+        return self._rate is not None
+
     def delay_s(self, now_s: float) -> float:
         """How long the request that comes next has to wait, in seconds.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.mounter.store.http.addresses import Addresses
+from sidecar.mounter.store.http.addresses import Address, Addresses
 from sidecar.mounter.store.http.connection import Connection, request_head
 from sidecar.mounter.store.http.forks import renew_in_child
 from sidecar.mounter.store.http.proxies import ProxyFailed, open_tunnel, proxy_for
@@ -116,8 +117,8 @@ class ConnectionPool:
             target, headers = f"http://{authority}{target}", {**headers, **self.proxy.fields}
         return request_head(method, target, headers, authority)
 
-    def take(self, timeout: AdaptiveTimeout) -> tuple[Connection, bool]:
-        """A connection for this caller alone, and whether it was used before.
+    def take(self, timeout: AdaptiveTimeout) -> Connection:
+        """A connection for this caller alone.
 
         One on which bytes came that belong to no request is closed, and one to an address that is
         to be left alone.
@@ -135,14 +136,31 @@ class ConnectionPool:
                 # list.pop is atomic, and the last one used is the most likely to be still open.
                 connection = self._idle.pop()
             except IndexError:
-                return self._new(timeout), False
-            if connection.is_quiet and not self._addresses.rests(connection.address):
-                connection.begin(timeout.timeout_s, timeout.limit_s)
-                return connection, True
-            connection.close()
+                return self._new(timeout.timeout_s, timeout.limit_s)
+            if self._begin(connection, timeout):
+                return connection
+
+    def take_second(self, timeout: AdaptiveTimeout, first: Connection) -> Connection | None:
+        """One more for the same request, to another address if that is possible; None: none.
+
+        It waits for no other request, and no longer than ``timeout`` for an answer.
+        """
+        if not self._slots.acquire(blocking=False):
+            return None
+        for connection in sorted(self._idle, key=lambda idle: idle.address is first.address):
+            try:
+                self._idle.remove(connection)
+            except ValueError:  # another thread took it
+                continue
+            if self._begin(connection, timeout):
+                return connection
+        with contextlib.suppress(OSError):
+            return self._new(timeout.timeout_s, timeout.timeout_s, first.address)
+        return None
 
     def give_back(self, connection: Connection) -> None:
         """Return a connection whose response was read to its end."""
+        connection.was_used = True
         self._idle.append(connection)
         self._slots.release()
         if self._closed:
@@ -166,31 +184,40 @@ class ConnectionPool:
             except IndexError:  # another thread took the last one
                 return
 
-    def _new(self, timeout: AdaptiveTimeout) -> Connection:
+    def _begin(self, connection: Connection, timeout: AdaptiveTimeout) -> bool:
+        """Use an idle connection. False if it cannot be used; then it is closed."""
+        if connection.is_quiet and not self._addresses.rests(connection.address):
+            connection.begin(timeout.timeout_s, timeout.limit_s)
+            return True
+        connection.close()
+        return False
+
+    def _new(
+        self, timeout_s: float, limit_s: float, other_than: Address | None = None
+    ) -> Connection:
         try:
-            return self._connect(timeout)
+            return self._connect(timeout_s, limit_s, other_than)
         except BaseException:
             self._slots.release()
             raise
 
-    def _connect(self, timeout: AdaptiveTimeout) -> Connection:
+    def _connect(self, timeout_s: float, limit_s: float, other_than: Address | None) -> Connection:
         endpoint, proxy = self._endpoint, self.proxy
-        until_s = time.monotonic() + timeout.limit_s
+        until_s = time.monotonic() + limit_s
         try:
-            sock, address = self._addresses.connect(timeout.timeout_s, until_s)
+            sock, address = self._addresses.connect(timeout_s, until_s, other_than)
         except OSError as error:
             if proxy is None:
                 raise
             raise ProxyFailed(proxy) from error
         try:
-            sock.settimeout(timeout.timeout_s)
+            sock.settimeout(timeout_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if proxy is not None and self._tls is not None:
                 open_tunnel(sock, endpoint.host, endpoint.port, proxy, until_s)
             if self._tls is not None:
                 sock = self._tls.wrap_socket(sock, server_hostname=endpoint.host)
-            address.answered()
-            return Connection(sock, address, timeout.timeout_s, timeout.limit_s)
+            return Connection(sock, address, timeout_s, limit_s)
         except BaseException as error:
             sock.close()
             if isinstance(error, OSError):

@@ -7,6 +7,7 @@ An attempt returns, raises a final :class:`~sidecar.errors.SidecarError`, or rai
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -20,6 +21,7 @@ from sidecar.errors import (
     SidecarError,
     StoreProtocolError,
 )
+from sidecar.mounter.store.http.hedging import Hedging
 from sidecar.mounter.store.http.pacing import Pacing
 from sidecar.mounter.store.http.values import parse_number, until_http_time_s
 from sidecar.mounter.store.interface import StoreObserver
@@ -85,6 +87,10 @@ class Retry:
         # Stores count them apart ("Best practices design patterns: optimizing Amazon S3
         # performance").
         self._reads, self._writes = Pacing(), Pacing()
+        self._hedging = {
+            operation: Hedging(functools.partial(observer.retried, operation, "hedged"))
+            for operation in _READS
+        }
 
     def run(self, operation: str, attempt: Callable[[], T]) -> T:
         """The result of the first attempt that works.
@@ -105,6 +111,10 @@ class Retry:
         except SidecarError as error:
             self.failed(operation, error)
             raise
+
+    def hedging(self, operation: str) -> Hedging | None:
+        """Of reads, while the store does not say that it is asked too much."""
+        return None if self._pacing(operation).is_limiting else self._hedging.get(operation)
 
     def failed(self, operation: str, error: SidecarError) -> None:
         """Tell the observer that a call failed."""

@@ -1,0 +1,70 @@
+"""When a request that only reads is sent a second time, because it is slow. Sends nothing.
+
+"The tail at scale" (Dean and Barroso, 2013): of a thousand requests one is slow for no reason that
+the next one shares. Why not more of them: docs/decisions/0064-slow-reads-are-asked-twice.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from sidecar.mounter.store.http.forks import renew_in_child
+
+SHARE = 0.05
+"""How many requests more there are at most."""
+_USUAL = 0.95
+_FACTOR = 1.5
+"""A request is slow that takes so many times what 95 of 100 take at most."""
+SHORTEST_S = 0.05
+"""But not before: a process may wait so long for a core."""
+_FEWEST = 20
+"""So many answers are known before one is slow."""
+_MOST = 200
+_LARGEST_BURST = 10
+"""An address that dies makes several requests slow at once."""
+
+
+class Hedging:
+    """One kind of requests of one process. Safe to use from any thread.
+
+    Args:
+        hedged: called when a request is sent a second time.
+    """
+
+    def __init__(self, hedged: Callable[[], None]) -> None:
+        self._hedged = hedged
+        self._times_s: deque[float] = deque(maxlen=_MOST)
+        self._slow_s: float | None = None
+        self._answers = 0
+        self._saved = 0.0
+        self.after_fork()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """Make the lock anew (see :mod:`sidecar.mounter.store.http.forks`)."""
+        self._lock = threading.Lock()
+
+    def slow_after_s(self) -> float | None:
+        """A request was sent: when it is slow, in seconds; None: it is not sent a second time."""
+        with self._lock:
+            self._saved = min(self._saved + SHARE, _LARGEST_BURST)
+            return self._slow_s if self._saved >= 1 else None
+
+    def may_send(self) -> bool:
+        """Whether a request may be sent a second time; then it is counted."""
+        with self._lock:
+            if self._saved < 1:
+                return False
+            self._saved -= 1
+        self._hedged()
+        return True
+
+    def answered(self, seconds: float) -> None:
+        """The first byte came after so long. Without the lock: a lost sample does no harm."""
+        self._times_s.append(seconds)
+        self._answers += 1
+        if self._answers % _FEWEST == 0:
+            times_s = sorted(self._times_s.copy())
+            self._slow_s = max(SHORTEST_S, _FACTOR * times_s[int(_USUAL * len(times_s))])
