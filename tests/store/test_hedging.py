@@ -182,6 +182,7 @@ def test_a_late_answer_never_reaches_the_buffer(stack: ExitStack) -> None:
             yield wrong
         elif number == USUAL + 1:
             yield head + halves[0]
+            yield 0.3  # so that this one is the first
             first_goes_on.set()
             yield 0.1
             yield halves[1]

@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from sidecar.mounter.store.http import pool as pool_module
 from sidecar.mounter.store.http.connection import Connection, UnsendableRequest, request_head
 from sidecar.mounter.store.http.fields import BrokenResponse
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from tests.store import raw
+from tests.support.clouds import CountingObserver
+from tests.support.proxy import Head
+from tests.support.raw_server import RawServer
 from tests.support.servers import TlsFiles
 
 Piece = bytes | float
@@ -196,6 +200,32 @@ def test_a_connection_that_comes_back_to_a_closed_pool_is_closed() -> None:
             pool.close()
             pool.give_back(connection)
             assert peer.recv(1) == b""
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What translates addresses has forgotten it, and says so to nobody."""
+    monkeypatch.setattr(pool_module, "MOST_IDLE_S", 0.2, raising=False)
+    end = threading.Event()
+    last = threading.local()  # of the connection, which has a thread of its own
+
+    def forgetting(_request: Head, _body: bytes) -> Iterator[Piece | None]:
+        now_s = time.monotonic()
+        if now_s - getattr(last, "answered_s", now_s) > 0.5:
+            end.wait(60)
+            yield None
+        yield raw.content()
+        last.answered_s = time.monotonic()
+
+    observer = CountingObserver()
+    with RawServer(forgetting) as server:
+        store = raw.open_at("s3", server.endpoint, observer, retry_budget_s=20)
+        for pause_s in (0.0, 0.0, 0.7, 0.0):
+            time.sleep(pause_s)
+            assert raw.fetch(store) == raw.BODY[:100]
+        store.close()
+        end.set()
+    assert observer.retries == []
+    assert server.connections == 2
 
 
 def test_a_request_is_one_request() -> None:

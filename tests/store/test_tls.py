@@ -15,6 +15,9 @@ import pytest
 
 from sidecar.mounter.store.http.connection import Connection
 from tests.store import raw
+from tests.support import raw_server
+from tests.support.clouds import CountingObserver
+from tests.support.forward_proxy import TlsFront
 from tests.support.servers import TlsFiles, free_port
 from tests.support.waiting import wait_until
 
@@ -265,3 +268,21 @@ def test_new_keys_are_no_progress(key_changer: KeyChanger, connect: Connect) -> 
     left.set()
     changing.join()
     connection.close()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_the_next_connection_goes_on_with_the_session(
+    tls_files: TlsFiles, monkeypatch: pytest.MonkeyPatch, version: ssl.TLSVersion
+) -> None:
+    """In 1.3 what that takes comes after the handshake."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_files.certificate))
+    with (
+        raw_server.RawServer(lambda _request, _body: iter([raw.content(), None])) as server,
+        TlsFront(server.port, tls_files) as front,
+    ):
+        front.context.maximum_version = version
+        store = raw.open_at("s3", front.endpoint, CountingObserver())
+        for _ in range(5):
+            assert raw.fetch(store) == raw.BODY[:100]
+        store.close()
+    assert front.went_on == [False, True, True, True, True]

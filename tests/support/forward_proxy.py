@@ -96,12 +96,18 @@ class ForwardProxy(_Relay):
 
 
 class TlsFront(_Relay):
-    """TLS before a server on loopback."""
+    """TLS before a server on loopback.
+
+    Attributes:
+        context: of its connections.
+        went_on: of each connection, whether it went on with an earlier one's session.
+    """
 
     def __init__(self, upstream_port: int, tls: TlsFiles) -> None:
         super().__init__()
         self._upstream_port = upstream_port
-        self._context = tls.server_context()
+        self.context = tls.server_context()
+        self.went_on: list[bool] = []
 
     @property
     def endpoint(self) -> str:
@@ -110,10 +116,11 @@ class TlsFront(_Relay):
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            secured = self._context.wrap_socket(client, server_side=True)
+            secured = self.context.wrap_socket(client, server_side=True)
         except OSError:  # a client that does not trust it
             client.close()
             return
+        self.went_on.append(bool(secured.session_reused))
         self._relay(secured, socket.create_connection((HOST, self._upstream_port), 10))
 
 

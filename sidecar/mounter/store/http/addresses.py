@@ -15,6 +15,7 @@ import os
 import random
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -39,14 +40,16 @@ class Address:
     Attributes:
         where: family, and address as sockets of the family take it.
         rests_until_s: until when it is left alone (monotonic).
+        session: of TLS, which the next connection goes on with; None: there is none.
     """
 
-    __slots__ = ("_failures", "_silences", "rests_until_s", "where")
+    __slots__ = ("_failures", "_silences", "rests_until_s", "session", "where")
 
     def __init__(self, where: tuple[int, tuple[Any, ...]]) -> None:
         self.where = where
         self._failures = self._silences = 0
         self.rests_until_s = -math.inf
+        self.session: ssl.SSLSession | None = None
 
     def begin(self) -> socket.socket:
         """A socket that is connecting to it, and does not block. Raises OSError."""

@@ -212,7 +212,7 @@ def _first_to_answer(
 
 
 def _was_closed_idle(connection: Connection | None, error: Exception) -> bool:
-    was_idle = connection is not None and connection.was_used
+    was_idle = connection is not None and connection.idle_since_s > 0
     return was_idle and isinstance(error, ConnectionResetError | BrokenPipeError)
 
 

@@ -59,7 +59,7 @@ class Connection:
         address: where it leads.
         is_tls: whether data is encrypted in user space.
         deadline: of this attempt.
-        was_used: whether an answer came on it before.
+        idle_since_s: when an answer on it was read to its end (monotonic); 0: never.
         descriptor: of its socket.
     """
 
@@ -67,7 +67,7 @@ class Connection:
         self, sock: socket.socket, address: Address, timeout_s: float, limit_s: float
     ) -> None:
         self.address = address
-        self.was_used = False
+        self.idle_since_s = 0.0
         self.descriptor = sock.fileno()
         self.is_tls = isinstance(sock, ssl.SSLSocket)
         self._socket = sock
@@ -134,6 +134,12 @@ class Connection:
             raise _ended()
         self._left = memoryview(received)
         return True
+
+    def rest(self) -> None:
+        """The answer was read to its end."""
+        if isinstance(self._socket, ssl.SSLSocket) and not self.idle_since_s:
+            self.address.session = self._socket.session  # tickets come with the first answer
+        self.idle_since_s = time.monotonic()
 
     def send(self, data: bytes | memoryview) -> None:
         """Send all of ``data``."""

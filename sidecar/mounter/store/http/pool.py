@@ -21,6 +21,9 @@ from sidecar.mounter.store.http.proxies import ProxyFailed, open_tunnel, proxy_f
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 
 MAX_CONNECTIONS = 64
+MOST_IDLE_S = 60.0
+"""How long a connection is kept that nobody uses. What translates addresses forgets it after four
+minutes (Azure) or six (AWS), and some firewalls sooner; then the next request gets no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ class ConnectionPool:
 
     def give_back(self, connection: Connection) -> None:
         """Return a connection whose response was read to its end."""
-        connection.was_used = True
+        connection.rest()
         self._idle.append(connection)
         self._slots.release()
         if self._closed:
@@ -186,7 +189,8 @@ class ConnectionPool:
 
     def _begin(self, connection: Connection, timeout: AdaptiveTimeout) -> bool:
         """Use an idle connection. False if it cannot be used; then it is closed."""
-        if connection.is_quiet and not self._addresses.rests(connection.address):
+        is_old = time.monotonic() - connection.idle_since_s > MOST_IDLE_S
+        if not is_old and connection.is_quiet and not self._addresses.rests(connection.address):
             connection.begin(timeout.timeout_s, timeout.limit_s)
             return True
         connection.close()
@@ -216,7 +220,9 @@ class ConnectionPool:
             if proxy is not None and self._tls is not None:
                 open_tunnel(sock, endpoint.host, endpoint.port, proxy, until_s)
             if self._tls is not None:
-                sock = self._tls.wrap_socket(sock, server_hostname=endpoint.host)
+                sock = self._tls.wrap_socket(
+                    sock, server_hostname=endpoint.host, session=address.session
+                )
             return Connection(sock, address, timeout_s, limit_s)
         except BaseException as error:
             sock.close()
