@@ -41,7 +41,7 @@ AUTHORITIES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is set up is this test's alone."""
-    for name in (*VARIABLES, *map(str.lower, VARIABLES), *AUTHORITIES):
+    for name in (*VARIABLES, *map(str.lower, VARIABLES), *AUTHORITIES, "RES_OPTIONS"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
 

@@ -107,6 +107,12 @@ def _pass(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
+def set_up_loopback() -> None:
+    """In this thread's network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+
+
 def _in_a_thread(work: Callable[[], _T]) -> _T:
     """Run it in a new thread, because setns(2) changes the calling thread."""
     with ThreadPoolExecutor(1) as pool:
@@ -116,8 +122,7 @@ def _in_a_thread(work: Callable[[], _T]) -> _T:
 def _make_namespace() -> int:
     """A descriptor of a new namespace, with loopback up."""
     _check(_libc.unshare(_CLONE_NEWNET))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+    set_up_loopback()
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 

@@ -1,4 +1,4 @@
-"""The way to one bucket's store: its proxy, and the authorities that it is checked against.
+"""The way to one bucket's store: its name's resolution, its proxy, and who vouches for it.
 
 Put into the environment of the bucket's own process, where our HTTP and all SDKs look. The proxy is
 the secret's (which may hold a login), else the catalogue's, else what the container was given.
@@ -6,7 +6,9 @@ the secret's (which may hold a login), else the catalogue's, else what the conta
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,12 @@ _METADATA = (
     "metadata.google.internal",
 )
 
+_RESOLVER = "/etc/resolv.conf"
+_DOTS = {"gcs": 2}
+"""Of the store's own name, which is none of the cluster. S3's and Azure's have more than two; two
+has ``service.namespace.svc``, too, which must not be asked for outside the cluster."""
+_MOST_DOTS = 3
+
 
 def set_up(source: StoreSource, secrets_root: str) -> None:
     """Change this process's environment to the way of ``source``. Before any SDK is imported.
@@ -38,12 +46,25 @@ def set_up(source: StoreSource, secrets_root: str) -> None:
         CredentialError: a proxy, or the file with the authorities, cannot be used.
         OSError: there is no memory or descriptor for the authorities.
     """
+    _set_resolver(_DOTS.get(source.store, _MOST_DOTS))
     _set_proxy(source, secrets_root)
     if source.ca_bundle is not None:
         descriptor = os.memfd_create("authorities")  # without a name: nobody else can change it
         with open(descriptor, "w", closefd=False) as file:
             file.write(_authorities(source.ca_bundle.path(secrets_root)))
         os.environ.update(dict.fromkeys(_AUTHORITY_VARIABLES, path_of(descriptor)))
+
+
+def _set_resolver(dots: int) -> None:
+    """Have names of so many dots looked up as they are before domains are searched for them.
+
+    A pod's resolver searches three to six domains for names of less than five dots, each for both
+    families.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        options = re.findall(r"\bndots:([0-9]+)", Path(_RESOLVER).read_text())
+        if options and int(options[-1]) > dots:
+            os.environ.setdefault("RES_OPTIONS", f"ndots:{dots}")  # resolv.conf(5)
 
 
 def _set_proxy(source: StoreSource, secrets_root: str) -> None:

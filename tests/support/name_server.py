@@ -1,0 +1,73 @@
+"""What a pod's resolver asks: as a program, in a network and with a resolv.conf of its own.
+
+``python -m tests.support.name_server STORE HOST KNOWN...`` resolves HOST as the worker of a bucket
+of that store does, and prints the names that were asked for, as JSON. Needs root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+
+from sidecar.mounter.store import network
+from sidecar.spec import StoreSource
+from tests.support.network import set_up_loopback
+
+RESOLV_CONF = """nameserver 127.0.0.1
+search team.svc.cluster.local svc.cluster.local cluster.local
+options ndots:5
+"""
+_TYPE_A, _NO_SUCH_NAME = 1, 3
+# include/uapi/linux/sched.h, mount.h
+_CLONE_NEWNET, _CLONE_NEWNS, _MS_BIND, _MS_PRIVATE_ALL = 0x40000000, 0x20000, 4096, 0x44000
+
+
+def main(store: str, host: str, *known: str) -> None:
+    """See above."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) or libc.mount(
+        b"none", b"/", None, _MS_PRIVATE_ALL, None
+    ):
+        raise OSError(ctypes.get_errno(), "no namespaces")
+    set_up_loopback()
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(RESOLV_CONF)
+        file.flush()
+        if libc.mount(file.name.encode(), b"/etc/resolv.conf", None, _MS_BIND, None):
+            raise OSError(ctypes.get_errno(), "no bind mount")
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", 53))
+    asked: list[str] = []
+    threading.Thread(target=_serve, args=(server, set(known), asked), daemon=True).start()
+    network.set_up(StoreSource(store=store, url="", bucket="bucket"), "/nowhere")  # type: ignore[arg-type]
+    socket.getaddrinfo(host, 443, 0, socket.SOCK_STREAM)
+    print(json.dumps(asked))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _serve(server: socket.socket, known: set[str], asked: list[str]) -> None:
+    """Answer queries (RFC 1035, 4.1): known names have one address of IPv4."""
+    while True:
+        query, client = server.recvfrom(512)
+        labels, at = [], 12
+        while length := query[at]:
+            labels.append(query[at + 1 : at + 1 + length].decode())
+            at += 1 + length
+        name, question = ".".join(labels), query[12 : at + 5]
+        asked.append(name)
+        answer = b""
+        if name in known and query[at + 2] == _TYPE_A:
+            answer = b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4\x7f\0\0\1"
+        status = 0 if name in known else _NO_SUCH_NAME
+        head = query[:2] + bytes((0x81, 0x80 | status, 0, 1, 0, bool(answer), 0, 0, 0, 0))
+        server.sendto(head + question + answer, client)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
