@@ -11,9 +11,13 @@ Layout, for whoever adds a row::
     others.py         the mounts of others, with their settings
     networks.py       which store a workload uses, and how clients reach it
     servers.py        the stores; latency.py: the proxy that adds latency
+    sendfile_server.py  far_store.py  memory_objects.py  s3_answers.py
+                      a store of our own that costs next to nothing, or behaves as S3 does
+    spool_disk.py     a disk for what mounts spool, as slow as a node's
     buckets.py        a store's address, and the clouds' own clients
     stored.py         what a store has, to see what a write has brought
-    floor.py          the cheapest possible client in Python, without a file system
+    floor.py  floor_uploads.py
+                      the cheapest possible clients in Python, without a file system
     readers.py  writers.py  epochs.py  lists.py  model_programs.py
                       the other clients, run as programs (programs.py); crew.py: their threads
     runner.py         the rounds, and the result document (JSON)

@@ -53,6 +53,13 @@ QUICK_DIVISOR = 8
     help="Run only the rows of this table of README.md.",
 )
 @click.option(
+    "--network",
+    "network_names",
+    multiple=True,
+    type=click.Choice(sorted({workload.network.name for workload in all_workloads(Sizes())})),
+    help="Run only the rows of this store and way to it; repeatable.",
+)
+@click.option(
     "--peer",
     "peer_names",
     multiple=True,
@@ -85,11 +92,13 @@ QUICK_DIVISOR = 8
     help="Folder for the data set and the mounts during the run.",
 )
 def main(
+    *,
     rounds: int,
     quick: bool,
     divisor: int,
     workload_names: tuple[str, ...],
     table_name: str | None,
+    network_names: tuple[str, ...],
     peer_names: tuple[str, ...],
     beside: Path | None,
     output: Path | None,
@@ -112,6 +121,9 @@ def main(
             wanted |= table.workloads
             output = output or table.result
     output = output or LATEST
+    if network_names:
+        every = all_workloads(Sizes())
+        wanted |= {one.name for one in every if one.network.name in network_names}
     sizes = Sizes().divided(divisor)
     workloads = [
         workload for workload in all_workloads(sizes) if not wanted or workload.name in wanted

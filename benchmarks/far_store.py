@@ -36,6 +36,18 @@ class Behaviour:
     never: float = 0.0
     seed: int = 1
 
+    def options(self) -> list[str]:
+        """Of the command :mod:`benchmarks.sendfile_server`."""
+        values = {
+            "mb-per-s": self.bytes_per_s and self.bytes_per_s / 1e6,
+            "delay-ms": self.delay_s * 1000,
+            "spread": self.spread,
+            "late": self.late,
+            "never": self.never,
+            "seed": self.seed,
+        }
+        return [f"--{name}={value}" for name, value in values.items() if value]
+
 
 class Delays:
     """When the answers come. Used by all threads."""

@@ -1,8 +1,8 @@
 """The floor: the cheapest possible client in Python, run as a program.
 
 One keep-alive ``http.client`` connection per thread, every URL signed beforehand, ranged
-GETs, ``readinto`` one reused buffer. No file system, no cache, no retries: the speed of a
-mount that costs nothing.
+GETs, ``readinto`` one reused buffer. No file system, no cache: the speed of a mount that costs
+nothing. What is not answered in time is asked again on another connection.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import NamedTuple
 from benchmarks import crew, programs
 from benchmarks.buckets import Endpoint
 from benchmarks.crew import Outcome
+
+PATIENCE_S = 60.0
 
 
 class Get(NamedTuple):
@@ -46,6 +48,7 @@ def run(
     connections: int,
     *,
     duration_s: float | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> Outcome:
     """Do the GETs in order, shared among the connections, in other processes.
 
@@ -53,6 +56,7 @@ def run(
         connections: threads in all, each with one connection; in one process for each core
             (the fastest in measurements) if they divide evenly, else in one process.
         duration_s: stop after this; None: when all are done.
+        patience_s: when a request is asked again.
 
     Raises:
         BenchFailure: an answer had the wrong status or length, or the run took too long.
@@ -64,6 +68,7 @@ def run(
         "threads": connections,
         "processes": cores if connections % cores == 0 else 1,
         "duration_s": duration_s,
+        "patience_s": patience_s,
         "gets": gets,
     }
     return Outcome(**programs.run("benchmarks.floor", job))
@@ -77,14 +82,24 @@ def connect(address: str, authority: str | None) -> http.client.HTTPConnection:
     return http.client.HTTPSConnection(address, timeout=60, context=context)
 
 
-def _getter(address: str, authority: str | None, buffer_bytes: int) -> Callable[[Get], int]:
+def _getter(
+    address: str, authority: str | None, buffer_bytes: int, patience_s: float
+) -> Callable[[Get], int]:
     connection = connect(address, authority)
+    connection.timeout = patience_s
     buffer = memoryview(bytearray(buffer_bytes))
 
-    def fetch(get: Get) -> int:
+    def ask(get: Get) -> http.client.HTTPResponse:
         last = get.offset + get.size_bytes - 1
         connection.request("GET", get.url, headers={"Range": f"bytes={get.offset}-{last}"})
-        response = connection.getresponse()
+        return connection.getresponse()
+
+    def fetch(get: Get) -> int:
+        try:
+            response = ask(get)
+        except TimeoutError:
+            connection.close()  # the next request connects anew
+            response = ask(get)
         if response.status not in (200, 206) or response.length != get.size_bytes:
             raise http.client.HTTPException(f"status {response.status}, length {response.length}")
         filled = 0
@@ -104,7 +119,7 @@ def _main() -> None:
     buffer_bytes = max(get.size_bytes for get in gets)
     try:
         outcome = crew.run(
-            lambda: _getter(job["address"], job["authority"], buffer_bytes),
+            lambda: _getter(job["address"], job["authority"], buffer_bytes, job["patience_s"]),
             gets,
             threads=job["threads"],
             processes=job["processes"],

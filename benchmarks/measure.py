@@ -22,6 +22,8 @@ MB = 1_000_000
 GB = 1_000_000_000
 
 READER_TIMEOUT_S = 900.0
+AS_MANY_AS_IT_LIKES = (8, 16, 32, 64)
+"""Connections of the floor client, where one carries little: the best of them counts."""
 
 FLOOR = "floor client"
 """Name of the contender in :mod:`benchmarks.floor`."""
@@ -58,6 +60,12 @@ CPU = Metric("cpu_s_per_gb", "CPU-s/GB", "lower")
 CPU_EACH = Metric("cpu_ms_each", "CPU-ms each", "lower")
 READER_CPU = Metric("reader_cpu_s_per_gb", "reader CPU-s/GB", "lower")
 PEAK_PSS = Metric("peak_pss_mib", "peak PSS MiB", "lower")
+SPOOLED = Metric("spooled_mb", "MB for the disk", "lower")
+"""Written to files of a disk; what is deleted soon may never get there."""
+ON_DISK = Metric("on_disk_mb", "MB on the disk", "lower")
+"""What had reached the spool's disk when the store had all."""
+BUSY = Metric("busy_connections", "connections busy", "lower")
+"""The mean, while there was one."""
 
 
 class Workload(Protocol):
@@ -105,24 +113,38 @@ class Cost:
         cpu_s: user and system time of the mount's process tree.
         reader_cpu_s: user and system time of the programs that the action ran.
         peak_pss_mib: memory of the mount's process tree.
+        spooled_mb: what the mount's process tree wrote to files of a disk.
     """
 
     wall_s: float
     cpu_s: float
     reader_cpu_s: float
     peak_pss_mib: float
+    spooled_mb: float
 
 
 def cost(mount: Mount, action: Callable[[], Result]) -> tuple[Result, Cost]:
     """Run an action and measure its cost. Raises BenchFailure if the mount's process ends."""
     with mount.process.watching_memory() as memory:
         reader_cpu_s, cpu_s = _children_cpu_s(), mount.process.cpu_s()
+        disk_bytes = mount.process.disk_bytes()
         began_s = time.perf_counter()
         result = action()
         wall_s = time.perf_counter() - began_s
         cpu_s = mount.process.cpu_s() - cpu_s
         reader_cpu_s = _children_cpu_s() - reader_cpu_s
-    return result, Cost(wall_s, cpu_s, reader_cpu_s, memory.peak_bytes / MIB)
+        spooled_mb = (mount.process.disk_bytes() - disk_bytes) / MB
+    return result, Cost(wall_s, cpu_s, reader_cpu_s, memory.peak_bytes / MIB, spooled_mb)
+
+
+def busy(network: Network, server: Server) -> Values:
+    """BUSY since :attr:`Server.count_anew`, on a store that counts it."""
+    return {BUSY.name: server.busy()} if network.behaviour else {}
+
+
+def best(rounds: Sequence[Values]) -> Values:
+    """Of the floor client with several numbers of connections: where it was fastest."""
+    return max(rounds, key=lambda values: values[THROUGHPUT.name])
 
 
 def run_all(commands: Sequence[Sequence[str]]) -> None:

@@ -67,10 +67,18 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Bytes of a segment from its start on; several objects may share one."""
+class OfFile:
+    """A file that is served where it is."""
 
-    segment: Segment
+    descriptor: int
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of a segment or a file from its start on; several objects may share one."""
+
+    segment: Segment | OfFile
     size_bytes: int
 
 
@@ -122,15 +130,19 @@ class Objects:
             self.put(key, self.made([Piece(segment, size)], {}))
 
     def load(self, folder: Path) -> None:
-        """Make an object of each file below the folder. Raises OSError."""
+        """Make an object of each file below the folder; small ones are copied. Raises OSError."""
         for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                segment = self.memory.segment()
-                with path.open("rb") as file:
-                    while data := file.read(len(BLOCK)):
-                        segment.append(data)
-                made = self.made([Piece(segment, segment.size_bytes)], {})
-                self.put(str(path.relative_to(folder)), made)
+            if not path.is_file():
+                continue
+            size_bytes = path.stat().st_size
+            place: Segment | OfFile
+            if size_bytes > len(BLOCK):
+                place = OfFile(os.open(path, os.O_RDONLY))
+            else:
+                place = self.memory.segment()
+                place.append(path.read_bytes())
+            made = self.made([Piece(place, size_bytes)], {})
+            self.put(str(path.relative_to(folder)), made)
 
     def made(self, pieces: Sequence[Piece], headers: dict[str, str]) -> Object:
         """An object with an ETag of its own; it says that it is no digest."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from benchmarks.far_store import Behaviour
+
 StoreName = Literal["s3", "gcs", "azure"]
-ServerName = Literal["rclone", "minio", "strict", "gcs", "azure"]
+ServerName = Literal["rclone", "minio", "strict", "gcs", "azure", "sendfile"]
 
 DELAY_S = 0.02
 FAR_DELAY_S = 0.08
@@ -21,9 +23,10 @@ class Network:
         suffix: the end of a workload's name.
         words: the end of its title.
         server: ``rclone serve s3``, MinIO's gateway (of JuiceFS), the tests' strict S3,
-            fake-gcs-server, or Azurite.
+            fake-gcs-server, Azurite, or our sendfile server.
         tls: whether clients speak TLS.
         delay_s: what a proxy adds to each request, in seconds.
+        behaviour: of the sendfile server's connections and answers.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Network:
     server: ServerName = "rclone"
     tls: bool = False
     delay_s: float = 0.0
+    behaviour: Behaviour | None = None
 
     @property
     def store(self) -> StoreName:
@@ -82,3 +86,23 @@ AZURE_DELAYED = Network(
 )
 AZURE_NAMES = replace(AZURE, name="azure-names")
 AZURE_DELAYED_NAMES = replace(AZURE_DELAYED, name="azure-delayed-names")
+
+
+def _s3like(name: str, words: str, behaviour: Behaviour) -> Network:
+    return Network(
+        f"s3like-{name}", f"-s3like-{name}", f", {words}", "sendfile", behaviour=behaviour
+    )
+
+
+_MB = 1_000_000
+S3LIKE_20 = _s3like(
+    "20", "20 MB/s a connection, 30 ms before each answer", Behaviour(20 * _MB, 0.03)
+)
+"""As S3's 85 MB/s are to a large node, these are to two cores: many connections are needed."""
+S3LIKE_85 = _s3like(
+    "85", "85 MB/s a connection, 30 ms before each answer", Behaviour(85 * _MB, 0.03)
+)
+_TAIL = Behaviour(85 * _MB, 0.015, spread=0.4, late=0.01)
+_TAIL_WORDS = "85 MB/s a connection, 15 ms before the median answer, half a second before 1 %"
+S3LIKE_TAIL = _s3like("tail", _TAIL_WORDS, _TAIL)
+S3LIKE_NEVER = _s3like("never", f"{_TAIL_WORDS}, none in 0.1 %", replace(_TAIL, never=0.001))

@@ -31,6 +31,14 @@ from benchmarks.cli import leave
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import GB, run_all
 from benchmarks.memory_objects import BLOCK
+from benchmarks.networks import (
+    PLAIN,
+    S3LIKE_20,
+    S3LIKE_85,
+    S3LIKE_NEVER,
+    S3LIKE_TAIL,
+    Network,
+)
 from benchmarks.peers import OUR_MOUNTS, Mount, mounted
 from benchmarks.processes import Child
 from benchmarks.sendfile_server import HOST
@@ -38,8 +46,12 @@ from sidecar.units import MIB
 
 SMALL_BYTES: Final = 110_000
 _PART_BYTES: Final = 8 * MIB
-_CONNECTIONS: Final = 4
+_NEAR_CONNECTIONS: Final = 4
 """Of the client without a mount, for each file."""
+_FAR_CONNECTIONS: Final = 64
+"""The same, where a connection carries little."""
+_MOST_CONNECTIONS: Final = 256
+_NETWORKS: Final = {one.name: one for one in (S3LIKE_20, S3LIKE_85, S3LIKE_TAIL, S3LIKE_NEVER)}
 _SERVER_START_S: Final = 30.0
 
 
@@ -108,7 +120,9 @@ class Row:
 class Bench:
     """The store and the mounts of one run."""
 
-    def __init__(self, folder: Path, endpoint: Endpoint, cores: Cores) -> None:
+    def __init__(self, folder: Path, endpoint: Endpoint, cores: Cores, connections: int) -> None:
+        """``connections``: of the client without a mount, for each file."""
+        self._connections = connections
         self._folder = folder
         self._endpoint = endpoint
         self._cores = cores
@@ -127,7 +141,8 @@ class Bench:
             for number in range(files)
             for get in floor.sequential(self._url(f"large-{number}"), size, _PART_BYTES)
         ]
-        return self._row(f"{files} file{'s'[: files > 1]}", read, gets, files * _CONNECTIONS)
+        connections = min(files * self._connections, _MOST_CONNECTIONS)
+        return self._row(f"{files} file{'s'[: files > 1]}", read, gets, connections)
 
     def small(self, threads: int, count: int) -> Row:
         """So many small files, by so many threads."""
@@ -210,36 +225,53 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 @contextmanager
-def _serving(folder: Path, cores: Cores, arguments: Sequence[int]) -> Iterator[Endpoint]:
+def _serving(
+    folder: Path, cores: Cores, arguments: Sequence[int], network: Network
+) -> Iterator[Endpoint]:
     log = folder / "server.log"
     command = [sys.executable, "-m", "benchmarks.sendfile_server", *map(str, arguments)]
+    command += network.behaviour.options() if network.behaviour else []
     with on(cores.store):
         child = Child(command, {}, log)
     with child:
         child.wait_until(lambda: log.read_text().endswith("\n"), "the store", _SERVER_START_S)
-        yield Endpoint(f"{HOST}:{int(log.read_text())}", "key", "secret", prefix="")
+        yield Endpoint(f"{HOST}:{log.read_text().split()[0]}", "key", "secret", prefix="")
 
 
 @click.command()
 @click.option("--most", default=0, help="Files at once; default: as many as cores, 4 to 32.")
 @click.option("--size-mib", default=0, help="Of a file; default: what fits into memory, to 4096.")
 @click.option("--small", default=20_000, show_default=True, help="Small files.")
+@click.option(
+    "--network",
+    "network_name",
+    type=click.Choice(list(_NETWORKS)),
+    help="The store behaves as S3 does: what a connection carries, when an answer comes.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file of the result.")
-def main(most: int, size_mib: int, small: int, output: Path | None) -> None:
+def main(
+    most: int, size_mib: int, small: int, network_name: str | None, output: Path | None
+) -> None:
     """Measure one mount on this machine, with a store that costs next to nothing. Needs root."""
     signal.signal(signal.SIGTERM, leave)
+    network = _NETWORKS[network_name] if network_name else PLAIN
     cores = Cores.divided()
     most = most or min(32, max(4, len(os.sched_getaffinity(0))))
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     size_mib = size_mib or min(4096, memory // MIB // 4 // most)
     rows: list[Row] = []
-    document: dict[str, Any] = {"host": host.facts(), "size_mib": size_mib}
+    document: dict[str, Any] = {
+        "host": host.facts(),
+        "size_mib": size_mib,
+        "network": network.name,
+    }
     click.echo(f"{document['host']}\n{most} files of {size_mib} MiB")
     with tempfile.TemporaryDirectory(prefix="bench-node-") as name:
         folder = Path(name)
         served = (most, size_mib * MIB, small, SMALL_BYTES)
-        with _serving(folder, cores, served) as endpoint:
-            bench = Bench(folder, endpoint, cores)
+        with _serving(folder, cores, served, network) as endpoint:
+            connections = _FAR_CONNECTIONS if network.behaviour else _NEAR_CONNECTIONS
+            bench = Bench(folder, endpoint, cores, connections)
             files = 1
             while files <= most:
                 rows.append(bench.large(files, size_mib * MIB))

@@ -184,6 +184,7 @@ class MountpointS3:
         environment = {
             "AWS_ACCESS_KEY_ID": endpoint.access_key,
             "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+            "AWS_EC2_METADATA_DISABLED": "true",  # it asks for the network's rate otherwise
         }
         argv = [require("mount-s3"), endpoint.bucket, str(path), "-f"]
         argv += ["--endpoint-url", endpoint.url, "--region", endpoint.region]
@@ -293,6 +294,9 @@ DISK_CACHES: tuple[Peer, ...] = (
 )
 APPLICATIONS: tuple[Peer, ...] = (OUR_MOUNTS[0], Geesefs(), S3fs(), Rclone())
 """mountpoint-s3 renames nothing, and changes no file."""
+S3LIKE: tuple[Peer, ...] = (OUR_MOUNTS[0], MountpointS3(), Geesefs(), S3fs(), Rclone())
+PATIENT: tuple[Peer, ...] = (OUR_MOUNTS[0], MountpointS3(), Geesefs())
+"""rclone and s3fs-fuse wait for minutes for an answer that does not come."""
 ON_GCS: tuple[Peer, ...] = (OUR_MOUNTS[0], Gcsfuse(), Rclone())
 ON_AZURE: tuple[Peer, ...] = (OUR_MOUNTS[0], Rclone())
 """blobfuse2 is not in any archive of packages that we can reach."""

@@ -22,6 +22,7 @@ POLL_S = 0.02
 SAMPLE_S = 0.25
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_BLOCK_BYTES = 512
 _FOREIGN_PREFIXES = ("AWS_", "RCLONE_", "S3FS_")
 
 
@@ -156,6 +157,10 @@ class Child:
             self._ended()
         return sum(_cpu_s(member.pid) for member in _tree(self._process.pid))
 
+    def disk_bytes(self) -> int:
+        """What its living tree has made dirty so far, to be written to a disk (proc(5), io)."""
+        return sum(_disk_bytes(member.pid) for member in _tree(self._process.pid))
+
     def thread_times(self) -> dict[int, ThreadTime]:
         """CPU time of each thread of its living tree, by the thread's id."""
         found = {}
@@ -219,7 +224,8 @@ class MemoryWatch:
     """Samples the memory of a process tree.
 
     Proportional set sizes (``Pss`` of /proc/PID/smaps_rollup, proc(5)): a page that several
-    processes share counts once. A peak between two samples is missed.
+    processes share counts once; and what is in files without a name (memfd_create(2)) that nobody
+    has mapped. A peak between two samples is missed.
 
     Attributes:
         peak_bytes: the largest sum seen.
@@ -244,7 +250,8 @@ class MemoryWatch:
         ended = False
         while not ended:
             ended = self._end.wait(SAMPLE_S)
-            occupied = sum(_pss_bytes(member.pid) for member in _tree(self._root_pid))
+            pids = [member.pid for member in _tree(self._root_pid)]
+            occupied = sum(map(_pss_bytes, pids)) + _unmapped_bytes(pids)
             self.peak_bytes = max(self.peak_bytes, occupied)
 
 
@@ -301,3 +308,28 @@ def _pss_bytes(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     return 0  # A zombie has none.
+
+
+def _disk_bytes(pid: int) -> int:
+    with suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+            if line.startswith("write_bytes:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _unmapped_bytes(pids: Sequence[int]) -> int:
+    """Of the files in memory that these processes have open and none has mapped."""
+    found: dict[int, int] = {}
+    mapped: set[int] = set()
+    for pid in pids:
+        with suppress(OSError):  # it has ended
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                if "/memfd:" in line:
+                    mapped.add(int(line.split()[4]))
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):  # it was closed
+                    if os.readlink(entry).startswith("/memfd:"):
+                        about = entry.stat()
+                        found[about.st_ino] = about.st_blocks * _BLOCK_BYTES
+    return sum(size for inode, size in found.items() if inode not in mapped)

@@ -18,6 +18,7 @@ from benchmarks.crew import Outcome
 from benchmarks.datasets import LargeObjects, require_equal
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import (
+    AS_MANY_AS_IT_LIKES,
     CPU,
     CPU_EACH,
     FIRST_READS,
@@ -32,6 +33,8 @@ from benchmarks.measure import (
     Baseline,
     Metric,
     Values,
+    best,
+    busy,
     cost,
     run_all,
     timed,
@@ -43,6 +46,7 @@ from benchmarks.processes import find_program
 from benchmarks.servers import Server
 
 PART_BYTES = 8 * MIB
+_FEW = 4
 BLOCK_BYTES = 128 * 1024
 FLOOR_CONNECTIONS = 2
 """The fastest number in measurements of one object on two cores."""
@@ -58,6 +62,9 @@ DISK_WARM = Metric("warm_mb_s", "warm MB/s", "higher")
 FETCHED = Metric("fetched_mb", "fetched MB", "lower")
 PASSTHROUGH = Metric("passthrough_opens", "passthrough opens", "higher")
 
+METRICS = (THROUGHPUT, CPU, READER_CPU, PEAK_PSS)
+"""Of a sequential read, on any store."""
+
 _PRIMING_READS = 8
 _FIRST_READS = 320
 _SEAL_PAUSE_S = 1.0
@@ -72,11 +79,12 @@ class SequentialRead:
     dataset: LargeObjects
     peers: Sequence[Peer]
     network: Network = PLAIN
-    metrics: tuple[Metric, ...] = (THROUGHPUT, CPU, READER_CPU, PEAK_PSS)
+    metrics: tuple[Metric, ...] = METRICS
 
     @property
     def name(self) -> str:
-        name = "sequential-read" if self.dataset.count == 1 else "parallel-read"
+        names = {1: "sequential-read", _FEW: "parallel-read"}
+        name = names.get(self.dataset.count, f"parallel-read-{self.dataset.count}")
         return f"{name}{self.network.suffix}"
 
     @property
@@ -89,7 +97,9 @@ class SequentialRead:
     def on_peer(self, place: Place) -> Values:
         with place.mounted() as mount:
             paths = [mount.path / key for key in self.dataset.keys]
+            place.server.count_anew()
             _, taken = cost(mount, lambda: run_all([_dd(path) for path in paths]))
+            busy_mean = busy(self.network, place.server)
             for key in self.dataset.keys:
                 require_equal(mount.path / key, place.server.data / key)
         size_bytes = self.dataset.size_bytes * self.dataset.count
@@ -98,9 +108,16 @@ class SequentialRead:
             CPU.name: taken.cpu_s / (size_bytes / GB),
             READER_CPU.name: taken.reader_cpu_s / (size_bytes / GB),
             PEAK_PSS.name: taken.peak_pss_mib,
+            **busy_mean,
         }
 
     def baselines(self) -> Mapping[str, Baseline]:
+        if self.network.behaviour:
+            return {
+                FLOOR: lambda server: best(
+                    [self._on_floor(server, connections) for connections in AS_MANY_AS_IT_LIKES]
+                )
+            }
         if self.network.delay_s:
             return {
                 FLOOR: lambda server: self._on_floor(server, DELAYED_CONNECTIONS),
@@ -119,10 +136,12 @@ class SequentialRead:
                 bucket(server.endpoint).presigned(key), self.dataset.size_bytes, PART_BYTES
             )
         ]
+        server.count_anew()
         outcome = floor.run(server.endpoint, gets, connections)
         return {
             THROUGHPUT.name: outcome.size_bytes / MB / outcome.wall_s,
             CPU.name: outcome.cpu_s / (outcome.size_bytes / GB),
+            **busy(self.network, server),
         }
 
 

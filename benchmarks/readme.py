@@ -16,12 +16,15 @@ from typing import Any
 from benchmarks import applications, metadata, reading, round_trips, small_files
 from benchmarks.host import ROOT
 from benchmarks.measure import (
+    BUSY,
     CPU,
     FILES,
     FIRST_READS,
     FLOOR,
+    ON_DISK,
     PEAK_PSS,
     READS,
+    SPOOLED,
     THROUGHPUT,
     Metric,
 )
@@ -129,12 +132,13 @@ _RANDOM = Table(
         Line("the same with 20 ms, /s", "random-read-16-20ms", READS),
     ],
 )
+_WRITING_COLUMNS = [
+    *((name, (name,)) for name in ("mountpoint-s3", "geesefs", "s3fs-fuse", "rclone mount")),
+    ("no mount", (FLOOR,)),
+]
 _WRITING = Table(
     "writing",
-    [
-        *((name, (name,)) for name in ("mountpoint-s3", "geesefs", "s3fs-fuse", "rclone mount")),
-        ("no mount", (FLOOR,)),
-    ],
+    _WRITING_COLUMNS,
     [
         Line("a large file, MB/s", "sequential-write-minio", THROUGHPUT),
         Line("CPU seconds for each GB of that", "sequential-write-minio", CPU),
@@ -151,6 +155,52 @@ _WRITING = Table(
         Line("a large file, rclone's server, MB/s", "sequential-write", THROUGHPUT),
         Line("files of 1 MiB, one by one, rclone's server, /s", "small-writes", FILES),
         Line("checkpoints, renamed, rclone's server, MB/s", "checkpoints", THROUGHPUT),
+    ],
+)
+
+
+def _s3like_lines(rate: str) -> list[Line]:
+    reads = (
+        ("one reader", "sequential-read"),
+        ("four readers", "parallel-read"),
+        ("16 readers", "parallel-read-16"),
+    )
+    writes = (
+        ("a file written", "sequential-write"),
+        ("4 writers", "parallel-write-4"),
+        ("16 writers", "parallel-write-16"),
+    )
+    about = (("busy connections", BUSY), ("peak memory, MiB", PEAK_PSS))
+    return [
+        Line(f"{words}, {what}", f"{name}-s3like-{rate}", metric)
+        for rows, more in ((reads, ()), (writes, (("MB written to a disk", SPOOLED),)))
+        for words, name in rows
+        for what, metric in ((f"{rate} MB/s a connection, MB/s", THROUGHPUT), *about, *more)
+    ]
+
+
+_S3LIKE = Table(
+    "s3like",
+    _WRITING_COLUMNS,
+    [
+        *_s3like_lines("20"),
+        *_s3like_lines("85"),
+        *(
+            Line(f"{words}, {what}", f"sequential-write-s3like-85-{disk}", metric)
+            for words, disk in (
+                ("3 GiB, spool on a disk of 125 MB/s", "node-disk"),
+                ("3 GiB, spool on a free disk", "free-disk"),
+            )
+            for what, metric in (("MB/s", THROUGHPUT), ("MB that reached it", ON_DISK))
+        ),
+        *(
+            Line(f"{words}, {what}", f"small-files-16-s3like-{network}", metric)
+            for words, network in (
+                ("files of 110 kB, 16 threads, 1 % of answers late", "tail"),
+                ("and 0.1 % without an answer", "never"),
+            )
+            for what, metric in (("/s", FILES), ("peak memory, MiB", PEAK_PSS))
+        ),
     ],
 )
 
@@ -227,6 +277,7 @@ TABLES = (
     _S3,
     _RANDOM,
     _WRITING,
+    _S3LIKE,
     _APPLICATIONS,
     _cloud("gcs", ("gcsfuse", "rclone mount")),
     _cloud("azure", ("rclone mount",)),
@@ -276,7 +327,7 @@ def _lines(table: Table, document: dict[str, Any]) -> list[str]:
             if isinstance(value, float) and not floor
         ]
         choose: Callable[[list[float]], float] = max if line.metric.better == "higher" else min
-        best = choose(mounts) if mounts else None
+        best = choose(mounts) if mounts and line.metric != BUSY else None
         cells = [
             _cell(value, best=value == best and not floor)
             for value, floor in zip(values, is_floor, strict=True)

@@ -48,8 +48,8 @@ def page(objects: Objects, fields: Mapping[str, str]) -> bytes:
         entry = prefix + name + found if found else key
         if entry <= after or entry in entries:
             continue
-        if len(entries) == most:
-            is_cut = True
+        if len(entries) == most:  # none are asked for by who looks whether a bucket is there
+            is_cut = most > 0
             break
         entries[entry] = (
             f"<CommonPrefixes>{elements({'Prefix': entry})}</CommonPrefixes>"

@@ -19,7 +19,8 @@ the delay after its last byte. ``--folder`` serves the files below a folder, too
 By default there is one process for each core, for reads only. With ``--processes 1`` it also
 takes uploads, which it keeps in memory, and counts: ``GET /-/counts`` is a JSON document
 (:meth:`Counts.facts`) which it prints, too, when it gets SIGTERM; ``DELETE /-/counts`` counts from
-nothing and begins again with the first delay.
+nothing and begins again with the first delay. A second port, printed in the next line, is for who
+looks at the objects from near: as fast as it can be, and not counted.
 """
 
 from __future__ import annotations
@@ -445,6 +446,7 @@ def main(
         listeners.append([first, *others])
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # of all threads: sigwait takes them
+    printed = [port]
     if processes > 1:
         for own in listeners:
             if not os.fork():
@@ -453,8 +455,12 @@ def main(
                 _serve_all(store, own)
                 signal.pause()
     else:
+        near = Store(objects, Behaviour(), is_only=True)
+        near_listener = near.listen(HOST, 0)
+        printed.append(near_listener.getsockname()[1])
         _serve_all(store, listeners[0])
-    print(port, flush=True)
+        _serve_all(near, [near_listener])
+    print(*printed, sep="\n", flush=True)
     signal.sigwait(ends)
     if store.is_only:
         print(json.dumps(store.counts.facts()), flush=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
 import secrets
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,6 +22,7 @@ from benchmarks.buckets import BUCKET, PREFIX, Bucket, Endpoint, Vendor, bucket
 from benchmarks.failure import BenchFailure
 from benchmarks.networks import PLAIN, Network
 from benchmarks.processes import Child, find_program, first_line
+from benchmarks.sendfile_server import COUNTS
 from tests.support.servers import (
     AzureServer,
     GcsServer,
@@ -58,12 +62,22 @@ def _uncounted() -> int:
     raise BenchFailure("only the strict S3 counts its requests")
 
 
+def _unknown() -> float:
+    raise BenchFailure("only the sendfile server knows how many connections are busy")
+
+
 class _Started(NamedTuple):
-    """A server that runs; ``renew`` and ``requests`` as in :class:`Server`."""
+    """A server that runs; all but ``near`` as in :class:`Server`.
+
+    ``near``: where it answers at once, if that is another address.
+    """
 
     endpoint: Endpoint
     renew: Callable[[], None] = _nothing
     requests: Callable[[], int] = _uncounted
+    near: Endpoint | None = None
+    count_anew: Callable[[], None] = _nothing
+    busy: Callable[[], float] = _unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,9 @@ class Server:
         serves_files: whether ``data`` is what it serves, also after the start.
         renew: called before each attempt: what one contender used up is not the next one's loss.
         requests: how many it has had; the strict S3's only.
+        count_anew: begin to count who is busy, and with the first of its delays.
+        busy: connections with a request, the mean since then while there was one; the sendfile
+            server's only.
     """
 
     endpoint: Endpoint
@@ -85,6 +102,8 @@ class Server:
     serves_files: bool = False
     renew: Callable[[], None] = _nothing
     requests: Callable[[], int] = _uncounted
+    count_anew: Callable[[], None] = _nothing
+    busy: Callable[[], float] = _unknown
 
 
 def missing() -> str | None:
@@ -113,10 +132,12 @@ def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
         "strict": _strict,
         "gcs": _gcs,
         "azure": _azure,
+        "sendfile": _sendfile,
     }[network.server]
     data = data_folder(folder, network)
-    with start(folder, network) as (endpoint, renew, requests), ExitStack() as proxies:
-        endpoints = [endpoint, endpoint]
+    with start(folder, network) as started, ExitStack() as proxies:
+        endpoint = started.endpoint
+        endpoints = [endpoint, started.near or endpoint]
         if network.delay_s:
             endpoints = [
                 replace(
@@ -128,7 +149,16 @@ def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
                 for delay_s in (network.delay_s, 0.0)
             ]
         is_rclone = network.server == "rclone"
-        yield Server(endpoints[0], data, endpoints[1], is_rclone, renew, requests)
+        yield Server(
+            endpoints[0],
+            data,
+            endpoints[1],
+            is_rclone,
+            started.renew,
+            started.requests,
+            started.count_anew,
+            started.busy,
+        )
 
 
 @contextmanager
@@ -224,6 +254,33 @@ def _azure(folder: Path, network: Network) -> Iterator[_Started]:
 
 
 @contextmanager
+def _sendfile(folder: Path, network: Network) -> Iterator[_Started]:
+    """Our own, as a cloud behaves."""
+    argv = [sys.executable, "-m", "benchmarks.sendfile_server", "0", "0", "0", "0"]
+    argv += ["--processes", "1", "--folder", str(_root(folder, network) / BUCKET)]
+    options = network.behaviour.options() if network.behaviour else []
+    with Child([*argv, *options], {}, folder / f"{network.name}.log") as child:
+
+        def ports() -> list[str]:
+            return child.log.read_text().split()
+
+        child.wait_until(lambda: len(ports()) == 2, "the store", START_TIMEOUT_S)
+        far, near = (
+            Endpoint(f"127.0.0.1:{port}", "key", "secret", vendor="Other") for port in ports()
+        )
+
+        def busy(method: str = "GET") -> float:
+            with closing(http.client.HTTPConnection(far.address)) as connection:
+                connection.request(method, COUNTS)
+                return float(json.load(connection.getresponse())["busy_mean"])
+
+        def count_anew() -> None:
+            busy("DELETE")
+
+        yield _Started(far, near=near, count_anew=count_anew, busy=busy)
+
+
+@contextmanager
 def _started(make: Callable[[], AnyServer]) -> Iterator[AnyServer]:
     try:
         with make() as server:
@@ -245,8 +302,12 @@ def _fill(objects: Bucket, root: Path) -> None:
 
 def data_folder(folder: Path, network: Network = PLAIN) -> Path:
     """Where workloads put their objects, in the run's folder."""
-    root = f"copied-{network.name}" if network.server in {"gcs", "azure"} else "buckets"
-    return folder / root / BUCKET / PREFIX
+    return _root(folder, network) / BUCKET / PREFIX
+
+
+def _root(folder: Path, network: Network) -> Path:
+    is_own = network.server in {"gcs", "azure", "sendfile"}
+    return folder / (f"data-{network.name}" if is_own else "buckets")
 
 
 def write_random(path: Path, size_bytes: int) -> None:

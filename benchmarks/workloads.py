@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks import models
+from benchmarks import models, reading, writing
 from benchmarks.applications import applications
 from benchmarks.datasets import LargeObjects, Names, SmallObjects
-from benchmarks.measure import MIB, Workload
+from benchmarks.measure import BUSY, MIB, ON_DISK, Workload
 from benchmarks.metadata import Listing
 from benchmarks.networks import (
     AZURE,
@@ -23,19 +23,25 @@ from benchmarks.networks import (
     GCS_NAMES,
     MINIO,
     MINIO_DELAYED,
+    S3LIKE_20,
+    S3LIKE_85,
+    S3LIKE_NEVER,
+    S3LIKE_TAIL,
     STRICT,
     TLS,
     Network,
 )
-from benchmarks.others import ALL, FAST, ON_AZURE, ON_GCS
+from benchmarks.others import ALL, FAST, ON_AZURE, ON_GCS, PATIENT, S3LIKE
 from benchmarks.peers import OUR_DISK_CACHE, Peer
 from benchmarks.reading import AfterRestart, RandomRead, SecondEpoch, SequentialRead
 from benchmarks.round_trips import Places, RoundTrips
 from benchmarks.small_files import Loader, SmallFiles
+from benchmarks.spool_disk import FREE_DISK, NODE_DISK
 from benchmarks.startup import TimeToReady
 from benchmarks.writing import Checkpoints, ManyFilesWrite, SequentialWrite, Source
 
 _FEW, _MANY = 4, 16
+_WRITERS = (1, _FEW, _MANY)
 _FOLDERS = 2
 _PLACES = Places(Names(_FOLDERS * 1000, _FOLDERS), SmallObjects(1, folder="cold/colder"))
 _FEWER = 10
@@ -91,6 +97,7 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
     large = LargeObjects(sizes.large_bytes)
     parallel = LargeObjects(sizes.parallel_bytes, 4)
     small = SmallObjects(sizes.files)
+    fewer = SmallObjects(max(_MANY, sizes.files // 5 * 2))
     return (
         SequentialRead(large, ALL),
         SequentialRead(parallel, FAST),
@@ -120,14 +127,45 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
         *(
             SequentialWrite(Source(max(MIB, sizes.written_bytes // writers)), writers, network)
             for network in (MINIO, MINIO_DELAYED)
-            for writers in (1, _FEW, _MANY)
+            for writers in _WRITERS
         ),
         SequentialWrite(Source(max(MIB, sizes.written_bytes // _FEW)), _FEW, STRICT),
         ManyFilesWrite(Source(sizes.written_bytes), sizes.written_files),
         Checkpoints(Source(sizes.checkpoint_bytes)),
+        *_s3like(sizes, S3LIKE_20, sizes.large_bytes * 5 // 16),
+        *_s3like(sizes, S3LIKE_85, sizes.large_bytes // 2),
+        *(
+            SequentialWrite(
+                Source(3 * sizes.written_bytes),
+                network=S3LIKE_85,
+                peers=S3LIKE,
+                metrics=(*writing.METRICS, ON_DISK, BUSY),
+                disk=disk,
+            )
+            for disk in (NODE_DISK, FREE_DISK)
+        ),
+        SmallFiles(fewer, _MANY, S3LIKE_TAIL, S3LIKE),
+        SmallFiles(fewer, _MANY, S3LIKE_NEVER, PATIENT),
         *applications(sizes.tree_files),
         *(() if models.missing() else models.loads(sizes.model_bytes)),
         TimeToReady(),
+    )
+
+
+def _s3like(sizes: Sizes, network: Network, stream_bytes: int) -> Sequence[Workload]:
+    """Where a connection carries little, and an answer takes its time."""
+
+    def objects(of: int, count: int) -> LargeObjects:
+        return LargeObjects(max(MIB, stream_bytes // of), count)
+
+    reads = (objects(1, 1), objects(2, _FEW), objects(8, _MANY))
+    writes = ((writers, Source(max(MIB, sizes.written_bytes // writers))) for writers in _WRITERS)
+    return (
+        *(SequentialRead(dataset, S3LIKE, network, (*reading.METRICS, BUSY)) for dataset in reads),
+        *(
+            SequentialWrite(source, writers, network, S3LIKE, (*writing.METRICS, BUSY))
+            for writers, source in writes
+        ),
     )
 
 
@@ -156,7 +194,7 @@ def _on_cloud(
             SequentialWrite(
                 Source(max(MIB, sizes.checkpoint_bytes // writers)), writers, network, peers
             )
-            for writers in (1, _FEW, _MANY)
+            for writers in _WRITERS
         ),
         ManyFilesWrite(
             Source(sizes.checkpoint_bytes), max(_MANY, sizes.written_files // 2), network, peers

@@ -10,26 +10,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import stored, writers
+from benchmarks import floor_uploads, stored, writers
 from benchmarks.buckets import bucket
 from benchmarks.datasets import LargeObjects
 from benchmarks.failure import BenchFailure
 from benchmarks.measure import (
+    AS_MANY_AS_IT_LIKES,
     CPU,
     FILES,
     FLOOR,
     GB,
     MB,
     MIB,
+    ON_DISK,
     PEAK_PSS,
     READER_TIMEOUT_S,
+    SPOOLED,
     THROUGHPUT,
     Baseline,
     Metric,
     Values,
+    best,
+    busy,
     cost,
     timed,
 )
@@ -37,9 +42,13 @@ from benchmarks.networks import PLAIN, Network
 from benchmarks.others import FAST
 from benchmarks.peers import Peer, Place
 from benchmarks.servers import KEEP, WRITTEN, Server
+from benchmarks.spool_disk import Speed, spool_disk
 from benchmarks.stored import Stored
 
 SMALL_BYTES = MIB
+_DISK_LEAST_BYTES = 256 * MIB
+METRICS = (THROUGHPUT, CPU, PEAK_PSS, SPOOLED)
+"""Of a sequential write, on any store."""
 PAUSE_S = 2.0
 
 
@@ -61,20 +70,31 @@ class SequentialWrite:
     writers: int = 1
     network: Network = PLAIN
     peers: Sequence[Peer] = FAST
-    metrics: tuple[Metric, ...] = (THROUGHPUT, CPU, PEAK_PSS)
+    metrics: tuple[Metric, ...] = METRICS
+    disk: Speed | None = None
 
     @property
     def name(self) -> str:
         name = "sequential-write" if self.writers == 1 else f"parallel-write-{self.writers}"
-        return f"{name}{self.network.suffix}"
+        return f"{name}{self.network.suffix}{f'-{self.disk.name}' if self.disk else ''}"
 
     @property
     def title(self) -> str:
         size = f"{self.dataset.size_bytes // MIB} MiB"
         what = size if self.writers == 1 else f"{self.writers} writers: {size} each"
-        return f"{what} written from start to end, fsync, close{self.network.words}"
+        on = f", {self.disk.words}" if self.disk else ""
+        return f"{what} written from start to end, fsync, close{self.network.words}{on}"
 
     def on_peer(self, place: Place) -> Values:
+        if self.disk is None:
+            return self._write(place)
+        size_bytes = _DISK_LEAST_BYTES + 2 * self._all_bytes
+        with spool_disk(place.folder, size_bytes, self.disk) as disk:
+            before = disk.written_bytes()
+            values = self._write(replace(place, folder=disk.path / "mount"))
+            return {**values, ON_DISK.name: (disk.written_bytes() - before) / MB}
+
+    def _write(self, place: Place) -> Values:
         source, made = _source(self.dataset, place.server), _made(place.server)
         with place.mounted(writable=True) as mount, ExitStack() as started:
             folder = mount.path / WRITTEN
@@ -87,17 +107,39 @@ class SequentialWrite:
                 programs[name]()
                 stored.wait_for(made, name, self.dataset.size_bytes)
 
+            place.server.count_anew()
             taken = cost(mount, lambda: self._together(write_one))[1]
+            busy_mean = busy(self.network, place.server)
             for name in self._names:
                 made.require_equal(name, source)
         return {
             THROUGHPUT.name: self._all_bytes / MB / taken.wall_s,
             CPU.name: taken.cpu_s / (self._all_bytes / GB),
             PEAK_PSS.name: taken.peak_pss_mib,
+            SPOOLED.name: taken.spooled_mb,
+            **busy_mean,
         }
 
     def baselines(self) -> Mapping[str, Baseline]:
-        return {FLOOR: self._on_floor}
+        return {FLOOR: self._in_parts if self.network.behaviour else self._on_floor}
+
+    def _in_parts(self, server: Server) -> Values:
+        """As many parts at once as are fastest."""
+        names = [f"{WRITTEN}/{name}" for name in self._names]
+        rounds: list[Values] = []
+        for connections in AS_MANY_AS_IT_LIKES:
+            _made(server)
+            server.count_anew()
+            source = _source(self.dataset, server)
+            outcome = floor_uploads.run(server.endpoint, names, source, connections)
+            rounds.append(
+                {
+                    THROUGHPUT.name: self._all_bytes / MB / outcome.wall_s,
+                    CPU.name: outcome.cpu_s / (self._all_bytes / GB),
+                    **busy(self.network, server),
+                }
+            )
+        return best(rounds)
 
     def _on_floor(self, server: Server) -> Values:
         source = _source(self.dataset, server)

@@ -22,9 +22,10 @@ def start(work: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(argv, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
 
 
-def test_every_row_is_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", [(), ("--network", "s3like-85")], ids=["near", "far"])
+def test_every_row_is_measured(tmp_path: Path, store: tuple[str, ...]) -> None:
     output = tmp_path / "node.json"
-    sizes = ("--most", "2", "--size-mib", "24", "--small", "200")
+    sizes = ("--most", "2", "--size-mib", "24", "--small", "200", *store)
     process = start(tmp_path / "work", *sizes, "--output", str(output))
     said, _ = process.communicate()
     assert process.returncode == 0

@@ -27,6 +27,7 @@ from tests.support.killer import caches_dropped_by_others
 
 ROOT = Path(__file__).resolve().parents[2]
 DIVISOR = 512
+LOOP = Path("/dev/loop-control")
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="needs root and /dev/fuse"
@@ -102,6 +103,8 @@ def of_each_kind(workloads: Sequence[Workload]) -> list[Workload]:
     Without the loads of models, which are there where `make bench` was run.
     """
     workloads = [one for one in workloads if not isinstance(one, Load | SaveAndRestore)]
+    if not LOOP.exists():
+        workloads = [one for one in workloads if getattr(one, "disk", None) is None]
     names = {one.name for one in workloads}
     usual = [
         one

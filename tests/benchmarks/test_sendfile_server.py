@@ -32,7 +32,8 @@ def serving(*options: str) -> Iterator[int]:
     )
     assert process.stdout is not None
     try:
-        yield int(process.stdout.readline())
+        port, _ = process.stdout.readline(), process.stdout.readline()
+        yield int(port)
         process.send_signal(signal.SIGTERM)
         assert "bytes_in" in json.loads(process.communicate(timeout=30)[0])
     finally:
@@ -92,6 +93,9 @@ def test_names_are_listed_and_deleted() -> None:
         store = client(port)
         names = [one.object_name for one in store.list_objects("bench")]
         assert names == ["large-0", "small/"]
+        with connected(port) as connection:
+            connection.request("GET", "/bench?list-type=2&max-keys=0")
+            assert b"<IsTruncated>false" in connection.getresponse().read()
         store.remove_object("bench", "small/1")
         names = [one.object_name for one in store.list_objects("bench", recursive=True)]
         assert names == ["large-0", "small/0", "small/2"]
