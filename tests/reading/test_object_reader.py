@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_writer import CacheWriter
-from sidecar.mounter.reading import object_reader, read_ahead_size, window
+from sidecar.mounter.reading import object_reader, window
 from sidecar.mounter.reading.object_reader import ObjectReader
-from sidecar.mounter.reading.read_ahead_size import MOST_BYTES
 from tests.cache.folders import an_object, has_whole, keep, open_cache
 from tests.reading.scripted import KIB, MIB, Reading, blocks
 from tests.support.waiting import wait_until
@@ -68,13 +67,16 @@ def test_a_small_object_is_one_request(reading: Make) -> None:
     assert one.store.ranges == [(0, 700 * KIB)]
 
 
+HALF = MIB // 2
+
+
 def begun_part(one: Reading, reader: ObjectReader) -> int:
-    """Where a part starts of which a megabyte has arrived. The rest waits for the gate."""
+    """Where a part starts of which half a megabyte has arrived. The rest waits for the gate."""
     for offset, size in blocks(4 * MIB, MIB):
         one.check(reader, offset, size)
     one.settle()
     start = max(map(sum, one.store.ranges))
-    one.store.early_bytes = MIB
+    one.store.early_bytes = HALF
     one.store.gate.clear()
     for offset in range(4 * MIB, start, MIB):
         one.check(reader, offset, MIB)
@@ -108,21 +110,21 @@ def test_what_has_arrived_of_a_slow_part_is_read_while_the_rest_is_fetched(
     reader = one.open()
     start = begun_part(one, reader)
     taken: list[object] = []
-    one.check(reader, start, MIB)
+    one.check(reader, start, HALF)
     with pytest.raises(WouldBlock):
-        reader.read(start + MIB, 4 * KIB, wait=False)
-    assert reader.read_when_here(start + MIB, 4 * KIB, taken.append)
+        reader.read(start + HALF, 4 * KIB, wait=False)
+    assert reader.read_when_here(start + HALF, 4 * KIB, taken.append)
     assert taken == []
     one.store.failure = Unavailable("the store is away")
     one.store.gate.set()
     one.settle()
     assert taken == [one.store.failure]
-    one.check(reader, start, MIB)
+    one.check(reader, start, HALF)
     one.store.early_bytes = 0
     with pytest.raises(Unavailable):
-        reader.read(start + MIB, 4 * KIB)
+        reader.read(start + HALF, 4 * KIB)
     one.store.failure = None
-    one.check(reader, start + MIB, MIB)
+    one.check(reader, start + HALF, MIB)
 
 
 def test_a_reader_that_does_not_wait_gets_no_larger_window(reading: Make) -> None:
@@ -148,7 +150,7 @@ def test_a_reader_that_waits_gets_a_larger_window_up_to_the_most(reading: Make) 
     for offset, size in blocks(120 * MIB, MIB):
         one.check(reader, offset, size)
         most = max(most, max(map(sum, one.store.ranges)) - offset - size)
-    assert MOST_BYTES // 2 <= most <= MOST_BYTES + 8 * MIB
+    assert most >= 32 * MIB
 
 
 def test_a_reader_that_reads_in_bursts_has_the_next_one_ready(reading: Make) -> None:
@@ -161,7 +163,7 @@ def test_a_reader_that_reads_in_bursts_has_the_next_one_ready(reading: Make) -> 
             one.check(reader, number * burst + offset, size)
         one.settle()
         time.sleep(0.3)  # the program computes
-    assert max(map(sum, one.store.ranges)) - 8 * burst >= 1.5 * burst
+    assert max(map(sum, one.store.ranges)) - 8 * burst >= burst
 
 
 def test_nothing_is_asked_beyond_the_end_or_twice(reading: Make) -> None:
@@ -251,9 +253,7 @@ def test_random_reads_after_a_header_cost_no_more(reading: Make) -> None:
     assert one.store.asked_bytes <= 100 * 4 * KIB + 8 * MIB
 
 
-def test_small_seeks_keep_the_stream(reading: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A loaded machine makes the reader wait, and the window grow.
-    monkeypatch.setattr(read_ahead_size, "MOST_BYTES", 8 * MIB)
+def test_small_seeks_keep_the_stream(reading: Make) -> None:
     one = reading(64 * MIB)
     reader = one.open()
     for offset, size in blocks(16 * MIB, 256 * KIB):

@@ -122,6 +122,11 @@ class BufferPool:
         """An equal share of the budget for each holder."""
         return self.budget_bytes // max(1, len(self._holders))
 
+    @property
+    def is_short(self) -> bool:
+        """Whether what is left is for those who have less than their share."""
+        return self.lent_bytes > self.budget_bytes * 3 // 4
+
     def register(self, holder: Holder) -> None:
         """Add a holder to those that share the budget. Twice is as once."""
         with self._lock:

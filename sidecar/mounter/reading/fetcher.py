@@ -20,6 +20,7 @@ from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.cache.near_bucket import NearBucket
 from sidecar.mounter.reading.buffers import BufferPool
+from sidecar.mounter.reading.in_flight import InFlight
 from sidecar.mounter.reading.read_around import PageCacheShare
 from sidecar.mounter.store.interface import Arrived, ObjectInfo, Store
 from sidecar.units import MIB
@@ -69,8 +70,9 @@ class Fetcher:
     """What all handles of one mount share in one process.
 
     Attributes:
-        threads: fetch parts. Their number bounds the connections of readahead.
+        threads: fetch parts: :data:`.in_flight.MOST`, so that none waits for a thread.
         part_bytes: largest part.
+        in_flight: the parts that are fetched.
         cache: objects on local disk; None without a disk cache.
         cache_writer: stores in ``cache`` what was fetched.
         near: a bucket that is asked before the store; None without one.
@@ -92,6 +94,10 @@ class Fetcher:
     loading: threading.BoundedSemaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(MOST_LOADING)
     )
+    in_flight: InFlight = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "in_flight", InFlight(self.buffers, self.part_bytes))
 
     def fetch(
         self,

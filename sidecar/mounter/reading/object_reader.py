@@ -69,7 +69,7 @@ class ObjectReader:
         self._alignment_bytes = CACHE_BLOCK_BYTES if self._entry is not None else 1
         # A near bucket's are larger than what a single random read may bring.
         of_windows = self._alignment_bytes if fetcher.near is None else NEAR_BLOCK_BYTES
-        self._windows = Windows(fetcher, info, of_windows)
+        self._windows = Windows(fetcher, info, of_windows, self._go_on)
         self._read_around: ReadAround | None = None
         is_large = info.size_bytes > WHOLE_OBJECT_BYTES
         self._page_cache = page_cache if self._entry is None and is_large else None
@@ -285,6 +285,12 @@ class ObjectReader:
         if offset == 0 and end == self.info.size_bytes <= WHOLE_OBJECT_BYTES:
             self._windows.close(self)
 
+    def _go_on(self, window: Window) -> None:
+        """It may be a window's turn to have more parts in flight."""
+        with self._lock:
+            if not self._closed:
+                self._windows.go_on(window, self._entry, self)
+
     # --- the lock is not held -------------------------------------------------------------
 
     def _read_directly(self, entry: CacheEntry | None, offset: int, end: int) -> ReadResult:
@@ -346,8 +352,9 @@ class ObjectReader:
         end: int,
         wait: bool,
     ) -> ReadResult:
-        began_s = time.perf_counter() if missing is not None else None
+        began_s = None
         if missing is not None:
+            began_s = self._begin_wait(window)
             missing.fetch(self._fetcher, self.info)
         for part in parts:
             if not part.is_here(end):
@@ -355,9 +362,13 @@ class ObjectReader:
                     for held in parts:
                         held.drop()
                     raise WouldBlock(self.info.key)
-                began_s = began_s or time.perf_counter()
+                began_s = began_s or self._begin_wait(window)
                 part.wait(end)
         return self._result(window, parts, offset, end, began_s)
+
+    def _begin_wait(self, window: Window) -> float:
+        window.waits(self._fetcher.in_flight)
+        return time.perf_counter()
 
     def _take_when_here(
         self,
@@ -371,7 +382,7 @@ class ObjectReader:
         """Call ``take`` once all is here, from the thread that fetches the last of it."""
         for part in parts:
             if not part.is_here(end):
-                began_s = began_s or time.perf_counter()
+                began_s = began_s or self._begin_wait(window)
                 again = functools.partial(
                     self._take_when_here, window, parts, offset, end, take, began_s
                 )
@@ -406,7 +417,7 @@ class ObjectReader:
             metrics.cache_misses.inc()
             metrics.stall_seconds.inc(time.perf_counter() - began_s)
             with self._lock:
-                window.waited()
+                window.waited(self._fetcher.in_flight)
         else:
             metrics.cache_hits.inc()
         views = []

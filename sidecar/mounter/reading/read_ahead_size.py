@@ -1,119 +1,74 @@
-"""How far ahead of its reader a stream is fetched: as far as makes it faster, and no further.
-
-Decision 57. More would cost memory, and speed too: what a CPU's cache no longer holds when it is
-read comes from memory once more.
-"""
+"""How far ahead of its reader a stream is fetched: no further than the reader needs it."""
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from sidecar.units import MIB
 
 FIRST_BYTES: Final = 1 * MIB
-MOST_BYTES = 64 * MIB
-_UNMEASURED_BYTES: Final = 8 * MIB
-"""Up to here it grows whenever the reader has to wait: there is nothing to measure yet."""
-_STEP_BYTES: Final = 4 * MIB
-"""What is read between two measurements, or half of the size if that is more."""
-_MARGIN: Final = 3
-"""Parts in flight for each connection that the rate needs: they come at different times, and a
-rate that was measured while there were too few is too low."""
-_DELAYS: Final = 6
-"""What comes during so many delays of the store is in flight. With ``n`` of them a delay costs
-1/(n + 1) of the rate that CPU or network would allow."""
-_MEASURE_AGAIN_S: Final = 10.0
-"""A store, a network and a cache change."""
+_LEAST_BYTES: Final = 8 * MIB
+"""It never becomes less again."""
+_FACTOR: Final = 4
+"""Who has read a byte in sequence likely reads so many more."""
 
 
 class ReadAheadSize:
     """The size of one stream's read-ahead. Its owner locks it.
 
-    A stream needs as many connections as its rate is a multiple of the best rate that one of them
-    has had. If fewer are used, the rate rises with each further one, and so does the size. If the
-    reader, a CPU or the network is the limit, more connections are slower ones, but the best rate
-    stays what it was, and the size too. While a store has not answered yet, its connection brings
-    nothing, so more of them are in flight the later it answers. A reader that reads in bursts needs
-    what one burst reads: where everything was there, nothing was fetched for a while, and then the
-    reader had to wait, the size doubles.
-
-    Args:
-        part_bytes: what one connection fetches at a time.
+    It doubles when the reader had to wait although all of it was asked for. It is halved when
+    half of it was never needed. So a reader that reads in bursts has a whole one ready, and one
+    that is slower than the store holds little. How many parts are in flight at a time is decided
+    elsewhere (:mod:`.in_flight`): a stream that waits for its turn needs no more ahead.
 
     Attributes:
         bytes: how far ahead of the reader it may be fetched.
     """
 
-    __slots__ = (
-        "_best_rate",
-        "_delay_s",
-        "_from_position",
-        "_from_s",
-        "_least_bytes",
-        "_measured_s",
-        "_part_bytes",
-        "bytes",
-    )
+    __slots__ = ("_from_position", "_least_ready_bytes", "_start", "bytes")
 
-    def __init__(self, part_bytes: int) -> None:
-        self._part_bytes = part_bytes
-        self.restart()
+    def __init__(self, start: int) -> None:
+        self.restart(start)
 
-    def restart(self) -> None:
-        """Begin as carefully as at first."""
+    def restart(self, start: int) -> None:
+        """Begin at ``start``, as carefully as at first."""
         self.bytes = FIRST_BYTES
-        self._least_bytes = _UNMEASURED_BYTES  # more for a reader that reads in bursts
-        self._best_rate = 0.0  # of a connection, bytes a second
-        self._delay_s = math.inf  # the shortest
-        self._measured_s: float | None = None  # since when these two are measured
-        self._from_position, self._from_s = 0, 0.0  # where the reader's rate is measured from
+        self._start = start
+        self._measure_from(start)
 
-    def waited(
-        self,
-        position: int,
-        connection_rate: float,
-        delay_s: float,
-        now_s: float,
-        *,
-        rested: bool = False,
-    ) -> None:
+    @property
+    def has_grown(self) -> bool:
+        """Whether the reader had to wait yet."""
+        return self.bytes > FIRST_BYTES
+
+    def waited(self, position: int, in_flight_bytes: int, *, is_limit: bool) -> None:
         """The reader had to wait, and goes on.
 
         Args:
             position: how far it has read, bytes.
-            connection_rate: the best at which one of the latest parts came, bytes a second.
-            delay_s: the shortest after which the first of one was here; inf where nobody knows.
-            now_s: monotonic.
-            rested: nothing was fetched for a while before, because everything was there.
+            in_flight_bytes: what the process may have in flight, and a part more.
+            is_limit: all of the read-ahead was asked for, and more could have been in flight.
         """
-        if self._measured_s is None:
-            self._measured_s = now_s
-        elif now_s - self._measured_s >= _MEASURE_AGAIN_S:
-            # The best rate shows with few parts in flight only.
-            self._least_bytes = max(self._least_bytes // 2, _UNMEASURED_BYTES)
-            self.bytes = min(self.bytes, self._least_bytes)
-            self._best_rate, self._delay_s, self._measured_s = 0.0, math.inf, now_s
-            self._measure_from(position, now_s)
-        self._best_rate = max(self._best_rate, connection_rate)
-        self._delay_s = min(self._delay_s, delay_s)
-        if self.bytes < _UNMEASURED_BYTES:
-            self.bytes *= 2
-            self._measure_from(position, now_s)
-            return
-        if rested:
-            self.bytes = self._least_bytes = min(2 * self.bytes, MOST_BYTES)
-            self._measure_from(position, now_s)
-            return
-        read_bytes, taken_s = position - self._from_position, now_s - self._from_s
-        if read_bytes < max(_STEP_BYTES, self.bytes // 2) or taken_s <= 0:
-            return
-        rate = read_bytes / taken_s
-        needed = _MARGIN * rate / self._best_rate * self._part_bytes
-        if self._delay_s < math.inf:
-            needed = max(needed, _DELAYS * rate * self._delay_s + self._part_bytes)  # one is read
-        self.bytes = int(min(max(needed, self.bytes / 2, self._least_bytes), MOST_BYTES))
-        self._measure_from(position, now_s)
+        self._least_ready_bytes = 0
+        wanted = max(in_flight_bytes, 2 * self.bytes if is_limit else 0)
+        proven = max(_FACTOR * (position - self._start), 2 * FIRST_BYTES)
+        if self.bytes < min(wanted, proven):
+            self.bytes = min(wanted, proven)
+            self._measure_from(position)
 
-    def _measure_from(self, position: int, now_s: float) -> None:
-        self._from_position, self._from_s = position, now_s
+    def went_on(self, position: int, ready_bytes: int) -> None:
+        """The reader has read on.
+
+        Args:
+            position: how far, bytes.
+            ready_bytes: what is ready behind that.
+        """
+        self._least_ready_bytes = min(self._least_ready_bytes, ready_bytes)
+        if position - self._from_position < 2 * self.bytes:
+            return
+        if self._least_ready_bytes > self.bytes // 2:
+            self.bytes = max(self.bytes // 2, min(self.bytes, _LEAST_BYTES))
+        self._measure_from(position)
+
+    def _measure_from(self, position: int) -> None:
+        self._from_position, self._least_ready_bytes = position, self.bytes

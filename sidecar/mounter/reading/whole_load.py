@@ -170,6 +170,7 @@ class WholeLoad:
             return None
         part = self._parts[number] = Part(start, buffer, self._fetcher.buffers, None)
         self._state[number] = _IN_MEMORY
+        self._fetcher.in_flight.begin_now()
         return part
 
     def _result(self, parts: list[Part], mine: list[Part], offset: int, end: int) -> ReadResult:

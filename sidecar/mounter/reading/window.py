@@ -5,6 +5,7 @@ Answers no read, and takes no lock but a part's: the reader that owns the window
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.reading.buffers import BufferPool, Holder
 from sidecar.mounter.reading.fetcher import WHOLE_OBJECT_BYTES, Fetcher
+from sidecar.mounter.reading.in_flight import InFlight
 from sidecar.mounter.reading.read_ahead_size import ReadAheadSize
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.units import MIB
@@ -29,8 +31,8 @@ MAX_STREAMS = 8
 """Streams of one object that are told apart, such as the columns of a table, or its readers.
 Each has a window."""
 _REMEMBERED_ENDS = 8
-_REST_S = 0.05
-"""Less is chance: threads are not scheduled at once."""
+_MOST_SPLIT = 16
+"""While a window is small, its parts are smaller, so that it has so many."""
 SLOW_S = 0.25
 """A part that takes longer is read as it arrives. Any other is read once it is there: who reads
 along keeps the connection waiting that everybody waits for."""
@@ -44,27 +46,22 @@ class Part:
     Attributes:
         is_done: whether the fetch has ended, well or not.
         error: what it failed with. What had arrived before can be read all the same.
-        ended_s: when the fetch ended (monotonic); inf until then.
-        rate: at which it came, bytes a second; 0 until then.
-        delay_s: after which the first of it was here; inf where that is not known.
         entry: where it is cached. Released when the fetch ends.
     """
 
     __slots__ = (
         "_arrived_to",
         "_began_s",
+        "_delay_s",
         "_lock",
         "_pool",
         "_users",
         "_waiting",
         "buffer",
-        "delay_s",
         "end",
-        "ended_s",
         "entry",
         "error",
         "is_done",
-        "rate",
         "start",
     )
 
@@ -78,10 +75,8 @@ class Part:
         self.entry = entry
         self.is_done = False
         self.error: BaseException | None = None
-        self.ended_s = math.inf
-        self.rate = 0.0
-        self.delay_s = math.inf
         self._began_s = 0.0
+        self._delay_s = math.inf
         self._users = 2  # the window, and the fetch
         self._arrived_to = start
         self._waiting: list[tuple[int, Callable[[], None]]] = []
@@ -129,9 +124,10 @@ class Part:
             while not (here.wait(SLOW_S) or self.is_here(end)):
                 pass
 
-    def _arrived(self, count: int) -> None:
-        if self.delay_s == math.inf:
-            self.delay_s = time.monotonic() - self._began_s
+    def _arrived(self, in_flight: InFlight, count: int) -> None:
+        if self._delay_s == math.inf and self.start + count < self.end:
+            self._delay_s = time.monotonic() - self._began_s
+        in_flight.arrived(self.start + count - self._arrived_to)
         with self._lock:
             self._arrived_to = self.start + count
             if not self._waiting:
@@ -142,21 +138,27 @@ class Part:
             callback()
 
     def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
-        """Fetch the range. Raises nothing: :attr:`error` says what it failed with."""
+        """Fetch the range, which is counted as in flight.
+
+        Raises nothing: :attr:`error` says what it failed with.
+        """
+        in_flight = fetcher.in_flight
+        arrived = functools.partial(self._arrived, in_flight)
         self._began_s = time.monotonic()
         try:
             assert self.buffer is not None
             content = memoryview(self.buffer)
-            fetcher.fetch(info, self.entry, self.start, content, self, self._arrived)
-            self._arrived_to = self.end
-            self.rate = (self.end - self.start) / max(time.monotonic() - self._began_s, 1e-9)
+            fetcher.fetch(info, self.entry, self.start, content, self, arrived)
+            arrived(self.end - self.start)
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:
-            self.ended_s = time.monotonic()
             with self._lock:
                 self.is_done = True
                 waiting, self._waiting = self._waiting, []
+            # The next one goes on its way before this one is read.
+            size = self._arrived_to - self.start
+            in_flight.end(size, self._began_s, self._delay_s, time.monotonic())
             for _, callback in waiting:
                 callback()
             if self.entry is not None and fetcher.cache is not None:
@@ -171,16 +173,24 @@ class Window:
         position: how far it was read.
         ahead: how far ahead of that it may reach.
         next_part_bytes: size of the next part. None: just what the read needs.
-        has_rested: everything was there and nothing was fetched for a while, since the reader
-            had to wait last.
         reads: how many came in sequence. Each one makes the next one more likely.
     """
 
-    __slots__ = ("ahead", "end", "has_rested", "next_part_bytes", "parts", "position", "reads")
+    __slots__ = (
+        "_go_on",
+        "_is_limit",
+        "ahead",
+        "end",
+        "next_part_bytes",
+        "parts",
+        "position",
+        "reads",
+    )
 
-    def __init__(self, offset: int, next_part_bytes: int, part_bytes: int) -> None:
+    def __init__(self, offset: int, next_part_bytes: int, go_on: Callable[[Window], None]) -> None:
+        self._go_on = go_on
         self.parts: deque[Part] = deque()
-        self.ahead = ReadAheadSize(part_bytes)
+        self.ahead = ReadAheadSize(offset)
         self.restart(offset)
         self.next_part_bytes: int | None = next_part_bytes
 
@@ -200,30 +210,41 @@ class Window:
         """Go on at ``offset``, as carefully as at first."""
         self.close()
         self.position = self.end = offset
-        self.ahead.restart()
+        self.ahead.restart(offset)
         self.next_part_bytes = None
-        self.has_rested = False
+        self._is_limit = False
         self.reads = 0
 
-    def waited(self) -> None:
-        """The reader had to wait for a part, and has it."""
-        came = [part for part in self.parts if part.rate]
-        if self.reads > 1 and came:  # the first read has to wait in any case
-            self.ahead.waited(
-                self.position,
-                max(part.rate for part in came),
-                min(part.delay_s for part in came),
-                time.monotonic(),
-                rested=self.has_rested,
-            )
-        self.has_rested = False
+    def go_on(self) -> None:
+        """It is its turn to have one more part in flight (:class:`.in_flight.Waiting`)."""
+        self._go_on(self)
+
+    def waits(self, in_flight: InFlight) -> None:
+        """The reader has to wait for a part."""
+        is_fetched = self.end - self.position >= self.ahead.bytes
+        self._is_limit = is_fetched and not in_flight.is_full
+
+    def waited(self, in_flight: InFlight) -> None:
+        """It has the part."""
+        if self.reads > 1:  # the first read has to wait in any case
+            self.ahead.waited(self.position, in_flight.bytes, is_limit=self._is_limit)
+        self._is_limit = False
 
     def append(self, part: Part) -> None:
         """Add the next part, which is about to be fetched."""
-        latest_s = max((part.ended_s for part in self.parts), default=math.inf)
-        self.has_rested = self.has_rested or time.monotonic() - latest_s >= _REST_S
+        self.ahead.went_on(self.position, self._ready_bytes)
         self.parts.append(part)
         self.end = part.end
+
+    @property
+    def _ready_bytes(self) -> int:
+        """What is in memory behind the reader, without a gap."""
+        end = self.position
+        for part in self.parts:
+            if not part.is_done:
+                break
+            end = max(end, part.end)
+        return end - self.position
 
     def has_failed(self, offset: int, end: int) -> bool:
         """Whether a part of ``[offset, end)`` will never be here, for whichever read."""
@@ -244,10 +265,19 @@ class Windows:
     Args:
         info: the object's pinned version.
         alignment_bytes: ranges start and end at multiples of this, or at the object's end.
+        go_on: called when it is a window's turn: with the lock held, :meth:`go_on` follows.
     """
 
-    def __init__(self, fetcher: Fetcher, info: ObjectInfo, alignment_bytes: int) -> None:
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        info: ObjectInfo,
+        alignment_bytes: int,
+        go_on: Callable[[Window], None],
+    ) -> None:
         self._fetcher = fetcher
+        self._in_flight = fetcher.in_flight
+        self._go_on = go_on
         self._info = info
         self._alignment_bytes = alignment_bytes
         self._windows: list[Window] = []  # the most recently used last
@@ -256,6 +286,7 @@ class Windows:
         quarter = fetcher.buffers.budget_bytes // 4
         unit = max(alignment_bytes, CACHE_BLOCK_BYTES)
         part_bytes = min(fetcher.part_bytes, max(quarter, unit))
+        self._unit = unit
         self._part_bytes = part_bytes - part_bytes % unit
         self._first_part_bytes = max(FIRST_PART_BYTES, alignment_bytes)
 
@@ -275,18 +306,19 @@ class Windows:
             self._windows.append(window)
             if failed or offset > window.end + window.longest_gap_bytes:
                 window.restart(offset - offset % self._alignment_bytes)
+                self._in_flight.forget(window)
             return window
         is_small = self._info.size_bytes <= WHOLE_OBJECT_BYTES
         follows = any(near <= offset <= near + FOLLOW_BYTES for near in self._ends)
         if not (wait and (is_small or follows or offset == 0)):
             return None
         if is_small:
-            window = Window(0, self._info.size_bytes, self._part_bytes)
+            window = Window(0, self._info.size_bytes, self._go_on)
         else:
             start = offset - offset % self._alignment_bytes
-            window = Window(start, self._first_part_bytes, self._part_bytes)
+            window = Window(start, self._first_part_bytes, self._go_on)
         if len(self._windows) == MAX_STREAMS:
-            self._windows.pop(0).close()
+            self._close(self._windows.pop(0))
         self._windows.append(window)
         self._fetcher.buffers.register(holder)
         return window
@@ -311,7 +343,9 @@ class Windows:
             if self._join_next(window):
                 continue
             part = self._append_part(window, end, entry, holder)
-            if part is None:
+            if part is not None:
+                self._in_flight.begin_now()
+            else:
                 if missing is not None:
                     self._submit(missing)
                 return [], None
@@ -334,10 +368,19 @@ class Windows:
         """Drop all windows. False if there were none."""
         had_some = bool(self._windows)
         for window in self._windows:
-            window.close()
+            self._close(window)
         self._windows.clear()
         self._fetcher.buffers.unregister(holder)
         return had_some
+
+    def go_on(self, window: Window, entry: CacheEntry | None, holder: Holder) -> None:
+        """It may be the window's turn to have more parts in flight."""
+        if window in self._windows:
+            self._read_ahead(window, entry, holder)
+
+    def _close(self, window: Window) -> None:
+        window.close()
+        self._in_flight.forget(window)
 
     def _nearest(self, offset: int) -> Window | None:
         """The window that has the offset, else the one that ends closest before it."""
@@ -351,11 +394,18 @@ class Windows:
         return best
 
     def _read_ahead(self, window: Window, entry: CacheEntry | None, holder: Holder) -> None:
-        share_bytes = self._fetcher.buffers.share_bytes // len(self._windows)
-        ahead_bytes = min(window.ahead.bytes, share_bytes)
-        while window.end - window.position < ahead_bytes:
-            part = self._append_part(window, window.end, entry, holder)
+        buffers = self._fetcher.buffers
+        ahead_bytes = min(window.ahead.bytes, buffers.budget_bytes)
+        share_bytes = buffers.share_bytes // len(self._windows)
+        next_start = self._next_start(window)
+        while window.end - window.position < ahead_bytes and window.end < next_start:
+            if not self._in_flight.begin(window):
+                return
+            # What nobody else needs may be used, but for what those find who begin.
+            has_room = window.end - window.position < share_bytes or not buffers.is_short
+            part = self._append_part(window, window.end, entry, holder) if has_room else None
             if part is None:
+                self._in_flight.give_up(window)
                 return
             self._submit(part)
 
@@ -371,6 +421,7 @@ class Windows:
         for other in self._windows:
             if other is not window and other.parts and other.start == window.end:
                 self._windows.remove(other)
+                self._in_flight.forget(other)
                 window.parts += other.parts
                 window.end = other.end
                 window.next_part_bytes = max(
@@ -406,8 +457,18 @@ class Windows:
         part = Part(window.end, buffer, buffers, entry)
         window.append(part)
         doubled = 2 * (window.next_part_bytes or 0)
-        window.next_part_bytes = min(max(doubled, self._first_part_bytes), self._part_bytes)
+        window.next_part_bytes = min(
+            max(doubled, self._first_part_bytes), self._part_bytes, self._wanted_bytes(window)
+        )
         return part
+
+    def _wanted_bytes(self, window: Window) -> int:
+        """How large the window's next part should be at most: whole units."""
+        wanted = self._in_flight.part_bytes
+        if not self._in_flight.is_full and window.ahead.has_grown:
+            wanted = min(wanted, window.ahead.bytes // min(self._in_flight.most, _MOST_SPLIT))
+        wanted = 1 << max(wanted, 1).bit_length() - 1  # of few sizes, which are used again
+        return max(wanted - wanted % self._unit, self._first_part_bytes)
 
     def _submit(self, part: Part) -> None:
         self._fetcher.threads.submit(part.fetch, self._fetcher, self._info)

@@ -126,6 +126,7 @@ class RangeReader:
             return
         self._check_version(response.fields, wanted)
         length = self._body_length(response, wanted.offset, len(wanted.buffer))
+        wanted.received(0)
         while length:
             more = response.readinto(wanted.buffer[: min(length, wanted.step_bytes)])
             if not more:

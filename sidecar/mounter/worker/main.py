@@ -34,7 +34,7 @@ from sidecar.mounter.fuse.readers.child import end_with_children
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.fuse.stuck import StuckThreads
-from sidecar.mounter.reading import read_log
+from sidecar.mounter.reading import in_flight, read_log
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import WHOLE_OBJECT_BYTES, Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
@@ -62,7 +62,6 @@ from sidecar.spec import PersistenceSpec, StoreSource, Volume
 
 log = logging.getLogger("sidecar.worker")
 
-_FETCH_THREADS = 16
 _UPLOAD_THREADS = 8
 """One connection to S3 carries 85 to 90 MB/s ("Performance design patterns for Amazon S3"). What is
 on its way has to arrive before WRITE_SILENCE_S is over, also on a slow line."""
@@ -301,7 +300,7 @@ class Worker:
             origin += self._near_store.origin()  # its blocks come into the cache, too
         return Fetcher(
             store,
-            ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch"),
+            ThreadPoolExecutor(in_flight.MOST, thread_name_prefix="fetch"),
             BufferPool(memory_bytes),
             metrics,
             self._options.part_bytes,

@@ -1,0 +1,232 @@
+"""How many parts a process fetches at a time, and whose turn it is: as many as make it faster.
+
+Knows no object and fetches nothing. Decision 65 is why.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Final, Protocol
+
+from sidecar.mounter.reading.buffers import BufferPool
+from sidecar.units import MIB
+
+MOST: Final = 64
+"""Parts in flight in one process."""
+_LEAST: Final = 2
+"""While one of them is awaited, another one comes."""
+_HOPED_RATE: Final = 1.2e9
+"""Bytes a second. Before anything was measured there are as many connections as make this."""
+_LEAST_TRANSFER_S: Final = 0.1
+_DELAYS: Final = 5
+"""A part is as large as what comes in so many delays, so that a sixth of the time is lost."""
+_LEAST_PART_BYTES: Final = 1 * MIB
+_LEAST_ROUND_S: Final = 0.05
+_LEAST_ROUND_BYTES: Final = 32 * MIB
+_PAYS: Final = 1.15
+"""More parts in flight are kept if the rate rises by so much."""
+_COSTS_NOTHING: Final = 0.95
+"""Fewer are kept if this much of the rate is left."""
+_HALF_WRONG: Final = 0.35
+"""If the first number brings less than this of what was hoped for, fewer are tried first."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 8.0
+"""Between two trials. A store and a network change."""
+
+
+class Waiting(Protocol):
+    """A stream that would have one more part in flight."""
+
+    def go_on(self) -> None:
+        """There may be room now: :meth:`InFlight.begin`."""
+
+
+class InFlight:
+    """The parts in flight of one process, of all its streams. Safe to use from any thread.
+
+    Who lacks a part waits for its turn, the longest first. So a stream whose reader is slow asks
+    for none, and those that need more share what there is. How many there may be is tried: while
+    somebody waits for a turn, the rate at which bytes arrive is measured, and more are kept if
+    they make it higher, fewer if they do not make it lower. What one connection brings alone says
+    where to begin. It is no measure later: of connections that share a CPU or a network each
+    one is slower.
+
+    Args:
+        buffers: what the parts are in.
+        part_bytes: the largest part.
+
+    Attributes:
+        most: how many there may be.
+        count: how many there are.
+    """
+
+    def __init__(self, buffers: BufferPool, part_bytes: int) -> None:
+        self._buffers = buffers
+        self._most_part_bytes = part_bytes
+        self.most = self._wanted = _LEAST
+        self.count = 0
+        self._lock = threading.Lock()
+        self._waiting: dict[Waiting, None] = {}  # the longest first
+        # Of a connection: its best rate and least delay while the number is not tried yet, the
+        # usual ones later. Parts keep the size for the best one: where the CPU is what connections
+        # share, smaller parts would cost more of it.
+        self._rate = self._best_rate = 0.0
+        self._delay_s = math.inf
+        self._arrived_bytes = 0
+        self._climb = _Climb()
+        self._changed_s = 0.0
+        self._from: tuple[float, int] | None = None  # a round's begin: when, and what had arrived
+
+    @property
+    def part_bytes(self) -> int:
+        """How large a part should be: a power of 2, or the largest."""
+        transfer_s = max(_LEAST_TRANSFER_S, _DELAYS * min(self._delay_s, 1.0))
+        wanted = min(self._best_rate * transfer_s or math.inf, self._most_part_bytes)
+        size = _LEAST_PART_BYTES
+        while size < wanted:
+            size *= 2
+        while size > 2 * _LEAST_PART_BYTES and size * self._wanted > self._room_bytes:
+            size //= 2
+        return min(size, self._most_part_bytes)
+
+    @property
+    def bytes(self) -> int:
+        """What may be in flight, and the part that waits for its turn."""
+        return (self.most + 1) * self.part_bytes
+
+    @property
+    def _room_bytes(self) -> int:
+        return self._buffers.budget_bytes * 3 // 4  # some wait until they are read
+
+    # --- turns --------------------------------------------------------------------------------
+
+    def begin(self, stream: Waiting) -> bool:
+        """Count one more. False if there is no room: then the stream waits for its turn."""
+        with self._lock:
+            if self.count >= self.most:
+                self._waiting.setdefault(stream)
+                return False
+            self._waiting.pop(stream, None)
+            self.count += 1
+            return True
+
+    def give_up(self, stream: Waiting) -> None:
+        """There is no memory for the part that was begun. The stream waits for its turn."""
+        with self._lock:
+            self.count -= 1
+            self._waiting.setdefault(stream)
+
+    def begin_now(self) -> None:
+        """Count one more, of which a program waits."""
+        with self._lock:
+            self.count += 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for one more, or somebody waits for a turn."""
+        return self.count >= self.most or bool(self._waiting)
+
+    def forget(self, stream: Waiting) -> None:
+        """The stream wants no part any more."""
+        with self._lock:
+            self._waiting.pop(stream, None)
+
+    def arrived(self, count: int) -> None:
+        """So many bytes more have come."""
+        with self._lock:
+            self._arrived_bytes += count
+
+    def end(self, size: int, began_s: float, delay_s: float, now_s: float) -> None:
+        """A part has come, or failed.
+
+        Args:
+            size: what came of it, bytes.
+            began_s: since when (monotonic).
+            delay_s: after which the first of it was here; inf where that is not known.
+        """
+        with self._lock:
+            self.count -= 1
+            if size >= _LEAST_PART_BYTES:
+                self._measure_connection(size, now_s - began_s, delay_s)
+                self._measure_all(began_s, now_s)
+            room = self.most - self.count
+            turns = [stream for stream, _ in zip(self._waiting, range(room), strict=False)]
+            for stream in turns:
+                del self._waiting[stream]
+        for stream in turns:
+            stream.go_on()
+
+    # --- how many: the lock is held -----------------------------------------------------------
+
+    def _measure_connection(self, size: int, taken_s: float, delay_s: float) -> None:
+        rate = size / max(taken_s - (delay_s if delay_s < math.inf else 0.0), 1e-4)
+        if self._climb.has_begun:
+            self._rate += (rate - self._rate) / 8
+            self._delay_s += (min(delay_s, 2 * self._delay_s) - self._delay_s) / 8
+            return
+        self._rate = self._best_rate = max(rate, self._rate)
+        self._delay_s = min(delay_s, self._delay_s)
+        self._set(math.ceil(_HOPED_RATE / self._each()))
+
+    def _measure_all(self, began_s: float, now_s: float) -> None:
+        if not self._waiting:  # nobody lacked one
+            self._from = None
+            return
+        if began_s < self._changed_s:
+            return
+        if self._from is None:
+            self._from = now_s, self._arrived_bytes
+            return
+        from_s, from_bytes = self._from
+        taken_s, count = now_s - from_s, self._arrived_bytes - from_bytes
+        if taken_s >= _LEAST_ROUND_S and count >= max(_LEAST_ROUND_BYTES, self.bytes):
+            self._from = now_s, self._arrived_bytes
+            number = self._climb.next(self.most, count / taken_s, now_s, self._each())
+            if number != self.most:
+                self._set(number)
+                self._changed_s, self._from = now_s, None
+
+    def _each(self) -> float:
+        """What a connection brings in a second if nothing but itself is the limit."""
+        size = self.part_bytes
+        return size / (min(self._delay_s, 1.0) + size / self._rate)
+
+    def _set(self, number: int) -> None:
+        self._wanted = min(number, MOST)
+        self.most = max(_LEAST, min(self._wanted, self._room_bytes // self.part_bytes))
+
+
+class _Climb:
+    """Tries other numbers, one after the other, and keeps what is better."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._back: tuple[int, float] | None = None  # number and rate before a trial
+        self._up = True
+        self._pause_s = _FIRST_PAUSE_S
+        self._next_s = 0.0
+
+    def next(self, number: int, rate: float, now_s: float, each: float) -> int:
+        """The number to go on with, now that this one was measured.
+
+        Args:
+            each: the rate that one alone should bring.
+        """
+        if not self.has_begun:
+            self.has_begun = True
+            if rate < _HALF_WRONG * number * each:  # something else is the limit
+                self._up, self._back = False, (number, rate)
+                return math.ceil(2 * rate / each)
+        if self._back is not None:
+            before, best = self._back
+            self._back = None
+            if rate < best * (_PAYS if self._up else _COSTS_NOTHING):
+                self._up = not self._up
+                self._next_s = now_s + self._pause_s
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+                return before
+            self._pause_s = _FIRST_PAUSE_S
+        elif now_s < self._next_s:
+            return number
+        self._back = number, rate
+        return number * 2 if self._up else number * 3 // 4
