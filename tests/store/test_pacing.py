@@ -65,7 +65,7 @@ def test_a_first_refusal_at_once_does_not_stop_a_mount() -> None:
 class Login:
     epoch = 0
 
-    def refresh(self, seen_epoch: int) -> bool:
+    def refresh(self, seen_epoch: int, *, rejected: bool = False) -> bool:
         raise AssertionError(seen_epoch)
 
 

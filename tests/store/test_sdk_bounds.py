@@ -23,6 +23,7 @@ from sidecar.mounter.store.s3 import sdk as s3_sdk
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.spec import StoreName, StoreSource
 from sidecar.units import KIB, MIB
+from tests.store.nodes import NODES, identified
 from tests.store.raw import FixedCredentials
 from tests.support.clouds import CountingObserver, GcsCloud
 from tests.support.servers import GcsServer, HttpResponder, answer
@@ -178,6 +179,41 @@ def test_who_gives_tokens_is_bounded(
             store.probe()
         store.close()
     assert set(asked) == {"/token"}
+    assert max(taken, default=0) < IN_FLIGHT_BYTES
+
+
+@pytest.mark.parametrize("kind", NODES)
+@pytest.mark.parametrize("how", ["drips", "is endless", "leads elsewhere"])
+def test_what_gives_a_pod_its_identity_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
+) -> None:
+    for module, name, value in (
+        (exchange, "_SILENCE_S", 0.3),
+        (s3_sdk, "_NODE_SILENCE_S", 0.3),
+        (azure_sdk, "_LOGIN_TIMEOUT_S", 2.0),
+    ):
+        monkeypatch.setattr(module, name, value, raising=False)
+    asked: list[str] = []
+    taken: list[int] = []
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        if how == "drips":
+            taken.append(send_for_ever(handler, 200, b" ", 0.02))
+        elif how == "is endless":
+            taken.append(send_for_ever(handler, 200, b" " * 64 * KIB, 0))
+        else:
+            handler.rfile.read(int(handler.headers["Content-Length"] or 0))
+            answer(handler, 307, b"", {"Location": "/elsewhere"})
+
+    with (
+        identified(kind, respond, tmp_path, monkeypatch) as store,
+        pytest.raises(SidecarError) as caught,
+    ):
+        store.probe()
+    assert caught.value.line()
+    assert asked
+    assert "/elsewhere" not in asked
     assert max(taken, default=0) < IN_FLIGHT_BYTES
 
 

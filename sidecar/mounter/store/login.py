@@ -48,8 +48,12 @@ class Login(Generic[C]):
         """Make the lock anew (see :mod:`sidecar.mounter.store.http.forks`)."""
         self._lock = threading.Lock()
 
-    def refresh(self, seen_epoch: int) -> bool:
+    def refresh(self, seen_epoch: int, *, rejected: bool = False) -> bool:
         """Replace the credentials of ``seen_epoch``; False if there are no newer ones.
+
+        Args:
+            rejected: the store does not take what they gave, such as a token that it thinks has
+                expired: also the same ones give another.
 
         Raises:
             CredentialError: the secret cannot be read any more.
@@ -57,7 +61,7 @@ class Login(Generic[C]):
         with self._lock:
             if self.epoch != seen_epoch:
                 return True  # another thread did it meanwhile
-            if not self._source.refresh():
+            if not self._source.refresh() and not rejected:
                 return False
             self.credentials = self._read()
             self.epoch += 1

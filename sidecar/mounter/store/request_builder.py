@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from typing import NamedTuple, Protocol, TypeVar
 
 from sidecar.mounter.store.http.connection import Response
@@ -11,8 +13,10 @@ from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import SignedRequest
 from sidecar.mounter.store.http.retry import parse_retry_after
+from sidecar.mounter.store.http.values import http_time_s
 from sidecar.mounter.store.interface import ObjectInfo, Page
-from sidecar.mounter.store.store_errors import Call, ErrorResponse, StoreErrors
+from sidecar.mounter.store.signing import clock
+from sidecar.mounter.store.store_errors import CLOCK_CODES, Call, ErrorResponse, StoreErrors
 
 T = TypeVar("T")
 
@@ -105,6 +109,9 @@ class StoreTranslator:
     def refused(self, call: Call, response: Response, body: bytes) -> Exception:
         """As the protocol."""
         error = self._requests.parse_error(response.status, response.fields, body)
+        if response.status == HTTPStatus.FORBIDDEN and error.code in CLOCK_CODES:
+            with contextlib.suppress(ValueError):  # then the next attempt is another one
+                clock.follow(http_time_s(response.fields.get("date", "")))
         retry_after_s = parse_retry_after(response.fields.get("retry-after"))
         return self._errors.from_response(replace(error, retry_after_s=retry_after_s), call)
 

@@ -9,6 +9,7 @@ import base64
 import functools
 import hashlib
 import hmac
+import logging
 import re
 import time
 import urllib.parse
@@ -19,6 +20,37 @@ AZURE_API_VERSION = "2021-12-02"
 
 _UNSIGNED = "UNSIGNED-PAYLOAD"
 _BLANKS = re.compile(r"[ \t]+")
+_MOST_SKEW_S = 300.0
+"""Stores take a quarter of an hour."""
+
+log = logging.getLogger(__name__)
+
+
+class _Clock:
+    """What time requests say it is.
+
+    Attributes:
+        ahead_s: how much later that is than the node's clock says; 0 as long as no store minds.
+    """
+
+    ahead_s = 0.0
+
+    def now_s(self) -> float:
+        return time.time() + self.ahead_s
+
+    def follow(self, store_s: float) -> None:
+        """Go by a store's clock from now on, if ours is wrong.
+
+        Args:
+            store_s: its time, seconds since the epoch.
+        """
+        ahead_s = store_s - time.time()
+        if abs(ahead_s - self.ahead_s) > _MOST_SKEW_S:
+            self.ahead_s = ahead_s
+            log.warning("requests are signed by the store's clock: the node's is %+.0f s", -ahead_s)
+
+
+clock = _Clock()
 
 
 def quote_path(path: str) -> str:
@@ -58,7 +90,7 @@ def sigv4_headers(
         more: further headers, lower case: ``content-type`` and ``x-amz-…``, all of which must
             be signed. Bytes that are no ASCII stand in them as Latin-1.
     """
-    now = _timestamp(int(time.time()))
+    now = _timestamp(int(clock.now_s()))
     day = now[:8]
     headers = {"host": host, "x-amz-content-sha256": _UNSIGNED, "x-amz-date": now}
     if session_token:
@@ -143,7 +175,10 @@ def _one_spaced(value: str) -> str:
 
 def azure_headers(*, byte_range: str = "", if_match: str = "") -> dict[str, str]:
     """The headers of a request for Azure without a signature."""
-    headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": AZURE_API_VERSION}
+    headers = {
+        "x-ms-date": formatdate(clock.now_s(), usegmt=True),
+        "x-ms-version": AZURE_API_VERSION,
+    }
     if byte_range:
         headers["range"] = byte_range
     if if_match:

@@ -58,6 +58,8 @@ _LOGIN_CODES = {
     "InvalidAuthenticationInfo",
     "NoAuthenticationInformation",
 }
+CLOCK_CODES = {"RequestTimeTooSkewed", "AuthenticationFailed", ""}
+"""Of a request whose time is wrong, among others. To a HEAD S3 says nothing."""
 _THROTTLED_CODES = {
     "SlowDown",
     "Throttling",

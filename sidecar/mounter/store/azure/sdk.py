@@ -7,11 +7,14 @@ URLs, headers and connection strings.
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Sequence
 from typing import Any
 
 from sidecar.errors import LoginRejected, SecretInvalid
 from sidecar.mounter.store.azure.credentials import AzureCredentials
+from sidecar.mounter.store.http.connection import TRANSPORT_ERRORS
+from sidecar.mounter.store.http.exchange import exchange
 from sidecar.mounter.store.http.pool import authorities_file
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.sdk_client import SdkClient, within_bounds
@@ -21,6 +24,8 @@ from sidecar.units import KIB
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 _DELETE_TIMEOUT_S = 30.0
 """For all of them together."""
+_LOGIN_TIMEOUT_S = 30.0
+"""For all attempts at one source of an identity."""
 _MOST_ANSWER_BYTES = 8 * KIB
 """An error."""
 
@@ -110,18 +115,49 @@ class PodIdentity:
 
     def __init__(self) -> None:
         self._chain: Any = None
+        self._epoch = 0
 
-    def token(self, errors: StoreErrors) -> str:
-        """A bearer token; the SDK keeps it until it is about to expire. Raises LoginRejected."""
+    def token(self, errors: StoreErrors, epoch: int) -> str:
+        """A bearer token; the SDK keeps it until it is about to expire. Raises LoginRejected.
+
+        Args:
+            epoch: of the login; what an earlier one got is forgotten.
+        """
         from azure.core.exceptions import ClientAuthenticationError
+        from azure.core.pipeline.transport import RequestsTransport
         from azure.identity import DefaultAzureCredential
 
-        if self._chain is None:
-            self._chain = DefaultAzureCredential()
+        if self._chain is None or epoch != self._epoch:
+            self._epoch = epoch
+            transport = RequestsTransport(session=_session(), session_owner=False)
+            self._chain = DefaultAzureCredential(transport=transport, timeout=_LOGIN_TIMEOUT_S)
         with contextlib.suppress(ClientAuthenticationError):  # its message quotes what it tried
             token: str = self._chain.get_token(STORAGE_SCOPE).token
             return token
         raise no_identity(errors)
+
+
+def _session() -> Any:
+    """What requests is sent by: our own HTTP."""
+    from requests import ConnectionError as NoConnection
+    from requests import Session
+    from requests.adapters import HTTPAdapter
+    from urllib3 import HTTPResponse
+
+    class Adapter(HTTPAdapter):
+        def send(self, request: Any, *_: Any, **__: Any) -> Any:
+            try:
+                answer = exchange(request.method, request.url, request.headers, request.body)
+            except TRANSPORT_ERRORS:
+                raise NoConnection("no answer") from None
+            content = io.BytesIO(answer.content)
+            raw = HTTPResponse(content, answer.headers, answer.status, preload_content=False)
+            return self.build_response(request, raw)
+
+    session = Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
+    return session
 
 
 def no_identity(errors: StoreErrors) -> LoginRejected:

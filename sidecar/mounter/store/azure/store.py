@@ -108,7 +108,7 @@ class AzureStore(HttpStore[AzureCredentials]):
             source,
             endpoint,
             login,
-            lambda: identity.token(errors),
+            lambda: identity.token(errors, login.epoch),
             with_metadata=with_metadata,
         )
         super().__init__(

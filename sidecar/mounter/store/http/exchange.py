@@ -32,9 +32,13 @@ def exchange(
     body: str | bytes | None = None,
     *,
     most_bytes: int = MOST_BYTES,
+    most_silence_s: float | None = None,
     verify_tls: bool = True,
 ) -> BufferedResponse:
     """The answer of a server, whatever its status, but for redirects.
+
+    Args:
+        most_silence_s: where it is not the usual one.
 
     Raises:
         OSError, BrokenResponse, UnsendableRequest: there is none, or none within the bounds.
@@ -51,7 +55,7 @@ def exchange(
             lambda: SignedRequest(method, target, sent),
             (body.encode() if isinstance(body, str) else body or b"",),
             accepted=_ANSWERS,
-            timeout=AdaptiveTimeout(steady_s=_SILENCE_S),
+            timeout=AdaptiveTimeout(steady_s=most_silence_s or _SILENCE_S),
             most_bytes=most_bytes,
         )
     finally:

@@ -65,8 +65,11 @@ class Refreshable(Protocol):
     def epoch(self) -> int:
         """Grows with every refresh."""
 
-    def refresh(self, seen_epoch: int) -> bool:
-        """Replace the credentials of ``seen_epoch``; False if there are no newer ones."""
+    def refresh(self, seen_epoch: int, *, rejected: bool = False) -> bool:
+        """Replace the credentials of ``seen_epoch``; False if there are no newer ones.
+
+        ``rejected``: what they gave is to be replaced, too.
+        """
 
 
 class Retry:
@@ -141,7 +144,7 @@ class Retry:
                 # A secret that cannot be read is being replaced, perhaps. If it stays like that,
                 # what the store says of the old login is told.
                 with contextlib.suppress(CredentialError):
-                    self._login.refresh(epoch)
+                    self._login.refresh(epoch, rejected=isinstance(denied, LoginRejected))
                 self._observer.retried(operation, "credentials")
             except StoreProtocolError:
                 if doubted or operation not in _READS:

@@ -266,7 +266,7 @@ class S3Requests:
         key_id, secret, token = login.access_key_id, login.secret_access_key, login.session_token
         if login.ambient:
             errors = StoreErrors("S3", self._bucket, str(self.endpoint))
-            key_id, secret, token = self._pod_identity.keys(errors)
+            key_id, secret, token = self._pod_identity.keys(errors, self._login.epoch)
         return sigv4_headers(
             host=self.endpoint.authority,
             path=path,

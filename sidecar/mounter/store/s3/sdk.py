@@ -10,6 +10,7 @@ import base64
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from sidecar.errors import LoginRejected, SidecarError
@@ -24,6 +25,7 @@ from sidecar.mounter.store.store_errors import Call, ErrorResponse, StoreErrors
 from sidecar.units import MIB
 
 _DELETE_TIMEOUT_S = 10.0
+_NODE_SILENCE_S = 2.0
 _MOST_ANSWER_BYTES = 4 * MIB
 """A thousand of the longest keys, and what is escaped in them."""
 _MOST_ELEMENTS = 32_000
@@ -134,9 +136,13 @@ class PodIdentity:
 
     def __init__(self) -> None:
         self._chain: Any = None
+        self._epoch = 0
 
-    def keys(self, errors: StoreErrors) -> tuple[str, str, str | None]:
+    def keys(self, errors: StoreErrors, epoch: int) -> tuple[str, str, str | None]:
         """Access key, secret key and session token; botocore renews what expires.
+
+        Args:
+            epoch: of the login; what an earlier one got is forgotten.
 
         Raises SidecarError, Retryable.
         """
@@ -145,12 +151,13 @@ class PodIdentity:
         failure: SidecarError | Retryable
         service = StoreErrors("AWS login", errors.bucket, "of the pod")
         try:
-            if self._chain is None:
+            if self._chain is None or epoch != self._epoch:
                 from botocore.session import Session
 
                 session = Session()
                 session.register("before-send", _send_login)
-                self._chain = session.get_credentials()
+                _bound_fetchers(session)
+                self._chain, self._epoch = session.get_credentials(), epoch
             if self._chain is not None:
                 frozen = self._chain.get_frozen_credentials()
                 return frozen.access_key, frozen.secret_key, frozen.token
@@ -212,12 +219,39 @@ async def _send_deletion(verify_tls: bool, request: Any, **_: Any) -> Any:
     return AioAWSResponse(request.url, answer.status, answer.headers, _Content(answer.content))
 
 
-def _send_login(request: Any, **_: Any) -> Any:
+def _send_login(request: Any, *, most_silence_s: float | None = None, **_: Any) -> Any:
     """:func:`_send_deletion` for the services that a pod's identity is exchanged at."""
     from botocore.awsrequest import AWSResponse
 
-    answer = exchange(request.method, request.url, _texts(request.headers), request.body)
+    answer = exchange(
+        request.method,
+        request.url,
+        _texts(request.headers),
+        request.body,
+        most_silence_s=most_silence_s,
+    )
     return AWSResponse(request.url, answer.status, answer.headers, _Content(answer.content))
+
+
+def _bound_fetchers(session: Any) -> None:
+    """What is asked on the node itself is sent without an event: by what has a ``send``."""
+    chain = session.get_component("credential_provider")
+    fetchers = (
+        chain.get_provider("container-role")._fetcher,
+        chain.get_provider("iam-role")._role_fetcher,
+    )
+    for fetcher in fetchers:
+        fetcher._session = SimpleNamespace(send=_send_to_node)
+
+
+def _send_to_node(request: Any) -> Any:
+    """:func:`_send_login` for metadata services, which on most machines are not there."""
+    from botocore.exceptions import EndpointConnectionError
+
+    try:
+        return _send_login(request, most_silence_s=_NODE_SILENCE_S)
+    except TRANSPORT_ERRORS:
+        raise EndpointConnectionError(endpoint_url=request.url) from None
 
 
 def _texts(headers: Mapping[str, str | bytes]) -> dict[str, str]:

@@ -58,6 +58,7 @@ from sidecar.mounter.store.s3.versions import (
     provisional_version,
     unmet_conditions,
 )
+from sidecar.mounter.store.signing import clock
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import GIB, MIB
 
@@ -502,10 +503,17 @@ class S3Store(HttpStore[S3Credentials]):
         """As :meth:`Store.delete_many`, a thousand in a request, through s3fs.
 
         A key that XML cannot hold is deleted alone: its name is in the path then. So is one
-        that the store refuses, so that it is retried and explained.
+        that the store refuses, so that it is retried and explained, and all if the node's clock
+        is wrong, which s3fs signs by.
         """
-        alone = [key for key in keys if FORBIDDEN.search(self.full(key))]
-        bulk = [self.full(key) for key in keys if not FORBIDDEN.search(self.full(key))]
+        alone: list[str] = []
+        bulk: list[str] = []
+        for key in keys:
+            name = self.full(key)
+            if clock.ahead_s or FORBIDDEN.search(name):
+                alone.append(key)
+            else:
+                bulk.append(name)
         for start in range(0, len(bulk), DELETE_BATCH):
             batch = bulk[start : start + DELETE_BATCH]
             call = Call("delete", self._relative(batch[0]))

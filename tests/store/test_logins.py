@@ -1,0 +1,162 @@
+"""Logins that end, and clocks that are wrong, while a mount is used."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import LoginRejected, SidecarError
+from sidecar.mounter.store import signing
+from sidecar.spec import StoreName
+from tests.store.nodes import NODES, give_tokens, identified
+from tests.store.raw import VERSION, Entry, content, fetch, open_at, page, response
+from tests.support.clouds import CountingObserver
+from tests.support.proxy import Head
+from tests.support.raw_server import Answer, Piece, RawServer
+
+REFUSALS = {
+    "s3": response(b"<Error><Code>ExpiredToken</Code></Error>", status="400 Bad Request"),
+    "gcs": response(status="401 Unauthorized"),
+    "azure": response(status="401 Unauthorized", x_ms_error_code="InvalidAuthenticationInfo"),
+}
+
+
+def token_of(request: Head) -> str:
+    token = request.fields.get("x-amz-security-token")
+    return token or request.fields["authorization"].removeprefix("Bearer ")
+
+
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("operation", ["get", "put"])
+def test_a_token_that_the_store_takes_no_longer_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str, operation: str
+) -> None:
+    """Though it says that it is good for a day: it was withdrawn, or a clock is wrong."""
+    kind = NODES[node][0]
+    bad: set[str] = set()
+    used: list[str] = []
+
+    def store_answers(request: Head, _body: bytes) -> Iterator[Piece]:
+        used.append(token_of(request))
+        if used[-1] in bad:
+            yield REFUSALS[kind]
+        elif request.method == "GET":
+            yield content()
+        else:
+            item = page("gcs", [Entry("key")])[page("gcs", [Entry("key")]).index(b"[") + 1 :]
+            about = {"ETag": f'"{VERSION}"', "Last_Modified": "Tue, 24 Nov 2026 10:20:30 GMT"}
+            yield response(item[: item.index(b"]")] if kind == "gcs" else b"", **about)
+
+    with (
+        RawServer(store_answers) as server,
+        identified(node, give_tokens(), tmp_path, monkeypatch, server.endpoint) as store,
+    ):
+        fetch(store)
+        bad |= set(used)
+        if operation == "get":
+            fetch(store)
+        else:
+            store.put("key", b"data")
+        fetch(store)
+    assert len(set(used)) == 2
+    assert used[-1] not in bad
+
+
+SKEW_S = 3600
+"""More than a quarter of an hour, which stores take."""
+
+
+@pytest.fixture(params=[SKEW_S, -SKEW_S], ids=["fast", "slow"])
+def wrong_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This node's; the servers' is right."""
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + request.param)
+    monkeypatch.setattr(signing.clock, "ahead_s", 0.0)
+
+
+def sent_s(request: Head) -> float:
+    fields = request.fields
+    if "x-amz-date" in fields:
+        sent = dt.datetime.strptime(f"{fields['x-amz-date']}+0000", "%Y%m%dT%H%M%SZ%z")
+    else:
+        sent = dt.datetime.strptime(f"{fields['x-ms-date']}+0000", "%a, %d %b %Y %H:%M:%S GMT%z")
+    return sent.timestamp()
+
+
+def strict(asked: list[tuple[str, bool]], code: str) -> Answer:
+    """A store that takes only what is sent at the right time.
+
+    Args:
+        asked: gets each request's method, and whether it was refused.
+    """
+
+    def answer(request: Head, _body: bytes) -> Iterator[Piece]:
+        now = dt.datetime.now(dt.UTC)
+        is_wrong = abs(sent_s(request) - now.timestamp()) > 900
+        asked.append((request.method, is_wrong))
+        if not is_wrong:
+            yield response(status="204 No Content") if request.method == "DELETE" else content()
+            return
+        body = b"" if request.method == "HEAD" else f"<Error><Code>{code}</Code></Error>".encode()
+        date = now.strftime("%a, %d %b %Y %H:%M:%S GMT")
+        yield response(body, status="403 Forbidden", x_ms_error_code=code, Date=date)
+
+    return answer
+
+
+@pytest.mark.usefixtures("wrong_clock")
+@pytest.mark.parametrize(
+    ("kind", "code"), [("s3", "RequestTimeTooSkewed"), ("azure", "AuthenticationFailed")]
+)
+def test_a_node_whose_clock_is_wrong(kind: StoreName, code: str) -> None:
+    """Google's tokens say no time of a request."""
+    asked: list[tuple[str, bool]] = []
+    observer = CountingObserver()
+    with RawServer(strict(asked, code)) as server:
+        store = open_at(kind, server.endpoint, observer, retry_budget_s=0)
+        for _ in range(3):
+            fetch(store)
+        store.close()
+    assert asked == [("GET", True), *[("GET", False)] * 3]
+    assert observer.failures == []
+
+
+@pytest.mark.usefixtures("wrong_clock")
+def test_s3_does_not_say_why_it_refuses_a_head() -> None:
+    asked: list[tuple[str, bool]] = []
+    with RawServer(strict(asked, "RequestTimeTooSkewed")) as server:
+        store = open_at("s3", server.endpoint, CountingObserver(), retry_budget_s=0)
+        with contextlib.suppress(SidecarError):
+            store.head("key")
+        store.close()
+    assert [is_wrong for _, is_wrong in asked][:2] == [True, False]
+
+
+@pytest.mark.usefixtures("wrong_clock")
+def test_the_sdk_does_not_sign_by_a_wrong_clock() -> None:
+    asked: list[tuple[str, bool]] = []
+    with RawServer(strict(asked, "RequestTimeTooSkewed")) as server:
+        store = open_at("s3", server.endpoint, CountingObserver(), retry_budget_s=0)
+        fetch(store)
+        store.delete_many(["one", "two"])
+        store.close()
+    assert asked[2:] == [("DELETE", False)] * 2
+
+
+def test_a_store_whose_date_makes_no_sense_is_not_followed() -> None:
+    refusal = response(
+        b"<Error><Code>RequestTimeTooSkewed</Code></Error>",
+        status="403 Forbidden",
+        Date="tomorrow",
+    )
+    with RawServer(lambda _request, _body: iter([refusal])) as server:
+        store = open_at("s3", server.endpoint, CountingObserver(), retry_budget_s=0)
+        with pytest.raises(LoginRejected) as caught:
+            fetch(store)
+        store.close()
+    assert "set the node's clock" in caught.value.line()
