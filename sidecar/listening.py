@@ -11,22 +11,26 @@ from sidecar.units import KIB
 
 BACKLOG: Final = 1024
 """So many connections the kernel keeps until somebody accepts them."""
+_ANY: Final = "::"
 _SOCKET_BUFFER_BYTES: Final = 128 * KIB
 """The kernel's buffers of a connection, which it would otherwise let grow to megabytes."""
 
 
 def listen(host: str, port: int, hint: str) -> socket.socket:
-    """A listening socket. ``::`` takes IPv4 too; port 0 picks a free one.
+    """A listening socket. ``::`` takes IPv4 too, and nothing else on a node without IPv6.
 
     Args:
         host: the address to listen on.
+        port: 0 picks a free one.
         hint: what the reader of the error can do.
 
     Raises:
         PortInUse: the port is taken, or the address is none of this machine's.
     """
+    both = host == _ANY and socket.has_dualstack_ipv6()
+    if host == _ANY and not both:
+        host = ""  # of IPv4
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
     try:
         listener = socket.create_server(
             (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both

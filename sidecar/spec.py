@@ -209,7 +209,7 @@ class Roots:
 class Http:
     """The one port for metrics, probes and status. 0 picks a free one (tests); None: no port."""
 
-    host: str = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus come from outside the pod
+    host: str = "::"  # the kubelet and Prometheus come from outside the pod, by either family
     port: int | None = field(default=HTTP_PORT, metadata={"ge": 0, "le": 65535})
 
 

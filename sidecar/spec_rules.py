@@ -51,18 +51,18 @@ those of tokens. In the image ``/var/run`` is ``/run``: the sidecar's secrets ar
 
 # What is part of a host's name. Anything else could make the request go to another host.
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_PROXY = re.compile(rf"http://({_HOST.pattern}|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?/?")
 
 
 def proxy_problem(url: str) -> str | None:
     """What is wrong with a proxy's URL in a catalogue or a spec, which many may read; or None."""
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
+        port = urlsplit(url).port
     except ValueError:
         return "must look like http://HOST:PORT"
     if "@" in url:
         return "must have no login; put HTTPS_PROXY with the login into the volume's secret"
-    if not _HOST.fullmatch(host) or port == 0 or url.rstrip("/") != f"http://{parts.netloc}":
+    if not _PROXY.fullmatch(url) or port == 0:
         return "must look like http://HOST:PORT"
     return None
 

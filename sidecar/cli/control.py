@@ -210,7 +210,7 @@ def _injection(
 @click.option(
     "--tls", default=WEBHOOK_TLS, show_default=True, metavar="DIR", help="tls.crt, tls.key."
 )
-@click.option("--host", default="0.0.0.0", show_default=True)  # noqa: S104 - the API server is outside
+@click.option("--host", default="::", show_default=True, help="`::` is IPv4, too.")
 @click.option("--port", default=WEBHOOK_PORT, show_default=True, type=PORT, help="TLS: /mutate.")
 @click.option(
     "--http-port", default=HTTP_PORT, show_default=True, type=PORT, help="/metrics, /livez."

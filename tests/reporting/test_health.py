@@ -187,6 +187,7 @@ def test_a_supervisor_that_hangs_is_not_alive_and_pages_are_shown(sidecar: Sidec
         ("::1", ["::1"], ["127.0.0.1"]),
         ("::", ["::1", "127.0.0.1", "127.0.0.2"], []),
         ("0.0.0.0", ["127.0.0.1", "127.0.0.2"], ["::1"]),
+        (Http().host, ["::1", "127.0.0.1"], []),
     ],
 )
 def test_the_address_to_listen_on(

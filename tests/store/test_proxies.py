@@ -271,7 +271,7 @@ def test_identities_of_a_pod_are_asked_for_on_the_node(
 ) -> None:
     source = StoreSource(store="s3", url="s3://b", bucket="b", proxy="http://proxy.example:3128")
     network.set_up(source, str(secrets))
-    for host in ("169.254.169.254", "169.254.170.23", "metadata.google.internal"):
+    for host in ("169.254.169.254", "fd00:ec2::23", "fd00:ec2::254", "metadata.google.internal"):
         assert proxy_for(host, 80, tls=False) is None
 
 

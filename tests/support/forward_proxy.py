@@ -103,8 +103,8 @@ class TlsFront(_Relay):
         went_on: of each connection, whether it went on with an earlier one's session.
     """
 
-    def __init__(self, upstream_port: int, tls: TlsFiles) -> None:
-        super().__init__()
+    def __init__(self, upstream_port: int, tls: TlsFiles, host: str = HOST) -> None:
+        super().__init__(0, host)
         self._upstream_port = upstream_port
         self.context = tls.server_context()
         self.went_on: list[bool] = []

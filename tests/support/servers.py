@@ -731,7 +731,7 @@ def answer(
 
 
 class TlsFiles:
-    """PEM files of a self-signed certificate for 127.0.0.1 and its key."""
+    """PEM files of a self-signed certificate for 127.0.0.1 and ::1, and its key."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -749,7 +749,9 @@ class TlsFiles:
             .not_valid_before(now - dt.timedelta(hours=1))
             .not_valid_after(now + dt.timedelta(days=1))
             .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]),
+                x509.SubjectAlternativeName(
+                    [x509.IPAddress(ipaddress.ip_address(host)) for host in (HOST, "::1")]
+                ),
                 critical=False,
             )
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

@@ -1,4 +1,4 @@
-"""The way to one bucket's store: its name's resolution, its proxy, and who vouches for it.
+"""The way to one bucket's store: IPv4 or not, how its name is looked up, its proxy, who vouches.
 
 Put into the environment of the bucket's own process, where our HTTP and all SDKs look. The proxy is
 the secret's (which may hold a login), else the catalogue's, else what the container was given.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ def set_up(source: StoreSource, secrets_root: str) -> None:
         OSError: there is no memory or descriptor for the authorities.
     """
     _set_resolver(_DOTS.get(source.store, _MOST_DOTS))
+    _set_family()
     _set_proxy(source, secrets_root)
     if source.ca_bundle is not None:
         descriptor = os.memfd_create("authorities")  # without a name: nobody else can change it
@@ -65,6 +67,22 @@ def _set_resolver(dots: int) -> None:
         options = re.findall(r"\bndots:([0-9]+)", Path(_RESOLVER).read_text())
         if options and int(options[-1]) > dots:
             os.environ.setdefault("RES_OPTIONS", f"ndots:{dots}")  # resolv.conf(5)
+
+
+def _set_family() -> None:
+    """In a pod with IPv6 only, have AWS asked where it has such addresses: its SDKs know how."""
+    if _leads_out("2001:db8::") and not _leads_out("192.0.2.0"):
+        os.environ.setdefault("AWS_USE_DUALSTACK_ENDPOINT", "true")
+        os.environ.setdefault("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "ipv6")
+
+
+def _leads_out(address: str) -> bool:
+    """Whether a packet to such an address would leave the pod. None is sent."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect((address, 443))
+        return True
+    return False
 
 
 def _set_proxy(source: StoreSource, secrets_root: str) -> None:

@@ -27,8 +27,9 @@ _REGION = ("AWS_REGION", "AWS_DEFAULT_REGION", "aws_region", "region")
 _ENDPOINT = ("AWS_ENDPOINT_URL", "aws_endpoint_url", "endpoint_url")
 _VERIFY_TLS = ("AWS_VERIFY_SSL", "aws_verify_ssl", "verify_ssl")
 _USE_TLS = ("AWS_USE_SSL", "aws_use_ssl", "use_ssl")
+_DUAL_STACK = ("AWS_USE_DUALSTACK_ENDPOINT",)
 _ENVIRONMENT = tuple(
-    name for name in (*_ENDPOINT, *_REGION, *_VERIFY_TLS, *_USE_TLS) if name.isupper()
+    name for name in (*_ENDPOINT, *_REGION, *_VERIFY_TLS, *_USE_TLS, *_DUAL_STACK) if name.isupper()
 )
 
 
@@ -41,6 +42,7 @@ class S3Credentials:
         endpoint_url: None for AWS itself.
         verify_tls: whether the server's certificate is checked.
         use_tls: whether TLS is spoken where ``endpoint_url`` is None.
+        dual_stack: whether AWS is asked under names that have addresses of IPv6, too.
         ambient: the SDK's default chain provides the login (IRSA, instance profile, ...).
         anonymous: requests are not signed.
     """
@@ -52,6 +54,7 @@ class S3Credentials:
     endpoint_url: str | None = field(default=None, repr=False)
     verify_tls: bool = True
     use_tls: bool = True
+    dual_stack: bool = False
     ambient: bool = False
     anonymous: bool = False
 
@@ -64,12 +67,14 @@ class S3Credentials:
             SecretInvalid: a value that no login can use.
         """
         environment = SecretFields.from_environment(_ENVIRONMENT)
+        dual_stack = environment.flag(*_DUAL_STACK, default=False)
         if fields is None:
             return cls(
                 region=environment.text(*_REGION),
                 endpoint_url=environment.url(*_ENDPOINT),
                 verify_tls=environment.flag(*_VERIFY_TLS, default=True),
                 use_tls=environment.flag(*_USE_TLS, default=True),
+                dual_stack=dual_stack,
                 ambient=not source.anonymous,
                 anonymous=source.anonymous,
             )
@@ -82,4 +87,5 @@ class S3Credentials:
             endpoint_url=fields.url(*_ENDPOINT) or environment.url(*_ENDPOINT),
             verify_tls=fields.flag(*_VERIFY_TLS, default=True),
             use_tls=fields.flag(*_USE_TLS, default=True),
+            dual_stack=dual_stack,
         )

@@ -86,7 +86,8 @@ class S3Requests:
             self._root = f"{endpoint.path}/{self._bucket}"
             return endpoint
         domain = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
-        host = f"s3.{self.region}.{domain}"
+        service = "s3.dualstack" if login.dual_stack else "s3"
+        host = f"{service}.{self.region}.{domain}"
         self._root = f"/{self._bucket}"
         if "." not in self._bucket:  # the certificate covers one label
             host = f"{self._bucket}.{host}"
