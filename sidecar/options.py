@@ -180,8 +180,7 @@ class Times:
     grace_s: float = _option(
         60.0,
         "Added to the pod's terminationGracePeriodSeconds, for what is not saved at the end.",
-        "A pod whose store is away, or that ignores SIGTERM, ends that much later. Without a "
-        "writable bucket it is 2.",
+        "A pod whose store is away ends that much later. Without a writable bucket it is 2.",
         gt=0,
         le=86_400,
     )

@@ -14,6 +14,11 @@ CONTAINER_NAME: Final = "mount-sidecar"
 RESERVED_PREFIX: Final = f"{CONTAINER_NAME}-"
 """How the names of all pod volumes begin that are the sidecar's, and of no others."""
 
+SHARED_SUFFIX: Final = "shared"
+"""After the prefix: the volume with the mounts. Who has it is the sidecar, or of the experiment."""
+STATE_SUFFIX: Final = "state"
+"""After the prefix: the volume that is the sidecar's state directory."""
+
 NAMESPACE_VARIABLE: Final = "SIDECAR_POD_NAMESPACE"
 UID_VARIABLE: Final = "SIDECAR_POD_UID"
 SERVICE_ACCOUNT_NAME_VARIABLE: Final = "SIDECAR_POD_SERVICE_ACCOUNT"
@@ -38,6 +43,10 @@ PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 
 STOPPING_FILE: Final = "stopping"
 """In the state directory: made when the pod begins to end. Its text is the pod's grace period."""
+
+OVERDUE_FILE: Final = "overdue"
+"""In the state directory: made when the experiment has had its own grace period. Its text is the
+names of the containers that the node's janitor is to end."""
 
 SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where a kubelet mounts the pod's token, and the authority of the API server."""

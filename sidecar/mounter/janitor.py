@@ -1,7 +1,8 @@
 """One for each node: detaches what killed sidecars left mounted, and trims the pods' shared cache.
 
 Standard library only. Pods keep that cache within its budget themselves; this does while none
-runs, or when the budget has become smaller.
+runs, or when the budget has become smaller. It also ends what outlives its grace period
+(:mod:`.overdue`).
 
 A sidecar that gets SIGKILL cannot unmount. Its dead FUSE mounts stay on the node, with their
 guards below them, and the kubelet cannot delete the pod's directory: the pod hangs in
@@ -35,6 +36,7 @@ from pathlib import Path
 
 from sidecar import logs, pod
 from sidecar.errors import EXIT_OK, MountFailed, NotRoot, PathMissing, UsageError
+from sidecar.mounter import overdue
 from sidecar.mounter.cache import node_folder
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.mounts import Mount
@@ -42,7 +44,7 @@ from sidecar.mounter.system.mounts import Mount
 log = logging.getLogger("sidecar.janitor")
 
 _ANSWER_S = 2.0
-_SETTLE_S = 1.0
+_TURN_S = 1.0
 _TRIM_INTERVAL_S = 300.0
 _SUB_PATHS = "/volume-subpaths/"
 """In the paths of what the kubelet mounts for sub-paths (pkg/volume/util/subpath)."""
@@ -219,9 +221,10 @@ def run(
     node_cache: Path | None = None,
     node_cache_bytes: int = 0,
 ) -> int:
-    """Look whenever the mounts change, and every ``interval_s`` seconds; the exit status.
+    """Look when the mounts change, and every ``interval_s`` seconds; the exit status.
 
-    Returns at SIGTERM or SIGINT. Changes are looked at together, once they have settled.
+    Returns at SIGTERM or SIGINT. The changes of a second are looked at together, and in each the
+    pods that end.
 
     Args:
         node_cache: folder of the cache that pods share; None: there is none.
@@ -239,11 +242,13 @@ def run(
     with stopped, stop, open("/proc/self/mountinfo", "rb") as table:
         changes, end = select.poll(), select.poll()
         changes.register(table, select.POLLPRI)
-        for poll in (changes, end):
-            poll.register(stopped, select.POLLIN)
+        end.register(stopped, select.POLLIN)
+        next_s = 0.0
         while True:
-            janitor.look()
-            keeper.look()
-            if once or end.poll(_SETTLE_S * 1000):
+            overdue.end_overdue(str(root))
+            if changes.poll(0) or time.monotonic() >= next_s:
+                next_s = time.monotonic() + interval_s
+                janitor.look()
+                keeper.look()
+            if once or end.poll(_TURN_S * 1000):
                 return EXIT_OK
-            changes.poll(max(0.0, interval_s - _SETTLE_S) * 1000)

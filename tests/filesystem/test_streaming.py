@@ -140,12 +140,23 @@ def test_a_file_is_whole_that_is_being_saved_when_the_last_minute_begins(tmp_pat
     with ThreadPoolExecutor(1) as closing:
         closed = closing.submit(view.fs.flush, handle)
         until(lambda: view.fs.files._uploader.is_busy(spool))
-        view.fs.files.last_minute(time.monotonic() + FOR_EVER_S)
+        view.fs.files.last_minute.end_at(time.monotonic() + FOR_EVER_S)
         store.gate.set()
         closed.result()
     assert content(store, "file") == blocks(9)
     for other in others:
         view.fs.release(other)
+
+
+def test_another_deadline_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """Of the last minute: somebody shortens a pod's grace period after it began to end."""
+    view, leaving, told = View(MemoryStore(), tmp_path), threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as one:
+        first = one.submit(view.fs.hurry, time.monotonic() + FOR_EVER_S, leaving, told.set)
+        assert told.wait(FOR_EVER_S)
+        view.fs.hurry(time.monotonic(), leaving, lambda: None)
+        first.result(FOR_EVER_S)
+        view.fs.hurry(time.monotonic(), leaving, lambda: None)
 
 
 def test_what_was_sent_and_is_written_again_is_sent_again(tmp_path: Path) -> None:

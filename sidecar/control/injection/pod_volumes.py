@@ -14,7 +14,7 @@ from sidecar.control.injection.object_fields import (
 )
 from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
 from sidecar.errors import PodConflict
-from sidecar.pod import RESERVED_PREFIX
+from sidecar.pod import RESERVED_PREFIX, SHARED_SUFFIX, STATE_SUFFIX
 from sidecar.spec import ClaimSource, HostPathSource, Kind, PersistenceSpec, StoreSource, Volume
 
 _SHARED_SIZE: Final = "16Mi"
@@ -68,8 +68,8 @@ def add_volumes(
     volumes = _Volumes(get_mappings(pod_spec, "volumes", _WHERE))
     field = {"fieldPath": f"metadata.annotations['{SPEC_ANNOTATION}']"}
     names = VolumeNames(
-        shared=volumes.add("shared", {"emptyDir": {"sizeLimit": _SHARED_SIZE}}),
-        state=volumes.add("state", {"emptyDir": {"sizeLimit": str(state_bytes)}}),
+        shared=volumes.add(SHARED_SUFFIX, {"emptyDir": {"sizeLimit": _SHARED_SIZE}}),
+        state=volumes.add(STATE_SUFFIX, {"emptyDir": {"sizeLimit": str(state_bytes)}}),
         spec=volumes.add(
             "spec", {"downwardAPI": {"items": [{"path": "spec.json", "fieldRef": field}]}}
         ),

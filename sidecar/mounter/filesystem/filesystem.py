@@ -454,9 +454,9 @@ class FileSystem:
         return self.files.write_back.sync(deadline_s)
 
     def hurry(self, deadline_s: float, leaving: threading.Event, tell: Callable[[], None]) -> None:
-        """Save all as soon as it is written (:meth:`LastMinute.run`) until ``deadline_s``."""
+        """Save all as soon as it is written, until ``deadline_s`` (:meth:`LastMinute.run`)."""
         self._directory_renames.finish_all()
-        self.files.last_minute(deadline_s).run(leaving, tell)
+        self.files.last_minute.run(deadline_s, leaving, tell)
 
     def drain(
         self, deadline_s: float, progress: Callable[[], None] = lambda: None

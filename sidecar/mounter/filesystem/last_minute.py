@@ -26,11 +26,7 @@ _TURN_S: Final = 0.5
 
 
 class LastMinute:
-    """Saves the files of one mount until its time is up.
-
-    Args:
-        deadline_s: when that is (monotonic).
-    """
+    """Saves the files of one mount until its time is up."""
 
     def __init__(
         self,
@@ -38,25 +34,35 @@ class LastMinute:
         contents: Contents,
         saver: Saver,
         uploader: Uploader,
-        deadline_s: float,
     ) -> None:
         self._namespace = namespace
         self._contents = contents
         self._saver = saver
-        self._deadline_s = deadline_s
+        self._uploader = uploader
+        self._deadline_s = 0.0
+        self._runs = threading.Lock()
         self._threads = ThreadPoolExecutor(_SAVERS, thread_name_prefix="last-minute")
         self._small: dict[int, Future[None]] = {}
         self._large: Future[None] | None = None
-        saver.turns.begin(deadline_s)
-        uploader.hurry(deadline_s)
 
-    def run(self, leaving: threading.Event, tell: Callable[[], None]) -> None:
-        """Save until ``leaving`` or the deadline; ``tell`` is called about twice a second."""
-        while not leaving.is_set() and time.monotonic() < self._deadline_s:
-            self._save()
+    def end_at(self, deadline_s: float) -> None:
+        """The time is up then (monotonic). May be called again, from any thread."""
+        self._deadline_s = deadline_s
+        self._saver.turns.begin(deadline_s)
+        self._uploader.hurry(deadline_s)
+
+    def run(self, deadline_s: float, leaving: threading.Event, tell: Callable[[], None]) -> None:
+        """Save until ``leaving`` or the deadline; ``tell`` is called about twice a second.
+
+        Another call meanwhile sets another deadline for both, and saves after this one.
+        """
+        self.end_at(deadline_s)
+        with self._runs:
+            while not leaving.is_set() and time.monotonic() < self._deadline_s:
+                self._save()
+                tell()
+                leaving.wait(_TURN_S)
             tell()
-            leaving.wait(_TURN_S)
-        tell()
 
     def _save(self) -> None:
         """Begin to save what is dirty, and is not being saved."""

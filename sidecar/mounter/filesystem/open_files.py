@@ -72,6 +72,7 @@ class OpenFiles:
         contents: the files that are in the spool.
         saver: makes objects of them.
         write_back: has that done when no system call does.
+        last_minute: has it done at once, when the pod ends.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class OpenFiles:
         self.contents = Contents(namespace.inodes, fetcher, spool, uploader)
         self.saver = Saver(store, namespace, self.contents, spool, uploader, metrics)
         self.write_back = WriteBack(store, namespace, self.contents, self.saver, uploader)
+        self.last_minute = LastMinute(namespace, self.contents, self.saver, uploader)
         self._namespace = namespace
         self._journal = journal
         self._fetcher = fetcher
@@ -406,10 +408,6 @@ class OpenFiles:
         opened = self.get(handle)
         if opened.writable or not opened.inode.writers:
             self.saver.save(opened.inode)
-
-    def last_minute(self, deadline_s: float) -> LastMinute:
-        """Time is short: it is up at ``deadline_s`` (monotonic)."""
-        return LastMinute(self._namespace, self.contents, self.saver, self._uploader, deadline_s)
 
     def end(self) -> None:
         """Take no more writes: what comes now would be lost."""

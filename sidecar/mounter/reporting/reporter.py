@@ -23,11 +23,12 @@ from sidecar.mounter.reporting.event_recorder import EventRecorder, PodIdentity
 from sidecar.mounter.reporting.lost_mounts import LostMounts
 from sidecar.mounter.reporting.pod_api import PodApi
 from sidecar.mounter.reporting.pod_completion import wait_for_end
+from sidecar.mounter.reporting.pod_deletion import PodDeletion
 from sidecar.mounter.reporting.pod_reports import Observer, Report, condition
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE, read_status
-from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE
+from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE, STOPPING_FILE
 from sidecar.spec import PersistenceSpec
 
 log = logging.getLogger("sidecar.reporter")
@@ -43,14 +44,20 @@ class Reporter:
     Args:
         state: the sidecar's state directory.
         spool_bytes: the budget of each bucket's spool, by the volume's label.
+        added_s: what the pod's own grace period was lengthened by.
         tell: gives a message to the supervisor.
     """
 
     def __init__(
-        self, state: Path, spool_bytes: Mapping[str, int], tell: Callable[[dict[str, Any]], object]
+        self,
+        state: Path,
+        spool_bytes: Mapping[str, int],
+        added_s: int,
+        tell: Callable[[dict[str, Any]], object],
     ) -> None:
         self._state = state
         self._tell = tell
+        self._deletion = PodDeletion(added_s)
         self._observer = Observer(spool_bytes)
         self._lost = LostMounts()
         pod = PodIdentity(*(os.environ[name] for name in POD_VARIABLES))
@@ -80,6 +87,8 @@ class Reporter:
             reports += self._observer.look_at_totals(read_volume_totals(self._metrics))
         if self.ready and self._lost.is_due(now_s):
             reports += self._look_for_lost_mounts(now_s)
+        if os.path.lexists(self._state / STOPPING_FILE) and self._deletion.is_due(now_s):
+            self._look_for_deletion(now_s)
         for report in reports:
             self._recorder.add(report)
         self._recorder.send(now_s, last=last)
@@ -92,6 +101,13 @@ class Reporter:
         if self._lost.look_at_pod(pod, now_s):
             self._tell({"event": "lost", "containers": self._lost.containers})
         return []
+
+    def _look_for_deletion(self, now_s: float) -> None:
+        """Tell the supervisor of how the pod was deleted, if that can be seen."""
+        if self._recorder.sees_pod:
+            message = self._deletion.look_at_pod(self._recorder.see_pod(), now_s)
+            if message is not None:
+                self._tell(message)
 
 
 def _version(file: Path) -> tuple[int, int] | None:
@@ -121,7 +137,8 @@ def main(channel: Channel, spec: PersistenceSpec) -> int:
     if channel.receive() is None:  # its duty, which says nothing more
         return 0
     spools = {volume.label: volume.options.spool_bytes for volume in spec.buckets}
-    reporter = Reporter(Path(spec.roots.state), spools, channel.send)
+    added_s = int(spec.times.grace_s)
+    reporter = Reporter(Path(spec.roots.state), spools, added_s, channel.send)
     watching = STOP_WITH_EXPERIMENT_VARIABLE not in os.environ
     while not select.select([channel], [], [], _TURN_S)[0]:
         reporter.turn(time.monotonic())

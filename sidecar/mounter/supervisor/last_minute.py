@@ -3,7 +3,8 @@
 A kubelet tells this container to stop only when the experiment has ended, or when the pod's grace
 period is over but for two seconds. Its preStop hook runs at the beginning, and writes a file.
 A hook cannot know that somebody shortened the grace period (``kubectl delete --grace-period=5``).
-So the termination message says from the beginning what is not saved yet, whenever the end comes.
+The API does, where the reporter may see the pod. Where it may not, the end can come at any time: so
+the termination message says from the beginning what is not saved yet.
 """
 
 from __future__ import annotations
@@ -17,31 +18,32 @@ from sidecar import logs
 from sidecar.errors import NotSaved, printable
 from sidecar.mounter.supervisor.volume import SupervisedBucket
 from sidecar.mounter.system import status
+from sidecar.mounter.system.channel import Message
 from sidecar.spec import PersistenceSpec
 
 log = logging.getLogger("sidecar.supervisor")
 
 _LEAST_S: Final = 0.5
 """For what is small, if the grace period is over."""
+_AFTER_HOOKS_S: Final = 2.0
+"""What a kubelet gives a container whose preStop has taken all of its time."""
 
 
 class LastMinute:
     """The end of one pod.
 
     Attributes:
+        deadline_s: until when all must be saved (monotonic); None while the pod is not ending.
         is_over: there is no time left to save more.
     """
 
     def __init__(self, spec: PersistenceSpec) -> None:
         self._spec = spec
-        self._deadline_s: float | None = None
+        self._began_s: float | None = None  # monotonic
+        self._deletion: Message | None = None
         self._message = ""
+        self.deadline_s: float | None = None
         self.is_over = False
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the pod is ending."""
-        return self._deadline_s is not None
 
     def look(self, state: int) -> bool:
         """Look whether it has begun, by the hook's file; whether it is news that it is over.
@@ -49,22 +51,51 @@ class LastMinute:
         Args:
             state: descriptor of the state directory.
         """
-        found = None if self.has_begun else status.read_stopping(state)
+        found = None if self._began_s is not None else status.read_stopping(state)
         if found is not None:
             began_s, grace_s = found
-            left_s = grace_s - max(0.0, time.time() - began_s) - self._spec.times.grace_margin_s
-            self._deadline_s = time.monotonic() + left_s
-            logs.event(log, "the pod is ending", seconds_left=f"{left_s:.0f}")
+            self._began_s = time.monotonic() - max(0.0, time.time() - began_s)
+            self._end_after(grace_s if self._deletion is None else self._deletion["grace_s"])
         was_over = self.is_over
-        self.is_over = self._deadline_s is not None and time.monotonic() >= self._deadline_s
+        self.is_over = self.deadline_s is not None and time.monotonic() >= self.deadline_s
         return self.is_over != was_over
+
+    def on_deleted(self, deletion: Message) -> None:
+        """The API says that the pod was deleted, and with which grace period.
+
+        Args:
+            deletion: the message ``deleted``, which the reporter sends whenever there is news.
+        """
+        self._deletion = deletion
+        if self._began_s is not None:
+            self._end_after(deletion["grace_s"])
+
+    def _end_after(self, grace_s: float) -> None:
+        assert self._began_s is not None
+        margin_s = min(self._spec.times.grace_margin_s, grace_s / 2)
+        deadline_s = self._began_s + grace_s - margin_s
+        if deadline_s != self.deadline_s:
+            self.deadline_s = deadline_s
+            left_s = deadline_s - time.monotonic()
+            logs.event(log, "the pod is ending", seconds_left=f"{left_s:.0f}")
+
+    def overdue(self) -> list[str]:
+        """Containers of the experiment that have had its own grace period, whether they run or not.
+
+        Only of a pod that was deleted by what the API says: a kubelet runs the hook also where it
+        starts the sidecar's container anew.
+        """
+        if self._began_s is None or self._deletion is None:
+            return []
+        end_s = self._began_s + self._deletion["own_grace_s"] + _AFTER_HOOKS_S
+        return self._deletion["containers"] if time.monotonic() >= end_s else []
 
     def seconds_left(self) -> float:
         """For saving, from now on. Without the hook, this container's own time begins now."""
         times = self._spec.times
-        if self._deadline_s is None:
+        if self.deadline_s is None:
             return max(0.0, times.grace_s - times.grace_margin_s)
-        return max(_LEAST_S, self._deadline_s - time.monotonic())
+        return max(_LEAST_S, self.deadline_s - time.monotonic())
 
     def tell_unsaved(self, buckets: Sequence[SupervisedBucket]) -> None:
         """Bring the termination message up to date, in case this process is killed."""

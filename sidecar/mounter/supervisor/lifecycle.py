@@ -76,6 +76,7 @@ class Lifecycle:
         hardening.survive_oom()
         self._retries = Retries()
         self._last_minute = LastMinute(spec)
+        self._overdue: list[str] = []
         self._hang_watch = HangWatch()
         self._fork_server = ForkServer(self._processes, spec, self._retries, self._hang_watch)
         self._buckets: list[SupervisedBucket] = []
@@ -228,10 +229,12 @@ class Lifecycle:
             self._turn()
             if self._last_minute.look(self._state):
                 self._publish()
-            if self._last_minute.has_begun:
+            if (deadline_s := self._last_minute.deadline_s) is not None:
                 for bucket in self._buckets:
-                    bucket.hurry(self._last_minute.seconds_left())
+                    bucket.hurry(deadline_s)
                 self._last_minute.tell_unsaved(self._buckets)
+                if not self._stop_asked:  # the experiment has not ended
+                    self._call_janitor(self._last_minute.overdue())
 
     def _drain(self) -> int:
         """Save everything within the grace period; the exit status says whether it was all.
@@ -363,6 +366,8 @@ class Lifecycle:
             for each in self._buckets:
                 each.lost_in = message["containers"].get(each.volume.label, [])
             self._publish()
+        elif child is self._reporter and event == "deleted":
+            self._last_minute.on_deleted(message)
         elif child is self._reporter and event == "experiment ended":
             logs.event(log, event)
             self._stop_asked = True  # the pod's other containers have ended
@@ -427,6 +432,15 @@ class Lifecycle:
             self._reporter_starts += 1
 
         self._retries.do("start the reporter", start)
+
+    def _call_janitor(self, overdue: list[str]) -> None:
+        """Have the node's janitor end containers of this pod. Where there is none, nobody does."""
+        assert self._state is not None
+        if overdue and overdue != self._overdue:
+            self._overdue = overdue
+            logs.event(log, "the experiment's own grace period is over", containers=overdue)
+            act = partial(status.write_overdue, self._state, overdue)
+            self._retries.do("call the janitor", act)
 
     def _check_path(self, volume: SupervisedVolume, *, write: bool) -> None:
         path, filled = volume.volume.mounted_at, volume.volume.must_hold_data

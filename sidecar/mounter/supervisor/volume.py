@@ -139,7 +139,7 @@ class SupervisedBucket(SupervisedVolume):
         self._failing: list[dict[str, Any]] = []  # calls to the store, as the worker reports them
         self._conditions: list[str] = []  # that the store checks, as the first worker found
         self._left: dict[str, int] | None = None  # while draining
-        self._hurried: Child | None = None  # the worker that was told so
+        self._hurried: tuple[Child, float] | None = None  # who was told so, and until when
         self.unsaved: list[dict[str, Any]] = []
         self.unsaved_count = 0
         self.was_shown = False
@@ -256,12 +256,14 @@ class SupervisedBucket(SupervisedVolume):
             () if resumed is None else (resumed,),
         )
 
-    def hurry(self, seconds: float) -> None:
-        """Have the worker save everything from now on, within ``seconds``; told once."""
-        if self.volume.read_only or self.state != "serving":
+    def hurry(self, deadline_s: float) -> None:
+        """Have the worker save everything from now on, until ``deadline_s`` (monotonic)."""
+        if self.volume.read_only or self.state != "serving" or self.worker is None:
             return
-        if self.worker is not None and self.worker is not self._hurried:
-            self._hurried = self.worker
+        hurried = self.worker, deadline_s
+        if hurried != self._hurried:
+            self._hurried = hurried
+            seconds = max(0.0, deadline_s - time.monotonic())
             self.worker.channel.send({"do": "hurry", "seconds": seconds})
 
     def drain(self, seconds: float) -> None:

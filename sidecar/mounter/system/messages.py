@@ -37,6 +37,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
     # The others.
     "ping": {"number": _COUNT},
     "lost": {"containers": {str: [str]}},
+    "deleted": {"grace_s": _COUNT, "own_grace_s": _COUNT, "containers": [str]},
     "experiment ended": {},
     "warming": {"volume": str, "state": str, "names": _COUNT, "bytes": _COUNT},
 }

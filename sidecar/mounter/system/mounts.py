@@ -44,9 +44,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Mount(NamedTuple):
-    """One line of /proc/self/mountinfo, see proc_pid_mountinfo(5)."""
+    """One line of /proc/self/mountinfo, see proc_pid_mountinfo(5).
+
+    Attributes:
+        root: which directory or file of the mounted file system is at ``path``.
+    """
 
     id: int
+    root: str
     path: str
     device: str
     fstype: str
@@ -316,7 +321,9 @@ def _parse(line: str) -> Mount:
     fields, _, rest = line.partition(" - ")
     head = fields.split(" ")
     fstype, source, *_options = rest.split(" ")
-    return Mount(int(head[0]), _unescape(head[4]), head[2], fstype, _unescape(source))
+    return Mount(
+        int(head[0]), _unescape(head[3]), _unescape(head[4]), head[2], fstype, _unescape(source)
+    )
 
 
 def _unescape(text: str) -> str:

@@ -9,14 +9,14 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sidecar import pod
 from sidecar.mounter.system.atomic_file import replace_text, temporary_name
 from sidecar.mounter.system.directories import PathBlocked, open_directory, open_file, remove
-from sidecar.units import MIB
+from sidecar.units import KIB, MIB
 
 SIDECAR_DIRECTORY = ".sidecar"
 READY_FILE = "ready"
@@ -32,6 +32,7 @@ _MORE_BYTES = 50
 """Room for the line that says how many lines were left out."""
 _MODE = 0o644
 _MOST_DIGITS = 10
+_MOST_NAMES_CHARACTERS = 64 * KIB
 _MOST_CHARACTERS = 4 * MIB
 """Of a status document, which names a hundred files of each bucket."""
 
@@ -108,7 +109,8 @@ def write_status(state: int, text: str) -> None:
 def remove_status(state: int) -> None:
     """Remove what an earlier run left, whatever it is. Raises OSError."""
     probed = pod.ALIVE_FILE, pod.READY_FILE
-    for name in (STATUS_FILE, temporary_name(STATUS_FILE), pod.STOPPING_FILE, *probed):
+    of_the_end = pod.STOPPING_FILE, pod.OVERDUE_FILE
+    for name in (STATUS_FILE, temporary_name(STATUS_FILE), *of_the_end, *probed):
         remove(state, name)
 
 
@@ -123,6 +125,34 @@ def read_stopping(state: int) -> tuple[float, float] | None:
     except (OSError, ValueError):
         return None
     return (began_s, float(text)) if text.isdecimal() else None
+
+
+def write_overdue(state: int, containers: Iterable[str]) -> None:
+    """Ask the node's janitor to end containers of this pod. Raises OSError.
+
+    Args:
+        state: descriptor of the state directory.
+        containers: their names.
+    """
+    replace_text(pod.OVERDUE_FILE, "".join(f"{name}\n" for name in containers), state, mode=_MODE)
+
+
+def read_overdue(state: str) -> set[str]:
+    """Names of the containers that a sidecar asks to end; none if it asks for nothing.
+
+    Args:
+        state: path of its state directory. No link is followed.
+    """
+    try:
+        directory = open_directory(state, walk_only=True)
+        try:
+            descriptor = open_file(directory, pod.OVERDUE_FILE, os.O_RDONLY)
+        finally:
+            os.close(directory)
+        with open(descriptor, encoding="ascii", errors="replace") as file:
+            return set(file.read(_MOST_NAMES_CHARACTERS).split())
+    except OSError:
+        return set()
 
 
 def note_shown(state: int) -> None:

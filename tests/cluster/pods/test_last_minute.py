@@ -158,8 +158,22 @@ def test_what_is_not_saved_is_told(
         assert "NotSaved" in dict(ended.events)
 
 
+def test_who_ignores_sigterm_has_its_own_grace_period_and_no_more(run: Run, slow: Stores) -> None:
+    """The node's janitor ends it, as a kubelet would without the sidecar; then all is saved."""
+    size_bytes = 10 * MB
+    command = ["python3", "-c", WRITES, "ignores", str(FILES), str(size_bytes)]
+    pod = run("ignores", command, outputs="s3", run="ignores", grace_s=5)
+    _write(pod, slow, 10)
+    given_s = pod.get()["spec"]["terminationGracePeriodSeconds"]
+    assert given_s == 5 + 60
+    ended = _end(pod, slow, "ignores", size_bytes)
+    assert 5 <= ended.took_s < given_s / 2
+    assert ended.whole == set(range(FILES))
+    assert "NotSaved" not in dict(ended.events)
+
+
 def test_a_grace_period_that_was_shortened(run: Run, slow: Stores) -> None:
-    """Nothing tells the sidecar: what it says before is all that there is."""
+    """The API says so: what cannot be saved any more is told before the kubelet kills."""
     size_bytes = 10 * MB
     command = ["python3", "-c", WRITES, "ignores", str(FILES), str(size_bytes)]
     pod = run("shortened", command, outputs="s3", run="shortened", grace_s=60)
@@ -167,8 +181,9 @@ def test_a_grace_period_that_was_shortened(run: Run, slow: Stores) -> None:
     ended = _end(pod, slow, "shortened", size_bytes, "--grace-period=5")
     assert ended.took_s < 5 + _MARGIN_S
     assert ended.whole | ended.named == set(range(FILES))
-    told = dict(ended.events)["Saving"]
-    assert all(f"shortened/{n} ({size_bytes} bytes)" in told for n in ended.named - ended.whole)
+    lost, told = ended.named - ended.whole, dict(ended.events)["NotSaved"]
+    assert lost
+    assert all(f"shortened/{n} ({size_bytes} bytes)" in told for n in lost)
 
 
 def test_a_drain_waits_for_what_is_written(run: Run, slow: Stores) -> None:

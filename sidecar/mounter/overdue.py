@@ -1,0 +1,94 @@
+"""Ends containers that outlive their own grace period, as a kubelet would: by SIGKILL.
+
+A kubelet knows one grace period for all containers of a pod, and a pod with the sidecar has more of
+it than its experiment, for saving. When the experiment's own is over, process 1 of the sidecar
+writes the names of its containers into the state directory.
+
+A process is killed only if it is of such a container by what the kernel and the kubelet say: its
+control group is that of the pod in whose directory the file is, and the kubelet's directory of the
+container (``pods/UID/containers/NAME``, for the termination message) is mounted for it. So whatever
+the file says, nothing is ended outside of its pod, nor the sidecar in it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from sidecar import logs
+from sidecar.mounter.system import mounts, status
+from sidecar.pod import CONTAINER_NAME, OVERDUE_FILE, RESERVED_PREFIX, STATE_SUFFIX
+
+log = logging.getLogger("sidecar.janitor")
+
+_STATE: Final = f"volumes/kubernetes.io~empty-dir/{RESERVED_PREFIX}{STATE_SUFFIX}"
+"""Below a pod's directory: where the kubelet has the volume."""
+_UID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_GROUP: Final = re.compile(r"(?:^|-)pod([0-9a-f_-]{36})(?:\.slice)?$")
+"""A pod's part of a control group's path, by the driver `cgroupfs` or `systemd`."""
+_CONTAINER: Final = re.compile(rf"/pods/({_UID})/containers/([a-z0-9-]+)/[^/]+$")
+
+
+def end_overdue(root: str) -> None:
+    """End what is left of the containers whose time is over, in all pods of the node.
+
+    Args:
+        root: the kubelet's directory of pods.
+    """
+    overdue = {
+        uid: status.read_overdue(f"{root}/{uid}/{_STATE}") - {CONTAINER_NAME}
+        for uid in os.listdir(root)
+        if os.path.lexists(f"{root}/{uid}/{_STATE}/{OVERDUE_FILE}")
+    }
+    if not overdue:
+        return
+    ended: Counter[tuple[str, str]] = Counter()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # the process has ended meanwhile
+                ended.update(_end(int(folder.name), overdue))
+    for (uid, name), count in ended.items():
+        what = "ended what outlived its grace period"
+        logs.event(log, what, pod=uid, container=name, processes=count)
+
+
+def _end(pid: int, overdue: Mapping[str, set[str]]) -> set[tuple[str, str]]:
+    """Kill a process if it is overdue. Raises OSError.
+
+    Returns:
+        Its pod and container; empty if it goes on.
+    """
+    descriptor = os.pidfd_open(pid)  # held, so that who is looked at is who is killed
+    try:
+        pods = _pods(Path(f"/proc/{pid}/cgroup").read_text())
+        if len(pods) != 1 or pods.isdisjoint(overdue):
+            return set()
+        seen = [_CONTAINER.search(mount.root) for mount in mounts.mounted(str(pid))]
+        containers = {(match[1], match[2]) for match in seen if match}
+        asked = {(uid, name) for uid in pods for name in overdue[uid]}
+        if len(containers) != 1 or not containers <= asked:
+            return set()
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        return containers
+    finally:
+        os.close(descriptor)
+
+
+def _pods(groups: str) -> set[str]:
+    """UIDs of the pods in whose control groups a process is: one, or none.
+
+    Args:
+        groups: its /proc/PID/cgroup. Below a pod's group, names are the container's choice.
+    """
+    outermost = (
+        next(filter(None, map(_GROUP.search, line.split("/"))), None)
+        for line in groups.splitlines()
+    )
+    return {match[1].replace("_", "-") for match in outermost if match}

@@ -1,0 +1,59 @@
+"""How much time a deleted pod has, by the pod as the API has it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sidecar.pod import CONTAINER_NAME, RESERVED_PREFIX, SHARED_SUFFIX
+
+Document = dict[str, Any]
+
+_LOOK_S: Final = 2.0
+_MOUNTS: Final = f"{RESERVED_PREFIX}{SHARED_SUFFIX}"
+
+
+class PodDeletion:
+    """What is known of the deletion of one pod.
+
+    Args:
+        added_s: what the pod's own grace period was lengthened by, for the sidecar.
+    """
+
+    def __init__(self, added_s: int) -> None:
+        self._added_s = added_s
+        self._told: Document | None = None
+        self._next_s = 0.0
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether to look at a pod that ends: somebody may shorten its time until it is gone."""
+        return now_s >= self._next_s
+
+    def look_at_pod(self, pod: Document | None, now_s: float) -> Document | None:
+        """What to tell process 1 of the pod as the API has it; None if there is nothing new.
+
+        The experiment has what it had without the sidecar. Who gives the pod more time than its
+        spec does gives it to the experiment.
+        """
+        self._next_s = now_s + _LOOK_S
+        grace_s = pod["metadata"].get("deletionGracePeriodSeconds") if pod else None
+        if pod is None or grace_s is None:
+            return None
+        most_s = max(grace_s, pod["spec"].get("terminationGracePeriodSeconds") or 0)
+        found = {
+            "event": "deleted",
+            "grace_s": grace_s,
+            "own_grace_s": max(0, most_s - self._added_s),
+            "containers": experiment_containers(pod["spec"]),
+        }
+        is_new, self._told = found != self._told, found
+        return found if is_new else None
+
+
+def experiment_containers(spec: Document) -> list[str]:
+    """Names of the containers that have the mounts. A mesh's have not, and end in their own way."""
+    return [
+        container["name"]
+        for container in [*spec.get("initContainers", []), *spec["containers"]]
+        if container["name"] != CONTAINER_NAME
+        and any(mount["name"] == _MOUNTS for mount in container.get("volumeMounts", []))
+    ]
