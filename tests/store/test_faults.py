@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import AccessDenied, Stale, StoreProtocolError, Unavailable
-from sidecar.mounter.store import open_store
+from sidecar.mounter.store import open_store, signing
 from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Condition, Store
 from sidecar.mounter.store.s3 import store as s3_module
@@ -360,7 +360,14 @@ def test_nothing_is_begun_while_what_was_left_is_removed(s3_store: Store) -> Non
             future.result()
 
 
-def test_an_upload_that_is_begun_a_second_time_is_begun_once(s3_cloud: S3Cloud) -> None:
+@pytest.mark.parametrize("fast_s", [0, 3600, -3600])
+def test_an_upload_that_is_begun_a_second_time_is_begun_once(
+    s3_cloud: S3Cloud, monkeypatch: pytest.MonkeyPatch, fast_s: int
+) -> None:
+    """``fast_s``: how wrong the node's clock is."""
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + fast_s)
+    monkeypatch.setattr(signing.clock, "ahead_s", -fast_s)
     with FaultProxy(s3_cloud.server.port, faults=["truncate"], rate=1) as proxy:
 
         class Calming(CountingObserver):

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from sidecar.errors import LoginRejected, SidecarError
 from sidecar.mounter.store import signing
+from sidecar.mounter.store.interface import FileSlice
 from sidecar.spec import StoreName
+from sidecar.units import MIB
 from tests.store.nodes import NODES, give_tokens, identified
 from tests.store.raw import VERSION, Entry, content, fetch, open_at, page, response
-from tests.support.clouds import CountingObserver
-from tests.support.proxy import Head
+from tests.support.clouds import Cloud, CountingObserver
+from tests.support.proxy import Ends, Head, Proxy, read_body, read_head
 from tests.support.raw_server import Answer, Piece, RawServer
 
 REFUSALS = {
@@ -160,3 +165,65 @@ def test_a_store_whose_date_makes_no_sense_is_not_followed() -> None:
             fetch(store)
         store.close()
     assert "set the node's clock" in caught.value.line()
+
+
+# --- in the middle of an upload -----------------------------------------------------------------
+
+PART_BYTES = 5 * MIB
+
+
+class Ending(Proxy):
+    """Refuses one request that writes, having read half of its body, and closes the connection."""
+
+    def __init__(self, upstream_port: int, refusal: bytes, turn: int) -> None:
+        super().__init__(upstream_port)
+        self._refusal = refusal
+        self._left = turn
+
+    def _one(self, incoming: BinaryIO, ends: Ends) -> bool:
+        request = read_head(incoming)
+        if request is None:
+            return False
+        self._left -= request.method in {"PUT", "POST"}
+        if self._left or request.method not in {"PUT", "POST"}:
+            return self.exchange(request, read_body(incoming, request), ends)
+        self._left = -1
+        incoming.read(int(request.fields.get("content-length", "0")) // 2)
+        ends.client.sendall(self._refusal)
+        return False
+
+
+@pytest.mark.parametrize("turn", range(1, 6), ids=["start", "1", "2", "3", "complete"])
+@pytest.mark.parametrize("in_a_file", [True, False], ids=["of a file", "in memory"])
+def test_a_login_that_ends_in_the_middle_of_an_upload(
+    cloud: Cloud,
+    secrets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: int,
+    in_a_file: bool,
+) -> None:
+    if cloud.name == "azure":
+        turn -= 1  # no request begins one
+        if not turn:
+            return
+    content = random.Random(1).randbytes(2 * PART_BYTES + 1000)
+    path = tmp_path / "content"
+    path.write_bytes(content)
+    observer = CountingObserver()
+    server = cloud.server
+    with Ending(server.port, REFUSALS[cloud.name], turn) as ending, path.open("rb") as file:
+        secret = json.dumps(server.credentials()).replace(f":{server.port}", f":{ending.port}")
+        cloud.write_secret(secrets, secret)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", ending.endpoint)
+        store = cloud.open(secrets, retry_budget_s=0, observer=observer)
+        upload = store.start_upload("key")
+        for number, start in enumerate(range(0, len(content), PART_BYTES), 1):
+            size = min(PART_BYTES, len(content) - start)
+            part = FileSlice(file.fileno(), start, size)
+            upload.put_part(number, part if in_a_file else content[start : start + size])
+        upload.complete()
+        store.close()
+    assert cloud.read("key") == content
+    assert [reason for _, reason in observer.retries] == ["credentials"]
+    assert observer.failures == []

@@ -27,6 +27,7 @@ from sidecar.mounter.store.s3.requests import (
     metadata_headers,
 )
 from sidecar.mounter.store.s3.versions import etag_of
+from sidecar.mounter.store.signing import clock
 from sidecar.mounter.store.store_errors import Call
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class S3Uploads:
         anew. One that has a part is left alone.
 
         Args:
-            since_s: seconds since the epoch.
+            since_s: seconds since the epoch, by the node's clock.
         """
         with self._alone_with(key):  # none of ours may be without a number yet
             response = self._store.transfer(
@@ -106,9 +107,10 @@ class S3Uploads:
             except (ValueError, LookupError):
                 what = f"uploads of `{key}` cannot be listed"
                 raise self._store.malformed("list", what) from None
+            earliest_s = since_s + clock.ahead_s - _CLOCKS_DIFFER_S
             for found, upload_id, begun_s in uploads:
                 is_other = found == key and upload_id not in self._own
-                if is_other and begun_s >= since_s - _CLOCKS_DIFFER_S:
+                if is_other and begun_s >= earliest_s:
                     self._abort_empty(key, upload_id)
 
     def _abort_empty(self, key: str, upload_id: str) -> None:
