@@ -103,7 +103,7 @@ def test_a_directory_in_place_of_a_file_is_no_reason_to_fail(
 
 @pytest.mark.parametrize("plant", planted.NOT_OURS)
 def test_the_counter_is_a_file_of_ours(folder: Path, outside: Path, plant: planted.Plant) -> None:
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     before = content_of(outside)
     plant(folder / "usage", outside / "file")
     info, content = an_object(SIZE)
@@ -139,6 +139,24 @@ def test_a_folder_of_ours_is_closed_to_others(folder: Path) -> None:
     data = keep(open_cache(folder), info, content)
     for path in (folder, data.parent):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_others_use_is_not_closed_to_them(folder: Path) -> None:
+    """The node's /tmp, say: everybody else on the node lost it."""
+    folder.mkdir()
+    folder.chmod(0o1777)
+    (folder / "somebody's").touch()
+    with pytest.raises(OSError, match="others use it"):
+        open_cache(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+
+
+def test_a_disk_of_its_own_is_a_cache_s(folder: Path) -> None:
+    (folder / "lost+found").mkdir(parents=True)
+    folder.chmod(0o755)  # as mkfs makes it
+    info, content = an_object(SIZE)
+    keep(open_cache(folder), info, content)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("full", [True, False])

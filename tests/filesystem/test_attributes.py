@@ -251,10 +251,20 @@ def test_times_come_back(mtime_ns: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "-1", "1e3", "99999999999999999999", "٣", " 7", "0x1ff", "1.5"]
+    "text",
+    [
+        *("", "x", "-1", "1e3", "99999999999999999999", "٣", " 7", "0x1ff", "1.5"),
+        pytest.param("7" * 5000, id="5000 digits"),
+    ],
 )
 def test_what_makes_no_sense_is_not_there(text: str) -> None:
     assert from_metadata({"mode": text, "uid": text, "gid": text}) == {}
+
+
+def test_a_time_of_5000_digits_is_not_there() -> None:
+    """Which int() refuses."""
+    assert from_metadata({"mtime": "7" * 5000}) == {}
+    assert from_metadata({"mtime": f"1.{'7' * 5000}"}) == {"mtime_ns": 1_777_777_777}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ USE_STAMP_S = 5.0
 """How exact the order of eviction is."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _PRIVATE_MODE = 0o700
+_ON_A_NEW_DISK = {"lost+found"}
 _STAT_BLOCK_BYTES = 512
 """The unit of st_blocks (stat(2))."""
 
@@ -54,8 +55,13 @@ class FoundEntry(NamedTuple):
 
 
 def open_folder(path: Path) -> int:
-    """A descriptor of a cache's folder, made if missing. Raises OSError."""
+    """A descriptor of a cache's folder, made if missing. Raises OSError, also if others use it."""
     descriptor = open_directory(path, make=True, mode=_PRIVATE_MODE)
+    is_open = os.fstat(descriptor).st_mode & _OTHERS
+    if is_open and set(os.listdir(descriptor)) - _ON_A_NEW_DISK:
+        os.close(descriptor)
+        problem = f"`{path}` is no cache's alone: others use it; name a folder for the cache"
+        raise PermissionError(errno.EPERM, problem, str(path))
     return _closed_to_others(descriptor, str(path))
 
 
