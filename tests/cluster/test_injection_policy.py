@@ -14,12 +14,12 @@ import yaml
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import inject, pod_patch
 from sidecar.control.injection.sidecar_container import Injection
+from tests.cluster.test_baseline import NAMESPACE, plain
 from tests.control.injection import golden
 from tests.control.injection.golden import given
 from tests.control.injection.test_golden import PODS
 from tests.support.cluster import Cluster, Json, Refused
 
-NAMESPACE = "mount-sidecar-test"
 CATALOGUE = parse_catalogue(
     """
 data:
@@ -53,24 +53,6 @@ def namespace(policies: Cluster) -> Iterator[Cluster]:
 def _has_account(cluster: Cluster) -> bool:
     arguments = "-n", NAMESPACE, "get", "serviceaccount", "default", "--ignore-not-found"
     return cluster.kubectl(*arguments) != ""
-
-
-def plain() -> Json:
-    """A pod as its author writes it, with an init container of its own; never started."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "generateName": "train-",
-            "namespace": NAMESPACE,
-            "labels": {"mount-sidecar.io/inject": "true"},
-        },
-        "spec": {
-            "schedulingGates": [{"name": "example.com/never"}],
-            "initContainers": [{"name": "prepare", "image": "none"}],
-            "containers": [{"name": "main", "image": "none"}],
-        },
-    }
 
 
 def injected(*, native: bool = True) -> Json:

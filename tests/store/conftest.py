@@ -62,6 +62,15 @@ def store(cloud: Cloud, secrets: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
+def writable(cloud: Cloud, secrets: Path) -> Iterator[Store]:
+    """As ``store``, of a writable volume."""
+    cloud.write_secret(secrets)
+    opened = cloud.open(secrets, with_metadata=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
 def reader(readable: Cloud, secrets: Path) -> Iterator[Store]:
     """The product's store at the root of ``readable``."""
     readable.write_secret(secrets)

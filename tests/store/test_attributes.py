@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from sidecar.mounter.filesystem.attributes import Caller
 from sidecar.mounter.filesystem.inodes import ROOT
@@ -18,15 +15,6 @@ from tests.support.clouds import Cloud
 from tests.support.servers import MinioServer
 
 CHANGES = {"mode": 0o640, "uid": 1000, "gid": 1001, "mtime_ns": 1_000_000_000_123_456_789}
-
-
-@pytest.fixture
-def writable(cloud: Cloud, secrets: Path) -> Iterator[Store]:
-    """The store of a writable volume."""
-    cloud.write_secret(secrets)
-    opened = cloud.open(secrets, with_metadata=True)
-    yield opened
-    opened.close()
 
 
 def test_a_listing_brings_metadata_where_it_can(cloud: Cloud, writable: Store) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,6 @@ DEFAULTS = {"application/octet-stream", "binary/octet-stream"}
 @pytest.fixture(params=["strict", "gcs", "azure"])
 def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     return make_cloud(request.param, request, monkeypatch)
-
-
-@pytest.fixture
-def writable(cloud: Cloud, secrets: Path) -> Iterator[Store]:
-    """The store of a writable volume."""
-    cloud.write_secret(secrets)
-    opened = cloud.open(secrets, with_metadata=True)
-    yield opened
-    opened.close()
 
 
 def seen_type(cloud: Cloud, key: str) -> object:

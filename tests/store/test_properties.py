@@ -56,15 +56,6 @@ def server(strict: Cloud) -> Iterator[StrictS3Server]:
 
 
 @pytest.fixture
-def writable(cloud: Cloud, secrets: Path) -> Iterator[Store]:
-    """The store of a writable volume."""
-    cloud.write_secret(secrets)
-    opened = cloud.open(secrets, with_metadata=True)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def strict_store(strict: Cloud, secrets: Path) -> Iterator[Store]:
     strict.write_secret(secrets)
     opened = strict.open(secrets, with_metadata=True)
