@@ -157,7 +157,7 @@ def test_gcs_login_rejected(
         bucket_sidecar(tmp_path, cloud),
         EXIT_MOUNT,
         f"error SC1043 LOGIN_REJECTED: {of(cloud)}: {place(cloud)} rejects the login "
-        r"\(invalid_grant\); check the keys in the volume's secret",
+        r"\(invalid_grant\); check the keys in the volume's secret, and the node's clock",
     )
 
 

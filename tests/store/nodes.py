@@ -68,8 +68,12 @@ def identified(
         found.close()
 
 
-def give_tokens() -> Respond:
-    """What each of these services answers: ``token-1``, and another one each time."""
+def give_tokens(expires_s: float | None = None) -> Respond:
+    """What each of these services answers: ``token-1``, and another one each time.
+
+    Args:
+        expires_s: seconds since the epoch; a day from now by default.
+    """
     numbers = itertools.count(1)
 
     def respond(handler: BaseHTTPRequestHandler) -> None:
@@ -80,18 +84,18 @@ def give_tokens() -> Respond:
             found: dict[str, object] = {"email": "a@example", "scopes": [], "aliases": []}
         elif path.endswith(("/token", "/credentials", "/word")):
             token = f"token-{next(numbers)}"
-            expires_s = int(time.time()) + 86400
+            until_s = int(time.time() + 86400 if expires_s is None else expires_s)
             found = {
                 "access_token": token,
                 "expires_in": 86400,
-                "expires_on": str(expires_s),
+                "expires_on": str(until_s),
                 "resource": "https://storage.azure.com",
                 "token_type": "Bearer",
                 "Code": "Success",
                 "AccessKeyId": "key",
                 "SecretAccessKey": "secret",
                 "Token": token,
-                "Expiration": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expires_s)),
+                "Expiration": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until_s)),
             }
         else:
             found = {}

@@ -228,6 +228,25 @@ def test_a_connection_that_was_idle_for_long_is_not_used(monkeypatch: pytest.Mon
     assert server.connections == 2
 
 
+def test_connections_that_nobody_needs_any_more_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each one has a port of what translates addresses."""
+    monkeypatch.setattr(pool_module, "MOST_IDLE_S", 0.0)
+    timeout = AdaptiveTimeout(steady_s=5.0)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        pool = ConnectionPool(Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}"))
+        taken = [pool.take(timeout) for _ in range(5)]
+        peers = [stack.enter_context(listener.accept()[0]) for _ in taken]
+        for connection in taken:
+            pool.give_back(connection)
+        for peer in peers[:-1]:
+            peer.settimeout(5)
+            assert peer.recv(1) == b""
+        pool.close()
+
+
 def test_a_request_is_one_request() -> None:
     head = request_head("GET", "/a?b=c", {"range": "bytes=0-1"}, "host:9000")
     assert head == (

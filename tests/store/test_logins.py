@@ -167,6 +167,17 @@ def test_a_store_whose_date_makes_no_sense_is_not_followed() -> None:
     assert "set the node's clock" in caught.value.line()
 
 
+def test_a_login_that_is_new_and_has_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give = give_tokens(time.time() - 3600)
+    with (
+        identified("container", give, tmp_path, monkeypatch) as store,
+        pytest.raises(LoginRejected, match="has expired by the node's clock"),
+    ):
+        store.probe()
+
+
 # --- in the middle of an upload -----------------------------------------------------------------
 
 PART_BYTES = 5 * MIB

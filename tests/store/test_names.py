@@ -14,6 +14,13 @@ AZURE = "account.blob.core.windows.net"
 SERVICE = "minio.team.svc"
 
 
+def resolve(store: str, host: str, found: str, lost: int = 0) -> list[str]:
+    """The names that were asked for; the first ``lost`` queries are."""
+    command = [sys.executable, "-m", "tests.support.name_server", str(lost), store, host, found]
+    names: list[str] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return names
+
+
 @pytest.mark.parametrize(
     ("store", "host", "found", "asked"),
     [
@@ -30,10 +37,14 @@ SERVICE = "minio.team.svc"
 def test_only_names_that_may_be_there_are_asked_for(
     store: str, host: str, found: str, asked: set[str] | None
 ) -> None:
-    command = [sys.executable, "-m", "tests.support.name_server", store, host, found]
-    names = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    names = resolve(store, host, found)
     assert found in names
     if asked is None:
         assert all(name.endswith(".cluster.local") for name in names)
     else:
         assert set(names) == asked
+
+
+def test_queries_that_are_lost_are_sent_again() -> None:
+    """Thrice the two of them, one for each family."""
+    assert resolve("s3", S3, S3, lost=6) == [S3] * 8

@@ -1,7 +1,8 @@
 """What a pod's resolver asks: as a program, in a network and with a resolv.conf of its own.
 
-``python -m tests.support.name_server STORE HOST KNOWN...`` resolves HOST as the worker of a bucket
-of that store does, and prints the names that were asked for, as JSON. Needs root.
+``python -m tests.support.name_server LOST STORE HOST KNOWN...`` resolves HOST as the worker of a
+bucket of that store does, and prints the names that were asked for, as JSON. The first LOST queries
+get no answer. Needs root.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _TYPE_A, _NO_SUCH_NAME = 1, 3
 _CLONE_NEWNET, _CLONE_NEWNS, _MS_BIND, _MS_PRIVATE_ALL = 0x40000000, 0x20000, 4096, 0x44000
 
 
-def main(store: str, host: str, *known: str) -> None:
+def main(lost: str, store: str, host: str, *known: str) -> None:
     """See above."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) or libc.mount(
@@ -43,7 +44,9 @@ def main(store: str, host: str, *known: str) -> None:
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 53))
     asked: list[str] = []
-    threading.Thread(target=_serve, args=(server, set(known), asked), daemon=True).start()
+    threading.Thread(
+        target=_serve, args=(server, set(known), asked, int(lost)), daemon=True
+    ).start()
     network.set_up(StoreSource(store=store, url="", bucket="bucket"), "/nowhere")  # type: ignore[arg-type]
     socket.getaddrinfo(host, 443, 0, socket.SOCK_STREAM)
     print(json.dumps(asked))
@@ -51,7 +54,7 @@ def main(store: str, host: str, *known: str) -> None:
     os._exit(0)
 
 
-def _serve(server: socket.socket, known: set[str], asked: list[str]) -> None:
+def _serve(server: socket.socket, known: set[str], asked: list[str], lost: int) -> None:
     """Answer queries (RFC 1035, 4.1): known names have one address of IPv4."""
     while True:
         query, client = server.recvfrom(512)
@@ -61,6 +64,8 @@ def _serve(server: socket.socket, known: set[str], asked: list[str]) -> None:
             at += 1 + length
         name, question = ".".join(labels), query[12 : at + 5]
         asked.append(name)
+        if len(asked) <= lost:
+            continue
         answer = b""
         if name in known and query[at + 2] == _TYPE_A:
             answer = b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4\x7f\0\0\1"

@@ -319,6 +319,8 @@ class StoreErrors:
         hint = "check the keys in the volume's secret"
         if code == "RequestTimeTooSkewed":
             hint = "set the node's clock"
+        elif code == "invalid_grant":  # of Google's tokens
+            hint += ", and the node's clock"
         return LoginRejected(f"{self} rejects the login{_named(code)}", hint)
 
     def access_denied(self, call: Call) -> AccessDenied:

@@ -166,8 +166,7 @@ class ConnectionPool:
         connection.rest()
         self._idle.append(connection)
         self._slots.release()
-        if self._closed:
-            self.close_idle()
+        self._close_idle(0.0 if self._closed else MOST_IDLE_S)
 
     def discard(self, connection: Connection) -> None:
         """Close a connection that is in an unknown state."""
@@ -181,11 +180,13 @@ class ConnectionPool:
 
     def close_idle(self) -> None:
         """Close the connections that nobody uses. After one was found dead, others likely are."""
-        while self._idle:
-            try:
-                self._idle.pop().close()
-            except IndexError:  # another thread took the last one
-                return
+        self._close_idle(0.0)
+
+    def _close_idle(self, least_s: float) -> None:
+        """Those that nobody has used for so long. The last one used comes last."""
+        with contextlib.suppress(IndexError):  # there is none, or another thread took it
+            while time.monotonic() - self._idle[0].idle_since_s >= least_s:
+                self._idle.pop(0).close()
 
     def _begin(self, connection: Connection, timeout: AdaptiveTimeout) -> bool:
         """Use an idle connection. False if it cannot be used; then it is closed."""

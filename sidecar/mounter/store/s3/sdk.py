@@ -168,8 +168,12 @@ class PodIdentity:
             failure = service.from_transport(error)
         except (SidecarError, MemoryError):
             raise
-        except Exception:  # noqa: BLE001 - whatever its parser raises at a server's answer
-            failure = Retryable(service.protocol("its answer holds no login"), "connection")
+        except Exception as error:  # noqa: BLE001 - whatever its parser raises at a server's answer
+            if type(error) is RuntimeError:
+                what = f"{errors}: a new login of the pod has expired by the node's clock"
+                failure = LoginRejected(what, "set the node's clock")
+            else:
+                failure = Retryable(service.protocol("its answer holds no login"), "connection")
         raise failure
 
 
