@@ -113,8 +113,8 @@ def test_the_message_says_what_is_not_saved_whenever_the_end_comes(place: Place)
 
 
 def test_what_can_be_whole_in_time_is_whole(place: Place) -> None:
-    """Five large files take 20 s of a line that has 18: some are whole, and all small ones."""
-    large = [(place.path / f"large{number}").open("wb", buffering=0) for number in range(5)]
+    """Six large files take 24 s of a line that has 22: some are whole, and all small ones."""
+    large = [(place.path / f"large{number}").open("wb", buffering=0) for number in range(6)]
     try:
         place.proxy.bytes_per_s = SLOW
         for offset in range(0, LARGE_BYTES, MIB):
@@ -123,8 +123,8 @@ def test_what_can_be_whole_in_time_is_whole(place: Place) -> None:
         small = [(place.path / f"small{number}").open("wb", buffering=0) for number in range(20)]
         for file in small:
             file.write(b"small")
-        place.pod_ends(20)
-        with ThreadPoolExecutor(5) as closing:
+        place.pod_ends(24)
+        with ThreadPoolExecutor(6) as closing:
             errors = list(closing.map(close, large))
         assert not any(map(close, small))
     finally:
