@@ -74,6 +74,27 @@ def test_what_was_made_is_shown(view: View, freeze: Callable[[], None]) -> None:
     assert view.read("saved") == b"content"
 
 
+def test_a_successor_shows_what_was_made(
+    store: Store, tmp_path: Path, freeze: Callable[[], None]
+) -> None:
+    """Of a worker that was killed."""
+    one = View(store, tmp_path, ttl_s=LIFETIME_S)
+    one.fs.recovery.begin()
+    one.write("before", b"old")
+    freeze()
+    one.write("file", b"content")
+    one.write("before", b"new content")
+    one.fs.make_directory(one.inode(""), "directory")
+    one.write("directory/inner", b"")
+    one.fs.symlink(one.inode(""), "link", b"file")
+    two = View(store, tmp_path, ttl_s=LIFETIME_S)
+    two.fs.recovery.restore()
+    for path in ("file", "directory", "link", "directory/inner"):
+        assert is_there(two, path), path
+    assert sorted(two.names()) == ["before", "directory", "file", "link"]
+    assert two.stat("before").size_bytes == len(b"new content")
+
+
 def test_what_was_removed_is_not_shown(
     cloud: Cloud, view: View, freeze: Callable[[], None]
 ) -> None:

@@ -6,6 +6,7 @@ It says what became of a request. Serving it again does not belong here.
 from __future__ import annotations
 
 import errno
+import heapq
 import logging
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from sidecar.errors import (
 )
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.directory_rename import DirectoryRename
-from sidecar.mounter.filesystem.inodes import ROOT, File
+from sidecar.mounter.filesystem.inodes import ROOT, File, Link
 from sidecar.mounter.filesystem.journal import Journal
 from sidecar.mounter.filesystem.namespace import Namespace
 from sidecar.mounter.filesystem.open_directories import OpenDirectories
@@ -49,6 +50,7 @@ _HOPELESS = (
     *(StoreProtocolError, TooLarge, Unsupported),
 )
 """Errors that the next start would get again: the bucket was checked before, and can be written."""
+_MOST_VERSIONS = 10_000
 
 
 class Recovery:
@@ -207,6 +209,7 @@ class Recovery:
         if state.is_damaged:
             adopted = [i.spool.name for i in inodes if isinstance(i, File) and i.spool is not None]
             self._set_aside("the journal is damaged", adopted)
+        self._remember_versions()
         handles: dict[int, tuple[File, bool, int | None]] = {}
         for handle, opened in state.files.items():
             inode = inodes.find(opened.inode)
@@ -219,6 +222,18 @@ class Recovery:
         self._renames.in_flight = dict(state.renames)
         self._journal.inherit(state.requests)
         self.begin()
+
+    def _remember_versions(self) -> None:
+        """The predecessor may have made what is known lately, and listings may lag behind it.
+
+        Of what it did not make, a listing that says otherwise costs a HEAD.
+        """
+        if self._read_only:
+            return
+        known = (inode for inode in self._namespace.inodes if isinstance(inode, File | Link))
+        versions = ((inode.remote.mtime_s, inode.id, inode) for inode in known if inode.remote)
+        for _, _, inode in heapq.nlargest(_MOST_VERSIONS, versions):
+            self._namespace.apply_version(inode)
 
     def _adopt(self, name: str) -> SpoolFile | None:
         """The spool file that a predecessor's inode had; None where that cannot be used."""
