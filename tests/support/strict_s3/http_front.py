@@ -154,7 +154,8 @@ class Front:
 
     def __init__(self, port: int, handler: Handler, host: str = HOST) -> None:
         self._handler = handler
-        self._listener = socket.create_server((host, port), backlog=512)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=512)
 
     def serve_forever(self) -> None:
         """Accept connections; each has a thread of its own."""
