@@ -20,8 +20,8 @@ from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.cache.near_bucket import NearBucket
 from sidecar.mounter.reading.buffers import BufferPool
-from sidecar.mounter.reading.in_flight import InFlight
 from sidecar.mounter.reading.read_around import PageCacheShare
+from sidecar.mounter.store.in_flight import InFlight
 from sidecar.mounter.store.interface import Arrived, ObjectInfo, Store
 from sidecar.units import MIB
 
@@ -97,7 +97,8 @@ class Fetcher:
     in_flight: InFlight = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "in_flight", InFlight(self.buffers, self.part_bytes))
+        room_bytes = self.buffers.budget_bytes * 3 // 4  # some wait until they are read
+        object.__setattr__(self, "in_flight", InFlight(self.part_bytes, room_bytes))
 
     def fetch(
         self,

@@ -5,7 +5,6 @@ Answers no read, and takes no lock but a part's: the reader that owns the window
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 import time
@@ -15,8 +14,8 @@ from collections.abc import Callable
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.reading.buffers import BufferPool, Holder
 from sidecar.mounter.reading.fetcher import WHOLE_OBJECT_BYTES, Fetcher
-from sidecar.mounter.reading.in_flight import InFlight
 from sidecar.mounter.reading.read_ahead_size import ReadAheadSize
+from sidecar.mounter.store.in_flight import InFlight
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.units import MIB
 
@@ -124,10 +123,9 @@ class Part:
             while not (here.wait(SLOW_S) or self.is_here(end)):
                 pass
 
-    def _arrived(self, in_flight: InFlight, count: int) -> None:
+    def _arrived(self, count: int) -> None:
         if self._delay_s == math.inf and self.start + count < self.end:
             self._delay_s = time.monotonic() - self._began_s
-        in_flight.arrived(self.start + count - self._arrived_to)
         with self._lock:
             self._arrived_to = self.start + count
             if not self._waiting:
@@ -143,13 +141,12 @@ class Part:
         Raises nothing: :attr:`error` says what it failed with.
         """
         in_flight = fetcher.in_flight
-        arrived = functools.partial(self._arrived, in_flight)
         self._began_s = time.monotonic()
         try:
             assert self.buffer is not None
             content = memoryview(self.buffer)
-            fetcher.fetch(info, self.entry, self.start, content, self, arrived)
-            arrived(self.end - self.start)
+            fetcher.fetch(info, self.entry, self.start, content, self, self._arrived)
+            self._arrived(self.end - self.start)
         except BaseException as error:  # noqa: BLE001 - raised again in each reader's thread
             self.error = error
         finally:

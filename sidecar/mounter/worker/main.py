@@ -34,13 +34,13 @@ from sidecar.mounter.fuse.readers.child import end_with_children
 from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.fuse.stuck import StuckThreads
-from sidecar.mounter.reading import in_flight, read_log
+from sidecar.mounter.reading import read_log
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import WHOLE_OBJECT_BYTES, Fetcher
 from sidecar.mounter.reading.read_around import PageCacheShare
 from sidecar.mounter.reading.read_log import ReadLog
 from sidecar.mounter.reading.whole_load import is_loaded_whole
-from sidecar.mounter.store import network, open_store
+from sidecar.mounter.store import in_flight, network, open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.failures import Failures, Outcomes, Tell, Unobserved
 from sidecar.mounter.store.interface import ObjectInfo, Store
@@ -62,9 +62,8 @@ from sidecar.spec import PersistenceSpec, StoreSource, Volume
 
 log = logging.getLogger("sidecar.worker")
 
-_UPLOAD_THREADS = 8
-"""One connection to S3 carries 85 to 90 MB/s ("Performance design patterns for Amazon S3"). What is
-on its way has to arrive before WRITE_SILENCE_S is over, also on a slow line."""
+_STORE_THREADS = 8
+"""Copy inside the store, abandon uploads, and load names. Parts have threads of their own."""
 _SHOWN_UNSAVED = 100
 _ORPHAN_GRACE_S = 20.0
 
@@ -363,7 +362,7 @@ class Worker:
             ),
             Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
             self._metrics,
-            ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
+            ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store"),
             Journal(state),
             read_only=read_only,
             ttl_s=ttl_s,

@@ -5,6 +5,7 @@ Knows parts and the store's upload; which parts are sent, and when, is :mod:`.up
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -12,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
 from sidecar.errors import SidecarError, SpoolFull, StoreProtocolError, TimeIsUp
@@ -24,6 +25,7 @@ from sidecar.mounter.store.interface import (
     Store,
     Upload,
 )
+from sidecar.mounter.writing.part_threads import PartThreads
 from sidecar.mounter.writing.spool import SpoolFile
 from sidecar.mounter.writing.spool_log import SentPart, UploadRecord
 
@@ -96,7 +98,7 @@ class ActiveUpload:
 
     def submit(
         self,
-        threads: ThreadPoolExecutor,
+        threads: PartThreads,
         number: int,
         content: Content,
         description: Description,
@@ -114,7 +116,9 @@ class ActiveUpload:
             if isinstance(content, FileSlice):
                 content = FileSlice(self._fd, content.offset, content.size_bytes)
             self._invalidated.discard(number)
-            self._in_flight[number] = threads.submit(self._send, number, content, description, done)
+            self._in_flight[number] = threads.submit(
+                functools.partial(self._send, number, content, description, done)
+            )
 
     def is_busy(self) -> bool:
         """Whether parts are in flight."""
@@ -204,7 +208,7 @@ class ActiveUpload:
         content: Content,
         description: Description,
         done: Callable[[int], None],
-    ) -> None:
+    ) -> int:
         try:
             upload = self._begin(description)
             receipt = upload.put_part(number, content)
@@ -212,6 +216,7 @@ class ActiveUpload:
             with self._lock:
                 if self._record is not None and number not in self._invalidated:
                     self._log.note_sent(self._record, number, SentPart(len(content), receipt))
+            return len(content)
         except SidecarError as error:
             self.error = error
         except OSError as error:
@@ -219,6 +224,7 @@ class ActiveUpload:
         finally:
             with self._lock:
                 del self._in_flight[number]
+        return 0
 
     def _begin(self, description: Description) -> Upload:
         with self._beginning:

@@ -37,6 +37,7 @@ from sidecar.mounter.writing.active_upload import (
     wait_until,
     warn_of_leftover,
 )
+from sidecar.mounter.writing.part_threads import PartThreads
 from sidecar.mounter.writing.spool import SpoolFile
 from sidecar.mounter.writing.spool_log import SpoolLog, UploadRecord
 
@@ -51,7 +52,7 @@ class Uploader:
     """Sends spool files. Calls for one spool file must not overlap: the caller holds a lock.
 
     Args:
-        threads: send parts; their number bounds the connections that upload.
+        threads: copy inside the store, and abandon uploads. Parts have threads of their own.
         fetch: gets back what only the store has.
     """
 
@@ -60,6 +61,7 @@ class Uploader:
     ) -> None:
         self._store = store
         self._threads = threads
+        self._part_threads = PartThreads()
         self._fetch = fetch
         self._metrics = metrics
         self._active: dict[SpoolFile, ActiveUpload] = {}
@@ -96,7 +98,7 @@ class Uploader:
         for number in range(upload.last_submitted + 1, full + 1):
             content = spool.content(*spool.span(number))
             upload.submit(
-                self._threads, number, content, description, self._metrics.uploaded_bytes.inc
+                self._part_threads, number, content, description, self._metrics.uploaded_bytes.inc
             )
         upload.last_submitted = full
 
@@ -250,7 +252,7 @@ class Uploader:
                 content = self._content(spool, *spool.span(number))
                 if not isinstance(content, FileSlice):
                     upload.wait(self._deadline_s)  # of what is in memory, one part at a time
-                upload.submit(self._threads, number, content, description, done)
+                upload.submit(self._part_threads, number, content, description, done)
             upload.wait(self._deadline_s)
             if upload.error is not None:
                 raise upload.error

@@ -21,6 +21,7 @@ from sidecar.mounter.store.http.connection import (
     first_to_answer,
 )
 from sidecar.mounter.store.http.fields import Headers
+from sidecar.mounter.store.http.flow import Flow
 from sidecar.mounter.store.http.hedging import Hedging
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.proxies import PROXY_LOGIN, ProxyFailed
@@ -62,6 +63,7 @@ class HttpClient(Generic[C]):
     def __init__(self, endpoint: Endpoint, translator: Translator[C]) -> None:
         self._pool = ConnectionPool(endpoint)
         self._translator = translator
+        self._flow = Flow()
 
     def send(
         self,
@@ -79,17 +81,19 @@ class HttpClient(Generic[C]):
         Args:
             most_bytes: how long the response may be.
         """
+        size_bytes = sum(map(len, body))
 
         def write(signed: SignedRequest, pool: ConnectionPool, connection: Connection) -> bool:
-            length = {"content-length": str(sum(map(len, body)))}
-            headers = {**signed.headers, **length}
+            headers = {**signed.headers, "content-length": str(size_bytes)}
+            connection.begin_body(turn)
             return _send(connection, pool.head(signed.method, signed.target, headers), body)
 
         def read(response: Response) -> BufferedResponse:
             content = response.read_all(most_bytes)
             return BufferedResponse(response.status, response.fields, content)
 
-        return self._exchange(call, sign, write, read, accepted, timeout, hedging)
+        with self._flow.body(size_bytes) as turn:
+            return self._exchange(call, sign, write, read, accepted, timeout, hedging)
 
     def receive(
         self,
@@ -273,6 +277,8 @@ def _sendfile(connection: Connection, piece: FileSlice) -> int | None:
             connection.deadline.check()
             events = poll.poll(timeout_s * 1000)
             if not events:
+                if connection.is_moving():
+                    continue
                 raise TimeoutError("the server takes no more")
             if events[0][1] & select.POLLIN:
                 return None

@@ -15,12 +15,14 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
 from sidecar.mounter.store.http.addresses import Address
 from sidecar.mounter.store.http.fields import BrokenResponse, parse_fields
+from sidecar.mounter.store.http.flow import Turn
 from sidecar.mounter.store.http.timeouts import Deadline
 from sidecar.mounter.store.http.values import parse_hex_number, parse_number
 from sidecar.units import KIB, MIB
@@ -37,6 +39,8 @@ _MAX_INTERIM = 100
 _SEND_BYTES = MIB
 _END_OF_HEAD = b"\r\n\r\n"
 _TIMEVAL = struct.Struct("@ll")
+_BYTES_ACKED_AT = 120
+"""``tcpi_bytes_acked`` in ``struct tcp_info`` (include/uapi/linux/tcp.h), since Linux 4.1."""
 
 
 class TruncatedResponse(BrokenResponse):
@@ -89,6 +93,7 @@ class Connection:
             limit_s: for how long it may do so without progress (:class:`Deadline`).
         """
         self.deadline.begin(limit_s)
+        self._turn: Turn | None = None
         self._is_slow = False  # whether what is waited for now was waited for before
         if timeout_s == self._timeout_s:
             return
@@ -140,6 +145,32 @@ class Connection:
         if isinstance(self._socket, ssl.SSLSocket) and not self.idle_since_s:
             self.address.session = self._socket.session  # tickets come with the first answer
         self.idle_since_s = time.monotonic()
+
+    def begin_body(self, turn: Turn) -> None:
+        """From now on silence ends the attempt only if nothing is acknowledged meanwhile.
+
+        Of this body or, as long as it is not its ``turn``, of others.
+        """
+        self._turn = turn
+        self._acked_bytes = self._acknowledged_bytes()
+
+    def is_moving(self) -> bool:
+        """Whether the body was on its way since this was asked last. Raises as Deadline.check."""
+        if self._turn is None:
+            return False
+        before, self._acked_bytes = self._acked_bytes, self._acknowledged_bytes()
+        self.deadline.moved(self._acked_bytes - before)
+        if self._turn.gets_nearer():
+            self.deadline.renew()
+        elif self._acked_bytes == before:
+            return False
+        self.deadline.check()
+        return True
+
+    def _acknowledged_bytes(self) -> int:
+        size = _BYTES_ACKED_AT + 8
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+        return int.from_bytes(info[_BYTES_ACKED_AT:], sys.byteorder)
 
     def send(self, data: bytes | memoryview) -> None:
         """Send all of ``data``."""
@@ -213,10 +244,12 @@ class Connection:
         self._socket.close()
 
     def _send_some(self, data: bytes | memoryview) -> int:
-        try:
-            return self._socket.send(data)
-        except BlockingIOError:
-            raise TimeoutError("the server takes no more") from None
+        while True:
+            try:
+                return self._socket.send(data)
+            except (BlockingIOError, TimeoutError):
+                if not self.is_moving():
+                    raise TimeoutError("the server takes no more") from None
 
     def _take(self, buffer: memoryview) -> int:
         count = min(len(self._left), len(buffer))
@@ -253,10 +286,12 @@ class Connection:
         if self._is_slow:
             self.deadline.check()
         self._is_slow = True
-        try:
-            return self._socket.recv(_HEAD_BYTES)
-        except BlockingIOError:
-            raise _silent() from None
+        while True:
+            try:
+                return self._socket.recv(_HEAD_BYTES)
+            except (BlockingIOError, TimeoutError):
+                if not self.is_moving():
+                    raise _silent() from None
 
     def _receive_now(self) -> bytes | None:
         """What is there, which is no content; None: nothing, but what TLS has to say itself."""

@@ -20,7 +20,8 @@ from sidecar.mounter.store.http.forks import renew_in_child
 from sidecar.mounter.store.http.proxies import ProxyFailed, open_tunnel, proxy_for
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 128
+"""Twice what parts may have in flight: other requests wait for none of them."""
 MOST_IDLE_S = 60.0
 """How long a connection is kept that nobody uses. What translates addresses forgets it after four
 minutes (Azure) or six (AWS), and some firewalls sooner; then the next request gets no answer."""

@@ -1,29 +1,32 @@
-"""How many parts a process fetches at a time, and whose turn it is: as many as make it faster.
+"""How many parts a process moves at a time, and whose turn it is: as many as make it faster.
 
-Knows no object and fetches nothing. Decision 65 is why.
+For either direction. Knows no object and moves nothing. Decision 65 is why.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 from typing import Final, Protocol
 
-from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.units import MIB
 
 MOST: Final = 64
 """Parts in flight in one process."""
 _LEAST: Final = 2
 """While one of them is awaited, another one comes."""
-_HOPED_RATE: Final = 1.2e9
-"""Bytes a second. Before anything was measured there are as many connections as make this."""
+HOPED_RATE: Final = 1.2e9
+"""What two cores make of it, bytes a second."""
 _LEAST_TRANSFER_S: Final = 0.1
 _DELAYS: Final = 5
 """A part is as large as what comes in so many delays, so that a sixth of the time is lost."""
 _LEAST_PART_BYTES: Final = 1 * MIB
-_LEAST_ROUND_S: Final = 0.05
-_LEAST_ROUND_BYTES: Final = 32 * MIB
+_LEAST_ROUND: Final = 8
+"""Parts."""
+_LONGEST_S: Final = 2.5
+"""What is on its way for longer does not become more: it has to arrive before a silence counts as
+an outage, and before a pod's last seconds are over."""
 _PAYS: Final = 1.15
 """More parts in flight are kept if the rate rises by so much."""
 _COSTS_NOTHING: Final = 0.95
@@ -35,7 +38,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 8.0
 
 
 class Waiting(Protocol):
-    """A stream that would have one more part in flight."""
+    """What would have one more part in flight."""
 
     def go_on(self) -> None:
         """There may be room now: :meth:`InFlight.begin`."""
@@ -46,24 +49,35 @@ class InFlight:
 
     Who lacks a part waits for its turn, the longest first. So a stream whose reader is slow asks
     for none, and those that need more share what there is. How many there may be is tried: while
-    somebody waits for a turn, the rate at which bytes arrive is measured, and more are kept if
+    somebody waits for a turn, the rate of all is measured, and more are kept if
     they make it higher, fewer if they do not make it lower. What one connection brings alone says
     where to begin. It is no measure later: of connections that share a CPU or a network each
     one is slower.
 
     Args:
-        buffers: what the parts are in.
         part_bytes: the largest part.
+        room_bytes: what all of them may have together.
+        least: never fewer, and so many at first.
+        hoped_rate: bytes a second. Once a connection was measured, there are as many as make this;
+            0: the first number is doubled instead, while that makes it faster.
 
     Attributes:
         most: how many there may be.
         count: how many there are.
     """
 
-    def __init__(self, buffers: BufferPool, part_bytes: int) -> None:
-        self._buffers = buffers
+    def __init__(
+        self,
+        part_bytes: int,
+        room_bytes: float = math.inf,
+        least: int = _LEAST,
+        hoped_rate: float = HOPED_RATE,
+    ) -> None:
         self._most_part_bytes = part_bytes
-        self.most = self._wanted = _LEAST
+        self._room_bytes = room_bytes
+        self._least = least
+        self._hoped_rate = hoped_rate
+        self.most = self._wanted = least
         self.count = 0
         self._lock = threading.Lock()
         self._waiting: dict[Waiting, None] = {}  # the longest first
@@ -72,10 +86,9 @@ class InFlight:
         # share, smaller parts would cost more of it.
         self._rate = self._best_rate = 0.0
         self._delay_s = math.inf
-        self._arrived_bytes = 0
         self._climb = _Climb()
         self._changed_s = 0.0
-        self._from: tuple[float, int] | None = None  # a round's begin: when, and what had arrived
+        self._rates: list[float] = []  # of the parts of a round, bytes a second
 
     @property
     def part_bytes(self) -> int:
@@ -93,10 +106,6 @@ class InFlight:
     def bytes(self) -> int:
         """What may be in flight, and the part that waits for its turn."""
         return (self.most + 1) * self.part_bytes
-
-    @property
-    def _room_bytes(self) -> int:
-        return self._buffers.budget_bytes * 3 // 4  # some wait until they are read
 
     # --- turns --------------------------------------------------------------------------------
 
@@ -131,16 +140,11 @@ class InFlight:
         with self._lock:
             self._waiting.pop(stream, None)
 
-    def arrived(self, count: int) -> None:
-        """So many bytes more have come."""
-        with self._lock:
-            self._arrived_bytes += count
-
     def end(self, size: int, began_s: float, delay_s: float, now_s: float) -> None:
-        """A part has come, or failed.
+        """A part has moved, or failed.
 
         Args:
-            size: what came of it, bytes.
+            size: what moved of it, bytes.
             began_s: since when (monotonic).
             delay_s: after which the first of it was here; inf where that is not known.
         """
@@ -148,7 +152,7 @@ class InFlight:
             self.count -= 1
             if size >= _LEAST_PART_BYTES:
                 self._measure_connection(size, now_s - began_s, delay_s)
-                self._measure_all(began_s, now_s)
+                self._measure_all(size, began_s, now_s)
             room = self.most - self.count
             turns = [stream for stream, _ in zip(self._waiting, range(room), strict=False)]
             for stream in turns:
@@ -166,25 +170,28 @@ class InFlight:
             return
         self._rate = self._best_rate = max(rate, self._rate)
         self._delay_s = min(delay_s, self._delay_s)
-        self._set(math.ceil(_HOPED_RATE / self._each()))
+        self._set(math.ceil(self._hoped_rate / self._each()))
 
-    def _measure_all(self, began_s: float, now_s: float) -> None:
+    def _measure_all(self, size: int, began_s: float, now_s: float) -> None:
+        """A round is as many parts as are in flight, all begun under this number.
+
+        If one of them has the rate ``r``, ``n`` have ``n * r`` together (Little's law). Of one that
+        stood still the median takes no notice.
+        """
         if not self._waiting:  # nobody lacked one
-            self._from = None
+            self._rates.clear()
             return
         if began_s < self._changed_s:
             return
-        if self._from is None:
-            self._from = now_s, self._arrived_bytes
-            return
-        from_s, from_bytes = self._from
-        taken_s, count = now_s - from_s, self._arrived_bytes - from_bytes
-        if taken_s >= _LEAST_ROUND_S and count >= max(_LEAST_ROUND_BYTES, self.bytes):
-            self._from = now_s, self._arrived_bytes
-            number = self._climb.next(self.most, count / taken_s, now_s, self._each())
+        self._rates.append(size / max(now_s - began_s, 1e-4))
+        if len(self._rates) >= max(self.most, _LEAST_ROUND):
+            rate = self.most * statistics.median(self._rates)
+            self._rates.clear()
+            is_slow = self.most * self._most_part_bytes / rate > _LONGEST_S
+            number = self._climb.next(self.most, rate, now_s, self._each(), is_slow=is_slow)
             if number != self.most:
                 self._set(number)
-                self._changed_s, self._from = now_s, None
+                self._changed_s = now_s
 
     def _each(self) -> float:
         """What a connection brings in a second if nothing but itself is the limit."""
@@ -193,7 +200,7 @@ class InFlight:
 
     def _set(self, number: int) -> None:
         self._wanted = min(number, MOST)
-        self.most = max(_LEAST, min(self._wanted, self._room_bytes // self.part_bytes))
+        self.most = int(max(self._least, min(self._wanted, self._room_bytes // self.part_bytes)))
 
 
 class _Climb:
@@ -206,11 +213,12 @@ class _Climb:
         self._pause_s = _FIRST_PAUSE_S
         self._next_s = 0.0
 
-    def next(self, number: int, rate: float, now_s: float, each: float) -> int:
+    def next(self, number: int, rate: float, now_s: float, each: float, *, is_slow: bool) -> int:
         """The number to go on with, now that this one was measured.
 
         Args:
             each: the rate that one alone should bring.
+            is_slow: so many are on their way for so long that there must not be more.
         """
         if not self.has_begun:
             self.has_begun = True
@@ -226,7 +234,7 @@ class _Climb:
                 self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
                 return before
             self._pause_s = _FIRST_PAUSE_S
-        elif now_s < self._next_s:
+        elif now_s < self._next_s or (self._up and is_slow):
             return number
         self._back = number, rate
         return number * 2 if self._up else number * 3 // 4

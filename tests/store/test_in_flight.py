@@ -1,4 +1,4 @@
-"""How many parts are fetched at a time, on links that a formula describes. No clock runs."""
+"""How many parts are moved at a time, on links that a formula describes. No clock runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sidecar.mounter.reading.buffers import BufferPool
-from sidecar.mounter.reading.in_flight import MOST, InFlight
+from sidecar.mounter.store.in_flight import MOST, InFlight
 from sidecar.units import GIB, MIB
 
 PART_BYTES = 8 * MIB
@@ -43,7 +42,7 @@ class Link:
         connection: what one connection brings, bytes a second.
         most: what all together bring, bytes a second.
         delay_s: after which a connection begins to bring.
-        budget_bytes: memory of the process.
+        budget_bytes: what all parts may have.
     """
 
     connection: float
@@ -55,7 +54,7 @@ class Link:
     _parts: list[Coming] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.in_flight = InFlight(BufferPool(self.budget_bytes), PART_BYTES)
+        self.in_flight = InFlight(PART_BYTES, self.budget_bytes)
 
     def fetch(self, stream: Stream) -> None:
         """Begin parts until there is no room for more."""
@@ -81,7 +80,6 @@ class Link:
             came = min(rate * STEP_S, part.size - part.arrived)
             part.arrived += came
             self.arrived_bytes += came
-            self.in_flight.arrived(int(came))
         for part in [part for part in coming if part.arrived >= part.size]:
             self._parts.remove(part)
             self.in_flight.end(part.size, part.began_s, self.delay_s, self.now_s)
@@ -148,7 +146,7 @@ def test_a_link_that_became_slow_gets_more_connections() -> None:
 
 
 def test_who_lacks_a_part_the_longest_is_next() -> None:
-    in_flight = InFlight(BufferPool(GIB), PART_BYTES)
+    in_flight = InFlight(PART_BYTES)
     turns: list[str] = []
 
     @dataclass(eq=False)

@@ -1,0 +1,62 @@
+"""Bodies on their way to a store, over all its connections. Knows no bytes and no connection.
+
+What stands in between, as a proxy in the pod or a router, may take many of them at once and pass
+them on slowly. Then each one is silent for long, though the line is busy with the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+_UNFAIRNESS: Final = 2
+"""How much of what comes behind a body may overtake it."""
+
+
+class Flow:
+    """All bodies that go to one store. Safe to use from any thread.
+
+    Attributes:
+        arrived_bytes: what the store has answered to.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._on_its_way_bytes = 0
+        self.arrived_bytes = 0
+
+    @contextlib.contextmanager
+    def body(self, size_bytes: int) -> Iterator[Turn]:
+        """A block that sends a body; it has arrived if that raises nothing."""
+        with self._lock:
+            self._on_its_way_bytes += size_bytes
+            due_bytes = self.arrived_bytes + _UNFAIRNESS * self._on_its_way_bytes
+        arrived_bytes = 0
+        try:
+            yield Turn(self, due_bytes)
+            arrived_bytes = size_bytes
+        finally:
+            with self._lock:
+                self._on_its_way_bytes -= size_bytes
+                self.arrived_bytes += arrived_bytes
+
+
+class Turn:
+    """When one body should have arrived: not before what was on its way when it began.
+
+    Used by one thread.
+    """
+
+    __slots__ = ("_due_bytes", "_flow", "_seen_bytes")
+
+    def __init__(self, flow: Flow, due_bytes: int) -> None:
+        self._flow = flow
+        self._due_bytes = due_bytes
+        self._seen_bytes = flow.arrived_bytes
+
+    def gets_nearer(self) -> bool:
+        """Whether others have arrived since this was asked last, and its own turn is not over."""
+        before, self._seen_bytes = self._seen_bytes, self._flow.arrived_bytes
+        return before < self._seen_bytes < self._due_bytes
