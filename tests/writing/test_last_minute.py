@@ -112,8 +112,12 @@ def test_the_message_says_what_is_not_saved_whenever_the_end_comes(place: Place)
         place.proxy.bytes_per_s = 0
 
 
-def test_what_can_be_whole_in_time_is_whole(place: Place) -> None:
-    """Six large files take 24 s of a line that has 22: some are whole, and all small ones."""
+@pytest.mark.parametrize("closed", ["before", "after"])
+def test_what_can_be_whole_in_time_is_whole(place: Place, closed: str) -> None:
+    """Six large files take 24 s of a line that has 22: some are whole, and all small ones.
+
+    Also if all of them are being saved when the pod begins to end.
+    """
     large = [(place.path / f"large{number}").open("wb", buffering=0) for number in range(6)]
     try:
         place.proxy.bytes_per_s = SLOW
@@ -123,9 +127,15 @@ def test_what_can_be_whole_in_time_is_whole(place: Place) -> None:
         small = [(place.path / f"small{number}").open("wb", buffering=0) for number in range(20)]
         for file in small:
             file.write(b"small")
-        place.pod_ends(24)
         with ThreadPoolExecutor(6) as closing:
-            errors = list(closing.map(close, large))
+            if closed == "after":
+                place.pod_ends(24)
+                place.sidecar.wait_for(lambda: "the pod is ending" in place.sidecar.log())
+            closes = closing.map(close, large)
+            if closed == "before":
+                time.sleep(0.3)  # all six are being saved
+                place.pod_ends(24)
+            errors = list(closes)
         assert not any(map(close, small))
     finally:
         place.proxy.bytes_per_s = 0

@@ -48,7 +48,6 @@ class LastMinute:
     def end_at(self, deadline_s: float) -> None:
         """The time is up then (monotonic). May be called again, from any thread."""
         self._deadline_s = deadline_s
-        self._saver.turns.begin(deadline_s)
         self._uploader.hurry(deadline_s)
 
     def run(self, deadline_s: float, leaving: threading.Event, tell: Callable[[], None]) -> None:

@@ -30,18 +30,13 @@ from sidecar.mounter.store.interface import Condition, ObjectInfo, Store
 from sidecar.mounter.writing.active_upload import Description
 from sidecar.mounter.writing.spool import Spool, SpoolFile
 from sidecar.mounter.writing.spool_log import Attempt
-from sidecar.mounter.writing.turns import Turns
 from sidecar.mounter.writing.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Makes objects of the files of one mount. Safe to use from any thread.
-
-    Attributes:
-        turns: of large files, when time is short.
-    """
+    """Makes objects of the files of one mount. Safe to use from any thread."""
 
     def __init__(
         self,
@@ -58,7 +53,6 @@ class Saver:
         self._spool = spool
         self._uploader = uploader
         self._metrics = metrics
-        self.turns = Turns()
 
     def is_large(self, inode: File) -> bool:
         """Whether a file is sent in parts."""
@@ -75,8 +69,7 @@ class Saver:
                 self._save_attributes(inode)
                 return
             try:
-                with self._turn(inode, spool):
-                    inode.remote = self._upload(inode, spool)
+                inode.remote = self._upload(inode, spool)
             except AlreadyExists:
                 self._yield_name(inode)
                 raise
@@ -123,11 +116,6 @@ class Saver:
         self._namespace.inodes.note(inode)
         self._namespace.inodes.drop_unused(inode)
 
-    def _turn(self, inode: File, spool: SpoolFile) -> contextlib.AbstractContextManager[None]:
-        if self.is_large(inode):
-            return self.turns.turn(spool.size_bytes)
-        return contextlib.nullcontext()
-
     def complete_upload(self, inode: File) -> bool:
         """Make an object of an upload in flight that alone has parts of the file.
 
@@ -148,7 +136,7 @@ class Saver:
 
     def send_full_parts(self, inode: File, spool: SpoolFile) -> None:
         """Begin to send what is written from end to end. The caller holds the file's lock."""
-        if self.turns.have_begun:
+        if self._uploader.is_hurried:
             return  # it would take the way of a file that may be whole in time
         with contextlib.suppress(StoreError):  # it is sent when the file is saved, or told then
             self._uploader.send_full_parts(inode.key, spool, self.describe(inode))

@@ -40,6 +40,7 @@ from sidecar.mounter.writing.active_upload import (
 from sidecar.mounter.writing.part_threads import PartThreads
 from sidecar.mounter.writing.spool import SpoolFile
 from sidecar.mounter.writing.spool_log import SpoolLog, UploadRecord
+from sidecar.mounter.writing.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +67,23 @@ class Uploader:
         self._metrics = metrics
         self._active: dict[SpoolFile, ActiveUpload] = {}
         self._deadline_s = math.inf
+        self._turns = Turns()
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether time is short."""
+        return self._turns.have_begun
 
     def hurry(self, deadline_s: float) -> None:
         """Time is short: parts wait for the turn of their file, and none longer than that.
+
+        Also those of files that are being saved.
 
         Args:
             deadline_s: when :meth:`save` gives up (monotonic).
         """
         self._deadline_s = deadline_s
+        self._turns.begin(deadline_s)
         for upload in list(self._active.values()):
             upload.withdraw()
 
@@ -230,7 +240,8 @@ class Uploader:
                 )
                 self._metrics.uploaded_bytes.inc(size_bytes)
                 return made
-            made_of_base = self._patch(key, spool, description)
+            with self._turns.turn(size_bytes):
+                made_of_base = self._patch(key, spool, description)
             return made_of_base or self._complete(key, spool, description, condition)
 
     def _complete(
@@ -242,18 +253,20 @@ class Uploader:
     ) -> ObjectInfo:
         """Send what is not sent, and make the object."""
         upload = self._upload_of(key, spool)
-        upload.wait(self._deadline_s)
+        with self._turns.turn(spool.size_bytes):
+            upload.wait(self._deadline_s)
         upload.error = None
         done = self._metrics.uploaded_bytes.inc
         # More than once where parts are withdrawn meanwhile: an object of those that are left
         # would be taken for the file.
         while unsent := sorted(set(spool.parts()) - upload.sent):
-            for number in unsent:
-                content = self._content(spool, *spool.span(number))
-                if not isinstance(content, FileSlice):
-                    upload.wait(self._deadline_s)  # of what is in memory, one part at a time
-                upload.submit(self._part_threads, number, content, description, done)
-            upload.wait(self._deadline_s)
+            with self._turns.turn(spool.size_bytes):
+                for number in unsent:
+                    content = self._content(spool, *spool.span(number))
+                    if not isinstance(content, FileSlice):
+                        upload.wait(self._deadline_s)  # of what is in memory, one part at a time
+                    upload.submit(self._part_threads, number, content, description, done)
+                upload.wait(self._deadline_s)
             if upload.error is not None:
                 raise upload.error
         made = upload.complete(condition, len(spool.parts()), description.metadata)
