@@ -16,11 +16,7 @@ AGENTS = [
     }
     for label in ("k8s-app", "app")
 ]
-ADMITTED = {
-    "aks": AGENTS,
-    "gke": AGENTS,
-    "eks": [{"ipBlock": {"cidr": cidr}} for cidr in ("0.0.0.0/0", "::/0")],
-}
+ADMITTED = {"aks": AGENTS, "gke": AGENTS, "eks": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
 
 
 @pytest.mark.parametrize("overlay", ADMITTED)
