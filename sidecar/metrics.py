@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _FILE_BYTES = 256 * 1024
 """Room for every series that one process has; prometheus-client begins with 64 KiB."""
-_FILE_KINDS = ("counter", "gauge_mostrecent", "histogram")
+_FILE_KINDS = ("counter", "gauge_mostrecent", "gauge_sum", "histogram")
+_PARTS_IN_FLIGHT = "mount_sidecar_parts_in_flight_limit"
 _LATENCY_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30)
 
 
@@ -68,6 +69,15 @@ class VolumeMetrics:
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(name, text, ("volume",), registry=registry, multiprocess_mode="mostrecent")
+
+        parts_in_flight = Gauge(
+            _PARTS_IN_FLIGHT,
+            "Parts that may be on their way at a time, each on a connection: as many as were found "
+            "to make it faster",
+            ("volume", "direction"),
+            registry=registry,
+            multiprocess_mode="sum",
+        )
 
         def histogram(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(
@@ -190,6 +200,8 @@ class VolumeMetrics:
             "Part of its memory budget that the worker uses: below 1 while memory is short",
         ).labels(*bound)
         self.memory_budget_ratio.set(1)
+        self.parts_fetched_at_once = parts_in_flight.labels(volume, "read")
+        self.parts_sent_at_once = parts_in_flight.labels(volume, "write")
         self._observe_operation: dict[str, Callable[[float], None]] = {}
         self._observe_request: dict[str, Callable[[float], None]] = {}
 
@@ -237,6 +249,8 @@ class VolumeTotals(NamedTuple):
     spool_used_bytes: dict[str, float]
     read_bytes: dict[str, float]
     cache_limit_bytes: dict[str, float]
+    parts_in_flight: dict[str, dict[str, float]]
+    """By direction: ``read`` or ``write``."""
 
 
 def read_volume_totals(directory: Path) -> VolumeTotals:
@@ -245,7 +259,7 @@ def read_volume_totals(directory: Path) -> VolumeTotals:
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    totals = VolumeTotals({}, {}, {})
+    totals = VolumeTotals({}, {}, {}, {})
     collector = MultiProcessCollector(CollectorRegistry(), path=str(directory))  # type: ignore[no-untyped-call]
     for metric in collector.collect():  # type: ignore[no-untyped-call]
         for sample in metric.samples:
@@ -256,6 +270,9 @@ def read_volume_totals(directory: Path) -> VolumeTotals:
                 totals.cache_limit_bytes[volume] = sample.value
             elif sample.name == "mount_sidecar_read_bytes_total":
                 totals.read_bytes[volume] = sample.value
+            elif sample.name == _PARTS_IN_FLIGHT:
+                by_direction = totals.parts_in_flight.setdefault(volume, {})
+                by_direction[sample.labels["direction"]] = sample.value
     return totals
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Http
+from sidecar.spec import Http, Volume
 from tests.mount.buckets import bucket_sidecar
+from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud
 from tests.support.many_clients import (
     DrippingClients,
@@ -26,7 +28,7 @@ from tests.support.many_clients import (
     resident_bytes,
     thread_count,
 )
-from tests.support.servers import MinioServer
+from tests.support.servers import MinioServer, S3Server
 from tests.support.sidecar import Sidecar
 from tests.support.waiting import wait_until
 
@@ -214,3 +216,19 @@ def test_an_address_of_no_interface_is_one_line(tmp_path: Path) -> None:
     (line,) = sidecar.said()
     assert line.startswith(f"error SC1090 PORT_IN_USE: cannot listen on {host} port 0: ")
     assert line.endswith("free the port, or set another in the spec (`http.host`, `http.port`)")
+
+
+def test_how_many_parts_may_be_on_their_way(tmp_path: Path, s3_server: S3Server) -> None:
+    cloud, mount = make_bucket(s3_server), tmp_path / "m"
+    volume = Volume(name="out", kind="outputs", path=str(mount), source=cloud.source())
+    secrets = {"cloud": s3_server.credentials_json()}
+    cloud.write("large", bytes(64 * MIB))
+    with Sidecar(tmp_path / "run", [volume], outputs_path=mount, secrets=secrets) as sidecar:
+        (mount / "copy").write_bytes((mount / "large").read_bytes())
+        (found,) = json.loads(sidecar.get("/statusz")[1])["volumes"]
+        limit = found["parts_in_flight_limit"]
+        assert limit["write"] >= 8
+        assert limit["read"] >= 2
+        for direction, number in limit.items():
+            name = "mount_sidecar_parts_in_flight_limit"
+            assert sidecar.metric(name, volume="outputs/out", direction=direction) == number

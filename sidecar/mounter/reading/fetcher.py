@@ -98,7 +98,8 @@ class Fetcher:
 
     def __post_init__(self) -> None:
         room_bytes = self.buffers.budget_bytes * 3 // 4  # some wait until they are read
-        object.__setattr__(self, "in_flight", InFlight(self.part_bytes, room_bytes))
+        tell = self.metrics.parts_fetched_at_once.set
+        object.__setattr__(self, "in_flight", InFlight(self.part_bytes, room_bytes, tell=tell))
 
     def fetch(
         self,

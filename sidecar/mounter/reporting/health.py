@@ -20,16 +20,21 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from sidecar import logs
 from sidecar.http_message import Request, Response
 from sidecar.http_server import HttpServer, Limits, Route
-from sidecar.metrics import scrape_registry
+from sidecar.metrics import read_volume_totals, scrape_registry
 from sidecar.mounter.reporting.probe_files import keep_alive_file
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
-from sidecar.mounter.system.status import METRICS_DIRECTORY, read_status, read_status_text
+from sidecar.mounter.system.status import (
+    METRICS_DIRECTORY,
+    dump_status,
+    read_status,
+    read_status_text,
+)
 from sidecar.spec import PersistenceSpec, volume_label
 from sidecar.units import MIB
 
@@ -79,9 +84,10 @@ class Supervisor:
 class _Pages:
     """What is served."""
 
-    def __init__(self, state: Path, registry: CollectorRegistry, supervisor: Supervisor) -> None:
+    def __init__(self, state: Path, supervisor: Supervisor) -> None:
         self._state = state
-        self._registry = registry
+        self._metrics_directory = pinned(state / METRICS_DIRECTORY)
+        self._registry = scrape_registry(self._metrics_directory, lambda: read_status(state))
         self._supervisor = supervisor
 
     def routes(self) -> dict[str, Route]:
@@ -97,7 +103,14 @@ class _Pages:
         return Response(HTTPStatus.OK, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
     def _status(self, _: Request) -> Response:
-        return _json(HTTPStatus.OK, read_status_text(self._state))
+        """The status document and, of volumes that are in use, what only metrics know."""
+        status = read_status(self._state)
+        if status["ready"]:
+            found = read_volume_totals(self._metrics_directory).parts_in_flight
+            for volume in status["volumes"]:
+                label = volume_label(volume["kind"], volume["name"])
+                volume["parts_in_flight_limit"] = found.get(label, {})
+        return _json(HTTPStatus.OK, dump_status(status))
 
     def _startup(self, _: Request) -> Response:
         text = read_status_text(self._state)
@@ -148,8 +161,7 @@ def main(channel: Channel, spec: PersistenceSpec) -> int:
         target=keep_alive_file, args=(state, supervisor.is_alive), name="alive file", daemon=True
     )
     beat.start()
-    registry = scrape_registry(pinned(state / METRICS_DIRECTORY), lambda: read_status(state))
-    pages = _Pages(state, registry, supervisor)
+    pages = _Pages(state, supervisor)
     server = HttpServer(socket.socket(fileno=listener[0]), pages.routes(), _LIMITS)
     server.serve()
     return 0

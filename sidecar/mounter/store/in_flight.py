@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from sidecar.units import MIB
@@ -60,6 +61,7 @@ class InFlight:
         least: never fewer, and so many at first.
         hoped_rate: bytes a second. Once a connection was measured, there are as many as make this;
             0: the first number is doubled instead, while that makes it faster.
+        tell: told how many there may be, at first and whenever that changes.
 
     Attributes:
         most: how many there may be.
@@ -72,6 +74,7 @@ class InFlight:
         room_bytes: float = math.inf,
         least: int = _LEAST,
         hoped_rate: float = HOPED_RATE,
+        tell: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._most_part_bytes = part_bytes
         self._room_bytes = room_bytes
@@ -79,6 +82,8 @@ class InFlight:
         self._hoped_rate = hoped_rate
         self.most = self._wanted = least
         self.count = 0
+        self._tell = tell
+        tell(least)
         self._lock = threading.Lock()
         self._waiting: dict[Waiting, None] = {}  # the longest first
         # Of a connection: its best rate and least delay while the number is not tried yet, the
@@ -200,7 +205,10 @@ class InFlight:
 
     def _set(self, number: int) -> None:
         self._wanted = min(number, MOST)
-        self.most = int(max(self._least, min(self._wanted, self._room_bytes // self.part_bytes)))
+        most = int(max(self._least, min(self._wanted, self._room_bytes // self.part_bytes)))
+        if most != self.most:
+            self.most = most
+            self._tell(most)
 
 
 class _Climb:

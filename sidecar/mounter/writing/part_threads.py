@@ -11,8 +11,6 @@ from sidecar.units import MIB
 
 _PART_BYTES = 8 * MIB
 """A usual part, by which a connection is measured. The parts of a large file are larger."""
-
-
 _LEAST = 8
 """Enough for most ways to a store, and few enough for the slowest."""
 
@@ -22,11 +20,14 @@ class PartThreads:
 
     No more are in flight than make it faster: what a slow line has taken before is still on its
     way, and has to arrive before the store's silence counts as an outage.
+
+    Args:
+        tell: told how many at a time (:class:`InFlight`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[int], object]) -> None:
         self._threads = ThreadPoolExecutor(MOST, thread_name_prefix="upload")
-        self._in_flight = InFlight(_PART_BYTES, least=_LEAST, hoped_rate=0)
+        self._in_flight = InFlight(_PART_BYTES, least=_LEAST, hoped_rate=0, tell=tell)
 
     def submit(self, send: Callable[[], int]) -> Future[None]:
         """Have a thread send a part.

@@ -62,7 +62,7 @@ class Uploader:
     ) -> None:
         self._store = store
         self._threads = threads
-        self._part_threads = PartThreads()
+        self._part_threads = PartThreads(metrics.parts_sent_at_once.set)
         self._fetch = fetch
         self._metrics = metrics
         self._active: dict[SpoolFile, ActiveUpload] = {}
