@@ -25,7 +25,7 @@ _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _FILE_BYTES = 256 * 1024
 """Room for every series that one process has; prometheus-client begins with 64 KiB."""
 _FILE_KINDS = ("counter", "gauge_mostrecent", "gauge_sum", "histogram")
-_PARTS_IN_FLIGHT = "mount_sidecar_parts_in_flight_limit"
+_PARTS_IN_FLIGHT = "mount_sidecar_in_flight_limit_parts"
 _LATENCY_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30)
 
 

@@ -18,7 +18,7 @@ from tests.support.servers import Server, find_program
 from tests.support.sidecar import Sidecar
 
 MIB = 1024 * 1024
-UNITS = ("_bytes", "_seconds", "_total", "_handles", "_ratio")
+UNITS = ("_bytes", "_seconds", "_total", "_handles", "_parts", "_ratio")
 FLAGS = {"mount_sidecar_ready", "mount_sidecar_mount_state"}
 """Metrics without a unit: their values are 0 or 1."""
 

@@ -226,9 +226,9 @@ def test_how_many_parts_may_be_on_their_way(tmp_path: Path, s3_server: S3Server)
     with Sidecar(tmp_path / "run", [volume], outputs_path=mount, secrets=secrets) as sidecar:
         (mount / "copy").write_bytes((mount / "large").read_bytes())
         (found,) = json.loads(sidecar.get("/statusz")[1])["volumes"]
-        limit = found["parts_in_flight_limit"]
+        limit = found["in_flight_limit_parts"]
         assert limit["write"] >= 8
         assert limit["read"] >= 2
         for direction, number in limit.items():
-            name = "mount_sidecar_parts_in_flight_limit"
+            name = "mount_sidecar_in_flight_limit_parts"
             assert sidecar.metric(name, volume="outputs/out", direction=direction) == number

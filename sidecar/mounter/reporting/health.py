@@ -109,7 +109,7 @@ class _Pages:
             found = read_volume_totals(self._metrics_directory).parts_in_flight
             for volume in status["volumes"]:
                 label = volume_label(volume["kind"], volume["name"])
-                volume["parts_in_flight_limit"] = found.get(label, {})
+                volume["in_flight_limit_parts"] = found.get(label, {})
         return _json(HTTPStatus.OK, dump_status(status))
 
     def _startup(self, _: Request) -> Response:
