@@ -17,7 +17,7 @@ MOST: Final = 64
 """Parts in flight in one process."""
 _LEAST: Final = 2
 """While one of them is awaited, another one comes."""
-HOPED_RATE: Final = 1.2e9
+_HOPED_RATE: Final = 1.2e9
 """What two cores make of it, bytes a second."""
 _LEAST_TRANSFER_S: Final = 0.1
 _DELAYS: Final = 5
@@ -50,10 +50,9 @@ class InFlight:
 
     Who lacks a part waits for its turn, the longest first. So a stream whose reader is slow asks
     for none, and those that need more share what there is. How many there may be is tried: while
-    somebody waits for a turn, the rate of all is measured, and more are kept if
-    they make it higher, fewer if they do not make it lower. What one connection brings alone says
-    where to begin. It is no measure later: of connections that share a CPU or a network each
-    one is slower.
+    somebody waits for a turn, the rate of all is measured, and more are kept if they make it
+    higher, fewer if they do not make it lower. What one connection brings alone says where to
+    begin. It is no measure later: of connections that share a CPU or a network each one is slower.
 
     Args:
         part_bytes: the largest part.
@@ -73,7 +72,7 @@ class InFlight:
         part_bytes: int,
         room_bytes: float = math.inf,
         least: int = _LEAST,
-        hoped_rate: float = HOPED_RATE,
+        hoped_rate: float = _HOPED_RATE,
         tell: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._most_part_bytes = part_bytes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,7 +21,8 @@ class PartThreads:
     """Sends parts in the order in which they were submitted. Safe to use from any thread.
 
     No more are in flight than make it faster: what a slow line has taken before is still on its
-    way, and has to arrive before the store's silence counts as an outage.
+    way, and has to arrive before the store's silence counts as an outage. No part overtakes
+    another one: where a store takes them in order only, each waits for the one before it.
 
     Args:
         tell: told how many at a time (:class:`InFlight`).
@@ -28,6 +31,8 @@ class PartThreads:
     def __init__(self, tell: Callable[[int], object]) -> None:
         self._threads = ThreadPoolExecutor(MOST, thread_name_prefix="upload")
         self._in_flight = InFlight(_PART_BYTES, least=_LEAST, hoped_rate=0, tell=tell)
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Future[None], Callable[[], int]]] = deque()
 
     def submit(self, send: Callable[[], int]) -> Future[None]:
         """Have a thread send a part.
@@ -35,39 +40,26 @@ class PartThreads:
         Args:
             send: returns, when it is answered, how many bytes the store has of it.
         """
-        part = _Part(send, self._threads, self._in_flight)
-        part.go_on()
-        return part.future
-
-
-class _Part:
-    def __init__(
-        self,
-        send: Callable[[], int],
-        threads: ThreadPoolExecutor,
-        in_flight: InFlight,
-    ) -> None:
-        self._send = send
-        self._threads = threads
-        self._in_flight = in_flight
-        self.future: Future[None] = Future()
+        future: Future[None] = Future()
+        with self._lock:
+            self._waiting.append((future, send))
+        self.go_on()
+        return future
 
     def go_on(self) -> None:
-        """Begin if there is room; else this is called again."""
-        if self._in_flight.begin(self):
-            self._threads.submit(self._run)
+        """There may be room (:class:`.in_flight.Waiting`): whoever calls, the first one begins."""
+        with self._lock:
+            while self._waiting and self._in_flight.begin(self):
+                self._threads.submit(self._send, *self._waiting.popleft())
 
-    def _run(self) -> None:
-        if not self.future.set_running_or_notify_cancel():
-            self._in_flight.end(0, 0.0, 0.0, 0.0)
-            return
+    def _send(self, future: Future[None], send: Callable[[], int]) -> None:
         began_s = time.monotonic()
         moved_bytes = 0
         try:
-            moved_bytes = self._send()
+            if future.set_running_or_notify_cancel():
+                moved_bytes = send()
+                future.set_result(None)
         except BaseException as error:  # noqa: BLE001 - raised in who waits for the future
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(None)
+            future.set_exception(error)
         finally:
             self._in_flight.end(moved_bytes, began_s, 0.0, time.monotonic())
