@@ -151,6 +151,17 @@ def test_an_answer_that_drips_is_left(kind: str, monkeypatch: pytest.MonkeyPatch
 # --- tokens --------------------------------------------------------------------------------
 
 
+def misbehave(handler: BaseHTTPRequestHandler, how: str, taken: list[int]) -> None:
+    """Answer without an end, or lead elsewhere; ``taken`` gets how much was taken of the answer."""
+    if how == "drips":
+        taken.append(send_for_ever(handler, 200, b" ", 0.02))
+    elif how == "is endless":
+        taken.append(send_for_ever(handler, 200, b" " * 64 * KIB, 0))
+    else:
+        handler.rfile.read(int(handler.headers["Content-Length"] or 0))
+        answer(handler, 307, b"", {"Location": "/elsewhere"})
+
+
 @pytest.mark.parametrize("how", ["drips", "is endless", "leads elsewhere"])
 def test_who_gives_tokens_is_bounded(
     gcs_server: GcsServer, secrets: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -162,13 +173,7 @@ def test_who_gives_tokens_is_bounded(
 
     def respond(handler: BaseHTTPRequestHandler) -> None:
         asked.append(handler.path)
-        if how == "drips":
-            taken.append(send_for_ever(handler, 200, b" ", 0.02))
-        elif how == "is endless":
-            taken.append(send_for_ever(handler, 200, b" " * 64 * KIB, 0))
-        else:
-            handler.rfile.read(int(handler.headers["Content-Length"] or 0))
-            answer(handler, 307, b"", {"Location": "/elsewhere"})
+        misbehave(handler, how, taken)
 
     with HttpResponder(respond) as server:
         cloud = GcsCloud(gcs_server, "bucket")
@@ -192,19 +197,13 @@ def test_what_gives_a_pod_its_identity_is_bounded(
         (s3_sdk, "_NODE_SILENCE_S", 0.3),
         (azure_sdk, "_LOGIN_TIMEOUT_S", 2.0),
     ):
-        monkeypatch.setattr(module, name, value, raising=False)
+        monkeypatch.setattr(module, name, value)
     asked: list[str] = []
     taken: list[int] = []
 
     def respond(handler: BaseHTTPRequestHandler) -> None:
         asked.append(handler.path)
-        if how == "drips":
-            taken.append(send_for_ever(handler, 200, b" ", 0.02))
-        elif how == "is endless":
-            taken.append(send_for_ever(handler, 200, b" " * 64 * KIB, 0))
-        else:
-            handler.rfile.read(int(handler.headers["Content-Length"] or 0))
-            answer(handler, 307, b"", {"Location": "/elsewhere"})
+        misbehave(handler, how, taken)
 
     with (
         identified(kind, respond, tmp_path, monkeypatch) as store,
