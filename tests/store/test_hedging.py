@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -124,6 +125,25 @@ def test_what_never_answers_costs_a_thousand_reads_nothing(
     assert tail.slow <= tail.hedged
     assert tail.others == []
     assert len(tail.server.requests) <= (1 + hedging.SHARE) * (REQUESTS + USUAL)
+
+
+def test_more_slow_ones_than_may_be_asked_twice_have_their_turn_later(stack: ExitStack) -> None:
+    """Others go on meanwhile, and each twentieth of them makes one more possible."""
+    silent = 2 * hedging._LARGEST_BURST
+    tail = Tail(
+        stack, lambda number: USUAL <= number < USUAL + silent, lambda _request: content(BODY)
+    )
+    size = len(BODY)
+    for _ in range(USUAL):
+        fetch(tail.store, size)
+    with ThreadPoolExecutor(silent) as pool:
+        waiting = [pool.submit(fetch, tail.store, size + 1 + n) for n in range(silent)]
+        while tail.slow < silent:
+            time.sleep(0.01)
+        while not all(one.done() for one in waiting):
+            assert fetch(tail.store, size) == BODY
+        assert [one.result() for one in waiting] == [BODY] * silent
+    assert tail.others == []
 
 
 @pytest.mark.parametrize("kind", CLOUDS)

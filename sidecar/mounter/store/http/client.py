@@ -19,6 +19,7 @@ from sidecar.mounter.store.http.connection import (
     Connection,
     Response,
     first_to_answer,
+    silent,
 )
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.flow import Flow
@@ -197,9 +198,15 @@ def _first_to_answer(
     slow_s = None if hedging is None else hedging.slow_after_s()
     if hedging is None or slow_s is None:
         return first
-    if first.answers_within(min(slow_s, timeout.timeout_s)):
+    give_up_s = time.monotonic() + timeout.timeout_s
+    while not first.answers_within(min(slow_s, timeout.timeout_s)):
+        if hedging.may_send():
+            break
+        if time.monotonic() > give_up_s:
+            raise silent()
+    else:
         return first
-    second = pool.take_second(timeout, first) if hedging.may_send() else None
+    second = pool.take_second(timeout, first)
     if second is None:
         return first
     unneeded = second

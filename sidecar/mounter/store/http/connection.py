@@ -267,7 +267,7 @@ class Connection:
         except BlockingIOError:
             if count:
                 return count
-            raise _silent() from None
+            raise silent() from None
 
     def _decrypt(self, buffer: memoryview, count: int) -> int:
         """Fill the buffer from ``count`` on, record by record, until the server stalls."""
@@ -291,7 +291,7 @@ class Connection:
                 return self._socket.recv(_HEAD_BYTES)
             except (BlockingIOError, TimeoutError):
                 if not self.is_moving():
-                    raise _silent() from None
+                    raise silent() from None
 
     def _receive_now(self) -> bytes | None:
         """What is there, which is no content; None: nothing, but what TLS has to say itself."""
@@ -483,14 +483,14 @@ def first_to_answer(one: Connection, other: Connection, seconds: float) -> Conne
                 del waiting[descriptor]
                 if not waiting:
                     raise
-    raise _silent()
+    raise silent()
 
 
 def _ended() -> ConnectionResetError:
     return ConnectionResetError("the server closed the connection")
 
 
-def _silent() -> TimeoutError:
+def silent() -> TimeoutError:
     """What EAGAIN means on a blocking socket: its time limit is over."""
     return TimeoutError("the server is silent")
 

@@ -47,13 +47,16 @@ class Hedging:
         self._lock = threading.Lock()
 
     def slow_after_s(self) -> float | None:
-        """A request was sent: when it is slow, in seconds; None: it is not sent a second time."""
+        """A request was sent: when it is slow, in seconds; None: that is not known yet."""
         with self._lock:
             self._saved = min(self._saved + SHARE, _LARGEST_BURST)
-            return self._slow_s if self._saved >= 1 else None
+            return self._slow_s
 
     def may_send(self) -> bool:
-        """Whether a request may be sent a second time; then it is counted."""
+        """Whether a slow request may be sent a second time; then it is counted.
+
+        Who may not asks again later: other requests go on, and some of them make it possible.
+        """
         with self._lock:
             if self._saved < 1:
                 return False
