@@ -13,7 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.errors import AccessDenied, QuotaExceeded, SidecarError, Stale, Unavailable
+from sidecar.errors import (
+    AccessDenied,
+    NotFound,
+    QuotaExceeded,
+    SidecarError,
+    Stale,
+    Unavailable,
+)
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache import near_block, near_bucket
 from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES, BlockName
@@ -34,6 +41,8 @@ class Near(MemoryStore):
         super().__init__()
         self.read_failure: SidecarError | None = None
         self.write_failure: SidecarError | None = None
+        self.together: threading.Barrier | None = None
+        """Who finds nothing goes on when as many have, once."""
 
     def get_range(
         self,
@@ -46,7 +55,14 @@ class Near(MemoryStore):
         if self.read_failure is not None:
             self._count("get")
             raise self.read_failure
-        return super().get_range(key, version, offset, buffer, arrived)
+        try:
+            return super().get_range(key, version, offset, buffer, arrived)
+        except NotFound:
+            together = self.together
+            if together is not None:
+                together.wait(60)
+                self.together = None
+            raise
 
     def put(
         self,
@@ -203,6 +219,19 @@ def test_what_one_node_fetches_the_others_wait_for(nodes: Callable[..., Node], n
         for read in reads:
             read.result()
     assert second.ranges == []
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_finds_nothing_and_claims_too_late_waits_too(
+    nodes: Callable[..., Node], near: Near
+) -> None:
+    """Nodes in step see the same, and all but one of them are too late."""
+    many = [nodes() for _ in range(4)]
+    near.together = threading.Barrier(len(many))
+    with ThreadPoolExecutor(len(many)) as threads:
+        for read in [threads.submit(node.read) for node in many]:
+            read.result()
+    assert sum(size for node in many for _, size in node.ranges) == SIZE
 
 
 @pytest.mark.usefixtures("patient")

@@ -133,10 +133,7 @@ def test_a_reader_that_does_not_wait_gets_no_larger_window(reading: Make) -> Non
     ahead = []
     for offset, size in blocks(32 * MIB, 256 * KIB):
         one.check(reader, offset, size)
-        wait_until(
-            lambda: not one.store.under_way, "no fetch"
-        )  # everything is there before the next read
-        time.sleep(0.001)
+        one.settle()  # everything is there before the next read
         ahead.append(max(start + length for start, length in one.store.ranges) - offset)
     # Two waits at the most: the first read, and one that overtook the first part.
     assert max(ahead) <= 4 * MIB + 8 * MIB

@@ -151,9 +151,10 @@ class NearBucket:
             unseen = absent_so_far and piece.block.size_bytes > UNCLAIMED_BYTES
             state: State = "absent" if unseen else self._look(read, piece)
             if state in ("absent", "expired", "damaged"):
-                if self._claim(piece, Condition(absent=True) if state == "absent" else None):
-                    claimed.add(piece.block.number)
-                elif unseen:
+                try:
+                    if self._claim(piece, Condition(absent=True) if state == "absent" else None):
+                        claimed.add(piece.block.number)
+                except AlreadyExists:  # somebody was quicker
                     state = self._look(read, piece)
             absent_so_far = state == "absent"
             if state == "claimed" and piece.is_whole:
@@ -197,7 +198,10 @@ class NearBucket:
         return "damaged" if count else "expired"
 
     def _claim(self, piece: _Piece, condition: Condition | None) -> bool:
-        """Claim a block that is to be fetched. False if it cannot, or need not, be put then."""
+        """Claim a block that is to be fetched. False if it cannot, or need not, be put then.
+
+        Raises AlreadyExists where the condition is that nothing is there.
+        """
         if not (piece.is_whole and self._reads.is_closed and self._writes.may_try()):
             return False
         if piece.block.size_bytes <= UNCLAIMED_BYTES:
@@ -205,14 +209,14 @@ class NearBucket:
         try:
             content = near_block.claim(time.time() + CLAIM_S)
             self._store.put(piece.block.key, content, condition=condition)
-        except AlreadyExists:  # somebody was quicker
+        except AlreadyExists:
             self._writes.worked()
+            raise
         except SidecarError as error:
             self._writes.failed(error)
-        else:
-            self._writes.worked()
-            return True
-        return False
+            return False
+        self._writes.worked()
+        return True
 
     def _fetch(self, read: _Read, pieces: list[_Piece], claimed: set[int]) -> None:
         """Fetch pieces from the object's own store, and have put what was claimed of them.
