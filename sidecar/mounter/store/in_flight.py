@@ -177,7 +177,7 @@ class InFlight:
         self._set(math.ceil(self._hoped_rate / self._each()))
 
     def _measure_all(self, size: int, began_s: float, now_s: float) -> None:
-        """A round is as many parts as are in flight, all begun under this number.
+        """A round is as many parts as are in flight, all of them longer under this number than not.
 
         If one of them has the rate ``r``, ``n`` have ``n * r`` together (Little's law). Of one that
         stood still the median takes no notice.
@@ -185,7 +185,7 @@ class InFlight:
         if not self._waiting:  # nobody lacked one
             self._rates.clear()
             return
-        if began_s < self._changed_s:
+        if began_s + now_s < 2 * self._changed_s:
             return
         self._rates.append(size / max(now_s - began_s, 1e-4))
         if len(self._rates) >= max(self.most, _LEAST_ROUND):
