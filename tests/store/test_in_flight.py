@@ -31,6 +31,7 @@ class Coming:
     began_s: float
     size: int
     stream: Stream
+    share: float
     arrived: float = 0.0
 
 
@@ -43,23 +44,33 @@ class Link:
         most: what all together bring, bytes a second.
         delay_s: after which a connection begins to bring.
         budget_bytes: what all parts may have.
+        spread: by how much of it some connections are slower than others.
     """
 
     connection: float
     most: float
     delay_s: float = 0.03
     budget_bytes: int = GIB
+    spread: float = 0.0
     now_s: float = 100.0
     arrived_bytes: float = 0
+    _count: int = 0
     _parts: list[Coming] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.in_flight = InFlight(PART_BYTES, self.budget_bytes)
 
+    def writing(self) -> Link:
+        """The same for parts that are sent: it is not known beforehand how many there should be."""
+        self.in_flight = InFlight(PART_BYTES, least=8, hoped_rate=0)
+        return self
+
     def fetch(self, stream: Stream) -> None:
         """Begin parts until there is no room for more."""
         while self.in_flight.begin(stream):
-            self._parts.append(Coming(self.now_s, self.in_flight.part_bytes, stream))
+            self._count += 1
+            share = 1 - self.spread * (self._count % 7) / 6
+            self._parts.append(Coming(self.now_s, self.in_flight.part_bytes, stream, share))
 
     def run(self, seconds: float) -> float:
         """Let time pass; the rate at which bytes came in the second half of it."""
@@ -77,7 +88,7 @@ class Link:
         coming = [part for part in self._parts if self.now_s - part.began_s > self.delay_s]
         rate = min(self.connection, self.most / max(1, len(coming)))
         for part in coming:
-            came = min(rate * STEP_S, part.size - part.arrived)
+            came = min(rate * part.share * STEP_S, part.size - part.arrived)
             part.arrived += came
             self.arrived_bytes += came
         for part in [part for part in coming if part.arrived >= part.size]:
@@ -101,6 +112,17 @@ def test_slow_connections_are_as_many_as_make_it_faster(megabytes: int, streams:
     alone = PART_BYTES / (link.delay_s + PART_BYTES / link.connection)
     assert rate > 0.6 * min(MOST * alone, link.most)
     assert link.in_flight.most > MOST // 3
+
+
+def test_a_gigabyte_is_enough_to_find_out_how_many_make_it_faster() -> None:
+    """Eight parts, sixteen, and then all that there may be: a set of parts for each number."""
+    link = Link(connection=20e6, most=4e9, spread=0.2).writing()
+    begin(link, 1)
+    while link.arrived_bytes < GIB:
+        link.run(2 * STEP_S)
+    one_s = link.delay_s + PART_BYTES / link.connection
+    assert link.in_flight.most == MOST
+    assert link.now_s - 100 < 4.5 * one_s
 
 
 @pytest.mark.parametrize("streams", [1, 4, 16])

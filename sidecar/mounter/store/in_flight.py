@@ -30,6 +30,8 @@ _LONGEST_S: Final = 2.5
 an outage, and before a pod's last seconds are over."""
 _PAYS: Final = 1.15
 """More parts in flight are kept if the rate rises by so much."""
+_SCALES: Final = 0.9
+"""If each part keeps so much of its rate, four times as many are tried next, and not twice."""
 _COSTS_NOTHING: Final = 0.95
 """Fewer are kept if this much of the rate is left."""
 _HALF_WRONG: Final = 0.35
@@ -227,6 +229,7 @@ class _Climb:
             each: the rate that one alone should bring.
             is_slow: so many are on their way for so long that there must not be more.
         """
+        scales = False
         if not self.has_begun:
             self.has_begun = True
             if rate < _HALF_WRONG * number * each:  # something else is the limit
@@ -241,7 +244,10 @@ class _Climb:
                 self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
                 return before
             self._pause_s = _FIRST_PAUSE_S
+            scales = rate > _SCALES * best * number / before
         elif now_s < self._next_s or (self._up and is_slow):
             return number
         self._back = number, rate
-        return number * 2 if self._up else number * 3 // 4
+        if not self._up:
+            return number * 3 // 4
+        return number * 4 if scales else number * 2
