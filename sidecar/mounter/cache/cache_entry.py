@@ -58,7 +58,7 @@ _PAGE_BYTES = 4 * KIB
 _COMPARE_BYTES = 8 * MIB
 """Read at once where a whole file is compared."""
 
-_MAGIC = b"mscache2"
+_MAGIC = b"mscache1"
 _HEADER = struct.Struct("<8sQ8s4q")  # magic, length, boot id, ino, size, mtime_ns, ctime_ns
 _HEADER_BYTES = 64
 _BLOCK = struct.Struct("<IId")  # state, crc32, end of the lease (seconds since the epoch)

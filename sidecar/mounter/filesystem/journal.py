@@ -46,8 +46,7 @@ MOST_BYTES = 1024 * 1024 * 1024
 """No more of a journal is read: four million files that are held take less."""
 
 _MAGIC = b"msjrnl"
-_VERSION = b"04"
-_OLDER = (b"02", b"03")
+_VERSION = b"01"
 _HEADER = _MAGIC + _VERSION
 _BATCH_BYTES = 256 * 1024
 """Of a snapshot: what is damaged takes no more with it."""
@@ -217,15 +216,9 @@ class Journal:
             version = header[len(_MAGIC) :]
             if header[: len(_MAGIC)] != _MAGIC:
                 raise StateUnusable(f"`{path}` is no journal")
-            if version in _OLDER:
-                from sidecar.mounter.filesystem.older_journals import read_older  # upgrades only
-
-                yield from read_older(file, path, version, size_bytes)
-                return
             if version != _VERSION:
-                known = ", ".join(map(_text, (*_OLDER, _VERSION)))
                 raise StateUnusable(
-                    f"`{path}` is a journal of version {_text(version)}; known are {known}"
+                    f"`{path}` is a journal of version {_text(version)}; known is {_text(_VERSION)}"
                 )
             for found in read_frames(file, min(size_bytes, MOST_BYTES)):
                 if isinstance(found, Damage):
