@@ -16,7 +16,7 @@ from sidecar.mounter.writing.active_upload import Description
 from sidecar.mounter.writing.frames import frame
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
-from sidecar.mounter.writing.spool_log import SentPart, SpoolLog
+from sidecar.mounter.writing.spool_log import SpoolLog
 from sidecar.mounter.writing.uploader import Uploader
 from tests.support.memory_store import MemoryStore
 
@@ -71,28 +71,31 @@ def test_a_record_that_a_full_disk_cuts_short_is_an_error_and_hides_none(
     assert read_log(path).missing == {1, 3}
 
 
-# From before the first record had the format's number.
-BEFORE_FORMATS = b"""\
-["exclusive", true]
-["begin", [1, "file", {"since_s": 1795666508.4605558}, false]]
-["begin", [2, "file", {"number": 1, "metadata": {"mtime": "1795666508.412566201"}}, true]]
-["end", 1]
-["sent", [2, 1, 1048576, "one"]]
-["missing", [1]]
-["sent", [2, 2, 1048576, "two"]]
-["missing", [2]]
-["sent", [2, 3, 1048576, "three"]]
-["exclusive", false]
-["here", 2]
-["unsent", [2, 2]]
-["attributes", true]
-["attempt", [3145735, [{"mtime": "1795666508.5"}, {"mtime": "1795666508.412566201"}]]]
-["base", ["old", 3145728, 1795666509.6322658, "v2"]]
-"""
+def framed(*records: bytes) -> bytes:
+    return b"msspol01" + b"".join(map(frame, records))
 
 
-def test_a_log_without_a_format_is_read(path: Path) -> None:
-    path.write_bytes(BEFORE_FORMATS)
+FIRST_RELEASE = framed(
+    b'["exclusive", true]',
+    b'["begin", [1, "file", {"since_s": 1795666508.4605558}, false]]',
+    b'["begin", [2, "file", {"number": 1, "metadata": {"mtime": "1795666508.412566201"}}, true]]',
+    b'["end", 1]',
+    b'["sent", [2, 1, 1048576, "one"]]',
+    b'["missing", [1]]',
+    b'["sent", [2, 2, 1048576, "two"]]',
+    b'["missing", [2]]',
+    b'["sent", [2, 3, 1048576, "three"]]',
+    b'["exclusive", false]',
+    b'["here", 2]',
+    b'["unsent", [2, 2]]',
+    b'["attributes", true]',
+    b'["attempt", [3145735, [{"mtime": "1795666508.5"}, {"mtime": "1795666508.412566201"}]]]',
+    b'["base", ["old", 3145728, 1795666509.6322658, "v2"]]',
+)
+
+
+def test_a_log_of_the_first_release_is_read(path: Path) -> None:
+    path.write_bytes(FIRST_RELEASE)
     log = read_log(path)
     (upload,) = log.uploads.values()
     assert (upload.number, upload.key, upload.resumable) == (2, "file", True)
@@ -107,25 +110,14 @@ def test_a_log_without_a_format_is_read(path: Path) -> None:
     assert read_log(path).attempts == []
 
 
-def test_a_log_of_lines_goes_on_in_frames(path: Path) -> None:
-    """Also if its last line is torn, as those were before there were frames."""
-    path.write_bytes(b'["format", 1]\n["missing", [1, 2]]\n["here", [')
-    log = read_log(path)
-    log.note_sent(log.note_begun("key", {"id": 7}, resumable=True), 1, SentPart(5, "one"))
-    again = read_log(path)
-    assert path.read_bytes().startswith(b"msspol02")
-    assert again.missing == {1, 2}
-    assert again.uploads[1].parts == {1: (5, "one")}
-
-
-def test_a_spool_file_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+def test_a_spool_file_of_the_first_release_is_taken_over(tmp_path: Path) -> None:
     """One part is only in the upload, one was written to after it was sent."""
     store = MemoryStore()
     upload = store.start_upload("file", {"mtime": "1795666508.412566201"})
     upload.put_part(1, b"1" * MIB)
     upload.put_part(2, b"2" * MIB)
     upload.put_part(3, b"3" * MIB)
-    (tmp_path / "00000004.state").write_bytes(BEFORE_FORMATS.rpartition(b'["base"')[0])
+    (tmp_path / "00000004.state").write_bytes(FIRST_RELEASE.rpartition(frame(b'["base"')[:4])[0])
     data = tmp_path / "00000004.data"
     with data.open("wb") as file:
         file.seek(MIB)
@@ -145,26 +137,21 @@ def test_a_spool_file_of_the_version_before_is_taken_over(tmp_path: Path) -> Non
     assert adopted.attempts[0].made(made)
 
 
-def framed(*records: bytes) -> bytes:
-    return b"msspol02" + b"".join(map(frame, records))
-
-
 GOOD = frame(b'["missing", [1]]')
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b'["missing", [1]]\n["sent", [1,["missing", [2]]\n', "line 2"),
-        (b'["missing", [1]]\n["lost", [2]]\n', "line 2"),
-        (b'["missing", 1]\n', "line 1"),
-        (b'["sent", [1, 2]]\n', "line 1"),
-        (b"\xff\xfe\n", "line 1"),
-        (b"\0" * 4096 + b"\n", "line 1"),
-        (b"[" * 100_000 + b"\n", "line 1"),
-        (b'["format", 2]\n["evicted", [1]]\n', "format 2"),
-        (b"msspol02" + GOOD[:-1] + b"}" + GOOD, "28 bytes at byte 8: the checksum is wrong"),
-        (b"msspol02" + GOOD + bytes(512) + GOOD, "512 bytes at byte 36: no record begins"),
+        (b"msspol02" + GOOD, "it begins with b'msspol02'; known is b'msspol01'"),
+        (b"[" * 100_000, "it begins with"),
+        (framed(b'["lost", [2]]'), "the record at byte 8 makes no sense"),
+        (framed(b'["missing", 1]'), "the record at byte 8 makes no sense"),
+        (framed(b'["sent", [1, 2]]'), "the record at byte 8 makes no sense"),
+        (framed(b"\xff\xfe"), "the record at byte 8 makes no sense"),
+        (framed(b"[" * 100_000), "the record at byte 8 makes no sense"),
+        (b"msspol01" + GOOD[:-1] + b"}" + GOOD, "28 bytes at byte 8: the checksum is wrong"),
+        (b"msspol01" + GOOD + bytes(512) + GOOD, "512 bytes at byte 36: no record begins"),
         (framed(b'["missing", [-1]]'), "the record at byte 8 makes no sense"),
         (framed(b'["missing", [1e400]]'), "the record at byte 8 makes no sense"),
         (framed(b'["sent", [1, 1, 1' + b"0" * 5000 + b', "a"]]'), "the record at byte 8"),

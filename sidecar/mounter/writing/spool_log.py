@@ -31,9 +31,7 @@ from sidecar.mounter.writing.frames import Damage, frame, read_frames
 log = logging.getLogger(__name__)
 
 SUFFIX = ".state"
-_HEADER = b"msspol02"
-_LINES_FORMAT = 1
-"""Of the logs of earlier releases: lines of JSON. The first may name it; there is no header."""
+_HEADER = b"msspol01"
 _MOST_BYTES = 64 * 1024 * 1024
 _MOST_PART = 1_000_000
 _MOST_ATTEMPTS = 8
@@ -126,7 +124,7 @@ class SpoolLog:
         """The log that a process which ended left; an empty one where it left none.
 
         A torn last record is cut off. Raises StateUnusable for any other that makes no sense, and
-        for a newer format.
+        for another format.
         """
         found = cls(directory, name)
         try:
@@ -145,38 +143,26 @@ class SpoolLog:
                 found._exists = False
                 directory.remove(name)
             else:
-                found._read_lines(header + file.read())
+                raise found._unusable(f"it begins with {header!r}; known is {_HEADER!r}")
         return found
 
     def _read_frames(self, file: BinaryIO, size_bytes: int) -> None:
         for one in read_frames(file, size_bytes):
             if not isinstance(one, Damage):
                 offset, payload = one
-                self._apply(payload, f"the record at byte {offset}")
+                self._apply(payload, offset)
             elif one.is_end:  # what is appended from now on is a record of its own
                 log.warning("`%s`: its last record is torn, and ignored", self._path)
                 os.ftruncate(file.fileno(), one.offset)
             else:
                 raise self._unusable(f"{one.size_bytes} bytes at byte {one.offset}: {one.why}")
 
-    def _read_lines(self, content: bytes) -> None:
-        """A log of format 1, which is written anew in this one."""
-        *lines, torn = content.split(b"\n")
-        if torn:
-            log.warning("`%s`: its last line is torn, and ignored", self._path)
-        records = [self._apply(line, f"line {number}") for number, line in enumerate(lines, 1)]
-        with self._directory.replacing(self._name) as descriptor:
-            data = _HEADER + b"".join(_encode(one) for one in records if type(one) is not _Format)
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(data)
-
-    def _apply(self, content: bytes, where: str) -> _Record:
+    def _apply(self, content: bytes, offset: int) -> None:
         try:
             record = _decode(content)
         except (LookupError, TypeError, ValueError, RecursionError):
-            raise self._unusable(f"{where} makes no sense") from None
+            raise self._unusable(f"the record at byte {offset} makes no sense") from None
         record.apply(self)
-        return record
 
     def _unusable(self, why: str) -> StateUnusable:
         return StateUnusable(f"`{self._path}`: {why}")
@@ -314,16 +300,6 @@ class _Record(Protocol):
         """Bring ``to`` up to date."""
 
 
-class _Format(NamedTuple):
-    """Only in logs of format 1."""
-
-    version: int
-
-    def apply(self, to: SpoolLog) -> None:
-        if self.version > _LINES_FORMAT:
-            raise to._unusable(f"format {self.version} is newer; known is {_LINES_FORMAT}")
-
-
 class _Begun(NamedTuple):
     upload: int
     key: str
@@ -449,7 +425,6 @@ _STATE: dict[str, Callable[[Any], Any]] = {
 """What the stores keep of an upload (:attr:`Upload.state`), by name."""
 
 _KINDS: dict[str, tuple[type[Any], tuple[Callable[[Any], Any], ...]]] = {
-    "format": (_Format, (check.number,)),
     "begin": (_Begun, (check.number, check.key, _state, check.flag)),
     "end": (_Ended, (check.number,)),
     "sent": (_Sent, (check.number, _part, check.number, check.text)),
