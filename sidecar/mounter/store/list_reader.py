@@ -15,7 +15,6 @@ from sidecar.mounter.store.http.hedging import Hedging
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import Page, StoreObserver
-from sidecar.mounter.store.page_trail import PageTrail
 from sidecar.mounter.store.request_builder import BAD_ANSWER, ListQuery, RequestBuilder
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import MIB
@@ -26,8 +25,13 @@ MAX_PAGE_BYTES = 16 * MIB
 """A thousand of the longest keys and metadata."""
 PAGE_TIMEOUT_S = 10.0
 """A page takes a store longer than a range, and its time varies more."""
+MOST_EMPTY_PAGES = 1000
+"""In a row. Stores that stop at a limit of work give some; who gives no name in a thousand requests
+will give none."""
+_MAX_TOKEN_CHARACTERS = 8192  # it goes back in a URL
 _MOST_LOGGED = 1000
 _SHOWN_CHARACTERS = 256
+_SEPARATOR = ":"
 
 _CALL = Call("list")
 
@@ -60,14 +64,16 @@ class ListReader:
         """One attempt at a page. Raises as :meth:`HttpClient.receive`.
 
         An entry that makes no sense (a negative size, no date) is left out, counted, and logged
-        once: it must not hide the others. A listing that goes in circles is asked for again.
+        once: it must not hide the others. A page that leads to itself is asked for again.
 
         Args:
             query: its token is one that this method gave.
             hedging: as :meth:`HttpClient.receive`.
         """
-        trail = PageTrail.parse(query.token)
-        asked = query._replace(token=trail.token)
+        empty_pages, asked = 0, query
+        if query.token is not None:
+            count, own = query.token.split(_SEPARATOR, 1)
+            empty_pages, asked = int(count), query._replace(token=own)
         page = self._client.receive(
             _CALL,
             lambda: self._requests.list(asked),
@@ -76,12 +82,17 @@ class ListReader:
             timeout=self._timeout,
             hedging=hedging,
         )
-        try:
-            token = trail.after(page)
-        except ValueError:
-            error = self._errors.protocol("its listing does not go on")
-            raise Retryable(error, "server_error") from None
-        return page if token is None else replace(page, next_token=token)
+        token = page.next_token
+        if token is None:
+            return page
+        empty_pages = 0 if page.objects or page.prefixes else empty_pages + 1
+        if (
+            token == asked.token
+            or len(token) > _MAX_TOKEN_CHARACTERS
+            or empty_pages > MOST_EMPTY_PAGES
+        ):
+            raise Retryable(self._errors.protocol("its listing does not go on"), "server_error")
+        return replace(page, next_token=f"{empty_pages}{_SEPARATOR}{token}")
 
     def _parse(self, body: bytes, asked: ListQuery) -> Page:
         left_out: list[str] = []
