@@ -15,9 +15,6 @@ from typing import NamedTuple
 from sidecar.mounter.store.interface import Limits
 from sidecar.mounter.store.ranges import Range
 
-_LONGEST_STEP = 3
-"""Of three neighbours that could each be copied, one is: its neighbours are large enough."""
-
 
 class Piece(NamedTuple):
     """One part: the bytes ``start`` to ``end`` of the new object.
@@ -28,26 +25,6 @@ class Piece(NamedTuple):
     start: int
     end: int
     copied: bool
-
-
-class _Copy(NamedTuple):
-    """A way to put together everything up to the end of one copied range.
-
-    Attributes:
-        sent_bytes: what is sent before it.
-        spare_bytes: what it can give of its end to a part behind it that is too small.
-        start: where the copied range begins, once the part before it had its share.
-        kept: which of the ranges that the old object has.
-        before: the copied range before it.
-        given_bytes: what that one gives of its end to the part between the two.
-    """
-
-    sent_bytes: int
-    spare_bytes: int
-    start: int
-    kept: int
-    before: _Copy | None = None
-    given_bytes: int = 0
 
 
 def plan(
@@ -61,7 +38,7 @@ def plan(
 ) -> list[Piece] | None:
     """The parts of an object of ``size_bytes`` that began as one of ``base_bytes``.
 
-    They are legal by ``limits``, cover every byte once, and send as little as that allows:
+    They are legal by ``limits``, cover every byte once, and copy each range that can be:
     unless there would be too many, when the shortest ranges between changes are sent as well.
 
     Args:
@@ -115,86 +92,22 @@ def _kept(end: int, changed: Iterable[Range]) -> list[Range]:
 
 
 def _choose(kept: Sequence[Range], size_bytes: int, least: int) -> list[Range]:
-    """Which ranges are copied, and how much of each, so that the least is sent.
+    """Which ranges are copied, and how much of each: each one that can be, from the first on.
 
-    Dynamic programming over the ranges that could be copied. Two ways up to the same range
-    differ in what they send and in what the range can still spare; one that is worse in both
-    is forgotten. A step leaves out at most two neighbours.
+    What is sent between two of them must be a part of its own. If it is too small, the earlier one
+    gives what it can spare of its end, and the later one the rest of its beginning.
     """
-    able = [
-        number
-        for number, (start, end) in enumerate(kept)
-        if end - start >= least or end == size_bytes
-    ]
-    ways: list[list[_Copy]] = []
-    best_bytes, best = size_bytes, None
-    for position, index in enumerate(able):
-        found = _from_start(kept, index, size_bytes, least)
-        for earlier in ways[max(0, position - _LONGEST_STEP) :]:
-            for way in earlier:
-                found += _step(kept, way, index, size_bytes, least)
-        ways.append(_undominated(found))
-        for way in ways[-1]:
-            total_bytes = way.sent_bytes + size_bytes - kept[index][1]
-            if total_bytes < best_bytes:
-                best_bytes, best = total_bytes, way
-    return _ranges(kept, best)
-
-
-def _from_start(kept: Sequence[Range], index: int, size_bytes: int, least: int) -> list[_Copy]:
-    """Everything before a range is sent."""
-    gap_bytes = kept[index][0]
-    wanted = max(0, least - gap_bytes) if gap_bytes else 0
-    return _take(kept, _Copy(gap_bytes, 0, 0, index), wanted, size_bytes, least)
-
-
-def _step(
-    kept: Sequence[Range], before: _Copy, index: int, size_bytes: int, least: int
-) -> list[_Copy]:
-    """From one copied range to another: what is between them is sent."""
-    gap_bytes = kept[index][0] - kept[before.kept][1]
-    wanted = max(0, least - gap_bytes)
-    # What the earlier one can spare is of no use to anybody else.
-    given = min(wanted, before.spare_bytes)
-    way = _Copy(before.sent_bytes + gap_bytes + given, 0, 0, index, before, given)
-    return _take(kept, way, wanted - given, size_bytes, least)
-
-
-def _take(
-    kept: Sequence[Range], way: _Copy, wanted: int, size_bytes: int, least: int
-) -> list[_Copy]:
-    """The way, if its range can give ``wanted`` bytes of its beginning to the part before it."""
-    start, end = kept[way.kept]
-    needs = 1 if end == size_bytes else least
-    spare = end - start - wanted - needs
-    if spare < 0:
-        return []
-    return [
-        way._replace(
-            sent_bytes=way.sent_bytes + wanted,
-            spare_bytes=min(spare, least),  # no part wants more
-            start=start + wanted,
-        )
-    ]
-
-
-def _undominated(ways: list[_Copy]) -> list[_Copy]:
-    """Those that no other one beats in both respects, the cheapest first."""
-    best: list[_Copy] = []
-    for way in sorted(ways, key=lambda way: (way.sent_bytes, -way.spare_bytes)):
-        if not best or way.spare_bytes > best[-1].spare_bytes:
-            best.append(way)
-    return best
-
-
-def _ranges(kept: Sequence[Range], way: _Copy | None) -> list[Range]:
-    """The copied ranges of a way, in order."""
-    found: list[Range] = []
-    given = 0
-    while way is not None:
-        found.append((way.start, kept[way.kept][1] - given))
-        given, way = way.given_bytes, way.before
-    return found[::-1]
+    copied: list[Range] = []
+    for start, end in kept:
+        before, sent_from = copied[-1] if copied else (0, 0)
+        wanted = max(0, least - (start - sent_from)) if start else 0
+        given = min(wanted, max(0, sent_from - before - least))
+        taken = start + wanted - given
+        if end - taken >= (1 if end == size_bytes else least):
+            if copied:
+                copied[-1] = before, sent_from - given
+            copied.append((taken, end))
+    return copied
 
 
 def _cut(
