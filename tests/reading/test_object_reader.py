@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.errors import StoreProtocolError, Unavailable, WouldBlock
+from sidecar.errors import StoreProtocolError, Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.reading import object_reader, window
@@ -111,8 +111,6 @@ def test_what_has_arrived_of_a_slow_part_is_read_while_the_rest_is_fetched(
     start = begun_part(one, reader)
     taken: list[object] = []
     one.check(reader, start, HALF)
-    with pytest.raises(WouldBlock):
-        reader.read(start + HALF, 4 * KIB, wait=False)
     assert reader.read_when_here(start + HALF, 4 * KIB, taken.append)
     assert taken == []
     one.store.failure = Unavailable("the store is away")
@@ -170,13 +168,6 @@ def test_nothing_is_asked_beyond_the_end_or_twice(reading: Make) -> None:
         one.check(reader, offset, size)
     assert one.read(reader, 21 * MIB + 13, 4096) == b""
     assert one.store.asked_bytes == 21 * MIB + 13
-
-
-def test_a_read_that_may_not_wait_asks_for_nothing(reading: Make) -> None:
-    one = reading(64 * MIB)
-    with pytest.raises(WouldBlock):
-        one.open().read(0, 4096, wait=False)
-    assert one.store.ranges == []
 
 
 # --- the budget -----------------------------------------------------------------------------------

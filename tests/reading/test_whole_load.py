@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import Unavailable, WouldBlock
+from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.reading.object_reader import ObjectReader
 from sidecar.mounter.reading.whole_load import (
@@ -159,22 +159,6 @@ def test_reads_of_one_block_wait_for_one_fetch(reading: Make) -> None:
         for offset, read in zip(at, reads, strict=True):
             assert read.result() == one.content[offset : offset + ASKED]
     assert len([start for start, _ in one.store.ranges if start == 8 * MIB]) == 1
-
-
-def test_a_read_that_may_not_wait_says_so(reading: Make) -> None:
-    one = reading()
-    reader = one.open(surplus=True)
-    one.store.gate.clear()
-    with ThreadPoolExecutor(1) as pool:
-        read = pool.submit(one.read, reader, 8 * MIB, ASKED)
-        wait_until(lambda: one.store.under_way == 1, "it is fetched")
-        try:
-            for offset in (8 * MIB, 32 * MIB):
-                with pytest.raises(WouldBlock):
-                    reader.read(offset, ASKED, wait=False)
-        finally:
-            one.store.gate.set()
-        assert read.result() == one.content[8 * MIB : 8 * MIB + ASKED]
 
 
 def test_a_read_may_lie_in_two_blocks(reading: Make) -> None:

@@ -260,11 +260,13 @@ class OpenFiles:
                     return ReadResult([memoryview(data)], _nothing)
             finally:
                 inode.lock.release()
+        if not wait:
+            raise WouldBlock(inode.name)
         reader = opened.reader
         remote = inode.remote
         if reader is None or (remote is not None and reader.info is not remote):
             reader = self._pin(opened)
-        result = reader.read(offset, size, wait=wait)
+        result = reader.read(offset, size)
         self._metrics.read_bytes.inc(sum(map(len, result.views)))
         return result
 

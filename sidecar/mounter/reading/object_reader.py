@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sidecar.errors import WouldBlock
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES
 from sidecar.mounter.reading.fetcher import NOT_POOLED, WHOLE_OBJECT_BYTES, Fetcher
@@ -81,11 +80,10 @@ class ObjectReader:
         self._may_load_whole = self._page_cache is not None and fetcher.loads_whole(info)
         self._background = threading.Lock()  # held by the thread that reads ahead
 
-    def read(self, offset: int, size: int, *, wait: bool = True) -> ReadResult:
+    def read(self, offset: int, size: int) -> ReadResult:
         """The bytes of ``[offset, offset + size)`` that the object has.
 
         Raises:
-            WouldBlock: they have to be fetched, and the caller does not ``wait``.
             Stale: the object changed. Nothing of another version is ever returned.
             Unavailable: the store could not be reached within the retry budget. The next
                 read tries again.
@@ -93,32 +91,30 @@ class ObjectReader:
         end = min(offset + size, self.info.size_bytes)
         if offset >= end:
             return ReadResult([], nothing)
-        if (result := self._read_of_whole(offset, end, wait)) is not None:
+        if (result := self._read_of_whole(offset, end)) is not None:
             return result
         with self._lock:
             self._used_s = time.monotonic()
-            if self._is_idle and wait and not self._closed:
+            if self._is_idle and not self._closed:
                 self._is_idle = False
                 self._acquire_entry()
             # Beside a whole load a window would fetch again what that brings, and keep it.
             has_windows = not self._closed and self._whole is None
-            window = self._windows.find(offset, end, wait, self) if has_windows else None
+            window = self._windows.find(offset, end, True, self) if has_windows else None
             parts: list[Part] = []
             missing: Part | None = None
             entry: CacheEntry | None = None
             if window is not None:
                 parts, missing = self._windows.cover(window, offset, end, self._entry, self)
-            if not parts and wait:
+            if not parts:
                 self._windows.remember_end(end)
                 entry = self._retain_entry()
             self._drop_if_read(offset, end)
         if window is None or not parts:
-            if not wait:
-                raise WouldBlock(self.info.key)
-            if self._begin_whole() and (result := self._read_of_whole(offset, end, wait)):
+            if self._begin_whole() and (result := self._read_of_whole(offset, end)):
                 return result
             return self._read_directly(entry, offset, end)
-        return self._read_parts(window, parts, missing, offset, end, wait)
+        return self._read_parts(window, parts, missing, offset, end)
 
     def read_when_here(
         self, offset: int, size: int, take: Callable[[ReadResult | Exception], None]
@@ -220,7 +216,7 @@ class ObjectReader:
                 self._whole = WholeLoad(self._fetcher, self.info, region, fill)
             return True
 
-    def _read_of_whole(self, offset: int, end: int, wait: bool) -> ReadResult | None:
+    def _read_of_whole(self, offset: int, end: int) -> ReadResult | None:
         """A read of an object that is loaded whole; None for any other."""
         whole = self._whole
         if whole is None or not whole.covers(offset, end):
@@ -233,7 +229,7 @@ class ObjectReader:
                     self._end_whole()
                     return None
         began_s = time.perf_counter()
-        result = whole.read(offset, end, wait=wait)
+        result = whole.read(offset, end)
         if result is not None:
             self._fetcher.metrics.stall_seconds.inc(time.perf_counter() - began_s)
             self._fetcher.metrics.cache_misses.inc()
@@ -350,7 +346,6 @@ class ObjectReader:
         missing: Part | None,
         offset: int,
         end: int,
-        wait: bool,
     ) -> ReadResult:
         began_s = None
         if missing is not None:
@@ -358,10 +353,6 @@ class ObjectReader:
             missing.fetch(self._fetcher, self.info)
         for part in parts:
             if not part.is_here(end):
-                if not wait:
-                    for held in parts:
-                        held.drop()
-                    raise WouldBlock(self.info.key)
                 began_s = began_s or self._begin_wait(window)
                 part.wait(end)
         return self._result(window, parts, offset, end, began_s)

@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from sidecar.errors import WouldBlock
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_result import ReadResult
 from sidecar.mounter.reading.window import Part
@@ -97,14 +96,12 @@ class WholeLoad:
         """Whether a read of ``[offset, end)`` is in the region."""
         return self._region.start <= offset and end <= self._region.stop
 
-    def read(self, offset: int, end: int, *, wait: bool) -> ReadResult | None:
+    def read(self, offset: int, end: int) -> ReadResult | None:
         """The bytes; None if the kernel has dropped them, or memory is short.
 
-        Raises:
-            WouldBlock: they have to be fetched, and the caller does not ``wait``.
-            SidecarError: as the store.
+        Raises what the store raises.
         """
-        parts, mine = self._join(offset, end, wait)
+        parts, mine = self._join(offset, end)
         if parts is None:
             return None
         for part in mine[1:]:
@@ -127,21 +124,18 @@ class WholeLoad:
 
     # --- reads --------------------------------------------------------------------------------
 
-    def _join(self, offset: int, end: int, wait: bool) -> tuple[list[Part] | None, list[Part]]:
+    def _join(self, offset: int, end: int) -> tuple[list[Part] | None, list[Part]]:
         """The parts of a read, held, and those that it must fetch itself."""
         parts: list[Part] = []
         mine: list[Part] = []
         with self._lock:
             for number in range(offset // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
                 part = self._parts.get(number)
-                if part is None and wait:
-                    part = self._begin(number)
-                    if part is not None:
-                        mine.append(part)
-                elif part is not None and not wait and not part.is_done:
-                    part = None
                 if part is None:
-                    break
+                    part = self._begin(number)
+                    if part is None:
+                        break
+                    mine.append(part)
                 part.hold()
                 parts.append(part)
             else:
@@ -154,8 +148,6 @@ class WholeLoad:
         self._start_threads()
         for part in parts:
             part.drop()
-        if not wait:
-            raise WouldBlock(self._info.key)
         return None, []
 
     def _begin(self, number: int) -> Part | None:
