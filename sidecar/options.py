@@ -138,17 +138,12 @@ class Options:
         ge=0,
         le=86_400,
     )
-    healing: Healing = _option(
-        "resend",
-        "A mount whose process ended: `resend` lets programs only wait (Linux 6.9), `remount` "
-        "gives them errors until it is mounted again.",
-        "Nothing.",
-    )
     transport: TransportName = _option(
         "kernel",
         "How the kernel is spoken to: directly, or through libfuse.",
         "`libfuse` reads at half the rate.",
     )
+    healing: Healing = "resend"  # `remount`: as on a kernel before Linux 6.9, for tests
 
     @property
     def warms(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.system import hardening
+from sidecar.mounter.system import hardening, resource_limits
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import Cloud
 from tests.support.killer import serving_pid
@@ -106,38 +106,45 @@ def test_a_score_that_may_not_be_so_low_is_no_reason_to_end() -> None:
 # --- memory.oom.group of version 2, which this machine may not have: a tree of files ------------
 
 
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(resource_limits, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(resource_limits, "CGROUPS", tmp_path / "cgroup")
+    return tmp_path
+
+
 @pytest.mark.parametrize("group", ["/", "/kubepods/pod1/container"])
-def test_the_container_s_own_group_ends_one_process_only(tmp_path: Path, group: str) -> None:
+def test_the_container_s_own_group_ends_one_process_only(machine: Path, group: str) -> None:
     """With a namespace of its own it sees its group as the root, without it at its path."""
-    files = oom_group(tmp_path, group)
-    assert hardening.end_alone(tmp_path / "cgroup", tmp_path / "proc") is None
+    files = oom_group(machine, group)
+    assert hardening.end_alone() is None
     assert files[group].read_text() == "0\n"
     others = {file.read_text() for name, file in files.items() if name != group}
     assert others <= {"1\n"}
 
 
-def test_a_group_that_may_not_be_changed_is_told(tmp_path: Path) -> None:
-    file = oom_group(tmp_path, "/container")["/container"]
+def test_a_group_that_may_not_be_changed_is_told(machine: Path) -> None:
+    file = oom_group(machine, "/container")["/container"]
     subprocess.run(["mount", "--bind", "-o", "ro", file, file], check=True)
     try:
-        why = hardening.end_alone(tmp_path / "cgroup", tmp_path / "proc")
+        why = hardening.end_alone()
     finally:
         subprocess.run(["umount", file], check=True)
     assert why == f"cannot write `{file}`: Read-only file system"
 
 
-def test_a_group_that_ends_one_process_already_is_left_alone(tmp_path: Path) -> None:
-    file = oom_group(tmp_path, "/container")["/container"]
+def test_a_group_that_ends_one_process_already_is_left_alone(machine: Path) -> None:
+    file = oom_group(machine, "/container")["/container"]
     file.write_text("0\n")
     before_ns = file.stat().st_mtime_ns
-    assert hardening.end_alone(tmp_path / "cgroup", tmp_path / "proc") is None
+    assert hardening.end_alone() is None
     assert file.stat().st_mtime_ns == before_ns
 
 
-def test_version_1_has_no_such_setting(tmp_path: Path) -> None:
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text("4:memory:/container\n0::/\n")
-    assert hardening.end_alone(tmp_path / "cgroup", tmp_path / "proc") is None
+def test_version_1_has_no_such_setting(machine: Path) -> None:
+    (machine / "proc/self").mkdir(parents=True)
+    (machine / "proc/self/cgroup").write_text("4:memory:/container\n0::/\n")
+    assert hardening.end_alone() is None
 
 
 def oom_group(root: Path, group: str) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.reading.buffers import BufferPool
+from sidecar.mounter.system import resource_limits
 from sidecar.mounter.system.memory_pressure import MemoryPressure, used_part
 
 MIB = 1024 * 1024
@@ -16,12 +17,11 @@ class Host:
     """A machine's files about one group with a limit of 100 MiB."""
 
     def __init__(self, root: Path, version: int) -> None:
-        self.cgroups, self.proc = root / "cgroup", root / "proc"
         self.version = version
-        (self.proc / "self").mkdir(parents=True)
+        (root / "proc" / "self").mkdir(parents=True)
         line = "0::/" if version == 2 else "4:memory:/docker/x"
-        (self.proc / "self" / "cgroup").write_text(f"{line}\n")
-        self.folder = self.cgroups / ("memory" if version == 1 else "")
+        (root / "proc" / "self" / "cgroup").write_text(f"{line}\n")
+        self.folder = root / "cgroup" / ("memory" if version == 1 else "")
         self.folder.mkdir(parents=True)
         limit = "memory.max" if version == 2 else "memory.limit_in_bytes"
         self.write(limit, 100 * MIB)
@@ -43,7 +43,13 @@ class Host:
 
     @property
     def part(self) -> float:
-        return used_part(self.cgroups, self.proc)
+        return used_part()
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource_limits, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(resource_limits, "CGROUPS", tmp_path / "cgroup")
 
 
 @pytest.fixture(params=[1, 2])
@@ -80,7 +86,7 @@ def test_without_a_limit_memory_is_never_short(tmp_path: Path) -> None:
 
 
 def test_budgets_shrink_while_memory_is_short_and_come_back_slowly(host: Host) -> None:
-    pressure = MemoryPressure(host.cgroups, host.proc)
+    pressure = MemoryPressure()
     assert not pressure.look()
     host.use(90)
     parts = []

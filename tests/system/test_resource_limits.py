@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.mounter.system import resource_limits
 from sidecar.mounter.system.resource_limits import (
     cache_budget_bytes,
     disk_bytes,
@@ -28,7 +29,7 @@ UNLIMITED_V1 = "9223372036854771712"
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Path:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """/proc and cgroups of a machine with 64 GiB of memory and no limit."""
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "cgroup").mkdir()
@@ -36,6 +37,8 @@ def host(tmp_path: Path) -> Path:
         f"MemTotal:   {64 * GIB // 1024} kB\nMemFree: 1 kB\n"
     )
     (tmp_path / "proc" / "self" / "cgroup").write_text("0::/\n")
+    monkeypatch.setattr(resource_limits, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(resource_limits, "CGROUPS", tmp_path / "cgroup")
     return tmp_path
 
 
@@ -49,14 +52,10 @@ def group(host: Path, text: str) -> None:
     (host / "proc" / "self" / "cgroup").write_text(text)
 
 
-def budget(host: Path, mounts: int = 1) -> int:
-    return memory_budget_bytes(mounts, 0, host / "cgroup", host / "proc")
-
-
 def test_without_a_limit_the_most(host: Path) -> None:
-    assert budget(host) == 256 * MIB
+    assert memory_budget_bytes(1) == 256 * MIB
     limit(host, "memory.max", "max")
-    assert budget(host) == 256 * MIB
+    assert memory_budget_bytes(1) == 256 * MIB
 
 
 @pytest.mark.parametrize(
@@ -70,12 +69,12 @@ def test_a_quarter_of_the_limit_shared_by_the_mounts(
     host: Path, limit_mib: int, mounts: int, budget_mib: float
 ) -> None:
     limit(host, "memory.max", str(limit_mib * MIB))
-    assert budget(host, mounts) == int(budget_mib * MIB)
+    assert memory_budget_bytes(mounts) == int(budget_mib * MIB)
 
 
 def test_a_small_machine_is_a_limit_too(host: Path) -> None:
     (host / "proc" / "meminfo").write_text("MemTotal:         409600 kB\n")
-    assert budget(host) == 100 * MIB
+    assert memory_budget_bytes(1) == 100 * MIB
 
 
 def test_the_tightest_group_above_counts(host: Path) -> None:
@@ -83,7 +82,7 @@ def test_the_tightest_group_above_counts(host: Path) -> None:
     limit(host, "kubepods/pod1/container/memory.max", "max")
     limit(host, "kubepods/pod1/memory.max", str(400 * MIB))
     limit(host, "kubepods/memory.max", str(32 * GIB))
-    assert budget(host) == 100 * MIB
+    assert memory_budget_bytes(1) == 100 * MIB
 
 
 @pytest.mark.parametrize(
@@ -92,9 +91,9 @@ def test_the_tightest_group_above_counts(host: Path) -> None:
 def test_version_1(host: Path, visible: str) -> None:
     group(host, "12:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n1:name=systemd:/docker/x\n")
     limit(host, "memory/memory.limit_in_bytes", UNLIMITED_V1)
-    assert budget(host) == 256 * MIB
+    assert memory_budget_bytes(1) == 256 * MIB
     limit(host, visible, str(192 * MIB))
-    assert budget(host) == 40 * MIB
+    assert memory_budget_bytes(1) == 40 * MIB
 
 
 @pytest.mark.parametrize(("limit_mib", "mounts", "names_mib"), [(160, 1, 29), (4096, 2, 665)])
@@ -102,7 +101,7 @@ def test_names_get_as_much_as_content_where_memory_is_little(
     host: Path, limit_mib: int, mounts: int, names_mib: int
 ) -> None:
     limit(host, "memory.max", str(limit_mib * MIB))
-    found = names_budget_bytes(mounts, 0, host / "cgroup", host / "proc")
+    found = names_budget_bytes(mounts, 0)
     assert found // MIB == names_mib
 
 
@@ -184,6 +183,6 @@ def test_a_mount_works_without_a_usable_cache_folder(s3_server: S3Server, tmp_pa
 def test_half_of_the_limit_may_wait_in_the_page_cache(host: Path) -> None:
     limit(host, "memory.max", str(1024 * MIB))
     group(host, "0::/")
-    assert page_cache_bytes(1, 0, host / "cgroup", host / "proc") == 512 * MIB
-    assert page_cache_bytes(4, 0, host / "cgroup", host / "proc") == 128 * MIB
-    assert page_cache_bytes(1, 768 * MIB, host / "cgroup", host / "proc") == 128 * MIB
+    assert page_cache_bytes(1, 0) == 512 * MIB
+    assert page_cache_bytes(4, 0) == 128 * MIB
+    assert page_cache_bytes(1, 768 * MIB) == 128 * MIB

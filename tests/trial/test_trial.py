@@ -318,7 +318,7 @@ def test_the_entry_that_it_explains_declares_the_same(read_only: bool, tmp_path:
     command += ["--read-only"] if read_only else []
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kind: Kind = "data" if read_only else "outputs"
-    [volume] = parse_catalogue(text, "explained").of_kind(kind)
+    [volume] = getattr(parse_catalogue(text, "explained"), kind)
     assert (volume.name, volume.read_only) == ("name", read_only)
     assert volume.options == {
         "partBytes": 9 * 1024 * 1024,

@@ -97,10 +97,6 @@ class Catalogue:
     outputs: tuple[DeclaredVolume, ...] = ()
     cluster: ClusterSettings = ClusterSettings()
 
-    def of_kind(self, kind: Kind) -> tuple[DeclaredVolume, ...]:
-        """The volumes of one kind."""
-        return self.data if kind == "data" else self.outputs
-
 
 def parse_catalogue(text: str, where: str) -> Catalogue:
     """Parse a catalogue.

@@ -39,11 +39,6 @@ class Channel:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_BYTES)
         return cls(near), far
 
-    @classmethod
-    def inherited(cls, descriptor: int) -> Channel:
-        """The far end, in the child that got it."""
-        return cls(socket.socket(fileno=descriptor))
-
     def fileno(self) -> int:
         """The descriptor of this end, for selectors; -1 once it is closed."""
         return self._socket.fileno()

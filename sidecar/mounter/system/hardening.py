@@ -13,8 +13,7 @@ import resource
 from pathlib import Path
 from typing import Final
 
-from sidecar.mounter.system import prctl
-from sidecar.mounter.system.resource_limits import CGROUPS, PROC
+from sidecar.mounter.system import prctl, resource_limits
 
 _SCORE_FILE: Final = Path("/proc/self/oom_score_adj")
 _NEVER: Final = -1000
@@ -48,7 +47,7 @@ def survive_oom() -> None:
         set_oom_score(_NEVER)
 
 
-def end_alone(cgroups: Path = CGROUPS, proc: Path = PROC) -> str | None:
+def end_alone() -> str | None:
     """Let the kernel end one process for want of memory, and not all of the container.
 
     A kubelet sets ``memory.oom.group`` of each container on version 2, unless it runs with
@@ -57,10 +56,10 @@ def end_alone(cgroups: Path = CGROUPS, proc: Path = PROC) -> str | None:
     Returns:
         Why all will be ended all the same; None if each is ended alone.
     """
-    for line in (proc / "self/cgroup").read_text().splitlines():
+    for line in (resource_limits.PROC / "self/cgroup").read_text().splitlines():
         number, _, group = line.split(":", 2)
         # A container with a namespace of its own sees its group as the root.
-        folder = cgroups / group.lstrip("/")
+        folder = resource_limits.CGROUPS / group.lstrip("/")
         file = folder / "memory.oom.group"
         try:
             if number == "0" and file.read_text().strip() != "0":

@@ -13,10 +13,9 @@ Standard library only.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final, NamedTuple
 
-from sidecar.mounter.system.resource_limits import CGROUPS, PROC, memory_groups
+from sidecar.mounter.system.resource_limits import memory_groups
 
 _SHORT: Final = 0.85
 _ENOUGH: Final = 0.7
@@ -44,10 +43,10 @@ _NAMES: Final = {
 }
 
 
-def used_part(cgroups: Path = CGROUPS, proc: Path = PROC) -> float:
+def used_part() -> float:
     """How much of the tightest limit is used by what cannot be taken back; 0 without a limit."""
     part = 0.0
-    for group in memory_groups(cgroups, proc):
+    for group in memory_groups():
         names = _NAMES[group.version]
         try:
             used_bytes = int((group.folder / names.usage).read_text())
@@ -73,15 +72,13 @@ class MemoryPressure:
         part: 1, and less while memory is short.
     """
 
-    def __init__(self, cgroups: Path = CGROUPS, proc: Path = PROC) -> None:
+    def __init__(self) -> None:
         self.part = 1.0
-        self._cgroups = cgroups
-        self._proc = proc
 
     def look(self) -> bool:
         """Measure; whether :attr:`part` has changed."""
         before = self.part
-        used = used_part(self._cgroups, self._proc)
+        used = used_part()
         if used > _SHORT:
             self.part = max(_LEAST, self.part * _SHRINK)
         elif used < _ENOUGH:

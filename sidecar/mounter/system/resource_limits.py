@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import resource
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from sidecar.memory_rule import work_bytes
 from sidecar.units import MIB
 
-CGROUPS: Final = Path("/sys/fs/cgroup")
-PROC: Final = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
 
 PAGE_CACHE_DIVISOR = 2
 MEMORY_DIVISOR = 4
@@ -31,33 +31,27 @@ LEAST_CACHE_BYTES = 64 * MIB
 """A smaller cache is not worth its files, so there is none."""
 
 
-def memory_budget_bytes(
-    mounts: int, cached_bytes: int = 0, cgroups: Path = CGROUPS, proc: Path = PROC
-) -> int:
+def memory_budget_bytes(mounts: int, cached_bytes: int = 0) -> int:
     """Memory in bytes for the content of one of ``mounts`` mounts.
 
     Args:
         cached_bytes: what caches in memory take of the limit.
     """
-    available = max(0, available_bytes(cgroups, proc) - cached_bytes)
+    available = max(0, available_bytes() - cached_bytes)
     share = min(available // MEMORY_DIVISOR // max(1, mounts), work_bytes(available, mounts))
     return max(LEAST_MEMORY_BYTES, min(MOST_MEMORY_BYTES, share))
 
 
-def names_budget_bytes(
-    mounts: int, cached_bytes: int = 0, cgroups: Path = CGROUPS, proc: Path = PROC
-) -> int:
+def names_budget_bytes(mounts: int, cached_bytes: int = 0) -> int:
     """Memory in bytes for the names of one of ``mounts`` mounts: of listings, and of inodes.
 
     Args:
         cached_bytes: as :func:`memory_budget_bytes`.
     """
-    return work_bytes(available_bytes(cgroups, proc) - cached_bytes, mounts)
+    return work_bytes(available_bytes() - cached_bytes, mounts)
 
 
-def page_cache_bytes(
-    mounts: int, cached_bytes: int = 0, cgroups: Path = CGROUPS, proc: Path = PROC
-) -> int:
+def page_cache_bytes(mounts: int, cached_bytes: int = 0) -> int:
     """Page cache in bytes that one of ``mounts`` mounts may fill with what nobody has asked for.
 
     It is charged to this container, and the kernel takes it back under pressure.
@@ -65,7 +59,7 @@ def page_cache_bytes(
     Args:
         cached_bytes: as :func:`memory_budget_bytes`.
     """
-    available = max(0, available_bytes(cgroups, proc) - cached_bytes)
+    available = max(0, available_bytes() - cached_bytes)
     return available // PAGE_CACHE_DIVISOR // max(1, mounts)
 
 
@@ -106,16 +100,16 @@ class MemoryGroup(NamedTuple):
     limit_bytes: int
 
 
-def memory_groups(cgroups: Path, proc: Path) -> list[MemoryGroup]:
+def memory_groups() -> list[MemoryGroup]:
     """This process's group and every group above it that is visible, if it has a limit."""
     groups: list[MemoryGroup] = []
     names: tuple[str, ...]
-    for line in (proc / "self" / "cgroup").read_text().splitlines():
+    for line in (PROC / "self" / "cgroup").read_text().splitlines():
         number, controllers, group = line.split(":", 2)
         if number == "0":
-            root, version, names = cgroups, 2, ("memory.max", "memory.high")
+            root, version, names = CGROUPS, 2, ("memory.max", "memory.high")
         elif "memory" in controllers.split(","):
-            root, version, names = cgroups / "memory", 1, ("memory.limit_in_bytes",)
+            root, version, names = CGROUPS / "memory", 1, ("memory.limit_in_bytes",)
         else:
             continue
         # A container sees its own group at the root, whatever path its process has.
@@ -127,10 +121,10 @@ def memory_groups(cgroups: Path, proc: Path) -> list[MemoryGroup]:
     return groups
 
 
-def available_bytes(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
+def available_bytes() -> int:
     """The smallest memory limit that applies, or the machine's memory."""
-    limits = [group.limit_bytes for group in memory_groups(cgroups, proc)]
-    return min([*limits, _machine_bytes(proc)])
+    limits = [group.limit_bytes for group in memory_groups()]
+    return min([*limits, _machine_bytes()])
 
 
 def _limit(file: Path) -> list[int]:
@@ -141,8 +135,8 @@ def _limit(file: Path) -> list[int]:
     return [int(text)] if text.isascii() and text.isdigit() and int(text) else []  # `max`
 
 
-def _machine_bytes(proc: Path) -> int:
-    for line in (proc / "meminfo").read_text().splitlines():
+def _machine_bytes() -> int:
+    for line in (PROC / "meminfo").read_text().splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"{proc}/meminfo does not say how much memory there is")
+    raise OSError(f"{PROC}/meminfo does not say how much memory there is")

@@ -20,9 +20,8 @@ class DescriptorCache:
         open_file: opens a file for reading and writing.
     """
 
-    def __init__(self, open_file: Callable[[str], int], most_unused: int = MOST_UNUSED) -> None:
+    def __init__(self, open_file: Callable[[str], int]) -> None:
         self._open_file = open_file
-        self._most_unused = most_unused
         self._lock = threading.Lock()
         self._used: dict[str, list[int]] = {}  # descriptor, number of users
         self._unused: OrderedDict[str, int] = OrderedDict()  # least recently used first
@@ -51,7 +50,7 @@ class DescriptorCache:
             if not used[1]:
                 del self._used[name]
                 self._unused[name] = used[0]
-                if len(self._unused) > self._most_unused:
+                if len(self._unused) > MOST_UNUSED:
                     os.close(self._unused.popitem(last=False)[1])
 
     def forget(self, name: str) -> None:
