@@ -138,12 +138,12 @@ class Options:
         ge=0,
         le=86_400,
     )
+    healing: Healing = "resend"  # `remount`: as on a kernel before Linux 6.9, for tests
     transport: TransportName = _option(
         "kernel",
         "How the kernel is spoken to: directly, or through libfuse.",
         "`libfuse` reads at half the rate.",
     )
-    healing: Healing = "resend"  # `remount`: as on a kernel before Linux 6.9, for tests
 
     @property
     def warms(self) -> bool:
