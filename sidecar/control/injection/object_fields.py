@@ -23,59 +23,32 @@ def get_mapping(parent: JsonObject, key: str, where: str) -> JsonObject:
         ManifestInvalid: it is something else.
     """
     value = parent.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ManifestInvalid(f"{where}.{key}: must be a mapping")
-    return value
+    _check(value is None or isinstance(value, dict), key, where, "mapping")
+    return {} if value is None else value
 
 
 def get_mappings(parent: JsonObject, key: str, where: str) -> list[JsonObject]:
-    """``parent[key]`` as a list of mappings, or an empty list if it is absent or null.
-
-    Args:
-        where: path to ``parent``, for the error.
-
-    Raises:
-        ManifestInvalid: it is something else.
-    """
-    value = parent.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ManifestInvalid(f"{where}.{key}: must be a list of mappings")
+    """A list of mappings, empty if it is absent or null; else as :func:`get_mapping`."""
+    value = [] if parent.get(key) is None else parent[key]
+    is_right = isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    _check(is_right, key, where, "list of mappings")
     return value
 
 
 def get_string(parent: JsonObject, key: str, where: str) -> str:
-    """``parent[key]``, or an empty string if it is absent or null.
-
-    Args:
-        where: path to ``parent``, for the error.
-
-    Raises:
-        ManifestInvalid: it is something else.
-    """
+    """A string, empty if it is absent or null; else as :func:`get_mapping`."""
     value = parent.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ManifestInvalid(f"{where}.{key}: must be a string")
-    return value
+    _check(value is None or isinstance(value, str), key, where, "string")
+    return value or ""
 
 
 def get_whole_number(parent: JsonObject, key: str, where: str) -> int | None:
-    """``parent[key]`` as a whole number from 0, or None if it is absent or null.
-
-    Args:
-        where: path to ``parent``, for the error.
-
-    Raises:
-        ManifestInvalid: it is something else.
-    """
+    """A whole number from 0, or None if it is absent or null; else as :func:`get_mapping`."""
     value = parent.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ManifestInvalid(f"{where}.{key}: must be a whole number from 0")
+    _check(value is None or (type(value) is int and value >= 0), key, where, "whole number from 0")
     return value
+
+
+def _check(is_right: bool, key: str, where: str, kind: str) -> None:
+    if not is_right:
+        raise ManifestInvalid(f"{where}.{key}: must be a {kind}")
