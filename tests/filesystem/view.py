@@ -11,6 +11,7 @@ from sidecar.mounter.filesystem.attributes import Attributes
 from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
 from sidecar.mounter.store.interface import Page, Store
+from sidecar.mounter.writing.part_memory import PartMemory
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import SPOOL_BYTES, build
 
@@ -33,6 +34,7 @@ class View:
         read_only: bool = False,
         spool_bytes: int = SPOOL_BYTES,
         names_bytes: int = BUDGET_BYTES,
+        memory: PartMemory | None = None,
     ) -> None:
         self.fs, _ = build(
             store,
@@ -41,6 +43,7 @@ class View:
             read_only=read_only,
             spool_bytes=spool_bytes,
             names_bytes=names_bytes,
+            memory=memory,
         )
         self._state = state
 

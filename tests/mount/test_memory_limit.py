@@ -24,7 +24,6 @@ MIB = 1024 * 1024
 SMALLEST_MIB = 160
 """docs/sizing.md, for one bucket."""
 LARGE_BYTES = 96 * MIB
-WRITTEN_BYTES = 24 * MIB
 READERS = 3
 
 
@@ -48,8 +47,9 @@ def largest_mib(group: Cgroup) -> int:
 class Load:
     """Threads that read and write until they are told to end, and check every byte."""
 
-    def __init__(self, mount: Path, large: dict[str, str]) -> None:
+    def __init__(self, mount: Path, large: dict[str, str], written_bytes: int) -> None:
         self._mount = mount
+        self._written_bytes = written_bytes
         self._large = large
         self._over = threading.Event()
         self.passes = 0
@@ -84,7 +84,8 @@ class Load:
     def _write(self) -> None:
         number = 0
         while not self._over.is_set():
-            content = random.Random(number).randbytes(WRITTEN_BYTES)
+            choose = random.Random(number)
+            content = b"".join(choose.randbytes(MIB) for _ in range(self._written_bytes // MIB))
             name = f"new-{number % 8}"
             (self._mount / name).write_bytes(content)
             self.written[name] = hashlib.sha256(content).hexdigest()
@@ -95,20 +96,31 @@ class Load:
 @pytest.mark.parametrize(
     "seconds", [pytest.param(20, id="short"), pytest.param(600, id="soak", marks=pytest.mark.soak)]
 )
-def test_the_smallest_limit_is_enough(
-    tmp_path: Path, s3: Cloud, seconds: float, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("limit_mib", "written_mib"),
+    [
+        pytest.param(SMALLEST_MIB * 11 // 10, 24, id="smallest and a tenth"),
+        pytest.param(768, 400, id="files larger than the memory for what streams"),
+    ],
+)
+def test_the_limit_is_enough(
+    tmp_path: Path,
+    s3: Cloud,
+    limit_mib: int,
+    written_mib: int,
+    seconds: float,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And a tenth more."""
     large = {}
     for number in range(3):
         data = random.Random(number).randbytes(LARGE_BYTES)
         s3.write(f"large-{number}", data)
         large[f"large-{number}"] = hashlib.sha256(data).hexdigest()
     with new_cgroup("memory") as group:
-        group.limit(SMALLEST_MIB * MIB * 11 // 10)
+        group.limit(limit_mib * MIB)
         sidecar = bucket_sidecar(tmp_path, s3, prefix=group.entering)
         with sidecar:
-            load = Load(tmp_path / "m", large)
+            load = Load(tmp_path / "m", large, written_mib * MIB)
             load.run(seconds)
             said = (
                 f"{load.passes} passes over {LARGE_BYTES // MIB} MiB, {len(load.written)} names, "

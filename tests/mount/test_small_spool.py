@@ -67,14 +67,16 @@ def test_more_than_fits_into_the_spool(
     with bucket_sidecar(tmp_path, cloud, options=options) as sidecar:
         gauge = Gauge(sidecar.state)
         gauge.start()
-        block = os.urandom(BLOCK_BYTES)
+        blocks = os.urandom(BLOCK_BYTES), os.urandom(BLOCK_BYTES)
         for number in range(size_bytes // LARGEST_FILE_BYTES):
             path = tmp_path / f"m/file-{number}"
             written = hashlib.sha256()
             with path.open("wb", buffering=0) as file:
-                for _ in range(LARGEST_FILE_BYTES // BLOCK_BYTES):
-                    file.write(block)
-                    written.update(block)
+                for offset in range(0, LARGEST_FILE_BYTES, 2 * BLOCK_BYTES):
+                    # In an order in which it needs the disk.
+                    os.pwrite(file.fileno(), blocks[1], offset + BLOCK_BYTES)
+                    os.pwrite(file.fileno(), blocks[0], offset)
+                    written.update(b"".join(blocks))
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 assert hashlib.file_digest(file, "sha256").digest() == written.digest()

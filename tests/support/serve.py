@@ -28,6 +28,7 @@ from sidecar.mounter.store.interface import Store
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.part_layout import PartLayout
+from sidecar.mounter.writing.part_memory import PartMemory
 from sidecar.mounter.writing.spool import Spool
 from tests.support.memory_store import FailingStore, HangingStore, MemoryStore
 
@@ -43,6 +44,7 @@ def build(
     ttl_s: float = 1.0,
     spool_bytes: int = SPOOL_BYTES,
     names_bytes: int = BUDGET_BYTES,
+    memory: PartMemory | None = None,
 ) -> tuple[FileSystem, VolumeMetrics]:
     """A file system on a memory store."""
     metrics = VolumeMetrics(state / "metrics", "data/memory", "data-memory")
@@ -52,7 +54,7 @@ def build(
     directory = StateDirectory.open(state)
     filesystem = FileSystem(
         fetcher,
-        Spool(directory.below("spool"), spool_bytes, PartLayout(8 * MIB, store.limits)),
+        Spool(directory.below("spool"), spool_bytes, PartLayout(8 * MIB, store.limits), memory),
         Ownership(os.getuid(), os.getgid(), 0o644, 0o755),
         metrics,
         ThreadPoolExecutor(4),

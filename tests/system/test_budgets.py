@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.mounter.worker.budgets import reader_processes
+from sidecar.mounter.system import resource_limits
+from sidecar.mounter.worker.budgets import reader_processes, stream_bytes
+from sidecar.spec import PersistenceSpec, StoreSource, Volume
 from sidecar.units import MIB
 
 
@@ -28,3 +30,20 @@ def test_readers_are_as_many_as_cores_and_memory_allow(
     cores: int, memory_mib: int, count: int
 ) -> None:
     assert reader_processes(cores, memory_mib * MIB) == count
+
+
+@pytest.mark.parametrize(
+    ("limit_mib", "buckets", "stream_mib"),
+    [(160, 1, 0), (256, 1, 0), (512, 1, 28), (1024, 1, 241), (65536, 1, 512), (1792, 2, 201)],
+)
+def test_what_streams_gets_what_reading_and_names_leave(
+    monkeypatch: pytest.MonkeyPatch, limit_mib: int, buckets: int, stream_mib: int
+) -> None:
+    monkeypatch.setattr(resource_limits, "available_bytes", lambda *_: limit_mib * MIB)
+    source = StoreSource(store="s3", url="s3://b", bucket="b")
+    volumes = tuple(
+        Volume(name=f"v{number}", kind="data", path=f"/v{number}", source=source)
+        for number in range(buckets)
+    )
+    spec = PersistenceSpec(volumes=volumes)
+    assert stream_bytes(spec, volumes[0]) // MIB == stream_mib

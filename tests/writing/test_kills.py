@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from tests.support.killer import Killer, kill_worker
 from tests.support.servers import REPOSITORY
 from tests.writing import writers
-from tests.writing.buckets import VOLUME, Mounted, mounted
+from tests.writing.buckets import MIB, VOLUME, Mounted, mounted
 
 SHORT_KILLS, SOAK_KILLS = 2, 25  # nine workloads
 
@@ -115,6 +116,34 @@ class Writer:
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             pipe.close()
+
+
+@pytest.mark.parametrize(
+    ("mib", "kills"),
+    [
+        pytest.param(400, 2, id="short"),
+        pytest.param(3000, 50, id="soak", marks=pytest.mark.soak),
+    ],
+)
+def test_a_file_that_streams_is_whole(place: Mounted, mib: int, kills: int) -> None:
+    """Most of it is given up while it is written, and what is not was in a killed worker."""
+    path = place.fresh_directory() / "file"
+    choose = random.Random(mib)
+    killed_at = set(choose.sample(range(20, mib), kills))
+    digest = hashlib.sha256()
+    with open(path, "wb", buffering=0) as file:
+        for number in range(mib):
+            data = choose.randbytes(MIB)
+            digest.update(data)
+            assert file.write(data) == MIB
+            if number in killed_at:
+                kill_worker(place.sidecar, VOLUME)
+        on_disk = sum(
+            found.stat().st_blocks * 512 for found in place.sidecar.state.rglob("spool/*.data")
+        )
+        assert on_disk <= 8 * MIB
+    digest_there = hashlib.sha256(place.objects(path.parent)["file"]).hexdigest()
+    assert digest_there == digest.hexdigest()
 
 
 def test_the_workloads_say_the_truth_on_a_local_directory(tmp_path: Path) -> None:

@@ -109,15 +109,17 @@ def test_a_worker_dies_before_the_file_is_closed(tmp_path: Path, cloud: Cloud, s
 def test_the_whole_sidecar_dies_before_the_file_is_closed(
     tmp_path: Path, cloud: Cloud, size: int
 ) -> None:
-    """The next start saves what is in the spool."""
+    """The next start saves what is in the spool, if none of it was in memory."""
     described.write(cloud, "file", b"old")
     before = seen(cloud, "file")
+    after = LARGE[:size] if size < SMALL_PARTS.part_bytes else b"old"
     with bucket_sidecar(tmp_path, cloud, options=SMALL_PARTS) as sidecar:
         descriptor = write_some(tmp_path / "m" / "file", LARGE[:size])
         sidecar.kill()
         start_again(sidecar, descriptor)
-        sidecar.wait_for(lambda: cloud.read("file") == LARGE[:size])
+        sidecar.wait_for(lambda: cloud.read("file") == after)
         assert seen(cloud, "file") == before
+        assert ("was in memory only" in sidecar.log()) == (after == b"old")
 
 
 def start_again(sidecar: Sidecar, descriptor: int) -> None:

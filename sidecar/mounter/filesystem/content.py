@@ -5,15 +5,21 @@ Makes no object: :mod:`.saving` does, and :mod:`.write_back` says when.
 
 from __future__ import annotations
 
+import logging
 import threading
 
-from sidecar.errors import Stale, WouldBlock
+from sidecar import logs
+from sidecar.errors import Stale, StateUnusable, WouldBlock
 from sidecar.mounter.filesystem.inode_table import InodeTable
 from sidecar.mounter.filesystem.inodes import File
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.store.interface import ObjectInfo
+from sidecar.mounter.writing.part_memory import PartMemory
 from sidecar.mounter.writing.spool import Spool, SpoolFile
+from sidecar.mounter.writing.spool_budget import SpoolBudget
 from sidecar.mounter.writing.uploader import Uploader
+
+log = logging.getLogger(__name__)
 
 WHOLE_BYTES = 64 * 1024 * 1024
 """Objects up to this size are fetched whole when they are opened and written to."""
@@ -28,13 +34,15 @@ class Contents:
     Whoever passes a file holds its lock.
 
     Attributes:
-        budget: of the spool.
+        budget: of the spool's disk.
+        memory: of the spool.
     """
 
     def __init__(
         self, inodes: InodeTable, fetcher: Fetcher, spool: Spool, uploader: Uploader
     ) -> None:
         self.budget = spool.budget
+        self.memory = spool.memory
         self._inodes = inodes
         self._fetcher = fetcher
         self._spool = spool
@@ -82,6 +90,17 @@ class Contents:
     def abandon_leftovers(self) -> None:
         """Remove from the store the uploads that earlier runs began and did not end."""
         self._uploader.abandon(self._spool.leftovers())
+
+    def keep_on_disk(self) -> None:
+        """Have on disk what only this run's memory has. Takes no lock: nobody writes any more."""
+        for inode in self.dirty():
+            spool = inode.spool
+            if spool is not None:
+                try:
+                    with spool.hold() as fd:
+                        spool.in_memory.copy_to(fd, spool.size_bytes)
+                except (OSError, StateUnusable) as error:
+                    logs.event(log, "lost with this run", logging.ERROR, key=inode.key, why=error)
 
     # --- the spool file ----------------------------------------------------------------------
 
@@ -175,7 +194,7 @@ class Contents:
         if spool is None or not spool.missing:
             return spool.read(offset, size) if spool is not None else None
         size = max(0, min(size, spool.size_bytes - offset))
-        if spool.missing.isdisjoint(spool.layout.covering(offset, size)):
+        if not spool.lacks(offset, size):
             return spool.read(offset, size)
         if not wait:
             raise WouldBlock(inode.name)
@@ -207,8 +226,15 @@ class Contents:
     def evict(self, size: int) -> bool:
         """Give up parts that the store has, of files that nobody changes now, to free ``size``.
 
-        Whether that freed anything. Takes the locks of files that are free.
+        Whether that freed anything of the disk. Takes the locks of files that are free.
         """
+        return self._evict(size, self.budget, in_memory=False)
+
+    def evict_from_memory(self, size: int) -> bool:
+        """:meth:`evict`, of memory and not of the disk."""
+        return self._evict(size, self.memory, in_memory=True)
+
+    def _evict(self, size: int, room: SpoolBudget | PartMemory, *, in_memory: bool) -> bool:
         made_room = False
         for inode in self.local():
             if not inode.lock.acquire(blocking=False):
@@ -217,8 +243,10 @@ class Contents:
                 spool = inode.spool
                 for number in self._uploader.evictable(spool) if spool is not None else ():
                     assert spool is not None
-                    if self.budget.free_bytes >= size:
+                    if room.free_bytes >= size:
                         return True
+                    if (number in spool.in_memory) is not in_memory:
+                        continue
                     made_room = spool.evict([number]) or made_room
             finally:
                 inode.lock.release()

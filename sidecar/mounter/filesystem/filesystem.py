@@ -471,7 +471,9 @@ class FileSystem:
         self._directory_renames.finish_all()
         self.files.write_back.drain(deadline_s, progress)
         self.files.end()
-        return self.files.write_back.drain(deadline_s, progress)
+        unsaved = self.files.write_back.drain(deadline_s, progress)
+        self.files.contents.keep_on_disk()
+        return unsaved
 
     def _check_writable(self) -> None:
         if self.read_only:

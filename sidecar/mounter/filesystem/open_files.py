@@ -235,20 +235,23 @@ class OpenFiles:
         where the bytes are not here and the caller does not ``wait``.
         """
         while True:
-            used = self.get(handle).inode.remote
+            inode = self.get(handle).inode
+            used, spool = inode.remote, inode.spool
             try:
                 return self._read(handle, offset, size, wait)
             except Stale:
-                inode = self.get(handle).inode
-                # Meanwhile it got another name, or lost it and was kept in the spool.
-                if inode.spool is None and inode.remote in (None, used):
+                # Meanwhile it got another name, or lost it and was kept in the spool, or more of it
+                # was given up.
+                may_come = spool is not None and self._uploader.is_in_flight(spool)
+                if inode.spool is spool and inode.remote in (None, used) and not may_come:
                     raise
 
     def _read(self, handle: int, offset: int, size: int, wait: bool) -> ReadResult:
         opened = self.get(handle)
         inode = opened.inode
-        if inode.spool is not None:
-            if wait and inode.spool.missing:
+        spool = inode.spool
+        if spool is not None:
+            if wait and spool.lacks(offset, size):
                 with self._namespace.subtree_locks.shared(inode):  # objects are read by their key
                     self.saver.complete_upload(inode)
             if not inode.lock.acquire(blocking=wait):
@@ -306,9 +309,9 @@ class OpenFiles:
     def fits_in_spool(self, handle: int, offset: int, size: int) -> bool:
         """Whether a write of so many bytes needs nothing of the store."""
         spool = self.get(handle).inode.spool
-        if spool is None or spool.missing:
+        if spool is None or spool.missing or spool.unsettled(offset, size):
             return False
-        return self.contents.budget.free_bytes >= size + max(0, offset - spool.size_bytes)
+        return self.contents.budget.free_bytes >= spool.needed_bytes(offset, size)
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data``. Raises BadHandle, SpoolFull, and what a download raises."""
@@ -320,7 +323,8 @@ class OpenFiles:
         with inode.lock:
             self._check_open()
             spool = self.write_back.prepare(inode, offset, size)
-            self.write_back.make_room(inode, spool, size + max(0, offset - spool.size_bytes))
+            self.write_back.settle(inode, spool, offset, size)
+            self.write_back.make_room(inode, spool, spool.needed_bytes(offset, size))
             spool.begin_change(inode.remote)  # making room may have saved it
             was_dirty = spool.dirty
             spool.write(offset, data)
@@ -454,12 +458,15 @@ class OpenFiles:
         What does not fit into the spool is not kept: its readers get ESTALE.
         """
         with inode.lock:
-            if inode.handles and inode.remote is not None:
-                try:
+            if not inode.handles:
+                return
+            try:
+                self.saver.complete_upload(inode)
+                if inode.remote is not None:
                     spool = self.contents.ensure(inode)
                     self.write_back.recall(inode, spool, spool.missing)
-                except (SpoolFull, StoreError):
-                    return
+            except (SpoolFull, StoreError):
+                return
 
 
 def is_writable(flags: int) -> bool:

@@ -131,6 +131,7 @@ class Recovery:
                 self._set_aside("the journal is damaged")
             self._files.contents.abandon_leftovers()
             self._spool.clear()
+        self._spool.memory.sweep()
         self.begin()
         return saved
 
@@ -215,6 +216,7 @@ class Recovery:
             inode = inodes.find(opened.inode)
             if isinstance(inode, File):
                 handles[handle] = (inode, opened.is_writable, opened.backing_id)
+        self._spool.memory.sweep()
         self._files.restore(handles, state.last.file_handle)
         self._directories.restore(
             state.directories, state.listings, state.places, state.last.directory_handle

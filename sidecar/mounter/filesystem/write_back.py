@@ -29,6 +29,8 @@ _SAVERS = 4
 _ATTRIBUTES_REST_S = 1.0
 """Who sets one attribute of a file sets another one at once, and then may rename it."""
 _ROOM_POLL_S = 0.05
+_MEMORY_POLL_S = 0.005
+"""A part of 8 MiB takes a fast store twice as long."""
 _PROGRESS_S = 1.0
 
 SaveErrors = dict[str, SidecarError | None]
@@ -118,6 +120,23 @@ class WriteBack:
         for number in sorted(numbers):
             self.make_room(inode, spool, spool.span(number)[1])
             self._contents.recall(inode, spool, number)
+
+    def settle(self, inode: File, spool: SpoolFile, offset: int, size: int) -> None:
+        """Say of the parts that a write begins whether they are in memory or on disk.
+
+        Waits for memory as long as sending frees it faster than a disk would take the bytes, and
+        is not slower itself for want of parts.
+        """
+        if inode.detached:  # which is never sent
+            return
+        memory = self._contents.memory
+        for number in spool.unsettled(offset, size):
+            while not spool.in_memory.add(number):
+                if self._contents.evict_from_memory(spool.layout.size(number)):
+                    continue
+                if not (memory.beats_a_disk and self._uploader.is_full()):
+                    return
+                time.sleep(_MEMORY_POLL_S)
 
     def make_room(self, inode: File, spool: SpoolFile, size: int) -> None:
         """Wait until the spool takes ``size`` bytes, as long as sending makes room there.

@@ -131,6 +131,7 @@ class SupervisedBucket(SupervisedVolume):
         self._crashed = False  # the last worker ended by a fault of its own
         self._mountpoint = mounts.Mountpoint(volume.mounted_at)
         self._connection: int | None = None  # /dev/fuse, kept open from worker to worker
+        self._memory: int | None = None  # what is on its way to the store, from worker to worker
         self._can_resume = False
         self._resuming = False
         self._failed_resumes = 0
@@ -237,7 +238,11 @@ class SupervisedBucket(SupervisedVolume):
             self.unmount(keep_guard=True)
             self._unmounts = False
         self._resuming = self._can_resume
-        resumed = self._connection if self._resuming else None
+        if self._memory is None:
+            self._memory = os.memfd_create("parts", os.MFD_CLOEXEC)
+        descriptors: tuple[int, ...] = (self._memory,)
+        if self._resuming and self._connection is not None:
+            descriptors = (self._memory, self._connection)
         self.worker = self._fork_server.fork(
             "worker",
             f"worker {self.volume.label}",
@@ -253,7 +258,7 @@ class SupervisedBucket(SupervisedVolume):
                 # Verified once: successors need not write again.
                 "writes": not (self.heals or self.volume.read_only),
             },
-            () if resumed is None else (resumed,),
+            descriptors,
         )
 
     def hurry(self, deadline_s: float) -> None:

@@ -12,6 +12,7 @@ from sidecar.mounter.cache.cache_folder import occupied_bytes
 from sidecar.mounter.filesystem.excess_inodes import INODE_BYTES
 from sidecar.mounter.filesystem.inode_table import MOST_INODES
 from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
+from sidecar.mounter.store.in_flight import MOST
 from sidecar.mounter.system import resource_limits
 from sidecar.spec import PersistenceSpec, Volume
 from sidecar.units import MIB
@@ -21,6 +22,9 @@ _LEAST_READER_BYTES = 16 * MIB
 """With less for each of them, there are fewer."""
 _MORE_READER_BYTES = 64 * MIB
 """A whole window (:mod:`sidecar.mounter.reading.read_ahead_size`). With as much, there are more."""
+
+_MOST_STREAM_BYTES = MOST * 8 * MIB
+"""As many parts as may be in flight, of the usual size."""
 
 
 def memory_bytes(spec: PersistenceSpec, volume: Volume) -> int:
@@ -34,6 +38,14 @@ def names(spec: PersistenceSpec) -> tuple[int, int]:
     """Memory for listings, in bytes, and the number of inodes from which some are forgotten."""
     half_bytes = resource_limits.names_budget_bytes(len(spec.buckets), spec.memory_cache_bytes) // 2
     return min(BUDGET_BYTES, half_bytes), min(MOST_INODES, half_bytes // INODE_BYTES)
+
+
+def stream_bytes(spec: PersistenceSpec, volume: Volume) -> int:
+    """Memory for what is being sent: what content and names leave of their two thirds."""
+    third = resource_limits.names_budget_bytes(len(spec.buckets), spec.memory_cache_bytes)
+    names_bytes, most_inodes = names(spec)
+    names_bytes += most_inodes * INODE_BYTES
+    return max(0, min(_MOST_STREAM_BYTES, 2 * third - memory_bytes(spec, volume) - names_bytes))
 
 
 def reader_processes(cores: int, content_bytes: int) -> int:

@@ -57,6 +57,7 @@ from sidecar.mounter.worker.hang_check import HangCheck
 from sidecar.mounter.worker.upkeep import Upkeep
 from sidecar.mounter.worker.write_check import probe_key, remove_leftovers
 from sidecar.mounter.writing.part_layout import PartLayout
+from sidecar.mounter.writing.part_memory import PartMemory
 from sidecar.mounter.writing.spool import Spool
 from sidecar.spec import PersistenceSpec, StoreSource, Volume
 
@@ -76,6 +77,7 @@ class Worker:
         identity: names the metrics files and the state directory of the volume.
         failing: the last ``failing`` that the worker before this one sent.
         conditions: what a worker before this one found that the store checks.
+        memory: the file for parts that are in memory.
 
     Raises:
         StateUnusable: there can be no metrics.
@@ -89,6 +91,7 @@ class Worker:
         channel: Channel,
         failing: list[Message],
         conditions: Iterable[str],
+        memory: int,
     ) -> None:
         self._spec = spec
         self._volume = volume
@@ -110,6 +113,7 @@ class Worker:
         self._failures.adopt(failing)
         self._conditions = conditions
         self._outcomes = Outcomes(self._metrics, self._failures.flags, self._failures.take)
+        self._memory = memory
         self._memory_bytes = budgets.memory_bytes(spec, volume)
         self._near_store: Store | None = None
         learns = self._options.warm_learned is not None
@@ -359,6 +363,7 @@ class Worker:
                 state.below("spool"),
                 options.spool_bytes,
                 PartLayout(options.part_bytes, store.limits),
+                PartMemory(self._memory, budgets.stream_bytes(self._spec, self._volume)),
             ),
             Ownership(access.uid, access.gid, access.file_mode, access.dir_mode),
             self._metrics,
@@ -459,16 +464,16 @@ def _serve(channel: Channel, spec: PersistenceSpec) -> int:
     received = channel.receive()
     if received is None or received[0]["do"] != "serve":
         return 0
-    duty, descriptors = received
+    duty, (memory, *connection) = received
     deadline_s = time.monotonic() + duty["seconds"]
     volume = next(v for v in spec.volumes if (v.kind, v.name) == (duty["kind"], duty["name"]))
     logs.set_up("worker", volume.label)
     try:
         worker = Worker(
-            spec, volume, duty["identity"], channel, duty["failing"], duty["conditions"]
+            spec, volume, duty["identity"], channel, duty["failing"], duty["conditions"], memory
         )
-        if descriptors:
-            worker.resume(descriptors[0], crashed=duty["crashed"])
+        if connection:
+            worker.resume(connection[0], crashed=duty["crashed"])
         else:
             worker.run(deadline_s, writes=duty["writes"])
     except SidecarError as error:

@@ -60,6 +60,7 @@ class ActiveUpload:
         self._store = store
         self._log = spool.log
         self._fd = spool.open()  # the file may be discarded while a part is in flight
+        self._memory_fd = spool.memory.descriptor  # which stays
         self._lock = threading.Lock()
         self._beginning = threading.Lock()
         self._upload: Upload | None = None
@@ -96,6 +97,14 @@ class ActiveUpload:
         with self._lock:
             return frozenset(self._record.parts) if self._record is not None else frozenset()
 
+    @property
+    def lasting(self) -> frozenset[int]:
+        """Those of :attr:`sent` of which a successor is sure, too (:meth:`resume`)."""
+        sent = self.sent
+        if self._upload is None or not self._upload.ordered_parts:
+            return sent
+        return frozenset(itertools.takewhile(sent.__contains__, itertools.count(1)))
+
     def submit(
         self,
         threads: PartThreads,
@@ -113,7 +122,7 @@ class ActiveUpload:
         with self._lock:
             if number in self._in_flight or (self._record and number in self._record.parts):
                 return
-            if isinstance(content, FileSlice):
+            if isinstance(content, FileSlice) and content.fd != self._memory_fd:
                 content = FileSlice(self._fd, content.offset, content.size_bytes)
             self._invalidated.discard(number)
             self._in_flight[number] = threads.submit(

@@ -34,6 +34,11 @@ class PartThreads:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Future[None], Callable[[], int]]] = deque()
 
+    @property
+    def are_idle(self) -> bool:
+        """Whether not even half as many parts are in flight as may be."""
+        return 2 * self._in_flight.count < self._in_flight.most
+
     def submit(self, send: Callable[[], int]) -> Future[None]:
         """Have a thread send a part.
 

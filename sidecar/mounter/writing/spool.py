@@ -1,4 +1,4 @@
-"""The spool: what programs wrote, on local disk, until the store has confirmed it.
+"""The spool: what programs wrote, on disk or in memory, until the store has confirmed it.
 
 Knows bytes, parts and budgets; sends nothing.
 """
@@ -6,69 +6,38 @@ Knows bytes, parts and budgets; sends nothing.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from sidecar.errors import SpoolFull, StateUnusable
-from sidecar.mounter.store.interface import FileSlice, ObjectInfo
+from sidecar.errors import StateUnusable
+from sidecar.mounter.store.interface import Content, FileSlice, ObjectInfo
 from sidecar.mounter.store.ranges import Ranges
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing import stored_values
 from sidecar.mounter.writing.descriptors import DescriptorCache
+from sidecar.mounter.writing.file_space import holes_in, punch, taken_bytes
+from sidecar.mounter.writing.memory_parts import MemoryParts
 from sidecar.mounter.writing.part_layout import PartLayout
+from sidecar.mounter.writing.part_memory import PartMemory
+from sidecar.mounter.writing.spool_budget import SpoolBudget
 from sidecar.mounter.writing.spool_log import Attempt, SpoolLog, log_name
 
 _SUFFIX = ".data"
 _MOST_HOLES = 2_000_000
-_STAT_BLOCK_BYTES = 512
-# include/uapi/linux/falloc.h
-_FALLOC_FL_KEEP_SIZE = 1
-_FALLOC_FL_PUNCH_HOLE = 2
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class SpoolBudget:
-    """How much disk space the files of one mount's spool may occupy together."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self.total_bytes = total_bytes
-        self.used_bytes = 0
-        self._lock = threading.Lock()
-
-    @property
-    def free_bytes(self) -> int:
-        """What can still be written."""
-        return max(0, self.total_bytes - self.used_bytes)
-
-    def check(self, more_bytes: int) -> None:
-        """Raise SpoolFull if ``more_bytes`` would not fit. Nothing always does."""
-        # It may be over-full: blocks are larger than what was asked for, and two files that ask
-        # at once are both let in.
-        if more_bytes and self.used_bytes + more_bytes > self.total_bytes:
-            raise SpoolFull(
-                f"the spool holds {self.used_bytes} of {self.total_bytes} bytes",
-                "close files so that they are uploaded, or raise its option `spoolBytes`",
-            )
-
-    def charge(self, bytes_: int) -> None:
-        """Account for space taken (positive) or given back (negative)."""
-        with self._lock:
-            self.used_bytes += bytes_
 
 
 class SpoolFile:
-    """One file's content on local disk. Calls must not overlap: the caller holds a lock.
+    """One file's content. Calls must not overlap: the caller holds a lock.
 
-    Parts that the store has may leave the disk when room is needed; they are missing then.
+    It is on local disk. Parts of a new file that is written in order may be in memory instead.
+    Parts that the store has may leave either when room is needed; they are missing then.
 
     Attributes:
         name: in the spool's directory.
         layout: how it is cut into parts.
+        in_memory: the parts that are not on disk.
         log: what a successor must know besides the bytes.
         dirty: the store does not have this content yet.
         size_bytes: length.
@@ -88,9 +57,12 @@ class SpoolFile:
         descriptors: DescriptorCache,
         layout: PartLayout,
         log: SpoolLog,
+        memory: PartMemory,
     ) -> None:
         self.name = name
         self.layout = layout
+        self.memory = memory
+        self.in_memory = MemoryParts(memory, int(name.removesuffix(_SUFFIX)), layout, log)
         self.log = log
         self.dirty = False
         self.base: ObjectInfo | None = None
@@ -112,22 +84,26 @@ class SpoolFile:
     def take_over(self) -> None:
         """Go on where a process that ended stopped. What only its memory knew counts as changed.
 
-        Raises StateUnusable where more of it is empty than a program may leave empty.
+        Raises StateUnusable where more of it is empty than a program may leave empty, or where
+        some of it was in memory that is gone.
         """
+        self.in_memory.take_over(self.size_bytes)
         self.base = self.log.base
         self.exclusive = self.log.exclusive
         self.attempts = list(self.log.attempts)
         self.missing.intersection_update(self.parts())  # it may have been cut since
         self.changed.add(0, self.size_bytes)
         with self.hold() as fd:
-            for count, (start, end) in enumerate(_holes_in(fd, self.size_bytes)):
+            for count, (start, end) in enumerate(holes_in(fd, self.size_bytes)):
                 if count == _MOST_HOLES:
                     raise StateUnusable(f"`{self._directory.path / self.name}` is full of holes")
                 self._holes.add(start, end)
-        for number in self.missing:
+        for number in self.parts():
             start, size_bytes = self.span(number)
-            self.changed.remove(start, start + size_bytes)
-            self._holes.remove(start, start + size_bytes)
+            if number in self.missing:
+                self.changed.remove(start, start + size_bytes)
+            if number in self.missing or number in self.in_memory:
+                self._holes.remove(start, start + size_bytes)
         if self._holes.size_bytes > self._budget.total_bytes:
             raise StateUnusable(
                 f"`{self._directory.path / self.name}` has {self._holes.size_bytes} bytes that "
@@ -137,6 +113,7 @@ class SpoolFile:
 
     def let_go(self) -> None:
         """Close the file and forget it, as if there was none."""
+        self.in_memory.let_go()
         self._descriptors.forget(self.name)
         self._budget.charge(-self._charged_bytes)
         self._charged_bytes = 0
@@ -168,9 +145,9 @@ class SpoolFile:
         """
         if not data:
             return 0
-        self._budget.check(len(data) + max(0, offset - self.size_bytes))
+        self._budget.check(self.needed_bytes(offset, len(data)))
         self.dirty = True
-        position, taken_bytes = self._write(offset, data)
+        position, now_bytes = self._write(offset, data)
         self._grow_to(offset)
         self.changed.add(offset, position)
         if self._holes:
@@ -178,8 +155,12 @@ class SpoolFile:
         if offset <= self.contiguous_bytes:
             self.contiguous_bytes = max(self.contiguous_bytes, position)
         self.size_bytes = max(self.size_bytes, position)
-        self._charge_for(taken_bytes)
+        self._charge_for(now_bytes)
         return len(data)
+
+    def needed_bytes(self, offset: int, size: int) -> int:
+        """What a write takes of the disk, at most."""
+        return self.in_memory.on_disk(offset, size) + max(0, offset - self.size_bytes)
 
     def _grow_to(self, size_bytes: int) -> None:
         """A gap reads as zeros, which no object has there."""
@@ -189,24 +170,32 @@ class SpoolFile:
 
     def _write(self, offset: int, data: bytes | memoryview) -> tuple[int, int]:
         """Returns where it ends, and how much of the disk the file takes now."""
-        view = memoryview(data)
-        position = offset
+        end = offset + len(data)
         with self.hold() as fd:
             try:
-                while view:
-                    written = os.pwrite(fd, view, position)
-                    view = view[written:]
-                    position += written
+                try:
+                    self.in_memory.write(fd, offset, memoryview(data))
+                except OSError:  # of the disk, unless it is memory that the kernel does not give
+                    if not self.in_memory.move_to(fd, self.size_bytes, offset, len(data)):
+                        raise
+                    self.in_memory.write(fd, offset, memoryview(data))
+                if end > self.size_bytes and self.in_memory:
+                    os.ftruncate(fd, end)  # which says how long it is, wherever its end is
             except OSError:
                 # A full disk: what was written of it must not show when the file grows later.
                 os.ftruncate(fd, self.size_bytes)
+                self.in_memory.cut(self.size_bytes)
                 raise
-            return position, _taken_bytes(fd)
+            return end, taken_bytes(fd)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from ``offset``; fewer only at the end. None of them is missing."""
         with self.hold() as fd:
-            return os.pread(fd, size, offset)
+            if not self.in_memory:
+                return os.pread(fd, size, offset)
+            size = max(0, min(size, self.size_bytes - offset))
+            places = self.in_memory.places(fd, offset, size)
+            return b"".join(os.pread(where, length, at) for where, at, length in places)
 
     def read_through(
         self, offset: int, size: int, fetch: Callable[[int, memoryview], None]
@@ -224,10 +213,11 @@ class SpoolFile:
                 here[:] = self.read(first, last - first)
         return data
 
-    def content(self, offset: int, size_bytes: int) -> FileSlice:
+    def content(self, offset: int, size_bytes: int) -> Content:
         """A range to be sent, which must be held (:meth:`hold`) meanwhile."""
         with self.hold() as fd:
-            return FileSlice(fd, offset, size_bytes)
+            places = list(self.in_memory.places(fd, offset, size_bytes))
+            return FileSlice(*places[0]) if len(places) == 1 else self.read(offset, size_bytes)
 
     def truncate(self, size: int) -> None:
         """Set the length; new bytes read as zero and take no space. Raises SpoolFull.
@@ -243,6 +233,7 @@ class SpoolFile:
             self._holes.remove(size, self.size_bytes)
             for number in self.missing.difference(self.layout.covering(0, size)):
                 self.log.note_present(number)  # there is no such part any more
+            self.in_memory.cut(size)
         self.contiguous_bytes = min(self.contiguous_bytes, size)
         self.size_bytes = size
         self.dirty = True
@@ -277,13 +268,30 @@ class SpoolFile:
             and not self.changed.touches(start, end)
         )
 
+    def unsettled(self, offset: int, size: int) -> range:
+        """The parts that a write begins and that may be in memory (:meth:`MemoryParts.add`).
+
+        Those of a new file that is written in order, but for the first: who writes a header last
+        finds it on disk, and of a small file memory spares the disk nothing.
+        """
+        is_in_order = offset <= self.size_bytes == self.contiguous_bytes
+        if not self.memory.total_bytes or self.base is not None or not is_in_order:
+            return range(0)
+        begun = self.layout.number(self.size_bytes - 1) if self.size_bytes else 1
+        return range(begun + 1, self.layout.number(offset + size - 1) + 1)
+
+    def lacks(self, offset: int, size: int) -> bool:
+        """Whether some of a range is missing."""
+        return not self.missing.isdisjoint(self.layout.covering(offset, size))
+
     def evict(self, numbers: list[int]) -> bool:
         """Give up the bytes of parts that the store has; False where the disk cannot."""
         self.log.note_missing(numbers)
         with self.hold() as fd:
             for number in numbers:
-                start, size_bytes = self.span(number)
-                if not _punch(fd, start, size_bytes):
+                if number in self.in_memory:
+                    self.in_memory.remove(number)
+                elif not punch(fd, *self.span(number)):
                     return False
         self._charge()
         return True
@@ -291,9 +299,9 @@ class SpoolFile:
     def recall(self, number: int, data: memoryview) -> None:
         """The bytes of a missing part are back. Raises SpoolFull, OSError."""
         self._budget.check(len(data))
-        _, taken_bytes = self._write(self.layout.start(number), data)
+        _, now_bytes = self._write(self.layout.start(number), data)
         self.log.note_present(number)
-        self._charge_for(taken_bytes)
+        self._charge_for(now_bytes)
 
     # --- the version in the store ------------------------------------------------------------
 
@@ -340,29 +348,37 @@ class SpoolFile:
 
     def _charge(self) -> None:
         with self.hold() as fd:
-            taken_bytes = _taken_bytes(fd)
-        self._charge_for(taken_bytes)
+            now_bytes = taken_bytes(fd)
+        self._charge_for(now_bytes)
 
-    def _charge_for(self, taken_bytes: int) -> None:
+    def _charge_for(self, now_bytes: int) -> None:
         # A hole takes no space, but it will be sent: who makes one of a terabyte is told now, and
         # not after the hours that its zeros would take.
-        taken_bytes += self._holes.size_bytes
-        if taken_bytes != self._charged_bytes:
-            self._budget.charge(taken_bytes - self._charged_bytes)
-            self._charged_bytes = taken_bytes
+        now_bytes += self._holes.size_bytes
+        if now_bytes != self._charged_bytes:
+            self._budget.charge(now_bytes - self._charged_bytes)
+            self._charged_bytes = now_bytes
 
 
 class Spool:
     """The spool files of one mount.
 
     Attributes:
-        budget: how much they may take together.
+        budget: how much disk space they may take together.
+        memory: for parts of them.
         layout: how they are cut into parts.
         path: where they are, for messages.
     """
 
-    def __init__(self, directory: StateDirectory, total_bytes: int, layout: PartLayout) -> None:
+    def __init__(
+        self,
+        directory: StateDirectory,
+        total_bytes: int,
+        layout: PartLayout,
+        memory: PartMemory | None = None,
+    ) -> None:
         self.budget = SpoolBudget(total_bytes)
+        self.memory = memory if memory is not None else PartMemory()
         self.layout = layout
         self.path = directory.path
         self._directory = directory
@@ -412,7 +428,9 @@ class Spool:
             os.close(descriptor)
 
     def _file(self, name: str, log: SpoolLog) -> SpoolFile:
-        return SpoolFile(self._directory, name, self.budget, self._descriptors, self.layout, log)
+        return SpoolFile(
+            self._directory, name, self.budget, self._descriptors, self.layout, log, self.memory
+        )
 
     def leftovers(self, kept: Collection[str] = ()) -> list[SpoolLog]:
         """Logs of processes before this one, but for those of the spool files ``kept``."""
@@ -420,10 +438,17 @@ class Spool:
         return list(SpoolLog.all_in(self._directory, logs))
 
     def set_aside(self, name: str) -> Path:
-        """Keep a file that cannot be used where nothing here touches it; returns its new path."""
+        """Keep a file that cannot be used where nothing here touches it; returns its new path.
+
+        Where some of it was in memory, its log stays with the leftovers: with the rest of the file
+        alone nobody can complete its upload.
+        """
         self._descriptors.forget(name)
-        kept = name
-        for one in (log_name(name), name):
+        kept, moved = name, [log_name(name), name]
+        with contextlib.suppress(StateUnusable):
+            if SpoolLog.read(self._directory, moved[0]).in_memory:
+                del moved[0]
+        for one in moved:
             with contextlib.suppress(FileNotFoundError):
                 kept = self._directory.set_aside(one)
         return self.path / kept
@@ -440,35 +465,3 @@ class Spool:
                 self._directory.remove(name)
             except IsADirectoryError:
                 self.set_aside(name)
-
-
-def _holes_in(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of a file that take no space; lseek(2) with SEEK_HOLE and SEEK_DATA."""
-    position = 0
-    while position < size_bytes:
-        start = os.lseek(fd, position, os.SEEK_HOLE)
-        if start >= size_bytes:
-            return
-        try:
-            position = os.lseek(fd, start, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # no data behind it
-                raise
-            position = size_bytes
-        yield start, position
-
-
-def _taken_bytes(fd: int) -> int:
-    """Blocks and not the length: a copy-on-write file system or a full disk is seen as it is."""
-    return os.fstat(fd).st_blocks * _STAT_BLOCK_BYTES
-
-
-def _punch(fd: int, offset: int, size_bytes: int) -> bool:
-    """fallocate(2) with FALLOC_FL_PUNCH_HOLE; False where the file system has no such thing."""
-    how = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
-    if _libc.fallocate(fd, how, ctypes.c_int64(offset), ctypes.c_int64(size_bytes)) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EOPNOTSUPP, errno.ENOSYS):
-        return False
-    raise OSError(code, os.strerror(code))

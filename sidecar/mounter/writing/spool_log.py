@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 SUFFIX = ".state"
 _HEADER = b"msspol01"
 _MOST_BYTES = 64 * 1024 * 1024
-_MOST_PART = 1_000_000
 _MOST_ATTEMPTS = 8
 
 
@@ -98,7 +97,8 @@ class SpoolLog:
     Attributes:
         uploads: those that were begun and have not ended, by number, the oldest first.
         missing: parts whose bytes are not in the spool file.
-        base: the object that has them.
+        in_memory: parts whose bytes are in process 1's memory, and not in the spool file.
+        base: the object that has what is missing.
         attributes_set: attributes were set while an upload was in flight.
         exclusive: made with O_EXCL, and nothing was tried yet: what a successor finds later may be
             what its predecessor made.
@@ -110,6 +110,7 @@ class SpoolLog:
         self._name = name
         self.uploads: dict[int, UploadRecord] = {}
         self.missing: set[int] = set()
+        self.in_memory: set[int] = set()
         self.base: ObjectInfo | None = None
         self.attributes_set = False
         self.exclusive = False
@@ -214,10 +215,21 @@ class SpoolLog:
         with self._lock:
             self._append(_Missing(parts))
 
+    def note_in_memory(self, part: int) -> None:
+        """The bytes of a part are about to be written to memory."""
+        with self._lock:
+            self._append(_InMemory(part))
+
     def note_present(self, part: int) -> None:
-        """The bytes of a part are back."""
+        """The bytes of a part are in the spool file, as far as there are any."""
         with self._lock:
             self._append(_Present(part))
+
+    def note_copied(self, part: int) -> None:
+        """The bytes of a part are in the spool file, too, unless it was given up meanwhile."""
+        with self._lock:
+            if part in self.in_memory:
+                self._append(_Present(part))
 
     def note_base(self, base: ObjectInfo) -> None:
         """From now on ``base`` has what is missing."""
@@ -252,7 +264,7 @@ class SpoolLog:
         saved = _Saved()
         with self._lock:
             saved.apply(self)
-            if self._exists and not (self.uploads or self.missing):
+            if self._exists and not (self.uploads or self.missing or self.in_memory):
                 # Nothing is left to know; and a file that is saved again and again would make
                 # its log longer and longer.
                 self._directory.remove(self._name)
@@ -343,6 +355,14 @@ class _Missing(NamedTuple):
 
     def apply(self, to: SpoolLog) -> None:
         to.missing.update(self.parts)
+        to.in_memory.difference_update(self.parts)
+
+
+class _InMemory(NamedTuple):
+    part: int
+
+    def apply(self, to: SpoolLog) -> None:
+        to.in_memory.add(self.part)
 
 
 class _Present(NamedTuple):
@@ -350,6 +370,7 @@ class _Present(NamedTuple):
 
     def apply(self, to: SpoolLog) -> None:
         to.missing.discard(self.part)
+        to.in_memory.discard(self.part)
 
 
 class _Base(NamedTuple):
@@ -391,13 +412,7 @@ class _Saved(NamedTuple):
 
 
 def _numbers(value: Any) -> list[int]:
-    return [_part(number) for number in value]
-
-
-def _part(value: Any) -> int:
-    if not 1 <= check.number(value) <= _MOST_PART:
-        raise ValueError(f"no part has the number {value}")
-    return int(value)
+    return [check.part(number) for number in value]
 
 
 def _metadata(value: Any) -> list[dict[str, str]]:
@@ -427,10 +442,11 @@ _STATE: dict[str, Callable[[Any], Any]] = {
 _KINDS: dict[str, tuple[type[Any], tuple[Callable[[Any], Any], ...]]] = {
     "begin": (_Begun, (check.number, check.key, _state, check.flag)),
     "end": (_Ended, (check.number,)),
-    "sent": (_Sent, (check.number, _part, check.number, check.text)),
-    "unsent": (_Unsent, (check.number, _part)),
+    "sent": (_Sent, (check.number, check.part, check.number, check.text)),
+    "unsent": (_Unsent, (check.number, check.part)),
     "missing": (_Missing, (_numbers,)),
-    "here": (_Present, (_part,)),
+    "memory": (_InMemory, (check.part,)),
+    "here": (_Present, (check.part,)),
     "base": (_Base, (check.key, check.number, check.seconds, check.text)),
     "attributes": (_AttributesSet, (check.flag,)),
     "exclusive": (_Exclusive, (check.flag,)),

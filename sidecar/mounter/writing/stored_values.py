@@ -11,6 +11,7 @@ from typing import Any
 
 MOST_NUMBER = 1 << 62
 """No number, count, size or offset is larger, so that none overflows where it is used."""
+_MOST_PART = 1_000_000
 _MOST_KEY_BYTES = 4096
 _ODD_KEY = re.compile(r"(^|/)\.{0,2}(/|$)|\0")
 _SPOOL_NAME = re.compile(r"\d{8,12}\.data", re.ASCII)
@@ -21,6 +22,13 @@ def number(value: Any) -> int:
     if type(value) is int and 0 <= value <= MOST_NUMBER:
         return value
     raise ValueError(f"{_shown(value)} is no number, or out of range")
+
+
+def part(value: Any) -> int:
+    """The number of a part."""
+    if not 1 <= number(value) <= _MOST_PART:
+        raise ValueError(f"no part has the number {value}")
+    return int(value)
 
 
 def flag(value: Any) -> bool:

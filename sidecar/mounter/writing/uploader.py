@@ -137,6 +137,11 @@ class Uploader:
         upload = self._active.get(spool)
         return len(upload.sent) if upload is not None else 0
 
+    def is_full(self) -> bool:
+        """Whether parts of any files are in flight, and nearly as many as make it faster."""
+        is_busy = any(upload.is_busy() for upload in list(self._active.values()))
+        return is_busy and not self._part_threads.are_idle
+
     def is_busy(self, spool: SpoolFile) -> bool:
         """Whether parts are in flight."""
         upload = self._active.get(spool)
@@ -145,7 +150,7 @@ class Uploader:
     def evictable(self, spool: SpoolFile) -> list[int]:
         """Parts whose bytes the store has, and that are not at the end, where more may come."""
         upload = self._active.get(spool)
-        there = set(upload.sent) if upload is not None else set()
+        there = set(upload.lasting) if upload is not None else set()
         if spool.base is not None:
             there.update(number for number in spool.parts() if spool.is_unchanged(number))
         return sorted(there.intersection(spool.parts()[:-1]) - spool.missing)

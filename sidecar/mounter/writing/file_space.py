@@ -1,0 +1,52 @@
+"""What a file takes of its disk or memory: its blocks and its holes. Knows descriptors only."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+
+_STAT_BLOCK_BYTES = 512
+# include/uapi/linux/falloc.h
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def taken_bytes(fd: int) -> int:
+    """Blocks and not the length: a copy-on-write file system or a full disk is seen as it is."""
+    return os.fstat(fd).st_blocks * _STAT_BLOCK_BYTES
+
+
+def holes_in(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of a file that take no space; lseek(2) with SEEK_HOLE and SEEK_DATA."""
+    position = 0
+    while position < size_bytes:
+        start = os.lseek(fd, position, os.SEEK_HOLE)
+        if start >= size_bytes:
+            return
+        position = next_data(fd, start, size_bytes)
+        yield start, position
+
+
+def next_data(fd: int, position: int, end: int) -> int:
+    """Where the first byte from ``position`` on is that takes space; ``end`` if there is none."""
+    try:
+        return min(end, os.lseek(fd, position, os.SEEK_DATA))
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # no data behind it
+            raise
+        return end
+
+
+def punch(fd: int, offset: int, size_bytes: int) -> bool:
+    """fallocate(2) with FALLOC_FL_PUNCH_HOLE; False where the file system has no such thing."""
+    how = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    if _libc.fallocate(fd, how, ctypes.c_int64(offset), ctypes.c_int64(size_bytes)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+        return False
+    raise OSError(code, os.strerror(code))
