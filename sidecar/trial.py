@@ -33,6 +33,7 @@ from sidecar.options import Options, Times
 from sidecar.spec import Access, Http, PersistenceSpec, Roots, StoreName, StoreSource, Volume
 from sidecar.spec_rules import check_spec
 from sidecar.stop_signals import STOP_SIGNALS
+from sidecar.units import MIB
 
 NAME: Final = "try"
 _STATE, _SECRETS, _MESSAGE, _LOG = "state", "secrets", "message", "log"
@@ -40,7 +41,6 @@ _LOGIN_FOLDER: Final = "environment"
 _LOGIN_FILE: Final = "key.json"
 _POLL_S: Final = 0.1
 _LASTING_S: Final = 1.0
-_MIB: Final = 1024 * 1024
 
 _AZURE_VARIABLES: Final = {
     "AZURE_CONNECTION_STRING": ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_CONNECTION_STRING"),
@@ -337,7 +337,7 @@ def _follow(
             elif time.monotonic() - failing_since_s > _LASTING_S:
                 tell(f"{error['code']} {error['name']}: {error['message']}")
             if left := volume["left"]:
-                tell(f"saving: {left['files']} file(s), {left['size_bytes'] / _MIB:.1f} MiB left")
+                tell(f"saving: {left['files']} file(s), {left['size_bytes'] / MIB:.1f} MiB left")
         if asked:
             process.terminate()
             asked.clear()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.system import mounts
 from sidecar.mounter.system.status import METRICS_DIRECTORY
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid, while_dead
+from tests.support.mounted import mounts_at
 from tests.support.sidecar import Sidecar
 from tests.support.waiting import wait_until
 
@@ -63,7 +63,7 @@ def test_workers_that_die_at_once(bucket: Bucket, start: Start, mountpoint: Path
     metrics.write_bytes(b"")
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: deaths(sidecar) > FAILED_RESUMES, "resuming fails")
-    wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard alone")
+    wait_until(lambda: len(mounts_at(str(mountpoint))) == 1, "the guard alone")
     with pytest.raises(OSError, match=rf"\[Errno {errno.ENOTCONN}\]"):
         (mountpoint / "lost").write_bytes(b"")
     wait_until(lambda: deaths(sidecar) >= MANY_DEATHS, f"{MANY_DEATHS} deaths")

@@ -15,6 +15,7 @@ from sidecar.mounter.system import mounts
 from sidecar.options import Options
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid
+from tests.support.mounted import mounts_at
 from tests.support.waiting import wait_until
 
 REMOUNT = Options(healing="remount")
@@ -55,7 +56,7 @@ def test_a_new_mount_takes_the_place_of_a_dead_one(
     assert sidecar.metric(name, volume=f"data/{VOLUME}", healed="remount") == 1
     assert sidecar.metric(name, volume=f"data/{VOLUME}", healed="resend") == 0
     assert "healed=remount" in sidecar.log()
-    assert [mount.fstype for mount in mounts.mounts_at(str(mountpoint))] == [
+    assert [mount.fstype for mount in mounts_at(str(mountpoint))] == [
         mounts.FSTYPE,
         mounts.FSTYPE,
     ]
@@ -69,7 +70,7 @@ def test_nothing_is_written_while_a_dead_mount_is_replaced(
     bucket.server.pause()  # A worker asks the store before it mounts again.
     try:
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard alone")
+        wait_until(lambda: len(mounts_at(str(mountpoint))) == 1, "the guard alone")
         assert write_error(mountpoint) == errno.ENOTCONN
         wait_until(lambda: sidecar.volume_status(VOLUME)["state"] != "serving", "it says so")
     finally:
@@ -86,7 +87,7 @@ def test_nothing_is_written_before_the_mount(
     bucket.server.pause()
     try:
         sidecar = start(wait=False)
-        wait_until(lambda: len(mounts.mounts_at(str(mountpoint))) == 1, "the guard")
+        wait_until(lambda: len(mounts_at(str(mountpoint))) == 1, "the guard")
         assert write_error(mountpoint) == errno.ENOTCONN
         with pytest.raises(OSError, match=DEAD):
             os.listdir(mountpoint)
@@ -103,7 +104,7 @@ def test_a_clean_end_leaves_a_directory_that_can_be_deleted(
     mountpoint.mkdir()
     sidecar = start()
     assert sidecar.stop() == 0
-    assert mounts.mounts_at(str(mountpoint)) == []
+    assert mounts_at(str(mountpoint)) == []
     assert os.listdir(mountpoint) == []
     mountpoint.rmdir()
 
@@ -115,7 +116,7 @@ def test_a_second_start_clears_what_a_killed_one_left(
     mountpoint.mkdir()
     sidecar = start(read_only=True)
     sidecar.kill()
-    left = [mount.fstype for mount in mounts.mounts_at(str(mountpoint))]
+    left = [mount.fstype for mount in mounts_at(str(mountpoint))]
     assert left == [mounts.FSTYPE] * 2
     with pytest.raises(OSError, match=DEAD):
         os.listdir(mountpoint)
@@ -123,9 +124,9 @@ def test_a_second_start_clears_what_a_killed_one_left(
     sidecar.start(wait=False)  # The first run's ready file still exists.
     sidecar.wait_for(lambda: sidecar.log().count("msg=ready") > readies)
     assert (mountpoint / "file").read_bytes() == b"content"
-    assert len(mounts.mounts_at(str(mountpoint))) == 2
+    assert len(mounts_at(str(mountpoint))) == 2
     assert sidecar.stop() == 0
-    assert mounts.mounts_at(str(mountpoint)) == []
+    assert mounts_at(str(mountpoint)) == []
     mountpoint.rmdir()
 
 
@@ -162,4 +163,4 @@ def test_between_two_starts_every_call_says_that_nothing_is_there(
     assert [one for one in found if one != errno.ENOTCONN] == []
     sidecar.wait_for(lambda: sidecar.log().count("msg=ready") == 2)
     assert (mountpoint / "file").read_bytes() == b"content"
-    assert len(mounts.mounts_at(str(mountpoint))) == 2
+    assert len(mounts_at(str(mountpoint))) == 2

@@ -20,6 +20,7 @@ from sidecar.mounter.system import mounts
 from sidecar.options import Options, TransportName
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud
+from tests.support.mounted import mounts_at
 from tests.support.servers import MinioServer, S3Server
 from tests.support.sidecar import Sidecar
 
@@ -226,7 +227,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", path], check=True)
     yield path
-    while mounts.mounts_at(str(path)):
+    while mounts_at(str(path)):
         mounts.unmount(str(path))
 
 

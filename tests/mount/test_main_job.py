@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.system import mounts
 from sidecar.options import TransportName
 from sidecar.spec import ClaimSource, HostPathSource, Volume
+from tests.support.mounted import mounts_at
 from tests.support.servers import AzureServer, GcsServer, S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 
@@ -105,7 +105,7 @@ def test_five_kinds_of_volume_in_one_run(
             log.write('{"step": 1}\n')
         assert sidecar.stop() == 0
     for volume in sidecar.spec.buckets:
-        assert not mounts.mounts_at(volume.path)
+        assert not mounts_at(volume.path)
 
     # Independent clients see the same bytes.
     s3 = s3_server.client().get_object(names["s3"], "moved.bin").read()

@@ -17,6 +17,7 @@ import pytest
 
 from sidecar.mounter.system import mounts
 from tests.pods.runs import EXPERIMENT, Clouds, kill_sidecar, pod_of
+from tests.support.mounted import mounts_at
 from tests.support.pods import SIDECAR_IMAGE, podman
 from tests.support.servers import S3Server, find_program
 from tests.support.sidecar import Sidecar, bucket_volume
@@ -83,7 +84,7 @@ def foreign_mounts(
                     stderr=subprocess.DEVNULL,
                 )
         for path, process in made.items():
-            while not mounts.mounts_at(str(path)):
+            while not mounts_at(str(path)):
                 assert process.poll() is None, path
                 time.sleep(0.02)
         yield made
@@ -91,7 +92,7 @@ def foreign_mounts(
         for path, process in made.items():
             process.kill()
             process.wait()
-            for _ in mounts.mounts_at(str(path)):
+            for _ in mounts_at(str(path)):
                 mounts.unmount(str(path))
 
 
@@ -214,7 +215,7 @@ def test_a_dead_sub_path_is_detached_though_its_container_runs(
             sidecar.kill()
             log = look(tmp_path / "pods")
             assert str(sub_path) in log
-            assert mounts.mounts_at(str(sub_path)) == []
+            assert mounts_at(str(sub_path)) == []
             # Of the shared directory: in use, as ever.
             assert len(sidecar.mounted()) == 2, log + sidecar.log()
             said, _ = experiment.communicate("\n")

@@ -100,7 +100,7 @@ class ObjectReader:
                 self._acquire_entry()
             # Beside a whole load a window would fetch again what that brings, and keep it.
             has_windows = not self._closed and self._whole is None
-            window = self._windows.find(offset, end, True, self) if has_windows else None
+            window = self._windows.find(offset, end, self, may_open=True) if has_windows else None
             parts: list[Part] = []
             missing: Part | None = None
             entry: CacheEntry | None = None
@@ -133,7 +133,7 @@ class ObjectReader:
             return False
         with self._lock:
             self._used_s = time.monotonic()
-            window = None if self._closed else self._windows.find(offset, end, False, self)
+            window = None if self._closed else self._windows.find(offset, end, self, may_open=False)
             if window is None:
                 return False
             parts, _ = self._windows.cover(window, offset, end, self._entry, self)

@@ -287,17 +287,17 @@ class Windows:
         self._part_bytes = part_bytes - part_bytes % unit
         self._first_part_bytes = max(FIRST_PART_BYTES, alignment_bytes)
 
-    def find(self, offset: int, end: int, wait: bool, holder: Holder) -> Window | None:
+    def find(self, offset: int, end: int, holder: Holder, *, may_open: bool) -> Window | None:
         """The window that a read of ``[offset, end)`` belongs to; None if it has none.
 
         Args:
-            wait: whether the read may wait. Only such a read opens a window, or moves one.
             holder: the reader, which is registered with the buffers if a window is opened.
+            may_open: whether the read may open a window, or move one.
         """
         window = self._nearest(offset)
         if window is not None:
             failed = window.has_failed(offset, end)
-            if not wait and (failed or end > window.end):
+            if not may_open and (failed or end > window.end):
                 return None
             self._windows.remove(window)
             self._windows.append(window)
@@ -307,7 +307,7 @@ class Windows:
             return window
         is_small = self._info.size_bytes <= WHOLE_OBJECT_BYTES
         follows = any(near <= offset <= near + FOLLOW_BYTES for near in self._ends)
-        if not (wait and (is_small or follows or offset == 0)):
+        if not (may_open and (is_small or follows or offset == 0)):
             return None
         if is_small:
             window = Window(0, self._info.size_bytes, self._go_on)

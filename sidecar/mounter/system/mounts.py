@@ -89,12 +89,6 @@ def mounted(process: str = "self") -> list[Mount]:
         return [_parse(line.decode("utf-8", "surrogateescape")) for line in file]
 
 
-def mounts_at(path: str) -> list[Mount]:
-    """The mounts stacked at exactly ``path``, the lowest first."""
-    path = os.path.normpath(path)
-    return [mount for mount in mounted() if mount.path == path]
-
-
 def is_ours(mount: Mount) -> bool:
     """Whether it is a bucket mount or a guard of this product."""
     return mount.fstype == FSTYPE or is_guard(mount)
