@@ -18,6 +18,9 @@ from tests.support.cgroups import new_cgroup
 from tests.support.many_keys import DIRECTORY, ManyKeysServer, name_of
 from tests.support.sidecar import Sidecar, bucket_volume
 
+# A busy machine takes as long as it takes.
+pytestmark = pytest.mark.timeout(0)
+
 
 @contextmanager
 def many_keys(
@@ -62,7 +65,6 @@ def read_through(directory: Path, keys: int, handles: int) -> None:
         pytest.param(1_000_000, 12, 250 * MIB, marks=pytest.mark.soak),
     ],
 )
-@pytest.mark.timeout(400)  # on a busy machine; in the soak there is none
 def test_many_names_take_little_memory(
     tmp_path: Path, keys: int, handles: int, most_bytes: int
 ) -> None:
@@ -71,11 +73,20 @@ def test_many_names_take_little_memory(
         assert resident_bytes(sidecar) < most_bytes
 
 
-@pytest.mark.parametrize("buckets", [1, 2, 3])
-@pytest.mark.timeout(400)
-def test_the_least_limit_is_enough_for_large_directories(tmp_path: Path, buckets: int) -> None:
+@pytest.mark.parametrize(
+    ("buckets", "keys"),
+    [
+        (1, 200_000),
+        (3, 30_000),
+        pytest.param(2, 200_000, marks=pytest.mark.soak),
+        pytest.param(3, 200_000, marks=pytest.mark.soak),
+    ],
+)
+def test_the_least_limit_is_enough_for_large_directories(
+    tmp_path: Path, buckets: int, keys: int
+) -> None:
     """All buckets at once, with what stat(2) shows of each name; the kernel ends nothing."""
-    keys, names = 200_000, [f"data-{number}" for number in range(buckets)]
+    names = [f"data-{number}" for number in range(buckets)]
 
     def look(name: str) -> int:
         with os.scandir(tmp_path / "m" / name / DIRECTORY) as entries:

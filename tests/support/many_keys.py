@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
+import functools
 import sys
 import urllib.parse
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from tests.support.servers import HOST, S3Server
 
 DIRECTORY = "many"
 _TIME = "2024-05-01T10:00:00.000Z"
+_SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835  # odd, so that no two ETags are the same
 
 
 def name_of(number: int) -> str:
@@ -38,12 +39,16 @@ class ManyKeysServer(S3Server):
 
 
 def _contents(number: int) -> str:
-    name = name_of(number)
-    etag = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
+    etag = f"{(number + 1) * _SPREAD % (1 << 128):032x}"  # a name's hash costs more
     return (
-        f"<Contents><Key>{DIRECTORY}/{name}</Key><LastModified>{_TIME}</LastModified>"
+        f"<Contents><Key>{DIRECTORY}/{name_of(number)}</Key><LastModified>{_TIME}</LastModified>"
         f"<ETag>&quot;{etag}&quot;</ETag><Size>1</Size></Contents>"
     )
+
+
+@functools.lru_cache(maxsize=1000)  # the pages of a million keys, which buckets share
+def _many_contents(start: int, end: int) -> str:
+    return "".join(map(_contents, range(start, end)))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -77,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         if end < self.keys:
             more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{end}"
             more += "</NextContinuationToken>"
-        return more + "".join(map(_contents, range(start, end)))
+        return more + _many_contents(start, end)
 
     def log_message(self, *_: object) -> None:
         """Nothing: a line for each of a thousand pages helps nobody."""
