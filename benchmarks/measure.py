@@ -16,8 +16,8 @@ from benchmarks.failure import BenchFailure
 from benchmarks.networks import Network
 from benchmarks.peers import Mount, Peer, Place
 from benchmarks.servers import Server
+from sidecar.units import MIB
 
-MIB = 1024 * 1024
 MB = 1_000_000
 GB = 1_000_000_000
 

@@ -16,12 +16,13 @@ from typing import Final
 
 from benchmarks import host, programs
 from benchmarks.failure import BenchFailure
-from benchmarks.measure import MB, MIB, Baseline, Metric, Values, timed
+from benchmarks.measure import MB, Baseline, Metric, Values, timed
 from benchmarks.networks import PLAIN, Network
 from benchmarks.others import FAST
 from benchmarks.peers import Peer, Place
 from benchmarks.processes import find_program
 from benchmarks.servers import Server
+from sidecar.units import MIB
 
 LOADED: Final = Metric("loaded_s", "s to loaded", "lower")
 RATE: Final = Metric("loaded_mb_s", "MB/s", "higher")

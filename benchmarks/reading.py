@@ -25,7 +25,6 @@ from benchmarks.measure import (
     FLOOR,
     GB,
     MB,
-    MIB,
     PEAK_PSS,
     READER_CPU,
     READS,
@@ -44,6 +43,7 @@ from benchmarks.others import DISK_CACHES, FAST
 from benchmarks.peers import OUR_DISK_CACHE, Mount, Peer, Place
 from benchmarks.processes import find_program
 from benchmarks.servers import Server
+from sidecar.units import MIB
 
 PART_BYTES = 8 * MIB
 _FEW = 4

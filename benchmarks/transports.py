@@ -23,9 +23,10 @@ import click
 from benchmarks import host, report, runner
 from benchmarks.cli import leave
 from benchmarks.failure import BenchFailure
-from benchmarks.measure import CPU, GB, MB, MIB, THROUGHPUT, Metric, Values, run_all
+from benchmarks.measure import CPU, GB, MB, THROUGHPUT, Metric, Values, run_all
 from benchmarks.peers import OURS, Launch, Mount, running
 from sidecar.mounter.system import mounts
+from sidecar.units import MIB
 
 TRANSPORTS = ("kernel", "libfuse")
 LATEST = Path(__file__).resolve().parent / "results" / "transports.json"

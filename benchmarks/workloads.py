@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks import models, reading, writing
 from benchmarks.applications import applications
 from benchmarks.datasets import LargeObjects, Names, SmallObjects
-from benchmarks.measure import BUSY, MIB, ON_DISK, Workload
+from benchmarks.measure import BUSY, ON_DISK, Workload
 from benchmarks.metadata import Listing
 from benchmarks.networks import (
     AZURE,
@@ -39,6 +39,7 @@ from benchmarks.small_files import Loader, SmallFiles
 from benchmarks.spool_disk import FREE_DISK, NODE_DISK
 from benchmarks.startup import TimeToReady
 from benchmarks.writing import Checkpoints, ManyFilesWrite, SequentialWrite, Source
+from sidecar.units import MIB
 
 _FEW, _MANY = 4, 16
 _WRITERS = (1, _FEW, _MANY)

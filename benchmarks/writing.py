@@ -24,7 +24,6 @@ from benchmarks.measure import (
     FLOOR,
     GB,
     MB,
-    MIB,
     ON_DISK,
     PEAK_PSS,
     READER_TIMEOUT_S,
@@ -44,6 +43,7 @@ from benchmarks.peers import Peer, Place
 from benchmarks.servers import KEEP, WRITTEN, Server
 from benchmarks.spool_disk import Speed, spool_disk
 from benchmarks.stored import Stored
+from sidecar.units import MIB
 
 SMALL_BYTES = MIB
 _DISK_LEAST_BYTES = 256 * MIB

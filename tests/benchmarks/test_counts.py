@@ -19,14 +19,14 @@ import pytest
 
 from sidecar.options import Options
 from sidecar.spec import Volume
-from tests.reading.buckets import MIB, fill, make_bucket
+from sidecar.units import KIB, MIB
+from tests.reading.buckets import fill, make_bucket
 from tests.support.clouds import S3Cloud
 from tests.support.killer import caches_kept
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
 from tests.support.system_calls import counted
 
-KIB = 1024
 MEGABYTE = b"x" * MIB
 """In memory: the kernel asks once for each page of a buffer that nobody has touched yet."""
 LARGE = 64 * MIB

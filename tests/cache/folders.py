@@ -9,8 +9,8 @@ from pathlib import Path
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES, CacheEntry
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.store.interface import ObjectInfo
+from sidecar.units import MIB
 
-MIB = 1024 * 1024
 URL = "s3://bucket"
 
 

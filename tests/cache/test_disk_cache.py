@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from sidecar.mounter.cache import cache_entry
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES as B
 from sidecar.mounter.cache.cache_writer import CacheWriter
+from sidecar.units import MIB
 from tests.cache.folders import (
-    MIB,
     acquire,
     an_object,
     disk_bytes,

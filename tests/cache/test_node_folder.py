@@ -17,7 +17,8 @@ from sidecar.mounter.worker import cache_place
 from sidecar.options import Options
 from sidecar.pod import NAMESPACE_VARIABLE, SERVICE_ACCOUNT_NAME_VARIABLE
 from sidecar.spec import NodeCache, PersistenceSpec, StoreSource, Volume
-from tests.cache.folders import MIB, acquire, an_object, disk_bytes, has_whole, keep, open_cache
+from sidecar.units import MIB
+from tests.cache.folders import acquire, an_object, disk_bytes, has_whole, keep, open_cache
 from tests.cache.test_disk_cache import age
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import S3Cloud

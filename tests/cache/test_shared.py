@@ -15,7 +15,8 @@ import pytest
 
 from sidecar.options import Options
 from sidecar.spec import NodeCache
-from tests.reading.buckets import MIB, fill, make_bucket, sidecar_behind
+from sidecar.units import MIB
+from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar

@@ -15,7 +15,8 @@ import pytest
 from sidecar.mounter.cache.cache_folder import USE_STAMP_S
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.store.interface import ObjectInfo
-from tests.cache.folders import MIB, Damage, an_object, disk_bytes, files, keep, open_cache
+from sidecar.units import MIB
+from tests.cache.folders import Damage, an_object, disk_bytes, files, keep, open_cache
 from tests.support import planted
 
 SIZE = 110_000

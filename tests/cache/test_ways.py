@@ -15,7 +15,8 @@ import pytest
 
 from sidecar.options import Options
 from sidecar.spec import CaBundle, NodeCache
-from tests.reading.buckets import MIB, fill, make_bucket
+from sidecar.units import MIB
+from tests.reading.buckets import fill, make_bucket
 from tests.support.clouds import S3Cloud
 from tests.support.faults import FaultProxy
 from tests.support.forward_proxy import ForwardProxy, TlsFront

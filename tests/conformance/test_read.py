@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.units import MIB
 from tests.conformance.programs import forget_pages, opened, write
 
-MIB = 1024 * 1024
 CONTENT = random.Random(7).randbytes(5 * MIB + 12_345)
 
 

@@ -10,10 +10,9 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sidecar.units import MIB
 from tests.conformance import syscalls
 from tests.conformance.programs import fails_with, file_system, forget_pages, opened, write
-
-MIB = 1024 * 1024
 
 
 def content(path: Path) -> bytes:

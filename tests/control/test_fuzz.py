@@ -22,6 +22,7 @@ from sidecar.control.injection.sidecar_container import Injection
 from sidecar.control.webhook.admission import REVIEW_BYTES, answer
 from sidecar.errors import ConfigError, ReviewInvalid
 from sidecar.spec_document import load_spec
+from sidecar.units import MIB
 from tests.control.injection.golden import (
     CATALOGUE,
     IMAGE,
@@ -34,7 +35,6 @@ from tests.control.mutations import Mutations
 from tests.control.webhook.server import RECORDED, recorded
 from tests.support.many_clients import resident_bytes
 
-MIB = 1024 * 1024
 SOAK = 1_000_000
 SETTLED_SHARE = 0.1
 """Of the inputs, after which what is cached is cached."""

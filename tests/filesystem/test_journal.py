@@ -57,11 +57,11 @@ from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.frames import Damage, frame
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
+from sidecar.units import MIB
 from tests.filesystem.test_state_fuzz import RECORDS
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
-MIB = 1024 * 1024
 THREADS = 8
 HEADER_BYTES = 8
 

@@ -12,10 +12,9 @@ import pytest
 from sidecar.errors import NameTooLong, SpoolFull
 from sidecar.mounter.store.interface import Arrived, Limits
 from sidecar.mounter.store.s3.store import S3Store
+from sidecar.units import MIB
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
-
-MIB = 1024 * 1024
 
 
 def content(store: MemoryStore, key: str) -> bytes:

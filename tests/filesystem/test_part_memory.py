@@ -13,9 +13,9 @@ import pytest
 
 from sidecar.errors import SpoolFull, Stale, Unavailable
 from sidecar.mounter.writing.part_memory import PartMemory
+from sidecar.units import MIB
 from tests.filesystem.test_streaming import (
     FOR_EVER_S,
-    MIB,
     PART,
     GatedStore,
     block,

@@ -59,9 +59,9 @@ from sidecar.mounter.writing.frames import frame
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from sidecar.mounter.writing.spool_log import SpoolLog
+from sidecar.units import MIB
 from tests.support.memory_store import MemoryStore
 
-MIB = 1024 * 1024
 SHARED_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 SHORT, LONG = 4_000, 1_000_000
 USED_EVERY = 500

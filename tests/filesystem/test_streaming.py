@@ -28,10 +28,10 @@ from sidecar.mounter.store.interface import Condition, Content, Limits, ObjectIn
 from sidecar.mounter.store.s3.store import S3Store
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool_log import SpoolLog
+from sidecar.units import MIB
 from tests.filesystem.view import View
 from tests.support.memory_store import FailingStore, MemoryStore, RenamingStore
 
-MIB = 1024 * 1024
 PART = 8 * MIB
 FOR_EVER_S = 60.0
 UPLOAD_THREADS = 4

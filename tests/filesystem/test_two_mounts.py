@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.system import mounts
+from sidecar.units import MIB
 from tests.conformance import places
 
 LIFETIME_S = 0.05
-MIB = 1024 * 1024
 
 
 @pytest.fixture(params=["kernel", "libfuse"])

@@ -10,10 +10,9 @@ import pytest
 
 from sidecar.errors import NotFound, Stale
 from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.units import MIB
 from tests.filesystem.view import LateStore, View
 from tests.support.memory_store import MemoryStore
-
-MIB = 1024 * 1024
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.fuse.protocol import Opcode
+from sidecar.units import MIB
 from tests.fuse.mutations import Requests, mutated
 from tests.fuse.served import PATIENCE_S, Served
 
-MIB = 1024 * 1024
 SHORT_FRAMES = 20_000
 SOAK_FRAMES = 1_000_000
 SOAK_SEEDS = 4

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
+from sidecar.units import MIB
 from tests.support.killer import Killer, Stalls, drop_caches
 from tests.support.servers import RcloneServer, S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 
-MIB = 1024 * 1024
 THREADS = 16
 FILES_IN_A_DIRECTORY = 100
 

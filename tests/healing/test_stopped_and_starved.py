@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.units import MIB
 from tests.healing.conftest import VOLUME, Bucket, Start
 from tests.support.killer import Stalls, serving_pid
 
-MIB = 1024 * 1024
 LARGE_BYTES = 48 * MIB
 THREADS = 16
 FILE_BYTES = 3 * MIB

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import pytest
 
 from sidecar.mounter.system.channel import Channel
+from sidecar.units import MIB
 from tests.healing.conftest import VOLUME, Bucket, Start
 from tests.support.killer import kill_worker
 from tests.support.waiting import wait_until
 
-MIB = 1024 * 1024
 WARM_UP_RESTARTS = 10
 GROWTH_BYTES = 2 * MIB
 

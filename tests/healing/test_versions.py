@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sidecar.options import Options
+from sidecar.units import MIB
 from tests.healing.conftest import VOLUME, Bucket, Start
 from tests.support.killer import Killer, drop_caches, kill_worker, while_dead
 
-MIB = 1024 * 1024
 SIZE_BYTES = 8 * MIB
 CACHED_BYTES = 1 * MIB
 STEP_BYTES = 64 * 1024

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from sidecar.http_message import Refused, Request, Response, parse_head
 from sidecar.http_server import HttpServer, Limits, Route
 from sidecar.listening import listen
+from sidecar.units import MIB
 from tests.support.many_clients import is_closed, is_read
 from tests.support.waiting import wait_until
 
-MIB = 1024 * 1024
 LIMITS = Limits(
     connections=8, idle_s=60, kept_s=60, request_s=60, body_bytes=2 * MIB, held_bytes=3 * MIB
 )

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from sidecar.options import Options, TransportName
+from sidecar.units import MIB
 from tests.mount.buckets import TRANSPORTS, bucket_sidecar, make_cloud
 from tests.support.servers import Server, find_program
 from tests.support.sidecar import Sidecar
 
-MIB = 1024 * 1024
 UNITS = ("_bytes", "_seconds", "_total", "_handles", "_parts", "_ratio")
 FLAGS = {"mount_sidecar_ready", "mount_sidecar_mount_state"}
 """Metrics without a unit: their values are 0 or 1."""

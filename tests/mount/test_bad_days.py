@@ -18,13 +18,13 @@ import pytest
 
 from sidecar.mounter.system import mounts
 from sidecar.options import Options, TransportName
+from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud
 from tests.support.mounted import mounts_at
 from tests.support.servers import MinioServer, S3Server
 from tests.support.sidecar import Sidecar
 
-MIB = 1024 * 1024
 HASTY = Options(retry_s=0.5)
 
 

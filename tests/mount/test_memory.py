@@ -11,11 +11,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from sidecar.options import Options
+from sidecar.units import MIB
 from tests.mount.buckets import Refusing, bucket_sidecar
 from tests.support.clouds import Cloud
 from tests.support.servers import answer
 
-MIB = 1024 * 1024
 NAMES = 40_000
 DIRECTORIES = 6
 ENTRY = (

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.support.cgroups import Cgroup, new_cgroup
 from tests.support.clouds import Cloud
 from tests.support.sidecar import Sidecar
 
-MIB = 1024 * 1024
 SMALLEST_MIB = 160
 """docs/sizing.md, for one bucket."""
 LARGE_BYTES = 96 * MIB

@@ -14,12 +14,12 @@ from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.options import Options
 from sidecar.spec import StoreSource
+from sidecar.units import MIB
 from tests.support.clouds import CountingObserver
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 from tests.support.waiting import wait_until
 
-MIB = 1024 * 1024
 CACHE_BYTES = 64 * MIB
 
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import pytest
 
 from sidecar.options import Options, TransportName
+from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import Cloud
 from tests.support.sidecar import Sidecar
 
-MIB = 1024 * 1024
 SIZES = {"small": 10_000, "large": 24 * MIB}
 SHORTER, LONGER = -5_000, 5_000
 

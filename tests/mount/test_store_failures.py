@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from sidecar.options import CacheName, Options, TransportName
+from sidecar.units import MIB
 from tests.mount.buckets import Refusing, bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud
 from tests.support.killer import kill_worker
 from tests.support.servers import HttpResponder, MinioServer, S3Server, answer
 from tests.support.sidecar import Sidecar
 
-MIB = 1024 * 1024
 HASTY = Options(retry_s=0.2, names_s=1)
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.spec import Volume
+from sidecar.units import MIB
 from tests.support.clouds import S3Cloud
 from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
-
-MIB = 1024 * 1024
 
 
 def make_bucket(server: S3Server) -> S3Cloud:

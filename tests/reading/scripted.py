@@ -15,10 +15,9 @@ from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.object_reader import ObjectReader, PageCache
 from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare
 from sidecar.mounter.store.interface import Arrived, ObjectInfo
+from sidecar.units import MIB
 from tests.support.memory_store import MemoryStore
 
-MIB = 1024 * 1024
-KIB = 1024
 THREADS = 16
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.options import Options
-from tests.reading.buckets import MIB, fill, make_bucket, sidecar_behind
+from sidecar.units import MIB
+from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.support.faults import ALL_FAULTS, ENDLESS_FAULTS, FaultProxy
 from tests.support.servers import S3Server
 

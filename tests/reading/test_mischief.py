@@ -21,7 +21,8 @@ import pytest
 
 from sidecar.options import Options, Times
 from sidecar.spec import Volume
-from tests.reading.buckets import MIB, fill
+from sidecar.units import MIB
+from tests.reading.buckets import fill
 from tests.support.clouds import S3Cloud
 from tests.support.faults import ALL_FAULTS, MISCHIEF, FaultProxy
 from tests.support.sidecar import Sidecar

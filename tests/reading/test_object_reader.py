@@ -18,8 +18,9 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.reading import object_reader, window
 from sidecar.mounter.reading.object_reader import ObjectReader
+from sidecar.units import KIB, MIB
 from tests.cache.folders import an_object, has_whole, keep, open_cache
-from tests.reading.scripted import KIB, MIB, Reading, blocks
+from tests.reading.scripted import Reading, blocks
 from tests.support.waiting import wait_until
 
 Make = Callable[..., Reading]

@@ -18,8 +18,9 @@ from sidecar.mounter.fuse.readers.process import blocks_of_process, process_by_p
 from sidecar.mounter.reading.object_reader import ObjectReader
 from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare, ReadAround
 from sidecar.spec import Volume
+from sidecar.units import KIB, MIB
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
-from tests.reading.scripted import KIB, MIB, Reading
+from tests.reading.scripted import Reading
 from tests.support.clouds import RcloneCloud
 from tests.support.faults import FaultProxy
 from tests.support.killer import caches_kept, kill_worker

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.options import Options
-from tests.reading.buckets import MIB, make_bucket, sidecar_behind
+from sidecar.units import MIB
+from tests.reading.buckets import make_bucket, sidecar_behind
 from tests.support.clouds import S3Cloud
 from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server

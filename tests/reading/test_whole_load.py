@@ -23,8 +23,9 @@ from sidecar.mounter.reading.whole_load import (
 from sidecar.mounter.store.interface import Arrived
 from sidecar.options import Options
 from sidecar.spec import Volume
+from sidecar.units import KIB, MIB
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
-from tests.reading.scripted import KIB, MIB, Reading
+from tests.reading.scripted import Reading
 from tests.support.faults import FaultProxy
 from tests.support.killer import caches_kept, kill_worker
 from tests.support.servers import S3Server

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.spec import Http, Volume
+from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud
@@ -32,7 +33,6 @@ from tests.support.servers import MinioServer, S3Server
 from tests.support.sidecar import Sidecar
 from tests.support.waiting import wait_until
 
-MIB = 1024 * 1024
 CLIENTS = 10_000
 CONNECTIONS = 128
 OTHER_DESCRIPTORS = 40

@@ -9,10 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
+from sidecar.units import MIB
 from tests.servers.raw import Raw
 from tests.servers.test_strict_objects import ATTRIBUTES, KMS
-
-MIB = 1024 * 1024
 
 
 def copy(raw: Raw, source: str, target: str, **headers: str):

@@ -11,10 +11,9 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from sidecar.units import MIB
 from tests.support.servers import HOST
 from tests.support.strict_gcs import CHUNK_BYTES, GcsLimits, StrictGcsServer
-
-MIB = 1024 * 1024
 
 
 class Reply(NamedTuple):

@@ -8,9 +8,8 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from sidecar.units import MIB
 from tests.servers.raw import Raw
-
-MIB = 1024 * 1024
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 
 from sidecar.errors import AlreadyExists, NotFound, Stale, StoreProtocolError
 from sidecar.mounter.store.interface import Condition, ObjectInfo, Revision, Store
+from sidecar.units import MIB
 from tests.store.conftest import call_each, make_cloud
 from tests.support.clouds import Cloud, CountingObserver
 from tests.support.strict_server import StrictS3Server
 
-MIB = 1024 * 1024
 PART = 5 * MIB
 OURS = {"mtime": "1700000000.123456789"}
 SAME = Revision(2 * PART, [], lambda _offset, size: bytes(size), PART, call_each)

@@ -19,12 +19,12 @@ import pytest
 from sidecar.errors import NotFound, Stale, StoreProtocolError, Unsupported
 from sidecar.mounter.store.gcs.properties import headers_of
 from sidecar.mounter.store.interface import Condition, Store
+from sidecar.units import MIB
 from tests.store.raw import open_at
 from tests.support.clouds import CountingObserver, GcsCloud
 from tests.support.servers import HttpResponder, answer
 from tests.support.strict_gcs import GcsLimits, StrictGcsServer
 
-MIB = 1024 * 1024
 CONTENT = os.urandom(5 * MIB) + os.urandom(1000)
 METADATA = {"mode": "644", "mtime": "1.5"}
 _numbers = itertools.count()

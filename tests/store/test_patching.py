@@ -12,10 +12,10 @@ import pytest
 from sidecar.errors import Stale
 from sidecar.mounter.store.interface import FileSlice, ObjectInfo, Revision, Store
 from sidecar.mounter.store.ranges import Range
+from sidecar.units import MIB
 from tests.store.conftest import call_each
 from tests.support.clouds import Cloud, S3Cloud
 
-MIB = 1024 * 1024
 PART = 5 * MIB
 METADATA = {"mode": "33188"}
 

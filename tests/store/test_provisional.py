@@ -25,12 +25,12 @@ from sidecar.mounter.store.interface import (
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.versions import TimeAndSize
 from sidecar.spec import StoreSource
+from sidecar.units import MIB
 from tests.store.conftest import call_each, make_cloud
 from tests.store.raw import FixedCredentials
 from tests.support.clouds import CountingObserver
 from tests.support.servers import HttpResponder, answer
 
-MIB = 1024 * 1024
 PART = 5 * MIB
 OURS = {"mtime": "1700000000.123456789"}
 

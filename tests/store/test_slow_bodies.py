@@ -18,11 +18,11 @@ from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.requests import BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import FileSlice
+from sidecar.units import MIB
 from tests.support.proxy import Head
 from tests.support.raw_server import Piece, RawServer
 from tests.support.threaded_server import ThreadedServer
 
-MIB = 1024 * 1024
 SILENCE_S = 1.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 

@@ -23,6 +23,7 @@ from sidecar.mounter.store import http_store, list_reader
 from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Store
 from sidecar.spec import StoreName
+from sidecar.units import MIB
 from tests.store.raw import (
     BODY,
     CLOUDS,
@@ -43,7 +44,6 @@ DRIP_S = 0.02
 """Far less than the silence that is waited for, also on a machine under load."""
 PATIENCE_S = 60.0
 """A call that takes so long is taken for one without an end."""
-MIB = 1024 * 1024
 MOST_MEMORY_BYTES = 160 * MIB
 
 T = TypeVar("T")

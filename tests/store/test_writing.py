@@ -11,6 +11,7 @@ from sidecar.errors import AlreadyExists, NotFound, Stale
 from sidecar.mounter.store.interface import Condition, ObjectInfo, Store
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.spool_log import SentPart, SpoolLog
+from sidecar.units import MIB
 from tests.support.clouds import Cloud, GcsCloud
 from tests.support.strict_gcs import GcsLimits, StrictGcsServer
 
@@ -18,7 +19,6 @@ from tests.support.strict_gcs import GcsLimits, StrictGcsServer
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 
 METADATA = {"mode": "644", "symlink-target": "../a b", "mtime": "1.5"}
-MIB = 1024 * 1024
 
 
 def assert_agrees(store: Store, made: ObjectInfo) -> None:

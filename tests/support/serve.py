@@ -30,9 +30,9 @@ from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.part_memory import PartMemory
 from sidecar.mounter.writing.spool import Spool
+from sidecar.units import MIB
 from tests.support.memory_store import FailingStore, HangingStore, MemoryStore
 
-MIB = 1024 * 1024
 SPOOL_BYTES = 10 * 1024 * MIB
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from sidecar.units import MIB
 from tests.support.proxy import Ends, Head, Proxy, http_answer
 from tests.support.servers import AzureServer, free_port
 
-MIB = 1024 * 1024
 _METADATA = "x-ms-meta-"
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ue000]")
 

@@ -28,12 +28,12 @@ from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from xml.etree import ElementTree as ET
 
+from sidecar.units import MIB
 from tests.support.proxy import Ends, Head, Proxy, http_answer
 from tests.support.servers import GcsServer, free_port
 from tests.support.threaded_server import HOST
 
 CHUNK_BYTES = 256 * 1024
-MIB = 1024 * 1024
 _OBJECT = re.compile(
     r"/?(?:download/)?storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^/]+)"
     r"(?:/(?P<verb>compose|rewriteTo/b/(?P<bucket2>[^/]+)/o/(?P<name2>[^/]+)))?"

@@ -9,8 +9,7 @@ import pytest
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.system import resource_limits
 from sidecar.mounter.system.memory_pressure import MemoryPressure, used_part
-
-MIB = 1024 * 1024
+from sidecar.units import MIB
 
 
 class Host:

@@ -19,12 +19,11 @@ from sidecar.mounter.system.resource_limits import (
     page_cache_bytes,
 )
 from sidecar.options import Options
+from sidecar.units import GIB, MIB
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server
 
-MIB = 1024 * 1024
-GIB = 1024 * MIB
 UNLIMITED_V1 = "9223372036854771712"
 
 

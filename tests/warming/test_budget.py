@@ -16,8 +16,7 @@ from sidecar.mounter.warming.main import most_bytes
 from sidecar.mounter.warming.warm_up import WarmUp
 from sidecar.options import Options
 from sidecar.spec import NodeCache, PersistenceSpec, StoreSource, Volume
-
-MIB = 1024 * 1024
+from sidecar.units import MIB
 
 
 def test_readers_together_never_read_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

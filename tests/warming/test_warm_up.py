@@ -18,13 +18,13 @@ from sidecar.mounter.reading import read_log
 from sidecar.mounter.warming import learned
 from sidecar.options import Options
 from sidecar.spec import HostPathSource, Volume
-from tests.reading.buckets import MIB, make_bucket
+from sidecar.units import KIB, MIB
+from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud
 from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
 
-KIB = 1024
 _ATTEMPTS = 4
 FILES = {f"train/{folder}/{number:02}.bin": 300 * KIB for folder in "ab" for number in range(10)}
 SIZES = {**FILES, "index.idx": 5000, "large.tar": 24 * MIB, "other": MIB}

@@ -13,12 +13,12 @@ import pytest
 
 from sidecar.options import Options, Times, TransportName
 from sidecar.spec import StoreName, Volume
+from sidecar.units import MIB
 from tests.mount.buckets import CLOUDS
 from tests.support.clouds import Cloud
 from tests.support.servers import GcsServer
 from tests.support.sidecar import Sidecar
 
-MIB = 1024 * 1024
 VOLUME = "out"
 SMALL_PARTS = Options(part_bytes=5 * MIB)
 """Makes files of a few MiB multipart uploads."""

@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 
 from sidecar.options import Times, TransportName
+from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar, make_cloud
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
 from tests.support.faults import FaultProxy
 from tests.support.servers import MinioServer
 from tests.support.sidecar import Sidecar
-from tests.writing.buckets import MIB, SMALL_PARTS
+from tests.writing.buckets import SMALL_PARTS
 
 HASTY = replace(SMALL_PARTS, retry_s=0.5)
 KILLS = 5

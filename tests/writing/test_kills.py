@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.units import MIB
 from tests.support.killer import Killer, kill_worker
 from tests.support.servers import REPOSITORY
 from tests.writing import writers
-from tests.writing.buckets import MIB, VOLUME, Mounted, mounted
+from tests.writing.buckets import VOLUME, Mounted, mounted
 
 SHORT_KILLS, SOAK_KILLS = 2, 25  # nine workloads
 

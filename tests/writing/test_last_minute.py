@@ -16,13 +16,13 @@ import pytest
 
 from sidecar.options import Options, Times
 from sidecar.spec import Volume
+from sidecar.units import MIB
 from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud
 from tests.support.proxy import Ends, Head, Proxy, http_answer
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
 
-MIB = 1024 * 1024
 LARGE_BYTES = 16 * MIB
 SLOW = 4 * MIB
 """Bytes a second."""

@@ -12,7 +12,8 @@ import pytest
 
 from sidecar.options import Options
 from sidecar.spec import Volume
-from tests.reading.buckets import MIB, make_bucket
+from sidecar.units import MIB
+from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud
 from tests.support.proxy import Ends, Head, Proxy
 from tests.support.servers import S3Server

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from sidecar.spec import StoreName
+from sidecar.units import MIB
 from tests.support.actor import tree
 from tests.support.waiting import wait_until
-from tests.writing.buckets import MIB, Mounted, mounted
+from tests.writing.buckets import Mounted, mounted
 
 PATIENCE_S = 60.0
 EVERYWHERE = [

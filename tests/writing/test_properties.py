@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from sidecar.options import TransportName
+from sidecar.units import MIB
 from tests.mount.buckets import CLOUDS, TRANSPORTS, bucket_sidecar
 from tests.support import described
 from tests.support.clouds import Cloud
 from tests.support.killer import kill_worker
 from tests.support.servers import GcsServer
 from tests.support.sidecar import Sidecar
-from tests.writing.buckets import MIB, SMALL_PARTS
+from tests.writing.buckets import SMALL_PARTS
 
 VOLUME = "train"
 LARGE = os.urandom(11 * MIB)

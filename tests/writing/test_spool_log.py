@@ -18,9 +18,8 @@ from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool import Spool
 from sidecar.mounter.writing.spool_log import SpoolLog
 from sidecar.mounter.writing.uploader import Uploader
+from sidecar.units import MIB
 from tests.support.memory_store import MemoryStore
-
-MIB = 1024 * 1024
 
 
 def fetch(base: ObjectInfo, offset: int, buffer: memoryview) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.units import MIB
 from tests.control.webhook.server import NAME, Webhook, recorded, review
 from tests.support.many_clients import (
     DrippingClients,
@@ -27,7 +28,6 @@ from tests.support.many_clients import (
 )
 from tests.support.waiting import wait_until
 
-MIB = 1024 * 1024
 CONNECTIONS = 200
 PAGE_CONNECTIONS = 50
 OTHER_DESCRIPTORS = 40
