@@ -35,7 +35,7 @@ def serving(*options: str) -> Iterator[int]:
         port, _ = process.stdout.readline(), process.stdout.readline()
         yield int(port)
         process.send_signal(signal.SIGTERM)
-        assert "bytes_in" in json.loads(process.communicate(timeout=30)[0])
+        assert "bytes_in" in json.loads(process.communicate(timeout=300)[0])
     finally:
         process.kill()
         process.communicate()

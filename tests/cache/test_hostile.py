@@ -21,7 +21,7 @@ from tests.support import planted
 from tests.support.servers import REPOSITORY
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(60)  # a wait without limit shows
+pytestmark = pytest.mark.timeout(300)  # a wait without limit shows
 
 SIZE = 3 * B + 1000
 

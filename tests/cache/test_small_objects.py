@@ -244,7 +244,7 @@ def test_a_folder_deleted_under_a_running_process_is_made_anew(tmp_path: Path) -
     assert open_cache(folder).used_bytes == disk_bytes(folder)
 
 
-@pytest.mark.timeout(60)  # a wait without limit shows
+@pytest.mark.timeout(300)  # a wait without limit shows
 @pytest.mark.parametrize("plant", planted.NOT_OURS)
 def test_what_was_planted_is_replaced(tmp_path: Path, plant: planted.Plant) -> None:
     outside = tmp_path / "outside"

@@ -14,20 +14,22 @@ from sidecar.mounter.store.interface import ObjectInfo, Page
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
 
-NAMES = 200_000
-
 
 class ManyNames(MemoryStore):
     """A root with many names that are made page by page."""
+
+    def __init__(self, names: int) -> None:
+        super().__init__()
+        self._names = names
 
     def list_page(
         self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
     ) -> Page:
         self._count("list")
         start = int(token or 0)
-        end = min(NAMES, start + limit)
+        end = min(self._names, start + limit)
         objects = [ObjectInfo(f"name-{n:08}", n, 1e9, f"{n:032x}") for n in range(start, end)]
-        return Page(objects, [], str(end) if end < NAMES else None)
+        return Page(objects, [], str(end) if end < self._names else None)
 
 
 @pytest.fixture
@@ -38,23 +40,24 @@ def traced() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("count", [50_000, pytest.param(200_000, marks=pytest.mark.soak)])
 def test_a_large_listing_is_freed_when_nobody_reads_it_and_nobody_believes_it(
-    tmp_path: Path,
+    tmp_path: Path, count: int
 ) -> None:
-    store = ManyNames()
+    store = ManyNames(count)
     view = View(store, tmp_path, ttl_s=0)
     before = tracemalloc.get_traced_memory()[0]
     reading = view.fs.open_directory(ROOT)
     lines = view.fs.read_directory(reading, 0)
-    names = [next(lines).name for _ in range(NAMES // 2)]
+    names = [next(lines).name for _ in range(count // 2)]
     view.fs.namespace.directory_cache.drop_expired()
     names += [line.name for line in lines]  # An open reading goes on.
-    assert len(names) == len(set(names)) == NAMES + 2
+    assert len(names) == len(set(names)) == count + 2
     del names
     view.fs.release_directory(reading)
     del lines
     listed = tracemalloc.get_traced_memory()[0] - before
-    assert listed > NAMES * 10
+    assert listed > count * 10
     view.fs.namespace.directory_cache.drop_expired()
     assert tracemalloc.get_traced_memory()[0] - before < listed / 10
     # A name that is asked for then does not list it all again.

@@ -135,7 +135,7 @@ def test_an_answer_that_was_on_its_way_does_not_undo_a_change(tmp_path: Path) ->
     store.delay_next()
     with ThreadPoolExecutor(1) as thread:
         looked_up = thread.submit(view.inode, "new")
-        assert store.asked.wait(10)  # the store has said that there is no `new`
+        assert store.asked.wait(300)  # the store has said that there is no `new`
         view.rename("old", "new")
         store.gate.set()
         assert looked_up.result() == view.inode("new")

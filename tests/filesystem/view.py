@@ -143,7 +143,7 @@ class SlowPagesStore(PagedStore):
         self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
     ) -> Page:
         if token is not None:
-            self.gate.wait(60)
+            self.gate.wait(300)
         return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
 
 

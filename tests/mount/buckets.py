@@ -127,7 +127,7 @@ def ended_with(sidecar: Sidecar, exit_status: int, line: str) -> None:
     assert not (sidecar.shared / ".sidecar/ready").exists()
     assert mounted == []
     # Children of a worker that was killed see the end of their connection, and leave.
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 300
     while sidecar.processes() and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert sidecar.processes() == []

@@ -166,7 +166,7 @@ def test_a_file_that_was_closed_makes_room_for_the_next_one(
                     assert file.read() == content
                 return sidecar.metric("mount_sidecar_passthrough_opens_total") >= opens
 
-            wait_until(opened_by_copy, f"{key} is kept", 20)
+            wait_until(opened_by_copy, f"{key} is kept")
         assert sidecar.stop() == 0
 
 

@@ -227,7 +227,7 @@ def test_what_a_killed_start_left_is_removed_by_the_next_one(tmp_path: Path, s3:
         )
         sidecar = sidecar_behind(proxy, tmp_path, s3).start(wait=False)
         try:
-            assert reached.wait(20)
+            assert reached.wait(300)
             sidecar.kill()
             assert len(probes_in(s3)) == 1
             proxy.refuse = denies()

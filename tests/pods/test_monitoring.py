@@ -96,7 +96,7 @@ class Prometheus(Server):
 
     def wait_for(self, expression: str, pod: Pod) -> None:
         """Return when the expression is above 0."""
-        end_s = time.monotonic() + 60
+        end_s = time.monotonic() + 300
         while not self.value(expression) > 0:
             assert time.monotonic() < end_s, f"{expression}: {pod[SIDECAR].logs()}"
             time.sleep(0.1)
@@ -206,7 +206,7 @@ while not os.path.exists("/data/claim/enough"):
                 assert pod[EXPERIMENT].running, pod[EXPERIMENT].logs()
                 time.sleep(0.1)
             pod[SIDECAR].execute("sh", "-c", f"kill -9 {status_of(pod)['runs']['worker_pid']}")
-            end_s = time.monotonic() + 60
+            end_s = time.monotonic() + 300
             while missing := not_shown(answers := prometheus.answers(started_s)):
                 assert time.monotonic() < end_s, missing
                 time.sleep(0.5)

@@ -122,7 +122,7 @@ def test_all_of_a_container_that_is_named_is_ended(node: Node, driver: str) -> N
     assert main.poll() is None, "nobody has asked"
     node.ask(uid, "main", "absent")
     end_overdue(str(node.root))
-    assert main.wait(10) == -9
+    assert main.wait(300) == -9
     wait_until(lambda: not members(main), "its children too")
     assert other.poll() is None
 
@@ -133,7 +133,7 @@ def test_the_sidecar_and_the_sandbox_are_never_ended(node: Node) -> None:
     main = node.start(uid, "main")
     node.ask(uid, "main", SIDECAR, "", "*", ".", "../containers/main")
     end_overdue(str(node.root))
-    assert main.wait(10) == -9
+    assert main.wait(300) == -9
     time.sleep(0.2)
     assert (sidecar.poll(), sandbox.poll()) == (None, None)
 
@@ -150,7 +150,7 @@ def test_nothing_outside_of_the_pod_is_ended(node: Node) -> None:
     main = node.start(uid, "main")
     node.ask(uid, "main")
     end_overdue(str(node.root))
-    assert main.wait(10) == -9
+    assert main.wait(300) == -9
     time.sleep(0.2)
     assert [process.poll() for process in others] == [None] * len(others)
 

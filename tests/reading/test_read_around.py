@@ -439,7 +439,7 @@ def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) 
                         for offset in itertools.islice(offsets, 100):
                             check(offset)
                 assert came
-                wait_until(lambda: not comes_by_itself(), "all of it is there", 60)
+                wait_until(lambda: not comes_by_itself(), "all of it is there")
                 assert fetched() < 1.3 * size
                 pages = resident_pages(descriptor, size)
                 kept = next(at for at in range(0, size, BLOCK) if pages[at // PAGE])

@@ -186,7 +186,7 @@ def test_what_comes_behind_a_response(
     def act(peer: socket.socket) -> None:
         with tls_files.server_context().wrap_socket(peer, server_side=True) as secured:
             secured.sendall(OK + b"content-length: 2\r\n\r\nab")
-            go.wait(10)
+            go.wait(300)
             if comes == "content":
                 secured.sendall(b"x")
             elif comes == "goodbye":
@@ -202,7 +202,7 @@ def test_what_comes_behind_a_response(
     assert connection.response().read(10) == b"ab"
     assert connection.is_quiet
     go.set()
-    assert gone.wait(10)
+    assert gone.wait(300)
     if comes == "nothing":
         time.sleep(0.05)
         assert connection.is_quiet

@@ -102,7 +102,7 @@ def _root(controller: Controller) -> tuple[Path, int] | None:
 
 def _remove(path: Path) -> None:
     """Processes that end leave their group a moment later."""
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 300
     while True:
         try:
             os.rmdir(path)

@@ -58,7 +58,7 @@ class DrippingClients:
     def wait_for_rounds(self, count: int) -> None:
         """Return after so many more rounds."""
         wanted = self.rounds + count
-        wait_until(lambda: self.rounds >= wanted, f"{count} rounds of all clients", 100)
+        wait_until(lambda: self.rounds >= wanted, f"{count} rounds of all clients")
 
     def _drip(self) -> None:
         while not self._leaving.wait(1 if self.rounds else 0):

@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
 HOST = "127.0.0.1"
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 300.0
 _END_S = 5.0
 _PR_SET_PDEATHSIG = 1
 

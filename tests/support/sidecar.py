@@ -21,7 +21,7 @@ from sidecar.mounter.system import mounts
 from sidecar.options import Options, Times, TransportName
 from sidecar.spec import Access, Http, PersistenceSpec, Roots, StoreName, StoreSource, Volume
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 300.0
 _POLL_S = 0.02
 _RUN_VARIABLE = "MOUNT_SIDECAR_TEST_RUN"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 _POLL_S = 0.005
 
 
-def wait_until(done: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+def wait_until(done: Callable[[], object], what: str, timeout_s: float = 300.0) -> None:
     """Wait for ``done()``. Raises AssertionError that names ``what``."""
     deadline_s = time.monotonic() + timeout_s
     while not done():

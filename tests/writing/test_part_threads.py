@@ -17,13 +17,13 @@ def test_a_part_that_waits_for_the_one_before_it_never_waits_for_ever() -> None:
     sent[0].set()
 
     def send(number: int) -> int:
-        assert sent[number - 1].wait(20), f"part {number} waits for one that does not come"
+        assert sent[number - 1].wait(300), f"part {number} waits for one that does not come"
         sent[number].set()
         return 0
 
     def submit(number: int) -> object:
         return threads.submit(lambda: send(number))
 
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 300
     for future in [submit(number) for number in range(1, PARTS + 1)]:
         future.result(max(0.0, deadline_s - time.monotonic()))  # type: ignore[attr-defined]

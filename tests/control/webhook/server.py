@@ -104,7 +104,7 @@ class Webhook:
     def stop(self) -> int:
         """SIGINT, after which nobody is waited for; the exit status."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=300)
 
     def log(self) -> str:
         return self._log_file.read_text()
