@@ -236,6 +236,7 @@ def test_disk_full(tmp_path: Path, small_disk: Path, s3: Cloud, transport: Trans
     s3.write("there", b"there")
     with bucket_sidecar(tmp_path, s3, transport=transport) as sidecar:
         with opened(mount / "large", os.O_WRONLY | os.O_CREAT) as descriptor:
+            os.pwrite(descriptor, b"end", 20 * MIB)  # in another order, which needs the disk
             fails_with(errno.ENOSPC, lambda: write_all(descriptor, bytes(20 * MIB)))
             # Another program fills what is left.
             (small_disk / "filler").write_bytes(b"")

@@ -34,7 +34,7 @@ def test_readers_are_as_many_as_cores_and_memory_allow(
 
 @pytest.mark.parametrize(
     ("limit_mib", "buckets", "stream_mib"),
-    [(160, 1, 0), (256, 1, 0), (512, 1, 28), (1024, 1, 241), (65536, 1, 512), (1792, 2, 201)],
+    [(160, 1, 0), (256, 1, 0), (512, 1, 28), (1024, 1, 241), (65536, 1, 256), (1792, 2, 201)],
 )
 def test_what_streams_gets_what_reading_and_names_leave(
     monkeypatch: pytest.MonkeyPatch, limit_mib: int, buckets: int, stream_mib: int
