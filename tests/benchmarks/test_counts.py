@@ -125,6 +125,7 @@ depends on the machine, as does what looks at memory and time.
 READ_BYTES = {sequential: LARGE, at_random: LARGE, small_files: FILES * 20 * KIB}
 WRITES: dict[Callable[[Path], None], Counts] = {
     one_large: {
+        "head": 1,
         "put": 1,
         "part": 3,
         "complete": 1,
@@ -148,7 +149,8 @@ WRITES: dict[Callable[[Path], None], Counts] = {
     },
 }
 """A file costs one request, and a rename those of its copy. The LIST is there where the bucket was
-last listed ten seconds ago: what is missing may be the bucket. Each byte is written to the spool
+last listed ten seconds ago: what is missing may be the bucket; and so is the HEAD where the machine
+is so busy that the new name has to be confirmed meanwhile. Each byte is written to the spool
 and to the socket."""
 WRITTEN_BYTES = {one_large: 24 * MIB}
 RECEIVE = ("recvfrom", "recvmsg")
