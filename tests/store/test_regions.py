@@ -42,7 +42,10 @@ CALLS: dict[str, Call] = {
 
 
 def error_of(call: Call, cloud: S3Cloud, secrets: Path) -> SidecarError:
-    with closing(cloud.open(secrets, retry_budget_s=2.0)) as store, pytest.raises(SidecarError) as caught:
+    with (
+        closing(cloud.open(secrets, retry_budget_s=2.0)) as store,
+        pytest.raises(SidecarError) as caught,
+    ):
         call(store)
     return caught.value
 

@@ -30,6 +30,7 @@ from tests.writing.buckets import SMALL_PARTS
 HASTY = replace(SMALL_PARTS, retry_s=0.5)
 KILLS = 5
 FILES = 12
+STREAMED_BYTES = 60 * MIB
 OLD, NEW = b"old" * MIB, b"new!" * (10 * MIB)
 
 
@@ -151,6 +152,47 @@ def test_the_whole_sidecar_is_killed(
                 assert (mount / name).read_bytes() == found, name
                 contents[name] = found
             assert open_uploads(cloud) == []
+        assert sidecar.stop() == 0
+
+
+def streaming(sidecar: Sidecar, mount: Path, opened: list[int]) -> bytes:
+    """Content of a new file that its writer has not closed, of which parts are in memory."""
+    content = random.Random(3).randbytes(STREAMED_BYTES)
+    opened.append(os.open(mount / "streamed", os.O_WRONLY | os.O_CREAT))
+    write_all(opened[-1], content)
+    on_disk = sum(path.stat().st_blocks * 512 for path in sidecar.state.rglob("spool/*.data"))
+    assert on_disk < STREAMED_BYTES / 2
+    return content
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["the store is there", "it is away"])
+def test_process_1_alone_is_killed(tmp_path: Path, mortal: Cloud, is_away: bool) -> None:
+    """Its workers save what they can, and have the rest on disk for the next start."""
+    mount = tmp_path / "m"
+    with bucket_sidecar(tmp_path, mortal, options=HASTY) as sidecar, descriptors() as opened:
+        closed = random.Random(4).randbytes(12 * MIB)
+        (mount / "closed").write_bytes(closed)
+        content = streaming(sidecar, mount, opened)
+        if is_away:
+            mortal.server.stop()
+        os.kill(sidecar.pid, signal.SIGKILL)
+        sidecar.wait()
+        sidecar.wait_for(lambda: not sidecar.processes())
+        with pytest.raises(OSError, match=rf"^\[Errno {errno.ENOTCONN}\] "):
+            os.write(opened[0], b"more")
+        with pytest.raises(OSError, match=rf"^\[Errno {errno.ENOTCONN}\] "):
+            os.listdir(mount)
+        if is_away:
+            mortal.server.start()
+            assert mortal.keys() == ["closed"]
+        else:
+            assert mortal.read("streamed") == content
+        start_again(sidecar)
+        assert mortal.read("streamed") == (mount / "streamed").read_bytes() == content
+        assert mortal.read("closed") == closed
+        assert open_uploads(mortal) == []
+        (mount / "new").write_bytes(content)
+        assert mortal.read("new") == content
         assert sidecar.stop() == 0
 
 

@@ -419,7 +419,8 @@ class Worker:
         self._leaving.set()
         log.error("the supervisor is gone; saving and unmounting")
         self._drain(_ORPHAN_GRACE_S)
-        mounts.clear(self._volume.mounted_at)
+        # Not the guard: who looks into the directory must get an error, and no empty directory.
+        mounts.Mountpoint(self._volume.mounted_at).clear(keep_guard=True)
         os._exit(1)
 
     def _drain(self, seconds: float) -> Message:
