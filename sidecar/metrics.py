@@ -195,6 +195,10 @@ class VolumeMetrics:
         self.spool_limit_bytes = gauge(
             "mount_sidecar_spool_limit_bytes", "Disk space that the spool may occupy"
         ).labels(*bound)
+        self.spool_memory_used_bytes = gauge(
+            "mount_sidecar_spool_memory_used_bytes",
+            "Memory of parts of new files that are on their way to the store",
+        ).labels(*bound)
         self.memory_budget_ratio = gauge(
             "mount_sidecar_memory_budget_ratio",
             "Part of its memory budget that the worker uses: below 1 while memory is short",

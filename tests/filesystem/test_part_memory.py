@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -12,6 +13,11 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import SpoolFull, Stale, Unavailable
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.reading.buffers import BufferPool
+from sidecar.mounter.store.failures import Failures
+from sidecar.mounter.system import memory_pressure
+from sidecar.mounter.worker.upkeep import Upkeep
 from sidecar.mounter.writing.part_memory import PartMemory
 from sidecar.units import MIB
 from tests.filesystem.test_streaming import (
@@ -302,6 +308,61 @@ def test_disk_and_memory_are_full(tmp_path: Path, memory: int) -> None:
     size = store.head("file").size_bytes
     assert size >= 24 * MIB + ROOM - 2 * PART
     assert content(store, "file") == blocks(size // MIB)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How much of the container's limit is used, which a test may change."""
+    part = [0.9]
+    monkeypatch.setattr(memory_pressure, "used_part", lambda: part[0])
+    monkeypatch.setattr(memory_pressure, "_GROW", 16.0)  # and not for half a minute
+    return part
+
+
+@contextlib.contextmanager
+def upkeep(view: View, tmp_path: Path) -> Iterator[None]:
+    """What a worker does once a second, meanwhile."""
+    metrics = VolumeMetrics(tmp_path / "metrics", "data/memory", "upkeep")
+    work = Upkeep(
+        view.fs, BufferPool(MIB), None, metrics, Failures(lambda _: None), 3600, lambda: None
+    )
+    leaving = threading.Event()
+    thread = threading.Thread(target=work.run, args=(leaving,))
+    thread.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        thread.join()
+
+
+def test_near_the_limit_new_parts_go_to_the_disk(
+    tmp_path: Path, memory: int, used: list[float]
+) -> None:
+    """And what the store has of the others leaves the memory, though nobody writes."""
+    store = GatedStore()
+    view = view_of(store, tmp_path, memory)
+    first = new_file(view, 30, "first")
+    until(lambda: parts_there(store) == 3)
+    assert taken(memory) > PART
+    with upkeep(view, tmp_path):
+        until(lambda: view.fs.files.contents.memory.total_bytes < PART)
+        until(lambda: taken(memory) <= PART)  # the end of a file is never given up
+        store.gate.clear()
+        second = new_file(view, 60, "second")
+        assert on_disk(tmp_path) >= 60 * MIB
+        assert taken(memory) <= PART
+        store.gate.set()
+        view.fs.flush(first)
+        view.fs.flush(second)
+        used[0] = 0.1
+        until(lambda: view.fs.files.contents.memory.total_bytes == ROOM)
+        before = on_disk(tmp_path)
+        third = new_file(view, 60, "third")
+        assert on_disk(tmp_path) <= before + PART + MIB
+        view.fs.flush(third)
+    for name, mib in {"first": 30, "second": 60, "third": 60}.items():
+        assert content(store, name) == blocks(mib)
 
 
 def test_memory_that_the_kernel_does_not_give_is_the_disk(

@@ -61,14 +61,18 @@ def test_the_page_counts_what_happened_and_promtool_accepts_it(
             with away(cloud.server), pytest.raises(OSError, match=r"Errno 5"):
                 os.fsync(file.fileno())
             sidecar.wait_for(lambda: is_saved(file.fileno()))
+        with (mount / "streamed").open("wb", buffering=0) as file:
+            file.write(bytes(12 * MIB))  # the second part of two, and not the first
+            sidecar.wait_for(lambda: total(sidecar, "spool_memory_used_bytes") == 8 * MIB)
         sidecar.wait_for(lambda: total(sidecar, "open_handles") == 0)
 
         assert total(sidecar, "read_bytes_total") >= len(content)
         assert total(sidecar, "fetched_bytes_total") >= len(content)
-        assert total(sidecar, "written_bytes_total") == MIB + 5
-        assert total(sidecar, "uploaded_bytes_total") == MIB + 5
+        assert total(sidecar, "written_bytes_total") == 13 * MIB + 5
+        assert total(sidecar, "uploaded_bytes_total") == 13 * MIB + 5
         assert total(sidecar, "dirty_bytes") == 0
-        assert total(sidecar, "spool_used_bytes") == 0
+        sidecar.wait_for(lambda: total(sidecar, "spool_used_bytes") == 0)
+        assert total(sidecar, "spool_memory_used_bytes") == 0
         assert total(sidecar, "cache_hits_total") + total(sidecar, "cache_misses_total") > 0
         for operation in ("read", "write", "create", "open", "fsync"):
             assert total(sidecar, "operation_duration_seconds_count", operation=operation) > 0

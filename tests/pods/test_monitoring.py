@@ -104,11 +104,9 @@ class Prometheus(Server):
 
 def not_shown(answers: list[Answer]) -> list[str]:
     """Queries that return nothing, and panels that show none of what happened."""
-    shown = {
-        query.panel: max((max(s.values) for s in found), default=0) for query, found in answers
-    }
+    shown = {query.panel for query, found in answers for series in found if max(series.values) > 0}
     empty = [query.expression for query, found in answers if not found]
-    return empty + [panel for panel in EVENTFUL if not shown[panel] > 0]
+    return empty + [panel for panel in EVENTFUL if panel not in shown]
 
 
 def promtool(*arguments: str | Path, cwd: Path | None = None) -> str:

@@ -234,6 +234,15 @@ class Contents:
         """:meth:`evict`, of memory and not of the disk."""
         return self._evict(size, self.memory, in_memory=True)
 
+    def shrink_memory(self, part: float) -> None:
+        """Use this part of the memory only, 1 for all; give up what the store has beyond it.
+
+        To be called again while that is less than 1: more of it is in the store by then.
+        """
+        self.memory.shrink(part)
+        if self.memory.used_bytes > self.memory.total_bytes:
+            self.evict_from_memory(1)
+
     def _evict(self, size: int, room: SpoolBudget | PartMemory, *, in_memory: bool) -> bool:
         made_room = False
         for inode in self.local():

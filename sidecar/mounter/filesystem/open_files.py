@@ -219,6 +219,7 @@ class OpenFiles:
         """Bring the gauges up to date; called every second, not at every write."""
         self._metrics.open_handles.set(len(self._handles))
         self._metrics.spool_used_bytes.set(self.contents.budget.used_bytes)
+        self._metrics.spool_memory_used_bytes.set(self.contents.memory.used_bytes)
         self._metrics.dirty_bytes.set(sum(inode.unsaved_bytes for inode in self.contents.dirty()))
 
     # --- reading -----------------------------------------------------------------------

@@ -80,6 +80,8 @@ class Upkeep:
         if part < 1:  # names come again with each listing
             namespace = self._filesystem.namespace
             namespace.shrink(int(part * namespace.directory_cache.memory.budget_bytes))
+        if part < 1 or is_news:
+            self._filesystem.files.contents.shrink_memory(part)
         if not is_news:
             return
         self._buffers.shrink(part)

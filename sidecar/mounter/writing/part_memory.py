@@ -26,17 +26,25 @@ class PartMemory:
     Args:
         descriptor: of the file; any if there is no memory.
         total_bytes: how much of it may be used; 0 for none.
+
+    Attributes:
+        total_bytes: how much of it may be used at present.
+        used_bytes: what parts take of it.
     """
 
     def __init__(self, descriptor: int = -1, total_bytes: int = 0) -> None:
         self.descriptor = descriptor
-        self.total_bytes = total_bytes
+        self.total_bytes = self._most_bytes = total_bytes
         self.used_bytes = 0
         self._lock = threading.Lock()
         self._regions: set[int] = set()  # numbers of those that a spool file has
         self._disk_done_s = 0.0
 
     # --- room ---------------------------------------------------------------------------------
+
+    def shrink(self, part: float) -> None:
+        """From now on use this part of it only, 1 for all. What is there already stays."""
+        self.total_bytes = int(self._most_bytes * part)
 
     def reserve(self, size_bytes: int) -> bool:
         """Account for a part; False if there is no room."""
