@@ -44,7 +44,12 @@ def sidecar(
 
 
 @pytest.mark.parametrize("moment_s", MOMENTS_S, ids="{:.2f}".format)
-def test_a_sidecar_that_is_stopped_while_it_starts(sidecar: Sidecar, moment_s: float) -> None:
+@pytest.mark.parametrize("by_hand", [False, True], ids=["injected", "by hand"])
+def test_a_sidecar_that_is_stopped_while_it_starts(
+    sidecar: Sidecar, by_hand: bool, moment_s: float
+) -> None:
+    if by_hand:  # then it is checked, and the process replaced
+        sidecar.spec_text = sidecar.spec.to_json(indent=None)
     sidecar.start(wait=False)
     pid = first_process(sidecar.pid)
     time.sleep(moment_s)
