@@ -168,7 +168,7 @@ def test_a_session_whose_log_has_a_gap(tmp_path: Path) -> None:
             begun.put_part(number, part)
         for number in (1, 3):
             spool.log.note_sent(record, number, SentPart(len(parts[number - 1]), ""))
-        resumed = ActiveUpload(store, "key", spool)
+        resumed = ActiveUpload(store, "key", spool.log)
         resumed.resume(record, spool.parts())
         assert resumed.sent == {1}
         assert resumed.cannot_replace([2])

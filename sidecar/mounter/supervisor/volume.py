@@ -26,6 +26,7 @@ from sidecar.mounter.supervisor.retries import Retries
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.directories import unusable
+from sidecar.mounter.system.memory_directory import memory_directory
 from sidecar.mounter.system.processes import Child, Ending
 from sidecar.mounter.system.watchdog import STOPPED
 from sidecar.spec import ClaimSource, HostPathSource, Source, Volume
@@ -239,7 +240,7 @@ class SupervisedBucket(SupervisedVolume):
             self._unmounts = False
         self._resuming = self._can_resume
         if self._memory is None:
-            self._memory = os.memfd_create("parts", os.MFD_CLOEXEC)
+            self._memory = memory_directory()
         descriptors: tuple[int, ...] = (self._memory,)
         if self._resuming and self._connection is not None:
             descriptors = (self._memory, self._connection)

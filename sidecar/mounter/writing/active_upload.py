@@ -26,8 +26,7 @@ from sidecar.mounter.store.interface import (
     Upload,
 )
 from sidecar.mounter.writing.part_threads import PartThreads
-from sidecar.mounter.writing.spool import SpoolFile
-from sidecar.mounter.writing.spool_log import SentPart, UploadRecord
+from sidecar.mounter.writing.spool_log import SentPart, SpoolLog, UploadRecord
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +52,14 @@ class ActiveUpload:
         error: why a part could not be sent; it is tried again when the file is saved.
     """
 
-    def __init__(self, store: Store, key: str, spool: SpoolFile) -> None:
+    def __init__(self, store: Store, key: str, spool_log: SpoolLog) -> None:
         self.key = key
         self.last_submitted = 0
         self.error: SidecarError | None = None
         self._store = store
-        self._log = spool.log
-        self._fd = spool.open()  # the file may be discarded while a part is in flight
-        self._memory_fd = spool.memory.descriptor  # which stays
+        self._log = spool_log
+        # Of its own, by device and inode: the file may be discarded while a part is in flight.
+        self._descriptors: dict[tuple[int, int], int] = {}
         self._lock = threading.Lock()
         self._beginning = threading.Lock()
         self._upload: Upload | None = None
@@ -113,17 +112,18 @@ class ActiveUpload:
         description: Description,
         done: Callable[[int], None],
     ) -> None:
-        """Have ``threads`` send a part, unless it is sent or in flight.
+        """Have ``threads`` send a part, unless it is sent or in flight. Raises OSError.
 
         Args:
+            content: of the part. A file of it is held until this returns.
             description: for the object, if this is what begins the upload.
             done: called with the number of bytes once they are sent.
         """
         with self._lock:
             if number in self._in_flight or (self._record and number in self._record.parts):
                 return
-            if isinstance(content, FileSlice) and content.fd != self._memory_fd:
-                content = FileSlice(self._fd, content.offset, content.size_bytes)
+            if isinstance(content, FileSlice):
+                content = FileSlice(self._own(content.fd), content.offset, content.size_bytes)
             self._invalidated.discard(number)
             self._in_flight[number] = threads.submit(
                 functools.partial(self._send, number, content, description, done)
@@ -192,12 +192,14 @@ class ActiveUpload:
         assert self._record is not None
         made = self._upload.complete(condition, parts=count, metadata=metadata)
         self._log.note_ended(self._record)
-        os.close(self._fd)
+        self.close()
         return made
 
     def close(self) -> None:
-        """Nothing was begun: forget the file."""
-        os.close(self._fd)
+        """No part is in flight, and none will be: forget the file."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
 
     def abort(self) -> None:
         """Remove everything from the store. Raises what the store raises."""
@@ -205,7 +207,7 @@ class ActiveUpload:
             for future in self._in_flight.values():
                 future.cancel()
         self.wait()
-        os.close(self._fd)
+        self.close()
         self._abandon_unanswered()
         if self._upload is not None and self._record is not None:
             self._upload.abort()
@@ -234,6 +236,13 @@ class ActiveUpload:
             with self._lock:
                 del self._in_flight[number]
         return 0
+
+    def _own(self, descriptor: int) -> int:
+        found = os.fstat(descriptor)
+        file = (found.st_dev, found.st_ino)
+        if file not in self._descriptors:
+            self._descriptors[file] = os.dup(descriptor)
+        return self._descriptors[file]
 
     def _begin(self, description: Description) -> Upload:
         with self._beginning:

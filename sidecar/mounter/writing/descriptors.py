@@ -26,9 +26,16 @@ class DescriptorCache:
         self._used: dict[str, list[int]] = {}  # descriptor, number of users
         self._unused: OrderedDict[str, int] = OrderedDict()  # least recently used first
 
-    def using(self, name: str) -> _Use:
-        """A block with the descriptor of a file, for reading and writing. Raises as acquire."""
-        return _Use(self, name)
+    def using(self, name: str, *more: str) -> _Use:
+        """A block with the descriptor of a file, for reading and writing. Raises as acquire.
+
+        Those of ``more`` files stay open, too (:meth:`held`).
+        """
+        return _Use(self, name, more)
+
+    def held(self, name: str) -> int:
+        """The descriptor of a file that somebody uses."""
+        return self._used[name][0]
 
     def acquire(self, name: str) -> int:
         """The descriptor, which stays open until :meth:`release`. Raises OSError, StateUnusable."""
@@ -64,14 +71,31 @@ class DescriptorCache:
 class _Use:
     """No generator: each write(2) would take a tenth longer."""
 
-    __slots__ = ("_cache", "_name")
+    __slots__ = ("_cache", "_more", "_name")
 
-    def __init__(self, cache: DescriptorCache, name: str) -> None:
+    def __init__(self, cache: DescriptorCache, name: str, more: tuple[str, ...]) -> None:
         self._cache = cache
         self._name = name
+        self._more = more
 
     def __enter__(self) -> int:
-        return self._cache.acquire(self._name)
+        for count, name in enumerate(self._more):
+            try:
+                self._cache.acquire(name)
+            except BaseException:
+                self._more = self._more[:count]
+                self._release_more()
+                raise
+        try:
+            return self._cache.acquire(self._name)
+        except BaseException:
+            self._release_more()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self._cache.release(self._name)
+        self._release_more()
+
+    def _release_more(self) -> None:
+        for name in self._more:
+            self._cache.release(name)

@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator
 
 from sidecar.errors import StateUnusable
+from sidecar.mounter.writing.descriptors import DescriptorCache
+from sidecar.mounter.writing.file_space import next_data, punch
 from sidecar.mounter.writing.part_layout import PartLayout
-from sidecar.mounter.writing.part_memory import REGION_BYTES, PartMemory
+from sidecar.mounter.writing.part_memory import PartMemory
 from sidecar.mounter.writing.spool_log import SpoolLog
 
 _COPY_BYTES = 1024 * 1024
@@ -21,16 +23,30 @@ class MemoryParts:
     of the file without this memory is never taken for the file.
 
     Args:
-        number: of the spool file.
+        name: of the file that has them, in memory's directory.
+        descriptors: of files in that directory, too.
     """
 
-    def __init__(self, memory: PartMemory, number: int, layout: PartLayout, log: SpoolLog) -> None:
+    def __init__(
+        self,
+        memory: PartMemory,
+        name: str,
+        descriptors: DescriptorCache,
+        layout: PartLayout,
+        log: SpoolLog,
+    ) -> None:
         self._memory = memory
-        self._number = number
+        self._name = name
+        self._descriptors = descriptors
         self._layout = layout
         self._log = log
-        self._region: int | None = None  # where it begins
+        self._exists = False
         self._parts: dict[int, int] = {}  # bytes reserved, by part
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that have something of this one, which who reads or writes holds."""
+        return (self._name,) if self._exists else ()
 
     def __contains__(self, number: int) -> bool:
         return number in self._parts
@@ -45,36 +61,36 @@ class MemoryParts:
         """
         if not self._log.in_memory:
             return
-        region = self._claim()
+        self._exists = self._memory.adopt(self._name)
         end = 0
         for number in sorted(self._log.in_memory):
             start, size = self._layout.start(number), self._layout.size(number)
             if start >= size_bytes:  # killed before its first byte
                 self._log.note_present(number)
                 continue
-            end_of_it = start + size
-            if region is None or end_of_it > REGION_BYTES or not self._memory.has(region + start):
+            if not self._has(start):
                 raise StateUnusable("a part of it was in memory only, which is gone")
-            self._memory.empty(region + end, start - end)
-            end = end_of_it
+            self._empty(end, start)
+            end = start + size
             self._parts[number] = size
             self._memory.take(size)
-        if region is not None:
-            self._memory.empty(region + end, REGION_BYTES - end)
-            self.cut(size_bytes)
+        self.resize(min(end, size_bytes))
+        self.resize(size_bytes)
 
     def add(self, number: int) -> bool:
         """Have an empty part in memory, or on disk where it has no place in memory.
 
         False if there is no room in memory now.
         """
-        start, size = self._layout.start(number), self._layout.size(number)
-        region = self._claim()
-        if region is None or start + size > REGION_BYTES or size > self._memory.total_bytes:
+        size = self._layout.size(number)
+        if size > self._memory.total_bytes:
             return True
         if not self._memory.reserve(size):
             return False
         try:
+            if not self._exists:
+                self._memory.create(self._name)
+                self._exists = True
             self._log.note_in_memory(number)
         except OSError:  # the disk is full, and the write to it says so
             self._memory.release(size)
@@ -86,40 +102,40 @@ class MemoryParts:
         """Give up the bytes of a part, if it is here. The log says first what becomes of it."""
         size = self._parts.pop(number, None)
         if size is not None:
-            assert self._region is not None
-            self._memory.empty(self._region + self._layout.start(number), size)
+            start = self._layout.start(number)
+            self._empty(start, start + size)
             self._memory.release(size)
 
-    def cut(self, size_bytes: int) -> None:
-        """The file is so long, and what comes behind that reads as zeros."""
+    def resize(self, size_bytes: int) -> None:
+        """The file is so long, and what comes behind reads as zeros."""
         for number in [one for one in self._parts if one >= self._layout.number(size_bytes)]:
-            start = self._layout.start(number)
-            if start >= size_bytes:
+            if self._layout.start(number) >= size_bytes:
                 self._log.note_present(number)  # there is no such part any more
                 self.remove(number)
-            elif self._region is not None:
-                left = start + self._parts[number] - size_bytes
-                self._memory.empty(self._region + size_bytes, left)
+        if self._exists:
+            with self._descriptors.using(self._name) as fd:
+                os.ftruncate(fd, size_bytes)
 
     def places(self, fd: int, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
         """Where a range is: pieces of it, as descriptor, offset there, and length.
 
         Args:
-            fd: of the file on disk.
+            fd: of the file on disk. The caller holds it, and :attr:`files`.
         """
         if not self._parts:
             yield fd, offset, size
             return
+        for number, start, length in self._pieces(offset, size):
+            where = self._descriptors.held(self._name) if number in self._parts else fd
+            yield where, start, length
+
+    def _pieces(self, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
+        """The parts that a range overlaps: number, offset and length of the overlap."""
         end = offset + size
-        while offset < end:
-            number = self._layout.number(offset)
-            size = min(end, self._layout.start(number + 1)) - offset
-            if number in self._parts:
-                assert self._region is not None
-                yield self._memory.descriptor, self._region + offset, size
-            else:
-                yield fd, offset, size
-            offset += size
+        for number in self._layout.covering(offset, size):
+            stop = min(end, self._layout.start(number + 1))
+            yield number, offset, stop - offset
+            offset = stop
 
     def write(self, fd: int, offset: int, view: memoryview) -> None:
         """Write a range where it is. Raises OSError; some of it may be written then."""
@@ -134,14 +150,14 @@ class MemoryParts:
         """How many bytes of a range are not in memory."""
         if not self._parts:
             return size
-        return sum(length for fd, _, length in self.places(-2, offset, size) if fd == -2)
+        pieces = self._pieces(offset, size)
+        return sum(length for number, _, length in pieces if number not in self._parts)
 
     def copy_to(self, fd: int, size_bytes: int) -> None:
         """Have them on disk too, for who goes on without this memory. Raises OSError.
 
         They stay here for who is just sending them. May overlap with other calls.
         """
-        assert self._region is not None or not self._parts
         for number, length in list(self._parts.items()):
             self._copy(number, length, fd, size_bytes)
             self._log.note_copied(number)
@@ -162,20 +178,29 @@ class MemoryParts:
         start = self._layout.start(number)
         for at in range(start, min(start + length, size_bytes), _COPY_BYTES):
             size = min(_COPY_BYTES, start + length - at, size_bytes - at)
-            data = os.pread(self._memory.descriptor, size, (self._region or 0) + at)
+            data = os.pread(self._descriptors.held(self._name), size, at)
             if os.pwrite(fd, data, at) < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def let_go(self) -> None:
         """Nobody needs them any more."""
-        if self._region is not None:
-            self._memory.give_back(self._region)
+        if self._exists:
+            self._descriptors.forget(self._name)
+            self._memory.remove(self._name)
             for size in self._parts.values():
                 self._memory.release(size)
         self._parts.clear()
-        self._region = None
+        self._exists = False
 
-    def _claim(self) -> int | None:
-        if self._region is None:
-            self._region = self._memory.claim(self._number)
-        return self._region
+    def _has(self, offset: int) -> bool:
+        """Whether something was written there."""
+        if not self._exists:
+            return False
+        with self._descriptors.using(self._name) as fd:
+            return next_data(fd, offset, offset + 1) == offset
+
+    def _empty(self, start: int, end: int) -> None:
+        """Give pages back; the range reads as zeros."""
+        if start < end:
+            with self._descriptors.using(self._name) as fd:
+                punch(fd, start, end - start)

@@ -1,8 +1,8 @@
 """Memory for parts of new files that are on their way to the store, so that no disk sees them.
 
-It is one file without a name, which process 1 makes and gives to each worker of a bucket: what a
-worker that was killed had in it, its successor has. A spool file has a region of it, as long as
-any file may be, in which a part is where it is in the file. Decision 68 is why.
+It is a directory that process 1 makes (:func:`memory_directory`) and gives to each worker of a
+bucket: what a worker that was killed had in it, its successor has. A spool file has one file in
+it, in which a part is where it is in the spool file. Decision 68 is why.
 """
 
 from __future__ import annotations
@@ -11,11 +11,6 @@ import os
 import threading
 import time
 
-from sidecar.mounter.writing.file_space import next_data, punch
-
-REGION_BYTES = 1 << 47
-_REGIONS = (1 << 16) - 1
-"""As many of this size as an offset can tell apart."""
 _DISK_RATE = 125_000_000
 """Bytes a second of a node's usual root disk."""
 
@@ -24,7 +19,7 @@ class PartMemory:
     """The memory of one mount. Safe to use from any thread.
 
     Args:
-        descriptor: of the file; any if there is no memory.
+        directory: a descriptor of it; -1 if there is no memory.
         total_bytes: how much of it may be used; 0 for none.
 
     Attributes:
@@ -32,12 +27,12 @@ class PartMemory:
         used_bytes: what parts take of it.
     """
 
-    def __init__(self, descriptor: int = -1, total_bytes: int = 0) -> None:
-        self.descriptor = descriptor
+    def __init__(self, directory: int = -1, total_bytes: int = 0) -> None:
+        self._directory = directory
         self.total_bytes = self._most_bytes = total_bytes
         self.used_bytes = 0
         self._lock = threading.Lock()
-        self._regions: set[int] = set()  # numbers of those that a spool file has
+        self._files: set[str] = set()  # those that a spool file has
         self._disk_done_s = 0.0
 
     # --- room ---------------------------------------------------------------------------------
@@ -82,45 +77,37 @@ class PartMemory:
         """
         return time.monotonic() < self._disk_done_s
 
-    # --- regions ------------------------------------------------------------------------------
+    # --- files --------------------------------------------------------------------------------
 
-    def claim(self, number: int) -> int | None:
-        """The offset of the region for the spool file ``number``; None if another one has it."""
-        region = number % _REGIONS
+    def create(self, name: str) -> None:
+        """An empty file of this name. Raises OSError."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        os.close(os.open(name, flags, 0o600, dir_fd=self._directory))
         with self._lock:
-            if region in self._regions:
-                return None
-            self._regions.add(region)
-        return region * REGION_BYTES
+            self._files.add(name)
 
-    def give_back(self, start: int) -> None:
-        """Empty a region, which nobody uses any more."""
-        if self.descriptor >= 0:
-            punch(self.descriptor, start, REGION_BYTES)
+    def adopt(self, name: str) -> bool:
+        """Go on with the file that a predecessor left; False if there is none."""
+        if self._directory < 0 or name not in os.listdir(self._directory):
+            return False
         with self._lock:
-            self._regions.discard(start // REGION_BYTES)
+            self._files.add(name)
+        return True
+
+    def open(self, name: str) -> int:
+        """A descriptor of a file, for reading and writing. Raises OSError."""
+        return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, which nobody needs any more."""
+        with self._lock:
+            self._files.discard(name)
+        os.unlink(name, dir_fd=self._directory)
 
     def sweep(self) -> None:
-        """Empty the regions that no spool file has: nobody goes on with what is in them."""
-        if self.descriptor < 0:
+        """Delete what a predecessor left and nobody goes on with."""
+        if self._directory < 0:
             return
-        end = os.fstat(self.descriptor).st_size
-        position = next_data(self.descriptor, 0, end)
-        while position < end:
-            region = position // REGION_BYTES
-            if region not in self._regions:
-                punch(self.descriptor, region * REGION_BYTES, REGION_BYTES)
-            position = next_data(self.descriptor, (region + 1) * REGION_BYTES, end)
-
-    # --- bytes --------------------------------------------------------------------------------
-
-    def empty(self, offset: int, size_bytes: int) -> None:
-        """Give pages back; the range reads as zeros."""
-        if size_bytes > 0:
-            punch(self.descriptor, offset, size_bytes)
-
-    def has(self, offset: int) -> bool:
-        """Whether something was written at ``offset``."""
-        if self.descriptor < 0:
-            return False
-        return next_data(self.descriptor, offset, offset + 1) == offset
+        for name in os.listdir(self._directory):
+            if name not in self._files:
+                os.unlink(name, dir_fd=self._directory)

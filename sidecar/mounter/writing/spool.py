@@ -25,6 +25,7 @@ from sidecar.mounter.writing.spool_budget import SpoolBudget
 from sidecar.mounter.writing.spool_log import Attempt, SpoolLog, log_name
 
 _SUFFIX = ".data"
+_MEMORY_SUFFIX = ".memory"
 _MOST_HOLES = 2_000_000
 
 
@@ -62,7 +63,9 @@ class SpoolFile:
         self.name = name
         self.layout = layout
         self.memory = memory
-        self.in_memory = MemoryParts(memory, int(name.removesuffix(_SUFFIX)), layout, log)
+        self.in_memory = MemoryParts(
+            memory, name.removesuffix(_SUFFIX) + _MEMORY_SUFFIX, descriptors, layout, log
+        )
         self.log = log
         self.dirty = False
         self.base: ObjectInfo | None = None
@@ -120,11 +123,7 @@ class SpoolFile:
 
     def hold(self) -> contextlib.AbstractContextManager[int]:
         """A block with its descriptor; what :meth:`content` gives is good inside one."""
-        return self._descriptors.using(self.name)
-
-    def open(self) -> int:
-        """A descriptor of the caller's own, for reading, which may outlive the file."""
-        return self._directory.open_file(self.name)
+        return self._descriptors.using(self.name, *self.in_memory.files)
 
     @property
     def missing(self) -> set[int]:
@@ -181,10 +180,12 @@ class SpoolFile:
                     self.in_memory.write(fd, offset, memoryview(data))
                 if end > self.size_bytes and self.in_memory:
                     os.ftruncate(fd, end)  # which says how long it is, wherever its end is
+                    if offset > self.size_bytes:
+                        self.in_memory.resize(end)
             except OSError:
                 # A full disk: what was written of it must not show when the file grows later.
                 os.ftruncate(fd, self.size_bytes)
-                self.in_memory.cut(self.size_bytes)
+                self.in_memory.resize(self.size_bytes)
                 raise
             return end, taken_bytes(fd)
 
@@ -233,7 +234,7 @@ class SpoolFile:
             self._holes.remove(size, self.size_bytes)
             for number in self.missing.difference(self.layout.covering(0, size)):
                 self.log.note_present(number)  # there is no such part any more
-            self.in_memory.cut(size)
+        self.in_memory.resize(size)
         self.contiguous_bytes = min(self.contiguous_bytes, size)
         self.size_bytes = size
         self.dirty = True
@@ -382,9 +383,14 @@ class Spool:
         self.layout = layout
         self.path = directory.path
         self._directory = directory
-        self._descriptors = DescriptorCache(lambda name: directory.open_file(name, os.O_RDWR))
+        self._descriptors = DescriptorCache(self._open)
         self._lock = threading.Lock()
         self._next = 0
+
+    def _open(self, name: str) -> int:
+        if name.endswith(_MEMORY_SUFFIX):
+            return self.memory.open(name)
+        return self._directory.open_file(name, os.O_RDWR)
 
     def create(self) -> SpoolFile:
         """A new, empty spool file."""

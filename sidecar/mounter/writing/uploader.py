@@ -105,11 +105,11 @@ class Uploader:
         if upload.key != key:
             return  # it was renamed: begun anew when it is saved
         full = spool.layout.number(spool.contiguous_bytes) - 1
+        done = self._metrics.uploaded_bytes.inc
         for number in range(upload.last_submitted + 1, full + 1):
-            content = spool.content(*spool.span(number))
-            upload.submit(
-                self._part_threads, number, content, description, self._metrics.uploaded_bytes.inc
-            )
+            with spool.hold():
+                content = spool.content(*spool.span(number))
+                upload.submit(self._part_threads, number, content, description, done)
         upload.last_submitted = full
 
     def invalidate(self, spool: SpoolFile, numbers: Collection[int]) -> None:
@@ -162,7 +162,7 @@ class Uploader:
         begun = list(spool.log.uploads.values())
         if begun and begun[-1].resumable:
             newest = begun.pop()
-            upload = ActiveUpload(self._store, newest.key, spool)
+            upload = ActiveUpload(self._store, newest.key, spool.log)
             try:
                 upload.resume(newest, spool.parts())
             except StoreProtocolError as error:
@@ -267,10 +267,11 @@ class Uploader:
         while unsent := sorted(set(spool.parts()) - upload.sent):
             with self._turns.turn(spool.size_bytes):
                 for number in unsent:
-                    content = self._content(spool, *spool.span(number))
-                    if not isinstance(content, FileSlice):
-                        upload.wait(self._deadline_s)  # of what is in memory, one part at a time
-                    upload.submit(self._part_threads, number, content, description, done)
+                    with spool.hold():
+                        content = self._content(spool, *spool.span(number))
+                        if not isinstance(content, FileSlice):
+                            upload.wait(self._deadline_s)  # one such part at a time
+                        upload.submit(self._part_threads, number, content, description, done)
                 upload.wait(self._deadline_s)
             if upload.error is not None:
                 raise upload.error
@@ -340,5 +341,5 @@ class Uploader:
         """The upload in flight of a spool file, or a new one to ``key``."""
         upload = self._active.get(spool)
         if upload is None:
-            upload = self._active[spool] = ActiveUpload(self._store, key, spool)
+            upload = self._active[spool] = ActiveUpload(self._store, key, spool.log)
         return upload
