@@ -225,7 +225,8 @@ class MemoryWatch:
 
     Proportional set sizes (``Pss`` of /proc/PID/smaps_rollup, proc(5)): a page that several
     processes share counts once; and what is in files without a name (memfd_create(2)) that nobody
-    has mapped. A peak between two samples is missed.
+    has mapped, and in file systems in memory that are mounted nowhere (fsmount(2)). A peak between
+    two samples is missed.
 
     Attributes:
         peak_bytes: the largest sum seen.
@@ -321,6 +322,7 @@ def _disk_bytes(pid: int) -> int:
 def _unmapped_bytes(pids: Sequence[int]) -> int:
     """Of the files in memory that these processes have open and none has mapped."""
     found: dict[int, int] = {}
+    mounted_nowhere: dict[int, int] = {}  # file systems in memory (fsmount(2)), by device
     mapped: set[int] = set()
     for pid in pids:
         with suppress(OSError):  # it has ended
@@ -329,7 +331,12 @@ def _unmapped_bytes(pids: Sequence[int]) -> int:
                     mapped.add(int(line.split()[4]))
             for entry in Path(f"/proc/{pid}/fd").iterdir():
                 with suppress(OSError):  # it was closed
-                    if os.readlink(entry).startswith("/memfd:"):
-                        about = entry.stat()
+                    leads_to, about = os.readlink(entry), entry.stat()
+                    if leads_to.startswith("/memfd:"):
                         found[about.st_ino] = about.st_blocks * _BLOCK_BYTES
-    return sum(size for inode, size in found.items() if inode not in mapped)
+                    elif leads_to == "/" and about.st_dev != os.stat("/").st_dev:
+                        space = os.statvfs(entry)
+                        taken = (space.f_blocks - space.f_bfree) * space.f_frsize
+                        mounted_nowhere[about.st_dev] = taken
+    in_files = sum(size for inode, size in found.items() if inode not in mapped)
+    return in_files + sum(mounted_nowhere.values())
