@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from sidecar.errors import SpoolFull, Stale, Unavailable
 from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem import open_files
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.store.failures import Failures
 from sidecar.mounter.system import memory_pressure
@@ -469,6 +471,26 @@ def test_what_a_drain_does_not_save_is_on_the_disk_for_the_next_run(
     assert successor.fs.recovery.finish_predecessor() == ["file"]
     assert content(store, "file") == blocks(60)
     assert not store.uploads
+
+
+def test_what_is_in_memory_is_copied_before_the_time_to_save_is_over(
+    tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process 1 waits for a worker's answer for some seconds only, and a disk may be slow."""
+    monkeypatch.setattr(open_files, "_COPIED_BYTES_PER_S", 1)
+    store = GatedStore()
+    view = begun(store, tmp_path, memory, 20)
+    store.gate.clear()
+    for number in range(20, 40):
+        view.fs.write(1, number * MIB, block(number))
+    deadline_s = time.monotonic() + FOR_EVER_S
+    draining = threading.Thread(target=view.fs.drain, args=(deadline_s,))
+    draining.start()
+    until(lambda: on_disk(tmp_path) >= 40 * MIB)
+    assert draining.is_alive()
+    store.gate.set()
+    draining.join(FOR_EVER_S)
+    assert content(store, "file") == blocks(40)
 
 
 def test_what_nobody_goes_on_with_leaves_the_memory(tmp_path: Path, memory: int) -> None:

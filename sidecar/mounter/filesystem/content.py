@@ -91,15 +91,21 @@ class Contents:
         """Remove from the store the uploads that earlier runs began and did not end."""
         self._uploader.abandon(self._spool.leftovers())
 
-    def keep_on_disk(self) -> None:
-        """Have on disk what only this run's memory has. Takes no lock: nobody writes any more."""
+    def keep_on_disk(self, *, is_last: bool) -> None:
+        """Have on disk what only this run's memory has of files that are not saved.
+
+        Takes no lock: nobody writes any more. Files may be saved meanwhile, unless it is the last
+        time, which tells what is lost.
+        """
         for inode in self.dirty():
             spool = inode.spool
-            if spool is not None:
-                try:
-                    with spool.hold() as fd:
-                        spool.in_memory.copy_to(fd, spool.size_bytes)
-                except (OSError, StateUnusable) as error:
+            if spool is None or not inode.is_dirty:
+                continue
+            try:
+                with spool.hold() as fd:
+                    spool.in_memory.copy_to(fd, spool.size_bytes)
+            except (OSError, StateUnusable) as error:
+                if is_last:
                     logs.event(log, "lost with this run", logging.ERROR, key=inode.key, why=error)
 
     # --- the spool file ----------------------------------------------------------------------

@@ -469,11 +469,7 @@ class FileSystem:
             progress: called about once a second.
         """
         self._directory_renames.finish_all()
-        self.files.write_back.drain(deadline_s, progress)
-        self.files.end()
-        unsaved = self.files.write_back.drain(deadline_s, progress)
-        self.files.contents.keep_on_disk()
-        return unsaved
+        return self.files.drain(deadline_s, progress)
 
     def _check_writable(self) -> None:
         if self.read_only:

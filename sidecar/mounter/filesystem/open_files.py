@@ -7,10 +7,11 @@ object is :mod:`.saving`'s.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sidecar.errors import (
     BadHandle,
@@ -41,6 +42,8 @@ from sidecar.mounter.writing.uploader import Uploader
 
 _JUST_SAVED_S = 10.0
 """Attributes that are set so soon after a file was saved are saved a moment later."""
+_COPIED_BYTES_PER_S = 100_000_000
+"""From memory to a node's usual root disk."""
 
 
 def _nothing() -> None:
@@ -416,9 +419,21 @@ class OpenFiles:
         if opened.writable or not opened.inode.writers:
             self.saver.save(opened.inode)
 
-    def end(self) -> None:
-        """Take no more writes: what comes now would be lost."""
+    def drain(
+        self, deadline_s: float, progress: Callable[[], None]
+    ) -> dict[str, SidecarError | None]:
+        """As :meth:`FileSystem.drain`."""
+        # What is in memory ends with this run, and the disk needs time for what is not saved.
+        copying_s = self.contents.memory.used_bytes / _COPIED_BYTES_PER_S
+        self.write_back.drain(deadline_s - copying_s, progress)
         self._ended = True
+        keep = functools.partial(self.contents.keep_on_disk, is_last=False)
+        keeping = threading.Thread(target=keep, name="keep on disk")
+        keeping.start()
+        unsaved = self.write_back.drain(deadline_s, progress)
+        keeping.join()
+        self.contents.keep_on_disk(is_last=True)
+        return unsaved
 
     # --- losing a name -------------------------------------------------------------------
 

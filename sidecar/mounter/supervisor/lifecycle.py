@@ -47,6 +47,9 @@ log = logging.getLogger("sidecar.supervisor")
 
 _TURN_S: Final = 1.0
 _ANSWER_S: Final = 1.0
+"""At least so long after the time to save is over. A worker copies what is in memory meanwhile."""
+_TEAR_DOWN_S: Final = 2.5
+"""Of the margin of the grace period, for ending workers and unmounting."""
 _MOST_REPORTER_STARTS: Final = 5
 _LAST_REPORTS_S: Final = 8.0
 """Within the margin of the grace period (``times.grace_margin_s``)."""
@@ -251,11 +254,12 @@ class Lifecycle:
         for bucket in self._buckets:
             bucket.stopping = True
         self._publish()
-        while waiting and time.monotonic() < end_s + _ANSWER_S:
+        answer_s = max(_ANSWER_S, self._spec.times.grace_margin_s - _TEAR_DOWN_S)
+        while waiting and time.monotonic() < end_s + answer_s:
             for bucket in waiting:
                 if bucket.state == "serving":
                     bucket.drain(max(0.0, end_s - time.monotonic()))
-            self._turn(end_s + _ANSWER_S)
+            self._turn(end_s + answer_s)
             waiting = [bucket for bucket in waiting if bucket.state != "drained"]
             self._last_minute.tell_unsaved(self._buckets)
         for bucket in waiting:

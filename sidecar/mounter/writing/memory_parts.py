@@ -159,8 +159,9 @@ class MemoryParts:
         They stay here for who is just sending them. May overlap with other calls.
         """
         for number, length in list(self._parts.items()):
-            self._copy(number, length, fd, size_bytes)
-            self._log.note_copied(number)
+            if number in self._log.in_memory:
+                self._copy(number, length, fd, size_bytes)
+                self._log.note_copied(number)
 
     def move_to(self, fd: int, size_bytes: int, offset: int, size: int) -> bool:
         """Have on disk what is here of a range that is being changed. False if nothing is.
