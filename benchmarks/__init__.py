@@ -33,6 +33,7 @@ Layout, for whoever adds a row::
                       a separate command: compares the two transports
     near.py           another one: many mounts beside a near bucket
     warm.py           another one: a run's first minute, with and without a warm-up
+    faults.py         another one: ten minutes with connections that break and addresses that die
 
 The product imports nothing from here. Our mount is started by its command, as in a pod.
 """

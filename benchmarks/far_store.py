@@ -26,6 +26,8 @@ class Behaviour:
         spread: of its logarithm; 0: always the same, 0.4: one in ten later than 1.7 times this.
         late: share of the answers that come after half a second or, rarely, seconds.
         never: share of the requests that get no answer.
+        reset: share of the requests whose connection is reset in the midst.
+        dying_s: for so long each address but the first is dead, one after the other; 0: none is.
         seed: of the delays: the same requests in the same order have the same.
     """
 
@@ -34,6 +36,8 @@ class Behaviour:
     spread: float = 0.0
     late: float = 0.0
     never: float = 0.0
+    reset: float = 0.0
+    dying_s: float = 0.0
     seed: int = 1
 
     def options(self) -> list[str]:
@@ -44,6 +48,8 @@ class Behaviour:
             "spread": self.spread,
             "late": self.late,
             "never": self.never,
+            "reset": self.reset,
+            "dying-s": self.dying_s,
             "seed": self.seed,
         }
         return [f"--{name}={value}" for name, value in values.items() if value]
@@ -77,6 +83,33 @@ class Delays:
         return way.delay_s * math.exp(way.spread * normal)
 
 
+class Accidents:
+    """What goes wrong with connections. Used by all threads.
+
+    Args:
+        behaviour: of the store.
+        dying: how many addresses die.
+    """
+
+    def __init__(self, behaviour: Behaviour, dying: int) -> None:
+        self._behaviour = behaviour
+        self._dying = dying
+        self._random = random.Random(behaviour.seed)
+        self._began_s = time.monotonic()
+
+    def resets(self) -> bool:
+        """Whether the next request's connection is reset."""
+        return self._random.random() < self._behaviour.reset
+
+    def dead_s(self, number: int) -> float:
+        """For how many seconds the address of this number, from 1 on, is dead from now; 0: not."""
+        each_s = self._behaviour.dying_s
+        if not each_s or not self._dying:
+            return 0.0
+        passed_s = (time.monotonic() - self._began_s) % (each_s * self._dying)
+        return max(0.0, number * each_s - passed_s) if passed_s >= (number - 1) * each_s else 0.0
+
+
 class Counts:
     """What a store was asked. Used by all threads."""
 
@@ -95,6 +128,7 @@ class Counts:
             self._requests: Counter[str] = Counter()
             self._connections: Counter[str] = Counter()
             self._bytes: Counter[str] = Counter()
+            self._accidents: Counter[str] = Counter()
 
     @contextmanager
     def busy(self, operation: str) -> Iterator[None]:
@@ -121,6 +155,11 @@ class Counts:
         with self._lock:
             self._bytes[direction] += size_bytes
 
+    def accident(self, kind: str) -> None:
+        """A connection was ``reset``, or a request got no answer: ``silent``."""
+        with self._lock:
+            self._accidents[kind] += 1
+
     def facts(self) -> dict[str, Any]:
         """Everything since the reset.
 
@@ -133,6 +172,7 @@ class Counts:
             return {
                 "requests": dict(self._requests),
                 "connections": dict(self._connections),
+                "accidents": dict(self._accidents),
                 "bytes_in": self._bytes["in"],
                 "bytes_out": self._bytes["out"],
                 "busy_most": self._most_busy,

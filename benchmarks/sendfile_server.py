@@ -16,6 +16,10 @@ As a cloud behaves::
 (SO_MAX_PACING_RATE, which needs no qdisc), uploads are read slowly. An answer to an upload comes
 the delay after its last byte. ``--folder`` serves the files below a folder, too, as they are now.
 
+As a cloud on a bad day: ``--reset 0.01`` resets the connection of one request in a hundred, half of
+the body through; with ``--dying-s 10`` there is always one address that is dead, the next one after
+ten seconds. Half of them refuse connections and reset those that they have, the others are silent.
+
 By default there is one process for each core, for reads only. With ``--processes 1`` it also
 takes uploads, which it keeps in memory, and counts: ``GET /-/counts`` is a JSON document
 (:meth:`Counts.facts`) which it prints, too, when it gets SIGTERM; ``DELETE /-/counts`` counts from
@@ -29,8 +33,10 @@ import json
 import math
 import os
 import re
+import select
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +49,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import click
 
 from benchmarks import s3_answers
-from benchmarks.far_store import Behaviour, Counts, Delays
+from benchmarks.far_store import Accidents, Behaviour, Counts, Delays
 from benchmarks.memory_objects import Object, Objects, Piece
 from sidecar.mounter.system import prctl
 
@@ -56,6 +62,9 @@ _READ_BYTES = 256 * 1024
 _LEAST_BYTES = 64 * 1024
 _TURN_S = 0.01
 """An upload's bytes are taken in pieces of so long; as many are in the socket's buffer."""
+_LOOK_S = 0.1
+"""How often an address looks whether it is dead."""
+_RESET = struct.pack("ii", 1, 0)
 _MAX_PACING_RATE = getattr(socket, "SO_MAX_PACING_RATE", 47)
 _KEPT = re.compile(r"(?i)x-amz-meta-.*|content-type|content-encoding|cache-control")
 
@@ -63,11 +72,14 @@ _KEPT = re.compile(r"(?i)x-amz-meta-.*|content-type|content-encoding|cache-contr
 class Store:
     """What all connections share."""
 
-    def __init__(self, objects: Objects, behaviour: Behaviour, *, is_only: bool) -> None:
+    def __init__(
+        self, objects: Objects, behaviour: Behaviour, *, is_only: bool, addresses: int = 1
+    ) -> None:
         self.objects = objects
         self.behaviour = behaviour
         self.is_only = is_only
         self.delays = Delays(behaviour)
+        self.accidents = Accidents(behaviour, addresses - 1)
         self.counts = Counts()
 
     @property
@@ -89,11 +101,31 @@ class Store:
         return listener
 
     def serve(self, listener: socket.socket) -> NoReturn:
-        """Serve all who come."""
+        """Serve all who come, while the address is not dead."""
+        address, port = listener.getsockname()
         while True:
+            if self.behaviour.dying_s:
+                while dead_s := self.accidents.dead_s(_number(address)):
+                    if _refuses(address):
+                        listener.close()
+                    time.sleep(dead_s)
+                if listener.fileno() < 0:
+                    listener = self.listen(address, port)
+                if not select.select([listener], [], [], _LOOK_S)[0]:
+                    continue
             client, _ = listener.accept()
-            self.counts.connected(client.getsockname()[0])
+            self.counts.connected(address)
             threading.Thread(target=_Connection(client, self).serve, daemon=True).start()
+
+
+def _number(address: str) -> int:
+    """Of an address among those that die: 1 for 127.0.0.2."""
+    return int(address.rpartition(".")[2]) - 1
+
+
+def _refuses(address: str) -> bool:
+    """Whether an address that is dead refuses connections; otherwise it is silent."""
+    return _number(address) % 2 == 1
 
 
 class _NoAnswer(Exception):
@@ -129,6 +161,7 @@ class _Connection:
         self._store = store
         self._objects = store.objects
         self._received = b""
+        self._breaks = False
         self._buffer = memoryview(bytearray(store.turn_bytes))
 
     def serve(self) -> None:
@@ -142,8 +175,11 @@ class _Connection:
                     continue
                 try:
                     with self._store.counts.busy(_operation(request)):
+                        self._die_with_address()
+                        self._breaks = self._store.accidents.resets()
                         self._answer(request)
                 except _NoAnswer:
+                    self._store.counts.accident("silent")
                     while self._client.recv_into(self._buffer):
                         pass
 
@@ -155,6 +191,19 @@ class _Connection:
             self._received += self._buffer[:count]
         head, _, self._received = self._received.partition(b"\r\n\r\n")
         return head.decode("latin-1")
+
+    def _die_with_address(self) -> None:
+        address = self._client.getsockname()[0]
+        if self._store.accidents.dead_s(_number(address)):
+            if _refuses(address):
+                self._break()
+            raise _NoAnswer
+
+    def _break(self) -> NoReturn:
+        """Reset the connection."""
+        self._store.counts.accident("reset")
+        self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        raise OSError("a reset that was asked for")
 
     def _answer(self, request: _Request) -> None:
         if request.method in ("PUT", "POST") and not self._store.is_only:
@@ -291,6 +340,8 @@ class _Connection:
                     raise OSError("the client is gone")
                 block = self._buffer[:count]
             left -= len(block)
+            if self._breaks and left < request.size_bytes // 2:
+                self._break()
             self._store.counts.moved("in", len(block))
             yield block
             if rate:
@@ -324,7 +375,9 @@ class _Connection:
             0 if head_only else socket.MSG_MORE,
         )
         if not head_only:
-            self._send_bytes(one, first, last + 1)
+            self._send_bytes(one, first, (first + last) // 2 if self._breaks else last + 1)
+        if self._breaks:
+            self._break()
 
     def _send_bytes(self, one: Object, first: int, end: int) -> None:
         start = 0
@@ -352,6 +405,8 @@ class _Connection:
         self._send(HTTPStatus.OK, json.dumps(self._store.counts.facts()).encode())
 
     def _send(self, status: HTTPStatus, body: bytes, headers: dict[str, str] | None = None) -> None:
+        if self._breaks:
+            self._break()
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\n"
         if status is not HTTPStatus.NO_CONTENT:
             head += f"Content-Length: {len(body)}\r\nContent-Type: {_XML}\r\n"
@@ -411,6 +466,8 @@ def _unframed(blocks: Iterator[memoryview]) -> Iterator[memoryview]:
 @click.option("--spread", default=0.0, help="Of the delay's logarithm.")
 @click.option("--late", default=0.0, help="Share of answers after half a second and more.")
 @click.option("--never", default=0.0, help="Share of requests without an answer.")
+@click.option("--reset", default=0.0, help="Share of requests whose connection is reset.")
+@click.option("--dying-s", default=0.0, help="How long each address is dead, in turn.")
 @click.option("--seed", default=1, help="Of the delays.")
 def main(
     *,
@@ -427,17 +484,19 @@ def main(
     spread: float,
     late: float,
     never: float,
+    reset: float,
+    dying_s: float,
     seed: int,
 ) -> None:
     """Serve until SIGTERM or SIGINT. See the module's documentation."""
     rate = int(mb_per_s * 1e6) if mb_per_s else None
-    behaviour = Behaviour(rate, delay_ms / 1000, spread, late, never, seed)
+    behaviour = Behaviour(rate, delay_ms / 1000, spread, late, never, reset, dying_s, seed)
     objects = Objects()
     objects.fill(large, size, small, small_size)
     if folder is not None:
         objects.load(folder)
     processes = processes or len(os.sched_getaffinity(0))
-    store = Store(objects, behaviour, is_only=processes == 1)
+    store = Store(objects, behaviour, is_only=processes == 1, addresses=addresses)
     listeners: list[list[socket.socket]] = []  # the kernel shares connections among processes
     for _ in range(processes):
         first = store.listen(HOST, port)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import io
 import json
 import math
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from minio import Minio
 
-from benchmarks.far_store import Behaviour, Delays
+from benchmarks.far_store import Accidents, Behaviour, Delays
 from benchmarks.memory_objects import BLOCK
 from benchmarks.sendfile_server import COUNTS
+from tests.support.waiting import wait_until
 
 PART_BYTES = 5 * 1024 * 1024
 
@@ -136,6 +140,38 @@ def test_some_requests_have_no_answer() -> None:
         with pytest.raises(TimeoutError):
             connection.getresponse()
         assert counts(port)["requests"] == {"GetObject": 1}
+
+
+def test_a_request_is_reset_in_its_midst() -> None:
+    def ask(method: str, path: str, body: bytes | None) -> None:
+        with connected(port) as connection:
+            connection.request(method, path, body=body)
+            connection.getresponse().read()
+
+    with serving("--reset", "1") as port:
+        for method, key, body in (("GET", "large-0", None), ("PUT", "new", bytes(100_000))):
+            with pytest.raises((OSError, http.client.HTTPException)):
+                ask(method, f"/bench/{key}", body)
+        facts = counts(port)
+        assert facts["accidents"] == {"reset": 2}
+        assert facts["bytes_out"] < 3_000_000
+
+
+def test_addresses_die_one_after_the_other() -> None:
+    calm = Behaviour()
+    assert not any(Accidents(calm, 8).dead_s(number) for number in range(9))
+    dying = Accidents(replace(calm, dying_s=3600.0), 2)
+    assert 3500 < dying.dead_s(1) <= 3600
+    assert [dying.dead_s(number) for number in (0, 2, 3)] == [0, 0, 0]
+
+    def refuses(address: str) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex((address, port)) == errno.ECONNREFUSED
+
+    with serving("--addresses", "3", "--dying-s", "3600") as port:
+        wait_until(lambda: refuses("127.0.0.2"), "the first one is dead")
+        for address in ("127.0.0.1", "127.0.0.3"):
+            assert client(port, address).stat_object("bench", "large-0").size == 3_000_000
 
 
 def test_delays_are_the_same_again_and_have_a_tail() -> None:

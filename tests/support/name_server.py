@@ -7,40 +7,27 @@ get no answer. Needs root.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import socket
 import sys
-import tempfile
 import threading
 
 from sidecar.mounter.store import network
 from sidecar.spec import StoreSource
-from tests.support.network import set_up_loopback
+from tests.support.network import make_namespace, replace_file
 
 RESOLV_CONF = """nameserver 127.0.0.1
 search team.svc.cluster.local svc.cluster.local cluster.local
 options ndots:5
 """
 _TYPE_A, _NO_SUCH_NAME = 1, 3
-# include/uapi/linux/sched.h, mount.h
-_CLONE_NEWNET, _CLONE_NEWNS, _MS_BIND, _MS_PRIVATE_ALL = 0x40000000, 0x20000, 4096, 0x44000
 
 
 def main(lost: str, store: str, host: str, *known: str) -> None:
     """See above."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) or libc.mount(
-        b"none", b"/", None, _MS_PRIVATE_ALL, None
-    ):
-        raise OSError(ctypes.get_errno(), "no namespaces")
-    set_up_loopback()
-    with tempfile.NamedTemporaryFile("w") as file:
-        file.write(RESOLV_CONF)
-        file.flush()
-        if libc.mount(file.name.encode(), b"/etc/resolv.conf", None, _MS_BIND, None):
-            raise OSError(ctypes.get_errno(), "no bind mount")
+    os.close(make_namespace())
+    replace_file("/etc/resolv.conf", RESOLV_CONF)
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 53))
     asked: list[str] = []

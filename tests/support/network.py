@@ -14,6 +14,7 @@ import os
 import socket
 import socketserver
 import struct
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +22,9 @@ from typing import Final, TypeVar
 
 HOST: Final = "127.0.0.1"
 _PIECE_BYTES = 64 * 1024
-# include/uapi/linux/sched.h, sockios.h, if.h
+# include/uapi/linux/sched.h, sockios.h, if.h, mount.h
 _CLONE_NEWNET, _SIOCSIFFLAGS, _IFF_UP = 0x40000000, 0x8914, 1
+_CLONE_NEWNS, _MS_BIND, _MS_PRIVATE_ALL = 0x20000, 4096, 0x44000
 
 _libc = ctypes.CDLL(None, use_errno=True)  # os.setns() is new in Python 3.12.
 
@@ -33,7 +35,7 @@ class Network:
     """A network namespace; it ends when it is closed and the last process in it has ended."""
 
     def __init__(self) -> None:
-        self._namespace = _in_a_thread(_make_namespace)
+        self._namespace = _in_a_thread(make_namespace)
         self._relays: list[_Relay] = []
 
     @property
@@ -113,13 +115,26 @@ def set_up_loopback() -> None:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
 
 
+def replace_file(path: str, content: str) -> None:
+    """Have other content in a file, for this process and its children only.
+
+    Its mount namespace is a new one from now on.
+    """
+    _check(_libc.unshare(_CLONE_NEWNS))
+    _check(_libc.mount(b"none", b"/", None, _MS_PRIVATE_ALL, None))
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(content)
+        file.flush()
+        _check(_libc.mount(file.name.encode(), path.encode(), None, _MS_BIND, None))
+
+
 def _in_a_thread(work: Callable[[], _T]) -> _T:
     """Run it in a new thread, because setns(2) changes the calling thread."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
 
 
-def _make_namespace() -> int:
+def make_namespace() -> int:
     """A descriptor of a new namespace, with loopback up."""
     _check(_libc.unshare(_CLONE_NEWNET))
     set_up_loopback()
