@@ -80,7 +80,7 @@ def connect(
     """A connection of the product's; over TLS if there are authorities. Raises OSError."""
     tls = authorities is not None
     endpoint = Endpoint(tls, host, port, authorities=str(authorities or ""), direct=True)
-    timeout = AdaptiveTimeout(steady_s=timeout_s)
+    timeout = AdaptiveTimeout(timeout_s, timeout_s)
     timeout.limit_s = limit_s
     return ConnectionPool(endpoint).take(timeout)
 

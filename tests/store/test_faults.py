@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import AccessDenied, Stale, StoreProtocolError, Unavailable
+from sidecar.errors import AccessDenied, EndpointUnreachable, Stale, StoreProtocolError, Unavailable
 from sidecar.mounter.store import open_store, signing
 from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Condition, Store
@@ -83,6 +83,18 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
         one.stop()
 
 
+@pytest.fixture
+def silent() -> Iterator[Respond]:
+    release = threading.Event()
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        release.wait(60)
+        handler.close_connection = True
+
+    yield respond
+    release.set()
+
+
 def good(handler: BaseHTTPRequestHandler) -> None:
     first, last = map(int, handler.headers["Range"].removeprefix("bytes=").split("-"))
     last = min(last, len(BODY) - 1)
@@ -137,39 +149,45 @@ def test_a_lasting_fault_ends_with_the_budget(
 
 
 def test_a_stalled_connection_is_dropped_and_asked_again(
-    scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+    scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch, silent: Respond
 ) -> None:
     monkeypatch.setattr(timeouts, "SOCKET_TIMEOUT_S", 0.3)
-    release = threading.Event()
-
-    def stalled(handler: BaseHTTPRequestHandler) -> None:
-        release.wait(60)
-        handler.close_connection = True
-
-    server = scripted(stalled, good)
-    try:
-        assert server.read() == BODY[:100]
-    finally:
-        release.set()
+    server = scripted(silent, good)
+    assert server.read() == BODY[:100]
     assert server.reasons == ["stalled"]
 
 
+@pytest.mark.parametrize("silences", [0, 1, 2])
+def test_the_first_silences_do_not_count_for_the_budget(
+    scripted: Callable[..., Scripted],
+    monkeypatch: pytest.MonkeyPatch,
+    silent: Respond,
+    silences: int,
+) -> None:
+    """A store that answers everything but that is no outage."""
+    monkeypatch.setattr(timeouts, "SOCKET_TIMEOUT_S", 1.0)
+    server = scripted(*[silent] * silences, truncated, good, retry_budget_s=0.8)
+    assert server.read() == BODY[:100]
+    assert server.reasons == ["stalled"] * silences + ["truncated"]
+
+
+def test_silence_without_an_end_ends(
+    scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch, silent: Respond
+) -> None:
+    monkeypatch.setattr(timeouts, "SOCKET_TIMEOUT_S", 0.3)
+    server = scripted(*[silent] * 20, retry_budget_s=0.3)
+    with pytest.raises(EndpointUnreachable):
+        server.read()
+    assert 2 <= len(server.reasons) <= 4
+
+
 def test_the_wait_for_a_silent_connection_adapts(
-    scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+    scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch, silent: Respond
 ) -> None:
     monkeypatch.setattr(timeouts, "SHORTEST_TIMEOUT_S", 0.05)
-    release = threading.Event()
-
-    def stalled(handler: BaseHTTPRequestHandler) -> None:
-        release.wait(60)
-        handler.close_connection = True
-
-    server = scripted(*[good] * 10, stalled, good)  # too few to tell what is slow
-    try:
-        for _ in range(11):
-            assert server.read() == BODY[:100]
-    finally:
-        release.set()
+    server = scripted(*[good] * 10, silent, good)  # too few to tell what is slow
+    for _ in range(11):
+        assert server.read() == BODY[:100]
     assert set(server.reasons) == {"stalled"}  # a slow machine stalls by itself, too
 
 

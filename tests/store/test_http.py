@@ -194,7 +194,7 @@ def test_silence_in_the_body_keeps_what_came(connect: Connect) -> None:
 def test_a_connection_that_comes_back_to_a_closed_pool_is_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pool = ConnectionPool(Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}"))
-        connection = pool.take(AdaptiveTimeout(steady_s=1.0))
+        connection = pool.take(AdaptiveTimeout(1.0, 1.0))
         with listener.accept()[0] as peer:
             peer.settimeout(5)
             pool.close()
@@ -233,7 +233,7 @@ def test_connections_that_nobody_needs_any_more_are_closed(
 ) -> None:
     """Each one has a port of what translates addresses."""
     monkeypatch.setattr(pool_module, "MOST_IDLE_S", 0.0)
-    timeout = AdaptiveTimeout(steady_s=5.0)
+    timeout = AdaptiveTimeout(5.0, 5.0)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         pool = ConnectionPool(Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}"))

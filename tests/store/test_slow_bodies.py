@@ -49,7 +49,7 @@ def client_of(server: ThreadedServer) -> Iterator[HttpClient[None]]:
 
 
 def put(client: HttpClient[None], target: str, content: FileSlice | bytes) -> BufferedResponse:
-    timeout = AdaptiveTimeout(steady_s=SILENCE_S)
+    timeout = AdaptiveTimeout(SILENCE_S, SILENCE_S)
     request = SignedRequest("PUT", target, {})
     return client.send(None, lambda: request, (content,), accepted={200}, timeout=timeout)
 

@@ -133,7 +133,7 @@ class PodApi:
             sign,
             [json.dumps(document).encode()],
             accepted=_SUCCESS,
-            timeout=AdaptiveTimeout(steady_s=TIMEOUT_S),
+            timeout=AdaptiveTimeout(TIMEOUT_S, TIMEOUT_S),
         )
         return response.content
 
@@ -149,7 +149,7 @@ class PodApi:
             headers = {"accept": "application/json", **self._login()}
             return SignedRequest("GET", f"{path}?{urlencode(query)}", headers)
 
-        timeout = AdaptiveTimeout(steady_s=silent_s)
+        timeout = AdaptiveTimeout(silent_s, silent_s)
         return self._open().receive(what, sign, read, accepted=_SUCCESS, timeout=timeout)
 
     def _login(self) -> dict[str, str]:

@@ -54,9 +54,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 QUICK_TIMEOUT_S = 10.0
-"""For requests that move no content."""
+"""For requests that move no content. This and the next two are the longest silences."""
 TRANSFER_TIMEOUT_S = 120.0
-"""For requests that move or copy content."""
+"""For requests that copy content, or make an object of parts."""
 WRITE_SILENCE_S = 20.0
 """A store may write a large part to its disks before it answers."""
 WRITTEN = frozenset({200, 201})
@@ -102,9 +102,11 @@ class HttpStore(ABC, Generic[C]):
         self._pages = ListReader(self._client, requests, errors, observer)
         self.conditions: set[str] = set()
         self._bucket_seen_s = 0.0
-        self._quick = AdaptiveTimeout(steady_s=QUICK_TIMEOUT_S)
-        self._writing = AdaptiveTimeout(steady_s=WRITE_SILENCE_S)
-        self._copying = AdaptiveTimeout(steady_s=TRANSFER_TIMEOUT_S)
+        self._quick = AdaptiveTimeout(QUICK_TIMEOUT_S / 4, QUICK_TIMEOUT_S)
+        self._writing = AdaptiveTimeout(WRITE_SILENCE_S / 4, WRITE_SILENCE_S)
+        self._completing = AdaptiveTimeout(WRITE_SILENCE_S, TRANSFER_TIMEOUT_S)
+        # A large copy takes long after many small ones that did not.
+        self._copying = AdaptiveTimeout(TRANSFER_TIMEOUT_S, TRANSFER_TIMEOUT_S)
 
     @property
     def url(self) -> str:

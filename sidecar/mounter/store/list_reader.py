@@ -57,7 +57,7 @@ class ListReader:
         self._requests = requests
         self._errors = errors
         self._observer = observer
-        self._timeout = AdaptiveTimeout(steady_s=PAGE_TIMEOUT_S)
+        self._timeout = AdaptiveTimeout(PAGE_TIMEOUT_S / 4, PAGE_TIMEOUT_S)
         self._logged: set[str] = set()
 
     def page(self, query: ListQuery, hedging: Hedging | None = None) -> Page:

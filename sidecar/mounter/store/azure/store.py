@@ -231,7 +231,7 @@ class AzureStore(HttpStore[AzureCredentials]):
                     "PUT", key, {"comp": "blocklist"}, {**headers, **own}, len(body)
                 ),
                 (body,),
-                timeout=self._copying,
+                timeout=self._completing,
             ),
         )
         return self._written(key, size_bytes, reply.headers, metadata, properties)

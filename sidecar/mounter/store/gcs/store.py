@@ -225,7 +225,7 @@ class GcsStore(HttpStore[GcsCredentials]):
             lambda: self._gcs.xml(method, key, query, headers or {}),
             body,
             accepted,
-            self._copying if slow else None,
+            self._completing if slow else None,
         )
 
     def head_generation(self, key: str, generation: str) -> ObjectInfo:

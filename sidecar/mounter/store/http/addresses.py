@@ -29,8 +29,8 @@ NEXT_AFTER_S = 0.25
 """How long an address is alone in being tried ("Happy Eyeballs", RFC 8305, section 5)."""
 FIRST_REST_S = 10.0
 LONGEST_REST_S = 160.0
-SILENCES = 3
-"""So many requests in a row without an answer, and an address is left alone."""
+SLOW_REQUESTS = 3
+"""So many in a row, and an address is left alone."""
 _MOST_ADDRESSES = 64
 
 
@@ -43,11 +43,11 @@ class Address:
         session: of TLS, which the next connection goes on with; None: there is none.
     """
 
-    __slots__ = ("_failures", "_silences", "rests_until_s", "session", "where")
+    __slots__ = ("_failures", "_slow_requests", "rests_until_s", "session", "where")
 
     def __init__(self, where: tuple[int, tuple[Any, ...]]) -> None:
         self.where = where
-        self._failures = self._silences = 0
+        self._failures = self._slow_requests = 0
         self.rests_until_s = -math.inf
         self.session: ssl.SSLSession | None = None
 
@@ -63,17 +63,17 @@ class Address:
 
     def answered(self) -> None:
         """A request got an answer: it is well."""
-        self._failures = self._silences = 0
+        self._failures = self._slow_requests = 0
         self.rests_until_s = -math.inf
 
-    def was_silent(self) -> None:
-        """A request on one of its connections got no answer in time."""
-        self._silences += 1
-        if self._silences >= SILENCES:
+    def was_slow(self) -> None:
+        """A request that was sent again got its answer elsewhere first."""
+        self._slow_requests += 1
+        if self._slow_requests >= SLOW_REQUESTS:
             self.failed()
 
     def failed(self) -> None:
-        """No connection to it is made in time."""
+        """No connection to it is made in time, or a request on one got no answer in time."""
         rest_s = min(FIRST_REST_S * 2**self._failures, LONGEST_REST_S)
         self._failures = min(self._failures + 1, 10)
         self.rests_until_s = time.monotonic() + rest_s

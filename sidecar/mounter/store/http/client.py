@@ -167,7 +167,7 @@ class HttpClient(Generic[C]):
                 if isinstance(error, TimeoutError):
                     timeout.stalled()
                     if connection is not None:
-                        connection.address.was_silent()
+                        connection.address.failed()
                 if response is not None or not _was_closed_idle(connection, error):
                     raise self._translator.unanswered(call, error) from None
                 # A server may close an idle connection at any time; that is no outage.
@@ -216,7 +216,7 @@ def _first_to_answer(
         answering = first_to_answer(first, second, timeout.timeout_s)
         if answering is second:
             unneeded = first
-            first.address.was_silent()
+            first.address.was_slow()
     finally:
         pool.discard(unneeded)
     return answering

@@ -48,6 +48,7 @@ def exchange(
     parts = urlsplit(url)
     target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
     sent = {name.lower(): value for name, value in headers.items() if name.lower() not in _OURS}
+    silence_s = most_silence_s or _SILENCE_S
     client = HttpClient(Endpoint.parse(url, verify_tls=verify_tls), _Untranslated())
     try:
         return client.send(
@@ -55,7 +56,7 @@ def exchange(
             lambda: SignedRequest(method, target, sent),
             (body.encode() if isinstance(body, str) else body or b"",),
             accepted=_ANSWERS,
-            timeout=AdaptiveTimeout(steady_s=most_silence_s or _SILENCE_S),
+            timeout=AdaptiveTimeout(silence_s, silence_s),
             most_bytes=most_bytes,
         )
     finally:

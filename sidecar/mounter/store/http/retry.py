@@ -31,6 +31,9 @@ LONGEST_DELAY_S = 5.0
 LOGIN_BUDGETS = 4
 """For so many times its budget a login may be rejected: a kubelet takes up to 90 s to bring the new
 key (``syncFrequency`` of a minute, half as much of jitter)."""
+SILENCES = 2
+"""So many attempts without an answer do not count for the budget. Some wait longer than it, and the
+next attempt is at another address."""
 THROTTLED_BUDGETS = 10
 """For so many times its budget a request may be refused by a store that takes others."""
 _READS = frozenset({"list", "head", "get"})
@@ -125,7 +128,7 @@ class Retry:
 
     def _run(self, operation: str, attempt: Callable[[], T]) -> T:
         started = time.monotonic()
-        deadline = started + self._budget_s
+        budget = _Budget(self._budget_s)
         # Jitter: the pods of one experiment must not come back all at once.
         backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S, jitter=True)
         refreshed = doubted = waits = False
@@ -134,6 +137,7 @@ class Retry:
             # No longer than all attempts may take: whoever gives a short budget has another way.
             self._hold(min(self._budget_s, pacing.delay_s(time.monotonic())))
             epoch = self._login.epoch
+            budget.attempt_s = time.monotonic()
             try:
                 return self.once(operation, attempt)
             except AccessDenied as denied:
@@ -155,9 +159,11 @@ class Retry:
                 is_throttled = again.reason == "throttled"
                 if is_throttled:
                     pacing.refused(time.monotonic())
+                if again.reason == "stalled":
+                    budget.was_silent()
                 delay_s = backoff.next_s()
                 wait_s = again.retry_after_s or delay_s
-                latest = deadline
+                latest = budget.ends_s
                 if is_throttled and time.monotonic() - pacing.taken_s <= self._budget_s:
                     latest += (THROTTLED_BUDGETS - 1) * self._budget_s
                 if time.monotonic() + wait_s > latest:
@@ -204,6 +210,26 @@ class Retry:
             if code in _TAKEN:
                 self._pacing(operation).taken_s = time.monotonic()
             self._observer.request(operation, time.perf_counter() - started, code)
+
+
+class _Budget:
+    """Until when attempts of one call begin.
+
+    Attributes:
+        attempt_s: when the last one began (monotonic).
+        ends_s: until then (monotonic).
+    """
+
+    def __init__(self, budget_s: float) -> None:
+        self.attempt_s = time.monotonic()
+        self.ends_s = self.attempt_s + budget_s
+        self._free_silences = SILENCES if budget_s else 0
+
+    def was_silent(self) -> None:
+        """The last attempt got no answer in time."""
+        if self._free_silences:
+            self._free_silences -= 1
+            self.ends_s += time.monotonic() - self.attempt_s
 
 
 def parse_retry_after(value: str | None) -> float | None:

@@ -10,7 +10,7 @@ import time
 from sidecar.units import KIB
 
 SOCKET_TIMEOUT_S = 5.0
-"""The longest time-out, and the one before any response was measured."""
+"""The longest time-out for a range, and the one before any response was measured."""
 SHORTEST_TIMEOUT_S = 0.5
 PROGRESS_BYTES = 64 * KIB
 """What content must move for an attempt to get its whole time again."""
@@ -70,28 +70,30 @@ class AdaptiveTimeout:
     Threads update it without a lock: a lost sample does no harm.
 
     Args:
-        steady_s: a fixed time-out instead, for requests whose usual time says nothing.
+        least_s: the shortest time-out; ``SHORTEST_TIMEOUT_S`` if it is not given.
+        most_s: the longest one, and the one before any response was measured;
+            ``SOCKET_TIMEOUT_S`` if it is not given. The same as ``least_s`` for requests whose
+            usual time says nothing.
 
     Attributes:
         limit_s: how long an attempt may take without progress (:class:`Deadline`).
     """
 
-    def __init__(self, *, steady_s: float | None = None) -> None:
-        self._steady_s = steady_s
-        self.limit_s = _PATIENCE * (SOCKET_TIMEOUT_S if steady_s is None else steady_s)
+    def __init__(self, least_s: float | None = None, most_s: float | None = None) -> None:
+        self._least_s = SHORTEST_TIMEOUT_S if least_s is None else least_s
+        self._most_s = SOCKET_TIMEOUT_S if most_s is None else most_s
+        self.limit_s = _PATIENCE * self._most_s
         self._mean_s: float | None = None
         self._deviation_s = 0.0
         self._factor = 1
 
     @property
     def timeout_s(self) -> float:
-        """``steady_s``, or between ``SHORTEST_TIMEOUT_S`` and ``SOCKET_TIMEOUT_S``."""
-        if self._steady_s is not None:
-            return self._steady_s
+        """How long it is now."""
         if self._mean_s is None:
-            return SOCKET_TIMEOUT_S
-        usual_s = max(3 * (self._mean_s + 4 * self._deviation_s), SHORTEST_TIMEOUT_S)
-        return min(usual_s * self._factor, SOCKET_TIMEOUT_S)
+            return self._most_s
+        usual_s = max(3 * (self._mean_s + 4 * self._deviation_s), self._least_s)
+        return min(usual_s * self._factor, self._most_s)
 
     def answered(self, seconds: float) -> None:
         """The first byte came after ``seconds``."""
