@@ -25,11 +25,11 @@ FORBIDDEN = {
         "control/catalogue/selection.py",
         "import sidecar.control.injection.inject",
     ),
-    "What is above the stores knows neither SDK nor FUSE, and of the stores only the interface": (
+    "Above the stores nothing imports an SDK, FUSE, or more of a store than its interface": (
         "mounter/filesystem/names.py",
         "import sidecar.mounter.store.login",
     ),
-    "Inside the stores, imports point down: a cloud, what all clouds share, HTTP that knows none": (
+    "Inside the stores, imports point down: a cloud, what all clouds share, HTTP": (
         "mounter/store/http/client.py",
         "import sidecar.mounter.store.store_errors",
     ),

@@ -45,7 +45,7 @@ _ON_EVERY_MOUNT = {
         OTHERWISE, "W7 What runs is not written"
     ),
     "test_open.py::test_attributes_of_other_file_systems": Difference(
-        ENOTTY, "X6 ioctl knows nothing"
+        ENOTTY, "X6 ioctl is refused"
     ),
     "test_rename.py::test_exchange": Difference(EINVAL, "C5 Two names are not exchanged"),
     "test_open.py::test_a_hard_link": Difference(EPERM, "X1 Hard links are refused"),
