@@ -1,9 +1,9 @@
 """``sidecar`` and ``python -m sidecar``: where every process of the command line begins.
 
 The kernel drops a signal to the first process of a container that has no handler for it (signal(7)
-says it of init). A pod that is deleted while it starts would then wait for all of its grace period.
-So the handlers come before the imports, and whoever replaces the process (`sidecar mount`) blocks
-the signals until its successor has handlers: the kernel keeps what is blocked. The image starts
+says so of init). A pod that is deleted while it starts would then wait for its whole grace period.
+So the handlers come before the imports, and a process that will be replaced (`sidecar mount`) blocks
+the signals until its successor has handlers: the kernel keeps blocked signals. The image starts
 this program with the signals blocked.
 """
 
@@ -19,7 +19,7 @@ def main() -> int:
     try:
         match sys.argv[1:]:
             case ["mount", "--spec", spec_file, "--spec-sha256", digest]:  # as injectors write it
-                gc.disable()  # imports make no garbage, and would waste a tenth on looking for it
+                gc.disable()  # imports make no garbage, and looking for it would cost a tenth
                 from sidecar.mounter.supervisor.main import run_own
 
                 gc.enable()

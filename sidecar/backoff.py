@@ -1,7 +1,4 @@
-"""How long to wait before the next attempt of something that failed. Standard library only.
-
-Only the arithmetic is here: who waits, and for which errors, stands where the attempt is made.
-"""
+"""How long to wait before the next attempt of something that failed. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ class Backoff:
     """Delays in seconds that double from ``first_s`` up to ``longest_s``.
 
     Args:
-        jitter: each delay is drawn from its upper half, so that many who failed together
+        jitter: each delay is drawn from its upper half, so that clients that failed together
             do not come back together.
     """
 

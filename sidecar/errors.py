@@ -1,7 +1,7 @@
 """Every error of the product, its stable code, and the errno that a program sees.
 
 Codes are part of the interface: logs, events, metrics, the status page and the termination message
-show them. docs/troubleshooting.md says of each when it comes and what to do. A code is never used
+show them. docs/troubleshooting.md says when each comes and what to do. A code is never used again
 for something else.
 """
 
@@ -17,9 +17,9 @@ EXIT_NOT_SAVED = 4
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, with escapes in place of what a log or a terminal would act on.
+    """``text`` on one line, with escapes in place of characters that a log or a terminal obeys.
 
-    Whatever somebody reads may have names in it that others gave: of files, objects, containers.
+    Messages may contain names of files, objects and containers that others gave.
     """
     if text.isprintable():
         return text
@@ -285,7 +285,7 @@ class TooLarge(StoreError):
 
 
 class Unsupported(StoreError):
-    """Cannot be had on an object store, or not yet: said early, never ignored."""
+    """An object store cannot do it, or this product does not yet: refused, never ignored."""
 
     code, name = "SC1050", "UNSUPPORTED"
 
@@ -299,13 +299,13 @@ class StoreProtocolError(StoreError):
 
 
 class WriteDenied(AccessDenied):
-    """The login may list a volume that is not read-only, and not write to it."""
+    """The volume is not read-only, and the login may list it, but not write to it."""
 
     code, name = "SC1053", "WRITE_DENIED"
 
 
 class DeleteDenied(AccessDenied):
-    """The login may write to a volume, and not delete: no file could be renamed or replaced."""
+    """The login may write to a volume but not delete: no file could be renamed or replaced."""
 
     code, name = "SC1054", "DELETE_DENIED"
 
@@ -326,7 +326,7 @@ _ORDINARY = (NotFound, Stale, AlreadyExists, Unsupported)
 
 
 def is_store_failure(error: SidecarError) -> bool:
-    """Whether a call failed for the store's sake: not with what stores answer on good days."""
+    """Whether a call failed because of the store. Answers of a healthy store are no failures."""
     return isinstance(error, StoreError | CredentialError) and not isinstance(error, _ORDINARY)
 
 
@@ -392,7 +392,7 @@ class NotPermitted(FileSystemError):
 
 
 class WouldBlock(FileSystemError):
-    """Between a transport and the file system only; no program ever sees it."""
+    """Passes between a transport and the file system only; no program ever sees it."""
 
     code, name = "SC1075", "WOULD_BLOCK"
 
@@ -521,7 +521,7 @@ class WorkerHung(HostError):
 
 
 class MountLost(HostError):
-    """A container has a volume through a sub-path of a mount that is there no more."""
+    """A container has a volume through a sub-path of a mount that is gone."""
 
     code, name = "SC1095", "MOUNT_LOST"
 

@@ -1,7 +1,7 @@
-"""One client of the HTTP server: its socket, what came, and what goes. Waits for nothing.
+"""One client of the HTTP server: its socket, what came, and what goes. Never waits.
 
-What cannot be done at once raises what the socket raises: BlockingIOError, SSLWantReadError,
-SSLWantWriteError. Which limits hold, and who is answered what, is decided by the server.
+If an operation would have to wait, it raises BlockingIOError, SSLWantReadError or
+SSLWantWriteError, as the socket does. The server sets limits and decides on answers.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from sidecar.units import KIB
 
 HEAD_BYTES: Final = 8 * KIB
 SMALL_BYTES: Final = 64 * KIB
-"""A body of more than this has pages of its own, which the kernel has back when it is answered.
-The allocator would keep what forty large bodies took."""
+"""A larger body has pages of its own, which go back to the kernel once it is answered. The
+allocator would keep the memory of forty large bodies."""
 _CHUNK_BYTES: Final = 64 * KIB
-"""Read at once. More than a record of TLS, so that nothing is left where no selector sees it."""
+"""The most to read at once. A TLS record is smaller, so no selector misses the rest of one."""
 
 Body = bytearray | mmap.mmap
 
@@ -45,11 +45,11 @@ class Connection:
         deadline_s: see below.
 
     Attributes:
-        deadline_s: when it is closed unless it got further (monotonic).
-        events: what the selector looks for; 0 if it is not registered.
+        deadline_s: when the connection is closed unless it got further (monotonic).
+        events: what the selector waits for; 0 if it is not registered.
         head: of the request that is being read or answered.
-        body: what came of its body, in its place; None once it was taken.
-        then: what follows writing; None: the end.
+        body: its body as it comes; None once it was taken.
+        then: the phase after writing; None: the end.
         served: how many requests were answered.
     """
 
@@ -63,8 +63,8 @@ class Connection:
         self.body: Body | None = None
         self.then: Phase | None = None
         self.served = 0
-        self._body_bytes = 0  # of the body, as far as it came
-        self._incoming = bytearray()  # what follows it, or comes before it
+        self._body_bytes = 0  # how much of the body has come
+        self._incoming = bytearray()  # bytes before or after a body
         self._outgoing = memoryview(b"")
 
     @property
@@ -79,7 +79,7 @@ class Connection:
 
     @property
     def has_hidden(self) -> bool:
-        """Whether TLS has bytes of the next request already, which no selector sees."""
+        """Whether TLS already holds bytes of the next request, which no selector sees."""
         return isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0
 
     def shake_hands(self) -> None:
@@ -100,7 +100,7 @@ class Connection:
         return count > 0
 
     def take_head(self) -> Head | None:
-        """The head once it is there, also as an attribute from then on. Raises Refused."""
+        """The head once it has come; it stays in ``head``. Raises Refused."""
         end = self._incoming.find(b"\r\n\r\n", 0, HEAD_BYTES)
         if end < 0:
             if len(self._incoming) >= HEAD_BYTES:
@@ -123,7 +123,7 @@ class Connection:
         self._body_bytes = len(start)
         del self._incoming[:size]
         if head.waits and self._body_bytes < size:
-            # A client that does not see it sends the body after a moment (RFC 9110, 10.1.1).
+            # A client that gets no 100 sends the body after a moment (RFC 9110, 10.1.1).
             with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 self.socket.send(CONTINUE)
 
@@ -135,7 +135,7 @@ class Connection:
         return body
 
     def answer(self, data: bytes, then: Phase | None) -> None:
-        """What to send, and what follows. A connection that does not go on forgets what came."""
+        """Queue an answer, and the phase after it. The last answer drops what came since."""
         self._outgoing = memoryview(data)
         self._body_bytes = 0
         self.then = then
@@ -149,7 +149,7 @@ class Connection:
         while self._outgoing:
             sent_bytes = self.socket.send(self._outgoing[:_CHUNK_BYTES])
             self._outgoing = self._outgoing[sent_bytes:]
-        self._outgoing = memoryview(b"")  # releases the answer
+        self._outgoing = memoryview(b"")  # frees the answer
         self.head = None
 
     def say_goodbye(self) -> None:
@@ -161,5 +161,5 @@ class Connection:
             socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def discard(self) -> bool:
-        """Throw away what comes after goodbye; False once nothing does."""
-        return bool(socket.socket.recv(self.socket, _CHUNK_BYTES))  # around TLS, which has ended
+        """Throw away what comes after goodbye; False once the client has hung up."""
+        return bool(socket.socket.recv(self.socket, _CHUNK_BYTES))  # not by TLS, which has ended

@@ -1,7 +1,7 @@
-"""HTTP/1.x as bytes: a request's head to fields, an answer to bytes. Knows no socket. Pure.
+"""HTTP/1.x as bytes: a request's head to fields, an answer to bytes. Pure.
 
-Only what a probe, Prometheus and an API server send is taken (RFC 9112). What two readers could
-understand differently is refused: a body of unknown length, two lengths, folded fields.
+Takes only what a probe, Prometheus and an API server send (RFC 9112). Everything that two readers
+could understand differently is refused: a body of unknown length, two lengths, folded fields.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Head(NamedTuple):
-    """What matters of a request's head.
+    """The parts of a request's head that matter here.
 
     Attributes:
         path: of the target, without the query.
-        body_bytes: how long the body is that follows.
+        body_bytes: length of the body that follows.
         keeps_open: whether another request may follow on the connection.
         waits: the body is sent after a 100 (Continue).
     """
@@ -48,7 +48,7 @@ class Response(NamedTuple):
     """An answer.
 
     Attributes:
-        headers: further ones, as (name, value).
+        headers: additional ones, as (name, value).
     """
 
     status: HTTPStatus
@@ -58,7 +58,7 @@ class Response(NamedTuple):
 
 
 class Refused(Exception):
-    """A request that gets an answer of 4xx or 5xx, after which the connection is closed.
+    """A request that is answered with 4xx or 5xx; the connection is closed after that.
 
     Attributes:
         response: the answer.
@@ -76,7 +76,7 @@ def parse_head(data: bytes) -> Head:
         data: from the request line up to the empty line, without it.
 
     Raises:
-        Refused: it is none, or says nothing certain about the body.
+        Refused: it is no head, or leaves the body's length uncertain.
     """
     line, *lines = data.split(b"\r\n")
     request = _REQUEST_LINE.fullmatch(line)

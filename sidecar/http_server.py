@@ -1,10 +1,10 @@
 """An HTTP server that strangers cannot exhaust: everything it holds has a limit.
 
-One thread turns a loop over all connections, and a fixed number of threads computes answers, so
-that nobody waits for a client. A request must be whole within a deadline, however steadily its
-bytes drip. When there are too many connections, the oldest one that waits for its client goes:
-a probe, which connects and asks at once, always gets through. What bodies and answers take is
-bounded for all connections together.
+One thread loops over all connections, and a fixed number of threads computes answers, so nobody
+waits for a client. A request must be whole within a deadline, however steadily its bytes drip.
+When there are too many connections, the oldest one that waits for its client is dropped. So a
+probe, which connects and asks at once, always gets through. Bodies and answers of all connections
+together have one limit.
 
 Standard library only, since the sidecar's memory is the experiment's.
 """
@@ -51,9 +51,9 @@ class Limits:
     Attributes:
         connections: how many at once.
         idle_s: for the TLS handshake, and for the first byte of the first request.
-        kept_s: between two requests. The side that closes first loses nothing: a client whose
-            request meets the end of the connection cannot know whether it was taken, and what is
-            no GET is not sent again. So this is longer than clients keep an idle connection.
+        kept_s: between two requests. This is longer than clients keep an idle connection: a client
+            whose request meets the end of the connection cannot know whether it was taken, and
+            does not send it again unless it is a GET.
         request_s: for a request from its first byte to its last, and again for its answer.
         body_bytes: of one request.
         held_bytes: bodies and answers of all connections together.
@@ -72,11 +72,11 @@ class Route(NamedTuple):
 
     Attributes:
         method: GET, which answers HEAD too, or POST.
-        answer: called in the route's thread; of a GET once for all who ask before it is called.
-        thread: routes with the same name share one thread, and wait for each other. Bodies that
-            are large have one of their own, so that who sends them keeps only the like waiting.
-        most: how many requests may wait for the answer. Who comes then gets 503 at once, so that
-            these cannot take all connections. None: as many as there are connections.
+        answer: called in the route's thread; for a GET once for all who ask before the call.
+        thread: routes with the same name share one thread, and wait for each other. Large bodies
+            have one of their own, so that their senders keep only each other waiting.
+        most: how many requests may wait for the answer. More get 503 at once, so that this route
+            cannot take all connections. None: as many as there are connections.
     """
 
     method: str
@@ -109,14 +109,14 @@ class HttpServer:
         names |= {_LARGE} if limits.body_bytes > SMALL_BYTES else set()
         self._threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in names}
         self._connections: set[Connection] = set()
-        # Those that wait for their client, the one that waits longest first.
+        # Connections that wait for their client, the longest first.
         self._waiting: dict[Connection, None] = {}
         # By path of a GET: the answer that was asked for last, and who waits for it.
         self._asked: dict[str, tuple[Future[Response], list[Connection]]] = {}
         self._answers: deque[tuple[list[Connection], Future[Response]]] = deque()
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
-        self._accept_again_s: float | None = None  # while no connection is accepted
+        self._accept_again_s: float | None = None  # set while no connection is accepted
         self._said_s = float("-inf")
         self._stops_s = math.inf  # when no new connection is taken any more
         self._stopping = False
@@ -127,15 +127,15 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that it listens on."""
         return int(self._listener.getsockname()[1])
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Let :meth:`serve` return when it has answered. For any thread, and signal handlers.
 
         Args:
-            drain_s: how long everybody is still served, for clients that have not learned yet that
-                this server goes. Each answer asks its client to connect anew, elsewhere.
+            drain_s: how long everybody is still served, for clients that do not know yet that this
+                server ends. Each answer asks its client to connect anew, elsewhere.
         """
         self._stops_s = time.monotonic() + drain_s
         self._wake_up()
@@ -170,7 +170,7 @@ class HttpServer:
         for _ in range(_ACCEPTS_IN_A_TURN):
             oldest = self._find_oldest() if self._is_full else None
             if oldest is None and self._is_full:
-                self._pause()  # each of them has asked something and gets its answer
+                self._pause()  # all of them have asked something and get their answer
                 return
             try:
                 connected, _ = self._listener.accept()
@@ -204,7 +204,7 @@ class HttpServer:
         self._watch(connection, selectors.EVENT_READ)
 
     def _pause(self) -> None:
-        """Accept nobody for a moment: the kernel keeps who connects."""
+        """Accept nobody for a moment: the kernel keeps new clients waiting."""
         if self._accept_again_s is None:
             self._selector.unregister(self._listener)
         self._accept_again_s = time.monotonic() + _PAUSE_S
@@ -214,12 +214,12 @@ class HttpServer:
         return len(self._connections) >= self._limits.connections
 
     def _find_oldest(self) -> Connection | None:
-        """Who waits longest for its client; None: nobody waits.
+        """The connection that waits longest for its client; None: none does.
 
-        What has come is read first: who has asked already is not dropped for a newcomer.
+        What has come is read first: a client that has asked already is not dropped for a newcomer.
         """
         for connection in list(self._waiting):
-            if connection in self._waiting:  # it may have been closed for another's request
+            if connection in self._waiting:  # reading another one may have closed it
                 self._advance(connection)
             if connection in self._waiting:
                 return connection
@@ -274,7 +274,7 @@ class HttpServer:
         now_s = time.monotonic()
         for connection in [c for c in self._waiting if c.deadline_s <= now_s]:
             if connection not in self._connections:
-                continue  # dropped for the answer to another one
+                continue  # dropped for another one's answer
             if connection.phase is Phase.READING and not connection.is_silent:
                 late = Refused(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
                 self._send(connection, late.response, refused=True)
@@ -289,14 +289,14 @@ class HttpServer:
         self._stopping = True
         for _ in range(BACKLOG // _ACCEPTS_IN_A_TURN):
             if self._accept_again_s is None:
-                self._accept()  # who is connected for the kernel must not see a reset
+                self._accept()  # a client that the kernel has connected must not see a reset
         if self._accept_again_s is None:
             self._selector.unregister(self._listener)
         self._accept_again_s = None
         self._listener.close()
         for connection in list(self._connections):
             if connection in self._connections and connection.is_silent:
-                self._advance(connection)  # what has come, and was not read yet
+                self._advance(connection)  # reads what has come
             if connection.is_silent and connection.served:
                 self._close(connection)
 
@@ -350,7 +350,7 @@ class HttpServer:
             self._compute(connection, head, body)
 
     def _check(self, head: Head) -> None:
-        """Raises Refused where no route takes the request, or too many wait for its answer."""
+        """Raises Refused if no route takes the request, or too many wait for its answer."""
         route = self._routes.get(head.path)
         if route is None:
             raise Refused(HTTPStatus.NOT_FOUND, "no such page")
@@ -375,7 +375,7 @@ class HttpServer:
         route = self._routes[head.path]
         asked = self._asked.get(head.path) if route.method == "GET" else None
         if asked is not None and not (asked[0].running() or asked[0].done()):
-            asked[1].append(connection)  # what is answered is no older than the request
+            asked[1].append(connection)  # the answer is made after the request
             return
         connections = [connection]
         thread = _LARGE if len(body) > SMALL_BYTES else route.thread
@@ -392,10 +392,10 @@ class HttpServer:
         )
 
     def _make_room(self, connection: Connection) -> None:
-        """Drop the oldest that hold much, until all hold less than the limit.
+        """Drop the oldest connections that hold much, until all hold less than the limit.
 
         Raises:
-            Refused: what is left belongs to requests that are being answered.
+            Refused: the rest belongs to requests that are being answered.
         """
         if connection.held_bytes <= SMALL_BYTES:
             return
@@ -416,7 +416,7 @@ class HttpServer:
         self._wake_up()
 
     def _wake_up(self) -> None:
-        # If the buffer is full, it wakes up anyway; if it is closed, nothing is served any more.
+        # A full buffer wakes the loop anyway; a closed one serves nobody any more.
         with contextlib.suppress(OSError):
             self._wake.send(b"\0")
 
@@ -469,7 +469,7 @@ class HttpServer:
             self._watch(connection, selectors.EVENT_READ)
 
     def _go_on(self, connection: Connection) -> None:
-        """Take the next request, of which something may have come before the answer."""
+        """Take the next request; some of it may have come before the answer."""
         self._wait_for_client(connection, Phase.READING, self._limits.kept_s)
         self._watch(connection, selectors.EVENT_READ)
         if not connection.is_silent:
@@ -480,5 +480,5 @@ class HttpServer:
 
 
 def _answer(route: Route, head: Head, body: Body) -> Response:
-    """In the route's thread, where a large body is copied: one at a time."""
+    """Compute an answer in the route's thread. It also copies large bodies, one at a time."""
     return route.answer(Request(head.method, head.path, bytes(body)))

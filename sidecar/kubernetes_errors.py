@@ -1,4 +1,4 @@
-"""What the Kubernetes API answers, as errors of ours. Knows no client and sends nothing.
+"""The Kubernetes API's answers as errors of ours.
 
 The certificate job asks through the API's own client (:mod:`sidecar.kubernetes_api`), the sidecar
 through its own HTTP (:mod:`sidecar.mounter.reporting.pod_api`).
@@ -33,7 +33,7 @@ _BY_STATUS: Final[dict[int, type[ClusterError]]] = {
 def answer_error(
     what: str, status: int, reason: str, body: str | bytes | None, retry_after: str
 ) -> ClusterError:
-    """The error that an answer means which is no success.
+    """The error for an answer that is no success.
 
     Args:
         what: the attempt, as the end of "cannot …", such as ``create events in `team```.

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _FILE_BYTES = 256 * 1024
-"""Room for every series that one process has; prometheus-client begins with 64 KiB."""
+"""Room for every series of one process; prometheus-client begins with 64 KiB."""
 _FILE_KINDS = ("counter", "gauge_mostrecent", "gauge_sum", "histogram")
 _PARTS_IN_FLIGHT = "mount_sidecar_in_flight_limit_parts"
 _LATENCY_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30)
 
 
 def _open_values(directory: Path, identity: str) -> None:
-    """Point prometheus-client at the files of ``identity``; once, before the first metric."""
+    """Make prometheus-client use the files of ``identity``; called once, before any metric."""
     directory.mkdir(parents=True, exist_ok=True)
     for kind in _FILE_KINDS:
         _reserve(directory / f"{kind}_{identity}.db")
@@ -210,7 +210,7 @@ class VolumeMetrics:
         self._observe_request: dict[str, Callable[[float], None]] = {}
 
     def operation(self, operation: str, seconds: float, error: BaseException | None) -> None:
-        """Count a file system operation that ended. ``error``: what it failed with, or None."""
+        """Count a file system operation that ended. ``error``: how it failed, or None."""
         observe = self._observe_operation.get(operation)
         if observe is None:
             observe = self._operations.labels(self._volume, operation).observe
@@ -239,7 +239,7 @@ class VolumeMetrics:
         self._near_faults.labels(self._volume, code).inc()
 
     def cache_limit(self, limit_bytes: int) -> None:
-        """Set what the disk cache may occupy. A volume that has none by choice has no series."""
+        """Set the disk cache's limit. A volume without a cache has no series."""
         self._cache_limit_bytes.labels(self._volume).set(limit_bytes)
 
     def hidden(self, reason: str) -> None:

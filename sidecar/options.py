@@ -1,7 +1,7 @@
-"""What may be set of a bucket volume, and of a pod: every option with its default, range and cost.
+"""The options of a bucket volume and of a pod, each with its default, range and cost.
 
-The one table: the spec carries it, people set it in three places
-(:mod:`sidecar.control.catalogue.options`), and docs/options.md lists it. Standard library only,
+This is the only table: the spec carries the options, people set them in three places
+(:mod:`sidecar.control.catalogue.options`), and docs/options.md lists them. Standard library only,
 because process 1 loads this.
 """
 
@@ -18,7 +18,7 @@ CacheName = Literal["none", "disk", "memory", "node"]
 ReadWhole = Literal["never", "models", "always"]
 
 MOST_BYTES: Final = PIB
-"""Of any size: a number that no disk has is a mistake."""
+"""The largest size. A number that no disk has is a mistake."""
 NAMES_READ_ONLY_S: Final = 60.0
 NAMES_WRITABLE_S: Final = 1.0
 
@@ -28,9 +28,9 @@ def _option(default: Any, about: str, costs: str, unset: str = "", **limits: flo
 
     Args:
         about: what it does, for docs/options.md.
-        costs: what more of it costs.
+        costs: what a higher value costs.
         unset: what None means.
-        limits: of a number, under pydantic's names.
+        limits: on a number, under pydantic's names.
     """
     return field(
         default=default, metadata={"about": about, "costs": costs, "unset": unset, **limits}

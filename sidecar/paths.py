@@ -1,4 +1,4 @@
-"""Which paths and names catalogue, run and spec may give. Text only: no file is looked at."""
+"""Which paths and names catalogue, run and spec may contain. Text only: no file is looked at."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_absolute_path(path: str, where: str, error: type[ConfigError]) -> str:
 
 
 def check_parts(path: str, where: str, error: type[ConfigError]) -> None:
-    """Refuse a relative path that is empty, not normalised, or has a name no file can have.
+    """Refuse a relative path that is empty, not normalised, or has a part that no file can have.
 
     Raises:
         ConfigError: of class ``error``, beginning with ``where``.
@@ -70,7 +70,7 @@ def prefix_problem(prefix: str) -> str | None:
 
 
 def normalised(path: str) -> str:
-    """A path in a container as a runtime takes it: from the root, without ``.``, ``..``, ``//``."""
+    """A path in a container as a runtime reads it: from the root, without ``.``, ``..``, ``//``."""
     return posixpath.normpath(f"/{path.lstrip('/')}")
 
 

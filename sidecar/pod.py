@@ -12,12 +12,12 @@ CONTAINER_NAME: Final = "mount-sidecar"
 """The sidecar's container in a pod."""
 
 RESERVED_PREFIX: Final = f"{CONTAINER_NAME}-"
-"""How the names of all pod volumes begin that are the sidecar's, and of no others."""
+"""The beginning of the names of all the sidecar's pod volumes, and of no others."""
 
 SHARED_SUFFIX: Final = "shared"
-"""After the prefix: the volume with the mounts. Who has it is the sidecar, or of the experiment."""
+"""After the prefix: the volume with the mounts. Only the sidecar and the experiment have it."""
 STATE_SUFFIX: Final = "state"
-"""After the prefix: the volume that is the sidecar's state directory."""
+"""After the prefix: the volume with the sidecar's state directory."""
 
 NAMESPACE_VARIABLE: Final = "SIDECAR_POD_NAMESPACE"
 UID_VARIABLE: Final = "SIDECAR_POD_UID"
@@ -29,11 +29,11 @@ POD_VARIABLES: Final = {
     UID_VARIABLE: "metadata.uid",
     "SIDECAR_NODE_NAME": "spec.nodeName",
 }
-"""Environment variables of the sidecar, and the field of the pod that each holds."""
+"""The sidecar's environment variables, and the field of the pod that each holds."""
 
 READY_FILE: Final = "ready"
 ALIVE_FILE: Final = "alive"
-"""In the sidecar's state directory: what probes look at that are commands (decision 49)."""
+"""A file in the sidecar's state directory, which probes that are commands check (decision 49)."""
 
 STOP_WITH_EXPERIMENT_VARIABLE: Final = "SIDECAR_STOP_WITH_EXPERIMENT"
 """Set if the sidecar must end by itself once the pod's other containers have ended."""
@@ -42,11 +42,11 @@ PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 """Variables of the sidecar, and keys of the secrets that hold a proxy."""
 
 STOPPING_FILE: Final = "stopping"
-"""In the state directory: made when the pod begins to end. Its text is the pod's grace period."""
+"""A file in the state directory, made when the pod begins to end. Its text is the grace period."""
 
 OVERDUE_FILE: Final = "overdue"
-"""In the state directory: made when the experiment has had its own grace period. Its text is the
-names of the containers that the node's janitor is to end."""
+"""A file in the state directory, made when the experiment's own grace period is over. Its text is
+the names of the containers that the node's janitor is to end."""
 
 SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where a kubelet mounts the pod's token, and the authority of the API server."""

@@ -57,7 +57,7 @@ class CaBundle:
     """Authorities in a ConfigMap or a Secret of the pod's namespace.
 
     Attributes:
-        key: whose value is certificates in PEM.
+        key: its value is certificates in PEM.
     """
 
     kind: Literal["configMap", "secret"]
@@ -75,11 +75,11 @@ class CaBundle:
 
     @property
     def folder(self) -> str:
-        """Below the secrets root."""
+        """The folder below the secrets root."""
         return self.name if self.kind == "secret" else config_map_folder(self.name)
 
     def path(self, secrets_root: str) -> str:
-        """The file in the sidecar."""
+        """The file in the sidecar's file system."""
         return f"{secrets_root}/{self.folder}/{self.key}"
 
 
@@ -98,7 +98,7 @@ class StoreSource:
         anonymous: requests are not signed.
         proxy: ``http://HOST:PORT`` without a login, through which the store is reached; None: as
             the secret or the environment says.
-        no_proxy: what is reached without it: names, domains, addresses and networks with commas.
+        no_proxy: hosts reached without it: names, domains, addresses and networks with commas.
         ca_bundle: authorities besides the public ones.
     """
 
@@ -135,7 +135,7 @@ class Volume:
             except in a pod that shows a bucket at a ``mountPath`` through a sub-path.
         near: a bucket near the pods, in which blocks of this one are kept (buckets only).
         options: how a bucket is served.
-        origins: of the options that somebody set: who did.
+        origins: for each option that somebody set: who did.
     """
 
     name: str
@@ -150,35 +150,35 @@ class Volume:
 
     @property
     def label(self) -> str:
-        """How logs, metrics and messages name it: ``kind/name``."""
+        """How logs, metrics and messages name the volume: ``kind/name``."""
         return volume_label(self.kind, self.name)
 
     @property
     def identity(self) -> str:
-        """How its files in the state directory are named."""
+        """How the volume's files in the state directory are named."""
         return f"{self.kind}-{quote(self.name, safe='')}"
 
     @property
     def mounted_at(self) -> str:
-        """Where it is in the sidecar's own file system."""
+        """Where the volume is in the sidecar's own file system."""
         return (self.mountpoint if self.is_bucket else None) or self.path
 
     @property
     def stores(self) -> tuple[StoreSource, ...]:
-        """The buckets that the sidecar talks to for it."""
+        """The buckets that the sidecar talks to for the volume."""
         own = (self.source,) if isinstance(self.source, StoreSource) else ()
         return (*own, *((self.near,) if self.near is not None else ()))
 
     @property
     def is_sub_path(self) -> bool:
-        """Whether the kubelet shows it at ``path``, through a sub-path of the shared directory."""
+        """Whether the kubelet shows it at ``path``, as a sub-path of the shared directory."""
         return self.is_bucket and self.mounted_at != self.path
 
     @property
     def must_hold_data(self) -> bool:
         """Whether it is a directory of the node that experiments only read.
 
-        An empty one is an error: a container runtime makes a hostPath that is missing.
+        If it is empty, that is an error: a container runtime makes a missing hostPath.
         """
         return self.read_only and isinstance(self.source, HostPathSource)
 
@@ -215,7 +215,7 @@ class Http:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Owner and permission bits of what is in a bucket, unless an object has its own.
+    """Owner and permission bits of everything in a bucket, unless an object has its own.
 
     The run's outputs directory gets them on every kind of volume.
     """
@@ -227,8 +227,8 @@ class Access:
 
 
 ANYBODY: Final = Access(file_mode=0o666, dir_mode=0o777)
-"""For a pod that does not say whom the experiment runs as. A user that only the image names must
-be able to save, and nothing outside the pod sees the mount."""
+"""For a pod that does not say as which user the experiment runs. A user that only the image names
+must be able to save, and nothing outside the pod sees the mount."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,9 +236,9 @@ class NodeCache:
     """The cache that the pods of a node share.
 
     Attributes:
-        host_path: its folder on the node; None: :attr:`Roots.node_cache` is that of this machine.
-        size_bytes: of all that is in it, whoever read it; None: by the room on the disk.
-        scope: who shares what: pods of one namespace, or in it those with one login only.
+        host_path: its folder on the node; None: :attr:`Roots.node_cache` on this machine.
+        size_bytes: budget of all pods together; None: by the room on the disk.
+        scope: who shares it: pods of one namespace, or of those only pods with one login.
     """
 
     host_path: str | None = None
@@ -275,7 +275,7 @@ class PersistenceSpec:
 
     @property
     def memory_cache_bytes(self) -> int:
-        """What caches in memory take of the container's limit."""
+        """How much of the container's memory limit caches in memory take."""
         caches = [volume.options for volume in self.buckets if volume.options.cache == "memory"]
         return sum(options.cache_bytes or 0 for options in caches)
 
@@ -286,7 +286,7 @@ class PersistenceSpec:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The spec that :meth:`to_json` gave. Not for what people write: nothing is checked."""
+        """The spec that :meth:`to_json` gave. Nothing is checked, so not for what people write."""
         return cls.from_document(json.loads(text))
 
     @classmethod
@@ -308,12 +308,12 @@ class PersistenceSpec:
 
 
 def config_map_folder(name: str) -> str:
-    """Where a ConfigMap stands below the secrets root. No name of Kubernetes has a ``_``."""
+    """The folder of a ConfigMap below the secrets root. No name of Kubernetes has a ``_``."""
     return f"configmap_{name}"
 
 
 def _options(document: dict[str, Any]) -> Options:
-    """JSON has lists where there are tuples."""
+    """The options of a document: JSON's lists become tuples."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
     }

@@ -1,6 +1,6 @@
 """Checks a spec that somebody wrote, with pydantic, and puts its mistakes into words.
 
-Process 1 and the workers do not import this: pydantic takes a fifth of a second, and they read
+Process 1 and the workers do not import this, since pydantic takes a fifth of a second. They read
 what was checked here (:meth:`PersistenceSpec.from_json`).
 """
 
@@ -22,7 +22,7 @@ from sidecar.spec import PersistenceSpec
 from sidecar.spec_rules import check_spec
 
 LIMITS = ("ge", "gt", "le", "lt")
-"""What a field's metadata may say of a number, under pydantic's names."""
+"""Limits on a number in a field's metadata, under pydantic's names."""
 
 
 def load_spec(text: str, where: str) -> PersistenceSpec:
@@ -109,7 +109,7 @@ def describe_validation_error(error: Mapping[str, Any], model: type[BaseModel]) 
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """`` (did you mean `x`?)``, or an empty string where nothing is near."""
+    """`` (did you mean `x`?)``, or an empty string if no known word is near."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean `{match[0]}`?)" if match else ""
 

@@ -1,6 +1,7 @@
 """The rules that every spec keeps, whoever wrote it. Text only: no file is looked at.
 
-Resolving checks what it made, and loading checks what a file holds. No mistake of form gets here.
+The resolver checks the spec that it made, and loading checks a file's spec. The form was checked
+before.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ SYSTEM_DIRECTORIES: Final = (
     "/usr/share/ca-certificates",
     "/var/run/secrets",
 )
-"""The kernel's directories, the image's (Dockerfile: what programs run from, and look for), and
+"""The kernel's directories, the image's (where programs are, and where they look: Dockerfile), and
 those of tokens. In the image ``/var/run`` is ``/run``: the sidecar's secrets are there, too."""
 
-# What is part of a host's name. Anything else could make the request go to another host.
+# A host's name has only these characters. Others could send the request to another host.
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _PROXY = re.compile(rf"http://({_HOST.pattern}|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?/?")
 
@@ -75,7 +76,7 @@ def shared_path(roots: Roots, kind: Kind, name: str) -> str:
 def own_spec(text: str) -> PersistenceSpec | None:
     """The spec that an injector of this version wrote; None if it may be another's.
 
-    For a text whose digest is known to be an injector's. What is left to check of it are the rules.
+    The text's digest is known to be an injector's, so only the rules are checked.
 
     Raises:
         ConfigError: see :func:`check_spec`.
@@ -100,7 +101,7 @@ def check_spec(spec: PersistenceSpec) -> None:
         PathOverlap: two volumes overlap, or one and a directory of the sidecar or the system.
         DuplicateSelection: two volumes have one kind and name.
         RunPathInvalid: the run's path or outputs directory leaves the outputs volume.
-        SpecInvalid: a name of a bucket, a secret or a volume can be none.
+        SpecInvalid: a name of a bucket, a secret or a volume is not possible.
     """
     _check_roots(spec.roots)
     for volume in spec.volumes:
@@ -115,7 +116,7 @@ def _check_roots(roots: Roots) -> None:
     for name, root in asdict(roots).items():
         if root is not None:
             check_absolute_path(root, f"roots.{name}", MountPathInvalid)
-    # Not the termination message: the kubelet puts it into a directory of the system.
+    # Without the termination message: the kubelet puts that into a directory of the system.
     for what, directory in _directories(roots):
         for system in SYSTEM_DIRECTORIES:
             if _overlap(directory, system):
@@ -169,7 +170,7 @@ def _reserved(volume: Volume, what: str) -> PathOverlap:
 
 
 def _check_store(source: StoreSource, volume: Volume) -> None:
-    # Parts of a path: of the store's keys, and of the secrets root.
+    # These become parts of paths: of the store's keys, and below the secrets root.
     names = {"bucket": source.bucket, "secret": source.secret, "secret key": source.secret_key}
     for what, name in names.items():
         if name is not None and (problem := name_problem(name)):
@@ -197,7 +198,7 @@ def _check_pairs(volumes: Sequence[Volume]) -> None:
         if volume.label in seen:
             raise DuplicateSelection(f"two volumes are `{volume.label}`", "name it once")
         seen.add(volume.label)
-    # By the parts of their paths: what is in a directory follows it at once.
+    # Sorted by the parts of their paths, so that a directory's content follows it at once.
     for outer, inner in pairwise(sorted(volumes, key=lambda volume: volume.path.split("/"))):
         if contains(outer.path, inner.path):
             raise PathOverlap(

@@ -1,7 +1,4 @@
-"""The signals that ask a process to stop, from its first moment on. Standard library only.
-
-What a process does when it is asked does not belong here.
-"""
+"""The signals that ask a process to stop, from its first moment on. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def end_on_them() -> None:
-    """End the process, with the exit status of a shell, until it has handlers of its own.
+    """End the process at such a signal, with a shell's exit status, until it has other handlers.
 
-    What is ignored stays so: nohup(1) asks for it. At SIGINT Python raises KeyboardInterrupt.
+    A signal that is ignored stays ignored: nohup(1) asks for that. SIGINT is KeyboardInterrupt.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -24,19 +21,19 @@ def end_on_them() -> None:
 
 
 def block() -> None:
-    """Keep them for later, also across exec(2)."""
+    """Keep the signals for later, also across exec(2)."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def unblock() -> None:
-    """Deliver them, those that came meanwhile too. The process has handlers."""
+    """Deliver the signals, those that came meanwhile, too. The process must have handlers."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def asked_to_end() -> int | None:
-    """The exit status of a process that is ending because of one of them; None for any other.
+    """The exit status if one of the signals is ending this process; else None.
 
-    Code that calls Python from C may turn SystemExit into an error of its own (pydantic does).
+    Code that calls Python from C may turn SystemExit into another error (pydantic does).
     """
     return _status
 
@@ -45,6 +42,6 @@ _status: int | None = None
 
 
 def _end(number: int, _frame: object) -> None:
-    global _status  # noqa: PLW0603 - of the process, as its handlers are
+    global _status  # noqa: PLW0603 - the process has one, as it has one set of handlers
     _status = 128 + number
     sys.exit(_status)

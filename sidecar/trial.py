@@ -1,7 +1,6 @@
 """`sidecar try`: one bucket at one directory, in the foreground, with the login of this machine.
 
-Starts `sidecar mount` as a pod would, tells what it says in a few lines, and ends it at Ctrl-C. It
-mounts and saves nothing itself.
+Starts `sidecar mount` as a pod would, reports its progress in a few lines, and ends it at Ctrl-C.
 """
 
 from __future__ import annotations
@@ -47,18 +46,18 @@ _AZURE_VARIABLES: Final = {
     "AZURE_ACCOUNT_NAME": ("AZURE_STORAGE_ACCOUNT", "AZURE_ACCOUNT_NAME"),
     "AZURE_ACCOUNT_KEY": ("AZURE_STORAGE_KEY", "AZURE_ACCOUNT_KEY"),
 }
-"""A secret's keys, and the variables of Azure's own tools that hold them. The SDK's default chain
-does not look at these; those of the other clouds do look at their tools' variables and files."""
+"""A secret's keys, and the variables of Azure's own tools that hold them. Azure's SDK ignores these
+variables; the SDKs of the other clouds read their tools' variables and files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What is tried.
+    """One trial.
 
     Attributes:
         url: the bucket, maybe with a prefix.
         directory: absolute, where it is mounted.
-        anonymous: of a public bucket.
+        anonymous: the bucket is public, and requests are not signed.
         values: the options, by name.
     """
 
@@ -70,7 +69,7 @@ class Trial:
 
     @property
     def store(self) -> StoreName:
-        """By the URL's scheme. Raises BucketUrlInvalid."""
+        """The store, by the URL's scheme. Raises BucketUrlInvalid."""
         scheme = self.url.partition("://")[0]
         for store, schemes in SCHEMES.items():
             if scheme in schemes:
@@ -127,7 +126,7 @@ class Trial:
         return spec
 
     def catalogue_entry(self) -> str:
-        """What declares the same volume in a cluster, as YAML. Raises BucketUrlInvalid."""
+        """The YAML that declares the same volume in a cluster. Raises BucketUrlInvalid."""
         entry: dict[str, Any] = {"store": self.store, "bucket": self.url}
         parse_bucket_url(self.store, self.url, "URL")
         if self.anonymous:
@@ -146,7 +145,7 @@ class Trial:
 
 
 def _access_of_caller() -> Access:
-    """Files belong to who asked for the mount, also through sudo."""
+    """Files belong to the user who asked for the mount, also through sudo."""
     uid, gid = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
     return Access(
         uid=int(uid) if uid.isdecimal() else os.getuid(),
@@ -155,7 +154,7 @@ def _access_of_caller() -> Access:
 
 
 def run(trial: Trial, say: Callable[[str], None]) -> int:
-    """Mount it, until it ends or is asked to; the exit status of `sidecar mount`.
+    """Mount until `sidecar mount` ends or is asked to; its exit status.
 
     What is not saved at the end stays in a folder of this machine, and the next run with the same
     URL and directory saves it.
@@ -188,7 +187,7 @@ def run(trial: Trial, say: Callable[[str], None]) -> int:
                 directories.remove(parent, folder.name)
             return status
         finally:
-            with contextlib.suppress(FileNotFoundError):  # nothing is mounted any more
+            with contextlib.suppress(FileNotFoundError):  # nothing is mounted there any more
                 os.unlink(lock_name, dir_fd=parent)
             os.close(parent)
 
@@ -214,7 +213,7 @@ def _run(
         try:
             _follow(process, trial, Path(spec.roots.state), asked, say)
         finally:
-            # What is not saved yet must be; a signal has asked it to end, or it has ended.
+            # It has ended, or must save what is not saved yet.
             process.terminate()
             status = process.wait()
     for line in (
@@ -232,7 +231,7 @@ def _run(
 
 
 def _folder(trial: Trial) -> Path:
-    """Where it keeps what is not saved, by what is tried. Links may lead to its parent's parent."""
+    """The folder for what is not saved, one for each trial. Its grandparent may be a link."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return (
         Path(os.path.realpath(base)) / "mount-sidecar" / _digest(f"{trial.url}\0{trial.directory}")
@@ -244,7 +243,7 @@ def _digest(text: str) -> str:
 
 
 def _refuse_what_is_there(directory: str) -> None:
-    """What is in the directory would be hidden. A dead mount of ours is cleared."""
+    """Refuse a directory with content, which would be hidden. A dead mount of ours is cleared."""
     try:
         names = os.listdir(directory)
     except OSError as error:
@@ -256,7 +255,7 @@ def _refuse_what_is_there(directory: str) -> None:
 
 
 def _take(lock: int, directory: str) -> None:
-    """Be the only one at the directory, as long as the file is open."""
+    """Be the only one at the directory as long as the file is open."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -266,7 +265,7 @@ def _take(lock: int, directory: str) -> None:
 
 
 def _login(store: StoreName, environment: Mapping[str, str]) -> dict[str, str]:
-    """The fields of a secret that the environment holds; none: the SDK's default chain."""
+    """The fields of a secret that the environment holds; empty: the SDK's default chain."""
     if store != "azure":
         return {}
     found = {
@@ -278,7 +277,7 @@ def _login(store: StoreName, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _start(spec: PersistenceSpec, log: int) -> subprocess.Popen[bytes]:
-    # In a session of its own it gets no Ctrl-C; setpriv(1): it ends if this process is killed.
+    # In a session of its own the sidecar gets no Ctrl-C; setpriv(1): it ends if this process dies.
     command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "sidecar"]
     with open(os.memfd_create("spec"), "w+") as text:
         text.write(spec.to_json())
@@ -294,7 +293,7 @@ def _start(spec: PersistenceSpec, log: int) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _noted_signals() -> Iterator[list[int]]:
-    """Stop signals are noted in the list, instead of ending the process."""
+    """Note stop signals in the list instead of ending the process."""
     asked: list[int] = []
     before = {
         number: signal.signal(number, lambda received, _frame: asked.append(received))
@@ -314,7 +313,7 @@ def _follow(
     asked: list[int],
     say: Callable[[str], None],
 ) -> None:
-    """Tell what happens until it ends, or is asked to and has told so."""
+    """Report what happens until the sidecar ends, or is asked to and has reported that."""
     how = "read-only" if trial.read_only else "writable"
     told: set[str] = set()
     failing_since_s: float | None = None
@@ -329,7 +328,7 @@ def _follow(
         if document.get("ready"):
             tell(f"{trial.url} is at {trial.directory}, {how}. Ctrl-C ends it.")
         for volume in document.get("volumes", []):
-            # What ends it is told at its end.
+            # An error that ends it is reported at the end.
             if (error := volume["error"]) is None:
                 failing_since_s = None
             elif failing_since_s is None:
@@ -345,7 +344,7 @@ def _follow(
 
 
 def _status(state: Path) -> dict[str, Any]:
-    """What it says of itself; nothing while it has not begun."""
+    """The sidecar's own status document; empty before it has begun."""
     try:
         return read_status(state)
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""The command line of `sidecar`: options in, calls out. It decides nothing."""
+"""The command line of `sidecar`: options in, calls out."""

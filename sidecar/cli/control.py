@@ -124,7 +124,7 @@ _ALLOW_SHARED_PIDS = click.option(
 
 
 def _network(command: Callable[..., None]) -> Callable[..., None]:
-    """Options for how the cluster's sidecars reach the stores."""
+    """Add the options for how the cluster's sidecars reach the stores."""
     for option in (
         click.option(
             "--ca-bundle",
@@ -269,7 +269,7 @@ def certificate(
     renew_before_days: int,
     every_hours: int | None,
 ) -> None:
-    """Make a certificate, store it, and tell the API server: where there is no cert-manager."""
+    """Make a certificate, store it, and tell the API server, for clusters without cert-manager."""
     import datetime as dt
 
     from sidecar import logs

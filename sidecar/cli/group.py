@@ -1,4 +1,4 @@
-"""The command that all others belong to, and what several of them take."""
+"""The command group, and what several commands use."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def tell(line: str) -> None:
 
 
 def read_text(path: str, error: type[ConfigError], *, sha256: str | None = None) -> tuple[str, str]:
-    """The text of a file, or of standard input for ``-``, and the name of it for messages.
+    """The text of a file, or of standard input for ``-``, and its name for messages.
 
     Args:
-        sha256: what the digest of the bytes must be, in hexadecimal; None: anything.
+        sha256: the expected digest of the bytes, in hexadecimal; None: any.
 
     Raises:
         UsageError: the file cannot be read.

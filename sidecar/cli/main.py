@@ -15,7 +15,7 @@ from sidecar.cli import control, mounter  # noqa: F401 - they add their commands
 from sidecar.cli.group import cli, tell
 from sidecar.errors import EXIT_OK, SidecarError, UsageError
 
-# As a shell reports a program that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
+# As a shell reports a program that a signal has ended: 128 + SIGINT, 128 + SIGPIPE.
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
@@ -24,12 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command line; the exit status.
 
     Args:
-        arguments: without the program's name; None for those of the process.
+        arguments: without the program's name; None: those of this process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        # Not cli.main(), which prints usage errors in a form of its own, and exits with 1 for a
-        # signal.
+        # Not cli.main(), which prints usage errors in another form, and exits with 1 at a signal.
         with cli.make_context("sidecar", list(arguments)) as context:
             cli.invoke(context)
         sys.stdout.flush()

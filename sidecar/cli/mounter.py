@@ -137,7 +137,7 @@ def try_(
 
 
 def parse_settings(settings: tuple[str, ...]) -> Values:
-    """``NAME=VALUE`` to options; a list as in YAML. Raises UsageError, ConfigError."""
+    """Options from ``NAME=VALUE``; lists as in YAML. Raises UsageError, ConfigError."""
     import yaml
 
     from sidecar.control.catalogue.options import parse_options

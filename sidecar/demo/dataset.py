@@ -1,4 +1,4 @@
-"""The demo's data set: 650 handwritten digits of 8 x 8 pixels. Knows no bucket.
+"""The demo's data set: 650 handwritten digits of 8 x 8 pixels.
 
 ``digits.xz`` holds records of 65 bytes: the digit, then 64 grey values from 0 (paper) to
 16 (ink), row by row. They are the first 650 of the test part of "Optical Recognition of

@@ -1,4 +1,4 @@
-"""Runs one program and watches it without ever blocking for long. Knows no step of the demo."""
+"""Runs one program and watches it without ever blocking for long."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Program:
         self._name, self._log, self._check = name, log, check
         self._output = output or log
         # setpriv(1): the kernel sends SIGTERM if this process is killed. In a session of its
-        # own the program gets no Ctrl-C: the demo gets it, and ends its programs in the right
+        # own the program gets no Ctrl-C. The demo gets it, and ends its programs in the right
         # order (the sidecar must save while the server still runs).
         with log.open("ab") as errors, self._output.open("ab") as results:
             self._process = subprocess.Popen(
@@ -68,7 +68,7 @@ class Program:
             self._pause()
 
     def lines(self) -> Iterator[str]:
-        """The lines that it prints, until it ends.
+        """The lines that the program prints, until it ends.
 
         Raises:
             DemoFailed: its exit status is not 0.
@@ -79,7 +79,7 @@ class Program:
             while not ended:
                 ended = (
                     self._process.poll() is not None
-                )  # asked before reading: then this is the last read
+                )  # asked before reading, so that what follows is the last read
                 *lines, unfinished = (unfinished + output.read()).split("\n")
                 yield from lines
                 self._pause()
@@ -97,7 +97,7 @@ class Program:
             return self._process.wait()
 
     def stop_cleanly(self) -> None:
-        """Stop it. Raises DemoFailed if its exit status is not 0."""
+        """Stop the program. Raises DemoFailed if its exit status is not 0."""
         if self.stop() != EXIT_OK:
             raise self._failure()
 
@@ -106,7 +106,7 @@ class Program:
         time.sleep(_POLL_S)
 
     def _failure(self, when: str = "") -> DemoFailed:
-        # A signal for us may have hit it too, before it had a session of its own.
+        # Our own signal may have hit the program, too, before it had a session of its own.
         self._check()
         said = self._log.read_text(errors="replace").splitlines()
         last = said[-1] if said else "it said nothing"

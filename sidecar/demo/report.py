@@ -1,4 +1,4 @@
-"""Tables that the demo prints: volumes, the run's files, metrics that grew. Runs nothing."""
+"""Tables that the demo prints: volumes, the run's files, metrics that grew."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.tree import Tree
 from sidecar.spec import ClaimSource, HostPathSource, PersistenceSpec, StoreSource
 
 _METRIC_PREFIX = "mount_sidecar_"
-# Of a histogram only `_count`, the number of events: its sums and buckets would fill the table.
+# A histogram is shown by `_count` only, its number of events: the rest would fill the table.
 _COUNTING_SUFFIXES = ("_total", "_count")
 
 

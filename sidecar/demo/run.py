@@ -1,4 +1,4 @@
-"""The demo's steps, in a cluster's order. How programs are run and cleaned up is elsewhere."""
+"""The demo's steps, in a cluster's order."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ class Training:
 
 
 class Steps:
-    """Shows the step that runs, and a line with the result of each one that is done."""
+    """Shows the current step, and a line with the result of each one that is done."""
 
     def __init__(self, console: Console, signals: StopSignals) -> None:
         self._console, self._signals = console, signals
 
     @contextmanager
     def step(self, doing: str) -> Iterator[Callable[[str], None]]:
-        """One step, unless a signal came; gives a function that replaces the text of its line."""
+        """Run one step, unless a signal came; yields a function that replaces its line's text."""
         self._signals.check()
         began_s = time.monotonic()
         text = doing

@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and a closed terminal end the demo in an orderly way. Cleans up nothing itself.
+"""Turns Ctrl-C, SIGTERM and a closed terminal into an orderly end of the demo.
 
 A handler that raises can do so anywhere: in a destructor, where Python drops the exception, or
-after a program was started and before the demo knows of it. So the handler only takes note, and
+between the start of a program and the demo's note of it. So the handler only takes note, and
 the demo checks in each of its short waits.
 """
 

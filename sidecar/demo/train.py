@@ -1,8 +1,8 @@
 """A user's training script: softmax regression on small images, standard library only.
 
-It knows directories, not buckets: two variables say where data is and where results go. It
-prints each event as a line of JSON, with the SHA-256 of what it read or saved, for the demo to
-check. Imports nothing of the product.
+Two variables say where data is and where results go; both are directories. The script prints each
+event as a line of JSON, with the SHA-256 of what it read or saved, for the demo to check. It
+imports nothing of the product.
 """
 
 from __future__ import annotations

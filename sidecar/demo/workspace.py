@@ -1,4 +1,4 @@
-"""Owns all that the demo starts and creates, and removes it. Knows no step of the demo."""
+"""Owns all that the demo starts and creates, and removes it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sidecar.mounter.system.mounts import mounted, unmount
 class Workspace:
     """A temporary directory and the programs that work in it.
 
-    Leaving it ends the programs, the last one first, detaches mounts that are left below the
-    directory, and removes the directory.
+    Leaving it ends the programs, the last one first, detaches mounts left below the directory, and
+    removes the directory.
 
     Args:
         signals: checked in every wait.

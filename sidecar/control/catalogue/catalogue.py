@@ -1,13 +1,12 @@
-"""The catalogue: the data and outputs volumes that an admin declares. Knows no run and no pod.
+"""The catalogue: the data and outputs volumes that an admin declares.
 
 It is written as Polyaxon's Helm values (``persistence:`` at the top) or as the bare
 ``data``/``outputs`` mapping, in YAML or JSON. The keys of an entry are Polyaxon 0.6's
 (``existingClaim, mountPath, hostPath, store, bucket, secret, secretKey, readOnly``) and
-more: ``anonymous: true`` reads a public bucket without a login. Leaving the secret out does
-not say that: it means the pod's ambient identity. ``proxy``, ``noProxy`` and ``caBundle`` say how
-a bucket's store is reached, ``near`` where blocks of it are kept near the pods, ``options`` how it
-is served. ``mountSidecar`` beside all of it is
-the cluster's (:mod:`.cluster_settings`).
+more: ``anonymous: true`` reads a public bucket without a login (an entry without a secret uses
+the pod's ambient identity); ``proxy``, ``noProxy`` and ``caBundle`` say how a bucket's store is
+reached; ``near`` where blocks of it are kept near the pods; ``options`` how it is served.
+``mountSidecar`` beside the volumes holds for the whole cluster (:mod:`.cluster_settings`).
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _CHART_KEYS = ("logs", "repos", "upload")
 _KUBERNETES_NAME = re.compile(
     r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 )
-# There "DNS label names": of metrics, of directories, and of whatever Kubernetes will name by it.
+# There "DNS label names": metrics, directories and Kubernetes objects are named by it.
 _VOLUME_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # kubernetes.io "Secrets": keys of ``data``.
 _SECRET_KEY = re.compile(r"(?!\.\.)(?!\.$)[-._A-Za-z0-9]{1,253}")
@@ -72,7 +71,7 @@ class DeclaredVolume:
     Attributes:
         mount_path: where the experiment finds it; None for a bucket without ``mountPath``.
         near: a bucket near the pods, for blocks of this one.
-        options: of a bucket, as the admin set them.
+        options: those that the admin set for a bucket.
     """
 
     name: str
@@ -85,13 +84,13 @@ class DeclaredVolume:
 
     @property
     def label(self) -> str:
-        """How messages name it: ``kind/name``."""
+        """How messages name the volume: ``kind/name``."""
         return volume_label(self.kind, self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Every declared volume, in declared order, and what is set for all of them."""
+    """All declared volumes, in declared order, and what is set for all of them."""
 
     data: tuple[DeclaredVolume, ...] = ()
     outputs: tuple[DeclaredVolume, ...] = ()
@@ -194,7 +193,7 @@ _STRICT: Final = ConfigDict(extra="forbid", frozen=True, strict=True, alias_gene
 
 
 class _CaBundle(BaseModel):
-    """Where certificates of authorities are: in one of two kinds of objects."""
+    """Where certificates of authorities are: in a ConfigMap or in a Secret."""
 
     model_config = _STRICT
 
@@ -310,7 +309,7 @@ def _store(entry: _Entry, store: StoreName, at: _Location) -> StoreSource:
 
 
 def _near(entry: _Bucket | None, source: Source, at: _Location) -> StoreSource | None:
-    """The near bucket, which is reached as the volume's own is."""
+    """The near bucket. It is reached by the same proxy and authorities as the volume's own."""
     if entry is None or not isinstance(source, StoreSource):
         return None
     if entry.store is None:
@@ -325,9 +324,9 @@ def _near(entry: _Bucket | None, source: Source, at: _Location) -> StoreSource |
 
 
 def _inside(near: StoreSource, source: StoreSource) -> bool:
-    """Whether the keys of one are among those of the other, as far as names tell.
+    """Whether one's keys are among the other's, as far as their names tell.
 
-    Buckets of one name are different ones behind different endpoints, which secrets say.
+    Buckets of one name behind different endpoints, which are in secrets, are different buckets.
     """
 
     def bucket(one: StoreSource) -> tuple[str | None, ...]:

@@ -1,7 +1,4 @@
-"""What an admin sets for the whole cluster: ``mountSidecar`` in the catalogue. Knows no volume.
-
-It stands in the catalogue's document, and so is followed and kept as that is.
-"""
+"""What an admin sets for the whole cluster: ``mountSidecar`` in the catalogue's document."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ _SHARED = (
     *("/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/usr", "/var"),  # noqa: S108
     *(f"/var/{name}" for name in ("cache", "lib", "log", "mail", "run", "spool", "tmp")),
 )
-"""Of the node and its programs (Filesystem Hierarchy Standard)."""
+"""Directories that the node and its programs use (Filesystem Hierarchy Standard)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,7 @@ class ClusterSettings:
     Attributes:
         options: for every bucket whose volume does not set them.
         bounds: on what pods set.
-        node_cache: the cache that the pods of a node share; None: there is none.
+        node_cache: the cache that the pods of a node share; None: no such cache.
     """
 
     options: Values = field(default_factory=dict)
@@ -103,7 +100,7 @@ def _scope(value: YamlValue, where: str) -> CacheScope:
 
 
 def _size_bytes(value: YamlValue, where: str) -> int:
-    """Required: the folder has one budget, which outlives pods that would have to guess it."""
+    """Required: the folder has one budget, which outlives the pods, so no pod could guess it."""
     problem = f"{where}: must be a quantity such as `100Gi`, at least {_LEAST_BYTES // MIB}Mi"
     try:
         size_bytes = parse_quantity(str(value)).rounded_up

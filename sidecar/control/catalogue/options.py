@@ -1,4 +1,4 @@
-"""Options as people write them, and what follows where several places set them. Knows no pod.
+"""Options as people write them, and how several places that set them are combined.
 
 An option is set for the cluster (catalogue, ``mountSidecar.options``), for a volume (catalogue,
 ``options``) and for a pod (annotation). The later place wins, option by option. In each place
@@ -32,7 +32,7 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {
     "checkpointing": {"save_s": 5.0, "part_bytes": 32 * MIB, "spool_bytes": 50 * GIB},
     "interactive": {"names_s": 1.0, "save_s": 15.0, "retry_s": 10.0},
 }
-"""Each profile's values, by the option's field; what it leaves out is not changed."""
+"""Each profile's values, by the option's field. A profile does not change other options."""
 
 
 def option_name(field_name: str) -> str:
@@ -49,13 +49,13 @@ def _options_of(record: type[Any]) -> dict[str, dataclasses.Field[Any]]:
 VOLUME_OPTIONS: Final = _options_of(Options)
 """By the name that people write."""
 POD_OPTIONS: Final = _options_of(Times)
-"""Those of a whole pod."""
+"""The options of a whole pod, by the name that people write."""
 _EVERY: Final = {**VOLUME_OPTIONS, **POD_OPTIONS}
 _HINTS: Final = {**get_type_hints(Options), **get_type_hints(Times)}
 _R = TypeVar("_R", Options, Times)
 
 Values = Mapping[str, Any]
-"""Options that one place sets, by the option's name as written; and maybe ``profile``."""
+"""Options that one place sets, by the name that people write; ``profile`` may be among them."""
 
 
 def parse_options(section: YamlValue, where: str, *, of_pod: bool) -> Values:
@@ -64,10 +64,10 @@ def parse_options(section: YamlValue, where: str, *, of_pod: bool) -> Values:
     Args:
         section: a mapping as parsed; None for none.
         where: how messages name the place.
-        of_pod: those of a pod may be among them.
+        of_pod: whether options of a pod are allowed.
 
     Raises:
-        OptionInvalid: a value that the option cannot have, or no mapping.
+        OptionInvalid: a value outside the option's range, or no mapping.
         UnknownKey: no option has this name.
     """
     if section is None:
@@ -135,7 +135,7 @@ def _is_plain(text: str) -> bool:
 
 
 _TOO_LARGE: Final = 1e18
-"""Of any number; infinity and what is none are not below it."""
+"""No number may reach it. Infinity and NaN are not below it either."""
 _RULES: Final = {"ge": operator.ge, "gt": operator.gt, "le": operator.le}
 
 
@@ -157,10 +157,10 @@ def _number(name: str, value: YamlValue, where: str) -> int | float:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one place sets.
+    """The options that one place sets.
 
     Attributes:
-        origin: how people are told of it, such as ``pod``.
+        origin: how messages name the place, such as ``pod``.
     """
 
     origin: str
@@ -168,7 +168,7 @@ class Layer:
 
 
 def combined(layers: Iterable[Layer], record: type[_R]) -> tuple[_R, dict[str, str]]:
-    """What the layers give, and the origin of each option that is set.
+    """The options that the layers result in, and the origin of each option that is set.
 
     Args:
         record: :class:`Options` for a volume, or :class:`Times` for a pod.
@@ -185,7 +185,7 @@ def combined(layers: Iterable[Layer], record: type[_R]) -> tuple[_R, dict[str, s
 
 
 def _expanded(layer: Layer) -> list[tuple[str, Any, str]]:
-    """Name, value and origin of each option that a layer sets, those of its profile first."""
+    """Name, value and origin of each option that a layer sets; those of its profile come first."""
     profile = layer.values.get(PROFILE)
     origin = f"profile {profile} of the {layer.origin}"
     of_profile = [
@@ -200,8 +200,8 @@ class Bound:
     """What a pod may choose for one option.
 
     Attributes:
-        least, most: of a number; None: no bound.
-        words: of a choice; None: any.
+        least, most: for a number; None: no bound.
+        words: the allowed choices; None: any.
     """
 
     least: float | None = None
@@ -255,7 +255,7 @@ def _bound(name: str, value: YamlValue, where: str) -> Bound:
 
 
 def refuse_out_of_bounds(layer: Layer, bounds: Bounds, where: str) -> None:
-    """Refuse what a pod sets beyond the admin's bounds, itself or by a profile.
+    """Refuse options beyond the admin's bounds, whether a pod sets them or its profile does.
 
     Raises:
         OptionRefused: naming the option, the value and the bound.

@@ -34,7 +34,7 @@ class Quantity:
 
 
 def parse_quantity(text: str) -> Quantity:
-    """Parse a quantity. Raises ValueError where ``text`` is none."""
+    """Parse a quantity. Raises ValueError if ``text`` is no quantity."""
     match = _FORM.fullmatch(text)
     if match is None:
         raise ValueError(text)

@@ -3,12 +3,12 @@
 Rules beyond README.md's "The catalogue":
 
 - A catalogue without outputs volumes gives a run without outputs: ``outputs_path`` is None
-  and ``POLYAXON_RUN_OUTPUTS_PATH`` is not set. If it has some and all are read-only, that is
-  an error.
+  and ``POLYAXON_RUN_OUTPUTS_PATH`` is not set. A catalogue whose outputs volumes are all
+  read-only is an error.
 - No ``mountPath`` may overlap the sidecar's own directories (:mod:`sidecar.spec_rules`). The
   shared emptyDir holds only FUSE mounts: at the pod's end a kubelet deletes through anything
   else mounted in it (decision 17).
-- An option is that of the pod, else of the volume, else of the cluster (:mod:`.options`).
+- An option is set by the pod, else by the volume, else by the cluster (:mod:`.options`).
 - With ``paths="urls"`` the variables hold URLs for buckets, which are mounted all the same.
   Other volumes have no URL and keep their path.
 """

@@ -1,4 +1,4 @@
-"""The options that a run sets, volume by volume. Knows no pod."""
+"""The options that a run sets, volume by volume."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class RunOptions:
     """What a run sets.
 
     Attributes:
-        for_all: of every bucket, and of the pod.
-        by_volume: by a volume's name or label.
+        for_all: options of every bucket, and of the pod.
+        by_volume: options by a volume's name or label.
         where: how messages name the place.
     """
 
@@ -37,7 +37,7 @@ class RunOptions:
     where: str = "options"
 
     def layers(self, declared: DeclaredVolume) -> list[Layer]:
-        """What the run sets of a volume, the most specific last."""
+        """What the run sets for a volume; the most specific layer is the last."""
         own = (self.by_volume.get(name) for name in (declared.name, declared.label))
         return [self.for_all, *(layer for layer in own if layer is not None)]
 
@@ -51,7 +51,7 @@ def parse_run_options(text: str, where: str, error: type[SidecarError]) -> RunOp
     Args:
         text: a JSON object: ``{"VOLUME": {"OPTION": VALUE}, "*": {...}}``.
         where: how messages name the place.
-        error: the class to raise where it is no such object.
+        error: the class to raise if the text is no such object.
 
     Raises:
         SidecarError: of class ``error``, or naming the option.

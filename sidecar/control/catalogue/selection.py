@@ -1,4 +1,4 @@
-"""What one run selects: `environment.persistence` of a polyaxonfile. Knows no catalogue."""
+"""What one run selects: `environment.persistence` of a polyaxonfile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Selection:
 
 
 def parse_polyaxonfile(text: str, where: str) -> Selection:
-    """The selection of a polyaxonfile. The rest of the file is Polyaxon's and not looked at.
+    """The selection of a polyaxonfile. The rest of the file is Polyaxon's and is not checked.
 
     Args:
         text: YAML or JSON, one or more documents, of which at most one selects volumes.

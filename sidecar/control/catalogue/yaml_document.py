@@ -1,4 +1,4 @@
-"""YAML and JSON text to plain values. Knows no catalogue and no Kubernetes object.
+"""YAML and JSON text to plain values.
 
 Only PyYAML's composer is used. Its constructor keeps the last of two equal keys, which would
 silently drop a volume, turns ``2020-01-01`` into a date, and fails on some malformed scalars
@@ -20,12 +20,12 @@ YamlValue: TypeAlias = "str | int | float | bool | list[YamlValue] | dict[str, Y
 
 _TAG = "tag:yaml.org,2002:"
 _NUMBER_CHARS = 100
-"""A number to the base of 60 (``1:30``) takes longer, the longer it is, until it is too large."""
+"""The longest number. Converting one to the base of 60 (``1:30``) takes time that grows with it."""
 _MOST_CHARACTERS = 32_000_000
-"""In one document, with what aliases and ``<<`` repeat: a few lines of aliases to aliases mean more
-than any machine has."""
+"""The longest document, with all that aliases and ``<<`` repeat. A few lines of aliases to aliases
+would fill any memory."""
 _OF_A_VALUE = 32
-"""For how many characters each value counts besides its own."""
+"""What each value counts, in characters, beside its own."""
 
 
 def parse_documents(text: str, where: str, error: type[ConfigError]) -> list[YamlValue]:
@@ -56,7 +56,7 @@ def parse_documents(text: str, where: str, error: type[ConfigError]) -> list[Yam
         yaml.YAMLError,
         ValueError,
         OverflowError,
-    ):  # the last two: an escape such as \UFFFFFFFF
+    ):  # the last two come from escapes such as \UFFFFFFFF
         problem = f"{where}: not valid YAML: it holds a character that YAML does not allow"
     except RecursionError:
         problem = f"{where}: nested too deeply"
@@ -72,12 +72,12 @@ def _is_json(text: str) -> bool:
 
 
 class _Constructor:
-    """Makes the values of one document from the nodes that the composer gave."""
+    """Makes the values of one document from the composer's nodes."""
 
     def __init__(self, where: str, error: type[ConfigError]) -> None:
         self._where = where
         self._error = error
-        # By node, with the number of values in it: an alias is the same node again.
+        # By node, with the number of values in it: an alias is its anchor's node again.
         self._values: dict[int, tuple[YamlValue, int]] = {}
         self._unfinished: set[int] = set()
         self._count = 0

@@ -1,4 +1,4 @@
-"""Mounts and variables for each of the pod's own containers. The sidecar's is made elsewhere."""
+"""Mounts and variables for each of the pod's own containers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPEC: Final = "pod.spec"
 
 
 class _Mount(NamedTuple):
-    """A ``volumeMounts`` entry, and the volume that it shows; None for the shared directory."""
+    """A ``volumeMounts`` entry, and the volume that it shows (None for the shared directory)."""
 
     entry: JsonObject
     volume: Volume | None
@@ -76,7 +76,7 @@ def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[_Mount]:
 
 
 class _OwnMounts:
-    """What a container mounts by itself, by where that is."""
+    """The mounts that a container has by itself, by path."""
 
     def __init__(
         self, mounts: list[JsonObject], volumes: Mapping[str, JsonObject], where: str
@@ -91,11 +91,11 @@ class _OwnMounts:
         self._paths = sorted(self._at)
 
     def show(self, mount: _Mount, names: VolumeNames) -> bool:
-        """Whether the container has the mount of a hostPath or claim already, at its path.
+        """Whether the container already has the mount of a hostPath or claim, at its path.
 
         Raises:
-            PodConflict: something else is there; or below it, if it is a bucket: the container
-                runtime would make a directory in it.
+            PodConflict: something else is mounted there. For a bucket, also below its path: the
+                container runtime would make a directory in the bucket.
         """
         path, volume = mount.entry["mountPath"], mount.volume
         in_the_way = path if path in self._at else None

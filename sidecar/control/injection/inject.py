@@ -1,8 +1,8 @@
 """A pod to the same pod with the sidecar, or to a patch. Pure.
 
-What the pod has is kept, and fields that are not known are not touched. If something of the
-pod's own is in the way, that is an error that names it. Only the run's two variables are
-replaced, since setting them is what is asked for.
+Everything in the pod is kept, unknown fields too. Something of the pod's own that is in the way is
+an error that names it. Only the run's two variables are replaced: setting them is the injection's
+purpose.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def inject(
 ) -> JsonObject:
     """A copy of a pod or pod template with the sidecar; ``pod`` itself if nothing is to change.
 
-    What an earlier injection made is made anew, so that it does not matter who made it: a replica
-    of another version, `sidecar inject`, or the pod's author.
+    An earlier injection is made anew, whoever made it: a replica of another version,
+    `sidecar inject`, or the pod's author.
 
     Args:
         claims: names of volumes that a StatefulSet adds to its pods.
@@ -90,7 +90,7 @@ def inject(
     Raises:
         ConfigError: the annotations cannot be resolved with the catalogue, the sidecar cannot
             work in such a pod, or something of the pod's own is in the way, has our names, or
-            would reach what is the sidecar's.
+            would reach what belongs to the sidecar.
     """
     check_depth(pod, "pod")
     made = _copied(pod)
@@ -105,7 +105,7 @@ def inject(
 
 
 def _copied(pod: JsonObject) -> JsonObject:
-    """A pod in which an injection may change what it changes: the rest is as large as it likes."""
+    """A copy of what an injection changes in a pod. The rest is shared: it may be large."""
     metadata, pod_spec = get_mapping(pod, "metadata", "pod"), get_mapping(pod, "spec", "pod")
     annotations = get_mapping(metadata, "annotations", "pod.metadata")
     groups = {
@@ -141,7 +141,7 @@ def _inject_into(
 def _is_injected(pod: JsonObject) -> bool:
     """Whether the pod has our annotation and a container with our name.
 
-    The annotation alone says nothing: annotations are copied with templates.
+    The annotation alone proves nothing: annotations are copied with templates.
 
     Raises:
         PodConflict: a container has our name, and the annotation is not there.

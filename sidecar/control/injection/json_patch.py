@@ -1,4 +1,4 @@
-"""JSON Patch (RFC 6902), the form in which an admission server answers. Knows no pods."""
+"""JSON Patch (RFC 6902), the form in which an admission server answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def difference(
     Mappings are compared key by key. A list or a value that differs is replaced as a whole.
 
     Args:
-        keys: which lead to them.
+        keys: the path to both values.
     """
     operations: list[JsonObject] = [
         {"op": "remove", "path": _pointer(*keys, key)} for key in before if key not in after
@@ -31,5 +31,5 @@ def difference(
 
 
 def _pointer(*keys: str) -> str:
-    """RFC 6901. Only for what differs: a key may be as long as the document."""
+    """A JSON Pointer (RFC 6901). Only for differences: a key may be as long as the document."""
     return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in keys)

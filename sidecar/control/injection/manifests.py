@@ -53,7 +53,7 @@ def inject_manifests(
     Args:
         text: the manifests.
         where: how messages name their origin, such as the file.
-        say: takes what whoever injects should know, a line at a time.
+        say: takes a line for the person who injects.
 
     Raises:
         ManifestInvalid: not YAML, no Kubernetes objects, or no pod among them.
@@ -79,7 +79,7 @@ def inject_manifests(
 
 
 def _objects(document: Any, where: str) -> Iterator[tuple[str, JsonObject]]:
-    """Kind and object: of the document itself, or of each item if it is a list."""
+    """Kind and object: the document itself, or each item of a list."""
     if not isinstance(document, dict) or not document.get("kind"):
         raise ManifestInvalid(f"{where}: a document is no Kubernetes object", "it has no `kind`")
     kind = get_string(document, "kind", where)
@@ -144,7 +144,7 @@ class _Dumper(yaml.SafeDumper):
     """YAML that every parser reads as the same values."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base's signature
-        """Write a value again where it is used again: aliases are hard to read."""
+        """Write a value anew at each place that uses it: aliases are hard to read."""
         return True
 
 

@@ -1,8 +1,8 @@
 """Service meshes in a pod: where their containers stand beside the sidecar. Pure.
 
-A mesh sends all traffic of a pod through its proxy. So the sidecar reaches its stores only while
-the proxy runs, and it must start after the proxy and end before it. Native sidecars start in the
-order of ``initContainers`` and end in the reverse.
+A mesh sends all traffic of a pod through its proxy. The sidecar reaches its stores only while the
+proxy runs, so it must start after the proxy and end before it. Native sidecars start in the order
+of ``initContainers`` and end in the reverse order.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from sidecar.control.injection.object_fields import JsonObject, get_mapping, get
 
 PROXIES: Final = ("istio-proxy", "linkerd-proxy")
 _HELPERS: Final = ("istio-init", "istio-validation", "linkerd-init", "linkerd-network-validator")
-"""Init containers that redirect the traffic, or check that a CNI plugin has done so. None of them
-is of use before or after the proxy."""
+"""Init containers that redirect the traffic, or check that a CNI plugin has done so. Without the
+proxy they are of no use."""
 _SPEC: Final = "pod.spec"
 
 
 def is_of_mesh(container: JsonObject) -> bool:
-    """Whether a mesh has put the container there. It gets nothing from us."""
+    """Whether a mesh has added the container. Such a container gets nothing from us."""
     return container.get("name") in (*PROXIES, *_HELPERS)
 
 
@@ -51,7 +51,7 @@ def put_mesh_first(pod_spec: JsonObject) -> None:
 
 
 def remarks(metadata: JsonObject, pod_spec: JsonObject) -> list[str]:
-    """What whoever injects should know about the pod's mesh, one line each.
+    """What the person who injects should know about the pod's mesh, one line each.
 
     Args:
         metadata: of the pod.

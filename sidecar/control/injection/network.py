@@ -1,4 +1,4 @@
-"""How a cluster's sidecars reach object stores, where the catalogue does not say it. Pure."""
+"""How a cluster's sidecars reach object stores, unless the catalogue says it. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Network:
     """The cluster's way out.
 
     Attributes:
-        proxy, no_proxy, ca_bundle: as of :class:`StoreSource`, for each bucket that has none.
+        proxy, no_proxy, ca_bundle: as in :class:`StoreSource`, for each bucket that has none.
         proxy_secret: instead of ``proxy``, a Secret of each namespace of experiments with the
-            keys HTTPS_PROXY, HTTP_PROXY and NO_PROXY, for a proxy that wants a login.
+            keys HTTPS_PROXY, HTTP_PROXY and NO_PROXY, for a proxy that needs a login.
     """
 
     proxy: str | None = None
@@ -29,7 +29,7 @@ NO_NETWORK: Final = Network()
 
 
 def with_network(spec: PersistenceSpec, network: Network) -> PersistenceSpec:
-    """The spec with the cluster's way to the stores, where a bucket has none of its own."""
+    """The spec with the cluster's way to the stores for each bucket that has none of its own."""
     return replace(spec, volumes=tuple(_with_network(volume, network) for volume in spec.volumes))
 
 

@@ -1,7 +1,7 @@
-"""Fields of Kubernetes objects as plain values, each checked for its type where it is read.
+"""Fields of Kubernetes objects as plain values, each checked for its type when it is read.
 
-An API server has checked the objects that it sends. A file given to ``sidecar inject`` may hold
-anything. What a field means is decided elsewhere.
+An API server has checked the objects that it sends, but a file given to ``sidecar inject`` may hold
+anything.
 """
 
 from __future__ import annotations

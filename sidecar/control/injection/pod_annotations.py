@@ -1,4 +1,4 @@
-"""What a pod asks for: its ``mount-sidecar.io/`` annotations. Resolves nothing.
+"""What a pod asks for: its ``mount-sidecar.io/`` annotations, parsed and not yet resolved.
 
 ======================== =====================================================
 ``data``                 JSON list of data volumes; absent: all
@@ -52,8 +52,8 @@ class PodRequest:
     Attributes:
         run: path of the run below the outputs volume; empty for the volume itself.
         options: of the volumes and the pod.
-        port: of metrics and probes; None where the injector chooses.
-        resources: the sidecar's, by their name in :data:`RESOURCES`; only those annotated.
+        port: of metrics and probes; None: the injector chooses.
+        resources: the sidecar's annotated resources, by their name in :data:`RESOURCES`.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -71,8 +71,8 @@ def parse_pod_request(metadata: JsonObject, where: str) -> PodRequest:
         where: path to ``metadata``, for errors.
 
     Raises:
-        AnnotationInvalid: an annotation is unknown, or has a value that it cannot have.
-        OptionInvalid, UnknownKey: ``options`` has what is no option, or a wrong value.
+        AnnotationInvalid: an annotation is unknown, or has a wrong value.
+        OptionInvalid, UnknownKey: ``options`` has an unknown option, or a wrong value.
         SelectionInvalid: ``data`` or ``outputs`` has a wrong shape.
         ManifestInvalid: the annotations are no mapping of strings.
     """

@@ -1,4 +1,4 @@
-"""What a pod may not have that asks for the sidecar. Looks only: changes and resolves nothing."""
+"""What a pod that asks for the sidecar may not have. Checks only; changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPEC: Final = "pod.spec"
 
 
 def check_depth(document: Any, where: str) -> None:
-    """Refuse what is nested more deeply than :data:`MAX_DEPTH`, since all others may recurse.
+    """Refuse nesting deeper than :data:`MAX_DEPTH`: everything after this check may recurse.
 
     Raises:
         ManifestInvalid: beginning with ``where``.
@@ -111,7 +111,7 @@ def refuse_undeclared_mounts(pod_spec: JsonObject, claims: Iterable[str]) -> Non
 
 
 def refuse_reserved_names(names: Iterable[str]) -> None:
-    """Refuse names of volumes that the injector gives. Raises PodConflict, naming the volume."""
+    """Refuse volumes with names that the injector gives. Raises PodConflict, naming the volume."""
     for name in names:
         if name.startswith(RESERVED_PREFIX):
             raise PodConflict(
@@ -122,10 +122,10 @@ def refuse_reserved_names(names: Iterable[str]) -> None:
 
 
 def volume_names(pod_spec: JsonObject) -> list[str]:
-    """The names of the pod's volumes; each has one.
+    """The names of the pod's volumes.
 
     Raises:
-        ManifestInvalid: a volume has none, or they have a wrong shape.
+        ManifestInvalid: a volume has no name, or they have a wrong shape.
     """
     where = f"{_SPEC}.volumes"
     names = [get_string(v, "name", where) for v in get_mappings(pod_spec, "volumes", _SPEC)]

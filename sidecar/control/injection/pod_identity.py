@@ -1,7 +1,7 @@
 """What an API server and the clouds add to each container, so that it has the pod's identity. Pure.
 
-None of it may make the sidecar run, load or send anything else: each variable is known by name, a
-file that one names is a token, and a token is what a kubelet writes for this pod.
+Nothing of it may make the sidecar run, load or send anything else. So each variable is known by its
+name, a file that a variable names is a token, and a token is what a kubelet writes for this pod.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _FOLDERS: Final = tuple(
         "azure/tokens",
     )
 )
-"""Of the API server's plugin, and of the webhooks of EKS (IRSA, Pod Identity) and Azure."""
+"""Those of the API server's plugin, and of the webhooks of EKS (IRSA, Pod Identity) and Azure."""
 _AUTHORITIES: Final = ("kube-root-ca.crt", "openshift-service-ca.crt")
-"""ConfigMaps that the API server's plugin has beside the token."""
+"""ConfigMaps that the API server's plugin mounts beside the token."""
 _TEXTS: Final = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_DEFAULT_REGION",
@@ -49,7 +49,7 @@ _FILES: Final = (
 
 
 def is_identity_variable(variable: JsonObject) -> bool:
-    """Whether an entry of ``env`` is one of them, with a value of its own."""
+    """Whether an entry of ``env`` is a variable of an identity, with a value of its own."""
     name, value = variable.get("name"), variable.get("value")
     # A kubelet replaces $(NAME).
     if variable.keys() != {"name", "value"} or not isinstance(value, str) or "$" in value:
@@ -83,7 +83,7 @@ def _is_of_tokens(volume: JsonObject) -> bool:
 
 
 def _is_token(source: JsonObject) -> bool:
-    """Whether a source of a projected volume has nothing that somebody has written."""
+    """Whether a source of a projected volume has nothing that a person has written."""
     where = "pod.spec.volumes.projected.sources"
     match list(source):
         case ["serviceAccountToken"]:

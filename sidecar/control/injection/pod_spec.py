@@ -1,4 +1,4 @@
-"""The spec of one pod: the resolved volumes, owner and sizes. Changes nothing in the pod."""
+"""The spec of one pod: the resolved volumes, owner and sizes. The pod is not changed."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from sidecar.units import GIB, MIB
 DEFAULT_GRACE_S: Final = 30
 """The API's default for a pod's terminationGracePeriodSeconds."""
 OVERHEAD_BYTES: Final = 256 * MIB
-"""Room in the state directory for all but the spools: journals, metrics."""
+"""Room in the state directory for everything but the spools: journals, metrics."""
 _OUTSIDE_BYTES: Final = 80 * MIB
-"""What a kubelet counts besides the state directory: the container's log (five files of 10 MiB,
-which it looks at now and then) and the shared emptyDir."""
+"""What a kubelet counts beside the state directory: the container's log (five files of 10 MiB,
+whose sizes it checks now and then) and the shared emptyDir."""
 
 _UNMOUNT_S: Final = 2.0
 """The least that a kubelet gives a container to end."""
 
 _NO_BOUND: Final = Bound()
 _CACHE_BYTES: Final[dict[CacheName, int]] = {"disk": 10 * GIB, "memory": GIB}
-"""Sizes of caches that nobody has set: a pod must not take what is free on its node."""
+"""Default sizes of caches. A pod must not take all that is free on its node."""
 
 
 def spec_of_pod(pod_spec: JsonObject, request: PodRequest, catalogue: Catalogue) -> PersistenceSpec:
@@ -87,9 +87,9 @@ def _placed(volume: Volume, roots: Roots, spool_bytes: int | None, bound: Bound)
 
 
 def _cache_bytes(volume: Volume, bound: Bound = _NO_BOUND) -> int | None:
-    """The size of a volume's own cache. The node's is not its own.
+    """The size of a volume's own cache; None: no size of its own, such as in the node's cache.
 
-    A size that nobody has set keeps the admin's bound, as one that a pod sets must.
+    The default size is lowered to the admin's bound.
     """
     default = _CACHE_BYTES.get(volume.options.cache)
     if default is not None and bound.most is not None:
@@ -98,7 +98,7 @@ def _cache_bytes(volume: Volume, bound: Bound = _NO_BOUND) -> int | None:
 
 
 def memory_cache_bytes(spec: PersistenceSpec) -> int:
-    """What caches in memory take of the sidecar's limit."""
+    """How much of the sidecar's memory limit caches in memory take."""
     return _caches_bytes(spec, "memory")
 
 
@@ -118,11 +118,11 @@ def state_bytes(spec: PersistenceSpec) -> int:
 
 
 def disk_limit(pod_spec: JsonObject, spec: PersistenceSpec, request: PodRequest) -> str | None:
-    """The sidecar's limit on ephemeral storage, as a quantity; None: it has none.
+    """The sidecar's limit on ephemeral storage, as a quantity; None: no limit.
 
     A kubelet evicts a pod that exceeds the sum of its containers' limits, and the spool counts. If
-    one of them has a limit, the sidecar needs one, or the spool uses up theirs. If none has, its
-    limit would be that of the whole pod.
+    another container has a limit, the sidecar needs one, or the spool uses up that container's. If
+    none has, the sidecar's limit would be the limit of the whole pod.
 
     Raises:
         ManifestInvalid: the pod has a wrong shape.
@@ -141,8 +141,8 @@ def disk_limit(pod_spec: JsonObject, spec: PersistenceSpec, request: PodRequest)
 def _port(pod_spec: JsonObject, request: PodRequest) -> int | None:
     """Where metrics and probes are served: as annotated, else a port that the pod leaves free.
 
-    On the node's network a port that is declared keeps the next such pod from the node, and one
-    that is not is found by nobody: there is none.
+    On the node's network there is none by default: a declared port would keep the next such pod
+    from the node, and nobody finds a port that is not declared.
     """
     if request.port == "none":
         return None
@@ -167,8 +167,8 @@ def _port(pod_spec: JsonObject, request: PodRequest) -> int | None:
 def _access(pod_spec: JsonObject) -> Access:
     """Owner and modes in buckets: those of the user that the pod says it runs as.
 
-    With ``fsGroup`` that group may write, whoever the containers run as, and new files get the
-    group, as the kubelet prepares other volumes (SetVolumeOwnership). If only the image knows
+    With ``fsGroup`` that group may write, whichever user a container runs as, and new files get the
+    group, as the kubelet prepares other volumes (SetVolumeOwnership). If only the image names
     the user, everybody in the pod may read and write (:data:`ANYBODY`).
     """
     where = "spec.securityContext"
@@ -192,7 +192,7 @@ def _first(contexts: list[JsonObject], key: str, where: str) -> int | None:
 
 
 def _spool_bytes(spec: PersistenceSpec, request: PodRequest, bound: Bound) -> int | None:
-    """What each spool may take of the annotated limit on disk; None without such a limit."""
+    """Each spool's share of the annotated limit on disk; None without such a limit."""
     limit = request.resources.get("ephemeral-storage-limit")
     writable = _writable(spec)
     if limit is None or not writable:

@@ -1,4 +1,4 @@
-"""The pod volumes that the sidecar needs. Which container mounts them where is not decided here."""
+"""The pod volumes that the sidecar needs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sidecar.pod import RESERVED_PREFIX, SHARED_SUFFIX, STATE_SUFFIX
 from sidecar.spec import ClaimSource, HostPathSource, Kind, PersistenceSpec, StoreSource, Volume
 
 _SHARED_SIZE: Final = "16Mi"
-"""Of the shared emptyDir, which holds empty directories and a status file. What is in a mount does
-not count: the kubelet does not descend into other devices (pkg/volume/util/fs)."""
+"""Limit of the shared emptyDir, which holds empty directories and a status file. The content of
+mounts does not count: the kubelet does not descend into other devices (pkg/volume/util/fs)."""
 _SECRET_MODE: Final = 0o400
 _WHERE: Final = "pod.spec"
 
@@ -29,10 +29,10 @@ class VolumeNames:
     """Names of pod volumes, by what they hold.
 
     Attributes:
-        fuse: ``/dev/fuse``; None where no bucket is mounted.
+        fuse: ``/dev/fuse``; None if no bucket is mounted.
         secrets: by secret.
-        node_cache: the node's cache; None where no volume uses it.
-        memory_cache: caches in memory; None where there are none.
+        node_cache: the node's cache; None if no volume uses it.
+        memory_cache: caches in memory; None if there are none.
         authorities: ConfigMaps with CA bundles, by name.
         directories: hostPaths and claims, by the volume's kind and name in the spec.
     """
@@ -62,7 +62,7 @@ def add_volumes(
         memory_cache_bytes: size limit of all caches in memory; 0: there are none.
 
     Raises:
-        PodConflict: the pod has a claim read-only that must be writable.
+        PodConflict: the pod mounts a claim read-only that must be writable.
         ManifestInvalid: the pod's own volumes have a wrong shape.
     """
     volumes = _Volumes(get_mappings(pod_spec, "volumes", _WHERE))
@@ -110,7 +110,7 @@ def add_volumes(
 
 
 def node_cache_path(spec: PersistenceSpec) -> str | None:
-    """The node's folder that volumes of the pod keep their cache in; None if none does."""
+    """The node's folder with the cache of the pod's volumes; None if no volume uses one."""
     uses = any(volume.options.cache == "node" for volume in spec.buckets)
     return spec.node_cache.host_path if uses else None
 
@@ -132,17 +132,17 @@ class _Volumes:
             self._of_claims.setdefault(name, volume)
 
     def add(self, suffix: str, source: JsonObject) -> str:
-        """Add a volume; its name, which no volume of the pod's own has."""
+        """Add a volume under a name that no volume of the pod has; the name."""
         name = f"{RESERVED_PREFIX}{suffix}"
         self.all.append({"name": name, **source})
         return name
 
     def add_directory(self, volume: Volume, index: int) -> str:
-        """The pod volume of a hostPath or a claim, added if it is not there yet; its name."""
+        """The pod volume of a hostPath or a claim, added if the pod lacks it; its name."""
         match volume.source:
             case HostPathSource(host_path=path):
-                # A type that must be there already would keep the kubelet from starting anything,
-                # and nobody would tell the code. The sidecar checks it (decision 47).
+                # A type that demands an existing directory would keep the kubelet from starting
+                # anything, without a code. The sidecar checks the directory (decision 47).
                 kind = {} if volume.must_hold_data else {"type": "DirectoryOrCreate"}
                 return self.add(f"host-path-{index}", {"hostPath": {"path": path, **kind}})
             case ClaimSource(claim=claim):
@@ -200,13 +200,13 @@ def _secret_source(secret: str, keys: Iterable[str]) -> JsonObject:
             "secretName": secret,
             "items": [{"key": key, "path": key} for key in keys],
             "defaultMode": _SECRET_MODE,
-            # So that the sidecar starts, and tells what is missing.
+            # So that the sidecar can start, and say what is missing.
             "optional": True,
         }
     }
 
 
 def _config_map_source(name: str, keys: Iterable[str]) -> JsonObject:
-    # Optional, because the sidecar says which file is missing, and a kubelet only waits.
+    # Optional: the sidecar says which file is missing; a kubelet would only wait.
     items = [{"key": key, "path": key} for key in keys]
     return {"configMap": {"name": name, "items": items, "optional": True}}

@@ -1,8 +1,8 @@
-"""A pod that has the sidecar already: what an earlier injection made is taken out, to be made anew.
+"""Takes an earlier injection out of a pod, so that it can be made anew.
 
-Nothing that the pod brings under our names is believed, since its author may have written it, or a
-replica of another version. What others add to the sidecar's container is kept: an API server and
-its plugins, and the clouds' webhooks, which give pods their identity.
+Nothing in the pod with our names is believed, since its author or a replica of another version may
+have written it. Additions of others to the sidecar's container are kept: those of an API server and
+its plugins, and of the clouds' webhooks, which give pods their identity.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _API_DEFAULTS: Final[JsonObject] = {
     "type": "",
 }
 _QUANTITIES: Final = {"cpu", "ephemeral-storage", "memory", "sizeLimit"}
-"""The API writes these in a form of its own."""
+"""The API normalises these values."""
 _UNORDERED: Final = {"env", "volumeMounts", "volumes"}
 
 
@@ -55,7 +55,7 @@ def find_sidecars(pod_spec: JsonObject) -> list[JsonObject]:
 
 
 def remove_sidecar(pod: JsonObject) -> None:
-    """Take out of an injected pod what has our names, and give it back its own grace period.
+    """Remove everything with our names from an injected pod, and restore its own grace period.
 
     Only the pod's ``spec`` and its containers are changed.
 
@@ -89,7 +89,7 @@ def _drop_ours(parent: JsonObject, key: str, where: str) -> None:
 
 
 def _added_grace_s(pod: JsonObject) -> int:
-    """What the earlier injection added, as its spec says, which may be of another version."""
+    """How much the earlier injection, maybe of another version, added, as its spec says."""
     annotations = get_mapping(get_mapping(pod, "metadata", "pod"), "annotations", "pod.metadata")
     try:
         said = json.loads(get_string(annotations, SPEC_ANNOTATION, "pod.metadata.annotations"))
@@ -124,10 +124,10 @@ def keep_additions(pod_spec: JsonObject, before: JsonObject) -> None:
 
 
 def agrees(there: Any, ours: Any, key: str = "") -> bool:
-    """Whether ``there`` is ``ours``, but for what an API server adds, and the order of names.
+    """Whether ``there`` is ``ours``, except for an API server's additions and the order of names.
 
     Args:
-        key: under which they are.
+        key: the key of both values.
     """
     if isinstance(there, dict) and isinstance(ours, dict):
         return all(agrees(there.get(name), value, name) for name, value in ours.items()) and all(

@@ -1,4 +1,4 @@
-"""The sidecar's own container. Pure; what the other containers get is not here."""
+"""The sidecar's own container. Pure."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from sidecar.units import MIB
 
 DEFAULT_IMAGE: Final = f"mount-sidecar:{__version__}"
 PORT_NAME: Final = "sidecar-metrics"
-"""By which a PodMonitor finds the port."""
+"""A PodMonitor finds the port by this name."""
 
 _DISK_REQUEST: Final = "256Mi"
 _PROBE_MARGIN_S: Final = 30
-"""Beyond the ready timeout, at which the sidecar ends by itself and, unlike a probe, says why."""
+"""How much longer than the ready timeout probes wait: a sidecar that ends by itself says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Injection:
             the first ordinary container, whose postStart keeps the others waiting.
         allow_shared_pids: whether a pod may let the experiment see the sidecar's processes
             (``shareProcessNamespace``, ``hostPID``).
-        network: how stores are reached where the catalogue does not say it.
+        network: how stores are reached unless the catalogue says it.
     """
 
     image: str = DEFAULT_IMAGE
@@ -81,9 +81,9 @@ def sidecar_container(
         names: the pod volumes that it mounts.
         spec_sha256: digest of the annotation that holds the spec, in hexadecimal.
         pod_grace_s: time that the pod gives the experiment to end, in seconds.
-        disk_limit: of its ephemeral storage, as a quantity; None for none.
-        memory_cache_bytes: what caches in memory take of its limit.
-        in_mesh: what comes by network passes the proxy of a mesh.
+        disk_limit: on its ephemeral storage, as a quantity; None: no limit.
+        memory_cache_bytes: how much of its memory limit caches in memory take.
+        in_mesh: network traffic to the sidecar passes a mesh's proxy.
         host_network: the pod has no network of its own.
         stop_with_experiment: the sidecar ends by itself once the other containers have ended.
     """
@@ -143,7 +143,7 @@ def sidecar_container(
     if injection.native:
         container["restartPolicy"] = "Always"
         container["lifecycle"] = {"preStop": _shell(notice)}
-        # One that waits: each probe that fails is an event, which alarms whoever starts a pod.
+        # One probe that waits: each probe that fails is an event, which alarms the pod's author.
         container["startupProbe"] = {
             **_shell(_until_ready(spec)),
             "periodSeconds": 1,
@@ -163,7 +163,7 @@ def sidecar_container(
 
 
 def _shell(script: str) -> JsonObject:
-    """A hook or a probe: a shell takes a hundredth of the time that Python does."""
+    """A hook or a probe as a shell script, which takes a hundredth of Python's time."""
     return {"exec": {"command": ["sh", "-c", script]}}
 
 
@@ -179,27 +179,27 @@ def _ports(spec: PersistenceSpec, *, host_network: bool) -> JsonObject:
 
 
 def _is_alive(spec: PersistenceSpec, *, in_mesh: bool) -> JsonObject:
-    """The part of the liveness probe that says what is looked at.
+    """The part of the liveness probe that says how the sidecar is checked.
 
-    Not by HTTP in a mesh: where it demands TLS, its proxy refuses what a kubelet asks.
+    Not by HTTP in a mesh: a proxy that demands TLS refuses a kubelet's requests.
     """
     if spec.http.port is not None and not in_mesh:
         return {"httpGet": {"path": "/livez", "port": spec.http.port}}
-    # A process's directory in /proc is as old as the process: the file's time is still to come.
+    # A process's directory in /proc is as old as the process; the file's time is in the future.
     return {"exec": {"command": ["test", f"{spec.roots.state}/{ALIVE_FILE}", "-nt", "/proc/self"]}}
 
 
 def _until_ready(spec: PersistenceSpec) -> str:
-    """A script that returns when the sidecar is ready; if it ends before, so does the script.
+    """A script that returns when the sidecar is ready, or when the sidecar ends before that.
 
-    The state outlives a container; a kubelet makes the other file for each.
+    The state directory outlives a container; a kubelet makes the other file for each container.
     """
     is_ready = [f"{spec.roots.state}/{READY_FILE}", "-nt", spec.roots.termination_message]
     return f"until test {shlex.join(is_ready)}; do sleep 0.1; done"
 
 
 def _wait(spec: PersistenceSpec) -> JsonObject:
-    """A hook that returns when the sidecar is ready, and can say why it is not."""
+    """A hook that returns when the sidecar is ready, and says why if it is not."""
     if spec.http.port is None:
         return _shell(_until_ready(spec))
     wait_s = int(spec.times.ready_timeout_s + _PROBE_MARGIN_S)
@@ -241,11 +241,11 @@ def _mounts(spec: PersistenceSpec, names: VolumeNames) -> list[JsonObject]:
 def _resources(
     buckets: int, request: PodRequest, disk_limit: str | None, memory_cache_bytes: int
 ) -> JsonObject:
-    """Requests and limits: as annotated, else what that many workers were seen to need.
+    """Requests and limits: as annotated, else what that many workers were measured to need.
 
     CPU has no limit by default, which would only slow the experiment down. A default request
-    is lowered to an annotated limit, and a default limit raised to an annotated request. What
-    is cached in memory counts in the limit.
+    is lowered to an annotated limit, and a default limit raised to an annotated request. Caches in
+    memory count in the limit.
 
     Raises:
         AnnotationInvalid: the sidecar would not start with such a limit of memory.
@@ -278,7 +278,7 @@ def _resources(
             resources[f"{bound}s"][resource] = quantity.text
     if disk_limit is not None:
         resources["limits"]["ephemeral-storage"] = disk_limit
-        # Without a request the API takes the limit for one, and the spool is rarely full.
+        # Without a request the API would request the limit, and the spool is rarely full.
         quantities = parse_quantity(_DISK_REQUEST), parse_quantity(disk_limit)
         least = min(quantities, key=lambda quantity: quantity.value)
         resources["requests"]["ephemeral-storage"] = least.text

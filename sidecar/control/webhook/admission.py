@@ -1,6 +1,6 @@
 """AdmissionReview in, AdmissionReview out (admission.k8s.io/v1). Pure.
 
-Without side effects a dry run is no special case, and replicas need not agree on anything.
+An answer has no side effects, so dry runs need no special case, and replicas need not agree.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from sidecar.units import MIB
 API_VERSION: Final = "admission.k8s.io/v1"
 UNPROCESSABLE: Final = 422
 REVIEW_BYTES: Final = 4 * MIB
-"""More than an API server sends: it takes objects of 3 MiB, and new pods have no old object."""
+"""More than an API server sends: it takes objects of 3 MiB, and a new pod has no old object."""
 _MESSAGE_CHARS: Final = 4000
 _VALUES: Final = 60_000
-"""In one review. A pod has hundreds, and a spec of 600 volumes, which is all that an annotation can
-hold, 30,000; an empty list takes 3 bytes here and 70 in memory."""
+"""The most values in one review. A pod has hundreds; the spec of 600 volumes, the largest that fits
+an annotation, has 30,000. An empty list takes 3 bytes in a review and 70 in memory."""
 
 Outcome = Literal["injected", "unchanged", "refused"]
 
@@ -56,7 +56,7 @@ def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Answer:
         body: an AdmissionReview as JSON.
 
     Raises:
-        ReviewInvalid: it is none, or not of version 1.
+        ReviewInvalid: ``body`` is no review, or not of version 1.
     """
     request = _request(body)
     uid = request["uid"]
@@ -86,7 +86,7 @@ def _request(body: bytes) -> JsonObject:
         raise ReviewInvalid(f"the body has more than {_VALUES} values")
     try:
         review: Any = json.loads(body.decode(), parse_constant=_no_number, parse_float=_finite)
-        if b"\\ud" in body.lower():  # one half of a character, perhaps without the other
+        if b"\\ud" in body.lower():  # maybe half a surrogate pair
             json.dumps(review, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise ReviewInvalid("the body is not JSON") from None
@@ -101,18 +101,18 @@ def _request(body: bytes) -> JsonObject:
 
 
 def _finite(text: str) -> float:
-    """A number that can be written as JSON again. Raises ValueError where it is too large."""
+    """A number that can be written as JSON again. Raises ValueError if it is too large."""
     number = float(text)
     return number if math.isfinite(number) else _no_number(text)
 
 
 def _no_number(text: str) -> NoReturn:
-    """Python would take ``NaN`` and ``Infinity``, which are no JSON."""
+    """Refuse ``NaN`` and ``Infinity``, which Python takes, but which are no JSON."""
     raise ValueError(text)
 
 
 def _shortened(message: str) -> str:
-    """A message that may quote what a pod's author wrote, for whoever keeps it."""
+    """A message cut to a bounded length: it may quote what a pod's author wrote."""
     return message if len(message) <= _MESSAGE_CHARS else f"{message[:_MESSAGE_CHARS]} ..."
 
 

@@ -1,7 +1,7 @@
 """Makes and checks the admission server's certificate, for clusters without cert-manager.
 
 The authority signs one certificate and its key is thrown away; a renewal makes a new authority.
-Does no I/O, and takes the time as an argument.
+There is no I/O here, and the time is an argument.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def is_usable(certificate: bytes, authority: bytes, names: list[str], until: dt.
     """Whether the authority signed the certificate, for all ``names``, and both last long enough.
 
     Args:
-        certificate, authority: PEM, or whatever was found in its place, which is not usable.
-        until: in UTC; when both must still be valid.
+        certificate, authority: PEM; anything else is not usable.
+        until: in UTC; both must be valid until then.
     """
     try:
         found = x509.load_pem_x509_certificate(certificate)
@@ -130,10 +130,10 @@ def is_usable(certificate: bytes, authority: bytes, names: list[str], until: dt.
 
 
 def merge_bundle(newest: bytes, present: bytes, now: dt.datetime) -> bytes:
-    """``newest``, and behind it our authorities in ``present`` that have not expired.
+    """``newest``, followed by our authorities in ``present`` that have not expired.
 
-    While a new certificate spreads, some replicas still serve the old one, so that API servers
-    must accept both.
+    While a new certificate spreads, some replicas still serve the old one, so API servers must
+    accept both.
     """
     bundle = [x509.load_pem_x509_certificate(newest)]
     try:

@@ -1,7 +1,7 @@
 """`sidecar webhook certificate`: stores a certificate and announces its authority.
 
-The authority is added to the webhook's configuration first, beside the one before it; then the
-Secret is written. So the API server accepts what each replica serves at every moment, also if
+First the authority is added to the webhook's configuration, beside the previous one; then the
+Secret is written. So an API server accepts every replica's certificate at every moment, also if
 the job stops half-way. Running it again changes nothing until the certificate must be renewed.
 """
 
@@ -63,11 +63,11 @@ class CertificateJob:
 def install_certificate(api: Any, job: CertificateJob) -> bool:
     """Run the job; whether it changed anything.
 
-    It is run again a few times if another writer was faster (409), the server asks to wait
+    It is retried a few times if another writer was faster (409), the server asks to wait
     (429), or there is no answer.
 
     Raises:
-        ClusterError: what the last attempt ran into; at once for every other error.
+        ClusterError: of the last attempt; any other error is raised at once.
     """
     backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
     for attempt in range(1, _ATTEMPTS + 1):
@@ -137,7 +137,7 @@ def _stored(secret: JsonObject | None) -> IssuedCertificate | None:
 
 
 def _announce(admission: Any, job: CertificateJob, authority: bytes, now: dt.datetime) -> bool:
-    """Add the authority to each webhook that lacks it; whether there was such a one."""
+    """Add the authority to each webhook that lacks it; whether any did."""
     try:
         found = request(
             f"read the MutatingWebhookConfiguration `{job.configuration}`",
@@ -154,7 +154,7 @@ def _announce(admission: Any, job: CertificateJob, authority: bytes, now: dt.dat
             webhooks.append({"name": webhook["name"], "clientConfig": {"caBundle": bundle}})
     if not webhooks:
         return False
-    # With the version, a change that somebody else made meanwhile is a conflict, and not lost.
+    # With the version, somebody else's change meanwhile is a conflict and is not overwritten.
     version = {"resourceVersion": found["metadata"]["resourceVersion"]}
     request(
         f"patch the MutatingWebhookConfiguration `{job.configuration}`",

@@ -1,6 +1,6 @@
 """Keeps the last valid catalogue in a ConfigMap, for a replica that starts with an invalid file.
 
-The ConfigMap is mounted, so that a replica needs no right to read it. It may patch this one.
+The ConfigMap is mounted, so a replica needs no right to read it, only the right to patch it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LONGEST_DELAY_S: Final = 300.0
 
 @dataclass(slots=True)
 class KeptCatalogue:
-    """Used by one thread.
+    """Writes the ConfigMap. Used by one thread.
 
     Attributes:
         file: where the ConfigMap is mounted; it may not be there.
@@ -39,9 +39,9 @@ class KeptCatalogue:
     _backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S))
 
     def keep(self, text: str) -> None:
-        """Keep a valid catalogue, unless it is the one that is kept.
+        """Keep a valid catalogue, unless it is the kept one already.
 
-        What goes wrong is logged, once, and tried again in a later call.
+        A failure is logged, once, and a later call tries again.
         """
         if self.name is None or text == self._kept or time.monotonic() < self._next_s:
             return
@@ -67,7 +67,7 @@ class KeptCatalogue:
 
     def _patch(self, text: str) -> None:
         """Raises ClusterError."""
-        # Imported here: a replica that has nothing to keep needs no client of the API.
+        # Imported here: most replicas write nothing, and need no client of the API.
         from kubernetes import client
 
         from sidecar.kubernetes_api import connect, request

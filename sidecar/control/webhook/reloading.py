@@ -1,8 +1,8 @@
 """The catalogue and the certificate, read again when a kubelet replaces the mounted files.
 
-A kubelet swaps the symbolic link ``..data``, so that a file changes as a whole; the file that
-the name leads to is compared. The files are polled: after an inotify event they would have to be
-compared too, and a stat(2) costs a microsecond. Knows no server.
+A kubelet swaps the symbolic link ``..data``, so a file changes as a whole, and the file behind the
+link is compared. The files are polled: they would have to be compared after an inotify event, too,
+and a stat(2) costs a microsecond.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class _Identity(NamedTuple):
 class ReloadingCatalogue:
     """The catalogue in a file.
 
-    A file that became invalid is logged once, and the last valid catalogue stays in use: a
+    If the file becomes invalid, that is logged once and the last valid catalogue stays in use: a
     typing error must not keep every experiment from starting.
 
     Args:
         path: the file, which is read at once.
-        kept: the last valid catalogue of replicas before this one, for a start with an invalid
-            file; it may not be there.
+        kept: the last valid catalogue of earlier replicas, used if the file is invalid at the
+            start; it may not be there.
 
     Raises:
         ConfigError: the file is invalid, and there is no valid one in ``kept``.
 
     Attributes:
         current: the last valid catalogue.
-        text: what it was read from.
+        text: the text of that catalogue.
         problem: the error's line while the file is invalid; None if it was valid when it was
             last read.
     """

@@ -1,7 +1,7 @@
-"""The admission server: `/mutate` over TLS, health and metrics on another port. Decides nothing.
+"""The admission server: `/mutate` over TLS, health and metrics on another port.
 
-One thread computes answers, and another those to large reviews: most take a millisecond, and more
-replicas are more processes. What clients may take is bounded by :mod:`sidecar.http_server`.
+One thread computes the answers, and another one those to large reviews. Most answers take a
+millisecond, and more replicas are more processes. :mod:`sidecar.http_server` bounds clients.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("sidecar.webhook")
 _REFRESH_S = 1.0
 _HINT: Final = "free the port"
 _DRAIN_S: Final = 10.0
-"""How long SIGTERM is followed by requests: until every node's routes leave this replica out."""
+"""How long requests are taken after SIGTERM: until no node's routes lead to this replica."""
 _ADMISSION: Final = Limits(
     connections=200,
     idle_s=5,
@@ -50,7 +50,7 @@ _PAGES: Final = Limits(
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Address and ports of the server. Port 0 picks a free one, which the log names."""
+    """Address and ports of the server. Port 0 picks a free one, which is logged."""
 
     host: str
     port: int
@@ -60,7 +60,7 @@ class Listen:
 def serve(
     catalogue: Path, kept: KeptCatalogue, tls: Path, injection: Injection, where: Listen
 ) -> None:
-    """Serve until SIGINT, or for ten seconds from SIGTERM on. What has begun is answered.
+    """Serve until SIGINT, or until ten seconds after SIGTERM. Requests in progress are answered.
 
     Args:
         catalogue: the catalogue's file; read again when it changes.
@@ -119,7 +119,7 @@ class _Webhook:
         return self._certificate.context
 
     def follow_files(self) -> None:
-        """Look at the files also when no request comes, so that log and metrics are up to date."""
+        """Check the files also when no request comes, so that log and metrics are up to date."""
         while True:
             self._certificate.refresh()
             self._catalogue.refresh()
@@ -128,7 +128,7 @@ class _Webhook:
             time.sleep(_REFRESH_S)
 
     def mutate(self, request: Request) -> Response:
-        """An AdmissionReview's answer; 400 for what is none."""
+        """An AdmissionReview's answer; 400 for anything else."""
         started_s = time.perf_counter()
         self._catalogue.refresh()
         try:
@@ -145,9 +145,9 @@ class _Webhook:
         return Response(HTTPStatus.OK, page, content_type)
 
     def ready(self, _: Request) -> Response:
-        """For the kubelet: also with an earlier catalogue, else no pod would get the sidecar.
+        """For the kubelet. Ready also with an earlier catalogue, else no pod would get the sidecar.
 
-        The document says which one is in use, for whoever asks.
+        The document says which catalogue is in use.
         """
         return _json({"ready": True, "catalogueError": self._catalogue.problem})
 
