@@ -2,9 +2,9 @@
 
 The kernel drops a signal to the first process of a container that has no handler for it (signal(7)
 says so of init). A pod that is deleted while it starts would then wait for its whole grace period.
-So the handlers come before the imports, and a process that will be replaced (`sidecar mount`) blocks
-the signals until its successor has handlers: the kernel keeps blocked signals. The image starts
-this program with the signals blocked.
+So the handlers come before the imports, and a process that will be replaced (`sidecar mount`)
+blocks the signals until its successor has handlers: the kernel keeps blocked signals. The image
+starts this program with the signals blocked.
 """
 
 import gc
