@@ -1,15 +1,15 @@
 """The process that workers, health and reporter are forked from: it has imported what they need.
 
-A start takes milliseconds instead of the better part of a second, and they share the memory of
-the code. It serves nothing, has no threads, and decides nothing: process 1 asks for a process and
-is told its PID. That becomes a child of process 1 (PR_SET_CHILD_SUBREAPER), so that this process
-may end at any time without anybody noticing.
+A start takes milliseconds instead of the better part of a second, and the processes share the
+memory of the code. This one has no threads. Process 1 asks it for a process and is told the PID.
+The new process becomes a child of process 1 (PR_SET_CHILD_SUBREAPER), so the fork server may end at
+any time without anybody noticing.
 """
 
 from __future__ import annotations
 
 import encodings.idna
-import encodings.utf_8_sig  # noqa: F401 - secrets are read so
+import encodings.utf_8_sig  # noqa: F401 - for reading secrets
 import errno
 import gc
 import logging
@@ -51,11 +51,12 @@ def main(channel: Channel, spec: PersistenceSpec) -> int:
     """The life of the process, which process 1 has forked.
 
     ``{"do": "fork", "number": n, "role": "worker"}`` comes with the far end of the new process's
-    channel, and is answered by ``{"event": "forked", "number": n, "pid": pid}`` before that process
-    does anything. Its first message is its duty. Ends at ``{"do": "leave"}`` and with its channel.
+    channel. The answer ``{"event": "forked", "number": n, "pid": pid}`` is sent before that process
+    does anything. The first message to that process is its duty. Ends at ``{"do": "leave"}``, or
+    with the channel.
 
     Args:
-        spec: all processes inherit it, so that no file has to be believed.
+        spec: inherited by all processes, so that no file has to be trusted.
     """
     prctl.set_name("fork-server")
     # The supervisor alone decides when to leave; a terminal's Ctrl-C goes to every process.
@@ -64,8 +65,8 @@ def main(channel: Channel, spec: PersistenceSpec) -> int:
     logs.set_up("fork-server")
     give_back_large_blocks()
     import_stores({source.store for volume in spec.volumes for source in volume.stores})
-    # What is there now stays for ever. A collection in a worker would write to each object's
-    # header, and so copy every page that could be shared.
+    # These objects stay for ever. A collection in a worker would write to the header of each, and
+    # so copy every page that could be shared.
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -100,7 +101,7 @@ class _ForkServer:
             gate.send(b"go")
 
     def _fork(self, role: str, far: socket.socket) -> tuple[int, socket.socket] | int:
-        """A process's PID, and the gate at which it waits. An errno if none can be forked."""
+        """A process's PID, and the gate at which it waits; or an errno if none can be forked."""
         try:
             gate, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:

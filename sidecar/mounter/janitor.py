@@ -1,21 +1,21 @@
 """One for each node: detaches what killed sidecars left mounted, and trims the pods' shared cache.
 
-Standard library only. Pods keep that cache within its budget themselves; this does while none
-runs, or when the budget has become smaller. It also ends what outlives its grace period
-(:mod:`.overdue`).
+Standard library only. Pods keep the cache within its budget themselves; the janitor does so while
+no pod runs, or when the budget has become smaller. It also ends containers that outlive their grace
+period (:mod:`.overdue`).
 
 A sidecar that gets SIGKILL cannot unmount. Its dead FUSE mounts stay on the node, with their
 guards below them, and the kubelet cannot delete the pod's directory: the pod hangs in
-Terminating. If the sidecar does not start again and clear them, this must.
+Terminating. If the sidecar does not start again and clear them, the janitor must.
 
 A mount is detached only if all of this holds:
 
 - It is ours by type and source, and is below the kubelet's directory of pods.
 - No process sees it at another path than the node does. A container of the pod that still runs,
   the sidecar's or the experiment's, has it at a path of its own; and an experiment that outlives
-  its sidecar must get errors, not an empty directory. This does not count for what the kubelet has
-  mounted for a sub-path: the container has a mount of its own there, to which nothing propagates,
-  and keeps its errors; while a dead one on the node lets no container of the pod start again.
+  its sidecar must get errors, not an empty directory. The kubelet's mounts for sub-paths are
+  exempt: the container has a mount of its own there, which keeps its errors since nothing
+  propagates to it; a dead one on the node lets no container of the pod start again.
 - On top is a guard, or a FUSE mount whose connection is gone, as statfs(2) says. A server that
   merely does not answer is left alone.
 """
@@ -47,7 +47,7 @@ _ANSWER_S = 2.0
 _TURN_S = 1.0
 _TRIM_INTERVAL_S = 300.0
 _SUB_PATHS = "/volume-subpaths/"
-"""In the paths of what the kubelet mounts for sub-paths (pkg/volume/util/subpath)."""
+"""Part of the paths of the kubelet's mounts for sub-paths (pkg/volume/util/subpath)."""
 
 
 class Janitor:
@@ -60,7 +60,7 @@ class Janitor:
     Raises:
         PathMissing: there is no such directory, or the kubelet keeps its pods elsewhere.
         NotRoot: this process cannot unmount.
-        UsageError: this process does not see those of the node.
+        UsageError: this process does not see the node's processes.
     """
 
     def __init__(self, root: Path) -> None:
@@ -76,7 +76,7 @@ class Janitor:
                 f"`{root}` is not there",
                 "mount the kubelet's directory of pods there, with Bidirectional",
             )
-        # It would look after nothing, and seem well.
+        # It would do nothing, and seem to be fine.
         own = os.environ.get(pod.UID_VARIABLE)
         if own is not None and not (root / own).is_dir():
             raise PathMissing(
@@ -85,11 +85,11 @@ class Janitor:
                 "set the hostPath of the DaemonSet to `pods` in the kubelet's --root-dir",
             )
         self._root = os.path.normpath(root)
-        # By device: a server that does not answer is not asked twice.
+        # By device, so that a server that does not answer is asked once.
         self._probes: dict[str, _ConnectionProbe] = {}
 
     def look(self) -> list[str]:
-        """Detach what is left over at present; the paths where something was detached."""
+        """Detach what is left over now; the paths at which something was detached."""
         stacks: dict[str, list[Mount]] = {}
         for mount in mounts.mounted():
             if mount.path.startswith(f"{self._root}/"):
@@ -102,8 +102,8 @@ class Janitor:
         cleared = []
         for path, stack in ours.items():
             if _SUB_PATHS in path:
-                # The kubelet may be about to give a guard to a container, which would find a
-                # directory of the node instead. It unmounts one by itself, as it is not dead.
+                # The kubelet may be about to give a guard to a container, which would otherwise
+                # find a directory of the node. It unmounts guards by itself: they are not dead.
                 is_wanted = mounts.is_guard(stack[-1])
             else:
                 is_wanted = any(mount.device in used for mount in stack)
@@ -153,11 +153,11 @@ class _ConnectionProbe(threading.Thread):
 
 
 def _devices_in_pods(endings: Iterable[str]) -> set[str]:
-    """Devices that some process sees mounted at another path than the node has them.
+    """Devices that some process sees mounted at another path than the node does.
 
     Args:
         endings: the node's paths, from the pod's own directory on. A process that has the kubelet's
-            directory, wherever, sees them at paths that end in these.
+            directory mounted anywhere sees them at paths that end like this.
     """
     endings = tuple(endings)
     namespaces = {os.readlink("/proc/self/ns/mnt")}
@@ -183,7 +183,7 @@ class _CacheKeeper:
     """Keeps the node's cache within its budget.
 
     Args:
-        folder: of the cache; None: there is none.
+        folder: the cache's folder; None: no cache.
         size_bytes: its budget.
     """
 
@@ -194,7 +194,7 @@ class _CacheKeeper:
         self._has_room = True
 
     def look(self) -> None:
-        """Trim it, if it is time to. The folder may have a million files."""
+        """Trim the cache when it is time to. The folder may have a million files."""
         if self._folder is None or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + _TRIM_INTERVAL_S
@@ -223,11 +223,11 @@ def run(
 ) -> int:
     """Look when the mounts change, and every ``interval_s`` seconds; the exit status.
 
-    Returns at SIGTERM or SIGINT. The changes of a second are looked at together, and in each the
-    pods that end.
+    Returns at SIGTERM or SIGINT. Changes within a second are handled together, and each look also
+    ends overdue containers.
 
     Args:
-        node_cache: folder of the cache that pods share; None: there is none.
+        node_cache: folder of the cache that pods share; None: no such cache.
         node_cache_bytes: its budget.
 
     Raises:

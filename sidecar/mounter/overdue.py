@@ -1,13 +1,13 @@
 """Ends containers that outlive their own grace period, as a kubelet would: by SIGKILL.
 
-A kubelet knows one grace period for all containers of a pod, and a pod with the sidecar has more of
-it than its experiment, for saving. When the experiment's own is over, process 1 of the sidecar
-writes the names of its containers into the state directory.
+A kubelet has one grace period for all containers of a pod. A pod with the sidecar has a longer one
+than its experiment, for saving. When the experiment's own is over, process 1 of the sidecar writes
+the names of the experiment's containers into the state directory.
 
-A process is killed only if it is of such a container by what the kernel and the kubelet say: its
+The kernel and the kubelet, not the file, say which processes belong to such a container: its
 control group is that of the pod in whose directory the file is, and the kubelet's directory of the
 container (``pods/UID/containers/NAME``, for the termination message) is mounted for it. So whatever
-the file says, nothing is ended outside of its pod, nor the sidecar in it. Standard library only.
+the file says, nothing outside the pod is ended, nor the pod's sidecar. Standard library only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sidecar.pod import CONTAINER_NAME, OVERDUE_FILE, RESERVED_PREFIX, STATE_SUF
 log = logging.getLogger("sidecar.janitor")
 
 _STATE: Final = f"volumes/kubernetes.io~empty-dir/{RESERVED_PREFIX}{STATE_SUFFIX}"
-"""Below a pod's directory: where the kubelet has the volume."""
+"""The volume below a pod's directory, where the kubelet has it."""
 _UID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _GROUP: Final = re.compile(r"(?:^|-)pod([0-9a-f_-]{36})(?:\.slice)?$")
 """A pod's part of a control group's path, by the driver `cgroupfs` or `systemd`."""
@@ -37,7 +37,7 @@ _CONTAINER: Final = re.compile(rf"/pods/({_UID})/containers/([a-z0-9-]+)/[^/]+$"
 
 
 def end_overdue(root: str) -> None:
-    """End what is left of the containers whose time is over, in all pods of the node.
+    """End the overdue containers of all pods of the node.
 
     Args:
         root: the kubelet's directory of pods.
@@ -65,7 +65,7 @@ def _end(pid: int, overdue: Mapping[str, set[str]]) -> set[tuple[str, str]]:
     Returns:
         Its pod and container; empty if it goes on.
     """
-    descriptor = os.pidfd_open(pid)  # held, so that who is looked at is who is killed
+    descriptor = os.pidfd_open(pid)  # held, so that the process that is checked is killed
     try:
         pods = _pods(Path(f"/proc/{pid}/cgroup").read_text())
         if len(pods) != 1 or pods.isdisjoint(overdue):

@@ -1,6 +1,6 @@
 """Sends reports to the Kubernetes API: few, counted, tried again, given up if forbidden.
 
-What is worth a report is decided in :mod:`.pod_reports`.
+:mod:`.pod_reports` decides what is worth a report.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sidecar.pod import CONTAINER_NAME
 log = logging.getLogger("sidecar.reporter")
 
 REPEAT_S: Final = 60.0
-"""The same report within this time only raises a count, which is sent afterwards: as another event,
-since a right to change events would be one to change other pods'. The time doubles with each."""
+"""The same report within this time only raises a count, which is sent afterwards as another event:
+a right to change events would also be one to change other pods'. The time doubles with each."""
 LONGEST_REPEAT_S: Final = 16 * REPEAT_S
 _FIRST_DELAY_S: Final = 1.0
 _LONGEST_DELAY_S: Final = 60.0
 _MOST_REPORTS: Final = 100
 _MESSAGE_BYTES: Final = 1024
-"""The API takes no longer message of an event."""
+"""The API refuses longer messages of an event."""
 _CONDITION_INTERVAL_S: Final = 5.0
 
 
@@ -59,7 +59,7 @@ class _Event:
         sent_count: the count that the API has.
         first: when it was sent first; empty before.
         not_before_s: when it may be sent again (monotonic).
-        repeats: how long after each the next may be sent.
+        repeats: the delays between events.
     """
 
     count: int = 0
@@ -95,11 +95,11 @@ class EventRecorder:
 
     @property
     def sees_pod(self) -> bool:
-        """Whether :meth:`see_pod` may have an answer."""
+        """Whether :meth:`see_pod` may get an answer."""
         return "condition" not in self._forbidden
 
     def see_pod(self) -> dict[str, Any] | None:
-        """The pod as the API has it; None if it cannot be had at present."""
+        """The pod as the API has it; None if it cannot be had now."""
         try:
             return self._api.see_pod(self._pod.namespace, self._pod.name, self._pod.uid)
         except (ApiUnavailable, ApiConflict):
@@ -126,7 +126,7 @@ class EventRecorder:
                     event.not_before_s = now_s + event.repeats.next_s()
         except (ApiUnavailable, ApiConflict) as error:
             self._wait(error, now_s)
-        except ClusterError as error:  # NotInCluster
+        except ClusterError as error:  # for example NotInCluster
             self._forbidden |= {"events", "condition"}
             logs.event(log, "nothing can be reported", logging.WARNING, why=error.line())
         else:
@@ -198,7 +198,7 @@ class EventRecorder:
         event.sent_count = count
 
     def _give_up(self, what: str, error: ClusterError) -> None:
-        """Log it once, and go on without: mounts work all the same."""
+        """Log it once, and go on without reports: mounts work all the same."""
         self._forbidden.add(what)
         logs.event(log, f"no {what} will be reported", logging.WARNING, why=error.line())
 

@@ -2,11 +2,11 @@
 
 A liveness probe that is a command looks at a file instead (:mod:`.probe_files`).
 
-It is separate so that the supervisor needs no library, and no scrape waits for a mount. It listens
-on process 1's socket, so that who connects while there is none waits and is not refused. Live means
-that the supervisor answers a ping. A store that is down, or a worker that is restarted, must not
-make the kubelet kill the sidecar, and with it the mounts. Whatever clients do, probes are answered:
-they have a thread of their own, and :mod:`sidecar.http_server` bounds the rest.
+This process is separate so that the supervisor needs no library, and no scrape waits for a mount.
+It listens on process 1's socket: while it is being replaced, clients wait and are not refused. Live
+means that the supervisor answers a ping. A store that is down, or a worker that is restarted, must
+not make the kubelet kill the sidecar, and with it the mounts. Probes are answered whatever clients
+do: they have a thread of their own, and :mod:`sidecar.http_server` bounds everything else.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _LIMITS: Final = Limits(
 _PROBES, _PAGES = "probes", "pages"
 """The threads. A page of metrics is computed from files, and a probe must not wait for it."""
 _MOST_WAITING: Final = 32
-"""Requests for one of them: together they leave room for those that ask whether it is alive."""
+"""Requests that may wait for one page. All of them together leave room for probes."""
 
 
 class Supervisor:
-    """What process 1 says of itself: whether its loop still runs."""
+    """Process 1: whether its loop still runs."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -59,7 +59,7 @@ class Supervisor:
         self._last_pong = 0
 
     def listen(self) -> None:
-        """Take the supervisor's answers. When it is gone, this process ends too."""
+        """Take the supervisor's answers. If the supervisor is gone, this process ends, too."""
         while (received := self._channel.receive()) is not None:
             with self._changed:
                 self._last_pong = max(self._last_pong, int(received[0].get("pong", 0)))
@@ -69,8 +69,8 @@ class Supervisor:
     def is_alive(self) -> bool:
         """Whether the supervisor answers in time.
 
-        It is asked once: while an answer is missing, whoever comes next waits for the same one.
-        So clients cannot flood it, and a probe of a supervisor that hangs is answered at once.
+        One question is asked at a time: while its answer is missing, all callers wait for it. So
+        clients cannot flood it, and a probe of a supervisor that hangs is answered at once.
         """
         with self._changed:
             if self._last_pong == self._last_ping:
@@ -82,7 +82,7 @@ class Supervisor:
 
 
 class _Pages:
-    """What is served."""
+    """The pages."""
 
     def __init__(self, state: Path, supervisor: Supervisor) -> None:
         self._state = state
@@ -103,7 +103,7 @@ class _Pages:
         return Response(HTTPStatus.OK, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
     def _status(self, _: Request) -> Response:
-        """The status document and, of volumes that are in use, what only metrics know."""
+        """The status document; for volumes in use, also what only metrics know."""
         status = read_status(self._state)
         if status["ready"]:
             found = read_volume_totals(self._metrics_directory).parts_in_flight
@@ -125,7 +125,7 @@ class _Pages:
         )
 
     def _experiment_live(self, _: Request) -> Response:
-        """For probes of the experiment's containers: 503 if a restart of theirs would mend it."""
+        """For probes of the experiment's containers: 503 if a restart of theirs mends a mount."""
         volumes = read_status(self._state)["volumes"]
         lost = {
             volume_label(volume["kind"], volume["name"]): volume["lost_in"]
@@ -143,10 +143,7 @@ def _json(status: HTTPStatus, text: str) -> Response:
 
 
 def main(channel: Channel, spec: PersistenceSpec) -> int:
-    """The listening socket comes first. Ends with the channel.
-
-    Where there is no socket, there is no port.
-    """
+    """Serve until the channel ends. The listening socket comes first; without it, no port."""
     logs.set_up("health")
     received = channel.receive()
     if received is None:

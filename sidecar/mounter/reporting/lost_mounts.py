@@ -1,7 +1,7 @@
-"""Which containers have a bucket through a sub-path of a mount that is there no more. Pure.
+"""Which containers have a bucket through a sub-path of a mount that is gone. Pure.
 
-The kubelet binds a sub-path into a container when it starts it. If the bucket is mounted anew
-afterwards, by the next start of the sidecar's container or by healing on an older kernel, this
+The kubelet binds a sub-path into a container when it starts the container. If the bucket is mounted
+anew afterwards, by the next start of the sidecar's container or by healing on an older kernel, this
 bind leads to the earlier mount until the container is started again.
 """
 
@@ -20,12 +20,12 @@ _STATUSES: Final = ("initContainerStatuses", "containerStatuses")
 
 
 def replaced(status: Document) -> list[Document]:
-    """The volumes of a status document whose mount took the place of one that was in use."""
+    """The volumes whose mount, by a status document, replaced one that was in use."""
     return [v for v in status["volumes"] if v["remounted_at"] is not None]
 
 
 def lost_in(volumes: list[Document], pod: Document) -> dict[str, list[str]]:
-    """Label of each of these volumes that some container has lost, to the containers' names.
+    """Each volume that some container has lost: its label, and the containers' names.
 
     Args:
         volumes: from :func:`replaced`.
@@ -36,7 +36,7 @@ def lost_in(volumes: list[Document], pod: Document) -> dict[str, list[str]]:
     spec = pod["spec"]
     for container in [*spec.get("initContainers", []), *spec["containers"]]:
         paths = {m["mountPath"] for m in container.get("volumeMounts", []) if m.get("subPath")}
-        # The API has whole seconds.
+        # The API's times are whole seconds.
         since = started.get(container["name"], float("inf"))
         for volume in volumes:
             if volume["path"] in paths and since <= int(volume["remounted_at"]):
@@ -46,10 +46,10 @@ def lost_in(volumes: list[Document], pod: Document) -> dict[str, list[str]]:
 
 
 class LostMounts:
-    """What is known at present of one pod's lost mounts.
+    """The lost mounts of one pod, as far as they are known.
 
     Attributes:
-        containers: by volume, as :func:`lost_in` gives it.
+        containers: by volume, from :func:`lost_in`.
     """
 
     def __init__(self) -> None:
@@ -67,11 +67,11 @@ class LostMounts:
         self._volumes = volumes
 
     def is_due(self, now_s: float) -> bool:
-        """Whether to look at the pod now: before anything is known, and until nothing is lost."""
+        """Whether to look at the pod now: before the first answer, and while something is lost."""
         return (not self._is_known or bool(self.containers)) and now_s >= self._next_s
 
     def look_at_pod(self, pod: Document | None, now_s: float) -> bool:
-        """Take the pod as the API has it, or that there is no answer; whether something is new."""
+        """Take the pod as the API has it (None: no answer); whether something is new."""
         self._next_s = now_s + _LOOK_S
         if pod is None:
             return False
@@ -81,7 +81,7 @@ class LostMounts:
         return self.containers != before
 
     def give_up(self) -> list[Report]:
-        """The pod cannot be seen: what to tell, once."""
+        """What to report, once, because the pod cannot be seen."""
         self._is_known = True
         return [mount_lost(volume) for volume in self._volumes]
 

@@ -1,7 +1,7 @@
 """Asks the Kubernetes API with the pod's service account, through the sidecar's own HTTP.
 
-Not through the API's client, which takes 55 MB and more than a second of CPU time to say a few
-words (docs/decisions/0043-one-process-forks-the-others.md). Nothing is retried here.
+The API's own client takes 55 MB and more than a second of CPU time to say a few words
+(docs/decisions/0043-one-process-forks-the-others.md). Nothing is retried here.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from sidecar.pod import SERVICE_ACCOUNT, SERVICE_ACCOUNT_VARIABLE
 from sidecar.units import KIB, MIB
 
 TIMEOUT_S: Final = 5.0
-"""How long the server may be silent; also each of its addresses."""
+"""How long the server may be silent; each of its addresses has as long."""
 _WATCH_S: Final = 300
 _LONGEST_ANSWER_BYTES: Final = 4 * MIB
 """More than etcd takes as one object."""
 _READ_BYTES: Final = 64 * KIB
 _SUCCESS: Final = (HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED)
 _ONLY_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
-"""Of an object that was written, since nobody reads the answer."""
+"""The accepted answer to a write: only metadata, since nobody reads it."""
 
 Document = dict[str, Any]
 T = TypeVar("T")
@@ -43,10 +43,10 @@ class PodApi:
     """The API as the pod's service account may use it. Safe to use from any thread.
 
     Each method makes one attempt, and raises ClusterError: NotInCluster if the pod has no token
-    or no address of the API, ApiUnavailable for what may work later.
+    or no address of the API, ApiUnavailable if a later attempt may work.
 
     Args:
-        environment: where the address comes from, and :data:`SERVICE_ACCOUNT_VARIABLE`.
+        environment: has the address, and :data:`SERVICE_ACCOUNT_VARIABLE`.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -76,7 +76,7 @@ class PodApi:
         )
 
     def see_pod(self, namespace: str, name: str, uid: str) -> Document:
-        """The pod: the answer to a change of nothing, since the right to read it is not needed."""
+        """The pod, as the answer to a change of nothing: that needs no right to read it."""
         answer = self._write(
             f"patch the status of pods in `{namespace}`",
             "PATCH",
@@ -91,7 +91,7 @@ class PodApi:
     def wait_for_state(self, namespace: str, name: str, wanted: Callable[[Document], bool]) -> bool:
         """Whether a pod is as ``wanted``, now or after a change.
 
-        False once the server ends the watch, after some minutes: ask again.
+        False when the server ends the watch, after some minutes: ask again.
 
         Raises:
             ApiGone: the changes since the first look are no longer kept.
@@ -153,7 +153,7 @@ class PodApi:
         return self._open().receive(what, sign, read, accepted=_SUCCESS, timeout=timeout)
 
     def _login(self) -> dict[str, str]:
-        """Read each time: a kubelet replaces the token before it expires."""
+        """The token's header. It is read each time: a kubelet replaces it before it expires."""
         try:
             token = (self._folder / "token").read_text().strip()
         except (OSError, ValueError):
@@ -161,7 +161,7 @@ class PodApi:
         return {"authorization": f"Bearer {token}"}
 
     def _open(self) -> HttpClient[str]:
-        """The client; a new one when the API server's authority was replaced."""
+        """The client; a new one if the API server's authority was replaced."""
         file = self._folder / "ca.crt"
         try:
             host = self._environment["KUBERNETES_SERVICE_HOST"]
@@ -182,7 +182,7 @@ class PodApi:
 
 
 class _Translator:
-    """The errors of this API; a call is the attempt in words."""
+    """Translates this API's errors; a call is the attempt in words."""
 
     def refused(self, call: str, response: Response, body: bytes) -> ClusterError:
         try:
@@ -197,7 +197,7 @@ class _Translator:
         return no_answer(call, reason)
 
     def redirect(self, fields: Headers) -> None:
-        """The API server redirects nobody."""
+        """Do nothing: the API server redirects nobody."""
 
 
 def _outside(why: str) -> NotInCluster:
@@ -209,7 +209,7 @@ def _parsed_whole(response: Response) -> Document:
 
 
 def _changes(response: Response, what: str) -> Iterator[Document]:
-    """The pods of a watch, one JSON document a line. Raises ClusterError for one that says so."""
+    """The pods of a watch, one JSON document a line. Raises ClusterError if a line is an error."""
     left = b""
     buffer = memoryview(bytearray(_READ_BYTES))
     while count := response.readinto(buffer):

@@ -1,7 +1,7 @@
 """Asks the Kubernetes API whether the pod's other containers have ended for good.
 
-Only for clusters without native sidecars, where the sidecar is an ordinary container, and the
-pod of a Job would never complete.
+Only for clusters without native sidecars. There the sidecar is an ordinary container, and without
+this the pod of a Job would never complete.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def wait_for_end(api: PodApi, namespace: str, name: str) -> None:
             if api.wait_for_state(namespace, name, has_ended):
                 return
             backoff.reset()
-            wait_s = _LOOK_AGAIN_S  # a server may end every watch at once
+            wait_s = _LOOK_AGAIN_S  # some servers end every watch at once
         except (ApiUnavailable, ApiConflict, ApiGone) as error:
             asked_s = error.retry_after_s if isinstance(error, ApiUnavailable) else 0.0
             logs.event(log, "watch begins anew", logging.WARNING, why=error.line())

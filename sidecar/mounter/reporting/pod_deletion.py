@@ -13,10 +13,10 @@ _MOUNTS: Final = f"{RESERVED_PREFIX}{SHARED_SUFFIX}"
 
 
 class PodDeletion:
-    """What is known of the deletion of one pod.
+    """The deletion of one pod, as far as it is known.
 
     Args:
-        added_s: what the pod's own grace period was lengthened by, for the sidecar.
+        added_s: how much longer the pod's grace period is because of the sidecar.
     """
 
     def __init__(self, added_s: int) -> None:
@@ -25,14 +25,14 @@ class PodDeletion:
         self._next_s = 0.0
 
     def is_due(self, now_s: float) -> bool:
-        """Whether to look at a pod that ends: somebody may shorten its time until it is gone."""
+        """Whether to look at a pod that ends: somebody may shorten its time until the end."""
         return now_s >= self._next_s
 
     def look_at_pod(self, pod: Document | None, now_s: float) -> Document | None:
-        """What to tell process 1 of the pod as the API has it; None if there is nothing new.
+        """What is new for process 1 in the pod as the API has it; None if nothing is.
 
-        The experiment has what it had without the sidecar. Who gives the pod more time than its
-        spec does gives it to the experiment.
+        The experiment keeps the time that it had without the sidecar. If somebody gives the pod
+        more time than its spec does, the experiment gets it.
         """
         self._next_s = now_s + _LOOK_S
         grace_s = pod["metadata"].get("deletionGracePeriodSeconds") if pod else None
@@ -50,7 +50,7 @@ class PodDeletion:
 
 
 def experiment_containers(spec: Document) -> list[str]:
-    """Names of the containers that have the mounts. A mesh's have not, and end in their own way."""
+    """Names of the containers that have the mounts: not a mesh's, which end in their own way."""
     return [
         container["name"]
         for container in [*spec.get("initContainers", []), *spec["containers"]]

@@ -40,7 +40,7 @@ _ADVICE: Final = {
 }
 _NEARLY_FULL: Final = 0.9
 _RELAXED: Final = 0.7
-"""Below this, the spool may be reported as nearly full again."""
+"""Below this part, the spool may be reported as nearly full again."""
 _NAMED_FILES: Final = 10
 
 Document = dict[str, Any]
@@ -63,9 +63,9 @@ class Condition(NamedTuple):
 
 
 def condition(status: Document) -> Condition | None:
-    """The condition that a status document means; None while nothing is known yet.
+    """The pod's condition by a status document; None while nothing is known yet.
 
-    A worker that is being replaced changes nothing: programs wait for milliseconds.
+    A worker that is being replaced changes nothing: programs wait only for milliseconds.
     """
     if status["ready"]:
         for volume in status["volumes"]:
@@ -95,12 +95,12 @@ _HEALED: Final = {
         "it was mounted anew: calls in flight got ECONNABORTED or ENOTCONN, as do open files",
     ),
 }
-"""What became of a worker's mount: the event's reason, and what programs saw of it."""
+"""The outcome for a worker's mount: the event's reason, and what programs saw of it."""
 
 
 @dataclass(slots=True)
 class Observer:
-    """Compares each status document and each count with the ones before, and reports changes.
+    """Compares each status document and each count with the previous ones, and reports changes.
 
     Attributes:
         spool_bytes: the budget of each bucket's spool, by the volume's label.
@@ -183,7 +183,7 @@ class Observer:
         return [*reports, *self._end(volume, label, stopped, status["time_is_up"])]
 
     def _end(self, volume: Document, label: str, stopped: bool, time_is_up: bool) -> list[Report]:
-        """What the last minute saves. Told before it is over: it may be over at any moment."""
+        """Reports on the last minute, sent before it is over: it may end at any moment."""
         names = _unsaved(volume)
         if names and not (stopped or time_is_up):
             what = f"volume {label}: the pod is ending; not saved yet: {names}"
@@ -197,7 +197,7 @@ class Observer:
         return []
 
     def _once(self, label: str, reason: str, error: Document) -> list[Report]:
-        """A report, unless one of this volume's error with this code was made already."""
+        """A report, unless one with this volume's code was made already."""
         advice = _ADVICE.get(error["code"], "")
         report = Report(reason, f"volume {label}: {_line(error)}{advice}")
         return self._first(f"{label} {error['code']}", report)
@@ -211,7 +211,7 @@ class Observer:
 
 
 def mount_lost(volume: Document) -> Report:
-    """What to tell of a volume whose mount was replaced under a container's sub-path."""
+    """The report of a volume whose mount was replaced below a container's sub-path."""
     who = ", ".join(f"container `{name}`" for name in volume["lost_in"]) or "containers"
     what = f"{who} cannot reach `{volume['path']}` any more (ENOTCONN), until started again"
     text = f"{MountLost.code} {MountLost.name}: volume {_label(volume)}: {what}"
@@ -219,7 +219,7 @@ def mount_lost(volume: Document) -> Report:
 
 
 def _unsaved(volume: Document) -> str:
-    """How many files are not saved, and names of some, with their bytes; "" if there are none."""
+    """How many files are not saved, with some names and bytes; "" if all are saved."""
     count, shown = volume["unsaved_count"], volume["unsaved"][:_NAMED_FILES]
     names = [f"{printable(file['key'])} ({file['size_bytes']} bytes)" for file in shown]
     return f"{count} file(s), {', '.join(names)}{' …' * (count > len(names))}" if count else ""

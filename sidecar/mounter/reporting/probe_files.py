@@ -1,8 +1,8 @@
 """The file in the state directory that liveness probes look at with test(1), without a port.
 
-A probe that is a command costs a process each time, so it may be nothing larger. The file's time is
-in the future: until then the sidecar counts as alive. What startup probes wait for is made by
-process 1 (:func:`sidecar.mounter.system.status.note_ready`).
+A probe that is a command costs a process each time, so it must be as small as test(1). The file's
+time is in the future: until then the sidecar counts as alive. Process 1 makes the file for startup
+probes (:func:`sidecar.mounter.system.status.note_ready`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _VALID_S: Final = 15.0
 
 
 def keep_alive_file(state: Path, is_alive: Callable[[], bool]) -> None:
-    """Keep it for ever.
+    """Keep the file up to date for ever.
 
     Args:
         state: the sidecar's state directory.

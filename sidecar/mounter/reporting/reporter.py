@@ -1,7 +1,7 @@
 """The process that reports to the cluster: events and a condition of the pod.
 
-It runs at low priority, and the supervisor waits for it only for a moment at the very end. It
-reads the status document and the files of metrics.
+It runs at low priority, and the supervisor waits for it only for a moment at the very end. Its
+sources are the status document and the files of metrics.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Reporter:
     Args:
         state: the sidecar's state directory.
         spool_bytes: the budget of each bucket's spool, by the volume's label.
-        added_s: what the pod's own grace period was lengthened by.
-        tell: gives a message to the supervisor.
+        added_s: how much longer the pod's grace period is because of the sidecar.
+        tell: sends a message to the supervisor.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Reporter:
         self._recorder.send(now_s, last=last)
 
     def _look_for_lost_mounts(self, now_s: float) -> list[Report]:
-        """Tell the supervisor, which publishes it. What to report if the pod cannot be seen."""
+        """Tell the supervisor, which publishes them; reports if the pod cannot be seen."""
         pod = self._recorder.see_pod()
         if not self._recorder.sees_pod:
             return self._lost.give_up()
@@ -103,7 +103,7 @@ class Reporter:
         return []
 
     def _look_for_deletion(self, now_s: float) -> None:
-        """Tell the supervisor of how the pod was deleted, if that can be seen."""
+        """Tell the supervisor how the pod was deleted, if that can be seen."""
         if self._recorder.sees_pod:
             message = self._deletion.look_at_pod(self._recorder.see_pod(), now_s)
             if message is not None:
@@ -111,7 +111,7 @@ class Reporter:
 
 
 def _version(file: Path) -> tuple[int, int] | None:
-    """What changes whenever the file is replaced; None if there is no file."""
+    """A value that changes whenever the file is replaced; None if there is no file."""
     try:
         status = file.lstat()
     except FileNotFoundError:
@@ -134,7 +134,7 @@ def main(channel: Channel, spec: PersistenceSpec) -> int:
     """Ends when told to leave, or when process 1 is gone."""
     os.nice(_NICE)
     logs.set_up("reporter")
-    if channel.receive() is None:  # its duty, which says nothing more
+    if channel.receive() is None:  # its duty, which has no arguments
         return 0
     spools = {volume.label: volume.options.spool_bytes for volume in spec.buckets}
     added_s = int(spec.times.grace_s)

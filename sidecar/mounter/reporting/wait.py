@@ -1,7 +1,7 @@
 """`sidecar wait`: returns when the sidecar of this pod is ready.
 
-It asks over HTTP, because the experiment could write the ready file, and that of an earlier
-start may still be there. Standard library only, since it is run often.
+It asks over HTTP: the experiment could write the ready file, and an earlier start may have left
+one. Standard library only, since it is run often.
 """
 
 from __future__ import annotations

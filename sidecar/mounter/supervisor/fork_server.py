@@ -1,6 +1,6 @@
-"""Has processes forked, by one that has imported what they need (:mod:`..fork_server`).
+"""Has processes forked by one that has imported what they need (:mod:`..fork_server`).
 
-When one is started and replaced is not decided here. Standard library only.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from sidecar.spec import PersistenceSpec
 
 _MODULE = "sidecar.mounter.fork_server"
 _LEAVE_S: Final = 2.0
-"""For the fork that is under way; more only where it lacks the resources."""
+"""For a fork that is in progress. It takes longer only if resources are lacking."""
 
 Role = Literal["worker", "health", "reporter", "warming"]
 
 
 class ForkServer:
-    """The fork server, and what it was asked for.
+    """The fork server, and the processes that it was asked for.
 
     Args:
-        spec: of the run; every process that is forked has it.
+        spec: inherited by every process that is forked.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class ForkServer:
     def fork(
         self, role: Role, name: str, duty: Message, descriptors: tuple[int, ...] = ()
     ) -> Child:
-        """A process that was told its duty. Raises OSError if none can be started.
+        """A process that has got its duty. Raises OSError if none can be started.
 
         Args:
-            name: for the log and the metric of those that hang.
+            name: for the log and the metric if it hangs.
             duty: its first message; see the ``main`` of the role.
         """
         self._start()
@@ -75,7 +75,7 @@ class ForkServer:
         return child
 
     def on_message(self, child: Child, message: Message) -> bool:
-        """Whether a message was the fork server's: it forked a process, or cannot yet."""
+        """Take the fork server's messages: it forked a process, or could not; False for others."""
         if child is not self._fork_server:
             return False
         if message["event"] == "forked" and message["number"] in self._asked:
@@ -88,10 +88,10 @@ class ForkServer:
         return True
 
     def on_ended(self, child: Child) -> list[Child] | None:
-        """If a child that ended was the fork server: what it did not fork any more.
+        """The children that the fork server did not fork, if it is what ended; None for any other.
 
-        They are to be replaced like processes that ended. The next fork server starts with the next
-        of them, so one that ends at once is slowed down as they are. None for any other child.
+        They must be replaced like processes that ended. The next one also starts the next fork
+        server, so that one that ends at once is slowed down as they are.
         """
         if child is not self._fork_server:
             return None
@@ -107,12 +107,12 @@ class ForkServer:
         self._turn_while(lambda: child.running and child.pid is None, wait_s)
 
     def close(self) -> None:
-        """End the fork server. Nothing is lost with it, and no process comes after this."""
+        """End the fork server. No process can be forked after that."""
         server = self._fork_server
         if server is None:
             return
         if self._has_forked:
-            # Killed between the message and the gate, it would take the new process along.
+            # If it were killed between the message and the gate, the new process would end, too.
             server.channel.send({"do": "leave"})
             self._turn_while(lambda: server.running, _LEAVE_S)
         for message in self._processes.kill(server):
@@ -131,7 +131,7 @@ class ForkServer:
 
     def _start(self) -> None:
         if self._fork_server is None:
-            # It has no thread that could beat, because it forks.
+            # No heartbeat: it must not have threads, because it forks.
             server = self._processes.start(_MODULE, self._spec)
             self._hang_watch.watch(server, "fork-server", beats=False)
             self._fork_server = server

@@ -1,6 +1,6 @@
-"""Watches the children of process 1: one that hangs is killed, as if it had died.
+"""Watches the children of process 1 and kills those that hang, as if they had died.
 
-What follows from its end is :mod:`.lifecycle`'s and :mod:`.volume`'s. Standard library only.
+:mod:`.lifecycle` and :mod:`.volume` replace them. Standard library only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_REPORTED: Final = 300
 
 
 class HangWatch:
-    """The children that are watched, each by a name for the log and the metric.
+    """The watched children, each with a name for the log and the metric.
 
     Attributes:
         hung: how many were killed, by their names.
@@ -39,12 +39,12 @@ class HangWatch:
         return self._ticks.due_s
 
     def watch(self, child: Child, name: str, *, beats: bool = True) -> None:
-        """From now on watch a child that has been forked. ``beats``: as for :class:`.Watch`."""
+        """Begin to watch a child that has been forked. ``beats``: as for :class:`.Watch`."""
         assert child.pid is not None
         self._watches[child] = name, Watch(child.pid, beats=beats)
 
     def take(self, child: Child, message: Message) -> bool:
-        """Whether a message is a sign of life, which is taken. A child that hangs says why."""
+        """Take a sign of life, or why a child hangs; False for any other message."""
         if message["event"] != BEAT:
             return False
         if child in self._watches:
@@ -54,11 +54,11 @@ class HangWatch:
         return True
 
     def is_suspect(self, child: Child) -> bool:
-        """Whether a child stands still at present, but has not for long."""
+        """Whether a child stands still now, but not for long yet."""
         return child in self._watches and self._watches[child][1].is_suspect
 
     def turn(self) -> None:
-        """Look at all children if it is time to, and kill those that hang."""
+        """Check all children when it is time to, and kill those that hang."""
         now_s = time.monotonic()
         if not self._ticks.is_due(now_s):
             return

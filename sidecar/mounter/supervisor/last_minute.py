@@ -1,10 +1,10 @@
 """When the pod began to end, until when everything must be saved, and what is not saved yet.
 
-A kubelet tells this container to stop only when the experiment has ended, or when the pod's grace
-period is over but for two seconds. Its preStop hook runs at the beginning, and writes a file.
-A hook cannot know that somebody shortened the grace period (``kubectl delete --grace-period=5``).
-The API does, where the reporter may see the pod. Where it may not, the end can come at any time: so
-the termination message says from the beginning what is not saved yet.
+A kubelet tells this container to stop only when the experiment has ended, or two seconds before the
+pod's grace period is over. Its preStop hook runs at the beginning, and writes a file. The hook
+cannot see that somebody shortened the grace period (``kubectl delete --grace-period=5``). The API
+shows it, if the reporter may see the pod. If not, the end can come at any time, so the termination
+message says from the beginning what is not saved yet.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sidecar.spec import PersistenceSpec
 log = logging.getLogger("sidecar.supervisor")
 
 _LEAST_S: Final = 0.5
-"""For what is small, if the grace period is over."""
+"""For small files, if the grace period is over already."""
 _AFTER_HOOKS_S: Final = 2.0
-"""What a kubelet gives a container whose preStop has taken all of its time."""
+"""How long a kubelet lets a container live whose preStop has taken all of its time."""
 
 
 class LastMinute:
@@ -34,7 +34,7 @@ class LastMinute:
 
     Attributes:
         deadline_s: until when all must be saved (monotonic); None while the pod is not ending.
-        is_over: there is no time left to save more.
+        is_over: no time is left to save more.
     """
 
     def __init__(self, spec: PersistenceSpec) -> None:
@@ -46,7 +46,7 @@ class LastMinute:
         self.is_over = False
 
     def look(self, state: int) -> bool:
-        """Look whether it has begun, by the hook's file; whether it is news that it is over.
+        """Check the hook's file for the pod's end; whether it is news that the time is over.
 
         Args:
             state: descriptor of the state directory.
@@ -61,7 +61,7 @@ class LastMinute:
         return self.is_over != was_over
 
     def on_deleted(self, deletion: Message) -> None:
-        """The API says that the pod was deleted, and with which grace period.
+        """Take the API's word that the pod was deleted, and with which grace period.
 
         Args:
             deletion: the message ``deleted``, which the reporter sends whenever there is news.
@@ -80,10 +80,10 @@ class LastMinute:
             logs.event(log, "the pod is ending", seconds_left=f"{left_s:.0f}")
 
     def overdue(self) -> list[str]:
-        """Containers of the experiment that have had its own grace period, whether they run or not.
+        """The experiment's containers whose own grace period is over, whether they run or not.
 
-        Only of a pod that was deleted by what the API says: a kubelet runs the hook also where it
-        starts the sidecar's container anew.
+        Only if the API says that the pod was deleted: a kubelet also runs the hook when it starts
+        the sidecar's container anew.
         """
         if self._began_s is None or self._deletion is None:
             return []
@@ -91,7 +91,7 @@ class LastMinute:
         return self._deletion["containers"] if time.monotonic() >= end_s else []
 
     def seconds_left(self) -> float:
-        """For saving, from now on. Without the hook, this container's own time begins now."""
+        """The time for saving, from now. Without the hook, this container's own time begins now."""
         times = self._spec.times
         if self.deadline_s is None:
             return max(0.0, times.grace_s - times.grace_margin_s)
@@ -109,7 +109,7 @@ class LastMinute:
 def unsaved_lines(
     spec: PersistenceSpec, buckets: Sequence[SupervisedBucket], how: str = "not saved"
 ) -> list[str]:
-    """What the buckets' workers could not save, a line for each file; none if there is nothing."""
+    """What the buckets' workers could not save, a line for each file; empty if all is saved."""
     count = sum(bucket.unsaved_count for bucket in buckets)
     if not count:
         return []

@@ -1,7 +1,6 @@
 """preflight -> mount -> ready -> serve and heal -> drain -> unmount. Standard library only.
 
-The order is a script (:meth:`Lifecycle.run`). What may happen to one volume meanwhile is
-:mod:`.volume`'s.
+The order is a script (:meth:`Lifecycle.run`). :mod:`.volume` has the states of one volume.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ log = logging.getLogger("sidecar.supervisor")
 
 _TURN_S: Final = 1.0
 _ANSWER_S: Final = 1.0
-"""At least so long after the time to save is over. A worker copies what is in memory meanwhile."""
+"""The least wait after the time to save is over. A worker copies what is in memory meanwhile."""
 _TEAR_DOWN_S: Final = 2.5
-"""Of the margin of the grace period, for ending workers and unmounting."""
+"""Part of the grace period's margin, for ending workers and unmounting."""
 _MOST_REPORTER_STARTS: Final = 5
 _LAST_REPORTS_S: Final = 8.0
 """Within the margin of the grace period (``times.grace_margin_s``)."""
 _LAST_UNMOUNTS_S: Final = 5.0
-"""If the kernel lacks what it takes to unmount."""
+"""For unmounting, if the kernel lacks what that takes."""
 
 
 class Stopped(Exception):
@@ -74,7 +73,7 @@ class Lifecycle:
         self._started_s = started_s
         self._deadline_s = started_s + spec.times.ready_timeout_s
         self._state: int | None = None  # a descriptor, like that of _shared
-        # Children have what the container has; process 1 itself goes last.
+        # Children get the container's score; process 1 itself goes last.
         self._processes = Processes(hardening.oom_score())
         hardening.survive_oom()
         self._retries = Retries()
@@ -126,7 +125,7 @@ class Lifecycle:
                 try:
                     self._serve_and_heal()
                 except Exception as error:
-                    # What programs wrote to mounts that work is saved all the same.
+                    # What programs wrote to the other mounts is saved all the same.
                     known = error if isinstance(error, SidecarError) else None
                     log.critical("cannot go on: %s", error, exc_info=None if known else error)
                     return self._drain() or self._fail(known or SidecarError(repr(error)))
@@ -142,7 +141,7 @@ class Lifecycle:
         """Everything that needs no network: the host, the directories, what a crash left."""
         try:
             self._state = directories.open_directory(self._spec.roots.state, make=True)
-            # What an earlier container of this pod had to report has been reported.
+            # Whatever an earlier container of this pod had to report has been reported.
             status.remove_status(self._state)
         except OSError as error:
             raise preparation.unusable(error) from None
@@ -150,7 +149,7 @@ class Lifecycle:
         if pod.is_in_pod():
             self._start_reporter()  # so early that it reports whatever fails below
         preparation.check_memory(len(self._buckets), self._spec.memory_cache_bytes)
-        # Before there is a process that answers: a probe waits for it, and needs no second try.
+        # The socket comes before the process that answers: a probe waits, and needs no second try.
         if (port := self._spec.http.port) is not None:
             hint = "free the port, or set another in the spec (`http.host`, `http.port`)"
             self._listener = listen(self._spec.http.host, port, hint)
@@ -160,7 +159,7 @@ class Lifecycle:
             directories.remove(self._state, status.METRICS_DIRECTORY)
             self._shared = status.SharedDirectory(self._spec.roots.shared)
             self._shared.remove(status.READY_FILE)
-            self._write_status()  # whatever fails later by itself is tried again
+            self._write_status()  # later writes are tried again; this one must work
         except OSError as error:
             raise preparation.unusable(error) from None
         for bucket in self._buckets:
@@ -198,7 +197,7 @@ class Lifecycle:
         outputs = next((v for v in self._volumes if v.volume.kind == "outputs"), None)
         if outputs is not None and path is not None and path.startswith("/"):
             access = self._spec.access
-            # In a pod a bucket's path is the experiment's; here it is where it is mounted.
+            # In a pod a bucket's path is the experiment's; here its mountpoint counts.
             root = outputs.volume.mounted_at
             run_directory = root + path.removeprefix(outputs.volume.path)
             owner = access.uid, access.gid, access.dir_mode
@@ -265,7 +264,7 @@ class Lifecycle:
         for bucket in waiting:
             bucket.give_up_draining(seconds)
         self._phase = "stopped"
-        self._publish()  # at once: there may be no time for more
+        self._publish()  # at once: there may be no time later
         lines = unsaved_lines(self._spec, self._buckets)
         if not lines:
             return EXIT_OK
@@ -317,7 +316,7 @@ class Lifecycle:
         if self._state is not None:
             self._publish()
         if self._reporter is not None:
-            # All is saved and unmounted, so this delays nothing that anybody waits for.
+            # Everything is saved and unmounted by now, so nobody waits for this.
             self._reporter.channel.send({"do": "leave"})
             self._processes.end([self._reporter], _LAST_REPORTS_S)
         self._processes.end_all()
@@ -438,7 +437,7 @@ class Lifecycle:
         self._retries.do("start the reporter", start)
 
     def _call_janitor(self, overdue: list[str]) -> None:
-        """Have the node's janitor end containers of this pod. Where there is none, nobody does."""
+        """Ask the node's janitor to end containers of this pod. Without one they stay."""
         assert self._state is not None
         if overdue and overdue != self._overdue:
             self._overdue = overdue
@@ -467,7 +466,7 @@ class Lifecycle:
         return self._retries.shortages.total() + self._hang_watch.hung.total()
 
     def _publish(self) -> None:
-        """Write the status document: for /statusz, for the experiment, for whoever looks."""
+        """Write the status document for /statusz and for the experiment."""
         self._retries.do("write the status", self._write_status)
 
     def _write_status(self) -> None:

@@ -1,8 +1,8 @@
 """Process 1 of the container. Standard library only: it must be small and must not fail.
 
-What an injector wrote needs no library to be read, so that ``sidecar mount`` becomes process 1 at
-once. Any other spec is checked by the command line, which then executes this module in its place,
-so that no library stays in memory.
+A spec that an injector wrote needs no library to be read, so ``sidecar mount`` becomes process 1 at
+once. The command line checks any other spec and then executes this module in its place, so that no
+library stays in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sidecar.spec_rules import own_spec
 def run_own(spec_file: str, sha256: str) -> None:
     """Run on a file that an injector of this version wrote, and end the process.
 
-    Returns if it is anything else, or cannot be read: the command line knows more, and says why.
+    Returns if the file is anything else, or cannot be read: the command line then says why.
 
     Args:
         sha256: digest of the file's bytes, in hexadecimal.
@@ -49,7 +49,7 @@ def become(spec: PersistenceSpec) -> NoReturn:
     stop_signals.block()
     try:
         os.execv(sys.executable, [sys.executable, *arguments])
-    finally:  # it failed
+    finally:  # execve failed
         stop_signals.unblock()
 
 

@@ -1,6 +1,6 @@
 """Checks a volume by its path: a hostPath, a claim or a mounted bucket. Standard library only.
 
-Called in a process of its own, since any of it may hang.
+Called in a process of its own, since any call may hang.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def check_directory(path: str, *, write: bool, filled: bool = False) -> None:
     No link is followed, neither on the way nor in it.
 
     Args:
-        filled: it may not be empty.
+        filled: whether it must have content.
 
     Raises:
-        PathMissing, PathNotReadable, PathNotWritable: it cannot.
+        PathMissing, PathNotReadable, PathNotWritable: a check failed.
     """
     directory = _open(path)
     try:
@@ -87,14 +87,14 @@ def _not_readable(path: str, error: OSError) -> PathNotReadable:
 
 def _write_and_remove(directory: int) -> None:
     """Make a file, write it, read it back, remove it. Raises OSError."""
-    # Not of `secrets`, which would load OpenSSL into process 1.
+    # Not by `secrets`, which would load OpenSSL into process 1.
     name = _PROBE_PREFIX + os.urandom(8).hex()
     content = os.urandom(_PROBE_BYTES)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, 0o600, dir_fd=directory)
     try:
         os.write(descriptor, content)
-        os.fsync(descriptor)  # NFS reports only here that there is no space
+        os.fsync(descriptor)  # only here does NFS report a full disk
         if os.pread(descriptor, len(content), 0) != content:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
     finally:
@@ -146,7 +146,7 @@ def _open_or_make(parent: int, name: str, path: str, uid: int, gid: int, mode: i
         return open_child(parent, name, path, WALK)
     except FileNotFoundError:
         pass
-    if not make_directory(parent, name, path, mode):  # another run's sidecar was quicker
+    if not make_directory(parent, name, path, mode):  # another run's sidecar was faster
         return open_child(parent, name, path, WALK)
     made = open_child(parent, name, path)
     try:
@@ -164,8 +164,8 @@ def _open_or_make(parent: int, name: str, path: str, uid: int, gid: int, mode: i
 def _is_new(made: int) -> bool:
     """Whether a directory can be the one that this process made a moment ago.
 
-    Who may rename in the directory above can put another one in its place, and that one's owner
-    must not change. What this process makes belongs to it and is empty.
+    Whoever may rename in the directory above can put another directory in its place, whose owner
+    must not change. A directory that this process made belongs to it and is empty.
     """
     with os.scandir(made) as entries:
         return os.fstat(made).st_uid == os.geteuid() and next(entries, None) is None

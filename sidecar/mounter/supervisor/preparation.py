@@ -1,4 +1,4 @@
-"""What process 1 looks at before it starts another process. Standard library only."""
+"""What process 1 checks before it starts another process. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger("sidecar.supervisor")
 
 
 def check_memory(buckets: int, cached_bytes: int) -> None:
-    """Let a lack of memory end one process only, and see that there is enough to start.
+    """Let a lack of memory end one process only, and check that there is enough to start.
 
     Args:
-        cached_bytes: what caches in memory take of the limit.
+        cached_bytes: how much of the limit caches in memory take.
 
     Raises:
         MemoryTooSmall: the limit is less than what the processes take.
@@ -38,6 +38,6 @@ def check_memory(buckets: int, cached_bytes: int) -> None:
 def unusable(error: OSError) -> StateUnusable:
     """The error of a directory that cannot be prepared."""
     what = f"cannot prepare `{error.filename}`"
-    if isinstance(error, directories.PathBlocked):  # which names the path itself
+    if isinstance(error, directories.PathBlocked):  # its message names the path
         what = "cannot prepare the state and shared directories"
     return directories.unusable(what, error, "the state and shared directories must be writable")

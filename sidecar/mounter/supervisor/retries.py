@@ -1,8 +1,8 @@
 """Acts of process 1 that a lack of resources may fail: each is tried again until it works.
 
-The limit of processes is shared with the experiment's containers, the disk with everybody on the
-node. So fork(2), open(2) or write(2) may fail at any time through no fault of this container, and
-nothing is given up for it. Standard library only.
+The experiment's containers share the limit of processes, and everybody on the node shares the disk.
+So fork(2), open(2) or write(2) may fail at any time through no fault of this container, and nothing
+is given up because of that. Standard library only.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class _Act:
     def __init__(self, act: Callable[[], None], due_s: float) -> None:
         self.act = act
         self.due_s = due_s
-        self.why = ""  # it failed; empty if it was not tried yet
+        self.why = ""  # why it failed; empty before the first try
         self.backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
 
 
 class Retries:
-    """What is still to be done, by its name in the log.
+    """Acts that are still to be done, by their names in the log.
 
     Attributes:
-        shortages: how often which resource was lacking, by the name of the errno.
+        shortages: how often each resource was lacking, by the errno's name.
     """
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ class Retries:
     def do(self, what: str, act: Callable[[], None], delay_s: float = 0.0) -> None:
         """Do something now, or after ``delay_s``. If it fails, it is tried again.
 
-        It takes the place of an act of the same name. An act raises OSError or MountFailed where
-        resources lack; what else it raises is raised here or by :meth:`turn`.
+        It replaces an act of the same name. An act raises OSError or MountFailed if resources are
+        lacking; any other error is raised here or by :meth:`turn`.
         """
         earlier = self._acts.get(what)
         pending = self._acts[what] = _Act(act, time.monotonic() + delay_s)
@@ -59,22 +59,22 @@ class Retries:
             self._try(what, pending)
 
     def count(self, code: int | None) -> None:
-        """A resource was lacking, by its errno."""
+        """Count a shortage by its errno."""
         self.shortages[errno.errorcode.get(code or 0, "unknown")] += 1
 
     def turn(self) -> None:
-        """Do what is due."""
+        """Do all acts that are due."""
         now_s = time.monotonic()
         for what, pending in list(self._acts.items()):
             if pending.due_s <= now_s and self._acts.get(what) is pending:
                 self._try(what, pending)
 
     def is_pending(self, what: str) -> bool:
-        """Whether something is still to be done."""
+        """Whether an act is still to be done."""
         return what in self._acts
 
     def forget_all(self) -> None:
-        """Nothing is to be done any more."""
+        """Drop all acts."""
         self._acts.clear()
 
     @property
@@ -84,7 +84,7 @@ class Retries:
 
     @property
     def failing(self) -> str:
-        """What cannot be done at present, and why, in words; empty if there is nothing."""
+        """Which acts fail at present, and why, in words; empty if none does."""
         return ", ".join(f"cannot {what} ({p.why})" for what, p in self._acts.items() if p.why)
 
     def _try(self, what: str, pending: _Act) -> None:

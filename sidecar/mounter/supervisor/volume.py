@@ -1,7 +1,4 @@
-"""What process 1 knows of one volume, and what may happen to it: start, crash, healing, drain.
-
-The order in which volumes start and end is :mod:`.lifecycle`'s. Standard library only.
-"""
+"""One volume as process 1 sees it: start, crash, healing, drain. Standard library only."""
 
 from __future__ import annotations
 
@@ -59,13 +56,13 @@ _ENDINGS_WITHOUT_CRASH: Final = (Ending(exit_status=None, signal=signal.SIGKILL)
 
 
 class SupervisedVolume:
-    """What process 1 knows of one volume. The kubelet mounts it, unless it is a bucket.
+    """One volume as process 1 sees it. The kubelet mounts it, unless it is a bucket.
 
     Attributes:
         volume: the volume of the spec.
         state: what the status document shows.
         error: why it cannot be used at present, or None.
-        check_name: of what looks whether it can be.
+        check_name: the name of the check of whether it can be used.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -106,14 +103,14 @@ class SupervisedBucket(SupervisedVolume):
 
     Attributes:
         heals: a worker that ends is replaced. Before ready, its end ends the sidecar.
-        stopping: the sidecar is draining, so that a worker may fail before ready.
+        stopping: the sidecar is draining, so a worker may fail before ready.
         worker: the worker that was started last; it may have ended.
         unsaved: files that are not saved in the pod's last minute (key, size_bytes, code, why);
-            not more than the worker lists.
-        unsaved_count: how many there are.
-        was_shown: other containers have had the volume before, or may have now.
-        lost_in: names of the containers whose sub-path leads to an earlier mount than this.
-        warmed: how far its warm-up is (state, names, bytes); None without one.
+            no more than the worker lists.
+        unsaved_count: their number.
+        was_shown: other containers have had the volume before, or may have it now.
+        lost_in: names of the containers whose sub-path leads to an earlier mount than this one.
+        warmed: how far the warm-up has come (state, names, bytes); None without one.
     """
 
     def __init__(
@@ -132,16 +129,16 @@ class SupervisedBucket(SupervisedVolume):
         self._crashed = False  # the last worker ended by a fault of its own
         self._mountpoint = mounts.Mountpoint(volume.mounted_at)
         self._connection: int | None = None  # /dev/fuse, kept open from worker to worker
-        self._memory: int | None = None  # what is on its way to the store, from worker to worker
+        self._memory: int | None = None  # parts on their way to the store, from worker to worker
         self._can_resume = False
         self._resuming = False
         self._failed_resumes = 0
         self._unmounts = False  # before the next worker starts
         self._healed = {"resend": 0, "remount": 0}
         self._failing: list[dict[str, Any]] = []  # calls to the store, as the worker reports them
-        self._conditions: list[str] = []  # that the store checks, as the first worker found
+        self._conditions: list[str] = []  # which ones the store checks, as the first worker found
         self._left: dict[str, int] | None = None  # while draining
-        self._hurried: tuple[Child, float] | None = None  # who was told so, and until when
+        self._hurried: tuple[Child, float] | None = None  # the worker that was told, and until when
         self.unsaved: list[dict[str, Any]] = []
         self.unsaved_count = 0
         self.was_shown = False
@@ -189,7 +186,7 @@ class SupervisedBucket(SupervisedVolume):
         self.state = "mounting"
         assert self.worker is not None
         if self.volume.is_sub_path and (self.was_shown or self.heals):
-            # What the kubelet has bound into a container leads to the earlier mount for ever.
+            # A container's sub-path, bound by the kubelet, leads to the earlier mount for good.
             self._remounted_at = time.time()
         if self.volume.options.transport == "libfuse":
             self.worker.channel.send({"do": "mount"})
@@ -223,7 +220,7 @@ class SupervisedBucket(SupervisedVolume):
     # --- the worker ---------------------------------------------------------------------------
 
     def start_worker(self, seconds: float, delay_s: float = 0.0) -> None:
-        """Start a worker after ``delay_s``, as soon as there are the resources.
+        """Start a worker after ``delay_s``, once resources allow it.
 
         It gives up if the bucket does not answer within ``seconds`` from now.
         """
@@ -279,14 +276,14 @@ class SupervisedBucket(SupervisedVolume):
         self.worker.channel.send({"do": "drain", "seconds": seconds})
 
     def give_up_draining(self, seconds: float) -> None:
-        """The worker did not answer within ``seconds``: something may be unsaved."""
+        """Note that the worker did not answer within ``seconds``: something may be unsaved."""
         self.error = self.error or WorkerLost(f"no answer within {seconds:g} s")
         if not self.unsaved_count:
             error = {"code": self.error.code, "why": self.error.what}
             self.unsaved_count, self.unsaved = 1, [{"key": "(unknown)", "size_bytes": 0, **error}]
 
     def on_message(self, message: Message) -> None:
-        """The worker sent a message. Raises the error of one that fails before ready."""
+        """Take a message of the worker. Raises the error of one that fails before ready."""
         event = message["event"]
         if event == "probing":
             self.state = "probing"
@@ -329,7 +326,7 @@ class SupervisedBucket(SupervisedVolume):
         self._resuming = False
         self._failed_resumes = 0
         if self._connection is not None:
-            with contextlib.suppress(OSError):  # no descriptor: reads are slower, that is all
+            with contextlib.suppress(OSError):  # without a descriptor reads are only slower
                 self._mountpoint.raise_readahead()
         path = self.volume.mounted_at
         logs.event(log, "serving", volume=self.volume.label, path=path, **healed)
@@ -346,7 +343,7 @@ class SupervisedBucket(SupervisedVolume):
             self.worker.channel.send({"do": "leave"})
 
     def doubt(self, *, hangs: bool) -> bool:
-        """The worker seems to hang, or does not; whether that is news."""
+        """Note that the worker seems to hang, or no longer does; whether that is news."""
         if self.state != "serving":
             return False
         if hangs and self.error is None:
@@ -373,7 +370,7 @@ class SupervisedBucket(SupervisedVolume):
         how = ending if hung is None else "it hung"
         logs.event(log, "worker lost", logging.WARNING, volume=self.volume.label, how=how)
         self._crashed = ending not in _ENDINGS_WITHOUT_CRASH or hung not in (None, STOPPED)
-        if self._resuming and ending != _STARVED:  # what is lacking comes back, a handle does not
+        if self._resuming and ending != _STARVED:  # resources come back, a handle does not
             self._failed_resumes += 1
         if not self._can_resume or self._failed_resumes >= _MOST_FAILED_RESUMES:
             # The next worker mounts anew. Requests in flight fail now.
@@ -404,7 +401,7 @@ class RestartDelay:
 
 
 def _origin(source: Source) -> str:
-    """How messages and /proc/mounts name what is mounted."""
+    """How messages and /proc/mounts name a bucket's mount."""
     if isinstance(source, HostPathSource):
         return source.host_path
     return source.claim if isinstance(source, ClaimSource) else source.url

@@ -1,4 +1,4 @@
-"""What the start waits for: said soon, and named if it was waited for too long.
+"""What the start waits for: shown soon, and named if it takes too long.
 
 Standard library only.
 """
@@ -25,10 +25,10 @@ class Waiting:
 
     Args:
         volumes: all of them.
-        started_s: since when (monotonic).
+        started_s: when the start began (monotonic).
 
     Attributes:
-        text: what it waits for, and since when; empty while that is not worth a word.
+        text: what the start waits for, and since when; empty while it has not waited long.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Waiting:
         self.text = ""
 
     def look(self, checked: Iterable[SupervisedVolume]) -> bool:
-        """Whether what it says is news. ``checked``: volumes of which a check runs."""
+        """Update the text; whether it changed. ``checked``: volumes whose check is running."""
         if time.monotonic() < self._say_s:
             return False
         error = self.error(_SAID_AFTER_S, checked)
@@ -53,7 +53,7 @@ class Waiting:
         return is_new
 
     def error(self, seconds: float, checked: Iterable[SupervisedVolume]) -> SidecarError:
-        """Which volume keeps the sidecar from being ready after ``seconds``; its last error."""
+        """The error for a start that took ``seconds``: which volume it waited for, and why."""
         late = [v for v in self._volumes if v.state not in ("checked", "serving")]
         late.extend(v for v in checked if v not in late)
         for volume in late:

@@ -1,6 +1,6 @@
-"""The process that warms volumes up, as process 1 sees it: nothing is lost with it.
+"""Process 1's side of the process that warms volumes up (:mod:`sidecar.mounter.warming`).
 
-What it does is in :mod:`sidecar.mounter.warming`. Standard library only.
+Nothing is lost if that process ends. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from sidecar.mounter.system.processes import Child, Ending
 log = logging.getLogger("sidecar.supervisor")
 
 _LEAVE_S: Final = 5.0
-"""For what the run has read first, which goes to the outputs volume before that is saved."""
+"""For the list of the run's first reads, which is written to the outputs volume before that is
+saved."""
 
 
 class WarmUp:
@@ -38,7 +39,7 @@ class WarmUp:
         self._process: Child | None = None
 
     def run(self, turn: Callable[[float], None], deadline_s: float) -> None:
-        """Begin, and wait for it as long as the user said, or until ``deadline_s`` (monotonic).
+        """Begin, and wait as long as the user said, or until ``deadline_s`` (monotonic).
 
         Args:
             turn: turns the loop of events once, until a time at most.
@@ -54,12 +55,12 @@ class WarmUp:
             turn(end_s)
 
     def become_ready(self) -> None:
-        """The experiment starts."""
+        """Tell it that the experiment starts."""
         if self._process is not None and self._process.running:
             self._process.channel.send({"do": "ready"})
 
     def leave(self, turn: Callable[[float], None]) -> None:
-        """Have it end, with what it wants to keep."""
+        """End it, after it has written what it wants to keep."""
         if self._process is None or not self._process.running:
             return
         self._process.channel.send({"do": "leave"})
@@ -68,7 +69,7 @@ class WarmUp:
             turn(end_s)
 
     def on_message(self, child: Child, message: Message) -> bool:
-        """Whether a message was the warm-up's, which is noted."""
+        """Take a message of the warm-up; False for any other message."""
         if child is not self._process:
             return False
         for bucket in self._buckets:
@@ -77,7 +78,7 @@ class WarmUp:
         return True
 
     def on_ended(self, child: Child, ending: Ending) -> bool:
-        """Whether a child that ended was the warm-up. It is not replaced."""
+        """Take the end of the warm-up, which is not replaced; False for any other child."""
         if child is not self._process:
             return False
         self._process = None
@@ -90,7 +91,7 @@ class WarmUp:
 
     @property
     def _is_running(self) -> bool:
-        """Whether a volume is not warm yet."""
+        """Whether a volume is still being warmed up."""
         if self._process is None and not self._retries.is_pending("start the warm-up"):
             return False
         return any(

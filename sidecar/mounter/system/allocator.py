@@ -1,4 +1,4 @@
-"""The C library's allocator, told to give memory back to the machine (mallopt(3))."""
+"""Makes the C library's allocator give memory back to the machine (mallopt(3))."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ _ARENAS = 2
 
 
 def give_back_large_blocks() -> None:
-    """Blocks of 1 MiB or more are mappings of their own, and few threads have heaps of their own.
+    """Make blocks of 1 MiB or more mappings of their own, and let few threads have heaps.
 
     By default glibc learns from the first large block that is freed to keep others of its size in
-    its heap, with small ones behind them that hold them there; and each thread has such a heap. A
-    reader process with windows of 22 MiB had grown to 108 MiB in 15 s, and has 48 MiB so. fork(2)
-    hands this down.
-
-    Does nothing where the C library is another one.
+    its heap, where small blocks behind them hold them; and each thread has such a heap. A reader
+    process with windows of 22 MiB grew to 108 MiB in 15 s, and with this stays at 48 MiB. fork(2)
+    passes the setting on. With another C library this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

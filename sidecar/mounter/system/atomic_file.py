@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 
 def temporary_name(name: str) -> str:
-    """What the file is called until it takes the place of ``name``."""
+    """The file's name until it takes the place of ``name``."""
     return f"{name}.new"
 
 
@@ -19,8 +19,8 @@ def temporary_name(name: str) -> str:
 def replacing(name: str, directory: int, *, mode: int = 0o600) -> Iterator[int]:
     """A descriptor of a new, empty file that takes the place of ``name`` at the end.
 
-    Whatever was there is replaced and never opened, unless it is a directory. If the body raises,
-    ``name`` stays as it was.
+    Whatever has the name is replaced and never opened, unless it is a directory. If the body
+    raises, ``name`` stays as it was.
 
     Args:
         directory: descriptor of the directory in which ``name`` is.

@@ -1,6 +1,6 @@
 """Messages between the supervisor and its children: JSON and descriptors over a socket.
 
-What a message means is not decided here. Standard library only.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import socket
 from typing import Any, Final
 
 MESSAGE_BYTES: Final = 64 * 1024
-"""Of what is longer, less is sent: the first items of its lists, and how its texts begin."""
+"""A longer message is shortened: the first items of its lists, and the beginnings of its texts."""
 _DESCRIPTORS = 8
 _TEXT_CHARACTERS: Final = 2048
-"""Of a text in what is too long: more than a key has."""
+"""The longest text in a message that is shortened: longer than a key."""
 
 Message = dict[str, Any]
 
 
 class BadMessage(ValueError):
-    """What arrived is no message, or not a whole one."""
+    """What arrived is no message, or only a part of one."""
 
 
 class Channel:
@@ -48,7 +48,7 @@ class Channel:
         while len(data := json.dumps(message).encode()) > MESSAGE_BYTES:
             shorter = {name: _shortened(value) for name, value in message.items()}
             if shorter == message:
-                break  # the other end sees that it is cut
+                break  # the other end sees that the message is cut
             message = shorter
         ancillary = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]

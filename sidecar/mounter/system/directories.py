@@ -1,11 +1,11 @@
 """Directories and files by descriptor, so that no link is followed. Standard library only.
 
-Experiments, earlier runs and other pods can write beside what the sidecar makes, and the sidecar is
-root. So a path is walked name by name, each opened in the directory before it with O_NOFOLLOW: a
-link is an error wherever it is, and one that takes a directory's place meanwhile is not met. What
-is reached is used by its descriptor, whatever its path leads to later.
+Experiments, earlier runs and other pods can write beside the sidecar's files, and the sidecar is
+root. So a path is walked name by name, each opened in the directory before it with O_NOFOLLOW. A
+link is an error wherever it is, and a link that takes a directory's place meanwhile is not met. The
+result is a descriptor, and the path is not used again.
 
-Not openat2(2) with RESOLVE_NO_SYMLINKS: it makes no directories, so that the same walk would be
+openat2(2) with RESOLVE_NO_SYMLINKS is not used: it makes no directories, so the same walk would be
 needed beside it.
 """
 
@@ -22,12 +22,12 @@ from pathlib import Path
 from sidecar.errors import StateUnusable
 
 WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""Opens a directory to go on from. Sends no request to the server of a mount's root."""
+"""Flags for a directory to go on from. Opening one sends no request to the server of a mount."""
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY_MODE = 0o755
 _MOST_TRIES = 10
-"""Of opening a file that others make and remove meanwhile."""
+"""How often to try to open a file that others make and remove meanwhile."""
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a directory",
@@ -43,13 +43,13 @@ OnMade = Callable[[int, str], None]
 
 
 class PathBlocked(NotADirectoryError):
-    """Something else is where a directory or a file of the sidecar has to be.
+    """Something else has the place of a directory or a file of the sidecar.
 
     ``strerror`` names it, as the end of a sentence, and ``filename`` is its path.
 
     Attributes:
-        kind: what it is, as messages call it.
-        is_link: a symbolic link.
+        kind: its kind, as messages call it.
+        is_link: whether it is a symbolic link.
         advice: what to do.
     """
 
@@ -75,10 +75,10 @@ def open_directory(
     """A descriptor of the directory ``path``, reached without a link.
 
     Args:
-        make: make it, and what is missing above it.
+        make: make the directory, and those that are missing above it.
         on_made: see :data:`OnMade`.
-        mode: of what is made, before the umask.
-        walk_only: it need not be readable, and cannot be listed by the descriptor.
+        mode: for new directories, before the umask.
+        walk_only: it need not be readable; the descriptor cannot list it.
 
     Raises:
         PathBlocked: a link, or something else that is no directory, is in the way.
@@ -114,7 +114,7 @@ def open_child(directory: int, name: str, path: str, flags: int = _LIST) -> int:
         return os.open(name, flags, dir_fd=directory)
     except NotADirectoryError as error:
         error.filename = path
-        with contextlib.suppress(FileNotFoundError):  # it is gone meanwhile
+        with contextlib.suppress(FileNotFoundError):  # somebody removed it meanwhile
             raise PathBlocked(path, os.lstat(name, dir_fd=directory).st_mode) from None
         raise
     except OSError as error:
@@ -158,8 +158,8 @@ def open_file(directory: int, name: str, flags: int, mode: int = 0o600) -> int:
     Nothing but a regular file is ever opened: a FIFO would wait, and a device may act.
 
     Raises:
-        PathBlocked: there is something else.
-        OSError: another reason.
+            PathBlocked: something else has the name.
+            OSError: any other reason.
     """
     flags |= os.O_CLOEXEC
     for _ in range(_MOST_TRIES):
@@ -168,7 +168,7 @@ def open_file(directory: int, name: str, flags: int, mode: int = 0o600) -> int:
         except FileNotFoundError:
             if not flags & os.O_CREAT:
                 raise
-            with contextlib.suppress(FileExistsError):  # made by somebody else meanwhile
+            with contextlib.suppress(FileExistsError):  # somebody else made it meanwhile
                 return os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=directory)
             continue
         try:
@@ -182,7 +182,7 @@ def open_file(directory: int, name: str, flags: int, mode: int = 0o600) -> int:
 
 
 def remove(directory: int, name: str) -> None:
-    """Delete whatever has this name in a directory: also a directory, with all that is in it.
+    """Delete whatever has this name in a directory, also a directory with all its content.
 
     Nothing outside is touched. Raises OSError.
     """
@@ -195,11 +195,11 @@ def remove(directory: int, name: str) -> None:
 
 
 def unusable(what: str, error: OSError, advice: str = "") -> StateUnusable:
-    """The error for people of a directory that cannot be prepared.
+    """The error, for people, that a directory cannot be prepared.
 
     Args:
-        what: could not be done.
-        advice: unless the error says what to do itself.
+        what: what could not be done.
+        advice: used unless the error has its own.
     """
     if isinstance(error, PathBlocked):
         advice = error.advice
@@ -207,14 +207,14 @@ def unusable(what: str, error: OSError, advice: str = "") -> StateUnusable:
 
 
 def path_of(descriptor: int) -> str:
-    """A path that leads to what a descriptor is of, for calls that take none."""
+    """A path that leads to a descriptor's file, for calls that take no descriptors."""
     return f"/proc/self/fd/{descriptor}"
 
 
 def pinned(path: str | Path) -> Path:
     """A path of a directory for libraries that take paths, made if missing; errors as above.
 
-    It leads to the same directory, whatever happens to the path, as long as this process lives:
-    the descriptor stays open.
+    The path leads to the same directory as long as this process lives, whatever happens to
+    ``path``: the descriptor stays open.
     """
     return Path(path_of(open_directory(path, make=True)))

@@ -1,7 +1,7 @@
-"""What the processes of the sidecar do to themselves when they start. Standard library only.
+"""What the sidecar's processes do to themselves when they start. Standard library only.
 
-No memory of ours is written to disk or read by others of the same user: it holds logins. And
-when memory runs out, the kernel ends what can be replaced, and not process 1, which cannot.
+Our memory holds logins, so it is not written to disk or read by others of the same user. When
+memory runs out, the kernel ends processes that can be replaced, and not process 1, which cannot.
 Sources: prctl(2), core(5), proc_pid_oom_score_adj(5); the kernel's
 Documentation/admin-guide/cgroup-v2.rst: not even ``memory.oom.group`` ends a process at -1000.
 """
@@ -42,19 +42,19 @@ def set_oom_score(score: int) -> None:
 
 
 def survive_oom() -> None:
-    """Make this process the last that the kernel ends, as far as it may: CAP_SYS_RESOURCE."""
+    """Make this process the last that the kernel ends, if it may (CAP_SYS_RESOURCE)."""
     with contextlib.suppress(OSError):
         set_oom_score(_NEVER)
 
 
 def end_alone() -> str | None:
-    """Let the kernel end one process for want of memory, and not all of the container.
+    """Let the kernel end one process when memory runs out, and not the whole container.
 
     A kubelet sets ``memory.oom.group`` of each container on version 2, unless it runs with
-    ``singleProcessOOMKill``. Nothing is changed but the container's own group.
+    ``singleProcessOOMKill``. Only the container's own group is changed.
 
     Returns:
-        Why all will be ended all the same; None if each is ended alone.
+        Why all processes will be ended after all; None if each is ended alone.
     """
     for line in (resource_limits.PROC / "self/cgroup").read_text().splitlines():
         number, _, group = line.split(":", 2)
@@ -65,17 +65,17 @@ def end_alone() -> str | None:
             if number == "0" and file.read_text().strip() != "0":
                 file.write_text("0\n")
         except FileNotFoundError:
-            continue  # the machine's root, or no controller of memory
+            continue  # the machine's root, or there is no memory controller
         except OSError as error:
             return f"cannot write `{file}`: {error.strerror}"
     return None
 
 
 def worker_oom_score(of_container: int) -> int:
-    """Of a worker, in a container whose processes have ``of_container``."""
+    """A worker's score, in a container whose processes have ``of_container``."""
     return min(_LAST, max(_WORKER, of_container + 1))
 
 
 def reader_oom_score(of_worker: int) -> int:
-    """Of a reader process: it holds no name, and takes its worker with it."""
+    """A reader process's score: it is lost before its worker, and has no names to lose."""
     return min(_LAST, of_worker + _READER_AFTER_WORKER)

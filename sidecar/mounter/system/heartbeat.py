@@ -1,4 +1,4 @@
-"""Signs of life, once a second. Who watches for them: :mod:`.watchdog`. Standard library only."""
+"""Sends signs of life once a second; :mod:`.watchdog` checks them. Standard library only."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ BEAT: Final = "beat"
 def beat_to(channel: Channel, found: Callable[[], str | None] | None = None) -> None:
     """Send signs of life to the other end, from a thread of its own.
 
-    Nothing is sent while the other end has not taken the last one: it may be stopped, and the
-    channel is for other messages too.
+    Nothing is sent while the other end has not taken the last sign: it may be stopped, and the
+    channel is also for other messages.
 
     Args:
-        found: is asked every time; why this process hangs although this thread runs, in words.
+        found: asked every time; says in words why this process hangs although this thread runs.
     """
 
     def run() -> None:
@@ -42,7 +42,7 @@ def beat_to(channel: Channel, found: Callable[[], str | None] | None = None) -> 
 
 
 def _has_unread(channel: Channel) -> bool:
-    """Whether the other end has still to take something that was sent; unix(7), SIOCOUTQ."""
+    """Whether the other end has not taken everything yet; unix(7), SIOCOUTQ."""
     size = array.array("i", [0])
     fcntl.ioctl(channel.fileno(), termios.TIOCOUTQ, size)
     return size[0] > 0
@@ -60,7 +60,7 @@ class SharedBeats:
         """Give signs of life of the process ``number``, from a thread of its own.
 
         Args:
-            found: as for :func:`beat_to`; what it says is logged.
+            found: as for :func:`beat_to`; its answer is logged.
         """
 
         def run() -> None:
@@ -73,6 +73,6 @@ class SharedBeats:
         threading.Thread(target=run, name="heartbeat", daemon=True).start()
 
     def count(self, number: int) -> int | None:
-        """How many signs it has given; None if it has found that it hangs."""
+        """How many signs it has given; None if it has noticed that it hangs."""
         count = self._counts[number]
         return None if count == self._HANGS else count

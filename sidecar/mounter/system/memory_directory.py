@@ -18,11 +18,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def memory_directory() -> int:
-    """A descriptor of the root of a new tmpfs, which is gone with the last who has it.
+    """A descriptor of the root of a new tmpfs, which is freed with its last descriptor.
 
-    Its files have pages as large as what is written at once, where the kernel can (`huge=` in
-    tmpfs(5)): a memfd has pages of 4 KiB, unless the node's administrator says otherwise, and
-    taking and freeing these is half of what a write costs. Raises OSError.
+    Its files have pages as large as each write, if the kernel can (`huge=` in tmpfs(5)). A memfd
+    has pages of 4 KiB, unless the node's administrator says otherwise, and taking and freeing these
+    is half the cost of a write. Raises OSError.
     """
     context = _call(_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
     try:
@@ -30,7 +30,7 @@ def memory_directory() -> int:
         try:
             _set(context, b"huge", b"within_size")
         except OSError as error:
-            if error.errno != errno.EINVAL:  # a kernel without such pages
+            if error.errno != errno.EINVAL:  # that is a kernel without such pages
                 raise
         _call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
         attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
@@ -38,7 +38,7 @@ def memory_directory() -> int:
     finally:
         os.close(context)
     try:
-        # What fsmount(2) gives leads there, and lists nothing.
+        # The descriptor of fsmount(2) leads to the root, but cannot list it.
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     finally:
         os.close(root)

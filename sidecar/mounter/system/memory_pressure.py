@@ -1,11 +1,11 @@
-"""How near to its limit of memory this container is, and what part of its budgets to use then.
+"""How near this container is to its memory limit, and what part of its budgets to use then.
 
-Where memory runs out the kernel ends a process, and where ``memory.oom.group`` stays set
-(:func:`.hardening.end_alone`) all of the container. So caches shrink before.
+When memory runs out the kernel ends a process, or the whole container if ``memory.oom.group`` stays
+set (:func:`.hardening.end_alone`). So caches shrink before.
 
-What counts is what the kernel cannot take back: it frees page cache and dentries before it ends
-anything. That is less than a kubelet's working set (usage without ``inactive_file``), in which
-files that are read twice, such as the disk cache's, stand for memory that is lacking.
+Only memory that the kernel cannot take back counts: the kernel frees page cache and dentries before
+it ends anything. That is less than a kubelet's working set (usage without ``inactive_file``), which
+includes files that are read twice, such as the disk cache's.
 
 Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 Standard library only.
@@ -28,8 +28,8 @@ class _Names(NamedTuple):
     """The files of a version, and fields of memory.stat.
 
     Attributes:
-        reclaimable: what the kernel can take back.
-        tmpfs: what files of a tmpfs take: a cache in memory, whose size is part of the limit.
+        reclaimable: fields that the kernel can take back.
+        tmpfs: files of a tmpfs: a cache in memory, whose size is part of the limit.
     """
 
     usage: str
@@ -44,7 +44,7 @@ _NAMES: Final = {
 
 
 def used_part() -> float:
-    """How much of the tightest limit is used by what cannot be taken back; 0 without a limit."""
+    """The part of the tightest limit that memory that cannot be taken back uses; 0: no limit."""
     part = 0.0
     for group in memory_groups():
         names = _NAMES[group.version]
@@ -66,7 +66,7 @@ def used_part() -> float:
 
 
 class MemoryPressure:
-    """What part of its budgets this process may use. :meth:`look` is called once a second.
+    """Which part of its budgets this process may use. :meth:`look` is called once a second.
 
     Attributes:
         part: 1, and less while memory is short.

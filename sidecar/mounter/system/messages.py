@@ -1,7 +1,7 @@
-"""What the children of process 1 may tell it, by the message's event. Standard library only.
+"""The messages that children may send to process 1, by their events. Standard library only.
 
-A child that has gone wrong may say anything, and must not take process 1 along, which has the
-mounts. So process 1 hears only what has one of these shapes.
+A child that has gone wrong may send anything. It must not take process 1, which has the mounts,
+along. So process 1 takes only messages of these shapes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 _COUNT: Final = range(2**63)
 _PID: Final = range(2, 2**22 + 1)
-"""Up to PID_MAX_LIMIT (linux/threads.h)."""
+"""PIDs go up to PID_MAX_LIMIT (linux/threads.h)."""
 _ERROR: Final = {"code": str, "what": str, "hint": str}
 _UNSAVED: Final = {
     "unsaved": [{"key": str, "size_bytes": _COUNT, "code": str, "why": str}],
@@ -22,7 +22,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
     "beat": {"hangs": str},
     # A check.
     "passed": {},
-    "failed": _ERROR,  # also a worker's
+    "failed": _ERROR,  # a worker sends it, too
     # The fork server.
     "forked": {"number": _COUNT, "pid": _PID},
     "lacking": {"errno": _COUNT},

@@ -1,8 +1,8 @@
 """mount(2), umount2(2), and the mounts that /proc lists. Standard library only.
 
 Nothing here asks the server of a mount, which may hang or be gone: /proc/self/mountinfo is read,
-and mounts are detached lazily. Nothing is mounted or detached by a path that somebody else may lead
-elsewhere, but through descriptors.
+and mounts are detached lazily. Everything is mounted and detached through descriptors, never by a
+path that somebody else may lead elsewhere.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Mount(NamedTuple):
     """One line of /proc/self/mountinfo, see proc_pid_mountinfo(5).
 
     Attributes:
-        root: which directory or file of the mounted file system is at ``path``.
+        root: the directory or file of the mounted file system that is at ``path``.
     """
 
     id: int
@@ -90,19 +90,19 @@ def mounted(process: str = "self") -> list[Mount]:
 
 
 def is_ours(mount: Mount) -> bool:
-    """Whether it is a bucket mount or a guard of this product."""
+    """Whether a mount is a bucket or a guard of this product."""
     return mount.fstype == FSTYPE or is_guard(mount)
 
 
 def is_guard(mount: Mount) -> bool:
-    """Whether it is a guard."""
+    """Whether a mount is a guard."""
     return mount.fstype in (FSTYPE, "tmpfs") and mount.source == GUARD_SOURCE
 
 
 class Mountpoint:
     """The place of a path, and the mounts that are stacked on it.
 
-    Once prepared it is held by descriptors: it stays the same place, whatever the path leads to.
+    Descriptors hold it once it is prepared, so it stays the same wherever the path leads.
 
     Args:
         path: absolute and normalised.
@@ -116,7 +116,7 @@ class Mountpoint:
         self._made: list[tuple[int, str]] = []
 
     def prepare(self) -> int:
-        """Make the directory if it is missing, and detach this product's mounts; how many.
+        """Make the directory if it is missing, and detach this product's mounts; their number.
 
         Raises:
             PathBlocked: a link is on the way, or something else that is no directory.
@@ -138,14 +138,14 @@ class Mountpoint:
     def guard(self, *, is_looked_at: bool = False) -> None:
         """Mount a FUSE connection without a server where a bucket will be mounted.
 
-        While no bucket is mounted there, what a program writes would be lost, and a missing mount
-        would look like an empty data set. With the guard every call gives ENOTCONN, to root too.
-        What an earlier start left does as well. :meth:`clear` removes it, as the kubelet needs
+        While no bucket is mounted there, a program's writes would be lost, and a missing mount
+        would look like an empty data set. With the guard every call gives ENOTCONN, root's too. A
+        guard of an earlier start is as good. :meth:`clear` removes it, which the kubelet needs
         before it can delete the directory. Raises MountFailed.
 
         Args:
-            is_looked_at: stat(2) must work, for libfuse, so it is an empty, read-only tmpfs of mode
-                0. Writing gives EROFS, and listing EACCES to everybody but root.
+            is_looked_at: libfuse needs stat(2) to work, so the guard is an empty, read-only tmpfs
+                of mode 0. Writing gives EROFS, and listing EACCES to everybody but root.
         """
         with self._top() as (mount, _):
             if mount is not None and is_guard(mount):
@@ -179,7 +179,7 @@ class Mountpoint:
             raise MountFailed(f"cannot mount at `{self.path}`: {reason}", _FUSE_HINT)
 
     def _mount(self, source: str, fstype: str, flags: int, options: str) -> str | None:
-        """Why it cannot be mounted; None if it is, on top of what is there."""
+        """Mount on top of what is there; why that failed, or None."""
         assert self._directory is not None
         result = _libc.mount(
             source.encode(),
@@ -206,7 +206,7 @@ class Mountpoint:
             return True
 
     def clear(self, *, keep_guard: bool = False) -> int:
-        """Detach the mounts of this product, dead or alive; how many.
+        """Detach this product's mounts, dead or alive; their number.
 
         Mounts of others on top of them are left alone. Raises MountFailed.
 
@@ -222,7 +222,7 @@ class Mountpoint:
             count += 1
 
     def unmount(self) -> bool:
-        """Detach the topmost mount, whoever's it is; False if there is none. Raises MountFailed."""
+        """Detach the topmost mount, whoever made it; False if there is none. Raises MountFailed."""
         with self._top() as (mount, descriptor):
             if mount is not None:
                 self._detach(descriptor)
@@ -237,7 +237,7 @@ class Mountpoint:
         if _libc.umount2(path_of(descriptor).encode(), _MNT_FORCE | _MNT_DETACH) == 0:
             return
         code = ctypes.get_errno()
-        if code != errno.EINVAL:  # somebody else was quicker
+        if code != errno.EINVAL:  # that is: somebody else was faster
             raise MountFailed(f"cannot unmount `{self.path}`: {os.strerror(code)}")
 
     @contextlib.contextmanager
@@ -262,7 +262,7 @@ class Mountpoint:
                 ) from None
             stack.callback(os.close, root)
             number = _mount_id(root)
-            # As in the directory around it: nothing is mounted on it.
+            # The number of the directory around it: nothing is mounted here.
             found = [] if number == _mount_id(parent) else mounted()
             yield next((mount for mount in found if mount.id == number), None), root
 
@@ -284,12 +284,12 @@ class Mountpoint:
 
 
 def clear(path: str) -> int:
-    """:meth:`Mountpoint.clear` for who knows only the path. Raises MountFailed."""
+    """:meth:`Mountpoint.clear` by a path. Raises MountFailed."""
     return Mountpoint(path).clear()
 
 
 def unmount(path: str) -> bool:
-    """:meth:`Mountpoint.unmount` for who knows only the path. Raises MountFailed."""
+    """:meth:`Mountpoint.unmount` by a path. Raises MountFailed."""
     return Mountpoint(path).unmount()
 
 
@@ -306,7 +306,7 @@ def _fuse_options(connection: int) -> str:
 
 
 def _mount_id(descriptor: int) -> int:
-    """Of the mount that a descriptor is in (proc_pid_fdinfo(5))."""
+    """The id of the mount that a descriptor is in (proc_pid_fdinfo(5))."""
     with open(f"/proc/self/fdinfo/{descriptor}") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
 

@@ -1,4 +1,4 @@
-"""What a process asks of the kernel for itself by prctl(2). Standard library only."""
+"""What a process sets for itself by prctl(2). Standard library only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _libc = ctypes.CDLL(None)
 
 
 def die_with_parent() -> None:
-    """Get SIGKILL when the thread ends that forked this process; it may have ended already."""
+    """Get SIGKILL when the thread that forked this process ends, or if it has ended already."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -28,7 +28,7 @@ def forbid_dumping() -> None:
 
 
 def set_name(name: str) -> None:
-    """What ps(1) shows as the command's name; up to 15 bytes."""
+    """Set the command's name for ps(1); up to 15 bytes."""
     _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 

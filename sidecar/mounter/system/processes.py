@@ -1,7 +1,7 @@
 """Child processes and signals as one stream of events. Standard library only.
 
 Process 1 of a container must reap every orphan and must never block on one child. It has no
-threads, which makes fork(2) without exec safe. What an event means is not decided here.
+threads, which makes fork(2) without exec safe.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Ending(NamedTuple):
 
     @classmethod
     def of_wait_status(cls, wait_status: int) -> Ending:
-        """From what waitpid(2) gives."""
+        """The ending that waitpid(2) reports."""
         if os.WIFSIGNALED(wait_status):
             return cls(None, os.WTERMSIG(wait_status))
         return cls(os.WEXITSTATUS(wait_status), None)
@@ -59,7 +59,7 @@ class Child:
         pid: None until it has been forked, by another child.
         ending: None until it has been reaped.
         hung: why it was killed, if it hung.
-        was_misunderstood: it said something that makes no sense, which is logged once.
+        was_misunderstood: it has sent something senseless, which is logged once.
     """
 
     def __init__(self, pid: int | None, channel: Channel) -> None:
@@ -107,7 +107,7 @@ class Processes:
     """Starts child processes, and yields their messages and their ends. One for each process.
 
     Args:
-        oom_score: the ``oom_score_adj`` of children; by default what this process has.
+        oom_score: the ``oom_score_adj`` of children; by default that of this process.
     """
 
     def __init__(self, oom_score: int | None = None) -> None:
@@ -116,7 +116,7 @@ class Processes:
         self._by_pid: dict[int, Child] = {}
         self._expected: set[Child] = set()  # another child forks them
         self._lost: list[Child] = []  # they ended before it was known which processes they were
-        prctl.adopt_orphans()  # where it is not process 1
+        prctl.adopt_orphans()  # for tests, where it is not process 1
         self._wake, wake_end = socket.socketpair()
         self._wake.setblocking(False)
         wake_end.setblocking(False)
@@ -130,8 +130,8 @@ class Processes:
     def start(self, module: str, argument: object) -> Child:
         """Call ``main(channel, argument)`` of a module in a forked child; its result is the status.
 
-        What this process has loaded need not be loaded again, and what only the module imports
-        stays out of this process. It begins without garbage collection. Raises OSError.
+        The child has what this process has loaded; only the child loads what the module imports. It
+        begins without garbage collection. Raises OSError.
         """
 
         def call(far: socket.socket) -> int:
@@ -141,7 +141,7 @@ class Processes:
         return self._fork(call)
 
     def expect(self) -> tuple[Child, socket.socket]:
-        """A child that another child will fork, and orphan; and the far end of its channel."""
+        """A child that another child will fork and orphan, and the far end of its channel."""
         near, far = Channel.pair()
         child = Child(None, near)
         self._expected.add(child)
@@ -160,7 +160,7 @@ class Processes:
             self._by_pid[pid] = child
 
     def abandon(self, child: Child) -> None:
-        """An expected child will not come: who was to fork it has ended."""
+        """Give up an expected child, because the process that was to fork it has ended."""
         self._expected.discard(child)
         self._forget(child, signal.SIGKILL)
         child.channel.close()
@@ -238,10 +238,10 @@ class Processes:
         return child
 
     def _live_as_child(self, body: Callable[[socket.socket], int], far: socket.socket) -> int:
-        # What process 1 holds is not to be closed by a finalizer either, under a number that is
-        # another file's by then.
+        # A finalizer must not close what process 1 holds either, under a number that is another
+        # file's by then.
         gc.freeze()
-        gc.disable()  # a check is short, and imports make no garbage, but waste a tenth on looking
+        gc.disable()  # a check is short; imports make no garbage, and looking for it costs a tenth
         os.setsid()
         signal.set_wakeup_fd(-1)
         for number in _HANDLED:

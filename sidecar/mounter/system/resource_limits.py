@@ -1,8 +1,8 @@
 """Measures the memory and disk that a container may use, and gives each mount its share.
 
-It knows no spec and no process. Sources: cgroups(7); the kernel's
-Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst; kubelet eviction, which begins
-when 10 % of the node's file system is free, or 15 % of that of images.
+Sources: cgroups(7); the kernel's Documentation/admin-guide/cgroup-v2.rst and
+cgroup-v1/memory.rst; kubelet eviction, which begins when 10 % of the node's file system is free, or
+15 % of that of images.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PROC = Path("/proc")
 
 PAGE_CACHE_DIVISOR = 2
 MEMORY_DIVISOR = 4
-"""A quarter of the limit is for content, and where that is little, what the rule leaves for work.
-The rest is for Python, the page cache, sockets, and reserve."""
+"""A quarter of the limit is for content, or less if the memory rule leaves less for work. The rest
+is for Python, the page cache, sockets, and a reserve."""
 LEAST_MEMORY_BYTES = 16 * MIB
 MOST_MEMORY_BYTES = 256 * MIB
 """Enough for the windows of four fast readers; more makes nothing faster."""
@@ -35,7 +35,7 @@ def memory_budget_bytes(mounts: int, cached_bytes: int = 0) -> int:
     """Memory in bytes for the content of one of ``mounts`` mounts.
 
     Args:
-        cached_bytes: what caches in memory take of the limit.
+        cached_bytes: how much of the limit caches in memory take.
     """
     available = max(0, available_bytes() - cached_bytes)
     share = min(available // MEMORY_DIVISOR // max(1, mounts), work_bytes(available, mounts))
@@ -46,7 +46,7 @@ def names_budget_bytes(mounts: int, cached_bytes: int = 0) -> int:
     """Memory in bytes for the names of one of ``mounts`` mounts: of listings, and of inodes.
 
     Args:
-        cached_bytes: as :func:`memory_budget_bytes`.
+        cached_bytes: as for :func:`memory_budget_bytes`.
     """
     return work_bytes(available_bytes() - cached_bytes, mounts)
 
@@ -57,7 +57,7 @@ def page_cache_bytes(mounts: int, cached_bytes: int = 0) -> int:
     It is charged to this container, and the kernel takes it back under pressure.
 
     Args:
-        cached_bytes: as :func:`memory_budget_bytes`.
+        cached_bytes: as for :func:`memory_budget_bytes`.
     """
     available = max(0, available_bytes() - cached_bytes)
     return available // PAGE_CACHE_DIVISOR // max(1, mounts)
@@ -68,7 +68,7 @@ def cache_budget_bytes(mounts: int, total_bytes: int, free_bytes: int, occupied_
 
     Args:
         total_bytes, free_bytes: of the file system (:func:`disk_bytes`).
-        occupied_bytes: what the caches there occupy already, so that a restart gives the same.
+        occupied_bytes: what the caches there occupy already, so that a restart has the same size.
     """
     usable = free_bytes + occupied_bytes - total_bytes // KEPT_FREE_DIVISOR
     share = usable // max(1, mounts)
@@ -86,7 +86,7 @@ def disk_bytes(path: Path) -> tuple[int, int]:
 def take_all_descriptors() -> None:
     """Let this process open as many files as it may.
 
-    The soft limit is often 1,024, for the sake of select(2), which is not used here.
+    The soft limit is often 1,024, because of select(2), which is not used here.
     """
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))

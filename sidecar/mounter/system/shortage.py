@@ -1,4 +1,4 @@
-"""Errors that say that something is lacking which others use up. Standard library only."""
+"""Errors by which a process says that others have used up a resource. Standard library only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_THREAD: Final = "can't start new thread"  # Modules/_threadmodule.c
 
 
 def lacks_resources(error: BaseException | None) -> bool:
-    """Whether a process could not start for want of memory, threads, descriptors or disk.
+    """Whether a process could not start because memory, threads, descriptors or disk are lacking.
 
     Also as the cause of another error.
     """
@@ -36,17 +36,17 @@ def lacks_resources(error: BaseException | None) -> bool:
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
-    """End this process with what ``main`` returns; its threads are not waited for."""
+    """End this process with the result of ``main``, without waiting for its threads."""
     try:
         status = main()
-    except BaseException as error:  # noqa: BLE001 - it ends with it
+    except BaseException as error:  # noqa: BLE001 - the process ends with it
         end_for(error, "the process ends")
     sys.stderr.flush()
     os._exit(status)
 
 
 def end_for(error: BaseException | None, message: str) -> NoReturn:
-    """End this process, which is replaced. A lack of resources is told in one line."""
+    """End this process, which will be replaced. A lack of resources is reported in one line."""
     try:
         if lacks_resources(error):
             logs.event(log, f"{message}: it lacks resources", logging.ERROR, why=error)

@@ -1,9 +1,9 @@
 """A directory of the sidecar's state, in which others may have put things.
 
-The state may be a hostPath, or a volume that another container mounts too. So nothing is found by
-a path: names are opened relative to a descriptor of their directory, no link is followed, nothing
-that is not a plain file of ours is opened, and what is in the way is moved aside, and never kept
-from starting. Standard library only.
+The state may be a hostPath, or a volume that another container mounts, too. So files are opened by
+name relative to a descriptor of their directory, no link is followed, and only plain files of ours
+are opened. Anything else in the way is moved aside and never keeps the sidecar from starting.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class StateDirectory:
-    """One directory, held by a descriptor. Its methods take names, and no paths.
+    """One directory, held by a descriptor. Its methods take names, not paths.
 
     Attributes:
         path: where it was found, for messages.
@@ -47,7 +47,7 @@ class StateDirectory:
         return cls(path, open_directory(path, make=True))
 
     def below(self, name: str) -> StateDirectory:
-        """A directory in this one, which is made if there is none. Raises OSError."""
+        """A directory in this one, made if it is missing. Raises OSError."""
         path = self.path / name
         try:
             return StateDirectory(path, make_child(self._descriptor, name, str(path)))
@@ -57,12 +57,12 @@ class StateDirectory:
             return StateDirectory(path, make_child(self._descriptor, name, str(path)))
 
     def names(self, suffix: str = "") -> list[str]:
-        """The names in it that end so, in order. Raises OSError."""
+        """The names in it that end in ``suffix``, in order. Raises OSError."""
         with os.scandir(self._descriptor) as entries:
             return sorted(entry.name for entry in entries if entry.name.endswith(suffix))
 
     def exists(self, name: str) -> bool:
-        """Whether there is anything of that name, a broken link included."""
+        """Whether anything has the name, a broken link included."""
         try:
             os.lstat(name, dir_fd=self._descriptor)
         except FileNotFoundError:
@@ -73,9 +73,9 @@ class StateDirectory:
         """A descriptor of a plain file of ours that has no other name.
 
         Raises:
-            FileNotFoundError: there is nothing.
-            StateUnusable: there is something else, or it cannot be opened.
-            OSError: for want of descriptors or memory; nothing is said of the file.
+            FileNotFoundError: nothing has the name.
+            StateUnusable: something else has it, or it cannot be opened.
+            OSError: descriptors or memory are lacking, which says nothing about the file.
         """
         try:
             descriptor = open_file(self._descriptor, name, flags)
@@ -112,7 +112,7 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def replacing(self, name: str, *, mode: int = 0o600) -> Iterator[int]:
-        """A descriptor of a new file that takes the place of ``name``, whatever that is.
+        """A descriptor of a new file that takes the place of whatever has the name.
 
         If the body raises, ``name`` stays as it was. Raises OSError.
         """
@@ -125,12 +125,12 @@ class StateDirectory:
             yield descriptor
 
     def remove(self, name: str) -> None:
-        """Delete a file, or a link and not what it leads to. Nothing to delete is no error."""
+        """Delete a file, or a link itself. If nothing has the name, that is no error."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
 
     def set_aside(self, name: str) -> str:
-        """Keep what is there under a name that nothing here uses; that name. Raises OSError."""
+        """Rename whatever has the name to a name that nothing uses; that name. Raises OSError."""
         kept = f"{name}.{time.time_ns()}.unusable"
         os.rename(name, kept, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         return kept

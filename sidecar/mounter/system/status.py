@@ -1,6 +1,6 @@
-"""Where the status document, the ready file and the termination message are written.
+"""Writes the status document, the ready file and the termination message.
 
-What they say is decided in the supervisor. Standard library only.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ SIDECAR_DIRECTORY = ".sidecar"
 READY_FILE = "ready"
 STATUS_FILE = "status.json"
 METRICS_DIRECTORY = "metrics"
-"""In the state directory. Made anew by each start of the sidecar."""
+"""A directory in the state directory, made anew by each start of the sidecar."""
 _SHOWN_FILE = "shown"
-"""In the state directory, which lives as long as the pod."""
+"""A file in the state directory, which lives as long as the pod."""
 
 TERMINATION_MESSAGE_BYTES = 4096
-"""A kubelet reads no more of it."""
+"""A kubelet reads no more of the message."""
 _MORE_BYTES = 50
-"""Room for the line that says how many lines were left out."""
+"""Room for the line that says how many lines are missing."""
 _MODE = 0o644
 _MOST_DIGITS = 10
 _MOST_NAMES_CHARACTERS = 64 * KIB
 _MOST_CHARACTERS = 4 * MIB
-"""Of a status document, which names a hundred files of each bucket."""
+"""The longest status document; it names a hundred files of each bucket."""
 
 
 class SharedDirectory:
     """``<shared>/.sidecar``, which the experiment sees and may be able to change.
 
-    So nothing here is ever read back or opened, and no link is followed.
+    So nothing in it is ever read back or opened, and no link is followed.
 
     Raises:
         OSError: it cannot be made.
@@ -62,7 +62,7 @@ class SharedDirectory:
 
     @contextlib.contextmanager
     def _named(self, *names: str) -> Iterator[None]:
-        """Let an error say what stands in the way, with the whole path."""
+        """Make an error name what is in the way, with its whole path."""
         try:
             yield
         except OSError as error:
@@ -107,7 +107,7 @@ def write_status(state: int, text: str) -> None:
 
 
 def remove_status(state: int) -> None:
-    """Remove what an earlier run left, whatever it is. Raises OSError."""
+    """Remove the status document of an earlier run, whatever it is. Raises OSError."""
     probed = pod.ALIVE_FILE, pod.READY_FILE
     of_the_end = pod.STOPPING_FILE, pod.OVERDUE_FILE
     for name in (STATUS_FILE, temporary_name(STATUS_FILE), *of_the_end, *probed):
@@ -117,7 +117,7 @@ def remove_status(state: int) -> None:
 def read_stopping(state: int) -> tuple[float, float] | None:
     """When the pod began to end (seconds since the epoch), and its grace period in seconds.
 
-    None while it has not, or where the file says nothing that makes sense.
+    None before the end, or if the file makes no sense.
     """
     try:
         with open(open_file(state, pod.STOPPING_FILE, os.O_RDONLY), encoding="ascii") as file:
@@ -138,7 +138,7 @@ def write_overdue(state: int, containers: Iterable[str]) -> None:
 
 
 def read_overdue(state: str) -> set[str]:
-    """Names of the containers that a sidecar asks to end; none if it asks for nothing.
+    """Names of the containers that a sidecar asks to end; empty if it asks for none.
 
     Args:
         state: path of its state directory. No link is followed.
@@ -186,7 +186,7 @@ def was_shown(state: int) -> bool:
 def write_termination_message(path: str, text: str) -> None:
     """Tell the kubelet why the container ended.
 
-    The kubelet has made the file. If it cannot be written, nobody reads it: no error.
+    The kubelet has made the file. If it cannot be written, nobody would read it, so no error.
     """
     data = text.encode(errors="replace")
     if len(data) > TERMINATION_MESSAGE_BYTES:

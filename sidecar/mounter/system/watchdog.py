@@ -1,11 +1,9 @@
 """Whether a process that no longer gives a sign of life hangs. Standard library only.
 
-A process beats once a second from a thread of its own (:mod:`.heartbeat`). One that does not may
-be stopped (SIGSTOP), in a deadlock, or hungry: on a machine under load it does not get the
-processor. The kernel knows which (proc_pid_stat(5); Documentation/scheduler/sched-stats.rst). A
+A process beats once a second from a thread of its own (:mod:`.heartbeat`). If it does not, it may
+be stopped (SIGSTOP), in a deadlock, or hungry: it does not get the processor of a machine under
+load. The kernel tells these apart (proc_pid_stat(5); Documentation/scheduler/sched-stats.rst). A
 hungry process must not be killed: its successor would be as hungry.
-
-What is done with one that hangs is not decided here.
 """
 
 from __future__ import annotations
@@ -16,18 +14,19 @@ from typing import Final, NamedTuple
 
 TICK_S: Final = 1.0
 _LATE_S: Final = 3.0
-"""A tick that comes later than this: this process itself was stopped, or the machine was."""
+"""After a tick that comes later than this, the watcher itself or the machine was stopped."""
 _STILL_TICKS: Final = 5
-"""So many ticks in a row stopped or idle, without a sign of life."""
+"""How many ticks in a row a process may be stopped or idle without a sign of life."""
 _SILENT_TICKS: Final = 60
-"""So many without a sign of life, although it gets the processor."""
+"""How many ticks it may give no sign of life while it gets the processor."""
 _IDLE_PART: Final = 0.2
-"""Threads that wait for the lock of the interpreter look for it 200 times a second."""
+"""Threads that wait for the interpreter's lock check it 200 times a second."""
 _HUNGRY_PART: Final = 0.5
-"""Such a look takes no processor for 5 ms, and then as long as the machine's load lets it wait. So
-in a hungry process every thread that wants to run waits more than half of the time."""
+"""Such a check first waits 5 ms without using the processor, and then as long as the machine's load
+makes it wait. So in a hungry process every thread that wants to run waits for more than half of the
+time."""
 STOPPED: Final = "it is stopped"
-"""Why it hangs: by no fault of its own."""
+"""A reason for hanging that is no fault of the process."""
 
 
 class Ticks:
@@ -37,14 +36,14 @@ class Ticks:
         self.due_s = time.monotonic() + TICK_S
 
     def is_due(self, now_s: float) -> bool:
-        """Whether it is time for the next tick, which this is then."""
+        """Whether it is time for the next tick; then this is that tick."""
         return now_s >= self.due_s
 
     def next(self, now_s: float) -> bool:
         """Begin the next tick. False if it is so late that the watcher itself stood still.
 
-        Then nothing is known of those that it watches: they have another chance. CLOCK_MONOTONIC
-        does not advance while the machine is suspended, and no clock counts here but the ticks.
+        Then the watched processes get another chance, since nothing is known about them.
+        CLOCK_MONOTONIC does not advance while the machine is suspended, and only ticks count here.
         """
         in_time = now_s - self.due_s < _LATE_S
         self.due_s = now_s + TICK_S
@@ -52,12 +51,12 @@ class Ticks:
 
 
 class ThreadUse(NamedTuple):
-    """What the kernel says of one thread.
+    """The kernel's figures for one thread.
 
     Attributes:
         state: as in proc_pid_stat(5).
         ran_s: processor time.
-        waited_s: time in which it wanted the processor and did not have it.
+        waited_s: time in which it wanted the processor and did not get it.
     """
 
     state: str
@@ -76,7 +75,7 @@ def thread_use(pid: int | str) -> dict[int, ThreadUse]:
         try:
             stat = (thread / "stat").read_bytes()
             ran, waited, _ = (thread / "schedstat").read_bytes().split()
-        except (OSError, ValueError):  # it has ended
+        except (OSError, ValueError):  # the thread has ended
             continue
         state = chr(stat[stat.rindex(b")") + 2])
         found[int(thread.name)] = ThreadUse(state, int(ran) / 1e9, int(waited) / 1e9)
@@ -93,10 +92,10 @@ def is_stopped(pid: int) -> bool:
 
 
 class Watch:
-    """One process that is watched.
+    """One watched process.
 
     Args:
-        beats: it gives signs of life. Else it can only be found stopped.
+        beats: it gives signs of life. If not, it can only be found stopped.
     """
 
     def __init__(self, pid: int, *, beats: bool) -> None:
@@ -105,7 +104,7 @@ class Watch:
         self.beat()
 
     def beat(self) -> None:
-        """It gave a sign of life, or nothing is known of it."""
+        """Note a sign of life, or start over because nothing is known."""
         self._silent_ticks = 0
         self._still_ticks = 0
         self._before: dict[int, ThreadUse] = {}
@@ -114,16 +113,16 @@ class Watch:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it stands still at present."""
+        """Whether it stands still now."""
         return self._still_ticks > 1
 
     def tick(self, now_s: float) -> str | None:
-        """Once in :data:`TICK_S`: why it counts as hung, in words, or None."""
+        """Called once in :data:`TICK_S`: why the process counts as hung, in words, or None."""
         if not self._beats:
             self._still_ticks = self._still_ticks + 1 if is_stopped(self._pid) else 0
             return STOPPED if self._still_ticks >= _STILL_TICKS else None
         self._silent_ticks += 1
-        if self._silent_ticks < 3:  # one may be under way, and a process has many threads
+        if self._silent_ticks < 3:  # a sign may be on its way, and a process has many threads
             return None
         use = thread_use(self._pid)
         if not use:
@@ -145,9 +144,9 @@ class Watch:
         return None
 
     def _is_hungry(self, use: dict[int, ThreadUse], passed_s: float) -> bool:
-        """A thread waits for a disk, or most of the time for the processor.
+        """Whether a thread waits for a disk, or most of the time for the processor.
 
-        The kernel counts a wait at its end: a thread that only waits has the same counts.
+        The kernel counts a wait at its end, so a thread that only waits keeps its counts.
         """
         return any(
             thread.state == "D"

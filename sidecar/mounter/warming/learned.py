@@ -1,8 +1,8 @@
-"""Where the first reads of a run are kept for later runs: a file in the outputs volume.
+"""Keeps the first reads of a run for later runs, in a file of the outputs volume.
 
-It is there by consent (the option ``warmLearned``), under the label that the user gave. Anybody who
-may write there may change it: what it says is checked, and the worst it can do is to have the
-wrong files of its volume read.
+The user agrees to it by the option ``warmLearned``, whose value is the label of the file. Anybody
+who may write there may change the file, so its content is checked: at worst, the wrong files of the
+volume are read.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sidecar.mounter.system import directories
 from sidecar.spec import PersistenceSpec, Volume
 
 FOLDER: Final = ".mount-sidecar/learned"
-"""In the outputs volume."""
+"""The folder in the outputs volume."""
 RELEARN_S: Final = 7 * 24 * 3600.0
-"""What is older is not used, and noted anew: what programs read changes, and reads that are
+"""Older notes are not used and are made anew: what programs read changes, and reads that are
 answered from memory are not seen."""
 _MODE: Final = 0o644
 
 
 def load(spec: PersistenceSpec, volume: Volume) -> list[Run] | None:
-    """What an earlier run with the volume's label read first; None if that is to be noted.
+    """The first reads of an earlier run with the volume's label; None: note those of this run.
 
     Raises OSError.
     """
@@ -50,7 +50,7 @@ def load(spec: PersistenceSpec, volume: Volume) -> list[Run] | None:
     try:
         with gzip.open(io.BytesIO(packed)) as unpacked:
             return read_log.parse(unpacked.read(read_log.MOST_BYTES + 1))
-    except (OSError, EOFError, ValueError):  # torn, or not ours
+    except (OSError, EOFError, ValueError):  # a torn file, or not ours
         return None
 
 

@@ -29,16 +29,16 @@ log = logging.getLogger("sidecar.warming")
 State = Literal["running", "done", "stopped"]
 _TELL_S: Final = 1.0
 _WATCH_S: Final = 2.0
-"""How long the experiment must read more than the warm-up before that gives way."""
+"""How long the experiment must read more than the warm-up before the warm-up stops."""
 
 
 def main(channel: Channel, spec: PersistenceSpec) -> int:
-    """``{"do": "ready"}`` and ``{"do": "leave"}`` come.
+    """Warm up, until told otherwise by ``{"do": "ready"}`` and ``{"do": "leave"}``.
 
-    Stays until it is told to leave, since what the run reads first is kept at its end.
+    The process stays until it is told to leave, since the run's first reads are kept at its end.
     """
     logs.set_up("warming")
-    if channel.receive() is None:  # its duty, which says nothing more
+    if channel.receive() is None:  # its duty, which has no arguments
         return 0
     warming = _Warming(spec, channel)
     threading.Thread(target=warming.run, name="warm", daemon=True).start()
@@ -54,7 +54,7 @@ class _Warming:
     """All volumes of one pod.
 
     Attributes:
-        ready: the experiment may read from now on.
+        ready: set once the experiment may read.
     """
 
     def __init__(self, spec: PersistenceSpec, channel: Channel) -> None:
@@ -65,13 +65,13 @@ class _Warming:
         self.ready = threading.Event()
 
     def run(self) -> None:
-        """Warm each volume up that has something to read."""
+        """Warm up each volume that has something to read."""
         for volume in self._spec.buckets:
             if volume.options.warms:
                 self._warm(volume)
 
     def leave(self) -> None:
-        """Stop, and keep what was noted. Raises nothing."""
+        """Stop, and keep the notes. Raises nothing."""
         self._stopping.set()
         for volume in self._notes:
             try:
@@ -132,9 +132,9 @@ class _Warming:
         )
 
     def _watch(self, volume: Volume, warm_up: WarmUp, stopping: threading.Event) -> None:
-        """Tell of it, and stop it once the experiment reads more of the volume than it does.
+        """Report its progress, and stop it once the experiment reads more of the volume.
 
-        Then it is not ahead of the experiment, but beside it, and takes its bandwidth.
+        Then the warm-up is no longer ahead of the experiment, and takes its bandwidth.
         """
         metrics: Path | None = None
         before: tuple[float, int] | None = None
@@ -172,7 +172,7 @@ class _Warming:
 
 
 def most_bytes(spec: PersistenceSpec, volume: Volume) -> int:
-    """What there is room for: more would drop what the warm-up itself has brought."""
+    """How much there is room for: more would drop what the warm-up itself has brought."""
     options = volume.options
     room = options.cache_bytes
     if options.cache == "node":

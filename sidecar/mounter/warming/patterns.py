@@ -12,7 +12,7 @@ _TOKEN = re.compile(r"\*|\?|\[(!?)([^]]+)\]|.", re.DOTALL)
 
 
 def base(pattern: str) -> str:
-    """The folder in which all files that match are, or below which; empty for the volume."""
+    """The folder that all matching files are in or below; empty for the volume."""
     parts = pattern.split("/")
     for number, part in enumerate(parts):
         if _MAGIC.search(part):
@@ -23,8 +23,9 @@ def base(pattern: str) -> str:
 def compiled(pattern: str) -> re.Pattern[str]:
     """Matches paths below the volume, whole (:meth:`re.Pattern.fullmatch`).
 
-    What stands between two stars is looked for once, from the left: if it matches there, no later
-    place lets more match behind it. So the time is at most the path's length times the pattern's.
+    Text between two stars is searched once, from the left: if it matches at the first place, no
+    later place lets more match behind it. So the time is at most the path's length times the
+    pattern's.
     """
     *folders, name = pattern.split("/")
     runs = [""]  # of folders, between the ``**``
@@ -49,7 +50,7 @@ def _part(pattern: str) -> str:
 
 
 def _between_stars(star: str, pieces: list[str]) -> tuple[str, str]:
-    """The expression up to the last star, and from it on."""
+    """The expression up to the last star, and the one from there on."""
     if len(pieces) == 1:
         return pieces[0], ""
     middle = "".join(f"(?>{star}{piece})" for piece in pieces[1:-1] if piece)
@@ -62,7 +63,7 @@ def _translated(token: re.Match[str]) -> str:
         return "[^/]"
     if characters is None:
         return re.escape(text)
-    # A range that goes backwards is no range.
+    # A range that goes backwards matches nothing, and re refuses it.
     ranges = re.sub(r"(.)-(.)", lambda r: r[0] if r[1] <= r[2] else f"{r[2]}-{r[1]}", characters)
     escaped = re.sub(r"([\\\]^&~|[])", r"\\\1", ranges)
     return f"(?!/)[{'^' if negated else ''}{escaped}]"

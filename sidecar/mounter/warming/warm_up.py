@@ -1,8 +1,8 @@
 """The warm-up of one volume: names, files by pattern, and what an earlier run read first.
 
-It reads through the mount as programs do, so that names, page cache and disk cache are filled by
-the same code, and a reader that comes meanwhile shares what is in flight. Whatever fails is passed
-over: the experiment will read it again and be told.
+It reads through the mount as programs do. So the same code fills names, page cache and disk cache,
+and a reader that comes meanwhile shares what is in flight. Failures are passed over: the experiment
+will read the same again and get the error.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class WarmUp:
 
     Args:
         root: where the volume is mounted.
-        most_bytes: what may be read.
-        stopping: set: nothing more is begun.
+        most_bytes: the most to read.
+        stopping: once it is set, nothing more is begun.
 
     Attributes:
         names: entries of folders that were read.
@@ -60,7 +60,7 @@ class WarmUp:
                     yield Run(path, 0, _TO_THE_END)
 
     def read(self, runs: Iterator[Run]) -> None:
-        """Read runs, several at once, until there are no more, enough was read, or it stops."""
+        """Read runs, several at once, until there are no more, enough is read, or it must stop."""
         turn = threading.Lock()
 
         def work() -> None:
@@ -77,7 +77,7 @@ class WarmUp:
         for thread in threads:
             thread.start()
         for thread in threads:
-            # A read in flight may wait for a store that is away, and nobody waits for that.
+            # A read in flight may wait for a store that is away; nobody waits for such a read.
             while thread.is_alive() and not self._stopping.is_set():
                 thread.join(_LOOK_S)
 
@@ -103,14 +103,14 @@ class WarmUp:
             os.close(file)
 
     def _take(self, size: int) -> int:
-        """How much of ``size`` may be read; what is not read then is given back."""
+        """How much of ``size`` may be read. The rest is given back."""
         with self._lock:
             size = min(size, self._left_bytes)
             self._left_bytes -= size
             return size
 
     def _walk(self, folder: str) -> Iterator[str]:
-        """The paths of all files below a folder, by name. Follows no link."""
+        """The paths of all files below a folder, by name. Links are not followed."""
         pending = [folder]
         while pending and not self._stopping.is_set():
             path = pending.pop()

@@ -1,1 +1,1 @@
-"""The process of one bucket: wires its parts, decides nothing."""
+"""The process of one bucket, wired from the parts of the other folders."""

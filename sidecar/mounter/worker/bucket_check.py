@@ -1,7 +1,4 @@
-"""Checks before the mount that a bucket answers, and that it can be written if it must be.
-
-How a write is tried is :mod:`.write_check`'s.
-"""
+"""Checks before the mount that a bucket answers, and that it can be written if it must be."""
 
 from __future__ import annotations
 
@@ -25,17 +22,17 @@ def check_bucket(
     deadline_s: float,
     on_outage: Callable[[Unavailable], object],
 ) -> ObjectInfo | None:
-    """Wait until the bucket answers; the object that was written, and deleted again.
+    """Wait until the bucket answers; the object that was written and deleted again, if any.
 
     Args:
         write_key: the key to write; None if writing is not to be checked.
         deadline_s: until when outages are retried (monotonic).
-        on_outage: told of each outage before the wait, during which the supervisor's deadline
-            may come.
+        on_outage: called with each outage before the wait, in which the supervisor's deadline may
+            come.
 
     Raises:
-        SidecarError: what waiting does not mend, such as a wrong key, a missing bucket, or a
-            certificate that is not trusted; at the deadline, the last outage.
+        SidecarError: an error that waiting does not mend, such as a wrong key, a missing bucket, or
+            an untrusted certificate; at the deadline, the last outage.
     """
     backoff = Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S)
     while True:
@@ -53,7 +50,7 @@ def check_bucket(
 
 
 def writable_directory(spec: PersistenceSpec, volume: Volume) -> str:
-    """Where the experiment writes in a bucket: a prefix such as ``user/…/1/``, or empty for all."""
+    """The prefix that the experiment writes to, such as ``user/…/1/``; empty: the whole bucket."""
     if volume.kind != "outputs" or spec.outputs_path is None:
         return ""
     below = spec.outputs_path.removeprefix(volume.path).strip("/")

@@ -1,6 +1,6 @@
-"""The budgets of one bucket's process: what the spec says, else a share of what there is.
+"""The budgets of one bucket's process: the spec's, else a share of what is there.
 
-How much there is, is measured in :mod:`sidecar.mounter.system.resource_limits`.
+:mod:`sidecar.mounter.system.resource_limits` measures how much is there.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from sidecar.units import MIB
 
 _LEAST_READERS, _USUAL_READERS, _MOST_READERS = 2, 4, 16
 _LEAST_READER_BYTES = 16 * MIB
-"""With less for each of them, there are fewer."""
+"""If there is less memory for each reader process, there are fewer."""
 _MORE_READER_BYTES = 64 * MIB
-"""A whole window (:mod:`sidecar.mounter.reading.read_ahead_size`). With as much, there are more."""
+"""A whole window (:mod:`sidecar.mounter.reading.read_ahead_size`). With this much each, there are
+more reader processes."""
 
 _MOST_STREAM_BYTES = 256 * MIB
-"""Thirty parts of 8 MiB on their way have 550 MB/s where a connection has 20."""
+"""Enough for thirty parts of 8 MiB, which reach 550 MB/s over connections of 20 MB/s."""
 
 
 def memory_bytes(spec: PersistenceSpec, volume: Volume) -> int:
@@ -34,13 +35,13 @@ def memory_bytes(spec: PersistenceSpec, volume: Volume) -> int:
 
 
 def names(spec: PersistenceSpec) -> tuple[int, int]:
-    """Memory for listings, in bytes, and the number of inodes from which some are forgotten."""
+    """Memory for listings, in bytes, and the number of inodes above which some are forgotten."""
     half_bytes = resource_limits.names_budget_bytes(len(spec.buckets), spec.memory_cache_bytes) // 2
     return min(BUDGET_BYTES, half_bytes), min(MOST_INODES, half_bytes // INODE_BYTES)
 
 
 def stream_bytes(spec: PersistenceSpec, volume: Volume) -> int:
-    """Memory for what is being sent: what content and names leave of their two thirds."""
+    """Memory for parts on their way: what content and names leave of their two thirds."""
     third = resource_limits.names_budget_bytes(len(spec.buckets), spec.memory_cache_bytes)
     names_bytes, most_inodes = names(spec)
     names_bytes += most_inodes * INODE_BYTES
@@ -51,7 +52,7 @@ def reader_processes(cores: int, content_bytes: int) -> int:
     """How many reader processes a bucket has: one for each core, as far as its memory goes.
 
     Each takes 5 MiB for itself, and its streams need a window. Four read some 16 GB/s
-    (docs/performance-at-scale.md), so that there are more only where much memory is given.
+    (docs/performance-at-scale.md), so there are more only if much memory is given.
 
     Args:
         content_bytes: :func:`memory_bytes`.
@@ -61,12 +62,12 @@ def reader_processes(cores: int, content_bytes: int) -> int:
 
 
 def page_cache_bytes(spec: PersistenceSpec) -> int:
-    """What the kernel may keep in its page cache that no program has asked for."""
+    """How much the kernel may keep in its page cache that no program has asked for."""
     return resource_limits.page_cache_bytes(len(spec.buckets), spec.memory_cache_bytes)
 
 
 def cache_bytes(spec: PersistenceSpec, volume: Volume, folder: Path) -> int:
-    """What the cache in ``folder`` may occupy; 0 for no cache. Raises OSError."""
+    """The limit of the cache in ``folder``; 0: no cache. Raises OSError."""
     if volume.options.cache == "node":
         return node_folder.budget_bytes(folder, spec.node_cache.size_bytes)
     if volume.options.cache_bytes is not None:

@@ -1,4 +1,4 @@
-"""Where a volume's disk cache is, and with whom it is shared. Opens nothing."""
+"""Where a volume's disk cache is, and who shares it. Only computes names."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def folder(spec: PersistenceSpec, volume: Volume, identity: str) -> Path:
 
 
 def owner(spec: PersistenceSpec, volume: Volume) -> str:
-    """Whose objects a volume has in its cache: pods with another owner do not find them.
+    """Whose objects a volume has in its cache. Pods with another owner do not find them.
 
-    A login is known by its name, not by its content, which is rotated.
+    A login counts by its name, not by its content, which is rotated.
     """
     if volume.options.cache != "node":
         return ""

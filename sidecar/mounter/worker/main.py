@@ -1,8 +1,8 @@
 """One process for one bucket mount: wires credentials, store, file system and transport.
 
-It decides nothing itself. Process 1 has it forked (:mod:`.fork_server`) and tells it what to serve.
-It sends ``checked`` when the bucket answers, waits for ``mount``, serves, and saves what is dirty
-on ``drain``. If process 1 dies, it saves what it can, unmounts, and ends.
+Process 1 has it forked (:mod:`.fork_server`) and tells it what to serve. The worker sends
+``checked`` when the bucket answers, waits for ``mount``, serves, and saves what is dirty on
+``drain``. If process 1 dies, the worker saves what it can, unmounts, and ends.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from sidecar.spec import PersistenceSpec, StoreSource, Volume
 log = logging.getLogger("sidecar.worker")
 
 _STORE_THREADS = 8
-"""Copy inside the store, abandon uploads, and load names. Parts have threads of their own."""
+"""For copies inside the store, abandoning uploads and loading names. Parts have other threads."""
 _SHOWN_UNSAVED = 100
 _ORPHAN_GRACE_S = 20.0
 
@@ -75,12 +75,12 @@ class Worker:
     Args:
         volume: the bucket to serve.
         identity: names the metrics files and the state directory of the volume.
-        failing: the last ``failing`` that the worker before this one sent.
-        conditions: what a worker before this one found that the store checks.
-        memory: the file for parts that are in memory.
+        failing: the last ``failing`` that the previous worker sent.
+        conditions: which conditions the store checks, as an earlier worker found.
+        memory: the file for parts in memory.
 
     Raises:
-        StateUnusable: there can be no metrics.
+        StateUnusable: the metrics cannot be kept.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Worker:
                 self._read_log,
             ).serve()
         else:
-            from sidecar.mounter.fuse import libfuse  # and fusepy, which is not needed else
+            from sidecar.mounter.fuse import libfuse  # loads fusepy, which nothing else needs
 
             self._check_mountpoint()
             libfuse.serve(
@@ -179,7 +179,7 @@ class Worker:
 
         Args:
             descriptor: of the mount's connection.
-            crashed: that worker ended by a fault of its own.
+            crashed: whether that worker ended by a fault of its own.
         """
         store = self._open_store()
         notifier, readers = self._fork_children(store)
@@ -218,7 +218,7 @@ class Worker:
         ).start()
 
     def _write_read_log(self) -> None:
-        """For the process that keeps it (:mod:`sidecar.mounter.warming`)."""
+        """Write it for the process that keeps it (:mod:`sidecar.mounter.warming`)."""
         if self._read_log is None or (text := self._read_log.take()) is None:
             return
         try:
@@ -246,14 +246,14 @@ class Worker:
         return store
 
     def _open_near(self) -> Store | None:
-        """The bucket near the pods; None if there is none, or none that can be used."""
+        """The bucket near the pods; None if there is none that can be used."""
         if self._volume.near is None:
             return None
         try:
             return open_store(
                 self._volume.near,
                 VolumeCredentials(self._volume.near, self._spec.roots.secrets),
-                retry_budget_s=0,  # the volume's own store is asked instead
+                retry_budget_s=0,  # instead, the volume's own store is asked
                 observer=Unobserved(),
             )
         except SidecarError as error:
@@ -261,7 +261,7 @@ class Worker:
             return None
 
     def _fork_children(self, store: Store) -> tuple[Notifier | None, ReaderPool | None]:
-        """The child processes, and then the heartbeat.
+        """Fork the child processes, and then start the heartbeat.
 
         Called first, while this process has no other thread.
         """
@@ -328,7 +328,7 @@ class Worker:
         folder = cache_place.folder(self._spec, self._volume, self._identity)
         try:
             budget_bytes = budgets.cache_bytes(self._spec, self._volume, folder)
-            if metrics is self._metrics:  # once, and not in each reader
+            if metrics is self._metrics:  # logged once, and not in each reader
                 metrics.cache_limit(budget_bytes)
                 if not budget_bytes:
                     _, free_bytes = resource_limits.disk_bytes(folder)
@@ -351,7 +351,7 @@ class Worker:
         read_only = self._volume.read_only
         ttl_s = options.names_lifetime_s(read_only=read_only)
         if self._options.transport == "libfuse":
-            ttl_s /= 2  # libfuse keeps names as well, and the two lifetimes add up
+            ttl_s /= 2  # libfuse keeps names, too, and the two lifetimes add up
         fetcher = self._fetcher(store, self._metrics, self._memory_bytes)
         self._cache, self._buffers = fetcher.cache, fetcher.buffers
         self._metrics.spool_limit_bytes.set(options.spool_bytes)
@@ -380,14 +380,14 @@ class Worker:
         return probe_key(writable_directory(self._spec, self._volume), self._state_directory())
 
     def _state_directory(self) -> StateDirectory:
-        """The volume's own. Raises StateUnusable where it can be neither used nor moved aside."""
+        """The volume's own one. Raises StateUnusable if it can be neither used nor moved aside."""
         try:
             return StateDirectory.open(Path(self._spec.roots.state)).below(self._identity)
         except OSError as error:
             raise StateUnusable(f"cannot use `{self._state}`: {error.strerror}") from None
 
     def _check_mountpoint(self) -> None:
-        """Libfuse takes a path, and follows links. Raises MountFailed."""
+        """Refuse links on the way: libfuse takes a path, and follows them. Raises MountFailed."""
         path = self._volume.mounted_at
         try:
             os.close(directories.open_directory(path, walk_only=True))
@@ -404,7 +404,7 @@ class Worker:
         self._channel.send({"event": "serving", "can_resume": can_resume})
 
     def _listen(self) -> None:
-        """Do what the supervisor says. If it is gone, save and unmount."""
+        """Obey the supervisor. If it is gone, save and unmount."""
         while (received := self._channel.receive()) is not None:
             message, _ = received
             if message["do"] == "hurry":
@@ -419,7 +419,7 @@ class Worker:
         self._leaving.set()
         log.error("the supervisor is gone; saving and unmounting")
         self._drain(_ORPHAN_GRACE_S)
-        # Not the guard: who looks into the directory must get an error, and no empty directory.
+        # The guard stays: a program that looks there must get an error, not an empty directory.
         mounts.Mountpoint(self._volume.mounted_at).clear(keep_guard=True)
         os._exit(1)
 
@@ -431,7 +431,7 @@ class Worker:
         return self._unsaved(self._filesystem.files.write_back.backlog(), unsaved)
 
     def _hurry(self, deadline_s: float) -> None:
-        """The pod is ending: save from now on, until ``deadline_s`` (monotonic)."""
+        """Save from now on, until ``deadline_s`` (monotonic), because the pod is ending."""
         assert self._filesystem is not None
         self._filesystem.hurry(deadline_s, self._leaving, self._tell_backlog)
 
@@ -456,7 +456,7 @@ class Worker:
 
 
 def run(channel: Channel, spec: PersistenceSpec) -> NoReturn:
-    """The life of a worker; which volume it serves comes in the first message of its channel."""
+    """The life of a worker. The first message of its channel says which volume it serves."""
     threading.excepthook = lambda thread: end_for(thread.exc_value, "a thread ended")
     exit_with(lambda: _serve(channel, spec))
 

@@ -31,7 +31,7 @@ class Upkeep:
         buffers: the worker's own.
         cache: the worker's own, if there is a disk cache.
         sync_interval_s: how often files that stay open are saved.
-        write_read_log: writes what programs have read down, if there is something new.
+        write_read_log: writes down what programs have read, if there is something new.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Upkeep:
                 self._buffers.drop_unused()
 
     def _mind_memory(self) -> None:
-        """Use less of the budgets while the container is near its limit of memory."""
+        """Use less of the budgets while the container is near its memory limit."""
         before, is_news = self._pressure.part, self._pressure.look()
         part = self._pressure.part
-        if part < 1:  # names come again with each listing
+        if part < 1:  # forget names, which come again with each listing
             namespace = self._filesystem.namespace
             namespace.shrink(int(part * namespace.directory_cache.memory.budget_bytes))
         if part < 1 or is_news:
@@ -94,7 +94,7 @@ class Upkeep:
     def _sync(self, until_s: float) -> None:
         """Save what is dirty, and log each new failure once."""
         unsaved = self._filesystem.sync(until_s)
-        # Without an error the upload of a large file is in flight, which is no news.
+        # Without an error the upload of a large file is in progress, which is no news.
         failed = {key: error for key, error in unsaved.items() if error is not None}
         for key, error in failed.items():
             if self._logged.get(key) != error.code:

@@ -1,7 +1,7 @@
 """Ready means written: writes, reads back and deletes one small object in a writable bucket.
 
 A login that may list may still not write, and an experiment should not find that out at its
-first checkpoint. When this is tried, and tried again, is :mod:`.bucket_check`'s.
+first checkpoint. :mod:`.bucket_check` says when this is tried.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def _unusable(state: StateDirectory, error: OSError) -> StateUnusable:
 def check_writes(store: Store, key: str) -> ObjectInfo:
     """Write, read back and delete one small object; the object that was written.
 
-    The write is unconditional, since not every store has conditional ones; whether this one has
-    is tried with the object.
+    The write is unconditional, since not every store has conditional ones. Whether this one has
+    is then tried with the object.
 
     Raises:
         WriteDenied, DeleteDenied: the login may list, but not do this.
-        SidecarError: what else the store raises, such as QuotaExceeded.
+        SidecarError: other errors of the store, such as QuotaExceeded.
     """
     content = os.urandom(_PROBE_BYTES)
     try:
@@ -91,7 +91,7 @@ def check_writes(store: Store, key: str) -> ObjectInfo:
         _read_back(store, made, content)
         store.try_conditions(key)
     except SidecarError:
-        with contextlib.suppress(SidecarError):  # the first error is the one to raise
+        with contextlib.suppress(SidecarError):  # the first error is raised
             store.delete(key)
         raise
     try:
