@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def import_stores(kinds: Iterable[StoreName]) -> None:
-    """Import what :func:`open_store` will need for these kinds of stores, without their SDKs."""
+    """Import the modules of these kinds of stores, without their SDKs."""
     for kind in kinds:
         importlib.import_module(f"{__name__}.{kind}.store")
         if kind == "gcs":
@@ -30,7 +30,7 @@ def open_store(
     observer: StoreObserver,
     with_metadata: bool = False,
 ) -> Store:
-    """The store of one bucket. Asks nothing of it yet; :meth:`Store.probe` does.
+    """The store of one bucket. It is first asked by :meth:`Store.probe`.
 
     Only the modules of this kind of store are imported, and its SDK with the first call that
     needs it (docs/decisions/0029-what-s3fs-gcsfs-and-adlfs-do.md).

@@ -1,4 +1,4 @@
-"""The Content-Type of a new object, by the ending of its name. Knows no store."""
+"""The Content-Type of a new object, by the ending of its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mimetypes
 import re
 from typing import Final
 
-# Of the standard library alone: what /etc/mime.types adds differs from image to image.
+# Only the standard library's types: /etc/mime.types differs from image to image.
 _TYPES: Final = mimetypes.MimeTypes().types_map[True]
 _COMPRESSED: Final = {
     ".bz2": "application/x-bzip2",
@@ -14,15 +14,15 @@ _COMPRESSED: Final = {
     ".xz": "application/x-xz",
     ".zst": "application/zstd",
 }
-"""To the library these are encodings. As Content-Encoding, clients would unpack what they read."""
+"""The library calls these encodings. As a Content-Encoding they would make clients unpack."""
 _TEMPORARY: Final = re.compile(r"\.(?P<rsync>.+)\.[A-Za-z0-9]{6}|(?P<name>.+)\.(?:part|te?mp)")
-"""A name that another one replaces when the file is complete. ``rsync``: of its receiver.c."""
+"""A name that is replaced when the file is complete. ``rsync``: by its receiver.c."""
 
 
 def content_type(key: str) -> str | None:
-    """The type of an object; None where the ending tells none.
+    """The type of an object; None if the ending says nothing.
 
-    A temporary name has that of the name that it will be renamed to.
+    A temporary name has the type of the name that it will be renamed to.
     """
     name = key.rpartition("/")[2]
     if temporary := _TEMPORARY.fullmatch(name):

@@ -1,6 +1,6 @@
-"""The credentials of one volume, of whichever store: read, and read again when rotated.
+"""The credentials of one volume, of any store: read, and read again when rotated.
 
-Knows no format: what a store takes from a secret is in its own ``credentials`` module.
+Each store has a ``credentials`` module for the format of its secrets.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class VolumeCredentials:
     sees one version. Safe to use from several threads.
 
     Args:
-        source: as :func:`load_credentials`.
-        secrets_root: as :func:`load_credentials`.
+        source: as for :func:`load_credentials`.
+        secrets_root: as for :func:`load_credentials`.
     """
 
     def __init__(self, source: StoreSource, secrets_root: str) -> None:
@@ -41,10 +41,10 @@ class VolumeCredentials:
         return f"VolumeCredentials({self._source.url!r})"
 
     def current(self) -> Credentials:
-        """What was read last. The first call reads.
+        """The credentials that were read last. The first call reads.
 
         Raises:
-            CredentialError: as :func:`load_credentials`.
+            CredentialError: as from :func:`load_credentials`.
         """
         with self._lock:
             if self._loaded is None:
@@ -52,10 +52,10 @@ class VolumeCredentials:
             return self._loaded
 
     def refresh(self) -> bool:
-        """Read again. Whether anything changed.
+        """Read the credentials again; whether they changed.
 
         Raises:
-            CredentialError: the secret cannot be read any more; what was read last stays.
+            CredentialError: the secret cannot be read any more; the last credentials stay.
         """
         with self._lock:
             before = self._loaded
@@ -64,11 +64,11 @@ class VolumeCredentials:
 
 
 def load_credentials(source: StoreSource, secrets_root: str) -> Credentials:
-    """Read what a bucket's store logs in with. Only that store's module is imported.
+    """Read a bucket's credentials. Only its store's module is imported.
 
     Args:
-        source: the bucket. Without a secret, the ambient identity (or none, where
-            ``anonymous``).
+        source: the bucket. Without a secret it is the ambient identity, or none if it is
+            ``anonymous``.
         secrets_root: directory with ``<secret>/<secretKey>`` files.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Which kinds of calls to the store fail at present: logged once, counted, reported.
+"""Which kinds of calls to the store fail now: logged once, counted, reported.
 
-No store is called here. Every call passes ``http.retry``, which tells the process's
-:class:`Outcomes` how it ended. What is news goes to the worker's :class:`Failures`, from the
-reader processes too, and from there to the supervisor for the status document.
+Every call passes ``http.retry``, which tells the process's :class:`Outcomes` how it ended. News go
+to the worker's :class:`Failures`, from the reader processes, too, and from there to the supervisor
+for the status document.
 
 A call that works costs a look at one byte, which all processes of a worker share.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 QUIET_S: Final = 5.0
 """A kind of call works again if one has worked and none has failed for this long. So a store
-that refuses some objects and not others is one failure, and not one for each object."""
+that refuses some objects and not others has one failure, not one for each object."""
 
 _KINDS: Final = ("list", "read", "write", "delete")
 _KIND_OF: Final = {
@@ -66,8 +66,8 @@ class Outcomes:
 
     Args:
         metrics: counts every request.
-        flags: of :class:`Failures`.
-        tell: takes the outcomes that are news.
+        flags: those of :class:`Failures`.
+        tell: takes outcomes that are news.
     """
 
     def __init__(self, metrics: VolumeMetrics, flags: mmap.mmap, tell: Tell) -> None:
@@ -76,7 +76,7 @@ class Outcomes:
         self._tell = tell
 
     def move(self, metrics: VolumeMetrics, tell: Tell) -> None:
-        """Count and tell elsewhere: this is now a child of the process that made it."""
+        """Count and tell elsewhere: this process is now a child of the one that made it."""
         self._metrics, self._tell = metrics, tell
 
     def request(self, operation: str, seconds: float, code: str) -> None:
@@ -106,7 +106,7 @@ class Outcomes:
 
 
 class Unobserved:
-    """Implements :class:`StoreObserver` for a store of which nobody is told."""
+    """Implements :class:`StoreObserver` and does nothing, for a store that is not reported on."""
 
     def request(self, operation: str, seconds: float, code: str) -> None:
         """As the base class says."""
@@ -145,13 +145,13 @@ class Failure:
 
 
 class Failures:
-    """The kinds of calls that fail at present. Safe to use from any thread.
+    """The kinds of calls that fail now. Safe to use from any thread.
 
     Args:
-        report: takes the failures as JSON, the newest last, whenever they changed.
+        report: takes the failures as JSON, the newest last, whenever they change.
 
     Attributes:
-        flags: a byte for each kind, shared by this process and those it forks.
+        flags: a byte for each kind, shared by this process and its forks.
     """
 
     def __init__(self, report: Callable[[list[dict[str, Any]]], object]) -> None:
@@ -164,7 +164,7 @@ class Failures:
         self._is_told = True
 
     def adopt(self, failing: Iterable[dict[str, Any]]) -> None:
-        """Begin with the failures that the worker before this one reported last."""
+        """Begin with the failures that the previous worker reported last."""
         now_s = time.monotonic()
         with self._lock:
             for item in failing:
@@ -176,7 +176,7 @@ class Failures:
                 self.flags[kind] = _FAILS
 
     def take(self, outcome: Outcome) -> None:
-        """A call failed, or one worked of a kind that fails."""
+        """Take a call that failed, or one that worked of a kind that fails."""
         kind = outcome.kind
         with self._lock:
             if outcome.error is None:

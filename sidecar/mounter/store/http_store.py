@@ -1,4 +1,4 @@
-"""What the three stores share: listing, reading, sending, and doubts about a 404. No SDK."""
+"""The common part of the three stores: listing, reading, sending, and doubts about a 404."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 QUICK_TIMEOUT_S = 10.0
-"""For requests that move no content. This and the next two are the longest silences."""
+"""For requests that move no content. This and the next two are the longest allowed silences."""
 TRANSFER_TIMEOUT_S = 120.0
 """For requests that copy content, or make an object of parts."""
 WRITE_SILENCE_S = 20.0
@@ -62,9 +62,9 @@ WRITE_SILENCE_S = 20.0
 WRITTEN = frozenset({200, 201})
 """The statuses of a request that wrote something."""
 MAX_KEY_LENGTH = 1024
-"""Of a whole key: UTF-8 bytes on S3 and Google Cloud Storage, characters on Azure."""
+"""For a whole key: UTF-8 bytes on S3 and Google Cloud Storage, characters on Azure."""
 BUCKET_CHECK_S = 10.0
-"""For how long a bucket is not looked for again after it was listed."""
+"""How long after a listing the bucket is not checked again."""
 
 
 class HttpStore(ABC, Generic[C]):
@@ -105,7 +105,7 @@ class HttpStore(ABC, Generic[C]):
         self._quick = AdaptiveTimeout(QUICK_TIMEOUT_S / 4, QUICK_TIMEOUT_S)
         self._writing = AdaptiveTimeout(WRITE_SILENCE_S / 4, WRITE_SILENCE_S)
         self._completing = AdaptiveTimeout(WRITE_SILENCE_S, TRANSFER_TIMEOUT_S)
-        # A large copy takes long after many small ones that did not.
+        # Separate: a large copy takes long, even after many small ones that were quick.
         self._copying = AdaptiveTimeout(TRANSFER_TIMEOUT_S, TRANSFER_TIMEOUT_S)
 
     @property
@@ -171,14 +171,14 @@ class HttpStore(ABC, Generic[C]):
             self._check_bucket()
             raise
         except Stale:
-            # Some stores say so of an object that is gone. If that cannot be found out, the
-            # object is still not the version that was asked for.
+            # Some stores answer so if the object is gone. If that cannot be found out, the object
+            # is still not the version that was asked for.
             with contextlib.suppress(Unavailable, StoreProtocolError):
                 self.head(key)
             raise
 
     def version_to_read(self, key: str, version: str) -> str:
-        """What a GET calls a version."""
+        """The name of a version in a GET."""
         del key
         return version
 
@@ -190,9 +190,9 @@ class HttpStore(ABC, Generic[C]):
         return made
 
     def source_of_copy(self, key: str, known: ObjectInfo | None) -> ObjectInfo:
-        """What is copied, with metadata and properties. The copy is conditional on its version.
+        """The source of a copy, with metadata and properties. The copy requires its version.
 
-        Raises NotFound, and Stale if it is not ``known``, as far as it was asked for.
+        Raises NotFound; Stale if it is not ``known``, as far as the source was asked for.
         """
         if known is not None and known.is_complete:
             return known
@@ -221,7 +221,7 @@ class HttpStore(ABC, Generic[C]):
     def read_head(
         self, call: Call, sign: Callable[[], SignedRequest], parse: Callable[[Headers], T]
     ) -> T:
-        """What ``parse`` makes of the header of a HEAD's response; it may raise ``BAD_ANSWER``."""
+        """The result of ``parse`` for a HEAD's response; it may raise ``BAD_ANSWER``."""
 
         def read(response: Response) -> T:
             with contextlib.suppress(*BAD_ANSWER):
@@ -243,12 +243,12 @@ class HttpStore(ABC, Generic[C]):
 
     @contextlib.contextmanager
     def refusal_explained(self) -> Iterator[None]:
-        """Around one attempt whose answer has no body, so that a refusal has no code.
+        """Wrap an attempt whose answer has no body, so that a refusal has no code.
 
-        A listing says whether it is the login itself that the store refuses.
+        A listing then shows whether the store refuses the login itself.
 
         Raises:
-            LoginRejected: it is.
+            LoginRejected: it does.
         """
         try:
             yield
@@ -258,7 +258,7 @@ class HttpStore(ABC, Generic[C]):
             except LoginRejected:
                 raise
             except SidecarError:
-                pass  # it says nothing about the login
+                pass  # the listing's error says nothing about the login
             raise
 
     def transfer(
@@ -285,7 +285,7 @@ class HttpStore(ABC, Generic[C]):
         """One attempt at a request whose response is short. Raises SidecarError, Retryable.
 
         Args:
-            timeout: where it is not the one for writing a part.
+            timeout: if another one than for writing a part.
         """
         return self._client.send(
             call,
@@ -311,7 +311,7 @@ class HttpStore(ABC, Generic[C]):
         return len(full.encode())
 
     def malformed(self, operation: str, what: str) -> StoreProtocolError:
-        """The error of a response that makes no sense, though its status is a success."""
+        """The error for a response with a success status that makes no sense."""
         error = self.errors.protocol(what)
         self.retry.failed(operation, error)
         return error
@@ -320,14 +320,14 @@ class HttpStore(ABC, Generic[C]):
     """The name of the Content-Type among properties."""
 
     def properties_of_new(self, key: str, like: ObjectInfo | None) -> Properties:
-        """The properties that a new object gets: those of ``like``, or a type by its ending."""
+        """The properties of a new object: those of ``like``, or a type by its ending."""
         if like is not None:
             return self.properties_of(like)
         said = content_type(key)
         return {} if said is None else {self.type_property: said}
 
     def properties_of(self, like: ObjectInfo) -> Properties:
-        """The properties that a new version gets from ``like``. Empty if that one is gone."""
+        """The properties that a new version gets from ``like``; empty if that version is gone."""
         if like.properties is not None:
             return like.properties
         try:
@@ -343,7 +343,7 @@ class HttpStore(ABC, Generic[C]):
         return full[len(self._source.prefix) :]
 
     def check_condition(self, key: str, condition: Condition | None) -> None:
-        """Emulate a condition where the store itself cannot check it.
+        """Emulate a condition that the store itself cannot check.
 
         Another writer may come between this and the write.
         """
@@ -360,10 +360,10 @@ class HttpStore(ABC, Generic[C]):
             raise self.errors.condition_failed(call)
 
     def _is_version(self, found: ObjectInfo, version: str | None) -> bool:
-        """Whether an object is a version; None stands for any."""
+        """Whether an object is of a version; None stands for any."""
         return version in {None, found.version}
 
     def _check_bucket(self) -> None:
-        """Raise if the bucket is gone: a 404 may not say what is missing."""
+        """Raise if the bucket is gone. A 404 may not say what is missing."""
         if time.monotonic() - self._bucket_seen_s > BUCKET_CHECK_S:
             self.list_page("", limit=1)

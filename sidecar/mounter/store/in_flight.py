@@ -1,6 +1,6 @@
-"""How many parts a process moves at a time, and whose turn it is: as many as make it faster.
+"""How many parts a process moves at a time, and which stream is next: as many as make it faster.
 
-For either direction. Knows no object and moves nothing. Decision 65 is why.
+For either direction. Reasons: decision 65.
 """
 
 from __future__ import annotations
@@ -14,59 +14,59 @@ from typing import Final, Protocol
 from sidecar.units import MIB
 
 MOST: Final = 64
-"""Parts in flight in one process."""
+"""The most parts in flight in one process."""
 _LEAST: Final = 2
-"""While one of them is awaited, another one comes."""
+"""The least, so that one part comes while another one is awaited."""
 _HOPED_RATE: Final = 1.2e9
-"""What two cores make of it, bytes a second."""
+"""The highest rate that two cores reach, bytes a second."""
 _LEAST_TRANSFER_S: Final = 0.1
 _DELAYS: Final = 5
-"""A part is as large as what comes in so many delays, so that a sixth of the time is lost."""
+"""How many delays a part should take. Then a sixth of the time is lost."""
 _LEAST_PART_BYTES: Final = 1 * MIB
 _LEAST_ROUND: Final = 8
-"""Parts."""
+"""The least parts in a round."""
 _LONGEST_S: Final = 2.5
-"""What is on its way for longer does not become more: it has to arrive before a silence counts as
-an outage, and before a pod's last seconds are over."""
+"""No more parts are begun while parts take longer than this. All must arrive before a silence
+counts as an outage, and before a pod's last seconds are over."""
 _PAYS: Final = 1.15
-"""More parts in flight are kept if the rate rises by so much."""
+"""More parts in flight are kept if the rate rises by this factor."""
 _SCALES: Final = 0.9
-"""If each part keeps so much of its rate, four times as many are tried next, and not twice."""
+"""If each part keeps this much of its rate, four times as many are tried next, instead of twice."""
 _COSTS_NOTHING: Final = 0.95
-"""Fewer are kept if this much of the rate is left."""
+"""Fewer parts are kept if this much of the rate is left."""
 _HALF_WRONG: Final = 0.35
-"""If the first number brings less than this of what was hoped for, fewer are tried first."""
+"""If the first number reaches less than this of the expected rate, fewer are tried first."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 8.0
-"""Between two trials. A store and a network change."""
+"""The pause between two trials, since stores and networks change."""
 
 
 class Waiting(Protocol):
-    """What would have one more part in flight."""
+    """A stream that would have one more part in flight."""
 
     def go_on(self) -> None:
-        """There may be room now: :meth:`InFlight.begin`."""
+        """Try :meth:`InFlight.begin`: there may be room now."""
 
 
 class InFlight:
     """The parts in flight of one process, of all its streams. Safe to use from any thread.
 
-    Who lacks a part waits for its turn, the longest first. So a stream whose reader is slow asks
-    for none, and those that need more share what there is. How many there may be is tried: while
-    somebody waits for a turn, the rate of all is measured, and more are kept if they make it
-    higher, fewer if they do not make it lower. What one connection brings alone says where to
-    begin. It is no measure later: of connections that share a CPU or a network each one is slower.
+    A stream that lacks a part waits for its turn; the longest wait is first. So a stream with a
+    slow reader asks for nothing, and the others share the room. The number of parts is found by
+    trial: while a stream waits, the rate of all parts is measured. More parts are kept if they
+    raise it, fewer if they do not lower it. The rate of a single connection gives the first number.
+    Later it is no measure: connections that share a CPU or a network slow each other down.
 
     Args:
         part_bytes: the largest part.
-        room_bytes: what all of them may have together.
-        least: never fewer, and so many at first.
-        hoped_rate: bytes a second. Once a connection was measured, there are as many as make this;
-            0: the first number is doubled instead, while that makes it faster.
-        tell: told how many there may be, at first and whenever that changes.
+        room_bytes: the most bytes of all parts together.
+        least: the least parts, and the first number.
+        hoped_rate: bytes a second. When a connection was measured, there are as many as reach this;
+            0: the first number is doubled instead, as long as that makes it faster.
+        tell: called with the number of parts that there may be, at first and at each change.
 
     Attributes:
-        most: how many there may be.
-        count: how many there are.
+        most: how many parts there may be.
+        count: how many parts there are.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class InFlight:
         self._tell = tell
         tell(least)
         self._lock = threading.Lock()
-        self._waiting: dict[Waiting, None] = {}  # the longest first
-        # Of a connection: its best rate and least delay while the number is not tried yet, the
-        # usual ones later. Parts keep the size for the best one: where the CPU is what connections
-        # share, smaller parts would cost more of it.
+        self._waiting: dict[Waiting, None] = {}  # the longest wait first
+        # A connection's best rate and least delay until the number is tried, the usual ones later.
+        # Parts keep the size for the best rate: if connections share the CPU, smaller parts would
+        # cost more of it.
         self._rate = self._best_rate = 0.0
         self._delay_s = math.inf
         self._climb = _Climb()
         self._changed_s = 0.0
-        self._rates: list[float] = []  # of the parts of a round, bytes a second
+        self._rates: list[float] = []  # rates of the parts of a round, bytes a second
 
     @property
     def part_bytes(self) -> int:
@@ -110,13 +110,13 @@ class InFlight:
 
     @property
     def bytes(self) -> int:
-        """What may be in flight, and the part that waits for its turn."""
+        """The bytes that may be in flight, and one more part that waits for its turn."""
         return (self.most + 1) * self.part_bytes
 
     # --- turns --------------------------------------------------------------------------------
 
     def begin(self, stream: Waiting) -> bool:
-        """Count one more. False if there is no room: then the stream waits for its turn."""
+        """Count one more part. False if there is no room: then the stream waits for its turn."""
         with self._lock:
             if self.count >= self.most:
                 self._waiting.setdefault(stream)
@@ -126,33 +126,33 @@ class InFlight:
             return True
 
     def give_up(self, stream: Waiting) -> None:
-        """There is no memory for the part that was begun. The stream waits for its turn."""
+        """Take back a part that was begun, for lack of memory. The stream waits for its turn."""
         with self._lock:
             self.count -= 1
             self._waiting.setdefault(stream)
 
     def begin_now(self) -> None:
-        """Count one more, of which a program waits."""
+        """Count one more part, because a program waits for it."""
         with self._lock:
             self.count += 1
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for one more, or somebody waits for a turn."""
+        """Whether there is no room for one more part, or a stream waits for its turn."""
         return self.count >= self.most or bool(self._waiting)
 
     def forget(self, stream: Waiting) -> None:
-        """The stream wants no part any more."""
+        """Let the stream wait no more."""
         with self._lock:
             self._waiting.pop(stream, None)
 
     def end(self, size: int, began_s: float, delay_s: float, now_s: float) -> None:
-        """A part has moved, or failed.
+        """Count a part that has moved, or failed.
 
         Args:
-            size: what moved of it, bytes.
-            began_s: since when (monotonic).
-            delay_s: after which the first of it was here; inf where that is not known.
+            size: how many bytes of it moved.
+            began_s: when it began (monotonic).
+            delay_s: how long its first byte took; inf if that is not known.
         """
         with self._lock:
             self.count -= 1
@@ -179,12 +179,12 @@ class InFlight:
         self._set(math.ceil(self._hoped_rate / self._each()))
 
     def _measure_all(self, size: int, began_s: float, now_s: float) -> None:
-        """A round is as many parts as are in flight, all of them longer under this number than not.
+        """Measure a round: as many parts as are in flight, most of whose time had this number.
 
-        If one of them has the rate ``r``, ``n`` have ``n * r`` together (Little's law). Of one that
-        stood still the median takes no notice.
+        If one part has the rate ``r``, ``n`` have ``n * r`` together (Little's law). The median
+        ignores a part that stood still.
         """
-        if not self._waiting:  # nobody lacked one
+        if not self._waiting:  # no stream lacked a part
             self._rates.clear()
             return
         if began_s + now_s < 2 * self._changed_s:
@@ -200,7 +200,7 @@ class InFlight:
                 self._changed_s = now_s
 
     def _each(self) -> float:
-        """What a connection brings in a second if nothing but itself is the limit."""
+        """A connection's rate, in bytes a second, if only the connection limits it."""
         size = self.part_bytes
         return size / (min(self._delay_s, 1.0) + size / self._rate)
 
@@ -213,7 +213,7 @@ class InFlight:
 
 
 class _Climb:
-    """Tries other numbers, one after the other, and keeps what is better."""
+    """Tries other numbers, one after the other, and keeps the better ones."""
 
     def __init__(self) -> None:
         self.has_begun = False
@@ -223,11 +223,11 @@ class _Climb:
         self._next_s = 0.0
 
     def next(self, number: int, rate: float, now_s: float, each: float, *, is_slow: bool) -> int:
-        """The number to go on with, now that this one was measured.
+        """The next number, after this one was measured.
 
         Args:
-            each: the rate that one alone should bring.
-            is_slow: so many are on their way for so long that there must not be more.
+            each: the rate that one part alone should have.
+            is_slow: parts take so long that there must not be more of them.
         """
         scales = False
         if not self.has_begun:

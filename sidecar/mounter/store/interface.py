@@ -1,4 +1,4 @@
-"""The Store protocol: what the file system may ask of an object store. Imports no store.
+"""The Store protocol: what the file system may ask of an object store.
 
 Keys are relative to the mount's root (the bucket, or the prefix behind it). They use ``/`` and
 never begin with one. Every method blocks, may be called from any thread, retries outages within
@@ -16,21 +16,21 @@ from sidecar.errors import SidecarError
 from sidecar.mounter.store.ranges import Range
 
 Properties = Mapping[str, str]
-"""What an object has besides content and metadata: content headers, storage class, encryption,
-number of tags. In the store's own words, opaque to others, of JSON's types."""
+"""An object's properties beside content and metadata: content headers, storage class, encryption,
+number of tags. Names and values are the store's own, opaque to others, of JSON's types."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProvisionalVersion:
-    """The version of a new object to which the store may yet give another name.
+    """The version of a new object that the store may still rename.
 
     ``str()`` is its form in :attr:`ObjectInfo.version`: versions are compared, sent to other
     processes and kept on disk as text, and most of them are the store's own.
 
     Attributes:
-        etag: the name that the store gave when the object was made.
+        etag: the store's name for it when the object was made.
         size_bytes: its length.
-        digest: of its metadata, hexadecimal.
+        digest: of the object's metadata, hexadecimal.
     """
 
     etag: str
@@ -42,7 +42,7 @@ class ProvisionalVersion:
 
     @classmethod
     def parse(cls, version: str) -> ProvisionalVersion | None:
-        """From the text of a version; None for one that the store names."""
+        """The version from its text; None if the store itself named the version."""
         if not version.startswith("?"):
             return None
         found = _PROVISIONAL.fullmatch(version)
@@ -59,10 +59,10 @@ class ObjectInfo(NamedTuple):
         key: relative to the mount's root.
         size_bytes: length of the content.
         mtime_s: last modification, seconds since the epoch.
-        version: what pins the content: an ETag (S3, Azure) or a generation (GCS). Opaque.
+        version: pins the content: an ETag (S3, Azure) or a generation (GCS). Opaque.
         metadata: user metadata, or None if it was not asked for.
             Keys that all stores keep are ``[a-z][a-z0-9-]*``, values printable ASCII.
-        properties: what else the object has, or None if that was not asked for.
+        properties: see :data:`Properties`; None if they were not asked for.
     """
 
     key: str
@@ -84,7 +84,7 @@ class ObjectInfo(NamedTuple):
 
     @property
     def has_final_version(self) -> bool:
-        """Whether the store names ``version`` in its responses: it is not provisional."""
+        """Whether the store uses ``version`` in its responses, so that it is not provisional."""
         return ProvisionalVersion.parse(self.version) is None
 
 
@@ -108,7 +108,7 @@ class Page:
 class FileSlice:
     """Content in a local file, sent without a copy in this process's memory.
 
-    If the file has become shorter, zeros are sent in place of the missing bytes.
+    If the file has become shorter, zeros are sent for the missing bytes.
 
     Attributes:
         fd: open for reading until the content is sent; its position is not used.
@@ -129,7 +129,7 @@ class FileSlice:
 
 
 Arrived = Callable[[int], None]
-"""Told how many bytes are there."""
+"""Called with the number of bytes that have arrived."""
 Content = memoryview | bytes | FileSlice
 
 Fetch = Callable[[ObjectInfo, int, memoryview], None]
@@ -174,11 +174,11 @@ class Revision:
 
     Attributes:
         size_bytes: its length.
-        changed: ranges, in order, in which it differs from the old version. Everything behind
-            the old version's end differs too.
-        content: gives the bytes of a range. Fetches what only the old version has, and raises as
-            :meth:`Store.get_range`. Several threads may call it.
-        part_bytes: wanted size of the parts that are sent.
+        changed: ranges, in order, that differ from the old version. Everything after the old
+            version's end differs, too.
+        content: returns the bytes of a range. Fetches those that only the old version has, and
+            raises as :meth:`Store.get_range`. Several threads may call it.
+        part_bytes: the wanted size of parts that are sent.
         run: calls functions, several at once, and returns when none of them runs any more.
             Raises what one of them raised; functions that had not begun then are not called.
     """
@@ -208,13 +208,13 @@ class StoreObserver(Protocol):
         """
 
     def throttled(self, seconds: float) -> None:
-        """A request is held back for so long, because the store said there are too many."""
+        """A request is held back for so long, because the store has said that there are too many."""
 
     def hidden(self, reason: str) -> None:
-        """An object is left out of a listing. ``reason``: entry (what is said of it is wrong)."""
+        """An object is left out of a listing. ``reason``: entry (the entry makes no sense)."""
 
     def failed(self, operation: str, error: SidecarError) -> None:
-        """A call failed, after all its attempts. The caller gets the error too."""
+        """A call failed, after all its attempts. The caller gets the error, too."""
 
 
 class Upload(Protocol):
@@ -222,7 +222,7 @@ class Upload(Protocol):
 
     Attributes:
         ordered_parts: parts are sent in order, and none can be sent again.
-        state: what :meth:`Store.resume_upload` needs, of JSON's types. It may allow to write
+        state: what :meth:`Store.resume_upload` needs, of JSON's types. It may allow writing
             to the upload, so it is kept like a secret.
     """
 
@@ -248,7 +248,7 @@ class Upload(Protocol):
         """Make the object from all parts, or from the first ``parts``.
 
         Args:
-            metadata: in place of what the upload was begun with. If the store cannot, the
+            metadata: instead of what the upload was begun with. If the store cannot do that, the
                 result's ``metadata`` is what the object has.
 
         Raises AlreadyExists or Stale if ``condition`` fails.
@@ -262,12 +262,12 @@ class Store(Protocol):
     """An object store below one root.
 
     Attributes:
-        conditions: what the store was found to check (:meth:`try_conditions`), by this process or
-            another. What it may ignore is checked before each write, by one more request.
+        conditions: which conditions the store checks (:meth:`try_conditions`), as this process or
+            another found. For others, one more request checks before each write.
 
     A method that writes an object takes ``like``, the object whose properties the new one gets.
-    They are asked for if ``like`` does not have them. Properties that the login may not set are
-    left out, which is logged once; so is a storage class from which nothing can be read.
+    They are asked for if ``like`` lacks them. Properties that the login may not set are left out,
+    which is logged once; so is a storage class from which nothing can be read.
     """
 
     conditions: set[str]
@@ -277,10 +277,11 @@ class Store(Protocol):
         """The root as the admin wrote it, such as ``s3://bucket/prefix``."""
 
     def origin(self) -> str:
-        """The same text for stores of which the same bytes come, and who vouches for them is, too.
+        """A text that is equal for stores that serve the same bytes, vouched for by the same party.
 
-        Names what is kept where others read it: what came by a way that somebody chose is not
-        what another asked for. Not the URL, which is only what the bucket is called.
+        It names what is kept where others read it: bytes that came by a way which somebody chose
+        are not what another reader asked for. The URL is not enough, since it only names the
+        bucket.
         """
 
     @property
@@ -288,7 +289,7 @@ class Store(Protocol):
         """What this store allows."""
 
     def probe(self) -> None:
-        """Check that the bucket can be listed. Raises what a user must be told.
+        """Check that the bucket can be listed. Raises errors that a user must be told.
 
         One attempt, no retries: the caller owns the deadline.
         BucketNotFound, AccessDenied, LoginRejected, EndpointUnreachable, TlsUntrusted.
@@ -302,11 +303,11 @@ class Store(Protocol):
         delimiter: str = "/",
         limit: int = 1000,
     ) -> Page:
-        """One page of what begins with ``prefix``. ``delimiter=""`` lists every key below it.
+        """One page of the names that begin with ``prefix``. ``delimiter=""`` lists all keys below.
 
         Args:
-            limit: of entries. Who asks for one wants to know whether there is any, and may get an
-                object from further below.
+            limit: the most entries. With 1, whether there is any, and it may be an object from
+                further below.
         """
 
     def head(self, key: str) -> ObjectInfo:
@@ -323,10 +324,10 @@ class Store(Protocol):
         """Fill ``buffer`` with the bytes from ``offset`` of exactly ``version``; None: of any.
 
         Args:
-            arrived: told by this thread, as often as the store sees fit, how many bytes from the
-                start of ``buffer`` are there. They are that version's, whatever comes of the rest.
+            arrived: called by this thread, as often as the store sees fit, with the number of bytes
+                from the start of ``buffer`` that have arrived. They stay valid if the rest fails.
 
-        Returns the bytes read: fewer than ``len(buffer)`` only at the end of the object.
+        Returns the number of bytes read: fewer than ``len(buffer)`` only at the object's end.
         Raises Stale when the object has another version, NotFound when it is gone.
         """
 
@@ -342,14 +343,14 @@ class Store(Protocol):
         """Write a whole object. Raises AlreadyExists or Stale if ``condition`` fails."""
 
     def try_conditions(self, key: str) -> None:
-        """Find out which conditions the store checks, where that is not known: ``conditions``.
+        """Find out which conditions the store checks, if that is not known (``conditions``).
 
         Args:
-            key: of an object that is nobody else's, and may be replaced.
+            key: of an object that nobody else uses, and that may be replaced.
         """
 
     def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
-        """What was written, with the version that the store names in listings and reads.
+        """A written object with the version that the store names in listings and reads.
 
         That is ``made`` itself if its version is final. The other methods take both versions.
         If the object is gone or replaced, the version is one that no reader finds.
@@ -367,22 +368,22 @@ class Store(Protocol):
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
     ) -> Upload:
-        """Continue an upload of a process that ended. Asks nothing of the store.
+        """Continue an upload of a process that ended, without asking the store.
 
         Args:
             state: the upload's.
-            parts: what was sent: number to (bytes, receipt).
+            parts: the parts that were sent: number to (bytes, receipt).
         """
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
-        """Remove what an upload or a patch of a process that ended left behind.
+        """Remove what an upload or a patch of a process that ended has left.
 
         Args:
-            state: the upload's, or what ``begun`` was given. ``{"since_s": time}`` stands for
+            state: the upload's, or the one that ``begun`` got. ``{"since_s": time}`` stands for
                 uploads of ``key`` whose state never arrived, requested since that time in
                 seconds since the epoch; only those without a part are removed.
 
-        Never raises for what is already gone.
+        Never raises for what is gone already.
         """
 
     def patch(
@@ -398,13 +399,13 @@ class Store(Protocol):
         """Make ``key`` of ranges of ``base``, copied inside the store, and of new content.
 
         Args:
-            base: the object that ranges are copied from, on condition that it is unchanged.
+            base: the object whose ranges are copied, on condition that it is unchanged.
             revision: what the object shall become.
             begun: called with the state (see :meth:`abandon`) of everything that must be removed
                 if this process ends before the call does.
 
         Returns:
-            None, with nothing changed, if this store would have to be sent all of it.
+            None, with nothing changed, if all of it would have to be sent to this store.
 
         Raises Stale if ``base`` is no longer the object's version.
         """
@@ -422,8 +423,8 @@ class Store(Protocol):
         ``source == target`` changes the metadata in place.
 
         Args:
-            known: the version that the source must have; None for any. What it lacks of metadata
-                and properties is asked for.
+            known: the version that the source must have; None for any. Metadata and properties that
+                it lacks are asked for.
             metadata: the target's; None for the source's.
 
         Raises NotFound, and Stale if the source is not that version.
@@ -436,7 +437,7 @@ class Store(Protocol):
         """Delete objects, in bulk if the store can."""
 
     def check_key(self, key: str) -> None:
-        """Raise NameTooLong for a key that is longer than this store takes. Asks nothing."""
+        """Raise NameTooLong for a key that is longer than this store takes, without asking it."""
 
     def close(self) -> None:
         """Close connections. The store is not used afterwards."""

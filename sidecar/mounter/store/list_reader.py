@@ -1,6 +1,6 @@
-"""Reads pages of a listing. Knows no cloud and no SDK.
+"""Reads pages of a listing.
 
-An SDK takes ten times what parsing a page takes, and the first page would wait for its import
+An SDK takes ten times as long as parsing a page, and the first page would wait for its import
 (docs/decisions/0007-listing-the-short-way.md).
 """
 
@@ -22,12 +22,12 @@ from sidecar.units import MIB
 log = logging.getLogger(__name__)
 
 MAX_PAGE_BYTES = 16 * MIB
-"""A thousand of the longest keys and metadata."""
+"""Enough for a thousand of the longest keys and metadata."""
 PAGE_TIMEOUT_S = 10.0
 """A page takes a store longer than a range, and its time varies more."""
 MOST_EMPTY_PAGES = 1000
-"""In a row. Stores that stop at a limit of work give some; who gives no name in a thousand requests
-will give none."""
+"""How many may come in a row. Stores that stop at a limit of work send some; a store that gives no
+name in a thousand requests will give none."""
 _MAX_TOKEN_CHARACTERS = 8192  # it goes back in a URL
 _MOST_LOGGED = 1000
 _SHOWN_CHARACTERS = 256
@@ -64,10 +64,10 @@ class ListReader:
         """One attempt at a page. Raises as :meth:`HttpClient.receive`.
 
         An entry that makes no sense (a negative size, no date) is left out, counted, and logged
-        once: it must not hide the others. A page that leads to itself is asked for again.
+        once: it must not hide the others. A page whose token leads to itself is asked for again.
 
         Args:
-            query: its token is one that this method gave.
+            query: its token must come from this method.
             hedging: as :meth:`HttpClient.receive`.
         """
         empty_pages, asked = 0, query
@@ -99,7 +99,7 @@ class ListReader:
         try:
             page = self._requests.page(body, asked, left_out.append)
         except BAD_ANSWER:
-            page = None  # its message may quote the body
+            page = None  # the exception's message may quote the body
         if page is None:
             raise self._errors.protocol("its answer to list is no page of a listing")
         for key in left_out:

@@ -1,7 +1,4 @@
-"""The credentials that a store uses, with an epoch, so that many threads refresh them once.
-
-Knows no format of a secret: :mod:`.credentials` reads them.
-"""
+"""The credentials that a store uses, with an epoch, so that many threads refresh them once."""
 
 from __future__ import annotations
 
@@ -28,8 +25,8 @@ class Login(Generic[C]):
     """The credentials of one store.
 
     Args:
-        source: where they come from.
-        kind: the class that this store can use.
+        source: reads them (:mod:`.credentials`).
+        kind: their class for this store.
 
     Attributes:
         credentials: those in use.
@@ -52,8 +49,8 @@ class Login(Generic[C]):
         """Replace the credentials of ``seen_epoch``; False if there are no newer ones.
 
         Args:
-            rejected: the store does not take what they gave, such as a token that it thinks has
-                expired: also the same ones give another.
+            rejected: the store does not take what these credentials gave, such as a token that it
+                considers expired: unchanged credentials can give another one.
 
         Raises:
             CredentialError: the secret cannot be read any more.

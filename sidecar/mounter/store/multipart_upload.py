@@ -1,4 +1,4 @@
-"""What an upload in parts is on S3's REST API and on Google's XML API alike. Imports no SDK."""
+"""The common part of an upload in parts on S3's REST API and Google's XML API."""
 
 from __future__ import annotations
 

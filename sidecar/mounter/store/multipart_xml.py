@@ -14,7 +14,7 @@ _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 
 def part_list(parts: Iterable[tuple[int, str]]) -> bytes:
-    """What completes an upload: number and ETag of each part."""
+    """The body of the request that completes an upload: number and ETag of each part."""
     lines = [
         f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag, quote=False)}</ETag></Part>"
         for number, etag in parts

@@ -1,7 +1,7 @@
-"""The way to one bucket's store: IPv4 or not, how its name is looked up, its proxy, who vouches.
+"""The way to one bucket's store: IPv4 or IPv6, name look-ups, the proxy, the authorities.
 
-Put into the environment of the bucket's own process, where our HTTP and all SDKs look. The proxy is
-the secret's (which may hold a login), else the catalogue's, else what the container was given.
+It is put into the environment of the bucket's own process, which our HTTP and all SDKs read. The
+proxy is the secret's (which may hold a login), else the catalogue's, else the container's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sidecar.spec import StoreSource
 
 _AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
-# Where a pod gets its own identity from: on the node, and never through a proxy.
+# Where a pod gets its own identity: on the node, and never through a proxy.
 _METADATA = (
     "169.254.169.254",
     "169.254.170.2",
@@ -35,11 +35,11 @@ _METADATA = (
 
 _RESOLVER = "/etc/resolv.conf"
 _DOTS = {"gcs": 2}
-"""Of the store's own name, which is none of the cluster. S3's and Azure's have more than two; two
-has ``service.namespace.svc``, too, which must not be asked for outside the cluster."""
+"""The dots in the store's own name, which is outside the cluster. S3's and Azure's names have more;
+``service.namespace.svc`` has two, and must not be asked for outside the cluster."""
 _MOST_DOTS = 3
 _IMPATIENT = "timeout:1 attempts:4"
-"""1, 2, 4 and 8 s, which is as long as glibc's own 5 and 10 s."""
+"""1, 2, 4 and 8 s, together as long as glibc's own 5 and 10 s."""
 
 
 def set_up(source: StoreSource, secrets_root: str) -> None:
@@ -53,17 +53,17 @@ def set_up(source: StoreSource, secrets_root: str) -> None:
     _set_family()
     _set_proxy(source, secrets_root)
     if source.ca_bundle is not None:
-        descriptor = os.memfd_create("authorities")  # without a name: nobody else can change it
+        descriptor = os.memfd_create("authorities")  # has no name, so nobody else can change it
         with open(descriptor, "w", closefd=False) as file:
             file.write(_authorities(source.ca_bundle.path(secrets_root)))
         os.environ.update(dict.fromkeys(_AUTHORITY_VARIABLES, path_of(descriptor)))
 
 
 def _set_resolver(dots: int) -> None:
-    """Have names of so many dots looked up as they are before domains are searched for them.
+    """Look names with so many dots up as they are, before domains are searched for them.
 
-    A pod's resolver searches three to six domains for names of less than five dots, each for both
-    families. And a query that is lost is sent again after one second, and no longer after five.
+    A pod's resolver searches three to six domains for names with fewer than five dots, each for
+    both families. And a lost query is sent again after one second instead of five.
     """
     with contextlib.suppress(OSError, ValueError):
         text = Path(_RESOLVER).read_text()
@@ -76,14 +76,14 @@ def _set_resolver(dots: int) -> None:
 
 
 def _set_family() -> None:
-    """In a pod with IPv6 only, have AWS asked where it has such addresses: its SDKs know how."""
+    """In a pod with IPv6 only, use AWS's names with IPv6 addresses, which its SDKs know."""
     if _leads_out("2001:db8::") and not _leads_out("192.0.2.0"):
         os.environ.setdefault("AWS_USE_DUALSTACK_ENDPOINT", "true")
         os.environ.setdefault("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "ipv6")
 
 
 def _leads_out(address: str) -> bool:
-    """Whether a packet to such an address would leave the pod. None is sent."""
+    """Whether a packet to such an address would leave the pod. No packet is sent."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect((address, 443))
@@ -117,12 +117,12 @@ def _get(name: str) -> str:
 
 
 def _set(name: str, value: str) -> None:
-    """In both spellings, since libraries differ in which one counts."""
+    """Set it in both spellings, since libraries differ in which one counts."""
     os.environ[name] = os.environ[name.lower()] = value
 
 
 def _authorities(path: str) -> str:
-    """The public authorities, and behind them those of a file."""
+    """The public authorities, followed by those of a file."""
     import ssl
 
     import certifi

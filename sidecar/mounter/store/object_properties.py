@@ -1,8 +1,8 @@
-"""Keeps an object's properties when a new version replaces it. Knows no cloud.
+"""Keeps an object's properties when a new version replaces it.
 
 A store forgets the properties of an object when it is written, so a write repeats them. A login
 that may write an object may not be allowed to set its tags, key or grants. So these are sent in
-groups, and a group that is refused is left out.
+groups, and a refused group is left out.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sidecar.mounter.store.store_errors import StoreErrors
 log = logging.getLogger(__name__)
 
 DISTINCT = 4096
-"""How many different properties are shared by the objects that have them: most of a bucket's are
-alike, and listings are long."""
+"""How many different properties are shared by the objects that have them. Most of a bucket's are
+equal, and listings are long."""
 _REFUSALS = (AccessDenied, Unsupported, StoreProtocolError)
 
 T = TypeVar("T")
@@ -41,8 +41,8 @@ class Repeated(NamedTuple):
     """The properties of an object as headers of a request.
 
     Attributes:
-        plain: what everybody who may write may set.
-        groups: what may be refused, by its name in the log; the likeliest first.
+        plain: headers that everybody who may write may send.
+        groups: headers that may be refused, by the group's name in the log; the likeliest first.
     """
 
     plain: Mapping[str, str]
@@ -77,9 +77,9 @@ class PropertyKeeper:
             )
 
     def write(self, repeated: Repeated, send: Callable[[Mapping[str, str]], T]) -> T:
-        """What ``send`` returns, called with as many of the headers as the store takes.
+        """The result of ``send``, called with as many of the headers as the store takes.
 
-        Raises what ``send`` raises if leaving out does not help.
+        Raises what ``send`` raises if leaving groups out does not help.
         """
         left_out = frozenset(name for name in repeated.groups if not self.may(name))
         try:
@@ -105,7 +105,7 @@ def _headers(repeated: Repeated, left_out: frozenset[str]) -> Mapping[str, str]:
 
 
 def _suspects(names: Sequence[str]) -> Iterator[frozenset[str]]:
-    """The groups that may be the reason of a refusal: each alone, then all together."""
+    """The groups that may be why a request was refused: each alone, then all together."""
     for name in names:
         yield frozenset({name})
     if len(names) > 1:

@@ -1,9 +1,9 @@
-"""Plans an object of ranges of an older version and new bytes. Knows no store.
+"""Plans an object of ranges of an older version and new bytes.
 
-A multipart upload has parts that are sent and parts that the store copies from an object.
-Each but the last has a smallest size, each has a largest one, and their number is limited. So
-more must be sent than what changed: a part that is too small takes bytes of its neighbours, and a
-range between two changes may be too short to be copied.
+A multipart upload has parts that are sent and parts that the store copies from an object. Each part
+but the last has a smallest size, each has a largest one, and their number is limited. So more must
+be sent than what changed: a part that is too small takes bytes of its neighbours, and a range
+between two changes may be too short to be copied.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def plan(
 ) -> list[Piece] | None:
     """The parts of an object of ``size_bytes`` that began as one of ``base_bytes``.
 
-    They are legal by ``limits``, cover every byte once, and copy each range that can be:
-    unless there would be too many, when the shortest ranges between changes are sent as well.
+    They are legal by ``limits``, cover every byte once, and copy each range that can be copied. If
+    that makes too many parts, the shortest ranges between changes are sent, too.
 
     Args:
-        changed: ranges in order that the old object does not have as they shall be. What is
-            behind its end it does not have in any case.
-        sent_part_bytes, copied_part_bytes: how large parts are where nothing speaks against it.
+        changed: ranges, in order, that differ from the old object. Everything after the old
+            object's end differs in any case.
+        sent_part_bytes, copied_part_bytes: the wanted sizes of parts.
 
     Returns:
-        None where nothing can be copied, or not within the limits.
+        None if nothing can be copied, or not within the limits.
     """
     kept = _kept(min(base_bytes, size_bytes), changed)
     least_gap_bytes = 1
@@ -70,7 +70,7 @@ def split(start: int, end: int, wanted_bytes: int, limits: Limits) -> list[Range
         return []
     wanted_bytes = max(limits.min_part_bytes, min(wanted_bytes, limits.max_part_bytes))
     count = -(-(end - start) // wanted_bytes)
-    # Parts of equal size are smaller than what was wanted, and must not become too small.
+    # Equal parts are smaller than the wanted size, and must not become too small.
     most = max(1, (end - start) // limits.min_part_bytes)
     least = -(-(end - start) // limits.max_part_bytes)
     count = max(least, min(count, most))
@@ -79,7 +79,7 @@ def split(start: int, end: int, wanted_bytes: int, limits: Limits) -> list[Range
 
 
 def _kept(end: int, changed: Iterable[Range]) -> list[Range]:
-    """What the old object has, as ranges in order."""
+    """The unchanged ranges of the old object, in order."""
     kept: list[Range] = []
     position = 0
     for start, stop in changed:
@@ -92,10 +92,10 @@ def _kept(end: int, changed: Iterable[Range]) -> list[Range]:
 
 
 def _choose(kept: Sequence[Range], size_bytes: int, least: int) -> list[Range]:
-    """Which ranges are copied, and how much of each: each one that can be, from the first on.
+    """The ranges that are copied, trimmed: every one that can be, from the first on.
 
-    What is sent between two of them must be a part of its own. If it is too small, the earlier one
-    gives what it can spare of its end, and the later one the rest of its beginning.
+    Bytes that are sent between two of them must be a part of their own. If they are too few, the
+    earlier range gives what it can spare of its end, and the later one the rest of its beginning.
     """
     copied: list[Range] = []
     for start, end in kept:

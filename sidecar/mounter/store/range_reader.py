@@ -1,6 +1,6 @@
-"""Reads ranges of pinned versions straight into the caller's memory. Knows no cloud and no SDK.
+"""Reads ranges of pinned versions straight into the caller's memory.
 
-An SDK costs two to three times the CPU time for a large object, nine times for a small one.
+An SDK takes two to three times the CPU time for a large object, nine times for a small one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ACCEPTED = {
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
 }
 STEP_BYTES = MIB
-"""Who wants to know what has arrived is told after so much."""
+"""How often a caller who wants to know what has arrived is told."""
 _MAX_ERROR_BYTES = 64 * KIB
 _SHOWN_CHARACTERS = 64
 
@@ -119,7 +119,7 @@ class RangeReader:
     def _read(self, response: Response, wanted: _Range) -> None:
         """Receive the body into the buffer."""
         if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            # The range begins at or behind the end: of this version, if the response names one.
+            # The range begins at or after the end, of this version if the response names one.
             if self._requests.version(response.fields):
                 self._check_version(response.fields, wanted)
             response.read(_MAX_ERROR_BYTES)
@@ -135,8 +135,8 @@ class RangeReader:
             wanted.received(more)
             length -= more
         if response.chunked:
-            with contextlib.suppress(*TRANSPORT_ERRORS):  # all of the content is here
-                response.read(1)  # the last, empty chunk, and what is behind it
+            with contextlib.suppress(*TRANSPORT_ERRORS):  # all content has arrived
+                response.read(1)  # the last, empty chunk, and its trailer
 
     def _check_version(self, fields: Headers, wanted: _Range) -> None:
         if wanted.version is None:
@@ -149,7 +149,7 @@ class RangeReader:
             raise self._errors.stale(wanted.key)
 
     def _body_length(self, response: Response, offset: int, asked: int) -> int:
-        """How many bytes the body has. Raises unless they are the ones at ``offset``."""
+        """The length of the body. Raises unless it is of the bytes at ``offset``."""
         content_range = response.fields.get("content-range", "")
         match = _CONTENT_RANGE.fullmatch(content_range)
         if match:
@@ -160,7 +160,7 @@ class RangeReader:
         if content_range or response.status == HTTPStatus.PARTIAL_CONTENT:
             got = content_range[:_SHOWN_CHARACTERS]
             raise self._errors.protocol(f"asked for {asked} bytes at {offset}, got `{got}`")
-        # Without Content-Range the body is the whole object, as far as anyone can tell.
+        # Without Content-Range the body must be the whole object.
         length = response.length
         if offset == 0 and length is not None and length <= asked:
             return length

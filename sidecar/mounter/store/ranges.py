@@ -1,4 +1,4 @@
-"""Sets of byte offsets, kept as ranges. Imports nothing."""
+"""Sets of byte offsets, kept as ranges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 Range = tuple[int, int]
-"""First byte, and the byte behind the last."""
+"""The first byte, and the byte after the last."""
 
 MOST_RANGES = 4096
 """A set of more ranges is widened, so that scattered writes cost bounded memory and time."""
@@ -16,8 +16,8 @@ _FIRST_GAP_BYTES = 4096
 class Ranges:
     """A set of byte offsets. Not safe for several threads.
 
-    Only :meth:`add` of more than ``MOST_RANGES`` makes it larger than what was put in: then the
-    smallest gaps are filled.
+    Only :meth:`add` beyond ``MOST_RANGES`` makes the set larger than what was put in: it then fills
+    the smallest gaps.
 
     Attributes:
         size_bytes: how many offsets are in it.

@@ -1,4 +1,4 @@
-"""How one store is asked, and what its responses mean. Sends nothing, knows no cloud."""
+"""The protocol of one store's requests, and of the meaning of its responses."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sidecar.mounter.store.store_errors import CLOCK_CODES, Call, ErrorResponse,
 T = TypeVar("T")
 
 BAD_VALUE = (ValueError, TypeError, AttributeError)
-"""What reading a field raises that is another one than it should be."""
+"""Exceptions from reading a field that is not what it should be."""
 BAD_ANSWER = (*BAD_VALUE, LookupError)
-"""What reading a document raises that is another one than was asked for."""
+"""Exceptions from reading a document that is not what was asked for."""
 
 
 def parse_entries(
@@ -33,16 +33,16 @@ def parse_entries(
 ) -> Sequence[ObjectInfo]:
     """The entries of a page, without those that make no sense.
 
-    All are parsed at once, which takes a third less time than one by one, and one by one only
-    where something is wrong with one.
+    All are parsed at once, which takes a third less time than one by one. They are parsed one by
+    one only if something is wrong.
 
     Args:
         parse: the objects of some entries; raises one of ``BAD_VALUE`` for any of them.
         hide: called with each entry that is left out.
 
     Raises:
-        LookupError: an entry lacks a field. A server that does not give it is of another kind,
-            and a directory that looks empty for that would be worse than an error.
+        LookupError: an entry lacks a field. A server that does not give it is of another kind, and
+            a directory that looks empty because of that would be worse than an error.
     """
     try:
         return parse(items)
@@ -58,7 +58,7 @@ def parse_entries(
 
 
 class ListQuery(NamedTuple):
-    """A page that is wanted, as :meth:`sidecar.mounter.store.interface.Store.list_page`."""
+    """A wanted page, as in :meth:`sidecar.mounter.store.interface.Store.list_page`."""
 
     prefix: str
     token: str | None
@@ -83,9 +83,9 @@ class RequestBuilder(Protocol):
 
         Args:
             query: what was asked for. Keys that do not begin with its prefix are left out.
-            hide: called with the key of each entry that makes no sense, as far as it has one.
+            hide: called with the key, if there is one, of each entry that makes no sense.
 
-        Raises one of ``BAD_ANSWER``, which may quote it, for what is not one.
+        Raises one of ``BAD_ANSWER``, which may quote it, if the body is no such page.
         """
 
     def version(self, fields: Headers) -> str:
@@ -95,7 +95,7 @@ class RequestBuilder(Protocol):
         """An error response; ``Retry-After`` is filled in by the caller."""
 
     def redirect(self, fields: Headers) -> Endpoint | None:
-        """Where an error response sends the client. What is signed next is for that endpoint."""
+        """The endpoint to which an error response sends the client. Later requests go there."""
 
 
 class StoreTranslator:
@@ -110,7 +110,7 @@ class StoreTranslator:
         """As the protocol."""
         error = self._requests.parse_error(response.status, response.fields, body)
         if response.status == HTTPStatus.FORBIDDEN and error.code in CLOCK_CODES:
-            with contextlib.suppress(ValueError):  # then the next attempt is another one
+            with contextlib.suppress(ValueError):  # the next attempt fails by itself
                 clock.follow(http_time_s(response.fields.get("date", "")))
         retry_after_s = parse_retry_after(response.fields.get("retry-after"))
         return self._errors.from_response(replace(error, retry_after_s=retry_after_s), call)

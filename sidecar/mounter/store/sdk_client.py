@@ -1,7 +1,4 @@
-"""The client of a cloud's SDK, made when it is first needed. Imports no SDK.
-
-Also what bounds those that speak HTTP by aiohttp.
-"""
+"""The client of a cloud's SDK, made when it is needed, and bounds for SDKs that use aiohttp."""
 
 from __future__ import annotations
 
@@ -20,17 +17,17 @@ T = TypeVar("T")
 
 
 def within_bounds(seconds: float, most_bytes: int) -> ClientMiddlewareType:
-    """For aiohttp: only an answer that comes within ``seconds``, whole and small, is one.
+    """For aiohttp: an answer must come within ``seconds``, whole and small.
 
-    A redirect is followed nowhere, since headers of a login would go with it.
+    Redirects are not followed, since a login's headers would go with them.
     """
-    import asyncio  # only who asks an SDK needs it
+    import asyncio  # only a process that asks an SDK needs it
 
     async def guard(request: ClientRequest, send: ClientHandlerType) -> ClientResponse:
         async with asyncio.timeout(seconds):
             response = await send(request)
             try:
-                response._body = await _content(response, most_bytes)  # what `read` gives
+                response._body = await _content(response, most_bytes)  # `read` returns it
             except BaseException:
                 response.close()
                 raise
@@ -58,7 +55,7 @@ class SdkClient(Generic[T]):
     Args:
         login: the credentials in use; newer ones get a new client.
         connect: makes a client; imports the SDK.
-        close: closes the connections of one that is used no more.
+        close: closes the connections of a client that is no longer used.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""A secret file, or the environment, as named fields. Nothing of one cloud belongs here.
+"""A secret file, or the environment, as named fields; the common part of all clouds.
 
 No value of a secret may appear in an error, a traceback or a ``repr``. Tracebacks may be
 printed with the variables of their frames (pytest, error trackers), and an exception keeps
-the one that it was raised under. So no function here, or in a store's ``credentials``
+the one during which it was raised. So no function here, or in a store's ``credentials``
 module, raises while one of its variables holds a value, and no parser's exception, which
 holds the text, is ever in the context of an error. Errors name files and keys.
 """
@@ -27,7 +27,7 @@ class SecretFields:
     Methods that take several ``names`` take synonyms, the usual one first.
 
     Args:
-        where: what errors say the values are from.
+        where: the values' origin, for errors.
     """
 
     def __init__(self, where: str, values: Mapping[str, object]) -> None:
@@ -39,7 +39,7 @@ class SecretFields:
 
     @classmethod
     def from_environment(cls, names: Iterable[str]) -> SecretFields:
-        """The variables of the sidecar's own environment that have these names."""
+        """The variables of the sidecar's own environment with these names."""
         return cls("the environment", {name: os.environ.get(name) for name in names})
 
     @classmethod
@@ -93,7 +93,7 @@ class SecretFields:
         return str(self.text(self.need(*names)))
 
     def flag(self, *names: str, default: bool) -> bool:
-        """A boolean: JSON's, or one of upstream's words for it.
+        """A boolean: JSON's, or one of the words that upstream accepts.
 
         Raises:
             SecretInvalid: anything else.
@@ -122,7 +122,7 @@ class SecretFields:
             raise SecretInvalid(f"{self.where}: `{name}` {problem}")
 
     def first(self, *names: str) -> str | None:
-        """Which of ``names`` is the first not absent, null or empty; None if all are."""
+        """The first of ``names`` that is not absent, null or empty; None if all are."""
         return next((name for name in names if self._values.get(name) not in (None, "")), None)
 
     def need(self, *names: str) -> str:
@@ -150,7 +150,7 @@ _FLAGS = {
 
 
 def _stripped(value: object) -> object:
-    # `echo key | kubectl create secret` leaves a newline, which no login has.
+    # `echo key | kubectl create secret` adds a newline, which no login has.
     return value.strip() if isinstance(value, str) else value
 
 

@@ -21,16 +21,16 @@ AZURE_API_VERSION = "2021-12-02"
 _UNSIGNED = "UNSIGNED-PAYLOAD"
 _BLANKS = re.compile(r"[ \t]+")
 _MOST_SKEW_S = 300.0
-"""Stores take a quarter of an hour."""
+"""Stores accept a quarter of an hour."""
 
 log = logging.getLogger(__name__)
 
 
 class _Clock:
-    """What time requests say it is.
+    """The time that requests are signed with.
 
     Attributes:
-        ahead_s: how much later that is than the node's clock says; 0 as long as no store minds.
+        ahead_s: how far it is ahead of the node's clock; 0 until a store objects.
     """
 
     ahead_s = 0.0
@@ -39,7 +39,7 @@ class _Clock:
         return time.time() + self.ahead_s
 
     def follow(self, store_s: float) -> None:
-        """Go by a store's clock from now on, if ours is wrong.
+        """Use a store's clock from now on, if ours is wrong.
 
         Args:
             store_s: its time, seconds since the epoch.
@@ -54,12 +54,12 @@ clock = _Clock()
 
 
 def quote_path(path: str) -> str:
-    """A path as it stands in a request line and in a signature: ``/`` kept, the rest RFC 3986."""
+    """A path as in a request line and a signature: ``/`` kept, the rest RFC 3986."""
     return urllib.parse.quote(path, safe="/~-._")
 
 
 def quote_query(query: Mapping[str, str]) -> str:
-    """A query as it stands in a request line and in a signature: sorted, RFC 3986."""
+    """A query as in a request line and a signature: sorted, RFC 3986."""
     return "&".join(
         f"{name}={urllib.parse.quote(value, safe='~-._')}" for name, value in sorted(query.items())
     )
@@ -87,8 +87,8 @@ def sigv4_headers(
         host: as in the ``Host`` header, with the port unless it is the scheme's own.
         path: quoted with :func:`quote_path`.
         query: made with :func:`quote_query`.
-        more: further headers, lower case: ``content-type`` and ``x-amz-…``, all of which must
-            be signed. Bytes that are no ASCII stand in them as Latin-1.
+        more: additional headers, lower case: ``content-type`` and ``x-amz-…``, which must all
+            be signed. Bytes that are not ASCII are in them as Latin-1.
     """
     now = _timestamp(int(clock.now_s()))
     day = now[:8]
@@ -145,12 +145,12 @@ def shared_key_headers(
         account_key: base64, as Azure shows it.
         query: not quoted; names in lower case.
         length: of the body.
-        more: further headers: ``x-ms-…``, ``content-type``, ``if-none-match``, in lower case
-            but for names of metadata.
+        more: additional headers: ``x-ms-…``, ``content-type``, ``if-none-match``, in lower case
+            except names of metadata.
     """
     headers = {**azure_headers(byte_range=byte_range, if_match=if_match), **(more or {})}
     resource = "".join(f"\n{name}:{value}" for name, value in sorted((query or {}).items()))
-    # Blanks stay as they are: the documentation makes them one, its clients and servers do not.
+    # Blanks stay as they are. The documentation joins them; its clients and servers do not.
     fields = "".join(
         f"{name}:{value.strip()}\n"
         for name, value in sorted((name.lower(), value) for name, value in headers.items())
@@ -168,7 +168,7 @@ def shared_key_headers(
 
 
 def _one_spaced(value: str) -> str:
-    """As signatures have it. Not every space of Unicode: it may be a byte of a letter in UTF-8."""
+    """A value as signatures have it. Only ASCII spaces: others may be part of a letter in UTF-8."""
     value = value.strip(" \t")
     return _BLANKS.sub(" ", value) if "  " in value or "\t" in value else value
 

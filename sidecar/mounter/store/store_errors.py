@@ -1,7 +1,7 @@
 """What an error response, or the lack of a response, means: one table for all three stores.
 
-A store extracts the status and its own code from a response or from its SDK's exception. The
-error class and the message are decided here. A message names bucket, endpoint and what to do,
+A store extracts the status and its own code from a response or from its SDK's exception. This
+module decides the error class and the message. A message names bucket, endpoint and what to do,
 and never a URL's query or a header: signatures and SAS tokens are secrets.
 """
 
@@ -59,7 +59,7 @@ _LOGIN_CODES = {
     "NoAuthenticationInformation",
 }
 CLOCK_CODES = {"RequestTimeTooSkewed", "AuthenticationFailed", ""}
-"""Of a request whose time is wrong, among others. To a HEAD S3 says nothing."""
+"""Codes for a wrong time, among other reasons. S3's answer to a HEAD has no code."""
 _THROTTLED_CODES = {
     "SlowDown",
     "Throttling",
@@ -125,7 +125,7 @@ class ErrorResponse:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the bucket is not where it was looked for."""
+        """Whether the bucket is in another place than was asked."""
         if not self.asked_region or self.status in _ELSEWHERE_STATUS:
             return bool(self.asked_region)
         is_other = self.region not in {"", self.asked_region}
@@ -134,7 +134,7 @@ class ErrorResponse:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked of the store, for metrics and messages.
+    """What the store was asked, for metrics and messages.
 
     Attributes:
         operation: one of the words of :meth:`StoreObserver.request`.
@@ -163,7 +163,7 @@ class StoreErrors:
 
     @property
     def noun(self) -> str:
-        """What the service calls a bucket."""
+        """The service's word for a bucket."""
         return "container" if self.service == "Azure" else "bucket"
 
     def from_response(self, response: ErrorResponse, call: Call) -> SidecarError | Retryable:
@@ -172,7 +172,7 @@ class StoreErrors:
         if code in _BUCKET_CODES:
             return self.bucket_not_found()
         if code == _UPLOAD_CODE:
-            return self.not_found(call.key)  # it says nothing about the object
+            return self.not_found(call.key)  # the code says nothing about the object
         if status == 404:
             return self._nothing_there(call)
         if response.is_elsewhere:
@@ -198,7 +198,7 @@ class StoreErrors:
         )
 
     def _about_object(self, response: ErrorResponse, call: Call) -> SidecarError | None:
-        """The error if the code says what is wrong with this one object."""
+        """The error, if the code is about this one object."""
         status, code = response.status, response.code
         if code in _ARCHIVED_CODES:
             return self.archived(response, call)
@@ -213,9 +213,9 @@ class StoreErrors:
     def _nothing_there(self, call: Call) -> StoreError:
         """The error for a 404 whose code does not say what is missing."""
         if call.condition is not None and call.condition.version:
-            return self.stale(call.key)  # S3 to If-Match where no object is
+            return self.stale(call.key)  # S3's answer to If-Match if there is no object
         if not call.key or call.operation == "put":
-            return self.bucket_not_found()  # nothing else that was asked for can be missing
+            return self.bucket_not_found()  # nothing else can be missing
         return self.not_found(call.key)
 
     def from_transport(self, error: BaseException) -> StoreError | Retryable:
@@ -232,7 +232,7 @@ class StoreErrors:
         if (status := _sdk_proxy_status(causes)) is not None:
             return self._proxy_answered("", status)
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-            # Not all libraries that subclass the error fill this in.
+            # Not all libraries that subclass the error set this.
             reasons = [str(getattr(cause, "verify_message", "")) for cause in causes]
             return TlsUntrusted(
                 f"the certificate of {self.service} endpoint {self.endpoint} is not trusted: "
@@ -264,7 +264,7 @@ class StoreErrors:
         return Retryable(unreachable, "stalled" if stalled else "connection")
 
     def _proxy_answered(self, proxy: str, status: int) -> StoreError | Retryable:
-        """The error for a proxy that does not lead to the store. ``proxy``: or empty."""
+        """The error for a proxy that does not lead to the store. ``proxy`` may be empty."""
         name = f"the proxy {proxy}" if proxy else "the proxy"
         if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return ProxyDenied(
@@ -319,7 +319,7 @@ class StoreErrors:
         hint = "check the keys in the volume's secret"
         if code == "RequestTimeTooSkewed":
             hint = "set the node's clock"
-        elif code == "invalid_grant":  # of Google's tokens
+        elif code == "invalid_grant":  # Google's, for tokens
             hint += ", and the node's clock"
         return LoginRejected(f"{self} rejects the login{_named(code)}", hint)
 
@@ -366,7 +366,7 @@ def _named(code: str) -> str:
 
 
 def _safe(word: str) -> str:
-    """A word of a response that may be shown, or an empty string."""
+    """A word of a response if it may be shown, else an empty string."""
     return word if _SAFE_WORD.fullmatch(word) else ""
 
 
@@ -379,7 +379,7 @@ def _sdk_proxy_status(causes: list[BaseException]) -> int | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and everything that it was raised from, by each library's links."""
+    """An error and everything that it was raised from, by each library's attributes."""
     pending: list[object] = [error]
     seen: set[int] = set()
     while pending:

@@ -1,1 +1,1 @@
-"""Parts of objects out: the spool and its uploads. Knows no inode."""
+"""Parts of objects out: the spool and its uploads."""

@@ -1,6 +1,6 @@
 """One multipart upload of one spool file, from the first part to the object.
 
-Knows parts and the store's upload; which parts are sent, and when, is :mod:`.uploader`'s.
+:mod:`.uploader` says which parts are sent, and when.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class Description(NamedTuple):
-    """What an object is made with besides its content.
+    """What an object is made with beside its content.
 
     Attributes:
-        metadata: all of it.
+        metadata: all of its metadata.
         like: the object whose properties it gets; None for a new file.
     """
 
@@ -47,9 +47,9 @@ class ActiveUpload:
     """One multipart upload of one spool file. Threads of the uploader send its parts.
 
     Attributes:
-        key: the object that it will be.
-        last_submitted: parts up to this one were submitted while the file was written; 0: none yet.
-        error: why a part could not be sent; it is tried again when the file is saved.
+        key: of the object that the upload will make.
+        last_submitted: parts up to this one were submitted while the file was written; 0: none.
+        error: why a part could not be sent; it is sent again when the file is saved.
     """
 
     def __init__(self, store: Store, key: str, spool_log: SpoolLog) -> None:
@@ -58,24 +58,24 @@ class ActiveUpload:
         self.error: SidecarError | None = None
         self._store = store
         self._log = spool_log
-        # Of its own, by device and inode: the file may be discarded while a part is in flight.
+        # Its own, by device and inode: the file may be discarded while a part is in flight.
         self._descriptors: dict[tuple[int, int], int] = {}
         self._lock = threading.Lock()
         self._beginning = threading.Lock()
         self._upload: Upload | None = None
         self._record: UploadRecord | None = None
-        self._unanswered: UploadRecord | None = None  # a request to begin it
+        self._unanswered: UploadRecord | None = None  # a request to begin the upload
         self._in_flight: dict[int, Future[None]] = {}
         self._invalidated: set[int] = set()
         self._unconfirmed = range(0)
 
     def resume(self, record: UploadRecord, parts: range) -> None:
-        """Go on with what a process that ended began.
+        """Go on with an upload that a process which ended began.
 
         Args:
-            parts: those that the file has by now; no other one can have been sent.
+            parts: the parts that the file has by now; no others can have been sent.
 
-        Raises StoreProtocolError where what is known of it cannot be an upload of this store.
+        Raises StoreProtocolError if the record cannot be of an upload of this store.
         """
         self._record = record
         try:
@@ -84,7 +84,7 @@ class ActiveUpload:
             raise StoreProtocolError(f"`{self.key}`: no upload is of this store") from None
         self.last_submitted = max(record.parts, default=0)
         if self._upload.ordered_parts:
-            # The store may have more than was written down, which threads do in any order.
+            # The store may have more than the log, which threads write in any order.
             in_order = itertools.takewhile(record.parts.__contains__, itertools.count(1))
             self._unconfirmed = range(len(list(in_order)) + 1, parts.stop)
             for number in [one for one in record.parts if one in self._unconfirmed]:
@@ -98,7 +98,7 @@ class ActiveUpload:
 
     @property
     def lasting(self) -> frozenset[int]:
-        """Those of :attr:`sent` of which a successor is sure, too (:meth:`resume`)."""
+        """The part of :attr:`sent` that a successor can rely on, too (:meth:`resume`)."""
         sent = self.sent
         if self._upload is None or not self._upload.ordered_parts:
             return sent
@@ -115,8 +115,8 @@ class ActiveUpload:
         """Have ``threads`` send a part, unless it is sent or in flight. Raises OSError.
 
         Args:
-            content: of the part. A file of it is held until this returns.
-            description: for the object, if this is what begins the upload.
+            content: of the part. Its file is held until this returns.
+            description: for the object, if this begins the upload.
             done: called with the number of bytes once they are sent.
         """
         with self._lock:
@@ -135,9 +135,9 @@ class ActiveUpload:
             return bool(self._in_flight)
 
     def cannot_replace(self, numbers: Iterable[int]) -> bool:
-        """Whether the store has one of the parts, or may have it, and takes none again.
+        """Whether the store has, or may have, one of the parts and does not take it again.
 
-        Before the store has begun the upload nobody knows whether it does.
+        Whether the store takes parts again is not known before it has begun the upload.
         """
         with self._lock:
             if self._upload is not None and not self._upload.ordered_parts:
@@ -149,7 +149,7 @@ class ActiveUpload:
             )
 
     def invalidate(self, numbers: Iterable[int]) -> None:
-        """The parts are about to change: what was sent of them must be sent again."""
+        """Parts are about to change: if they were sent, they must be sent again."""
         with self._lock:
             for number in numbers:
                 if number in self._in_flight:
@@ -158,16 +158,16 @@ class ActiveUpload:
                     self._log.note_unsent(self._record, number)
 
     def withdraw(self) -> None:
-        """Parts that no thread sends yet are not in flight any more."""
+        """Take back submitted parts that no thread sends yet."""
         with self._lock:
             for number, future in list(self._in_flight.items()):
                 if future.cancel():
                     del self._in_flight[number]
 
     def wait(self, deadline_s: float = math.inf) -> None:
-        """Until no part is in flight, whatever became of them.
+        """Wait until no part is in flight, whether they were sent or not.
 
-        Raises TimeIsUp at ``deadline_s`` (monotonic); what a thread sends then goes on.
+        Raises TimeIsUp at ``deadline_s`` (monotonic); what a thread is sending then goes on.
         """
         while True:
             with self._lock:
@@ -196,7 +196,7 @@ class ActiveUpload:
         return made
 
     def close(self) -> None:
-        """No part is in flight, and none will be: forget the file."""
+        """Forget the file: no part is in flight, and none will be."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
@@ -259,7 +259,7 @@ class ActiveUpload:
                 try:
                     record = self._log.note_begun(self.key, upload.state, resumable=True)
                 except OSError:
-                    upload.abort()  # nobody would know of it
+                    upload.abort()  # nothing else would ever remove it
                     raise
                 with self._lock:
                     self._upload, self._record = upload, record
@@ -268,7 +268,7 @@ class ActiveUpload:
             return self._upload
 
     def _abandon_unanswered(self) -> None:
-        """Remove what may have been begun by a request whose answer never came."""
+        """Remove what a request whose answer never came may have begun."""
         if self._unanswered is not None:
             self._store.abandon(self._unanswered.key, self._unanswered.state)
             self._log.note_ended(self._unanswered)
@@ -276,12 +276,12 @@ class ActiveUpload:
 
 
 def wait_until(futures: Collection[Future[Any]], deadline_s: float) -> None:
-    """Until all are done. Raises TimeIsUp at ``deadline_s`` (monotonic)."""
+    """Wait until all are done. Raises TimeIsUp at ``deadline_s`` (monotonic)."""
     left_s = None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
     if wait(futures, left_s).not_done:
         raise TimeIsUp("the pod ends before it can be saved")
 
 
 def warn_of_leftover(error: SidecarError) -> None:
-    """Something could not be removed. The spool log keeps it, and the next start tries again."""
+    """Log that something could not be removed. The spool log keeps it for the next start."""
     log.warning("an upload may be left in the store: %s", error.message)

@@ -1,4 +1,4 @@
-"""Open descriptors of spool files, few of which stay open unused. Knows names, and no content."""
+"""Open descriptors of spool files, by name. Few of them stay open unused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 MOST_UNUSED = 256
-"""Descriptors that stay open although nobody reads or writes their files right now."""
+"""Descriptors that stay open although nobody uses them now."""
 
 
 class DescriptorCache:
@@ -27,9 +27,9 @@ class DescriptorCache:
         self._unused: OrderedDict[str, int] = OrderedDict()  # least recently used first
 
     def using(self, name: str, *more: str) -> _Use:
-        """A block with the descriptor of a file, for reading and writing. Raises as acquire.
+        """A block with a file's descriptor, for reading and writing. Raises as :meth:`acquire`.
 
-        Those of ``more`` files stay open, too (:meth:`held`).
+        The descriptors of ``more`` files stay open, too (:meth:`held`).
         """
         return _Use(self, name, more)
 
@@ -38,7 +38,7 @@ class DescriptorCache:
         return self._used[name][0]
 
     def acquire(self, name: str) -> int:
-        """The descriptor, which stays open until :meth:`release`. Raises OSError, StateUnusable."""
+        """A descriptor that stays open until :meth:`release`. Raises OSError, StateUnusable."""
         with self._lock:
             used = self._used.get(name)
             if used is None:
@@ -50,7 +50,7 @@ class DescriptorCache:
             return used[0]
 
     def release(self, name: str) -> None:
-        """One user less."""
+        """Count one user less."""
         with self._lock:
             used = self._used[name]
             used[1] -= 1
@@ -61,7 +61,7 @@ class DescriptorCache:
                     os.close(self._unused.popitem(last=False)[1])
 
     def forget(self, name: str) -> None:
-        """Close it: the file is about to be deleted, and nobody uses it."""
+        """Close the descriptor of a file that is about to be deleted and that nobody uses."""
         with self._lock:
             descriptor = self._unused.pop(name, None)
         if descriptor is not None:
@@ -69,7 +69,7 @@ class DescriptorCache:
 
 
 class _Use:
-    """No generator: each write(2) would take a tenth longer."""
+    """A context manager without a generator, which would make each write(2) a tenth longer."""
 
     __slots__ = ("_cache", "_more", "_name")
 

@@ -1,4 +1,4 @@
-"""What a file takes of its disk or memory: its blocks and its holes. Knows descriptors only."""
+"""The space that a file takes on its disk or in memory: its blocks and its holes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def taken_bytes(fd: int) -> int:
-    """Blocks and not the length: a copy-on-write file system or a full disk is seen as it is."""
+    """The size of its blocks, which is right also on a copy-on-write file system and a full disk."""
     return os.fstat(fd).st_blocks * _STAT_BLOCK_BYTES
 
 
@@ -32,17 +32,17 @@ def holes_in(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def next_data(fd: int, position: int, end: int) -> int:
-    """Where the first byte from ``position`` on is that takes space; ``end`` if there is none."""
+    """The first byte from ``position`` on that takes space; ``end`` if there is none."""
     try:
         return min(end, os.lseek(fd, position, os.SEEK_DATA))
     except OSError as error:
-        if error.errno != errno.ENXIO:  # no data behind it
+        if error.errno != errno.ENXIO:  # that is: no data after it
             raise
         return end
 
 
 def punch(fd: int, offset: int, size_bytes: int) -> bool:
-    """fallocate(2) with FALLOC_FL_PUNCH_HOLE; False where the file system has no such thing."""
+    """fallocate(2) with FALLOC_FL_PUNCH_HOLE; False if the file system cannot do that."""
     how = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
     if _libc.fallocate(fd, how, ctypes.c_int64(offset), ctypes.c_int64(size_bytes)) == 0:
         return True

@@ -1,9 +1,7 @@
 """Frames: the records of a file, each with its length and a checksum.
 
-What was damaged, torn or made up is found and passed over, and what follows is read. A reader
-takes no more memory than one frame, and no more time than a few readings of the file.
-
-What a payload means does not belong here.
+Damaged, torn or forged bytes are found and passed over, and the frames after them are read. A
+reader takes no more memory than one frame, and no more time than a few readings of the file.
 """
 
 from __future__ import annotations
@@ -14,13 +12,13 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 MARK = b"\xf5\xffMS"
-"""How a frame begins. Its first two bytes are in no text of UTF-8."""
+"""The beginning of a frame. Its first two bytes are in no text of UTF-8."""
 MOST_PAYLOAD_BYTES = 32 * 1024 * 1024
 
 _HEAD = struct.Struct("<4sII")  # mark, length of the payload, checksum
 _SEARCH_BYTES = 1024 * 1024
 _MOST_VAIN_BYTES = 256 * 1024 * 1024
-"""So much is read of frames that turn out to be none. Each counts as a page at least."""
+"""How many bytes to read of apparent frames that are none. Each counts as a page at least."""
 _PAGE_BYTES = 4096
 
 
@@ -28,7 +26,7 @@ class Damage(NamedTuple):
     """Bytes that are no record.
 
     Attributes:
-        is_end: no record follows: as where a process was killed while it wrote the last one.
+        is_end: no record follows, as after a process that was killed while it wrote one.
     """
 
     offset: int
@@ -38,15 +36,15 @@ class Damage(NamedTuple):
 
 
 def frame(payload: bytes) -> bytes:
-    """The bytes that stand for a payload in a file."""
+    """The bytes of a payload's frame."""
     length = len(payload)
     return _HEAD.pack(MARK, length, zlib.crc32(payload, length)) + payload
 
 
 def read_frames(file: BinaryIO, size_bytes: int) -> Iterator[tuple[int, bytes] | Damage]:
-    """(offset, payload) of each frame from where ``file`` stands, and what is damaged.
+    """(offset, payload) of each frame from ``file``'s position on, and each damage.
 
-    Zeros up to the end are none of both: room that was not used yet.
+    Zeros at the end are room that was not used yet: neither a frame nor damage.
 
     Args:
         size_bytes: read no further than this offset.
@@ -82,7 +80,7 @@ def read_frames(file: BinaryIO, size_bytes: int) -> Iterator[tuple[int, bytes] |
 
 
 def _find_mark(file: BinaryIO, start: int, end: int) -> int:
-    """Where the next frame may begin; ``end`` if nowhere."""
+    """Where the next frame may begin; ``end`` if there is no other mark."""
     file.seek(start)
     before = b""
     while start < end and (more := file.read(min(_SEARCH_BYTES, end - start))):

@@ -1,4 +1,4 @@
-"""The parts of one spool file that are in memory, and not on disk. Knows bytes and their places."""
+"""The parts of one spool file that are in memory and not on disk."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _COPY_BYTES = 1024 * 1024
 class MemoryParts:
     """The parts of one spool file that are in memory. Calls must not overlap.
 
-    A part is in memory as a whole or not at all. The log says which are, so that what is left
-    of the file without this memory is never taken for the file.
+    A part is in memory as a whole or not at all. The log says which parts are, so that the rest of
+    the file without this memory is never taken for the whole file.
 
     Args:
-        name: of the file that has them, in memory's directory.
+        name: of the file with these parts, in the directory in memory.
         descriptors: of files in that directory, too.
     """
 
@@ -45,7 +45,7 @@ class MemoryParts:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of the files that have something of this one, which who reads or writes holds."""
+        """Names of the files with parts of this one. Readers and writers hold them."""
         return (self._name,) if self._exists else ()
 
     def __contains__(self, number: int) -> bool:
@@ -55,9 +55,9 @@ class MemoryParts:
         return len(self._parts)
 
     def take_over(self, size_bytes: int) -> None:
-        """Go on with what a predecessor had in memory of a file of this length.
+        """Go on with a predecessor's parts of a file of this length.
 
-        Raises StateUnusable where the memory is gone.
+        Raises StateUnusable if the memory is gone.
         """
         if not self._log.in_memory:
             return
@@ -78,7 +78,7 @@ class MemoryParts:
         self.resize(size_bytes)
 
     def add(self, number: int) -> bool:
-        """Have an empty part in memory, or on disk where it has no place in memory.
+        """Make an empty part in memory, or on disk if memory does not take it.
 
         False if there is no room in memory now.
         """
@@ -92,14 +92,14 @@ class MemoryParts:
                 self._memory.create(self._name)
                 self._exists = True
             self._log.note_in_memory(number)
-        except OSError:  # the disk is full, and the write to it says so
+        except OSError:  # the disk is full; the write to it will say so
             self._memory.release(size)
         else:
             self._parts[number] = size
         return True
 
     def remove(self, number: int) -> None:
-        """Give up the bytes of a part, if it is here. The log says first what becomes of it."""
+        """Give up the bytes of a part, if it is here. The log must have noted it before."""
         size = self._parts.pop(number, None)
         if size is not None:
             start = self._layout.start(number)
@@ -107,17 +107,17 @@ class MemoryParts:
             self._memory.release(size)
 
     def resize(self, size_bytes: int) -> None:
-        """The file is so long, and what comes behind reads as zeros."""
+        """Set the file's length. Bytes after it will read as zeros."""
         for number in [one for one in self._parts if one >= self._layout.number(size_bytes)]:
             if self._layout.start(number) >= size_bytes:
-                self._log.note_present(number)  # there is no such part any more
+                self._log.note_present(number)  # the part is gone
                 self.remove(number)
         if self._exists:
             with self._descriptors.using(self._name) as fd:
                 os.ftruncate(fd, size_bytes)
 
     def places(self, fd: int, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
-        """Where a range is: pieces of it, as descriptor, offset there, and length.
+        """The places of a range's pieces: descriptor, offset in its file, and length.
 
         Args:
             fd: of the file on disk. The caller holds it, and :attr:`files`.
@@ -138,7 +138,7 @@ class MemoryParts:
             offset = stop
 
     def write(self, fd: int, offset: int, view: memoryview) -> None:
-        """Write a range where it is. Raises OSError; some of it may be written then."""
+        """Write a range where its pieces are. Raises OSError; some may be written then."""
         for where, start, size in self.places(fd, offset, len(view)):
             done = 0
             while done < size:
@@ -154,9 +154,9 @@ class MemoryParts:
         return sum(length for number, _, length in pieces if number not in self._parts)
 
     def copy_to(self, fd: int, size_bytes: int) -> None:
-        """Have them on disk too, for who goes on without this memory. Raises OSError.
+        """Copy the parts to disk, for a successor without this memory. Raises OSError.
 
-        They stay here for who is just sending them. May overlap with other calls.
+        They stay here for threads that are sending them. May overlap with other calls.
         """
         for number, length in list(self._parts.items()):
             if number in self._log.in_memory:
@@ -164,7 +164,7 @@ class MemoryParts:
                 self._log.note_copied(number)
 
     def move_to(self, fd: int, size_bytes: int, offset: int, size: int) -> bool:
-        """Have on disk what is here of a range that is being changed. False if nothing is.
+        """Move parts of a range that is being changed to disk. False if none was here.
 
         Raises OSError.
         """
@@ -184,7 +184,7 @@ class MemoryParts:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def let_go(self) -> None:
-        """Nobody needs them any more."""
+        """Free everything: nobody needs the parts any more."""
         if self._exists:
             self._descriptors.forget(self._name)
             self._memory.remove(self._name)
@@ -194,14 +194,14 @@ class MemoryParts:
         self._exists = False
 
     def _has(self, offset: int) -> bool:
-        """Whether something was written there."""
+        """Whether something was written at an offset."""
         if not self._exists:
             return False
         with self._descriptors.using(self._name) as fd:
             return next_data(fd, offset, offset + 1) == offset
 
     def _empty(self, start: int, end: int) -> None:
-        """Give pages back; the range reads as zeros."""
+        """Give pages back; the range then reads as zeros."""
         if start < end:
             with self._descriptors.using(self._name) as fd:
                 punch(fd, start, end - start)

@@ -1,4 +1,4 @@
-"""How a file is cut into parts while nobody knows how long it will become. Knows numbers only."""
+"""How a file whose final length is not known yet is cut into parts."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from sidecar.mounter.store.interface import Limits
 
 _GROUPS = 10
 _CHUNK_BYTES = 256 * 1024
-"""Google Cloud Storage takes parts only in multiples of it, the last one excepted."""
+"""Parts of Google Cloud Storage are multiples of this, except the last one."""
 
 
 class PartLayout:
     """Where the parts of a file begin and end, whatever its length. Numbers begin at 1.
 
     The first tenth of the parts that a store allows has ``part_bytes`` each, and every further
-    tenth parts of twice the size, up to the store's largest: little is lost when a small file
+    tenth parts of twice the size, up to the store's largest. So little is lost when a small file
     is sent again, and 8 MiB reach 8 TiB on S3, 38 TiB on Azure.
 
     Attributes:
-        most_bytes: no object of the store is longer.
+        most_bytes: the longest object of the store.
     """
 
     def __init__(self, part_bytes: int, limits: Limits) -> None:
@@ -28,7 +28,7 @@ class PartLayout:
         self._group = max(1, limits.max_parts // _GROUPS)
 
     def size(self, number: int) -> int:
-        """Length of a part that is not the last, in bytes."""
+        """The length in bytes of a part that is not the last."""
         group = min(_GROUPS - 1, (number - 1) // self._group)
         return min(self._first_bytes << group, self._largest_bytes)
 
@@ -53,7 +53,7 @@ class PartLayout:
         raise AssertionError  # the last group has no end
 
     def covering(self, offset: int, size_bytes: int) -> range:
-        """The parts that a range overlaps; none for an empty one."""
+        """The parts that a range overlaps; none for an empty range."""
         if size_bytes <= 0:
             return range(0)
         return range(self.number(offset), self.number(offset + size_bytes - 1) + 1)

@@ -1,8 +1,8 @@
-"""Memory for parts of new files that are on their way to the store, so that no disk sees them.
+"""Memory for parts of new files on their way to the store, so that they do not reach a disk.
 
-It is a directory that process 1 makes (:func:`memory_directory`) and gives to each worker of a
-bucket: what a worker that was killed had in it, its successor has. A spool file has one file in
-it, in which a part is where it is in the spool file. Decision 68 is why.
+The memory is a directory that process 1 makes (:func:`memory_directory`) and gives to each worker
+of a bucket. So a successor has all that a killed worker had in it. A spool file has one file in the
+directory, in which a part is at the same place as in the spool file. Reasons: decision 68.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class PartMemory:
     """The memory of one mount. Safe to use from any thread.
 
     Args:
-        directory: a descriptor of it; -1 if there is no memory.
-        total_bytes: how much of it may be used; 0 for none.
+        directory: its descriptor; -1: no memory.
+        total_bytes: how much of it may be used; 0: nothing.
 
     Attributes:
-        total_bytes: how much of it may be used at present.
-        used_bytes: what parts take of it.
+        total_bytes: how much of it may be used now.
+        used_bytes: how much of it parts take.
     """
 
     def __init__(self, directory: int = -1, total_bytes: int = 0) -> None:
@@ -32,13 +32,13 @@ class PartMemory:
         self.total_bytes = self._most_bytes = total_bytes
         self.used_bytes = 0
         self._lock = threading.Lock()
-        self._files: set[str] = set()  # those that a spool file has
+        self._files: set[str] = set()  # those of existing spool files
         self._disk_done_s = 0.0
 
     # --- room ---------------------------------------------------------------------------------
 
     def shrink(self, part: float) -> None:
-        """From now on use this part of it only, 1 for all. What is there already stays."""
+        """From now on use only this part of the total (1: all). What is in use stays."""
         self.total_bytes = int(self._most_bytes * part)
 
     def reserve(self, size_bytes: int) -> bool:
@@ -55,39 +55,39 @@ class PartMemory:
             return True
 
     def take(self, size_bytes: int) -> None:
-        """Account for a part that is there already, whether there is room or not."""
+        """Account for a part that is there already, even if there is no room."""
         with self._lock:
             self.used_bytes += size_bytes
 
     def release(self, size_bytes: int) -> None:
-        """It is needed no longer."""
+        """Account for a part that is no longer needed."""
         with self._lock:
             self.used_bytes -= size_bytes
 
     @property
     def free_bytes(self) -> int:
-        """What can still be reserved."""
+        """How much can still be reserved."""
         return max(0, self.total_bytes - self.used_bytes)
 
     @property
     def beats_a_disk(self) -> bool:
-        """Whether a disk would not have yet what went into this memory lately.
+        """Whether lately more has passed through this memory than a disk could have taken.
 
-        While that is so, sending makes room faster than a disk, and who has none waits for it.
+        Then sending makes room faster than a disk would, so a writer without room waits.
         """
         return time.monotonic() < self._disk_done_s
 
     # --- files --------------------------------------------------------------------------------
 
     def create(self, name: str) -> None:
-        """An empty file of this name. Raises OSError."""
+        """Make an empty file of this name. Raises OSError."""
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         os.close(os.open(name, flags, 0o600, dir_fd=self._directory))
         with self._lock:
             self._files.add(name)
 
     def adopt(self, name: str) -> bool:
-        """Go on with the file that a predecessor left; False if there is none."""
+        """Go on with a predecessor's file; False if there is none."""
         if self._directory < 0 or name not in os.listdir(self._directory):
             return False
         with self._lock:
@@ -105,7 +105,7 @@ class PartMemory:
         os.unlink(name, dir_fd=self._directory)
 
     def sweep(self) -> None:
-        """Delete what a predecessor left and nobody goes on with."""
+        """Delete a predecessor's files that nobody has adopted."""
         if self._directory < 0:
             return
         for name in os.listdir(self._directory):

@@ -1,4 +1,4 @@
-"""Threads that send parts: as many at a time as make it faster, of all files of a bucket."""
+"""Threads that send parts of a bucket's files: as many at a time as make it faster."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sidecar.mounter.store.in_flight import MOST, InFlight
 from sidecar.units import MIB
 
 _PART_BYTES = 8 * MIB
-"""A usual part, by which a connection is measured. The parts of a large file are larger."""
+"""A usual part, which measures a connection. Large files have larger parts."""
 _LEAST = 8
-"""Enough for most ways to a store, and few enough for the slowest."""
+"""Enough for most connections to a store, and few enough for the slowest."""
 
 
 class PartThreads:
     """Sends parts in the order in which they were submitted. Safe to use from any thread.
 
-    No more are in flight than make it faster: what a slow line has taken before is still on its
-    way, and has to arrive before the store's silence counts as an outage. No part overtakes
-    another one: where a store takes them in order only, each waits for the one before it.
+    No more parts are in flight than make it faster: whatever a slow line has taken before must
+    arrive before the store's silence counts as an outage. No part overtakes another: if a store
+    takes parts in order only, each waits for the one before it.
 
     Args:
-        tell: told how many at a time (:class:`InFlight`).
+        tell: called with the number of parts at a time (:class:`InFlight`).
     """
 
     def __init__(self, tell: Callable[[int], object]) -> None:
@@ -36,14 +36,14 @@ class PartThreads:
 
     @property
     def are_idle(self) -> bool:
-        """Whether not even half as many parts are in flight as may be."""
+        """Whether fewer than half as many parts are in flight as may be."""
         return 2 * self._in_flight.count < self._in_flight.most
 
     def submit(self, send: Callable[[], int]) -> Future[None]:
         """Have a thread send a part.
 
         Args:
-            send: returns, when it is answered, how many bytes the store has of it.
+            send: sends it, and returns how many bytes the store has confirmed.
         """
         future: Future[None] = Future()
         with self._lock:
@@ -52,7 +52,7 @@ class PartThreads:
         return future
 
     def go_on(self) -> None:
-        """There may be room (:class:`.in_flight.Waiting`): whoever calls, the first one begins."""
+        """Begin the first part, if there is room now (:class:`.in_flight.Waiting`)."""
         with self._lock:
             while self._waiting and self._in_flight.begin(self):
                 self._threads.submit(self._send, *self._waiting.popleft())
@@ -64,7 +64,7 @@ class PartThreads:
             if future.set_running_or_notify_cancel():
                 moved_bytes = send()
                 future.set_result(None)
-        except BaseException as error:  # noqa: BLE001 - raised in who waits for the future
+        except BaseException as error:  # noqa: BLE001 - raised where the future is waited for
             future.set_exception(error)
         finally:
             self._in_flight.end(moved_bytes, began_s, 0.0, time.monotonic())

@@ -1,6 +1,6 @@
 """The spool: what programs wrote, on disk or in memory, until the store has confirmed it.
 
-Knows bytes, parts and budgets; sends nothing.
+:mod:`.uploader` sends it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _MOST_HOLES = 2_000_000
 class SpoolFile:
     """One file's content. Calls must not overlap: the caller holds a lock.
 
-    It is on local disk. Parts of a new file that is written in order may be in memory instead.
-    Parts that the store has may leave either when room is needed; they are missing then.
+    It is on local disk. Parts of a new file that is written in order may be in memory instead. When
+    room is needed, parts that the store has may leave both; they are missing then.
 
     Attributes:
         name: in the spool's directory.
-        layout: how it is cut into parts.
+        layout: how the file is cut into parts.
         in_memory: the parts that are not on disk.
-        log: what a successor must know besides the bytes.
+        log: what a successor must know beside the bytes.
         dirty: the store does not have this content yet.
         size_bytes: length.
-        base: the object that it began as, or that was last made of it.
-        changed: ranges that ``base`` does not have as they are here.
-        contiguous_bytes: how much was written from the beginning on without a gap.
+        base: the object that the file began as, or that was last made of it.
+        changed: ranges that differ from ``base``.
+        contiguous_bytes: how much was written without a gap, from the beginning on.
         exclusive: made with O_EXCL, and not saved yet.
-        failed: the last attempt to save it failed.
+        failed: the last attempt to save the file failed.
         attempts: objects that may have been made of it since it was last saved.
     """
 
@@ -77,7 +77,7 @@ class SpoolFile:
         self._budget = budget
         self._descriptors = descriptors
         self._charged_bytes = 0
-        # Zeros that nobody wrote, and that the store has to be sent: they take no space here.
+        # Zeros that nobody wrote. They take no space here, but must be sent to the store.
         self._holes = Ranges()
         self._is_discarded = False
         with self.hold() as fd:
@@ -85,16 +85,16 @@ class SpoolFile:
         self._charge()
 
     def take_over(self) -> None:
-        """Go on where a process that ended stopped. What only its memory knew counts as changed.
+        """Go on with a file of a process that ended. What only its memory knew counts as changed.
 
-        Raises StateUnusable where more of it is empty than a program may leave empty, or where
+        Raises StateUnusable if more of the file is empty than a program may leave empty, or if
         some of it was in memory that is gone.
         """
         self.in_memory.take_over(self.size_bytes)
         self.base = self.log.base
         self.exclusive = self.log.exclusive
         self.attempts = list(self.log.attempts)
-        self.missing.intersection_update(self.parts())  # it may have been cut since
+        self.missing.intersection_update(self.parts())  # the file may have been cut since
         self.changed.add(0, self.size_bytes)
         with self.hold() as fd:
             for count, (start, end) in enumerate(holes_in(fd, self.size_bytes)):
@@ -115,14 +115,14 @@ class SpoolFile:
         self._charge()
 
     def let_go(self) -> None:
-        """Close the file and forget it, as if there was none."""
+        """Close the file and forget it, as if it did not exist."""
         self.in_memory.let_go()
         self._descriptors.forget(self.name)
         self._budget.charge(-self._charged_bytes)
         self._charged_bytes = 0
 
     def hold(self) -> contextlib.AbstractContextManager[int]:
-        """A block with its descriptor; what :meth:`content` gives is good inside one."""
+        """A block with its descriptor. The result of :meth:`content` is valid inside one."""
         return self._descriptors.using(self.name, *self.in_memory.files)
 
     @property
@@ -131,7 +131,7 @@ class SpoolFile:
         return self.log.missing
 
     def set_exclusive(self, exclusive: bool) -> None:
-        """Whether its first object must replace none, also for a successor."""
+        """Set whether its first object must replace none, for this process and a successor."""
         self.exclusive = exclusive
         self.log.note_exclusive(exclusive)
 
@@ -140,7 +140,7 @@ class SpoolFile:
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data``; returns its length. Raises SpoolFull, OSError (a full disk).
 
-        No part of :meth:`parts_written_by` may be missing.
+        None of :meth:`parts_written_by` may be missing.
         """
         if not data:
             return 0
@@ -158,39 +158,39 @@ class SpoolFile:
         return len(data)
 
     def needed_bytes(self, offset: int, size: int) -> int:
-        """What a write takes of the disk, at most."""
+        """The most disk space that a write takes."""
         return self.in_memory.on_disk(offset, size) + max(0, offset - self.size_bytes)
 
     def _grow_to(self, size_bytes: int) -> None:
-        """A gap reads as zeros, which no object has there."""
+        """Extend the file. The gap reads as zeros, which ``base`` does not have there."""
         if size_bytes > self.size_bytes:
             self.changed.add(self.size_bytes, size_bytes)
             self._holes.add(self.size_bytes, size_bytes)
 
     def _write(self, offset: int, data: bytes | memoryview) -> tuple[int, int]:
-        """Returns where it ends, and how much of the disk the file takes now."""
+        """Write; returns the end of the range, and the space that the file takes now on disk."""
         end = offset + len(data)
         with self.hold() as fd:
             try:
                 try:
                     self.in_memory.write(fd, offset, memoryview(data))
-                except OSError:  # of the disk, unless it is memory that the kernel does not give
+                except OSError:  # the disk is full, or the kernel gives no memory
                     if not self.in_memory.move_to(fd, self.size_bytes, offset, len(data)):
                         raise
                     self.in_memory.write(fd, offset, memoryview(data))
                 if end > self.size_bytes and self.in_memory:
-                    os.ftruncate(fd, end)  # which says how long it is, wherever its end is
+                    os.ftruncate(fd, end)  # the file on disk has the length, wherever the end is
                     if offset > self.size_bytes:
                         self.in_memory.resize(end)
             except OSError:
-                # A full disk: what was written of it must not show when the file grows later.
+                # A full disk: bytes of this write must not show when the file grows later.
                 os.ftruncate(fd, self.size_bytes)
                 self.in_memory.resize(self.size_bytes)
                 raise
             return end, taken_bytes(fd)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes from ``offset``; fewer only at the end. None of them is missing."""
+        """Up to ``size`` bytes from ``offset``; fewer only at the end. No part may be missing."""
         with self.hold() as fd:
             if not self.in_memory:
                 return os.pread(fd, size, offset)
@@ -201,7 +201,7 @@ class SpoolFile:
     def read_through(
         self, offset: int, size: int, fetch: Callable[[int, memoryview], None]
     ) -> memoryview:
-        """:meth:`read` where parts are missing: ``fetch`` fills memory from an offset on."""
+        """As :meth:`read`, with missing parts: ``fetch`` fills memory from an offset on."""
         size = max(0, min(size, self.size_bytes - offset))
         data = memoryview(bytearray(size))
         for number in self.layout.covering(offset, size):
@@ -215,7 +215,7 @@ class SpoolFile:
         return data
 
     def content(self, offset: int, size_bytes: int) -> Content:
-        """A range to be sent, which must be held (:meth:`hold`) meanwhile."""
+        """A range to send. The file must be held (:meth:`hold`) meanwhile."""
         with self.hold() as fd:
             places = list(self.in_memory.places(fd, offset, size_bytes))
             return FileSlice(*places[0]) if len(places) == 1 else self.read(offset, size_bytes)
@@ -223,7 +223,7 @@ class SpoolFile:
     def truncate(self, size: int) -> None:
         """Set the length; new bytes read as zero and take no space. Raises SpoolFull.
 
-        Where it becomes longer, the part that its end lies in is not missing.
+        If the file becomes longer, the part with its old end must not be missing.
         """
         self._budget.check(max(0, size - self.size_bytes))
         with self.hold() as fd:
@@ -233,7 +233,7 @@ class SpoolFile:
             self.changed.remove(size, self.size_bytes)
             self._holes.remove(size, self.size_bytes)
             for number in self.missing.difference(self.layout.covering(0, size)):
-                self.log.note_present(number)  # there is no such part any more
+                self.log.note_present(number)  # the part is gone
         self.in_memory.resize(size)
         self.contiguous_bytes = min(self.contiguous_bytes, size)
         self.size_bytes = size
@@ -243,7 +243,7 @@ class SpoolFile:
     # --- parts -------------------------------------------------------------------------------
 
     def span(self, number: int) -> tuple[int, int]:
-        """Offset and length of a part, as long as the file is."""
+        """Offset and length of a part, by the file's present length."""
         start = self.layout.start(number)
         return start, min(self.layout.size(number), self.size_bytes - start)
 
@@ -255,12 +255,12 @@ class SpoolFile:
         """The parts that a write changes."""
         written = set(self.layout.covering(offset, size))
         if self.size_bytes < offset + size:
-            # A part at the end that is not full becomes longer than the store's.
+            # A last part that is not full becomes longer than the store's copy.
             written.add(self.layout.number(self.size_bytes))
         return written
 
     def is_unchanged(self, number: int) -> bool:
-        """Whether ``base`` has a part as it is here."""
+        """Whether a part is the same in ``base``."""
         start, size_bytes = self.span(number)
         end = start + size_bytes
         return (
@@ -272,8 +272,9 @@ class SpoolFile:
     def unsettled(self, offset: int, size: int) -> range:
         """The parts that a write begins and that may be in memory (:meth:`MemoryParts.add`).
 
-        Those of a new file that is written in order, but for the first: who writes a header last
-        finds it on disk, and of a small file memory spares the disk nothing.
+        Those are parts of a new file that is written in order, except the first: a program that
+        writes the header last finds it on disk, and memory would spare the disk nothing of a small
+        file.
         """
         is_in_order = offset <= self.size_bytes == self.contiguous_bytes
         if not self.memory.total_bytes or self.base is not None or not is_in_order:
@@ -282,11 +283,11 @@ class SpoolFile:
         return range(begun + 1, self.layout.number(offset + size - 1) + 1)
 
     def lacks(self, offset: int, size: int) -> bool:
-        """Whether some of a range is missing."""
+        """Whether a part of a range is missing."""
         return not self.missing.isdisjoint(self.layout.covering(offset, size))
 
     def evict(self, numbers: list[int]) -> bool:
-        """Give up the bytes of parts that the store has; False where the disk cannot."""
+        """Give up the bytes of parts that the store has; False if the disk cannot do that."""
         self.log.note_missing(numbers)
         with self.hold() as fd:
             for number in numbers:
@@ -298,7 +299,7 @@ class SpoolFile:
         return True
 
     def recall(self, number: int, data: memoryview) -> None:
-        """The bytes of a missing part are back. Raises SpoolFull, OSError."""
+        """Put the bytes of a missing part back. Raises SpoolFull, OSError."""
         self._budget.check(len(data))
         _, now_bytes = self._write(self.layout.start(number), data)
         self.log.note_present(number)
@@ -316,7 +317,7 @@ class SpoolFile:
         self.log.note_missing(list(self.parts()))
 
     def rebase(self, base: ObjectInfo | None) -> None:
-        """The store has this content as ``base``."""
+        """Note that the store has this content as ``base``."""
         if self.missing and base is not None and base != self.log.base:
             self.log.note_base(base)
         self.base = base
@@ -325,12 +326,12 @@ class SpoolFile:
         self._charge()
 
     def begin_change(self, remote: ObjectInfo | None) -> None:
-        """From here on the content and the store's version ``remote`` may differ."""
+        """Note that the content and the store's version ``remote`` may differ from now on."""
         if not self.dirty:
             self.rebase(remote)
 
     def update_base(self, base: ObjectInfo) -> None:
-        """The object that it began as has another key by now, or other metadata."""
+        """Note that ``base`` has another key or other metadata by now."""
         if base != self.base:
             self.base = base
             if self.missing:
@@ -353,8 +354,8 @@ class SpoolFile:
         self._charge_for(now_bytes)
 
     def _charge_for(self, now_bytes: int) -> None:
-        # A hole takes no space, but it will be sent: who makes one of a terabyte is told now, and
-        # not after the hours that its zeros would take.
+        # A hole takes no space, but it will be sent. A program that makes one of a terabyte is told
+        # now, and not after the hours that its zeros would take.
         now_bytes += self._holes.size_bytes
         if now_bytes != self._charged_bytes:
             self._budget.charge(now_bytes - self._charged_bytes)
@@ -365,7 +366,7 @@ class Spool:
     """The spool files of one mount.
 
     Attributes:
-        budget: how much disk space they may take together.
+        budget: how much disk space the files may take together.
         memory: for parts of them.
         layout: how they are cut into parts.
         path: where they are, for messages.
@@ -405,11 +406,11 @@ class Spool:
             return self._file(name, SpoolLog(self._directory, log_name(name)))
 
     def adopt(self, name: str) -> SpoolFile:
-        """The file that a predecessor left.
+        """A predecessor's file.
 
         Raises:
             FileNotFoundError: it is gone.
-            StateUnusable: it is no file that a predecessor can have made, or its log is none.
+            StateUnusable: no predecessor can have made this file or its log.
         """
         try:
             stored_values.spool_name(name)
@@ -439,15 +440,15 @@ class Spool:
         )
 
     def leftovers(self, kept: Collection[str] = ()) -> list[SpoolLog]:
-        """Logs of processes before this one, but for those of the spool files ``kept``."""
+        """Logs of earlier processes, except those of the spool files ``kept``."""
         logs = {log_name(name) for name in kept}
         return list(SpoolLog.all_in(self._directory, logs))
 
     def set_aside(self, name: str) -> Path:
-        """Keep a file that cannot be used where nothing here touches it; returns its new path.
+        """Move a file that cannot be used to where nothing touches it; returns its new path.
 
-        Where some of it was in memory, its log stays with the leftovers: with the rest of the file
-        alone nobody can complete its upload.
+        If some of it was in memory, its log stays with the leftovers: the rest of the file alone is
+        not enough to complete its upload.
         """
         self._descriptors.forget(name)
         kept, moved = name, [log_name(name), name]
@@ -460,12 +461,12 @@ class Spool:
         return self.path / kept
 
     def set_all_aside(self, but: Collection[str] = ()) -> list[Path]:
-        """:meth:`set_aside` of every file of runs before this one; returns their new paths."""
+        """:meth:`set_aside` for every file of earlier runs; returns their new paths."""
         names = self._directory.names(_SUFFIX)
         return [self.set_aside(name) for name in names if name not in but]
 
     def clear(self) -> None:
-        """Delete files of runs before this one that nothing leads to."""
+        """Delete files of earlier runs that nothing refers to."""
         for name in self._directory.names(_SUFFIX):
             try:
                 self._directory.remove(name)

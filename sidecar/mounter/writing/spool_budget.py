@@ -1,4 +1,4 @@
-"""Disk space for the spool files of one mount. Knows numbers only."""
+"""Disk space for the spool files of one mount."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class SpoolBudget:
 
     @property
     def free_bytes(self) -> int:
-        """What can still be written."""
+        """How much can still be written."""
         return max(0, self.total_bytes - self.used_bytes)
 
     def check(self, more_bytes: int) -> None:
-        """Raise SpoolFull if ``more_bytes`` would not fit. Nothing always does."""
-        # It may be over-full: blocks are larger than what was asked for, and two files that ask
-        # at once are both let in.
+        """Raise SpoolFull if ``more_bytes`` would not fit. 0 always fits."""
+        # It may be over-full: blocks are larger than what was written, and two files that ask
+        # at once both get room.
         if more_bytes and self.used_bytes + more_bytes > self.total_bytes:
             raise SpoolFull(
                 f"the spool holds {self.used_bytes} of {self.total_bytes} bytes",

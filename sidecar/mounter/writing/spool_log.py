@@ -1,12 +1,10 @@
 """The log of one spool file: what a successor must know beside its bytes.
 
-Knows the records and their file; what they mean for bytes and uploads is not its business.
-
 The file begins with magic and version. A frame of JSON follows for each record, ``[tag, values]``.
-It is appended to and never read back by the process that writes it. What makes a record untrue is
-done only once the next one is there: a part is "unsent" before it is written to again, "missing"
-before its bytes are given up. So a torn last record says nothing: what it would have allowed was
-not done. Any other damage makes the log unusable: nobody knows then which bytes are there.
+The process that writes the log appends to it and never reads it back. An act that makes a record
+untrue comes after the next record: a part is "unsent" before it is written to again, and "missing"
+before its bytes are given up. So a torn last record loses nothing: its act was not done. Any other
+damage makes the log unusable, since it no longer says which bytes are there.
 """
 
 from __future__ import annotations
@@ -46,8 +44,8 @@ class Attempt(NamedTuple):
 
     Attributes:
         size_bytes: its length.
-        metadata: it has one of these: what was asked for, or what its upload was begun with.
-            Each holds the file's time in nanoseconds, which tells it from another writer's.
+        metadata: the object has one of these: what was asked for, or what its upload began with.
+            Each holds the file's time in nanoseconds, which no other writer's object has.
     """
 
     size_bytes: int
@@ -59,7 +57,7 @@ class Attempt(NamedTuple):
 
 
 class SentPart(NamedTuple):
-    """A part that the store has, and what it answered."""
+    """A part that the store has, and its receipt."""
 
     size_bytes: int
     receipt: str
@@ -70,10 +68,10 @@ class UploadRecord:
     """Something in the store that must be completed or removed.
 
     Attributes:
-        number: among those of one spool file.
+        number: its number within one spool file's log.
         state: as :attr:`Upload.state`.
         resumable: False for a patch, which is begun anew.
-        parts: what was sent, by part number.
+        parts: the parts that were sent, by part number.
     """
 
     number: int
@@ -84,24 +82,24 @@ class UploadRecord:
 
     @property
     def metadata(self) -> Mapping[str, str] | None:
-        """What the upload was begun with, where the store keeps that in ``state``."""
+        """What the upload was begun with, if the store keeps that in ``state``."""
         return self.state.get("metadata")
 
 
 class SpoolLog:
     """The log of one spool file. Safe to use from any thread.
 
-    Every ``note_`` method appends a record, and raises OSError where that fails, unless it says
-    that it does not.
+    Every ``note_`` method appends a record, and raises OSError if that fails, unless its docstring
+    says that it does not.
 
     Attributes:
         uploads: those that were begun and have not ended, by number, the oldest first.
         missing: parts whose bytes are not in the spool file.
         in_memory: parts whose bytes are in process 1's memory, and not in the spool file.
-        base: the object that has what is missing.
+        base: the object that has the missing parts.
         attributes_set: attributes were set while an upload was in flight.
-        exclusive: made with O_EXCL, and nothing was tried yet: what a successor finds later may be
-            what its predecessor made.
+        exclusive: made with O_EXCL, and no save was tried yet. After that, an object that a
+            successor finds may be its predecessor's.
         attempts: objects that may have been made since the file was last saved, the latest last.
     """
 
@@ -122,10 +120,10 @@ class SpoolLog:
 
     @classmethod
     def read(cls, directory: StateDirectory, name: str) -> SpoolLog:
-        """The log that a process which ended left; an empty one where it left none.
+        """The log of a process that ended; empty if it left none.
 
-        A torn last record is cut off. Raises StateUnusable for any other that makes no sense, and
-        for another format.
+        A torn last record is cut off. Raises StateUnusable for any other record that makes no
+        sense, and for another format.
         """
         found = cls(directory, name)
         try:
@@ -140,7 +138,7 @@ class SpoolLog:
             header = file.read(len(_HEADER))
             if header == _HEADER:
                 found._read_frames(file, size_bytes)
-            elif _HEADER.startswith(header):  # torn, or nothing was written yet
+            elif _HEADER.startswith(header):  # torn, or not written yet
                 found._exists = False
                 directory.remove(name)
             else:
@@ -152,7 +150,7 @@ class SpoolLog:
             if not isinstance(one, Damage):
                 offset, payload = one
                 self._apply(payload, offset)
-            elif one.is_end:  # what is appended from now on is a record of its own
+            elif one.is_end:  # cut off, so that the next record begins cleanly
                 log.warning("`%s`: its last record is torn, and ignored", self._path)
                 os.ftruncate(file.fileno(), one.offset)
             else:
@@ -174,7 +172,7 @@ class SpoolLog:
 
     @classmethod
     def all_in(cls, directory: StateDirectory, but: Collection[str] = ()) -> Iterator[SpoolLog]:
-        """The logs of a directory, but for some; one that cannot be used is left alone."""
+        """The logs of a directory, except some. A log that cannot be used is left alone."""
         for name in directory.names(SUFFIX):
             if name not in but:
                 try:
@@ -183,67 +181,67 @@ class SpoolLog:
                     log.warning("uploads may be left in the store: %s", error.what)
 
     def note_begun(self, key: str, state: Mapping[str, Any], *, resumable: bool) -> UploadRecord:
-        """Something was begun in the store."""
+        """Note that something was begun in the store."""
         with self._lock:
             number = self._last_upload + 1
             self._append(_Begun(number, key, dict(state), resumable))
             return self.uploads[number]
 
     def note_ended(self, upload: UploadRecord) -> None:
-        """It was completed or removed. Never raises OSError."""
+        """Note that it was completed or removed. Never raises OSError."""
         ended = _Ended(upload.number)
         with self._lock:
             try:
                 self._append(ended)
-            except OSError:  # to remove what is gone already does no harm
+            except OSError:  # removing it once more does no harm
                 ended.apply(self)
             if self._is_discarded and not self.uploads:
                 self._directory.remove(self._name)
 
     def note_sent(self, upload: UploadRecord, part: int, sent: SentPart) -> None:
-        """The store has a part as it is in the spool file."""
+        """Note that the store has a part as it is in the spool file."""
         with self._lock:
             self._append(_Sent(upload.number, part, *sent))
 
     def note_unsent(self, upload: UploadRecord, part: int) -> None:
-        """The part is about to be written to."""
+        """Note that the part is about to be written to."""
         with self._lock:
             self._append(_Unsent(upload.number, part))
 
     def note_missing(self, parts: list[int]) -> None:
-        """The bytes of parts are about to be given up."""
+        """Note that the bytes of parts are about to be given up."""
         with self._lock:
             self._append(_Missing(parts))
 
     def note_in_memory(self, part: int) -> None:
-        """The bytes of a part are about to be written to memory."""
+        """Note that the bytes of a part are about to be written to memory."""
         with self._lock:
             self._append(_InMemory(part))
 
     def note_present(self, part: int) -> None:
-        """The bytes of a part are in the spool file, as far as there are any."""
+        """Note that the bytes of a part, as far as there are any, are in the spool file."""
         with self._lock:
             self._append(_Present(part))
 
     def note_copied(self, part: int) -> None:
-        """The bytes of a part are in the spool file, too, unless it was given up meanwhile."""
+        """Note that the spool file has a part's bytes, too, unless it was given up meanwhile."""
         with self._lock:
             if part in self.in_memory:
                 self._append(_Present(part))
 
     def note_base(self, base: ObjectInfo) -> None:
-        """From now on ``base`` has what is missing."""
+        """Note that from now on ``base`` has the missing parts."""
         with self._lock:
             self._append(_Base(*base.bare))
 
     def note_attributes_set(self) -> None:
-        """Attributes were set that the upload in flight does not carry."""
+        """Note that attributes were set that the upload in flight does not carry."""
         if not self.attributes_set:
             with self._lock:
                 self._append(_AttributesSet(True))
 
     def note_exclusive(self, exclusive: bool) -> None:
-        """Whether a successor must replace no object when it first saves the file.
+        """Note whether a successor must replace no object when it first saves the file.
 
         Never raises OSError: a full disk must not fail a save.
         """
@@ -252,7 +250,7 @@ class SpoolLog:
                 self._append(_Exclusive(exclusive))
 
     def note_attempt(self, attempt: Attempt) -> None:
-        """An object is about to be replaced: what a successor finds there may be this one.
+        """Note that an object is about to be replaced: a successor may find this one there.
 
         Never raises OSError: a full disk must not fail a save.
         """
@@ -260,21 +258,21 @@ class SpoolLog:
             self._append(_Attempted(attempt.size_bytes, list(map(dict, attempt.metadata))))
 
     def note_saved(self) -> None:
-        """The store has the file as it is, attributes included. Never raises OSError."""
+        """Note that the store has the file with its attributes. Never raises OSError."""
         saved = _Saved()
         with self._lock:
             saved.apply(self)
             if self._exists and not (self.uploads or self.missing or self.in_memory):
-                # Nothing is left to know; and a file that is saved again and again would make
-                # its log longer and longer.
+                # Nothing is left to know, and the log of a file that is saved again and again
+                # must not grow for ever.
                 self._directory.remove(self._name)
                 self._exists = False
             elif self._exists:
-                with contextlib.suppress(OSError):  # to set attributes again does no harm
+                with contextlib.suppress(OSError):  # setting attributes again does no harm
                     self._append(saved)
 
     def discard(self) -> None:
-        """The spool file is gone. The log stays until its uploads have ended."""
+        """Note that the spool file is gone. The log stays until its uploads have ended."""
         with self._lock:
             self._is_discarded = True
             if self._exists and not self.uploads:
@@ -282,7 +280,7 @@ class SpoolLog:
 
     def _append(self, record: _Record) -> None:
         data = _encode(record)
-        # Sessions are secrets: nobody else may read the file.
+        # Sessions are secrets, so nobody else may read the file.
         if self._exists:
             try:
                 descriptor = self._directory.open_file(self._name, os.O_WRONLY | os.O_APPEND)
@@ -303,9 +301,9 @@ class SpoolLog:
 
 
 class _Record(Protocol):
-    """One record: its tag, and its fields in order. A single field stands there by itself.
+    """One record: its tag, and its fields in order. A single field is stored without a list.
 
-    Each kind is a named tuple: a process makes that class ten times as fast as a dataclass.
+    Each kind is a named tuple, a class that is made ten times as fast as a dataclass.
     """
 
     def apply(self, to: SpoolLog) -> None:
@@ -437,7 +435,7 @@ _STATE: dict[str, Callable[[Any], Any]] = {
     "metadata": check.texts,
     "properties": check.texts,
 }
-"""What the stores keep of an upload (:attr:`Upload.state`), by name."""
+"""The entries of an upload's state (:attr:`Upload.state`) in all stores, by name."""
 
 _KINDS: dict[str, tuple[type[Any], tuple[Callable[[Any], Any], ...]]] = {
     "begin": (_Begun, (check.number, check.key, _state, check.flag)),
@@ -453,7 +451,7 @@ _KINDS: dict[str, tuple[type[Any], tuple[Callable[[Any], Any], ...]]] = {
     "attempt": (_Attempted, (check.number, _metadata)),
     "saved": (_Saved, ()),
 }
-"""By tag: the type, and what its fields must be. Whoever changes one changes the version."""
+"""The type of each tag, and the types of its fields. A change here needs a new version."""
 _TAGS = {kind: tag for tag, (kind, _) in _KINDS.items()}
 
 

@@ -1,6 +1,6 @@
-"""Checks of values that were read from the state, which somebody else may have written.
+"""Checks of values read from the state, which somebody else may have written.
 
-Each returns the value, and raises ValueError for one that this program would not have written.
+Each returns the value, and raises ValueError if this program would not have written it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MOST_NUMBER = 1 << 62
-"""No number, count, size or offset is larger, so that none overflows where it is used."""
+"""No number, count, size or offset is larger, so sums of them do not overflow."""
 _MOST_PART = 1_000_000
 _MOST_KEY_BYTES = 4096
 _ODD_KEY = re.compile(r"(^|/)\.{0,2}(/|$)|\0")
@@ -67,7 +67,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def key(value: Any) -> str:
-    """The key of a file's object: nowhere in it ``.``, ``..`` or nothing between two ``/``."""
+    """The key of a file's object. No part of it is empty, ``.`` or ``..``."""
     if len(text(value)) > _MOST_KEY_BYTES or _ODD_KEY.search(value):
         raise ValueError(f"{_shown(value)} is no key of a file")
     return str(value)

@@ -12,7 +12,7 @@ from sidecar.errors import TimeIsUp
 
 
 class Turns:
-    """The turns of one mount; nobody waits before :meth:`begin`. Safe to use from any thread."""
+    """The turns of one mount. Before :meth:`begin` nobody waits. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -27,13 +27,13 @@ class Turns:
         return self._deadline_s is not None
 
     def begin(self, deadline_s: float) -> None:
-        """Time is short from now on, and up at ``deadline_s`` (monotonic)."""
+        """Begin turns: time is short, and over at ``deadline_s`` (monotonic)."""
         with self._changed:
             self._deadline_s = deadline_s
 
     @contextlib.contextmanager
     def turn(self, size_bytes: int) -> Iterator[None]:
-        """A block that saves a large file. Raises TimeIsUp instead of it."""
+        """A block that saves a large file when its turn comes. Raises TimeIsUp if it does not."""
         deadline_s = self._deadline_s
         if deadline_s is None:
             yield
@@ -47,7 +47,7 @@ class Turns:
             )
             self._waiting.remove(mine)
             if not is_mine:
-                self._changed.notify_all()  # it may have kept the others waiting
+                self._changed.notify_all()  # others may have waited for it
                 raise TimeIsUp("the pod ends before it can be saved")
             self._is_taken = True
         try:

@@ -1,8 +1,8 @@
 """From the spool to the store: how the bytes of a spool file become an object.
 
-A new file is sent part by part while it is written; what is left is sent when it is saved. A file
-that the store has in an older version is put together there, of what that version has and of the
-ranges that changed. Knows spool files and keys; which file is saved, and when, is decided above.
+A new file is sent part by part while it is written; the rest is sent when it is saved. If the store
+has an older version of a file, the new one is put together there, of ranges of that version and of
+the ranges that changed. The file system decides which file is saved, and when.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from sidecar.mounter.writing.turns import Turns
 log = logging.getLogger(__name__)
 
 _REFUSALS = (StoreProtocolError, AccessDenied, ObjectArchived)
-"""What a store says to a copy that may be said of the copy alone. If it is not, sending all of the
-file meets it again."""
+"""Errors of a copy that may be due to the copy alone. If not, sending all of the file meets the
+same error."""
 
 
 class Uploader:
     """Sends spool files. Calls for one spool file must not overlap: the caller holds a lock.
 
     Args:
-        threads: copy inside the store, and abandon uploads. Parts have threads of their own.
+        threads: for copies inside the store, and for abandoning uploads. Parts have other threads.
         fetch: gets back what only the store has.
     """
 
@@ -75,9 +75,9 @@ class Uploader:
         return self._turns.have_begun
 
     def hurry(self, deadline_s: float) -> None:
-        """Time is short: parts wait for the turn of their file, and none longer than that.
+        """Let parts wait for the turn of their file, because time is short.
 
-        Also those of files that are being saved.
+        This holds for files that are being saved already, too.
 
         Args:
             deadline_s: when :meth:`save` gives up (monotonic).
@@ -90,9 +90,9 @@ class Uploader:
     # --- while a file is written ----------------------------------------------------------
 
     def has_full_parts(self, spool: SpoolFile) -> bool:
-        """Whether parts of a new file are written from end to end, and not submitted yet."""
+        """Whether a new file has parts that are written completely and not submitted yet."""
         if spool.base is not None:
-            return False  # most of it may be in the store already: sent when it is saved
+            return False  # the store may have most of it already, so it is sent when it is saved
         full = spool.layout.number(spool.contiguous_bytes) - 1
         upload = self._active.get(spool)
         if upload is None:
@@ -100,10 +100,10 @@ class Uploader:
         return upload.last_submitted < full and upload.error is None
 
     def send_full_parts(self, key: str, spool: SpoolFile, description: Description) -> None:
-        """Submit the parts of a new file that are written from end to end."""
+        """Submit the parts of a new file that are written completely."""
         upload = self._upload_of(key, spool)
         if upload.key != key:
-            return  # it was renamed: begun anew when it is saved
+            return  # the file was renamed; the upload begins anew when it is saved
         full = spool.layout.number(spool.contiguous_bytes) - 1
         done = self._metrics.uploaded_bytes.inc
         for number in range(upload.last_submitted + 1, full + 1):
@@ -113,7 +113,7 @@ class Uploader:
         upload.last_submitted = full
 
     def invalidate(self, spool: SpoolFile, numbers: Collection[int]) -> None:
-        """Parts are about to change."""
+        """Note that parts are about to change."""
         upload = self._active.get(spool)
         if upload is not None:
             upload.invalidate(numbers)
@@ -124,11 +124,11 @@ class Uploader:
         return upload is not None and upload.cannot_replace(numbers)
 
     def is_in_flight(self, spool: SpoolFile) -> bool:
-        """Whether an upload was begun that no object was made of."""
+        """Whether an upload was begun and has not become an object."""
         return spool in self._active
 
     def metadata_in_flight(self, spool: SpoolFile) -> list[Mapping[str, str]]:
-        """What uploads in flight were begun with, which their object may have."""
+        """The metadata that uploads in flight were begun with. Their object may have it."""
         found = [upload.metadata for upload in list(spool.log.uploads.values())]
         return [metadata for metadata in found if metadata is not None]
 
@@ -138,7 +138,7 @@ class Uploader:
         return len(upload.sent) if upload is not None else 0
 
     def is_full(self) -> bool:
-        """Whether parts of any files are in flight, and nearly as many as make it faster."""
+        """Whether nearly as many parts of all files are in flight as make it faster."""
         is_busy = any(upload.is_busy() for upload in list(self._active.values()))
         return is_busy and not self._part_threads.are_idle
 
@@ -148,7 +148,7 @@ class Uploader:
         return upload is not None and upload.is_busy()
 
     def evictable(self, spool: SpoolFile) -> list[int]:
-        """Parts whose bytes the store has, and that are not at the end, where more may come."""
+        """Parts that the store has, except at the end, where more may come."""
         upload = self._active.get(spool)
         there = set(upload.lasting) if upload is not None else set()
         if spool.base is not None:
@@ -174,7 +174,7 @@ class Uploader:
             self._submit(self._abandon, spool.log, record)
 
     def abandon(self, logs: Iterable[SpoolLog]) -> None:
-        """Remove from the store, in other threads, what processes that ended left there."""
+        """Remove leftovers of processes that ended from the store, in other threads."""
         for spool_log in logs:
             for record in list(spool_log.uploads.values()):
                 self._submit(self._abandon, spool_log, record)
@@ -211,13 +211,13 @@ class Uploader:
         description: Description,
         condition: Condition | None = None,
     ) -> ObjectInfo:
-        """Make ``key`` the spool file's content; returns the version the store confirmed.
+        """Make ``key`` the spool file's content; returns the version that the store confirmed.
 
-        The old object stays whole until the new one is. What was sent when this fails need
-        not be sent again. The answer's ``metadata`` is what the object has.
+        The old object stays whole until the new one is. If this fails, parts that were sent need
+        not be sent again. ``metadata`` of the result is what the object has.
 
-        Raises what the store raises, TooLarge for what no object of this store can hold, Stale
-        where something that only the store had is gone, and TimeIsUp (:meth:`hurry`).
+        Raises what the store raises, TooLarge if the store takes no such object, Stale if something
+        that only the store had is gone, and TimeIsUp (:meth:`hurry`).
         """
         size_bytes = spool.size_bytes
         if size_bytes > self._store.limits.max_object_bytes:
@@ -256,14 +256,14 @@ class Uploader:
         description: Description,
         condition: Condition | None,
     ) -> ObjectInfo:
-        """Send what is not sent, and make the object."""
+        """Send the parts that are not sent, and make the object."""
         upload = self._upload_of(key, spool)
         with self._turns.turn(spool.size_bytes):
             upload.wait(self._deadline_s)
         upload.error = None
         done = self._metrics.uploaded_bytes.inc
-        # More than once where parts are withdrawn meanwhile: an object of those that are left
-        # would be taken for the file.
+        # Again, if parts were withdrawn meanwhile: an object of the other parts would be taken for
+        # the file.
         while unsent := sorted(set(spool.parts()) - upload.sent):
             with self._turns.turn(spool.size_bytes):
                 for number in unsent:
@@ -280,9 +280,9 @@ class Uploader:
         return made
 
     def _patch(self, key: str, spool: SpoolFile, description: Description) -> ObjectInfo | None:
-        """Put the object together in the store; None where it must be sent whole."""
+        """Put the object together in the store; None if all of it must be sent."""
         base = spool.base
-        if base is None or base.size_bytes == 0:  # nothing that could be copied
+        if base is None or base.size_bytes == 0:  # there is nothing to copy
             return None
         begun: list[UploadRecord] = []
         sent_bytes: list[int] = []
@@ -306,7 +306,7 @@ class Uploader:
         except Stale:
             if spool.missing:
                 raise
-            made = None  # another writer's version is there: ours replaces it whole
+            made = None  # another writer's version is there, and is replaced as a whole
         except _REFUSALS as error:
             log.warning("%r is sent whole: the store makes nothing of what it has: %s", key, error)
             made = None
@@ -317,7 +317,7 @@ class Uploader:
         return made
 
     def _content(self, spool: SpoolFile, offset: int, size_bytes: int) -> Content:
-        """A range, to be sent; what only the store has of it is fetched."""
+        """A range to send. Parts of it that only the store has are fetched."""
         if spool.missing.isdisjoint(spool.layout.covering(offset, size_bytes)):
             return spool.content(offset, size_bytes)
         base = spool.base
@@ -326,7 +326,7 @@ class Uploader:
         return spool.read_through(offset, size_bytes, functools.partial(self._fetch, base))
 
     def _run(self, actions: Sequence[Callable[[], object]]) -> None:
-        """Run them in the uploader's threads; once none runs any more, raise what one raised."""
+        """Run all in the uploader's threads. When none is running, raise what one raised."""
         futures = [self._threads.submit(action) for action in actions]
         try:
             for future in futures:
