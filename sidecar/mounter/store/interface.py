@@ -208,7 +208,7 @@ class StoreObserver(Protocol):
         """
 
     def throttled(self, seconds: float) -> None:
-        """A request is held back for so long, because the store has said that there are too many."""
+        """A request is held back for so long, because the store said that there are too many."""
 
     def hidden(self, reason: str) -> None:
         """An object is left out of a listing. ``reason``: entry (the entry makes no sense)."""

@@ -16,7 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def taken_bytes(fd: int) -> int:
-    """The size of its blocks, which is right also on a copy-on-write file system and a full disk."""
+    """The size of its blocks, which is right on a copy-on-write file system and a full disk."""
     return os.fstat(fd).st_blocks * _STAT_BLOCK_BYTES
 
 

@@ -1,4 +1,4 @@
-"""What Azure Blob Storage is logged in to with: an account's key, or a connection string.
+"""The login of Azure Blob Storage: an account's key, or a connection string.
 
 The keys are the source document's, with upstream's synonyms. Rules: see :mod:`..secrets`.
 """
@@ -32,7 +32,7 @@ _SETTINGS = {
         "EndpointSuffix",
         "SharedAccessSignature",
         "UseDevelopmentStorage",
-        # The portal writes these too; blobs are read and written without them.
+        # The portal writes these, too; blobs do not need them.
         "BlobSecondaryEndpoint",
         "FileEndpoint",
         "FileSecondaryEndpoint",
@@ -43,7 +43,7 @@ _SETTINGS = {
     )
 }
 
-# What `UseDevelopmentStorage=true` stands for: the emulator's published account and key.
+# The meaning of `UseDevelopmentStorage=true`: the emulator's published account and key.
 _DEVELOPMENT_STORAGE = (
     "AccountName=devstoreaccount1;"
     "AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;"
@@ -57,8 +57,8 @@ class AzureCredentials:
 
     Attributes:
         account_name: the connection string's, else the secret's, else the bucket URL's.
-        account_key: base64; None where ``sas_token`` or an identity takes its place.
-        connection_string: as written; the other fields repeat what it says.
+        account_key: base64; None if ``sas_token`` or an identity is used instead.
+        connection_string: as written; the other fields repeat its parts.
         sas_token: without a leading ``?``.
         blob_endpoint: the account's URL, such as ``https://account.blob.core.windows.net``.
         ambient: the SDK's default chain provides the login (workload identity, ...).
@@ -120,7 +120,7 @@ def _account_endpoint(account: str | None, source: StoreSource) -> str:
 
 
 def _connection_string(text: str) -> AzureCredentials | str:
-    """What a connection string says, or what is wrong with it, without quoting it."""
+    """A connection string's credentials, or what is wrong with it, without quoting it."""
     settings = _connection_settings(text)
     if isinstance(settings, str):
         return settings

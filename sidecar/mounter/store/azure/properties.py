@@ -54,7 +54,7 @@ def properties_in(fields: Mapping[str, str]) -> Properties:
 
 @functools.lru_cache(DISTINCT)
 def _chosen(values: tuple[str | None, ...]) -> Properties:
-    """Without what a new blob has anyway.
+    """The properties that a new blob would not have anyway.
 
     Args:
         values: in the order of ``_LISTED``, and whether the tier is inferred.
@@ -82,7 +82,7 @@ def repeated(properties: Properties, tags: str) -> Repeated:
 
 
 def repeated_by_copy(properties: Properties, tags: str) -> Repeated:
-    """For Copy Blob, which takes content headers along; the scope is the container's then."""
+    """For Copy Blob, which copies content headers; the scope is the container's then."""
     groups: dict[str, Group] = {}
     if tags:
         groups[TAGS] = Group({"x-ms-tags": tags})
@@ -92,6 +92,6 @@ def repeated_by_copy(properties: Properties, tags: str) -> Repeated:
 
 
 def scope_of(properties: Properties) -> Repeated:
-    """For a block of such a blob."""
+    """For a block of a blob with these properties."""
     scope = properties.get(_SCOPE)
     return Repeated({}, {_ENCRYPTION: Group({_SCOPE: scope})} if scope else {})

@@ -80,7 +80,7 @@ class AzureRequests:
         """Any request about one blob.
 
         Args:
-            headers: lower case, besides login and time.
+            headers: lower case, in addition to login and time.
             length: of the body.
         """
         path = f"{self._container}/{self._prefix}{key}"
@@ -93,7 +93,7 @@ class AzureRequests:
             parse_number(fields["content-length"]),
             http_time_s(fields["last-modified"]),
             parse_version(fields["etag"].strip('"')),
-            from_azure(fields.below(METADATA)),  # names keep their case, unlike S3's
+            from_azure(fields.below(METADATA)),  # unlike S3's, names keep their case
             properties_in(fields),
         )
 
@@ -102,8 +102,8 @@ class AzureRequests:
         wanted = {"restype": "container", "comp": "list", "maxresults": str(query.limit)}
         if self._prefix + query.prefix:
             wanted["prefix"] = self._prefix + query.prefix
-        # Who asks for one entry asks whether there is any, and needs no directory: Azurite took
-        # 14 s to find one that has 5,000 names.
+        # A query for one entry only asks whether there is any, and needs no delimiter: Azurite
+        # took 14 s to find a directory with 5,000 names.
         if query.delimiter and query.limit > 1:
             wanted["delimiter"] = query.delimiter
         if self._with_metadata:
@@ -216,7 +216,7 @@ class AzureRequests:
 
 
 def _name(item: Element, namespace: str) -> str:
-    """Escaped where XML cannot hold it, since version 2021-02-12 of the API."""
+    """A name. It is escaped if XML cannot hold it, since version 2021-02-12 of the API."""
     element = item.find(f"{namespace}Name")
     if element is None or element.text is None:
         raise ValueError("a blob without a name")
@@ -224,13 +224,13 @@ def _name(item: Element, namespace: str) -> str:
 
 
 def block_list(names: Iterable[str]) -> bytes:
-    """What commits blocks: the newest of each name. Source: "Put Block List"."""
+    """The body that commits blocks: the newest of each name. Source: "Put Block List"."""
     lines = "".join(f"<Latest>{encoded(name)}</Latest>" for name in names)
     return f'<?xml version="1.0" encoding="utf-8"?><BlockList>{lines}</BlockList>'.encode()
 
 
 def parse_blocks(body: bytes) -> list[tuple[str, int]]:
-    """From Get Block List: name and bytes of each that is committed, in order.
+    """From Get Block List: name and bytes of each committed block, in order.
 
     Raises one of ``BAD_ANSWER``.
     """
@@ -245,7 +245,7 @@ def parse_blocks(body: bytes) -> list[tuple[str, int]]:
 
 
 def parse_tags(body: bytes) -> str:
-    """From Get Blob Tags, as ``x-ms-tags`` has them. Raises ValueError."""
+    """From Get Blob Tags, in the form of ``x-ms-tags``. Raises ValueError."""
     root, ns = parse_xml(body, "Tags")
     tags = [
         (tag.findtext(f"{ns}Key", ""), tag.findtext(f"{ns}Value", ""))
@@ -255,7 +255,7 @@ def parse_tags(body: bytes) -> str:
 
 
 def encoded(block: str) -> str:
-    """The name of a block, whose characters are bytes, as requests have it."""
+    """A block's name, whose characters are bytes, in the form of requests."""
     return base64.b64encode(block.encode("latin-1")).decode()
 
 
@@ -270,7 +270,7 @@ def from_azure(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def error_code_of(code: str, text: str) -> str:
-    """The code of an error. Azurite gives a wrong signature the code of a closed firewall."""
+    """The code of an error. Azurite's code for a wrong signature is that of a closed firewall."""
     if code == "AuthorizationFailure" and "Server failed to authenticate" in text:
         return "AuthenticationFailed"
     return code

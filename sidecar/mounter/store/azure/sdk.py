@@ -23,11 +23,11 @@ from sidecar.units import KIB
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 _DELETE_TIMEOUT_S = 30.0
-"""For all of them together."""
+"""For all deletions of a call together."""
 _LOGIN_TIMEOUT_S = 30.0
 """For all attempts at one source of an identity."""
 _MOST_ANSWER_BYTES = 8 * KIB
-"""An error."""
+"""Enough for an error."""
 
 
 class AzureSdk:
@@ -97,7 +97,7 @@ class AzureSdk:
             return AzureBlobFileSystem(
                 account_name=login.account_name, account_host=host, anon=False, **options
             )
-        # A connection string is the only way to give adlfs any endpoint.
+        # adlfs takes an endpoint only in a connection string.
         fields = [f"BlobEndpoint={self._base_url}"]
         if login.account_key:
             fields += [f"AccountName={login.account_name}", f"AccountKey={login.account_key}"]
@@ -106,7 +106,7 @@ class AzureSdk:
         try:
             return AzureBlobFileSystem(connection_string=";".join(fields), anon=True, **options)
         except ValueError:
-            pass  # its message may hold the string
+            pass  # the exception's message may hold the string
         raise SecretInvalid(f"{self._errors}: no connection string can be made of the secret")
 
 
@@ -121,7 +121,7 @@ class PodIdentity:
         """A bearer token; the SDK keeps it until it is about to expire. Raises LoginRejected.
 
         Args:
-            epoch: of the login; what an earlier one got is forgotten.
+            epoch: of the login; what an earlier epoch got is forgotten.
         """
         from azure.core.exceptions import ClientAuthenticationError
         from azure.core.pipeline.transport import RequestsTransport
@@ -131,14 +131,14 @@ class PodIdentity:
             self._epoch = epoch
             transport = RequestsTransport(session=_session(), session_owner=False)
             self._chain = DefaultAzureCredential(transport=transport, timeout=_LOGIN_TIMEOUT_S)
-        with contextlib.suppress(ClientAuthenticationError):  # its message quotes what it tried
+        with contextlib.suppress(ClientAuthenticationError):  # its message quotes credentials
             token: str = self._chain.get_token(STORAGE_SCOPE).token
             return token
         raise no_identity(errors)
 
 
 def _session() -> Any:
-    """What requests is sent by: our own HTTP."""
+    """A session for requests that sends through our own HTTP."""
     from requests import ConnectionError as NoConnection
     from requests import Session
     from requests.adapters import HTTPAdapter
@@ -161,7 +161,7 @@ def _session() -> Any:
 
 
 def no_identity(errors: StoreErrors) -> LoginRejected:
-    """There is nothing to log in with."""
+    """The error that there is nothing to log in with."""
     return LoginRejected(
         f"{errors}: the pod has no ambient identity that Azure accepts",
         "name a `secret`, or give the pod's service account workload identity",

@@ -1,4 +1,4 @@
-"""Azure Blob Storage. Imports no SDK: what adlfs does is in :mod:`.sdk`.
+"""Azure Blob Storage. :mod:`.sdk` has what adlfs does.
 
 User metadata: Azure's names are identifiers, so ``-`` is kept as ``_``; keys begin with a
 letter. Changing metadata in place makes a new ETag, and with it a new version.
@@ -65,10 +65,10 @@ if TYPE_CHECKING:
 
 COPY_POLL_S = 0.5
 COPY_IDLE_S = 120.0
-"""How long a copy inside the store may be without progress."""
+"""How long a copy inside the store may make no progress."""
 _SMALL_BLOCK_BYTES = 4 * MIB
 DELETE_BATCH = 100
-"""As many connections as the SDK has."""
+"""The SDK has as many connections."""
 _COPY_STATUS, _COPY_PROGRESS = "x-ms-copy-status", "x-ms-copy-progress"
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         return self.read_head(call, lambda: self._azure.request("HEAD", call.key), parse)
 
     def _tags(self, like: ObjectInfo | None, properties: Properties) -> str:
-        """As ``x-ms-tags`` has them; asked for only where there are some."""
+        """The tags in the form of ``x-ms-tags``; asked for only if the object has some."""
         if like is None or TAG_COUNT not in properties or not self.property_keeper.may(TAGS):
             return ""
         try:
@@ -145,7 +145,7 @@ class AzureStore(HttpStore[AzureCredentials]):
             return ""
 
     def _ask(self, call: Call, query: Mapping[str, str], parse: Callable[[bytes], T]) -> T:
-        """What a document about a blob says."""
+        """The result of ``parse`` for a document about a blob."""
         reply = self.transfer(
             call,
             lambda: self._azure.request("GET", call.key, query),
@@ -193,7 +193,7 @@ class AzureStore(HttpStore[AzureCredentials]):
     def put_block(self, key: str, name: str, content: Content, properties: Properties) -> None:
         """Stage a block of a blob that will have ``properties``.
 
-        ``name``: of one length for all blocks of a blob, as Azure demands.
+        ``name``: all names of a blob's blocks must have one length.
         """
         query = {"comp": "block", "blockid": encoded(name)}
         self.property_keeper.write(
@@ -216,7 +216,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         properties: Properties,
         tags: str,
     ) -> ObjectInfo:
-        """Make the blob of staged blocks and of blocks that it has."""
+        """Make the blob of staged blocks and of blocks that it has already."""
         body = block_list(names)
         own = {
             "content-type": "application/xml",
@@ -269,11 +269,11 @@ class AzureStore(HttpStore[AzureCredentials]):
         *,
         like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
-        """As :meth:`Store.patch`: blocks in which nothing changed stay.
+        """As :meth:`Store.patch`: unchanged blocks stay.
 
-        Small blocks at the end are sent again with the new bytes, if they are no larger than
-        those. Else a log that is saved a thousand times would have a thousand blocks, and a blob
-        has 50,000 at most.
+        Small blocks at the end are sent again with the new bytes, if they are no larger than the
+        new bytes. Without that, a log that is saved a thousand times would have a thousand blocks,
+        and a blob has 50,000 at most.
         """
         if base.key != key:
             return None
@@ -324,12 +324,12 @@ class AzureStore(HttpStore[AzureCredentials]):
         for name, size_bytes in committed:
             end = position + size_bytes
             if len(name) != len(block_name(new_series(), 1)):
-                return []  # another client's; names of two lengths are refused
+                return []  # another client's blocks; names of two lengths are refused
             if end <= revision.size_bytes and not changed.touches(position, end):
                 blocks.append((position, end, name))
             position = end
         if position != base.size_bytes:
-            return []  # it was not made of blocks, or is another version
+            return []  # the blob was not made of blocks, or is another version
         while blocks:
             start, end, _name = blocks[-1]
             new_bytes = revision.size_bytes - end
@@ -366,7 +366,7 @@ class AzureStore(HttpStore[AzureCredentials]):
             repeated_by_copy(properties, self._tags(found, properties)),
             lambda headers: self.transfer(
                 Call("copy", source),
-                # The source may be named with a token, which the next attempt may have anew.
+                # The source may be named with a token, which may be a new one in the next attempt.
                 lambda: self._azure.request(
                     "PUT",
                     target,
@@ -390,7 +390,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         metadata: Mapping[str, str] | None,
         properties: Properties | None,
     ) -> ObjectInfo:
-        """What headers say was made. Raises StoreProtocolError if they do not say it."""
+        """The written object, by headers. Raises StoreProtocolError if they do not describe it."""
         try:
             made_s = http_time_s(made["last-modified"])
             version = parse_version(made["etag"].strip('"'))
@@ -415,7 +415,7 @@ class AzureStore(HttpStore[AzureCredentials]):
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`, DELETE_BATCH at once, through adlfs.
 
-        Keys that it fails at are deleted one by one, so that they are retried and explained.
+        Keys that adlfs fails at are deleted one by one, so that they are retried and explained.
         """
         for start in range(0, len(keys), DELETE_BATCH):
             left = [self.full(key) for key in keys[start : start + DELETE_BATCH]]
@@ -427,7 +427,7 @@ class AzureStore(HttpStore[AzureCredentials]):
     def _source_url(self, key: str) -> str:
         login = self._login.credentials
         url = f"{self._base}/{quote_path(f'{self._bucket}/{self.full(key)}')}"
-        # A key or an identity also authorises the source; a SAS token must stand there.
+        # A key or an identity also authorises the source; a SAS token must be in its URL.
         return f"{url}?{login.sas_token}" if login.sas_token and not login.account_key else url
 
     def _wait_for_copy(self, target: str) -> ObjectInfo:

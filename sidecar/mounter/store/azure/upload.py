@@ -16,9 +16,9 @@ class AzureUpload:
     """An :class:`~sidecar.mounter.store.interface.Upload`: blocks, then the list of them.
 
     Args:
-        series: what the names of its blocks begin with.
+        series: the beginning of its blocks' names.
         sizes: the parts that the store has: number to bytes.
-        properties, tags: of the blob that it will be.
+        properties, tags: of the blob that it will make.
     """
 
     ordered_parts = False

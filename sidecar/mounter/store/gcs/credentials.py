@@ -1,4 +1,4 @@
-"""What Google Cloud Storage is logged in to with: a service account's key file.
+"""The login of Google Cloud Storage: a service account's key file.
 
 The keys are those of the file as Google makes it. Rules: see :mod:`..secrets`.
 """
@@ -24,8 +24,8 @@ class GcsCredentials:
     """How to log in to Google Cloud Storage.
 
     Attributes:
-        service_account: the key file's content, as google-auth's
-            ``from_service_account_info`` takes it; None unless a secret is named.
+        service_account: the key file's content, for google-auth's
+            ``from_service_account_info``; None unless a secret is named.
         endpoint_url: None for Google itself.
         ambient: the SDK's default chain provides the login (workload identity, ...).
         anonymous: requests carry no token.
@@ -52,7 +52,7 @@ class GcsCredentials:
                 anonymous=source.anonymous,
             )
         fields.need("type")
-        # Other types may name commands and addresses to fetch a token from.
+        # Other types may name commands and addresses for fetching a token.
         fields.check(_is_service_account, "type", "is not `service_account`")
         fields.required("client_email")
         fields.need("token_uri")
@@ -70,7 +70,7 @@ class GcsCredentials:
 
 def _environment() -> SecretFields:
     emulator = os.environ.get(_EMULATOR, "")
-    if emulator and "://" not in emulator:  # Google's own clients take it so, too
+    if emulator and "://" not in emulator:  # Google's own clients accept it, too
         emulator = f"http://{emulator}"
     return SecretFields("the environment", {_EMULATOR: emulator})
 

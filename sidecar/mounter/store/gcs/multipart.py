@@ -1,7 +1,7 @@
 """Uploads to Google Cloud Storage whose parts go in parallel. Imports no SDK.
 
-Parts are no objects: nobody lists them, and no retention, soft deletion or charge for early
-deletion applies to them, as it would to temporary objects that are composed
+Parts are no objects: nobody lists them, and retention, soft deletion and charges for early deletion
+do not apply to them, as they would to temporary objects that are composed
 (docs/decisions/0055-parts-in-parallel-on-gcs.md).
 
 Source: "XML API multipart uploads", https://cloud.google.com/storage/docs/multipart-uploads.
@@ -34,8 +34,8 @@ _UPLOAD_ID = re.compile(r"[!-~]{1,1024}")
 class GcsUpload(MultipartUpload):
     """An :class:`~sidecar.mounter.store.interface.Upload`, safe to use from any thread.
 
-    The end of an upload takes no condition. So it is checked just before, and another writer may
-    come between.
+    The request that completes an upload takes no condition. So the condition is checked just
+    before, and another writer may come between.
     """
 
     _store: GcsStore
@@ -73,11 +73,11 @@ class GcsUpload(MultipartUpload):
         """The object that was made.
 
         Args:
-            document: what the store says of it.
-            generation: the store need not name it; then it is asked, and the ETag says whether
-                the object is still this one.
+            document: the store's answer.
+            generation: may be empty, since the store need not name it. Then it is asked for, and
+                the ETag says whether the object is still this one.
 
-        Raises Stale where another writer has replaced it meanwhile.
+        Raises Stale if another writer has replaced it meanwhile.
         """
         try:
             etag = (parse_fields(document) or {})["ETag"].strip('"')
@@ -96,7 +96,7 @@ class GcsUpload(MultipartUpload):
             raise self._store.errors.stale(self._key) from None
 
     def _completed_before(self, size_bytes: int) -> ObjectInfo:
-        """The object, if an attempt to complete the upload worked whose response was lost."""
+        """The object, if an earlier attempt completed the upload and its response was lost."""
         try:
             found = self._store.head(self._key)
         except NotFound:

@@ -1,8 +1,8 @@
 """The properties of Google's objects, and the fields that repeat them. Imports no SDK.
 
 Source: "Objects", https://cloud.google.com/storage/docs/json_api/v1/objects. Holds and retention
-belong to one version and are not repeated. Grants of single objects need a permission that few
-logins have to be read, so a new version gets the bucket's default.
+belong to one version and are not repeated. Reading grants of single objects needs a permission that
+few logins have, so a new version gets the bucket's default.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ _HEADERS = {
     _KEY: "x-goog-encryption-kms-key-name",
     _CLASS: "x-goog-storage-class",
 }
-"""Of the XML API; "HTTP headers", https://cloud.google.com/storage/docs/xml-api/reference-headers."""
+"""In the XML API; "HTTP headers", https://cloud.google.com/storage/docs/xml-api/reference-headers."""
 _METADATA = "x-goog-meta-"
 _NAME = re.compile("[a-z0-9-]+")
 _VALUE = re.compile("[!-~](?:[ -~]*[!-~])?")
-"""What a header brings unchanged; names of headers have no case."""
+"""Values that a header carries unchanged; names of headers have no case."""
 
 
 def properties_in(item: Mapping[str, Any]) -> Properties:
-    """From an object resource. Raises TypeError or ValueError for what is no text."""
+    """From an object resource. Raises TypeError or ValueError if a value is not text."""
     return _shown(tuple(map(item.get, SHOWN)))
 
 
 @functools.lru_cache(DISTINCT)
 def _shown(values: tuple[str | None, ...]) -> Properties:
     found = {name: value for name, value in zip(SHOWN, values, strict=True) if value}
-    "".join(found.values()).encode()  # texts, all of them
-    if _KEY in found:  # it is named with its version, and given without
+    "".join(found.values()).encode()  # raises unless all are texts
+    if _KEY in found:  # responses name it with its version, requests without
         found[_KEY] = found[_KEY].partition(_KEY_VERSION)[0]
     return found
 
@@ -66,7 +66,7 @@ def fields_of(properties: Properties) -> dict[str, str]:
 
 
 def headers_of(properties: Properties, metadata: Mapping[str, str]) -> dict[str, str] | None:
-    """Headers of the XML API that give a new object these. None if they cannot carry them."""
+    """Headers of the XML API that give a new object these. None if headers cannot carry them."""
     headers = {_HEADERS[name]: value for name, value in properties.items()}
     headers |= {_METADATA + name: value for name, value in metadata.items()}
     named = all(map(_NAME.fullmatch, metadata))
@@ -74,16 +74,16 @@ def headers_of(properties: Properties, metadata: Mapping[str, str]) -> dict[str,
 
 
 def content_type(properties: Properties) -> str:
-    """As a header of the part that brings the content, where some servers look for it only."""
+    """For a header of the part with the content: some servers look for it there only."""
     said = properties.get("contentType", "")
     return said if said.isascii() and said.isprintable() and said else _DEFAULT_TYPE
 
 
 def component_of(properties: Properties) -> Properties:
-    """What an object must have that another one with these properties is composed of."""
+    """The properties of a component for an object with these properties."""
     return {name: value for name, value in properties.items() if name in {_KEY, _CLASS}}
 
 
 def key_query(properties: Properties, name: str = _KEY) -> dict[str, str]:
-    """The parameter of a request that names the key a new object is encrypted with."""
+    """The parameter of a request that names the encryption key of a new object."""
     return {name: properties[_KEY]} if _KEY in properties else {}

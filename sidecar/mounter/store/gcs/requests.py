@@ -36,7 +36,7 @@ _REASON = re.compile(r"[A-Za-z]+")
 
 
 class GcsRequests:
-    """Requests of the JSON API, and of the XML API where only that one can."""
+    """Requests of the JSON API, and of the XML API if only that can do it."""
 
     def __init__(
         self, source: StoreSource, endpoint: Endpoint, tokens: Tokens, *, with_metadata: bool
@@ -60,7 +60,7 @@ class GcsRequests:
             target += f"&ifGenerationMatch={version}"
         headers = {
             "range": byte_range,
-            # Without it an object stored with Content-Encoding gzip is unpacked on the way,
+            # Without this, an object stored with Content-Encoding gzip is unpacked on the way,
             # and the range is ignored.
             "accept-encoding": "gzip",
             **self._tokens.header(),
@@ -79,7 +79,7 @@ class GcsRequests:
         """A request about one object.
 
         Args:
-            action: what is done with it, as a path behind its own.
+            action: the operation, as a path after the object's.
             has_json: whether it has a body.
         """
         parameters = f"?{quote_query(query)}" if query else ""
@@ -98,7 +98,7 @@ class GcsRequests:
         return SignedRequest("POST", target, {**self._tokens.header(), **_JSON})
 
     def is_session(self, location: str) -> bool:
-        """Whether this can be path and query of a resumable upload, and not those of an object."""
+        """Whether this can be path and query of a resumable upload, and not of an object."""
         return location.startswith(self._sessions)
 
     def abort(self, target: str) -> SignedRequest:
@@ -198,7 +198,7 @@ def object_info(item: Mapping[str, Any], root: str) -> ObjectInfo:
         root: the prefix that the mount's keys do not have.
 
     Raises:
-        one of ``BAD_ANSWER``: it is none.
+        one of ``BAD_ANSWER``: it is no object resource.
     """
     parse_keys([item["name"]], root)
     return object_infos([item], root, known=True)[0]
@@ -210,11 +210,11 @@ def object_infos(
     """From object resources, whose names were checked. Raises one of ``BAD_ANSWER``.
 
     Args:
-        known: metadata and properties were asked for.
+        known: whether metadata and properties were asked for.
     """
     skip = len(root)
     sizes = parse_numbers([str(item.get("size", 0)) for item in items])
-    # When this content was made; `updated` also moves with the metadata.
+    # The time when this content was made; `updated` also moves with the metadata.
     times_s = iso_times_s([item["timeCreated"] for item in items])
     versions = [str(item["generation"]) for item in items]
     parse_numbers(versions, GENERATION_DIGITS)

@@ -29,9 +29,9 @@ SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 _DELETE_TIMEOUT_S = 10.0
 _MOST_ANSWER_BYTES = MIB
-"""An error of each of a hundred deletions."""
+"""Enough for an error of each of a hundred deletions."""
 _PATTERN = re.compile(r"[*?\[]")
-"""gcsfs takes a path with one of these for a pattern."""
+"""gcsfs takes a path with one of these as a pattern."""
 _OAUTH_ERROR = re.compile(r"[a-z_]{1,40}")
 
 
@@ -60,7 +60,7 @@ class GcsSdk:
 
         Raises SidecarError or Retryable if some may be left.
         """
-        self._identity()  # else gcsfs would renew the token, blocking its event loop
+        self._identity()  # otherwise gcsfs would renew the token, and block its event loop
         sdk = self._client.current()
         from aiohttp import ClientError
         from gcsfs.retry import HttpError
@@ -77,7 +77,7 @@ class GcsSdk:
         else:
             if len(deleted) == len(paths):
                 return
-            # It takes a batch without an answer for a key as if that were gone.
+            # If a batch has no answer for a key, gcsfs takes the key as deleted.
             failure = self._errors.protocol("a bulk deletion says nothing about some keys")
         raise failure
 
@@ -86,14 +86,14 @@ class GcsSdk:
         self._client.close()
 
     def _connect(self) -> Any:
-        # gcsfs's new default asks a gRPC endpoint about each bucket and waits a minute where
-        # there is none. Read when the package is imported.
+        # gcsfs's new default asks a gRPC endpoint about each bucket, and waits a minute if there is
+        # none. The variable is read when the package is imported.
         os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
         import fsspec.asyn
         from aiohttp import TCPConnector
         from gcsfs.core import GCSFileSystem
 
-        # It logs a traceback of what fails. That is deleted again without it, and told then.
+        # It logs a traceback for a failed deletion. Such a key is deleted again without gcsfs.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         return GCSFileSystem(
             project="-",  # only needed to list or make buckets
@@ -123,7 +123,7 @@ def _close(sdk: Any) -> None:
 
 
 def import_login() -> None:
-    """Import what a token takes, so that processes which are forked later share it."""
+    """Import what a token needs, so that processes forked later share it."""
     import google.oauth2.service_account  # noqa: F401
 
 
@@ -137,7 +137,7 @@ def service_account(info: Mapping[str, str], errors: StoreErrors) -> Any:
             dict(info), scopes=[SCOPE]
         )
     except (ValueError, MalformedError):
-        pass  # raised outside, so that the parser's exception does not stay behind it
+        pass  # raised outside, so that the error does not carry the parser's exception
     raise SecretInvalid(
         f"{errors}: the `private_key` of the service account cannot be read",
         "download the key file again and make the secret from it",
@@ -166,7 +166,7 @@ def fetch_token(identity: Any, token_url: str, errors: StoreErrors) -> None:
     """One attempt to get a new token for google-auth's credentials.
 
     Args:
-        token_url: where tokens come from; empty: the metadata server.
+        token_url: the source of tokens; empty: the metadata server.
 
     Raises SidecarError, Retryable.
     """
@@ -174,7 +174,7 @@ def fetch_token(identity: Any, token_url: str, errors: StoreErrors) -> None:
         identity.refresh(_request)
     except (SidecarError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever its parser raises at a server's answer
+    except Exception as error:  # noqa: BLE001 - its parser may raise anything
         failure = _translate(error, token_url, errors)
     else:
         return

@@ -1,4 +1,4 @@
-"""Google Cloud Storage. Imports no SDK: what gcsfs does is in :mod:`.sdk`.
+"""Google Cloud Storage. :mod:`.sdk` has what gcsfs does.
 
 User metadata is the object's ``metadata``. A change in place keeps the generation, so handles
 that pinned it go on reading.
@@ -71,17 +71,17 @@ DELETE_BATCH = 1000
 _DELETED = frozenset({200, 204})
 _ABORTED = frozenset({200, 204, 499})
 _SESSION = re.compile(r"(?:https?://[!-.0-~]*)?(/[!-~]*)")
-"""The URL of an upload; what goes back to the store is its path and query."""
+"""The URL of an upload. Its path and query are sent back to the store."""
 _XML_ACCEPTED = frozenset({200, 204})
 _NOT_BEGUN = frozenset({400, 403, 404, 405, 501})
-"""How a store says that it begins no upload of the XML API: it does not know them, or the login may
-not. Then a session is begun, which says what is wrong if that is something else."""
+"""Statuses with which a store begins no upload of the XML API: it does not support them, or the
+login may not. Then a session is begun, whose error tells any other reason."""
 _FOR_NOW = frozenset({403, 404})
-"""Of these: it may begin the next one."""
+"""Those of them after which it may begin the next upload."""
 _MOST_IDLE_REWRITES = 10
-"""In a row, without a byte copied."""
+"""How many may come in a row without a byte copied."""
 _NAME_CHARACTERS = 50
-"""How many characters of a name, of four bytes at most, fit into another one of 255 bytes."""
+"""How many characters of a name, of four bytes at most, fit into another name of 255 bytes."""
 
 
 class GcsStore(HttpStore[GcsCredentials]):
@@ -112,7 +112,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         except ValueError as error:
             raise SecretInvalid(f"STORAGE_EMULATOR_HOST: {error}") from None
         errors = StoreErrors("GCS", source.bucket, str(endpoint))
-        self._has_multipart = True  # until it says otherwise
+        self._has_multipart = True  # until the store refuses
         self._tokens = Tokens(login, errors)
         self._sdk = GcsSdk(login, self._base, self._tokens.identity, errors)
         self._gcs = requests = GcsRequests(
@@ -147,11 +147,11 @@ class GcsStore(HttpStore[GcsCredentials]):
         return object_info(resource, self._source.prefix)
 
     def _read(self, operation: str, reply: BufferedResponse, read: Callable[[Any], T]) -> T:
-        """What ``read`` makes of a document. Raises StoreProtocolError if it is another one."""
+        """The result of ``read`` for a document. Raises StoreProtocolError for another document."""
         try:
             return read(reply.json())
         except BAD_ANSWER:
-            pass  # its message may quote the document
+            pass  # the exception's message may quote the document
         raise self.malformed(operation, f"its answer to {operation} is not what was asked for")
 
     def put(
@@ -189,13 +189,13 @@ class GcsStore(HttpStore[GcsCredentials]):
         return self.info("put", reply)
 
     def abort(self, call: Call, location: str) -> None:
-        """End a resumable upload. Raises NotFound for one that is gone."""
+        """End a resumable upload. Raises NotFound if it is gone."""
         self.transfer(call, lambda: self._gcs.abort(location), (), _ABORTED, self._quick)
 
     def put_chunk(
         self, call: Call, location: str, content_range: str, body: Body
     ) -> BufferedResponse:
-        """One attempt to send a piece of a resumable upload. Status 308: it goes on."""
+        """One attempt to send a piece of a resumable upload. Status 308: there is more to send."""
         return self.transfer_once(
             call,
             lambda: self._gcs.put_chunk(location, content_range),
@@ -256,14 +256,14 @@ class GcsStore(HttpStore[GcsCredentials]):
             (_json(self._resource(key, metadata, properties)),),
             timeout=self._quick,
         )
-        # Of the session's URL only what is behind the host: it is where it was begun.
+        # Only what follows the host in the session's URL: the session is where it was begun.
         session = _SESSION.fullmatch(reply.headers.get("location", ""))
         if session is None:
             raise self.malformed("put", "an upload was begun without a session")
         return ResumableUpload(self, key, session[1], metadata or {}, None)
 
     def _begin_multipart(self, key: str, headers: Mapping[str, str]) -> str:
-        """The number of a new upload; empty where the store begins none."""
+        """The number of a new upload; empty if the store begins none."""
         if not self._has_multipart:
             return ""
         reply = self.request_xml(
@@ -288,9 +288,9 @@ class GcsStore(HttpStore[GcsCredentials]):
             sent_parts = {number: (etag, size) for number, (size, etag) in parts.items()}
             return GcsUpload(self, key, upload_id, state["metadata"], sent_parts)
         session = state["session"]
-        if not self._gcs.is_session(session):  # it comes from local disk: to be sent, or deleted
+        if not self._gcs.is_session(session):  # it comes from local disk, and must not be trusted
             raise self.malformed("put", f"what is kept of the upload of `{key}` is no session")
-        # What came behind a gap is sent again, and found to be there.
+        # Parts after a gap are sent again, and found to be there.
         in_order = itertools.takewhile(parts.__contains__, itertools.count(1))
         sent = [parts[number][0] for number in in_order]
         return ResumableUpload(self, key, session, state["metadata"], sent)
@@ -315,7 +315,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         *,
         like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
-        """As :meth:`Store.patch`: the bytes behind the end of ``base`` are sent and composed.
+        """As :meth:`Store.patch`: bytes after the end of ``base`` are sent and composed.
 
         For a moment they are an object of their own beside it.
         """
@@ -324,7 +324,7 @@ class GcsStore(HttpStore[GcsCredentials]):
             return None
         if not added_bytes:
             return self.copy(base.key, key, known=base, metadata=metadata)
-        if self._base != GOOGLE_ENDPOINT:  # emulators do not look at the condition
+        if self._base != GOOGLE_ENDPOINT:  # emulators ignore the condition
             self.check_condition(base.key, Condition(version=base.version))
         directory, _, name = key.rpartition("/")
         tail_key = f"{directory}/" if directory else ""
@@ -375,8 +375,8 @@ class GcsStore(HttpStore[GcsCredentials]):
             **key_query(properties, "destinationKmsKeyName"),
         }
         kept = found.metadata if metadata is None else metadata
-        # Complete: a class that is not named is the bucket's, and a resource that is given
-        # replaces the source's.
+        # All properties: a storage class that is not named is the bucket's, and a resource in a
+        # request replaces the source's.
         resource = _json(self._resource(target, kept, properties))
         rewritten_bytes, idle = 0, 0
         while idle < _MOST_IDLE_REWRITES:
@@ -398,7 +398,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         raise self.malformed("copy", f"its copy of `{source}` does not go on")
 
     def _rewrite_state(self, reply: Any) -> tuple[ObjectInfo | None, str, int]:
-        """What was made, or how to go on, and how many bytes are copied."""
+        """The object that was made, or the token to go on with, and how many bytes are copied."""
         if reply["done"] is True:
             return self._object_info(reply["resource"]), "", 0
         copied_bytes = parse_number(str(reply.get("totalBytesRewritten", 0)))
@@ -416,7 +416,7 @@ class GcsStore(HttpStore[GcsCredentials]):
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`, through gcsfs.
 
-        Keys that it fails at are deleted one by one, so that they are retried and explained.
+        Keys that gcsfs fails at are deleted one by one, so that they are retried and explained.
         """
         whole = {self.full(key): key for key in keys}
         plain = [name for name in whole if is_plain(name)]
@@ -437,7 +437,7 @@ class GcsStore(HttpStore[GcsCredentials]):
 
     def set_metadata(self, found: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
         """Replace the metadata of this version, which keeps its generation."""
-        # PATCH merges: what is to go must be named.
+        # PATCH merges, so keys that are to go must be named.
         gone = dict.fromkeys(found.metadata or {})
         self.transfer(
             Call("copy", found.key),

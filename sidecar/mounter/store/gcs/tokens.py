@@ -19,8 +19,8 @@ MARGIN_S = 330.0
 class Tokens:
     """The token of one login. Safe to use from any thread.
 
-    A method makes one attempt. It raises ``Retryable`` for what may work later, LoginRejected
-    or SecretInvalid for what will not.
+    A method makes one attempt. It raises ``Retryable`` if a later attempt may work, else
+    LoginRejected or SecretInvalid.
     """
 
     def __init__(self, login: Login[GcsCredentials], errors: StoreErrors) -> None:
@@ -36,7 +36,7 @@ class Tokens:
         self._lock = threading.Lock()
 
     def identity(self) -> Any:
-        """google-auth's credentials with a token that lives on, or None for anonymous."""
+        """google-auth's credentials with a token that is valid for a while; None for anonymous."""
         with self._lock:
             identity = self._find_identity()
             if not _lives_on(identity):

@@ -1,6 +1,6 @@
 """Uploads to Google Cloud Storage whose parts go in order: a resumable session. Imports no SDK.
 
-For servers without :mod:`.multipart`, and for what that one's headers cannot carry.
+For servers without :mod:`.multipart`, and for properties that its headers cannot carry.
 
 Source: "Resumable uploads", https://cloud.google.com/storage/docs/performing-resumable-uploads.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sidecar.mounter.store.gcs.store import GcsStore
 
 CHUNK_BYTES = 256 * KIB
-"""What every chunk of a session but the last must be a multiple of."""
+"""Every chunk of a session but the last must be a multiple of this."""
 
 _GOES_ON = 308
 
@@ -35,16 +35,16 @@ Pieces = Sequence[Content]
 class ResumableUpload:
     """An :class:`~sidecar.mounter.store.interface.Upload` whose bytes go in order.
 
-    Several threads may send parts at once: each waits until the parts before it are sent, and what
-    waits then goes in one request, since each takes a round trip. A part that failed may be sent
-    again; one that was sent cannot be replaced. When a part fails, those that wait behind it fail
-    too, so that no thread waits for ever. A session checks no condition
-    at its end. So it is checked just before, and another writer may come between.
+    Several threads may send parts at once: each waits until the parts before it are sent, and all
+    that wait then go in one request, since each request takes a round trip. A part that failed may
+    be sent again; one that was sent cannot be replaced. When a part fails, those that wait for it
+    fail, too, so that no thread waits for ever. A session checks no condition at its end. So the
+    condition is checked just before, and another writer may come between.
 
     Args:
         location: path and query of the session.
-        sent: sizes of the parts that an ended process had sent; it may have sent more. None for
-            a new session.
+        sent: sizes of the parts that an ended process had sent, maybe not all of them. None for a
+            new session.
     """
 
     ordered_parts = True
@@ -67,9 +67,9 @@ class ResumableUpload:
         self._sending = False
         self._failed = False
         self._sent_bytes = sum(sent or ())
-        # Whether the session has exactly what was sent. Else it is asked before the next piece.
+        # Whether the session has exactly what was sent. If not, it is asked before the next piece.
         self._sure = sent is None
-        self._tail: Pieces = ()  # what is not yet a whole chunk
+        self._tail: Pieces = ()  # bytes that are no whole chunk yet
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -119,7 +119,7 @@ class ResumableUpload:
             return
 
     def _wait_for_turn(self, number: int, content: Content) -> Pieces:
-        """What this thread sends: its part, and those behind it; nothing if another one did."""
+        """What this thread sends: its part and those after it; nothing if another one sent it."""
         with self._turn:
             if number < self._next:
                 raise Unsupported(f"part {number} of `{self._key}` is sent and stays as it is")
@@ -143,7 +143,7 @@ class ResumableUpload:
         return number == self._next and not self._sending
 
     def _waiting_from(self, number: int) -> Iterator[int]:
-        """The parts that wait, up to the first gap."""
+        """The waiting parts, up to the first gap."""
         return itertools.takewhile(self._waiting.__contains__, itertools.count(number))
 
     def _append(self, content: Pieces) -> None:
@@ -155,7 +155,7 @@ class ResumableUpload:
             self._sent_bytes += ready
         else:
             rest = waiting
-        # Parts are whole chunks but for the last one: little is left, and kept in memory.
+        # All parts but the last are whole chunks, so the rest is small, and is kept in memory.
         self._tail = tuple(map(_in_memory, rest))
 
     def _send(self, call: Call, body: Pieces, total_bytes: int | None) -> BufferedResponse:
@@ -170,16 +170,16 @@ class ResumableUpload:
         def attempt() -> BufferedResponse:
             first = self._sent_bytes
             if not self._sure:
-                # Answered with 308 and what arrived, or with the object. fake-gcs-server instead
-                # ends the session here: there, no upload survives an outage.
+                # The answer is 308 and what arrived, or the object. fake-gcs-server instead ends
+                # the session here: with it, no upload survives an outage.
                 state = self._put(call, f"bytes */{total}", ())
                 if state.status != _GOES_ON:
-                    return state  # it was finished: only the response was lost
+                    return state  # the upload was finished; only the response was lost
                 first = _persisted_bytes(state)
                 if first < self._sent_bytes or (first > end and total_bytes is not None):
                     raise self._store.errors.protocol("an upload has other bytes than were sent")
                 if first >= end and total_bytes is None:
-                    self._sure = first == end  # an ended process had sent more at once
+                    self._sure = first == end  # an ended process may have sent more at once
                     return state
             self._sure = False
             sent = f"{first}-{end - 1}" if first < end else "*"

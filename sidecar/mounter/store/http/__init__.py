@@ -1,1 +1,1 @@
-"""HTTP to object stores: connections, time-outs, retries. Knows no cloud."""
+"""HTTP to object stores: connections, time-outs, retries."""

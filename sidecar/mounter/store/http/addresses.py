@@ -1,8 +1,8 @@
-"""Where a name leads: all its addresses, which connections are spread over. Sends nothing.
+"""All addresses of a name, over which connections are spread.
 
-A store's name has addresses that change within seconds, and glibc does not say for how long an
-answer holds. So it is asked again now and then, beside the requests. An address that refuses or is
-silent is left alone for a while, as long as there are others
+A store's name has addresses that change within seconds, and glibc does not say how long an answer
+is valid. So the name is resolved again now and then, beside the requests. An address that refuses
+or is silent is left alone for a while, as long as there are others
 (docs/decisions/0063-all-addresses-of-a-name.md).
 """
 
@@ -24,13 +24,13 @@ from typing import Any
 from sidecar.mounter.store.http.forks import renew_in_child
 
 FRESH_S = 30.0
-"""How old an answer of the resolver becomes before it is asked again."""
+"""The age at which the resolver's answer is asked for again."""
 NEXT_AFTER_S = 0.25
-"""How long an address is alone in being tried ("Happy Eyeballs", RFC 8305, section 5)."""
+"""How long one address is tried before the next one, too ("Happy Eyeballs", RFC 8305, 5)."""
 FIRST_REST_S = 10.0
 LONGEST_REST_S = 160.0
 SLOW_REQUESTS = 3
-"""So many in a row, and an address is left alone."""
+"""After so many in a row an address is left alone."""
 _MOST_ADDRESSES = 64
 
 
@@ -38,9 +38,9 @@ class Address:
     """One address of a name. Threads update it without a lock: a lost count does no harm.
 
     Attributes:
-        where: family, and address as sockets of the family take it.
+        where: family, and address in that family's form for sockets.
         rests_until_s: until when it is left alone (monotonic).
-        session: of TLS, which the next connection goes on with; None: there is none.
+        session: of TLS, for the next connection; None: no session.
     """
 
     __slots__ = ("_failures", "_slow_requests", "rests_until_s", "session", "where")
@@ -52,7 +52,7 @@ class Address:
         self.session: ssl.SSLSession | None = None
 
     def begin(self) -> socket.socket:
-        """A socket that is connecting to it, and does not block. Raises OSError."""
+        """A socket that is connecting to it and does not block. Raises OSError."""
         family, where = self.where
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         error = sock.connect_ex(where)
@@ -62,18 +62,18 @@ class Address:
         raise OSError(error, os.strerror(error))
 
     def answered(self) -> None:
-        """A request got an answer: it is well."""
+        """Note that a request got an answer: the address is well."""
         self._failures = self._slow_requests = 0
         self.rests_until_s = -math.inf
 
     def was_slow(self) -> None:
-        """A request that was sent again got its answer elsewhere first."""
+        """Note that a request was sent again and got its answer elsewhere first."""
         self._slow_requests += 1
         if self._slow_requests >= SLOW_REQUESTS:
             self.failed()
 
     def failed(self) -> None:
-        """No connection to it is made in time, or a request on one got no answer in time."""
+        """Note that a connection, or a request's answer, did not come in time."""
         rest_s = min(FIRST_REST_S * 2**self._failures, LONGEST_REST_S)
         self._failures = min(self._failures + 1, 10)
         self.rests_until_s = time.monotonic() + rest_s
@@ -96,23 +96,23 @@ class Addresses:
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """Make the lock anew, and begin elsewhere (see :mod:`.forks`)."""
+        """Make the lock anew, and begin with another address (see :mod:`.forks`)."""
         self._asking = threading.Lock()
         random.shuffle(self._known)
 
     def connect(
         self, timeout_s: float, until_s: float, other_than: Address | None = None
     ) -> tuple[socket.socket, Address]:
-        """A connected socket that does not block, and where it leads.
+        """A connected socket that does not block, and its address.
 
         Args:
-            timeout_s: how long the last address that is tried has.
-            until_s: when it ends, however many addresses there are (monotonic). A name's resolution
-                has the system's limits (resolv.conf(5)).
-            other_than: is tried last.
+            timeout_s: how long the last address that is tried may take.
+            until_s: the end, however many addresses there are (monotonic). Resolving the name has
+                the system's limits (resolv.conf(5)).
+            other_than: an address that is tried last.
 
         Raises:
-            OSError: not resolved, or no address takes it.
+            OSError: the name is not resolved, or no address takes the connection.
         """
         if self._known:
             if time.monotonic() - self._asked_s > FRESH_S and self._asking.acquire(blocking=False):
@@ -127,24 +127,24 @@ class Addresses:
         return self._try(timeout_s, until_s, other_than)
 
     def rests(self, address: Address) -> bool:
-        """Whether an address is to be left alone, and others are not."""
+        """Whether an address is to be left alone while others are not."""
         now_s = time.monotonic()
         return address.rests_until_s > now_s and any(
             other.rests_until_s <= now_s for other in self._known
         )
 
     def _ask(self) -> bool:
-        """Resolve the name. Whether an address is new. Raises OSError."""
+        """Resolve the name; whether an address is new. Raises OSError."""
         found = socket.getaddrinfo(self._host, self._port, 0, socket.SOCK_STREAM)
         before = {address.where: address for address in self._known}
         places = {(family, where) for family, _, _, _, where in found[:_MOST_ADDRESSES]}
         known = [before.get(where) or Address(where) for where in places]
-        random.shuffle(known)  # other processes have the same answer
+        random.shuffle(known)  # other processes got the same order
         self._known, self._asked_s = known, time.monotonic()
         return not places <= before.keys()
 
     def _ask_again(self) -> None:
-        self._asked_s = time.monotonic()  # also if there is no answer: the old one stays
+        self._asked_s = time.monotonic()  # also without an answer: the old one stays
         try:
             with contextlib.suppress(OSError):
                 self._ask()
@@ -154,7 +154,7 @@ class Addresses:
     def _run_beside(self, work: Callable[[], None]) -> None:
         try:
             threading.Thread(target=work, name="resolver", daemon=True).start()
-        except RuntimeError:  # no thread can be made
+        except RuntimeError:  # no thread can be started
             self._asking.release()
 
     def _try(
@@ -184,7 +184,7 @@ class Addresses:
 
 
 class _Race:
-    """Connections that are being made, of which the first one is taken."""
+    """Connections that are being made at once. The first one is taken."""
 
     def __init__(self) -> None:
         self._begun: dict[int, tuple[socket.socket, Address, float]] = {}
@@ -192,7 +192,7 @@ class _Race:
         self.failure: OSError = TimeoutError("no address answers")
 
     def begin(self, address: Address) -> None:
-        """One more."""
+        """Begin one more connection."""
         try:
             sock = address.begin()
         except OSError as error:
@@ -203,7 +203,7 @@ class _Race:
             self._poll.register(sock, select.POLLOUT)
 
     def wait(self, seconds: float) -> tuple[socket.socket, Address] | None:
-        """The first one that is made; None if none is in time, or none can be any more."""
+        """The first connection that is made; None if none is in time, or all have failed."""
         ends_s = time.monotonic() + seconds
         while self._begun:
             left_s = ends_s - time.monotonic()
@@ -222,7 +222,7 @@ class _Race:
         return None
 
     def end(self) -> None:
-        """Close what is not made yet. An address that had its time has failed."""
+        """Close unfinished connections. An address that had its time has failed."""
         for sock, address, begun_s in self._begun.values():
             sock.close()
             if time.monotonic() - begun_s >= NEXT_AFTER_S:

@@ -1,7 +1,7 @@
 """Sends one request on one keep-alive connection and reads its response.
 
-Knows no store: a :class:`Translator` says what error a response is. Starts no thread, so that a
-forked child can use it. Files are sent by sendfile(2), or over TLS through one small buffer.
+A :class:`Translator` says which error a response is. The client starts no thread, so a forked child
+can use it. Files are sent by sendfile(2), or over TLS through one small buffer.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Translator(Protocol[C_contra]):
     """The errors of one store. ``call`` is what the caller of :class:`HttpClient` passed."""
 
     def refused(self, call: C_contra, response: Response, body: bytes) -> Exception:
-        """The error that a response means whose status is not accepted."""
+        """The error for a response whose status is not accepted."""
 
     def unanswered(self, call: C_contra, error: Exception) -> Exception:
-        """The error of a request without a whole response: one of ``TRANSPORT_ERRORS``."""
+        """The error for a request without a whole response: one of ``TRANSPORT_ERRORS``."""
 
     def redirect(self, fields: Headers) -> Endpoint | None:
-        """Where an error response sends the client. What is signed next is for that endpoint."""
+        """The endpoint to which an error response sends the client. Later requests go there."""
 
 
 class HttpClient(Generic[C]):
@@ -77,10 +77,10 @@ class HttpClient(Generic[C]):
         hedging: Hedging | None = None,
         most_bytes: int = _MAX_BUFFERED_BYTES,
     ) -> BufferedResponse:
-        """One attempt at a request with a body. Arguments and errors as :meth:`receive`.
+        """One attempt at a request with a body. Arguments and errors as for :meth:`receive`.
 
         Args:
-            most_bytes: how long the response may be.
+            most_bytes: the longest allowed response.
         """
         size_bytes = sum(map(len, body))
 
@@ -106,17 +106,17 @@ class HttpClient(Generic[C]):
         timeout: AdaptiveTimeout,
         hedging: Hedging | None = None,
     ) -> T:
-        """One attempt at a request without a body: what ``read`` makes of its response.
+        """One attempt at a request without a body: the result of ``read`` for its response.
 
         Args:
-            call: what is done, for the translator.
+            call: the operation, for the translator.
             sign: makes the request; called again after a redirect.
-            read: reads the body to its end, or else the connection is not used again.
+            read: reads the body to its end; if it does not, the connection is not used again.
             accepted: the statuses that are not errors.
-            hedging: of requests that may be sent twice, if they are slow; the first answer counts.
+            hedging: for requests that may be sent twice, if they are slow; the first answer counts.
 
         Raises:
-            Exception: what the translator makes of another response, or of none.
+            Exception: the translator's, for any other response or none.
         """
         return self._exchange(call, sign, _send_head, read, accepted, timeout, hedging)
 
@@ -153,7 +153,7 @@ class HttpClient(Generic[C]):
                     raise ProxyFailed(pool.proxy, response.status)
                 if response.status in accepted:
                     will_close, response.will_close = response.will_close, True
-                    result = read(response)  # an answer that is refused may be another request's
+                    result = read(response)  # a refused answer may be another request's
                     response.will_close = will_close
                     return result
                 body = response.read(_MAX_ERROR_BYTES)
@@ -193,7 +193,7 @@ def _first_to_answer(
 ) -> Connection:
     """The connection whose response is read: ``first``, or a second one if the server is slow.
 
-    The one that is not needed is closed. Raises OSError if none answers in time.
+    The other one is closed. Raises OSError if none answers in time.
     """
     slow_s = None if hedging is None else hedging.slow_after_s()
     if hedging is None or slow_s is None:
@@ -211,7 +211,7 @@ def _first_to_answer(
         return first
     unneeded = second
     try:
-        with contextlib.suppress(OSError):  # then it has ended, and the first one still may answer
+        with contextlib.suppress(OSError):  # the second one ended; the first may still answer
             send(second)
         answering = first_to_answer(first, second, timeout.timeout_s)
         if answering is second:
@@ -233,10 +233,10 @@ def _send_head(signed: SignedRequest, pool: ConnectionPool, connection: Connecti
 
 
 def _send(connection: Connection, head: bytes, body: Body) -> bool:
-    """False if the response came before all was sent."""
+    """Send; False if the response came before all was sent."""
     connection.send(head)
     # A server that refuses says so at once, reads no further and closes. Its response is worth
-    # more than the broken pipe, which is met again if there is no response.
+    # more than the broken pipe, which comes again if there is no response.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for piece in body:
             if not isinstance(piece, FileSlice):
@@ -247,18 +247,18 @@ def _send(connection: Connection, head: bytes, body: Body) -> bool:
 
 
 def _send_file(connection: Connection, piece: FileSlice) -> bool:
-    """False if the response came before all was sent."""
+    """Send a file; False if the response came before all was sent."""
     sent = _copy(connection, piece) if connection.is_tls else _sendfile(connection, piece)
     if sent is None:
         return False
-    for _ in range(sent, piece.size_bytes, _SLICE_BYTES):  # the file became shorter meanwhile
+    for _ in range(sent, piece.size_bytes, _SLICE_BYTES):  # the file has become shorter
         connection.send(bytes(min(_SLICE_BYTES, piece.size_bytes - sent)))
         sent += _SLICE_BYTES
     return True
 
 
 def _copy(connection: Connection, piece: FileSlice) -> int:
-    """Send up to the end of the file. How many bytes that were."""
+    """Send up to the end of the file; the number of bytes sent."""
     sent = 0
     while sent < piece.size_bytes:
         more = min(_SLICE_BYTES, piece.size_bytes - sent)

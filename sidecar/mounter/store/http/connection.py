@@ -28,14 +28,14 @@ from sidecar.mounter.store.http.values import parse_hex_number, parse_number
 from sidecar.units import KIB, MIB
 
 _HEAD_BYTES = 4096
-"""Received at first: a head, and little of the body, because that is copied again."""
+"""Received at first: a head, and little of the body, because body bytes here are copied again."""
 _MAX_HEAD_BYTES = 64 * KIB
-"""Of a head, and of the fields behind a body: no store takes a tenth of it as metadata."""
+"""The longest head, and trailer. No store takes a tenth of it as metadata."""
 _MAX_FRAMING_BYTES = KIB
-"""Of the line with a chunk's size."""
+"""The longest line with a chunk's size."""
 _MAX_CHUNK_DIGITS = 16
 _MAX_INTERIM = 100
-"""Interim responses before the final one."""
+"""The most interim responses before the final one."""
 _SEND_BYTES = MIB
 _END_OF_HEAD = b"\r\n\r\n"
 _TIMEVAL = struct.Struct("@ll")
@@ -55,15 +55,15 @@ class Connection:
     """A connection, used by one thread at a time, for one attempt after the other.
 
     Args:
-        sock: connected; it is closed with the connection.
-        address: where it leads.
-        timeout_s, limit_s: as :meth:`begin`.
+        sock: connected; closed with the connection.
+        address: of the other end.
+        timeout_s, limit_s: as for :meth:`begin`.
 
     Attributes:
-        address: where it leads.
+        address: of the other end.
         is_tls: whether data is encrypted in user space.
         deadline: of this attempt.
-        idle_since_s: when an answer on it was read to its end (monotonic); 0: never.
+        idle_since_s: when an answer on it was last read to its end (monotonic); 0: never.
         descriptor: of its socket.
     """
 
@@ -78,7 +78,7 @@ class Connection:
         if not self.is_tls:
             sock.settimeout(None)  # the kernel's time limit instead
         self._timeout_s = 0.0
-        self._left = memoryview(b"")  # received, and not taken yet
+        self._left = memoryview(b"")  # received, not taken yet
         self._arrival = select.poll()
         self._arrival.register(sock, select.POLLIN)
         self.deadline = Deadline()
@@ -88,13 +88,12 @@ class Connection:
         """Begin an attempt.
 
         Args:
-            timeout_s: for how long the server may neither send nor take anything before
-                TimeoutError.
-            limit_s: for how long it may do so without progress (:class:`Deadline`).
+            timeout_s: how long the server may neither send nor take anything before TimeoutError.
+            limit_s: how long it may do so without progress (:class:`Deadline`).
         """
         self.deadline.begin(limit_s)
         self._turn: Turn | None = None
-        self._is_slow = False  # whether what is waited for now was waited for before
+        self._is_slow = False  # whether the same wait has timed out once already
         if timeout_s == self._timeout_s:
             return
         self._timeout_s = timeout_s
@@ -108,9 +107,9 @@ class Connection:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing came behind the last response: neither bytes nor the end.
+        """Whether nothing came after the last response: neither bytes nor the end.
 
-        What came would be taken for the next response.
+        Such bytes would be taken for the next response.
         """
         if self._left:
             return False
@@ -121,7 +120,7 @@ class Connection:
         return False
 
     def answers_within(self, seconds: float) -> bool:
-        """Whether the answer to what was sent begins within ``seconds``, or the connection ends."""
+        """Whether the answer begins, or the connection ends, within ``seconds``."""
         if not self.is_tls:
             return bool(self._arrival.poll(seconds * 1000))
         ends_s = time.monotonic() + seconds
@@ -131,7 +130,7 @@ class Connection:
         return False
 
     def has_answer(self) -> bool:
-        """Whether the answer to what was sent has begun. Raises OSError if it will not."""
+        """Whether the answer has begun. Raises OSError if there will be none."""
         received = self._receive_now()
         if received is None:
             return False
@@ -141,7 +140,7 @@ class Connection:
         return True
 
     def rest(self) -> None:
-        """The answer was read to its end."""
+        """Note that the answer was read to its end."""
         if isinstance(self._socket, ssl.SSLSocket) and not self.idle_since_s:
             self.address.session = self._socket.session  # tickets come with the first answer
         self.idle_since_s = time.monotonic()
@@ -149,13 +148,13 @@ class Connection:
     def begin_body(self, turn: Turn) -> None:
         """From now on silence ends the attempt only if nothing is acknowledged meanwhile.
 
-        Of this body or, as long as it is not its ``turn``, of others.
+        Before its ``turn``, acknowledgements of other bodies count, too.
         """
         self._turn = turn
         self._acked_bytes = self._acknowledged_bytes()
 
     def is_moving(self) -> bool:
-        """Whether the body was on its way since this was asked last. Raises as Deadline.check."""
+        """Whether the body moved since the last call. Raises as :meth:`Deadline.check`."""
         if self._turn is None:
             return False
         before, self._acked_bytes = self._acked_bytes, self._acknowledged_bytes()
@@ -208,7 +207,7 @@ class Connection:
         return response
 
     def _final(self) -> Response:
-        """The response behind interim ones."""
+        """The final response, after interim ones."""
         for _ in range(_MAX_INTERIM):
             self.deadline.check()
             response = Response(self._head(), self)
@@ -259,7 +258,7 @@ class Connection:
         return count
 
     def _receive_rest(self, buffer: memoryview, count: int) -> int:
-        """Fill the buffer from ``count`` on. How many bytes are in it then."""
+        """Fill the buffer from ``count`` on; how many bytes are in it then."""
         if self.is_tls:
             return self._decrypt(buffer, count)
         try:
@@ -275,14 +274,14 @@ class Connection:
             while count < len(buffer) and (more := self._socket.recv_into(buffer[count:])):
                 count += more
                 if self.deadline.is_over:
-                    break  # the caller tells the deadline what came, and asks for the rest
+                    break  # the caller tells the deadline about them, and asks for the rest
         except TimeoutError:
             if not count:
                 raise
         return count
 
     def _receive_some(self) -> bytes:
-        """What comes next, which is no content; empty at the end of the connection."""
+        """The next bytes, which are no content; empty at the end of the connection."""
         if self._is_slow:
             self.deadline.check()
         self._is_slow = True
@@ -294,7 +293,7 @@ class Connection:
                     raise silent() from None
 
     def _receive_now(self) -> bytes | None:
-        """What is there, which is no content; None: nothing, but what TLS has to say itself."""
+        """Bytes that are there and are no content; None: nothing, or only TLS's own messages."""
         try:
             if not self.is_tls:
                 return self._socket.recv(_HEAD_BYTES, socket.MSG_DONTWAIT)
@@ -349,7 +348,7 @@ class Response:
         self.chunked = coding is not None
         self.length = None
         if coding is not None and (coding.lower() != "chunked" or length is not None):
-            # Who reads such a body otherwise than the server meant reads another body.
+            # Two readers could disagree about where such a body ends.
             raise BrokenResponse("a transfer coding that is not understood")
         if length is not None:
             try:
@@ -411,7 +410,7 @@ class Response:
         body = self.read(most_bytes + 1)
         if len(body) > most_bytes:
             raise BrokenResponse(f"longer than {most_bytes} bytes")
-        if self.length:  # bytes that did not come
+        if self.length:  # bytes are missing
             raise TruncatedResponse("the body ended early")
         return body
 
@@ -424,7 +423,7 @@ class Response:
         if self._in_chunk:
             return True
         behind_bytes = 0
-        while field := self._connection.line():  # fields behind the body
+        while field := self._connection.line():  # the trailer
             behind_bytes += len(field) + 2
             if behind_bytes > _MAX_HEAD_BYTES:
                 raise BrokenResponse("the fields behind a body do not end")
@@ -433,7 +432,7 @@ class Response:
 
 
 _STATUSES = {str(status): status for status in range(100, 1000) if status != 101}
-"""Without the switch to another protocol, which nobody asked for."""
+"""Without the switch to another protocol, which nobody asks for."""
 _WITHOUT_BODY = frozenset((HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED))
 
 
@@ -441,8 +440,8 @@ def request_head(method: str, target: str, headers: Mapping[str, str], host: str
     """The request line and header. ``host`` is used unless ``headers`` has one.
 
     Raises:
-        UnsendableRequest: there is a line break, which would begin another request, or what
-            stands for no byte.
+        UnsendableRequest: there is a line break, which would begin another request, or a surrogate,
+            which stands for no byte.
     """
     lines = [f"{method} {target} HTTP/1.1"]
     if "host" not in headers:
@@ -461,12 +460,12 @@ def request_head(method: str, target: str, headers: Mapping[str, str], host: str
 
 
 def first_to_answer(one: Connection, other: Connection, seconds: float) -> Connection:
-    """Of two connections on which the same was sent, the one whose answer begins first.
+    """The one of two connections with the same request whose answer begins first.
 
-    Nothing of a body is received that somebody else could be receiving.
+    Receives nothing of a body, which somebody else could be receiving.
 
     Raises:
-        OSError: none does within ``seconds``.
+        OSError: none begins within ``seconds``.
     """
     ends_s = time.monotonic() + seconds
     waiting = {connection.descriptor: connection for connection in (one, other)}
@@ -491,10 +490,10 @@ def _ended() -> ConnectionResetError:
 
 
 def silent() -> TimeoutError:
-    """What EAGAIN means on a blocking socket: its time limit is over."""
+    """The error for EAGAIN on a blocking socket: its time limit is over."""
     return TimeoutError("the server is silent")
 
 
 TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, BrokenResponse, UnsendableRequest)
-"""What a request on a connection raises: refused, reset, timed out, not resolved, not trusted,
-no HTTP in either direction."""
+"""Errors of a request on a connection: refused, reset, timed out, not resolved, not trusted, no
+HTTP in either direction."""

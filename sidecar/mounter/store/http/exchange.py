@@ -1,7 +1,7 @@
-"""One request of a cloud's SDK, sent as ours are: bounded in time and size, and led nowhere else.
+"""One request of a cloud's SDK, sent as ours are: bounded in time and size, without redirects.
 
-The libraries follow redirects with the login in their headers, read answers of any length, and
-wait as long as a byte comes now and then. Knows no store and no SDK.
+The SDKs' libraries follow redirects with the login in their headers, read answers of any length,
+and wait as long as a byte comes now and then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.units import KIB
 
 MOST_BYTES: Final = 64 * KIB
-"""Of an answer that has a token in it."""
+"""The longest answer with a token in it."""
 _SILENCE_S: Final = 5.0
 _ANSWERS: Final = frozenset({*range(200, 300), *range(400, 1000)})
 _OURS: Final = frozenset({"accept-encoding", "connection", "content-length", "expect", "host"})
@@ -35,14 +35,14 @@ def exchange(
     most_silence_s: float | None = None,
     verify_tls: bool = True,
 ) -> BufferedResponse:
-    """The answer of a server, whatever its status, but for redirects.
+    """The answer of a server, whatever its status. Redirects are not followed.
 
     Args:
-        most_silence_s: where it is not the usual one.
+        most_silence_s: if it is not the usual one.
 
     Raises:
-        OSError, BrokenResponse, UnsendableRequest: there is none, or none within the bounds.
-        ValueError: it is no URL of HTTP.
+        OSError, BrokenResponse, UnsendableRequest: no answer, or none within the bounds.
+        ValueError: the URL is not one of HTTP.
         SecretInvalid: as :class:`ConnectionPool`.
     """
     parts = urlsplit(url)
@@ -64,7 +64,7 @@ def exchange(
 
 
 class _Untranslated:
-    """Implements :class:`sidecar.mounter.store.http.client.Translator`: the SDK's module knows."""
+    """A :class:`~.client.Translator` that leaves errors to the SDK's module."""
 
     def refused(self, call: None, response: Response, body: bytes) -> Exception:  # noqa: ARG002
         return BrokenResponse("a redirect")
@@ -73,4 +73,4 @@ class _Untranslated:
         return error
 
     def redirect(self, fields: Headers) -> None:
-        """Nowhere."""
+        """Never."""

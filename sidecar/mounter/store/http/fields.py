@@ -12,11 +12,11 @@ _FRAMING = ("content-length", "transfer-encoding")
 
 
 class BrokenResponse(Exception):
-    """The response is not HTTP. The message quotes nothing of it."""
+    """The response is not HTTP. The message quotes nothing of the response."""
 
 
 class Headers(dict[str, str]):
-    """Header fields by lower-case name; of a repeated field the last counts.
+    """Header fields by lower-case name; the last one of a repeated field counts.
 
     Attributes:
         lines: the fields as they came.
@@ -25,7 +25,7 @@ class Headers(dict[str, str]):
     lines: Sequence[str] = ()
 
     def below(self, start: str) -> dict[str, str]:
-        """The fields whose name begins with ``start``, by the rest of it as it was sent."""
+        """The fields whose names begin with ``start``, by the rest of their names as sent."""
         names = (line.partition(":")[0] for line in self.lines)
         return {
             name[len(start) :]: self[name.lower()]

@@ -1,7 +1,7 @@
-"""Bodies on their way to a store, over all its connections. Knows no bytes and no connection.
+"""Bodies on their way to a store, over all its connections.
 
-What stands in between, as a proxy in the pod or a router, may take many of them at once and pass
-them on slowly. Then each one is silent for long, though the line is busy with the others.
+A proxy in the pod, or a router, may take many bodies at once and pass them on slowly. Then each one
+is silent for long, though the line is busy with the others.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from typing import Final
 
 _UNFAIRNESS: Final = 2
-"""How much of what comes behind a body may overtake it."""
+"""How many bytes that were sent after a body, as a multiple of it, may overtake it."""
 
 
 class Flow:
     """All bodies that go to one store. Safe to use from any thread.
 
     Attributes:
-        arrived_bytes: what the store has answered to.
+        arrived_bytes: bytes of bodies that the store has answered.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Flow:
 
     @contextlib.contextmanager
     def body(self, size_bytes: int) -> Iterator[Turn]:
-        """A block that sends a body; it has arrived if that raises nothing."""
+        """A block that sends a body. If it raises nothing, the body has arrived."""
         with self._lock:
             self._on_its_way_bytes += size_bytes
             due_bytes = self.arrived_bytes + _UNFAIRNESS * self._on_its_way_bytes
@@ -44,7 +44,7 @@ class Flow:
 
 
 class Turn:
-    """When one body should have arrived: not before what was on its way when it began.
+    """When one body should have arrived: not before those that were on their way when it began.
 
     Used by one thread.
     """
@@ -57,6 +57,6 @@ class Turn:
         self._seen_bytes = flow.arrived_bytes
 
     def gets_nearer(self) -> bool:
-        """Whether others have arrived since this was asked last, and its own turn is not over."""
+        """Whether others have arrived since the last call, and its own turn is not over."""
         before, self._seen_bytes = self._seen_bytes, self._flow.arrived_bytes
         return before < self._seen_bytes < self._due_bytes

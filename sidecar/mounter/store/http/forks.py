@@ -1,7 +1,7 @@
-"""Renews locks and connections in a forked child. Imports nothing of the product.
+"""Renews locks and connections in a forked child.
 
-A worker forks reader processes. A lock that another thread of the parent held at that moment
-would stay locked for ever in the child, and a connection would be shared with the parent. Both are
+A worker forks reader processes. In the child a lock that another thread of the parent held at that
+moment would stay locked for ever, and a connection would be shared with the parent. Both are
 replaced before the child runs.
 """
 

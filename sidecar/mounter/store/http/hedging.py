@@ -1,7 +1,8 @@
-"""When a request that only reads is sent a second time, because it is slow. Sends nothing.
+"""When a slow request that only reads is sent a second time.
 
 "The tail at scale" (Dean and Barroso, 2013): of a thousand requests one is slow for no reason that
-the next one shares. Why not more of them: docs/decisions/0064-slow-reads-are-asked-twice.md.
+the next one shares. Reasons for not sending more:
+docs/decisions/0064-slow-reads-are-asked-twice.md.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Callable
 from sidecar.mounter.store.http.forks import renew_in_child
 
 SHARE = 0.05
-"""How many requests more there are at most."""
+"""The most additional requests, as a part of all."""
 _USUAL = 0.95
 _FACTOR = 1.5
-"""A request is slow that takes so many times what 95 of 100 take at most."""
+"""A request is slow when it takes this many times what 95 of 100 take."""
 SHORTEST_S = 0.05
-"""But not before: a process may wait so long for a core."""
+"""No request is slow before this: a process may wait so long for a core."""
 _FEWEST = 20
-"""So many answers are known before one is slow."""
+"""How many answers must be known before a request can be slow."""
 _MOST = 200
 _LARGEST_BURST = 10
 """An address that dies makes several requests slow at once."""
@@ -47,15 +48,15 @@ class Hedging:
         self._lock = threading.Lock()
 
     def slow_after_s(self) -> float | None:
-        """A request was sent: when it is slow, in seconds; None: that is not known yet."""
+        """Count a sent request; after how many seconds it is slow (None: not known yet)."""
         with self._lock:
             self._saved = min(self._saved + SHARE, _LARGEST_BURST)
             return self._slow_s
 
     def may_send(self) -> bool:
-        """Whether a slow request may be sent a second time; then it is counted.
+        """Whether a slow request may be sent a second time. If so, it is counted.
 
-        Who may not asks again later: other requests go on, and some of them make it possible.
+        If not, ask again later: other requests go on, and some of them make it possible.
         """
         with self._lock:
             if self._saved < 1:
@@ -65,7 +66,7 @@ class Hedging:
         return True
 
     def answered(self, seconds: float) -> None:
-        """The first byte came after so long. Without the lock: a lost sample does no harm."""
+        """Note after how long the first byte came. No lock: a lost sample does no harm."""
         self._times_s.append(seconds)
         self._answers += 1
         if self._answers % _FEWEST == 0:

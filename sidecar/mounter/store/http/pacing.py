@@ -1,10 +1,10 @@
-"""How fast requests may go to a store that says they are too many. Knows no clock and never sleeps.
+"""How fast requests may go to a store that says there are too many.
 
 Additive increase, multiplicative decrease (Chiu and Jain, "Analysis of the increase and decrease
-algorithms for congestion avoidance in computer networks", 1989): many mounts that know nothing of
-each other stay about at what a prefix allows, and get shares of about one size. Without it each
-refused request is sent again after a delay of its own, and a third or more of what a store is
-asked is asked in vain (docs/decisions/0056-pacing.md).
+algorithms for congestion avoidance in computer networks", 1989): independent mounts together stay
+at about what a prefix allows, and get about equal shares. Without it each refused request is sent
+again after its own delay, and a third or more of all requests are in vain
+(docs/decisions/0056-pacing.md).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import threading
 from sidecar.mounter.store.http.forks import renew_in_child
 
 DECREASE = 0.8
-"""What is left of the rate after a refusal."""
+"""The part of the rate that is left after a refusal."""
 DECREASE_EVERY_S = 1.0
-"""Refusals within this time are one: those requests went before the first was answered."""
+"""Refusals within this time count as one: their requests were sent before the first answer."""
 INCREASE_PER_S = 2.0
-"""By how many requests per second the rate grows in a second. It is the same for each, so shares
-become equal."""
+"""How much the rate, in requests per second, grows in a second. It is the same for all mounts, so
+their shares become equal."""
 MOST_INCREASE_PER_S = 0.1
-"""But by no larger share of itself: a thousand mounts of five each grow together, too."""
+"""The growth is at most this part of the rate, so that a thousand mounts do not grow too fast."""
 GROWTH_PER_S = 0.02
-"""And by this share of itself, so that a large rate recovers as soon as a small one."""
+"""The growth is at least this part of the rate, so that a large rate recovers as soon."""
 LEAST_RATE = 1.0
 MOST_DELAY_S = 5.0
 _WINDOW_S = 1.0
@@ -34,24 +34,24 @@ _LEAST_WINDOW_S = 0.1
 class Pacing:
     """The pace of one kind of requests of one process. Safe to use from any thread.
 
-    Nothing waits until the store refuses something, and nothing any more once the rate has grown to
-    twice what it was then without another refusal.
+    Nothing waits until the store refuses something. Nothing waits any more once the rate has grown,
+    without another refusal, to twice what it was at the first one.
 
     Attributes:
-        taken_s: when the store took a request last, as its user says.
+        taken_s: when the store last took a request, as the caller says.
     """
 
     def __init__(self) -> None:
         self.after_fork()
         self.taken_s = -math.inf
         self._rate: float | None = None  # requests per second; None: no limit is known
-        self._grown_s = 0.0  # when it was last that
+        self._grown_s = 0.0  # when the rate last grew
         self._refused_rate = 0.0
         self._decreased_s: float | None = None
-        self._turn_s = 0.0  # of the next request
-        self._window_s: float | None = None  # when it began
+        self._turn_s = 0.0  # when the next request may go
+        self._window_s: float | None = None  # when the window began
         self._sent = 0  # in this window
-        self._sent_rate = 0.0  # in the one before
+        self._sent_rate = 0.0  # in the previous window
         renew_in_child(self)
 
     def after_fork(self) -> None:
@@ -60,11 +60,11 @@ class Pacing:
 
     @property
     def is_limiting(self) -> bool:
-        """Whether there is a pace."""
+        """Whether requests must wait."""
         return self._rate is not None
 
     def delay_s(self, now_s: float) -> float:
-        """How long the request that comes next has to wait, in seconds.
+        """How long the next request has to wait, in seconds.
 
         Args:
             now_s: of a clock that never goes back.
@@ -79,7 +79,7 @@ class Pacing:
             return turn_s - now_s
 
     def refused(self, now_s: float) -> None:
-        """The store answered that there are too many requests."""
+        """Note that the store answered that there are too many requests."""
         with self._lock:
             rate = self._grow(now_s)
             is_early = self._decreased_s is not None and (
@@ -91,7 +91,7 @@ class Pacing:
                 self._decreased_s = self._grown_s = now_s
 
     def _count(self, now_s: float) -> None:
-        """Count requests, so that the first refusal finds out how many there are."""
+        """Count requests, so that the rate is known at the first refusal."""
         if self._window_s is None:
             self._window_s = now_s
         passed_s = now_s - self._window_s
@@ -101,12 +101,12 @@ class Pacing:
         self._sent += 1
 
     def _measured(self, now_s: float) -> float:
-        """Requests per second: of the last window, or of this one if there are more."""
+        """Requests per second in the last window, or in this one if there are more."""
         passed_s = now_s - (self._window_s if self._window_s is not None else now_s)
         return max(self._sent_rate, self._sent / max(_LEAST_WINDOW_S, passed_s))
 
     def _grow(self, now_s: float) -> float | None:
-        """The rate by now."""
+        """The rate at ``now_s``."""
         if self._rate is None:
             return None
         passed_s = max(0.0, now_s - self._grown_s)

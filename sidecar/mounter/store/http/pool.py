@@ -1,4 +1,4 @@
-"""Keep-alive connections to one endpoint, one for each request in flight. Sends nothing."""
+"""Keep-alive connections to one endpoint, one for each request in flight."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from sidecar.mounter.store.http.proxies import ProxyFailed, open_tunnel, proxy_f
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 
 MAX_CONNECTIONS = 128
-"""Twice what parts may have in flight: other requests wait for none of them."""
+"""Twice the most parts in flight, so that other requests need not wait for parts."""
 MOST_IDLE_S = 60.0
-"""How long a connection is kept that nobody uses. What translates addresses forgets it after four
-minutes (Azure) or six (AWS), and some firewalls sooner; then the next request gets no answer."""
+"""How long an unused connection is kept. A NAT forgets it after four minutes (Azure) or six (AWS),
+some firewalls sooner; then the next request gets no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Endpoint:
         port: TCP port.
         path: prefix of every path, without a slash at its end.
         verify_tls: whether the certificate is checked.
-        authorities: PEM file of what it is checked against; empty: :func:`authorities_file`.
+        authorities: PEM file to check it against; empty: :func:`authorities_file`.
         direct: no proxy is on the way, whatever the environment says.
     """
 
@@ -51,7 +51,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str, *, verify_tls: bool = True) -> Endpoint:
-        """From a URL such as ``http://127.0.0.1:9000``. Raises ValueError if it is not one."""
+        """From a URL such as ``http://127.0.0.1:9000``. Raises ValueError if it is no such URL."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("an endpoint must look like https://host or http://host:port")
@@ -68,7 +68,7 @@ class Endpoint:
     def way(self) -> str:
         """What decides whose bytes arrive: who is asked, and who vouches for the answer.
 
-        If nobody does, a proxy answers as it likes. With its login: to be shown to nobody.
+        If nobody vouches, the proxy counts, with its login: do not show this to anybody.
         """
         if self.tls and self.verify_tls:
             file = self.authorities or authorities_file()
@@ -90,10 +90,10 @@ class ConnectionPool:
     Starts no thread. In a forked child it is empty, and the parent's connections stay whole.
 
     Attributes:
-        proxy: through which the endpoint is reached; None: none.
+        proxy: on the way to the endpoint; None: no proxy.
 
     Raises:
-        SecretInvalid: as :func:`proxy_for`.
+        SecretInvalid: as from :func:`proxy_for`.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -117,19 +117,19 @@ class ConnectionPool:
         """A request's line and header on these connections. Raises UnsendableRequest."""
         authority = self._endpoint.authority
         if self.proxy is not None and not self._endpoint.tls:
-            # What a proxy forwards names its server (RFC 9112, 3.2.2).
+            # A request that a proxy forwards names its server (RFC 9112, 3.2.2).
             target, headers = f"http://{authority}{target}", {**headers, **self.proxy.fields}
         return request_head(method, target, headers, authority)
 
     def take(self, timeout: AdaptiveTimeout) -> Connection:
         """A connection for this caller alone.
 
-        One on which bytes came that belong to no request is closed, and one to an address that is
+        A connection is closed if bytes came on it that belong to no request, or if its address is
         to be left alone.
 
         Args:
-            timeout: how long the server may be silent, and how long without progress, from the
-                moment on that there is room for the connection.
+            timeout: how long the server may be silent, and how long without progress, once there is
+                room for the connection.
 
         Raises:
             OSError: refused, not resolved, not trusted, too slow.
@@ -137,7 +137,7 @@ class ConnectionPool:
         self._slots.acquire()
         while True:
             try:
-                # list.pop is atomic, and the last one used is the most likely to be still open.
+                # list.pop is atomic, and the last one used is the most likely to be open still.
                 connection = self._idle.pop()
             except IndexError:
                 return self._new(timeout.timeout_s, timeout.limit_s)
@@ -145,9 +145,9 @@ class ConnectionPool:
                 return connection
 
     def take_second(self, timeout: AdaptiveTimeout, first: Connection) -> Connection | None:
-        """One more for the same request, to another address if that is possible; None: none.
+        """Another connection for the same request, to another address if possible; None: none.
 
-        It waits for no other request, and no longer than ``timeout`` for an answer.
+        Waits for no other request, and for an answer no longer than ``timeout``.
         """
         if not self._slots.acquire(blocking=False):
             return None
@@ -175,22 +175,22 @@ class ConnectionPool:
         self._slots.release()
 
     def close(self) -> None:
-        """Keep no connection any more: requests in flight end, and their connections with them."""
+        """Keep no connection: those in use are closed when their requests end."""
         self._closed = True
         self.close_idle()
 
     def close_idle(self) -> None:
-        """Close the connections that nobody uses. After one was found dead, others likely are."""
+        """Close all unused connections. After one was found dead, others likely are."""
         self._close_idle(0.0)
 
     def _close_idle(self, least_s: float) -> None:
-        """Those that nobody has used for so long. The last one used comes last."""
-        with contextlib.suppress(IndexError):  # there is none, or another thread took it
+        """Close those that nobody has used for so long. The last one used is at the end."""
+        with contextlib.suppress(IndexError):  # the list is empty, or another thread took it
             while time.monotonic() - self._idle[0].idle_since_s >= least_s:
                 self._idle.pop(0).close()
 
     def _begin(self, connection: Connection, timeout: AdaptiveTimeout) -> bool:
-        """Use an idle connection. False if it cannot be used; then it is closed."""
+        """Use an idle connection. If it cannot be used, close it and return False."""
         is_old = time.monotonic() - connection.idle_since_s > MOST_IDLE_S
         if not is_old and connection.is_quiet and not self._addresses.rests(connection.address):
             connection.begin(timeout.timeout_s, timeout.limit_s)
@@ -234,7 +234,7 @@ class ConnectionPool:
 
 
 def authorities_file() -> str:
-    """PEM file of the authorities that certificates are checked against.
+    """PEM file of the authorities for checking certificates.
 
     ``SSL_CERT_FILE``, else ``AWS_CA_BUNDLE``, which users of S3 know, else certifi's, because
     a slim image has none.

@@ -1,8 +1,8 @@
-"""HTTP proxies between us and a store, as the environment names them. Knows no store.
+"""HTTP proxies between us and a store, as the environment names them.
 
-``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY`` mean what they mean to the SDKs, which read them
-too: one process serves one bucket, so they are this bucket's. A login may stand in the URL; nothing
-here shows it.
+``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY`` mean what they mean to the SDKs, which read them,
+too: one process serves one bucket, so the variables are this bucket's. A URL may contain a login;
+nothing here shows it.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Proxy:
 
 
 def proxy_for(host: str, port: int, *, tls: bool) -> Proxy | None:
-    """The proxy through which a server is reached; None: none.
+    """The proxy on the way to a server; None: no proxy.
 
     Raises:
-        SecretInvalid: the variable has no URL of a proxy.
+        SecretInvalid: the variable is not the URL of a proxy.
     """
     found = _find(host, port, "https" if tls else "http")
-    if isinstance(found, str):  # raised here, where no variable holds the URL
+    if isinstance(found, str):  # raised here, where no local variable holds the URL
         raise SecretInvalid(
             f"the environment: `{found}` is not http://HOST:PORT, with or without a login"
         )
@@ -72,12 +72,12 @@ def proxy_for(host: str, port: int, *, tls: bool) -> Proxy | None:
 
 
 def is_proxy(url: object) -> bool:
-    """Whether it is ``http://[LOGIN@]HOST[:PORT]``. No proxy is spoken to over TLS."""
+    """Whether it is ``http://[LOGIN@]HOST[:PORT]``. TLS to a proxy is not supported."""
     return isinstance(url, str) and _parts(url) is not None
 
 
 def name_exempt_host(host: str) -> None:
-    """Add a host to ``NO_PROXY`` that is in one of its networks: not all SDKs know networks."""
+    """Add a host to ``NO_PROXY`` if one of its networks has it: not all SDKs take networks."""
     listed = urllib.request.getproxies_environment().get("no")
     if listed and _is_in_a_network(host, listed):
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"{listed},{host}"
@@ -87,7 +87,7 @@ def open_tunnel(sock: socket.socket, host: str, port: int, proxy: Proxy, until_s
     """Have the proxy connect to a server (CONNECT, RFC 9110, 9.3.6).
 
     Args:
-        until_s: when it must have done so (monotonic).
+        until_s: the deadline (monotonic).
 
     Raises:
         ProxyFailed: it did not.
@@ -109,12 +109,12 @@ def open_tunnel(sock: socket.socket, host: str, port: int, proxy: Proxy, until_s
     status = int(rest[:3])
     if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         raise ProxyFailed(proxy, status)
-    if not answer.endswith(b"\r\n\r\n"):  # bytes before ours: not what we asked for
+    if not answer.endswith(b"\r\n\r\n"):  # bytes of the server before ours are not expected
         raise ProxyFailed(proxy)
 
 
 def _find(host: str, port: int, scheme: str) -> Proxy | str | None:
-    """As :func:`proxy_for`; the name of a variable that has no URL of a proxy."""
+    """As :func:`proxy_for`; or the name of a variable that is not the URL of a proxy."""
     proxies = urllib.request.getproxies_environment()
     url = proxies.get(scheme)
     if not url or _is_exempt(host, port, proxies):

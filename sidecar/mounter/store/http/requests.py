@@ -1,4 +1,4 @@
-"""Requests and responses as values. Knows no store and sends nothing."""
+"""Requests and responses as values."""
 
 from __future__ import annotations
 

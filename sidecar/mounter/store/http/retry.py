@@ -1,4 +1,4 @@
-"""One retry policy for all requests to a store. Knows neither HTTP nor the store.
+"""One retry policy for all requests to a store.
 
 An attempt returns, raises a final :class:`~sidecar.errors.SidecarError`, or raises
 :class:`Retryable`. One budget bounds one call, because nothing below retries.
@@ -29,16 +29,16 @@ from sidecar.mounter.store.interface import StoreObserver
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
 LOGIN_BUDGETS = 4
-"""For so many times its budget a login may be rejected: a kubelet takes up to 90 s to bring the new
-key (``syncFrequency`` of a minute, half as much of jitter)."""
+"""How many times its budget a login may be rejected: a kubelet takes up to 90 s to bring a new key
+(``syncFrequency`` of a minute, and half as much jitter)."""
 SILENCES = 2
-"""So many attempts without an answer do not count for the budget. Some wait longer than it, and the
-next attempt is at another address."""
+"""How many attempts without an answer do not count for the budget. Some wait longer than the
+budget, and the next attempt is at another address."""
 THROTTLED_BUDGETS = 10
-"""For so many times its budget a request may be refused by a store that takes others."""
+"""How many times its budget a request may be refused by a store that takes others."""
 _READS = frozenset({"list", "head", "get"})
 _TAKEN = frozenset({"ok", NotFound.code})
-"""How requests end that a store did not refuse: that there is no such object is an answer."""
+"""Outcomes of requests that the store did not refuse: a missing object is an answer."""
 
 T = TypeVar("T")
 
@@ -66,12 +66,12 @@ class Refreshable(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Grows with every refresh."""
+        """Grows with each refresh."""
 
     def refresh(self, seen_epoch: int, *, rejected: bool = False) -> bool:
         """Replace the credentials of ``seen_epoch``; False if there are no newer ones.
 
-        ``rejected``: what they gave is to be replaced, too.
+        ``rejected``: also replace what they gave, such as a token.
         """
 
 
@@ -79,9 +79,9 @@ class Retry:
     """Repeats an attempt until it works or the budget is spent.
 
     Args:
-        budget_s: time for all attempts, from the first one on; 0 means one attempt. While the
-            store takes other requests of the kind, what it refuses as too many gets
-            THROTTLED_BUDGETS times as long: that is no outage.
+        budget_s: time for all attempts, from the first one on; 0 means one attempt. Refusals for
+            too many requests get THROTTLED_BUDGETS times as long while the store takes other
+            requests of the kind: that is no outage.
         login: refreshed after AccessDenied.
         observer: counts attempts, retries and failures.
     """
@@ -90,7 +90,7 @@ class Retry:
         self._budget_s = budget_s
         self._login = login
         self._observer = observer
-        # Stores count them apart ("Best practices design patterns: optimizing Amazon S3
+        # Stores count these separately ("Best practices design patterns: optimizing Amazon S3
         # performance").
         self._reads, self._writes = Pacing(), Pacing()
         self._hedging = {
@@ -101,13 +101,13 @@ class Retry:
     def run(self, operation: str, attempt: Callable[[], T]) -> T:
         """The result of the first attempt that works.
 
-        After AccessDenied the credentials are refreshed once and the attempt is repeated,
-        also where there are no newer ones: stores deny by mistake on bad days. While the store
-        rejects the login itself (LoginRejected) it is repeated for LOGIN_BUDGETS times the budget:
-        of a key that is rotated the new one comes later, when the kubelet has synced the secret.
-        The observer is told of the failure at once, for somebody may have to bring that key. What
-        is read is asked for once more if the answer makes no sense: it may be what came late on
-        a connection, and belong to no request.
+        After AccessDenied the credentials are refreshed once and the attempt is repeated, even if
+        there are no newer ones: stores deny by mistake on bad days. While the store rejects the
+        login itself (LoginRejected), the attempt is repeated for LOGIN_BUDGETS times the budget: a
+        rotated key comes later, when the kubelet has synced the secret. The observer is told of the
+        failure at once, since somebody may have to bring that key. A read whose answer makes no
+        sense is repeated once: the answer may have come late on a connection and belong to no
+        request.
 
         Raises:
             SidecarError: the attempt's own final error, or that of its last ``Retryable``.
@@ -119,7 +119,7 @@ class Retry:
             raise
 
     def hedging(self, operation: str) -> Hedging | None:
-        """Of reads, while the store does not say that it is asked too much."""
+        """The hedging of reads; None while the store says that there are too many requests."""
         return None if self._pacing(operation).is_limiting else self._hedging.get(operation)
 
     def failed(self, operation: str, error: SidecarError) -> None:
@@ -134,7 +134,7 @@ class Retry:
         refreshed = doubted = waits = False
         pacing = self._pacing(operation)
         while True:
-            # No longer than all attempts may take: whoever gives a short budget has another way.
+            # No longer than all attempts may take: a caller with a short budget has another way.
             self._hold(min(self._budget_s, pacing.delay_s(time.monotonic())))
             epoch = self._login.epoch
             budget.attempt_s = time.monotonic()
@@ -145,8 +145,8 @@ class Retry:
                     self._wait_for_login(operation, denied, backoff.next_s(), started, told=waits)
                     waits = True
                 refreshed = True
-                # A secret that cannot be read is being replaced, perhaps. If it stays like that,
-                # what the store says of the old login is told.
+                # A secret that cannot be read may be just being replaced. If it stays like that,
+                # the store's answer to the old login is raised.
                 with contextlib.suppress(CredentialError):
                     self._login.refresh(epoch, rejected=isinstance(denied, LoginRejected))
                 self._observer.retried(operation, "credentials")
@@ -177,7 +177,7 @@ class Retry:
     def _wait_for_login(
         self, operation: str, denied: AccessDenied, delay_s: float, started: float, *, told: bool
     ) -> None:
-        """Wait before the next attempt, or raise what is waited out no longer."""
+        """Wait before the next attempt, or raise an error that is not waited out any longer."""
         waited_s = time.monotonic() + delay_s - started
         if not isinstance(denied, LoginRejected) or waited_s > LOGIN_BUDGETS * self._budget_s:
             raise denied
@@ -189,13 +189,13 @@ class Retry:
         return self._reads if operation in _READS else self._writes
 
     def _hold(self, seconds: float) -> None:
-        """Wait because the store takes no more requests."""
+        """Wait because the store takes no more requests now."""
         if seconds:
             self._observer.throttled(seconds)
             time.sleep(seconds)
 
     def once(self, operation: str, attempt: Callable[[], T]) -> T:
-        """One counted attempt. Raises what it raises, ``Retryable`` included."""
+        """One counted attempt. Raises its errors, ``Retryable`` included."""
         started = time.perf_counter()
         code = "ok"
         try:
@@ -213,11 +213,11 @@ class Retry:
 
 
 class _Budget:
-    """Until when attempts of one call begin.
+    """Until when attempts of one call may begin.
 
     Attributes:
-        attempt_s: when the last one began (monotonic).
-        ends_s: until then (monotonic).
+        attempt_s: when the last attempt began (monotonic).
+        ends_s: the end (monotonic).
     """
 
     def __init__(self, budget_s: float) -> None:
@@ -226,7 +226,7 @@ class _Budget:
         self._free_silences = SILENCES if budget_s else 0
 
     def was_silent(self) -> None:
-        """The last attempt got no answer in time."""
+        """Note that the last attempt got no answer in time."""
         if self._free_silences:
             self._free_silences -= 1
             self.ends_s += time.monotonic() - self.attempt_s

@@ -1,4 +1,4 @@
-"""How long a server may be silent, and how long it may be slow. Knows no connections.
+"""How long a server may be silent, and how long it may be slow.
 
 Why: docs/decisions/0008-silent-connections.md, docs/decisions/0031-what-a-store-may-answer.md.
 """
@@ -13,20 +13,20 @@ SOCKET_TIMEOUT_S = 5.0
 """The longest time-out for a range, and the one before any response was measured."""
 SHORTEST_TIMEOUT_S = 0.5
 PROGRESS_BYTES = 64 * KIB
-"""What content must move for an attempt to get its whole time again."""
+"""How much content must move before an attempt gets its whole time again."""
 
 _LONGEST_FACTOR = 16
 _PATIENCE = 2
-"""How many times the longest silence an attempt may take without progress."""
+"""How many times the longest silence an attempt may last without progress."""
 
 
 class Deadline:
-    """When an attempt ends that makes no progress.
+    """When an attempt without progress ends.
 
-    It goes on for ``limit_s`` after it began, after its request was sent, and after each
+    An attempt goes on for ``limit_s`` after it began, after its request was sent, and after each
     ``PROGRESS_BYTES`` of content in either direction. Nothing else counts: no interim response,
-    header, chunk's size or trailer. So content that flows is never cut, however long it is, and
-    everything else together ends in time.
+    header, chunk size or trailer. So content that flows is never cut, however long it is, and
+    everything else ends in time.
 
     Used by one thread, for one attempt after the other.
     """
@@ -34,17 +34,17 @@ class Deadline:
     __slots__ = ("_due_bytes", "_ends_s", "_limit_s")
 
     def begin(self, limit_s: float) -> None:
-        """An attempt begins."""
+        """Begin an attempt."""
         self._limit_s = limit_s
         self.renew()
 
     def renew(self) -> None:
-        """The whole time is left again."""
+        """Give it its whole time again."""
         self._ends_s = time.monotonic() + self._limit_s
         self._due_bytes = PROGRESS_BYTES
 
     def moved(self, count: int) -> None:
-        """``count`` bytes of content were sent or received."""
+        """Note that ``count`` bytes of content were sent or received."""
         self._due_bytes -= count
         if self._due_bytes <= 0:
             self.renew()
@@ -64,16 +64,16 @@ class AdaptiveTimeout:
     """How long to wait for the first byte of a response before the request is sent again.
 
     As TCP estimates its retransmission time-out (RFC 6298): a moving mean of the time to the
-    first byte plus four times its mean deviation, which together lie above nearly all responses.
-    The time-out is three times that, because a needless request costs more than a segment. Each
-    stall doubles it until a response comes, so that a store which became slow is not hammered.
-    Threads update it without a lock: a lost sample does no harm.
+    first byte plus four times its mean deviation lies above nearly all responses. The time-out is
+    three times that, because a needless request costs more than a segment. Each stall doubles it
+    until a response comes, so that a store which became slow is not hammered. Threads update it
+    without a lock: a lost sample does no harm.
 
     Args:
         least_s: the shortest time-out; ``SHORTEST_TIMEOUT_S`` if it is not given.
-        most_s: the longest one, and the one before any response was measured;
-            ``SOCKET_TIMEOUT_S`` if it is not given. The same as ``least_s`` for requests whose
-            usual time says nothing.
+        most_s: the longest time-out, and the one before any response was measured;
+            ``SOCKET_TIMEOUT_S`` if it is not given. Equal to ``least_s`` for requests whose usual
+            time says nothing.
 
     Attributes:
         limit_s: how long an attempt may take without progress (:class:`Deadline`).
@@ -89,14 +89,14 @@ class AdaptiveTimeout:
 
     @property
     def timeout_s(self) -> float:
-        """How long it is now."""
+        """The time-out now."""
         if self._mean_s is None:
             return self._most_s
         usual_s = max(3 * (self._mean_s + 4 * self._deviation_s), self._least_s)
         return min(usual_s * self._factor, self._most_s)
 
     def answered(self, seconds: float) -> None:
-        """The first byte came after ``seconds``."""
+        """Note that the first byte came after ``seconds``."""
         if self._mean_s is None:
             self._mean_s, self._deviation_s = seconds, seconds / 2
         else:
@@ -105,5 +105,5 @@ class AdaptiveTimeout:
         self._factor = 1
 
     def stalled(self) -> None:
-        """Nothing came in time."""
+        """Note that nothing came in time."""
         self._factor = min(self._factor * 2, _LONGEST_FACTOR)

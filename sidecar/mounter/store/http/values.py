@@ -1,7 +1,7 @@
 """Numbers, times and JSON that a server wrote: one parser for each, which trusts nothing.
 
 ``int`` takes ``+5``, ``1_000``, blanks and the digits of every script, ``json.loads`` any depth,
-:mod:`email.utils` raises what it likes. Here what is not plain is a ValueError.
+and :mod:`email.utils` raises anything. Here every unusual value is a ValueError.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime
 
 MOST_DIGITS = 16
-"""Of a size or an offset: ten petabytes, and no store has an object of one."""
+"""Enough for a size or an offset of ten petabytes. No store has such an object."""
 GENERATION_DIGITS = 20
-"""Of an unsigned number of 64 bits."""
+"""Enough for an unsigned number of 64 bits."""
 MAX_VERSION_CHARACTERS = 1024
 
 _SECONDS_OF_DAY = 86400
@@ -31,7 +31,7 @@ def parse_number(text: str, most_digits: int = MOST_DIGITS) -> int:
     """A number of at most ``most_digits`` ASCII digits: no sign, no blank, no underscore.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no such number.
     """
     if len(text) > most_digits or not (text.isdecimal() and text.isascii()):
         raise ValueError("not a number, or one of too many digits")
@@ -39,7 +39,7 @@ def parse_number(text: str, most_digits: int = MOST_DIGITS) -> int:
 
 
 def parse_hex_number(text: str, most_digits: int) -> int:
-    """The same of hexadecimal digits. Raises ValueError."""
+    """As :func:`parse_number`, with hexadecimal digits. Raises ValueError."""
     if len(text) > most_digits or not text or text.strip(string.hexdigits):
         raise ValueError("not a number, or one of too many digits")
     return int(text, 16)
@@ -51,7 +51,7 @@ def http_time_s(value: str) -> float:
     ``email.utils`` takes ten times as long, for every entry of a listing.
 
     Raises:
-        ValueError: it looks different.
+        ValueError: it has another form.
     """
     if value[19:20] != ":" or value[22:23] != ":" or value[25:] != " GMT":
         raise ValueError("not a time")
@@ -79,7 +79,7 @@ def iso_time_s(value: str) -> float:
     """Seconds since the epoch, from ``1994-11-06T08:49:37.000Z`` (ISO 8601, with its zone).
 
     Raises:
-        ValueError: it looks different, or names no zone: then it would be the node's.
+        ValueError: it has another form, or no zone (it would mean the node's zone).
     """
     return iso_times_s([value])[0]
 
@@ -90,7 +90,7 @@ def until_http_time_s(value: str) -> float:
 
 
 def parse_version(text: str) -> str:
-    """What a store calls a version, which goes back to it in a header.
+    """A store's name for a version, which is sent back in a header.
 
     Raises:
         ValueError: a header cannot hold it.
@@ -99,10 +99,10 @@ def parse_version(text: str) -> str:
 
 
 def parse_key(text: str) -> str:
-    """A key, which goes back to the store in a URL.
+    """A key, which is sent back in a URL.
 
     Raises:
-        ValueError: it is no text: JSON can spell half of a surrogate pair.
+        ValueError: it is not text: JSON can spell half of a surrogate pair.
     """
     if not text.isascii():
         text.encode()
@@ -110,7 +110,7 @@ def parse_key(text: str) -> str:
 
 
 def parse_numbers(texts: Sequence[str], most_digits: int = MOST_DIGITS) -> list[int]:
-    """:func:`parse_number` of each, in a fifth of the time. Raises ValueError for any of them."""
+    """:func:`parse_number` for each, in a fifth of the time. Raises ValueError for any of them."""
     joined = "".join(texts)
     if joined and not (joined.isdecimal() and joined.isascii()):
         raise ValueError("not a number")
@@ -120,9 +120,9 @@ def parse_numbers(texts: Sequence[str], most_digits: int = MOST_DIGITS) -> list[
 
 
 def iso_times_s(texts: Sequence[str]) -> list[float]:
-    """:func:`iso_time_s` of each. Raises ValueError for any of them."""
-    # The difference to a time with a zone: a time without one is a TypeError, where `timestamp`
-    # would take it for the node's.
+    """:func:`iso_time_s` for each. Raises ValueError for any of them."""
+    # By the difference to a time with a zone: without one that is a TypeError. `timestamp` would
+    # take such a time as the node's.
     try:
         return [(moment - _EPOCH).total_seconds() for moment in map(datetime.fromisoformat, texts)]
     except TypeError:
@@ -130,7 +130,7 @@ def iso_times_s(texts: Sequence[str]) -> list[float]:
 
 
 def parse_versions(texts: Sequence[str]) -> Sequence[str]:
-    """:func:`parse_version` of each. Raises ValueError for any of them."""
+    """:func:`parse_version` for each. Raises ValueError for any of them."""
     joined = "".join(texts)
     if not (joined.isascii() and joined.isprintable()):
         raise ValueError("not a version")
@@ -140,10 +140,10 @@ def parse_versions(texts: Sequence[str]) -> Sequence[str]:
 
 
 def parse_keys(texts: Sequence[str], begins: str) -> Sequence[str]:
-    """:func:`parse_key` of each, all of which begin with ``begins``. Raises ValueError."""
+    """:func:`parse_key` for each. All must begin with ``begins``. Raises ValueError."""
     if not all(texts):
         raise ValueError("an empty key")
-    # Whatever sorts between two texts that begin alike begins like them.
+    # All texts that sort between two with the same beginning begin like them.
     if texts and not (min(texts).startswith(begins) and max(texts).startswith(begins)):
         raise ValueError("a key that was not asked for")
     parse_key("".join(texts))

@@ -1,4 +1,4 @@
-"""Parses the XML of responses, by the standard library, within bounds. Knows no document."""
+"""Parses the XML of responses, by the standard library, within bounds."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from itertools import chain
 from sidecar.units import MIB
 
 MAX_MARKUP = 400_000
-"""How many ``<`` and quotes a document has at most; a page of a thousand entries has a tenth of it.
-An element takes 400 bytes of memory and four in the document, an attribute half of that, so the
-bytes alone bound nothing."""
+"""The most ``<`` and quotes in a document; a page of a thousand entries has a tenth of it. An
+element takes 400 bytes of memory but four in the document, and an attribute half of that, so a
+limit on the document's length would bound nothing."""
 _FEW_BYTES = 2 * MAX_MARKUP
-"""Not worth counting."""
+"""A document of this size is not worth counting."""
 MAX_DEPTH = 16
 _MAX_FORBIDDEN_BYTES = 4 * MIB
-"""Of a document that must be parsed a second time."""
+"""The longest document that is parsed a second time."""
 
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-"""What no document can hold, not even as a reference (XML 1.0, 2.2)."""
+"""Characters that no document may hold, not even as a reference (XML 1.0, 2.2)."""
 _REFERENCE = re.compile("&#(?:x([0-9a-fA-F]{1,6})|([0-9]{1,7}));")
 _PRIVATE = range(0xE000, 0xF900)
-"""Code points that mean nothing in Unicode."""
+"""Code points without a meaning in Unicode."""
 
 
 def parse_xml(body: bytes, root: str = "") -> tuple[ET.Element, str]:
     """An XML page.
 
-    Characters that XML forbids are read where stores put them into a key, as they are or as a
-    reference: S3 does so where it is not asked for ``encoding-type=url``, and Ceph's gateway also
-    then, in the fields that are not keys.
+    Characters that XML forbids are read if stores put them into a key, as they are or as a
+    reference. S3 does so unless it is asked for ``encoding-type=url``; Ceph's gateway does so even
+    then, in fields that are not keys.
 
-    Entities are refused with the declaration that they need, which no store sends; the names
-    of the elements stay as they are, because to copy them would take longer than to parse.
+    Entities are refused together with the declaration that they need, which no store sends. The
+    elements' names stay as they are: copying them would take longer than parsing.
 
-    What bounds memory is counted before anything is parsed, at the speed of memchr(3). A parser
-    with handlers of ours would take twice the time.
+    Bounds on memory are checked by counting before anything is parsed, at the speed of memchr(3). A
+    parser with our own handlers would take twice the time.
 
     Args:
         root: local name of the root element; empty: any.
 
     Returns:
-        The root, and what stands before every local name: ``{namespace}`` or nothing.
+        The root, and the prefix of every local name: ``{namespace}`` or nothing.
 
     Raises:
         ValueError: it is no XML, has a document type or another root, or exceeds a bound.
@@ -104,6 +104,6 @@ def _parse_forbidden(body: bytes) -> ET.Element:
 
 
 def _meant(reference: re.Match[str]) -> str:
-    """The character; empty for what is no code point."""
+    """The character; empty for anything that is no code point."""
     code: int = int(reference[1], 16) if reference[1] else int(reference[2])
     return chr(code) if code <= sys.maxunicode else ""

@@ -1,4 +1,4 @@
-"""What S3 is logged in to with: the keys of a secret, and of the environment.
+"""The login of S3: from the keys of a secret, and of the environment.
 
 The keys are the source document's, with upstream's synonyms. Rules: see :mod:`..secrets`.
 """
@@ -41,8 +41,8 @@ class S3Credentials:
         region: None for the SDK's default.
         endpoint_url: None for AWS itself.
         verify_tls: whether the server's certificate is checked.
-        use_tls: whether TLS is spoken where ``endpoint_url`` is None.
-        dual_stack: whether AWS is asked under names that have addresses of IPv6, too.
+        use_tls: whether TLS is spoken if ``endpoint_url`` is None.
+        dual_stack: whether AWS is asked under names that also have addresses of IPv6.
         ambient: the SDK's default chain provides the login (IRSA, instance profile, ...).
         anonymous: requests are not signed.
     """
@@ -83,7 +83,7 @@ class S3Credentials:
             secret_access_key=fields.required(*_SECRET),
             session_token=fields.text(*_TOKEN),
             region=fields.text(*_REGION),
-            # As in the SDK: the environment's, where the secret names no endpoint.
+            # As in the SDK: the environment's endpoint, if the secret names none.
             endpoint_url=fields.url(*_ENDPOINT) or environment.url(*_ENDPOINT),
             verify_tls=fields.flag(*_VERIFY_TLS, default=True),
             use_tls=fields.flag(*_USE_TLS, default=True),

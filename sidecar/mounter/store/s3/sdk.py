@@ -27,16 +27,16 @@ from sidecar.units import MIB
 _DELETE_TIMEOUT_S = 10.0
 _NODE_SILENCE_S = 2.0
 _MOST_ANSWER_BYTES = 4 * MIB
-"""A thousand of the longest keys, and what is escaped in them."""
+"""Enough for a thousand of the longest keys, escaped."""
 _MOST_ELEMENTS = 32_000
-"""Tags in it: an error of each key has a dozen."""
+"""The most tags in an answer: an error for each key has a dozen."""
 
 
 class S3Sdk:
     """Bulk deletion through s3fs, in one bucket. Safe to use from any thread.
 
     Args:
-        region: the bucket's, as far as it is known.
+        region: the bucket's, if it is known.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class S3Sdk:
     def delete(self, call: Call, keys: Sequence[str]) -> list[str]:
         """One attempt to delete whole keys, a thousand at most: those that may still be there.
 
-        That is what the answer does not name as deleted: an answer to something else, such as
-        that of a captive portal, says nothing of errors.
+        A key is deleted only if the answer names it as deleted: another answer, such as a captive
+        portal's, has no errors in it either.
 
         Raises SidecarError, Retryable.
         """
@@ -67,7 +67,7 @@ class S3Sdk:
             )
         except (*TRANSPORT_ERRORS, BotoCoreError) as error:  # OSError: s3fs's, too
             translated = self._translate(error, call)
-        except ResponseParserError:  # quotes the answer
+        except ResponseParserError:  # its message quotes the answer
             translated = self._errors.protocol("its answer to a bulk deletion cannot be read")
         else:
             deleted = {item.get("Key") for item in reply.get("Deleted", [])}
@@ -86,7 +86,7 @@ class S3Sdk:
             "retries": {"max_attempts": 0},  # ours are the only ones
         }
         if login.endpoint_url:
-            # Many servers that speak S3 know neither the new checksums nor host names
+            # Many servers that speak S3 support neither the new checksums nor host names
             # made of buckets.
             config["request_checksum_calculation"] = "when_required"
             config["response_checksum_validation"] = "when_required"
@@ -142,7 +142,7 @@ class PodIdentity:
         """Access key, secret key and session token; botocore renews what expires.
 
         Args:
-            epoch: of the login; what an earlier one got is forgotten.
+            epoch: of the login; what an earlier epoch got is forgotten.
 
         Raises SidecarError, Retryable.
         """
@@ -168,7 +168,7 @@ class PodIdentity:
             failure = service.from_transport(error)
         except (SidecarError, MemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever its parser raises at a server's answer
+        except Exception as error:  # noqa: BLE001 - its parser may raise anything
             if type(error) is RuntimeError:
                 what = f"{errors}: a new login of the pod has expired by the node's clock"
                 failure = LoginRejected(what, "set the node's clock")
@@ -178,7 +178,7 @@ class PodIdentity:
 
 
 def no_identity(errors: StoreErrors) -> LoginRejected:
-    """There is nothing to log in with."""
+    """The error that there is nothing to log in with."""
     return LoginRejected(
         f"{errors}: the pod has no ambient identity",
         "name a `secret`, or give the pod's service account a role",
@@ -195,13 +195,13 @@ def _exchange_refused(error: Any, errors: StoreErrors) -> SidecarError | Retryab
 
 
 def _add_content_md5(request: Any, **_: Any) -> None:
-    """S3 itself takes any checksum for a bulk delete, older MinIO only this one."""
+    """Add the checksum that older MinIO needs for a bulk delete; S3 itself takes any."""
     digest = hashlib.md5(request.body, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 async def _send_deletion(verify_tls: bool, request: Any, **_: Any) -> Any:
-    """Answers botocore's ``before-send``, so that it sends nothing by itself.
+    """Answer botocore's ``before-send``, so that our HTTP sends the request.
 
     Raises OSError, BrokenResponse, UnsendableRequest.
     """
@@ -224,7 +224,7 @@ async def _send_deletion(verify_tls: bool, request: Any, **_: Any) -> Any:
 
 
 def _send_login(request: Any, *, most_silence_s: float | None = None, **_: Any) -> Any:
-    """:func:`_send_deletion` for the services that a pod's identity is exchanged at."""
+    """As :func:`_send_deletion`, for the services that exchange a pod's identity."""
     from botocore.awsrequest import AWSResponse
 
     answer = exchange(
@@ -238,7 +238,7 @@ def _send_login(request: Any, *, most_silence_s: float | None = None, **_: Any) 
 
 
 def _bound_fetchers(session: Any) -> None:
-    """What is asked on the node itself is sent without an event: by what has a ``send``."""
+    """Send requests to the node itself, which cause no event, through an object with ``send``."""
     chain = session.get_component("credential_provider")
     fetchers = (
         chain.get_provider("container-role")._fetcher,
@@ -249,7 +249,7 @@ def _bound_fetchers(session: Any) -> None:
 
 
 def _send_to_node(request: Any) -> Any:
-    """:func:`_send_login` for metadata services, which on most machines are not there."""
+    """As :func:`_send_login`, for metadata services, which most machines do not have."""
     from botocore.exceptions import EndpointConnectionError
 
     try:
@@ -266,7 +266,7 @@ def _texts(headers: Mapping[str, str | bytes]) -> dict[str, str]:
 
 
 class _Content:
-    """A body as botocore and aiobotocore read it."""
+    """A body in the form that botocore and aiobotocore read."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -279,4 +279,4 @@ class _Content:
 
 
 def _forget(_sdk: Any) -> None:
-    """s3fs closes its connections when nothing refers to it any more."""
+    """Do nothing: s3fs closes its connections when nothing refers to it any more."""

@@ -1,8 +1,9 @@
 """S3, and servers that speak its API. Imports no SDK.
 
 Conditions of a write or a copy are sent. Many servers ignore them (MinIO's gateway in JuiceFS and
-rclone do), so behind an endpoint of its own a HEAD checks them first, unless the server was tried
-(:meth:`S3Store.try_conditions`): where it ignores them, another writer may come between.
+rclone do). So behind an endpoint of its own a HEAD checks them first, unless the server was tried
+(:meth:`S3Store.try_conditions`). Behind a server that ignores them, another writer may come
+between.
 
 User metadata: keys of ``[a-z0-9-]``, ASCII values, kept as ``x-amz-meta-`` headers.
 """
@@ -68,16 +69,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_COPY_BYTES = 5 * GIB
-"""Largest object that CopyObject takes; a larger one is copied in parts."""
+"""The largest object that CopyObject takes; larger ones are copied in parts."""
 COPY_PART_BYTES = GIB
 _LARGEST_UNCOPIED_BYTES = 5 * MIB
-"""A range is copied of a larger object only (x-amz-copy-source-range of UploadPartCopy)."""
+"""Ranges are copied only of larger objects (x-amz-copy-source-range of UploadPartCopy)."""
 DELETE_BATCH = 1000
 
 _REFUSED = frozenset({400, 403, 404, 405, 412, 501})
-"""The statuses of a request that is not allowed, or whose condition fails or is not known."""
+"""Statuses for a request that is not allowed, or whose condition fails or is not supported."""
 _PARTS = "-"
-"""In the ETag of an object that was made of parts, before their number."""
+"""Part of the ETag of an object made of parts, before their number."""
 
 
 class S3Store(HttpStore[S3Credentials]):
@@ -179,26 +180,26 @@ class S3Store(HttpStore[S3Credentials]):
         return name in self.conditions or not self._login.credentials.endpoint_url
 
     def source_of_copy(self, key: str, known: ObjectInfo | None) -> ObjectInfo:
-        """As in the base class; what has no ETag, or not yet its own, is no condition."""
+        """As in the base class. A provisional version, or one without ETag, is no condition."""
         if known is not None and not (
             self._checks(SOURCE_IF_MATCH) and if_match("", known.version)
         ):
-            known = ObjectInfo(*known.bare)  # so that it is asked for
+            known = ObjectInfo(*known.bare)  # so that they are asked for
         return super().source_of_copy(key, known)
 
     def check_condition(self, key: str, condition: Condition | None) -> None:
-        """As in the base class, for servers that may not know conditions: AWS does."""
+        """As in the base class, for servers that may ignore conditions. AWS does not."""
         if self._login.credentials.endpoint_url:
             super().check_condition(key, condition)
 
     def conditionally(
         self, key: str, condition: Condition | None, write: Callable[[Mapping[str, str]], T]
     ) -> T:
-        """What ``write`` returns, called with the headers that state a condition.
+        """The result of ``write``, called with the headers that state a condition.
 
         Ceph's gateway compares ``If-Match`` of a write with the ETag without its quotes. So if
-        the condition fails although the object is that version, it is sent the other way, and
-        that way from then on if it works. The store checks it both times.
+        the condition fails although the object is that version, it is sent in the other form, and
+        if that works, always from then on. The store checks it both times.
         """
         quoted = self._quotes_etags
         try:
@@ -252,7 +253,7 @@ class S3Store(HttpStore[S3Credentials]):
         *,
         like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
-        """As :meth:`Store.patch`: what is kept is copied as parts."""
+        """As :meth:`Store.patch`: unchanged ranges are copied as parts."""
         if base.size_bytes <= _LARGEST_UNCOPIED_BYTES:
             return None
         pieces = plan(
@@ -354,10 +355,10 @@ class S3Store(HttpStore[S3Credentials]):
             raise
 
     def _copies_ranges_of(self, key: str) -> bool:
-        """Whether parts can be copied from an object's ranges, as far as it is known.
+        """Whether an object's ranges can be copied as parts, as far as it is known.
 
-        Ceph's gateway decodes the name of the source twice, so it takes another object's bytes
-        if the name looks escaped.
+        Ceph's gateway decodes the source's name twice, so it takes another object's bytes if the
+        name looks escaped.
         """
         name = self.full(key)
         unescaped = not self._login.credentials.endpoint_url or unquote(name) == name
@@ -377,7 +378,7 @@ class S3Store(HttpStore[S3Credentials]):
         try:
             self.request(Call("delete", key), "DELETE", key, {})
         except NotFound:
-            return  # S3 itself never says so, other servers do
+            return  # S3 itself never answers this; other servers do
 
     def made_of_parts(
         self,
@@ -390,9 +391,9 @@ class S3Store(HttpStore[S3Credentials]):
     ) -> ObjectInfo:
         """The object that a completed upload has become.
 
-        Some servers (rclone) return one ETag when an upload is completed, and another one from
-        then on; AWS does not. So behind an endpoint of its own the version is provisional until
-        the server was asked once (:meth:`resolve_version`).
+        Some servers (rclone) return one ETag when an upload is completed and another one from then
+        on. AWS does not. So behind an endpoint of its own the version is provisional until the
+        server was asked once (:meth:`resolve_version`).
         """
         if not etag:
             return self.head(key)
@@ -414,7 +415,7 @@ class S3Store(HttpStore[S3Credentials]):
         return found
 
     def _found(self, key: str, provisional: str) -> ObjectInfo:
-        """The object by the store's version. Raises NotFound, and Stale if it is another one."""
+        """The object with the store's version. Raises NotFound; Stale if it is another object."""
         found = self.head(key)
         if not self._is_version(found, provisional):
             raise self.errors.stale(key)
@@ -426,7 +427,7 @@ class S3Store(HttpStore[S3Credentials]):
             return super()._is_version(found, version)
         etag = provisional.etag
         if found.version == etag or _PARTS in found.version:
-            return found.version == etag  # a server that goes on naming an upload's ETag
+            return found.version == etag  # the server keeps the upload's ETag
         return provisional == provisional_version(etag, found.size_bytes, found.metadata or {})
 
     def request(
@@ -463,7 +464,7 @@ class S3Store(HttpStore[S3Credentials]):
         S3 may send status 200 at once to keep the connection, and an error in the body later.
 
         Args:
-            doubt: called before a request is sent again that the store failed at; may raise.
+            doubt: called before a request that failed in the store is sent again; may raise.
         """
         attempts = 0
 
@@ -487,7 +488,7 @@ class S3Store(HttpStore[S3Credentials]):
         return self.retry.run(call.operation, attempt)
 
     def _fields(self, call: Call, response: BufferedResponse) -> Mapping[str, str]:
-        """What an XML body says. Raises the error that it may be."""
+        """The fields of an XML body. Raises an error if the body is one."""
         try:
             fields = parse_fields(response.content)
         except ValueError:  # it may have been cut short
@@ -502,9 +503,9 @@ class S3Store(HttpStore[S3Credentials]):
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`, a thousand in a request, through s3fs.
 
-        A key that XML cannot hold is deleted alone: its name is in the path then. So is one
-        that the store refuses, so that it is retried and explained, and all if the node's clock
-        is wrong, which s3fs signs by.
+        A key that XML cannot hold is deleted alone, with its name in the path. So is a key that
+        the store refuses, so that it is retried and explained, and every key if the node's clock,
+        which s3fs signs by, is wrong.
         """
         alone: list[str] = []
         bulk: list[str] = []

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CLOCKS_DIFFER_S = 60.0
-"""How far the store's clock may be behind ours, when nameless uploads are looked for."""
+"""How far the store's clock may be behind ours in a search for nameless uploads."""
 
 
 class S3Uploads:
@@ -75,7 +75,7 @@ class S3Uploads:
             if not upload_id:
                 raise self._store.malformed("put", f"an upload of `{key}` has no number")
             self._own.add(upload_id)
-        if response.attempts > 1:  # the others may have worked, too
+        if response.attempts > 1:  # the earlier ones may have worked, too
             try:
                 self.abort_nameless(key, since_s)
             except SidecarError as error:
@@ -92,13 +92,13 @@ class S3Uploads:
     def abort_nameless(self, key: str, since_s: float) -> None:
         """Abort the uploads of a key that began since then, have no part and are not ours.
 
-        They might be another client's that is about to send its first part, which then begins
-        anew. One that has a part is left alone.
+        They might belong to another client that is about to send its first part; that client then
+        has to begin anew. An upload with a part is left alone.
 
         Args:
             since_s: seconds since the epoch, by the node's clock.
         """
-        with self._alone_with(key):  # none of ours may be without a number yet
+        with self._alone_with(key):  # none of ours may be waiting for its number
             response = self._store.transfer(
                 Call("list"), lambda: self._requests.uploads(key), (), ACCEPTED
             )
@@ -143,7 +143,7 @@ class S3Upload(MultipartUpload):
         own: the numbers of this process's uploads; this one leaves the set at its end.
         upload_id: its number.
         parts: the parts that the store has: number to (ETag, bytes).
-        properties: of the object that it will be; None if they are no longer known.
+        properties: of the object that it will make; None if they are no longer known.
     """
 
     _store: S3Store
@@ -166,9 +166,9 @@ class S3Upload(MultipartUpload):
         """Make a part from the bytes ``first`` to ``last`` of another object.
 
         Args:
-            source: headers that name it, and its condition.
+            source: headers that name the object, and its condition.
 
-        Raises Unsupported if the server takes it for an empty part, as rclone does.
+        Raises Unsupported if the server takes the request for an empty part, as rclone does.
         """
         response = self._store.request_slow(
             Call("copy", self._key),
@@ -228,12 +228,12 @@ class S3Upload(MultipartUpload):
         return self._store.request(call, method, self._key, query, body=body)
 
     def _check_there(self) -> None:
-        """Raise NotFound if the upload is gone: Ceph's gateway fails to complete it then."""
+        """Raise NotFound if the upload is gone: Ceph's gateway then fails to complete it."""
         query = {**self._query, "max-parts": "1"}
         self._store.request(Call("list", self._key), "GET", self._key, query)
 
     def _completed_before(self, etags: list[str]) -> ObjectInfo:
-        """The object, if an attempt to complete the upload worked whose response was lost."""
+        """The object, if an earlier attempt completed the upload and its response was lost."""
         digest = hashlib.md5(usedforsecurity=False)
         try:
             for etag in etags:

@@ -1,4 +1,4 @@
-"""Versions of S3's objects: what pins an object, and the headers that demand it."""
+"""Versions of S3's objects: what pins an object, and the headers that require it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DIGEST_CHARACTERS = 16
 
 
 class TimeAndSize(NamedTuple):
-    """The version of an object that has no ETag: weaker than one, but not nothing.
+    """The version of an object without an ETag: weaker than an ETag, but not nothing.
 
     A server that lists no ETag may still return one when it is written to. A read of that
     version is Stale.
@@ -33,7 +33,7 @@ class TimeAndSize(NamedTuple):
 
     @classmethod
     def parse(cls, version: str) -> TimeAndSize | None:
-        """From the text of a version; None if it is another kind."""
+        """From the text of a version; None if it is of another kind."""
         if not version.startswith(_NO_ETAG):
             return None
         found = _TIME_AND_SIZE.fullmatch(version, len(_NO_ETAG))
@@ -63,7 +63,7 @@ def provisional_version(
 
 
 def if_match(name: str, version: str, *, quoted: bool = True) -> dict[str, str]:
-    """The header ``name`` that demands a version; none for a version that is no ETag."""
+    """The header ``name`` that requires a version; empty if the version is no ETag."""
     if TimeAndSize.parse(version) or ProvisionalVersion.parse(version):
         return {}
     return {name: f'"{version}"' if quoted else version}
@@ -73,7 +73,7 @@ def condition_headers(condition: Condition | None, *, quoted: bool) -> dict[str,
     """The headers that state the condition of a write.
 
     Args:
-        quoted: whether an ETag stands in quotes, as HTTP demands.
+        quoted: whether an ETag has quotes, as HTTP demands.
     """
     if condition is None:
         return {}
@@ -85,7 +85,7 @@ def condition_headers(condition: Condition | None, *, quoted: bool) -> dict[str,
 
 
 def unmet_conditions(source: str) -> dict[str, dict[str, str]]:
-    """Headers of PUTs of an object that is there, by their condition, which does not hold.
+    """Headers for PUTs of an existing object, each with a condition that does not hold.
 
     Args:
         source: the object, as the source of a copy onto itself.
