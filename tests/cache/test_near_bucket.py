@@ -25,8 +25,8 @@ from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache import near_block, near_bucket
 from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES, BlockName
 from sidecar.mounter.cache.near_bucket import NearBucket
-from sidecar.mounter.store.interface import Arrived, Condition, Content, ObjectInfo
-from tests.support.memory_store import MemoryStore
+from sidecar.mounter.store.interface import Content, ObjectInfo
+from tests.support.memory_store import Hook, MemoryStore, before, raising
 from tests.support.waiting import wait_until
 
 KIB, MIB = 1024, 1024 * 1024
@@ -34,67 +34,20 @@ SIZE = 9 * MIB + 12_345
 CONTENT = random.Random(3).randbytes(SIZE)
 
 
-class Near(MemoryStore):
-    """A near bucket that fails on command, and tells what it has."""
+def blocks(near: MemoryStore) -> list[str]:
+    """The keys of whole blocks, and not of claims."""
+    return [key for key in near.keys if len(near.content(key)) > 100]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.read_failure: SidecarError | None = None
-        self.write_failure: SidecarError | None = None
-        self.together: threading.Barrier | None = None
-        """Who finds nothing goes on when as many have, once."""
 
-    def get_range(
-        self,
-        key: str,
-        version: str | None,
-        offset: int,
-        buffer: memoryview,
-        arrived: Arrived | None = None,
-    ) -> int:
-        if self.read_failure is not None:
-            self._count("get")
-            raise self.read_failure
-        try:
-            return super().get_range(key, version, offset, buffer, arrived)
-        except NotFound:
-            together = self.together
-            if together is not None:
-                together.wait(60)
-                self.together = None
-            raise
-
-    def put(
-        self,
-        key: str,
-        content: Content,
-        metadata: object = None,
-        condition: Condition | None = None,
-        *,
-        like: ObjectInfo | None = None,
-    ) -> ObjectInfo:
-        if self.write_failure is not None:
-            self._count("put")
-            raise self.write_failure
-        return super().put(key, content, None, condition, like=like)
-
-    @property
-    def keys(self) -> list[str]:
-        return sorted(self._objects)
-
-    def blocks(self) -> list[str]:
-        """The keys of whole blocks, and not of claims."""
-        return [key for key in self.keys if len(self._objects[key][0]) > 100]
-
-    def alter(self, change: Callable[[bytes], bytes]) -> None:
-        for key in self.keys:
-            super().put(key, change(self._objects[key][0]))
+def alter(near: MemoryStore, change: Callable[[bytes], bytes]) -> None:
+    for key in near.keys:
+        near.put(key, change(near.content(key)))
 
 
 class Node:
     """One process on one node: its near bucket, and the ranges that it read far away."""
 
-    def __init__(self, near: Near, metrics: VolumeMetrics, origin: str = "far") -> None:
+    def __init__(self, near: MemoryStore, metrics: VolumeMetrics, origin: str = "far") -> None:
         self.near = NearBucket(near, origin, metrics)
         self.metrics = metrics
         self.ranges: list[tuple[int, int]] = []
@@ -118,12 +71,12 @@ class Node:
 
 
 @pytest.fixture
-def near() -> Near:
-    return Near()
+def near() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture
-def nodes(near: Near, tmp_path: Path) -> Iterator[Callable[[], Node]]:
+def nodes(near: MemoryStore, tmp_path: Path) -> Iterator[Callable[[], Node]]:
     made = []
 
     def make(origin: str = "far") -> Node:
@@ -142,11 +95,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 BLOCKS = -(-SIZE // NEAR_BLOCK_BYTES)
 
 
-def test_the_second_node_reads_nothing_far_away(nodes: Callable[..., Node], near: Near) -> None:
+def test_the_second_node_reads_nothing_far_away(
+    nodes: Callable[..., Node], near: MemoryStore
+) -> None:
     first, second = nodes(), nodes()
     first.read()
     assert first.ranges == [(0, SIZE)]  # one request, however many blocks
-    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+    wait_until(lambda: len(blocks(near)) == BLOCKS, "the blocks are put")
     second.read()
     for offset, size in ((0, 1), (SIZE - 5, 5), (130 * KIB, 300 * KIB), (NEAR_BLOCK_BYTES - 7, 99)):
         second.read(offset, size)
@@ -154,14 +109,16 @@ def test_the_second_node_reads_nothing_far_away(nodes: Callable[..., Node], near
     assert second.metrics.near_hit_bytes._value.get() == SIZE + 1 + 5 + 300 * KIB + 99
 
 
-def test_a_cold_read_asks_little_of_the_near_bucket(nodes: Callable[..., Node], near: Near) -> None:
+def test_a_cold_read_asks_little_of_the_near_bucket(
+    nodes: Callable[..., Node], near: MemoryStore
+) -> None:
     nodes().read(0, 4 * NEAR_BLOCK_BYTES)
-    wait_until(lambda: len(near.blocks()) == 4, "the blocks are put")
+    wait_until(lambda: len(blocks(near)) == 4, "the blocks are put")
     assert near.requests == {"get": 1, "put": 8}  # each block is claimed, and put
 
 
 def test_a_part_of_a_block_is_read_far_away_and_not_put(
-    nodes: Callable[..., Node], near: Near
+    nodes: Callable[..., Node], near: MemoryStore
 ) -> None:
     node = nodes()
     node.read(128 * KIB, 256 * KIB)
@@ -170,10 +127,10 @@ def test_a_part_of_a_block_is_read_far_away_and_not_put(
 
 
 def test_other_versions_and_other_buckets_are_other_blocks(
-    nodes: Callable[..., Node], near: Near
+    nodes: Callable[..., Node], near: MemoryStore
 ) -> None:
     nodes().read()
-    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+    wait_until(lambda: len(blocks(near)) == BLOCKS, "the blocks are put")
     other_version, other_bucket = nodes(), nodes("elsewhere")
     other_version.read(version="2")
     other_bucket.read()
@@ -181,10 +138,10 @@ def test_other_versions_and_other_buckets_are_other_blocks(
     provisional = nodes()
     provisional.read(version=f"?{SIZE}:00ff:etag")
     assert provisional.ranges == [(0, SIZE)]
-    wait_until(lambda: len(near.blocks()) == 3 * BLOCKS, "the blocks are put")
+    wait_until(lambda: len(blocks(near)) == 3 * BLOCKS, "the blocks are put")
 
 
-def test_a_small_object_is_not_claimed(nodes: Callable[..., Node], near: Near) -> None:
+def test_a_small_object_is_not_claimed(nodes: Callable[..., Node], near: MemoryStore) -> None:
     """A request to find it, and one behind the reader's back to put it."""
     first, second = nodes(), nodes()
     info = ObjectInfo("small", 100 * KIB, 0.0, "1")
@@ -192,7 +149,7 @@ def test_a_small_object_is_not_claimed(nodes: Callable[..., Node], near: Near) -
         buffer = memoryview(bytearray(info.size_bytes))
         node.near.fill(info, 0, buffer, node._fetch)
         assert buffer == CONTENT[: info.size_bytes]
-        wait_until(lambda: len(near.blocks()) == 1, "it is put")
+        wait_until(lambda: len(blocks(near)) == 1, "it is put")
     assert (first.ranges, second.ranges) == ([(0, 100 * KIB)], [])
     assert near.requests == {"get": 2, "put": 1}
 
@@ -207,7 +164,9 @@ def patient(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_what_one_node_fetches_the_others_wait_for(nodes: Callable[..., Node], near: Near) -> None:
+def test_what_one_node_fetches_the_others_wait_for(
+    nodes: Callable[..., Node], near: MemoryStore
+) -> None:
     first, second = nodes(), nodes()
     first.gate.clear()
     with ThreadPoolExecutor(2) as threads:
@@ -223,11 +182,22 @@ def test_what_one_node_fetches_the_others_wait_for(nodes: Callable[..., Node], n
 
 @pytest.mark.usefixtures("patient")
 def test_who_finds_nothing_and_claims_too_late_waits_too(
-    nodes: Callable[..., Node], near: Near
+    nodes: Callable[..., Node], near: MemoryStore
 ) -> None:
     """Nodes in step see the same, and all but one of them are too late."""
     many = [nodes() for _ in range(4)]
-    near.together = threading.Barrier(len(many))
+    together = threading.Barrier(len(many))
+
+    def meet(get_range: Hook, *arguments: object) -> int:
+        """Who finds nothing goes on when as many have, once."""
+        try:
+            return get_range(*arguments)
+        except NotFound:
+            together.wait(60)
+            near.hooks.clear()
+            raise
+
+    near.hooks["get"] = meet
     with ThreadPoolExecutor(len(many)) as threads:
         for read in [threads.submit(node.read) for node in many]:
             read.result()
@@ -236,7 +206,7 @@ def test_who_finds_nothing_and_claims_too_late_waits_too(
 
 @pytest.mark.usefixtures("patient")
 def test_many_nodes_in_step_fetch_each_block_about_once(
-    nodes: Callable[..., Node], near: Near
+    nodes: Callable[..., Node], near: MemoryStore
 ) -> None:
     many = [nodes() for _ in range(8)]
     with ThreadPoolExecutor(8) as threads:
@@ -247,7 +217,7 @@ def test_many_nodes_in_step_fetch_each_block_about_once(
 
 
 def test_a_claim_of_a_node_that_died_costs_one_short_wait(
-    nodes: Callable[..., Node], near: Near
+    nodes: Callable[..., Node], near: MemoryStore
 ) -> None:
     dead, alive, late = nodes(), nodes(), nodes()
     dead.failure = Unavailable("the node's own network is gone")
@@ -256,22 +226,22 @@ def test_a_claim_of_a_node_that_died_costs_one_short_wait(
     assert len(near.keys) == BLOCKS
     alive.read()
     assert sum(size for _, size in alive.ranges) == SIZE
-    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put after all")
+    wait_until(lambda: len(blocks(near)) == BLOCKS, "the blocks are put after all")
     late.read()
     assert late.ranges == []
 
 
 def test_a_clock_that_is_wrong_makes_nobody_wait_long(
-    nodes: Callable[..., Node], near: Near
+    nodes: Callable[..., Node], near: MemoryStore
 ) -> None:
     nodes().read()
-    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+    wait_until(lambda: len(blocks(near)) == BLOCKS, "the blocks are put")
     for expires_s in (time.time() + 10**6, float("nan"), float("inf"), -1.0):
-        near.alter(lambda _: near_block.claim(expires_s))  # noqa: B023
+        alter(near, lambda _: near_block.claim(expires_s))  # noqa: B023
         node = nodes()
         node.read()
         assert node.ranges == [(0, SIZE)]
-        wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
+        wait_until(lambda: len(blocks(near)) == BLOCKS, "the blocks are put")
 
 
 # --- bad days -----------------------------------------------------------------------------------
@@ -280,13 +250,13 @@ def test_a_clock_that_is_wrong_makes_nobody_wait_long(
 @pytest.mark.parametrize("error", [Unavailable("away"), AccessDenied("no"), QuotaExceeded("full")])
 def test_a_near_bucket_that_cannot_be_read_is_left_alone(
     nodes: Callable[..., Node],
-    near: Near,
+    near: MemoryStore,
     error: SidecarError,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(near_bucket, "_FIRST_PAUSE_S", 60.0)
-    near.read_failure = error
+    near.hooks["get"] = raising(error)
     node = nodes()
     for _ in range(20):
         node.read()
@@ -297,32 +267,32 @@ def test_a_near_bucket_that_cannot_be_read_is_left_alone(
 
 def test_it_is_used_again_once_it_works(
     nodes: Callable[..., Node],
-    near: Near,
+    near: MemoryStore,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(near_bucket, "_FIRST_PAUSE_S", 0.05)
     caplog.set_level("INFO", "sidecar")
-    near.read_failure = Unavailable("away")
+    near.hooks["get"] = raising(Unavailable("away"))
     node = nodes()
     node.read()
-    near.read_failure = None
+    near.hooks.clear()
 
     def is_used() -> bool:
         node.read()
-        return len(near.blocks()) == BLOCKS
+        return len(blocks(near)) == BLOCKS
 
     wait_until(is_used, "it is used again")
     assert "the near bucket is read again" in caplog.text
 
 
 def test_a_full_one_is_still_read(
-    nodes: Callable[..., Node], near: Near, monkeypatch: pytest.MonkeyPatch
+    nodes: Callable[..., Node], near: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes().read(0, 2 * NEAR_BLOCK_BYTES)
-    wait_until(lambda: len(near.blocks()) == 2, "the blocks are put")
+    wait_until(lambda: len(blocks(near)) == 2, "the blocks are put")
     monkeypatch.setattr(near_bucket, "_FIRST_PAUSE_S", 60.0)
-    near.write_failure = QuotaExceeded("no space")
+    near.hooks["put"] = raising(QuotaExceeded("no space"))
     node = nodes()
     for _ in range(5):
         node.read()
@@ -349,23 +319,23 @@ def altered(data: bytes) -> bytes:
     ],
 )
 def test_what_somebody_else_put_there_is_never_given(
-    nodes: Callable[..., Node], near: Near, change: Callable[[bytes], bytes]
+    nodes: Callable[..., Node], near: MemoryStore, change: Callable[[bytes], bytes]
 ) -> None:
     nodes().read()
-    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
-    near.alter(change)
+    wait_until(lambda: len(blocks(near)) == BLOCKS, "the blocks are put")
+    alter(near, change)
     node = nodes()
     node.read()
     node.read(NEAR_BLOCK_BYTES + 1, 5)
 
 
 def test_a_block_in_the_place_of_another_is_never_given(
-    nodes: Callable[..., Node], near: Near
+    nodes: Callable[..., Node], near: MemoryStore
 ) -> None:
     nodes().read()
-    wait_until(lambda: len(near.blocks()) == BLOCKS, "the blocks are put")
-    first = bytes(near._objects[near.blocks()[0]][0])
-    near.alter(lambda data: first if len(data) == len(first) else data)
+    wait_until(lambda: len(blocks(near)) == BLOCKS, "the blocks are put")
+    first = near.content(blocks(near)[0])
+    alter(near, lambda data: first if len(data) == len(first) else data)
     node = nodes()
     node.read()
     assert node.ranges == [(NEAR_BLOCK_BYTES, 3 * NEAR_BLOCK_BYTES)]
@@ -381,21 +351,19 @@ def test_a_read_that_fails_far_away_fails_as_without_it(nodes: Callable[..., Nod
 
 def test_a_near_bucket_that_is_slow_to_write_holds_nobody_up(
     nodes: Callable[..., Node],
-    near: Near,
+    near: MemoryStore,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(near_bucket, "_PATIENCE_S", 0.05)
     monkeypatch.setattr(near_bucket, "_FIRST_PAUSE_S", 60.0)
     gate = threading.Event()
-    put = near.put
 
-    def slow(key: str, content: Content, *args: object, **more: object) -> ObjectInfo:
+    def slow(_key: str, content: Content, *_: object, **__: object) -> None:
         if len(content) > 100:
             assert gate.wait(60)
-        return put(key, content, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(near, "put", slow)
+    near.hooks["put"] = before(slow)
     node = nodes()
     for number in range(10):
         node.read(version=str(number))
@@ -404,11 +372,11 @@ def test_a_near_bucket_that_is_slow_to_write_holds_nobody_up(
     assert claims <= 2 * BLOCKS  # and no more of them
     gate.set()
     wait_until(lambda: not node.near._puts._pending, "what waits is put")
-    assert len(near.blocks()) == near_bucket._MOST_PENDING
+    assert len(blocks(near)) == near_bucket._MOST_PENDING
 
 
 def test_without_a_thread_to_put_with(
-    nodes: Callable[..., Node], near: Near, monkeypatch: pytest.MonkeyPatch
+    nodes: Callable[..., Node], near: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(near_bucket, "_PATIENCE_S", 0.05)
     node = nodes()
@@ -420,10 +388,10 @@ def test_without_a_thread_to_put_with(
         without.setattr(threading.Thread, "start", start)
         for number in range(4):
             node.read(version=str(number))
-        assert near.blocks() == []
+        assert blocks(near) == []
     near_again = nodes()
     near_again.read(version="later")
-    wait_until(lambda: len(near.blocks()) == BLOCKS, "with a thread it is put")
+    wait_until(lambda: len(blocks(near)) == BLOCKS, "with a thread it is put")
 
 
 # --- the bytes of a block -----------------------------------------------------------------------

@@ -15,11 +15,11 @@ from sidecar.mounter.filesystem.attributes import Caller, from_metadata, to_meta
 from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.store.interface import ObjectInfo
 from tests.filesystem.view import View
-from tests.support.memory_store import BareStore, MemoryStore
+from tests.support.memory_store import MemoryStore, bare_store, before
 
 CHANGES = {"mode": 0o600, "uid": 7, "gid": 8, "mtime_ns": 1_000_000_000_000_000_005}
 PAST_NS = -5_000_000_001
-STORES = [MemoryStore, BareStore]
+STORES = [MemoryStore, bare_store]
 
 
 def metadata_prefetch(store: MemoryStore) -> int:
@@ -68,7 +68,7 @@ def test_what_is_kept_stays_when_a_file_is_written_by_another_mount(
 
 
 def test_other_tools_keys_stay_when_an_attribute_is_set(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     store.put("file", b"", {"other-tool": "x"})
     view = View(store, tmp_path)
     view.fs.set_attributes(view.inode("file"), {"mode": 0o600})
@@ -137,7 +137,7 @@ def test_a_listing_that_brings_metadata_costs_no_head(tmp_path: Path) -> None:
 
 
 def test_one_head_for_each_version(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     for number in range(50):
         store.put(f"{number:02}", b"", {"mode": str(0o100640)})
     view = View(store, tmp_path, ttl_s=0)
@@ -149,7 +149,7 @@ def test_one_head_for_each_version(tmp_path: Path) -> None:
 
 
 def test_our_own_writes_cost_no_head(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     view = View(store, tmp_path)
     view.write("file", b"content")
     view.fs.make_directory(ROOT, "dir")
@@ -162,7 +162,7 @@ def test_our_own_writes_cost_no_head(tmp_path: Path) -> None:
 
 def test_names_alone_cost_no_head(tmp_path: Path) -> None:
     """READDIRPLUS returns inodes, but attributes that are not valid."""
-    store = BareStore()
+    store = bare_store()
     for number in range(50):
         store.put(f"{number:02}", b"")
     view = View(store, tmp_path)
@@ -175,43 +175,31 @@ def test_names_alone_cost_no_head(tmp_path: Path) -> None:
     assert view.fs.get_attributes(view.inode("07")).attributes_ttl_s > 0
 
 
-class SlowHeads(BareStore):
-    """HEADs wait until several of them have arrived.
-
-    Attributes:
-        most: the most that waited at the same time.
-    """
-
-    def __init__(self, wanted: int) -> None:
-        super().__init__()
-        self._wanted = wanted
-        self._condition = threading.Condition()
-        self._waiting = 0
-        self.most = 0
-
-    def head(self, key: str) -> ObjectInfo:
-        with self._condition:
-            self._waiting += 1
-            self.most = max(self.most, self._waiting)
-            self._condition.notify_all()
-            self._condition.wait_for(lambda: self._waiting >= self._wanted, timeout=0.2)
-            self._waiting -= 1
-        return super().head(key)
-
-
 def test_who_asks_in_the_order_of_the_listing_does_not_wait_for_each(tmp_path: Path) -> None:
-    store = SlowHeads(wanted=4)
+    condition, waiting, most = threading.Condition(), 0, 0
+
+    def wait(_: str) -> None:
+        """For several HEADs to arrive."""
+        nonlocal waiting, most
+        with condition:
+            waiting += 1
+            most = max(most, waiting)
+            condition.notify_all()
+            condition.wait_for(lambda: waiting >= 4, timeout=0.2)
+            waiting -= 1
+
+    store = bare_store(head=before(wait))
     for number in range(60):
         store.put(f"{number:02}", b"", {"mode": str(0o100640)})
     view = View(store, tmp_path)
     for name in view.names():
         assert shown(view, name)["mode"] == 0o640
     assert metadata_prefetch(store) == 60
-    assert store.most >= 4
+    assert most >= 4
 
 
 def test_who_asks_at_random_pays_for_nothing_else(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     for number in range(1000):
         store.put(f"{number:03}", b"")
     view = View(store, tmp_path)
@@ -222,7 +210,7 @@ def test_who_asks_at_random_pays_for_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_read_only_volume_asks_for_no_attributes(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     store.put("dir/file", b"", {"mode": str(0o100640)})
     store.put("dir/", b"", {"mode": str(0o040700)})
     view = View(store, tmp_path, read_only=True)
@@ -232,7 +220,7 @@ def test_a_read_only_volume_asks_for_no_attributes(tmp_path: Path) -> None:
 
 
 def test_who_may_not_wait_does_not_ask(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     store.put("file", b"")
     view = View(store, tmp_path)
     view.names()
@@ -327,7 +315,7 @@ def test_a_successor_shows_who_made_it(new: type[MemoryStore], tmp_path: Path) -
 
 
 def test_what_is_new_costs_no_further_request(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     make_all(View(store, tmp_path))
     changes = {name: count for name, count in store.requests.items() if name != "list"}
     assert changes == {"put": 3}

@@ -13,31 +13,31 @@ from sidecar.errors import AccessDenied, NotFound, ReadOnly, SpoolFull, Unavaila
 from tests.conformance import places
 from tests.conformance.programs import fails_with
 from tests.filesystem.view import View
-from tests.support.memory_store import FailingStore, MemoryStore
+from tests.support.memory_store import MemoryStore
 
 
 def test_flush_reports_and_the_next_one_tries_again(tmp_path: Path) -> None:
-    store = FailingStore()
+    store = MemoryStore()
     view = View(store, tmp_path)
     handle = view.open("file", os.O_WRONLY | os.O_CREAT)
     view.fs.write(handle, 0, b"content")
-    store.failure = Unavailable("an outage")
+    store.refuse_content(Unavailable("an outage"))
     for _ in range(2):
         with pytest.raises(Unavailable):
             view.fs.flush(handle)
     with pytest.raises(NotFound):
         store.head("file")
-    store.failure = None
+    store.refuse_content(None)
     view.fs.flush(handle)
     assert store.head("file").size_bytes == 7
     view.fs.release(handle)
 
 
 def test_a_failed_overwrite_leaves_the_old_object(tmp_path: Path) -> None:
-    store = FailingStore()
+    store = MemoryStore()
     store.put("file", b"old")
     view = View(store, tmp_path)
-    store.failure = AccessDenied("no")
+    store.refuse_content(AccessDenied("no"))
     with pytest.raises(AccessDenied):
         view.write("file", b"new content")
     assert store.head("file").size_bytes == 3
@@ -45,14 +45,15 @@ def test_a_failed_overwrite_leaves_the_old_object(tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_saved_is_listed_and_saved_later(tmp_path: Path) -> None:
-    store = FailingStore()
+    store = MemoryStore()
     view = View(store, tmp_path)
-    failure = store.failure = Unavailable("an outage")
+    failure = Unavailable("an outage")
+    store.refuse_content(failure)
     with pytest.raises(Unavailable):
         view.write("file", b"content")
     assert view.fs.files.write_back.drain(time.monotonic() + 10) == {"file": failure}
     assert view.fs.files.write_back.drain(time.monotonic() - 1) == {"file": None}
-    store.failure = None
+    store.refuse_content(None)
     assert view.fs.files.write_back.drain(time.monotonic() + 10) == {}
     assert store.head("file").size_bytes == 7
 

@@ -31,7 +31,7 @@ from sidecar.mounter.filesystem.stored_records import encode
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.frames import MARK, frame
 from tests.support import planted
-from tests.support.memory_store import FailingStore, MemoryStore
+from tests.support.memory_store import MemoryStore, before
 from tests.support.serve import build
 
 SECRET = b"root:$y$j9T$secret"
@@ -63,15 +63,6 @@ def write_journal(state: Path, records: Iterable[Record]) -> None:
     (state / "journal").write_bytes(content)
 
 
-def contents(store: MemoryStore) -> dict[str, bytes]:
-    found = {}
-    for info in store.list_page("", delimiter="").objects:
-        content = memoryview(bytearray(info.size_bytes))
-        store.get_range(info.key, info.version, 0, content)
-        found[info.key] = bytes(content)
-    return found
-
-
 def start(state: Path, store: MemoryStore | None = None) -> list[str]:
     """A run starts, and can be used."""
     filesystem, _ = build(store or MemoryStore(), state)
@@ -96,7 +87,7 @@ def test_a_path_in_the_journal_leads_nowhere(
     write_journal(state, [ROOT_RECORD, hostile, dirty(3, "00000000.data", "mine")])
     assert start(state, store) == ["mine"]
     assert outside.read_bytes() == SECRET
-    assert contents(store) == {"mine": b"mine", "usable": b"usable"}
+    assert store.contents() == {"mine": b"mine", "usable": b"usable"}
     assert f"`{state / 'journal'}` is damaged" in caplog.text
 
 
@@ -123,7 +114,7 @@ def test_something_else_in_the_place_of_a_spool_file(
     assert start(state, store) == []
     assert outside.read_bytes() == SECRET
     assert outside.stat().st_nlink == 1 + (plant is planted.hard_link)
-    assert contents(store) == {"usable": b"usable"}
+    assert store.contents() == {"usable": b"usable"}
     assert start(state) == []  # and the next one
 
 
@@ -225,7 +216,7 @@ def test_two_inodes_with_one_spool_file(state: Path) -> None:
     write_journal(state, [ROOT_RECORD, *records])
     store = MemoryStore()
     assert start(state, store) == ["a"]
-    assert contents(store) == {"a": b"once", "usable": b"usable"}
+    assert store.contents() == {"a": b"once", "usable": b"usable"}
 
 
 def test_handles_of_what_is_no_file_are_left_out(state: Path) -> None:
@@ -284,7 +275,7 @@ def test_a_file_of_a_terabyte_of_nothing(
     os.truncate(state / name, TERABYTE)
     store = MemoryStore()
     assert start(state, store) == (["a"] if name == "journal" else [])
-    assert contents(store).get("a") == (b"x" if name == "journal" else None)
+    assert store.contents().get("a") == (b"x" if name == "journal" else None)
     assert caplog.messages
 
 
@@ -355,7 +346,7 @@ def test_a_worker_goes_on_without_what_is_lost(state: Path) -> None:
     successor.release(handle)
     successor.forget(inode, 1)
     successor.flush(opened["whole"][1])
-    assert contents(store) == {"whole": b"whole"}
+    assert store.contents() == {"whole": b"whole"}
 
 
 # --- what the store says --------------------------------------------------------------------------
@@ -368,13 +359,11 @@ def test_a_key_that_the_store_refuses_prevents_no_start(state: Path) -> None:
         state, [ROOT_RECORD, dirty(2, "00000000.data", "no"), dirty(3, "00000001.data", "yes")]
     )
 
-    class Refusing(MemoryStore):
-        def put(self, key: str, *arguments: object, **named: object) -> object:  # type: ignore[override]
-            if key == "no":
-                raise AccessDenied("`no` may not be written")
-            return super().put(key, *arguments, **named)  # type: ignore[arg-type]
+    def refuse(key: str, *_: object, **__: object) -> None:
+        if key == "no":
+            raise AccessDenied("`no` may not be written")
 
-    store = Refusing()
+    store = MemoryStore(put=before(refuse))
     assert start(state, store) == ["yes"]
     (kept,) = (state / "spool").iterdir()
     assert kept.read_bytes() == b"0"
@@ -385,11 +374,11 @@ def test_an_outage_does(state: Path, error: SidecarError) -> None:
     """What was not saved waits for the next attempt."""
     (state / "spool/00000000.data").write_bytes(b"0")
     write_journal(state, [ROOT_RECORD, dirty(2, "00000000.data", "a")])
-    store = FailingStore()
-    store.failure = error
+    store = MemoryStore()
+    store.refuse_content(error)
     with pytest.raises(type(error)):
         start(state, store)
-    store.failure = None
+    store.refuse_content(None)
     assert start(state, store) == ["a"]
 
 
@@ -402,5 +391,5 @@ def test_a_read_only_volume_is_not_written(state: Path) -> None:
     store.put("old/a", b"a")
     filesystem, _ = build(store, state, read_only=True)
     assert filesystem.recovery.finish_predecessor() == []
-    assert contents(store) == {"old/a": b"a"}
+    assert store.contents() == {"old/a": b"a"}
     assert [path.read_bytes() for path in (state / "spool").iterdir()] == [b"0"]

@@ -48,15 +48,6 @@ def state(tmp_path: Path) -> Path:
     return state
 
 
-def contents(store: MemoryStore) -> dict[str, bytes]:
-    found = {}
-    for info in store.list_page("", delimiter="").objects:
-        content = memoryview(bytearray(info.size_bytes))
-        store.get_range(info.key, info.version, 0, content)
-        found[info.key] = bytes(content)
-    return found
-
-
 def test_what_the_first_release_did_not_save_is_saved(
     state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,7 +58,7 @@ def test_what_the_first_release_did_not_save_is_saved(
     filesystem, _ = build(store, state)
     saved = filesystem.recovery.finish_predecessor()
     assert sorted(saved) == ["changed", "new", "renamed/bel\u00f6w"]
-    assert contents(store) == {
+    assert store.contents() == {
         **there,
         "changed": b"AS it was",
         "new": b"written and not saved",

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.errors import NotEmpty, NotFound, NotPermitted
 from sidecar.mounter.filesystem.inodes import ROOT
-from tests.filesystem.view import PagedStore, View
+from tests.filesystem.view import View, paged_store
 from tests.support.memory_store import MemoryStore
 
 UNSPELLABLE = ["./x", "../x", "nul\0", "n" * 256, "é" * 128, "dir//x", "/x"]
@@ -53,7 +53,7 @@ def test_keys_that_no_path_can_spell_are_left_out_and_counted(
 @pytest.mark.parametrize("page", [1, 2, 1000])
 def test_a_directory_wins_over_a_file_of_the_same_name(tmp_path: Path, page: int) -> None:
     # `a-b` sorts between the two, so a page may end there.
-    store = fill(PagedStore(page), "a", "a-b", "a/b", "z")
+    store = fill(paged_store(page), "a", "a-b", "a/b", "z")
     view = View(store, tmp_path)
     assert view.names() == ["a-b", "a", "z"]
     assert view.names("a") == ["b"]
@@ -62,7 +62,7 @@ def test_a_directory_wins_over_a_file_of_the_same_name(tmp_path: Path, page: int
 
 @pytest.mark.parametrize("page", [1, 2, 1000])
 def test_a_directory_wins_also_when_it_is_asked_for_by_name(tmp_path: Path, page: int) -> None:
-    store = fill(PagedStore(page), "a", *(f"a-{number}" for number in range(40)), "a/b")
+    store = fill(paged_store(page), "a", *(f"a-{number}" for number in range(40)), "a/b")
     view = View(store, tmp_path)
     assert view.names("a") == ["b"]
 
@@ -70,7 +70,7 @@ def test_a_directory_wins_also_when_it_is_asked_for_by_name(tmp_path: Path, page
 @pytest.mark.parametrize("page", [1, 3, 7, 1000])
 def test_every_name_once_whatever_the_pages(tmp_path: Path, page: int) -> None:
     keys = ["a/1", "a.b", "a0", "b", "b-c/1", "b-c/2", "c/1", "d"]
-    view = View(fill(PagedStore(page), *keys), tmp_path)
+    view = View(fill(paged_store(page), *keys), tmp_path)
     assert sorted(view.names()) == ["a", "a.b", "a0", "b", "b-c", "c", "d"]
 
 
@@ -118,4 +118,4 @@ def test_a_sidecar_s_probe_is_no_name(tmp_path: Path) -> None:
         view.write(probe, b"")
     view.unlink("dir/file")
     view.fs.remove_directory(ROOT, "dir")
-    assert store._objects == {}
+    assert store.keys == []

@@ -14,9 +14,8 @@ import pytest
 from sidecar.errors import Stale, Unavailable
 from sidecar.mounter.filesystem import content, write_back
 from sidecar.mounter.filesystem.attributes import from_metadata
-from sidecar.mounter.store.interface import ObjectInfo
 from tests.filesystem.view import View
-from tests.support.memory_store import BareStore, MemoryStore
+from tests.support.memory_store import MemoryStore, bare_store, raising
 from tests.support.waiting import wait_until
 
 PATIENCE_S = 60.0
@@ -27,24 +26,6 @@ CHANGES = {"mode": 0o600, "uid": 7, "gid": 8, "mtime_ns": 1_000_000_000_000_000_
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is due is due when it is asked for."""
     monkeypatch.setattr(write_back, "_ATTRIBUTES_REST_S", 0.0)
-
-
-class CopyFails(BareStore):
-    """Fails copies while ``failure`` is set."""
-
-    failure: Exception | None = None
-
-    def copy(
-        self,
-        source: str,
-        target: str,
-        *,
-        known: ObjectInfo | None = None,
-        metadata: dict[str, str] | None = None,  # type: ignore[override]
-    ) -> ObjectInfo:
-        if self.failure is not None:
-            raise self.failure
-        return super().copy(source, target, known=known, metadata=metadata)
 
 
 def set_one_by_one(view: View, path: str) -> None:
@@ -73,7 +54,7 @@ def tick(view: View) -> None:
 
 
 def test_all_of_them_are_one_request_a_moment_later(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     view = unpacked(store, tmp_path)
     shown = view.stat("file")
     assert (shown.mode & 0o7777, shown.uid, shown.gid, shown.mtime_ns) == tuple(CHANGES.values())
@@ -86,7 +67,7 @@ def test_all_of_them_are_one_request_a_moment_later(tmp_path: Path) -> None:
 
 
 def test_they_go_with_a_new_name(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     view = unpacked(store, tmp_path)
     view.rename("file", "final")
     asked = dict(store.requests)
@@ -96,7 +77,7 @@ def test_they_go_with_a_new_name(tmp_path: Path) -> None:
 
 
 def test_they_go_with_new_content(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     view = unpacked(store, tmp_path)
     handle = view.open("file", os.O_RDWR)
     view.fs.write(handle, 0, b"C")
@@ -107,14 +88,14 @@ def test_they_go_with_new_content(tmp_path: Path) -> None:
 
 
 def test_fsync_of_a_reader_saves_them(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     view = unpacked(store, tmp_path)
     view.fs.flush(view.open("file"))
     assert kept(store, "file") == CHANGES
 
 
 def test_they_go_with_the_directory_s_new_name(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     view = View(store, tmp_path)
     view.fs.make_directory(1, "dir")
     view.write("dir/file", b"content")
@@ -127,7 +108,7 @@ def test_they_go_with_the_directory_s_new_name(tmp_path: Path) -> None:
 
 
 def test_the_end_saves_them(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     view = unpacked(store, tmp_path)
     assert view.fs.files.write_back.backlog() == {"file": 0}
     assert view.fs.drain(time.monotonic() + PATIENCE_S) == {}
@@ -135,7 +116,7 @@ def test_the_end_saves_them(tmp_path: Path) -> None:
 
 
 def test_a_worker_dies_before(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     unpacked(store, tmp_path)
     successor = View(store, tmp_path)
     successor.fs.recovery.restore()
@@ -146,14 +127,14 @@ def test_a_worker_dies_before(tmp_path: Path) -> None:
 
 
 def test_the_sidecar_dies_before(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     unpacked(store, tmp_path)
     assert View(store, tmp_path).fs.recovery.finish_predecessor() == ["file"]
     assert kept(store, "file") == CHANGES
 
 
 def test_the_sidecar_dies_and_another_writer_s_object_is_left_alone(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     unpacked(store, tmp_path)
     store.put("file", b"theirs")
     assert View(store, tmp_path).fs.recovery.finish_predecessor() == []
@@ -161,7 +142,7 @@ def test_the_sidecar_dies_and_another_writer_s_object_is_left_alone(tmp_path: Pa
 
 
 def test_another_writer_s_object_has_its_own(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     view = unpacked(store, tmp_path)
     store.put("file", b"theirs")
     tick(view)
@@ -171,7 +152,7 @@ def test_another_writer_s_object_has_its_own(tmp_path: Path) -> None:
 
 
 def test_a_file_that_lost_its_name_needs_none(tmp_path: Path) -> None:
-    store = BareStore()
+    store = bare_store()
     view = unpacked(store, tmp_path)
     view.unlink("file")
     tick(view)
@@ -181,30 +162,30 @@ def test_a_file_that_lost_its_name_needs_none(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_said_and_tried_again(tmp_path: Path) -> None:
-    store = CopyFails()
+    store = bare_store()
     view = unpacked(store, tmp_path)
-    store.failure = Unavailable("the store is away")
+    store.hooks["copy"] = raising(Unavailable("the store is away"))
     tick(view)
     unsaved = view.fs.sync(time.monotonic() + PATIENCE_S)
     assert list(unsaved) == ["file"]
     assert isinstance(unsaved["file"], Unavailable)
-    store.failure = None
+    store.hooks.pop("copy")
     assert view.fs.sync(time.monotonic() + PATIENCE_S) == {}
     assert kept(store, "file") == CHANGES
 
 
 def test_of_an_older_file_they_are_saved_at_once_or_not_at_all(tmp_path: Path) -> None:
-    store = CopyFails()
+    store = bare_store()
     View(store, tmp_path / "one").write("file", b"content")
     view = View(store, tmp_path / "two")
     before = view.stat("file")
     view.fs.set_attributes(view.inode("file"), {"mode": 0o640})
     assert kept(store, "file")["mode"] == 0o640
-    store.failure = Unavailable("the store is away")
+    store.hooks["copy"] = raising(Unavailable("the store is away"))
     with pytest.raises(Unavailable):
         view.fs.set_attributes(view.inode("file"), {"mode": 0o600})
     assert view.stat("file").mode & 0o777 == 0o640
-    store.failure = None
+    store.hooks.pop("copy")
     store.put("file", b"theirs")
     with pytest.raises(Stale):  # at which the kernel looks the name up again
         view.fs.set_attributes(before.inode, {"mode": 0o600})
@@ -215,7 +196,7 @@ def test_of_an_older_file_they_are_saved_at_once_or_not_at_all(tmp_path: Path) -
 
 def test_only_so_many_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content, "MOST_LOCAL", 2)
-    store = BareStore()
+    store = bare_store()
     view = View(store, tmp_path)
     for name in ("one", "two", "three"):
         view.write(name, b"content")

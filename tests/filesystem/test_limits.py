@@ -17,13 +17,6 @@ from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore
 
 
-def content(store: MemoryStore, key: str) -> bytes:
-    info = store.head(key)
-    buffer = bytearray(info.size_bytes)
-    store.get_range(key, info.version, 0, memoryview(buffer))
-    return bytes(buffer)
-
-
 def noise(seed: int, size: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
@@ -42,7 +35,7 @@ def test_a_file_that_was_saved_small_grows(tmp_path: Path, small: int) -> None:
         view.fs.write(handle, len(expected), data)
         expected += data
         view.fs.flush(handle)
-        assert content(store, "file") == expected
+        assert store.content("file") == expected
     view.fs.release(handle)
 
 
@@ -54,7 +47,7 @@ def test_a_small_object_of_another_s_grows(tmp_path: Path) -> None:
     view.fs.write(handle, 3 * MIB, noise(1, 20 * MIB))
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "file") == noise(0, 3 * MIB) + noise(1, 20 * MIB)
+    assert store.content("file") == noise(0, 3 * MIB) + noise(1, 20 * MIB)
 
 
 @pytest.mark.parametrize("start", [0, 10 * MIB, 70 * MIB])
@@ -73,7 +66,7 @@ def test_what_is_written_in_a_row_goes_as_parts_that_the_store_takes(
         expected[start + number * MIB : start + (number + 1) * MIB] = data
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "file") == expected
+    assert store.content("file") == expected
 
 
 @pytest.mark.parametrize("size", [0, 3, 9 * MIB + 1])
@@ -94,7 +87,7 @@ def test_what_is_cut_off_is_not_fetched(tmp_path: Path, old: int, size: int) -> 
     store.get_range = count  # type: ignore[method-assign]
     view.fs.set_attributes(view.inode("file"), {}, size)
     assert sum(fetched) <= size
-    assert content(store, "file") == noise(0, old)[:size]
+    assert store.content("file") == noise(0, old)[:size]
 
 
 @pytest.mark.parametrize("old", [20 * MIB, 100 * MIB])
@@ -110,7 +103,7 @@ def test_what_is_cut_off_does_not_come_back(tmp_path: Path, old: int) -> None:
     expected = noise(0, old)[: 9 * MIB + 1].ljust(30 * MIB, b"\0") + b"end"
     assert view.read_handle(handle, 0, 40 * MIB) == expected
     view.fs.flush(handle)
-    assert content(store, "file") == expected
+    assert store.content("file") == expected
     view.fs.release(handle)
 
 
@@ -126,7 +119,7 @@ def test_behind_the_end_of_a_large_object(tmp_path: Path, at: int) -> None:
     assert view.read_handle(handle, 99 * MIB, at) == expected[99 * MIB :]
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "file") == expected
+    assert store.content("file") == expected
 
 
 def test_a_hole_that_could_not_be_sent_is_refused_at_once(tmp_path: Path) -> None:
@@ -144,7 +137,7 @@ def test_a_hole_that_could_not_be_sent_is_refused_at_once(tmp_path: Path) -> Non
     assert view.fs.statistics().blocks_free * 4096 < 30 * MIB
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "file") == b"begin".ljust(40 * MIB, b"\0")
+    assert store.content("file") == b"begin".ljust(40 * MIB, b"\0")
     assert view.fs.statistics().blocks_free * 4096 == 64 * MIB
 
 
@@ -157,7 +150,7 @@ def test_a_hole_is_sent_once(tmp_path: Path) -> None:
         view.fs.write(handle, number * 20 * MIB, b"here")
         view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "file").count(b"here") == 5
+    assert store.content("file").count(b"here") == 5
     sent = view.metric("mount_sidecar_uploaded_bytes_total")
     assert sent <= 100 * MIB + 4 * S3Store.limits.min_part_bytes
 
@@ -176,7 +169,7 @@ def test_files_that_nobody_uses_keep_few_descriptors(tmp_path: Path) -> None:
         view.fs.flush(handle)
         view.fs.release(handle)
     assert len(os.listdir("/proc/self/fd")) - before <= 300
-    assert content(store, "file-1999") == b"1999"
+    assert store.content("file-1999") == b"1999"
 
 
 LONG = "/".join(["d" * 250] * 4)  # 1,003 bytes

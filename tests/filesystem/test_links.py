@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.errors import NotFound, NotPermitted
 from sidecar.mounter.filesystem.inodes import ROOT
-from tests.filesystem.view import PagedStore, View
+from tests.filesystem.view import View, paged_store
 from tests.support.memory_store import MemoryStore
 
 PAGES = [1, 2, 3, 1000]
@@ -36,7 +36,7 @@ def test_a_link_of_another_tool_is_shown(tmp_path: Path) -> None:
 
 def test_a_link_is_found_by_name_without_a_listing(tmp_path: Path) -> None:
     keys = [f"name{mark}{number}" for mark in " -+" for number in range(40)]
-    view = View(fill(PagedStore(16), *keys, "name.rclonelink"), tmp_path)
+    view = View(fill(paged_store(16), *keys, "name.rclonelink"), tmp_path)
     assert kind(view, "name") == stat.S_IFLNK
     with pytest.raises(NotFound):
         view.inode("nam")
@@ -56,7 +56,7 @@ def test_a_link_that_was_made_is_an_object_with_the_suffix(tmp_path: Path) -> No
 @pytest.mark.parametrize("by_name", [False, True], ids=["listed", "asked by name"])
 @pytest.mark.parametrize("page", PAGES)
 def test_a_file_wins_over_a_link(tmp_path: Path, page: int, by_name: bool) -> None:
-    store = fill(PagedStore(page), "a", "a-b", "a.rclonelink", "z")
+    store = fill(paged_store(page), "a", "a-b", "a.rclonelink", "z")
     view = View(store, tmp_path)
     if not by_name:
         assert view.names() == ["a", "a-b", "z"]
@@ -67,7 +67,7 @@ def test_a_file_wins_over_a_link(tmp_path: Path, page: int, by_name: bool) -> No
 @pytest.mark.parametrize("by_name", [False, True], ids=["listed", "asked by name"])
 @pytest.mark.parametrize("page", PAGES)
 def test_a_directory_wins_over_a_link(tmp_path: Path, page: int, by_name: bool) -> None:
-    store = fill(PagedStore(page), "a-b", "a.rclonelink", "a.x", "a/b", "z")
+    store = fill(paged_store(page), "a-b", "a.rclonelink", "a.x", "a/b", "z")
     view = View(store, tmp_path)
     if not by_name:
         assert view.names() == ["a-b", "a.x", "a", "z"]

@@ -12,24 +12,21 @@ from sidecar.errors import NotFound
 from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from tests.filesystem.view import View
-from tests.support.memory_store import MemoryStore
+from tests.support.memory_store import Hook, MemoryStore
 
 
-class ManyNames(MemoryStore):
+def pages(names: int) -> Hook:
     """A root with many names that are made page by page."""
 
-    def __init__(self, names: int) -> None:
-        super().__init__()
-        self._names = names
-
-    def list_page(
-        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
+    def page(
+        _: Hook, prefix: str, token: str | None = None, *, limit: int = 1000, **__: str
     ) -> Page:
-        self._count("list")
         start = int(token or 0)
-        end = min(self._names, start + limit)
+        end = min(names, start + limit)
         objects = [ObjectInfo(f"name-{n:08}", n, 1e9, f"{n:032x}") for n in range(start, end)]
-        return Page(objects, [], str(end) if end < self._names else None)
+        return Page(objects, [], str(end) if end < names else None)
+
+    return page
 
 
 @pytest.fixture
@@ -44,7 +41,7 @@ def traced() -> Iterator[None]:
 def test_a_large_listing_is_freed_when_nobody_reads_it_and_nobody_believes_it(
     tmp_path: Path, count: int
 ) -> None:
-    store = ManyNames(count)
+    store = MemoryStore(list=pages(count))
     view = View(store, tmp_path, ttl_s=0)
     before = tracemalloc.get_traced_memory()[0]
     reading = view.fs.open_directory(ROOT)

@@ -26,7 +26,7 @@ from sidecar.mounter.filesystem.remotes import (
 )
 from sidecar.mounter.store.interface import ObjectInfo
 from tests.filesystem.view import View
-from tests.support.memory_store import BareStore, MemoryStore
+from tests.support.memory_store import MemoryStore, bare_store
 
 TINY_BYTES = 256 * 1024
 """Enough for a few hundred open names."""
@@ -56,7 +56,7 @@ def lines_of(listing: Listing) -> list[tuple[str, Listed | None]]:
 def filled(names: int, seed: int, *, bare: bool = True) -> MemoryStore:
     """Files, directories and links, with versions and metadata of several kinds."""
     choose = random.Random(seed)
-    store = BareStore() if bare else MemoryStore()
+    store = bare_store() if bare else MemoryStore()
     for number in range(names):
         name = f"{choose.choice(['a', 'entry', 'ü'])}{choose.choice(' -./0_~ß')}{number:05}"
         name = name.replace("/", ".")

@@ -25,16 +25,15 @@ from sidecar.units import MIB
 from tests.filesystem.test_streaming import (
     FOR_EVER_S,
     PART,
-    GatedStore,
     block,
     blocks,
-    content,
+    hold_parts,
     new_file,
     parts_there,
     until,
 )
 from tests.filesystem.view import View
-from tests.support.memory_store import FailingStore, MemoryStore
+from tests.support.memory_store import MemoryStore
 
 ROOM = 4 * PART
 
@@ -78,7 +77,7 @@ def test_all_but_the_first_part_never_reaches_the_disk(tmp_path: Path, memory: i
     assert taken(memory) <= ROOM
     view.fs.flush(handle)
     assert dirtied_bytes() - before <= PART + MIB
-    assert content(store, "file") == blocks(200)
+    assert store.content("file") == blocks(200)
     view.fs.release(handle)
     assert taken(memory) == 0
     assert not list((tmp_path / "spool").iterdir())
@@ -95,7 +94,7 @@ def test_a_file_that_fits_in_memory_is_read_back_without_the_store(
     assert not store.requests.get("get")
     assert not store.requests.get("complete")
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(38)
+    assert store.content("file") == blocks(38)
 
 
 def test_a_header_is_written_last(tmp_path: Path, memory: int) -> None:
@@ -110,7 +109,7 @@ def test_a_header_is_written_last(tmp_path: Path, memory: int) -> None:
     expected[-5:] = b"trail"
     assert store.requests["part"] == 14  # thirteen parts, and the first one again
     assert not store.requests.get("get")
-    assert content(store, "file") == expected
+    assert store.content("file") == expected
 
 
 def test_what_was_given_up_is_read_and_changed(tmp_path: Path, memory: int) -> None:
@@ -124,7 +123,7 @@ def test_what_was_given_up_is_read_and_changed(tmp_path: Path, memory: int) -> N
     view.fs.flush(handle)
     expected = bytearray(blocks(100) + b"end")
     expected[30 * MIB + 1 : 30 * MIB + 8] = b"changed"
-    assert content(store, "file") == expected
+    assert store.content("file") == expected
     assert not store.uploads
 
 
@@ -147,7 +146,7 @@ def test_it_is_cut_and_grows(tmp_path: Path, memory: int, size: int) -> None:
     view.fs.files.truncate(inode, size + 2 * MIB)
     view.fs.write(handle, size + 3 * MIB, b"end")
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(100)[:size] + bytes(3 * MIB) + b"end"
+    assert store.content("file") == blocks(100)[:size] + bytes(3 * MIB) + b"end"
 
 
 def test_it_is_emptied_and_written_again(tmp_path: Path, memory: int) -> None:
@@ -160,7 +159,7 @@ def test_it_is_emptied_and_written_again(tmp_path: Path, memory: int) -> None:
         view.fs.write(handle, (number - 40) * MIB, block(number))
     assert on_disk(tmp_path) <= PART + MIB
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(70)[40 * MIB :]
+    assert store.content("file") == blocks(70)[40 * MIB :]
 
 
 def test_two_writers_and_one_who_appends_later(tmp_path: Path, memory: int) -> None:
@@ -172,12 +171,12 @@ def test_two_writers_and_one_who_appends_later(tmp_path: Path, memory: int) -> N
         view.fs.write((first, second)[number % 2], number * MIB, block(number))
     view.fs.flush(first)
     view.fs.release(first)
-    assert content(store, "file") == blocks(60)
+    assert store.content("file") == blocks(60)
     for number in range(60, 90):
         view.fs.write(second, number * MIB, block(number))
     view.fs.flush(second)
     view.fs.release(second)
-    assert content(store, "file") == blocks(90)
+    assert store.content("file") == blocks(90)
     assert taken(memory) == 0
 
 
@@ -190,7 +189,7 @@ def test_it_is_renamed_while_it_is_written(tmp_path: Path, memory: int) -> None:
         view.fs.write(handle, number * MIB, block(number))
     view.fs.flush(handle)
     assert view.names() == ["after"]
-    assert content(store, "after") == blocks(100)
+    assert store.content("after") == blocks(100)
 
 
 def test_who_has_it_open_reads_it_after_it_was_deleted(tmp_path: Path, memory: int) -> None:
@@ -230,7 +229,7 @@ def test_another_order_goes_to_the_disk(tmp_path: Path, memory: int) -> None:
         view.fs.write(handle, number * MIB, block(number))
     assert taken(memory) == 0
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(40)
+    assert store.content("file") == blocks(40)
 
 
 @pytest.mark.parametrize("room", [0, PART - 1, PART, 2 * PART])
@@ -240,20 +239,20 @@ def test_with_little_memory(tmp_path: Path, memory: int, room: int) -> None:
     handle = new_file(view, 100)
     assert taken(memory) <= room
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(100)
+    assert store.content("file") == blocks(100)
 
 
 def test_who_is_faster_than_a_slow_store_gets_the_disk(tmp_path: Path, memory: int) -> None:
-    store = GatedStore()
-    store.gate.clear()  # it takes nothing
+    store = MemoryStore()
+    gate = hold_parts(store)  # it takes nothing
     view = view_of(store, tmp_path, memory)
     handle = new_file(view, 100)
     assert taken(memory) <= ROOM
     assert on_disk(tmp_path) >= 100 * MIB - ROOM
     assert view.read_handle(handle, 30 * MIB, 40 * MIB) == blocks(70)[30 * MIB :]
-    store.gate.set()
+    gate.set()
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(100)
+    assert store.content("file") == blocks(100)
 
 
 def test_little_memory_does_not_keep_connections_idle(
@@ -261,14 +260,14 @@ def test_little_memory_does_not_keep_connections_idle(
 ) -> None:
     """Two parts in memory are on their way, and there may be eight."""
     monkeypatch.setattr(PartMemory, "beats_a_disk", True)
-    store = GatedStore()
-    store.gate.clear()
+    store = MemoryStore()
+    gate = hold_parts(store)
     view = view_of(store, tmp_path, memory, 2 * PART)
     handle = new_file(view, 60)
-    until(lambda: store.waiting == 7)
-    store.gate.set()
+    until(lambda: store.requests.get("part") == 7)
+    gate.set()
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(60)
+    assert store.content("file") == blocks(60)
 
 
 def test_many_writers_share_it(tmp_path: Path, memory: int) -> None:
@@ -288,14 +287,14 @@ def test_many_writers_share_it(tmp_path: Path, memory: int) -> None:
         thread.join(FOR_EVER_S)
         assert not thread.is_alive()
     for number, handle in enumerate(handles):
-        assert content(store, f"file{number}") == blocks(40)
+        assert store.content(f"file{number}") == blocks(40)
         view.fs.release(handle)
     assert taken(memory) == 0
 
 
 def test_disk_and_memory_are_full(tmp_path: Path, memory: int) -> None:
-    store = FailingStore()
-    store.failure = Unavailable("an outage")
+    store = MemoryStore()
+    store.refuse_content(Unavailable("an outage"))
     view = view_of(store, tmp_path, memory, spool_bytes=24 * MIB)
     handle = view.open("file", os.O_RDWR | os.O_CREAT)
 
@@ -306,11 +305,11 @@ def test_disk_and_memory_are_full(tmp_path: Path, memory: int) -> None:
     with pytest.raises(SpoolFull):
         fill()
     assert view.read_handle(handle, 0, 20 * MIB) == blocks(20)
-    store.failure = None
+    store.refuse_content(None)
     view.fs.flush(handle)
     size = store.head("file").size_bytes
     assert size >= 24 * MIB + ROOM - 2 * PART
-    assert content(store, "file") == blocks(size // MIB)
+    assert store.content("file") == blocks(size // MIB)
 
 
 @pytest.fixture
@@ -343,7 +342,7 @@ def test_near_the_limit_new_parts_go_to_the_disk(
     tmp_path: Path, memory: int, used: list[float]
 ) -> None:
     """And what the store has of the others leaves the memory, though nobody writes."""
-    store = GatedStore()
+    store = MemoryStore()
     view = view_of(store, tmp_path, memory)
     first = new_file(view, 30, "first")
     until(lambda: parts_there(store) == 3)
@@ -351,11 +350,11 @@ def test_near_the_limit_new_parts_go_to_the_disk(
     with upkeep(view, tmp_path):
         until(lambda: view.fs.files.contents.memory.total_bytes < PART)
         until(lambda: taken(memory) <= PART)  # the end of a file is never given up
-        store.gate.clear()
+        gate = hold_parts(store)
         second = new_file(view, 60, "second")
         assert on_disk(tmp_path) >= 60 * MIB
         assert taken(memory) <= PART
-        store.gate.set()
+        gate.set()
         view.fs.flush(first)
         view.fs.flush(second)
         used[0] = 0.1
@@ -365,7 +364,7 @@ def test_near_the_limit_new_parts_go_to_the_disk(
         assert on_disk(tmp_path) <= before + PART + MIB
         view.fs.flush(third)
     for name, mib in {"first": 30, "second": 60, "third": 60}.items():
-        assert content(store, name) == blocks(mib)
+        assert store.content(name) == blocks(mib)
 
 
 def test_memory_that_the_kernel_does_not_give_is_the_disk(
@@ -386,7 +385,7 @@ def test_memory_that_the_kernel_does_not_give_is_the_disk(
     handle = new_file(view, 40)
     assert taken(memory) == 0
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(40)
+    assert store.content("file") == blocks(40)
 
 
 # --- processes that end -------------------------------------------------------------------------
@@ -412,7 +411,7 @@ def test_a_successor_has_what_was_in_memory(tmp_path: Path, memory: int) -> None
     assert on_disk(tmp_path) <= PART + MIB
     successor.fs.flush(handle)
     successor.fs.release(handle)
-    assert content(store, "file") == blocks(100)
+    assert store.content("file") == blocks(100)
     assert store.requests["part"] == 13  # none was sent again
     assert taken(memory) == 0
 
@@ -430,7 +429,7 @@ def test_zeros_follow_what_was_written_before_a_worker_ended(tmp_path: Path, mem
     successor.fs.recovery.restore()
     successor.fs.files.truncate(successor.fs.files.get(1).inode, 21 * MIB)
     successor.fs.flush(1)
-    assert content(store, "file") == blocks(20) + bytes(MIB)
+    assert store.content("file") == blocks(20) + bytes(MIB)
 
 
 def test_without_the_memory_there_is_no_half_file(
@@ -456,20 +455,20 @@ def test_without_the_memory_an_object_stays_as_it_was_saved(tmp_path: Path, memo
     view.fs.write(1, 60 * MIB, b"more")
     successor = view_of(store, tmp_path, -1, 0)
     assert successor.fs.recovery.finish_predecessor() == []
-    assert content(store, "file") == blocks(60)
+    assert store.content("file") == blocks(60)
 
 
 def test_what_a_drain_does_not_save_is_on_the_disk_for_the_next_run(
     tmp_path: Path, memory: int
 ) -> None:
-    store = FailingStore()
+    store = MemoryStore()
     view = begun(store, tmp_path, memory, 60)
-    store.failure = Unavailable("an outage")
+    store.refuse_content(Unavailable("an outage"))
     assert list(view.fs.drain(0.0)) == ["file"]
-    store.failure = None
+    store.refuse_content(None)
     successor = view_of(store, tmp_path, -1, 0)
     assert successor.fs.recovery.finish_predecessor() == ["file"]
-    assert content(store, "file") == blocks(60)
+    assert store.content("file") == blocks(60)
     assert not store.uploads
 
 
@@ -478,9 +477,9 @@ def test_what_is_in_memory_is_copied_before_the_time_to_save_is_over(
 ) -> None:
     """Process 1 waits for a worker's answer for some seconds only, and a disk may be slow."""
     monkeypatch.setattr(open_files, "_COPIED_BYTES_PER_S", 1)
-    store = GatedStore()
+    store = MemoryStore()
     view = begun(store, tmp_path, memory, 20)
-    store.gate.clear()
+    gate = hold_parts(store)
     for number in range(20, 40):
         view.fs.write(1, number * MIB, block(number))
     deadline_s = time.monotonic() + FOR_EVER_S
@@ -488,9 +487,9 @@ def test_what_is_in_memory_is_copied_before_the_time_to_save_is_over(
     draining.start()
     until(lambda: on_disk(tmp_path) >= 40 * MIB)
     assert draining.is_alive()
-    store.gate.set()
+    gate.set()
     draining.join(FOR_EVER_S)
-    assert content(store, "file") == blocks(40)
+    assert store.content("file") == blocks(40)
 
 
 def test_what_nobody_goes_on_with_leaves_the_memory(tmp_path: Path, memory: int) -> None:

@@ -7,94 +7,53 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sidecar.errors import NotFound, Stale
 from sidecar.mounter.filesystem import contested_names
 from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.store.interface import Arrived, ObjectInfo
 from tests.filesystem.view import View
-from tests.support.memory_store import MemoryStore
-
-
-class Meeting(MemoryStore):
-    """Calls a function during the next GET or DELETE, or after the next copy is made.
-
-    Attributes:
-        in_get, in_delete, after_copy: the function, called once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.after_copy: Callable[[], object] | None = None
-        self.in_get: Callable[[], object] | None = None
-        self.in_delete: Callable[[], object] | None = None
-
-    def get_range(
-        self,
-        key: str,
-        version: str | None,
-        offset: int,
-        buffer: memoryview,
-        arrived: Arrived | None = None,
-    ) -> int:
-        meet, self.in_get = self.in_get, None
-        if meet is not None:
-            meet()
-        return super().get_range(key, version, offset, buffer, arrived)
-
-    def copy(self, source: str, target: str, **options: Any) -> ObjectInfo:
-        made = super().copy(source, target, **options)
-        meet, self.after_copy = self.after_copy, None
-        if meet is not None:
-            meet()
-        return made
-
-    def delete(self, key: str) -> None:
-        meet, self.in_delete = self.in_delete, None
-        if meet is not None:
-            meet()
-        super().delete(key)
+from tests.support.memory_store import MemoryStore, after, before
 
 
 @pytest.fixture
-def store() -> Meeting:
-    store = Meeting()
+def store() -> MemoryStore:
+    store = MemoryStore()
     store.put("file", b"content")
     store.put("other", b"theirs")
     return store
 
 
 @pytest.fixture
-def view(store: Meeting, tmp_path: Path) -> View:
+def view(store: MemoryStore, tmp_path: Path) -> View:
     return View(store, tmp_path)
 
 
-def test_a_file_is_renamed_while_it_is_read(store: Meeting, view: View) -> None:
+def test_a_file_is_renamed_while_it_is_read(store: MemoryStore, view: View) -> None:
     handle = view.open("file")
-    store.in_get = lambda: view.rename("file", "new")
+    store.once("get", before(lambda *_: view.rename("file", "new")))
     assert view.read_handle(handle) == b"content"
 
 
-def test_a_file_is_unlinked_while_it_is_read(store: Meeting, view: View) -> None:
+def test_a_file_is_unlinked_while_it_is_read(store: MemoryStore, view: View) -> None:
     handle = view.open("file")
-    store.in_get = lambda: view.unlink("file")
+    store.once("get", before(lambda *_: view.unlink("file")))
     assert view.read_handle(handle) == b"content"
 
 
-def test_a_file_is_replaced_while_it_is_read(store: Meeting, view: View) -> None:
+def test_a_file_is_replaced_while_it_is_read(store: MemoryStore, view: View) -> None:
     handle = view.open("file")
-    store.in_get = lambda: view.rename("other", "file")
+    store.once("get", before(lambda *_: view.rename("other", "file")))
     assert view.read_handle(handle) == b"content"
 
 
 @pytest.mark.parametrize("change", ["unlink", "rename"])
-def test_a_file_is_opened_while_it_loses_its_name(store: Meeting, view: View, change: str) -> None:
+def test_a_file_is_opened_while_it_loses_its_name(
+    store: MemoryStore, view: View, change: str
+) -> None:
     """After ESTALE from open, the kernel looks the name up again."""
     inode = view.inode("file")
     came: list[object] = []
@@ -106,7 +65,7 @@ def test_a_file_is_opened_while_it_loses_its_name(store: Meeting, view: View, ch
             came.append(error)
 
     opening = threading.Thread(target=open_it)
-    store.in_delete = opening.start
+    store.once("delete", before(lambda _: opening.start()))
     if change == "unlink":
         view.unlink("file")
     else:
@@ -122,7 +81,7 @@ def test_a_file_is_opened_while_it_loses_its_name(store: Meeting, view: View, ch
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_TRUNC])
 def test_a_name_that_was_lost_once_before_open_is_not_lost_again(
-    store: Meeting, view: View, monkeypatch: pytest.MonkeyPatch, flags: int
+    store: MemoryStore, view: View, monkeypatch: pytest.MonkeyPatch, flags: int
 ) -> None:
     """The kernel looks it up and opens it a second time at ESTALE, and not a third time."""
     monkeypatch.setattr(contested_names, "CONTESTED_S", 0.2)
@@ -160,23 +119,23 @@ def test_a_contested_file_that_nobody_opens_is_dropped(
     assert view.fs.files.contents.budget.used_bytes == 0
 
 
-def test_a_file_whose_deletion_fails_is_opened_meanwhile(store: Meeting, view: View) -> None:
+def test_a_file_whose_deletion_fails_is_opened_meanwhile(store: MemoryStore, view: View) -> None:
     inode = view.inode("file")
     handles: list[int] = []
 
-    def fail() -> None:
+    def fail(_: str) -> None:
         opening.start()
         raise Stale("the store says no")
 
     opening = threading.Thread(target=lambda: handles.append(view.fs.open(inode, os.O_RDONLY)))
-    store.in_delete = fail
+    store.once("delete", before(fail))
     with pytest.raises(Stale):
         view.unlink("file")
     opening.join()
     assert view.read_handle(handles[0]) == b"content"
 
 
-def test_a_file_that_is_written_is_renamed_over_another_one(store: Meeting, view: View) -> None:
+def test_a_file_that_is_written_is_renamed_over_another_one(store: MemoryStore, view: View) -> None:
     handle = view.open("file", os.O_WRONLY)
     view.fs.write(handle, 0, b"CONTENT")
     view.rename("file", "other")
@@ -188,7 +147,7 @@ def test_a_file_that_is_written_is_renamed_over_another_one(store: Meeting, view
 
 @pytest.mark.parametrize("change", ["closed", "given a mode", "cut"])
 def test_a_file_is_changed_while_another_one_takes_its_name(
-    store: Meeting, view: View, change: str
+    store: MemoryStore, view: View, change: str
 ) -> None:
     """What is saved of it then must not replace the other one in the store."""
     inode = view.inode("file")
@@ -207,20 +166,20 @@ def test_a_file_is_changed_while_another_one_takes_its_name(
 
     changing = threading.Thread(target=change_it)
 
-    def meet() -> None:
+    def meet(*_: object, **__: object) -> None:
         changing.start()
         changing.join(0.5)  # it waits for the rename, or does harm
 
-    store.after_copy = meet
+    store.once("copy", after(meet))
     view.rename("other", "file")
     changing.join()
-    assert store._objects["file"][0] == b"theirs"
+    assert store.content("file") == b"theirs"
     assert view.read("file") == b"theirs"
     assert view.stat("file").mode & 0o777 == 0o644
     assert view.metric("mount_sidecar_overwritten_versions_total") == 0
 
 
-def test_absent_names_expire_while_others_are_made(store: Meeting, view: View) -> None:
+def test_absent_names_expire_while_others_are_made(store: MemoryStore, view: View) -> None:
     """Cached absences expire in one thread while another adds some."""
     view.names()
     absent = [f"absent-{number}" for number in range(2_000)]

@@ -20,7 +20,7 @@ from sidecar.mounter.filesystem.replay import (
     ReplayedRequest,
 )
 from sidecar.mounter.system.state_directory import StateDirectory
-from tests.support.memory_store import MemoryStore
+from tests.support.memory_store import Hook, MemoryStore
 from tests.support.serve import build
 
 UNIQUE = 8
@@ -30,29 +30,18 @@ class Died(BaseException):
     """Stands for the death of the worker."""
 
 
-class DyingStore(MemoryStore):
-    """Ends its worker before or after a change, once armed.
+def die_at(store: MemoryStore, operation: str, key: str, *, after: bool) -> None:
+    """The next such change of the key ends its worker, when it is made or in its place."""
 
-    Attributes:
-        armed: (operation, key, whether the change is still made).
-    """
-
-    armed: tuple[str, str, bool] | None = None
-
-    def _around(self, operation: str, key: str, change: Callable[[], object]) -> object:
-        if self.armed is None or self.armed[:2] != (operation, key):
-            return change()
-        _, _, after = self.armed
-        self.armed = None
+    def die(change: Hook, changed: str, *rest: object, **more: object) -> object:
+        if changed != key:
+            return change(changed, *rest, **more)
+        del store.hooks[operation]
         if after:
-            change()
+            change(changed, *rest, **more)
         raise Died
 
-    def put(self, key: str, *rest: object, **more: object) -> object:  # type: ignore[override]
-        return self._around("put", key, lambda: super(DyingStore, self).put(key, *rest, **more))  # type: ignore[arg-type]
-
-    def delete(self, key: str) -> None:
-        self._around("delete", key, lambda: super(DyingStore, self).delete(key))
+    store.hooks[operation] = die
 
 
 Operation = Callable[[FileSystem], object]
@@ -87,20 +76,16 @@ class Mount:
 
 
 @pytest.fixture
-def store() -> DyingStore:
-    store = DyingStore()
+def store() -> MemoryStore:
+    store = MemoryStore()
     for key in ("a", "b", "d/", "e/f"):
         store.put(key, b"" if key.endswith("/") else key.encode())
     return store
 
 
 @pytest.fixture
-def mount(store: DyingStore, tmp_path: Path) -> Mount:
+def mount(store: MemoryStore, tmp_path: Path) -> Mount:
     return Mount(store, tmp_path)
-
-
-def keys(store: MemoryStore) -> list[str]:
-    return [info.key for info in store.list_page("", delimiter="").objects]
 
 
 CHANGES: dict[str, tuple[Operation, tuple[str, str], list[str]]] = {
@@ -132,16 +117,16 @@ CHANGES: dict[str, tuple[Operation, tuple[str, str], list[str]]] = {
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_worker_dies_around_a_change(
-    store: DyingStore, mount: Mount, change: str, after: bool
+    store: MemoryStore, mount: Mount, change: str, after: bool
 ) -> None:
     operation, moment, expected = CHANGES[change]
     number = mount.fs.lookup(ROOT, "a").attributes.inode
-    store.armed = (*moment, after)
+    die_at(store, *moment, after=after)
     with pytest.raises(Died):
         mount.ask(operation)
     mount.take_over()
     mount.send_again(operation)
-    assert keys(store) == expected
+    assert store.keys == expected
     if change.startswith("rename"):
         assert mount.fs.lookup(ROOT, expected[-1] if "n" in expected else "b").attributes.inode == (
             number
@@ -149,7 +134,7 @@ def test_a_worker_dies_around_a_change(
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_was_done_is_not_done_twice(store: DyingStore, mount: Mount, change: str) -> None:
+def test_what_was_done_is_not_done_twice(store: MemoryStore, mount: Mount, change: str) -> None:
     """It was done, and then the name was used again: the answer is that of the first time."""
     operation, _, expected = CHANGES[change]
     mount.ask(operation)
@@ -157,11 +142,11 @@ def test_what_was_done_is_not_done_twice(store: DyingStore, mount: Mount, change
     mount.take_over()
     store.put("z", b"")
     assert mount.send_again(operation) == (0, b"reply")
-    assert keys(store) == [*expected, "z"]
+    assert store.keys == [*expected, "z"]
 
 
-def test_a_new_request_hears_the_truth(store: DyingStore, mount: Mount) -> None:
-    store.armed = ("delete", "a", True)
+def test_a_new_request_hears_the_truth(store: MemoryStore, mount: Mount) -> None:
+    die_at(store, "delete", "a", after=True)
     with pytest.raises(Died):
         mount.ask(CHANGES["unlink"][0])
     mount.take_over()
@@ -236,10 +221,10 @@ def test_requests_in_flight_survive_compaction(mount: Mount, tmp_path: Path) -> 
     ("crashed", "most"), [(True, MOST_CRASHES), (False, MOST_DEATHS)], ids=["crashed", "killed"]
 )
 def test_a_request_that_ends_every_worker_is_refused(
-    store: DyingStore, mount: Mount, crashed: bool, most: int
+    store: MemoryStore, mount: Mount, crashed: bool, most: int
 ) -> None:
     def die(fs: FileSystem) -> None:
-        store.armed = ("delete", "a", False)
+        die_at(store, "delete", "a", after=False)
         fs.unlink(ROOT, "a")
 
     with pytest.raises(Died):
@@ -250,4 +235,4 @@ def test_a_request_that_ends_every_worker_is_refused(
             mount.send_again(die)
     mount.take_over(crashed=crashed)
     assert mount.send_again(die) == (errno.EIO, b"")
-    assert keys(store) == ["a", "b", "d/", "e/f"]
+    assert store.keys == ["a", "b", "d/", "e/f"]

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,8 @@ from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.filesystem.name_resolver import RELIST_MISSES
 from sidecar.mounter.store.interface import Page
 from sidecar.mounter.system.shortage import NO_THREAD
-from tests.filesystem.view import LateStore, PagedStore, SlowPagesStore, View
-from tests.support.memory_store import MemoryStore
+from tests.filesystem.view import View, delay_next_list, paged_store
+from tests.support.memory_store import Hook, MemoryStore, before
 
 
 def fill(store: MemoryStore, count: int) -> list[str]:
@@ -43,7 +44,7 @@ def test_stat_after_a_listing_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_the_first_names_come_before_the_last_page(tmp_path: Path) -> None:
-    store = PagedStore(100)
+    store = paged_store(100)
     fill(store, 1_000)
     view = View(store, tmp_path)
     handle = view.fs.open_directory(view.inode("dir"))
@@ -54,59 +55,46 @@ def test_the_first_names_come_before_the_last_page(tmp_path: Path) -> None:
 
 
 def test_lookups_at_the_same_time_share_one_listing(tmp_path: Path) -> None:
-    store = LateStore()
+    store = MemoryStore()
     names = fill(store, 30)
     view = View(store, tmp_path)
     directory = view.inode("dir")
     before = store.requests["list"]
-    store.delay_next()
+    late, gate = delay_next_list(store)
     with ThreadPoolExecutor(8) as threads:
         found = [threads.submit(view.fs.lookup, directory, name) for name in names]
-        assert store.asked.wait(300)
-        store.gate.set()
+        assert late.wait(300)
+        gate.set()
         assert len({entry.result().attributes.inode for entry in found}) == 30
     assert store.requests["list"] - before == 1
 
 
-class ListedStore(MemoryStore):
-    """Records the listed prefixes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.listed: list[str] = []
-
-    def list_page(
-        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
-    ) -> Page:
-        self.listed.append(prefix)
-        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
-
-
-class TogetherStore(ListedStore):
-    """Lists the root only while another directory is being listed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._other = threading.Event()
-
-    def list_page(
-        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
-    ) -> Page:
-        if prefix:
-            self._other.set()
-        else:
-            assert self._other.wait(300)
-        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+def recorded_store() -> tuple[MemoryStore, list[str]]:
+    """A store, and the prefixes that are listed."""
+    listed: list[str] = []
+    return MemoryStore(list=before(lambda prefix, *_, **__: listed.append(prefix))), listed
 
 
 def test_a_path_costs_a_round_trip_less_than_it_has_directories(tmp_path: Path) -> None:
     """What looks like a directory is listed together with the one that it is in."""
-    store = TogetherStore()
+    listed: list[str] = []
+    other_listed = threading.Event()
+
+    def list_together(list_page: Hook, prefix: str, *arguments: Any, **named: Any) -> Page:
+        """The root only while another directory is being listed."""
+        listed.append(prefix)
+        if prefix:
+            other_listed.set()
+        else:
+            assert other_listed.wait(300)
+        return list_page(prefix, *arguments, **named)
+
+    store = MemoryStore(list=list_together)
     store.put("dir/file", b"content")
     view = View(store, tmp_path)
     assert view.read("dir/file") == b"content"
     assert view.names("dir") == ["file"]
-    assert sorted(store.listed) == ["", "dir/"]
+    assert sorted(listed) == ["", "dir/"]
 
 
 def test_what_was_listed_ahead_counts_for_its_lifetime_and_not_longer(tmp_path: Path) -> None:
@@ -120,7 +108,7 @@ def test_what_was_listed_ahead_counts_for_its_lifetime_and_not_longer(tmp_path: 
 
 
 def test_what_looks_like_a_file_is_not_listed(tmp_path: Path) -> None:
-    store = ListedStore()
+    store, listed = recorded_store()
     store.put("file.txt", b"content")
     view = View(store, tmp_path)
     assert view.read("file.txt") == b"content"
@@ -128,7 +116,7 @@ def test_what_looks_like_a_file_is_not_listed(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         view.inode("absent")
     time.sleep(0.1)  # it would be asked for by a thread
-    assert store.listed == [""]
+    assert listed == [""]
 
 
 def test_where_no_thread_can_be_started_it_is_listed_in_its_turn(
@@ -137,12 +125,12 @@ def test_where_no_thread_can_be_started_it_is_listed_in_its_turn(
     def refuse(*_: object) -> None:
         raise RuntimeError(NO_THREAD)
 
-    store = ListedStore()
+    store, listed = recorded_store()
     store.put("dir/file", b"content")
     view = View(store, tmp_path)
     monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
     assert view.stat("dir/file").size_bytes == len(b"content")
-    assert store.listed == ["", "dir/"]
+    assert listed == ["", "dir/"]
 
 
 def test_what_was_listed_before_a_directory_was_made_does_not_count(tmp_path: Path) -> None:
@@ -167,26 +155,26 @@ def test_what_was_listed_before_a_directory_was_made_does_not_count(tmp_path: Pa
 def test_directories_that_are_read_in_order_are_listed_ahead(
     tmp_path: Path, order: str, ahead: str
 ) -> None:
-    store = ListedStore()
+    store, listed = recorded_store()
     for name in order:
         store.put(f"{name}/file", b"content")
     view = View(store, tmp_path)
     assert [name for name in view.names() if view.inode(name)] == sorted(order)
-    store.listed.clear()
+    listed.clear()
     for number, name in enumerate(order):
         assert view.names(name) == ["file"]
         soon = {
             f"{later}/" for later in order[number + 1 : number + 3] if later in ahead and number
         }
         deadline_s = time.monotonic() + 300
-        while not soon <= set(store.listed):
-            assert time.monotonic() < deadline_s, store.listed
+        while not soon <= set(listed):
+            assert time.monotonic() < deadline_s, listed
             time.sleep(0.01)
-    assert sorted(store.listed) == [f"{name}/" for name in sorted(order)]
+    assert sorted(listed) == [f"{name}/" for name in sorted(order)]
 
 
 def test_a_slow_walk_lists_nothing_ahead_that_is_old_when_it_is_read(tmp_path: Path) -> None:
-    store = ListedStore()
+    store, listed = recorded_store()
     for name in "abcdef":
         store.put(f"{name}/file", b"content")
     view = View(store, tmp_path, ttl_s=0.3)
@@ -194,27 +182,7 @@ def test_a_slow_walk_lists_nothing_ahead_that_is_old_when_it_is_read(tmp_path: P
     for inode in inodes.values():
         time.sleep(0.15)  # more than a third of the lifetime
         view.fs.release_directory(view.fs.open_directory(inode))
-    assert set(store.listed) & {f"{name}/" for name in inodes} == set()
-
-
-class UnevenStore(MemoryStore):
-    """Slow to list a directory, or to answer for a name.
-
-    Attributes:
-        listings: of the whole directory, so far.
-    """
-
-    def __init__(self, directory_s: float, name_s: float) -> None:
-        super().__init__()
-        self._directory_s, self._name_s = directory_s, name_s
-        self.listings = 0
-
-    def list_page(
-        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
-    ) -> Page:
-        self.listings += prefix == "dir/"
-        time.sleep(self._directory_s if prefix == "dir/" else self._name_s)
-        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
+    assert set(listed) & {f"{name}/" for name in inodes} == set()
 
 
 @pytest.mark.parametrize(
@@ -225,22 +193,28 @@ def test_a_directory_is_listed_again_where_that_saves_time(
     tmp_path: Path, directory_s: float, name_s: float, listings: int
 ) -> None:
     """As for a program that creates one file after another."""
-    store = UnevenStore(directory_s, name_s)
+    listed: list[str] = []
+
+    def slow(prefix: str, *_: object, **__: object) -> None:
+        listed.append(prefix)
+        time.sleep(directory_s if prefix == "dir/" else name_s)
+
+    store = MemoryStore(list=before(slow))
     fill(store, 5)
     view = View(store, tmp_path, ttl_s=0.4)
     view.names("dir")
     directory = view.inode("dir")
     time.sleep(0.41)
-    before = store.listings
+    listed.clear()
     for number in range(RELIST_MISSES + 4):
         with pytest.raises(NotFound):
             view.fs.lookup(directory, f"new-{number}")
-    assert store.listings - before == listings
+    assert listed.count("dir/") == listings
 
 
 def test_a_second_walk_is_a_listing_for_each_directory(tmp_path: Path) -> None:
     """As of `git status` and `rsync -a`: the lifetime is over, and every name is asked for."""
-    store = ListedStore()
+    store, listed = recorded_store()
     directories = [f"dir.{number}" for number in range(40)]
     for directory in directories:
         for number in range(12):
@@ -249,32 +223,32 @@ def test_a_second_walk_is_a_listing_for_each_directory(tmp_path: Path) -> None:
     for directory in directories:
         view.names(directory)
     time.sleep(1.1)
-    store.listed.clear()
+    listed.clear()
     for directory in directories:
         for number in range(12):
             view.stat(f"{directory}/{number}.txt")
     # The root once more for each second that it takes.
-    assert len(store.listed) <= 2 * len(directories), store.listed
-    assert set(store.listed) == {"", *(f"{directory}/" for directory in directories)}
+    assert len(listed) <= 2 * len(directories), listed
+    assert set(listed) == {"", *(f"{directory}/" for directory in directories)}
 
 
 @pytest.mark.parametrize(("count", "lists"), [(200, True), (900, False)])
 def test_one_name_of_a_larger_directory_does_not_list_it_again(
     tmp_path: Path, count: int, lists: bool
 ) -> None:
-    store = ListedStore()
+    store, listed = recorded_store()
     names = fill(store, count)
     view = View(store, tmp_path, ttl_s=1.0)
     view.names("dir")
     time.sleep(1.1)
-    store.listed.clear()
+    listed.clear()
     view.stat(f"dir/{names[0]}")
-    assert ("dir/" in store.listed) == lists
+    assert ("dir/" in listed) == lists
 
 
 @pytest.mark.parametrize("count", [3, 1_000], ids=["listed", "asked_by_name"])
 def test_a_missing_name_is_remembered(tmp_path: Path, count: int) -> None:
-    store = PagedStore(100)
+    store = paged_store(100)
     fill(store, count)
     view = View(store, tmp_path)
     with pytest.raises(NotFound):
@@ -286,7 +260,7 @@ def test_a_missing_name_is_remembered(tmp_path: Path, count: int) -> None:
 
 
 def test_a_few_names_of_a_huge_directory_do_not_list_it(tmp_path: Path) -> None:
-    store = PagedStore(100)
+    store = paged_store(100)
     fill(store, 5_000)
     view = View(store, tmp_path)
     for name in ("4900", "4950", "4999"):
@@ -295,18 +269,25 @@ def test_a_few_names_of_a_huge_directory_do_not_list_it(tmp_path: Path) -> None:
 
 
 def test_no_name_waits_for_the_pages_of_a_huge_directory(tmp_path: Path) -> None:
-    store = SlowPagesStore(100)
+    gate = threading.Event()
+
+    def list_few(list_page: Hook, prefix: str, token: str | None = None, **named: Any) -> Page:
+        if token is not None:
+            gate.wait(300)
+        return list_page(prefix, token, **{**named, "limit": 100})
+
+    store = MemoryStore(list=list_few)
     names = fill(store, 1_000)
     view = View(store, tmp_path)
     try:
         for name in names[500:510]:  # More than it takes to begin a listing of the rest.
             assert view.stat(f"dir/{name}").size_bytes == 7
     finally:
-        store.gate.set()
+        gate.set()
 
 
 def test_names_of_a_directory_of_some_pages_are_asked_for_together(tmp_path: Path) -> None:
-    store = PagedStore(100)
+    store = paged_store(100)
     names = fill(store, 1_000)
     view = View(store, tmp_path)
     for name in names[100:]:

@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from sidecar.errors import (
     Unavailable,
 )
 from sidecar.mounter.filesystem.inodes import File
-from sidecar.mounter.store.interface import Condition, Content, Limits, ObjectInfo
+from sidecar.mounter.store.interface import Condition, Limits, ObjectInfo
 from sidecar.mounter.store.s3.store import S3Store
 from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.spool_log import SpoolLog
 from sidecar.units import MIB
 from tests.filesystem.view import View
-from tests.support.memory_store import FailingStore, MemoryStore, RenamingStore
+from tests.support.memory_store import MemoryStore, after, before, raising, renaming_store
 
 PART = 8 * MIB
 FOR_EVER_S = 60.0
@@ -48,13 +48,6 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def content(store: MemoryStore, key: str) -> bytes:
-    info = store.head(key)
-    buffer = bytearray(info.size_bytes)
-    store.get_range(key, info.version, 0, memoryview(buffer))
-    return bytes(buffer)
-
-
 def new_file(view: View, mib: int, name: str = "file") -> int:
     """A handle of a new file of this many MiB, still open for writing."""
     handle = view.open(name, os.O_RDWR | os.O_CREAT)
@@ -67,24 +60,11 @@ def blocks(mib: int) -> bytes:
     return b"".join(map(block, range(mib)))
 
 
-class GatedStore(MemoryStore):
-    """Takes parts while its gate is open.
-
-    Attributes:
-        waiting: how many parts have come before a closed gate.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-        self.gate.set()
-        self.waiting = 0
-
-    def _count(self, operation: str) -> None:
-        super()._count(operation)
-        if operation == "part" and not self.gate.is_set():
-            self.waiting += 1
-            self.gate.wait(FOR_EVER_S)
+def hold_parts(store: MemoryStore) -> threading.Event:
+    """From now on, parts wait for this event."""
+    gate = threading.Event()
+    store.hooks["part"] = before(lambda *_: gate.wait(FOR_EVER_S))
+    return gate
 
 
 def parts_there(store: MemoryStore) -> int:
@@ -119,7 +99,7 @@ def test_a_new_file_is_sent_while_it_is_written(tmp_path: Path) -> None:
     until(lambda: parts_there(store) == 2)  # before it is closed
     assert view.read_handle(handle, 7 * MIB, 2 * MIB) == blocks(9)[7 * MIB :]
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(20)
+    assert store.content("file") == blocks(20)
     assert store.requests["part"] == 3  # Close sent only the rest.
     assert not store.uploads
     view.fs.release(handle)
@@ -128,22 +108,22 @@ def test_a_new_file_is_sent_while_it_is_written(tmp_path: Path) -> None:
 
 def test_a_file_is_whole_that_is_being_saved_when_the_last_minute_begins(tmp_path: Path) -> None:
     """Its last part waits for a thread then, and is withdrawn with those of all other files."""
-    store = GatedStore()
+    store = MemoryStore()
     view = View(store, tmp_path)
     handle = new_file(view, 9)
     until(lambda: parts_there(store) == 1)
-    store.gate.clear()
+    gate = hold_parts(store)
     others = [new_file(view, 9, f"other{number}") for number in range(UPLOAD_THREADS)]
-    until(lambda: store.waiting == UPLOAD_THREADS)
+    until(lambda: store.requests["part"] == 1 + UPLOAD_THREADS)
     spool = view.fs.files.get(handle).inode.spool
     assert spool is not None
     with ThreadPoolExecutor(1) as closing:
         closed = closing.submit(view.fs.flush, handle)
         until(lambda: view.fs.files._uploader.is_busy(spool))
         view.fs.files.last_minute.end_at(time.monotonic() + FOR_EVER_S)
-        store.gate.set()
+        gate.set()
         closed.result()
-    assert content(store, "file") == blocks(9)
+    assert store.content("file") == blocks(9)
     for other in others:
         view.fs.release(other)
 
@@ -168,7 +148,7 @@ def test_what_was_sent_and_is_written_again_is_sent_again(tmp_path: Path) -> Non
     view.fs.set_attributes(view.inode("file"), {}, 18 * MIB)
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "file") == (block(0)[:3] + b"header" + blocks(20)[9:])[: 18 * MIB]
+    assert store.content("file") == (block(0)[:3] + b"header" + blocks(20)[9:])[: 18 * MIB]
     assert not store.uploads
 
 
@@ -199,15 +179,15 @@ def test_a_file_larger_than_the_spool_is_written_read_and_changed(tmp_path: Path
     view.fs.flush(handle)
     expected = bytearray(blocks(100) + b"end")
     expected[10 * MIB + 1 : 10 * MIB + 8] = b"changed"
-    assert content(store, "file") == expected
+    assert store.content("file") == expected
     view.fs.release(handle)
     assert not store.uploads
     assert not list((tmp_path / "spool").iterdir())
 
 
 def test_a_spool_that_cannot_be_emptied_is_full(tmp_path: Path) -> None:
-    store = FailingStore()
-    store.failure = Unavailable("an outage")
+    store = MemoryStore()
+    store.refuse_content(Unavailable("an outage"))
     view = View(store, tmp_path, spool_bytes=24 * MIB)
     handle = view.open("file", os.O_RDWR | os.O_CREAT)
 
@@ -217,9 +197,9 @@ def test_a_spool_that_cannot_be_emptied_is_full(tmp_path: Path) -> None:
 
     with pytest.raises(SpoolFull):
         fill()
-    store.failure = None
+    store.refuse_content(None)
     view.fs.flush(handle)
-    assert content(store, "file") == blocks(store.head("file").size_bytes // MIB)
+    assert store.content("file") == blocks(store.head("file").size_bytes // MIB)
 
 
 def test_appending_to_a_log_sends_what_is_new(tmp_path: Path) -> None:
@@ -231,7 +211,7 @@ def test_appending_to_a_log_sends_what_is_new(tmp_path: Path) -> None:
         view.fs.write(handle, 40 * MIB + 5 * number, b"line\n")
         view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "log") == blocks(40) + 5 * b"line\n"
+    assert store.content("log") == blocks(40) + 5 * b"line\n"
     assert store.patched_bytes == 5 * len(b"line\n")
 
 
@@ -246,7 +226,7 @@ def test_of_a_large_object_only_what_changes_is_fetched_and_sent(tmp_path: Path)
     assert store.patched_bytes == S3Store.limits.min_part_bytes
     assert view.read_handle(handle, 99 * MIB) == block(99)
     view.fs.release(handle)
-    assert content(store, "file")[50 * MIB :][:7] == b"changed"
+    assert store.content("file")[50 * MIB :][:7] == b"changed"
 
 
 def test_another_s_change_of_a_large_object_is_no_mixture(tmp_path: Path) -> None:
@@ -269,7 +249,7 @@ def test_overwriting_another_s_version_is_counted(tmp_path: Path) -> None:
     view.fs.write(handle, 3, b" and new")
     store.put("file", b"theirs")
     view.fs.flush(handle)
-    assert content(store, "file") == b"old and new"
+    assert store.content("file") == b"old and new"
     assert view.metric("mount_sidecar_overwritten_versions_total") == 1
 
 
@@ -285,7 +265,7 @@ def test_an_exclusive_file_does_not_overwrite_another_s(tmp_path: Path) -> None:
     assert view.read_handle(handle) == b"ours"  # through the handle that has it open
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "file") == b"theirs"
+    assert store.content("file") == b"theirs"
 
 
 def test_an_exclusive_file_of_a_worker_that_died_does_not_overwrite_another_s(
@@ -300,29 +280,7 @@ def test_an_exclusive_file_of_a_worker_that_died_does_not_overwrite_another_s(
     successor.fs.recovery.restore()
     with pytest.raises(AlreadyExists):
         successor.fs.flush(handle)
-    assert content(store, "file") == b"theirs"
-
-
-class SilentStore(MemoryStore):
-    """Stores its first PUT, but raises ``instead`` of returning."""
-
-    def __init__(self, instead: BaseException) -> None:
-        super().__init__()
-        self._instead = instead
-
-    def put(
-        self,
-        key: str,
-        content: Content,
-        metadata: Mapping[str, str] | None = None,
-        condition: Condition | None = None,
-        *,
-        like: ObjectInfo | None = None,
-    ) -> ObjectInfo:
-        made = super().put(key, content, metadata, condition, like=like)
-        if self.requests["put"] == 1:
-            raise self._instead
-        return made
+    assert store.content("file") == b"theirs"
 
 
 class Killed(BaseException):
@@ -337,7 +295,8 @@ def new_exclusive(view: View, data: bytes) -> int:
 
 def test_what_a_worker_that_died_had_made_is_not_another_s(tmp_path: Path) -> None:
     """It created the object, and was killed before it could journal that."""
-    store = SilentStore(Killed())
+    store = MemoryStore()
+    store.once("put", after(raising(Killed())))
     view = View(store, tmp_path)
     view.fs.recovery.begin()
     handle = new_exclusive(view, b"ours")
@@ -347,7 +306,7 @@ def test_what_a_worker_that_died_had_made_is_not_another_s(tmp_path: Path) -> No
     successor.fs.recovery.restore()
     successor.fs.write(handle, 4, b", and more")
     successor.fs.flush(handle)
-    assert content(store, "file") == b"ours, and more"
+    assert store.content("file") == b"ours, and more"
 
 
 @pytest.mark.parametrize("more", [b"", b", and more"])
@@ -359,22 +318,15 @@ def test_what_a_worker_that_died_had_replaced_is_not_another_s(tmp_path: Path, m
     view.fs.recovery.begin()
     handle = view.open("file", os.O_RDWR)
     view.fs.write(handle, 0, b"ours")
-    put = store.put
-
-    def put_and_die(*arguments: Any, **options: Any) -> ObjectInfo:
-        put(*arguments, **options)
-        raise Killed
-
-    store.put = put_and_die  # type: ignore[method-assign]
+    store.once("put", after(raising(Killed())))
     with pytest.raises(Killed):
         view.fs.flush(handle)
-    store.put = put  # type: ignore[method-assign]
     successor = View(store, tmp_path)
     successor.fs.recovery.restore()
     if more:
         successor.fs.write(handle, 4, more)
     successor.fs.flush(handle)
-    assert content(store, "file") == b"ours" + more
+    assert store.content("file") == b"ours" + more
     assert successor.metric("mount_sidecar_overwritten_versions_total") == 0
     successor.fs.release(handle)
     assert not list((tmp_path / "spool").iterdir())
@@ -404,7 +356,7 @@ def test_a_worker_that_dies_between_its_two_notes_of_a_save(
     successor.fs.recovery.restore()
     successor.fs.write(handle, 4, b", and more")
     successor.fs.flush(handle)
-    assert content(store, "file") == b"ours, and more"
+    assert store.content("file") == b"ours, and more"
     assert successor.metric("mount_sidecar_overwritten_versions_total") == 0
 
 
@@ -415,24 +367,15 @@ def test_a_worker_dies_while_it_tries_what_a_dead_one_had_done(tmp_path: Path) -
     view = View(store, tmp_path)
     view.fs.recovery.begin()
     handle = view.open("file", os.O_RDWR)
-    put = store.put
-    dies_after = [True, False]
-
-    def put_and_die(*arguments: Any, **options: Any) -> ObjectInfo:
-        if dies_after.pop(0):
-            put(*arguments, **options)
-        raise Killed
-
-    store.put = put_and_die  # type: ignore[method-assign]
-    for text in (b"ours", b"ours, and more"):
+    for text, dies in ((b"ours", after(raising(Killed()))), (b"ours, and more", raising(Killed()))):
+        store.once("put", dies)
         view.fs.write(handle, 0, text)
         with pytest.raises(Killed):
             view.fs.flush(handle)
         view = View(store, tmp_path)
         view.fs.recovery.restore()
-    store.put = put  # type: ignore[method-assign]
     view.fs.flush(handle)
-    assert content(store, "file") == b"ours, and more"
+    assert store.content("file") == b"ours, and more"
     assert view.metric("mount_sidecar_overwritten_versions_total") == 0
 
 
@@ -467,37 +410,41 @@ def test_what_a_dead_worker_s_upload_had_made_is_not_another_s(tmp_path: Path) -
     successor.fs.recovery.restore()
     successor.fs.write(handle, 5, b"changed")  # of the same size
     successor.fs.flush(handle)
-    assert content(store, "file")[:12] == block(0)[:5] + b"changed"
+    assert store.content("file")[:12] == block(0)[:5] + b"changed"
     assert successor.metric("mount_sidecar_overwritten_versions_total") == 0
 
 
 def test_what_was_made_without_an_answer_may_be_changed(tmp_path: Path) -> None:
-    store = SilentStore(Unavailable("the answer was lost, and the retries too"))
+    store = MemoryStore()
+    store.once("put", after(raising(Unavailable("the answer was lost, and the retries too"))))
     view = View(store, tmp_path)
     handle = new_exclusive(view, b"ours")
     with pytest.raises(Unavailable):
         view.fs.flush(handle)
     view.fs.write(handle, 4, b", and more")
     view.fs.flush(handle)
-    assert content(store, "file") == b"ours, and more"
+    assert store.content("file") == b"ours, and more"
 
 
 def test_an_attempt_that_was_made_again_met_no_other_s_object(tmp_path: Path) -> None:
-    store = SilentStore(AlreadyExists("the second attempt met what the first one had made"))
+    store = MemoryStore()
+    store.once(
+        "put", after(raising(AlreadyExists("the second attempt met what the first one had made")))
+    )
     view = View(store, tmp_path)
     view.fs.flush(new_exclusive(view, b"ours"))
-    assert view.read("file") == content(store, "file") == b"ours"
+    assert view.read("file") == store.content("file") == b"ours"
 
 
 def test_an_attempt_that_was_made_again_met_no_other_s_version(tmp_path: Path) -> None:
-    store = SilentStore(Stale("the second attempt met what the first one had made"))
-    MemoryStore.put(store, "file", b"old")
-    store.requests.clear()
+    store = MemoryStore()
+    store.put("file", b"old")
+    store.once("put", after(raising(Stale("the second attempt met what the first one had made"))))
     view = View(store, tmp_path)
     handle = view.open("file", os.O_RDWR)
     view.fs.write(handle, 0, b"ours")
     view.fs.flush(handle)
-    assert view.read("file") == content(store, "file") == b"ours"
+    assert view.read("file") == store.content("file") == b"ours"
     assert view.metric("mount_sidecar_overwritten_versions_total") == 0
 
 
@@ -506,7 +453,7 @@ def test_what_is_written_after_the_drain_is_refused(tmp_path: Path) -> None:
     view = View(store, tmp_path)
     handle = new_file(view, 1)
     assert view.fs.drain(time.monotonic() + FOR_EVER_S, lambda: None) == {}
-    assert content(store, "file") == block(0)
+    assert store.content("file") == block(0)
     with pytest.raises(Unavailable):
         view.fs.write(handle, 0, b"late")
 
@@ -519,7 +466,7 @@ def test_a_successor_goes_on_with_the_same_upload(tmp_path: Path) -> None:
     until(lambda: parts_there(store) == 7)
     successor = View(store, tmp_path, spool_bytes=24 * MIB)
     assert successor.fs.recovery.finish_predecessor() == ["file"]
-    assert content(store, "file") == blocks(60)
+    assert store.content("file") == blocks(60)
     assert not store.uploads
     assert not list((tmp_path / "spool").iterdir())
 
@@ -537,7 +484,7 @@ def test_a_spool_file_whose_log_cannot_be_used_is_kept(
     log.write_bytes(b"\0" * 4096 + b"\n")
     successor = View(store, tmp_path)
     assert successor.fs.recovery.finish_predecessor() == ["second"]
-    assert content(store, "second") == block(0)
+    assert store.content("second") == block(0)
     (kept,) = (tmp_path / "spool").glob("00000000.data.*")
     assert kept.read_bytes() == blocks(20)
     (fields,) = (record.__dict__["fields"] for record in caplog.records)
@@ -560,19 +507,19 @@ def test_a_predecessor_s_upload_that_nobody_needs_is_aborted(tmp_path: Path) -> 
 
 
 def test_the_spool_keeps_a_file_until_its_version_is_final(tmp_path: Path) -> None:
-    store = RenamingStore()
+    store = renaming_store()
     view = View(store, tmp_path, ttl_s=0.0)
     handle = new_file(view, 17)
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "file") == blocks(17)
+    assert store.content("file") == blocks(17)
     assert not store.requests.get("resolve_version")
     reader = view.open("file")
     inode = view.fs.namespace.inodes.get(view.inode("file"))
     assert isinstance(inode, File)
     assert inode.spool is not None
     assert view.read_handle(reader, 16 * MIB) == block(16)
-    assert store.requests.get("get", 0) == 1  # From content() above.
+    assert "get" not in store.requests
     view.fs.files.write_back.resolve_versions()
     until(lambda: inode.spool is None)
     assert inode.remote == store.head("file")
@@ -581,7 +528,7 @@ def test_the_spool_keeps_a_file_until_its_version_is_final(tmp_path: Path) -> No
 
 
 def test_a_file_without_a_final_version_is_changed_and_renamed(tmp_path: Path) -> None:
-    store = RenamingStore()
+    store = renaming_store()
     view = View(store, tmp_path, ttl_s=0.0)
     handle = new_file(view, 17)
     view.fs.flush(handle)
@@ -590,7 +537,7 @@ def test_a_file_without_a_final_version_is_changed_and_renamed(tmp_path: Path) -
     view.fs.release(handle)
     view.rename("file", "other")
     expected = b"changed" + blocks(17)[7:]
-    assert content(store, "other") == expected
+    assert store.content("other") == expected
     view.fs.files.write_back.resolve_versions()
     inode = view.fs.namespace.inodes.get(view.inode("other"))
     assert isinstance(inode, File)
@@ -602,7 +549,7 @@ def test_a_file_without_a_final_version_is_changed_and_renamed(tmp_path: Path) -
 def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
     tmp_path: Path,
 ) -> None:
-    store = RenamingStore()
+    store = renaming_store()
     view = View(store, tmp_path)
     view.fs.recovery.begin()
     handle = new_file(view, 17)
@@ -631,7 +578,7 @@ def test_a_successor_does_not_look_for_the_spool_of_a_file_that_nobody_holds(
 )
 @pytest.mark.parametrize("mib", [40, 100], ids=["in the spool", "in the store"])
 def test_what_the_store_will_not_copy_is_sent_whole(
-    tmp_path: Path, refusal: StoreError, mib: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refusal: StoreError, mib: int
 ) -> None:
     """Else a file whose change is refused could never be saved."""
     store = MemoryStore()
@@ -639,11 +586,7 @@ def test_what_the_store_will_not_copy_is_sent_whole(
     view = View(store, tmp_path)
     handle = view.open("log", os.O_WRONLY)
     view.fs.write(handle, mib * MIB, b"line\n")
-
-    def refuse(*_arguments: object, **_options: object) -> None:
-        raise refusal
-
-    monkeypatch.setattr(store, "patch", refuse)
+    store.hooks["patch"] = raising(refusal)
     view.fs.flush(handle)
     view.fs.release(handle)
-    assert content(store, "log") == blocks(mib) + b"line\n"
+    assert store.content("log") == blocks(mib) + b"line\n"

@@ -11,7 +11,7 @@ import pytest
 from sidecar.errors import NotFound, Stale
 from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.units import MIB
-from tests.filesystem.view import LateStore, View
+from tests.filesystem.view import View, delay_next_list
 from tests.support.memory_store import MemoryStore
 
 
@@ -128,16 +128,16 @@ def test_a_change_of_our_own_is_seen_at_once(store: MemoryStore, tmp_path: Path)
 
 
 def test_an_answer_that_was_on_its_way_does_not_undo_a_change(tmp_path: Path) -> None:
-    store = LateStore()
+    store = MemoryStore()
     store.put("old", b"content")
     view = View(store, tmp_path, ttl_s=0)
     assert view.names() == ["old"]
-    store.delay_next()
+    asked, gate = delay_next_list(store)
     with ThreadPoolExecutor(1) as thread:
         looked_up = thread.submit(view.inode, "new")
-        assert store.asked.wait(300)  # the store has said that there is no `new`
+        assert asked.wait(300)  # the store has said that there is no `new`
         view.rename("old", "new")
-        store.gate.set()
+        gate.set()
         assert looked_up.result() == view.inode("new")
     assert view.read("new") == b"content"
 

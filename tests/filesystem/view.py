@@ -1,10 +1,11 @@
-"""A file system by paths, and stores that are slow or late."""
+"""A file system by paths, and stores whose listings are in pages or late."""
 
 from __future__ import annotations
 
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 from sidecar.metrics import scrape_registry
 from sidecar.mounter.filesystem.attributes import Attributes
@@ -12,7 +13,7 @@ from sidecar.mounter.filesystem.inodes import ROOT
 from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
 from sidecar.mounter.store.interface import Page, Store
 from sidecar.mounter.writing.part_memory import PartMemory
-from tests.support.memory_store import MemoryStore
+from tests.support.memory_store import Hook, MemoryStore, after
 from tests.support.serve import SPOOL_BYTES, build
 
 FOR_EVER_S = 3600.0
@@ -119,58 +120,25 @@ class View:
         return self.inode(directory), name
 
 
-class PagedStore(MemoryStore):
+def paged_store(page: int) -> MemoryStore:
     """Lists a few entries at a time."""
 
-    def __init__(self, page: int) -> None:
-        super().__init__()
-        self._page = page
+    def list_few(list_page: Hook, *arguments: Any, limit: int = 1000, **named: Any) -> Page:
+        return list_page(*arguments, limit=min(limit, page), **named)
 
-    def list_page(
-        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
-    ) -> Page:
-        return super().list_page(prefix, token, delimiter=delimiter, limit=min(limit, self._page))
+    return MemoryStore(list=list_few)
 
 
-class SlowPagesStore(PagedStore):
-    """Returns the pages after the first one when the gate is open."""
+def delay_next_list(store: MemoryStore) -> tuple[threading.Event, threading.Event]:
+    """Have one LIST answered late, with the content at the time of the request.
 
-    def __init__(self, page: int) -> None:
-        super().__init__(page)
-        self.gate = threading.Event()
-
-    def list_page(
-        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
-    ) -> Page:
-        if token is not None:
-            self.gate.wait(300)
-        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
-
-
-class LateStore(MemoryStore):
-    """Answers one LIST late, with the content at the time of the request.
-
-    Attributes:
-        asked: set when the late LIST has its answer and waits.
-        gate: lets it go.
+    Returns an event that is set when the LIST has its answer and waits, and one that lets it go.
     """
+    asked, gate = threading.Event(), threading.Event()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-        self.asked = threading.Event()
-        self._late = False
+    def wait(*_: Any, **__: Any) -> None:
+        asked.set()
+        gate.wait()
 
-    def delay_next(self) -> None:
-        """The next LIST is the late one."""
-        self._late = True
-
-    def list_page(
-        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
-    ) -> Page:
-        late, self._late = self._late, False
-        page = super().list_page(prefix, token, delimiter=delimiter, limit=limit)
-        if late:
-            self.asked.set()
-            self.gate.wait()
-        return page
+    store.once("list", after(wait))
+    return asked, gate

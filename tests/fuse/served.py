@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +25,8 @@ from sidecar.mounter.fuse.readers.pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
-from sidecar.mounter.store.interface import Arrived, Condition, Limits, ObjectInfo
-from tests.support.memory_store import MemoryStore
+from sidecar.mounter.store.interface import Limits
+from tests.support.memory_store import MemoryStore, before
 from tests.support.serve import build
 
 ROOT = 1
@@ -39,6 +38,7 @@ OPEN_FILES = 512
 FILE_BYTES = 64 * 1024**2
 """Limit of a spool file: a size from a mutated SETATTR must not fill the disk."""
 LARGE_BYTES = 100_000
+_MOST_OBJECTS = 100
 _LONGEST_FRAME = 2 * 1024**2
 _NOTIFICATION = bytes(8)
 """``unique`` of a notification is 0 (fs/fuse/dev.c, fuse_dev_do_write)."""
@@ -172,43 +172,22 @@ class Served:
         return answer
 
 
-class _SmallStore(MemoryStore):
-    """A store that is soon full, to bound what a fuzzer makes; one of its objects hangs."""
+def make_store(*, hanging: bool) -> MemoryStore:
+    """The objects of each test's server.
 
-    _MOST_OBJECTS = 100
+    The store is soon full, to bound what a fuzzer makes; one of its objects hangs.
+    """
 
-    def __init__(self) -> None:
-        super().__init__(Limits(2 * LARGE_BYTES, 1, 1 << 30, 10_000))
-
-    def put(
-        self,
-        key: str,
-        data: memoryview | bytes,
-        metadata: Mapping[str, str] | None = None,
-        condition: Condition | None = None,
-        *,
-        like: ObjectInfo | None = None,
-    ) -> ObjectInfo:
-        if key not in self._objects and len(self._objects) >= self._MOST_OBJECTS:
+    def fill(key: str, *_: object, **__: object) -> None:
+        if key not in store.keys and len(store.keys) >= _MOST_OBJECTS:
             raise QuotaExceeded("the test's store is full")
-        return super().put(key, data, metadata, condition, like=like)
 
-    def get_range(
-        self,
-        key: str,
-        version: str | None,
-        offset: int,
-        buffer: memoryview,
-        arrived: Arrived | None = None,
-    ) -> int:
+    def hang(key: str, *_: object) -> None:
         if key == "never":
             threading.Event().wait()
-        return super().get_range(key, version, offset, buffer, arrived)
 
-
-def make_store(*, hanging: bool) -> MemoryStore:
-    """The objects of each test's server."""
-    store = _SmallStore()
+    limits = Limits(2 * LARGE_BYTES, 1, 1 << 30, 10_000)
+    store = MemoryStore(limits, put=before(fill), get=before(hang))
     store.put("a", b"hello")
     if hanging:
         store.put("never", b"comes")

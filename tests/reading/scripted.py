@@ -16,13 +16,13 @@ from sidecar.mounter.reading.object_reader import ObjectReader, PageCache
 from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare
 from sidecar.mounter.store.interface import Arrived, ObjectInfo
 from sidecar.units import MIB
-from tests.support.memory_store import MemoryStore
+from tests.support.memory_store import Hook, MemoryStore
 
 THREADS = 16
 
 
-class ScriptedStore(MemoryStore):
-    """Counts ranges; GETs wait while the gate is closed, and fail while ``failure`` is set.
+class Gets:
+    """A store's hook: GETs wait while the gate is closed, and fail while ``failure`` is set.
 
     Attributes:
         ranges: (offset, length) of each GET, in the order in which they were asked.
@@ -31,7 +31,6 @@ class ScriptedStore(MemoryStore):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.ranges: list[tuple[int, int]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -41,8 +40,9 @@ class ScriptedStore(MemoryStore):
         self.early_bytes = 0
         self._counting = threading.Lock()
 
-    def get_range(
+    def __call__(
         self,
+        get_range: Hook,
         key: str,
         version: str | None,
         offset: int,
@@ -54,7 +54,7 @@ class ScriptedStore(MemoryStore):
             self.under_way += 1
         if self.early_bytes and arrived is not None:
             early = min(self.early_bytes, len(buffer))
-            super().get_range(key, version, offset, buffer[:early])
+            get_range(key, version, offset, buffer[:early])
             arrived(early)
         self.gate.wait(60)
         time.sleep(self.delay_s)
@@ -62,7 +62,8 @@ class ScriptedStore(MemoryStore):
             self.under_way -= 1
         if self.failure is not None:
             raise self.failure
-        return super().get_range(key, version, offset, buffer, arrived)
+        answer: int = get_range(key, version, offset, buffer, arrived)
+        return answer
 
     @property
     def asked_bytes(self) -> int:
@@ -80,7 +81,8 @@ class Reading:
         page_cache_bytes: int = 0,
         loads_whole: bool = False,
     ) -> None:
-        self.store = ScriptedStore()
+        self.gets = Gets()
+        self.store = MemoryStore(get=self.gets)
         unit = random.Random(1).randbytes(MIB + 13)  # A wrong offset gives other bytes.
         self.content = (unit * (size_bytes // len(unit) + 1))[:size_bytes]
         self.info: ObjectInfo = self.store.put("object", self.content)
@@ -132,7 +134,7 @@ class Reading:
         everybody.wait(60)
 
     def end(self) -> None:
-        self.store.gate.set()
+        self.gets.gate.set()
         for reader in self.readers:
             reader.close()
         self.threads.shutdown(wait=True)

@@ -56,7 +56,7 @@ def test_a_header_costs_one_part(reading: Make) -> None:
     one = reading(64 * MIB)
     one.check(one.open(), 0, 4 * KIB)
     one.settle()
-    assert one.store.ranges == [(0, MIB)]
+    assert one.gets.ranges == [(0, MIB)]
 
 
 def test_a_small_object_is_one_request(reading: Make) -> None:
@@ -65,7 +65,7 @@ def test_a_small_object_is_one_request(reading: Make) -> None:
     one.check(reader, 300 * KIB, 100 * KIB)
     for offset, size in blocks(700 * KIB, 128 * KIB):
         one.check(reader, offset, size)
-    assert one.store.ranges == [(0, 700 * KIB)]
+    assert one.gets.ranges == [(0, 700 * KIB)]
 
 
 HALF = MIB // 2
@@ -76,9 +76,9 @@ def begun_part(one: Reading, reader: ObjectReader) -> int:
     for offset, size in blocks(4 * MIB, MIB):
         one.check(reader, offset, size)
     one.settle()
-    start = max(map(sum, one.store.ranges))
-    one.store.early_bytes = HALF
-    one.store.gate.clear()
+    start = max(map(sum, one.gets.ranges))
+    one.gets.early_bytes = HALF
+    one.gets.gate.clear()
     for offset in range(4 * MIB, start, MIB):
         one.check(reader, offset, MIB)
     return start
@@ -96,7 +96,7 @@ def test_a_part_that_comes_soon_is_not_read_along(
     assert reader.read_when_here(start, 4 * KIB, taken.append)
     time.sleep(0.1)
     assert taken == []
-    one.store.gate.set()
+    one.gets.gate.set()
     one.check(reader, start, MIB)
     one.settle()
     assert len(taken) == 1
@@ -114,15 +114,15 @@ def test_what_has_arrived_of_a_slow_part_is_read_while_the_rest_is_fetched(
     one.check(reader, start, HALF)
     assert reader.read_when_here(start + HALF, 4 * KIB, taken.append)
     assert taken == []
-    one.store.failure = Unavailable("the store is away")
-    one.store.gate.set()
+    one.gets.failure = Unavailable("the store is away")
+    one.gets.gate.set()
     one.settle()
-    assert taken == [one.store.failure]
+    assert taken == [one.gets.failure]
     one.check(reader, start, HALF)
-    one.store.early_bytes = 0
+    one.gets.early_bytes = 0
     with pytest.raises(Unavailable):
         reader.read(start + HALF, 4 * KIB)
-    one.store.failure = None
+    one.gets.failure = None
     one.check(reader, start + HALF, MIB)
 
 
@@ -133,25 +133,25 @@ def test_a_reader_that_does_not_wait_gets_no_larger_window(reading: Make) -> Non
     for offset, size in blocks(32 * MIB, 256 * KIB):
         one.check(reader, offset, size)
         one.settle()  # everything is there before the next read
-        ahead.append(max(start + length for start, length in one.store.ranges) - offset)
+        ahead.append(max(start + length for start, length in one.gets.ranges) - offset)
     # Two waits at the most: the first read, and one that overtook the first part.
     assert max(ahead) <= 4 * MIB + 8 * MIB
 
 
 def test_a_reader_that_waits_gets_a_larger_window_up_to_the_most(reading: Make) -> None:
     one = reading(200 * MIB)
-    one.store.delay_s = 0.1
+    one.gets.delay_s = 0.1
     reader = one.open()
     most = 0
     for offset, size in blocks(120 * MIB, MIB):
         one.check(reader, offset, size)
-        most = max(most, max(map(sum, one.store.ranges)) - offset - size)
+        most = max(most, max(map(sum, one.gets.ranges)) - offset - size)
     assert most >= 32 * MIB
 
 
 def test_a_reader_that_reads_in_bursts_has_the_next_one_ready(reading: Make) -> None:
     one = reading(256 * MIB)
-    one.store.delay_s = 0.1
+    one.gets.delay_s = 0.1
     reader = one.open()
     burst = 16 * MIB
     for number in range(8):
@@ -159,7 +159,7 @@ def test_a_reader_that_reads_in_bursts_has_the_next_one_ready(reading: Make) -> 
             one.check(reader, number * burst + offset, size)
         one.settle()
         time.sleep(0.3)  # the program computes
-    assert max(map(sum, one.store.ranges)) - 8 * burst >= burst
+    assert max(map(sum, one.gets.ranges)) - 8 * burst >= burst
 
 
 def test_nothing_is_asked_beyond_the_end_or_twice(reading: Make) -> None:
@@ -168,7 +168,7 @@ def test_nothing_is_asked_beyond_the_end_or_twice(reading: Make) -> None:
     for offset, size in blocks(21 * MIB + 13, 128 * KIB):
         one.check(reader, offset, size)
     assert one.read(reader, 21 * MIB + 13, 4096) == b""
-    assert one.store.asked_bytes == 21 * MIB + 13
+    assert one.gets.asked_bytes == 21 * MIB + 13
 
 
 # --- the budget -----------------------------------------------------------------------------------
@@ -206,12 +206,12 @@ def test_idle_readers_make_room(reading: Make, monkeypatch: pytest.MonkeyPatch) 
             one.check(reader, offset, size)
     one.settle()
     monkeypatch.setattr(object_reader, "IDLE_S", 0.0)
-    one.store.ranges.clear()
+    one.gets.ranges.clear()
     reader = one.open()
     for offset, size in blocks(64 * MIB, MIB):
         one.check(reader, offset, size)
-    assert one.store.asked_bytes == 64 * MIB
-    assert len(one.store.ranges) < 40, "it reads ahead in parts, not read by read"
+    assert one.gets.asked_bytes == 64 * MIB
+    assert len(one.gets.ranges) < 40, "it reads ahead in parts, not read by read"
 
 
 # --- patterns -------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_random_reads_cost_exactly_their_bytes(reading: Make) -> None:
         one.check(reader, offset, 128 * KIB)
     one.settle()
     # By chance, a read may begin where another one ended, or be in memory already.
-    assert one.store.asked_bytes <= 300 * 128 * KIB * 1.1
+    assert one.gets.asked_bytes <= 300 * 128 * KIB * 1.1
 
 
 def test_random_reads_after_a_header_cost_no_more(reading: Make) -> None:
@@ -234,12 +234,12 @@ def test_random_reads_after_a_header_cost_no_more(reading: Make) -> None:
     reader = one.open()
     one.check(reader, 0, 4 * KIB)
     one.settle()
-    one.store.ranges.clear()
+    one.gets.ranges.clear()
     dice = random.Random(4)
     for _ in range(100):
         one.check(reader, dice.randrange(2 * MIB, 23 * MIB) & ~4095, 4 * KIB)
     one.settle()
-    assert one.store.asked_bytes <= 100 * 4 * KIB + 8 * MIB
+    assert one.gets.asked_bytes <= 100 * 4 * KIB + 8 * MIB
 
 
 def test_small_seeks_keep_the_stream(reading: Make) -> None:
@@ -248,15 +248,15 @@ def test_small_seeks_keep_the_stream(reading: Make) -> None:
     for offset, size in blocks(16 * MIB, 256 * KIB):
         one.check(reader, offset, size)
     one.settle()
-    asked = len(one.store.ranges)
+    asked = len(one.gets.ranges)
     position = 16 * MIB
     one.check(reader, position - 2 * MIB, 256 * KIB)  # back
     one.check(reader, position + 300 * KIB, 256 * KIB)  # forward, within what is there
     one.settle()
-    assert not [r for r in one.store.ranges[asked:] if r[0] < position]
+    assert not [r for r in one.gets.ranges[asked:] if r[0] < position]
     one.check(reader, 40 * MIB, 256 * KIB)  # further: what lies between is not fetched
     one.settle()
-    assert one.store.asked_bytes < 36 * MIB
+    assert one.gets.asked_bytes < 36 * MIB
 
 
 def test_reading_records_with_gaps_costs_the_records(reading: Make) -> None:
@@ -265,7 +265,7 @@ def test_reading_records_with_gaps_costs_the_records(reading: Make) -> None:
     for number in range(20):
         one.check(reader, number * 5 * MIB, 100 * KIB)
     one.settle()
-    assert one.store.asked_bytes <= 20 * 100 * KIB + 4 * MIB
+    assert one.gets.asked_bytes <= 20 * 100 * KIB + 4 * MIB
 
 
 @pytest.mark.parametrize("step", [64 * KIB, MIB])
@@ -275,7 +275,7 @@ def test_reading_backwards_costs_every_byte_once(reading: Make, step: int) -> No
     for offset, size in reversed(list(blocks(16 * MIB, step))):
         one.check(reader, offset, size)
     one.settle()
-    assert one.store.asked_bytes <= 17 * MIB
+    assert one.gets.asked_bytes <= 17 * MIB
 
 
 def test_four_interleaved_streams_of_one_handle(reading: Make) -> None:
@@ -285,9 +285,9 @@ def test_four_interleaved_streams_of_one_handle(reading: Make) -> None:
         for quarter in range(4):
             one.check(reader, quarter * 16 * MIB + offset, size)
     one.settle()
-    assert len(one.store.ranges) < 100, "in parts, not read by read"
+    assert len(one.gets.ranges) < 100, "in parts, not read by read"
     # A window may reach into the next quarter, which its own reader has fetched before.
-    assert one.store.asked_bytes <= 2 * 64 * MIB
+    assert one.gets.asked_bytes <= 2 * 64 * MIB
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -300,7 +300,7 @@ def test_reads_out_of_order_as_the_kernel_sends_them(reading: Make, seed: int) -
         offset, size = requests.pop(dice.randrange(min(4, len(requests))))
         one.check(reader, offset, size)
     one.settle()
-    assert one.store.asked_bytes <= 1.4 * 32 * MIB
+    assert one.gets.asked_bytes <= 1.4 * 32 * MIB
 
 
 def test_a_reader_that_comes_to_where_another_one_is_goes_on_there(reading: Make) -> None:
@@ -311,7 +311,7 @@ def test_a_reader_that_comes_to_where_another_one_is_goes_on_there(reading: Make
     for offset, size in blocks(24 * MIB, MIB - 7):  # one read lies across the border
         one.check(reader, offset, size)
     one.settle()
-    assert one.store.asked_bytes <= 24 * MIB + 256 * KIB
+    assert one.gets.asked_bytes <= 24 * MIB + 256 * KIB
 
 
 # --- close, failures, threads ---------------------------------------------------------------------
@@ -322,13 +322,13 @@ def test_close_while_fetches_are_under_way(reading: Make) -> None:
     reader = one.open()
     for offset, size in blocks(4 * MIB, MIB):
         one.check(reader, offset, size)
-    one.store.gate.clear()
+    one.gets.gate.clear()
     waiting = threading.Thread(target=one.check, args=(reader, 20 * MIB, MIB))
     waiting.start()
-    wait_until(lambda: one.store.under_way, "a fetch")
+    wait_until(lambda: one.gets.under_way, "a fetch")
     reader.close()
     reader.close()
-    one.store.gate.set()
+    one.gets.gate.set()
     waiting.join()
     one.check(reader, 5 * MIB, MIB)  # late, and still right
     one.settle()
@@ -340,10 +340,10 @@ def test_a_failed_part_is_that_reads_error_and_the_next_one_tries_again(reading:
     reader = one.open()
     one.check(reader, 0, MIB)
     one.settle()
-    one.store.failure = Unavailable("down")
+    one.gets.failure = Unavailable("down")
     with pytest.raises(Unavailable):
         read_all(one, reader)
-    one.store.failure = None
+    one.gets.failure = None
     read_all(one, reader)
 
 
@@ -351,10 +351,10 @@ def test_an_old_failure_of_what_was_read_ahead_is_nobodys_error(reading: Make) -
     one = reading(16 * MIB)
     reader = one.open()
     one.check(reader, 0, 512 * KIB)
-    one.store.failure = Unavailable("down")
+    one.gets.failure = Unavailable("down")
     one.check(reader, 512 * KIB, 512 * KIB)  # asks ahead
     one.settle()
-    one.store.failure = None
+    one.gets.failure = None
     one.check(reader, MIB, MIB)
 
 
@@ -420,7 +420,7 @@ def test_a_reader_that_rests_lets_its_object_be_evicted(reading: Make, tmp_path:
     keep(cache, other, content)
     assert has_whole(cache, other)
     read_all(one, reader)
-    assert one.store.asked_bytes == 2 * len(one.content)
+    assert one.gets.asked_bytes == 2 * len(one.content)
 
 
 def test_a_reader_that_rested_finds_what_was_kept_meanwhile(reading: Make, tmp_path: Path) -> None:
@@ -435,4 +435,4 @@ def test_a_reader_that_rested_finds_what_was_kept_meanwhile(reading: Make, tmp_p
     reader.drop_idle(0.0)
     for offset in (50 * KIB, 0):
         one.check(reader, offset, 10 * KIB)
-    assert one.store.ranges == [(0, 100 * KIB)]
+    assert one.gets.ranges == [(0, 100 * KIB)]

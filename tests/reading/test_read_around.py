@@ -93,7 +93,7 @@ def test_the_first_reads_bring_what_they_ask_for(reading: Make) -> None:
     pages = Pages(one, one.open(surplus=True))
     for offset in scattered()[:16]:
         pages.read(offset)
-    assert one.store.asked_bytes == 16 * BLOCK
+    assert one.gets.asked_bytes == 16 * BLOCK
 
 
 def test_reading_all_of_an_object_fetches_it_once_in_few_requests(reading: Make) -> None:
@@ -101,8 +101,8 @@ def test_reading_all_of_an_object_fetches_it_once_in_few_requests(reading: Make)
     pages = Pages(one, one.open(surplus=True))
     for offset in shuffled():
         pages.read(offset)
-    assert one.store.asked_bytes <= 1.5 * SIZE  # some blocks follow others by chance
-    assert len(one.store.ranges) < SIZE // BLOCK // 2
+    assert one.gets.asked_bytes <= 1.5 * SIZE  # some blocks follow others by chance
+    assert len(one.gets.ranges) < SIZE // BLOCK // 2
 
 
 def test_at_any_moment_little_more_was_fetched_than_one_read_brings(reading: Make) -> None:
@@ -110,10 +110,10 @@ def test_at_any_moment_little_more_was_fetched_than_one_read_brings(reading: Mak
     pages = Pages(one, one.open(surplus=True))
     asked = 0
     for offset in scattered():
-        before = one.store.asked_bytes
+        before = one.gets.asked_bytes
         pages.read(offset)
         asked += BLOCK
-        assert one.store.asked_bytes - before <= max(BLOCK, asked // 16)
+        assert one.gets.asked_bytes - before <= max(BLOCK, asked // 16)
 
 
 @pytest.mark.parametrize("budget_bytes", [0, SIZE - 1])
@@ -124,7 +124,7 @@ def test_without_room_in_the_page_cache_there_is_no_read_around(
     pages = Pages(one, one.open(surplus=True))
     for offset in scattered()[:200]:
         pages.read(offset)
-    assert one.store.asked_bytes == 200 * BLOCK
+    assert one.gets.asked_bytes == 200 * BLOCK
 
 
 def test_a_reader_that_cannot_give_pages_does_no_read_around(reading: Make) -> None:
@@ -132,7 +132,7 @@ def test_a_reader_that_cannot_give_pages_does_no_read_around(reading: Make) -> N
     pages = Pages(one, one.open())
     for offset in scattered()[:200]:
         pages.read(offset)
-    assert one.store.asked_bytes == 200 * BLOCK
+    assert one.gets.asked_bytes == 200 * BLOCK
 
 
 def test_where_the_kernel_drops_what_it_was_given_no_more_is_given(reading: Make) -> None:
@@ -141,12 +141,12 @@ def test_where_the_kernel_drops_what_it_was_given_no_more_is_given(reading: Make
     offsets = scattered()
     for offset in offsets:
         pages.read(offset, keep=False)
-    assert one.store.asked_bytes > len(offsets) * BLOCK
-    before = one.store.asked_bytes
+    assert one.gets.asked_bytes > len(offsets) * BLOCK
+    before = one.gets.asked_bytes
     pages.there.clear()
     for offset in offsets[:200]:
         pages.read(offset, keep=False)
-    assert one.store.asked_bytes - before == 200 * BLOCK
+    assert one.gets.asked_bytes - before == 200 * BLOCK
 
 
 def test_a_failed_fetch_leaves_nothing_behind(reading: Make) -> None:
@@ -157,10 +157,10 @@ def test_a_failed_fetch_leaves_nothing_behind(reading: Make) -> None:
     for offset in offsets[:100]:
         pages.read(offset)
     missing = next(offset for offset in offsets if offset not in pages.there)
-    one.store.failure = Unavailable("away")
+    one.gets.failure = Unavailable("away")
     with pytest.raises(Unavailable):
         reader.read(missing, BLOCK)
-    one.store.failure = None
+    one.gets.failure = None
     pages.read(missing)
 
 
@@ -169,7 +169,7 @@ def test_the_last_bytes_of_an_object_may_be_the_first_that_are_read(reading: Mak
     one = reading(SIZE + 5)
     reader = one.open(surplus=True)
     one.check(reader, SIZE, 5)
-    assert one.store.ranges == [(SIZE, 5)]
+    assert one.gets.ranges == [(SIZE, 5)]
 
 
 @pytest.mark.parametrize("how", ["failed", "not taken"])
@@ -178,20 +178,20 @@ def test_what_the_kernel_never_had_it_cannot_drop(reading: Make, how: str) -> No
     reader = one.open(surplus=True)
     offsets = scattered()
     if how == "failed":
-        one.store.failure = Unavailable("away")
+        one.gets.failure = Unavailable("away")
     for offset in offsets:
         if how == "failed":
             with pytest.raises(Unavailable):
                 reader.read(offset, BLOCK)
         else:
             reader.read(offset, BLOCK).release()
-    one.store.failure = None
-    before = one.store.asked_bytes
+    one.gets.failure = None
+    before = one.gets.asked_bytes
     pages = Pages(one, reader)
     for offset in offsets:
         pages.read(offset)
     assert len(pages.there) > 2 * len(offsets)
-    assert one.store.asked_bytes - before < 1.5 * SIZE
+    assert one.gets.asked_bytes - before < 1.5 * SIZE
 
 
 def test_room_is_shared_and_given_back() -> None:
@@ -358,10 +358,10 @@ def test_where_bringing_fails_the_next_one_goes_on(reading: Make) -> None:
     one = reading()
     reader = read_at_random(one)
     behind = Behind(one)
-    one.store.failure = Unavailable("away")
+    one.gets.failure = Unavailable("away")
     with pytest.raises(Unavailable):
         reader.read_ahead_in_background(behind.give)
-    one.store.failure = None
+    one.gets.failure = None
     reader.read_ahead_in_background(behind.give)
     assert sum(end - begin for begin, end in behind.ranges) == SIZE
 

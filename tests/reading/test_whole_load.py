@@ -20,7 +20,6 @@ from sidecar.mounter.reading.whole_load import (
     process_of_region,
     region_of_process,
 )
-from sidecar.mounter.store.interface import Arrived
 from sidecar.options import Options
 from sidecar.spec import Volume
 from sidecar.units import KIB, MIB
@@ -28,6 +27,7 @@ from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.reading.scripted import Reading
 from tests.support.faults import FaultProxy
 from tests.support.killer import caches_kept, kill_worker
+from tests.support.memory_store import Hook
 from tests.support.servers import S3Server
 from tests.support.waiting import wait_until
 
@@ -122,10 +122,10 @@ def test_in_any_order_each_block_is_fetched_once(reading: Make, threads: int) ->
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(kernel.read, offsets()))
     wait_until(lambda: is_at_rest(one), "the last block was given")
-    blocks = [offset for offset, size in one.store.ranges if size > ASKED]
+    blocks = [offset for offset, size in one.gets.ranges if size > ASKED]
     assert sorted(blocks) == list(range(0, SIZE, BLOCK_BYTES))
     # Unlike a kernel's, these reads do not lock the pages that they wait for.
-    assert one.store.asked_bytes <= SIZE + 16 * ASKED
+    assert one.gets.asked_bytes <= SIZE + 16 * ASKED
 
 
 def test_after_one_read_the_rest_comes_by_itself(reading: Make) -> None:
@@ -135,8 +135,8 @@ def test_after_one_read_the_rest_comes_by_itself(reading: Make) -> None:
     brought = lambda: sum(high - low for low, high in one.pages)  # noqa: E731 - asked in a loop
     wait_until(lambda: brought() + ASKED == SIZE, "every page but those that were read")
     wait_until(lambda: is_at_rest(one), "nothing is kept")
-    assert one.store.asked_bytes == SIZE
-    first_blocks = [offset // BLOCK_BYTES for offset, _ in one.store.ranges[:3]]
+    assert one.gets.asked_bytes == SIZE
+    first_blocks = [offset // BLOCK_BYTES for offset, _ in one.gets.ranges[:3]]
     assert first_blocks == [5, 6, 7]  # what follows the read comes first
 
 
@@ -151,15 +151,15 @@ def test_reading_from_the_start_begins_nothing(reading: Make) -> None:
 def test_reads_of_one_block_wait_for_one_fetch(reading: Make) -> None:
     one = reading()
     reader = one.open(surplus=True)
-    one.store.gate.clear()
+    one.gets.gate.clear()
     with ThreadPoolExecutor(8) as pool:
         at = [8 * MIB + number * ASKED for number in range(8)]
         reads = [pool.submit(one.read, reader, offset, ASKED) for offset in at]
-        wait_until(lambda: one.store.under_way >= 1, "it is fetched")
-        one.store.gate.set()
+        wait_until(lambda: one.gets.under_way >= 1, "it is fetched")
+        one.gets.gate.set()
         for offset, read in zip(at, reads, strict=True):
             assert read.result() == one.content[offset : offset + ASKED]
-    assert len([start for start, _ in one.store.ranges if start == 8 * MIB]) == 1
+    assert len([start for start, _ in one.gets.ranges if start == 8 * MIB]) == 1
 
 
 def test_a_read_may_lie_in_two_blocks(reading: Make) -> None:
@@ -167,16 +167,16 @@ def test_a_read_may_lie_in_two_blocks(reading: Make) -> None:
     reader = one.open(surplus=True)
     for edge in range(BLOCK_BYTES, SIZE - MIB, BLOCK_BYTES):
         one.check(reader, edge - MIB // 2, MIB)
-    assert one.store.asked_bytes <= SIZE + 8 * MIB  # some were given, and asked for again
+    assert one.gets.asked_bytes <= SIZE + 8 * MIB  # some were given, and asked for again
 
 
 def test_a_failure_is_told_and_the_next_read_goes_on(reading: Make) -> None:
     one = reading()
     reader = one.open(surplus=True)
-    one.store.failure = Unavailable("away")
+    one.gets.failure = Unavailable("away")
     with pytest.raises(Unavailable):
         reader.read(20 * MIB, ASKED)
-    one.store.failure = None
+    one.gets.failure = None
     kernel = Kernel(one, reader)
     for offset in offsets():
         kernel.read(offset)
@@ -189,11 +189,11 @@ def test_what_the_kernel_drops_is_fetched_as_asked_and_at_last_no_more_is_brough
     one = reading()
     reader = one.open(surplus=True)
     Kernel(one, reader).read(20 * MIB)
-    wait_until(lambda: one.store.asked_bytes >= SIZE and is_at_rest(one), "all of it is given")
-    before = one.store.asked_bytes
+    wait_until(lambda: one.gets.asked_bytes >= SIZE and is_at_rest(one), "all of it is given")
+    before = one.gets.asked_bytes
     for offset in offsets()[:40]:
         one.check(reader, offset, ASKED)
-    assert one.store.asked_bytes - before <= 40 * 2 * MIB  # read-around, from the 33rd on
+    assert one.gets.asked_bytes - before <= 40 * 2 * MIB  # read-around, from the 33rd on
     pages = len(one.pages)
     one.check(reader, 24 * MIB, ASKED)
     assert len(one.pages) == pages
@@ -204,31 +204,28 @@ def test_after_a_rest_nothing_is_brought_again(reading: Make) -> None:
     one = reading()
     reader = one.open(surplus=True)
     Kernel(one, reader).read(20 * MIB)
-    wait_until(lambda: one.store.asked_bytes >= SIZE and is_at_rest(one), "all of it is given")
+    wait_until(lambda: one.gets.asked_bytes >= SIZE and is_at_rest(one), "all of it is given")
     reader.drop_idle(0.0)
     assert one.fetcher.page_cache.reserve(SIZE)  # others may have the room
     one.fetcher.page_cache.give_back(SIZE)
-    before = one.store.asked_bytes
+    before = one.gets.asked_bytes
     one.check(reader, 40 * MIB, ASKED)
     wait_until(lambda: is_at_rest(one), "nothing is kept")
-    assert one.store.asked_bytes - before == ASKED
+    assert one.gets.asked_bytes - before == ASKED
 
 
 def test_of_two_blocks_one_may_fail(reading: Make) -> None:
     """The other one is no less the kernel's."""
     one = reading()
     reader = one.open(surplus=True)
-    get_range = one.store.get_range
 
-    def fail_once(
-        key: str, version: str, offset: int, buffer: memoryview, arrived: Arrived | None = None
-    ) -> int:
+    def fail_once(get_range: Hook, key: str, version: str, offset: int, *arguments: object) -> int:
         if offset == 2 * BLOCK_BYTES:
-            one.store.get_range = get_range  # type: ignore[method-assign]
+            one.store.hooks["get"] = one.gets
             raise Unavailable("away")
-        return get_range(key, version, offset, buffer, arrived)
+        return one.gets(get_range, key, version, offset, *arguments)
 
-    one.store.get_range = fail_once  # type: ignore[method-assign]
+    one.store.hooks["get"] = fail_once
     with pytest.raises(Unavailable):
         reader.read(2 * BLOCK_BYTES - ASKED, 2 * ASKED)
     one.check(reader, 5 * BLOCK_BYTES, ASKED)
@@ -242,7 +239,7 @@ def test_what_the_page_cache_has_no_room_for_is_not_loaded(
     one = reading(budget_bytes)
     reader = one.open(surplus=True)
     one.check(reader, 20 * MIB, ASKED)
-    assert one.store.asked_bytes == ASKED
+    assert one.gets.asked_bytes == ASKED
     assert one.pages == []
 
 
@@ -252,18 +249,18 @@ def test_with_little_memory_every_byte_is_right(reading: Make) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(kernel.read, offsets()))
     wait_until(lambda: is_at_rest(one), "nothing is kept")
-    assert one.store.asked_bytes < 2 * SIZE
+    assert one.gets.asked_bytes < 2 * SIZE
 
 
 def test_who_is_closed_brings_nothing_more(reading: Make) -> None:
     one = reading()
     reader = one.open(surplus=True)
-    one.store.delay_s = 0.05
+    one.gets.delay_s = 0.05
     one.check(reader, 20 * MIB, ASKED)
     reader.close()
-    asked = one.store.asked_bytes
+    asked = one.gets.asked_bytes
     wait_until(lambda: is_at_rest(one), "what was in flight is dropped")
-    assert one.store.asked_bytes <= asked + 5 * BLOCK_BYTES
+    assert one.gets.asked_bytes <= asked + 5 * BLOCK_BYTES
     assert one.fetcher.page_cache.reserve(SIZE)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sidecar.errors import (
     AlreadyExists,
@@ -34,6 +35,63 @@ from sidecar.mounter.store.interface import (
 from sidecar.mounter.store.patch_plan import plan
 
 _LOOSE = Limits(1 << 40, 1, 1 << 30, 10_000)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+Hook = Callable[..., Any]
+"""Called in place of a request, with the request itself and its arguments: it may look, wait or
+raise, before and after it makes the request or without making it, and returns the answer."""
+
+
+def _request(
+    operation: str,
+) -> Callable[[Callable[Concatenate[Any, _P], _R]], Callable[Concatenate[Any, _P], _R]]:
+    """A method of a store, or of an upload, that is counted and that a hook may replace."""
+
+    def decorate(method: Callable[Concatenate[Any, _P], _R]) -> Callable[Concatenate[Any, _P], _R]:
+        @functools.wraps(method)
+        def request(self: Any, /, *arguments: _P.args, **named: _P.kwargs) -> _R:
+            store: MemoryStore = getattr(self, "_store", self)
+            store._count(operation)
+            hook = store.hooks.get(operation)
+            if hook is None:
+                return method(self, *arguments, **named)
+            answer: _R = hook(functools.partial(method, self), *arguments, **named)
+            return answer
+
+        return request
+
+    return decorate
+
+
+def before(look: Callable[..., object]) -> Hook:
+    """A hook that calls ``look`` with the request's arguments, and then makes the request."""
+
+    def hook(request: Hook, *arguments: Any, **named: Any) -> Any:
+        look(*arguments, **named)
+        return request(*arguments, **named)
+
+    return hook
+
+
+def after(look: Callable[..., object]) -> Hook:
+    """A hook that makes the request, and then calls ``look`` with the request's arguments."""
+
+    def hook(request: Hook, *arguments: Any, **named: Any) -> Any:
+        answer = request(*arguments, **named)
+        look(*arguments, **named)
+        return answer
+
+    return hook
+
+
+def raising(error: BaseException) -> Hook:
+    """A hook that makes no request; also for :func:`after`, where the request is made."""
+
+    def hook(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return hook
 
 
 class MemoryStore:
@@ -41,8 +99,11 @@ class MemoryStore:
 
     Args:
         limits: enforced, as by real stores.
+        hooks: by operation: list, head, get, put, start_upload, part, complete, resume_upload,
+            abandon, patch, copy, delete, resolve_version.
 
     Attributes:
+        hooks: may be changed at any time.
         requests: number of calls, by operation.
         uploads: unfinished uploads.
         patched_bytes: bytes sent by patches.
@@ -50,8 +111,9 @@ class MemoryStore:
 
     url = "memory://"
 
-    def __init__(self, limits: Limits = _LOOSE) -> None:
+    def __init__(self, limits: Limits = _LOOSE, **hooks: Hook) -> None:
         self.limits = limits
+        self.hooks = hooks
         self.conditions: set[str] = set()
         self._objects: dict[str, tuple[bytes, ObjectInfo]] = {}
         self._versions = itertools.count(1)
@@ -64,16 +126,48 @@ class MemoryStore:
         with self._lock:
             self.requests[operation] = self.requests.get(operation, 0) + 1
 
+    def once(self, operation: str, hook: Hook) -> None:
+        """Set a hook of the next request only."""
+
+        def next_one(request: Hook, *arguments: Any, **named: Any) -> Any:
+            if self.hooks.pop(operation, None) is None:  # another thread's request was the next
+                return request(*arguments, **named)
+            return hook(request, *arguments, **named)
+
+        self.hooks[operation] = next_one
+
+    def refuse_content(self, error: SidecarError | None) -> None:
+        """Refuse writes of content, or no longer."""
+
+        def refuse(_key: str, content: Content = b"any", *_: Any, **__: Any) -> None:
+            if error is not None and content:
+                raise error
+
+        self.hooks["put"] = self.hooks["start_upload"] = before(refuse)
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all objects, in order."""
+        return sorted(self._objects)
+
+    def content(self, key: str) -> bytes:
+        """An object's bytes. Raises KeyError."""
+        return self._objects[key][0]
+
+    def contents(self) -> dict[str, bytes]:
+        """All objects' bytes, by key."""
+        return {key: self.content(key) for key in self.keys}
+
     def origin(self) -> str:
         return "memory"
 
     def probe(self) -> None:
         """Always reachable."""
 
+    @_request("list")
     def list_page(
         self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
     ) -> Page:
-        self._count("list")
         objects: list[ObjectInfo] = []
         prefixes: list[str] = []
         with self._lock:
@@ -99,13 +193,14 @@ class MemoryStore:
                 objects.append(infos[key])
         return Page(objects, prefixes, None)
 
+    @_request("head")
     def head(self, key: str) -> ObjectInfo:
-        self._count("head")
         try:
             return self._objects[key][1]
         except KeyError:
             raise NotFound(f"`{key}`") from None
 
+    @_request("get")
     def get_range(
         self,
         key: str,
@@ -114,7 +209,6 @@ class MemoryStore:
         buffer: memoryview,
         arrived: Arrived | None = None,
     ) -> int:
-        self._count("get")
         try:
             data, info = self._objects[key]
         except KeyError:
@@ -125,6 +219,7 @@ class MemoryStore:
         buffer[: len(part)] = part
         return len(part)
 
+    @_request("put")
     def put(
         self,
         key: str,
@@ -134,7 +229,6 @@ class MemoryStore:
         *,
         like: ObjectInfo | None = None,
     ) -> ObjectInfo:
-        self._count("put")
         data = _bytes(content)
         with self._lock:
             self._check(key, condition)
@@ -165,10 +259,11 @@ class MemoryStore:
     def try_conditions(self, key: str) -> None:
         """They are checked."""
 
+    @_request("resolve_version")
     def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
-        self._count("resolve_version")
-        return made
+        return made if made.has_final_version else self.head(made.key)
 
+    @_request("start_upload")
     def start_upload(
         self,
         key: str,
@@ -176,20 +271,20 @@ class MemoryStore:
         *,
         like: ObjectInfo | None = None,
     ) -> _Upload:
-        self._count("start_upload")
         return _Upload(self, key, metadata, like)
 
+    @_request("resume_upload")
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
     ) -> _Upload:
-        self._count("resume_upload")
         return self.uploads[state["number"]]
 
+    @_request("abandon")
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
-        self._count("abandon")
         if "number" in state:  # Here, an upload whose answer was lost does not exist.
             self.uploads.pop(state["number"], None)
 
+    @_request("patch")
     def patch(
         self,
         base: ObjectInfo,
@@ -201,7 +296,6 @@ class MemoryStore:
         like: ObjectInfo | None = None,
     ) -> ObjectInfo | None:
         """As a store that can copy parts; counts the bytes that are sent."""
-        self._count("patch")
         data, info = self._objects.get(base.key, (b"", None))
         if info is None or not _is_version(info, base.version):
             raise Stale(f"`{base.key}`")
@@ -224,6 +318,7 @@ class MemoryStore:
                 self.patched_bytes += end - start
         return upload.complete()
 
+    @_request("copy")
     def copy(
         self,
         source: str,
@@ -232,7 +327,6 @@ class MemoryStore:
         known: ObjectInfo | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
-        self._count("copy")
         data, info = self._objects.get(source, (b"", None))
         if info is None:
             raise NotFound(f"`{source}`")
@@ -240,8 +334,8 @@ class MemoryStore:
             raise Stale(f"`{source}`")
         return self.put(target, data, info.metadata if metadata is None else metadata, like=info)
 
+    @_request("delete")
     def delete(self, key: str) -> None:
-        self._count("delete")
         with self._lock:
             self._objects.pop(key, None)
 
@@ -266,132 +360,26 @@ class MemoryStore:
             raise Stale(f"`{key}`")
 
 
-class BareStore(MemoryStore):
+def bare_store(**hooks: Hook) -> MemoryStore:
     """Listings without metadata, as on S3."""
 
-    def list_page(
-        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
-    ) -> Page:
-        page = super().list_page(prefix, token, delimiter=delimiter, limit=limit)
-        bare = [info._replace(metadata=None, properties=None) for info in page.objects]
-        return replace(page, objects=bare)
+    def bare(list_page: Hook, *arguments: Any, **named: Any) -> Page:
+        page: Page = list_page(*arguments, **named)
+        objects = [info._replace(metadata=None, properties=None) for info in page.objects]
+        return replace(page, objects=objects)
+
+    return MemoryStore(_LOOSE, list=bare, **hooks)
 
 
-class RenamingStore(MemoryStore):
+def renaming_store() -> MemoryStore:
     """A completed upload's version changes afterwards, as on rclone's server."""
 
-    def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
-        super().resolve_version(made)
-        return made if made.has_final_version else self.head(made.key)
+    def rename(complete: Hook, *arguments: Any, **named: Any) -> ObjectInfo:
+        made: ObjectInfo = complete(*arguments, **named)
+        provisional = ProvisionalVersion(made.version, made.size_bytes, "0")
+        return made._replace(version=str(provisional))
 
-    def start_upload(
-        self,
-        key: str,
-        metadata: Mapping[str, str] | None = None,
-        *,
-        like: ObjectInfo | None = None,
-    ) -> _Upload:
-        return _RenamedUpload(self, key, metadata, like)
-
-
-class FailingStore(MemoryStore):
-    """Refuses writes of content while ``failure`` is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.failure: SidecarError | None = None
-
-    def put(
-        self,
-        key: str,
-        content: Content,
-        metadata: Mapping[str, str] | None = None,
-        condition: Condition | None = None,
-        *,
-        like: ObjectInfo | None = None,
-    ) -> ObjectInfo:
-        if self.failure is not None and content:
-            raise self.failure
-        return super().put(key, content, metadata, condition, like=like)
-
-    def start_upload(
-        self,
-        key: str,
-        metadata: Mapping[str, str] | None = None,
-        *,
-        like: ObjectInfo | None = None,
-    ) -> _Upload:
-        if self.failure is not None:
-            raise self.failure
-        return super().start_upload(key, metadata, like=like)
-
-
-class HangingStore(MemoryStore):
-    """Slow; never answers a request for a key that contains ``hang``.
-
-    Args:
-        delay_s: before every answer.
-        on_hang: called with the name of an operation that hangs.
-    """
-
-    def __init__(self, delay_s: float, on_hang: Callable[[str], None]) -> None:
-        super().__init__()
-        self._delay_s = delay_s
-        self._on_hang = on_hang
-
-    def _pause(self, operation: str, key: str) -> None:
-        time.sleep(self._delay_s)
-        if "hang" in key:
-            self._on_hang(operation)
-            threading.Event().wait()
-
-    def list_page(
-        self, prefix: str, token: str | None = None, *, delimiter: str = "/", limit: int = 1000
-    ) -> Page:
-        self._pause("list", prefix)
-        return super().list_page(prefix, token, delimiter=delimiter, limit=limit)
-
-    def head(self, key: str) -> ObjectInfo:
-        self._pause("head", key)
-        return super().head(key)
-
-    def get_range(
-        self,
-        key: str,
-        version: str | None,
-        offset: int,
-        buffer: memoryview,
-        arrived: Arrived | None = None,
-    ) -> int:
-        self._pause("get", key)
-        return super().get_range(key, version, offset, buffer, arrived)
-
-    def put(
-        self,
-        key: str,
-        content: Content,
-        metadata: Mapping[str, str] | None = None,
-        condition: Condition | None = None,
-        *,
-        like: ObjectInfo | None = None,
-    ) -> ObjectInfo:
-        self._pause("put", key)
-        return super().put(key, content, metadata, condition, like=like)
-
-    def copy(
-        self,
-        source: str,
-        target: str,
-        *,
-        known: ObjectInfo | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> ObjectInfo:
-        self._pause("copy", target)
-        return super().copy(source, target, known=known, metadata=metadata)
-
-    def delete(self, key: str) -> None:
-        self._pause("delete", key)
-        super().delete(key)
+    return MemoryStore(complete=rename)
 
 
 class _Upload:
@@ -413,11 +401,12 @@ class _Upload:
     def state(self) -> Mapping[str, Any]:
         return {"number": self._number, "metadata": dict(self._metadata or {})}
 
+    @_request("part")
     def put_part(self, number: int, content: Content) -> str:
-        self._store._count("part")
         self.parts[number] = _bytes(content)
         return ""
 
+    @_request("complete")
     def complete(
         self,
         condition: Condition | None = None,
@@ -439,19 +428,6 @@ class _Upload:
 
     def abort(self) -> None:
         self._store.uploads.pop(self._number, None)
-
-
-class _RenamedUpload(_Upload):
-    def complete(
-        self,
-        condition: Condition | None = None,
-        *,
-        parts: int | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> ObjectInfo:
-        made = super().complete(condition, parts=parts, metadata=metadata)
-        provisional = ProvisionalVersion(made.version, made.size_bytes, "0")
-        return made._replace(version=str(provisional))
 
 
 def _is_version(info: ObjectInfo, version: str) -> bool:

@@ -9,7 +9,9 @@ import argparse
 import os
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from sidecar.errors import Unavailable
@@ -31,7 +33,7 @@ from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.part_memory import PartMemory
 from sidecar.mounter.writing.spool import Spool
 from sidecar.units import MIB
-from tests.support.memory_store import FailingStore, HangingStore, MemoryStore
+from tests.support.memory_store import MemoryStore, before
 
 SPOOL_BYTES = 10 * 1024 * MIB
 
@@ -66,6 +68,14 @@ def build(
     return filesystem, metrics
 
 
+def _pause(operation: str, delay_s: float, *arguments: str, **_: object) -> None:
+    """Answer late, or say the operation and never answer."""
+    time.sleep(delay_s)
+    if "hang" in arguments[operation == "copy"]:
+        print(operation, flush=True)
+        threading.Event().wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("transport", choices=["libfuse", "kernel"])
@@ -96,19 +106,19 @@ def main() -> None:
     parser.add_argument("--until-eof", action="store_true", help="unmount when standard input ends")
     options = parser.parse_args()
     notifier = Notifier() if options.most_inodes else None  # forked while there is one thread
-    store: MemoryStore = FailingStore()
-    if options.refuse_uploads:
-        assert isinstance(store, FailingStore)
-        store.failure = Unavailable("the store was told to refuse uploads")
-    if options.slow is not None:
-        store = HangingStore(options.slow, lambda operation: print(operation, flush=True))
+    store = MemoryStore()
     if options.file_mib:
-        MemoryStore.put(store, "large", random.Random(1).randbytes(MIB) * options.file_mib)
+        store.put("large", random.Random(1).randbytes(MIB) * options.file_mib)
     for number in range(options.files):
-        MemoryStore.put(store, f"many/{number:05d}", b"%05d" % number)
+        store.put(f"many/{number:05d}", b"%05d" % number)
     for argument in options.object:
         key, _, text = argument.partition("=")
-        MemoryStore.put(store, key, text.encode())
+        store.put(key, text.encode())
+    if options.refuse_uploads:
+        store.refuse_content(Unavailable("the store was told to refuse uploads"))
+    if options.slow is not None:
+        for operation in ("list", "head", "get", "put", "copy", "delete"):
+            store.hooks[operation] = before(partial(_pause, operation, options.slow))
     mountpoints = [path for path in (options.twin, options.mountpoint) if path]
     if options.until_eof:
         # The mount must not outlive the test, even if that is killed.
