@@ -1,20 +1,20 @@
 """One object version on local disk: a data file, and a map of which of its blocks are valid.
 
-Knows neither the folder nor its budget; :mod:`.disk_cache` does. Threads and processes that
-use the same two files share nothing else.
+:mod:`.disk_cache` has the folder and its budget. Threads and processes that use the same two files
+share nothing else.
 
 - The data file has the object's length and is sparse. The map has the state and the checksum
   of each block. The state is written after the data. A reader compares the checksum too, so
   a block that a crash tore, or that somebody altered, is fetched again.
-- A process that is about to fetch a block leases it: it writes a short term into the map. The
-  others wait for the block instead of fetching it too, and fetch it themselves once the term
-  has passed. No lock is held meanwhile.
-- A writer locks the data file, writes, and notes in the map how the file looks then (inode,
-  length, times) and the boot since which this cache made every change to it. If the file
-  looks different at the next write, somebody else changed it.
-- A file that is whole, looks as noted, and was noted in this boot is sealed: it may be given
-  out unread (passthrough). A note of an earlier boot does not count, because a crash may lose
-  pages that no time stamp tells of. Any other whole file is compared first, and sealed then.
+- A process that is about to fetch a block leases it: it writes a short term into the map. Others
+  wait for the block instead of fetching it, too, and fetch it themselves once the term has passed.
+  No lock is held meanwhile.
+- A writer locks the data file, writes, and notes in the map how the file then looks (inode,
+  length, times) and the boot since which this cache made every change to it. If the file looks
+  different at the next write, somebody else changed it.
+- A file that is whole, looks as noted, and was noted in this boot is sealed: it may be given out
+  unread (passthrough). A note of an earlier boot does not count, because a crash may lose pages
+  without changing a time stamp. Any other whole file is first compared, and then sealed.
 - flock(2) on the map protects both files: it is shared for their users, and exclusive for
   whoever makes or deletes them. No lock is waited for without limit (:mod:`.file_locks`).
 
@@ -51,12 +51,12 @@ from sidecar.units import KIB, MIB
 log = logging.getLogger(__name__)
 
 CACHE_BLOCK_BYTES = 128 * KIB
-"""What is valid, leased or missing as one."""
+"""The unit that is valid, leased or missing."""
 LEASE_S = 2.0
-"""How long others wait for a block that one process leased."""
+"""How long others wait for a block that a process has leased."""
 _PAGE_BYTES = 4 * KIB
 _COMPARE_BYTES = 8 * MIB
-"""Read at once where a whole file is compared."""
+"""How much is read at once when a whole file is compared."""
 
 _MAGIC = b"mscache1"
 _HEADER = struct.Struct("<8sQ8s4q")  # magic, length, boot id, ino, size, mtime_ns, ctime_ns
@@ -80,7 +80,7 @@ class BlockRun(NamedTuple):
 
 
 class DiskBudget(Protocol):
-    """What the files of a cache may occupy together."""
+    """The space that the files of a cache may occupy together."""
 
     def reserve(self, size_bytes: int, allocate: Callable[[], None]) -> bool:
         """Make room, and take it by ``allocate``. False beyond the budget. Raises OSError."""
@@ -95,17 +95,17 @@ class CacheEntry:
         directory: descriptor of the directory in which the files are.
         path: of the data file, for messages; the map is beside it.
         size_bytes: the object's.
-        budget: where the files' disk space comes from.
+        budget: gives the files' disk space.
         patience: takes the locks.
         on_damage: called for each block that is not as it was stored.
 
     Attributes:
         users: how many use it in this process. :class:`.disk_cache.DiskCache` counts them.
-        comparing: a thread is running :meth:`compare_and_seal`.
+        comparing: whether a thread is running :meth:`compare_and_seal`.
 
     Raises:
         EntryGone: try again.
-        OSError: it cannot be cached.
+        OSError: the version cannot be cached.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class CacheEntry:
                     raise EntryGone  # its maker failed
                 self._make_files()
             if os.fstat(self._fd).st_size != size_bytes:
-                os.ftruncate(self._fd, size_bytes)  # checksums find what was cut off
+                os.ftruncate(self._fd, size_bytes)  # blocks that were cut off fail their checksums
             os.utime(self._map_fd)
             self._lock_shared()
             on_failure.pop_all()
@@ -175,7 +175,7 @@ class CacheEntry:
     # --- users ----------------------------------------------------------------------------
 
     def mark_used(self) -> bool:
-        """Protect the files from eviction. False if they are evicted, or somebody may do so now."""
+        """Protect the files from eviction. False if they are evicted, or are being evicted."""
         try:
             fcntl.flock(self._map_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -183,11 +183,11 @@ class CacheEntry:
         now_s = time.monotonic()
         if now_s - self._stamped_s >= USE_STAMP_S:
             self._stamped_s = now_s
-            os.utime(self._map_fd)  # eviction goes by this time
+            os.utime(self._map_fd)  # eviction uses this time
         return not self.evicted
 
     def mark_unused(self) -> None:
-        """Let the files be evicted (whoever evicts takes LOCK_EX)."""
+        """Let the files be evicted (eviction takes LOCK_EX)."""
         fcntl.flock(self._map_fd, fcntl.LOCK_UN)
 
     @property
@@ -207,16 +207,16 @@ class CacheEntry:
         run = self._run(first, last)
         if run.state == "missing":
             with self._locked_map():
-                run = self._run(first, last)  # another process may have been quicker
+                run = self._run(first, last)  # another process may have been faster
                 if run.state == "missing":
-                    # A block that is covered in part will not be stored.
+                    # A block that is covered only in part will not be stored.
                     low, high = self._whole(start, min(end, run.end * CACHE_BLOCK_BYTES))
                     lease = _BLOCK.pack(_LEASED, 0, time.time() + LEASE_S)
                     os.pwrite(self._map_fd, lease * (high - low), _offset(low))
         return BlockRun(start, min(run.end * CACHE_BLOCK_BYTES, end), run.state)
 
     def unclaim(self, start: int, end: int) -> None:
-        """End the leases of a range that will not be stored, so that nobody waits for it."""
+        """End the leases of a range that will not be stored, so that nobody waits for them."""
         with self._locked_map():
             for index, (state, _, _) in self._read_map(
                 start // CACHE_BLOCK_BYTES, -(-end // CACHE_BLOCK_BYTES)
@@ -225,7 +225,7 @@ class CacheEntry:
                     self._set(index, _EMPTY, 0)
 
     def read(self, start: int, buffer: memoryview) -> int:
-        """Fill ``buffer`` with valid bytes from ``start``; how many, up to the first bad block.
+        """Fill ``buffer`` with valid bytes from ``start``, up to the first bad block; how many.
 
         ``start`` need not be the start of a block. Whole blocks are read and compared.
         """
@@ -250,7 +250,7 @@ class CacheEntry:
             missing = [index for index, (state, _, _) in blocks if state != _VALID]
             if not missing:
                 return
-            boot_id = self._boot_of_note()  # before allocation, which changes the file's times
+            boot_id = self._boot_of_note()  # before the allocation, which changes the file's times
             spans = list(_spans(missing, self.size_bytes))
             if self.evicted or not self._allocate(spans):
                 self.unclaim(start, end)
@@ -272,7 +272,7 @@ class CacheEntry:
         return first, max(first, last)
 
     def _allocate(self, spans: list[tuple[int, int]]) -> bool:
-        """Take the disk space of blocks, so that the budget counts as the disk does."""
+        """Take the disk space of blocks, so that the budget agrees with the disk."""
 
         def allocate() -> None:
             for low, size in spans:
@@ -290,7 +290,7 @@ class CacheEntry:
 
     @property
     def is_private(self) -> bool:
-        """Whether nobody else may change the file, so that it may be sealed."""
+        """Whether nobody else can change the file, so that it may be sealed."""
         return is_private(os.fstat(self._fd))
 
     @property
@@ -313,14 +313,14 @@ class CacheEntry:
                 self._note(_boot_id())
 
     def _boot_of_note(self) -> bytes:
-        """The boot that the file was noted in, if it looks as noted and that is this boot."""
+        """The present boot, if the file was noted in it and looks as noted; else empty."""
         _, _, boot_id, *identity = _HEADER.unpack(self._read_map_bytes(0, _HEADER.size))
         now = os.fstat(self._fd)
         holds = tuple(identity) == _identity(now) and boot_id == _boot_id() and is_private(now)
         return bytes(boot_id) if holds else _UNKNOWN_BOOT
 
     def _note(self, boot_id: bytes) -> None:
-        """Note how the file looks, and the boot since which every change was this cache's."""
+        """Note how the file looks, and the boot since which all changes were this cache's."""
         header = _HEADER.pack(_MAGIC, self.size_bytes, boot_id, *_identity(os.fstat(self._fd)))
         os.pwrite(self._map_fd, header, 0)
 
@@ -346,7 +346,7 @@ class CacheEntry:
         """How many bytes of ``data`` are as they were stored, up to the first bad block.
 
         Args:
-            start: where ``data`` begins in the object; the start of a block.
+            start: the offset of ``data`` in the object; the start of a block.
             length: how many bytes of ``data`` came from the file.
         """
         first = start // CACHE_BLOCK_BYTES
@@ -380,9 +380,9 @@ class CacheEntry:
 
     @contextlib.contextmanager
     def _locked_map(self) -> Iterator[None]:
-        """For microseconds, while leases are compared and set.
+        """Lock the map for microseconds, while leases are compared and set.
 
-        An open file description lock (fcntl(2)): it ends with a process that dies.
+        The lock is an open file description lock (fcntl(2)), which ends with its process.
         """
         with self._lock:
             self._patience.take(lambda: _lock_bytes(self._map_fd, fcntl.F_WRLCK))
@@ -393,7 +393,7 @@ class CacheEntry:
 
     @contextlib.contextmanager
     def _locked_data(self) -> Iterator[None]:
-        """While blocks are written. Readers do not wait for it."""
+        """Lock the data file while blocks are written. Readers do not wait for this lock."""
         with self._store_lock:
             self._patience.take(lambda: fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
             try:
@@ -411,12 +411,12 @@ class CacheEntry:
         return True
 
     def _lock_shared(self) -> None:
-        """Also in place of the exclusive lock, which flock(2) gives up first."""
+        """Share the lock. flock(2) gives up an exclusive lock before it shares it."""
         self._patience.take(lambda: fcntl.flock(self._map_fd, fcntl.LOCK_SH | fcntl.LOCK_NB))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    """How a file looks."""
+    """The look of a file, to be compared."""
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -444,12 +444,12 @@ def _spans(blocks: list[int], size_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def on_disk(size_bytes: int) -> int:
-    """Bytes on disk of a file of this size."""
+    """The bytes on disk of a file of this size."""
     return -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
 
 
 def _offset(index: int) -> int:
-    """Where the map has a block."""
+    """The position of a block in the map."""
     return _HEADER_BYTES + index * _BLOCK.size
 
 

@@ -1,8 +1,8 @@
-"""The folder of a disk cache as directories and files that are ours alone.
+"""The folder of a disk cache, with directories and files that are ours alone.
 
-Ours: of this process's user, and closed to everybody else. Nothing else is read, written, or
-followed, so that only who is the same user (root, and so another sidecar) can change what is cached
-(decision 33). What was planted in place of a file is deleted.
+Ours means: of this process's user, and closed to everybody else. Nothing else is read, written, or
+followed. So only the same user (root, and so another sidecar) can change what is cached (decision
+33). Anything else in place of a file is deleted.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class EntryGone(Exception):
 
 
 class FoundEntry(NamedTuple):
-    """The files of one object: the data file and its map, or the one of a small object.
+    """The files of one object: the data file and its map, or the file of a small object.
 
     Attributes:
         occupied_bytes: on disk.
-        used_s: when it was used last, in seconds since the epoch.
-        subfolder, name: where they are, without suffixes.
+        used_s: when it was last used, in seconds since the epoch.
+        subfolder, name: where the files are, without suffixes.
     """
 
     occupied_bytes: int
@@ -75,7 +75,7 @@ def open_subfolder(folder: int, name: str, *, make: bool) -> int:
 
 
 def _closed_to_others(descriptor: int, path: str) -> int:
-    """The descriptor of a directory that is ours, which nobody else may use from now on."""
+    """The descriptor of a directory that is ours, and closed to others from now on."""
     status = os.fstat(descriptor)
     if status.st_uid != _own_uid():
         os.close(descriptor)
@@ -89,7 +89,7 @@ def open_own_file(directory: int, name: str, flags: int = os.O_RDWR | os.O_CREAT
     """A descriptor of a file that is ours alone.
 
     Raises:
-        EntryGone: what was there is deleted.
+        EntryGone: something else was there, and is deleted.
         OSError: it cannot be opened, made or deleted.
     """
     try:
@@ -101,19 +101,19 @@ def open_own_file(directory: int, name: str, flags: int = os.O_RDWR | os.O_CREAT
     if is_private(status):
         return descriptor
     os.close(descriptor)
-    if status.st_nlink:  # else it was deleted, and the name may be another file's by now
+    if status.st_nlink:  # if not, it was deleted, and another file may have the name by now
         _delete(directory, name)
     raise EntryGone
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether a file has one name, is ours, and nobody else may use it."""
+    """Whether a file has one name, is ours, and is closed to others."""
     return status.st_nlink == 1 and not status.st_mode & _OTHERS and status.st_uid == _own_uid()
 
 
 @functools.cache
 def _own_uid() -> int:
-    """Of this process, which never changes it."""
+    """This process's user, which never changes."""
     return os.geteuid()
 
 
@@ -123,7 +123,7 @@ def _delete(directory: int, name: str) -> None:
 
 
 def files_of(name: str) -> tuple[str, str, str]:
-    """The files that an object may have."""
+    """The names of the files that an object may have."""
     return name, name + MAP_SUFFIX, name + SMALL_SUFFIX
 
 
@@ -150,7 +150,7 @@ def scan(folder: int) -> Iterator[FoundEntry]:
 
 
 def occupied_bytes(path: Path) -> int:
-    """What the files of a cache folder occupy on disk; 0 if there is no folder. Raises OSError."""
+    """The bytes on disk of a cache folder's files; 0 if there is no folder. Raises OSError."""
     try:
         folder = open_directory(path)
     except FileNotFoundError:

@@ -1,7 +1,4 @@
-"""Stores fetched ranges in the disk cache in the background: one thread and a short queue.
-
-Fetches nothing, and knows no reader.
-"""
+"""Stores fetched ranges in the disk cache in the background: one thread and a short queue."""
 
 from __future__ import annotations
 
@@ -53,12 +50,12 @@ class CacheWriter:
     ) -> None:
         """Store ``data`` of a version in the cache, from ``start``: at once if the queue is full.
 
-        Then the disk is slower than the store, and whoever fetches waits for it: a cache that
-        kept a part only would have the rest fetched again by the next pod.
+        If it is full, the disk is slower than the store, and the caller waits for the disk. A cache
+        that kept only a part would make the next pod fetch the rest again.
 
         Args:
-            entry: the version's, which the caller has acquired. None: it is a small object.
-            release: called when ``data`` is no longer needed, whether stored or not.
+            entry: the version's entry, acquired by the caller; None for a small object.
+            release: called when ``data`` is no longer needed, whether it was stored or not.
         """
         with self._lock:
             if self._thread is None:
@@ -100,7 +97,7 @@ class CacheWriter:
         try:
             entry.store(start, data)
         except OSError as error:
-            # A full disk, for example. Nothing is lost but speed.
+            # A full disk, for example. Only speed is lost.
             log.warning("a range was not cached: %s", error)
             with contextlib.suppress(OSError):
                 entry.unclaim(start, start + len(data))

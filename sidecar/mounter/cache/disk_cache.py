@@ -1,16 +1,16 @@
 """The disk cache: a folder of object versions within one budget, shared by all who see it.
 
-Knows no bytes; :mod:`.cache_entry` keeps one object, :mod:`.small_objects` the small ones. Reader
-processes of one worker, several workers, and the sidecars of several pods (where the folder is a
-hostPath) use one folder at once. They share nothing but the folder.
+:mod:`.cache_entry` keeps one object, :mod:`.small_objects` the small ones. Reader processes of one
+worker, several workers, and the sidecars of several pods (if the folder is a hostPath) use one
+folder at once. They share nothing but the folder.
 
-- The budget is the folder's. A file in it counts the bytes used. The counter is changed under
-  a lock, and disk space is allocated (fallocate(2)) under the same lock, so that the counter
-  agrees with the disk.
-- Beyond the budget, the objects used least recently are evicted, except those in use. If
-  nothing can be evicted, nothing is stored.
+- The budget is the folder's. A file in it counts the used bytes. The counter is changed under a
+  lock, and disk space is allocated (fallocate(2)) under the same lock, so that the counter agrees
+  with the disk.
+- Beyond the budget, the least recently used objects are evicted, except those in use. If nothing
+  can be evicted, nothing is stored.
 - If somebody deletes the folder under a running process, it is made again.
-- It is a folder of this user's alone (:mod:`.cache_folder`), and no lock in it is waited for
+- The folder belongs to this user alone (:mod:`.cache_folder`), and no lock in it is waited for
   without limit (:mod:`.file_locks`).
 """
 
@@ -47,7 +47,7 @@ from sidecar.mounter.system.directories import PathBlocked, open_file
 log = logging.getLogger(__name__)
 
 _OPEN_ENTRIES = 128
-"""More entries than this are closed when nobody uses them. Each has two descriptors."""
+"""Above this number, unused entries are closed. Each has two descriptors."""
 _SLACK_DIVISOR = 32
 """1/32 of the budget is for what file systems add to files, such as extent blocks."""
 _EVICTION_DIVISOR = 16
@@ -82,8 +82,8 @@ class DiskCache:
     a child shares. Each process makes its own.
 
     Args:
-        origin: tells equal keys apart: where they come from, after those who share its objects.
-        budget_bytes: what the folder's files may occupy together, on disk.
+        origin: tells equal keys apart: where they come from, and who shares its objects.
+        budget_bytes: the most bytes on disk of the folder's files together.
         on_damage: called for each block that is not as it was stored.
 
     Raises:
@@ -118,7 +118,7 @@ class DiskCache:
     def acquire(self, info: ObjectInfo, *, create: bool = True) -> CacheEntry | None:
         """The entry of a version, protected from eviction until :meth:`release`.
 
-        None if the folder cannot hold it, or has no entry and must not ``create`` one.
+        None if the folder cannot hold it, or if it has no entry and ``create`` is False.
         """
         if not 0 < info.size_bytes <= self._budget_bytes:
             return None
@@ -136,7 +136,7 @@ class DiskCache:
             return None
         with self._lock:
             entry = self._acquire_open(name)
-            if entry is not None:  # another thread was quicker
+            if entry is not None:  # another thread was faster
                 made.close()
                 return entry
             made.users = 1
@@ -146,12 +146,12 @@ class DiskCache:
         return made
 
     def retain(self, entry: CacheEntry) -> None:
-        """Count one more user of an acquired entry, who calls :meth:`release` too."""
+        """Count one more user of an acquired entry. That user calls :meth:`release`, too."""
         with self._lock:
             entry.users += 1
 
     def release(self, entry: CacheEntry) -> None:
-        """Count one user less. The last one lets the entry be evicted."""
+        """Count one user less. After the last one the entry may be evicted."""
         with self._lock:
             entry.users -= 1
             if not entry.users:
@@ -160,8 +160,8 @@ class DiskCache:
     def open_whole(self, info: ObjectInfo) -> LocalCopy | None:
         """The version as a local file, if it is known to be whole and unaltered.
 
-        If it is whole and that is not known, a thread finds out for the next open. None of a small
-        object: reading it costs less than opening a copy.
+        If it is whole but not known to be unaltered, a thread compares it for the next open. Small
+        objects have no such copy: reading one costs less than opening a copy.
         """
         entry = self.acquire(info, create=False)
         if entry is None:
@@ -178,7 +178,7 @@ class DiskCache:
             compare = compare and not entry.comparing
             entry.comparing = entry.comparing or compare
         if compare:
-            # A gigabyte takes a second, and this open does not wait for it.
+            # A gigabyte takes a second. This open does not wait for that.
             threading.Thread(target=self._compare, args=(entry,), daemon=True).start()
         else:
             self.release(entry)
@@ -200,13 +200,13 @@ class DiskCache:
         return self._small.read(self._name(info), info.size_bytes, offset, buffer)
 
     def store_small(self, info: ObjectInfo, content: memoryview) -> None:
-        """Store a small object, if it can be."""
+        """Store a small object, if that is possible."""
         self._small.store(self._name(info), content)
 
     # --- files ----------------------------------------------------------------------------
 
     def _acquire_open(self, name: str) -> CacheEntry | None:
-        """One more user of an entry that this process has open. The lock is held."""
+        """One more user of an entry that this process has open; None if it has none. Locked."""
         entry = self._entries.get(name)
         if entry is None:
             return None
@@ -215,7 +215,7 @@ class DiskCache:
             entry.close()
             return None
         entry.users += 1
-        self._entries.move_to_end(name)  # most recently used last
+        self._entries.move_to_end(name)  # the most recently used is last
         return entry
 
     def _open(self, name: str, size_bytes: int) -> CacheEntry:
@@ -254,7 +254,7 @@ class DiskCache:
             return open_subfolder(self._folder, name, make=True)
 
     def _reopen_folder(self) -> None:
-        """Somebody deleted the folder. Under the same number, which other threads use."""
+        """Make a deleted folder again, under the same descriptor, which other threads use."""
         made = open_folder(self._directory)
         os.dup2(made, self._folder, inheritable=False)
         os.close(made)
@@ -275,7 +275,8 @@ class DiskCache:
     def reserve(self, size_bytes: int, allocate: Callable[[], None]) -> bool:
         """Make room for ``size_bytes`` more, and take it by ``allocate``.
 
-        Returns False if all that could make room is in use. Raises OSError if the disk is full.
+        Returns False if everything that could make room is in use. Raises OSError if the disk is
+        full.
         """
         with self._locked_usage():
             used = self._read_used()
@@ -285,7 +286,7 @@ class DiskCache:
             if used + size_bytes > self._budget_bytes:
                 self._write_used(used)
                 return False
-            # Before the allocation: a process that dies between them has counted too much.
+            # Before the allocation: a process that dies in between leaves the count too high.
             self._write_used(used + size_bytes)
             try:
                 allocate()
@@ -295,7 +296,7 @@ class DiskCache:
             return True
 
     def trim(self) -> int:
-        """Evict what is beyond the budget, which may have been larger; the bytes evicted.
+        """Evict down to the budget, which may have been larger; the bytes evicted.
 
         Raises OSError.
         """
@@ -306,7 +307,7 @@ class DiskCache:
             return used - left
 
     def close(self) -> None:
-        """Close the folder, of which no entry is in use."""
+        """Close the folder. None of its entries may be in use."""
         with contextlib.suppress(OSError), self._locked_usage():
             self._write_used(self._read_used() - self._small.room_bytes)
         for entry in self._entries.values():
@@ -317,11 +318,11 @@ class DiskCache:
 
     @property
     def used_bytes(self) -> int:
-        """What the folder's files occupy, as the counter says."""
+        """The counted bytes of the folder's files."""
         return self._read_used()
 
     def _evict(self, target_bytes: int) -> int:
-        """Delete what was used least recently, down to ``target_bytes``; the bytes left."""
+        """Evict the least recently used, down to ``target_bytes``; the bytes left."""
         found = sorted(scan(self._folder), key=lambda entry: entry.used_s)
         used = sum(entry.occupied_bytes for entry in found)
         for entry in found:
@@ -329,7 +330,7 @@ class DiskCache:
                 break
             try:
                 deleted = self._delete(entry)
-            except OSError:  # a directory that somebody put there, for example
+            except OSError:  # somebody put a directory there, for example
                 continue
             if deleted:
                 used -= entry.occupied_bytes
@@ -344,7 +345,7 @@ class DiskCache:
         map_name = found.name + MAP_SUFFIX
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(self._subfolder(found.subfolder))
-            # None of ours, or none: then it is nobody's lock.
+            # The map is not ours, or missing: then nobody's lock counts.
             with contextlib.suppress(FileNotFoundError, PathBlocked):
                 descriptor = open_file(directory, map_name, os.O_RDWR)
                 stack.callback(os.close, descriptor)
@@ -358,7 +359,7 @@ class DiskCache:
             return True
 
     def _count(self) -> int:
-        """The bytes that the files occupy."""
+        """Count the bytes of the files."""
         return sum(found.occupied_bytes for found in scan(self._folder))
 
     def _open_usage(self) -> int:

@@ -1,6 +1,6 @@
 """Waits for locks of files that others may hold, with a limit.
 
-A lock belongs to whoever has it, and that may be a sidecar that was stopped, or nobody's friend.
+The holder may be a sidecar that was stopped, or hostile.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable
 
 LOCK_S = 5.0
-"""How long a lock is waited for. Who uses it as meant has it for milliseconds."""
+"""How long a lock is waited for. Proper use holds it for milliseconds."""
 _IMPATIENT_S = 30.0
 _FIRST_DELAY_S = 0.0002
 _LONGEST_DELAY_S = 0.02
 
 
 class LockBusy(OSError):
-    """Somebody holds a lock. Whoever wanted it asks the store instead."""
+    """Somebody holds a lock. The caller asks the store instead."""
 
     def __init__(self) -> None:
         super().__init__(errno.EAGAIN, "somebody holds a lock of the disk cache")
@@ -26,8 +26,8 @@ class LockBusy(OSError):
 class Patience:
     """Takes the locks of one cache. Safe to use from any thread.
 
-    After waiting in vain it does not wait at all for a while, or each range of a file would be
-    late. Locks that are free are taken meanwhile.
+    After a wait in vain it does not wait at all for a while: otherwise each range of a file would
+    be late. Free locks are taken meanwhile.
     """
 
     def __init__(self) -> None:

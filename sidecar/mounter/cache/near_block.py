@@ -1,4 +1,4 @@
-"""Blocks of objects as they are stored in a near bucket: their names and their bytes. No I/O."""
+"""Names and bytes of blocks of objects in a near bucket. No I/O."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES
 from sidecar.units import MIB
 
 NEAR_BLOCK_BYTES = 2 * MIB
-"""Of an object, in one object of the near bucket; the last one of an object is shorter."""
+"""Part of an object in one object of the near bucket. An object's last block is shorter."""
 _LAYOUT = "mount-sidecar-near-1"
-"""Before every key. Another layout has another name, and so no reader is mistaken."""
+"""The beginning of every key. Another layout has another one, so that no reader is mistaken."""
 _CHUNK_BYTES = CACHE_BLOCK_BYTES
-"""What has a checksum of its own."""
+"""Each chunk has its own checksum."""
 _CHECKSUM = struct.Struct("<I")
 _CLAIM = struct.Struct("<8sd")  # magic, end in seconds since the epoch
 _CLAIM_MAGIC = b"claimed1"
@@ -23,7 +23,7 @@ _STRIDE_BYTES = _CHECKSUM.size + _CHUNK_BYTES
 
 
 def object_name(origin: str, key: str, version: str) -> str:
-    """What the blocks of one version of one object have in common."""
+    """The common part of the names of a version's blocks."""
     return hashlib.sha256("\0".join((origin, key, version)).encode()).hexdigest()
 
 
@@ -32,7 +32,7 @@ class BlockName(NamedTuple):
 
     Attributes:
         object_name: from :func:`object_name`.
-        number: of the block in the object, from 0.
+        number: the block's in the object, from 0.
         size_bytes: how much of the object it has.
     """
 
@@ -42,17 +42,17 @@ class BlockName(NamedTuple):
 
     @property
     def key(self) -> str:
-        """In the near bucket."""
+        """The block's key in the near bucket."""
         return f"{_LAYOUT}/{self.object_name[:2]}/{self.object_name}/{self.number}"
 
     def stored_range(self, start: int, end: int) -> tuple[int, int]:
-        """Where the chunks of the block's bytes ``[start, end)`` are stored: offset and length."""
+        """Offset and length of the stored chunks with the block's bytes ``[start, end)``."""
         first, last = start // _CHUNK_BYTES, -(-end // _CHUNK_BYTES)
         stop = min(last * _CHUNK_BYTES, self.size_bytes) + last * _CHECKSUM.size
         return first * _STRIDE_BYTES, stop - first * _STRIDE_BYTES
 
     def pack(self, content: memoryview) -> bytes:
-        """The whole block as it is stored."""
+        """The whole block in its stored form."""
         parts: list[bytes | memoryview] = []
         for start in range(0, self.size_bytes, _CHUNK_BYTES):
             chunk = content[start : start + _CHUNK_BYTES]
@@ -63,7 +63,7 @@ class BlockName(NamedTuple):
         """Take bytes out of the chunks of ``stored_range``. False if one is not as it was put.
 
         Args:
-            start: of ``into`` in the block.
+            start: the offset of ``into`` in the block.
         """
         first = start - start % _CHUNK_BYTES
         end = start + len(into)
@@ -79,21 +79,21 @@ class BlockName(NamedTuple):
         return True
 
     def _checksum(self, start: int, chunk: memoryview) -> int:
-        """Of what a chunk is and of what is in it: another one in its place is found out."""
+        """The checksum of a chunk's identity and content, so that another chunk fails it."""
         return zlib.crc32(chunk, zlib.crc32(f"{self.key}:{start}".encode()))
 
 
 def claim(expires_s: float) -> bytes:
-    """What stands for a block that somebody is fetching.
+    """The bytes that stand for a block while somebody is fetching it.
 
     Args:
-        expires_s: when it does so no more, in seconds since the epoch.
+        expires_s: the end of the claim, in seconds since the epoch.
     """
     return _CLAIM.pack(_CLAIM_MAGIC, expires_s)
 
 
 def claim_expires_s(stored: memoryview) -> float | None:
-    """The end of a claim; None for what is none."""
+    """The end of a claim; None if it is no claim."""
     if len(stored) != _CLAIM.size or bytes(stored[:8]) != _CLAIM_MAGIC:
         return None
     return float(_CLAIM.unpack(stored)[1])

@@ -1,18 +1,21 @@
 """Blocks of objects in a bucket near the pods, for all nodes that read the same objects.
 
-What is there is read there. What is not is read from its own store, and put there behind the
-reader's back, for the others. Nothing depends on the near bucket: where it fails, is full, or has
-something else than was put there, the object's own store is asked. Why, and whom it trusts:
-docs/decisions/0053-a-near-bucket.md.
+Blocks that are there are read there. Others are read from the object's own store, and are put there
+for other pods without delaying the reader. Nothing depends on the near bucket: if it fails, is
+full, or returns something else than was put there, the object's own store is asked. Reasons, and
+whom it
+trusts: docs/decisions/0053-a-near-bucket.md.
 
 - A block's key is made of the object's origin (:meth:`Store.origin`), key and version, and of the
-  block's number. So nothing there is ever wrong by age, the bucket's own lifecycle rule may delete
-  anything, and who comes to the object by a way of its own has blocks of its own.
-- A block is a row of chunks, each behind a checksum of what it is and of what is in it
-  (:mod:`.near_block`). So a part of a block is read by one request, and checked.
-- Who is about to fetch a block claims it: a few bytes under the block's key, written on condition
-  that nothing is there. Pods on other nodes that read the same wait for the block then, for a
-  short term, and do not fetch it too. The block replaces its claim.
+  block's number. So no block ever becomes wrong by age, the bucket's own lifecycle rule may delete
+  anything, and a pod that reaches the object by another way has its own blocks.
+- A block is a row of chunks, each after a checksum of its identity and content
+(:mod:`.near_block`).
+  So a part of a block is read by one request, and checked.
+- A process that is about to fetch a block claims it: it writes a few bytes under the block's key,
+on
+  condition that nothing is there. Pods on other nodes that read the same then wait for the block
+  for a short term, and do not fetch it, too. The block replaces its claim.
 """
 
 from __future__ import annotations
@@ -36,20 +39,20 @@ from sidecar.units import MIB
 log = logging.getLogger(__name__)
 
 CLAIM_S = 5.0
-"""How long others wait for a block that one process claimed."""
+"""How long others wait for a block that a process has claimed."""
 UNCLAIMED_BYTES = 1 * MIB
-"""So little is fetched as quickly as it is claimed, and small files are rarely read in step."""
+"""So little is fetched as quickly as it is claimed, and pods rarely read small files in step."""
 _FIRST_POLL_S = 0.01
 _LONGEST_POLL_S = 0.1
 _MOST_PENDING = 8
-"""Blocks of one process that wait to be put."""
+"""How many blocks of one process may wait to be put."""
 _PATIENCE_S = 1.0
 _PUT_THREADS = 4
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 
 State = Literal["here", "claimed", "absent", "expired", "damaged"]
-"""Of a block: ``claimed`` by another process, ``expired``: its claim is over."""
+"""The state of a block. ``claimed``: by another process; ``expired``: its claim is over."""
 
 
 class _Piece(NamedTuple):
@@ -57,7 +60,7 @@ class _Piece(NamedTuple):
 
     Attributes:
         start, end: in the object.
-        is_whole: it is the whole block.
+        is_whole: whether it is the whole block.
     """
 
     block: BlockName
@@ -75,11 +78,11 @@ class _Read(NamedTuple):
     fetch: Fetch
 
     def view(self, start: int, end: int) -> memoryview:
-        """Where the object's bytes ``[start, end)`` go."""
+        """The memory for the object's bytes ``[start, end)``."""
         return self.buffer[start - self.offset : end - self.offset]
 
     def pieces(self, origin: str) -> Iterator[_Piece]:
-        """Its part of each block, in order."""
+        """The read's part of each block, in order."""
         name = near_block.object_name(origin, self.info.key, self.info.version)
         start, end = self.offset, self.offset + len(self.buffer)
         while start < end:
@@ -93,13 +96,13 @@ class _Read(NamedTuple):
 
 
 class NearBucket:
-    """The near bucket of one volume, as one process uses it. Safe to use from several threads.
+    """The near bucket of one volume, in one process. Safe to use from several threads.
 
     Must not be used across a fork, which has no threads.
 
     Args:
         store: the near bucket; it does not retry.
-        origin: of the volume's own store.
+        origin: that of the volume's own store.
     """
 
     def __init__(self, store: Store, origin: str, metrics: VolumeMetrics) -> None:
@@ -114,7 +117,7 @@ class NearBucket:
         """Fill ``buffer`` from ``offset`` of exactly this version.
 
         Args:
-            fetch: reads what is not here; called for neighbouring blocks together.
+            fetch: reads what is not here; called once for neighbouring blocks.
 
         Raises what ``fetch`` raises, and nothing else.
         """
@@ -147,14 +150,14 @@ class NearBucket:
         """
         absent_so_far = False
         for piece in read.pieces(self._origin):
-            # Behind a block that is absent the next one mostly is, and a claim finds that out too.
+            # After an absent block the next one mostly is absent, and a claim finds that out, too.
             unseen = absent_so_far and piece.block.size_bytes > UNCLAIMED_BYTES
             state: State = "absent" if unseen else self._look(read, piece)
             if state in ("absent", "expired", "damaged"):
                 try:
                     if self._claim(piece, Condition(absent=True) if state == "absent" else None):
                         claimed.add(piece.block.number)
-                except AlreadyExists:  # somebody was quicker
+                except AlreadyExists:  # another process was faster
                     state = self._look(read, piece)
             absent_so_far = state == "absent"
             if state == "claimed" and piece.is_whole:
@@ -163,10 +166,10 @@ class NearBucket:
                 missing.append(piece)
 
     def _look(self, read: _Read, piece: _Piece) -> State:
-        """What there is of a block. If it is ``here``, its bytes are taken."""
+        """The state of a block. If it is ``here``, its bytes are taken."""
         state = self._look_once(read, piece)
         if state == "damaged":
-            # Some servers mix what was there with what replaces it just then.
+            # Some servers mix an object with the one that is just replacing it.
             state = self._look_once(read, piece)
         if state == "damaged":
             self._metrics.near_damaged_blocks.inc()
@@ -198,9 +201,9 @@ class NearBucket:
         return "damaged" if count else "expired"
 
     def _claim(self, piece: _Piece, condition: Condition | None) -> bool:
-        """Claim a block that is to be fetched. False if it cannot, or need not, be put then.
+        """Claim a block before it is fetched. False if it cannot, or need not, be put later.
 
-        Raises AlreadyExists where the condition is that nothing is there.
+        Raises AlreadyExists if the condition is that nothing is there, and fails.
         """
         if not (piece.is_whole and self._reads.is_closed and self._writes.may_try()):
             return False
@@ -219,9 +222,9 @@ class NearBucket:
         return True
 
     def _fetch(self, read: _Read, pieces: list[_Piece], claimed: set[int]) -> None:
-        """Fetch pieces from the object's own store, and have put what was claimed of them.
+        """Fetch pieces from the object's own store, and put those that were claimed.
 
-        The claims of a fetch that fails are over soon.
+        If the fetch fails, its claims expire soon.
         """
         for run in _runs(pieces):
             start, end = run[0].start, run[-1].end
@@ -266,11 +269,11 @@ class _Puts:
         self._threads = 0
 
     def put_later(self, block: BlockName, content: memoryview) -> None:
-        """Put a block, of which a copy is made.
+        """Copy a block, and put it.
 
-        If many wait already, the reader waits a little: else the next one to come here would find
-        half of what was read, and go far for the rest. A bucket that is slower than that counts
-        as one that fails.
+        If many wait already, the reader waits a little: without that, the next reader would find
+        half of what was read here, and go far for the rest. A bucket that is slower than that
+        counts as one that fails.
         """
         with self._room:
             if not self._room.wait_for(self._has_room, _PATIENCE_S):
@@ -283,13 +286,13 @@ class _Puts:
         self._queue.put((block, block.pack(content)))
 
     def _has_room(self) -> bool:
-        """Whether nobody has to wait: if it fails, nothing is put anyway. The lock is held."""
+        """Whether nobody has to wait. A failing bucket puts nothing anyway. The lock is held."""
         return self._pending < _MOST_PENDING or not self._writes.is_closed
 
     def _start_thread(self) -> None:
         try:
             threading.Thread(target=self._run, name="near", daemon=True).start()
-        except RuntimeError:  # a limit of processes: the next block tries again
+        except RuntimeError:  # no thread can be started: the next block tries again
             return
         self._threads += 1
 
@@ -316,7 +319,7 @@ class _Breaker:
     Safe to use from several threads.
 
     Args:
-        what: is done when it is used, for the log.
+        what: its use, for the log.
     """
 
     def __init__(self, what: str, metrics: VolumeMetrics) -> None:
@@ -328,22 +331,22 @@ class _Breaker:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it works, as far as is known."""
+        """Whether the bucket works, as far as is known."""
         return self._again_s is None
 
     def may_try(self) -> bool:
-        """Whether to ask. While it does not work, one thread may now and then."""
+        """Whether to ask the bucket. While it does not work, one thread may now and then."""
         if self._again_s is None:
             return True
         with self._lock:
             now_s = time.monotonic()
             if self._again_s is not None and now_s < self._again_s:
                 return False
-            self._again_s = now_s + _LONGEST_PAUSE_S  # the others wait for the outcome
+            self._again_s = now_s + _LONGEST_PAUSE_S  # other threads wait for the outcome
             return True
 
     def worked(self) -> None:
-        """A request was answered."""
+        """Note that a request was answered."""
         if self._again_s is None:
             return
         with self._lock:
@@ -352,7 +355,7 @@ class _Breaker:
         logs.event(log, f"the near bucket is {self._what} again")
 
     def failed(self, error: SidecarError) -> None:
-        """A request failed."""
+        """Note that a request failed."""
         self._metrics.near_failed(error.code)
         with self._lock:
             first = self._again_s is None

@@ -1,4 +1,4 @@
-"""The budget of the folder that the pods of a node share, whether any of them runs or not."""
+"""The budget of the folder that a node's pods share, whether any of them runs or not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sidecar.mounter.system import resource_limits
 
 
 def budget_bytes(folder: Path, size_bytes: int | None) -> int:
-    """What the folder may occupy: not more than the disk has room for. Raises OSError.
+    """The budget of the folder: no more than the disk has room for. Raises OSError.
 
     Args:
-        size_bytes: what the admin allows; None: what there is room for.
+        size_bytes: the admin's limit; None: by the room on the disk.
     """
     total, free = resource_limits.disk_bytes(folder)
     room = resource_limits.cache_budget_bytes(1, total, free, occupied_bytes(folder))
@@ -23,14 +23,14 @@ def budget_bytes(folder: Path, size_bytes: int | None) -> int:
 
 
 class Trimmed(NamedTuple):
-    """What is left: the budget, and the bytes that were evicted for it."""
+    """The budget, and the bytes that were evicted to keep it."""
 
     budget_bytes: int
     evicted_bytes: int
 
 
 def trim(folder: Path, size_bytes: int) -> Trimmed:
-    """Evict what is beyond the budget, except what is in use.
+    """Evict down to the budget, except what is in use.
 
     Raises:
         OSError: the folder cannot be used.

@@ -1,10 +1,10 @@
-"""Small objects in the disk cache: each is one file, with a checksum behind its content.
+"""Small objects in the disk cache: each is one file, with a checksum after its content.
 
-It needs no map, no lock and no lease. Whoever stores an object writes the same bytes, whoever reads
-it compares all of them, and an open file stays whole when it is evicted.
+A file needs no map, no lock and no lease. Everybody who stores an object writes the same bytes,
+everybody who reads it compares all of them, and an open file stays whole when it is evicted.
 
-System calls are few on purpose: during each another thread runs, and getting the turn again costs
-more than the call.
+System calls are few on purpose: during each call another thread runs, and waiting for the
+interpreter again costs more than the call.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITE_ATTEMPTS = 5
 _ROOM_DIVISOR = 1024
 _MOST_ROOM_BYTES = MIB
-"""A process takes room for many at once: 1/1024 of the budget, and no more than this."""
+"""The most room that a process takes in advance: 1/1024 of the budget, and no more than this."""
 
 
 class SmallObjects:
-    """Those of one cache folder, as one process uses it. Safe to use from several threads.
+    """The small objects of one cache folder, in one process. Safe to use from several threads.
 
     Args:
-        open_subfolder: opens a subfolder of the folder, which is made if missing.
-        budget: where disk space comes from. It holds to within what is being written.
-        budget_bytes: the whole of it.
+        open_subfolder: opens a subfolder of the folder, and makes it if it is missing.
+        budget: gives the disk space. It is kept to within what is being written.
+        budget_bytes: all of it.
         on_damage: called for each file that is not as it was written.
 
     Attributes:
-        room_bytes: taken from the budget, and not used yet.
+        room_bytes: taken from the budget in advance, and not used yet.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SmallObjects:
         return False
 
     def store(self, name: str, content: memoryview) -> None:
-        """Store an object. Nothing is lost but speed where it cannot be."""
+        """Store an object. If that fails, only speed is lost."""
         size_bytes = on_disk(len(content) + _END.size)
         try:
             if not self._take_room(size_bytes):
@@ -122,7 +122,7 @@ class SmallObjects:
         made = self._open_subfolder(subfolder)
         with self._lock:
             descriptor = self._folders.setdefault(subfolder, made)
-        if descriptor != made:  # under the same number, which other threads use
+        if descriptor != made:  # keep the old number, which other threads use
             os.dup2(made, descriptor, inheritable=False)
             os.close(made)
         return descriptor
@@ -151,7 +151,7 @@ class _Damaged(Exception):
 
 
 def _allocate_nothing() -> None:
-    """A file takes its space when it is written."""
+    """Do nothing: a file takes its space when it is written."""
 
 
 def _read(directory: int, file: str, size_bytes: int, offset: int, buffer: memoryview) -> bool:
@@ -163,7 +163,7 @@ def _read(directory: int, file: str, size_bytes: int, offset: int, buffer: memor
     try:
         whole_bytes, status = size_bytes + _END.size, os.fstat(descriptor)
         if status.st_size != whole_bytes:
-            return False  # somebody is writing it, or was killed meanwhile
+            return False  # somebody is writing it, or was killed while writing it
         content = buffer
         if len(buffer) != size_bytes:
             content = memoryview(bytearray(size_bytes))
@@ -175,7 +175,7 @@ def _read(directory: int, file: str, size_bytes: int, offset: int, buffer: memor
         if content is not buffer:
             buffer[:] = content[offset : offset + len(buffer)]
         if time.time() - status.st_mtime >= USE_STAMP_S:
-            os.utime(descriptor)  # eviction goes by this time
+            os.utime(descriptor)  # eviction uses this time
         return True
     finally:
         os.close(descriptor)
@@ -207,7 +207,7 @@ def _write(directory: int, file: str, content: memoryview) -> bool:
 
 
 def _is_to_be_written(descriptor: int, whole_bytes: int) -> bool:
-    """Whether a file is not whole: somebody is writing the same, or was killed meanwhile."""
+    """Whether a file is not whole: somebody is writing it, or was killed while writing it."""
     length = os.fstat(descriptor).st_size
     if length > whole_bytes:
         os.ftruncate(descriptor, 0)
@@ -216,7 +216,7 @@ def _is_to_be_written(descriptor: int, whole_bytes: int) -> bool:
 
 def _write_whole(descriptor: int, content: memoryview) -> None:
     if os.pwritev(descriptor, [content, _end(content)], 0) != len(content) + _END.size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # there was room for a part
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # only a part fitted
 
 
 def _end(content: memoryview) -> bytes:

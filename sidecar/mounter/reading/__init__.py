@@ -1,1 +1,1 @@
-"""Ranges of objects in: windows, readahead, buffers. Knows no inode."""
+"""Ranges of objects in: windows, readahead, buffers."""

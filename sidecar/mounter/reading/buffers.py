@@ -1,7 +1,4 @@
-"""Memory for content between the store and the kernel: one budget, and buffers used again.
-
-Knows nothing of what the buffers hold.
-"""
+"""Memory for content between the store and the kernel: one budget, and buffers used again."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Protocol
 
 _libc = ctypes.CDLL(None)
 _MOST_IDLE = 8
-"""Buffers of one size that are kept while nobody uses them."""
+"""How many unused buffers of one size are kept."""
 
 
 class Holder(Protocol):
@@ -20,22 +17,22 @@ class Holder(Protocol):
     def give_up_idle(self) -> bool:
         """Give back the buffers that were not read for a while. False if there are none.
 
-        Must not wait for a lock, because the caller may hold one that another holder waits for.
+        Must not wait for a lock: the caller may hold one that another holder waits for.
         """
 
 
 class BufferPool:
     """Buffers within a budget. Safe to use from any thread.
 
-    A new buffer of 8 MiB costs 2,048 page faults and a memset. A used one costs nothing. So
+    A new buffer of 8 MiB costs 2,048 page faults and a memset; a used one costs nothing. So
     buffers that are given back are kept, by size, and lent again, until :meth:`drop_unused`.
 
     Args:
-        budget_bytes: what may be lent at one time.
+        budget_bytes: the most that may be lent at one time.
 
     Attributes:
-        budget_bytes: what may be lent at present.
-        lent_bytes: what is lent now.
+        budget_bytes: the most that may be lent now.
+        lent_bytes: how much is lent now.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -44,16 +41,16 @@ class BufferPool:
         self._most_bytes = budget_bytes
         self._idle: dict[int, list[bytearray]] = {}
         self._idle_bytes = 0
-        # By size, how many have not been used since drop_unused was called last.
+        # By size: how many have not been used since the last drop_unused().
         self._unused: dict[int, int] = {}
         self._lock = threading.Lock()
         self._holders: dict[Holder, None] = {}  # the oldest first
 
     def shrink(self, part: float) -> None:
-        """From now on lend this part of the budget only, 1 for all of it.
+        """From now on lend only this part of the budget (1: all of it).
 
-        Holders give up what they do not read at present. What is lent beyond it comes back when
-        it has been read.
+        Holders give up what they do not read now. Lent buffers beyond it come back after they
+        have been read.
         """
         with self._lock:
             self.budget_bytes = int(self._most_bytes * part)
@@ -62,10 +59,10 @@ class BufferPool:
         for holder in holders:
             holder.give_up_idle()
         if part < 1:
-            _libc.malloc_trim(0)  # glibc keeps what is freed
+            _libc.malloc_trim(0)  # glibc keeps freed memory
 
     def drop_unused(self) -> None:
-        """Free the buffers that nobody has used since the call before this one."""
+        """Free the buffers that nobody has used since the previous call."""
         with self._lock:
             for size, unused in self._unused.items():
                 for _ in range(min(unused, len(self._idle.get(size, ())))):
@@ -92,7 +89,7 @@ class BufferPool:
         return bytearray(size)
 
     def give_back(self, buffer: bytearray) -> None:
-        """Return a buffer that nobody uses any more."""
+        """Return a buffer."""
         size = len(buffer)
         with self._lock:
             self.lent_bytes -= size
@@ -104,7 +101,7 @@ class BufferPool:
                 self._idle_bytes += size
 
     def _make_room(self) -> None:
-        # Idle buffers of other sizes count towards the budget too.
+        # Idle buffers of other sizes count in the budget, too.
         while self._idle and self.lent_bytes + self._idle_bytes > self.budget_bytes:
             self._drop_one(next(iter(self._idle)))
 
@@ -124,11 +121,11 @@ class BufferPool:
 
     @property
     def is_short(self) -> bool:
-        """Whether what is left is for those who have less than their share."""
+        """Whether the rest of the budget is reserved for holders with less than their share."""
         return self.lent_bytes > self.budget_bytes * 3 // 4
 
     def register(self, holder: Holder) -> None:
-        """Add a holder to those that share the budget. Twice is as once."""
+        """Add a holder to those that share the budget. Adding it twice changes nothing."""
         with self._lock:
             self._holders[holder] = None
 

@@ -1,7 +1,4 @@
-"""Bytes of one version of an object: from a cache that has them, else from the store.
-
-Chooses no ranges, and keeps nothing of what it fetched.
-"""
+"""Bytes of one version of an object: from a cache that has them, else from the store."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ WHOLE_OBJECT_BYTES = 1 * MIB
 """Objects up to this size are small: they are fetched and cached whole."""
 MOST_LOADING = 8
 _LEASE_POLL_S = 0.002
-"""How often a block is looked for that another process is fetching."""
+"""How often to look for a block that another process is fetching."""
 
 
 class BufferUsers(Protocol):
@@ -45,7 +42,7 @@ class BufferUsers(Protocol):
 
 
 class _NotPooled:
-    """For a buffer of no pool: Python frees it with the last reference."""
+    """For a buffer outside any pool, which Python frees with its last reference."""
 
     def hold(self) -> None:
         """Nothing to count."""
@@ -61,24 +58,24 @@ LoadsWhole = Callable[[ObjectInfo], bool]
 
 
 def never_whole(_info: ObjectInfo) -> bool:
-    """No object is known to be loaded whole."""
+    """No object is loaded whole."""
     return False
 
 
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """What all handles of one mount share in one process.
+    """Fetches for all handles of one mount in one process.
 
     Attributes:
-        threads: fetch parts: :data:`.in_flight.MOST`, so that none waits for a thread.
-        part_bytes: largest part.
-        in_flight: the parts that are fetched.
+        threads: fetch parts; there are :data:`.in_flight.MOST`, so that no part waits for one.
+        part_bytes: the largest part.
+        in_flight: the parts that are being fetched.
         cache: objects on local disk; None without a disk cache.
-        cache_writer: stores in ``cache`` what was fetched.
+        cache_writer: stores fetched bytes in ``cache``.
         near: a bucket that is asked before the store; None without one.
-        page_cache: room in the kernel's page cache for what nobody has asked for.
+        page_cache: room in the kernel's page cache for bytes that nobody has asked for.
         loads_whole: whether programs load an object whole.
-        loading: bounds the threads that do so, of all objects.
+        loading: bounds the threads that do so, for all objects together.
     """
 
     store: Store
@@ -97,7 +94,7 @@ class Fetcher:
     in_flight: InFlight = field(init=False)
 
     def __post_init__(self) -> None:
-        room_bytes = self.buffers.budget_bytes * 3 // 4  # some wait until they are read
+        room_bytes = self.buffers.budget_bytes * 3 // 4  # the rest waits to be read
         tell = self.metrics.parts_fetched_at_once.set
         object.__setattr__(self, "in_flight", InFlight(self.part_bytes, room_bytes, tell=tell))
 
@@ -112,14 +109,14 @@ class Fetcher:
     ) -> None:
         """Fill ``buffer`` from ``offset`` of exactly this version.
 
-        Bytes that the disk cache has come from there. The others are stored there in the
-        background, with the buffer held by ``users`` meanwhile. If the cache fails, the store
-        is asked for everything.
+        Bytes come from the disk cache if it has them. Others are stored there in the background,
+        and ``users`` holds the buffer meanwhile. If the cache fails, the store is asked for
+        everything.
 
         Args:
-            entry: the version's in the cache, acquired by the caller. None: it has none, or is
-                small.
-            arrived: told how much of ``buffer`` is there, where that is known before the end.
+            entry: the version's cache entry, acquired by the caller; None for a small object, or if
+                there is none.
+            arrived: called with the number of bytes in ``buffer``, if that is known before the end.
 
         Raises:
             Stale: the version is gone, whether replaced or deleted.
@@ -140,9 +137,9 @@ class Fetcher:
     def fetch_directly(
         self, info: ObjectInfo, offset: int, buffer: memoryview, arrived: Arrived | None = None
     ) -> bool:
-        """As :meth:`fetch`, without an entry. In the disk cache only small objects are looked for.
+        """As :meth:`fetch`, without an entry: the disk cache is asked for small objects only.
 
-        Keeps nothing: returns whether ``buffer`` is a small object that should be kept.
+        Stores nothing. Returns whether ``buffer`` is a small object that should be kept.
         """
         cache = self.cache if info.size_bytes <= WHOLE_OBJECT_BYTES else None
         if cache is not None and cache.read_small(info, offset, buffer):
@@ -152,7 +149,7 @@ class Fetcher:
         return cache is not None and len(buffer) == info.size_bytes
 
     def keep_small(self, info: ObjectInfo, content: memoryview) -> None:
-        """Store a small object in the disk cache, as :meth:`fetch_directly` said."""
+        """Store a small object in the disk cache, after :meth:`fetch_directly` has said so."""
         if self.cache is not None:
             self.cache.store_small(info, content)
 
@@ -188,7 +185,7 @@ class Fetcher:
     def get(
         self, info: ObjectInfo, offset: int, buffer: memoryview, arrived: Arrived | None = None
     ) -> None:
-        """Fill ``buffer`` from near bucket and store. The version must have all of the range.
+        """Fill ``buffer`` from near bucket and store. The version must have the whole range.
 
         Raises:
             Stale: the version is gone, whether replaced or deleted.
@@ -208,7 +205,7 @@ class Fetcher:
         except NotFound as error:
             raise Stale(f"{error.what} was deleted while it was open") from error
         if not count:
-            # A server may check the range before the condition, and answer 416.
+            # A server may check the range before the condition, and answers 416 then.
             raise Stale(f"`{info.key}` is shorter by now: it was replaced while it was open")
         if count != len(buffer):
             raise StoreProtocolError(f"`{info.key}` ended {len(buffer) - count} bytes early")

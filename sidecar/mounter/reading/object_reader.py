@@ -1,10 +1,10 @@
 """Reads one version of one object: from its windows, else directly from cache or store.
 
 A handle starts without a window. Reads in sequence become a stream with a window, whose parts
-several connections fetch at the same time. A window grows only when the reader had to wait and
-more connections would make it faster (:mod:`.read_ahead_size`), so a slow reader costs little and
-a fast one gets bandwidth. Other reads are fetched as they are, in the caller's thread. Which parts
-a window has is decided in :mod:`.window`.
+several connections fetch at the same time. A window grows only if the reader had to wait and more
+connections would make it faster (:mod:`.read_ahead_size`), so a slow reader costs little and a fast
+one gets bandwidth. Other reads are fetched as they are, in the caller's thread. :mod:`.window`
+decides which parts a window has.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sidecar.mounter.reading.window import Part, Window, Windows
 from sidecar.mounter.store.interface import ObjectInfo
 
 IDLE_S = 1.0
-"""Windows that were not read for so long may be dropped when another reader needs memory."""
+"""Windows that were not read for this long may be dropped when another reader needs memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class PageCache:
     Attributes:
         blocks: the blocks of :data:`.read_around.MOST_BYTES` that it reads ahead in the
             background; other processes have the others.
-        region: the bytes that it loads where an object is loaded whole.
+        region: the bytes that it loads if an object is loaded whole.
         fill: fills the pages of the object.
     """
 
@@ -66,7 +66,7 @@ class ObjectReader:
         self._acquire_entry()
         # Caches store whole blocks, so whole blocks are fetched.
         self._alignment_bytes = CACHE_BLOCK_BYTES if self._entry is not None else 1
-        # A near bucket's are larger than what a single random read may bring.
+        # A near bucket's blocks are larger than a single random read may fetch.
         of_windows = self._alignment_bytes if fetcher.near is None else NEAR_BLOCK_BYTES
         self._windows = Windows(fetcher, info, of_windows, self._go_on)
         self._read_around: ReadAround | None = None
@@ -98,7 +98,7 @@ class ObjectReader:
             if self._is_idle and not self._closed:
                 self._is_idle = False
                 self._acquire_entry()
-            # Beside a whole load a window would fetch again what that brings, and keep it.
+            # Beside a whole load, a window would fetch the same bytes again, and keep them.
             has_windows = not self._closed and self._whole is None
             window = self._windows.find(offset, end, self, may_open=True) if has_windows else None
             parts: list[Part] = []
@@ -119,11 +119,11 @@ class ObjectReader:
     def read_when_here(
         self, offset: int, size: int, take: Callable[[ReadResult | Exception], None]
     ) -> bool:
-        """Have ``take`` called with the bytes, or with what :meth:`read` would raise.
+        """Have ``take`` called with the bytes, or with the error that :meth:`read` would raise.
 
-        At once if they are in memory. If they are in flight, by the thread that fetches the
-        last of them, so that no waiting thread has to be woken. Else returns False and does
-        nothing: the caller must use :meth:`read`.
+        It is called at once if they are in memory. If they are in flight, the thread that fetches
+        the last of them calls it, so that no waiting thread has to be woken. Else this returns
+        False and does nothing: the caller must use :meth:`read`.
         """
         end = min(offset + size, self.info.size_bytes)
         if offset >= end:
@@ -142,9 +142,9 @@ class ObjectReader:
         return True
 
     def read_ahead_in_background(self, give: Callable[[int, memoryview], None]) -> None:
-        """Fetch what random reads will ask for next, as long as earlier ones make it pay.
+        """Fetch what random reads will ask for next, as long as earlier reads make it pay.
 
-        Returns at once if another thread does so already. Raises as :meth:`read`.
+        Returns at once if another thread is doing so. Raises as :meth:`read`.
 
         Args:
             give: gives the kernel bytes from an offset.
@@ -165,20 +165,20 @@ class ObjectReader:
             self._background.release()
 
     def give_up_idle(self) -> bool:
-        """Drop the windows if nobody reads them at present (:class:`.buffers.Holder`)."""
+        """Drop the windows if nobody reads them now (:class:`.buffers.Holder`)."""
         return self.drop_idle(IDLE_S)
 
     def drop_idle(self, idle_s: float) -> bool:
         """Drop the windows if they were not read for ``idle_s``. False if none was dropped.
 
-        The disk cache may evict the object then. The next read acquires its entry again.
+        The disk cache may then evict the object. The next read acquires its entry again.
         """
         if not self._lock.acquire(blocking=False):
             return False
         try:
             if time.monotonic() - self._used_s < idle_s:
                 return False
-            # The whole load stays: it knows what the kernel has, and must not fetch it again.
+            # The whole load stays: it knows what the kernel has, and need not fetch that again.
             self._return_share()
             if self._read_around is not None:
                 self._read_around.pause()
@@ -203,7 +203,7 @@ class ObjectReader:
     # --- an object that is loaded whole -----------------------------------------------------
 
     def _begin_whole(self) -> bool:
-        """Whether the object is loaded whole from now on, after its first read out of order."""
+        """Whether the object is loaded whole from now on: from its first read out of order."""
         with self._lock:
             if not self._may_load_whole or self._closed or self._page_cache is None:
                 return False
@@ -217,12 +217,12 @@ class ObjectReader:
             return True
 
     def _read_of_whole(self, offset: int, end: int) -> ReadResult | None:
-        """A read of an object that is loaded whole; None for any other."""
+        """Read from an object that is loaded whole; None for any other."""
         whole = self._whole
         if whole is None or not whole.covers(offset, end):
             return None
         self._used_s = time.monotonic()
-        if not self._has_share:  # it was idle
+        if not self._has_share:  # the share was returned while the object was idle
             with self._lock:
                 if not self._take_share():
                     self._may_load_whole = False
@@ -240,20 +240,20 @@ class ObjectReader:
         return result
 
     def _end_whole(self) -> None:
-        """Load no more of it. The lock is held."""
+        """Load no more of the object. The lock is held."""
         if self._whole is not None:
             self._whole.end()
             self._whole = None
         self._return_share()
 
     def _take_share(self) -> bool:
-        """Whether there is room in the page cache. The lock is held."""
+        """Take room in the page cache; False if there is none. The lock is held."""
         if not self._has_share and self._page_cache is not None:
             self._has_share = self._fetcher.page_cache.reserve(len(self._page_cache.region))
         return self._has_share
 
     def _return_share(self) -> None:
-        """Others may have the room. The lock is held."""
+        """Give that room back. The lock is held."""
         if self._has_share and self._page_cache is not None:
             self._fetcher.page_cache.give_back(len(self._page_cache.region))
         self._has_share = False
@@ -277,12 +277,12 @@ class ObjectReader:
         return self._entry
 
     def _drop_if_read(self, offset: int, end: int) -> None:
-        """A small object that is read whole is in the kernel's page cache from now on."""
+        """Drop a small object that is read whole: from now on the kernel has its pages."""
         if offset == 0 and end == self.info.size_bytes <= WHOLE_OBJECT_BYTES:
             self._windows.close(self)
 
     def _go_on(self, window: Window) -> None:
-        """It may be a window's turn to have more parts in flight."""
+        """Let a window have more parts in flight, if it is its turn."""
         with self._lock:
             if not self._closed:
                 self._windows.go_on(window, self._entry, self)
@@ -297,7 +297,7 @@ class ObjectReader:
             with self._lock:
                 first, last = self._read_around.begin(offset, end)
         fetcher = self._fetcher
-        # A buffer that is used again costs no page faults. Those around a read have few sizes.
+        # A buffer that is used again costs no page faults. Buffers around a read have few sizes.
         is_around = last - first > end - offset and self._read_around is not None
         pooled = fetcher.buffers.take(last - first) if is_around else None
         buffer = memoryview(bytearray(last - first) if pooled is None else pooled)
@@ -370,7 +370,7 @@ class ObjectReader:
         take: Callable[[ReadResult | Exception], None],
         began_s: float | None,
     ) -> None:
-        """Call ``take`` once all is here, from the thread that fetches the last of it."""
+        """Call ``take`` once all bytes are here, from the thread that fetches the last of them."""
         for part in parts:
             if not part.is_here(end):
                 began_s = began_s or self._begin_wait(window)
@@ -382,17 +382,17 @@ class ObjectReader:
         result: ReadResult | Exception
         try:
             result = self._result(window, parts, offset, end, began_s)
-        except Exception as error:  # noqa: BLE001 - raised where it is taken
+        except Exception as error:  # noqa: BLE001 - passed on, and raised there
             result = error
         take(result)
 
     def _result(
         self, window: Window, parts: list[Part], offset: int, end: int, began_s: float | None
     ) -> ReadResult:
-        """What the parts have, all of which is here, or never will be.
+        """The bytes of the parts. All of them are here, or never will be.
 
         Args:
-            began_s: since when the read waited (perf_counter); None if it did not.
+            began_s: when the read began to wait (perf_counter); None if it did not wait.
         """
 
         def release() -> None:

@@ -1,4 +1,4 @@
-"""How far ahead of its reader a stream is fetched: no further than the reader needs it."""
+"""How far ahead of its reader a stream is fetched: no further than the reader needs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from sidecar.units import MIB
 
 FIRST_BYTES: Final = 1 * MIB
 _LEAST_BYTES: Final = 8 * MIB
-"""It never becomes less again."""
+"""The least, also later."""
 _FACTOR: Final = 4
-"""Who has read a byte in sequence likely reads so many more."""
+"""How many times as many bytes as were read in sequence are likely to be read next."""
 
 
 class ReadAheadSize:
     """The size of one stream's read-ahead. Its owner locks it.
 
     It doubles when the reader had to wait although all of it was asked for. It is halved when
-    half of it was never needed. So a reader that reads in bursts has a whole one ready, and one
-    that is slower than the store holds little. How many parts are in flight at a time is decided
-    elsewhere (:mod:`.in_flight`): a stream that waits for its turn needs no more ahead.
+    half of it was never needed. So a reader that reads in bursts finds everything ready, and one
+    that is slower than the store holds little. :mod:`.in_flight` decides how many parts are in
+    flight at a time: a stream that waits for its turn needs no more read-ahead.
 
     Attributes:
-        bytes: how far ahead of the reader it may be fetched.
+        bytes: how far ahead of the reader the stream may be fetched.
     """
 
     __slots__ = ("_from_position", "_least_ready_bytes", "_start", "bytes")
@@ -31,22 +31,22 @@ class ReadAheadSize:
         self.restart(start)
 
     def restart(self, start: int) -> None:
-        """Begin at ``start``, as carefully as at first."""
+        """Begin at ``start``, as small as at first."""
         self.bytes = FIRST_BYTES
         self._start = start
         self._measure_from(start)
 
     @property
     def has_grown(self) -> bool:
-        """Whether the reader had to wait yet."""
+        """Whether the reader has ever had to wait."""
         return self.bytes > FIRST_BYTES
 
     def waited(self, position: int, in_flight_bytes: int, *, is_limit: bool) -> None:
-        """The reader had to wait, and goes on.
+        """Note that the reader had to wait, and goes on.
 
         Args:
             position: how far it has read, bytes.
-            in_flight_bytes: what the process may have in flight, and a part more.
+            in_flight_bytes: what the process may have in flight, and one part more.
             is_limit: all of the read-ahead was asked for, and more could have been in flight.
         """
         self._least_ready_bytes = 0
@@ -57,11 +57,11 @@ class ReadAheadSize:
             self._measure_from(position)
 
     def went_on(self, position: int, ready_bytes: int) -> None:
-        """The reader has read on.
+        """Note that the reader has read on.
 
         Args:
-            position: how far, bytes.
-            ready_bytes: what is ready behind that.
+            position: how far it has read, bytes.
+            ready_bytes: how much is ready after that.
         """
         self._least_ready_bytes = min(self._least_ready_bytes, ready_bytes)
         if position - self._from_position < 2 * self.bytes:

@@ -1,16 +1,14 @@
-"""Random reads of one object: how much around each of them is fetched too, and what next.
-
-Fetches nothing itself, and knows no window.
+"""Random reads of one object: how much around each of them is fetched, too, and what next.
 
 A program that reads an object in random order mostly reads all of it: shuffled records, a
-mapped array. A request for a few KiB takes as long as one for a MiB, and what it brings in
-addition answers later reads from the kernel's page cache. A program that reads little of an
-object must not pay for the rest. So a read may fetch a fixed fraction of what was asked for so
-far: the first reads fetch what they ask for, and a few reads never fetch the whole object. If
-the page cache has no room, or drops what it is given, reads fetch only what they ask for.
+mapped array. A request for a few KiB takes as long as one for a MiB, and its additional bytes
+answer later reads from the kernel's page cache. But a program that reads little of an object must
+not pay for the rest. So a read may fetch a fixed fraction of what was asked for so far: the first
+reads fetch only what they ask for, and a few reads never fetch the whole object. If the page cache
+has no room, or drops what it is given, reads fetch only what they ask for.
 
 Once the reads show that it pays, the rest of the object is read ahead in the background: by
-then most of the time goes into waiting for one block after the other.
+then most of the time is spent waiting for one block after the other.
 """
 
 from __future__ import annotations
@@ -20,21 +18,21 @@ import threading
 from sidecar.units import KIB, MIB
 
 MOST_BYTES = 2 * MIB
-"""A read fetches at most this much around it. Background readahead goes by blocks of it."""
+"""The most that a read fetches around it. Background readahead goes by blocks of this size."""
 _READ_DIVISOR = 16
-"""A read fetches at most 1/16 of the bytes that reads asked for so far."""
+"""A read fetches at most this fraction of the bytes that reads asked for so far."""
 _BACKGROUND_FACTOR = 32
 """All fetches together, background included, bring at most 32 times what reads asked for."""
 _BACKGROUND_ASKED_BYTES = MOST_BYTES * _READ_DIVISOR
-"""Background readahead starts when reads asked for so much: they fetch MOST_BYTES by then."""
+"""Background readahead starts at this many bytes: reads fetch MOST_BYTES by then."""
 _BACKGROUND_READS = 1
-"""No background readahead while more reads than this are in flight: they use what there is of
-connections and processors."""
+"""No background readahead while more reads than this are in flight: they use the connections and
+processors."""
 _CHUNK_BYTES = 128 * KIB
-"""What the kernel has is remembered by chunks of this."""
+"""The unit in which the kernel's pages are remembered."""
 _CHUNKS = MOST_BYTES // _CHUNK_BYTES
 _DROPPED_READS = 32
-"""After more reads than this of chunks that the kernel had and dropped, it is given no more."""
+"""After more reads than this of chunks that the kernel had and dropped, it gets no more."""
 
 
 class PageCacheShare:
@@ -81,7 +79,7 @@ class ReadAround:
         self._reserved = False
         self._asked_bytes = 0
         self._fetched_bytes = 0
-        self._in_flight: set[int] = set()  # starts of the ranges that reads fetch
+        self._in_flight: set[int] = set()  # starts of the ranges that reads are fetching
         self._given = bytearray(-(-size_bytes // _CHUNK_BYTES))  # 1: the kernel has the chunk
         self._dropped_reads = 0
 
@@ -102,20 +100,20 @@ class ReadAround:
         if end > first + block_bytes or in_flight:
             return offset, end
         if self._given[offset // _CHUNK_BYTES]:
-            self._dropped_reads += 1  # the kernel would not ask for what it still has
+            self._dropped_reads += 1  # the kernel would not ask for a page that it still has
         if not self._pays():
             return offset, end
         self._in_flight.add(first)
         return first, min(first + block_bytes, self._size_bytes)
 
     def end(self, first: int) -> None:
-        """The range that starts at ``first`` is no longer in flight."""
+        """Note that the range that starts at ``first`` is no longer in flight."""
         self._in_flight.discard(first)
 
     def next_background(self) -> tuple[int, int] | None:
-        """The next range to read ahead in the background; None if nothing pays at present.
+        """The next range to read ahead in the background; None if nothing pays now.
 
-        The range before it is no longer in flight. If it was not :meth:`given`, it comes again.
+        The previous range is no longer in flight. If it was not :meth:`given`, it comes again.
         """
         self._background_block = None
         left_bytes = self._asked_bytes * _BACKGROUND_FACTOR - self._fetched_bytes
@@ -141,13 +139,13 @@ class ReadAround:
         return None
 
     def given(self, first: int, last: int) -> None:
-        """The kernel was given ``[first, last)``."""
+        """Note that the kernel was given ``[first, last)``."""
         low = -(-first // _CHUNK_BYTES)
         high = len(self._given) if last == self._size_bytes else last // _CHUNK_BYTES
         self._given[low:high] = b"\1" * (high - low)
 
     def pause(self) -> None:
-        """The object is not read for now. Others may have its room in the page cache."""
+        """Note that the object is not read for now, so others may have its page cache room."""
         if self._reserved:
             self._share.give_back(self._size_bytes)
         self._reserved = False

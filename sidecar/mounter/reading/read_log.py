@@ -1,7 +1,7 @@
-"""What programs read of a volume first, in the order in which they read it.
+"""What programs read first of a volume, in the order in which they read it.
 
-A later run may read the same before its programs ask for it (:mod:`sidecar.mounter.warming`). What
-the page cache answers is not seen here: only the first read of anything is, which is what counts.
+A later run may read the same before its programs ask for it (:mod:`sidecar.mounter.warming`). Only
+the first read of a page is seen here, because the page cache answers later ones; that is enough.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.units import KIB, MIB
 
 FILE: Final = "reads.json"
-"""In the volume's state directory, while a worker notes reads."""
+"""A file in the volume's state directory, written while a worker notes reads."""
 _BLOCK_BYTES: Final = 128 * KIB
 _WINDOW_S: Final = 600.0
-"""After the first read. Later ones are no start."""
+"""How long reads are noted after the first one. Later reads do not belong to the start."""
 _MOST_RUNS: Final = 50_000
 _MOST_FILES: Final = 50_000
 MOST_BYTES: Final = 8 * MIB
-"""Of a log: a hundred bytes for each name. What is longer is none."""
+"""The longest log, with a hundred bytes for each name. A longer file is no log."""
 _MOST_OFFSET: Final = 1 << 62
 _VERSION: Final = 1
 
 
 class Run(NamedTuple):
-    """The bytes ``[start, end)`` of an object; ``end`` may be behind its end."""
+    """The bytes ``[start, end)`` of an object; ``end`` may be beyond its end."""
 
     key: str
     start: int
@@ -41,13 +41,13 @@ class ReadLog:
     """The log of one mount. Safe to use from several threads.
 
     Args:
-        most_bytes: after so much nothing is noted any more; 0: nothing ever.
+        most_bytes: how many bytes of reads are noted; 0: none.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._most_blocks = most_bytes // _BLOCK_BYTES
         self._lock = threading.Lock()
-        self._numbers: dict[str, int] = {}  # of each file
+        self._numbers: dict[str, int] = {}  # by file
         self._names_bytes = 0
         self._seen: list[set[int]] = []  # blocks, by the file's number
         self._runs: list[list[int]] = []  # file, first block, count
@@ -56,7 +56,7 @@ class ReadLog:
         self._changed = False
 
     def note(self, key: str, start: int, end: int) -> None:
-        """A program reads ``[start, end)`` of an object, and the kernel does not have it."""
+        """Note a program's read of ``[start, end)`` of an object that the kernel does not have."""
         if self._blocks >= self._most_blocks or len(self._runs) >= _MOST_RUNS:
             return
         with self._lock:
@@ -75,7 +75,7 @@ class ReadLog:
                 self._add(number, block)
 
     def note_whole(self, info: ObjectInfo) -> None:
-        """A program opened an object that the kernel reads by itself."""
+        """Note that a program opened an object that the kernel reads by itself."""
         self.note(info.key, 0, info.size_bytes)
 
     def _add(self, number: int, block: int) -> None:
@@ -92,19 +92,19 @@ class ReadLog:
             self._runs.append([number, block, 1])
 
     def take(self) -> str | None:
-        """The log as text, if something was noted since this was called last."""
+        """The log as text, if something was noted since the previous call."""
         with self._lock:
             if not self._changed:
                 return None
             self._changed = False
             keys, runs = list(self._numbers), self._runs.copy()
-        # No READ waits for this; of the last run more may be there than was.
+        # No READ waits for this, so the last run may have grown meanwhile.
         document = {"version": _VERSION, "block_bytes": _BLOCK_BYTES, "keys": keys, "runs": runs}
         return json.dumps(document, separators=(",", ":"))
 
 
 def parse(content: bytes) -> list[Run]:
-    """The runs of a log that anybody may have written. Raises ValueError for what is none."""
+    """The runs of a log that anybody may have written. Raises ValueError if it is no log."""
     if len(content) > MOST_BYTES:
         raise ValueError("no log of reads: it is too long")
     try:
@@ -119,7 +119,7 @@ def _runs(document: dict[str, Any]) -> Iterator[Run]:
         raise ValueError("its version, or its keys")
     for number, first, count in document["runs"]:
         if {type(number), type(first), type(count), type(block_bytes)} != {int}:
-            raise TypeError("its runs")  # a text times a number is a long text
+            raise TypeError("its runs")  # otherwise a text times a number would be a long text
         start, end = first * block_bytes, (first + count) * block_bytes
         if number < 0 or not 0 <= start < end <= _MOST_OFFSET:
             raise ValueError("its runs")

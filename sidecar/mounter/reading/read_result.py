@@ -1,4 +1,4 @@
-"""What a read gives: views of bytes, and who is told when they were sent. Fetches nothing."""
+"""The result of a read: views of bytes, and callbacks for when they were sent."""
 
 from __future__ import annotations
 

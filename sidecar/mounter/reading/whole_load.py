@@ -1,11 +1,11 @@
 """One object that a program loads whole, in whatever order: each block is fetched once.
 
-Weights are read through mapped memory, tensor by tensor, or by many threads: to the kernel that
+Weights are read through mapped memory, tensor by tensor, or by many threads. To the kernel that
 looks random, and a window around each read would fetch much of the object twice. Here a read
-brings the block it is in, threads bring the others, those behind the last read first, and what no
-program has asked for goes into the kernel's page cache. It knows no window.
+fetches its own block, and threads fetch the others, those after the last read first. Bytes that no
+program has asked for go into the kernel's page cache.
 
-A thread that fills pages waits for READs in flight of the same pages. So a block is there for
+A thread that fills pages waits for READs in flight of the same pages. So a block is ready for
 those READs before its pages are filled, and they never wait for a thread that fills.
 """
 
@@ -28,30 +28,30 @@ log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8 * MIB
 _THREADS = 5
-"""For one object in one process, besides those of its reads."""
+"""For one object in one process, beside the threads of its reads."""
 _FILLED_TOGETHER_BYTES = 1 * MIB
 _DROPPED_READS = 32
-"""After more reads than this of what the kernel had and dropped, no more is brought."""
+"""After more reads than this of what the kernel had and dropped, no more is fetched."""
 _NOT_FETCHED, _IN_MEMORY, _GIVEN = 0, 1, 2
 
 _MODELS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".onnx")
 
 Fill = Callable[[int, memoryview], None]
-"""Fills the kernel's page cache from an offset. What the kernel refuses is lost."""
+"""Fills the kernel's page cache from an offset. Bytes that the kernel refuses are lost."""
 
 
 def is_loaded_whole(choice: ReadWhole, key: str) -> bool:
-    """Whether programs load an object of this name whole, as far as an option says it."""
+    """Whether programs load an object of this name whole, according to an option."""
     if choice == "models":
         name = key.rpartition("/")[2].lower()
-        # Not every `.bin`, which may be a data set of a terabyte.
+        # Not every `.bin`: that may be a data set of a terabyte.
         is_torch = name.startswith("pytorch_model") and name.endswith(".bin")
         return name.endswith(_MODELS) or is_torch
     return choice == "always"
 
 
 def region_of_process(size_bytes: int, process: int, processes: int) -> range:
-    """The bytes of an object that a reader process loads: whole blocks, all of them together."""
+    """The bytes of an object that a reader process loads: whole blocks. All of them cover it."""
     blocks = -(-size_bytes // BLOCK_BYTES)
     first, last = blocks * process // processes, blocks * (process + 1) // processes
     return range(first * BLOCK_BYTES, min(last * BLOCK_BYTES, size_bytes))
@@ -67,7 +67,7 @@ class WholeLoad:
     """The blocks of a region of one version. Safe to use from any thread.
 
     Args:
-        region: its bytes, from a multiple of BLOCK_BYTES.
+        region: the bytes, from a multiple of BLOCK_BYTES.
         fill: gives the kernel bytes.
     """
 
@@ -80,7 +80,7 @@ class WholeLoad:
         self._state = bytearray(-(-region.stop // BLOCK_BYTES))  # before the region: unused
         self._first = region.start // BLOCK_BYTES
         self._parts: dict[int, Part] = {}
-        self._served: dict[int, list[tuple[int, int]]] = {}  # what reads have got of a block
+        self._served: dict[int, list[tuple[int, int]]] = {}  # by block: what reads have got of it
         self._unfilled: deque[Part] = deque()
         self._next = self._first
         self._threads = 0
@@ -141,7 +141,7 @@ class WholeLoad:
             else:
                 self._next = number + 1
                 return parts, mine
-        for part in mine:  # it is there for others now
+        for part in mine:  # from now on other reads find it
             self._fetcher.threads.submit(part.fetch, self._fetcher, self._info)
         with self._lock:
             self._unfilled += mine
@@ -153,7 +153,7 @@ class WholeLoad:
     def _begin(self, number: int) -> Part | None:
         """A part that is about to be fetched; None if it must not be. The lock is held."""
         if self._state[number] == _GIVEN:
-            self._dropped_reads += 1  # the kernel would not ask for what it still has
+            self._dropped_reads += 1  # the kernel would not ask for a page that it still has
             return None
         start = number * BLOCK_BYTES
         size = min(BLOCK_BYTES, self._region.stop - start)
@@ -168,7 +168,7 @@ class WholeLoad:
     def _result(self, parts: list[Part], mine: list[Part], offset: int, end: int) -> ReadResult:
         failure = next((part.error for part in parts if part.error is not None), None)
         if failure is not None:
-            with self._lock:  # those that came are for the kernel all the same
+            with self._lock:  # the parts that came are given to the kernel all the same
                 self._unfilled += [part for part in mine if part.error is None]
             for part in parts:
                 self._forget_failed(part)
@@ -217,7 +217,7 @@ class WholeLoad:
         return None
 
     def _bring(self) -> None:
-        """Fetch and give one block after the other, as long as that pays."""
+        """Fetch blocks and give them to the kernel, one after the other, as long as that pays."""
         with self._fetcher.loading:
             while (taken := self._take()) is not None:
                 if not self._bring_one(*taken):
@@ -228,7 +228,7 @@ class WholeLoad:
     def _take(self) -> tuple[Part, bool] | None:
         """A part to give, held, and whether to fetch it first.
 
-        None if there is none: then this thread counts no more, and what comes needs another one.
+        None if there is no part: this thread no longer counts then, and a new part needs another.
         """
         with self._lock:
             if not self._ended and self.pays:
@@ -246,12 +246,12 @@ class WholeLoad:
             return None
 
     def _bring_one(self, part: Part, is_begun: bool) -> bool:
-        """Give the kernel a part that is held, and drop it. False if nothing more is to come."""
+        """Give the kernel a part that is held, and drop it. False if there should be no more."""
         try:
             if is_begun:
                 part.fetch(self._fetcher, self._info)
             part.wait(part.end)
-            if part.error is not None:  # whoever reads it is told, if it lasts
+            if part.error is not None:  # a read gets the error, if it lasts
                 self._forget_failed(part)
                 return False
             self._start_threads()
@@ -265,7 +265,7 @@ class WholeLoad:
         return True
 
     def _left(self, part: Part) -> Iterator[tuple[int, int]]:
-        """What of a part no read has got."""
+        """The ranges of a part that no read has got."""
         with self._lock:
             served = sorted(self._served.get(part.start // BLOCK_BYTES, ()))
         at = part.start
@@ -279,7 +279,7 @@ class WholeLoad:
         return iter(left)
 
     def _give(self, part: Part) -> None:
-        """The kernel has all of it."""
+        """Note that the kernel has the whole part."""
         number = part.start // BLOCK_BYTES
         with self._lock:
             self._state[number] = _GIVEN
@@ -289,7 +289,7 @@ class WholeLoad:
             part.drop()
 
     def _forget_failed(self, part: Part) -> None:
-        """Let the next read fetch it again."""
+        """Forget a part that failed, so that the next read fetches it again."""
         if part.error is None:
             return
         number = part.start // BLOCK_BYTES

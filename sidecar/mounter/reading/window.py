@@ -1,6 +1,6 @@
 """The read windows of one object: which parts are in memory, and which are fetched next.
 
-Answers no read, and takes no lock but a part's: the reader that owns the windows locks them.
+The reader that owns the windows locks them, and answers the reads.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ FOLLOW_BYTES = CACHE_BLOCK_BYTES
 KEEP_BEHIND_BYTES = 4 * MIB
 """Kept behind the reader: the kernel's readahead asks out of order, and readers step back."""
 MAX_STREAMS = 8
-"""Streams of one object that are told apart, such as the columns of a table, or its readers.
+"""How many streams of one object are told apart, such as the columns of a table, or its readers.
 Each has a window."""
 _REMEMBERED_ENDS = 8
 _MOST_SPLIT = 16
-"""While a window is small, its parts are smaller, so that it has so many."""
+"""A small window has smaller parts, so that it has up to this many."""
 SLOW_S = 0.25
-"""A part that takes longer is read as it arrives. Any other is read once it is there: who reads
-along keeps the connection waiting that everybody waits for."""
+"""A part that takes longer is read as it arrives. Any other is read when it is complete: reading
+along would hold up the connection that everybody waits for."""
 _SURE_READS = 4
-"""After so many reads in sequence a gap is taken for reads that come out of order."""
+"""After this many reads in sequence, a gap is taken for reads that come out of order."""
 
 
 class Part:
@@ -44,8 +44,8 @@ class Part:
 
     Attributes:
         is_done: whether the fetch has ended, well or not.
-        error: what it failed with. What had arrived before can be read all the same.
-        entry: where it is cached. Released when the fetch ends.
+        error: why the fetch failed. Bytes that had arrived before can be read all the same.
+        entry: where the range is cached. Released when the fetch ends.
     """
 
     __slots__ = (
@@ -76,7 +76,7 @@ class Part:
         self.error: BaseException | None = None
         self._began_s = 0.0
         self._delay_s = math.inf
-        self._users = 2  # the window, and the fetch
+        self._users = 2  # the window and the fetch
         self._arrived_to = start
         self._waiting: list[tuple[int, Callable[[], None]]] = []
         self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class Part:
     def is_here(self, end: int) -> bool:
         """Whether nobody waits for the bytes before ``end``: they are here, or never will be.
 
-        Of a part that is in flight none are, unless it is slow.
+        A part in flight has no bytes for readers, unless it is slow.
         """
         return self.is_done or (time.monotonic() - self._began_s >= SLOW_S and self.has(end))
 
@@ -107,7 +107,7 @@ class Part:
         return self._arrived_to >= min(end, self.end)
 
     def when_here(self, end: int, callback: Callable[[], None]) -> bool:
-        """Call back from the thread that fetches. False if nobody need wait any more."""
+        """Call back from the thread that fetches. False if no wait is needed any more."""
         with self._lock:
             if self.is_here(end):
                 return False
@@ -115,7 +115,7 @@ class Part:
             return True
 
     def wait(self, end: int) -> None:
-        """Wait for the bytes before ``end``, or the failure."""
+        """Wait for the bytes before ``end``, or for the failure."""
         if self.is_here(end):
             return
         here = threading.Event()
@@ -138,7 +138,7 @@ class Part:
     def fetch(self, fetcher: Fetcher, info: ObjectInfo) -> None:
         """Fetch the range, which is counted as in flight.
 
-        Raises nothing: :attr:`error` says what it failed with.
+        Raises nothing: a failure is in :attr:`error`.
         """
         in_flight = fetcher.in_flight
         self._began_s = time.monotonic()
@@ -153,7 +153,7 @@ class Part:
             with self._lock:
                 self.is_done = True
                 waiting, self._waiting = self._waiting, []
-            # The next one goes on its way before this one is read.
+            # The next part begins before this one is read.
             size = self._arrived_to - self.start
             in_flight.end(size, self._began_s, self._delay_s, time.monotonic())
             for _, callback in waiting:
@@ -164,11 +164,11 @@ class Part:
 
 
 class Window:
-    """What is in memory of one stream: contiguous parts from :attr:`start` to :attr:`end`.
+    """The bytes of one stream in memory: contiguous parts from :attr:`start` to :attr:`end`.
 
     Attributes:
-        position: how far it was read.
-        ahead: how far ahead of that it may reach.
+        position: how far the stream was read.
+        ahead: how far ahead of that the window may reach.
         next_part_bytes: size of the next part. None: just what the read needs.
         reads: how many came in sequence. Each one makes the next one more likely.
     """
@@ -193,18 +193,18 @@ class Window:
 
     @property
     def start(self) -> int:
-        """Where its first part starts."""
+        """The start of its first part."""
         return self.parts[0].start if self.parts else self.end
 
     @property
     def longest_gap_bytes(self) -> int:
-        """A longer gap before a read is not fetched."""
+        """The longest gap before a read that is fetched, too."""
         if self.reads < _SURE_READS or self.next_part_bytes is None:
             return FOLLOW_BYTES
         return self.next_part_bytes
 
     def restart(self, offset: int) -> None:
-        """Go on at ``offset``, as carefully as at first."""
+        """Go on at ``offset``, as small as at first."""
         self.close()
         self.position = self.end = offset
         self.ahead.restart(offset)
@@ -213,17 +213,17 @@ class Window:
         self.reads = 0
 
     def go_on(self) -> None:
-        """It is its turn to have one more part in flight (:class:`.in_flight.Waiting`)."""
+        """Begin one more part, because it is the window's turn (:class:`.in_flight.Waiting`)."""
         self._go_on(self)
 
     def waits(self, in_flight: InFlight) -> None:
-        """The reader has to wait for a part."""
+        """Note that the reader has to wait for a part."""
         is_fetched = self.end - self.position >= self.ahead.bytes
         self._is_limit = is_fetched and not in_flight.is_full
 
     def waited(self, in_flight: InFlight) -> None:
-        """It has the part."""
-        if self.reads > 1:  # the first read has to wait in any case
+        """Note that the reader has the part."""
+        if self.reads > 1:  # the first read always has to wait
             self.ahead.waited(self.position, in_flight.bytes, is_limit=self._is_limit)
         self._is_limit = False
 
@@ -235,7 +235,7 @@ class Window:
 
     @property
     def _ready_bytes(self) -> int:
-        """What is in memory behind the reader, without a gap."""
+        """The bytes in memory after the reader's position, without a gap."""
         end = self.position
         for part in self.parts:
             if not part.is_done:
@@ -244,7 +244,7 @@ class Window:
         return end - self.position
 
     def has_failed(self, offset: int, end: int) -> bool:
-        """Whether a part of ``[offset, end)`` will never be here, for whichever read."""
+        """Whether a part of ``[offset, end)`` has failed, for every read."""
         return any(
             part.error is not None and part.start < end and part.end > offset and not part.has(end)
             for part in self.parts
@@ -262,7 +262,7 @@ class Windows:
     Args:
         info: the object's pinned version.
         alignment_bytes: ranges start and end at multiples of this, or at the object's end.
-        go_on: called when it is a window's turn: with the lock held, :meth:`go_on` follows.
+        go_on: called, with the lock held, when it is a window's turn; :meth:`go_on` follows.
     """
 
     def __init__(
@@ -277,9 +277,9 @@ class Windows:
         self._go_on = go_on
         self._info = info
         self._alignment_bytes = alignment_bytes
-        self._windows: list[Window] = []  # the most recently used last
+        self._windows: list[Window] = []  # the most recently used is last
         self._ends: deque[int] = deque(maxlen=_REMEMBERED_ENDS)
-        # If a part took all of a small budget, there would never be room for the next one.
+        # If one part took all of a small budget, there would never be room for the next one.
         quarter = fetcher.buffers.budget_bytes // 4
         unit = max(alignment_bytes, CACHE_BLOCK_BYTES)
         part_bytes = min(fetcher.part_bytes, max(quarter, unit))
@@ -291,7 +291,7 @@ class Windows:
         """The window that a read of ``[offset, end)`` belongs to; None if it has none.
 
         Args:
-            holder: the reader, which is registered with the buffers if a window is opened.
+            holder: the reader; it is registered with the buffers if a window is opened.
             may_open: whether the read may open a window, or move one.
         """
         window = self._nearest(offset)
@@ -321,7 +321,7 @@ class Windows:
         return window
 
     def remember_end(self, end: int) -> None:
-        """A read without a window ended there. One that follows it opens a window."""
+        """Note the end of a read without a window. A read that follows it opens a window."""
         self._ends.append(end)
 
     def cover(
@@ -329,8 +329,8 @@ class Windows:
     ) -> tuple[list[Part], Part | None]:
         """The parts that hold ``[offset, end)``, held for the caller; none beyond the budget.
 
-        Also starts readahead. The first part that nobody fetches yet is the second result:
-        the caller must fetch it. It has to wait anyway, and so no other thread is woken.
+        Also starts readahead. The second result is the first part that nobody is fetching: the
+        caller must fetch it. It has to wait anyway, and so no other thread is woken.
 
         Args:
             entry: where the object is cached, if it is.
@@ -371,7 +371,7 @@ class Windows:
         return had_some
 
     def go_on(self, window: Window, entry: CacheEntry | None, holder: Holder) -> None:
-        """It may be the window's turn to have more parts in flight."""
+        """Let the window have more parts in flight, if it is its turn."""
         if window in self._windows:
             self._read_ahead(window, entry, holder)
 
@@ -398,7 +398,7 @@ class Windows:
         while window.end - window.position < ahead_bytes and window.end < next_start:
             if not self._in_flight.begin(window):
                 return
-            # What nobody else needs may be used, but for what those find who begin.
+            # More than a share may be used, except what new streams must find free.
             has_room = window.end - window.position < share_bytes or not buffers.is_short
             part = self._append_part(window, window.end, entry, holder) if has_room else None
             if part is None:
@@ -407,7 +407,7 @@ class Windows:
             self._submit(part)
 
     def _next_start(self, window: Window) -> int:
-        """Where the next window starts, else the object's end. Nothing is fetched twice."""
+        """The start of the next window, else the object's end. Nothing is fetched twice."""
         return min(
             (other.start for other in self._windows if other.parts and other.start >= window.end),
             default=self._info.size_bytes,
@@ -460,11 +460,11 @@ class Windows:
         return part
 
     def _wanted_bytes(self, window: Window) -> int:
-        """How large the window's next part should be at most: whole units."""
+        """The largest size for the window's next part: whole units."""
         wanted = self._in_flight.part_bytes
         if not self._in_flight.is_full and window.ahead.has_grown:
             wanted = min(wanted, window.ahead.bytes // min(self._in_flight.most, _MOST_SPLIT))
-        wanted = 1 << max(wanted, 1).bit_length() - 1  # of few sizes, which are used again
+        wanted = 1 << max(wanted, 1).bit_length() - 1  # few sizes, so that buffers are used again
         return max(wanted - wanted % self._unit, self._first_part_bytes)
 
     def _submit(self, part: Part) -> None:
