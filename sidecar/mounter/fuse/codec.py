@@ -1,7 +1,6 @@
 """Bytes of /dev/fuse to typed values and back; functions are named after the structs of fuse.h.
 
-Pure: no I/O, no clock, no file system calls. What a request means is the business of
-:mod:`.operations`.
+Pure: no I/O, no clock, no file system calls. :mod:`.operations` says what a request means.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from sidecar.mounter.filesystem.attributes import (
 from sidecar.mounter.fuse import protocol as p
 
 MAX_REQUEST_BYTES = 1024 * 1024
-"""Largest read and write (max_pages 256)."""
+"""The largest read and write (max_pages 256)."""
 MAX_BACKGROUND = 64
-"""Readahead requests in flight; above the threshold the kernel drops readahead."""
+"""The most readahead requests in flight; above the threshold the kernel drops readahead."""
 _CONGESTION_THRESHOLD = MAX_BACKGROUND * 3 // 4
 _PAGE_BYTES = 4096
 _UINT64_MAX = (1 << 64) - 1
@@ -37,8 +36,8 @@ class Request(NamedTuple):
 
     Attributes:
         unique: its number; with :data:`.protocol.UNIQUE_RESEND` if it was sent before.
-        thread: the thread that asks, by its number in this process's PID namespace; 0 where
-            it has none.
+        thread: the thread that asks, by its number in this process's PID namespace; 0 if it has
+            no number there.
     """
 
     opcode: int
@@ -56,7 +55,7 @@ class Request(NamedTuple):
 
     @property
     def first_unique(self) -> int:
-        """The number under which the kernel sent the request first."""
+        """The number under which the kernel first sent the request."""
         return self.unique & ~p.UNIQUE_RESEND
 
 
@@ -82,7 +81,7 @@ def name_in(body: memoryview | bytes) -> str:
 
 
 class InitIn(NamedTuple):
-    """What the kernel offers; ``flags`` are those of :class:`.protocol.Init`."""
+    """The kernel's offer; ``flags`` are those of :class:`.protocol.Init`."""
 
     major: int
     max_readahead_bytes: int
@@ -105,13 +104,13 @@ def interrupt_in(body: memoryview) -> int:
 
 
 def forget_in(body: memoryview) -> int:
-    """FORGET: how many lookups."""
+    """FORGET: the number of lookups."""
     (count,) = p.FORGET_IN.unpack_from(body)
     return int(count)
 
 
 def batch_forget_in(body: memoryview) -> list[tuple[int, int]]:
-    """BATCH_FORGET: inodes and how many lookups of each; the count is not believed."""
+    """BATCH_FORGET: inodes and the number of lookups of each; the count is not trusted."""
     count, _ = p.BATCH_FORGET_IN.unpack_from(body)
     present = (len(body) - p.BATCH_FORGET_IN.size) // p.FORGET_ONE.size
     return [
@@ -124,7 +123,7 @@ class SetattrIn(NamedTuple):
     """What SETATTR changes.
 
     Attributes:
-        changes: mode, uid, gid and mtime_ns, as far as they are set.
+        changes: those of mode, uid, gid and mtime_ns that are set.
         mtime_now: the modification time becomes the time of the call.
         size_bytes: the new length, or None to keep it.
     """
@@ -149,7 +148,7 @@ def setattr_in(body: memoryview) -> SetattrIn:
 
 
 class NewIn(NamedTuple):
-    """What is made by MKDIR, MKNOD or CREATE. ``mode`` comes without the bits of the umask."""
+    """What MKDIR, MKNOD or CREATE makes. ``mode`` comes without the bits of the umask."""
 
     name: str
     mode: int
@@ -162,7 +161,7 @@ def mkdir_in(body: memoryview) -> NewIn:
 
 
 def mknod_in(body: memoryview) -> NewIn:
-    """MKNOD; ``mode`` has the type bits too."""
+    """MKNOD; ``mode`` has the type bits, too."""
     mode, *_ = p.MKNOD_IN.unpack_from(body)
     return NewIn(name_in(body[p.MKNOD_IN.size :]), mode)
 
@@ -216,7 +215,7 @@ def open_in(body: memoryview) -> int:
 
 
 def handle_in(body: memoryview) -> int:
-    """RELEASE, FLUSH, FSYNC, RELEASEDIR: the handle, with which all of them begin."""
+    """RELEASE, FLUSH, FSYNC, RELEASEDIR: the handle, which all of them begin with."""
     (handle,) = p.HANDLE_IN.unpack_from(body)
     return int(handle)
 
@@ -258,7 +257,7 @@ def init_out(max_readahead_bytes: int, agreed: int) -> bytes:
 
 
 def entry_out(entry: Entry) -> bytes:
-    """LOOKUP and whatever makes a name: the inode that the name leads to."""
+    """LOOKUP and operations that make a name: the inode that the name leads to."""
     attributes, ttl_s, attributes_ttl_s = entry
     seconds, attributes_s = int(ttl_s), int(attributes_ttl_s)
     head = p.ENTRY_OUT.pack(
@@ -341,7 +340,7 @@ def statfs_out(now: Statistics) -> bytes:
 def add_dirent(
     reply: bytearray, inode: int | None, offset: int, name: bytes, type_mode: int
 ) -> None:
-    """READDIR: one more directory entry. ``inode``: None where none was given out yet."""
+    """READDIR: one more directory entry. ``inode``: None if no number was given out yet."""
     reply += p.DIRENT.pack(inode or p.UNKNOWN_INO, offset, len(name), type_mode >> 12)
     reply += name
     reply += bytes(-len(reply) % 8)
@@ -360,7 +359,7 @@ def add_direntplus(
     Args:
         entry: what the name leads to. With None the kernel makes no inode of it, and counts
             no lookup.
-        inode: shown where there is no entry.
+        inode: shown if there is no entry.
     """
     if entry is None:
         reply += _NO_ENTRY_OUT

@@ -1,6 +1,6 @@
-"""Writes to a FUSE connection: answers and notifications.
+"""Writes answers and notifications to a FUSE connection.
 
-Any process that shares the descriptor may use it. What is answered is decided elsewhere.
+Any process that shares the descriptor may use it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from sidecar.mounter.system.shortage import NO_THREAD
 log = logging.getLogger(__name__)
 
 Reply = list[bytes] | list[bytearray] | list[memoryview]
-"""What follows the header of an answer, in pieces. Often empty."""
+"""The bytes after the header of an answer, in pieces. Often empty."""
 
 
 def answer(descriptor: int, unique: int, code: int, reply: Reply | tuple[()] = ()) -> bool:
     """Answer a request with an errno (0: success) and a reply, gathered from where it lies.
 
-    False if the kernel no longer waits for it: who asked was killed, and has an answer.
+    False if the kernel no longer waits for it: the caller was killed, and has an answer.
     """
     size = p.OUT_HEADER.size + sum(map(len, reply))
     header = p.OUT_HEADER.pack(size, -code, unique)
@@ -39,7 +39,7 @@ def answer(descriptor: int, unique: int, code: int, reply: Reply | tuple[()] = (
 
 
 def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
-    """Tell the kernel something that it did not ask for. Raises OSError."""
+    """Send the kernel a message that it did not ask for. Raises OSError."""
     header = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(body), code, 0)
     os.writev(descriptor, (header, body))
 
@@ -47,8 +47,8 @@ def notify(descriptor: int, code: p.Notify, body: bytes = b"") -> None:
 def fill_pages(descriptor: int, inode: int, offset: int, content: memoryview) -> None:
     """Put content that nobody asked for into the page cache of an inode.
 
-    Waits for pages that a READ in flight will fill. What the kernel refuses is lost: it will
-    ask for it.
+    Waits for pages that a READ in flight will fill. Content that the kernel refuses is lost: it
+    will ask for it.
     """
     store = p.NOTIFY_STORE_OUT.pack(inode, offset, len(content), 0)
     size = p.OUT_HEADER.size + len(store) + len(content)
@@ -59,8 +59,8 @@ def fill_pages(descriptor: int, inode: int, offset: int, content: memoryview) ->
 def end_if_starved(error: BaseException) -> None:
     """End this process at once if memory has run out: the kernel asks the next worker again.
 
-    That is MemoryError, a system call's ENOMEM, or a thread that has no room for its stack,
-    also as the cause of another error.
+    The error, or a cause of it, is MemoryError, a system call's ENOMEM, or a thread without room
+    for its stack.
     """
     cause: BaseException | None = error
     while cause is not None:

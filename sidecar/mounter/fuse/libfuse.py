@@ -1,8 +1,7 @@
 """The portable transport: fusepy on libfuse 2, which asks by path.
 
-Resolves paths to inodes, and knows nothing of /dev/fuse. It walks the directories of a path for
-each request, and libfuse (not the kernel) remembers which path is which. What follows from that
-is listed in SEMANTICS.md, "Transports".
+It walks the directories of a path for each request, and libfuse (not the kernel) remembers which
+path is which. The consequences are listed in SEMANTICS.md, "Transports".
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from sidecar.mounter.fuse.protocol import UNKNOWN_INO
 from sidecar.mounter.system.mounts import SUBTYPE
 
 _ENCODING = "latin-1"
-"""fusepy decodes strictly. Latin-1 carries any bytes; _decode() and _encode() know the real one."""
+"""fusepy decodes strictly. Latin-1 carries any bytes; _decode() and _encode() use the real one."""
 # utimensat(2): values of tv_nsec that stand for no time. fusepy adds them to zero seconds.
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
@@ -68,9 +67,9 @@ def serve(
         nosuid=True,
         nodev=True,
         use_ino=True,
-        hard_remove=True,  # unlinked open files are the file system's business
+        hard_remove=True,  # the file system handles unlinked open files
         big_writes=True,
-        atomic_o_trunc=True,  # else open(O_TRUNC) would save an empty object first
+        atomic_o_trunc=True,  # otherwise open(O_TRUNC) would save an empty object first
         max_read=_READ_BYTES,
         entry_timeout=ttl_s,
         attr_timeout=ttl_s,
@@ -83,13 +82,13 @@ class _PathOperations:
 
     Args:
         context: uid, gid and pid of the process whose request this thread serves. The kernel
-            has taken its umask off the mode of what is new.
+            has already removed the umask's bits from the mode of new files.
     """
 
     use_ns = True
     flag_nullpath_ok = True
     flag_nopath = True
-    flag_utime_omit_ok = True  # else libfuse drops a change of one of the two times
+    flag_utime_omit_ok = True  # otherwise libfuse drops a change of one of the two times
 
     def __init__(
         self,
@@ -174,9 +173,9 @@ class _PathOperations:
         return self._fs.open_directory(self._walk(path).id)
 
     def readdir(self, _path: str | None, handle: int) -> list[tuple[str, dict[str, int], int]]:
-        # Offset 0 tells libfuse to buffer the whole directory: fusepy does not say from which
-        # offset the kernel wants to continue. A list: fusepy would run a generator after this
-        # call, where it makes EINVAL of an error, and nobody counts it.
+        # Offset 0 makes libfuse buffer the whole directory: fusepy does not say at which offset the
+        # kernel wants to continue. A list: fusepy would run a generator after this call, where its
+        # errors become EINVAL and are not counted.
         lines = []
         for line in self._fs.read_directory(handle, 0):
             known = {
@@ -190,7 +189,7 @@ class _PathOperations:
         self._fs.release_directory(handle)
 
     def fsyncdir(self, *_arguments: Any) -> None:
-        """Changes of names are in the store when their system call returns."""
+        """Nothing: changes of names are in the store when their system call returns."""
 
     def mkdir(self, path: str, mode: int) -> None:
         parent, name = self._walk_parent(path)
@@ -245,12 +244,12 @@ class _PathOperations:
                 raise
             raise Stale(error.what) from None
         if told not in (None, inode.id):
-            # The kernel has the attributes of another version. At ESTALE it asks for those of
+            # The kernel has the attributes of another version. After ESTALE it asks for those of
             # the whole path, and then opens again (fs/namei.c, do_filp_open).
             raise Stale(f"`{inode.key}` is another file by now")
         _remember(self._told, path, inode.id)
         fi.fh = self._fs.open(inode.id, fi.flags)
-        # The kernel keeps pages by path here. They are right while the path leads to the same
+        # Here the kernel keeps pages by path. They are right while the path leads to the same
         # inode, which is one version.
         fi.keep_cache = self._opened.get(path) == inode.id
         _remember(self._opened, path, inode.id)
@@ -275,7 +274,7 @@ class _PathOperations:
         self._fs.release(fi.fh)
 
     def _hold(self, inode: Inode) -> None:
-        """Keep the number of an inode: SQLite takes a file whose number changes for another one."""
+        """Keep an inode's number: to SQLite a file whose number changes is another file."""
         if inode.id in self._held:
             return
         self._fs.hold(inode)

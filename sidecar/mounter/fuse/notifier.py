@@ -1,12 +1,10 @@
 """The process that tells the kernel which names, attributes and pages are out of date.
 
-Decides nothing: the worker says what is out of date.
-
-For a notification the kernel takes locks: the directory's for a name, the pages' of a file. A
+For a notification the kernel takes locks: the directory's for a name, the pages' for a file. A
 request in flight to this very worker may hold them, and not even SIGKILL ends the wait for them
-(fs/fuse/dir.c, fuse_reverse_inval_entry). In a thread of the worker, a killed worker would never
-end, the supervisor would not see its end, and the request would never be answered. A process of
-its own may wait: when the next worker answers the request, the lock is free.
+(fs/fuse/dir.c, fuse_reverse_inval_entry). If a thread of the worker waited, a killed worker would
+never end, the supervisor would not see its end, and the request would never be answered. A process
+of its own may wait: when the next worker answers the request, the lock is free.
 """
 
 from __future__ import annotations
@@ -50,9 +48,9 @@ class _Message(NamedTuple):
     """What the worker tells the notifying process. Marshalled: both ends are one program.
 
     Attributes:
-        name: tell the kernel that this is out of date.
-        stale_request: then answer this request with ESTALE; None if there is none to answer.
-        excess: names that are not out of date, but that the kernel should forget.
+        name: the name that is out of date.
+        stale_request: a request to answer with ESTALE after that; None if there is none.
+        excess: names that are valid, but that the kernel should forget.
     """
 
     name: _Name | None
@@ -75,10 +73,10 @@ class _Message(NamedTuple):
 
 
 class Notifier:
-    """The notifying process, seen from the worker. Its methods never wait.
+    """The worker's side of the notifying process. Its methods never wait.
 
     Args:
-        started: is called in the process before all else.
+        started: called in the process before anything else.
 
     Attributes:
         pid: of the process.
@@ -93,23 +91,23 @@ class Notifier:
         self._end.setblocking(False)
 
     def connect(self, descriptor: int) -> None:
-        """Give it the connection to the kernel."""
+        """Give the process the connection to the kernel."""
         send_descriptor(self.pid, self._end, descriptor)
 
     def changed(self, inode: Inode) -> None:
-        """An inode lost its name because the bucket changed."""
+        """Tell it that an inode lost its name because the bucket changed."""
         if inode.lookups and inode.parent is not None:
             self._send(_Message(_name_of(inode), None))
 
     def forget(self, inodes: Sequence[Inode]) -> None:
-        """The kernel should forget the names of these inodes, and then the inodes."""
+        """Make the kernel forget the names of these inodes, and then the inodes."""
         names = [_name_of(inode) for inode in inodes if inode.parent is not None]
         for start in range(0, len(names), _TOGETHER):
             if not self._send(_Message(None, None, names[start : start + _TOGETHER])):
-                return  # it has enough to do
+                return  # it has enough to do already
 
     def answer_stale(self, unique: int, inode: Inode) -> bool:
-        """Answer a request with ESTALE, once the kernel does not believe in the inode's name.
+        """Answer a request with ESTALE, once the kernel has dropped the inode's name.
 
         So the kernel looks the name up when the program opens the file again. False if the
         process cannot do it.
@@ -133,7 +131,7 @@ def _run(end: socket.socket) -> None:
     """Notify and answer until the worker is gone.
 
     Changes have a thread of their own: they wait for pages, which READs will fill, and must not
-    delay the answers to READs. So has what the kernel should forget, which comes in thousands.
+    delay the answers to READs. Names to forget have another one, since thousands may come.
     """
     descriptor = receive_descriptor(end)
     if descriptor is None:
@@ -173,8 +171,8 @@ class _Excess:
 class _StaleAnswers:
     """Answers that wait for a notification, but not for long.
 
-    The directory's lock may be held by the program that waits for this very answer: one that
-    reads a directory into memory that is a map of the file, say.
+    The program that waits for this very answer may hold the directory's lock: for example one that
+    reads a directory into memory that is a map of the file.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -207,5 +205,5 @@ def _notify(descriptor: int, code: Notify, body: bytes) -> None:
     try:
         notify(descriptor, code, body)
     except OSError as error:
-        # ENOENT: the kernel does not have it any more.
+        # ENOENT: the kernel has forgotten it already.
         log.debug("notification %s: %s", code.name, error)

@@ -1,7 +1,4 @@
-"""Whether the kernel asks for each open(2), or opens the files of a mount by itself.
-
-Decides, and opens nothing.
-"""
+"""Whether the kernel asks for each open(2), or opens the files of a mount by itself."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from sidecar.mounter.store.interface import ObjectInfo
 
 JUDGED_OPENS = 1000
 WORTH_BYTES = 1024 * 1024
-"""Mean size of opened files from which on answering opens pays: an answer costs 0.1 ms, and saves
+"""Mean size of opened files above which answering opens pays: an answer costs 0.1 ms, and saves
 half a second for each gigabyte of a local copy that the kernel reads by itself."""
 
 
@@ -18,7 +15,7 @@ class OpenPolicy:
 
     Args:
         needed: every open must be answered, because files are written or read by their handles.
-        by_copy: what is opened may have a whole copy on local disk, which the kernel reads by
+        by_copy: an opened file may have a whole copy on local disk, which the kernel reads by
             itself (passthrough). That pays for large files. Small ones are read once, stay in
             the page cache, and are opened again and again.
     """
@@ -29,11 +26,11 @@ class OpenPolicy:
         self._opened = self._opened_bytes = 0
 
     def is_answered(self, info: ObjectInfo, *, others_open: bool) -> bool:
-        """Whether to answer the open of a file that is this object, where no answer is needed.
+        """Whether to answer the open of a file that is this object, if no answer is needed.
 
         Args:
-            others_open: other files are open. Opens are not left to the kernel then: it would
-                never say that those are closed (fs/fuse/file.c, fuse_file_put(), Linux 6.18).
+            others_open: other files are open. Then opens are not left to the kernel, which would
+                never say that those files are closed (fs/fuse/file.c, fuse_file_put(), Linux 6.18).
         """
         self._opened += 1
         self._opened_bytes += info.size_bytes

@@ -1,7 +1,7 @@
 """What each system call does: one function for each, and the table of opcodes.
 
 A function decodes a request, calls the file system, and returns an outcome or raises an error
-that has an errno. It never writes to the connection, and knows no threads.
+that has an errno. :mod:`.server` writes the answer to the connection.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sidecar.mounter.reading.read_log import ReadLog
 
 _WANTED = (
     p.Init.ASYNC_READ
-    | p.Init.ATOMIC_O_TRUNC  # else open(O_TRUNC) would save an empty object first
+    | p.Init.ATOMIC_O_TRUNC  # otherwise open(O_TRUNC) would save an empty object first
     | p.Init.BIG_WRITES
     | p.Init.DO_READDIRPLUS
     | p.Init.ASYNC_DIO
@@ -42,10 +42,10 @@ _WANTED = (
     | p.Init.PASSTHROUGH
     | p.Init.HAS_RESEND
 )
-# Not DONT_MASK: the kernel takes the umask off the mode of what is new.
+# Not DONT_MASK: the kernel removes the umask's bits from the mode of new files.
 # Not WRITEBACK_CACHE: it hides write errors from the writer and excludes passthrough.
 # Not READDIRPLUS_AUTO: the kernel would ask for attributes with the first entries only, and for
-# the rest one by one; how many come with entries is decided here.
+# the others one by one. This module decides how many come with entries.
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Mount:
     """What the operations of one mount use.
 
     Attributes:
-        readers: answer READs; None where this process does.
+        readers: answer READs; None if this process does.
         reads_directly: READs that need no window go to any thread (:class:`DirectRead`).
         on_serving: called once the connection is initialised, with whether the kernel can
             send requests again to a successor of this process (FUSE_NOTIFY_RESEND).
@@ -75,11 +75,11 @@ class Mount:
 
 
 class Answer(NamedTuple):
-    """A reply, and what to do once it was written, or which failure it tells of.
+    """A reply, what to do once it was written, and which failure it reports.
 
     Attributes:
-        afterwards: to be called once the reply was written, or could not be.
-        failure: what the reply says has failed, for the metrics.
+        afterwards: called once the reply was written, or could not be.
+        failure: the failure that the reply reports, for the metrics.
     """
 
     reply: Reply
@@ -94,7 +94,7 @@ class Refusal(NamedTuple):
 
 
 class HandedOn:
-    """A reader process answers, and counts it."""
+    """A reader process answers, and counts the answer."""
 
 
 Outcome = Reply | HandedOn | Answer | DirectRead | Refusal | None
@@ -110,7 +110,7 @@ _HANDED_ON = HandedOn()
 
 
 def init(mount: Mount, request: Request, _wait: bool) -> Outcome:
-    """Negotiate: of what is wanted, what the kernel offers."""
+    """Negotiate: those of the wanted features that the kernel offers."""
     offered = codec.init_in(request.body)
     if offered.major < p.MAJOR:
         return Refusal(errno.EPROTO)
@@ -128,7 +128,7 @@ def destroy(_mount: Mount, _request: Request, _wait: bool) -> Outcome:
 
 
 def interrupt(mount: Mount, request: Request, _wait: bool) -> Outcome:
-    """A program that waits for an answer got a signal; a killed one is answered at once."""
+    """A program that waits for an answer got a signal. A killed one is answered at once."""
     mount.callers.interrupt(codec.interrupt_in(request.body))
     return None
 
@@ -261,7 +261,7 @@ def read_directory(mount: Mount, request: Request, wait: bool) -> Outcome:
             last = line.offset
     except WouldBlock:
         if not reply:
-            raise  # what is here is answered first; the kernel asks for the rest
+            raise  # otherwise the entries that are here are answered; the kernel asks for the rest
     mount.filesystem.entries_read(handle, last)
     return [reply]
 
@@ -298,7 +298,7 @@ def _lines_plus(
             lines.append((line, name))
     except SidecarError:
         if not lines:
-            raise  # what is here is answered first; the kernel asks for the rest
+            raise  # otherwise the entries that are here are answered; the kernel asks for the rest
     return lines
 
 
@@ -340,11 +340,11 @@ def open_file(mount: Mount, request: Request, wait: bool) -> Outcome:
         raise
     if backing_id is not None:
         mount.metrics.passthrough_opens.inc()
-        mount.read_log.note_whole(filesystem.version(request.inode))  # READs are not seen
+        mount.read_log.note_whole(filesystem.version(request.inode))  # its READs are not seen
         how = p.Open.PASSTHROUGH | p.Open.NOFLUSH
     elif flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
-        # An inode is one version, so the kernel's pages of it are always right; and close(2)
-        # has nothing to wait for. (With O_TRUNC it has: the file is empty now.)
+        # An inode is one version, so the kernel's pages of it are always right, and close(2)
+        # waits for nothing. (With O_TRUNC it waits: the file is empty now.)
         how = p.Open.KEEP_CACHE | p.Open.NOFLUSH
     else:
         how = p.Open.KEEP_CACHE
@@ -355,10 +355,10 @@ def read(mount: Mount, request: Request, wait: bool) -> Outcome:
     """pread(2)."""
     handle, offset, size = codec.read_in(request.body)
     filesystem, readers = mount.filesystem, mount.readers
-    # READs that may wait are served by several threads, and the reader pool has no lock.
+    # Several threads serve READs that may wait, and the reader pool has no lock.
     if readers is not None and not wait:
         # By its handle if it has one: closing that gives its room in the disk cache back. The
-        # kernel's handle is 0 where it opened the file by itself.
+        # kernel's handle is 0 if it opened the file by itself.
         if handle or mount.open_policy.needed:
             opened, info = handle, filesystem.pinned(handle)
         else:
@@ -385,11 +385,11 @@ def write(mount: Mount, request: Request, _wait: bool) -> Outcome:
 
 
 def flush(mount: Mount, request: Request, _wait: bool) -> Outcome:
-    """close(2) of one descriptor, if its program still wants to hear how it went."""
+    """close(2) of one descriptor, if its program still wants to know the result."""
     if not mount.open_policy.needed:
         return Refusal(errno.ENOSYS)  # nothing is written, and the kernel does not ask again
     handle = codec.handle_in(request.body)
-    # A killed program hears of nothing, and must not hang while gigabytes are sent: what it
+    # A killed program does not get the result, and must not hang while gigabytes are sent: what it
     # wrote is saved after its RELEASE.
     if not is_killed(request.thread):
         mount.filesystem.flush(handle)
@@ -423,11 +423,11 @@ class Operation:
     """How an opcode is served.
 
     Attributes:
-        waits: it changes something or waits on a disk, so it never runs in the thread that
+        waits: it changes something or waits for a disk, so it never runs in the thread that
             reads requests.
         gives: it gives out inodes or handles, which are taken back if the answer never left.
         once: it changes names, and doing it twice is not the same as doing it once. Its answer
-            is remembered, for the case that the request is sent again.
+            is remembered, in case the request is sent again.
     """
 
     handler: Handler
@@ -455,7 +455,7 @@ OPERATIONS: dict[int, Operation | Refusal] = {
     Opcode.STATFS: Operation(statistics),
     Opcode.RELEASE: Operation(release),
     Opcode.FSYNC: Operation(synchronise, waits=True),
-    # The kernel remembers ENOSYS, and then answers EOPNOTSUPP without asking: that saves one
+    # The kernel remembers ENOSYS, and then answers EOPNOTSUPP without asking. That saves one
     # question about security.capability for each write(2).
     Opcode.SETXATTR: Refusal(errno.ENOSYS),
     Opcode.GETXATTR: Refusal(errno.ENOSYS),
@@ -495,6 +495,6 @@ OPERATIONS: dict[int, Operation | Refusal] = {
 """Every opcode of the protocol: served, or answered with a chosen errno."""
 
 UNKNOWN = Refusal(errno.ENOSYS)
-"""What every other opcode gets."""
+"""The answer to every other opcode."""
 UNANSWERED = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY))
 """The kernel wants no answer to these, not even an errno."""

@@ -1,12 +1,12 @@
 """Passthrough: the kernel reads a file from its local copy, and asks nobody.
 
-Knows backing files and how often they are open; which copy is used is the caller's business.
+The caller chooses the copy.
 
 Rules of fs/fuse/passthrough.c and iomode.c (Linux 6.9): a backing file is registered by ioctl,
 which needs CAP_SYS_ADMIN. While an inode is open with a backing file, an open without one fails
 with EIO, and the reverse. So the first open decides for the inode, and opens are counted. All
-concurrent opens of an inode share one backing file. Only read-only volumes use it, where nothing
-can change an open file.
+concurrent opens of an inode share one backing file. Only read-only volumes use passthrough, since
+nothing there can change an open file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BackingFiles:
         self._copies: dict[int, LocalCopy] = {}  # by inode; kept while it is open
         self._refused = False
         self._ids: dict[int, int] = {}  # backing ids by inode
-        self._opens: dict[int, int] = {}  # how many opens, by inode
+        self._opens: dict[int, int] = {}  # number of opens, by inode
 
     def restore(self, opens: Iterable[tuple[int, int | None]]) -> None:
         """Take over a predecessor's opens: inode and backing id of each handle."""
@@ -50,7 +50,7 @@ class BackingFiles:
         return bool(self._opens)
 
     def acquire(self, inode: int, open_copy: Callable[[], LocalCopy | None]) -> int | None:
-        """Count one open of an inode. Returns its backing id.
+        """Count one open of an inode; its backing id.
 
         Args:
             open_copy: opens the local copy of the inode, or returns None if there is none.
@@ -64,7 +64,7 @@ class BackingFiles:
             request = bytearray(p.BACKING_MAP.pack(copy.descriptor, 0, 0))
             backing_id: int = fcntl.ioctl(self._descriptor, p.BACKING_OPEN, request)
         except OSError as error:
-            # No privilege, or a file system that cannot be used. That will not change.
+            # The privilege is missing, or the file system cannot be used. That will not change.
             log.info("passthrough is refused here: %s", error)
             self._refused = True
             copy.close()

@@ -1,7 +1,7 @@
-"""The FUSE kernel interface: numbers and layouts, nothing else.
+"""The FUSE kernel interface: numbers and layouts.
 
-Source: the kernel's include/uapi/linux/fuse.h (protocol 7.45). All structures are
-little-endian here: Linux runs on nothing else that this product is built for.
+Source: the kernel's include/uapi/linux/fuse.h (protocol 7.45). All structures are little-endian
+here, as all machines that this product is built for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import IntEnum, IntFlag
 
 MAJOR = 7
 MINOR = 41
-"""The minor version that is spoken; the kernel adapts to a lower one than its own."""
+"""The minor version that is spoken. The kernel adapts to one lower than its own."""
 
 ROOT_ID = 1
 UNIQUE_RESEND = 1 << 63
@@ -20,7 +20,7 @@ UNKNOWN_INO = 0xFFFFFFFF
 
 
 class Opcode(IntEnum):
-    """What the kernel may ask."""
+    """The kernel's requests."""
 
     LOOKUP = 1
     FORGET = 2
@@ -76,7 +76,7 @@ class Opcode(IntEnum):
 
 
 class Init(IntFlag):
-    """Flags of INIT that are worth having; those from 1 << 32 on travel in ``flags2``."""
+    """Flags of INIT that are used; those from 1 << 32 on travel in ``flags2``."""
 
     ASYNC_READ = 1 << 0
     ATOMIC_O_TRUNC = 1 << 3
@@ -102,7 +102,7 @@ class Open(IntFlag):
 
 
 class Set(IntFlag):
-    """Which fields of a SETATTR are meant."""
+    """Which fields of a SETATTR are set."""
 
     MODE = 1 << 0
     UID = 1 << 1
@@ -114,7 +114,7 @@ class Set(IntFlag):
 
 
 class Notify(IntEnum):
-    """Messages that nobody asked for; sent with ``unique`` 0 and the code as the error."""
+    """Messages that the kernel did not ask for; ``unique`` is 0, and the code is the error."""
 
     INVAL_INODE = 2
     INVAL_ENTRY = 3
@@ -145,7 +145,7 @@ CREATE_IN = struct.Struct("<IIII")
 READ_IN = struct.Struct("<QQII")  # fh offset size flags; the rest is not used
 WRITE_IN = struct.Struct("<QQIIQII")
 WRITE_OUT = struct.Struct("<II")
-HANDLE_IN = struct.Struct("<Q")  # what RELEASE, FLUSH, FSYNC and RELEASEDIR begin with
+HANDLE_IN = struct.Struct("<Q")  # RELEASE, FLUSH, FSYNC and RELEASEDIR begin with it
 STATFS_OUT = struct.Struct("<5Q4I24x")
 FORGET_IN = struct.Struct("<Q")
 BATCH_FORGET_IN = struct.Struct("<II")

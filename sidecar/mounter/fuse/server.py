@@ -1,13 +1,12 @@
 """The kernel transport: serves one connection to /dev/fuse, without libfuse.
 
-Reads requests, has :mod:`.operations` serve them, and answers; what a request means is not
-decided here.
+Reads requests, has :mod:`.operations` serve them, and answers.
 
 One thread reads requests and answers at once whatever needs no waiting: names and attributes
-within their lifetime, bytes that are here. What must wait for the store or a disk goes to a
-thread pool, with the buffer it arrived in, and READs go to reader processes. So the common case
-costs two system calls and no switch between threads, and a slow store stops nobody else. A
-direct read is fetched by the thread that read it, one at a time, while another thread takes its
+within their lifetime, bytes that are here. Requests that must wait for the store or a disk go to a
+thread pool, with the buffer in which they arrived, and READs go to reader processes. So the common
+case costs two system calls and no switch between threads, and a slow store stops nobody else. A
+direct read is fetched by the thread that received it, one at a time, while another thread takes its
 turn at the connection; further ones go to reader processes.
 
 writev(2) gathers answers from where the bytes lie: a read is not copied in user space. A request
@@ -63,9 +62,9 @@ _SMALL_BYTES = 16 * 1024
 _KEPT_BUFFERS = 8
 _NAMES = {int(opcode): opcode.name.lower() for opcode in Opcode}
 _SIGNALS_S = 1.0
-"""Python's handler of a signal that comes just before the main thread waits runs after the wait."""
+"""A signal that comes just before the main thread waits: Python runs its handler after the wait."""
 _QUEUED_APART = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
-"""The kernel keeps these in queues of their own, so they say nothing of the order of others."""
+"""The kernel queues these separately, so they say nothing about the order of others."""
 
 
 class Server:
@@ -77,7 +76,7 @@ class Server:
             send requests again to a successor of this process (FUSE_NOTIFY_RESEND).
         readers: reader processes that answer READs; without them this process does.
         notifier: tells the kernel what changed in the bucket; without it names expire.
-        read_log: notes what programs read, if somebody wants to know.
+        read_log: notes what programs read, if that is wanted.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Server:
         notifier: Notifier | None = None,
         read_log: ReadLog | None = None,
     ) -> None:
-        # On a read-only volume nobody has to know what is open: an inode is one version, and
+        # On a read-only volume the opens of a file need not be known: an inode is one version, and
         # closing it saves nothing. Only a copy in the disk cache is read through an open.
         by_inode = readers is not None and filesystem.read_only
         self.mount = Mount(
@@ -138,7 +137,7 @@ class Server:
             listen = functools.partial(self.mount.readers.listen, self._answer_stale_read)
             threading.Thread(target=listen, name="listen", daemon=True).start()
         # With direct reads one thread has the turn while the other fetches. Not in this thread,
-        # which would have to wait at the end for what is being fetched.
+        # which would have to wait at the end for a fetch.
         for _ in range(2 if self.mount.reads_directly else 1):
             threading.Thread(target=self._take_turns, name="turn", daemon=True).start()
         while not self._over.wait(_SIGNALS_S):
@@ -148,7 +147,7 @@ class Server:
             raise self._failure
 
     def _take_turns(self) -> None:
-        """One thread: read requests while it has the turn, then fetch one direct read."""
+        """The life of a thread: read requests while it has the turn, then fetch one direct read."""
         content = memoryview(bytearray(direct_read.MOST_BYTES))
         fetcher = self._filesystem.fetcher
         try:
@@ -206,15 +205,15 @@ class Server:
             if self._replay(request, operation):
                 return False
         elif self._recovering and request.opcode not in _QUEUED_APART:
-            # The kernel puts what it sends again before everything else (fs/fuse/dev.c,
-            # fuse_resend), so that was all of it.
+            # The kernel puts requests that it sends again before all others (fs/fuse/dev.c,
+            # fuse_resend), so all of them have come.
             self._recovering = False
             self._filesystem.recovery.all_resent()
         if not operation.waits and self._perform(request, operation, wait=False):
             return False
         self.mount.callers.wait(request.unique, request.thread)
         if size <= _SMALL_BYTES:
-            # Cheaper to copy than to keep a large buffer from the next request.
+            # Copying is cheaper than keeping a large buffer from the next request.
             request = request._replace(body=memoryview(bytes(request.body)))
             self._pool.submit(self._perform_later, request, operation, None)
             return False
@@ -222,7 +221,7 @@ class Server:
         return True
 
     def _replay(self, request: Request, operation: Operation) -> bool:
-        """Answer a request whose worker died, or hand it on; False if it is to be served as new."""
+        """Answer a request whose worker died, or hand it on; False if it must be served as new."""
         unique = request.first_unique
         replayed = self._filesystem.recovery.resent(unique)
         if replayed.answer is not None:
@@ -230,7 +229,7 @@ class Server:
             answer(self._descriptor, request.unique, code, [reply])
             self._filesystem.recovery.end_request(unique)
             return True
-        if self._filesystem.read_only:  # nothing below waits, and this thread has backing files
+        if self._filesystem.read_only:  # nothing below waits; this thread has the backing files
             for kind, _ in replayed.granted:
                 if kind == FILE_HANDLE:
                     self.mount.backing_files.release(request.inode)
@@ -286,14 +285,14 @@ class Server:
             self._answer_error(request, error)
         except (struct.error, OverflowError) as error:
             failure = error
-            # Shorter than its opcode needs, or an offset that no file can have.
+            # It is shorter than its opcode needs, or has an offset that no file can have.
             self._answer_errno(request, errno.EINVAL)
         except Exception as error:
             end_if_starved(error)
             failure = error
             log.exception("a bug: opcode %d", request.opcode)
             self._answer_errno(request, errno.EIO)
-        else:  # type() and not isinstance(): this is done for every request
+        else:  # type() and not isinstance(), which is slower: this runs for every request
             if type(outcome) is list:
                 self._answer(request, operation, outcome)
             elif type(outcome) is HandedOn:
@@ -335,7 +334,7 @@ class Server:
             self._answer_errno(request, to_errno(error))
 
     def _answer_stale(self, unique: int, inode_id: int) -> None:
-        """ESTALE, once neither the file system nor the kernel believes in the inode's name."""
+        """Answer ESTALE, once the file system and the kernel have dropped the inode's name."""
         inode = self._filesystem.doubt(inode_id)
         if not (inode and self._notifier and self._notifier.answer_stale(unique, inode)):
             answer(self._descriptor, unique, errno.ESTALE)
@@ -345,7 +344,7 @@ class Server:
         if read.handle is None:
             self._answer_stale(read.unique, read.inode)
         else:
-            # Its file may have another name by now, or be in the spool since it lost its name.
+            # The file may have another name by now, or be in the spool since it lost its name.
             self._pool.submit(self._read_here, read, read.handle)
 
     def _read_here(self, read: StaleRead, handle: int) -> None:
@@ -371,4 +370,4 @@ class Server:
 
 
 SERVING: Final = (Server._receive, Server._perform_later, DirectRead.answer)
-"""On the stack of a thread while it serves a request."""
+"""A thread has one of these on its stack while it serves a request."""

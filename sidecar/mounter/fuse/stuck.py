@@ -1,12 +1,12 @@
-"""Which threads of this process have stood still over a request, though nothing keeps them.
+"""Which threads of this process have stood still over a request without a reason.
 
-The threads that serve do nothing for it: from outside, their stacks say what they are at, and the
+The threads that serve need not cooperate: their stacks show from outside what they do, and the
 kernel whether they have run (:mod:`sidecar.mounter.system.watchdog`).
 
-A request may wait for the store as long as the store's time-outs let it, and it need not be its own
-thread that asks the store: it may wait for another one's page, part or upload. So while any thread
-is at a call to the store, none counts as stuck. A thread at the store runs now and then, because
-each of its waits has a time-out; one that has not run for longer is at the store no more.
+A request may wait for the store as long as the store's time-outs let it. Its own thread need not be
+the one that asks the store: it may wait for another one's page, part or upload. So while any thread
+is in a call to the store, no thread counts as stuck. A thread in such a call runs now and then,
+because each of its waits has a time-out; one that has not run for longer is no longer in the call.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STORE: Final = "sidecar.mounter.store."
 
 
 class _Place(NamedTuple):
-    """What a thread is at.
+    """What a thread does.
 
     Attributes:
         function: the innermost of ours, for the log.
@@ -40,11 +40,11 @@ class _Place(NamedTuple):
 
 
 class StuckThreads:
-    """Looks at the threads of this process. :meth:`look` is called once in a tick.
+    """Checks the threads of this process. :meth:`look` is called once in a tick.
 
     Args:
-        serving: functions that are on the stack of a thread while it serves a request. A pool's
-            thread at work counts always.
+        serving: a thread has one of these functions on its stack while it serves a request. A
+            thread of a pool at work always counts.
         store_wait_s: how long a call to the store may take, retries included.
     """
 
@@ -79,7 +79,7 @@ class StuckThreads:
         return None
 
     def _still_s(self, now_s: float) -> dict[int, float]:
-        """For how long each thread has not run, nor wanted to, nor waited for a disk."""
+        """How long each thread has neither run, nor wanted to, nor waited for a disk."""
         use = thread_use("self")
         self._ran = {
             thread: known
@@ -98,15 +98,15 @@ class StuckThreads:
             if not function and module.startswith("sidecar."):
                 function = f"{module}.{frame.f_code.co_name}"
             frame = frame.f_back
-        # The innermost: what the store calls back may wait for something else.
+        # The innermost function: callbacks of the store may wait for something else.
         return _Place(busy, function.startswith(_STORE), function)
 
 
 def _current_frames() -> dict[int, FrameType]:
-    """What each thread is at, by its identifier.
+    """The current frame of each thread, by its identifier.
 
-    CPython before 3.12 allocates while it holds its lock of threads. A collection that came then
-    and found a ``threading.local`` would wait for that lock for ever (gh-106883).
+    CPython before 3.12 allocates while it holds its lock of threads. A garbage collection at that
+    moment that found a ``threading.local`` would wait for that lock for ever (gh-106883).
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,1 +1,1 @@
-"""Reader processes: they fetch and answer READs beside the worker."""
+"""Reader processes, which fetch and answer READs beside the worker."""

@@ -1,7 +1,4 @@
-"""Child processes of a worker: forked before it has threads. If one of both dies, both do.
-
-What a child does is given by whoever forks it.
-"""
+"""Child processes of a worker, forked before it has threads. If one dies, the other does, too."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ def fork_child(
     """Run ``body`` in a child, with one end of a connection to it.
 
     Args:
-        name: what ps(1) shows.
+        name: shown by ps(1).
         others: our ends of the connections to other children; this child closes its copies.
 
     Returns:
@@ -53,18 +50,18 @@ def fork_child(
 
 
 def end_with_children(pids: Iterable[int]) -> None:
-    """From now on this process ends when one of these children does, or has.
+    """From now on end this process when one of these children ends, or has ended.
 
     Its successor has all of them again, and the kernel sends it what is not answered.
     """
     pids = tuple(pids)
 
     def child_ended(_signal: int, _frame: object) -> None:
-        # By pid: an SDK may start a program of its own (uname, say) and wait for that.
+        # By pid: an SDK may start a program of its own (such as uname) and wait for that.
         for pid in pids:
             try:
                 ended, wait_status = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:  # who has waited for it ends this process just now
+            except ChildProcessError:  # the thread that has waited for it is ending this process
                 continue
             if ended:
                 _end_with_child(wait_status)
@@ -74,7 +71,7 @@ def end_with_children(pids: Iterable[int]) -> None:
 
 
 def end_with_child(pid: int) -> NoReturn:
-    """A child has closed its end of the connection: it ends just now, and so does this process."""
+    """End this process: a child has closed its end of the connection, so it is ending."""
     try:
         _, wait_status = os.waitpid(pid, 0)
     except ChildProcessError:  # the main thread was faster, and ends this process
@@ -88,7 +85,7 @@ def _end_with_child(wait_status: int) -> NoReturn:
     why = " for want of resources" if starved else ""
     try:
         log.error("a child of this worker ended%s; it ends too and is replaced", why)
-    finally:  # memory may lack for the message
+    finally:  # memory may be lacking for the message
         os._exit(os.EX_OSERR if starved else os.EX_SOFTWARE)
 
 
@@ -109,7 +106,7 @@ def receive_descriptor(end: socket.socket) -> int | None:
 def _die_with(parent: int) -> None:
     """Ask for SIGKILL when the worker dies: no process may answer for a dead one.
 
-    The signal comes when the thread that forked ends: the worker's main thread.
+    The signal comes when the thread that forked ends, which is the worker's main thread.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     prctl.die_with_parent()

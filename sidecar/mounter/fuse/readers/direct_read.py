@@ -1,7 +1,6 @@
 """Direct reads: READs that need no read window, fetched by whichever thread takes one.
 
-Knows no process but its own: who takes a direct read is decided by :mod:`..server` and
-:mod:`.pool`.
+:mod:`..server` and :mod:`.pool` decide which thread takes a direct read.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from sidecar.mounter.store.interface import ObjectInfo
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 256 * 1024
-"""Largest direct read; each thread that fetches them keeps memory for one."""
+"""The largest direct read. Each thread that fetches them keeps memory for one."""
 
 
 class StaleRead(NamedTuple):
-    """A READ that has no answer yet, because the version that it reads is gone.
+    """A READ without an answer yet, because the version that it reads is gone.
 
     Attributes:
         unique: the request.
-        handle: the open file that is read; None where the kernel opens files by itself.
+        handle: the open file that is read; None if the kernel opens files by itself.
         size: in bytes, as the request says or less.
     """
 
@@ -39,7 +38,7 @@ class StaleRead(NamedTuple):
 
 
 AnswerStale = Callable[[StaleRead], None]
-"""Sees to it that such a READ is answered."""
+"""Has such a READ answered."""
 
 
 class DirectRead(NamedTuple):
@@ -47,7 +46,7 @@ class DirectRead(NamedTuple):
 
     Attributes:
         unique: the request.
-        handle: the open file that is read; None where the kernel opens files by itself.
+        handle: the open file that is read; None if the kernel opens files by itself.
         info: the version that is read.
         size: how many of the requested bytes the object has, 1 to MOST_BYTES.
         began_s: when the request was received (perf_counter).
@@ -70,8 +69,8 @@ class DirectRead(NamedTuple):
     ) -> memoryview | None:
         """Fetch it into ``content`` and answer it.
 
-        Returns what should go into the disk cache (:meth:`.Fetcher.keep_small`), of which the
-        program is not to wait. Raises nothing: every READ needs an answer.
+        Returns bytes for the disk cache (:meth:`.Fetcher.keep_small`), for which the program must
+        not wait. Raises nothing: every READ needs an answer.
         """
         failure: Exception | None = None
         kept = False

@@ -1,7 +1,4 @@
-"""What a worker and its reader processes tell each other: named messages, one a datagram.
-
-Bytes to messages and back. Who sends one, and what follows from it, is not decided here.
-"""
+"""Messages between a worker and its reader processes, one in a datagram, to bytes and back."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from sidecar.mounter.store.failures import Outcome
 from sidecar.mounter.store.interface import ObjectInfo
 
 MESSAGE_BYTES = 16 * 1024
-"""Longest message."""
+"""The longest message."""
 
-# The first byte is the kind. What is no struct is marshalled: both ends are one program.
+# The first byte is the kind. Messages without a struct are marshalled: both ends are one program.
 _READ, _OPEN_AND_READ, _DIRECT_READ, _CLOSE = 1, 2, 3, 4
 _OUTCOME, _STALE_READ = 5, 6
 _READ_MESSAGE = struct.Struct("<BQQQI")  # kind source unique offset size
@@ -31,8 +28,8 @@ class Source(NamedTuple):
     """What is read: one version of an inode, or of an open file.
 
     Attributes:
-        id: names it in messages; no other source of this worker ever has the same.
-        handle: the open file; None where the kernel opens files by itself. Then the kernel may
+        id: its name in messages; no other source of this worker ever has the same.
+        handle: the open file; None if the kernel opens files by itself. Then the kernel may
             be given more of the inode than it asked for.
         info: the version.
     """
@@ -44,7 +41,7 @@ class Source(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Answer the READ ``unique`` from a source that the reader process has.
+    """Answer the READ ``unique`` from a source that the reader process already has.
 
     Attributes:
         source: its id.
@@ -58,18 +55,18 @@ class Read(NamedTuple):
 
 
 _new_read: Callable[[tuple[Any, ...]], Read] = functools.partial(tuple.__new__, Read)
-"""Read._make in half the time: most messages are this one."""
+"""Read._make in half the time: most messages are of this kind."""
 
 
 class OpenAndRead(NamedTuple):
-    """The same from a source that the reader process does not have yet."""
+    """As :class:`Read`, from a source that the reader process does not have yet."""
 
     source: Source
     read: Read
 
 
 class Close(NamedTuple):
-    """These sources are not read any more."""
+    """These sources will not be read any more."""
 
     sources: list[int]
 
@@ -99,7 +96,7 @@ def pack_close(sources: list[int]) -> bytes:
 
 
 def unpack_request(message: bytes) -> Read | OpenAndRead | DirectRead | Close:
-    """What the worker asks of a reader process. A direct read begins now."""
+    """The worker's message to a reader process. The time of a direct read begins now."""
     kind = message[0]
     if kind == _READ:
         return _new_read(_READ_FIELDS.unpack(message))
@@ -128,7 +125,7 @@ def pack_stale_read(read: StaleRead) -> bytes:
 
 
 def unpack_report(message: bytes) -> Outcome | StaleRead:
-    """What a reader process tells the worker."""
+    """The reader process's message to the worker."""
     fields = _marshalled(message, 1)
     return Outcome(*fields) if message[0] == _OUTCOME else StaleRead(*fields)
 

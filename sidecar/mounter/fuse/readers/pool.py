@@ -1,14 +1,11 @@
-"""The reader processes of a worker, seen from the worker: which of them answers which READ.
+"""The worker's side of its reader processes: which of them answers which READ.
 
-One Python process stops at one core. So the worker forks a few children before it does
-anything else. It keeps names, attributes and writes to itself, and passes each READ on, a few
-dozen bytes, to the process that has the read window. That process fetches, and writes the answer
-to the connection that it shares: the kernel takes an answer from whoever holds the same open
-file description (fs/fuse/dev.c). If a reader process ends, its worker ends too, and the kernel
-sends everything again to the next one.
-
-May not fetch, and knows no file system: :mod:`.process` does the one, :mod:`..operations` the
-other.
+One Python process uses one core at most. So the worker forks a few children before it does anything
+else. It keeps names, attributes and writes to itself, and passes each READ on, a few dozen bytes,
+to the process that has the read window. That process (:mod:`.process`) fetches, and writes the
+answer to the connection that it shares: the kernel takes an answer from everybody with the same
+open file description (fs/fuse/dev.c). If a reader process ends, its worker ends, too, and the
+kernel sends everything again to the next one.
 """
 
 from __future__ import annotations
@@ -48,10 +45,10 @@ from sidecar.mounter.store.failures import Tell
 from sidecar.mounter.store.interface import ObjectInfo
 
 _MOST_SOURCES = 1024
-"""Handles, or inodes, that reader processes have windows for."""
+"""The most handles, or inodes, that reader processes have windows for."""
 _EVICTED_TOGETHER = 64
 _MOST_DIRECT_BYTES = 32 * 1024 * 1024
-"""Random reads of an object that are direct. Further ones go where read-around sees them all."""
+"""How much of an object is read directly. Later random reads go where read-around sees them all."""
 
 
 class _KnownSource:
@@ -60,7 +57,7 @@ class _KnownSource:
     Attributes:
         id, info: the source's.
         processes: the reader processes that have it.
-        ends: where recent reads ended, and in which process, the latest last.
+        ends: where recent reads ended, and in which process; the latest is last.
         direct_bytes: how much was read directly.
         may_load_whole: programs load it whole.
         is_out_of_order: it is not read from start to end.
@@ -86,7 +83,7 @@ class _KnownSource:
         self.is_out_of_order = False
 
     def follows(self, offset: int) -> tuple[int, int] | None:
-        """Which of the recent reads one at ``offset`` follows, or steps back from a little."""
+        """The recent read that one at ``offset`` follows, or steps back from a little."""
         for end, number in self.ends:
             if -KEEP_BEHIND_BYTES <= offset - end <= SEEK_FORWARD_BYTES:
                 return end, number
@@ -94,16 +91,16 @@ class _KnownSource:
 
 
 class ReaderPool:
-    """The reader processes of one worker. READs come from the thread that reads requests alone.
+    """The reader processes of one worker. Only the thread that reads requests passes READs.
 
-    ``handle`` is the open file that is read; None where the kernel opens files by itself, and
-    what is read is the inode.
+    ``handle`` is the open file that is read; None if the kernel opens files by itself, and the
+    inode is read.
 
     Args:
-        processes: how many.
-        build: makes the fetcher of process ``n``, in that process, from ``n`` and who is told
-            how its calls to the store ended.
-        tell: is told that here.
+        processes: their number.
+        build: makes the fetcher of process ``n``, in that process, from ``n`` and a function that
+            takes the outcomes of its calls to the store.
+        tell: takes these outcomes in the worker.
         loads_whole: whether programs load an object whole (:mod:`...reading.whole_load`).
         has_cache: there is a disk cache, which keeps whole blocks of large objects.
 
@@ -126,8 +123,8 @@ class ReaderPool:
         self._sockets: list[socket.socket] = []
         self.pids: list[int] = []
         self._ids = count(1)
-        self._handles: OrderedDict[int, _KnownSource] = OrderedDict()  # the latest read last
-        self._inodes: OrderedDict[int, _KnownSource] = OrderedDict()  # the latest read last
+        self._handles: OrderedDict[int, _KnownSource] = OrderedDict()  # the latest read is last
+        self._inodes: OrderedDict[int, _KnownSource] = OrderedDict()  # the latest read is last
         self._direct_reads = 0
         for index in range(processes):
 
@@ -144,7 +141,7 @@ class ReaderPool:
             send_descriptor(pid, end, descriptor)
 
     def listen(self, answer_stale: AnswerStale) -> None:
-        """Take what the reader processes tell, as long as they live."""
+        """Take the reader processes' messages, as long as they live."""
         with selectors.DefaultSelector() as selector:
             for end in self._sockets:
                 selector.register(end, selectors.EVENT_READ, end)
@@ -152,10 +149,10 @@ class ReaderPool:
                 for key, _ in selector.select():
                     try:
                         message = key.data.recv(MESSAGE_BYTES)
-                    except ConnectionResetError:  # it was killed with messages that it had not read
+                    except ConnectionResetError:  # it was killed and had not read all messages
                         message = b""
                     if not message:
-                        selector.unregister(key.data)  # it ended, and so will this process
+                        selector.unregister(key.data)  # it ended, and this process will end, too
                         continue
                     report = unpack_report(message)
                     if isinstance(report, StaleRead):
@@ -183,8 +180,8 @@ class ReaderPool:
     ) -> bool:
         """Whether a READ needs no window and makes none, so that any thread may fetch it.
 
-        That is a small object read whole, or one of the first reads of an object that follow
-        no other one, where there is no disk cache. It is remembered as read.
+        Those are a small object read whole, and, without a disk cache, the first reads of an object
+        that follow no other read. The READ is remembered.
         """
         if not 0 < wanted <= direct_read.MOST_BYTES:
             return False
@@ -207,15 +204,15 @@ class ReaderPool:
         self._send(self._direct_reads % len(self._sockets), pack_direct_read(read))
 
     def close_handle(self, handle: int) -> None:
-        """A handle is not read any more. Any thread may say so."""
+        """Note that a handle is not read any more. Any thread may call this."""
         self._close((self._handles.pop(handle, None),))
 
     def close_inodes(self, inodes: Iterable[int]) -> None:
-        """Inodes are not read any more."""
+        """Note that inodes are not read any more."""
         self._close([self._inodes.pop(inode, None) for inode in inodes])
 
     def _open(self, inode: int, handle: int | None, info: ObjectInfo) -> _KnownSource:
-        """What is remembered of what is about to be read."""
+        """The remembered source for a READ, made if it is new."""
         if handle is None:
             known, number = self._inodes, inode
         else:
@@ -256,7 +253,7 @@ class ReaderPool:
         return self._process_by_place(opened, offset)
 
     def _process_by_place(self, opened: _KnownSource, offset: int) -> int:
-        # What is fetched together is asked of one process.
+        # Bytes that are fetched together are asked of one process.
         return process_by_place(opened.id, offset, len(self._sockets))
 
     def _send(self, number: int, message: bytes) -> None:

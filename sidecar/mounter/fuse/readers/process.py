@@ -1,7 +1,4 @@
-"""One reader process: it has read windows, fetches, and answers READs.
-
-Knows what its worker tells it, and nothing of names, attributes or writes.
-"""
+"""One reader process: it has read windows, fetches, and answers READs."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ _TICK_S = 1.0
 
 
 def process_by_place(source: int, offset: int, processes: int) -> int:
-    """The reader process for a READ that follows no other one."""
+    """The reader process for a READ that follows no other read."""
     return (source + offset // MOST_BYTES) % processes
 
 
@@ -61,8 +58,9 @@ def run(
 
     Args:
         end: the connection to the worker.
-        build: makes the fetcher, from the index and who is told how calls to the store ended.
-        index: of this one of ``processes``.
+        build: makes the fetcher, from the index and a function that takes the outcomes of calls to
+            the store.
+        index: of this process among ``processes``.
     """
 
     def tell(outcome: Outcome) -> None:
@@ -86,11 +84,11 @@ class _OpenSource:
 
 
 class _ReaderProcess:
-    """Its sources, and the threads that answer READs of them.
+    """The sources, and the threads that answer READs of them.
 
-    Its threads take turns at the connection to the worker: who has the turn answers what is
-    here, and passes the turn on only when a READ has to wait, which it then does itself. So a
-    READ changes threads as rarely as can be: a wake-up costs as much as a small answer.
+    The threads take turns at the connection to the worker. The one that has the turn answers READs
+    whose bytes are here. If a READ has to wait, it passes the turn on, and waits itself. So a READ
+    changes threads as rarely as possible: a wake-up costs as much as a small answer.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ class _ReaderProcess:
                 with self._turn:
                     self._next_in_turn -= 1
                     read = self._take_turn()
-                    # Somebody must be there for the next one.
+                    # A thread must be there for the next READ.
                     if not self._next_in_turn and self._threads < _THREADS:
                         self._threads += 1
                         threading.Thread(target=self._serve, name="read", daemon=True).start()
@@ -136,7 +134,7 @@ class _ReaderProcess:
             _end_unanswered(error)
 
     def _take_turn(self) -> _PendingRead | DirectRead:
-        """Answer READs until one has to be fetched: that one. Ends the process with the worker."""
+        """Answer READs until one has to be fetched; that one. Ends the process with the worker."""
         while message := self._end.recv(MESSAGE_BYTES):
             request = unpack_request(message)
             if isinstance(request, Read):
@@ -168,9 +166,9 @@ class _ReaderProcess:
         self._sources[source.id] = _OpenSource(source, reader)
 
     def _drop_idle(self) -> None:
-        """Drop windows that nobody reads: programs pause, and not every close is heard of.
+        """Drop windows that nobody reads: programs pause, and some closes are not reported.
 
-        And shrink the others while memory is short.
+        While memory is short, also shrink the others.
         """
         pressure = MemoryPressure()
         next_drop_s = time.monotonic() + _IDLE_S / 4
@@ -196,7 +194,7 @@ class _ReaderProcess:
         if not surplus:
             release()
             return
-        source = pending.source  # the program does not wait for what follows
+        source = pending.source  # the program does not wait for the rest of this
         if self._fill(source.inode, surplus):
             given()
         release()
@@ -213,14 +211,14 @@ class _ReaderProcess:
         self._metrics.operation("read", time.perf_counter() - pending.began_s, failure)
 
     def _answer_stale(self, read: StaleRead) -> None:
-        """Let the worker answer, which knows what has become of the file."""
+        """Let the worker answer: it knows what has become of the file."""
         self._end.send(pack_stale_read(read))
 
     def _fill(self, inode: int, surplus: Sequence[tuple[int, memoryview]]) -> bool:
-        """Fill the kernel's page cache; False where enough threads do so already.
+        """Fill the kernel's page cache; False if enough threads are doing so.
 
-        The kernel waits for pages that a READ in flight will fill: a thread must be left that
-        answers it.
+        The kernel waits for pages that a READ in flight will fill, so a thread must be left that
+        answers the READ.
         """
         if not self._filling.acquire(blocking=False):
             return False
@@ -232,7 +230,7 @@ class _ReaderProcess:
         return True
 
     def _filler(self, inode: int) -> Fill:
-        """Fills pages of an inode, and waits while enough threads do so already."""
+        """A function that fills pages of an inode, and waits while enough threads do so."""
 
         def fill(offset: int, view: memoryview) -> None:
             with self._filling:
@@ -241,14 +239,14 @@ class _ReaderProcess:
         return fill
 
     def _read_ahead(self, source: _OpenSource) -> None:
-        """Background readahead of a source, unless enough threads do such things."""
+        """Background readahead of a source, unless enough threads are doing such things."""
         if not self._reading_ahead.acquire(blocking=False):
             return
         try:
             source.reader.read_ahead_in_background(self._filler(source.inode))
-        except Exception as error:  # noqa: BLE001 - whoever reads it is told, if it lasts
+        except Exception as error:  # noqa: BLE001 - a read gets the error, if it lasts
             end_if_starved(error)
-            if not isinstance(error, SidecarError):  # that a store fails is logged once
+            if not isinstance(error, SidecarError):  # failures of the store are logged once
                 log.info("nothing more of `%s` was read ahead: %s", source.reader.info.key, error)
         finally:
             self._reading_ahead.release()
@@ -271,11 +269,11 @@ class _PendingRead:
         self._answer = answer
 
     def answer_when_here(self) -> bool:
-        """Answer it now, or when what is being fetched is here; False if nobody fetches it."""
+        """Answer it now, or when the bytes in flight are here; False if nobody fetches them."""
         return self.source.reader.read_when_here(self._offset, self._size, self._take)
 
     def answer_later(self) -> None:
-        """Fetch what it needs, and answer it."""
+        """Fetch its bytes, and answer it."""
         result: ReadResult | Exception
         try:
             result = self.source.reader.read(self._offset, self._size)
@@ -284,7 +282,7 @@ class _PendingRead:
         self._take(result)
 
     def stale(self) -> StaleRead:
-        """It, now that its version is gone."""
+        """The same READ, now that its version is gone."""
         source = self.source
         return StaleRead(self.unique, source.inode, source.handle, self._offset, self._size)
 
@@ -297,7 +295,7 @@ class _PendingRead:
 
 
 def _end_unanswered(error: BaseException) -> NoReturn:
-    """Nobody would ever answer this READ. The kernel sends it again to the next worker."""
+    """End the process: nobody would ever answer this READ. The next worker gets it again."""
     end_if_starved(error)
     log.critical("a bug: a READ got no answer", exc_info=error)
     os._exit(os.EX_SOFTWARE)
@@ -308,4 +306,4 @@ SERVING: Final = (
     _PendingRead.answer_later,
     DirectRead.answer,
 )
-"""On the stack of a thread while it answers a READ."""
+"""A thread has one of these on its stack while it answers a READ."""
