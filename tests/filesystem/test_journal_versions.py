@@ -125,7 +125,7 @@ def test_a_run_starts_anew_and_keeps_the_spool(
     line = start_anew(state, caplog)
     assert line.startswith("what an earlier run left in the spool cannot be saved: ")
     assert why in line
-    # The next start reads a journal that knows nothing of these files.
+    # The next start reads a journal without these files.
     assert build(MemoryStore(), state)[0].recovery.finish_predecessor() == ["a"]
     assert kept(state) == SPOOL
 

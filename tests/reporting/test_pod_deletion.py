@@ -92,7 +92,7 @@ def test_the_node_is_asked_to_end_what_has_had_its_time(api: KubernetesApi, in_p
         assert overdue.stat().st_mtime - began_s >= 1 + 2, "its own second, and two of a kubelet's"
         assert overdue.read_text() == "main\n"
         assert sidecar.stop() == 0
-    sidecar.start()  # a container that is started anew knows nothing of the end
+    sidecar.start()  # a container that is started anew has not heard of the end
     assert not overdue.exists()
     assert sidecar.stop() == 0
 

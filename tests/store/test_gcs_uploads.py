@@ -1,6 +1,6 @@
 """Uploads to Google Cloud Storage: parts in parallel where the server has them, else in order.
 
-The emulator knows no uploads of the XML API; its strict proxy does what Google's documentation
+The emulator has no uploads of the XML API; its strict proxy does what Google's documentation
 says of them.
 """
 

@@ -121,7 +121,7 @@ class Callers:
         return True
 
     def _watch(self) -> None:
-        """Look again at threads that had a signal, since the kernel does not report the next one."""
+        """Look again at threads that had a signal: the kernel does not report the next one."""
         while self._any.wait():
             self._any.clear()
             for thread, wait in list(self._signalled.items()):

@@ -1,6 +1,6 @@
 """An S3 that refuses what Amazon's documentation says is refused.
 
-It is made from the documentation and knows nothing of our client. Page names in the docstrings
+It is made from the documentation, independently of our client. Page names in the docstrings
 are those of the Amazon S3 User Guide and API Reference.
 
 A request passes ``http_front`` (bytes), ``service`` (who asks, is the bucket here), ``routes``

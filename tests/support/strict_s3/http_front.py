@@ -1,4 +1,4 @@
-"""HTTP/1.1 on loopback, a thread for each connection; knows nothing of S3."""
+"""HTTP/1.1 on loopback, a thread for each connection."""
 
 from __future__ import annotations
 
