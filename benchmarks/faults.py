@@ -29,7 +29,7 @@ from benchmarks.failure import BenchFailure
 from benchmarks.networks import S3LIKE_85
 from benchmarks.processes import Child
 from benchmarks.sendfile_server import COUNTS, HOST
-from sidecar.spec import Volume
+from sidecar.contract.spec import Volume
 from sidecar.units import MIB
 from tests.support.network import replace_file
 from tests.support.sidecar import Sidecar, bucket_volume

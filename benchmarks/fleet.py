@@ -27,10 +27,10 @@ from typing import Final
 import click
 
 from sidecar.backoff import Backoff
+from sidecar.contract.options import Options
+from sidecar.contract.spec import StoreSource, Volume
 from sidecar.mounter.store.http.pacing import Pacing
 from sidecar.mounter.store.http.retry import FIRST_DELAY_S, LONGEST_DELAY_S, THROTTLED_BUDGETS
-from sidecar.options import Options
-from sidecar.spec import StoreSource, Volume
 from tests.support.sidecar import Sidecar
 from tests.support.strict_server import StrictS3Server
 

@@ -25,7 +25,7 @@ import click
 
 from benchmarks import latency
 from benchmarks.networks import DELAY_S
-from sidecar.spec import StoreSource, Volume
+from sidecar.contract.spec import StoreSource, Volume
 from sidecar.units import GIB, MIB
 from tests.support.faults import FaultProxy
 from tests.support.servers import MinioServer

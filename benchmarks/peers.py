@@ -20,8 +20,8 @@ from benchmarks.failure import BenchFailure
 from benchmarks.mounts import detach, is_mounted
 from benchmarks.processes import Child, find_program, uninterrupted
 from benchmarks.servers import Server
-from sidecar.options import Options, TransportName
-from sidecar.spec import Http, Kind, PersistenceSpec, Roots, StoreSource, Volume
+from sidecar.contract.options import Options, TransportName
+from sidecar.contract.spec import Http, Kind, PersistenceSpec, Roots, StoreSource, Volume
 from sidecar.units import GIB
 
 READY_TIMEOUT_S = 60.0

@@ -16,7 +16,7 @@ from benchmarks.measure import PEAK_PSS, Baseline, Metric, Values
 from benchmarks.networks import PLAIN, Network
 from benchmarks.peers import OUR_MOUNTS, Peer, Place, Sidecar
 from benchmarks.processes import MemoryWatch
-from sidecar.spec import Volume
+from sidecar.contract.spec import Volume
 from sidecar.units import MIB
 from tests.support import servers
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud

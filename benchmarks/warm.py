@@ -22,8 +22,8 @@ import click
 
 from benchmarks import host, latency
 from benchmarks.networks import DELAY_S
-from sidecar.options import Options
-from sidecar.spec import StoreSource, Volume
+from sidecar.contract.options import Options
+from sidecar.contract.spec import StoreSource, Volume
 from sidecar.units import MIB
 from tests.support.servers import MinioServer
 from tests.support.sidecar import Sidecar

@@ -20,7 +20,7 @@ def main() -> int:
         match sys.argv[1:]:
             case ["mount", "--spec", spec_file, "--spec-sha256", digest]:  # as injectors write it
                 gc.disable()  # imports make no garbage, and looking for it would cost a tenth
-                from sidecar.mounter.supervisor.main import run_own
+                from sidecar.mounter.supervisor.supervisor import run_own
 
                 gc.enable()
                 run_own(spec_file, digest)

@@ -407,7 +407,7 @@ class TimeIsUp(FileSystemError):
 
 
 class ClusterError(SidecarError):
-    """What the Kubernetes API answered, translated at one seam (:mod:`sidecar.kubernetes_api`)."""
+    """What the Kubernetes API answered, translated at one seam (:mod:`sidecar.cluster.api`)."""
 
     exit_status = EXIT_MOUNT
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.contract.spec import volume_label
 from sidecar.errors import SidecarError
-from sidecar.spec import volume_label
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecar.cli.group import PORT, STANDARD_INPUT, cli, read_text, tell
+from sidecar.contract.spec import HTTP_PORT, SECRETS_ROOT, SHARED_ROOT, STATE_ROOT
 from sidecar.errors import CatalogueInvalid, ManifestInvalid, SelectionInvalid, UsageError
-from sidecar.spec import HTTP_PORT, SECRETS_ROOT, SHARED_ROOT, STATE_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,12 +78,12 @@ def resolve(
     state_root: str,
 ) -> None:
     """Print the resolved spec of a run as JSON. FILE may be - for standard input."""
+    from sidecar.contract.spec import ANYBODY, Access, Roots
     from sidecar.control.catalogue.catalogue import parse_catalogue
-    from sidecar.control.catalogue.options import origin_notes
+    from sidecar.control.catalogue.option_rules import origin_notes
     from sidecar.control.catalogue.resolve import resolve as resolve_spec
     from sidecar.control.catalogue.run_options import NO_OPTIONS, parse_run_options
     from sidecar.control.catalogue.selection import Selection, parse_polyaxonfile
-    from sidecar.spec import ANYBODY, Access, Roots
 
     if catalogue == polyaxonfile == STANDARD_INPUT:
         raise UsageError("--catalogue and --polyaxonfile cannot both read standard input")
@@ -178,10 +178,10 @@ def _injection(
     image: str | None, native: bool, allow_shared_pids: bool, network: dict[str, str | None]
 ) -> Injection:
     """Raises UsageError."""
-    from sidecar.control.injection.network import Network
+    from sidecar.contract.spec import CaBundle
+    from sidecar.contract.spec_rules import proxy_problem
     from sidecar.control.injection.sidecar_container import DEFAULT_IMAGE, Injection
-    from sidecar.spec import CaBundle
-    from sidecar.spec_rules import proxy_problem
+    from sidecar.control.injection.store_network import Network
 
     proxy, secret = network["proxy"], network["proxy_secret"]
     if proxy is not None and (problem := proxy_problem(proxy)):
@@ -273,12 +273,12 @@ def certificate(
     import datetime as dt
 
     from sidecar import logs
+    from sidecar.cluster.api import connect
     from sidecar.control.webhook.certificate_job import (
         CertificateJob,
         install_certificate,
         keep_certificate,
     )
-    from sidecar.kubernetes_api import connect
 
     logs.set_up("certificate")
     if renew_before_days >= days:

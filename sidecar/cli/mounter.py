@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecar.cli.group import PORT, cli, read_text, tell
+from sidecar.contract.spec import HTTP_PORT, KUBELET_PODS, TERMINATION_MESSAGE
 from sidecar.errors import SidecarError, SpecInvalid, UsageError
-from sidecar.spec import HTTP_PORT, KUBELET_PODS, TERMINATION_MESSAGE
 
 if TYPE_CHECKING:
-    from sidecar.control.catalogue.options import Values
+    from sidecar.control.catalogue.option_rules import Values
     from sidecar.control.catalogue.yaml_document import YamlValue
 
 
@@ -43,9 +43,9 @@ def demo() -> None:
 @click.option("--spec-sha256", metavar="HEX", help="Refuse a file with another digest.")
 def mount(spec_file: str, spec_sha256: str | None) -> None:
     """Mount every bucket of a spec and serve until told to stop: the container's job."""
-    from sidecar.mounter.supervisor.main import become
+    from sidecar.contract.spec_document import load_spec  # a fifth of a second, for pydantic
+    from sidecar.mounter.supervisor.supervisor import become
     from sidecar.mounter.system.status import write_termination_message
-    from sidecar.spec_document import load_spec  # a fifth of a second, for pydantic
 
     try:
         spec = load_spec(*read_text(spec_file, SpecInvalid, sha256=spec_sha256))
@@ -127,7 +127,7 @@ def try_(
     s3://BUCKET, gs://BUCKET or wasbs://CONTAINER@ACCOUNT.blob.core.windows.net, with or without a
     prefix behind it.
     """
-    from sidecar.trial import Trial, run
+    from sidecar.demo.trial import Trial, run
 
     trial = Trial(url, os.path.abspath(directory), read_only, anonymous, parse_settings(options))
     if explain:
@@ -140,7 +140,7 @@ def parse_settings(settings: tuple[str, ...]) -> Values:
     """Options from ``NAME=VALUE``; lists as in YAML. Raises UsageError, ConfigError."""
     import yaml
 
-    from sidecar.control.catalogue.options import parse_options
+    from sidecar.control.catalogue.option_rules import parse_options
 
     section: dict[str, YamlValue] = {}
     for setting in settings:

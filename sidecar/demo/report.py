@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 from rich.tree import Tree
 
-from sidecar.spec import ClaimSource, HostPathSource, PersistenceSpec, StoreSource
+from sidecar.contract.spec import ClaimSource, HostPathSource, PersistenceSpec, StoreSource
 
 _METRIC_PREFIX = "mount_sidecar_"
 # A histogram is shown by `_count` only, its number of events: the rest would fill the table.

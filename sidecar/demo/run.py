@@ -18,15 +18,15 @@ import yaml
 from minio import Minio
 from rich.console import Console
 
+from sidecar.contract.spec import Http, PersistenceSpec
+from sidecar.contract.spec_document import load_spec
 from sidecar.demo import report
 from sidecar.demo.dataset import Digit, labels_csv, load_digits
 from sidecar.demo.embedded import EmbeddedS3
 from sidecar.demo.programs import Program
-from sidecar.demo.signals import Stopped, StopSignals
+from sidecar.demo.signals import Interrupted, StopSignals
 from sidecar.demo.workspace import Workspace, free_port
 from sidecar.errors import EXIT_OK, DemoFailed
-from sidecar.spec import Http, PersistenceSpec
-from sidecar.spec_document import load_spec
 
 RUN = "demo/digits/experiments/1"
 DATA_BUCKET, DATA_PREFIX = "datasets", "digits/"
@@ -98,7 +98,7 @@ def run() -> int:
                 _run_in(workspace, console)
             signals.check()
             console.print("[green]✓[/] Nothing is left: no mount, no process, no file")
-    except Stopped as stopped:
+    except Interrupted as stopped:
         console.print("[yellow]stopped[/]; nothing is left: no mount, no process, no file")
         return stopped.exit_status
     return EXIT_OK

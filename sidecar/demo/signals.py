@@ -13,7 +13,7 @@ from types import FrameType
 from sidecar.stop_signals import STOP_SIGNALS
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """A signal asked the demo to end."""
 
     def __init__(self, signum: int) -> None:
@@ -36,9 +36,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise :class:`Stopped` if a signal came."""
+        """Raise :class:`Interrupted` if a signal came."""
         if self._received:
-            raise Stopped(self._received)
+            raise Interrupted(self._received)
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         self._received = self._received or signum

@@ -24,6 +24,7 @@ import prometheus_client  # noqa: F401 - all of them need it
 
 from sidecar import logs
 from sidecar.backoff import Backoff
+from sidecar.contract.spec import PersistenceSpec
 from sidecar.mounter.reporting import health, reporter
 from sidecar.mounter.store import import_stores
 from sidecar.mounter.system import hardening, prctl
@@ -31,9 +32,8 @@ from sidecar.mounter.system.allocator import give_back_large_blocks
 from sidecar.mounter.system.channel import Channel, Message
 from sidecar.mounter.system.heartbeat import beat_to
 from sidecar.mounter.system.shortage import exit_with
-from sidecar.mounter.warming import main as warming
-from sidecar.mounter.worker import main as worker
-from sidecar.spec import PersistenceSpec
+from sidecar.mounter.warming import warmer
+from sidecar.mounter.worker import worker
 from sidecar.stop_signals import STOP_SIGNALS
 
 log = logging.getLogger("sidecar.fork_server")
@@ -43,7 +43,7 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 1.0
 _MAINS: Final[dict[str, Callable[[Channel, PersistenceSpec], int]]] = {
     "health": health.main,
     "reporter": reporter.main,
-    "warming": warming.main,
+    "warming": warmer.main,
 }
 
 

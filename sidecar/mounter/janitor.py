@@ -34,7 +34,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sidecar import logs, pod
+from sidecar import logs
+from sidecar.contract import pod
 from sidecar.errors import EXIT_OK, MountFailed, NotRoot, PathMissing, UsageError
 from sidecar.mounter import overdue
 from sidecar.mounter.cache import node_folder

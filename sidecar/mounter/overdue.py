@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Final
 
 from sidecar import logs
+from sidecar.contract.pod import CONTAINER_NAME, OVERDUE_FILE, RESERVED_PREFIX, STATE_SUFFIX
 from sidecar.mounter.system import mounts, status
-from sidecar.pod import CONTAINER_NAME, OVERDUE_FILE, RESERVED_PREFIX, STATE_SUFFIX
 
 log = logging.getLogger("sidecar.janitor")
 

@@ -19,14 +19,22 @@ FORBIDDEN = {
     ),
     "Inside the mounter, imports point down: a folder is a stage of a byte": (
         "mounter/store/interface.py",
-        "import sidecar.mounter.filesystem.names",
+        "import sidecar.mounter.filesystem.names.names",
+    ),
+    "Inside the contract, imports point down": (
+        "contract/paths.py",
+        "import sidecar.contract.spec",
+    ),
+    "Inside the file system, imports point down: system calls, bytes, inodes, the journal, names": (
+        "mounter/filesystem/names/names.py",
+        "import sidecar.mounter.filesystem.journal.records",
     ),
     "Inside the control half, imports point down": (
         "control/catalogue/selection.py",
         "import sidecar.control.injection.inject",
     ),
     "Above the stores nothing imports an SDK, FUSE, or more of a store than its interface": (
-        "mounter/filesystem/names.py",
+        "mounter/filesystem/names/names.py",
         "import sidecar.mounter.store.login",
     ),
     "Inside the stores, imports point down: a cloud, what all clouds share, HTTP": (
@@ -36,12 +44,12 @@ FORBIDDEN = {
     "Only an sdk module imports a cloud's SDK": ("mounter/store/s3/store.py", "import s3fs"),
     "The sidecar loads no client of Kubernetes": (
         "mounter/reporting/reporter.py",
-        "import sidecar.kubernetes_api",
+        "import sidecar.cluster.api",
     ),
     "Process 1 runs on the standard library alone": ("mounter/system/mounts.py", "import yaml"),
 }
 """For each contract, a module and an import that must fail there."""
-LOST = ["mounter/lost.py", "mounter/store/lost.py"]
+LOST = ["mounter/lost.py", "mounter/store/lost.py", "mounter/filesystem/lost.py"]
 """Modules in no layer."""
 
 
@@ -87,7 +95,7 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("module", ["sidecar.errors", "sidecar.mounter.supervisor.main"])
+@pytest.mark.parametrize("module", ["sidecar.errors", "sidecar.mounter.supervisor.supervisor"])
 def test_process_1_loads_the_standard_library_only(module):
     loaded = _loaded_by(f"import {module}")
     foreign = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names

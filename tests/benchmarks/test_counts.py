@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options
-from sidecar.spec import Volume
+from sidecar.contract.options import Options
+from sidecar.contract.spec import Volume
 from sidecar.units import KIB, MIB
 from tests.reading.buckets import fill, make_bucket
 from tests.support.clouds import S3Cloud

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli.main import main
+from sidecar.contract.options import Options
+from sidecar.contract.pod import NAMESPACE_VARIABLE, SERVICE_ACCOUNT_NAME_VARIABLE
+from sidecar.contract.spec import NodeCache, PersistenceSpec, StoreSource, Volume
 from sidecar.mounter.cache import node_folder
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES as B
 from sidecar.mounter.system import resource_limits
 from sidecar.mounter.worker import cache_place
-from sidecar.options import Options
-from sidecar.pod import NAMESPACE_VARIABLE, SERVICE_ACCOUNT_NAME_VARIABLE
-from sidecar.spec import NodeCache, PersistenceSpec, StoreSource, Volume
 from sidecar.units import MIB
 from tests.cache.folders import acquire, an_object, disk_bytes, has_whole, keep, open_cache
 from tests.cache.test_disk_cache import age

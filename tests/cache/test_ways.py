@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options
-from sidecar.spec import CaBundle, NodeCache
+from sidecar.contract.options import Options
+from sidecar.contract.spec import CaBundle, NodeCache
 from sidecar.units import MIB
 from tests.reading.buckets import fill, make_bucket
 from tests.support.clouds import S3Cloud

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import pytest
 
-from sidecar.mounter.reporting.event_recorder import REPEAT_S, EventRecorder, PodIdentity
+from sidecar.mounter.reporting.event_recorder import REPEAT_S, EventRecorder, PodReference
 from sidecar.mounter.reporting.pod_api import PodApi
-from sidecar.mounter.reporting.pod_reports import CONDITION, Condition, Report
+from sidecar.mounter.reporting.pod_reports import CONDITION, PodCondition, Report
 from tests.cluster.conftest import ACCOUNT, NAMESPACE
 from tests.support.cluster import MANIFESTS, Cluster, Json, Refused, find, kustomize
 
 REPORT = Report("StoreFails", "SC1045 UNAVAILABLE: volume data/d")
-TRUE = Condition("True", "Mounted", "1 volume(s) are usable")
+TRUE = PodCondition("True", "Mounted", "1 volume(s) are usable")
 
 
 def pod(name: str, account: str = ACCOUNT) -> Json:
@@ -42,9 +42,9 @@ class Experiment(NamedTuple):
     api: Cluster
 
     @property
-    def identity(self) -> PodIdentity:
+    def identity(self) -> PodReference:
         metadata = self.pod["metadata"]
-        return PodIdentity(metadata["name"], NAMESPACE, metadata["uid"], "node")
+        return PodReference(metadata["name"], NAMESPACE, metadata["uid"], "node")
 
     def patch_status(self, name: str, patch: Json) -> None:
         self.api.patch_pod_status(NAMESPACE, name, patch)
@@ -102,7 +102,7 @@ def test_the_sidecar_s_reports_arrive(policies: Cluster, train: Experiment) -> N
         reports.add(REPORT)
         reports.send(0.0)
         assert conditions(policies, "train")[CONDITION]["status"] == "True"
-        reports.set_condition(Condition("False", "StoreFails", REPORT.message))
+        reports.set_condition(PodCondition("False", "StoreFails", REPORT.message))
         reports.add(REPORT)
         reports.send(REPEAT_S + 1)
     found = conditions(policies, "train")

@@ -7,12 +7,12 @@ import json
 import pytest
 import yaml
 
+from sidecar.contract.spec_document import load_spec
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.catalogue.quantity import parse_quantity
 from sidecar.control.injection.inject import inject
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.errors import ConfigError
-from sidecar.spec_document import load_spec
 from sidecar.units import GIB
 from tests.control.injection.golden import CATALOGUE, catalogue, given
 

@@ -16,12 +16,12 @@ import jsonpatch
 import pytest
 import yaml
 
+from sidecar.contract.spec_document import load_spec
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import pod_patch
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.control.webhook.admission import REVIEW_BYTES, answer
 from sidecar.errors import ConfigError, ReviewInvalid
-from sidecar.spec_document import load_spec
 from sidecar.units import MIB
 from tests.control.injection.golden import (
     CATALOGUE,

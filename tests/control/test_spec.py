@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from sidecar.cli.main import main
+from sidecar.contract.spec_document import load_spec
+from sidecar.contract.spec_rules import SYSTEM_DIRECTORIES
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.catalogue.selection import Selection
 from sidecar.errors import ConfigError, PathOverlap
-from sidecar.spec_document import load_spec
-from sidecar.spec_rules import SYSTEM_DIRECTORIES
 from tests.control.injection.golden import NAMES, expected
 from tests.control.injection.test_golden import containers
 

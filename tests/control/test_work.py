@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar.contract.spec_document import load_spec
 from sidecar.control.catalogue.catalogue import Catalogue, parse_catalogue
 from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.catalogue.selection import parse_polyaxonfile, parse_selection
@@ -26,7 +27,6 @@ from sidecar.control.injection.manifests import inject_manifests
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.control.webhook.admission import REVIEW_BYTES, answer
 from sidecar.errors import CatalogueInvalid, ConfigError, ReviewInvalid
-from sidecar.spec_document import load_spec
 from tests.control.injection.golden import catalogue, given
 from tests.control.webhook.server import recorded
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import Unsupported, WouldBlock
-from sidecar.mounter.filesystem.attributes import Caller, from_metadata, to_metadata
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.attributes import Caller, from_metadata, to_metadata
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from sidecar.mounter.store.interface import ObjectInfo
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore, bare_store, before

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sidecar.errors import NotFound, SidecarError, Unavailable
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from tests.filesystem.view import View
 from tests.support.memory_store import Hook, MemoryStore, before
 from tests.support.serve import build

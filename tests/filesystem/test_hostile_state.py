@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import AccessDenied, LoginRejected, SidecarError, Unavailable
-from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.records import (
+from sidecar.mounter.filesystem.inodes.inode import ROOT
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.journal.records import (
     DirectoryInode,
     DirectoryOpened,
     FileInode,
@@ -26,8 +26,8 @@ from sidecar.mounter.filesystem.records import (
     RenameBegun,
     Replied,
 )
-from sidecar.mounter.filesystem.replay import RecoveredState
-from sidecar.mounter.filesystem.stored_records import encode
+from sidecar.mounter.filesystem.journal.replay import RecoveredState
+from sidecar.mounter.filesystem.journal.stored_records import encode
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.frames import MARK, frame
 from tests.support import planted
@@ -289,7 +289,7 @@ def test_frames_that_claim_to_be_long(state: Path) -> None:
 
 
 def test_more_than_any_worker_held(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidecar.mounter.filesystem.replay.MOST_HELD", 1000)
+    monkeypatch.setattr("sidecar.mounter.filesystem.journal.replay.MOST_HELD", 1000)
     names = [f"{number}" for number in range(600)]
     opened = [DirectoryOpened(number, ROOT, names) for number in range(50)]
     write_journal(state, [ROOT_RECORD, *opened])

@@ -25,12 +25,11 @@ from hypothesis.stateful import (
 
 from sidecar.errors import SidecarError, StateUnusable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.attributes import Entry, Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.journal import FIRST_BYTES, Journal
-from sidecar.mounter.filesystem.packed_names import pack_keys
-from sidecar.mounter.filesystem.records import (
+from sidecar.mounter.filesystem.inodes.attributes import Entry, Ownership
+from sidecar.mounter.filesystem.inodes.inode import ROOT
+from sidecar.mounter.filesystem.journal.journal import FIRST_BYTES, Journal
+from sidecar.mounter.filesystem.journal.records import (
     DirectoryClosed,
     DirectoryInode,
     DirectoryOpened,
@@ -49,8 +48,9 @@ from sidecar.mounter.filesystem.records import (
     Record,
     Replied,
 )
-from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest
-from sidecar.mounter.filesystem.stored_records import decode, encode
+from sidecar.mounter.filesystem.journal.replay import RecoveredState, ReplayedRequest
+from sidecar.mounter.filesystem.journal.stored_records import decode, encode
+from sidecar.mounter.filesystem.names.packed_names import pack_keys
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.system.state_directory import StateDirectory

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import StateUnusable
-from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.records import (
+from sidecar.mounter.filesystem.inodes.inode import ROOT
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.journal.records import (
     DirectoryInode,
     DirectoryOpened,
     FileInode,
     LastNumbers,
     NamesRead,
 )
-from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest
+from sidecar.mounter.filesystem.journal.replay import RecoveredState, ReplayedRequest
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.writing.frames import Damage, frame
 from tests.support.memory_store import MemoryStore

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotEmpty, NotFound, NotPermitted
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from tests.filesystem.view import View, paged_store
 from tests.support.memory_store import MemoryStore
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import Stale, Unavailable
-from sidecar.mounter.filesystem import content, write_back
-from sidecar.mounter.filesystem.attributes import from_metadata
+from sidecar.mounter.filesystem.content import contents, write_back
+from sidecar.mounter.filesystem.inodes.attributes import from_metadata
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore, bare_store, raising
 from tests.support.waiting import wait_until
@@ -195,7 +195,7 @@ def test_of_an_older_file_they_are_saved_at_once_or_not_at_all(tmp_path: Path) -
 
 
 def test_only_so_many_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content, "MOST_LOCAL", 2)
+    monkeypatch.setattr(contents, "MOST_LOCAL", 2)
     store = bare_store()
     view = View(store, tmp_path)
     for name in ("one", "two", "three"):

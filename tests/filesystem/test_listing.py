@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from sidecar.mounter.filesystem.listing import Listing
-from sidecar.mounter.filesystem.name_memory import NameMemory
-from sidecar.mounter.filesystem.own_changes import OwnChanges
+from sidecar.mounter.filesystem.names.listing import Listing
+from sidecar.mounter.filesystem.names.name_memory import NameMemory
+from sidecar.mounter.filesystem.names.own_changes import OwnChanges
 from tests.support.memory_store import MemoryStore
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from tests.filesystem.view import View
 from tests.support.memory_store import Hook, MemoryStore

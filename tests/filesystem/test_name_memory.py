@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from sidecar.errors import NotFound
-from sidecar.mounter.filesystem import packed_names
-from sidecar.mounter.filesystem.inodes import ROOT, Inode
-from sidecar.mounter.filesystem.listing import Listing
-from sidecar.mounter.filesystem.name_memory import OPEN_NAME_BYTES, NameMemory
-from sidecar.mounter.filesystem.names import LINK_SUFFIX
-from sidecar.mounter.filesystem.own_changes import OwnChanges
-from sidecar.mounter.filesystem.remotes import (
+from sidecar.mounter.filesystem.inodes.inode import ROOT, Inode
+from sidecar.mounter.filesystem.names import packed_names
+from sidecar.mounter.filesystem.names.listing import Listing
+from sidecar.mounter.filesystem.names.name_memory import OPEN_NAME_BYTES, NameMemory
+from sidecar.mounter.filesystem.names.names import LINK_SUFFIX
+from sidecar.mounter.filesystem.names.own_changes import OwnChanges
+from sidecar.mounter.filesystem.names.remotes import (
     FORGOTTEN_FILE,
     REMOTE_DIRECTORY,
     ForgottenObject,

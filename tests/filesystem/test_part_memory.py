@@ -14,7 +14,7 @@ import pytest
 
 from sidecar.errors import SpoolFull, Stale, Unavailable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem import open_files
+from sidecar.mounter.filesystem.content import open_files
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.store.failures import Failures
 from sidecar.mounter.system import memory_pressure

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound, Stale
-from sidecar.mounter.filesystem import contested_names
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.content import contested_names
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore, after, before
 

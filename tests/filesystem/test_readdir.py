@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from sidecar.mounter.filesystem.readdir import Position, Section
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore

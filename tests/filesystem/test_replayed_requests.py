@@ -11,9 +11,9 @@ import pytest
 
 from sidecar.errors import FileExists, NotFound
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.replay import (
+from sidecar.mounter.filesystem.inodes.inode import ROOT
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.journal.replay import (
     MOST_CRASHES,
     MOST_DEATHS,
     RecoveredState,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sidecar.errors import NotFound, WouldBlock
-from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.name_resolver import RELIST_MISSES
+from sidecar.mounter.filesystem.inodes.inode import ROOT
+from sidecar.mounter.filesystem.inodes.name_resolver import RELIST_MISSES
 from sidecar.mounter.store.interface import Page
 from sidecar.mounter.system.shortage import NO_THREAD
 from tests.filesystem.view import View, delay_next_list, paged_store

@@ -22,12 +22,11 @@ import pytest
 
 from sidecar.errors import SidecarError, StateUnusable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.packed_names import pack_keys
-from sidecar.mounter.filesystem.records import (
+from sidecar.mounter.filesystem.inodes.attributes import Ownership
+from sidecar.mounter.filesystem.inodes.inode import ROOT
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.journal.records import (
     Answered,
     DirectoryClosed,
     DirectoryInode,
@@ -50,8 +49,9 @@ from sidecar.mounter.filesystem.records import (
     Resent,
     Revoked,
 )
-from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest
-from sidecar.mounter.filesystem.stored_records import encode
+from sidecar.mounter.filesystem.journal.replay import RecoveredState, ReplayedRequest
+from sidecar.mounter.filesystem.journal.stored_records import encode
+from sidecar.mounter.filesystem.names.packed_names import pack_keys
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.system.state_directory import StateDirectory

@@ -23,7 +23,7 @@ from sidecar.errors import (
     StoreProtocolError,
     Unavailable,
 )
-from sidecar.mounter.filesystem.inodes import File
+from sidecar.mounter.filesystem.inodes.inode import File
 from sidecar.mounter.store.interface import Condition, Limits, ObjectInfo
 from sidecar.mounter.store.s3.store import S3Store
 from sidecar.mounter.writing.part_layout import PartLayout
@@ -120,7 +120,7 @@ def test_a_file_is_whole_that_is_being_saved_when_the_last_minute_begins(tmp_pat
     with ThreadPoolExecutor(1) as closing:
         closed = closing.submit(view.fs.flush, handle)
         until(lambda: view.fs.files._uploader.is_busy(spool))
-        view.fs.files.last_minute.end_at(time.monotonic() + FOR_EVER_S)
+        view.fs.files.final_saving.end_at(time.monotonic() + FOR_EVER_S)
         gate.set()
         closed.result()
     assert store.content("file") == blocks(9)

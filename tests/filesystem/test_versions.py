@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import NotFound, Stale
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from sidecar.units import MIB
 from tests.filesystem.view import View, delay_next_list
 from tests.support.memory_store import MemoryStore

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.metrics import scrape_registry
-from sidecar.mounter.filesystem.attributes import Attributes
-from sidecar.mounter.filesystem.inodes import ROOT
-from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
+from sidecar.mounter.filesystem.inodes.attributes import Attributes
+from sidecar.mounter.filesystem.inodes.inode import ROOT
+from sidecar.mounter.filesystem.names.name_memory import BUDGET_BYTES
 from sidecar.mounter.store.interface import Page, Store
 from sidecar.mounter.writing.part_memory import PartMemory
 from tests.support.memory_store import Hook, MemoryStore, after

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from sidecar.errors import QuotaExceeded
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.fuse.readers.pool import ReaderPool
+from sidecar.mounter.fuse.readers.reader_pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher

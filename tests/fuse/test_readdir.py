@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.filesystem.attributes import Entry
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.attributes import Entry
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from sidecar.mounter.fuse import operations, protocol
 from sidecar.mounter.fuse.codec import Request
-from sidecar.mounter.fuse.operations import Mount
+from sidecar.mounter.fuse.operations import Session
 from sidecar.mounter.fuse.server import Server
 from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
@@ -24,7 +24,7 @@ OTHERS = 15
 _NAME_AT = protocol.ENTRY_OUT.size + protocol.ATTR.size
 
 
-def a_directory(tmp_path: Path) -> tuple[Mount, int, int]:
+def a_directory(tmp_path: Path) -> tuple[Session, int, int]:
     """A mount, and the inode and a handle of a directory of FILES files."""
     store = MemoryStore()
     for number in range(FILES):
@@ -34,10 +34,10 @@ def a_directory(tmp_path: Path) -> tuple[Mount, int, int]:
     filesystem, metrics = build(store, tmp_path, read_only=True, ttl_s=600)
     server = Server(filesystem, os.open(os.devnull, os.O_RDWR), metrics, lambda _: None)
     inode = filesystem.lookup(ROOT, "dir").attributes.inode
-    return server.mount, inode, filesystem.open_directory(inode)
+    return server.session, inode, filesystem.open_directory(inode)
 
 
-def read(mount: Mount, inode: int, body: bytes) -> bytes:
+def read(mount: Session, inode: int, body: bytes) -> bytes:
     """The body of a READDIRPLUS answer."""
     request = Request(44, 2, inode, memoryview(body + bytes(16)), 0, 0, 0)
     outcome = operations.read_directory_plus(mount, request, True)
@@ -45,7 +45,7 @@ def read(mount: Mount, inode: int, body: bytes) -> bytes:
     return b"".join(outcome)
 
 
-def lines(mount: Mount, inode: int, handle: int, room: int) -> dict[bytes, int]:
+def lines(mount: Session, inode: int, handle: int, room: int) -> dict[bytes, int]:
     """One READDIRPLUS from the beginning: name to inode, 0 for a name without attributes."""
     reply = read(mount, inode, struct.pack("<QQII", handle, 0, room, 0))
     found: dict[bytes, int] = {}

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from sidecar.mounter.fuse import operations
 from sidecar.mounter.fuse.codec import Request
 from sidecar.mounter.fuse.operations import Answer, HandedOn
 from sidecar.mounter.fuse.protocol import Opcode
-from sidecar.mounter.fuse.readers.pool import ReaderPool
+from sidecar.mounter.fuse.readers.reader_pool import ReaderPool
 from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.store.failures import Tell
@@ -65,7 +65,7 @@ def test_a_thread_that_may_wait_reads_here(tmp_path: Path) -> None:
     filesystem, metrics = build(store, tmp_path, ttl_s=600)
     readers = Recorded()
     descriptor = os.open(os.devnull, os.O_RDWR)
-    mount = Server(filesystem, descriptor, metrics, lambda _: None, readers).mount
+    mount = Server(filesystem, descriptor, metrics, lambda _: None, readers).session
     inode = filesystem.lookup(ROOT, "a").attributes.inode
     handle = filesystem.open(inode, os.O_RDONLY)
     body = memoryview(struct.pack("<QQII", handle, 0, 4096, 0) + bytes(16))

@@ -28,7 +28,7 @@ def in_module(name: str) -> Callable[[Callable[[], object]], object]:
 
 
 at_store = in_module("sidecar.mounter.store.s3.requests")
-at_names = in_module("sidecar.mounter.filesystem.namespace")
+at_names = in_module("sidecar.mounter.filesystem.inodes.namespace")
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_a_thread_that_waits_for_a_lock_is_stuck(pool: Pool) -> None:
     pool.threads.submit(at_names, pool.wait)
     why = look()
     assert why is not None
-    assert why.endswith("in sidecar.mounter.filesystem.namespace.call")
+    assert why.endswith("in sidecar.mounter.filesystem.inodes.namespace.call")
 
 
 def test_while_a_thread_is_at_the_store_none_is_stuck(pool: Pool) -> None:

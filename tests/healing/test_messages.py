@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.mounter.system import messages
-from sidecar.options import Options
+from sidecar.contract.options import Options
+from sidecar.mounter.system import child_messages
 from tests.healing.conftest import VOLUME, Bucket, Start
 from tests.support.sidecar import Sidecar
 
@@ -50,12 +50,12 @@ def wrong_messages() -> Iterator[bytes]:
     """Bytes that are no message, and each message without a field, and with another value."""
     yield from (b"\0", b"{", b"null", b"[" * 60_000, b"1" * 5000, b"x" * 200_000)
     yield from (json.dumps({"event": value}).encode() for value in _UNLIKE)
-    for event, fields in messages.SHAPES.items():
+    for event, fields in child_messages.SHAPES.items():
         right = {"event": event, **{name: _like(shape) for name, shape in fields.items()}}
         for name in fields:
             yield json.dumps({key: value for key, value in right.items() if key != name}).encode()
             for value in _UNLIKE:
-                if not messages.fits(value, fields[name]):
+                if not child_messages.fits(value, fields[name]):
                     yield json.dumps({**right, name: value}).encode()
 
 

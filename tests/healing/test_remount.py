@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.options import Options
 from sidecar.mounter.system import mounts
-from sidecar.options import Options
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid
 from tests.support.mounted import mounts_at

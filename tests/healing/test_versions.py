@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options
+from sidecar.contract.options import Options
 from sidecar.units import MIB
 from tests.healing.conftest import VOLUME, Bucket, Start
 from tests.support.killer import Killer, drop_caches, kill_worker, while_dead

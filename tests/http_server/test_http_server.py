@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.http_message import Refused, Request, Response, parse_head
-from sidecar.http_server import HttpServer, Limits, Route
-from sidecar.listening import listen
+from sidecar.http.listening import listen
+from sidecar.http.message import HttpRequest, HttpResponse, Refused, parse_head
+from sidecar.http.server import HttpServer, Route, ServerLimits
 from sidecar.units import MIB
 from tests.support.many_clients import is_closed, is_read
 from tests.support.waiting import wait_until
 
-LIMITS = Limits(
+LIMITS = ServerLimits(
     connections=8, idle_s=60, kept_s=60, request_s=60, body_bytes=2 * MIB, held_bytes=3 * MIB
 )
 LARGE = bytes(2 * MIB)
@@ -34,17 +34,17 @@ FEW = 4
 class Served:
     """A server in a thread of this process. ``gate`` holds what `/wait` answers."""
 
-    def __init__(self, limits: Limits, *, begins: bool = True) -> None:
+    def __init__(self, limits: ServerLimits, *, begins: bool = True) -> None:
         self.gate = threading.Semaphore(0)
         self.asked = 0
         routes = {
-            "/get": Route("GET", lambda _: Response(HTTPStatus.OK, b"got\n")),
-            "/echo": Route("POST", lambda request: Response(HTTPStatus.OK, request.body)),
-            "/large": Route("GET", lambda _: Response(HTTPStatus.OK, LARGE)),
+            "/get": Route("GET", lambda _: HttpResponse(HTTPStatus.OK, b"got\n")),
+            "/echo": Route("POST", lambda request: HttpResponse(HTTPStatus.OK, request.body)),
+            "/large": Route("GET", lambda _: HttpResponse(HTTPStatus.OK, LARGE)),
             "/wait": Route("GET", self._wait, "waiting"),
             "/work": Route("POST", self._work),
             "/few": Route("GET", self._wait, "few", most=FEW),
-            "/bug": Route("GET", lambda request: Response(HTTPStatus.OK, request.body[7])),  # type: ignore[arg-type]
+            "/bug": Route("GET", lambda request: HttpResponse(HTTPStatus.OK, request.body[7])),  # type: ignore[arg-type]
         }
         self.server = HttpServer(listen("127.0.0.1", 0, ""), routes, limits)
         self.port = self.server.port
@@ -56,13 +56,15 @@ class Served:
     def begin(self) -> None:
         self._thread.start()
 
-    def _wait(self, _: Request) -> Response:
+    def _wait(self, _: HttpRequest) -> HttpResponse:
         self.asked += 1
         assert self.gate.acquire(timeout=60)
-        return Response(HTTPStatus.OK, b"waited\n")
+        return HttpResponse(HTTPStatus.OK, b"waited\n")
 
-    def _work(self, request: Request) -> Response:
-        return self._wait(request) if len(request.body) > MIB else Response(HTTPStatus.OK, b"done")
+    def _work(self, request: HttpRequest) -> HttpResponse:
+        return (
+            self._wait(request) if len(request.body) > MIB else HttpResponse(HTTPStatus.OK, b"done")
+        )
 
     def connect(self) -> socket.socket:
         client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
@@ -87,7 +89,7 @@ class Served:
         self._thread.join()
 
 
-def serving(limits: Limits) -> Iterator[Served]:
+def serving(limits: ServerLimits) -> Iterator[Served]:
     served = Served(limits)
     try:
         yield served

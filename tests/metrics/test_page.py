@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options, TransportName
+from sidecar.contract.options import Options, TransportName
 from sidecar.units import MIB
 from tests.mount.buckets import TRANSPORTS, bucket_sidecar, make_cloud
 from tests.support.servers import Server, find_program

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.options import Times, TransportName
-from sidecar.spec import Volume
+from sidecar.contract.options import Times, TransportName
+from sidecar.contract.spec import Volume
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
 from tests.support.servers import GcsServer, HttpResponder, answer
 from tests.support.sidecar import Sidecar

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.options import TransportName
+from sidecar.contract.options import TransportName
 from tests.mount.buckets import TRANSPORTS, make_cloud
 from tests.support.clouds import Cloud
 

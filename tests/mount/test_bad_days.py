@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.options import Options, TransportName
 from sidecar.mounter.system import mounts
-from sidecar.options import Options, TransportName
 from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud

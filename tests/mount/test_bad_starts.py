@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.options import Times, TransportName
-from sidecar.spec import ClaimSource, HostPathSource, Http, Volume
+from sidecar.contract.options import Times, TransportName
+from sidecar.contract.spec import ClaimSource, HostPathSource, Http, Volume
 from tests.mount.buckets import (
     CLOUDS,
     bucket_sidecar,

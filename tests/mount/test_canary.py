@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options, Times
-from sidecar.spec import Volume
+from sidecar.contract.options import Options, Times
+from sidecar.contract.spec import Volume
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
 from tests.support.servers import AzureServer, GcsServer, MinioServer
 from tests.support.sidecar import Sidecar

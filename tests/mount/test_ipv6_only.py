@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Http, Volume
+from sidecar.contract.spec import Http, Volume
 from tests.support.clouds import S3Cloud
 from tests.support.sidecar import Sidecar
 from tests.support.strict_server import StrictS3Server

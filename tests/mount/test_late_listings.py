@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options
+from sidecar.contract.options import Options
 from tests.mount.buckets import make_cloud
 from tests.support.sidecar import Sidecar, bucket_volume
 from tests.support.strict_server import StrictS3Server

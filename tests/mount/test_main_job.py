@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import TransportName
-from sidecar.spec import ClaimSource, HostPathSource, Volume
+from sidecar.contract.options import TransportName
+from sidecar.contract.spec import ClaimSource, HostPathSource, Volume
 from tests.support.mounted import mounts_at
 from tests.support.servers import AzureServer, GcsServer, S3Server
 from tests.support.sidecar import Sidecar, bucket_volume

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.memory_rule import least_limit_bytes
+from sidecar.contract.memory_rule import least_limit_bytes
 from sidecar.units import MIB
 from tests.conformance import syscalls
 from tests.support.cgroups import new_cgroup

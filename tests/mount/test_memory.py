@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from sidecar.options import Options
+from sidecar.contract.options import Options
 from sidecar.units import MIB
 from tests.mount.buckets import Refusing, bucket_sidecar
 from tests.support.clouds import Cloud

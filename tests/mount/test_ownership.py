@@ -8,8 +8,8 @@ import signal
 import stat
 from pathlib import Path
 
-from sidecar.options import TransportName
-from sidecar.spec import ANYBODY, Access, Volume
+from sidecar.contract.options import TransportName
+from sidecar.contract.spec import ANYBODY, Access, Volume
 from tests.conformance.programs import User, as_user
 from tests.support.clouds import Cloud
 from tests.support.servers import MinioServer

@@ -7,13 +7,13 @@ import os
 import signal
 from pathlib import Path
 
+from sidecar.contract.options import Options
+from sidecar.contract.spec import StoreSource
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.fuse.open_policy import JUDGED_OPENS
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.interface import ObjectInfo
-from sidecar.options import Options
-from sidecar.spec import StoreSource
 from sidecar.units import MIB
 from tests.support.clouds import CountingObserver
 from tests.support.servers import S3Server

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.options import Options
+from sidecar.contract.pod import ALIVE_FILE, READY_FILE
+from sidecar.contract.spec import StoreSource
 from sidecar.mounter.system import mounts
-from sidecar.options import Options
-from sidecar.pod import ALIVE_FILE, READY_FILE
-from sidecar.spec import StoreSource
 from tests.mount.buckets import bucket_sidecar, refused
 from tests.support import planted
 from tests.support.clouds import Cloud

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import CaBundle, Volume
+from sidecar.contract.spec import CaBundle, Volume
 from tests.mount.buckets import CLOUDS, ended_with, make_cloud
 from tests.support.clouds import Cloud
 from tests.support.forward_proxy import ForwardProxy, TlsFront

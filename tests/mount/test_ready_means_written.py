@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from sidecar.contract.options import Options, Times, TransportName
+from sidecar.contract.spec import ClaimSource, Volume
 from sidecar.errors import StoreProtocolError
-from sidecar.mounter.filesystem.names import PROBE_PREFIX
+from sidecar.mounter.filesystem.names.names import PROBE_PREFIX
 from sidecar.mounter.system.state_directory import StateDirectory
 from sidecar.mounter.worker.write_check import (
     LEFT_S,
@@ -23,8 +25,6 @@ from sidecar.mounter.worker.write_check import (
     probe_key,
     remove_leftovers,
 )
-from sidecar.options import Options, Times, TransportName
-from sidecar.spec import ClaimSource, Volume
 from tests.mount.buckets import TRANSPORTS, bucket_sidecar, in_namespace
 from tests.mount.test_bad_starts import EXIT_MOUNT, refused
 from tests.support.clouds import Cloud, S3Cloud

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options
+from sidecar.contract.options import Options
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 

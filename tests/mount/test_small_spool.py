@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.options import Options
 from sidecar.control.injection.pod_spec import OVERHEAD_BYTES
-from sidecar.options import Options
 from sidecar.units import GIB, MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import S3Cloud

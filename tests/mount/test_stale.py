@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from sidecar.options import Options, TransportName
+from sidecar.contract.options import Options, TransportName
 from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import Cloud

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.options import CacheName, Options, TransportName
+from sidecar.contract.options import CacheName, Options, TransportName
 from sidecar.units import MIB
 from tests.mount.buckets import Refusing, bucket_sidecar
 from tests.support.clouds import Cloud, S3Cloud

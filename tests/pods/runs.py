@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
+from sidecar.contract.pod import CONTAINER_NAME as SIDECAR
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.manifests import inject_manifests
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.demo.dataset import labels_csv, load_digits
-from sidecar.pod import CONTAINER_NAME as SIDECAR
 from tests.support.pods import EXPERIMENT_IMAGE, SIDECAR_IMAGE, Container, Json, Pod
 from tests.support.servers import AzureServer, GcsServer, S3Server
 

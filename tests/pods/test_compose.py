@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sidecar.contract.spec import PersistenceSpec
+from sidecar.contract.spec_document import load_spec
 from sidecar.mounter.system import mounts
-from sidecar.spec import PersistenceSpec
-from sidecar.spec_document import load_spec
 from tests.support.network import Network
 from tests.support.pods import Container, Json, make_shared, podman
 from tests.support.servers import REPOSITORY, MinioServer

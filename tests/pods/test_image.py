@@ -10,9 +10,9 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from sidecar import __version__
+from sidecar.contract.paths import contains
+from sidecar.contract.spec_rules import SYSTEM_DIRECTORIES
 from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
-from sidecar.paths import contains
-from sidecar.spec_rules import SYSTEM_DIRECTORIES
 from tests.pods.runs import (
     EXPERIMENT,
     NOTES,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Volume
+from sidecar.contract.spec import Volume
 from tests.mount.buckets import make_cloud
 from tests.support.sidecar import Sidecar
 

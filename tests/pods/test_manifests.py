@@ -14,20 +14,20 @@ import yaml
 from sidecar import __version__
 from sidecar.cli.control import WEBHOOK_KEPT_CATALOGUE
 from sidecar.cli.main import cli
-from sidecar.control.catalogue.catalogue import parse_catalogue
-from sidecar.control.injection.inject import inject
-from sidecar.control.injection.pod_identity import _FILES, _TEXTS
-from sidecar.control.injection.sidecar_container import Injection
-from sidecar.control.webhook.kept_catalogue import KEY
-from sidecar.mounter.reporting.pod_reports import CONDITION
-from sidecar.pod import (
+from sidecar.contract.pod import (
     CONTAINER_NAME,
     PROXY_VARIABLES,
     RESERVED_PREFIX,
     STOP_WITH_EXPERIMENT_VARIABLE,
     UID_VARIABLE,
 )
-from sidecar.spec import HTTP_PORT
+from sidecar.contract.spec import HTTP_PORT
+from sidecar.control.catalogue.catalogue import parse_catalogue
+from sidecar.control.injection.inject import inject
+from sidecar.control.injection.pod_identity import _FILES, _TEXTS
+from sidecar.control.injection.sidecar_container import Injection
+from sidecar.control.webhook.kept_catalogue import KEY
+from sidecar.mounter.reporting.pod_reports import CONDITION
 from tests.support.cluster import MANIFESTS, Json, find, kustomize
 from tests.support.dashboard import queries
 from tests.support.servers import REPOSITORY

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidecar.spec import HTTP_PORT
+from sidecar.contract.spec import HTTP_PORT
 from tests.pods.runs import EXPERIMENT, SIDECAR, Clouds, events, pod_of, status_of
 from tests.support.dashboard import DASHBOARD, Query, Series, ask, draw, queries
 from tests.support.pods import Pod

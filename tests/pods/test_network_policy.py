@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.cli.control import WEBHOOK_PORT
-from sidecar.spec import HTTP_PORT
+from sidecar.contract.spec import HTTP_PORT
 from tests.pods.test_manifests import MANIFESTS, Json, find, kustomize
 
 KUBE_SYSTEM = {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sidecar.spec import Volume
+from sidecar.contract.spec import Volume
 from sidecar.units import MIB
 from tests.support.clouds import S3Cloud
 from tests.support.faults import FaultProxy

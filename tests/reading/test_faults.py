@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options
+from sidecar.contract.options import Options
 from sidecar.units import MIB
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.support.faults import ALL_FAULTS, ENDLESS_FAULTS, FaultProxy

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options, Times
-from sidecar.spec import Volume
+from sidecar.contract.options import Options, Times
+from sidecar.contract.spec import Volume
 from sidecar.units import MIB
 from tests.reading.buckets import fill
 from tests.support.clouds import S3Cloud

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import Volume
 from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.fuse.readers.process import blocks_of_process, process_by_place
 from sidecar.mounter.reading.object_reader import ObjectReader
 from sidecar.mounter.reading.read_around import MOST_BYTES, PageCacheShare, ReadAround
-from sidecar.spec import Volume
 from sidecar.units import KIB, MIB
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.reading.scripted import Reading

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options
+from sidecar.contract.options import Options
 from sidecar.units import MIB
 from tests.reading.buckets import make_bucket, sidecar_behind
 from tests.support.clouds import S3Cloud

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.options import Options
+from sidecar.contract.spec import Volume
 from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.reading.object_reader import ObjectReader
@@ -20,8 +22,6 @@ from sidecar.mounter.reading.whole_load import (
     process_of_region,
     region_of_process,
 )
-from sidecar.options import Options
-from sidecar.spec import Volume
 from sidecar.units import KIB, MIB
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.reading.scripted import Reading

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.options import Times
+from sidecar.contract.options import Times
 from tests.mount.buckets import bucket_sidecar, make_cloud
 from tests.reporting.test_pod_reports import pod
 from tests.support.clouds import Cloud

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
+from sidecar.contract.options import Options, Times
 from sidecar.mounter.reporting.event_recorder import (
     LONGEST_REPEAT_S,
     REPEAT_S,
     EventRecorder,
-    PodIdentity,
+    PodReference,
 )
 from sidecar.mounter.reporting.pod_api import PodApi
-from sidecar.mounter.reporting.pod_reports import Condition, Report
-from sidecar.options import Options, Times
+from sidecar.mounter.reporting.pod_reports import PodCondition, Report
 from tests.mount.buckets import Refusing
 from tests.reporting.conftest import POD, InPod
 from tests.support.clouds import Cloud
@@ -32,7 +32,7 @@ from tests.support.killer import kill_worker
 from tests.support.kubernetes_api import DROP, TOKEN, KubernetesApi
 from tests.support.servers import TlsFiles
 
-POD_IDENTITY = PodIdentity("train", "team", "uid-of-the-pod", "node-1")
+POD_IDENTITY = PodReference("train", "team", "uid-of-the-pod", "node-1")
 CONDITION = "mount-sidecar.io/Ready"
 
 
@@ -325,7 +325,7 @@ def test_a_namespace_that_goes_away_ends_the_events_only(
 ) -> None:
     api.fail("POST", "events", status)
     recorder.add(REPORT)
-    recorder.set_condition(Condition("True", "Mounted", "one"))
+    recorder.set_condition(PodCondition("True", "Mounted", "one"))
     recorder.send(0.0)
     recorder.add(REPORT)
     recorder.send(LATER_S)
@@ -361,7 +361,7 @@ def test_the_last_words_do_not_wait(api: KubernetesApi, recorder: EventRecorder)
     recorder.add(REPORT)
     recorder.send(0.0)
     recorder.add(REPORT)
-    recorder.set_condition(Condition("False", "Stopped", "stopped"))
+    recorder.set_condition(PodCondition("False", "Stopped", "stopped"))
     recorder.send(1.0, last=True)
     assert [event["count"] for event in api.events()] == [1, 2]
     assert conditions(api)[CONDITION]["reason"] == "Stopped"
@@ -372,8 +372,8 @@ def test_the_newest_condition_is_sent_and_other_conditions_stay(
 ) -> None:
     theirs = {"type": "Initialized", "status": "True"}
     api.objects[POD]["status"]["conditions"] = [theirs]
-    recorder.set_condition(Condition("True", "Mounted", "one"))
-    recorder.set_condition(Condition("True", "Mounted", "two"))
+    recorder.set_condition(PodCondition("True", "Mounted", "one"))
+    recorder.set_condition(PodCondition("True", "Mounted", "two"))
     recorder.send(0.0)
     recorder.send(10.0)
     assert len(api.requests("PATCH", "status")) == 1
@@ -384,10 +384,10 @@ def test_the_newest_condition_is_sent_and_other_conditions_stay(
 def test_a_token_that_was_replaced_is_used_at_once(
     api: KubernetesApi, recorder: EventRecorder, tmp_path: Path
 ) -> None:
-    recorder.set_condition(Condition("True", "Mounted", "one"))
+    recorder.set_condition(PodCondition("True", "Mounted", "one"))
     recorder.send(0.0)
     (tmp_path / "account/token").write_text("the next token\n")
-    recorder.set_condition(Condition("False", "Stopped", "stopped"))
+    recorder.set_condition(PodCondition("False", "Stopped", "stopped"))
     recorder.send(10.0)
     assert [a.token for a in api.requests("PATCH", "status")] == [TOKEN, "the next token"]
 
@@ -399,7 +399,7 @@ def test_a_server_that_the_authority_does_not_know_gets_no_token(
     authority = tmp_path / "account/ca.crt"
     right = authority.read_text()
     authority.write_text(TlsFiles(tmp_path / "other").certificate.read_text())
-    recorder.set_condition(Condition("True", "Mounted", "one"))
+    recorder.set_condition(PodCondition("True", "Mounted", "one"))
     recorder.send(0.0)
     assert api.asked == []
     [record] = caplog.records

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.memory_rule import least_limit_bytes
+from sidecar.contract.memory_rule import least_limit_bytes
 from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.reporting.conftest import InPod

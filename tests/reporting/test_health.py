@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Http, Volume
+from sidecar.contract.spec import Http, Volume
 from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar
 from tests.reading.buckets import make_bucket

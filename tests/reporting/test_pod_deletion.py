@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from sidecar.contract.options import Options, Times
 from sidecar.mounter.reporting.pod_deletion import PodDeletion, experiment_containers
-from sidecar.options import Options, Times
 from tests.reporting.conftest import POD, InPod
 from tests.reporting.test_cluster import reasons
 from tests.support.clouds import Cloud

@@ -12,7 +12,7 @@ import pytest
 from sidecar.errors import NotFound
 from sidecar.metrics import VolumeTotals, read_volume_totals
 from sidecar.mounter.reporting.pod_completion import has_ended
-from sidecar.mounter.reporting.pod_reports import Condition, Observer, Report, condition
+from sidecar.mounter.reporting.pod_reports import Observer, PodCondition, Report, condition
 from tests.reporting.status_documents import status, volume
 
 SPOOL_BYTES = 1000
@@ -58,7 +58,7 @@ def test_a_worker_that_hangs_is_told_before_it_is_replaced(observer: Observer) -
     [report] = observer.look_at_status(hanging)
     assert report.reason == "WorkerHung"
     told = "volume outputs/models: SC1094 WORKER_HUNG: no sign of life"
-    assert condition(hanging) == Condition("False", "WorkerHung", told)
+    assert condition(hanging) == PodCondition("False", "WorkerHung", told)
 
 
 def test_a_mount_that_breaks_while_it_is_used_and_again_after_it_was_well(
@@ -163,7 +163,7 @@ def test_a_second_start_is_told_and_that_it_is_ready_again(observer: Observer) -
     [report] = observer.look_at_status(again)
     assert report.reason == "Restarted"
     assert "ENOTCONN" in report.message
-    assert condition(again) == Condition("False", "Restarted", report.message)
+    assert condition(again) == PodCondition("False", "Restarted", report.message)
     assert observer.look_at_status(again) == []
     ready = status(restarted=True)
     assert [report.reason for report in observer.look_at_status(ready)] == ["Recovered"]
@@ -172,7 +172,7 @@ def test_a_second_start_is_told_and_that_it_is_ready_again(observer: Observer) -
 
 def test_what_a_start_waits_for_is_the_condition() -> None:
     waiting = status("starting", waiting="waiting since then: SC1047", restarted=True)
-    assert condition(waiting) == Condition("False", "Starting", "waiting since then: SC1047")
+    assert condition(waiting) == PodCondition("False", "Starting", "waiting since then: SC1047")
 
 
 def test_what_is_not_saved_when_the_time_is_up_is_told_before_the_end(observer: Observer) -> None:
@@ -203,7 +203,7 @@ def test_a_spool_is_nearly_full_once_until_it_was_emptied(observer: Observer) ->
 
 
 def test_the_condition_follows_ready_and_not_a_worker() -> None:
-    mounted = Condition("True", "Mounted", "1 volume(s) are usable")
+    mounted = PodCondition("True", "Mounted", "1 volume(s) are usable")
     assert condition(status("starting")) is None
     assert condition(status()) == mounted
     assert condition(status("ready", volume(state="restarting"))) == mounted

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import STATE_ROOT, TERMINATION_MESSAGE, Http
 from sidecar.control.injection.inject import inject
 from sidecar.control.injection.sidecar_container import Injection
-from sidecar.spec import STATE_ROOT, TERMINATION_MESSAGE, Http
 from tests.control.injection.golden import catalogue
 from tests.support.sidecar import Sidecar
 

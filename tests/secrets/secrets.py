@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sidecar.spec import StoreName, StoreSource
+from sidecar.contract.spec import StoreName, StoreSource
 
 CANARY = "CANARYcanary"  # also valid base64
 

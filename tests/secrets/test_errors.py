@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import StoreName, StoreSource
 from sidecar.errors import (
     CredentialError,
     SecretFileMissing,
@@ -18,7 +19,6 @@ from sidecar.errors import (
     SpecInvalid,
 )
 from sidecar.mounter.store.credentials import VolumeCredentials, load_credentials
-from sidecar.spec import StoreName, StoreSource
 from tests.secrets.secrets import CANARY, PRIVATE_KEY, SECRETS, source, write
 
 CONNECTION = "AZURE_CONNECTION_STRING"

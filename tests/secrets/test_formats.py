@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.contract.spec import StoreName
 from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.credentials import load_credentials
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.secrets import parse_object
-from sidecar.spec import StoreName
 from tests.control.catalogue.samples import AZURE as AZURE_SAMPLE
 from tests.control.catalogue.samples import S3_ALL, S3_REQUIRED
 from tests.secrets.secrets import AZURE, GCS, PRIVATE_KEY, S3, source, write

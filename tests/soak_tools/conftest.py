@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.spec import Access
+from sidecar.contract.spec import Access
 from tests.soak_tools.tools import NOBODY, Examiner, Findings
 from tests.writing.buckets import Mounted, mounted
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import StoreName, StoreSource
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.credentials import Credentials
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.store.s3.credentials import S3Credentials
-from sidecar.spec import StoreName, StoreSource
 from tests.store.raw import FixedCredentials
 from tests.support.clouds import CountingObserver
 from tests.support.servers import HttpResponder, answer

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from sidecar.contract.spec import StoreName, StoreSource
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.credentials import Credentials
@@ -17,7 +18,6 @@ from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import Store, StoreObserver
 from sidecar.mounter.store.s3.credentials import S3Credentials
-from sidecar.spec import StoreName, StoreSource
 
 CLOUDS: tuple[StoreName, ...] = ("s3", "gcs", "azure")
 BODY = bytes(range(200))

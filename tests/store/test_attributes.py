@@ -7,8 +7,8 @@ import stat
 import time
 from pathlib import Path
 
-from sidecar.mounter.filesystem.attributes import Caller
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.attributes import Caller
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from sidecar.mounter.store.interface import Store
 from tests.filesystem.view import View
 from tests.support.clouds import Cloud

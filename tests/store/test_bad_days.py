@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import StoreSource
 from sidecar.errors import (
     BucketNotFound,
     EndpointUnreachable,
@@ -26,7 +27,6 @@ from sidecar.errors import (
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.interface import Condition, Store
-from sidecar.spec import StoreSource
 from tests.support.clouds import Cloud, CountingObserver, GcsCloud, RcloneCloud, S3Cloud
 from tests.support.servers import (
     GcsServer,

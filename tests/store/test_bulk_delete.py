@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from sidecar.contract.spec import StoreName, StoreSource
 from sidecar.errors import AccessDenied, StoreError
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.azure import store as azure_module
@@ -17,7 +18,6 @@ from sidecar.mounter.store.credentials import Credentials
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.store.s3.credentials import S3Credentials
-from sidecar.spec import StoreName, StoreSource
 from tests.store.conftest import make_cloud
 from tests.store.raw import FixedCredentials
 from tests.support.clouds import CountingObserver

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.mounter.filesystem.inodes import ROOT
+from sidecar.mounter.filesystem.inodes.inode import ROOT
 from sidecar.mounter.store.content_types import content_type
 from sidecar.mounter.store.interface import Store
 from sidecar.units import MIB

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import StoreSource
 from sidecar.errors import AccessDenied, EndpointUnreachable, Stale, StoreProtocolError, Unavailable
 from sidecar.mounter.store import open_store, signing
 from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Condition, Store
 from sidecar.mounter.store.s3 import store as s3_module
 from sidecar.mounter.store.s3.credentials import S3Credentials
-from sidecar.spec import StoreSource
 from tests.store.raw import FixedCredentials
 from tests.support.clouds import Cloud, CountingObserver, RcloneCloud, S3Cloud
 from tests.support.faults import FaultProxy

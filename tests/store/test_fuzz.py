@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.contract.spec import StoreName
 from sidecar.errors import StoreProtocolError
 from sidecar.mounter.store.azure.requests import parse_blocks, parse_tags
 from sidecar.mounter.store.http.addresses import Address
@@ -27,7 +28,6 @@ from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import Page
 from sidecar.mounter.store.list_reader import ListReader
 from sidecar.mounter.store.request_builder import BAD_ANSWER, ListQuery
-from sidecar.spec import StoreName
 from tests.store.mutations import MOST_BYTES, Mutator
 from tests.store.raw import CLOUDS, Entry, content, open_at, page, response
 from tests.support.clouds import CountingObserver

@@ -12,10 +12,10 @@ from contextlib import ExitStack
 
 import pytest
 
+from sidecar.contract.spec import StoreName
 from sidecar.errors import Stale
 from sidecar.mounter.store.http import hedging, timeouts
 from sidecar.mounter.store.interface import Store
-from sidecar.spec import StoreName
 from tests.store.raw import BODY, CLOUDS, VERSION, Entry, content, fetch, open_at, page, response
 from tests.support.clouds import CountingObserver
 from tests.support.forward_proxy import TlsFront

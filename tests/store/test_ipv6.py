@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidecar import listening
+from sidecar.contract.spec import StoreName, StoreSource
+from sidecar.contract.spec_rules import proxy_problem
+from sidecar.http import listening
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.requests import S3Requests
-from sidecar.spec import StoreName, StoreSource
-from sidecar.spec_rules import proxy_problem
 from tests.store.raw import BODY, CLOUDS, FixedCredentials, content, fetch, open_at, response
 from tests.support.clouds import CountingObserver
 from tests.support.forward_proxy import TlsFront
@@ -100,7 +100,7 @@ def test_a_pods_identity_of_eks(monkeypatch: pytest.MonkeyPatch) -> None:
 FAMILIES = """
 import os
 from sidecar.mounter.store import network
-from sidecar.spec import StoreSource
+from sidecar.contract.spec import StoreSource
 network.set_up(StoreSource(store="s3", url="s3://b", bucket="b"), "/nowhere")
 print(os.environ.get("AWS_USE_DUALSTACK_ENDPOINT"))
 print(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"))

@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 import pytest
 
+from sidecar.contract.spec import StoreName
 from sidecar.errors import LoginRejected, SidecarError
 from sidecar.mounter.store import signing
 from sidecar.mounter.store.interface import FileSlice
-from sidecar.spec import StoreName
 from sidecar.units import MIB
 from tests.store.nodes import NODES, give_tokens, identified
 from tests.store.raw import VERSION, Entry, content, fetch, open_at, page, response

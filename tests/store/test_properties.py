@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 
 from sidecar.mounter.store.gcs.store import GcsStore
-from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest
+from sidecar.mounter.store.http.signed_request import Body, BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.http_store import WRITTEN
 from sidecar.mounter.store.interface import Revision, Store

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import StoreSource
 from sidecar.errors import Stale
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.interface import (
@@ -24,7 +25,6 @@ from sidecar.mounter.store.interface import (
 )
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.versions import TimeAndSize
-from sidecar.spec import StoreSource
 from sidecar.units import MIB
 from tests.store.conftest import call_each, make_cloud
 from tests.store.raw import FixedCredentials

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import CaBundle, StoreSource
 from sidecar.errors import (
     EndpointUnreachable,
     ProxyDenied,
@@ -26,7 +27,6 @@ from sidecar.errors import (
 )
 from sidecar.mounter.store import network
 from sidecar.mounter.store.http.proxies import proxy_for
-from sidecar.spec import CaBundle, StoreSource
 from tests.store.conftest import make_cloud
 from tests.support.clouds import Cloud, CountingObserver, GcsCloud
 from tests.support.forward_proxy import ForwardProxy, TlsFront

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import StoreName, StoreSource
 from sidecar.errors import SidecarError, StoreError
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.azure import sdk as azure_sdk
@@ -21,7 +22,6 @@ from sidecar.mounter.store.http import exchange
 from sidecar.mounter.store.interface import Store
 from sidecar.mounter.store.s3 import sdk as s3_sdk
 from sidecar.mounter.store.s3.credentials import S3Credentials
-from sidecar.spec import StoreName, StoreSource
 from sidecar.units import KIB, MIB
 from tests.store.nodes import NODES, identified
 from tests.store.raw import FixedCredentials

@@ -15,7 +15,7 @@ from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.connection import Response
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import BufferedResponse, SignedRequest
+from sidecar.mounter.store.http.signed_request import BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import FileSlice
 from sidecar.units import MIB

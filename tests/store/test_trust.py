@@ -19,11 +19,11 @@ from typing import TypeVar
 
 import pytest
 
+from sidecar.contract.spec import StoreName
 from sidecar.errors import StoreError, StoreProtocolError, Unavailable
 from sidecar.mounter.store import http_store, list_reader
 from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Store
-from sidecar.spec import StoreName
 from sidecar.units import MIB
 from tests.store.raw import (
     BODY,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import StoreName, StoreSource
 from sidecar.errors import (
     EndpointUnreachable,
     LoginRejected,
@@ -27,7 +28,6 @@ from sidecar.mounter.store.http.values import http_time_s
 from sidecar.mounter.store.interface import Page, Store
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.requests import S3Requests
-from sidecar.spec import StoreName, StoreSource
 from tests.store.raw import FixedCredentials
 from tests.store.test_listing import UNUSUAL_KEYS, all_pages
 from tests.support.clouds import Cloud, CountingObserver
@@ -39,7 +39,7 @@ from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.interface import Revision
 from sidecar.mounter.worker.write_check import check_writes
-from sidecar.spec import StoreSource
+from sidecar.contract.spec import StoreSource
 from tests.support.clouds import CountingObserver
 
 source = StoreSource(**json.loads(sys.argv[1]))

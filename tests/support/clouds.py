@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
+from sidecar.contract.spec import StoreName, StoreSource
 from sidecar.errors import SidecarError
 from sidecar.mounter.store import open_store
 from sidecar.mounter.store.credentials import VolumeCredentials
 from sidecar.mounter.store.interface import Store, StoreObserver
-from sidecar.spec import StoreName, StoreSource
 from tests.support.servers import AzureServer, GcsServer, RcloneServer, S3Server
 
 Bytes = bytes | bytearray | memoryview

@@ -18,7 +18,7 @@ import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
-from sidecar.pod import SERVICE_ACCOUNT_VARIABLE
+from sidecar.contract.pod import SERVICE_ACCOUNT_VARIABLE
 from tests.support.servers import REPOSITORY, find_program
 
 Json = dict[str, Any]

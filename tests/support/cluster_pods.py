@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from sidecar import __version__
+from sidecar.contract.pod import CONTAINER_NAME as SIDECAR
 from sidecar.control.injection.pod_annotations import INJECT_LABEL
-from sidecar.pod import CONTAINER_NAME as SIDECAR
 from tests.support.cluster import Cluster, Json, Refused
 from tests.support.waiting import wait_until
 

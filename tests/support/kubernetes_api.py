@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sidecar.pod import SERVICE_ACCOUNT_VARIABLE
+from sidecar.contract.pod import SERVICE_ACCOUNT_VARIABLE
 from tests.support.servers import TlsFiles
 
 Json = dict[str, Any]

@@ -13,8 +13,8 @@ import socket
 import sys
 import threading
 
+from sidecar.contract.spec import StoreSource
 from sidecar.mounter.store import network
-from sidecar.spec import StoreSource
 from tests.support.network import make_namespace, replace_file
 
 RESOLV_CONF = """nameserver 127.0.0.1

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from sidecar.errors import Unavailable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.attributes import Ownership
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
+from sidecar.mounter.filesystem.inodes.attributes import Ownership
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.names.name_memory import BUDGET_BYTES
 from sidecar.mounter.fuse import libfuse
 from sidecar.mounter.fuse.codec import MAX_REQUEST_BYTES
 from sidecar.mounter.fuse.notifier import Notifier

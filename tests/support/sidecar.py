@@ -18,9 +18,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sidecar.contract.options import Options, Times, TransportName
+from sidecar.contract.spec import (
+    Access,
+    Http,
+    PersistenceSpec,
+    Roots,
+    StoreName,
+    StoreSource,
+    Volume,
+)
 from sidecar.mounter.system import mounts
-from sidecar.options import Options, Times, TransportName
-from sidecar.spec import Access, Http, PersistenceSpec, Roots, StoreName, StoreSource, Volume
 
 READY_TIMEOUT_S = 300.0
 _POLL_S = 0.02

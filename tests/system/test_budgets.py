@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from sidecar.contract.spec import PersistenceSpec, StoreSource, Volume
 from sidecar.mounter.system import resource_limits
 from sidecar.mounter.worker.budgets import reader_processes, stream_bytes
-from sidecar.spec import PersistenceSpec, StoreSource, Volume
 from sidecar.units import MIB
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.options import Options
 from sidecar.mounter.system import resource_limits
 from sidecar.mounter.system.resource_limits import (
     cache_budget_bytes,
@@ -18,7 +19,6 @@ from sidecar.mounter.system.resource_limits import (
     names_budget_bytes,
     page_cache_bytes,
 )
-from sidecar.options import Options
 from sidecar.units import GIB, MIB
 from tests.reading.buckets import fill, make_bucket, sidecar_behind
 from tests.support.faults import FaultProxy

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.spec import Kind, StoreSource
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.errors import EXIT_MOUNT, EXIT_NOT_SAVED, EXIT_OK, EXIT_USAGE
 from sidecar.mounter.system import mounts
-from sidecar.spec import Kind, StoreSource
 from tests.mount.buckets import make_cloud
 from tests.support.clouds import Cloud, S3Cloud
 from tests.support.servers import AzureServer, GcsServer, MinioServer

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.options import Options
+from sidecar.contract.spec import NodeCache, PersistenceSpec, StoreSource, Volume
 from sidecar.mounter.reading.read_log import Run
 from sidecar.mounter.system import resource_limits
 from sidecar.mounter.warming import warm_up
-from sidecar.mounter.warming.main import most_bytes
 from sidecar.mounter.warming.warm_up import WarmUp
-from sidecar.options import Options
-from sidecar.spec import NodeCache, PersistenceSpec, StoreSource, Volume
+from sidecar.mounter.warming.warmer import most_bytes
 from sidecar.units import MIB
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from sidecar.contract.options import Options
+from sidecar.contract.spec import HostPathSource, Volume
 from sidecar.mounter.reading import read_log
 from sidecar.mounter.warming import learned
-from sidecar.options import Options
-from sidecar.spec import HostPathSource, Volume
 from sidecar.units import KIB, MIB
 from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.options import Options, Times, TransportName
-from sidecar.spec import StoreName, Volume
+from sidecar.contract.options import Options, Times, TransportName
+from sidecar.contract.spec import StoreName, Volume
 from sidecar.units import MIB
 from tests.mount.buckets import CLOUDS
 from tests.support.clouds import Cloud

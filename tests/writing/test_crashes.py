@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Times, TransportName
+from sidecar.contract.options import Times, TransportName
 from sidecar.units import MIB
 from tests.mount.buckets import bucket_sidecar, make_cloud
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud

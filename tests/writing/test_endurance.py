@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Times
+from sidecar.contract.options import Times
 from tests.support.clouds import S3Cloud
 from tests.support.killer import Killer
 from tests.support.strict_server import StrictS3Server

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-from sidecar.options import TransportName
-from sidecar.spec import StoreName
+from sidecar.contract.options import TransportName
+from sidecar.contract.spec import StoreName
 from tests.support.direct import BLOCK_BYTES, DirectFile
 from tests.writing.buckets import Mounted, mounted
 

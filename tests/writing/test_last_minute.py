@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options, Times
-from sidecar.spec import Volume
+from sidecar.contract.options import Options, Times
+from sidecar.contract.spec import Volume
 from sidecar.units import MIB
 from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud

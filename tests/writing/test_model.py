@@ -27,8 +27,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sidecar.options import TransportName
-from sidecar.spec import StoreName
+from sidecar.contract.options import TransportName
+from sidecar.contract.spec import StoreName
 from tests.support.actor import Actor, Entry, Result, Status
 from tests.support.killer import kill_worker
 from tests.writing.buckets import VOLUME, Mounted, mounted

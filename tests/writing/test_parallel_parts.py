@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import Options
-from sidecar.spec import Volume
+from sidecar.contract.options import Options
+from sidecar.contract.spec import Volume
 from sidecar.units import MIB
 from tests.reading.buckets import make_bucket
 from tests.support.clouds import S3Cloud

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import TransportName
+from sidecar.contract.options import TransportName
 from tests.support.servers import REPOSITORY
 from tests.writing.buckets import Mounted, mounted
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidecar.spec import StoreName
+from sidecar.contract.spec import StoreName
 from sidecar.units import MIB
 from tests.support.actor import tree
 from tests.support.waiting import wait_until

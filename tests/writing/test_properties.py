@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import TransportName
+from sidecar.contract.options import TransportName
 from sidecar.units import MIB
 from tests.mount.buckets import CLOUDS, TRANSPORTS, bucket_sidecar
 from tests.support import described

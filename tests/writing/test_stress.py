@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.options import TransportName
-from sidecar.spec import StoreName
+from sidecar.contract.options import TransportName
+from sidecar.contract.spec import StoreName
 from tests.support.actor import REPOSITORY, Entry, tree
 from tests.writing.buckets import Mounted, mounted
 

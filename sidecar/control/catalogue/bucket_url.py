@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sidecar.contract.paths import prefix_problem
+from sidecar.contract.spec import StoreName
 from sidecar.errors import BucketUrlInvalid, ConfigError, SchemeMismatch
-from sidecar.paths import prefix_problem
-from sidecar.spec import StoreName
 
 SCHEMES: dict[StoreName, tuple[str, ...]] = {
     "s3": ("s3",),

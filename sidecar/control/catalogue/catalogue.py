@@ -18,13 +18,26 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
+from sidecar.contract.paths import check_absolute_path
+from sidecar.contract.spec import (
+    CaBundle,
+    ClaimSource,
+    HostPathSource,
+    Kind,
+    Source,
+    StoreName,
+    StoreSource,
+    volume_label,
+)
+from sidecar.contract.spec_document import describe_validation_error, nearest
+from sidecar.contract.spec_rules import proxy_problem
 from sidecar.control.catalogue.bucket_url import parse_bucket_url
 from sidecar.control.catalogue.cluster_settings import (
     KEY,
     ClusterSettings,
     parse_cluster_settings,
 )
-from sidecar.control.catalogue.options import Values, parse_options
+from sidecar.control.catalogue.option_rules import Values, parse_options
 from sidecar.control.catalogue.yaml_document import YamlValue, parse_documents
 from sidecar.errors import (
     BucketMissing,
@@ -35,19 +48,6 @@ from sidecar.errors import (
     SourceMissing,
     UnknownKey,
 )
-from sidecar.paths import check_absolute_path
-from sidecar.spec import (
-    CaBundle,
-    ClaimSource,
-    HostPathSource,
-    Kind,
-    Source,
-    StoreName,
-    StoreSource,
-    volume_label,
-)
-from sidecar.spec_document import describe_validation_error, nearest
-from sidecar.spec_rules import proxy_problem
 
 KINDS: tuple[Kind, ...] = ("data", "outputs")
 

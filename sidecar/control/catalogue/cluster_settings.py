@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sidecar.control.catalogue.options import Bounds, Values, parse_bounds, parse_options
+from sidecar.contract.options import MOST_BYTES
+from sidecar.contract.paths import check_absolute_path, contains
+from sidecar.contract.spec import CacheScope, NodeCache
+from sidecar.contract.spec_document import nearest
+from sidecar.contract.spec_rules import SYSTEM_DIRECTORIES
+from sidecar.control.catalogue.option_rules import Bounds, Values, parse_bounds, parse_options
 from sidecar.control.catalogue.quantity import parse_quantity
 from sidecar.control.catalogue.yaml_document import YamlValue
 from sidecar.errors import CatalogueInvalid, MountPathInvalid, OptionInvalid, UnknownKey
-from sidecar.options import MOST_BYTES
-from sidecar.paths import check_absolute_path, contains
-from sidecar.spec import CacheScope, NodeCache
-from sidecar.spec_document import nearest
-from sidecar.spec_rules import SYSTEM_DIRECTORIES
 from sidecar.units import MIB
 
 KEY = "mountSidecar"

@@ -5,9 +5,9 @@ Rules beyond README.md's "The catalogue":
 - A catalogue without outputs volumes gives a run without outputs: ``outputs_path`` is None
   and ``POLYAXON_RUN_OUTPUTS_PATH`` is not set. A catalogue whose outputs volumes are all
   read-only is an error.
-- No ``mountPath`` may overlap the sidecar's own directories (:mod:`sidecar.spec_rules`). The
-  shared emptyDir holds only FUSE mounts: at the pod's end a kubelet deletes through anything
-  else mounted in it (decision 17).
+- No ``mountPath`` may overlap the sidecar's own directories
+  (:mod:`sidecar.contract.spec_rules`). The shared emptyDir holds only FUSE mounts: at the pod's
+  end a kubelet deletes through anything else mounted in it (decision 17).
 - An option is set by the pod, else by the volume, else by the cluster (:mod:`.options`).
 - With ``paths="urls"`` the variables hold URLs for buckets, which are mounted all the same.
   Other volumes have no URL and keep their path.
@@ -19,20 +19,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from sidecar.control.catalogue.catalogue import Catalogue, DeclaredVolume
-from sidecar.control.catalogue.cluster_settings import KEY
-from sidecar.control.catalogue.options import Layer, combined
-from sidecar.control.catalogue.run_options import NO_OPTIONS, RunOptions, check_run_options
-from sidecar.control.catalogue.selection import Selection
-from sidecar.errors import (
-    DuplicateSelection,
-    OptionInvalid,
-    OutputsMissing,
-    OutputsReadOnly,
-    VolumeUnknown,
-)
-from sidecar.options import Options, Times
-from sidecar.spec import (
+from sidecar.contract.options import Options, Times
+from sidecar.contract.spec import (
     DATA_PATHS_VARIABLE,
     OUTPUTS_PATH_VARIABLE,
     Kind,
@@ -42,8 +30,20 @@ from sidecar.spec import (
     StoreSource,
     Volume,
 )
-from sidecar.spec_document import nearest
-from sidecar.spec_rules import check_spec, shared_path
+from sidecar.contract.spec_document import nearest
+from sidecar.contract.spec_rules import check_spec, shared_path
+from sidecar.control.catalogue.catalogue import Catalogue, DeclaredVolume
+from sidecar.control.catalogue.cluster_settings import KEY
+from sidecar.control.catalogue.option_rules import Layer, combined
+from sidecar.control.catalogue.run_options import NO_OPTIONS, RunOptions, check_run_options
+from sidecar.control.catalogue.selection import Selection
+from sidecar.errors import (
+    DuplicateSelection,
+    OptionInvalid,
+    OutputsMissing,
+    OutputsReadOnly,
+    VolumeUnknown,
+)
 
 Paths = Literal["local", "urls"]
 """What the experiment's variables hold for buckets."""

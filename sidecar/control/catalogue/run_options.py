@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from sidecar.contract.spec import StoreSource
+from sidecar.contract.spec_document import nearest
 from sidecar.control.catalogue.catalogue import DeclaredVolume
-from sidecar.control.catalogue.options import (
+from sidecar.control.catalogue.option_rules import (
     Bounds,
     Layer,
     parse_options,
     refuse_out_of_bounds,
 )
 from sidecar.errors import OptionInvalid, SidecarError, VolumeUnknown
-from sidecar.spec import StoreSource
-from sidecar.spec_document import nearest
 
 ORIGIN: Final = "pod"
 _ALL: Final = "*"

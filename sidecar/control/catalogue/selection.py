@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sidecar.contract.spec_document import nearest
 from sidecar.control.catalogue.yaml_document import YamlValue, parse_documents
 from sidecar.errors import SelectionInvalid, UnknownKey
-from sidecar.spec_document import nearest
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ import bisect
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+from sidecar.contract.paths import contains, normalised
+from sidecar.contract.spec import HostPathSource, PersistenceSpec, Volume
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
@@ -14,8 +16,6 @@ from sidecar.control.injection.object_fields import (
 )
 from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
 from sidecar.errors import PodConflict
-from sidecar.paths import contains, normalised
-from sidecar.spec import HostPathSource, PersistenceSpec, Volume
 
 _SPEC: Final = "pod.spec"
 

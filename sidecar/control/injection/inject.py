@@ -11,11 +11,13 @@ import hashlib
 from collections.abc import Collection
 from typing import Final
 
+from sidecar.contract.pod import CONTAINER_NAME
+from sidecar.contract.spec import PersistenceSpec
+from sidecar.contract.spec_document import load_spec
 from sidecar.control.catalogue.catalogue import Catalogue
 from sidecar.control.injection.experiment_container import equip_containers
 from sidecar.control.injection.json_patch import difference
 from sidecar.control.injection.meshes import has_native_proxy, is_of_mesh, put_mesh_first
-from sidecar.control.injection.network import with_network
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
@@ -53,10 +55,8 @@ from sidecar.control.injection.previous_injection import (
     remove_sidecar,
 )
 from sidecar.control.injection.sidecar_container import Injection, sidecar_container
+from sidecar.control.injection.store_network import with_network
 from sidecar.errors import ManifestInvalid, PodConflict, PodUnsupported, SpecTooLarge
-from sidecar.pod import CONTAINER_NAME
-from sidecar.spec import PersistenceSpec
-from sidecar.spec_document import load_spec
 from sidecar.units import KIB
 
 INJECTED: Final = "injected"

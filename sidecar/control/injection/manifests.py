@@ -8,7 +8,7 @@ from typing import Any, Final
 import yaml
 
 from sidecar.control.catalogue.catalogue import Catalogue
-from sidecar.control.catalogue.options import origin_notes
+from sidecar.control.catalogue.option_rules import origin_notes
 from sidecar.control.catalogue.yaml_document import parse_documents
 from sidecar.control.injection.inject import inject, injected_spec
 from sidecar.control.injection.meshes import remarks

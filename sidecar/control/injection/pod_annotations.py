@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from sidecar.contract.spec_document import nearest
 from sidecar.control.catalogue.quantity import Quantity, parse_quantity
 from sidecar.control.catalogue.resolve import Paths
 from sidecar.control.catalogue.run_options import NO_OPTIONS, RunOptions, parse_run_options
@@ -25,7 +26,6 @@ from sidecar.control.catalogue.selection import Selection, parse_selection
 from sidecar.control.catalogue.yaml_document import YamlValue
 from sidecar.control.injection.object_fields import JsonObject, get_mapping, get_string
 from sidecar.errors import AnnotationInvalid
-from sidecar.spec_document import nearest
 
 PREFIX: Final = "mount-sidecar.io/"
 INJECT_LABEL: Final = PREFIX + "inject"

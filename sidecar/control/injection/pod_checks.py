@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from sidecar.contract.pod import RESERVED_PREFIX
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
@@ -13,7 +14,6 @@ from sidecar.control.injection.object_fields import (
 )
 from sidecar.control.injection.sidecar_container import Injection
 from sidecar.errors import ManifestInvalid, PodConflict, PodUnsupported
-from sidecar.pod import RESERVED_PREFIX
 
 CONTAINER_GROUPS: Final = ("initContainers", "containers", "ephemeralContainers")
 MAX_DEPTH: Final = 100

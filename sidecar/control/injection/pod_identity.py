@@ -9,13 +9,13 @@ from __future__ import annotations
 import posixpath
 from typing import Final
 
+from sidecar.contract.paths import contains
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
     get_mappings,
     get_string,
 )
-from sidecar.paths import contains
 
 _TOKENS: Final = "/var/run/secrets"
 _FOLDERS: Final = tuple(

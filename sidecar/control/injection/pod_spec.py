@@ -6,8 +6,11 @@ import itertools
 from dataclasses import replace
 from typing import Final
 
+from sidecar.contract.options import CacheName
+from sidecar.contract.spec import ANYBODY, HTTP_PORT, Access, Http, PersistenceSpec, Roots, Volume
+from sidecar.contract.spec_rules import shared_path
 from sidecar.control.catalogue.catalogue import Catalogue
-from sidecar.control.catalogue.options import Bound
+from sidecar.control.catalogue.option_rules import Bound
 from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.injection.meshes import is_of_mesh
 from sidecar.control.injection.object_fields import (
@@ -18,9 +21,6 @@ from sidecar.control.injection.object_fields import (
 )
 from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
 from sidecar.errors import AnnotationInvalid, PodConflict
-from sidecar.options import CacheName
-from sidecar.spec import ANYBODY, HTTP_PORT, Access, Http, PersistenceSpec, Roots, Volume
-from sidecar.spec_rules import shared_path
 from sidecar.units import GIB, MIB
 
 DEFAULT_GRACE_S: Final = 30

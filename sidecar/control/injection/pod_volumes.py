@@ -6,6 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from sidecar.contract.pod import RESERVED_PREFIX, SHARED_SUFFIX, STATE_SUFFIX
+from sidecar.contract.spec import (
+    ClaimSource,
+    HostPathSource,
+    Kind,
+    PersistenceSpec,
+    StoreSource,
+    Volume,
+)
 from sidecar.control.injection.object_fields import (
     JsonObject,
     get_mapping,
@@ -14,8 +23,6 @@ from sidecar.control.injection.object_fields import (
 )
 from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
 from sidecar.errors import PodConflict
-from sidecar.pod import RESERVED_PREFIX, SHARED_SUFFIX, STATE_SUFFIX
-from sidecar.spec import ClaimSource, HostPathSource, Kind, PersistenceSpec, StoreSource, Volume
 
 _SHARED_SIZE: Final = "16Mi"
 """Limit of the shared emptyDir, which holds empty directories and a status file. The content of

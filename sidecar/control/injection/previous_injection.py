@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from sidecar.contract.options import Times
+from sidecar.contract.pod import CONTAINER_NAME, RESERVED_PREFIX
 from sidecar.control.catalogue.quantity import parse_quantity
 from sidecar.control.injection.object_fields import (
     JsonObject,
@@ -22,8 +24,6 @@ from sidecar.control.injection.pod_annotations import SPEC_ANNOTATION
 from sidecar.control.injection.pod_checks import CONTAINER_GROUPS
 from sidecar.control.injection.pod_identity import identity_mounts, is_identity_variable
 from sidecar.errors import ConfigError
-from sidecar.options import Times
-from sidecar.pod import CONTAINER_NAME, RESERVED_PREFIX
 
 _SPEC: Final = "pod.spec"
 _API_DEFAULTS: Final[JsonObject] = {

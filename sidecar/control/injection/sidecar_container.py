@@ -8,14 +8,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from sidecar import __version__
-from sidecar.control.catalogue.quantity import parse_quantity
-from sidecar.control.injection.network import NO_NETWORK, Network
-from sidecar.control.injection.object_fields import JsonObject
-from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
-from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
-from sidecar.errors import AnnotationInvalid
-from sidecar.memory_rule import least_limit_bytes, limit_bytes, request_bytes
-from sidecar.pod import (
+from sidecar.contract.memory_rule import least_limit_bytes, limit_bytes, request_bytes
+from sidecar.contract.pod import (
     ALIVE_FILE,
     CONTAINER_NAME,
     POD_VARIABLES,
@@ -25,12 +19,18 @@ from sidecar.pod import (
     STOP_WITH_EXPERIMENT_VARIABLE,
     STOPPING_FILE,
 )
-from sidecar.spec import (
+from sidecar.contract.spec import (
     HTTP_PORT,
     SPEC_FILE,
     PersistenceSpec,
     config_map_folder,
 )
+from sidecar.control.catalogue.quantity import parse_quantity
+from sidecar.control.injection.object_fields import JsonObject
+from sidecar.control.injection.pod_annotations import PREFIX, PodRequest
+from sidecar.control.injection.pod_volumes import VolumeNames, volume_mount
+from sidecar.control.injection.store_network import NO_NETWORK, Network
+from sidecar.errors import AnnotationInvalid
 from sidecar.units import MIB
 
 DEFAULT_IMAGE: Final = f"mount-sidecar:{__version__}"

@@ -32,7 +32,7 @@ Outcome = Literal["injected", "unchanged", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Verdict:
     """The answer to one request.
 
     Attributes:
@@ -45,7 +45,7 @@ class Answer:
     code: str | None = None
 
 
-def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Answer:
+def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Verdict:
     """Answer one request.
 
     A new pod with the label ``mount-sidecar.io/inject: "true"`` gets the sidecar, or is refused
@@ -62,7 +62,7 @@ def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Answer:
     uid = request["uid"]
     pod = request.get("object")
     if not isinstance(pod, dict) or not _wants_sidecar(request, pod):
-        return Answer(_review({"uid": uid, "allowed": True}), "unchanged")
+        return Verdict(_review({"uid": uid, "allowed": True}), "unchanged")
     try:
         patch = pod_patch(pod, catalogue, injection)
     except ConfigError as error:
@@ -73,12 +73,12 @@ def answer(body: bytes, catalogue: Catalogue, injection: Injection) -> Answer:
             "message": _shortened(f"{error.code} {error.name}: {error.message}"),
         }
         refusal = {"uid": uid, "allowed": False, "status": status}
-        return Answer(_review(refusal), "refused", error.code)
+        return Verdict(_review(refusal), "refused", error.code)
     if not patch:
-        return Answer(_review({"uid": uid, "allowed": True}), "unchanged")
+        return Verdict(_review({"uid": uid, "allowed": True}), "unchanged")
     encoded = base64.b64encode(json.dumps(patch).encode()).decode()
     response = {"uid": uid, "allowed": True, "patchType": "JSONPatch", "patch": encoded}
-    return Answer(_review(response), "injected")
+    return Verdict(_review(response), "injected")
 
 
 def _request(body: bytes) -> JsonObject:

@@ -21,6 +21,7 @@ from kubernetes import client
 
 from sidecar import logs
 from sidecar.backoff import Backoff
+from sidecar.cluster.api import request
 from sidecar.control.injection.object_fields import JsonObject
 from sidecar.control.webhook.certificate import (
     IssuedCertificate,
@@ -30,7 +31,6 @@ from sidecar.control.webhook.certificate import (
     service_names,
 )
 from sidecar.errors import ApiConflict, ApiNotFound, ApiUnavailable
-from sidecar.kubernetes_api import request
 
 log = logging.getLogger("sidecar.webhook")
 

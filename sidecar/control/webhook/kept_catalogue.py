@@ -70,7 +70,7 @@ class KeptCatalogue:
         # Imported here: most replicas write nothing, and need no client of the API.
         from kubernetes import client
 
-        from sidecar.kubernetes_api import connect, request
+        from sidecar.cluster.api import connect, request
 
         request(
             f"keep the catalogue in the ConfigMap `{self.name}` in `{self.namespace}`",

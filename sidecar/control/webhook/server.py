@@ -1,7 +1,7 @@
 """The admission server: `/mutate` over TLS, health and metrics on another port.
 
 One thread computes the answers, and another one those to large reviews. Most answers take a
-millisecond, and more replicas are more processes. :mod:`sidecar.http_server` bounds clients.
+millisecond, and more replicas are more processes. :mod:`sidecar.http.server` bounds clients.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sidecar.control.webhook.admission import REVIEW_BYTES, answer
 from sidecar.control.webhook.kept_catalogue import KeptCatalogue
 from sidecar.control.webhook.reloading import ReloadingCatalogue, ReloadingCertificate
 from sidecar.errors import ReviewInvalid
-from sidecar.http_message import Request, Response
-from sidecar.http_server import HttpServer, Limits, Route
-from sidecar.listening import listen
+from sidecar.http.listening import listen
+from sidecar.http.message import HttpRequest, HttpResponse
+from sidecar.http.server import HttpServer, Route, ServerLimits
 from sidecar.metrics import WebhookMetrics
 from sidecar.units import MIB
 
@@ -35,7 +35,7 @@ _REFRESH_S = 1.0
 _HINT: Final = "free the port"
 _DRAIN_S: Final = 10.0
 """How long requests are taken after SIGTERM: until no node's routes lead to this replica."""
-_ADMISSION: Final = Limits(
+_ADMISSION: Final = ServerLimits(
     connections=200,
     idle_s=5,
     kept_s=120,  # the API server keeps one for 90 s (IdleConnTimeout of Go's http.Transport)
@@ -43,7 +43,7 @@ _ADMISSION: Final = Limits(
     body_bytes=REVIEW_BYTES,
     held_bytes=32 * MIB,
 )
-_PAGES: Final = Limits(
+_PAGES: Final = ServerLimits(
     connections=50, idle_s=10, kept_s=10, request_s=10, body_bytes=0, held_bytes=MIB
 )
 
@@ -127,7 +127,7 @@ class _Webhook:
             self._kept.keep(self._catalogue.text)
             time.sleep(_REFRESH_S)
 
-    def mutate(self, request: Request) -> Response:
+    def mutate(self, request: HttpRequest) -> HttpResponse:
         """An AdmissionReview's answer; 400 for anything else."""
         started_s = time.perf_counter()
         self._catalogue.refresh()
@@ -135,26 +135,26 @@ class _Webhook:
             found = answer(request.body, self._catalogue.current, self._injection)
         except ReviewInvalid as error:
             self._metrics.request("malformed", time.perf_counter() - started_s, error.code)
-            return Response(HTTPStatus.BAD_REQUEST, f"{error.line()}\n".encode())
+            return HttpResponse(HTTPStatus.BAD_REQUEST, f"{error.line()}\n".encode())
         self._metrics.request(found.outcome, time.perf_counter() - started_s, found.code)
         return _json(found.review)
 
-    def metrics(self, _: Request) -> Response:
+    def metrics(self, _: HttpRequest) -> HttpResponse:
         """For Prometheus."""
         content_type, page = self._metrics.page()
-        return Response(HTTPStatus.OK, page, content_type)
+        return HttpResponse(HTTPStatus.OK, page, content_type)
 
-    def ready(self, _: Request) -> Response:
+    def ready(self, _: HttpRequest) -> HttpResponse:
         """For the kubelet. Ready also with an earlier catalogue, else no pod would get the sidecar.
 
         The document says which catalogue is in use.
         """
         return _json({"ready": True, "catalogueError": self._catalogue.problem})
 
-    def alive(self, _: Request) -> Response:
+    def alive(self, _: HttpRequest) -> HttpResponse:
         """For the kubelet."""
         return _json({"alive": True})
 
 
-def _json(document: object) -> Response:
-    return Response(HTTPStatus.OK, json.dumps(document).encode(), "application/json")
+def _json(document: object) -> HttpResponse:
+    return HttpResponse(HTTPStatus.OK, json.dumps(document).encode(), "application/json")

@@ -9,11 +9,11 @@ import stat
 from collections.abc import Mapping
 
 from sidecar.errors import IsADirectory, Unsupported
-from sidecar.mounter.filesystem.attributes import merge_metadata
-from sidecar.mounter.filesystem.directory_markers import DirectoryMarkers
-from sidecar.mounter.filesystem.inodes import Directory, File, Inode, Link
-from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.open_files import OpenFiles
+from sidecar.mounter.filesystem.content.open_files import OpenFiles
+from sidecar.mounter.filesystem.inodes.attributes import merge_metadata
+from sidecar.mounter.filesystem.inodes.directory_markers import DirectoryMarkers
+from sidecar.mounter.filesystem.inodes.inode import Directory, File, Inode, Link
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
 from sidecar.mounter.store.interface import Store
 
 

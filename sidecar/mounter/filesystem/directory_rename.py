@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from sidecar import logs
 from sidecar.errors import NotFound, SidecarError, Stale
-from sidecar.mounter.filesystem.inodes import Directory
-from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.records import Record, RenameBegun, RenameEnded
+from sidecar.mounter.filesystem.inodes.inode import Directory
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.journal.records import Record, RenameBegun, RenameEnded
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,9 @@ from sidecar.errors import (
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.disk_cache import LocalCopy
 from sidecar.mounter.filesystem.attribute_changes import AttributeChanges
-from sidecar.mounter.filesystem.attributes import (
+from sidecar.mounter.filesystem.content.open_files import OpenFiles, is_writable
+from sidecar.mounter.filesystem.directory_rename import DirectoryRename
+from sidecar.mounter.filesystem.inodes.attributes import (
     BLOCK_BYTES,
     Attributes,
     Caller,
@@ -44,16 +46,14 @@ from sidecar.mounter.filesystem.attributes import (
     Ownership,
     Statistics,
 )
-from sidecar.mounter.filesystem.directory_markers import DirectoryMarkers
-from sidecar.mounter.filesystem.directory_rename import DirectoryRename
-from sidecar.mounter.filesystem.inodes import Directory, File, Inode, Link
-from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.inodes.directory_markers import DirectoryMarkers
+from sidecar.mounter.filesystem.inodes.inode import Directory, File, Inode, Link
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
+from sidecar.mounter.filesystem.journal.journal import Journal
 from sidecar.mounter.filesystem.name_changes import NameChanges
-from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
-from sidecar.mounter.filesystem.names import NAME_MAX_BYTES, TARGET_MAX_BYTES
-from sidecar.mounter.filesystem.namespace import Namespace
+from sidecar.mounter.filesystem.names.name_memory import BUDGET_BYTES
+from sidecar.mounter.filesystem.names.names import NAME_MAX_BYTES, TARGET_MAX_BYTES
 from sidecar.mounter.filesystem.open_directories import OpenDirectories
-from sidecar.mounter.filesystem.open_files import OpenFiles, is_writable
 from sidecar.mounter.filesystem.readdir import DirectoryEntry
 from sidecar.mounter.filesystem.recovery import Recovery
 from sidecar.mounter.filesystem.rename import Rename
@@ -454,9 +454,9 @@ class FileSystem:
         return self.files.write_back.sync(deadline_s)
 
     def hurry(self, deadline_s: float, leaving: threading.Event, tell: Callable[[], None]) -> None:
-        """Save all as soon as it is written, until ``deadline_s`` (:meth:`LastMinute.run`)."""
+        """Save all as soon as it is written, until ``deadline_s`` (:meth:`FinalSaving.run`)."""
         self._directory_renames.finish_all()
-        self.files.last_minute.run(deadline_s, leaving, tell)
+        self.files.final_saving.run(deadline_s, leaving, tell)
 
     def drain(
         self, deadline_s: float, progress: Callable[[], None] = lambda: None

@@ -17,14 +17,19 @@ from sidecar.errors import (
     NotEmpty,
     NotFound,
 )
-from sidecar.mounter.filesystem.attributes import Caller, Entry, attributes_of_new, to_metadata
-from sidecar.mounter.filesystem.directory_markers import DirectoryMarkers
-from sidecar.mounter.filesystem.inodes import Directory, File, Inode, Link
-from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.names import LINK_SUFFIX, TARGET_MAX_BYTES, check_file_name
-from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.open_files import OpenFiles
-from sidecar.mounter.filesystem.remotes import REMOTE_DIRECTORY
+from sidecar.mounter.filesystem.content.open_files import OpenFiles
+from sidecar.mounter.filesystem.inodes.attributes import (
+    Caller,
+    Entry,
+    attributes_of_new,
+    to_metadata,
+)
+from sidecar.mounter.filesystem.inodes.directory_markers import DirectoryMarkers
+from sidecar.mounter.filesystem.inodes.inode import Directory, File, Inode, Link
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.names.names import LINK_SUFFIX, TARGET_MAX_BYTES, check_file_name
+from sidecar.mounter.filesystem.names.remotes import REMOTE_DIRECTORY
 from sidecar.mounter.store.interface import Store
 
 

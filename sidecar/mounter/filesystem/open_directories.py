@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sidecar.errors import InvalidArgument
-from sidecar.mounter.filesystem.inodes import Directory
-from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.readdir import LostListing, OpenDirectory
-from sidecar.mounter.filesystem.records import (
+from sidecar.mounter.filesystem.inodes.inode import Directory
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.journal.records import (
     DIRECTORY_HANDLE,
     DirectoryClosed,
     DirectoryOpened,
@@ -20,6 +19,7 @@ from sidecar.mounter.filesystem.records import (
     NamesRead,
     Record,
 )
+from sidecar.mounter.filesystem.readdir import LostListing, OpenDirectory
 
 _NAMES_AT_ONCE = 1024
 """In one record, so that none is longer than a frame may be."""

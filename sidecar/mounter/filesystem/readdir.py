@@ -14,13 +14,13 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from sidecar.errors import WouldBlock
-from sidecar.mounter.filesystem.attributes import Entry
-from sidecar.mounter.filesystem.inodes import Directory, Inode, Link
-from sidecar.mounter.filesystem.listing import NUMBERS, Listing
-from sidecar.mounter.filesystem.names import LINK_SUFFIX
-from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.packed_names import unpack_keys
-from sidecar.mounter.filesystem.remotes import ForgottenObject, Listed, RemoteDirectory
+from sidecar.mounter.filesystem.inodes.attributes import Entry
+from sidecar.mounter.filesystem.inodes.inode import Directory, Inode, Link
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
+from sidecar.mounter.filesystem.names.listing import NUMBERS, Listing
+from sidecar.mounter.filesystem.names.names import LINK_SUFFIX
+from sidecar.mounter.filesystem.names.packed_names import unpack_keys
+from sidecar.mounter.filesystem.names.remotes import ForgottenObject, Listed, RemoteDirectory
 from sidecar.mounter.store.interface import ObjectInfo
 
 _BATCH = 128

@@ -26,13 +26,12 @@ from sidecar.errors import (
     Unsupported,
 )
 from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem.content.open_files import OpenFiles
 from sidecar.mounter.filesystem.directory_rename import DirectoryRename
-from sidecar.mounter.filesystem.inodes import ROOT, File, Link
-from sidecar.mounter.filesystem.journal import Journal
-from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.open_directories import OpenDirectories
-from sidecar.mounter.filesystem.open_files import OpenFiles
-from sidecar.mounter.filesystem.records import (
+from sidecar.mounter.filesystem.inodes.inode import ROOT, File, Link
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.journal.records import (
     DIRECTORY_HANDLE,
     FILE_HANDLE,
     LOOKUP,
@@ -40,7 +39,8 @@ from sidecar.mounter.filesystem.records import (
     Record,
     RenameBegun,
 )
-from sidecar.mounter.filesystem.replay import RecoveredState, ReplayedRequest, UnsavedFile
+from sidecar.mounter.filesystem.journal.replay import RecoveredState, ReplayedRequest, UnsavedFile
+from sidecar.mounter.filesystem.open_directories import OpenDirectories
 from sidecar.mounter.writing.spool import Spool, SpoolFile
 
 log = logging.getLogger(__name__)

@@ -17,16 +17,16 @@ from sidecar.errors import (
     NotEmpty,
     Stale,
 )
-from sidecar.mounter.filesystem.directory_markers import DirectoryMarkers
+from sidecar.mounter.filesystem.content.open_files import OpenFiles
 from sidecar.mounter.filesystem.directory_rename import DirectoryRename
-from sidecar.mounter.filesystem.inodes import Directory, File, Inode, Link
-from sidecar.mounter.filesystem.journal import Journal
+from sidecar.mounter.filesystem.inodes.directory_markers import DirectoryMarkers
+from sidecar.mounter.filesystem.inodes.inode import Directory, File, Inode, Link
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
+from sidecar.mounter.filesystem.inodes.subtree_locks import is_at_or_below
+from sidecar.mounter.filesystem.journal.journal import Journal
+from sidecar.mounter.filesystem.journal.records import RENAME, RENAME_DIRECTORY, Intended
 from sidecar.mounter.filesystem.name_changes import find_or_none
-from sidecar.mounter.filesystem.names import LINK_SUFFIX, check_file_name
-from sidecar.mounter.filesystem.namespace import Namespace
-from sidecar.mounter.filesystem.open_files import OpenFiles
-from sidecar.mounter.filesystem.records import RENAME, RENAME_DIRECTORY, Intended
-from sidecar.mounter.filesystem.subtree_locks import is_at_or_below
+from sidecar.mounter.filesystem.names.names import LINK_SUFFIX, check_file_name
 from sidecar.mounter.store.interface import Store
 
 RENAME_NOREPLACE = 1

@@ -10,7 +10,7 @@ import stat
 import struct
 from typing import NamedTuple
 
-from sidecar.mounter.filesystem.attributes import (
+from sidecar.mounter.filesystem.inodes.attributes import (
     BLOCK_BYTES,
     Attributes,
     Caller,

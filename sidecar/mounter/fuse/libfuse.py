@@ -14,9 +14,9 @@ from typing import Any
 
 from sidecar.errors import DependencyMissing, NotFound, SidecarError, Stale, to_errno
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.filesystem.attributes import BLOCK_BYTES, Attributes, Caller
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.inodes import Directory, Inode
+from sidecar.mounter.filesystem.inodes.attributes import BLOCK_BYTES, Attributes, Caller
+from sidecar.mounter.filesystem.inodes.inode import Directory, Inode
 from sidecar.mounter.fuse.protocol import UNKNOWN_INO
 from sidecar.mounter.system.mounts import SUBTYPE
 

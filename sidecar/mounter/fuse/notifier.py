@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
-from sidecar.mounter.filesystem.inodes import Inode
+from sidecar.mounter.filesystem.inodes.inode import Inode
 from sidecar.mounter.fuse.codec import inval_entry_out, inval_inode_out
 from sidecar.mounter.fuse.connection import answer, notify
 from sidecar.mounter.fuse.protocol import Notify

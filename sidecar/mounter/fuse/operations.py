@@ -27,7 +27,7 @@ from sidecar.mounter.fuse.open_policy import OpenPolicy
 from sidecar.mounter.fuse.passthrough import BackingFiles
 from sidecar.mounter.fuse.protocol import Opcode
 from sidecar.mounter.fuse.readers.direct_read import DirectRead
-from sidecar.mounter.fuse.readers.pool import ReaderPool
+from sidecar.mounter.fuse.readers.reader_pool import ReaderPool
 from sidecar.mounter.reading.read_log import ReadLog
 
 _WANTED = (
@@ -49,7 +49,7 @@ _WANTED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
+class Session:
     """What the operations of one mount use.
 
     Attributes:
@@ -100,7 +100,7 @@ class HandedOn:
 Outcome = Reply | HandedOn | Answer | DirectRead | Refusal | None
 """Mostly a reply. None: the kernel wants no answer."""
 
-Handler = Callable[[Mount, Request, bool], Outcome]
+Handler = Callable[[Session, Request, bool], Outcome]
 """Serves one opcode. The flag says whether it may wait; if not, it may raise WouldBlock."""
 
 _HANDED_ON = HandedOn()
@@ -109,151 +109,151 @@ _HANDED_ON = HandedOn()
 # --- the connection -------------------------------------------------------------------------------
 
 
-def init(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def init(session: Session, request: Request, _wait: bool) -> Outcome:
     """Negotiate: those of the wanted features that the kernel offers."""
     offered = codec.init_in(request.body)
     if offered.major < p.MAJOR:
         return Refusal(errno.EPROTO)
     agreed = int(offered.flags & _WANTED)
-    mount.filesystem.recovery.begin()
+    session.filesystem.recovery.begin()
     return Answer(
         [codec.init_out(offered.max_readahead_bytes, agreed)],
-        functools.partial(mount.on_serving, bool(agreed & p.Init.HAS_RESEND)),
+        functools.partial(session.on_serving, bool(agreed & p.Init.HAS_RESEND)),
     )
 
 
-def destroy(_mount: Mount, _request: Request, _wait: bool) -> Outcome:
+def destroy(_session: Session, _request: Request, _wait: bool) -> Outcome:
     """The file system is being unmounted; the read(2) that follows says ENODEV."""
     return []
 
 
-def interrupt(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def interrupt(session: Session, request: Request, _wait: bool) -> Outcome:
     """A program that waits for an answer got a signal. A killed one is answered at once."""
-    mount.callers.interrupt(codec.interrupt_in(request.body))
+    session.callers.interrupt(codec.interrupt_in(request.body))
     return None
 
 
 # --- names and attributes -------------------------------------------------------------------------
 
 
-def lookup(mount: Mount, request: Request, wait: bool) -> Outcome:
+def lookup(session: Session, request: Request, wait: bool) -> Outcome:
     """A component of a path."""
     name = codec.name_in(request.body)
     try:
-        entry = mount.filesystem.lookup(request.inode, name, wait=wait)
+        entry = session.filesystem.lookup(request.inode, name, wait=wait)
     except NotFound as error:
         if type(error) is NotFound:
-            ttl_s = mount.filesystem.absence_ttl_s(request.inode, name)
+            ttl_s = session.filesystem.absence_ttl_s(request.inode, name)
             if ttl_s > 0:
                 return Answer([codec.absent_entry_out(ttl_s)], failure=error)
         raise
     return [codec.entry_out(entry)]
 
 
-def forget(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def forget(session: Session, request: Request, _wait: bool) -> Outcome:
     """The kernel no longer holds some lookups, of one inode or of many."""
     if request.opcode == Opcode.FORGET:
         forgotten = [(request.inode, codec.forget_in(request.body))]
     else:
         forgotten = codec.batch_forget_in(request.body)
     for inode, count in forgotten:
-        mount.filesystem.forget(inode, count)
-    if mount.readers is not None and not mount.open_policy.needed:
-        mount.readers.close_inodes([inode for inode, _ in forgotten])
+        session.filesystem.forget(inode, count)
+    if session.readers is not None and not session.open_policy.needed:
+        session.readers.close_inodes([inode for inode, _ in forgotten])
     return None
 
 
-def get_attributes(mount: Mount, request: Request, wait: bool) -> Outcome:
+def get_attributes(session: Session, request: Request, wait: bool) -> Outcome:
     """stat(2)."""
-    return [codec.attr_out(mount.filesystem.get_attributes(request.inode, wait=wait))]
+    return [codec.attr_out(session.filesystem.get_attributes(request.inode, wait=wait))]
 
 
-def set_attributes(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def set_attributes(session: Session, request: Request, _wait: bool) -> Outcome:
     """chmod(2), chown(2), utimensat(2), truncate(2)."""
     changes, mtime_now, size_bytes = codec.setattr_in(request.body)
     if mtime_now:
         changes["mtime_ns"] = time.time_ns()
-    entry = mount.filesystem.set_attributes(request.inode, changes, size_bytes)
+    entry = session.filesystem.set_attributes(request.inode, changes, size_bytes)
     return [codec.attr_out(entry)]
 
 
-def make_directory(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def make_directory(session: Session, request: Request, _wait: bool) -> Outcome:
     """mkdir(2)."""
     name, mode = codec.mkdir_in(request.body)
-    entry = mount.filesystem.make_directory(request.inode, name, mode, request.caller)
+    entry = session.filesystem.make_directory(request.inode, name, mode, request.caller)
     return [codec.entry_out(entry)]
 
 
-def remove_directory(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def remove_directory(session: Session, request: Request, _wait: bool) -> Outcome:
     """rmdir(2)."""
-    mount.filesystem.remove_directory(request.inode, codec.name_in(request.body))
+    session.filesystem.remove_directory(request.inode, codec.name_in(request.body))
     return []
 
 
-def unlink(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def unlink(session: Session, request: Request, _wait: bool) -> Outcome:
     """unlink(2)."""
-    mount.filesystem.unlink(request.inode, codec.name_in(request.body))
+    session.filesystem.unlink(request.inode, codec.name_in(request.body))
     return []
 
 
-def rename(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def rename(session: Session, request: Request, _wait: bool) -> Outcome:
     """rename(2), and renameat2(2), which has flags."""
     decode = codec.rename_in if request.opcode == Opcode.RENAME else codec.rename2_in
     name, new_parent, new_name, flags = decode(request.body)
-    mount.filesystem.rename(request.inode, name, new_parent, new_name, flags)
+    session.filesystem.rename(request.inode, name, new_parent, new_name, flags)
     return []
 
 
-def link(mount: Mount, _request: Request, _wait: bool) -> Outcome:
+def link(session: Session, _request: Request, _wait: bool) -> Outcome:
     """link(2)."""
-    mount.filesystem.link()
+    session.filesystem.link()
 
 
-def make_node(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def make_node(session: Session, request: Request, _wait: bool) -> Outcome:
     """mknod(2)."""
     name, mode = codec.mknod_in(request.body)
-    entry = mount.filesystem.make_node(request.inode, name, mode, request.caller)
+    entry = session.filesystem.make_node(request.inode, name, mode, request.caller)
     return [codec.entry_out(entry)]
 
 
-def symlink(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def symlink(session: Session, request: Request, _wait: bool) -> Outcome:
     """symlink(2)."""
     name, target = codec.symlink_in(request.body)
-    entry = mount.filesystem.symlink(request.inode, name, target, request.caller)
+    entry = session.filesystem.symlink(request.inode, name, target, request.caller)
     return [codec.entry_out(entry)]
 
 
-def read_link(mount: Mount, request: Request, wait: bool) -> Outcome:
+def read_link(session: Session, request: Request, wait: bool) -> Outcome:
     """readlink(2)."""
-    return [mount.filesystem.read_link(request.inode, wait=wait)]
+    return [session.filesystem.read_link(request.inode, wait=wait)]
 
 
-def statistics(mount: Mount, _request: Request, _wait: bool) -> Outcome:
+def statistics(session: Session, _request: Request, _wait: bool) -> Outcome:
     """statfs(2)."""
-    return [codec.statfs_out(mount.filesystem.statistics())]
+    return [codec.statfs_out(session.filesystem.statistics())]
 
 
 # --- directories ----------------------------------------------------------------------------------
 
 
-def open_directory(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def open_directory(session: Session, request: Request, _wait: bool) -> Outcome:
     """opendir(3)."""
-    return [codec.open_out(mount.filesystem.open_directory(request.inode), 0)]
+    return [codec.open_out(session.filesystem.open_directory(request.inode), 0)]
 
 
-def release_directory(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def release_directory(session: Session, request: Request, _wait: bool) -> Outcome:
     """closedir(3)."""
-    mount.filesystem.release_directory(codec.handle_in(request.body))
+    session.filesystem.release_directory(codec.handle_in(request.body))
     return []
 
 
-def read_directory(mount: Mount, request: Request, wait: bool) -> Outcome:
+def read_directory(session: Session, request: Request, wait: bool) -> Outcome:
     """readdir(3), names only."""
     handle, offset, size = codec.read_in(request.body)
     reply = bytearray()
     last = offset
     try:
-        for line in mount.filesystem.read_directory(handle, offset, wait=wait):
+        for line in session.filesystem.read_directory(handle, offset, wait=wait):
             name = os.fsencode(line.name)
             if len(reply) + p.dirent_bytes(len(name), plus=False) > size:
                 break
@@ -262,13 +262,13 @@ def read_directory(mount: Mount, request: Request, wait: bool) -> Outcome:
     except WouldBlock:
         if not reply:
             raise  # otherwise the entries that are here are answered; the kernel asks for the rest
-    mount.filesystem.entries_read(handle, last)
+    session.filesystem.entries_read(handle, last)
     return [reply]
 
 
-def read_directory_plus(mount: Mount, request: Request, wait: bool) -> Outcome:
+def read_directory_plus(session: Session, request: Request, wait: bool) -> Outcome:
     """readdir(3), with what each name leads to."""
-    filesystem = mount.filesystem
+    filesystem = session.filesystem
     handle, last, size = codec.read_in(request.body)
     reply = bytearray()
     while not reply and (lines := _lines_plus(filesystem, handle, last, size, wait)):
@@ -302,7 +302,7 @@ def _lines_plus(
     return lines
 
 
-def synchronise_directory(_mount: Mount, _request: Request, _wait: bool) -> Outcome:
+def synchronise_directory(_session: Session, _request: Request, _wait: bool) -> Outcome:
     """fsync(2): changes of names are in the store when their system call returns."""
     return []
 
@@ -310,20 +310,20 @@ def synchronise_directory(_mount: Mount, _request: Request, _wait: bool) -> Outc
 # --- files ----------------------------------------------------------------------------------------
 
 
-def create(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def create(session: Session, request: Request, _wait: bool) -> Outcome:
     """open(2) with O_CREAT."""
     (name, mode), flags = codec.create_in(request.body)
-    entry, handle = mount.filesystem.create(request.inode, name, mode, flags, request.caller)
+    entry, handle = session.filesystem.create(request.inode, name, mode, flags, request.caller)
     return [codec.entry_out(entry), codec.open_out(handle, p.Open.KEEP_CACHE)]
 
 
-def open_file(mount: Mount, request: Request, wait: bool) -> Outcome:
+def open_file(session: Session, request: Request, wait: bool) -> Outcome:
     """open(2)."""
-    filesystem, policy = mount.filesystem, mount.open_policy
+    filesystem, policy = session.filesystem, session.open_policy
     flags = codec.open_in(request.body)
     if not policy.needed:
         version = filesystem.version(request.inode)
-        if not policy.is_answered(version, others_open=mount.backing_files.in_use):
+        if not policy.is_answered(version, others_open=session.backing_files.in_use):
             # The kernel then opens and closes files without asking (FUSE_NO_OPEN_SUPPORT).
             return Refusal(errno.ENOSYS)
     if flags & os.O_TRUNC and not wait:
@@ -331,16 +331,16 @@ def open_file(mount: Mount, request: Request, wait: bool) -> Outcome:
     backing_id = None
     if filesystem.read_only:
         copy = functools.partial(filesystem.open_copy, request.inode)
-        backing_id = mount.backing_files.acquire(request.inode, copy)
+        backing_id = session.backing_files.acquire(request.inode, copy)
     try:
         handle = filesystem.open(request.inode, flags, backing_id, wait=wait)
     except BaseException:
         if filesystem.read_only:
-            mount.backing_files.release(request.inode)
+            session.backing_files.release(request.inode)
         raise
     if backing_id is not None:
-        mount.metrics.passthrough_opens.inc()
-        mount.read_log.note_whole(filesystem.version(request.inode))  # its READs are not seen
+        session.metrics.passthrough_opens.inc()
+        session.read_log.note_whole(filesystem.version(request.inode))  # its READs are not seen
         how = p.Open.PASSTHROUGH | p.Open.NOFLUSH
     elif flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
         # An inode is one version, so the kernel's pages of it are always right, and close(2)
@@ -351,23 +351,23 @@ def open_file(mount: Mount, request: Request, wait: bool) -> Outcome:
     return [codec.open_out(handle, how, backing_id)]
 
 
-def read(mount: Mount, request: Request, wait: bool) -> Outcome:
+def read(session: Session, request: Request, wait: bool) -> Outcome:
     """pread(2)."""
     handle, offset, size = codec.read_in(request.body)
-    filesystem, readers = mount.filesystem, mount.readers
+    filesystem, readers = session.filesystem, session.readers
     # Several threads serve READs that may wait, and the reader pool has no lock.
     if readers is not None and not wait:
         # By its handle if it has one: closing that gives its room in the disk cache back. The
         # kernel's handle is 0 if it opened the file by itself.
-        if handle or mount.open_policy.needed:
+        if handle or session.open_policy.needed:
             opened, info = handle, filesystem.pinned(handle)
         else:
             opened, info = None, filesystem.version(request.inode)
         if info is not None:
-            mount.read_log.note(info.key, offset, min(offset + size, info.size_bytes))
+            session.read_log.note(info.key, offset, min(offset + size, info.size_bytes))
             _, unique, inode, _, _, _, thread = request
-            mount.callers.wait_elsewhere(unique, thread)
-            if mount.reads_directly:
+            session.callers.wait_elsewhere(unique, thread)
+            if session.reads_directly:
                 wanted = min(size, info.size_bytes - offset)
                 if readers.is_direct(inode, opened, info, offset, wanted):
                     began_s = time.perf_counter()
@@ -378,40 +378,40 @@ def read(mount: Mount, request: Request, wait: bool) -> Outcome:
     return Answer(result.views, result.release)
 
 
-def write(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def write(session: Session, request: Request, _wait: bool) -> Outcome:
     """pwrite(2)."""
     handle, offset, data = codec.write_in(request.body)
-    return [codec.write_out(mount.filesystem.write(handle, offset, data))]
+    return [codec.write_out(session.filesystem.write(handle, offset, data))]
 
 
-def flush(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def flush(session: Session, request: Request, _wait: bool) -> Outcome:
     """close(2) of one descriptor, if its program still wants to know the result."""
-    if not mount.open_policy.needed:
+    if not session.open_policy.needed:
         return Refusal(errno.ENOSYS)  # nothing is written, and the kernel does not ask again
     handle = codec.handle_in(request.body)
     # A killed program does not get the result, and must not hang while gigabytes are sent: what it
     # wrote is saved after its RELEASE.
     if not is_killed(request.thread):
-        mount.filesystem.flush(handle)
+        session.filesystem.flush(handle)
     return []
 
 
-def synchronise(mount: Mount, request: Request, _wait: bool) -> Outcome:
+def synchronise(session: Session, request: Request, _wait: bool) -> Outcome:
     """fsync(2), fdatasync(2)."""
-    if not mount.open_policy.needed:
+    if not session.open_policy.needed:
         return Refusal(errno.ENOSYS)
-    mount.filesystem.flush(codec.handle_in(request.body))
+    session.filesystem.flush(codec.handle_in(request.body))
     return []
 
 
-def release(mount: Mount, request: Request, wait: bool) -> Outcome:
+def release(session: Session, request: Request, wait: bool) -> Outcome:
     """The last descriptor of an open file was closed."""
     handle = codec.handle_in(request.body)
-    mount.filesystem.release(handle, wait=wait)
-    if mount.readers is not None:
-        mount.readers.close_handle(handle)
-    if mount.filesystem.read_only:
-        mount.backing_files.release(request.inode)
+    session.filesystem.release(handle, wait=wait)
+    if session.readers is not None:
+        session.readers.close_handle(handle)
+    if session.filesystem.read_only:
+        session.backing_files.release(request.inode)
     return []
 
 

@@ -30,7 +30,7 @@ from typing import Final
 from sidecar.errors import SidecarError, Stale, WouldBlock, to_errno
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.filesystem.filesystem import FileSystem
-from sidecar.mounter.filesystem.records import FILE_HANDLE
+from sidecar.mounter.filesystem.journal.records import FILE_HANDLE
 from sidecar.mounter.fuse import protocol as p
 from sidecar.mounter.fuse.callers import Callers
 from sidecar.mounter.fuse.codec import MAX_REQUEST_BYTES, Request, decode
@@ -43,15 +43,15 @@ from sidecar.mounter.fuse.operations import (
     UNKNOWN,
     Answer,
     HandedOn,
-    Mount,
     Operation,
     Refusal,
+    Session,
 )
 from sidecar.mounter.fuse.passthrough import BackingFiles
 from sidecar.mounter.fuse.protocol import Opcode
 from sidecar.mounter.fuse.readers import direct_read
 from sidecar.mounter.fuse.readers.direct_read import DirectRead, StaleRead
-from sidecar.mounter.fuse.readers.pool import ReaderPool
+from sidecar.mounter.fuse.readers.reader_pool import ReaderPool
 from sidecar.mounter.reading.read_log import ReadLog
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Server:
         # On a read-only volume the opens of a file need not be known: an inode is one version, and
         # closing it saves nothing. Only a copy in the disk cache is read through an open.
         by_inode = readers is not None and filesystem.read_only
-        self.mount = Mount(
+        self.session = Session(
             filesystem,
             metrics,
             Callers(descriptor),
@@ -128,17 +128,17 @@ class Server:
         """
         self._recovering = True
         notify(self._descriptor, p.Notify.RESEND)
-        self.mount.backing_files.restore(self._filesystem.opens())
-        self.mount.on_serving(True)
+        self.session.backing_files.restore(self._filesystem.opens())
+        self.session.on_serving(True)
 
     def serve(self) -> None:
         """Read and answer requests until the file system is unmounted."""
-        if self.mount.readers is not None:
-            listen = functools.partial(self.mount.readers.listen, self._answer_stale_read)
+        if self.session.readers is not None:
+            listen = functools.partial(self.session.readers.listen, self._answer_stale_read)
             threading.Thread(target=listen, name="listen", daemon=True).start()
         # With direct reads one thread has the turn while the other fetches. Not in this thread,
         # which would have to wait at the end for a fetch.
-        for _ in range(2 if self.mount.reads_directly else 1):
+        for _ in range(2 if self.session.reads_directly else 1):
             threading.Thread(target=self._take_turns, name="turn", daemon=True).start()
         while not self._over.wait(_SIGNALS_S):
             pass
@@ -211,7 +211,7 @@ class Server:
             self._filesystem.recovery.all_resent()
         if not operation.waits and self._perform(request, operation, wait=False):
             return False
-        self.mount.callers.wait(request.unique, request.thread)
+        self.session.callers.wait(request.unique, request.thread)
         if size <= _SMALL_BYTES:
             # Copying is cheaper than keeping a large buffer from the next request.
             request = request._replace(body=memoryview(bytes(request.body)))
@@ -232,11 +232,11 @@ class Server:
         if self._filesystem.read_only:  # nothing below waits; this thread has the backing files
             for kind, _ in replayed.granted:
                 if kind == FILE_HANDLE:
-                    self.mount.backing_files.release(request.inode)
+                    self.session.backing_files.release(request.inode)
             self._filesystem.recovery.revoke(unique)
             return False
         request = request._replace(body=memoryview(bytes(request.body)))
-        self.mount.callers.wait(request.unique, request.thread)
+        self.session.callers.wait(request.unique, request.thread)
         self._pool.submit(self._perform_later, request, operation, None, replayed=True)
         return True
 
@@ -252,7 +252,7 @@ class Server:
             if replayed:
                 self._filesystem.recovery.revoke(request.first_unique)
             self._perform(request, operation, wait=True)
-            self.mount.callers.answered(request.unique)
+            self.session.callers.answered(request.unique)
             request.body.release()
             if buffer is not None and self._buffers.qsize() < _KEPT_BUFFERS:
                 self._buffers.put(buffer)
@@ -276,7 +276,7 @@ class Server:
         began_s = time.perf_counter()
         failure: BaseException | None = None
         try:
-            outcome = operation.handler(self.mount, request, wait)
+            outcome = operation.handler(self.session, request, wait)
         except WouldBlock:
             return False
         except (SidecarError, OSError) as error:
@@ -322,8 +322,8 @@ class Server:
     def _fetch(self, read: DirectRead) -> None:
         """Have a direct read fetched: by this thread, unless another one is fetching."""
         if self._is_fetching:
-            assert self.mount.readers is not None
-            self.mount.readers.read_directly(read)
+            assert self.session.readers is not None
+            self.session.readers.read_directly(read)
         else:
             self._direct_read = read
 

@@ -17,11 +17,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from sidecar.contract.options import ReadWhole
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.reading.read_result import ReadResult
 from sidecar.mounter.reading.window import Part
 from sidecar.mounter.store.interface import ObjectInfo
-from sidecar.options import ReadWhole
 from sidecar.units import MIB
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sidecar import logs
 from sidecar.backoff import Backoff
+from sidecar.contract.pod import CONTAINER_NAME
 from sidecar.errors import (
     ApiConflict,
     ApiForbidden,
@@ -23,8 +24,7 @@ from sidecar.errors import (
     ClusterError,
 )
 from sidecar.mounter.reporting.pod_api import PodApi
-from sidecar.mounter.reporting.pod_reports import CONDITION, Condition, Report
-from sidecar.pod import CONTAINER_NAME
+from sidecar.mounter.reporting.pod_reports import CONDITION, PodCondition, Report
 
 log = logging.getLogger("sidecar.reporter")
 
@@ -41,7 +41,7 @@ _CONDITION_INTERVAL_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class PodIdentity:
+class PodReference:
     """The pod in which this runs."""
 
     name: str
@@ -72,12 +72,12 @@ class _Event:
 class EventRecorder:
     """Events and the condition of one pod."""
 
-    def __init__(self, pod: PodIdentity, api: PodApi) -> None:
+    def __init__(self, pod: PodReference, api: PodApi) -> None:
         self._pod = pod
         self._api = api
         self._events: dict[Report, _Event] = {}
-        self._condition: Condition | None = None
-        self._condition_sent: Condition | None = None
+        self._condition: PodCondition | None = None
+        self._condition_sent: PodCondition | None = None
         self._condition_not_before_s = 0.0
         self._forbidden: set[str] = set()
         self._not_before_s = 0.0
@@ -89,7 +89,7 @@ class EventRecorder:
         if report in self._events or len(self._events) < _MOST_REPORTS:
             self._events.setdefault(report, _Event()).count += 1
 
-    def set_condition(self, condition: Condition) -> None:
+    def set_condition(self, condition: PodCondition) -> None:
         """Take the newest condition. Earlier ones that were not sent are dropped."""
         self._condition = condition
 

@@ -6,7 +6,7 @@ This process is separate so that the supervisor needs no library, and no scrape 
 It listens on process 1's socket: while it is being replaced, clients wait and are not refused. Live
 means that the supervisor answers a ping. A store that is down, or a worker that is restarted, must
 not make the kubelet kill the sidecar, and with it the mounts. Probes are answered whatever clients
-do: they have a thread of their own, and :mod:`sidecar.http_server` bounds everything else.
+do: they have a thread of their own, and :mod:`sidecar.http.server` bounds everything else.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import Final
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from sidecar import logs
-from sidecar.http_message import Request, Response
-from sidecar.http_server import HttpServer, Limits, Route
+from sidecar.contract.spec import PersistenceSpec, volume_label
+from sidecar.http.message import HttpRequest, HttpResponse
+from sidecar.http.server import HttpServer, Route, ServerLimits
 from sidecar.metrics import read_volume_totals, scrape_registry
 from sidecar.mounter.reporting.probe_files import keep_alive_file
 from sidecar.mounter.system.channel import Channel
@@ -35,11 +36,10 @@ from sidecar.mounter.system.status import (
     read_status,
     read_status_text,
 )
-from sidecar.spec import PersistenceSpec, volume_label
 from sidecar.units import MIB
 
 _PING_TIMEOUT_S = 2.0
-_LIMITS: Final = Limits(
+_LIMITS: Final = ServerLimits(
     connections=128, idle_s=10, kept_s=10, request_s=10, body_bytes=0, held_bytes=4 * MIB
 )
 _PROBES, _PAGES = "probes", "pages"
@@ -99,10 +99,10 @@ class _Pages:
             "/livez/experiment": Route("GET", self._experiment_live, _PROBES),
         }
 
-    def _metrics(self, _: Request) -> Response:
-        return Response(HTTPStatus.OK, generate_latest(self._registry), CONTENT_TYPE_LATEST)
+    def _metrics(self, _: HttpRequest) -> HttpResponse:
+        return HttpResponse(HTTPStatus.OK, generate_latest(self._registry), CONTENT_TYPE_LATEST)
 
-    def _status(self, _: Request) -> Response:
+    def _status(self, _: HttpRequest) -> HttpResponse:
         """The status document; for volumes in use, also what only metrics know."""
         status = read_status(self._state)
         if status["ready"]:
@@ -112,19 +112,19 @@ class _Pages:
                 volume["in_flight_limit_parts"] = found.get(label, {})
         return _json(HTTPStatus.OK, dump_status(status))
 
-    def _startup(self, _: Request) -> Response:
+    def _startup(self, _: HttpRequest) -> HttpResponse:
         text = read_status_text(self._state)
         ready = bool(json.loads(text)["ready"])
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, text)
 
-    def _live(self, _: Request) -> Response:
+    def _live(self, _: HttpRequest) -> HttpResponse:
         alive = self._supervisor.is_alive()
         return _json(
             HTTPStatus.OK if alive else HTTPStatus.SERVICE_UNAVAILABLE,
             json.dumps({"alive": alive}) + "\n",
         )
 
-    def _experiment_live(self, _: Request) -> Response:
+    def _experiment_live(self, _: HttpRequest) -> HttpResponse:
         """For probes of the experiment's containers: 503 if a restart of theirs mends a mount."""
         volumes = read_status(self._state)["volumes"]
         lost = {
@@ -138,8 +138,8 @@ class _Pages:
         )
 
 
-def _json(status: HTTPStatus, text: str) -> Response:
-    return Response(status, text.encode(), "application/json")
+def _json(status: HTTPStatus, text: str) -> HttpResponse:
+    return HttpResponse(status, text.encode(), "application/json")
 
 
 def main(channel: Channel, spec: PersistenceSpec) -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any, Final
 
+from sidecar.contract.spec import volume_label
 from sidecar.mounter.reporting.pod_reports import Report, mount_lost
-from sidecar.spec import volume_label
 
 Document = dict[str, Any]
 

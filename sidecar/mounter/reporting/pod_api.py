@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
+from sidecar.cluster.api_errors import answer_error, no_answer
+from sidecar.contract.pod import SERVICE_ACCOUNT, SERVICE_ACCOUNT_VARIABLE
 from sidecar.errors import ClusterError, NotInCluster
-from sidecar.kubernetes_errors import answer_error, no_answer
 from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.connection import Response
 from sidecar.mounter.store.http.fields import BrokenResponse, Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import SignedRequest
+from sidecar.mounter.store.http.signed_request import SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
-from sidecar.pod import SERVICE_ACCOUNT, SERVICE_ACCOUNT_VARIABLE
 from sidecar.units import KIB, MIB
 
 TIMEOUT_S: Final = 5.0

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from sidecar import logs
 from sidecar.backoff import Backoff
+from sidecar.contract.pod import CONTAINER_NAME
 from sidecar.errors import ApiConflict, ApiGone, ApiUnavailable
 from sidecar.mounter.reporting.pod_api import PodApi
-from sidecar.pod import CONTAINER_NAME
 
 log = logging.getLogger("sidecar.reporter")
 

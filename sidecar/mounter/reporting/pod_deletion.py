@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sidecar.pod import CONTAINER_NAME, RESERVED_PREFIX, SHARED_SUFFIX
+from sidecar.contract.pod import CONTAINER_NAME, RESERVED_PREFIX, SHARED_SUFFIX
 
 Document = dict[str, Any]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
+from sidecar.contract.spec import volume_label
 from sidecar.errors import (
     AccessDenied,
     LoginRejected,
@@ -21,7 +22,6 @@ from sidecar.errors import (
     printable,
 )
 from sidecar.metrics import VolumeTotals
-from sidecar.spec import volume_label
 
 CONDITION: Final = "mount-sidecar.io/Ready"
 
@@ -54,7 +54,7 @@ class Report(NamedTuple):
     kind: Literal["Normal", "Warning"] = "Warning"
 
 
-class Condition(NamedTuple):
+class PodCondition(NamedTuple):
     """The pod's condition ``mount-sidecar.io/Ready``."""
 
     status: Literal["True", "False"]
@@ -62,7 +62,7 @@ class Condition(NamedTuple):
     message: str
 
 
-def condition(status: Document) -> Condition | None:
+def condition(status: Document) -> PodCondition | None:
     """The pod's condition by a status document; None while nothing is known yet.
 
     A worker that is being replaced changes nothing: programs wait only for milliseconds.
@@ -72,19 +72,19 @@ def condition(status: Document) -> Condition | None:
             error = volume["error"]
             if error is not None and error["code"] != WorkerLost.code:
                 reason = _failing(error) if error in volume["failing"] else _reason(error)
-                return Condition("False", reason, f"volume {_label(volume)}: {_line(error)}")
+                return PodCondition("False", reason, f"volume {_label(volume)}: {_line(error)}")
         for volume in status["volumes"]:
             if volume["lost_in"]:
-                return Condition("False", MOUNT_LOST, mount_lost(volume).message)
-        return Condition("True", "Mounted", f"{len(status['volumes'])} volume(s) are usable")
+                return PodCondition("False", MOUNT_LOST, mount_lost(volume).message)
+        return PodCondition("True", "Mounted", f"{len(status['volumes'])} volume(s) are usable")
     if status["phase"] == "starting" and status["waiting"]:
-        return Condition("False", "Starting", status["waiting"])
+        return PodCondition("False", "Starting", status["waiting"])
     if status["phase"] == "starting" and status["restarted"]:
-        return Condition("False", _RESTARTED, _RESTARTED_TEXT)
+        return PodCondition("False", _RESTARTED, _RESTARTED_TEXT)
     if status["phase"] == "failed":
-        return Condition("False", "MountFailed", _line(status["error"]))
+        return PodCondition("False", "MountFailed", _line(status["error"]))
     if status["phase"] in ("draining", "stopped"):
-        return Condition("False", "Stopped", "what was written is being saved, or was")
+        return PodCondition("False", "Stopped", "what was written is being saved, or was")
     return None
 
 

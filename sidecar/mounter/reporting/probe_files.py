@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from sidecar.contract.pod import ALIVE_FILE
 from sidecar.mounter.system.directories import open_directory, open_file
-from sidecar.pod import ALIVE_FILE
 
 _BEAT_S: Final = 5.0
 _VALID_S: Final = 15.0

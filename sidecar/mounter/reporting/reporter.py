@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from sidecar import logs
+from sidecar.contract.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE, STOPPING_FILE
+from sidecar.contract.spec import PersistenceSpec
 from sidecar.errors import ClusterError
 from sidecar.metrics import read_volume_totals
-from sidecar.mounter.reporting.event_recorder import EventRecorder, PodIdentity
+from sidecar.mounter.reporting.event_recorder import EventRecorder, PodReference
 from sidecar.mounter.reporting.lost_mounts import LostMounts
 from sidecar.mounter.reporting.pod_api import PodApi
 from sidecar.mounter.reporting.pod_completion import wait_for_end
@@ -28,8 +30,6 @@ from sidecar.mounter.reporting.pod_reports import Observer, Report, condition
 from sidecar.mounter.system.channel import Channel
 from sidecar.mounter.system.directories import pinned
 from sidecar.mounter.system.status import METRICS_DIRECTORY, STATUS_FILE, read_status
-from sidecar.pod import POD_VARIABLES, STOP_WITH_EXPERIMENT_VARIABLE, STOPPING_FILE
-from sidecar.spec import PersistenceSpec
 
 log = logging.getLogger("sidecar.reporter")
 
@@ -60,7 +60,7 @@ class Reporter:
         self._deletion = PodDeletion(added_s)
         self._observer = Observer(spool_bytes)
         self._lost = LostMounts()
-        pod = PodIdentity(*(os.environ[name] for name in POD_VARIABLES))
+        pod = PodReference(*(os.environ[name] for name in POD_VARIABLES))
         self._recorder = EventRecorder(pod, PodApi())
         self._seen: tuple[int, int] | None = None
         self._next_totals_s = 0.0

@@ -11,8 +11,8 @@ import json
 import time
 from typing import Any, Final
 
+from sidecar.contract.spec import volume_label
 from sidecar.errors import ReadyTimeout
-from sidecar.spec import volume_label
 
 _POLL_S: Final = 0.2
 _REQUEST_TIMEOUT_S: Final = 5.0

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sidecar.contract.spec import StoreName, StoreSource
     from sidecar.mounter.store.interface import Store, StoreObserver
     from sidecar.mounter.store.login import CredentialSource
-    from sidecar.spec import StoreName, StoreSource
 
 
 def import_stores(kinds: Iterable[StoreName]) -> None:

@@ -12,10 +12,10 @@ from sidecar.errors import SecretIncomplete
 from sidecar.mounter.store.secrets import SecretFields
 
 if TYPE_CHECKING:
+    from sidecar.contract.spec import StoreSource
     from sidecar.mounter.store.azure.credentials import AzureCredentials
     from sidecar.mounter.store.gcs.credentials import GcsCredentials
     from sidecar.mounter.store.s3.credentials import S3Credentials
-    from sidecar.spec import StoreSource
 
 Credentials: TypeAlias = "S3Credentials | GcsCredentials | AzureCredentials"
 

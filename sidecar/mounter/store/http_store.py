@@ -25,8 +25,8 @@ from sidecar.mounter.store.http.connection import Response
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.proxies import name_exempt_host
-from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.retry import Retry, Retryable
+from sidecar.mounter.store.http.signed_request import Body, BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import (
     Arrived,
@@ -49,7 +49,7 @@ from sidecar.mounter.store.request_builder import (
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 T = TypeVar("T")
 

@@ -40,7 +40,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 8.0
 """The pause between two trials, since stores and networks change."""
 
 
-class Waiting(Protocol):
+class Waiter(Protocol):
     """A stream that would have one more part in flight."""
 
     def go_on(self) -> None:
@@ -86,7 +86,7 @@ class InFlight:
         self._tell = tell
         tell(least)
         self._lock = threading.Lock()
-        self._waiting: dict[Waiting, None] = {}  # the longest wait first
+        self._waiting: dict[Waiter, None] = {}  # the longest wait first
         # A connection's best rate and least delay until the number is tried, the usual ones later.
         # Parts keep the size for the best rate: if connections share the CPU, smaller parts would
         # cost more of it.
@@ -115,7 +115,7 @@ class InFlight:
 
     # --- turns --------------------------------------------------------------------------------
 
-    def begin(self, stream: Waiting) -> bool:
+    def begin(self, stream: Waiter) -> bool:
         """Count one more part. False if there is no room: then the stream waits for its turn."""
         with self._lock:
             if self.count >= self.most:
@@ -125,7 +125,7 @@ class InFlight:
             self.count += 1
             return True
 
-    def give_up(self, stream: Waiting) -> None:
+    def give_up(self, stream: Waiter) -> None:
         """Take back a part that was begun, for lack of memory. The stream waits for its turn."""
         with self._lock:
             self.count -= 1
@@ -141,7 +141,7 @@ class InFlight:
         """Whether there is no room for one more part, or a stream waits for its turn."""
         return self.count >= self.most or bool(self._waiting)
 
-    def forget(self, stream: Waiting) -> None:
+    def forget(self, stream: Waiter) -> None:
         """Let the stream wait no more."""
         with self._lock:
             self._waiting.pop(stream, None)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.errors import NotFound
-from sidecar.mounter.store.http.requests import Body, BufferedResponse
+from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
 from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import Content
 from sidecar.mounter.store.store_errors import Call

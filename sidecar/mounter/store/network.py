@@ -13,14 +13,14 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sidecar.contract.pod import PROXY_VARIABLES
 from sidecar.errors import SecretFileMissing, SecretInvalid
 from sidecar.mounter.store.http.proxies import is_proxy
 from sidecar.mounter.store.secrets import SecretFields
 from sidecar.mounter.system.directories import path_of
-from sidecar.pod import PROXY_VARIABLES
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 _AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 # Where a pod gets its own identity: on the node, and never through a proxy.

@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol, TypeVar
 from sidecar.mounter.store.http.connection import Response
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import SignedRequest
 from sidecar.mounter.store.http.retry import parse_retry_after
+from sidecar.mounter.store.http.signed_request import SignedRequest
 from sidecar.mounter.store.http.values import http_time_s
 from sidecar.mounter.store.interface import ObjectInfo, Page
 from sidecar.mounter.store.signing import clock

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Literal
 
-from sidecar import logs, pod
+from sidecar import logs
+from sidecar.contract import pod
+from sidecar.contract.spec import PersistenceSpec
 from sidecar.errors import (
     EXIT_OK,
     HostError,
@@ -22,15 +24,15 @@ from sidecar.errors import (
     SidecarError,
     from_message,
 )
-from sidecar.listening import listen
+from sidecar.http.listening import listen
 from sidecar.mounter.supervisor import path_checks, preparation
-from sidecar.mounter.supervisor.fork_server import ForkServer
+from sidecar.mounter.supervisor.forking import ForkServer
 from sidecar.mounter.supervisor.hang_watch import HangWatch
-from sidecar.mounter.supervisor.last_minute import LastMinute, unsaved_lines
+from sidecar.mounter.supervisor.pod_end import PodEnd, unsaved_lines
 from sidecar.mounter.supervisor.retries import Retries
 from sidecar.mounter.supervisor.volume import RestartDelay, SupervisedBucket, SupervisedVolume
-from sidecar.mounter.supervisor.waiting import Waiting
-from sidecar.mounter.supervisor.warm_up import WarmUp
+from sidecar.mounter.supervisor.waiting import StartWait
+from sidecar.mounter.supervisor.warm_up_process import WarmUpProcess
 from sidecar.mounter.system import directories, hardening, mounts, status
 from sidecar.mounter.system.channel import Message
 from sidecar.mounter.system.processes import (
@@ -40,7 +42,6 @@ from sidecar.mounter.system.processes import (
     MessageReceived,
     Processes,
 )
-from sidecar.spec import PersistenceSpec
 
 log = logging.getLogger("sidecar.supervisor")
 
@@ -77,7 +78,7 @@ class Lifecycle:
         self._processes = Processes(hardening.oom_score())
         hardening.survive_oom()
         self._retries = Retries()
-        self._last_minute = LastMinute(spec)
+        self._pod_end = PodEnd(spec)
         self._overdue: list[str] = []
         self._hang_watch = HangWatch()
         self._fork_server = ForkServer(self._processes, spec, self._retries, self._hang_watch)
@@ -93,8 +94,8 @@ class Lifecycle:
                 directory = SupervisedVolume(volume)
                 self._directories.append(directory)
                 self._volumes.append(directory)
-        self._warm_up = WarmUp(self._buckets, self._fork_server, self._retries)
-        self._waiting = Waiting(self._volumes, self._retries, started_s)
+        self._warm_up = WarmUpProcess(self._buckets, self._fork_server, self._retries)
+        self._waiting = StartWait(self._volumes, self._retries, started_s)
         self._health: Child | None = None
         self._health_delay = RestartDelay()
         self._reporter: Child | None = None  # in a pod only
@@ -229,14 +230,14 @@ class Lifecycle:
         assert self._state is not None
         while not self._stop_asked:
             self._turn()
-            if self._last_minute.look(self._state):
+            if self._pod_end.look(self._state):
                 self._publish()
-            if (deadline_s := self._last_minute.deadline_s) is not None:
+            if (deadline_s := self._pod_end.deadline_s) is not None:
                 for bucket in self._buckets:
                     bucket.hurry(deadline_s)
-                self._last_minute.tell_unsaved(self._buckets)
+                self._pod_end.tell_unsaved(self._buckets)
                 if not self._stop_asked:  # the experiment has not ended
-                    self._call_janitor(self._last_minute.overdue())
+                    self._call_janitor(self._pod_end.overdue())
 
     def _drain(self) -> int:
         """Save everything within the grace period; the exit status says whether it was all.
@@ -244,7 +245,7 @@ class Lifecycle:
         A worker that ends meanwhile is replaced, and the next one is asked again.
         """
         self._warm_up.leave(self._turn)
-        seconds = self._last_minute.seconds_left()
+        seconds = self._pod_end.seconds_left()
         end_s = time.monotonic() + seconds
         self._phase = "draining"
         waiting = [b for b in self._buckets if self._ready or b.state == "serving"]
@@ -260,7 +261,7 @@ class Lifecycle:
                     bucket.drain(max(0.0, end_s - time.monotonic()))
             self._turn(end_s + answer_s)
             waiting = [bucket for bucket in waiting if bucket.state != "drained"]
-            self._last_minute.tell_unsaved(self._buckets)
+            self._pod_end.tell_unsaved(self._buckets)
         for bucket in waiting:
             bucket.give_up_draining(seconds)
         self._phase = "stopped"
@@ -370,7 +371,7 @@ class Lifecycle:
                 each.lost_in = message["containers"].get(each.volume.label, [])
             self._publish()
         elif child is self._reporter and event == "deleted":
-            self._last_minute.on_deleted(message)
+            self._pod_end.on_deleted(message)
         elif child is self._reporter and event == "experiment ended":
             logs.event(log, event)
             self._stop_asked = True  # the pod's other containers have ended
@@ -481,7 +482,7 @@ class Lifecycle:
                 "run": self._spec.run,
                 "restarted": any(bucket.was_shown for bucket in self._buckets),
                 "waiting": self._waiting.text if self._phase == "starting" else "",
-                "time_is_up": self._last_minute.is_over,
+                "time_is_up": self._pod_end.is_over,
                 "error": self._failure.document() if self._failure is not None else None,
                 "shortages": self._retries.shortages,
                 "hung": self._hang_watch.hung,

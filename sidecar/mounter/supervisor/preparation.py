@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from sidecar import logs
+from sidecar.contract.memory_rule import least_limit_bytes
 from sidecar.errors import MemoryTooSmall, StateUnusable
-from sidecar.memory_rule import least_limit_bytes
 from sidecar.mounter.system import directories, hardening, resource_limits
 from sidecar.units import MIB
 

@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any, Final, Literal
 
 from sidecar import logs
+from sidecar.contract.spec import ClaimSource, HostPathSource, Source, Volume
 from sidecar.errors import (
     MountFailed,
     SidecarError,
@@ -18,7 +19,7 @@ from sidecar.errors import (
     WorkerLost,
     from_message,
 )
-from sidecar.mounter.supervisor.fork_server import ForkServer
+from sidecar.mounter.supervisor.forking import ForkServer
 from sidecar.mounter.supervisor.retries import Retries
 from sidecar.mounter.system import mounts
 from sidecar.mounter.system.channel import Message
@@ -26,7 +27,6 @@ from sidecar.mounter.system.directories import unusable
 from sidecar.mounter.system.memory_directory import memory_directory
 from sidecar.mounter.system.processes import Child, Ending
 from sidecar.mounter.system.watchdog import STOPPED
-from sidecar.spec import ClaimSource, HostPathSource, Source, Volume
 
 log = logging.getLogger("sidecar.supervisor")
 
@@ -51,7 +51,7 @@ _MOST_FAILED_RESUMES: Final = 3
 _WORKER_START_S: Final = 3600.0
 _REQUEST_BYTES: Final = 1024 * 1024
 _STARVED: Final = Ending(exit_status=os.EX_OSERR, signal=None)
-"""No memory, no thread, no descriptor: ``fuse/connection.py``, ``worker/main.py``."""
+"""No memory, no thread, no descriptor: ``fuse/connection.py``, ``worker/worker.py``."""
 _ENDINGS_WITHOUT_CRASH: Final = (Ending(exit_status=None, signal=signal.SIGKILL), _STARVED)
 
 

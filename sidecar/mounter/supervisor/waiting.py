@@ -20,7 +20,7 @@ log = logging.getLogger("sidecar.supervisor")
 _SAID_AFTER_S: Final = 5.0
 
 
-class Waiting:
+class StartWait:
     """What one start waits for.
 
     Args:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from sidecar import logs, stop_signals
 from sidecar.errors import SidecarError
-from sidecar.mounter.system import hardening, messages, prctl
+from sidecar.mounter.system import child_messages, hardening, prctl
 from sidecar.mounter.system.channel import BadMessage, Channel, Message
 from sidecar.mounter.system.shortage import exit_with
 
@@ -277,7 +277,7 @@ class Processes:
                 message, descriptors = received
                 for descriptor in descriptors:
                     os.close(descriptor)
-                if messages.is_known(message):
+                if child_messages.is_known(message):
                     yield MessageReceived(child, message)
                 else:
                     self._misunderstand(child, f"event {message.get('event')!r:.40}")

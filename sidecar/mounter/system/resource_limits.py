@@ -12,7 +12,7 @@ import resource
 from pathlib import Path
 from typing import NamedTuple
 
-from sidecar.memory_rule import work_bytes
+from sidecar.contract.memory_rule import work_bytes
 from sidecar.units import MIB
 
 CGROUPS = Path("/sys/fs/cgroup")

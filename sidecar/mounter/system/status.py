@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sidecar import pod
+from sidecar.contract import pod
 from sidecar.mounter.system.atomic_file import replace_text, temporary_name
 from sidecar.mounter.system.directories import PathBlocked, open_directory, open_file, remove
 from sidecar.units import KIB, MIB

@@ -13,10 +13,10 @@ import os
 import time
 from typing import Final
 
+from sidecar.contract.spec import PersistenceSpec, Volume
 from sidecar.mounter.reading import read_log
 from sidecar.mounter.reading.read_log import Run
 from sidecar.mounter.system import directories
-from sidecar.spec import PersistenceSpec, Volume
 
 FOLDER: Final = ".mount-sidecar/learned"
 """The folder in the outputs volume."""

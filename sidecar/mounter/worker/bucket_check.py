@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Final
 
 from sidecar.backoff import Backoff
+from sidecar.contract.spec import PersistenceSpec, Volume
 from sidecar.errors import TlsUntrusted, Unavailable
 from sidecar.mounter.store.interface import ObjectInfo, Store
 from sidecar.mounter.worker.write_check import check_writes
-from sidecar.spec import PersistenceSpec, Volume
 
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 2.0

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sidecar.contract.spec import PersistenceSpec, Volume
 from sidecar.mounter.cache import node_folder
 from sidecar.mounter.cache.cache_folder import occupied_bytes
-from sidecar.mounter.filesystem.excess_inodes import INODE_BYTES
-from sidecar.mounter.filesystem.inode_table import MOST_INODES
-from sidecar.mounter.filesystem.name_memory import BUDGET_BYTES
+from sidecar.mounter.filesystem.inodes.excess_inodes import INODE_BYTES
+from sidecar.mounter.filesystem.inodes.inode_table import MOST_INODES
+from sidecar.mounter.filesystem.names.name_memory import BUDGET_BYTES
 from sidecar.mounter.system import resource_limits
-from sidecar.spec import PersistenceSpec, Volume
 from sidecar.units import MIB
 
 _LEAST_READERS, _USUAL_READERS, _MOST_READERS = 2, 4, 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sidecar.pod import NAMESPACE_VARIABLE, SERVICE_ACCOUNT_NAME_VARIABLE
-from sidecar.spec import PersistenceSpec, StoreSource, Volume
+from sidecar.contract.pod import NAMESPACE_VARIABLE, SERVICE_ACCOUNT_NAME_VARIABLE
+from sidecar.contract.spec import PersistenceSpec, StoreSource, Volume
 
 
 def folder(spec: PersistenceSpec, volume: Volume, identity: str) -> Path:

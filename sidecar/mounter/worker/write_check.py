@@ -21,7 +21,7 @@ from sidecar.errors import (
     StoreProtocolError,
     WriteDenied,
 )
-from sidecar.mounter.filesystem.names import PROBE_PREFIX, is_probe_key
+from sidecar.mounter.filesystem.names.names import PROBE_PREFIX, is_probe_key
 from sidecar.mounter.store.interface import ObjectInfo, Store
 from sidecar.mounter.system.state_directory import StateDirectory
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.pod import CONTAINER_NAME as SIDECAR
+from sidecar.contract.pod import CONTAINER_NAME as SIDECAR
 from tests.cluster.pods.conftest import Run, cloud
 from tests.support.node import Nodes
 from tests.support.stores_in_a_pod import Stores

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sidecar.contract.pod import CONTAINER_NAME as SIDECAR
 from sidecar.mounter.reporting.pod_reports import CONDITION
-from sidecar.pod import CONTAINER_NAME as SIDECAR
 from tests.cluster.pods.conftest import Run
 from tests.support.cluster import Refused
 from tests.support.cluster_pods import MAIN, ClusterPod

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.contract.spec import StoreName
 from sidecar.control.catalogue.bucket_url import AZURE_CLOUDS, BucketUrl, parse_bucket_url
 from sidecar.errors import BucketUrlInvalid, ConfigError, SchemeMismatch
-from sidecar.spec import StoreName
 
 BLOB = "blob.core.windows.net"
 

@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.contract.spec import ClaimSource, HostPathSource, StoreSource
 from sidecar.control.catalogue.catalogue import Catalogue, parse_catalogue
 from sidecar.errors import (
     BucketMissing,
@@ -21,7 +22,6 @@ from sidecar.errors import (
     SourceMissing,
     UnknownKey,
 )
-from sidecar.spec import ClaimSource, HostPathSource, StoreSource
 from tests.control.catalogue.samples import CATALOGUE
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import __version__
-from sidecar.spec_document import load_spec
+from sidecar.contract.spec_document import load_spec
 from tests.control.catalogue.samples import CATALOGUE, SELECT_DATA
 
 SIDECAR = [sys.executable, "-m", "sidecar"]

@@ -9,8 +9,11 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from sidecar.contract.options import Options, Times
+from sidecar.contract.spec import NodeCache, PersistenceSpec
+from sidecar.contract.spec_document import load_spec
 from sidecar.control.catalogue.catalogue import parse_catalogue
-from sidecar.control.catalogue.options import (
+from sidecar.control.catalogue.option_rules import (
     POD_OPTIONS,
     PROFILES,
     VOLUME_OPTIONS,
@@ -23,9 +26,6 @@ from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.catalogue.run_options import RunOptions, parse_run_options
 from sidecar.control.catalogue.selection import Selection
 from sidecar.errors import AnnotationInvalid, ConfigError, OptionInvalid
-from sidecar.options import Options, Times
-from sidecar.spec import NodeCache, PersistenceSpec
-from sidecar.spec_document import load_spec
 from sidecar.units import GIB, MIB
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "options.md"

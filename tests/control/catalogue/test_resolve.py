@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from sidecar.contract.spec import PersistenceSpec, Roots
+from sidecar.contract.spec_document import load_spec
 from sidecar.control.catalogue.catalogue import Catalogue, parse_catalogue
 from sidecar.control.catalogue.resolve import Paths, resolve
 from sidecar.control.catalogue.selection import Selection, parse_polyaxonfile
@@ -19,8 +21,6 @@ from sidecar.errors import (
     UnknownKey,
     VolumeUnknown,
 )
-from sidecar.spec import PersistenceSpec, Roots
-from sidecar.spec_document import load_spec
 from tests.control.catalogue.samples import CATALOGUE, SELECT_DATA, SELECT_OUTPUTS
 
 RUN = "user/project/experiments/1"

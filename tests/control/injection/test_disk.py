@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar.contract.spec import PersistenceSpec
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.catalogue.quantity import parse_quantity
 from sidecar.control.injection.inject import inject
 from sidecar.control.injection.sidecar_container import Injection
-from sidecar.spec import PersistenceSpec
 from sidecar.units import GIB, MIB
 from tests.control.injection.golden import NAMES, expected, given
 from tests.control.injection.test_golden import documents

@@ -10,10 +10,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from sidecar.contract.spec_document import load_spec
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import inject, pod_patch
 from sidecar.control.injection.sidecar_container import Injection
-from sidecar.spec_document import load_spec
 from tests.control.injection.golden import (
     CATALOGUE,
     IMAGE,

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from sidecar.contract.spec_document import load_spec
+from sidecar.contract.spec_rules import check_spec
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import inject
 from sidecar.control.injection.sidecar_container import Injection
@@ -20,8 +22,6 @@ from sidecar.errors import (
     SpecInvalid,
     UnknownKey,
 )
-from sidecar.spec_document import load_spec
-from sidecar.spec_rules import check_spec
 
 VOLUME = {"store": "gcs", "bucket": "gs://far/images", "secret": "far", "secretKey": "key.json"}
 NEAR = {"store": "s3", "bucket": "s3://near/blocks", "secret": "near", "secretKey": "login.json"}

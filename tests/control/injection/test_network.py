@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from sidecar.cli.main import main
+from sidecar.contract.spec import CaBundle, PersistenceSpec
+from sidecar.contract.spec_document import load_spec
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.injection.inject import inject
-from sidecar.control.injection.network import Network
 from sidecar.control.injection.sidecar_container import Injection
+from sidecar.control.injection.store_network import Network
 from sidecar.errors import CatalogueInvalid
-from sidecar.spec import CaBundle, PersistenceSpec
-from sidecar.spec_document import load_spec
 
 CATALOGUE = """
 data:

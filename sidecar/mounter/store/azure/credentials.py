@@ -15,7 +15,7 @@ from sidecar.errors import SecretInvalid, SecretKeyMissing, SpecInvalid
 from sidecar.mounter.store.secrets import SecretFields, is_base64, is_endpoint
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 _NAME = ("AZURE_ACCOUNT_NAME", "azure_account_name", "account_name")
 _KEY = ("AZURE_ACCOUNT_KEY", "azure_account_key", "account_key")

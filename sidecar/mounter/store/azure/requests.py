@@ -12,7 +12,7 @@ from sidecar.mounter.store.azure.credentials import AzureCredentials
 from sidecar.mounter.store.azure.properties import listed_properties, properties_in
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import SignedRequest
+from sidecar.mounter.store.http.signed_request import SignedRequest
 from sidecar.mounter.store.http.values import (
     http_time_s,
     parse_key,
@@ -35,7 +35,7 @@ from sidecar.mounter.store.signing import (
 from sidecar.mounter.store.store_errors import ErrorResponse
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 METADATA = "x-ms-meta-"
 

@@ -110,7 +110,7 @@ class AzureSdk:
         raise SecretInvalid(f"{self._errors}: no connection string can be made of the secret")
 
 
-class PodIdentity:
+class AzureIdentity:
     """The login that azure-identity's chain finds: workload identity, a managed identity."""
 
     def __init__(self) -> None:

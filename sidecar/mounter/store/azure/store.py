@@ -36,7 +36,7 @@ from sidecar.mounter.store.azure.requests import (
     parse_tags,
     to_azure,
 )
-from sidecar.mounter.store.azure.sdk import AzureSdk, PodIdentity
+from sidecar.mounter.store.azure.sdk import AzureIdentity, AzureSdk
 from sidecar.mounter.store.azure.upload import AzureUpload, block_name, new_series
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
@@ -61,7 +61,7 @@ from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB, MIB
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 COPY_POLL_S = 0.5
 COPY_IDLE_S = 120.0
@@ -102,7 +102,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         except ValueError as error:
             raise SecretInvalid(f"the blob endpoint of {source.url}: {error}") from None
         errors = StoreErrors("Azure", source.bucket, str(endpoint))
-        identity = PodIdentity()
+        identity = AzureIdentity()
         self._sdk = AzureSdk(login, self._base, errors)
         self._azure = requests = AzureRequests(
             source,

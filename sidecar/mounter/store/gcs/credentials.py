@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sidecar.mounter.store.secrets import SecretFields, is_base64
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 _EMULATOR = "STORAGE_EMULATOR_HOST"
 

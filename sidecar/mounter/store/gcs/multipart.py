@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sidecar.errors import NotFound
-from sidecar.mounter.store.http.requests import Body, BufferedResponse
+from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
 from sidecar.mounter.store.interface import Condition, ObjectInfo
 from sidecar.mounter.store.multipart_upload import MultipartUpload
 from sidecar.mounter.store.multipart_xml import parse_fields, part_list

@@ -13,7 +13,7 @@ from sidecar.mounter.store.gcs.properties import SHOWN, properties_in
 from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import SignedRequest
+from sidecar.mounter.store.http.signed_request import SignedRequest
 from sidecar.mounter.store.http.values import (
     GENERATION_DIGITS,
     iso_times_s,
@@ -27,7 +27,7 @@ from sidecar.mounter.store.signing import quote_path, quote_query
 from sidecar.mounter.store.store_errors import ErrorResponse
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 _FIELDS = "kind,items(name,size,timeCreated,generation{}),prefixes,nextPageToken"
 _KEPT_FIELDS = ",".join(("", "metadata", *SHOWN))

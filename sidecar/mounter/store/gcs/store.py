@@ -37,8 +37,8 @@ from sidecar.mounter.store.gcs.sdk import GcsSdk, is_plain
 from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.gcs.upload import ResumableUpload
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
+from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
 from sidecar.mounter.store.http.values import parse_number
 from sidecar.mounter.store.http_store import (
     WRITTEN,
@@ -60,7 +60,7 @@ from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import KIB, MIB
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, Unavailable, Unsupported
-from sidecar.mounter.store.http.requests import BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
+from sidecar.mounter.store.http.signed_request import BufferedResponse
 from sidecar.mounter.store.http.values import parse_number
 from sidecar.mounter.store.interface import Condition, Content, FileSlice, ObjectInfo
 from sidecar.mounter.store.store_errors import Call

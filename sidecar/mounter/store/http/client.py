@@ -26,7 +26,7 @@ from sidecar.mounter.store.http.flow import Flow
 from sidecar.mounter.store.http.hedging import Hedging
 from sidecar.mounter.store.http.pool import ConnectionPool, Endpoint
 from sidecar.mounter.store.http.proxies import PROXY_LOGIN, ProxyFailed
-from sidecar.mounter.store.http.requests import Body, BufferedResponse, SignedRequest
+from sidecar.mounter.store.http.signed_request import Body, BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.interface import FileSlice
 from sidecar.units import KIB, MIB

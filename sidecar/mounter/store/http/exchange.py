@@ -14,7 +14,7 @@ from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.connection import Response
 from sidecar.mounter.store.http.fields import BrokenResponse, Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import BufferedResponse, SignedRequest
+from sidecar.mounter.store.http.signed_request import BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.units import KIB
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sidecar.mounter.store.secrets import SecretFields
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 _KEY_ID = ("AWS_ACCESS_KEY_ID", "aws_access_key_id", "access_key_id")
 _SECRET = ("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", "secret_access_key")

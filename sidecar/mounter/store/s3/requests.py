@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 from sidecar.errors import SecretInvalid
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
-from sidecar.mounter.store.http.requests import BufferedResponse, SignedRequest
+from sidecar.mounter.store.http.signed_request import BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.values import (
     http_time_s,
     iso_time_s,
@@ -29,13 +29,13 @@ from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.request_builder import ListQuery, parse_entries
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.properties import properties_in
-from sidecar.mounter.store.s3.sdk import PodIdentity
+from sidecar.mounter.store.s3.sdk import AwsIdentity
 from sidecar.mounter.store.s3.versions import etag_of, if_match, version_of
 from sidecar.mounter.store.signing import quote_path, quote_query, sigv4_headers
 from sidecar.mounter.store.store_errors import ErrorResponse, StoreErrors
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 DEFAULT_REGION = "us-east-1"
 
@@ -73,7 +73,7 @@ class S3Requests:
         self._prefix = source.prefix
         self._login = login
         self.region = login.credentials.region or DEFAULT_REGION
-        self._pod_identity = PodIdentity()
+        self._pod_identity = AwsIdentity()
         self.endpoint = self._find_endpoint()
 
     def _find_endpoint(self) -> Endpoint:

@@ -131,7 +131,7 @@ class S3Sdk:
         return self._errors.from_transport(cause)
 
 
-class PodIdentity:
+class AwsIdentity:
     """The login that botocore's chain finds: IRSA, EKS Pod Identity, an instance profile."""
 
     def __init__(self) -> None:

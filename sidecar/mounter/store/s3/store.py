@@ -19,8 +19,8 @@ from urllib.parse import unquote
 
 from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
 from sidecar.mounter.store.http.fields import Headers
-from sidecar.mounter.store.http.requests import Body, BufferedResponse
 from sidecar.mounter.store.http.retry import Retryable
+from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
 from sidecar.mounter.store.http.values import iso_time_s
 from sidecar.mounter.store.http.xml_body import FORBIDDEN
 from sidecar.mounter.store.http_store import HttpStore
@@ -64,7 +64,7 @@ from sidecar.mounter.store.store_errors import Call, StoreErrors
 from sidecar.units import GIB, MIB
 
 if TYPE_CHECKING:
-    from sidecar.spec import StoreSource
+    from sidecar.contract.spec import StoreSource
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import NotFound, SidecarError, Unsupported
-from sidecar.mounter.store.http.requests import Body, BufferedResponse
+from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
 from sidecar.mounter.store.interface import Condition, ObjectInfo, Properties
 from sidecar.mounter.store.multipart_upload import MultipartUpload
 from sidecar.mounter.store.multipart_xml import part_list

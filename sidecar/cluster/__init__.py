@@ -1,0 +1,1 @@
+"""The Kubernetes API through its own client, and what its answers mean."""

@@ -1,0 +1,1 @@
+"""The bytes of open files: in the spool, and from there to the store."""

@@ -1,0 +1,277 @@
+"""Saving a file: which object is made of its content, with what, and over which version.
+
+Not when that happens: :mod:`.write_back` decides it, and close(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import stat
+import time
+from collections.abc import Mapping
+
+from sidecar import logs
+from sidecar.errors import (
+    AlreadyExists,
+    NotFound,
+    SidecarError,
+    Stale,
+    StoreError,
+)
+from sidecar.metrics import VolumeMetrics
+from sidecar.mounter.filesystem.content.contents import Contents
+from sidecar.mounter.filesystem.inodes.attributes import from_metadata, merge_metadata
+from sidecar.mounter.filesystem.inodes.inode import File
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
+from sidecar.mounter.filesystem.journal.replay import UnsavedFile
+from sidecar.mounter.store.interface import Condition, ObjectInfo, Store
+from sidecar.mounter.writing.active_upload import Description
+from sidecar.mounter.writing.spool import Spool, SpoolFile
+from sidecar.mounter.writing.spool_log import Attempt
+from sidecar.mounter.writing.uploader import Uploader
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Makes objects of the files of one mount. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        namespace: Namespace,
+        contents: Contents,
+        spool: Spool,
+        uploader: Uploader,
+        metrics: VolumeMetrics,
+    ) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._contents = contents
+        self._spool = spool
+        self._uploader = uploader
+        self._metrics = metrics
+
+    def is_large(self, inode: File) -> bool:
+        """Whether a file is sent in parts."""
+        spool = inode.spool
+        return spool is not None and spool.size_bytes > spool.layout.size(1)
+
+    def save(self, inode: File) -> None:
+        """Upload the spool file if the store lacks it. Raises TimeIsUp, what the store raises."""
+        with inode.lock:
+            spool = inode.spool
+            if not inode.is_dirty or inode.parent is None:
+                return
+            if spool is None:
+                self._save_attributes(inode)
+                return
+            try:
+                inode.remote = self._upload(inode, spool)
+            except AlreadyExists:
+                self._yield_name(inode)
+                raise
+            except SidecarError:
+                spool.failed = True
+                raise
+            spool.dirty = spool.failed = spool.exclusive = False
+            spool.attempts.clear()
+            spool.rebase(inode.remote)
+            inode.saved_s = time.monotonic()
+            inode.fresh_until_s = inode.saved_s + self._namespace.ttl_s
+            # The journal first: a successor that knew the old version only, and no attempt to
+            # replace it, would take the new one for another writer's.
+            self._namespace.inodes.note(inode)
+            spool.log.note_saved()
+            self._namespace.apply_version(inode)
+            self._contents.drop_if_unneeded(inode)
+
+    def copy(self, inode: File, key: str) -> None:
+        """Copy the object of a closed file to a key, with what the file has by now.
+
+        To its own key: the object gets the file's attributes. Raises NotFound, Stale, what the
+        store raises.
+        """
+        remote = inode.remote
+        assert remote is not None
+        metadata = None
+        if inode.attributes_set_s is not None or key == remote.key:
+            metadata = self.describe(inode).metadata
+        inode.remote = self._store.copy(remote.key, key, known=inode.remote, metadata=metadata)
+        inode.attributes_set_s = None
+
+    def _save_attributes(self, inode: File) -> None:
+        """Give the object of a closed file the attributes that were set since it was made."""
+        try:
+            self.copy(inode, inode.key)
+            self._namespace.apply_version(inode)
+        except (NotFound, Stale):  # another writer's object has the name, or none
+            inode.attributes_set_s = None
+            self._namespace.invalidate(inode)
+        except SidecarError:
+            inode.attributes_set_s = math.inf  # tried again when all is saved
+            raise
+        self._namespace.inodes.note(inode)
+        self._namespace.inodes.drop_unused(inode)
+
+    def complete_upload(self, inode: File) -> bool:
+        """Make an object of an upload in flight that alone has parts of the file.
+
+        An object can be read, and copied to another name; an upload cannot. Returns whether that
+        was necessary. Raises what the store raises.
+        """
+        with inode.lock:
+            spool = inode.spool
+            if (
+                spool is None
+                or inode.detached
+                or not spool.missing
+                or not self._uploader.is_in_flight(spool)
+            ):
+                return False
+            self.save(inode)
+            return True
+
+    def send_full_parts(self, inode: File, spool: SpoolFile) -> None:
+        """Begin to send what is written from end to end. The caller holds the file's lock."""
+        if self._uploader.is_hurried:
+            return  # it would take the way of a file that may be whole in time
+        with contextlib.suppress(StoreError):  # it is sent when the file is saved, or told then
+            self._uploader.send_full_parts(inode.key, spool, self.describe(inode))
+
+    def salvage(self, unsaved: UnsavedFile) -> bool:
+        """Upload what a run that ended left in the spool. Raises what the store raises.
+
+        Raises StateUnusable for a file whose log cannot be used: nobody knows which of its bytes
+        are there. False where there is no such file, or the object of which only attributes were
+        not saved is another one by now.
+        """
+        if unsaved.spool_name is None:
+            return self._salvage_attributes(unsaved)
+        try:
+            spool = self._spool.adopt(unsaved.spool_name)
+        except FileNotFoundError:  # saved; the run ended before it could write that down
+            return False
+        self._uploader.adopt(spool)
+        replaced = self._head_if_there(unsaved.key)
+        description = self._description(unsaved.attributes, replaced)
+        metadata = description.metadata
+        made = self._uploader.save(unsaved.key, spool, description)
+        if spool.log.attributes_set and dict(made.metadata or {}) != metadata:
+            self._store.copy(unsaved.key, unsaved.key, known=made, metadata=metadata)
+        spool.discard()
+        return True
+
+    def _salvage_attributes(self, unsaved: UnsavedFile) -> bool:
+        found = self._head_if_there(unsaved.key)
+        if found is None or unsaved.version is None or found.version != unsaved.version[3]:
+            return False
+        metadata = self._description(unsaved.attributes, found).metadata
+        self._store.copy(unsaved.key, unsaved.key, known=found, metadata=metadata)
+        return True
+
+    # --- what an object is made with ------------------------------------------------------------
+
+    def describe(self, inode: File) -> Description:
+        """What the next version of a file is made with: other tools' metadata and the rest stay.
+
+        Raises what the store raises: a worker's successor asks again what its predecessor knew,
+        as :meth:`InodeAttributes.load` does for who opens a file.
+        """
+        remote = inode.remote
+        if remote is not None and (remote.metadata is None or remote.properties is None):
+            inode.remote = remote = self._completed(remote)
+        return self._description(inode.attributes, remote)
+
+    def _description(self, attributes: Mapping[str, int], like: ObjectInfo | None) -> Description:
+        """Of a file with these attributes, in place of ``like``."""
+        most = self._store.limits.max_metadata_bytes
+        kept = like.metadata if like is not None else None
+        return Description(merge_metadata(kept, attributes, stat.S_IFREG, most), like)
+
+    def _completed(self, remote: ObjectInfo) -> ObjectInfo:
+        """With metadata and properties: of whatever has the name now, and is replaced."""
+        found = self._head_if_there(remote.key)
+        if found is None:
+            return remote._replace(metadata={}, properties={})
+        return remote._replace(metadata=found.metadata, properties=found.properties)
+
+    def _head_if_there(self, key: str) -> ObjectInfo | None:
+        try:
+            return self._store.head(key)
+        except NotFound:
+            return None
+
+    # --- over which version ---------------------------------------------------------------------
+
+    def _upload(self, inode: File, spool: SpoolFile) -> ObjectInfo:
+        """Send a file, on condition that nobody else has changed the object; or over it.
+
+        Of two writers the last one wins, whole; that there was another one is told.
+        """
+        description = self.describe(inode)
+        metadata = description.metadata
+        self._contents.base(inode, spool)
+        condition = None
+        if spool.exclusive:
+            condition = Condition(absent=True)
+            spool.log.note_exclusive(False)
+        elif inode.remote is not None and inode.remote.key == inode.key:
+            # After a rename its version is still the one of the old name.
+            condition = Condition(version=inode.remote.version)
+        before = list(spool.attempts)
+        in_flight = self._uploader.metadata_in_flight(spool)
+        attempt = Attempt(spool.size_bytes, [metadata, *in_flight])
+        spool.attempts.append(attempt)
+        if condition is not None:
+            spool.log.note_attempt(attempt)
+        try:
+            made = self._uploader.save(inode.key, spool, description, condition)
+        except (AlreadyExists, Stale) as error:
+            found = self._head_if_answered(inode.key)
+            # Of an attempt before, or of this one, if their answers were lost. In this order: what
+            # an upload was begun with is in both, and the file may have changed in between.
+            if found is not None and any(earlier.made(found) for earlier in before):
+                ours = Condition(version=found.version)
+                spool.update_base(found)  # it has what is missing here
+                made = self._uploader.save(inode.key, spool, description, ours)
+            elif found is not None and attempt.made(found):
+                made = found
+            elif isinstance(error, AlreadyExists) or spool.missing or inode.remote is None:
+                raise  # what is to be overwritten is another version of what this one began as
+            else:
+                self._metrics.overwritten_versions.inc()
+                logs.event(
+                    log, "another writer's version is overwritten", logging.WARNING, key=inode.key
+                )
+                if found is not None:
+                    description = self._description(inode.attributes, found)
+                    metadata = description.metadata
+                    spool.attempts.append(Attempt(spool.size_bytes, [metadata]))
+                made = self._uploader.save(inode.key, spool, description)
+        if made.metadata is None or dict(made.metadata) == metadata:
+            return made
+        if spool.log.attributes_set:
+            return self._store.copy(inode.key, inode.key, known=made, metadata=metadata)
+        # The object has the time at which its upload began, and so has the file from now on.
+        inode.attributes = {**inode.attributes, **from_metadata(made.metadata)}
+        return made
+
+    def _head_if_answered(self, key: str) -> ObjectInfo | None:
+        """What is there now; None also where the store does not say."""
+        try:
+            return self._store.head(key)
+        except SidecarError:
+            return None
+
+    def _yield_name(self, inode: File) -> None:
+        """Another writer made the object that was to be made here: the name is theirs."""
+        parent = inode.parent
+        assert parent is not None
+        logs.event(log, "another writer made it first", logging.WARNING, key=inode.key)
+        theirs = self._store.head(inode.key)
+        self._namespace.apply_change(parent, inode.name, theirs)
+        self._namespace.inodes.detach(inode)
+        self._contents.release_unlinked(inode)

@@ -1,0 +1,288 @@
+"""Write-back: when files are saved. Before some changes, for room, in intervals, and at the end.
+
+How a file is saved is :mod:`.saving`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+from sidecar import logs
+from sidecar.errors import SidecarError, StoreError
+from sidecar.mounter.filesystem.content.contents import Contents, is_saved_and_closed
+from sidecar.mounter.filesystem.content.saving import Saver
+from sidecar.mounter.filesystem.inodes.inode import File
+from sidecar.mounter.filesystem.inodes.namespace import Namespace
+from sidecar.mounter.store.interface import Store
+from sidecar.mounter.writing.spool import SpoolFile
+from sidecar.mounter.writing.uploader import Uploader
+
+log = logging.getLogger(__name__)
+
+BULK_PARTS = 16
+"""Who sends so many parts between two intervals is copying, and not keeping a log."""
+_SAVERS = 4
+_ATTRIBUTES_REST_S = 1.0
+"""Who sets one attribute of a file sets another one at once, and then may rename it."""
+_ROOM_POLL_S = 0.05
+_MEMORY_POLL_S = 0.005
+"""A part of 8 MiB takes a fast store twice as long."""
+_PROGRESS_S = 1.0
+
+SaveErrors = dict[str, SidecarError | None]
+"""Key to why a file could not be saved; None where time ran out."""
+
+
+def _tell_nobody() -> None:
+    """No progress is reported."""
+
+
+class WriteBack:
+    """Saves the files of one mount, beside those that close(2) saves. Safe to use from any thread.
+
+    Whoever passes a file holds its lock, where nothing else is said.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        namespace: Namespace,
+        contents: Contents,
+        saver: Saver,
+        uploader: Uploader,
+    ) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._contents = contents
+        self._saver = saver
+        self._uploader = uploader
+        self._budget = contents.budget
+        self._threads = ThreadPoolExecutor(_SAVERS, thread_name_prefix="save")
+        self._is_resolving = False
+        self._saving_attributes: list[Future[None]] = []
+        self._parts_at_last_sync: dict[int, int] = {}  # sent, by inode
+
+    # --- before a change ---------------------------------------------------------------------
+
+    def prepare(self, inode: File, offset: int, size: int) -> SpoolFile:
+        """The file's spool file, from which no part that a write changes is missing.
+
+        Raises SpoolFull, Stale, and what the store raises.
+        """
+        while True:
+            spool = inode.spool
+            if spool is None:
+                spool = self._contents.ensure(inode)
+            spool.begin_change(inode.remote)
+            if not spool.missing and not self._uploader.is_in_flight(spool):
+                return spool
+            written = spool.parts_written_by(offset, size)
+            lacking = spool.missing.intersection(written)
+            if (lacking and self._saver.complete_upload(inode)) or self._invalidate(
+                inode, spool, written
+            ):
+                continue
+            self.recall(inode, spool, lacking)
+            return spool
+
+    def prepare_to_shorten(self, inode: File, size: int) -> SpoolFile:
+        """The file's spool file, of which its base has whatever is missing below ``size``."""
+        while True:
+            spool = self._contents.ensure(inode, size)
+            spool.begin_change(inode.remote)
+            cut = set(spool.layout.covering(size, spool.size_bytes - size))
+            kept = spool.layout.covering(0, size)
+            if (
+                not spool.missing.isdisjoint(cut.intersection(kept))
+                and self._saver.complete_upload(inode)
+            ) or self._invalidate(inode, spool, cut):
+                continue
+            return spool
+
+    def _invalidate(self, inode: File, spool: SpoolFile, numbers: Collection[int]) -> bool:
+        """Tell an upload in flight which parts are about to change.
+
+        Returns whether it had to be completed first, after which everything is different.
+        """
+        if self._uploader.must_restart(spool, numbers):
+            if self._saver.complete_upload(inode):
+                return True
+            self._uploader.drop(spool)
+        self._uploader.invalidate(spool, numbers)
+        return False
+
+    def recall(self, inode: File, spool: SpoolFile, numbers: Collection[int]) -> None:
+        """Get missing parts back. Raises SpoolFull, Stale, what a GET raises."""
+        for number in sorted(numbers):
+            self.make_room(inode, spool, spool.span(number)[1])
+            self._contents.recall(inode, spool, number)
+
+    def settle(self, inode: File, spool: SpoolFile, offset: int, size: int) -> None:
+        """Say of the parts that a write begins whether they are in memory or on disk.
+
+        Waits for memory as long as sending frees it faster than a disk would take the bytes, and
+        is not slower itself for want of parts.
+        """
+        if inode.detached:  # which is never sent
+            return
+        memory = self._contents.memory
+        for number in spool.unsettled(offset, size):
+            while not spool.in_memory.add(number):
+                if self._contents.evict_from_memory(spool.layout.size(number)):
+                    continue
+                if not (memory.beats_a_disk and self._uploader.is_full()):
+                    return
+                time.sleep(_MEMORY_POLL_S)
+
+    def make_room(self, inode: File, spool: SpoolFile, size: int) -> None:
+        """Wait until the spool takes ``size`` bytes, as long as sending makes room there.
+
+        Raises SpoolFull where it does not.
+        """
+        budget = self._budget
+        if size > budget.total_bytes:
+            budget.check(size)
+        saved = False
+        while budget.free_bytes < size:
+            if self._contents.evict(size):
+                continue
+            if self._uploader.is_busy(spool):
+                time.sleep(_ROOM_POLL_S)
+            elif not saved and inode.writers and spool.dirty and not inode.detached:
+                saved = True
+                with contextlib.suppress(StoreError):  # which its observer says, not each write
+                    self._saver.save(inode)  # somebody writes to it: the spool file stays
+            else:
+                budget.check(size)
+                return
+
+    # --- by and by -----------------------------------------------------------------------------
+
+    def backlog(self) -> dict[str, int]:
+        """What the store does not have yet: keys and lengths in bytes."""
+        return {inode.key: inode.unsaved_bytes for inode in self._contents.dirty()}
+
+    def save_soon(self, inode: File) -> None:
+        """Save a file in another thread. What fails is logged, and waits for the next interval."""
+        self._threads.submit(self._save_late, inode)
+
+    def _save_late(self, inode: File) -> None:
+        try:
+            with self._namespace.subtree_locks.shared(inode):
+                self._saver.save(inode)
+        except SidecarError as error:
+            logs.event(log, "not saved yet", logging.WARNING, key=inode.key, error=error)
+
+    def save_attributes(self) -> None:
+        """Save what was set of closed files, and not set again for a while.
+
+        To be called every second or so; asks in other threads. What fails is tried again with
+        everything else (:meth:`sync`), which says so.
+        """
+        if any(not saving.done() for saving in self._saving_attributes):
+            return
+        self._contents.forget_saved()
+        until_s = time.monotonic() - _ATTRIBUTES_REST_S
+        due = [
+            inode
+            for inode in self._contents.dirty()
+            if inode.attributes_set_s is not None and inode.attributes_set_s <= until_s
+        ]
+        self._saving_attributes = [self._threads.submit(self._save_quietly, i) for i in due]
+
+    def _save_quietly(self, inode: File) -> None:
+        with contextlib.suppress(SidecarError), self._namespace.subtree_locks.shared(inode):
+            self._saver.save(inode)
+
+    def resolve_versions(self) -> None:
+        """Drop the spool files that are kept only until the store names their versions.
+
+        To be called every second or so; asks in another thread. The store is not asked when a
+        file is saved: a server may have to read all of an object to know, and nobody needs it
+        while the bytes are here.
+        """
+        saved = [inode for inode in self._contents.local() if is_saved_and_closed(inode)]
+        if saved and not self._is_resolving:
+            self._is_resolving = True
+            self._threads.submit(self._resolve_all, saved)
+
+    def _resolve_all(self, inodes: list[File]) -> None:
+        try:
+            for inode in inodes:
+                with self._namespace.subtree_locks.shared(inode):
+                    self._resolve(inode)
+        except SidecarError:
+            pass  # the store's observer says what fails; it is asked again
+        finally:
+            self._is_resolving = False
+
+    def _resolve(self, inode: File) -> None:
+        """Takes no lock while it asks: reads and writes of the file go on."""
+        remote, asked_s = inode.remote, time.monotonic()
+        if remote is None or not is_saved_and_closed(inode):
+            return
+        found = self._store.resolve_version(remote)
+        with inode.lock:
+            if inode.remote is remote and is_saved_and_closed(inode):
+                if not remote.has_final_version:
+                    self._namespace.set_resolved_version(inode, found, asked_s)
+                self._contents.drop_if_unneeded(inode)
+
+    def sync(self, deadline_s: float) -> SaveErrors:
+        """:meth:`drain`, but for large new files whose parts are sent while they are written.
+
+        They are made objects when they are closed, or when their writer pauses.
+        """
+        dirty = self._contents.dirty()
+        before, now = self._parts_at_last_sync, self._sent_parts(dirty)
+        self._parts_at_last_sync = now
+        bulk = {
+            number for number, sent in now.items() if sent - before.get(number, 0) >= BULK_PARTS
+        }
+        return self._save_all([inode for inode in dirty if inode.id not in bulk], deadline_s)
+
+    def _sent_parts(self, inodes: list[File]) -> dict[int, int]:
+        """Parts that the store has of files that are being written, by inode."""
+        return {
+            inode.id: self._uploader.sent_parts(spool)
+            for inode in inodes
+            if (spool := inode.spool) is not None and inode.writers
+        }
+
+    def drain(self, deadline_s: float, progress: Callable[[], None] = _tell_nobody) -> SaveErrors:
+        """Upload everything dirty before ``deadline_s`` (monotonic); what could not be saved.
+
+        The smallest first, of the same size the oldest, and several at once.
+
+        Args:
+            progress: called about once a second while that goes on.
+        """
+        dirty = sorted(self._contents.dirty(), key=lambda inode: inode.unsaved_bytes)
+        return self._save_all(dirty, deadline_s, progress)
+
+    def _save_all(
+        self, inodes: list[File], deadline_s: float, progress: Callable[[], None] = _tell_nobody
+    ) -> SaveErrors:
+        failed: dict[int, SidecarError] = {}
+
+        def save(inode: File) -> None:
+            if time.monotonic() >= deadline_s:
+                return
+            try:
+                with self._namespace.subtree_locks.shared(inode):
+                    self._saver.save(inode)
+            except SidecarError as error:
+                failed[inode.id] = error
+
+        futures = [self._threads.submit(save, inode) for inode in inodes]
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if not wait(futures, min(_PROGRESS_S, left_s)).not_done:
+                break
+            progress()
+        for future in futures:
+            future.cancel()
+        return {inode.key: failed.get(inode.id) for inode in inodes if inode.is_dirty}

@@ -1,0 +1,482 @@
+"""The entries of one directory, loaded page by page and shared by everyone who asks.
+
+Knows no inodes. It is never out of date by itself: who asks compares ``as_of_s`` to a lifetime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from typing import NamedTuple
+
+from sidecar.errors import SidecarError
+from sidecar.mounter.filesystem.names.name_memory import NameMemory, OpenNames
+from sidecar.mounter.filesystem.names.names import (
+    LINK_SUFFIX,
+    is_link_key,
+    is_probe_key,
+    is_spellable,
+)
+from sidecar.mounter.filesystem.names.own_changes import OwnChanges
+from sidecar.mounter.filesystem.names.remotes import (
+    REMOTE_DIRECTORY,
+    ForgottenObject,
+    Listed,
+    Remote,
+    from_relative_key,
+    to_relative_key,
+)
+from sidecar.mounter.store.interface import ObjectInfo, Page, Store
+
+_WAIT_FOR_NAME_S = 0.25
+_MOST_ADDED = 10_000
+"""A listing to which this mount has added so many names counts no longer."""
+NUMBERS = itertools.count(1)
+"""Of listings, also of those that another worker made."""
+
+
+class ListingCost(NamedTuple):
+    """What it took to list a directory.
+
+    Attributes:
+        as_of_s: when that was (monotonic).
+        duration_s: how long the store took for the pages that were loaded.
+        names: how many these had.
+    """
+
+    as_of_s: float
+    duration_s: float
+    names: int
+
+
+class PrefetchedPage(NamedTuple):
+    """A page that was requested before anybody needs it."""
+
+    requested_s: float
+    page: Future[Page]
+
+
+class Listing:
+    """One reading of one directory. Safe to use from any thread.
+
+    Pages are loaded on demand and once, however many threads wait for them. Each name has a
+    place. Places are in the store's order (a directory sorts as ``name/``), and names only come
+    behind them, so a place is a stable directory offset. A name that this mount deleted keeps
+    its place, and leaves the listing.
+
+    Attributes:
+        number: no other listing of this process has it.
+        fully_loaded: no page is missing.
+        has_marker: the directory has an object of its own.
+        as_of_s: when the page that was loaded last was requested (monotonic).
+        used_s: when the names behind another one were last asked for (monotonic).
+        journalled: how many of its names the journal has.
+
+    Args:
+        prefix: the directory's key, ending in ``/``; empty for the root.
+        changes: what this mount changed lately.
+        hidden: called with (key, reason) for each key that no path shows.
+        threads: prefetch pages.
+        memory: keeps the names.
+        first_page: where it was requested before.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        changes: OwnChanges,
+        hidden: Callable[[str, str], None],
+        threads: Executor,
+        memory: NameMemory,
+        first_page: PrefetchedPage | None = None,
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._changes = changes
+        self._hidden = hidden
+        self._threads = threads
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._page_loaded = threading.Condition()
+        self._wait_until_s: float | None = None  # None: nobody has waited for a name yet
+        self._token: str | None = None
+        self._prefetched = first_page
+        self._deferred: list[tuple[str, Remote]] = []  # entries that a later page may shadow
+        self._last_key = ""
+        self._count = 0
+        self._chunks = [memory.new(prefix)]
+        self._starts = [0]  # the place of each chunk's first name
+        self._bounds: list[str] = []  # the highest key up to the end of each chunk but the last
+        self._highest_key = ""
+        # Names whose key is not where it would be looked for: that came behind higher ones.
+        self._strays: dict[str, int] = {}
+        self._shown = 0
+        self._counts = True
+        self._invalidated: set[str] = set()
+        self.number = next(NUMBERS)
+        self.journalled = 0
+        self.fully_loaded = False
+        self.has_marker = False
+        self.as_of_s = time.monotonic()  # the first page is requested next
+        self.used_s = float("-inf")
+        self._duration_s = 0.0
+        self._last_position = -1
+
+    def __len__(self) -> int:
+        """How many places there are by now."""
+        return self._count
+
+    @property
+    def shows_any(self) -> bool:
+        """Whether any of the names loaded so far is there."""
+        return self._shown > 0
+
+    @property
+    def cost(self) -> ListingCost:
+        """What the pages loaded so far took."""
+        return ListingCost(self.as_of_s, self._duration_s, len(self))
+
+    def restore(self, lost: Iterable[list[str]]) -> None:
+        """Give names the places that they had in a lost listing of the directory.
+
+        To be called before any page is loaded. Other names come behind.
+
+        Args:
+            lost: their relative keys, in the order of their places.
+        """
+        with self._lock:
+            for key in itertools.chain.from_iterable(lost):
+                self._append_one(from_relative_key(key)[0], key, None)
+
+    # --- pages ---------------------------------------------------------------------------
+
+    def load_until(self, count: int, *, prefetch: bool = False) -> None:
+        """Load pages until there are ``count`` names or none is missing.
+
+        Args:
+            prefetch: request the next page before it is asked for: the caller wants them all.
+
+        Raises what the store raises.
+        """
+        while not self.fully_loaded and len(self) < count:
+            self._load_page(len(self), prefetch=prefetch)
+
+    def load_all(self) -> None:
+        """Load every page that is missing. Raises what the store raises."""
+        while not self.fully_loaded:
+            self._load_page(len(self), prefetch=True)
+
+    def wait_for(self, name: str) -> None:
+        """Have the missing pages loaded, and wait a moment for the one that has ``name``.
+
+        The moment begins with the first call: so a directory of few pages is read as a whole,
+        and nobody waits for one of thousands. Ask :meth:`covers` afterwards.
+        """
+        with self._page_loaded:
+            now_s = time.monotonic()
+            if self._wait_until_s is None:
+                self._wait_until_s = now_s + _WAIT_FOR_NAME_S
+                threading.Thread(target=self._load_rest, name="listing", daemon=True).start()
+            left_s = max(0.0, self._wait_until_s - now_s)
+            self._page_loaded.wait_for(lambda: self.covers(name), left_s)
+
+    def _load_rest(self) -> None:
+        with contextlib.suppress(SidecarError):  # who waits for a name asks for it alone then
+            self.load_all()
+
+    def _load_page(self, seen: int, *, prefetch: bool) -> None:
+        with self._lock:
+            if self.fully_loaded or len(self) > seen:
+                return  # another thread loaded it while this one waited
+            if self._prefetched is not None:
+                (requested_s, future), self._prefetched = self._prefetched, None
+                page = future.result()
+            else:
+                requested_s = time.monotonic()
+                page = self._store.list_page(self._prefix, self._token)
+            self._duration_s += time.monotonic() - requested_s
+            self._add_page(page, requested_s)
+            self._token = page.next_token
+            self.fully_loaded = page.next_token is None
+            if prefetch and not self.fully_loaded:
+                next_s = time.monotonic()
+                future = self._threads.submit(self._store.list_page, self._prefix, self._token)
+                self._prefetched = PrefetchedPage(next_s, future)
+            if self._counts:
+                self.as_of_s = requested_s
+        with self._page_loaded:
+            self._page_loaded.notify_all()
+
+    def _add_page(self, page: Page, requested_s: float) -> None:
+        skip = len(self._prefix)
+        entries: list[tuple[str, Remote]] = self._deferred
+        entries += [(prefix[skip:], REMOTE_DIRECTORY) for prefix in page.prefixes]
+        entries += [(info.key[skip:], info) for info in page.objects]
+        entries.sort(key=_relative_key)
+        end = len(entries)
+        if page.next_token is not None and entries:
+            last = entries[-1][0]
+            for index, (key, remote) in enumerate(entries):
+                is_object = isinstance(remote, ObjectInfo)
+                if is_object and f"{key.removesuffix(LINK_SUFFIX)}/" > last:
+                    end = index  # a directory of this name may still come, and would win
+                    break
+        self._deferred = entries[end:]
+        is_last = page.next_token is None
+        entries = self._with_changes(entries[:end], requested_s, is_last=is_last)
+        directories = {key[:-1] for key, remote in entries if not isinstance(remote, ObjectInfo)}
+        self._add_entries(entries, directories)
+
+    def _with_changes(
+        self, entries: list[tuple[str, Remote]], requested_s: float, *, is_last: bool
+    ) -> list[tuple[str, Remote]]:
+        """Entries as they are where this mount changed some of them.
+
+        Before anybody sees them: a name that was made is at no time absent.
+        """
+        names = self._changes.names(self._prefix)
+        if not names:
+            return entries
+        last = entries[-1][0] if entries else ""
+        listed: dict[str, Remote | None] = {
+            name: None
+            for name in names
+            if self._last_key < f"{name}/" and (is_last or f"{name}/" <= last)
+        }
+        for key, remote in entries:
+            name = from_relative_key(key)[0]
+            if name in listed and (listed[name] is None or remote is REMOTE_DIRECTORY):
+                listed[name] = remote
+        right = self._changes.reconcile(self._prefix, listed, requested_s)
+        skip = len(self._prefix)
+        entries = [entry for entry in entries if from_relative_key(entry[0])[0] not in right]
+        for name, found in right.items():
+            if name not in listed:
+                self._apply(name, found)
+            elif found is not None:
+                entries.append((to_relative_key(name, found, skip), found))
+        entries.sort(key=_relative_key)
+        return entries
+
+    def _add_entries(self, entries: list[tuple[str, Remote]], directories: set[str]) -> None:
+        """Entries in the order of their keys. Most of them are new, and added together."""
+        new: dict[str, Listed | None] = {}
+        is_last, last = self._memory.is_last, self._chunks[-1]
+        known = self._memory.names(last).listed
+        for key, remote in entries:
+            if new and key.endswith(LINK_SUFFIX):
+                self._append(new, key)  # it is looked for
+                new, last = {}, self._chunks[-1]
+                known = self._memory.names(last).listed
+            name = self._name_of(key, remote, directories)
+            if name is None:
+                continue
+            # The order of keys does not tell whether a name is new: what was made while the
+            # listing was fresh was appended.
+            if name in known or name in self._strays or (self._bounds and name <= self._bounds[-1]):
+                found = self._find(name)
+                if found is not None:
+                    self._set(found, name, remote)
+                    continue
+            new[name] = remote
+            if is_last(last.count + len(new), name):
+                self._append(new, key)
+                new, last = {}, self._chunks[-1]
+                known = self._memory.names(last).listed
+        if entries:
+            self._append(new, entries[-1][0])
+            self._last_key = entries[-1][0]
+
+    def _name_of(self, key: str, remote: Remote, directories: set[str]) -> str | None:
+        """The name that an entry gives; None for one that no path shows."""
+        if not key:
+            self.has_marker = True
+            return None
+        if is_probe_key(key):
+            return None  # of a sidecar that starts just now, or that did not come to remove it
+        is_object = isinstance(remote, ObjectInfo)
+        name = key.removesuffix(LINK_SUFFIX) if is_object else key[:-1]
+        if not is_spellable(name):
+            self._hidden(self._prefix + key, "name")
+        elif is_object and (name in directories or self._is_behind_a_file(name, key)):
+            self._hidden(self._prefix + key, "shadowed")
+        else:
+            return name
+        return None
+
+    def _is_behind_a_file(self, name: str, key: str) -> bool:
+        """Whether ``key`` is a link's and a file has its name, which sorts before it."""
+        if key == name:
+            return False
+        found = self.get(name)
+        if isinstance(found, ForgottenObject):
+            return not found.is_link
+        return isinstance(found, ObjectInfo) and not is_link_key(found.key)
+
+    # --- chunks --------------------------------------------------------------------------
+
+    def _find(self, name: str) -> tuple[int, Listed | None] | None:
+        """The number of the chunk that has a place for ``name``, and what has the name."""
+        bounds, find = self._bounds, self._memory.find
+        if name in self._strays:
+            numbers = {self._strays[name]}
+        elif not bounds or name > bounds[-1]:
+            numbers = {len(bounds)}
+        else:  # nobody knows whether its key is a file's, a directory's or a link's
+            keys = (name, f"{name}/", name + LINK_SUFFIX)
+            numbers = {bisect_left(bounds, key) for key in keys}
+        for number in numbers:
+            found = find(self._chunks[number], name)
+            if found is not None:
+                return number, found[0]
+        return None
+
+    def _set(self, found: tuple[int, Listed | None], name: str, listed: Listed | None) -> None:
+        """Something else has a name that has a place; None: nothing.
+
+        Args:
+            found: what :meth:`_find` says of it.
+        """
+        number, known = found
+        self._shown += (listed is not None) - (known is not None)
+        self._memory.set(self._chunks[number], name, listed)
+
+    def _append(self, listed: dict[str, Listed | None], key: str) -> None:
+        """More places, for names that have none.
+
+        Args:
+            key: the highest of their keys.
+        """
+        if not listed:
+            return
+        bounds = self._bounds
+        self._highest_key = max(self._highest_key, key)
+        self._shown += sum(known is not None for known in listed.values())
+        chunk = self._chunks[-1]
+        self._memory.add(chunk, listed)
+        self._count += len(listed)
+        if self._memory.is_last(
+            chunk.count, next(reversed(listed))
+        ):  # in an order that suits readers without lock
+            self._chunks.append(self._memory.new(self._prefix))
+            self._starts.append(self._count)
+            bounds.append(self._highest_key)
+
+    def _append_one(self, name: str, key: str, listed: Listed | None) -> None:
+        """One more place, wherever its key belongs."""
+        if self._bounds and key <= self._bounds[-1]:
+            self._strays[name] = len(self._bounds)
+        self._append({name: listed}, key)
+
+    # --- names ---------------------------------------------------------------------------
+
+    def covers(self, name: str) -> bool:
+        """Whether the pages loaded so far say whether ``name`` exists, and what it is."""
+        is_passed = self.fully_loaded or f"{name}/" <= self._last_key
+        return is_passed and name not in self._invalidated
+
+    def get(self, name: str) -> Listed | None:
+        """What it says of ``name``: None where nothing has it, or no page loaded so far."""
+        found = self._find(name)
+        return found[1] if found is not None else None
+
+    def stretch(self, place: int) -> tuple[int, OpenNames]:
+        """Names around a place that there is: the place of the first, and all of them."""
+        number = bisect_right(self._starts, place) - 1
+        return self._starts[number], self._memory.names(self._chunks[number])
+
+    def packed_keys(self, place: int = 0) -> Iterator[tuple[int, bytes]]:
+        """(place, packed keys of the names from there on), from a place or before it to the end."""
+        first = bisect_right(self._starts, place) - 1
+        for number in range(first, len(self._chunks)):
+            if self._chunks[number].count:
+                yield self._starts[number], self._memory.packed_keys(self._chunks[number])
+
+    def invalidate(self, name: str) -> None:
+        """What this or a page to come says of ``name`` is out of date, until :meth:`apply`."""
+        with self._lock:
+            self._invalidated.add(name)
+
+    def is_invalidated(self, name: str) -> bool:
+        """Whether what it says of ``name`` is out of date."""
+        return name in self._invalidated
+
+    def apply(self, name: str, remote: Remote | None) -> None:
+        """The store now has ``remote`` under ``name``; None: the name is gone."""
+        with self._lock:
+            self._apply(name, remote)
+
+    def _apply(self, name: str, remote: Remote | None) -> None:
+        self._invalidated.discard(name)
+        found = self._find(name)
+        if found is not None:  # made again: where it was, not a second time
+            self._set(found, name, remote)
+        elif remote is not None and self.covers(name):
+            if len(self._strays) < _MOST_ADDED:
+                key = to_relative_key(name, remote, len(self._prefix))
+                self._append_one(name, key, remote)
+            else:  # who reads it now need not see what was made since then
+                self._counts, self.as_of_s = False, float("-inf")
+        # else a page still to come will bring it
+
+    def next_if_sequential(self, name: str, count: int) -> list[tuple[str, Remote]]:
+        """The ``count`` entries behind ``name``, if names are asked for in order.
+
+        They are if ``name`` is at most ``count`` places behind the name of the last call;
+        else the list is empty.
+        """
+        self.used_s = time.monotonic()
+        with self._lock:
+            found = self._find(name)
+            if found is None:
+                return []
+            number = found[0]
+            place = self._memory.names(self._chunks[number]).place(name)
+            position = self._starts[number] + place
+            last, self._last_position = self._last_position, position
+            if not last < position <= last + count:
+                return []
+            following: list[tuple[str, Remote]] = []
+            end = min(position + 1 + count, len(self))
+            position += 1
+            while position < end:
+                start, opened = self.stretch(position)
+                for other in opened.names[position - start : end - start]:
+                    listed = opened.listed[other]
+                    if listed is not None and not isinstance(listed, ForgottenObject):
+                        following.append((other, listed))
+                position = start + len(opened.names)
+            return following
+
+    def rename(
+        self,
+        prefix: str,
+        copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]],
+    ) -> None:
+        """The directory has the key ``prefix`` now, and its objects are copies.
+
+        Names keep their places; pages that are missing are loaded under the new key.
+
+        Args:
+            copied: old key to (the version that was copied, the copy).
+        """
+        with self._lock:
+            self._prefix = prefix
+            self._token, self._prefetched, self._last_key = None, None, ""
+            self._deferred.clear()
+            self._invalidated.clear()
+            rename = self._memory.rename
+            self._shown = sum(rename(chunk, prefix, copied) for chunk in self._chunks)
+
+    def __del__(self) -> None:
+        self._memory.release(self._chunks)
+
+
+def _relative_key(entry: tuple[str, Remote]) -> str:
+    return entry[0]
