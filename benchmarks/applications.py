@@ -1,7 +1,7 @@
 """Programs that write and look at many small files: requests to the store for each, and time.
 
-Requests are counted by the server, from the start of a program until a while after its end: some
-mounts upload after close(2), and what a mount knows of names expires meanwhile.
+The server counts requests from the start of a program until a while after its end: some mounts
+upload after close(2), and what a mount knows of names expires meanwhile.
 """
 
 # ruff: noqa: D102 - the protocol Workload documents the methods.
@@ -33,7 +33,7 @@ from benchmarks.servers import WRITTEN, Server
 LOCAL = "local folder"
 
 _FILES_EACH = 12
-"""Files of a directory, about as many as in a repository of source code."""
+"""Files in a directory, about as many as in a repository of source code."""
 _MOST_BYTES = 8192
 _PACKAGES = 6
 _EDITED = 5
@@ -53,7 +53,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A tree of ``count`` files of some KiB; and the same as archives, repository and packages.
+    """A tree of ``count`` files of some KiB, also as archives, repository and packages.
 
     It is the local source of what programs write into the bucket.
     """
@@ -62,7 +62,7 @@ class Tree:
 
     @property
     def folder(self) -> str:
-        """Below the data set's root."""
+        """The folder below the data set's root."""
         return f"tree-{self.count}"
 
     def seed(self, data: Path) -> None:
@@ -120,7 +120,7 @@ class Application:
         stored.in_folder(place.server, WRITTEN).clear()
         values: dict[str, float] = {}
         with place.mounted(writable=True) as mount:
-            # Of this round alone: markers of directories last from one contender to the next.
+            # A folder for this round: markers of directories outlast a contender.
             target = mount.path / WRITTEN / place.folder.name
             target.mkdir()
             source = place.server.data / self.dataset.folder
@@ -149,7 +149,7 @@ class Application:
 
 
 def requests(step: str) -> Metric:
-    """Requests to the store, for each file of the tree."""
+    """Requests to the store for each file of the tree."""
     return Metric(f"{step}_requests_each", f"{step}, requests a file", "lower")
 
 
@@ -191,7 +191,7 @@ def _rsync(source: Path, target: Path) -> None:
 
 
 def _clone(source: Path, target: Path) -> None:
-    # Over the protocol, as from a server: a clone of a folder would link or copy its objects.
+    # By the protocol, as from a server: a clone of a folder would link or copy its objects.
     _run("git", "clone", "-q", (source / "repository").as_uri(), str(target / "clone"))
 
 

@@ -66,7 +66,7 @@ class Endpoint:
 
     @property
     def account_url(self) -> str:
-        """Of Azure."""
+        """The account's URL on Azure."""
         return f"{self.url}/{self.access_key}"
 
 
@@ -89,12 +89,12 @@ class Bucket(Protocol):
         """Upload a file as the client does it by itself, in parts of PART_BYTES."""
 
     def size_bytes(self, name: str) -> int | None:
-        """Of an object; None: it is not there."""
+        """The size of an object; None: it is not there."""
 
     def read(self, name: str, offset: int, size_bytes: int) -> bytes: ...
 
     def names(self, folder: str = "") -> Iterator[str]:
-        """All whose name begins with ``folder``."""
+        """All names that begin with ``folder``."""
 
     def delete(self, name: str) -> None: ...
 
@@ -209,7 +209,7 @@ class _Gcs:
         return f"/storage/v1/b/{self._at.bucket}/o?{_encoded(query)}"
 
     def put(self, name: str, source: Path) -> None:
-        # One stream: this server has no uploads in parts, which the client could send at once.
+        # One stream: this server takes no uploads in parts, which the client could send at once.
         self._blob(name).upload_from_filename(str(source))
 
     def size_bytes(self, name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""How a store that is far away behaves: what a connection carries, when an answer comes; counts."""
+"""How a store behaves that is far away: speed of connections, delays of answers, and counts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Behaviour:
     """What a store does to each connection and each request.
 
     Attributes:
-        bytes_per_s: what a connection carries, in each direction; None: what it can.
+        bytes_per_s: of each connection, in each direction; None: no limit.
         delay_s: median of the time until the first byte of an answer.
         spread: of its logarithm; 0: always the same, 0.4: one in ten later than 1.7 times this.
         late: share of the answers that come after half a second or, rarely, seconds.
         never: share of the requests that get no answer.
         reset: share of the requests whose connection is reset in the midst.
-        dying_s: for so long each address but the first is dead, one after the other; 0: none is.
-        seed: of the delays: the same requests in the same order have the same.
+        dying_s: for how long each address but the first is dead, one after the other; 0: none is.
+        seed: of the delays: the same requests in the same order have the same delays.
     """
 
     bytes_per_s: int | None = None
@@ -41,7 +41,7 @@ class Behaviour:
     seed: int = 1
 
     def options(self) -> list[str]:
-        """Of the command :mod:`benchmarks.sendfile_server`."""
+        """The options of the command :mod:`benchmarks.sendfile_server`."""
         values = {
             "mb-per-s": self.bytes_per_s and self.bytes_per_s / 1e6,
             "delay-ms": self.delay_s * 1000,
@@ -64,12 +64,12 @@ class Delays:
         self._random = random.Random(behaviour.seed)
 
     def reset(self) -> None:
-        """Begin again with the first."""
+        """Begin again with the first delay."""
         with self._lock:
             self._random.seed(self._behaviour.seed)
 
     def next(self) -> float:
-        """Seconds until an answer; infinite: there is none."""
+        """Seconds until an answer; infinite: no answer comes."""
         with self._lock:
             is_special, size = self._random.random(), self._random.random()
             normal = self._random.normalvariate()
@@ -88,7 +88,7 @@ class Accidents:
 
     Args:
         behaviour: of the store.
-        dying: how many addresses die.
+        dying: the number of addresses that die.
     """
 
     def __init__(self, behaviour: Behaviour, dying: int) -> None:
@@ -102,7 +102,7 @@ class Accidents:
         return self._random.random() < self._behaviour.reset
 
     def dead_s(self, number: int) -> float:
-        """For how many seconds the address of this number, from 1 on, is dead from now; 0: not."""
+        """How many seconds the address ``number`` (from 1) is dead from now; 0: it is not."""
         each_s = self._behaviour.dying_s
         if not each_s or not self._dying:
             return 0.0
@@ -111,7 +111,7 @@ class Accidents:
 
 
 class Counts:
-    """What a store was asked. Used by all threads."""
+    """The number of a store's requests and bytes. Used by all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -120,7 +120,7 @@ class Counts:
         self.reset()
 
     def reset(self) -> None:
-        """Count from nothing; who is busy stays busy."""
+        """Count from nothing. Requests in progress stay counted as busy."""
         with self._lock:
             self._advance()
             self._most_busy = self._busy
@@ -132,7 +132,7 @@ class Counts:
 
     @contextmanager
     def busy(self, operation: str) -> Iterator[None]:
-        """A request that is answered meanwhile."""
+        """A block in which a request is answered."""
         with self._lock:
             self._advance()
             self._requests[operation] += 1
@@ -146,25 +146,25 @@ class Counts:
                 self._busy -= 1
 
     def connected(self, address: str) -> None:
-        """Somebody came to one of the addresses."""
+        """Count a connection to one of the addresses."""
         with self._lock:
             self._connections[address] += 1
 
     def moved(self, direction: str, size_bytes: int) -> None:
-        """Bytes of a body, ``in`` or ``out``."""
+        """Count bytes of a body, ``in`` or ``out``."""
         with self._lock:
             self._bytes[direction] += size_bytes
 
     def accident(self, kind: str) -> None:
-        """A connection was ``reset``, or a request got no answer: ``silent``."""
+        """Count a connection that was ``reset``, or a request without an answer: ``silent``."""
         with self._lock:
             self._accidents[kind] += 1
 
     def facts(self) -> dict[str, Any]:
         """Everything since the reset.
 
-        ``busy_most``: requests at the same time; ``busy_mean``: while there was at least one,
-        for ``busy_s`` seconds. ``connections``: by the address that they came to.
+        ``busy_most``: requests at the same time; ``busy_mean``: their mean while there was at least
+        one, for ``busy_s`` seconds. ``connections``: by the address that they came to.
         """
         with self._lock:
             self._advance()
@@ -181,7 +181,7 @@ class Counts:
             }
 
     def _advance(self) -> None:
-        """Time has passed. The lock is held."""
+        """Account for the time that has passed. The lock is held."""
         now_s = time.monotonic()
         passed_s = now_s - self._changed_s
         self._changed_s = now_s

@@ -1,9 +1,9 @@
-"""Reading and writing at once for minutes, on a store as S3 is, with and without faults.
+"""Reading and writing at once for minutes, on a store that behaves as S3, with and without faults.
 
 ``python -m benchmarks.faults`` has two such stores and a mount of each, and works on them in turn.
-One resets the connection of each hundredth request, and one of its nine addresses is dead at any
-time. Programs see neither; every byte is compared, read ones by the reader, written ones in the
-store. Needs root: the store's name is in a hosts file that only this program sees.
+One of them resets the connection of each hundredth request, and one of its nine addresses is dead
+at any time. Programs must see neither. Every byte is compared, read ones by the reader, written
+ones in the store. Needs root: the store's name is in a hosts file that only this program sees.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CASES: Final = ("without", "with")
 _NAME: Final = "store.test"
 _ADDRESSES: Final = 9
 _STREAMS: Final = 2
-"""Readers, and as many writers."""
+"""The number of readers, and of writers."""
 _MB: Final = 1_000_000
 _START_S: Final = 30.0
 
@@ -75,7 +75,7 @@ class Side:
                 raise BenchFailure("not everything was saved")
 
     def work(self, seconds: float) -> None:
-        """Read and write for so long. Raises BenchFailure, and what a program would see."""
+        """Read and write for so long. Raises BenchFailure, and errors that a program would see."""
         end_s = time.monotonic() + seconds
         with ThreadPoolExecutor(2 * _STREAMS) as pool:
             work = (self._read, self._write)
@@ -103,7 +103,7 @@ class Side:
         )
 
     def _read(self, number: int, end_s: float) -> float:
-        """The same file again and again; returns bytes a second."""
+        """Read the same file again and again; bytes a second."""
         original, done, began_s = memoryview(self._originals[number]), 0, time.monotonic()
         buffer = bytearray(MIB)
         while time.monotonic() < end_s:
@@ -118,7 +118,7 @@ class Side:
         return done / (time.monotonic() - began_s)
 
     def _write(self, number: int, end_s: float) -> float:
-        """New files, as long as there is time; returns bytes a second, without comparing."""
+        """Write new files as long as there is time, without comparing; bytes a second."""
         original, done, took_s = memoryview(self._originals[number]), 0, 0.0
         path = self._folder / f"out/{number}"
         while not done or time.monotonic() < end_s:
@@ -175,7 +175,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _run(seconds: float, chunks: int, dying_s: float, size_mib: int) -> dict[str, Any]:
-    """Returns rates and the stores' counts of each case, and the ratios of the rates."""
+    """The rates and the stores' counts of each case, and the ratios of the rates."""
     replace_file("/etc/hosts", "".join(f"127.0.0.{n + 1} {_NAME}\n" for n in range(_ADDRESSES)))
     with tempfile.TemporaryDirectory(prefix="bench-faults-") as name, ExitStack() as stack:
         folder = Path(name)

@@ -1,9 +1,9 @@
 """Many mounts on one prefix of a store that answers SlowDown above a rate.
 
 ``python -m benchmarks.fleet`` starts real mounts on a strict S3 server on loopback: all read small
-files at once, each as fast as it may; then the store is away for half a minute. ``--simulate``
-has thousands of them by the product's own pacing and back-off, in virtual time, beside the same
-without pacing.
+files at once, each as fast as it may; then the store is away for half a minute. ``--simulate`` runs
+thousands of them with the product's own pacing and back-off in virtual time, and the same without
+pacing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.support.sidecar import Sidecar
 from tests.support.strict_server import StrictS3Server
 
 S3_READS_PER_S: Final = 5_500
-"""Of a prefix. Source: "Best practices design patterns: optimizing Amazon S3 performance"."""
+"""For a prefix. Source: "Best practices design patterns: optimizing Amazon S3 performance"."""
 S3_MILLION_LISTS: Final = 5.0
 """US dollars. Source: "Amazon S3 pricing", us-east-1, LIST requests."""
 PAGE_NAMES: Final = 1_000
@@ -48,14 +48,14 @@ _THREADS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """How a mount asks again.
+    """How a mount repeats requests.
 
     Attributes:
         paced: by the product's own pacing.
         first_s, longest_s: of the back-off, which doubles.
-        attempts: of one request, 0 for no limit; then the program has an error.
+        attempts: for one request, 0: no limit; after the last the program has an error.
         budget_s: a refusal after so long is an error, too.
-        patient: for THROTTLED_BUDGETS times as long, while the store takes other requests.
+        patient: THROTTLED_BUDGETS times as long, while the store takes other requests.
     """
 
     name: str
@@ -79,13 +79,13 @@ CLIENTS: Final = (OURS, UNPACED, MOUNTPOINT, GCSFUSE)
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What is simulated.
+    """A simulated fleet.
 
     Attributes:
         mounts, threads: each thread sends one request after the other.
         rate: requests per second that the prefix takes, with a burst of one second.
         round_trip_s: of one request; a fifth more or less.
-        seconds: for how long; requests of the first ``settling_s`` are not counted.
+        seconds: the duration; requests of the first ``settling_s`` are not counted.
         requests: after so many the thread has finished; 0: it goes on.
         start_s: the mounts begin at random moments within this time.
         outage: from when to when every request is refused without being counted by the prefix.
@@ -106,12 +106,12 @@ class Fleet:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of it.
+    """The result of a simulation.
 
     Attributes:
-        answered: requests of each mount that were answered.
+        answered: the number of answered requests of each mount.
         sent: requests in each second, refused ones included.
-        refused: how many of the requests were refused.
+        refused: the number of refused requests.
         failed: the mounts in which a program had an error.
         finished_s: when each mount had all its answers, from its own start on.
     """
@@ -124,13 +124,13 @@ class Outcome:
 
     @property
     def slowest(self) -> float:
-        """What the slowest mount got, as a share of the median."""
+        """The slowest mount's answers, as a share of the median."""
         return min(self.answered) / statistics.median(self.answered)
 
 
 @dataclass(slots=True)
 class _Request:
-    """One request, however often it is sent; ``began_s``: None until it is sent first."""
+    """One request, however often it is sent; ``began_s``: None until it is first sent."""
 
     mount: int
     number: int
@@ -143,7 +143,7 @@ class _Request:
         return cls(mount, number, Backoff(client.first_s, client.longest_s, jitter=True))
 
     def may_be_sent_again(self, client: Client, now_s: float, answered_s: float) -> bool:
-        """``answered_s``: when the store took a request of this mount last."""
+        """``answered_s``: when the store last took a request of this mount."""
         assert self.began_s is not None
         if client.attempts and self.attempts >= client.attempts:
             return False
@@ -384,7 +384,7 @@ def _node(place: Path, secret: str) -> Sidecar:
 @click.option("--seconds", default=60.0, show_default=True)
 @click.option("--files", default=5_000, show_default=True)
 def main(simulated: bool, mounts: int, rate: float, seconds: float, files: int) -> None:
-    """Print what was seen."""
+    """Print the results."""
     for line in rows() if simulated else measure(mounts, rate, seconds, files):
         click.echo(line)
 

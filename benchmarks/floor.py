@@ -2,7 +2,7 @@
 
 One keep-alive ``http.client`` connection per thread, every URL signed beforehand, ranged
 GETs, ``readinto`` one reused buffer. No file system, no cache: the speed of a mount that costs
-nothing. What is not answered in time is asked again on another connection.
+nothing. A request without an answer in time is sent again on another connection.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run(
         connections: threads in all, each with one connection; in one process for each core
             (the fastest in measurements) if they divide evenly, else in one process.
         duration_s: stop after this; None: when all are done.
-        patience_s: when a request is asked again.
+        patience_s: after how long a request is sent again.
 
     Raises:
         BenchFailure: an answer had the wrong status or length, or the run took too long.

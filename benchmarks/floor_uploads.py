@@ -1,4 +1,4 @@
-"""The floor of writing to an S3: files in parts over as many connections as one likes.
+"""The floor of writing to an S3: files in parts, over any number of connections.
 
 Requests are not signed: only the benchmarks' own S3 takes them.
 """

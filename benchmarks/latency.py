@@ -2,12 +2,12 @@
 
 ``python -m benchmarks.latency TARGET_HOST:PORT DELAY_S [MB_S]`` prints ``listening HOST:PORT``. It
 delays the first bytes of each answer by DELAY_S: the cost of one round trip for each request on an
-open connection. With MB_S, the answers of all connections together have that bandwidth. They are
-copied inside the kernel (splice(2)), so that bandwidth is close to loopback's else. Benchmarks also
-measure the floor client through a proxy without delay, as the bandwidth to compare with.
+open connection. With MB_S, the answers of all connections together have that bandwidth. Without it,
+bandwidth is close to loopback's, since bytes are copied inside the kernel (splice(2)). Benchmarks
+also measure the floor client through a proxy without delay, as the bandwidth to compare with.
 
 An answer begins with the first bytes from the server after bytes from the client. This holds
-for HTTP/1.1 without pipelining, also inside TLS (whose handshake is delayed too).
+for HTTP/1.1 without pipelining, also inside TLS (whose handshake is delayed, too).
 """
 
 from __future__ import annotations

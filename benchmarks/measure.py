@@ -23,7 +23,7 @@ GB = 1_000_000_000
 
 READER_TIMEOUT_S = 900.0
 AS_MANY_AS_IT_LIKES = (8, 16, 32, 64)
-"""Connections of the floor client, where one carries little: the best of them counts."""
+"""Connections of the floor client if one carries little; the best number counts."""
 
 FLOOR = "floor client"
 """Name of the contender in :mod:`benchmarks.floor`."""
@@ -61,11 +61,11 @@ CPU_EACH = Metric("cpu_ms_each", "CPU-ms each", "lower")
 READER_CPU = Metric("reader_cpu_s_per_gb", "reader CPU-s/GB", "lower")
 PEAK_PSS = Metric("peak_pss_mib", "peak PSS MiB", "lower")
 SPOOLED = Metric("spooled_mb", "MB for the disk", "lower")
-"""Written to files of a disk; what is deleted soon may never get there."""
+"""Written to files of a disk. Files that are deleted soon may never get there."""
 ON_DISK = Metric("on_disk_mb", "MB on the disk", "lower")
-"""What had reached the spool's disk when the store had all."""
+"""Bytes that had reached the spool's disk when the store had everything."""
 BUSY = Metric("busy_connections", "connections busy", "lower")
-"""The mean, while there was one."""
+"""The mean number while there was at least one."""
 
 
 class Workload(Protocol):
@@ -143,7 +143,7 @@ def busy(network: Network, server: Server) -> Values:
 
 
 def best(rounds: Sequence[Values]) -> Values:
-    """Of the floor client with several numbers of connections: where it was fastest."""
+    """The best round of the floor client with several numbers of connections."""
     return max(rounds, key=lambda values: values[THROUGHPUT.name])
 
 

@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 BLOCK = bytes(range(256)) * 4096
-"""The content of what nobody wrote, over and over: a MiB."""
+"""The content of objects that nobody wrote, repeated: a MiB."""
 _PUNCH_AND_KEEP_SIZE = 0x02 | 0x01
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,7 +28,7 @@ class Segment:
 
     @property
     def descriptor(self) -> int:
-        """Of the file whose bytes from ``start`` these are."""
+        """The file that has these bytes, from ``start`` on."""
         return self._memory.descriptor
 
     def append(self, data: memoryview | bytes) -> None:
@@ -43,7 +43,7 @@ class Segment:
 
 
 class Memory:
-    """A file without a name, which has only the pages that were written."""
+    """A file without a name. It has only the pages that were written."""
 
     _APART_BYTES = 1 << 36
     """More than an object may have; a file has room for 2**27 of these."""
@@ -53,7 +53,7 @@ class Memory:
         self._starts = count(0, self._APART_BYTES)
 
     def segment(self) -> Segment:
-        """An empty one."""
+        """An empty segment."""
         return Segment(self, next(self._starts))
 
     def give_back(self, start: int, size_bytes: int) -> None:
@@ -84,10 +84,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """What one name has.
+    """The object of one name.
 
     Attributes:
-        headers: what was sent with it and is sent with each answer.
+        headers: sent with it, and sent with each answer.
     """
 
     pieces: Sequence[Piece]
@@ -96,7 +96,7 @@ class Object:
 
     @property
     def size_bytes(self) -> int:
-        """Of all pieces."""
+        """The size of all pieces together."""
         return sum(piece.size_bytes for piece in self.pieces)
 
 
@@ -145,7 +145,7 @@ class Objects:
             self.put(str(path.relative_to(folder)), made)
 
     def made(self, pieces: Sequence[Piece], headers: dict[str, str]) -> Object:
-        """An object with an ETag of its own; it says that it is no digest."""
+        """An object with its own ETag, whose form shows that it is no digest."""
         return Object(pieces, f'"{next(self._numbers):032x}-1"', headers)
 
     def get(self, key: str) -> Object | None:
@@ -160,7 +160,7 @@ class Objects:
     def put(
         self, key: str, new: Object, *, expected: str | None = None, absent: bool = False
     ) -> bool:
-        """Replace an object if it has the ``expected`` ETag, or if there is none; False: not so."""
+        """Replace an object if it has the ``expected`` ETag, or if there is none; False if not."""
         with self._lock:
             there = self._objects.get(key)
             if (absent and there) or (expected and (there is None or there.etag != expected)):
@@ -169,7 +169,7 @@ class Objects:
             return True
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Those that are there."""
+        """Delete those that are there."""
         with self._lock:
             for key in keys:
                 self._objects.pop(key, None)
@@ -181,7 +181,7 @@ class Objects:
         return upload_id
 
     def upload(self, upload_id: str) -> Upload | None:
-        """One that was neither completed nor given up."""
+        """An upload that was neither completed nor given up."""
         return self._uploads.get(upload_id)
 
     def end(self, upload_id: str) -> None:

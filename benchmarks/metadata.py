@@ -79,7 +79,7 @@ class Listing:
 
     def _raw(self, server: Server, *, client: Client) -> Values:
         root = f"{self.dataset.folder}/"
-        # The root too: a file system must list it to find the directories.
+        # The root, too: a file system must list it to find the directories.
         folders = [root, *(root + prefix for prefix in self.dataset.prefixes)]
         listed = lists.run(server.endpoint, folders, client)
         if listed.objects != self.dataset.count:

@@ -1,9 +1,9 @@
-"""What people run to load weights and data, as a program: ``python model_programs.py``.
+"""The programs that load weights and data with libraries: ``python model_programs.py``.
 
 It runs under the interpreter of ``.venv-torch``, which has the libraries, and imports nothing from
 here. A job comes as JSON on standard input: ``do`` is the name of a function below, the rest its
-arguments. The result goes to standard output: ``seconds``, ``size_bytes``, and ``checksum`` of what
-was loaded, so that a wrong byte is found.
+arguments. The result goes to standard output: ``seconds``, ``size_bytes``, and a ``checksum`` of
+what was loaded, so that a wrong byte is found.
 """
 
 # ruff: noqa: D103 - one function for each way to load, named after it.
@@ -66,7 +66,7 @@ def torch_load_mmap(paths: list[str]) -> Loaded:
 
 
 def four_processes(paths: list[str]) -> Loaded:
-    """Each loads its shards, as the workers of a server do."""
+    """Each process loads its shards, as the workers of a server do."""
     import safetensors.torch  # noqa: F401 - imported once, and not in each process
 
     with multiprocessing.get_context("fork").Pool(4) as pool:
@@ -214,7 +214,7 @@ _IMPORTED = {
     "webdataset_tar": ("webdataset",),
     "parquet_row_groups": ("pyarrow.parquet", "pyarrow.compute"),
 }
-"""Before the time is taken: what a program imports is not what is measured."""
+"""Imported before the time is taken, since imports are not measured."""
 
 
 def _main() -> None:

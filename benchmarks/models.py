@@ -38,8 +38,8 @@ class ModelFiles:
 
     Attributes:
         make: the function of :mod:`.model_programs` that makes them.
-        names: of the files, or of one folder, if ``make`` makes that.
-        size_bytes: of each file, or of all together, as ``make`` has it.
+        names: of the files; or of one folder, if ``make`` makes that.
+        size_bytes: of each file, or of all together, as ``make`` takes it.
     """
 
     make: str
@@ -128,7 +128,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class SaveAndRestore:
-    """A checkpoint is saved beside its name, renamed, and loaded on a mount that is new."""
+    """A checkpoint is saved beside its name, renamed, and loaded on a new mount."""
 
     size_bytes: int
     dataset: ModelFiles

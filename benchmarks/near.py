@@ -2,9 +2,10 @@
 
 ``python -m benchmarks.near`` starts the mounts at the same time, each with a state of its own, as
 on as many nodes. The volume's own bucket is behind 20 ms and a limit of bandwidth that all share;
+on as many nodes. The volume's own bucket is behind 20 ms and a limit of bandwidth that all share;
 the near one is not. Every mount's bytes are compared by their SHA-256. Then the near store is
-killed, gets full, and gets wrong blocks, each while they read. It is one that enforces conditions,
-as S3 and MinIO do; behind one that does not, two mounts in step may both fetch a block.
+killed, fills up, and gets wrong blocks, each while they read. It enforces conditions, as S3 and
+MinIO do; on a store that does not, two mounts in step may both fetch a block.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from tests.support.strict_server import StrictS3Server
 CASES: Final = ("without", "with", "once more", "killed", "full", "poisoned")
 _FILES: Final = 8
 _STEP_S: Final = 5.0
-"""After so long the near store is killed, full or poisoned."""
+"""When the near store is killed, full or poisoned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one case took, of all mounts together.
+    """The figures of one case, for all mounts together.
 
     Attributes:
         seconds: until the last mount had read everything.
-        far_bytes: read of the volume's own bucket.
-        near_bytes: read of the near one.
+        far_bytes: read from the volume's own bucket.
+        near_bytes: read from the near bucket.
     """
 
     seconds: float
@@ -167,7 +168,7 @@ def _poison(near: StrictS3Server) -> None:
 
 @contextlib.contextmanager
 def _near_server(folder: Path, case: str) -> Iterator[StrictS3Server | None]:
-    """A near store of its own, but for ``once more``, which finds what ``with`` has put."""
+    """A new near store for each case, except ``once more``, which has the blocks of ``with``."""
     if case == "without":
         yield None
         return

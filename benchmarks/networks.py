@@ -39,7 +39,7 @@ class Network:
 
     @property
     def store(self) -> StoreName:
-        """Whose interface the server has."""
+        """The store whose interface the server has."""
         if self.server in ("gcs", "azure"):
             return self.server
         return "s3"
@@ -67,7 +67,7 @@ STRICT_DELAYED = Network(
 )
 GCS = Network("gcs", "-gcs", ", on fake-gcs-server", "gcs")
 GCS_NAMES = replace(GCS, name="gcs-names")
-"""For many names: this server looks at all of them for each request about one."""
+"""For many names: for each request about one name this server looks at all of them."""
 GCS_DELAYED = Network(
     "gcs-delayed",
     "-gcs-20ms",
@@ -98,7 +98,7 @@ _MB = 1_000_000
 S3LIKE_20 = _s3like(
     "20", "20 MB/s a connection, 30 ms before each answer", Behaviour(20 * _MB, 0.03)
 )
-"""As S3's 85 MB/s are to a large node, these are to two cores: many connections are needed."""
+"""What 85 MB/s of S3 are to a large node, these are to two cores: they need many connections."""
 S3LIKE_85 = _s3like(
     "85", "85 MB/s a connection, 30 ms before each answer", Behaviour(85 * _MB, 0.03)
 )

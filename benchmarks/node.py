@@ -1,11 +1,10 @@
 """What one mount can do on this machine when the store costs next to nothing.
 
 ``python -m benchmarks.node`` reads 1, 2, 4, … large files at once, and small files, beside a client
-without a mount, and says what the mount's processes took for it, which thread is the busiest, and
-at which rate a process would hold its interpreter's lock all the time (user time is the most that
-it can hold it). The store is on loopback; store, mount and readers have cores of their own where
-there are four or more.
-docs/performance-at-scale.md explains the figures.
+without a mount. It prints the CPU time of the mount's processes, the busiest thread, and the rate
+at which a process would hold its interpreter's lock all the time (user time is the most that it can
+hold the lock). The store is on loopback. Store, mount and readers have cores of their own if there
+are four or more. docs/performance-at-scale.md explains the figures.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ from sidecar.units import MIB
 SMALL_BYTES: Final = 110_000
 _PART_BYTES: Final = 8 * MIB
 _NEAR_CONNECTIONS: Final = 4
-"""Of the client without a mount, for each file."""
+"""For the client without a mount, for each file."""
 _FAR_CONNECTIONS: Final = 64
-"""The same, where a connection carries little."""
+"""The same, if a connection carries little."""
 _MOST_CONNECTIONS: Final = 256
 _NETWORKS: Final = {one.name: one for one in (S3LIKE_20, S3LIKE_85, S3LIKE_TAIL, S3LIKE_NEVER)}
 _SERVER_START_S: Final = 30.0
@@ -75,7 +74,7 @@ class Cores:
 
 @contextmanager
 def on(cores: set[int]) -> Iterator[None]:
-    """What is started meanwhile runs on these cores."""
+    """A block in which processes are started on these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -129,7 +128,7 @@ class Bench:
         self._mounts = 0
 
     def large(self, files: int, size: int) -> Row:
-        """So many files from start to end, each by a reader of its own."""
+        """Read so many files from start to end, each by a reader of its own."""
 
         def read(mount: Mount) -> int:
             paths = [mount.path / f"large-{number}" for number in range(files)]
@@ -145,7 +144,7 @@ class Bench:
         return self._row(f"{files} file{'s'[: files > 1]}", read, gets, connections)
 
     def small(self, threads: int, count: int) -> Row:
-        """So many small files, by so many threads."""
+        """Read so many small files, by so many threads."""
 
         def read(mount: Mount) -> int:
             names = [str(number) for number in range(count)]
@@ -198,7 +197,7 @@ class Bench:
 
 
 def _check(mount: Mount) -> None:
-    """A fast answer must also be right. Raises BenchFailure."""
+    """Check that the fast answer is also right. Raises BenchFailure."""
     with (mount.path / "large-0").open("rb", buffering=0) as file:
         file.seek(-len(BLOCK), os.SEEK_END)
         if file.read(len(BLOCK)) != BLOCK:

@@ -1,4 +1,4 @@
-"""The mounts of others: what takes part is in PATH, or was installed beside the tests."""
+"""The mounts of others. Those in PATH, or installed beside the tests, take part."""
 
 # ruff: noqa: D102 - the protocol Peer documents the methods.
 
@@ -128,7 +128,7 @@ class Rclone:
             mode += ["--vfs-cache-mode", "full"]
         backend = {"s3": "s3", "gcs": "gcs", "azure": "azureblob"}[endpoint.store]
         source = f":{backend}:{endpoint.bucket}/{endpoint.prefix}"
-        # rclone's documentation recommends it for S3: otherwise each stat costs a HEAD.
+        # rclone's documentation recommends it for S3: without it each stat costs a HEAD.
         argv = [require("rclone"), "mount", source, str(path), "--use-server-modtime", *mode]
         return Launch(argv, environment, path)
 
@@ -293,10 +293,10 @@ DISK_CACHES: tuple[Peer, ...] = (
     Rclone(disk_cache=True),
 )
 APPLICATIONS: tuple[Peer, ...] = (OUR_MOUNTS[0], Geesefs(), S3fs(), Rclone())
-"""mountpoint-s3 renames nothing, and changes no file."""
+"""mountpoint-s3 cannot rename, nor change a file."""
 S3LIKE: tuple[Peer, ...] = (OUR_MOUNTS[0], MountpointS3(), Geesefs(), S3fs(), Rclone())
 PATIENT: tuple[Peer, ...] = (OUR_MOUNTS[0], MountpointS3(), Geesefs())
-"""rclone and s3fs-fuse wait for minutes for an answer that does not come."""
+"""rclone and s3fs-fuse wait minutes for an answer that does not come."""
 ON_GCS: tuple[Peer, ...] = (OUR_MOUNTS[0], Gcsfuse(), Rclone())
 ON_AZURE: tuple[Peer, ...] = (OUR_MOUNTS[0], Rclone())
 """blobfuse2 is not in any archive of packages that we can reach."""

@@ -86,7 +86,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one round of a workload runs.
+    """The place of one round of a workload.
 
     Attributes:
         peer: the program that mounts.
@@ -111,7 +111,7 @@ def mounted(
 
     Args:
         peer: the program that mounts.
-        endpoint: where the bucket is.
+        endpoint: of the bucket.
         folder: used by this peer only; created if absent.
         writable: whether the workload writes.
 
@@ -144,7 +144,7 @@ def running(launch: Launch, name: str, log: Path) -> Iterator[Mount]:
         return is_mounted(launch.path)
 
     try:
-        # Python takes modules from the working directory first: here they would be this clone's.
+        # Python imports from the working directory first: here that would be this clone.
         with Child(launch.argv, launch.environment, log, log.parent) as process:
             process.wait_until(ready, f"{name}: mounted", READY_TIMEOUT_S)
             os.stat(launch.path)  # Waits for FUSE_INIT, which comes after mount(2).

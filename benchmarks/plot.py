@@ -99,7 +99,7 @@ def _panel(
 
 
 def colors_of(contenders: Sequence[str], peers: Container[str]) -> list[str]:
-    """The color of each bar: blue for ours, of which there may be more than there are blues."""
+    """The color of each bar: blue for ours, even if there are more of them than blues."""
     ours = itertools.cycle(_OURS_COLORS)
     return [
         next(ours) if name.startswith(OURS) else _PEER_COLOR if name in peers else _BASELINE_COLOR

@@ -223,10 +223,10 @@ class Child:
 class MemoryWatch:
     """Samples the memory of a process tree.
 
-    Proportional set sizes (``Pss`` of /proc/PID/smaps_rollup, proc(5)): a page that several
-    processes share counts once; and what is in files without a name (memfd_create(2)) that nobody
-    has mapped, and in file systems in memory that are mounted nowhere (fsmount(2)). A peak between
-    two samples is missed.
+    It sums proportional set sizes (``Pss`` of /proc/PID/smaps_rollup, proc(5)), in which a page
+    that several processes share counts once. It adds files without a name (memfd_create(2)) that
+    nobody has mapped, and file systems in memory that are mounted nowhere (fsmount(2)). A peak
+    between two samples is missed.
 
     Attributes:
         peak_bytes: the largest sum seen.
@@ -320,7 +320,7 @@ def _disk_bytes(pid: int) -> int:
 
 
 def _unmapped_bytes(pids: Sequence[int]) -> int:
-    """Of the files in memory that these processes have open and none has mapped."""
+    """The bytes of files in memory that these processes have open and none has mapped."""
     found: dict[int, int] = {}
     mounted_nowhere: dict[int, int] = {}  # file systems in memory (fsmount(2)), by device
     mapped: set[int] = set()

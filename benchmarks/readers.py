@@ -1,4 +1,4 @@
-"""A program that reads files of a mount at so little cost that the mount is measured.
+"""A program that reads files of a mount at so little cost that the mount is what is measured.
 
 Each thread reuses one buffer (preadv(2), readv(2)); threads are spread over a few processes.
 """
@@ -46,7 +46,7 @@ def _run(job: dict[str, object], *, threads: int, duration_s: float | None) -> O
         "processes": _processes_for(threads),
         "duration_s": duration_s,
     }
-    # A mount that hangs is known soon where the reader says how long it will read.
+    # If the reader says how long it will read, a mount that hangs is noticed soon.
     timeout_s = programs.TIMEOUT_S if duration_s is None else duration_s + _MOST_OVER_S
     return Outcome(**programs.run("benchmarks.readers", {**job, **settings}, timeout_s))
 

@@ -63,7 +63,7 @@ FETCHED = Metric("fetched_mb", "fetched MB", "lower")
 PASSTHROUGH = Metric("passthrough_opens", "passthrough opens", "higher")
 
 METRICS = (THROUGHPUT, CPU, READER_CPU, PEAK_PSS)
-"""Of a sequential read, on any store."""
+"""The metrics of a sequential read, on any store."""
 
 _PRIMING_READS = 8
 _FIRST_READS = 320
@@ -353,7 +353,7 @@ def _random_4k(path: Path, duration_s: float) -> float:
 def _fill_disk_cache(mount: Mount, path: Path) -> None:
     """Read until the disk cache has the whole object.
 
-    Ours has it when an open uses passthrough. That can take several reads: it skips what the
+    Ours has it when an open uses passthrough. That can take several reads: it skips ranges that the
     disk is too slow to store, and checks the whole file in the background before passthrough.
     The others get two reads.
     """

@@ -1,7 +1,7 @@
-"""The tables of README.md, and what draws them: ``python -m benchmarks.readme``.
+"""Draws the tables of README.md: ``python -m benchmarks.readme``.
 
-Each is of a run of its own (``python -m benchmarks --table NAME``) and stands between two comments
-that name it. What is between them is replaced; a table without a result stays as it is.
+Each table is of a run of its own (``python -m benchmarks --table NAME``) and stands between two
+comments that name it. The text between them is replaced; a table without a result stays as it is.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ _S3 = Table(
         Line("1,000 absent names, round trips", "round-trips-20ms", round_trips.ABSENT),
     ],
 )
-# Undivided: what random reads bring grows with what was read.
+# Undivided: the rate of random reads grows with what was read before.
 _RANDOM = Table(
     "random",
     _S3_COLUMNS,
@@ -339,7 +339,7 @@ def _lines(table: Table, document: dict[str, Any]) -> list[str]:
 def _value(
     rows: dict[tuple[str, str], dict[str, Any]], line: Line, names: Sequence[str]
 ) -> float | str:
-    """The median; or why there is none: "fails", or nothing where it did not take part."""
+    """The median; "fails"; or nothing if it did not take part."""
     for name in names:
         row = rows.get((line.workload, name))
         if row is None:

@@ -91,7 +91,7 @@ def _range(value: dict[str, float] | None) -> str:
 def _ratios(metrics: Sequence[dict[str, str]], rows: Sequence[dict[str, Any]]) -> list[str]:
     """The ratio of our median to each other contender's, and the range of ratios by round.
 
-    If the range includes 1, the medians do not show who is ahead.
+    If the range includes 1, the medians do not show which is ahead.
     """
     measured = [row for row in rows if "metrics" in row]
     lines: list[str] = []

@@ -29,7 +29,7 @@ ABSENT = Metric("absent_round_trips", "absent names", "lower")
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """A file, a directory to list, and one where names are looked for: each in its own folder."""
+    """A file, a directory to list, and one to look names up in: each in its own folder."""
 
     names: Names
     file: SmallObjects
@@ -45,7 +45,7 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class RoundTrips:
-    """On a fresh mount each: times divided by the delay of the network.
+    """Times on fresh mounts, divided by the delay of the network.
 
     So 1.1 is one round trip and a tenth of its time for everything else.
     """
@@ -110,7 +110,7 @@ def _first_byte(path: Path) -> None:
 
 
 def _look_for(folder: Path, count: int) -> None:
-    """As ``git status`` and ``import`` do."""
+    """Look names up as ``git status`` and ``import`` do."""
     for number in range(count):
         if (folder / f"absent-{number}").exists():
             raise BenchFailure(f"`absent-{number}` is there")

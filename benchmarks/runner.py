@@ -1,7 +1,8 @@
 """Runs rounds of every workload on every contender and writes one result document.
 
-Rounds are interleaved, so that a drift of the machine affects all contenders. Each has another
-order: what one leaves behind (memory that the host just gave to this machine) is the next one's.
+Rounds are interleaved, so that a drift of the machine affects all contenders. Each round has
+another order, since the next contender gets what one leaves behind (memory that the host just gave
+us).
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def run(plan: Plan, progress: Progress, save: Save) -> dict[str, Any]:
 
 
 def _conclude(document: dict[str, Any]) -> None:
-    """What follows from the rows."""
+    """Add ratios and targets, which follow from the rows."""
     rows = document["rows"]
     document["ratios"] = ratios.every(rows)
     document["targets"] = targets.judge(rows, [one["name"] for one in document["workloads"]])
@@ -147,7 +148,7 @@ def added(document: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
 
 
 def _conditions(document: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for rows of one table: of the commit what changed the product last."""
+    """What rows of one table must share; of the commit only the last change of the product."""
     host = {k: v for k, v in document["host"].items() if k not in ("load_average_1_min", "commit")}
     return {**host, **document["options"], **document["server"]}
 

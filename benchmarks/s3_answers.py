@@ -1,4 +1,4 @@
-"""XML that an S3 answers and is sent."""
+"""The XML of S3's requests and answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def error(code: str) -> bytes:
 
 
 def texts(sent: bytes, name: str) -> list[str]:
-    """The texts of all elements of this name in what a client sent."""
+    """The texts of all elements of this name in a client's document."""
     found: Iterable[str] = re.findall(f"<{name}>(.*?)</{name}>", sent.decode(), re.S)
     return [unescape(text, {"&quot;": '"', "&#34;": '"', "&apos;": "'"}) for text in found]
 
@@ -48,7 +48,7 @@ def page(objects: Objects, fields: Mapping[str, str]) -> bytes:
         entry = prefix + name + found if found else key
         if entry <= after or entry in entries:
             continue
-        if len(entries) == most:  # none are asked for by who looks whether a bucket is there
+        if len(entries) == most:  # 0 in a request that only checks the bucket
             is_cut = most > 0
             break
         entries[entry] = (

@@ -1,4 +1,4 @@
-r"""An S3 server that costs next to nothing, and behaves as one that is far away if it is told to.
+r"""An S3 server that costs next to nothing, and can behave as if it were far away.
 
 ``python -m benchmarks.sendfile_server LARGE SIZE SMALL SMALL_SIZE`` prints its port, and serves
 LARGE objects ``large-0``, ``large-1``, … of SIZE bytes and SMALL ones, ``small/0``, …, of
@@ -23,8 +23,8 @@ ten seconds. Half of them refuse connections and reset those that they have, the
 By default there is one process for each core, for reads only. With ``--processes 1`` it also
 takes uploads, which it keeps in memory, and counts: ``GET /-/counts`` is a JSON document
 (:meth:`Counts.facts`) which it prints, too, when it gets SIGTERM; ``DELETE /-/counts`` counts from
-nothing and begins again with the first delay. A second port, printed in the next line, is for who
-looks at the objects from near: as fast as it can be, and not counted.
+nothing and begins again with the first delay. A second port, printed in the next line, is for
+looking at the objects from near: as fast as it can be, and not counted.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ _BACKLOG = 4096
 _READ_BYTES = 256 * 1024
 _LEAST_BYTES = 64 * 1024
 _TURN_S = 0.01
-"""An upload's bytes are taken in pieces of so long; as many are in the socket's buffer."""
+"""How long a piece of an upload takes; another one is in the socket's buffer."""
 _LOOK_S = 0.1
-"""How often an address looks whether it is dead."""
+"""How often an address checks whether it is dead."""
 _RESET = struct.pack("ii", 1, 0)
 _MAX_PACING_RATE = getattr(socket, "SO_MAX_PACING_RATE", 47)
 _KEPT = re.compile(r"(?i)x-amz-meta-.*|content-type|content-encoding|cache-control")
@@ -84,7 +84,7 @@ class Store:
 
     @property
     def turn_bytes(self) -> int:
-        """What one reads of an upload at once."""
+        """How much of an upload a connection reads at once."""
         rate = self.behaviour.bytes_per_s
         return max(_LEAST_BYTES, int(rate * _TURN_S)) if rate else _READ_BYTES
 
@@ -101,7 +101,7 @@ class Store:
         return listener
 
     def serve(self, listener: socket.socket) -> NoReturn:
-        """Serve all who come, while the address is not dead."""
+        """Serve all clients while the address is not dead."""
         address, port = listener.getsockname()
         while True:
             if self.behaviour.dying_s:
@@ -119,17 +119,17 @@ class Store:
 
 
 def _number(address: str) -> int:
-    """Of an address among those that die: 1 for 127.0.0.2."""
+    """The number of an address among those that die: 1 for 127.0.0.2."""
     return int(address.rpartition(".")[2]) - 1
 
 
 def _refuses(address: str) -> bool:
-    """Whether an address that is dead refuses connections; otherwise it is silent."""
+    """Whether a dead address refuses connections; otherwise it is silent."""
     return _number(address) % 2 == 1
 
 
 class _NoAnswer(Exception):
-    """The client waits until it gives up."""
+    """No answer is sent, so that the client waits until it gives up."""
 
 
 class _Request:
@@ -324,7 +324,7 @@ class _Connection:
         return _unframed(blocks) if request.is_framed else blocks
 
     def _blocks(self, request: _Request) -> Iterator[memoryview]:
-        """What follows the head, no faster than a connection of this store is."""
+        """The bytes after the head, no faster than a connection of this store is."""
         if request.headers.get("expect", "").lower() == "100-continue":
             self._client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         rate = self._store.behaviour.bytes_per_s
@@ -350,7 +350,7 @@ class _Connection:
                 time.sleep(max(0.0, due_s - now_s))
 
     def _wait(self) -> None:
-        """Be as far away as this store is."""
+        """Wait as long as this store is far away."""
         delay_s = self._store.delays.next()
         if delay_s == math.inf:
             raise _NoAnswer
@@ -415,7 +415,7 @@ class _Connection:
 
 
 def _operation(request: _Request) -> str:
-    """What a request is, as Amazon names it where that is useful."""
+    """A request's operation, by Amazon's name if that is useful."""
     if not request.key:
         return "DeleteObjects" if request.method == "POST" else "ListObjects"
     if "uploadId" in request.fields:

@@ -55,7 +55,7 @@ AnyServer = TypeVar("AnyServer", bound=TestServer)
 
 
 def _nothing() -> None:
-    """No server but Azurite needs more."""
+    """Do nothing: only Azurite needs to be renewed."""
 
 
 def _uncounted() -> int:
@@ -69,7 +69,7 @@ def _unknown() -> float:
 class _Started(NamedTuple):
     """A server that runs; all but ``near`` as in :class:`Server`.
 
-    ``near``: where it answers at once, if that is another address.
+    ``near``: the address without delays, if that is another one.
     """
 
     endpoint: Endpoint
@@ -89,10 +89,11 @@ class Server:
         data: the folder.
         undelayed: as ``endpoint``, through a proxy without delay.
         serves_files: whether ``data`` is what it serves, also after the start.
-        renew: called before each attempt: what one contender used up is not the next one's loss.
+        renew: called before each attempt, so that no contender lacks what another one used up.
         requests: how many it has had; the strict S3's only.
-        count_anew: begin to count who is busy, and with the first of its delays.
+        count_anew: begin to count busy connections, and with the first of its delays.
         busy: connections with a request, the mean since then while there was one; the sendfile
+            server's only.
             server's only.
     """
 
@@ -120,7 +121,7 @@ def version() -> str:
 def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
     """Serve the data set of ``folder``.
 
-    Seed :func:`data_folder` before this: the servers look at it once, those of Google's and
+    Seed :func:`data_folder` before this: the servers read it once, and those of Google's and
     Azure's storage get a copy. MinIO's gateway and the strict S3 begin with WRITTEN only.
 
     Raises:
@@ -163,7 +164,7 @@ def serving(folder: Path, network: Network = PLAIN) -> Iterator[Server]:
 
 @contextmanager
 def _rclone(folder: Path, network: Network) -> Iterator[_Started]:
-    """``rclone serve s3``, the fastest of them."""
+    """``rclone serve s3``, the fastest of the servers."""
     root = folder / "buckets"
     key, secret = secrets.token_hex(10), secrets.token_hex(20)
     argv = [_program(), "serve", "s3", str(root), "--addr", "127.0.0.1:0", *SETTINGS]
@@ -185,8 +186,8 @@ def _rclone(folder: Path, network: Network) -> Iterator[_Started]:
 
         child.wait_until(listening, "the S3 server: listening", START_TIMEOUT_S)
         endpoint = Endpoint(address, key, secret, authority=authority)
-        # A full listing makes the server hash every object now (ETags are MD5 sums); a real
-        # store has them stored.
+        # A full listing makes the server hash every object now (ETags are MD5 sums), which a real
+        # store did when it got the objects.
         for _ in bucket(endpoint).names():
             pass
         yield _Started(endpoint)
@@ -232,11 +233,11 @@ def _gcs(folder: Path, network: Network) -> Iterator[_Started]:
 class _Azurite(AzureServer):
     """Azurite never closes the files of a read that its client breaks off, as rclone does.
 
-    Once it has no descriptor left, it answers nobody any more.
+    Without descriptors it answers nobody any more.
     """
 
     def renew(self) -> None:
-        """Start it anew if it has lost many."""
+        """Start the server anew if it has lost many descriptors."""
         assert self._process is not None
         if len(os.listdir(f"/proc/{self._process.pid}/fd")) > _MOST_FILES:
             self.stop()
@@ -255,7 +256,7 @@ def _azure(folder: Path, network: Network) -> Iterator[_Started]:
 
 @contextmanager
 def _sendfile(folder: Path, network: Network) -> Iterator[_Started]:
-    """Our own, as a cloud behaves."""
+    """Our own server, which behaves as a cloud."""
     argv = [sys.executable, "-m", "benchmarks.sendfile_server", "0", "0", "0", "0"]
     argv += ["--processes", "1", "--folder", str(_root(folder, network) / BUCKET)]
     options = network.behaviour.options() if network.behaviour else []
@@ -301,7 +302,7 @@ def _fill(objects: Bucket, root: Path) -> None:
 
 
 def data_folder(folder: Path, network: Network = PLAIN) -> Path:
-    """Where workloads put their objects, in the run's folder."""
+    """The folder in which workloads put their objects, in the run's folder."""
     return _root(folder, network) / BUCKET / PREFIX
 
 

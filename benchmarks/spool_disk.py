@@ -1,7 +1,7 @@
-"""A disk of its own for what mounts spool: as slow as a node's root disk, or free.
+"""A separate disk for mounts' spools: as slow as a node's root disk, or free.
 
-ext4 on a loop device in a file. Made and removed by root only; what it costs is memory for the
-pages that are dirty and room for the file.
+ext4 on a loop device in a file. Only root can make and remove it. It costs memory for the dirty
+pages, and room for the file.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _WRITTEN_SECTORS = 6
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of a disk.
+    """The speed of a disk.
 
     Attributes:
         name: the end of a workload's name.
         words: the end of its title.
-        bytes_per_s: what it takes; None: what the file on its own disk takes.
-        dirty_bytes: what may be in memory and not yet on it.
+        bytes_per_s: the rate that it takes; None: that of the disk with the file.
+        dirty_bytes: how much may be in memory and not yet on it.
     """
 
     name: str
@@ -47,7 +47,7 @@ NODE_DISK = Speed(
     125_000_000,
     180_000_000,
 )
-"""A gp3 as it comes, and a fifth of the memory of a container that has 900 MB."""
+"""A gp3 with its default rate, and a fifth of the memory of a container that has 900 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class SpoolDisk:
     device: str
 
     def written_bytes(self) -> int:
-        """What has reached it so far."""
+        """How much has reached it so far."""
         fields = Path(f"/sys/block/{self.device}/stat").read_text().split()
         return int(fields[_WRITTEN_SECTORS]) * _SECTOR_BYTES
 
@@ -71,7 +71,7 @@ def spool_disk(folder: Path, size_bytes: int, speed: Speed) -> Iterator[SpoolDis
         folder: has its file and its mount point.
 
     Raises:
-        BenchFailure: it cannot be had here; the message says why.
+        BenchFailure: such a disk cannot be made here; the message says why.
     """
     if os.geteuid() != 0:
         raise BenchFailure("a disk for the spool needs root")
@@ -79,7 +79,7 @@ def spool_disk(folder: Path, size_bytes: int, speed: Speed) -> Iterator[SpoolDis
     path.mkdir()
     undo = ExitStack()
     try:
-        with uninterrupted():  # what is made is known to `undo`
+        with uninterrupted():  # `undo` must learn of everything that is made
             disk = _made(image, path, size_bytes, undo)
             if speed.bytes_per_s is not None:
                 _slow_down(disk, speed, undo)
@@ -93,7 +93,7 @@ def _made(image: Path, path: Path, size_bytes: int, undo: ExitStack) -> SpoolDis
     undo.callback(image.unlink, missing_ok=True)
     with image.open("wb") as file:
         file.truncate(size_bytes)
-    # All of it at once: nothing of the file system is written later.
+    # All tables now, so that no part of the file system is written later.
     layout = ("-N", "4096", "-J", "size=32", "-E", "lazy_itable_init=0,lazy_journal_init=0")
     _run("mkfs.ext4", "-q", *layout, str(image))
     loop = _run("losetup", "--find", "--show", "--direct-io=on", str(image))

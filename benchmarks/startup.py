@@ -53,7 +53,7 @@ class TimeToReady:
             began_s = time.time()
             try:
                 with run:
-                    # The file's own time: polling sees it later.
+                    # The file's own time, since polling sees it later.
                     ready_s = (run.shared / ".sidecar" / "ready").stat().st_mtime - began_s
                     own_s = float(run.status()["time_to_ready_seconds"])
                     peak_bytes = _memory_bytes(run.pid)

@@ -1,4 +1,4 @@
-"""What a store has: asked beside the mount, to see what a write has brought."""
+"""The content of a store, read beside the mount, to see what a write has brought."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Stored(Protocol):
         """Delete all but KEEP."""
 
     def size_bytes(self, name: str) -> int | None:
-        """Of an object; None: it is not there."""
+        """The size of an object; None: it is not there."""
 
     def require_equal(self, name: str, original: Path) -> None:
         """Compare an object with a file, in samples. Raises BenchFailure."""
 
 
 class _InFolder:
-    """Of a server whose data is a folder: asking the server would make it hash its files."""
+    """For a server whose data is a folder: asking the server would make it hash its files."""
 
     def __init__(self, objects: Bucket, folder: str, data: Path) -> None:
         self._objects = objects
@@ -53,7 +53,7 @@ class _InFolder:
 
 
 class _OverNetwork:
-    """Of any other server."""
+    """For any other server."""
 
     def __init__(self, objects: Bucket, folder: str) -> None:
         self._objects = objects
@@ -76,7 +76,7 @@ class _OverNetwork:
 
 
 def in_folder(server: Server, folder: str) -> Stored:
-    """What a folder of the data set has; asked without added latency."""
+    """The objects in a folder of the data set; asked without added latency."""
     objects = bucket(server.undelayed)
     if server.serves_files:
         return _InFolder(objects, folder, server.data)

@@ -29,7 +29,7 @@ _LEAST_MIB = {
     "small-files-16": 60.0,
     "list-tree": 120.0,
 }
-"""What a workload may use, where that is less."""
+"""How much a workload may use, if that is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ TARGETS: tuple[Target, ...] = (
         for target in (
             _at_least(f"sequential-read-{delay}", THROUGHPUT, 0.72, FLOOR),
             _at_least(f"small-files-16-{delay}", FILES, 0.95, FLOOR),
-            # One round trip more than a GET, and two for a directory; half of one for all else.
+            # One round trip more than a GET, two for a directory, and half of one for the rest.
             Target(f"round-trips-{delay}", round_trips.FIRST_BYTE, "at most", 2.5),
             Target(f"round-trips-{delay}", round_trips.LISTED, "at most", 2.5),
         )
@@ -165,7 +165,7 @@ TARGETS: tuple[Target, ...] = (
     ),
 )
 _WITHOUT_MEMORY = ("application-", "load-", "save-and-restore", "round-trips-", "time-to-ready")
-"""Nobody measures that of the first four; the last has five mounts, each with its buffers."""
+"""The memory of the first four is not measured; the last has five mounts, each with its buffers."""
 
 
 def judge(rows: Sequence[Row], workloads: Sequence[str]) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.warm`` mounts a data set of small files and an index behind 20 ms for each
 request. A program lists the folders, reads the index, and then ten batches of files in the order of
-its seed, as a shuffling loader does. The first run notes what it reads; the next ones have that
-read before they start, or beside them.
+its seed, as a shuffling loader does. The first run notes its reads; in the next ones the warm-up
+reads the same before they start, or beside them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Times:
 
 
 def _program(root: Path, files: int) -> _Times:
-    """What a training run does first."""
+    """The first steps of a training run."""
     began_s = time.perf_counter()
     names = [
         entry.path
@@ -94,7 +94,7 @@ def _run(place: Path, secret: dict[str, str], files: int, options: dict[str, Any
                     in ("done", "stopped")
                 )
             )
-        time.sleep(2)  # what was read is noted once a second
+        time.sleep(2)  # reads are noted once a second
         fetched = sidecar.metric("mount_sidecar_fetched_bytes_total", volume="data/data")
     unused = max(0.0, 1 - times.used_bytes / fetched)
     return (

@@ -46,7 +46,7 @@ _WRITERS = (1, _FEW, _MANY)
 _FOLDERS = 2
 _PLACES = Places(Names(_FOLDERS * 1000, _FOLDERS), SmallObjects(1, folder="cold/colder"))
 _FEWER = 10
-"""Names to list are fewer by this on servers that look at each for every page."""
+"""Fewer names to list, by this factor, on servers that look at all names for every page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Sizes:
 
 
 def all_workloads(sizes: Sizes) -> Sequence[Workload]:
-    """In the report's order."""
+    """All workloads, in the report's order."""
     large = LargeObjects(sizes.large_bytes)
     parallel = LargeObjects(sizes.parallel_bytes, 4)
     small = SmallObjects(sizes.files)
@@ -154,7 +154,7 @@ def all_workloads(sizes: Sizes) -> Sequence[Workload]:
 
 
 def _s3like(sizes: Sizes, network: Network, stream_bytes: int) -> Sequence[Workload]:
-    """Where a connection carries little, and an answer takes its time."""
+    """Workloads for connections that carry little and answers that take their time."""
 
     def objects(of: int, count: int) -> LargeObjects:
         return LargeObjects(max(MIB, stream_bytes // of), count)
@@ -173,7 +173,7 @@ def _s3like(sizes: Sizes, network: Network, stream_bytes: int) -> Sequence[Workl
 def _on_cloud(
     sizes: Sizes, network: Network, delayed: Network, peers: Sequence[Peer]
 ) -> Sequence[Workload]:
-    """The same on another cloud's server, with less of it: these servers are slow."""
+    """The same workloads on another cloud's server, smaller, since these servers are slow."""
     large = LargeObjects(sizes.parallel_bytes)
     few = LargeObjects(max(MIB, sizes.parallel_bytes // _FEW), _FEW)
     small = SmallObjects(sizes.files)

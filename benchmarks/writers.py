@@ -5,7 +5,7 @@
 ``checkpoints COUNT PAUSE_S``: save SOURCE COUNT times under one name in the directory TARGET,
 as ML libraries do: temporary name, fsync, close, rename. Prints the seconds of each save.
 
-It prints a line first, and begins when it is sent one: starting an interpreter is no write.
+It first prints a line, and begins when it gets one: an interpreter's start is no part of a write.
 """
 
 from __future__ import annotations

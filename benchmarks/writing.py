@@ -48,13 +48,13 @@ from sidecar.units import MIB
 SMALL_BYTES = MIB
 _DISK_LEAST_BYTES = 256 * MIB
 METRICS = (THROUGHPUT, CPU, PEAK_PSS, SPOOLED)
-"""Of a sequential write, on any store."""
+"""The metrics of a sequential write, on any store."""
 PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Source(LargeObjects):
-    """The bytes to write, and a folder to write into: the server has it only with an object."""
+    """The bytes to write, and a folder for them, which the server has only with an object in it."""
 
     def seed(self, data: Path) -> None:
         LargeObjects.seed(self, data)
@@ -64,7 +64,7 @@ class Source(LargeObjects):
 
 @dataclass(frozen=True, slots=True)
 class SequentialWrite:
-    """New files from start to end, a writer for each."""
+    """New files from start to end, with a writer for each."""
 
     dataset: Source
     writers: int = 1
@@ -281,7 +281,7 @@ def _source(dataset: Source, server: Server) -> Path:
 
 
 def _made(server: Server) -> Stored:
-    """The folder that is written into, emptied of other contenders' files."""
+    """The folder for writes, without other contenders' files."""
     made = stored.in_folder(server, WRITTEN)
     made.clear()
     return made
@@ -315,7 +315,7 @@ def writer(action: str, *arguments: object) -> Iterator[Callable[[], list[float]
 
 
 def _putting(server: Server) -> Callable[[str, Path], None]:
-    """Uploads a file into the emptied folder, by a client of the cloud."""
+    """A function that uploads a file into the emptied folder, by a client of the cloud."""
     _made(server)
     objects = bucket(server.endpoint)
     return lambda name, source: objects.put(f"{WRITTEN}/{name}", source)

@@ -175,7 +175,7 @@ def cost(sidecar: Sidecar, work: Callable[[Path], None], folder: Path) -> Counts
         return {**found, "fetched": sidecar.metric("mount_sidecar_fetched_bytes_total")}
 
     before = now()
-    # Who drops them makes the kernel ask again.
+    # Dropping caches would make the kernel ask again.
     with caches_kept(), counted(sidecar.processes(), folder) as calls:
         work(Path(sidecar.spec.volumes[0].path))
     found = {name: count - before[name] for name, count in now().items() if count > before[name]}

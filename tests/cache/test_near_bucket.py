@@ -189,7 +189,7 @@ def test_who_finds_nothing_and_claims_too_late_waits_too(
     together = threading.Barrier(len(many))
 
     def meet(get_range: Hook, *arguments: object) -> int:
-        """Who finds nothing goes on when as many have, once."""
+        """Those that find nothing wait once, until all have found nothing."""
         try:
             return get_range(*arguments)
         except NotFound:

@@ -1,4 +1,4 @@
-"""Where injection is enabled, nobody but the sidecar that the webhook makes is root on the node.
+"""In namespaces with injection, only the sidecar that the webhook makes is root on the node.
 
 No webhook runs here: what it would refuse or make anew comes to the policies as it is.
 """

@@ -37,7 +37,7 @@ from tests.support.many_clients import resident_bytes
 
 SOAK = 1_000_000
 SETTLED_SHARE = 0.1
-"""Of the inputs, after which what is cached is cached."""
+"""The share of the inputs after which all caches are filled."""
 GROWTH_BYTES = 32 * MIB
 """For a soak: caches of `re`, of pydantic and of the allocator; a leak of 40 bytes is seen."""
 LONGEST_MESSAGE = 5000

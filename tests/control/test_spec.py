@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "the root": (at(LABELS, "/"), MOVED),
     "a path at a package": (at(LABELS, PACKAGES), OVERLAP),
     "a path above the packages": (at(LABELS, "/opt"), OVERLAP),
-    # Where a shell would be found first, and by its other name where secrets are.
+    # A folder where a shell is found first, and the other name of the secrets' folder.
     "a claim before the programs": (volume(TEAM, "path", "/usr/local/sbin"), OVERLAP),
     "a claim among the secrets": (volume(TEAM, "path", "/run/sidecar/secrets/x"), OVERLAP),
     "a claim among tokens": (volume(TEAM, "path", "/var/run/secrets/azure"), OVERLAP),

@@ -320,7 +320,7 @@ def test_what_a_lost_record_was_about_is_kept(
 
 
 def test_a_worker_goes_on_without_what_is_lost(state: Path) -> None:
-    """Who had a file whose bytes are lost is told; who had another one is not."""
+    """A program whose file has lost its bytes gets an error; one with another file does not."""
     store = MemoryStore()
     filesystem, _ = build(store, state)
     filesystem.recovery.begin()

@@ -25,7 +25,7 @@ from tests.support.memory_store import MemoryStore
 from tests.support.serve import build
 
 FIRST = Path(__file__).parents[1] / "fixtures/journals/version-1"
-"""Of a worker that was killed in the middle of a rename of ``old``, when one object was copied.
+"""The journal of a worker that was killed while it renamed ``old``, when one object was copied.
 
 Every later version must read it: this is what the first release writes.
 """

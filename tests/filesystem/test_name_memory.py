@@ -265,7 +265,7 @@ def test_readers_go_on_in_the_next_worker_and_share_one_listing(tmp_path: Path) 
                 names_and_offsets(successor, handle, offset, 1)[:1]
                 == [line for line in expected if line[1] > offset][:1]
             )
-    # One chunk stays open. Where it ends is by hash(): another in each run, 4,096 names at most.
+    # One chunk stays open. hash() decides where it ends, another place in each run: at most 4,096.
     assert memory.used_bytes < 6_000 * OPEN_NAME_BYTES
 
 

@@ -65,7 +65,7 @@ from tests.support.memory_store import MemoryStore
 SHARED_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 SHORT, LONG = 4_000, 1_000_000
 USED_EVERY = 500
-"""Of so many journals one is taken over by a file system."""
+"""A file system takes over one in this many journals."""
 MOST_MORE_MIB = 64
 
 REMOTE = ("d/a", 5, 1795666508.46, "v1")

@@ -129,7 +129,7 @@ def test_a_file_is_whole_that_is_being_saved_when_the_last_minute_begins(tmp_pat
 
 
 def test_another_deadline_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    """Of the last minute: somebody shortens a pod's grace period after it began to end."""
+    """Somebody shortens a pod's grace period after the pod began to end."""
     view, leaving, told = View(MemoryStore(), tmp_path), threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as one:
         first = one.submit(view.fs.hurry, time.monotonic() + FOR_EVER_S, leaving, told.set)

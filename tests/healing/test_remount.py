@@ -1,4 +1,4 @@
-"""Where the kernel cannot resend (`healing: remount`), and what guards the mountpoint."""
+"""Healing on kernels that cannot resend (`healing: remount`), and the mountpoint's guard."""
 
 from __future__ import annotations
 

@@ -338,7 +338,7 @@ def test_bodies_of_all_together(served: Served) -> None:
 
 
 def test_answers_of_all_together(served: Served) -> None:
-    """Who does not read them is dropped for who does."""
+    """Clients that do not read their answers are dropped for one that does."""
     clients = [served.connect() for _ in range(LIMITS.connections - 2)]
     for client in clients:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)

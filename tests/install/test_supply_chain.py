@@ -67,7 +67,7 @@ def sbom(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_list_is_cyclonedx() -> None:
-    """Of this machine, which has packages of both kinds."""
+    """This machine's list, which has packages of both kinds."""
     first = sbom("mount-sidecar", "1.2.3")
     assert first.returncode == 0, first.stderr
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(first.stdout) is None

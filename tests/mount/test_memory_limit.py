@@ -145,7 +145,7 @@ time.sleep(600)
 
 
 def used_part_of(group: Cgroup) -> float:
-    """Of its limit, as a process in it sees it."""
+    """The used part of the group's limit, as a process in the group sees it."""
     program = "from sidecar.mounter.system.memory_pressure import used_part; print(used_part())"
     command = [*group.entering, sys.executable, "-c", program]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

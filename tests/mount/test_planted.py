@@ -111,7 +111,7 @@ def test_the_state_is_kept_without_links(
 def test_a_mount_is_renewed_in_its_place_whatever_its_path_leads_to_now(
     tmp_path: Path, s3: Cloud, outside: Path
 ) -> None:
-    """Who may write beside the mountpoint renames its directory, and plants a link there."""
+    """Somebody who may write beside the mountpoint renames its directory, and plants a link."""
     s3.write("file", b"of the bucket")
     (outside / "c").mkdir()
     parent, moved = tmp_path / "m", tmp_path / "moved"

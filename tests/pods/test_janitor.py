@@ -216,7 +216,7 @@ def test_a_dead_sub_path_is_detached_though_its_container_runs(
             log = look(tmp_path / "pods")
             assert str(sub_path) in log
             assert mounts_at(str(sub_path)) == []
-            # Of the shared directory: in use, as ever.
+            # The mounts in the shared directory are in use.
             assert len(sidecar.mounted()) == 2, log + sidecar.log()
             said, _ = experiment.communicate("\n")
             assert "not connected" in said

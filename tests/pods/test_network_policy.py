@@ -1,4 +1,4 @@
-"""Who may ask the webhook, in each overlay that has a policy."""
+"""Which clients may ask the webhook, in each overlay that has a policy."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ SHORT_S = 20.0
 SOAK_S = 60 * float(os.environ.get("MOUNT_SIDECAR_SOAK_MINUTES", "30"))
 BUDGET_S = 120.0
 LONGEST_ATTEMPT_S = 240.0
-"""Of a copy inside the store (decision 31)."""
+"""For a copy inside the store (decision 31)."""
 NAMES = 130
 PAGE = 20
 """Names in a page: so listings have tokens that can be repeated."""

@@ -22,7 +22,7 @@ from sidecar.mounter.store.s3.credentials import S3Credentials
 CLOUDS: tuple[StoreName, ...] = ("s3", "gcs", "azure")
 BODY = bytes(range(200))
 VERSION = "17"
-"""Of every object here: a generation is a number."""
+"""The version of every object here. It is a number, as a generation must be."""
 _URLS = {"s3": "s3://bucket", "gcs": "gs://bucket", "azure": "wasbs://bucket@a.example"}
 
 

@@ -112,7 +112,7 @@ def test_connections_are_spread_over_all_addresses(
 
 
 def test_dead_addresses_are_found_out_once(resolver: Resolver, stack: ExitStack) -> None:
-    """Who connects meanwhile finds it out, too; after that nobody does."""
+    """Clients that connect at the same time find it out, too; later ones need not."""
     fleet = Fleet(WELL)
     fleet.keeps = False
     stack.enter_context(swallowing(SWALLOWING, fleet.port))

@@ -420,7 +420,7 @@ def test_a_token_endpoint_that_is_away_is_an_outage(
 
 
 def test_a_copy_whose_token_ends_names_its_source_with_the_next(secrets: Path) -> None:
-    """Of Azure: a SAS stands in the URL of the source, too."""
+    """On Azure a SAS is in the URL of the source, too."""
     named: list[str] = []
     made = {"ETag": '"17"', "Last-Modified": "Tue, 24 Nov 2026 10:20:30 GMT"}
 

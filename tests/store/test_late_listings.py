@@ -77,7 +77,7 @@ def test_what_was_made_is_shown(view: View, freeze: Callable[[], None]) -> None:
 def test_a_successor_shows_what_was_made(
     store: Store, tmp_path: Path, freeze: Callable[[], None]
 ) -> None:
-    """Of a worker that was killed."""
+    """The changes were made by a worker that was killed."""
     one = View(store, tmp_path, ttl_s=LIFETIME_S)
     one.fs.recovery.begin()
     one.write("before", b"old")

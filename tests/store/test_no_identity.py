@@ -1,4 +1,4 @@
-"""Who has no login on Google's cloud is told what there is to do, in a pod and by hand."""
+"""Without a login, Google's store says what to do, in a pod and by hand."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Cgroup:
         return ["sh", "-ec", f'echo $$ > {self.path}/cgroup.procs\nexec "$@"', "sh"]
 
     def processes(self) -> list[int]:
-        """Who is in it."""
+        """The processes in the group."""
         return [int(pid) for pid in (self.path / "cgroup.procs").read_text().split()]
 
     def tasks(self) -> int:

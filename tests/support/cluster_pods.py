@@ -101,7 +101,7 @@ class ClusterPod:
         return {}
 
     def termination_message(self, container: str = SIDECAR) -> str:
-        """Of its last end, or ""."""
+        """The message of the container's last end, or ""."""
         status = self.status(container)
         for state in ("state", "lastState"):
             ended = status.get(state, {}).get("terminated")

@@ -147,7 +147,7 @@ class MemoryStore:
 
     @property
     def keys(self) -> list[str]:
-        """Of all objects, in order."""
+        """The keys of all objects, in order."""
         return sorted(self._objects)
 
     def content(self, key: str) -> bytes:

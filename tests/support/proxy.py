@@ -20,17 +20,17 @@ class Head(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Of a request."""
+        """The method of a request."""
         return self.line.split(" ", 1)[0]
 
     @property
     def target(self) -> str:
-        """Of a request: path and query."""
+        """Path and query of a request."""
         return self.line.split(" ", 2)[1]
 
     @property
     def status(self) -> int:
-        """Of an answer."""
+        """The status of an answer."""
         return int(self.line.split(" ", 2)[1])
 
 
@@ -165,7 +165,7 @@ def read_chunks(stream: BinaryIO) -> bytes:
 
 
 def plain_body(stream: BinaryIO, head: Head) -> bytes:
-    """Of an answer, without the framing of its chunks."""
+    """The body of an answer, without the framing of its chunks."""
     if head.status in {204, 304}:
         return b""
     raw = read_body(stream, head)

@@ -253,7 +253,7 @@ class StrictGcs(Proxy):
         return call.raw({**call.query, "generation": found["generation"]})
 
     def _check_change(self, call: _Call, bucket: str, name: str) -> None:
-        """Of PATCH, PUT and DELETE."""
+        """Check the conditions of PATCH, PUT and DELETE."""
         found = self._current(bucket, name)
         if found is None:
             return  # 404, as the emulator says

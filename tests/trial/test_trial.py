@@ -249,8 +249,8 @@ def test_a_link_where_it_keeps_things_leads_nowhere(
     tmp_path: Path,
     begun: list[Try],
 ) -> None:
-    """Who tries as root may keep it where another user can write."""
-    # Of the clouds, Azure's login is written there.
+    """A folder for root's trial may be where another user can write."""
+    # Only Azure's login is written there.
     cloud = make_cloud(request, monkeypatch, "azure" if name == "secrets" else "s3")
     one = Try(tmp_path, login(cloud, tmp_path), cloud.url(), "DIR")
     begun.append(one)

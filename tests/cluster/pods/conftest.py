@@ -22,7 +22,7 @@ EXPERIMENT_IMAGE = image(PREFIX, "experiment")
 BUCKET = "runs"
 NEAR_BUCKET = "near"
 NODE_CACHE = f"{KUBELET}/mount-sidecar-test-cache"
-"""Of the node; emptied by the test that fills it, and left as an empty directory."""
+"""A folder of the node. The test that fills it empties it, and leaves an empty directory."""
 
 
 def _catalogue() -> str:

@@ -73,7 +73,7 @@ pytestmark = pytest.mark.timeout(500)
 
 
 def digest(first: int, megabytes: int) -> str:
-    """Of what the program writes."""
+    """The digest of what the program writes."""
     found = hashlib.sha256()
     for number in range(first, first + megabytes):
         found.update(bytes([number]) * MB)

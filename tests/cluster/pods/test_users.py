@@ -14,7 +14,7 @@ from tests.support.stores_in_a_pod import Stores
 pytestmark = pytest.mark.timeout(300)
 
 IMAGE_USER = 1000
-"""Of images/experiment. A kubelet takes no group from an image, so its processes have group 0."""
+"""The user of images/experiment. A kubelet takes no group from an image, so the group is 0."""
 
 CONTEXTS: dict[str, dict[str, int]] = {
     "of-the-image": {},
@@ -104,7 +104,7 @@ print(json.dumps({"owner": os.stat(own + "/log").st_uid, **answers}))
 
 @pytest.mark.parametrize("group", [None, 2000])
 def test_containers_with_different_users(run: Run, group: int | None) -> None:
-    """Of one node's users: each has its own, and may read the other's, as by modes and umask."""
+    """Each user has its own files, and may read the other's as modes and umask allow."""
     containers = [
         {"name": "one", "image": EXPERIMENT_IMAGE, "command": ["python3", "-c", SHARES, "1", "2"]},
         {

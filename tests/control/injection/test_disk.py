@@ -21,7 +21,7 @@ from tests.control.injection.golden import NAMES, expected, given
 from tests.control.injection.test_golden import documents
 
 STATE_MIB = 256
-"""Of the state directory, besides the spools: journals and metrics."""
+"""The state directory without the spools: journals and metrics."""
 LOG_MIB = 64
 """A kubelet keeps five files of 10 MiB, and looks at them now and then."""
 SHARED_MIB = 16
@@ -55,7 +55,7 @@ def limits(pod: dict[str, Any]) -> dict[str, int]:
 
 
 def spool_bytes_of(pod: dict[str, Any]) -> int:
-    """Of each bucket that can be written, which is the same here."""
+    """The spool of each writable bucket; all have the same size here."""
     [size_bytes] = {v.options.spool_bytes for v in spec_of(pod).buckets if not v.read_only}
     return size_bytes
 
@@ -103,7 +103,7 @@ def test_both_are_there() -> None:
 
 
 def test_a_request_is_never_larger_than_the_limit() -> None:
-    """Of a pod that only reads, which needs no spool."""
+    """The pod only reads, so it needs no spool."""
     pod = yaml.safe_load(given("disk-limit-of-both"))
     annotations = pod["metadata"]["annotations"]
     annotations["mount-sidecar.io/data"] = '["images"]'

@@ -63,7 +63,7 @@ def with_token(pod: Json) -> Json:
 
 
 def sorted_by_name(pod: Json) -> Json:
-    """Where volumes, mounts and variables stand says nothing."""
+    """The order of volumes, mounts and variables does not matter."""
     pod = copy.deepcopy(pod)
     spec = pod["spec"]
     named = [(spec, "volumes")]

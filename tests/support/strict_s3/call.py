@@ -47,7 +47,7 @@ class Call:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Of the request, names in lower case."""
+        """The request's headers, with names in lower case."""
         return self.request.headers
 
     def payload(self) -> Payload:

@@ -146,7 +146,7 @@ def md5_of(call: Call, segments: tuple[Segment, ...]) -> str:
 
 
 def _whole_md5(call: Call, found: StoredObject) -> str:
-    """Of a whole object: what was made of parts becomes one piece when it is copied."""
+    """The digest of a whole object: an object made of parts becomes one piece when it is copied."""
     plain = found.attributes.encryption.get(ENCRYPTION) == "AES256"
     if plain and "-" not in found.etag:
         return found.etag

@@ -1,4 +1,4 @@
-"""Who sent a request: AWS Signature Version 4 in the Authorization header.
+"""The sender of a request: AWS Signature Version 4 in the Authorization header.
 
 Sources: "Authenticating Requests: Using the Authorization Header (AWS Signature Version 4)",
 "Signature calculations for the Authorization header: transferring a payload in multiple chunks",

@@ -41,7 +41,7 @@ _ENCRYPTION = (
 _TAG_COUNT = "x-amz-tagging-count"
 _SHOWN = (*_CONTENT, _REDIRECT, _CLASS, *_ENCRYPTION, _TAG_COUNT)
 _UNREADABLE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
-"""Objects of these must be restored before they can be read."""
+"""Objects of these classes must be restored before they can be read."""
 _GRANTS = {
     "READ": "x-amz-grant-read",
     "READ_ACP": "x-amz-grant-read-acp",
@@ -63,7 +63,7 @@ def properties_in(fields: Mapping[str, str]) -> Properties:
 def _shown(values: tuple[str | None, ...]) -> Properties:
     found = {name: value for name, value in zip(_SHOWN, values, strict=True) if value}
     if _TRANSFER_CODING in found.get("content-encoding", ""):
-        # How it once was sent, which some servers keep; repeated, it would say how this is sent.
+        # The coding of the transfer, which some servers keep. It must not be repeated.
         codings = [coding.strip() for coding in found.pop("content-encoding").split(",")]
         left = ", ".join(coding for coding in codings if coding != _TRANSFER_CODING)
         found.update({"content-encoding": left} if left else {})
@@ -77,8 +77,8 @@ class S3Properties:
 
     HEAD brings content headers, storage class, encryption and the number of tags. One request
     fetches the tags if there are any. Nothing says whether an object has grants, and a request
-    for each save would be too dear. So the bucket is asked once whether ACLs are in use; in
-    buckets made since April 2023 they are not unless an owner chose so.
+    for each save would be too expensive. So the bucket is asked once whether ACLs are in use; in
+    buckets made since April 2023 they are not unless an owner chose them.
     """
 
     def __init__(self, store: S3Store, requests: S3Requests) -> None:
@@ -99,15 +99,15 @@ class S3Properties:
         return Repeated(plain, groups | self._groups(like, properties))
 
     def repeated_by_copy(self, source: ObjectInfo, *, replace: bool) -> Repeated:
-        """For CopyObject, which takes tags along by itself.
+        """For CopyObject, which copies tags by itself.
 
         Args:
-            replace: other metadata are given; then CopyObject drops the content headers too.
+            replace: other metadata are given; then CopyObject drops the content headers, too.
         """
         properties = self._store.properties_of(source)
         names = (*_CONTENT, _REDIRECT) if replace else (_REDIRECT,)
         plain = {name: properties[name] for name in names if name in properties}
-        # Who may not read tags is not told that there are some, and may not copy them.
+        # A login that may not read tags does not see that there are some, and may not copy them.
         groups = {TAGS: Group({}, {"x-amz-tagging-directive": "REPLACE"})}
         return Repeated(plain, groups | self._groups(source, properties))
 
@@ -123,7 +123,7 @@ class S3Properties:
         return {name: Group(headers) for name, headers in groups.items() if headers}
 
     def _tags(self, key: str) -> str:
-        """As ``x-amz-tagging`` has them: a query string."""
+        """The tags in the form of ``x-amz-tagging``: a query string."""
         try:
             root, ns = self._ask(key, "tagging", "Tagging")
             tags = [
@@ -138,7 +138,7 @@ class S3Properties:
         return urlencode(tags, quote_via=quote)
 
     def _grants(self, key: str) -> dict[str, str]:
-        """The headers that repeat an object's grants; none if only its owner has any."""
+        """The headers that repeat an object's grants; empty if only its owner has any."""
         try:
             root, ns = self._ask(key, "acl", "AccessControlPolicy")
             granted = list(_grants_in(root, ns, self._store.errors))
@@ -169,17 +169,17 @@ class S3Properties:
         try:
             reply = self._store.transfer(Call("head"), self._requests.ownership, (), {200, 404})
         except AccessDenied:
-            return False  # few may ask this
+            return False  # few logins may ask this
         except StoreError as error:
             self._store.property_keeper.give_up(ACL, error)
             return False
         if reply.status == 404:
-            # Of a bucket that is older than the choice; other servers have other words.
+            # A bucket older than that choice answers this; other servers have other words.
             return b"<Code>OwnershipControlsNotFoundError<" in reply.content
         try:
             root, ns = parse_xml(reply.content, "OwnershipControls")
         except ValueError:
-            return False  # a server that does not know the question lists the bucket instead
+            return False  # a server without this request lists the bucket instead
         chosen = root.findtext(f"{ns}Rule/{ns}ObjectOwnership")
         return chosen in {"BucketOwnerPreferred", "ObjectWriter"}
 

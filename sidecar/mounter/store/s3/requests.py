@@ -52,7 +52,7 @@ class SlowResponse(NamedTuple):
     Attributes:
         fields: text of the elements below the root, by their names.
         date_s: the store's clock, seconds since the epoch.
-        attempts: how many it took.
+        attempts: their number.
     """
 
     fields: Mapping[str, str]
@@ -64,7 +64,7 @@ class S3Requests:
     """Requests of S3, path-style behind an endpoint, by host name at AWS.
 
     Attributes:
-        endpoint: where they go.
+        endpoint: of the requests.
         region: the bucket's, once a redirect has told it.
     """
 
@@ -123,10 +123,10 @@ class S3Requests:
         return SignedRequest(method, target, {**headers, **signature})
 
     def uploads(self, key: str) -> SignedRequest:
-        """ListMultipartUploads, of what begins with ``key``: its own come first.
+        """ListMultipartUploads for keys that begin with ``key``: its own uploads come first.
 
-        Keys are not asked for in ``encoding-type=url``: Ceph's gateway encodes them and does not
-        say so, other servers do neither. ``parse_xml`` reads what XML cannot hold.
+        Keys are not asked for in ``encoding-type=url``: Ceph's gateway encodes them without saying
+        so, and other servers do neither. ``parse_xml`` reads what XML cannot hold.
         """
         return self._about_bucket({"prefix": f"{self._prefix}{key}", "uploads": ""})
 
@@ -152,7 +152,7 @@ class S3Requests:
         ]
 
     def source(self, key: str) -> str:
-        """An object as ``x-amz-copy-source`` names it."""
+        """An object in the form of ``x-amz-copy-source``."""
         return quote_path(f"/{self._bucket}/{self._prefix}{key}")
 
     def list(self, query: ListQuery) -> SignedRequest:
@@ -173,7 +173,7 @@ class S3Requests:
     def page(self, body: bytes, query: ListQuery, hide: Callable[[str], None]) -> Page:
         """From ListBucketResult."""
         root, ns = parse_xml(body, "ListBucketResult")
-        # Some servers do not know `encoding-type`; they do not repeat it.
+        # Servers that do not support `encoding-type` do not repeat it.
         unquote = unquote_plus if root.findtext(f"{ns}EncodingType") == "url" else parse_key
         skip, begins = len(self._prefix), self._prefix + query.prefix
         page = Page(next_token=root.findtext(f"{ns}NextContinuationToken") or None)
@@ -185,7 +185,7 @@ class S3Requests:
                 hide(prefix)
             else:
                 page.prefixes.append(prefix[skip:])
-        # The order of the fields is every server's own.
+        # Each server has its own order of fields.
         key_tag, time_tag, size_tag, etag_tag = (
             f"{ns}{name}" for name in ("Key", "LastModified", "Size", "ETag")
         )
@@ -245,7 +245,7 @@ class S3Requests:
         )
 
     def redirect(self, fields: Headers) -> Endpoint | None:
-        """The endpoint in the bucket's region, which AWS names to who asks in another one."""
+        """The endpoint in the bucket's region, which AWS names if another region is asked."""
         region = fields.get("x-amz-bucket-region", "")
         if self._login.credentials.endpoint_url or region in {"", self.region}:
             return None
@@ -260,7 +260,7 @@ class S3Requests:
         method: str = "GET",
         more: Mapping[str, str] | None = None,
     ) -> dict[str, str]:
-        """The headers that sign a request; none for anonymous."""
+        """The headers that sign a request; empty for anonymous."""
         login = self._login.credentials
         if login.anonymous:
             return {}
