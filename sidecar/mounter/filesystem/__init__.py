@@ -1,1 +1,1 @@
-"""A bucket as a file system on inodes and handles; knows neither an SDK nor FUSE."""
+"""A bucket as a file system on inodes and handles."""

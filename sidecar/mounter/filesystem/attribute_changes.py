@@ -1,6 +1,6 @@
-"""chmod, chown, utimensat and truncate(2): where each kind of inode keeps what is set.
+"""chmod, chown, utimensat and truncate(2): where each kind of inode keeps its new attributes.
 
-How attributes become an object's metadata does not belong here, but in ``attributes``.
+``attributes`` turns them into an object's metadata.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class AttributeChanges:
             with self._namespace.inodes.lock:
                 inode.kept = True
                 self._namespace.attributes.set_of_directory(inode, attributes, made)
-                # Also where the object keeps this time already, and names have moved it since.
+                # Set even if the object keeps this time already: names may have moved it since.
                 inode.mtime_ns = changes.get("mtime_ns", inode.mtime_ns)
                 self._namespace.inodes.note(inode)
 
     def _is_current(self, inode: Inode, changes: Mapping[str, int]) -> bool:
-        """Whether the changes say what is so already: chown to the owner, say."""
+        """Whether the changes change nothing, such as chown to the owner."""
         now = self._namespace.attributes.of(inode)
         current = {
             "mode": stat.S_IMODE(now.mode),

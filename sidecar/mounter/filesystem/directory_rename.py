@@ -1,10 +1,10 @@
 """A directory gets another name: the store copies every object below, then deletes the old ones.
 
-Written down before it begins. If the worker dies, its successor is sent the request again and
+The journal notes it before it begins. If the worker dies, its successor gets the request again and
 skips what is copied already. If the sidecar dies, the next start finishes the rename. The inode
-keeps its number, and so does everything below it: whoever has a file open goes on.
+keeps its number, and so does everything below it, so programs go on with open files.
 
-What rename(2) refuses is decided in :mod:`sidecar.mounter.filesystem.rename`.
+:mod:`sidecar.mounter.filesystem.rename` checks the rules of rename(2).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sidecar.mounter.store.interface import ObjectInfo, Store
 log = logging.getLogger(__name__)
 
 COPIES_AT_ONCE = 16
-_DELETED_AT_ONCE = 64  # a request of S3 takes a thousand; the others take one
+_DELETED_AT_ONCE = 64  # one request takes a thousand on S3, and one key on the others
 _PROGRESS_S = 10.0
 
 Copied = dict[str, tuple[ObjectInfo, ObjectInfo]]
@@ -46,15 +46,15 @@ class DirectoryRename:
         self.in_flight: dict[int, RenameBegun] = {}
 
     def records(self) -> list[Record]:
-        """For a successor. Takes no lock."""
+        """The renames in flight, for a successor. Takes no lock."""
         return list(self.in_flight.values())
 
     def rename(self, inode: Directory, target: Directory, name: str) -> None:
         """Give a directory another name. The caller locks it (:meth:`SubtreeLocks.exclusive`).
 
-        Raises what the store raises. Where that comes before everything is copied, the old
-        name stays and the copies are deleted again. Later, the new name is there, and what is
-        left of the old one is deleted at the next opportunity.
+        Raises the store's errors. Before everything is copied, the old name then stays and the
+        copies are deleted again. After that, the new name is there, and the rest of the old one is
+        deleted at the next opportunity.
         """
         begun = RenameBegun(inode.id, inode.key, f"{target.key}{name}/")
         self._store.check_key(begun.new_key)
@@ -71,7 +71,7 @@ class DirectoryRename:
         self._end(inode.id)
 
     def complete(self, inode_id: int) -> None:
-        """The inode has its new name already: delete what is left of the old one, if anything."""
+        """Delete the rest of the old name, if any, of an inode that has its new name already."""
         begun = self.in_flight.get(inode_id)
         if begun is None:
             return
@@ -102,7 +102,7 @@ class DirectoryRename:
                     log.warning("a renamed directory has leftovers: %s", error)
 
     def finish_predecessor(self, begun: RenameBegun) -> None:
-        """All of a rename whose sidecar ended. Raises what the store raises."""
+        """Do a whole rename whose sidecar ended. Raises the store's errors."""
         self._begin(begun)
         copied = self._copy_all(begun)
         try:
@@ -122,7 +122,7 @@ class DirectoryRename:
         self._journal.write(RenameEnded(inode_id))
 
     def _undo(self, begun: RenameBegun) -> None:
-        """Delete the copies of what is still there. What fails is tried again later."""
+        """Delete the copies of objects that are still there. Failures are tried again later."""
         old, new = begun.old_key, begun.new_key
         originals = {info.key[len(old) :] for info in self._below(old)}
         copies = [info.key for info in self._below(new) if info.key[len(new) :] in originals]
@@ -130,7 +130,7 @@ class DirectoryRename:
         self._end(begun.inode)
 
     def _below(self, prefix: str) -> Iterable[ObjectInfo]:
-        """What is listed, and what this mount made that is not listed yet."""
+        """The listed objects, and those that this mount made and that are not listed yet."""
         made = self._namespace.directory_cache.changes.below(prefix)
         token = None
         while True:
@@ -144,19 +144,19 @@ class DirectoryRename:
         yield from filter(None, made.values())
 
     def _copy_all(self, begun: RenameBegun) -> Copied:
-        """Copy what is not there yet."""
+        """Copy every object that is not copied yet."""
         old, new = begun.old_key, begun.new_key
         changed = self._namespace.directory_cache.changes.below(new)
         there = {
             info.key[len(new) :]: info
             for info in self._below(new)
-            if changed.get(info.key, info) is not None  # else it was removed, and is listed yet
+            if changed.get(info.key, info) is not None  # if not, it was removed, and is listed yet
         }
         copied: Copied = {}
         wanted: list[ObjectInfo] = []
         for info in self._below(old):
             copy = there.get(info.key[len(old) :])
-            # The new name was free when this began: what is there is our copy.
+            # The new name was free when this began, so an object there is our copy.
             if copy and copy.size_bytes == info.size_bytes and copy.mtime_s >= info.mtime_s:
                 copied[info.key] = info, copy
             else:
@@ -187,18 +187,18 @@ class DirectoryRename:
         return copied
 
     def _copy(self, info: ObjectInfo, new_key: str) -> tuple[ObjectInfo, ObjectInfo] | None:
-        """(what was copied, the copy); None for what somebody else deleted meanwhile."""
+        """(the object that was copied, the copy); None if somebody else deleted it meanwhile."""
         self._store.check_key(new_key)
         while True:
             try:
                 if info.key.endswith("/") and not info.size_bytes:
-                    # Some servers (JuiceFS's gateway) make directories of these, and copy none.
+                    # Some servers (JuiceFS's gateway) make these directories, and cannot copy them.
                     found = self._store.head(info.key)
                     return info, self._store.put(new_key, b"", found.metadata, like=found)
                 return info, self._store.copy(info.key, new_key, known=info)
             except NotFound:
                 return None
-            except Stale:  # somebody else changed it
+            except Stale:  # somebody else changed the object
                 try:
                     info = self._store.head(info.key)
                 except NotFound:
@@ -215,7 +215,7 @@ class DirectoryRename:
         with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="rename") as threads:
             for _ in threads.map(self._store.delete_many, batches):
                 pass
-        # Servers that make directories of keys (JuiceFS's gateway) show those that a bulk
+        # Servers that make directories of keys (JuiceFS's gateway) list directories that a bulk
         # deletion left empty, and delete them only one by one.
         left = {
             info.key

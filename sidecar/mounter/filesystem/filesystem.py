@@ -1,13 +1,13 @@
 """The file system: every operation of a mount, on inodes and handles.
 
-The interface that transports (:mod:`sidecar.mounter.fuse`) call, from any of their threads. What
-an operation takes more than a few lines for does not belong here, nor do FUSE and SDKs.
+This is the interface that transports (:mod:`sidecar.mounter.fuse`) call, from any of their threads.
+Operations of more than a few lines are in other modules.
 
 Each method does what its system call says, or raises one error of :mod:`sidecar.errors`, whose
 errno the transport answers. SEMANTICS.md states the rules for users.
 
 Methods with a parameter ``wait`` raise WouldBlock, and have changed nothing, when ``wait`` is
-false and the answer needs the store. So a transport can serve what is known in the thread that
+false and the answer needs the store. So a transport can answer what is known in the thread that
 reads requests, and hand only the rest to other threads.
 """
 
@@ -73,11 +73,11 @@ class FileSystem:
         read_only: every change raises ReadOnly.
         ttl_s: lifetime of names and attributes.
         threads: runs uploads and copies.
-        journal: where what is handed out is written down, once :meth:`Recovery.begin` was called.
+        journal: keeps what is handed out, once :meth:`Recovery.begin` was called.
         names_bytes: the memory that listings may take.
 
     Attributes:
-        recovery: what outlives a worker: taking over a mount, and requests that are sent again.
+        recovery: takes over a mount, and handles requests that are sent again.
         fetcher: reads a pinned version of an object (:meth:`pinned`, :meth:`version`).
     """
 
@@ -106,7 +106,7 @@ class FileSystem:
             metrics.hidden,
             journal,
             fetcher.threads,
-            # A read-only volume is asked for nothing but its listings.
+            # A read-only volume needs only its listings.
             reads_attributes=not read_only,
             names_bytes=names_bytes,
         )
@@ -157,11 +157,11 @@ class FileSystem:
             return 0.0
 
     def forget(self, inode_id: int, count: int) -> None:
-        """The caller no longer holds ``count`` of its lookups of the inode."""
+        """Take back ``count`` of the caller's lookups of the inode."""
         self.namespace.inodes.forget(inode_id, count)
 
     def get_attributes(self, inode_id: int, *, wait: bool = True) -> Entry:
-        """stat(2). Raises NotFound where the name is gone and nobody has the file open."""
+        """stat(2). Raises NotFound if the name is gone and nobody has the file open."""
         inode = self.namespace.inodes.get(inode_id)
         self.namespace.refresh(inode, wait=wait)
         self.namespace.attributes.load(inode, wait=wait)
@@ -184,7 +184,7 @@ class FileSystem:
         return self.namespace.entry(inode)
 
     def statistics(self) -> Statistics:
-        """statfs(2): a bucket has no end; what fills up is the spool."""
+        """statfs(2) of the spool, since a bucket has no limit."""
         budget = self._spool.budget
         free = 0 if self.read_only else budget.free_bytes // BLOCK_BYTES
         return Statistics(
@@ -208,11 +208,11 @@ class FileSystem:
     def tell_kernel(
         self, changed: Callable[[Inode], None], forget: Callable[[Sequence[Inode]], None]
     ) -> None:
-        """What to call for the kernel to hear of names.
+        """Set the callbacks that tell the kernel about names.
 
         Args:
             changed: called with each inode that loses its name because the bucket changed.
-            forget: called with inodes that nobody uses, where there are too many.
+            forget: called with inodes that nobody uses, if there are too many.
         """
         self.namespace.on_remote_change = changed
         self.namespace.excess_inodes.forget = forget
@@ -232,8 +232,8 @@ class FileSystem:
     def enter(self, handle: int, names: Sequence[str]) -> dict[str, Entry | None]:
         """:meth:`lookup` of names that were just read, without asking the store.
 
-        A name that is gone again is missing. None where not enough is known here, and where
-        there are too many inodes.
+        A name that is gone again is missing. None if not enough is known here, or if there are too
+        many inodes.
         """
         return self._directories.get(handle).enter(names)
 
@@ -242,7 +242,7 @@ class FileSystem:
         self._directories.release(handle)
 
     def entries_read(self, handle: int, end: int) -> None:
-        """The kernel is about to get the entries up to offset ``end``.
+        """Note that the kernel is about to get the entries up to offset ``end``.
 
         A successor of this process goes on after them.
         """
@@ -254,8 +254,8 @@ class FileSystem:
         """mkdir(2): a marker object keeps the directory when the mount is gone.
 
         Args:
-            mode: permission bits, the umask already taken off; the volume's where not given.
-            caller: the owner; the volume's where not given.
+            mode: permission bits without the umask's; by default the volume's.
+            caller: the owner; by default the volume's.
         """
         self._check_writable()
         directory = self.namespace.directory(parent)
@@ -277,8 +277,8 @@ class FileSystem:
         """open(2) with O_CREAT: the new file's entry and a handle.
 
         Args:
-            mode: permission bits, the umask already taken off.
-            caller: the owner; the volume's where not given.
+            mode: permission bits without the umask's.
+            caller: the owner; by default the volume's.
         """
         self._check_writable()
         directory = self.namespace.directory(parent)
@@ -291,7 +291,7 @@ class FileSystem:
         return entry, self.files.open(file, is_writable(flags))
 
     def make_node(self, parent: int, name: str, mode: int, caller: Caller | None = None) -> Entry:
-        """mknod(2): an empty file as of :meth:`create`, in the store when this returns.
+        """mknod(2): an empty file as by :meth:`create`, in the store when this returns.
 
         Raises NotPermitted for a device, a FIFO or a socket.
         """
@@ -327,11 +327,11 @@ class FileSystem:
     def open(
         self, inode_id: int, flags: int, backing_id: int | None = None, *, wait: bool = True
     ) -> int:
-        """open(2) of an existing file: a handle. Raises Stale for one that lost its name.
+        """open(2) of an existing file: a handle. Raises Stale if the file lost its name.
 
         Args:
-            backing_id: remembered with the handle, for a transport whose kernel reads the file
-                by itself; None where it does not.
+            backing_id: kept with the handle, for a transport whose kernel reads the file by
+                itself; None if it does not.
         """
         writable = is_writable(flags)
         truncate = bool(flags & os.O_TRUNC)
@@ -342,7 +342,7 @@ class FileSystem:
             _refuse_to_open(inode)
         inode.was_read = True
         if writable or truncate:
-            self.namespace.attributes.load(inode)  # what it keeps is kept when it is written
+            self.namespace.attributes.load(inode)  # a write must keep them
         return self.files.open(inode, writable, truncate=truncate, backing_id=backing_id, wait=wait)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
@@ -356,7 +356,7 @@ class FileSystem:
     def pinned(self, handle: int) -> ObjectInfo | None:
         """Pinned version of a handle, or None if the bytes are local.
 
-        A transport may read that version itself. Where it is gone, :meth:`doubt` is to be called.
+        A transport may read that version itself. If it is gone, call :meth:`doubt`.
         """
         return self.files.pinned(handle)
 
@@ -369,9 +369,9 @@ class FileSystem:
         return inode.remote
 
     def doubt(self, inode_id: int) -> Inode | None:
-        """A call on an inode was Stale: end the lifetime of its name.
+        """End the lifetime of an inode's name, because a call on it was Stale.
 
-        Returns the inode if the kernel may still believe its name, else None.
+        Returns the inode if the kernel may still believe the name, else None.
         """
         inode = self.namespace.inodes.find(inode_id)
         return inode if inode is not None and self.namespace.invalidate(inode) else None
@@ -386,7 +386,7 @@ class FileSystem:
         inode = self.files.get(handle).inode
         if self.files.fits_in_spool(handle, offset, len(data)):
             return self.files.write(handle, offset, data)
-        # An object is read or made first, by its key.
+        # An object may be read or made first, by its key.
         with self.namespace.subtree_locks.shared(inode):
             return self.files.write(handle, offset, data)
 
@@ -413,7 +413,7 @@ class FileSystem:
         """symlink(2): an object whose content is ``target``, which need not exist.
 
         Args:
-            caller: the owner; the volume's where not given.
+            caller: the owner; by default the volume's.
         """
         self._check_writable()
         directory = self.namespace.directory(parent)
@@ -421,7 +421,7 @@ class FileSystem:
             return self._names.symlink(directory, name, target, caller)
 
     def read_link(self, inode_id: int, *, wait: bool = True) -> bytes:
-        """readlink(2): the target, as it was given. Raises InvalidArgument for what is no link."""
+        """readlink(2): the target as it was given. Raises InvalidArgument if it is no link."""
         inode = self.namespace.inodes.get(inode_id)
         if not isinstance(inode, Link):
             raise InvalidArgument(f"`{inode.key}` is no symbolic link")
@@ -432,7 +432,7 @@ class FileSystem:
         return inode.target
 
     def rename(self, parent: int, name: str, new_parent: int, new_name: str, flags: int) -> None:
-        """renameat2(2). What has the new name is replaced."""
+        """renameat2(2). An inode that has the new name is replaced."""
         self._check_writable()
         source, target = self.namespace.directory(parent), self.namespace.directory(new_parent)
         self._rename.rename(source, name, target, new_name, flags)
@@ -448,13 +448,13 @@ class FileSystem:
     def sync(self, deadline_s: float) -> dict[str, SidecarError | None]:
         """Upload what is dirty (:meth:`WriteBack.sync`) before ``deadline_s`` (monotonic).
 
-        Returns what could not be saved: key to error, None where time ran out.
+        Returns what could not be saved: key to error, None if time ran out.
         """
         self._directory_renames.finish_all()
         return self.files.write_back.sync(deadline_s)
 
     def hurry(self, deadline_s: float, leaving: threading.Event, tell: Callable[[], None]) -> None:
-        """Save all as soon as it is written, until ``deadline_s`` (:meth:`FinalSaving.run`)."""
+        """Save everything as soon as it is written, until ``deadline_s`` (:class:`FinalSaving`)."""
         self._directory_renames.finish_all()
         self.files.final_saving.run(deadline_s, leaving, tell)
 
@@ -463,7 +463,7 @@ class FileSystem:
     ) -> dict[str, SidecarError | None]:
         """Upload everything dirty before ``deadline_s`` (monotonic), and refuse later writes.
 
-        Returns what could not be saved: key to error, None where time ran out.
+        Returns what could not be saved: key to error, None if time ran out.
 
         Args:
             progress: called about once a second.
@@ -490,6 +490,6 @@ def _read_target(store: Store, inode: Link) -> bytes:
     try:
         store.get_range(remote.key, remote.version, 0, memoryview(target))
     except NotFound:
-        # Deleted since it was listed. ESTALE makes the kernel look again.
+        # The object was deleted since it was listed. ESTALE makes the kernel look again.
         raise Stale(f"`{remote.key}` is gone") from None
     return bytes(target)

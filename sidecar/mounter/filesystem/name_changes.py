@@ -1,7 +1,7 @@
-"""What makes and removes names: mkdir, rmdir, create, symlink, unlink.
+"""Operations that make and remove names: mkdir, rmdir, create, symlink, unlink.
 
-The journal says what is intended before the store is asked. So a request that is sent again finds
-that its change may have been made, which is then no error. Renames do not belong here.
+The intention is written to the journal before the store is asked. So a request that is sent again
+finds that its change may have been made, which is then no error.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class NameChanges:
         self._markers.keep(directory)
 
     def find_created(self, directory: Directory, name: str, *, exclusive: bool) -> Inode | None:
-        """What open(2) with O_CREAT finds; None where it has to make a file.
+        """The file that open(2) with O_CREAT finds; None if it has to make one.
 
         Raises FileExists for O_EXCL, unless a dead worker made it for this very request.
         """
@@ -105,7 +105,7 @@ class NameChanges:
     def create(
         self, directory: Directory, name: str, mode: int, caller: Caller | None, *, exclusive: bool
     ) -> tuple[Entry, File]:
-        """A new, empty file, counted as held. Raises NotPermitted for a name that is no file's."""
+        """A new, empty file, counted as held. Raises NotPermitted if no file may have the name."""
         self._store.check_key(directory.key + name)
         check_file_name(name)
         attributes = self._attributes_of_new(directory, stat.S_IFREG | stat.S_IMODE(mode), caller)
@@ -170,7 +170,7 @@ class NameChanges:
         return self._journal.intent() is not None
 
     def _find_to_remove(self, directory: Directory, name: str) -> Inode | None:
-        """The inode of a name; None where a dead worker removed it for this request."""
+        """The inode of a name; None if a dead worker removed it for this request."""
         try:
             return self._namespace.find(directory, name)
         except NotFound:
@@ -182,7 +182,7 @@ class NameChanges:
     def _attributes_of_new(
         self, directory: Directory, type_mode: int, caller: Caller | None
     ) -> dict[str, int]:
-        """What something new in a directory keeps; asks for the directory's where unknown."""
+        """The attributes of something new in a directory. Loads the directory's if needed."""
         owner = self._namespace.owner
         self._namespace.attributes.load(directory)
         parent = self._namespace.attributes.of(directory)
@@ -190,7 +190,7 @@ class NameChanges:
 
 
 def find_or_none(namespace: Namespace, directory: Directory, name: str) -> Inode | None:
-    """The inode of a name, if it is taken. Raises as :meth:`Namespace.find`, but not NotFound."""
+    """The inode of a name, if the name is taken. Raises as :meth:`Namespace.find` otherwise."""
     try:
         return namespace.find(directory, name)
     except NotFound:

@@ -1,7 +1,4 @@
-"""Handles of open directories, which outlive the worker.
-
-What the reader of a directory is shown does not belong here.
-"""
+"""Handles of open directories, which outlive the worker."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from sidecar.mounter.filesystem.journal.records import (
 from sidecar.mounter.filesystem.readdir import LostListing, OpenDirectory
 
 _NAMES_AT_ONCE = 1024
-"""In one record, so that none is longer than a frame may be."""
+"""The most names in one record, so that it fits into a frame."""
 
 
 class OpenDirectories:
@@ -55,12 +52,12 @@ class OpenDirectories:
             raise InvalidArgument(f"no open directory has the handle {handle}") from None
 
     def release(self, handle: int) -> None:
-        """Nobody has it open any more."""
+        """Close a handle."""
         self._opened.pop(handle, None)
         self._journal.write(DirectoryClosed(handle))
 
     def read_until(self, handle: int, end: int) -> None:
-        """Its reader is about to get the names up to offset ``end``. Raises InvalidArgument."""
+        """Note that its reader is about to get the names up to ``end``. Raises InvalidArgument."""
         opened = self.get(handle)
         noted = opened.note_returned(end)
         if noted is None:
@@ -114,7 +111,7 @@ class OpenDirectories:
 
         Args:
             listings: packed keys by place, by the listing's number.
-            places: what readers got of listings, by handle.
+            places: how far readers got in listings, by handle.
         """
         lost: dict[int, LostListing] = {}
         for handle, record in directories.items():

@@ -1,7 +1,4 @@
-"""Reading directories: entries, their offsets, and what a reader was given already.
-
-Knows no handles and no journal.
-"""
+"""Reading directories: entries, their offsets, and what a reader already has."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from sidecar.mounter.store.interface import ObjectInfo
 _BATCH = 128
 _PREFETCHED_DIRECTORIES = 2
 _SEARCHED_NAMES = 16
-"""Among so many names the next directories are looked for."""
+"""Among this many names the next directories are looked for."""
 
 
 class Section(IntEnum):
@@ -42,14 +39,14 @@ class Section(IntEnum):
     """What the store has."""
     LOCAL = 1 << 40
     """What only this mount had when the reading reached this section (files that are being
-    written, directories without objects), and what is listed only since another worker did."""
+    written, directories without objects), and names listed only since another worker's reading."""
 
 
 class Position(NamedTuple):
     """A place in a directory: between the entries of one section.
 
     Attributes:
-        passed: how many entries of the section are in front of it.
+        passed: how many entries of the section come before it.
     """
 
     section: Section
@@ -69,7 +66,7 @@ class DirectoryEntry(NamedTuple):
     """One entry of a directory.
 
     Attributes:
-        offset: where to go on reading behind it.
+        offset: where reading goes on after it.
         type_mode: S_IFREG, S_IFDIR or S_IFLNK.
         inode: its number; None if it has no inode yet.
     """
@@ -81,13 +78,13 @@ class DirectoryEntry(NamedTuple):
 
 
 class NotedNames(NamedTuple):
-    """What a reader is about to get that it did not have yet.
+    """Names that a reader is about to get, and did not have yet.
 
     Attributes:
         listed: how many names of the listing it has then.
         local_before: how many local names it had.
-        local: those that it gets now.
-        is_anew: local names that were noted before do not count any more.
+        local: the local names that it gets now.
+        is_anew: local names that were noted before are not valid any more.
     """
 
     listed: int
@@ -97,7 +94,7 @@ class NotedNames(NamedTuple):
 
 
 class LostListing:
-    """A listing of another worker, some readings of which go on here, all on one listing.
+    """Another worker's listing. Some readings of it go on here, all on one listing.
 
     Attributes:
         number: no other listing of this process has it.
@@ -115,13 +112,13 @@ class LostListing:
         self._is_restored = False
 
     def listing(self, namespace: Namespace) -> Listing:
-        """What it is here. The caller holds the inodes' lock until a reading refers to it."""
+        """The listing that replaces it. The caller holds the inodes' lock until it is used."""
         if self._listing is None:
             self._listing = namespace.directory_cache.unshared_listing(self._directory)
         return self._listing
 
     def restore(self, listing: Listing) -> None:
-        """Give the names in it their places, and load what has them now.
+        """Give the names their places in a listing, and load what has them now.
 
         Raises what the store raises.
         """
@@ -141,7 +138,7 @@ class _LocalSection(NamedTuple):
 
     Attributes:
         listed: how many names of the listing come first.
-        names: what follows, in order.
+        names: the local names after that, in order.
     """
 
     listed: int
@@ -152,10 +149,10 @@ class OpenDirectory:
     """An open directory: one reading of it, which stays the same until rewinddir(3).
 
     Attributes:
-        listing: what is read; None while a reading that another worker began was not continued.
-        listed: how many names of the listing the reader got.
-        local: the local names that it got, in order.
-        lost: what another worker read, until this one goes on with it.
+        listing: what is read; None until a reading that another worker began is continued.
+        listed: how many names of the listing the reader has.
+        local: the local names that it has, in order.
+        lost: another worker's listing, until this one goes on with it.
     """
 
     def __init__(
@@ -174,24 +171,23 @@ class OpenDirectory:
         self.listed = listed
         self.local = list(local)
         self._local: _LocalSection | None = None
-        self._is_beyond = False  # the inodes that there may be
+        self._is_beyond = False  # whether there are more names than there may be inodes
         self._is_noted = False
         self._has_noted = bool(self.local)  # local names
         namespace.directory_cache.add_reading(self)
 
     @classmethod
     def open(cls, namespace: Namespace, directory: Directory) -> OpenDirectory:
-        """Begin to read a directory; a listing that is fresh is shared."""
+        """Begin to read a directory. A fresh listing is shared."""
         listing = namespace.directory_cache.fresh_listing(directory)
         _prefetch_next_directories(namespace, directory)
         return cls(namespace, directory, listing)
 
     def read(self, offset: int, *, wait: bool = True) -> Iterator[DirectoryEntry]:
-        """The entries behind ``offset``. Pages are loaded as they are reached.
+        """The entries after ``offset``. Pages are loaded when they are reached.
 
-        Offset 0 begins a new reading, of what is there by now, as rewinddir(3) says.
-        Raises what the store raises, and WouldBlock where a page must be loaded and the caller
-        does not ``wait``.
+        Offset 0 begins a new reading of the present entries, as rewinddir(3) does.
+        Raises the store's errors, and WouldBlock if a page must be loaded and ``wait`` is False.
         """
         directory = self.directory
         section, passed = Position.at(offset)
@@ -209,12 +205,12 @@ class OpenDirectory:
     def enter(self, names: Sequence[str]) -> dict[str, Entry | None]:
         """:meth:`Namespace.enter` for entries that were just read, without asking the store.
 
-        A name that is gone again is missing. None for one of which not enough is known here, and
-        for each from the first on for which there are too many inodes. Those that there are were
-        given for nothing then: who asks for attributes asks for them by name.
+        A name that is gone again is missing. None if not enough is known of it here, and for all
+        names from the first on for which there are too many inodes. Giving out more inodes is of
+        no use then: a program that wants attributes asks for them by name.
         """
         namespace, listing = self._namespace, self._loaded_listing(wait=True)
-        with namespace.inodes.lock:  # no directory is renamed in between
+        with namespace.inodes.lock:  # so that no directory is renamed meanwhile
             inodes, directory = namespace.inodes, self.directory
             if len(listing) > inodes.most or listing.fully_loaded:
                 directory.is_huge = len(listing) > inodes.most
@@ -234,7 +230,7 @@ class OpenDirectory:
             return entries | dict.fromkeys(names[room:])
 
     def note_returned(self, offset: int) -> NotedNames | None:
-        """The reader gets the entries up to ``offset``; None if that is noted already."""
+        """Note that the reader gets the entries up to ``offset``; None if that is noted already."""
         if self.listing is None or self.lost is not None:
             return None
         listed, before, local = self.listed, len(self.local), self._local
@@ -276,12 +272,12 @@ class OpenDirectory:
         return namespace.bind(self.directory, name, remote, fresh_until_s)
 
     def _loaded_listing(self, wait: bool) -> Listing:
-        """The listing; in full, and with the same places, where another worker had it."""
+        """The listing; if another worker had it, in full and with the same places."""
         lost, listing = self.lost, self.listing
         if lost is not None:
             if not wait:
                 raise WouldBlock(self.directory.key)
-            with self._namespace.inodes.lock:  # no rename makes the key another one in between
+            with self._namespace.inodes.lock:  # so that the directory keeps its key meanwhile
                 listing = self.listing = lost.listing(self._namespace)
             lost.restore(listing)
             self.lost = None
@@ -333,18 +329,18 @@ class OpenDirectory:
                 yield DirectoryEntry(name, first + index, _type_of(listed), None)
 
     def _local_section(self, listing: Listing) -> _LocalSection:
-        """The end of the reading, as it was when it was first asked for."""
+        """The end of the reading, as it was when it was first reached."""
         with self._namespace.inodes.lock:
             if self._local is None:
-                # What another worker returned keeps its place.
+                # Names that another worker returned keep their places.
                 names = dict.fromkeys(self.local)
                 is_past_listed = bool(names)
                 for name, child in self.directory.children.items():
                     if child.is_local and listing.get(name) is None:
                         names[name] = None
-                # Look at the listing after that: what is saved in between is listed.
+                # The listing is read after the local names: files saved in between are listed.
                 listed = len(listing)
-                if is_past_listed:  # the reader got all that was listed then; the rest is here
+                if is_past_listed:  # the reader has all that was listed then; the rest is here
                     names |= dict.fromkeys(_names_behind(listing, self.listed))
                     listed = self.listed
                 self._local = _LocalSection(listed, names)
@@ -352,7 +348,7 @@ class OpenDirectory:
 
 
 def _prefetch_next_directories(namespace: Namespace, directory: Directory) -> None:
-    """List the next directories where one is read after the other, as ``ls -R`` does."""
+    """List the next directories if one is read after the other, as ``ls -R`` does."""
     parent = directory.parent
     if parent is None or parent.listing is None:
         return
@@ -360,7 +356,7 @@ def _prefetch_next_directories(namespace: Namespace, directory: Directory) -> No
     since_s, parent.last_opened_s = now_s - parent.last_opened_s, now_s
     following = parent.listing.next_if_sequential(directory.name, _SEARCHED_NAMES)
     if since_s * (_PREFETCHED_DIRECTORIES + 1) > namespace.ttl_s:
-        return  # it would have expired when it is read
+        return  # the listing would have expired when it is read
     children = (
         parent.children.get(name)
         for name, remote in following
@@ -378,7 +374,7 @@ def _type_of_inode(inode: Inode) -> int:
 
 
 def _type_of(listed: Listed) -> int:
-    if type(listed) is ObjectInfo:  # not isinstance(): this is done for every entry
+    if type(listed) is ObjectInfo:  # not isinstance(), since this runs for every entry
         return stat.S_IFLNK if listed.key.endswith(LINK_SUFFIX) else stat.S_IFREG
     if isinstance(listed, ForgottenObject):
         return stat.S_IFLNK if listed.is_link else stat.S_IFREG

@@ -1,7 +1,4 @@
-"""Recovery: what a worker takes over from its predecessor, and which requests come again.
-
-It says what became of a request. Serving it again does not belong here.
-"""
+"""Recovery: what a worker takes over from its predecessor, and requests that come again."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ _HOPELESS = (
     *(AccessDenied, NameInvalid, NameTooLong, NotFound, Stale, StateUnusable),
     *(StoreProtocolError, TooLarge, Unsupported),
 )
-"""Errors that the next start would get again: the bucket was checked before, and can be written."""
+"""Errors that the next start would get again: the bucket was checked, and can be written."""
 _MOST_VERSIONS = 10_000
 
 
@@ -59,9 +56,9 @@ class Recovery:
     A request is the number that the kernel gave it, without the RESEND bit.
 
     Attributes:
-        begin_request: from now on this thread serves this request. What it hands out is written
-            down under the request.
-        end_request: the request was answered.
+        begin_request: note that this thread serves this request from now on. What it hands out is
+            written to the journal under the request.
+        end_request: note that the request was answered.
     """
 
     def __init__(
@@ -87,18 +84,18 @@ class Recovery:
         self._threads = threads
         self._read_only = read_only
         self._has_crashed = False
-        # Called for each request, so without a method of this class in between.
+        # These are called for each request, so without a method of this class in between.
         self.begin_request = journal.begin_request
         self.end_request = journal.end_request
 
     # --- a run or a worker that ended, and the next one -----------------------------------------
 
     def begin(self) -> None:
-        """Write down from now on what is handed out."""
+        """From now on write what is handed out to the journal."""
         self._journal.begin(self.records)
 
     def records(self) -> list[Record]:
-        """All that a successor must know. Takes no lock."""
+        """Everything that a successor must know. Takes no lock."""
         return [
             LastNumbers(
                 self._namespace.inodes.last_number,
@@ -114,14 +111,14 @@ class Recovery:
     def finish_predecessor(self) -> list[str]:
         """Upload what an earlier run left in the spool, then :meth:`begin`. Returns the keys.
 
-        To be called before anything is handed out: what this run writes is newer. Raises what the
-        store raises; what is not saved by then stays in the spool for the next attempt.
+        Call it before anything is handed out: what this run writes is newer. Raises the store's
+        errors; what is not saved by then stays in the spool for the next attempt.
         """
         try:
             state = self._read_journal()
         except StateUnusable as error:
-            # Nobody knows which files those of the spool are, or they may not be saved: they are
-            # set aside, also from later starts, and the run starts all the same.
+            # It is not known which files those in the spool are, or they may not be saved. They are
+            # set aside, also from later starts, and this run starts all the same.
             self._set_aside(error.what)
             self._journal.set_aside()
             saved = []
@@ -142,7 +139,7 @@ class Recovery:
         return state
 
     def _finish(self, state: RecoveredState) -> list[str]:
-        """What an earlier run began; the keys of what was saved."""
+        """Finish what an earlier run began; the keys of what was saved."""
         renames = []
         for begun in state.renames.values():
             try:
@@ -169,7 +166,7 @@ class Recovery:
         return saved
 
     def _keep(self, file: UnsavedFile, error: SidecarError) -> None:
-        """No later attempt would save it: it is set aside, where it is in nobody's way."""
+        """Set aside a file that no later attempt would save, so that it is in nobody's way."""
         if file.spool_name is None:
             logs.event(log, "attributes are lost", logging.ERROR, key=file.key, error=error)
             return
@@ -196,14 +193,14 @@ class Recovery:
         """Take over the inodes and handles of a worker that died, then :meth:`begin`.
 
         Args:
-            crashed: it ended by itself, and was not killed.
+            crashed: whether it ended by itself, and was not killed.
 
-        Raises StateUnusable where there is no journal, or none that can be read.
+        Raises StateUnusable if there is no journal, or if it cannot be read.
         """
         self._has_crashed = crashed
         state = RecoveredState.read(self._journal)
         if ROOT not in state.inodes:
-            # Every journal begins with it. The kernel holds numbers of which nothing is known.
+            # Every journal begins with it. The kernel holds numbers about which nothing is known.
             raise StateUnusable("there is no journal of the worker that died")
         inodes = self._namespace.inodes
         inodes.restore(state.inodes, state.last.inode, self._adopt)
@@ -226,9 +223,9 @@ class Recovery:
         self.begin()
 
     def _remember_versions(self) -> None:
-        """The predecessor may have made what is known lately, and listings may lag behind it.
+        """Remember the versions that are known: the predecessor may have made them just now.
 
-        Of what it did not make, a listing that says otherwise costs a HEAD.
+        Listings may lag behind them. For others, a contradicting listing costs a HEAD.
         """
         if self._read_only:
             return
@@ -238,8 +235,8 @@ class Recovery:
             self._namespace.apply_version(inode)
 
     def _adopt(self, name: str) -> SpoolFile | None:
-        """The spool file that a predecessor's inode had; None where that cannot be used."""
-        if self._read_only:  # on which no program has written anything
+        """The spool file of a predecessor's inode; None if it cannot be used."""
+        if self._read_only:  # no program has written anything here
             return None
         try:
             return self._spool.adopt(name)
@@ -254,9 +251,9 @@ class Recovery:
     # --- requests that the kernel sends again -----------------------------------------------------
 
     def resent(self, request: int) -> ReplayedRequest:
-        """The kernel sent a request again whose worker died: what became of it.
+        """Take a request that the kernel sent again because its worker died; what became of it.
 
-        One that has ended too many workers has EIO as its answer.
+        The answer of a request that has ended too many workers is EIO.
         """
         replayed = ReplayedRequest(self._journal.of_request(request))
         replayed.deaths += 1
@@ -285,18 +282,18 @@ class Recovery:
                 self._directories.release(number)
 
     def all_resent(self) -> None:
-        """The kernel has sent again all that it will: what follows is new."""
+        """Note that the kernel has sent everything again: other requests are new."""
         self._journal.end_inherited()
         if self._renames.in_flight:
             self._threads.submit(self._renames.finish_all)
 
     def replied(self, request: int, reply: bytes) -> None:
-        """The request made its change. A successor that is sent it again gives this answer."""
+        """Note that the request made its change. A successor that gets it again answers this."""
         self._journal.replied(request, 0, reply)
 
 
 def _renamed(file: UnsavedFile, renames: Iterable[RenameBegun]) -> UnsavedFile:
-    """The file under its new key, where a directory above it was renamed."""
+    """The file under its new key, if a directory above it was renamed."""
     for begun in renames:
         if file.key.startswith(begun.old_key):
             file = file._replace(key=begun.new_key + file.key[len(begun.old_key) :])

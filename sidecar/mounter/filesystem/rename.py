@@ -1,7 +1,7 @@
 """rename(2) of files, links and directories.
 
-The store copies an object, then deletes the old one, and a worker may die in between. Its
-successor is sent the request again, and finds in the journal what was intended.
+The store copies an object, then deletes the old one, and a worker may die in between. Its successor
+gets the request again, and finds the intention in the journal.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Rename:
     def rename(
         self, source: Directory, name: str, target: Directory, new_name: str, flags: int
     ) -> None:
-        """renameat2(2); what has the new name is replaced.
+        """renameat2(2); an inode that has the new name is replaced.
 
         Raises FileExists, InvalidArgument, IsADirectory, NotADirectory, NotEmpty, NotFound,
-        NotPermitted, and what the store raises.
+        NotPermitted, and the store's errors.
         """
         if flags & ~RENAME_NOREPLACE:
             raise InvalidArgument(f"rename flags {flags:#x}")
@@ -95,13 +95,13 @@ class Rename:
         self._store.check_key(new_key)
         if isinstance(inode, File):
             check_file_name(new_name)
-        # A file that replaces a link, or the reverse, has another key than what it replaces.
+        # A file that replaces a link, or the reverse, has another key than the replaced object.
         replaced_key = None
         if replaced is not None and replaced.object_key != new_key:
             replaced_key = replaced.object_key
         self._journal.intend(RENAME, inode.id, replaced_key)
         lost = replaced if isinstance(replaced, File) else None
-        # What is saved of a file that is just being replaced would replace what has its name now.
+        # If a file that is being replaced were saved now, it would replace what has its name.
         with _locks(inode, replaced), self._files.losing_name(lost):
             if isinstance(inode, File):
                 self._files.saver.complete_upload(inode)
@@ -142,7 +142,7 @@ class Rename:
     def _leave_old_name(
         self, inode: File | Link, source: Directory, name: str, replaced_key: str | None
     ) -> None:
-        """The second half: the inode has its new name, and the store has the old one too.
+        """The second half: the inode has its new name, and the store has the old one, too.
 
         Args:
             replaced_key: of a replaced object whose key the new one does not have.
@@ -155,7 +155,7 @@ class Rename:
                 had_object = inode.remote is not None
                 must_save = had_object or replaced_key or not inode.writers
                 if inode.spool is not None and inode.spool.dirty and must_save:
-                    self._files.saver.save(inode)  # before what it replaces is deleted
+                    self._files.saver.save(inode)  # before the object that it replaces is deleted
                 self._delete(replaced_key, old_key if had_object else None)
         self._namespace.apply_removal(source, name)
 
@@ -191,7 +191,7 @@ class Rename:
             self._markers.keep(source)
 
     def _check_replaceable(self, replaced: Inode, flags: int) -> None:
-        """rename(2): only an empty directory gives way to another one."""
+        """rename(2): only an empty directory can be replaced by another one."""
         if flags & RENAME_NOREPLACE:
             raise FileExists(f"`{replaced.key}`")
         if not isinstance(replaced, Directory):
@@ -200,14 +200,14 @@ class Rename:
             raise NotEmpty(f"`{replaced.key}`")
 
     def _renamed_before(self, intent: Intended, target: Directory, new_name: str) -> Inode | None:
-        """The inode, if it had its new name already when the worker died."""
+        """The inode, if it already had its new name when the worker died."""
         child = target.children.get(new_name)
         return child if child is not None and child.id == intent.inode else None
 
 
 @contextlib.contextmanager
 def _locks(*inodes: Inode | None) -> Iterator[None]:
-    """The locks of the files among them, always in the same order."""
+    """The locks of the files among the inodes, always in the same order."""
     files = {inode.id: inode for inode in inodes if isinstance(inode, File)}
     with contextlib.ExitStack() as held:
         for _, file in sorted(files.items()):

@@ -1,6 +1,6 @@
 """Contents of the files that have a spool file: their bytes, and the object they began as.
 
-Makes no object: :mod:`.saving` does, and :mod:`.write_back` says when.
+:mod:`.saving` makes objects of them, and :mod:`.write_back` says when.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from sidecar.mounter.writing.uploader import Uploader
 log = logging.getLogger(__name__)
 
 WHOLE_BYTES = 64 * 1024 * 1024
-"""Objects up to this size are fetched whole when they are opened and written to."""
+"""The largest objects that are fetched whole when they are opened and written to."""
 MOST_LOCAL = 1000
-"""With more files, attributes are not kept here for later."""
+"""The number of files above which attributes are not kept here for later."""
 _COPY_BYTES = 8 * 1024 * 1024
 
 
 class Contents:
     """The files of one mount that have a spool file. Safe to use from any thread.
 
-    Whoever passes a file holds its lock.
+    The caller holds the lock of the file that it passes.
 
     Attributes:
         budget: of the spool's disk.
@@ -51,16 +51,16 @@ class Contents:
         self._local: dict[int, File] = {}  # by inode, oldest first
 
     def local(self) -> list[File]:
-        """The files of which something is only here, or was, the oldest first."""
+        """The files that are, or were, only here in part or whole, the oldest first."""
         with self._lock:
             return list(self._local.values())
 
     def dirty(self) -> list[File]:
-        """Files that the store does not have as they are, the oldest first."""
+        """Files that the store does not have as they are here, the oldest first."""
         return [inode for inode in self.local() if inode.is_dirty]
 
     def keep(self, inode: File) -> bool:
-        """Remember a file of which something is only here. False if there are very many."""
+        """Remember a file that is only here in part or whole. False if there are very many."""
         with self._lock:
             is_new = inode.id not in self._local and inode.spool is None
             if is_new and len(self._local) >= MOST_LOCAL:
@@ -69,7 +69,7 @@ class Contents:
             return True
 
     def forget_saved(self) -> None:
-        """Let go of the files of which nothing is only here any more."""
+        """Forget the files that the store has completely."""
         with self._lock:
             for inode in list(self._local.values()):
                 if inode.spool is None and not inode.is_dirty:
@@ -92,10 +92,10 @@ class Contents:
         self._uploader.abandon(self._spool.leftovers())
 
     def keep_on_disk(self, *, is_last: bool) -> None:
-        """Have on disk what only this run's memory has of files that are not saved.
+        """Copy parts of unsaved files that are only in this run's memory to disk.
 
         Takes no lock: nobody writes any more. Files may be saved meanwhile, unless it is the last
-        time, which tells what is lost.
+        call, which logs what is lost.
         """
         for inode in self.dirty():
             spool = inode.spool
@@ -117,10 +117,10 @@ class Contents:
         return spool
 
     def ensure(self, inode: File, needed_bytes: int | None = None) -> SpoolFile:
-        """The file's spool file, which has the object's content or lacks parts that its base has.
+        """The file's spool file. It has the object's content, or lacks parts that its base has.
 
         Args:
-            needed_bytes: where it is about to be cut; what follows is not fetched.
+            needed_bytes: where the file is about to be cut; bytes after that are not fetched.
         """
         if inode.spool is not None:
             return inode.spool
@@ -134,7 +134,7 @@ class Contents:
             spool.discard()
             raise
         spool.rebase(remote)
-        # One that lacks its end is what the file is from now on, whoever goes on with it.
+        # A spool file without the object's end is the file from now on, for a successor, too.
         is_cut = remote is not None and spool.size_bytes < remote.size_bytes
         spool.dirty = is_cut or inode.attributes_set_s is not None
         self._give(inode, spool)
@@ -142,7 +142,7 @@ class Contents:
 
     def _give(self, inode: File, spool: SpoolFile) -> None:
         inode.spool = spool
-        inode.attributes_set_s = None  # they go with the content
+        inode.attributes_set_s = None  # they will be saved with the content
         self.keep(inode)
         self._inodes.note(inode)
 
@@ -164,26 +164,26 @@ class Contents:
         spool.rebase(None)
 
     def drop_if_unneeded(self, inode: File) -> None:
-        """Discard the spool file where the store has the content, or nobody can read it."""
+        """Discard the spool file if the store has the content, or nobody can read it."""
         spool = inode.spool
         if spool is None:
             return
         unreachable = inode.detached and not inode.handles
-        # A version that may get another name pins nothing: until then the bytes are needed.
+        # A version that may be renamed pins nothing, so the bytes are needed until then.
         is_final = inode.remote is None or inode.remote.has_final_version
         if unreachable or (is_saved_and_closed(inode) and is_final):
             inode.spool = None
             with self._lock:
                 self._local.pop(inode.id, None)
-            # First: a successor must not look for the file, also of an inode that nothing but
-            # the file held.
+            # This comes first: a successor must not look for the file, even if nothing but the
+            # file held its inode.
             self._inodes.note(inode)
             self._inodes.drop_unused(inode)
             self._uploader.drop(spool)
             spool.discard()
 
     def release_unlinked(self, inode: File) -> None:
-        """Drop what a file that lost its name needs no longer. Takes its lock."""
+        """Drop what a file that lost its name no longer needs. Takes its lock."""
         with inode.lock:
             if inode.detached and inode.spool is not None:
                 self._uploader.drop(inode.spool)  # it will never be an object
@@ -194,7 +194,7 @@ class Contents:
     def read(self, inode: File, offset: int, size: int, *, wait: bool) -> bytes | memoryview | None:
         """Bytes of the spool file, missing ones from its base; None without a spool file.
 
-        Raises Stale and what a GET raises; WouldBlock where the caller does not ``wait`` for one.
+        Raises Stale and a GET's errors; WouldBlock if a GET is needed and ``wait`` is False.
         """
         spool = inode.spool
         if spool is None or not spool.missing:
@@ -212,7 +212,7 @@ class Contents:
         return spool.read_through(offset, size, fetch)
 
     def recall(self, inode: File, spool: SpoolFile, number: int) -> None:
-        """Get a missing part back. Raises SpoolFull, Stale, what a GET raises."""
+        """Get a missing part back. Raises SpoolFull, Stale, a GET's errors."""
         start, size = spool.span(number)
         with memoryview(bytearray(size)) as view:
             self._fetch(inode, self.base(inode, spool), start, view)
@@ -224,7 +224,7 @@ class Contents:
         self._fetcher.get(base, offset, view)
 
     def base(self, inode: File, spool: SpoolFile) -> ObjectInfo | None:
-        """The object that has the missing parts; it may have moved with the inode."""
+        """The object with the missing parts, under the inode's present key."""
         if spool.base is not None and inode.remote is not None:
             spool.update_base(inode.remote)
         return spool.base if spool.dirty else inode.remote
@@ -232,18 +232,18 @@ class Contents:
     def evict(self, size: int) -> bool:
         """Give up parts that the store has, of files that nobody changes now, to free ``size``.
 
-        Whether that freed anything of the disk. Takes the locks of files that are free.
+        Returns whether that freed any disk space. Takes the locks of files that are free.
         """
         return self._evict(size, self.budget, in_memory=False)
 
     def evict_from_memory(self, size: int) -> bool:
-        """:meth:`evict`, of memory and not of the disk."""
+        """As :meth:`evict`, for memory instead of disk."""
         return self._evict(size, self.memory, in_memory=True)
 
     def shrink_memory(self, part: float) -> None:
-        """Use this part of the memory only, 1 for all; give up what the store has beyond it.
+        """Use only this part of the memory (1: all); give up parts beyond it that the store has.
 
-        To be called again while that is less than 1: more of it is in the store by then.
+        Call it again while the part is less than 1: the store has more by then.
         """
         self.memory.shrink(part)
         if self.memory.used_bytes > self.memory.total_bytes:
@@ -269,6 +269,6 @@ class Contents:
 
 
 def is_saved_and_closed(inode: File) -> bool:
-    """Whether a spooled file has a name, the store has it as it is, and nobody may write to it."""
+    """Whether a spooled file has a name and no writer, and the store has it as it is."""
     spool = inode.spool
     return spool is not None and not (spool.dirty or inode.writers or inode.detached)

@@ -2,9 +2,10 @@
 
 On a local disk open(2) finds the file and opens it in one step. Through FUSE the file may lose
 its name in between. At ESTALE the kernel looks the name up and opens it again, but only once
-(fs/namei.c, do_filp_open): whoever loses a second time would see an error that no local disk
-gives. So a file whose name was contested a moment ago stays open when it loses it, until the kernel
-forgets it: whoever has looked it up and is about to open it keeps the kernel from that.
+(fs/namei.c, do_filp_open): a program that loses a second time would see an error that no local disk
+gives. So a file whose name was contested a moment ago stays open when it loses the name, until the
+kernel forgets it. A program that has looked it up and is about to open it keeps the kernel from
+that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 from sidecar.mounter.filesystem.inodes.inode import File
 
 CONTESTED_S: Final = 10.0
-"""Between two attempts of one open(2) pass milliseconds; on a loaded machine more than a second."""
+"""Two attempts of one open(2) are milliseconds apart, on a loaded machine more than a second."""
 _MOST_NAMES: Final = 1024
 
 
@@ -30,18 +31,18 @@ class ContestedNames:
         self._held: deque[tuple[float, File]] = deque()  # until when (monotonic)
 
     def add(self, file: File) -> None:
-        """A file could not be opened: it had lost its name since it was looked up."""
+        """Note that a file could not be opened: it had lost its name since it was looked up."""
         name = _name_of(file)
         if name is None:
             return
         with self._lock:
-            self._until_s.pop(name, None)  # the order is that of the times
+            self._until_s.pop(name, None)  # so that the order is that of the times
             if len(self._until_s) == _MOST_NAMES:
                 del self._until_s[next(iter(self._until_s))]
             self._until_s[name] = time.monotonic() + CONTESTED_S
 
     def hold(self, file: File) -> bool:
-        """A file is about to lose its name. Whether it stays open until :meth:`expired` has it."""
+        """Take a file that is about to lose its name; whether it stays open until it expires."""
         now_s = time.monotonic()
         with self._lock:
             if self._until_s.get(_name_of(file) or (0, ""), 0.0) <= now_s:

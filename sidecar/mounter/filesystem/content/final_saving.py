@@ -1,8 +1,8 @@
 """The last minute of a mount: everything is saved as soon as it is written, open files too.
 
-The store may be too slow for all of it. So what can be whole in time comes first: small files
-beside each other, and large ones one after the other, the smallest first. Of large files that share
-a slow line, none would be whole at the end.
+The store may be too slow for everything. So files that can be whole in time come first: small ones
+beside each other, and large ones one after the other, the smallest first. If large files shared a
+slow line, none of them would be whole at the end.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class FinalSaving:
         self._large: Future[None] | None = None
 
     def end_at(self, deadline_s: float) -> None:
-        """The time is up then (monotonic). May be called again, from any thread."""
+        """Set the deadline (monotonic). May be called again, from any thread."""
         self._deadline_s = deadline_s
         self._uploader.hurry(deadline_s)
 
@@ -64,7 +64,7 @@ class FinalSaving:
             tell()
 
     def _save(self) -> None:
-        """Begin to save what is dirty, and is not being saved."""
+        """Begin to save files that are dirty and are not being saved."""
         self._small = {number: f for number, f in self._small.items() if not f.done()}
         large = []
         for inode in sorted(self._contents.dirty(), key=lambda inode: inode.unsaved_bytes):
@@ -77,6 +77,6 @@ class FinalSaving:
 
     def _save_each(self, inodes: list[File]) -> None:
         for inode in inodes:
-            # The store's observer says what fails. It is tried again.
+            # The store's observer reports failures. Saving is tried again.
             with contextlib.suppress(SidecarError), self._namespace.subtree_locks.shared(inode):
                 self._saver.save(inode)

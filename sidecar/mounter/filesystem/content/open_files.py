@@ -1,7 +1,7 @@
 """Open files: handles, and the system calls on them.
 
-Reads come from the spool or from the pinned version, writes go to the spool. How that becomes an
-object is :mod:`.saving`'s.
+Reads come from the spool or from the pinned version, writes go to the spool. :mod:`.saving` makes
+objects of it.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from sidecar.mounter.writing.spool import Spool
 from sidecar.mounter.writing.uploader import Uploader
 
 _JUST_SAVED_S = 10.0
-"""Attributes that are set so soon after a file was saved are saved a moment later."""
+"""Attributes that are set this soon after a file was saved are saved a moment later."""
 _COPIED_BYTES_PER_S = 100_000_000
-"""From memory to a node's usual root disk."""
+"""The rate from memory to a node's usual root disk."""
 
 
 def _nothing() -> None:
-    """Nothing to release."""
+    """Do nothing: there is nothing to release."""
 
 
 class FileHandle:
@@ -55,7 +55,7 @@ class FileHandle:
 
     Attributes:
         writable: opened with O_WRONLY or O_RDWR.
-        backing_id: what serves it instead, where a transport needs no file system for it.
+        backing_id: of the file that the kernel reads instead, if a transport has given one.
         reader: reads the pinned version; made at the first read.
     """
 
@@ -74,8 +74,8 @@ class OpenFiles:
     Attributes:
         contents: the files that are in the spool.
         saver: makes objects of them.
-        write_back: has that done when no system call does.
-        final_saving: has it done at once, when the pod ends.
+        write_back: saves them when no system call does.
+        final_saving: saves them at once when the pod ends.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class OpenFiles:
         self._uploader = uploader
         self._metrics = metrics
         self._lock = threading.RLock()
-        self._losing_name: set[int] = set()  # inodes that are just being deleted or replaced
+        self._losing_name: set[int] = set()  # inodes that are being deleted or replaced
         self._lost_name = threading.Condition(self._lock)
         self._contested = ContestedNames()
         self._handles: dict[int, FileHandle] = {}
@@ -119,12 +119,12 @@ class OpenFiles:
     ) -> int:
         """A new handle. With ``truncate`` the file is empty for everyone from now on.
 
-        Raises Stale for a file that lost its name and that nobody has open: at ESTALE open(2)
-        looks for the name again (fs/namei.c, do_filp_open). WouldBlock while it is losing it,
+        Raises Stale for a file that lost its name and that nobody has open: after ESTALE open(2)
+        looks the name up again (fs/namei.c, do_filp_open). WouldBlock while it is losing the name,
         unless the caller may ``wait``.
         """
         if truncate:
-            with inode.lock:  # which losing a name needs, too
+            with inode.lock:  # losing a name needs this lock, too
                 self._check_has_content(inode)
                 self._empty(inode)
                 self._namespace.inodes.note(inode)
@@ -187,9 +187,9 @@ class OpenFiles:
             raise BadHandle(f"no open file has the handle {handle}") from None
 
     def release(self, handle: int, *, wait: bool = True) -> None:
-        """The last reference to an open file is gone; nothing can be reported any more.
+        """Release the last reference to an open file; errors cannot be reported any more.
 
-        Raises WouldBlock while it is being saved, unless the caller may ``wait`` for that.
+        Raises WouldBlock while the file is being saved, unless the caller may ``wait`` for that.
         """
         opened = self._handles.get(handle)
         if opened is None:
@@ -209,8 +209,8 @@ class OpenFiles:
                 inode.writers -= opened.writable
             self.contents.drop_if_unneeded(inode)
             spool = inode.spool
-            # Written through a map after its last close: nobody waits for it, but it is saved
-            # soon. What could not be saved waits for the next interval.
+            # It was written through a map after its last close. Nobody waits for it, but it is
+            # saved soon. If that fails, the next interval tries again.
             late = spool is not None and spool.dirty and not (inode.writers or spool.failed)
         finally:
             inode.lock.release()
@@ -235,8 +235,8 @@ class OpenFiles:
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
         """Bytes of one file: the spool's if there is one, else the pinned version's.
 
-        Raises Stale when the pinned version is gone, what the store raises, and WouldBlock
-        where the bytes are not here and the caller does not ``wait``.
+        Raises Stale when the pinned version is gone, the store's errors, and WouldBlock if the
+        bytes are not here and ``wait`` is False.
         """
         while True:
             inode = self.get(handle).inode
@@ -244,8 +244,8 @@ class OpenFiles:
             try:
                 return self._read(handle, offset, size, wait)
             except Stale:
-                # Meanwhile it got another name, or lost it and was kept in the spool, or more of it
-                # was given up.
+                # Meanwhile the file got another name, or lost it and was kept in the spool, or
+                # more of it was given up.
                 may_come = spool is not None and self._uploader.is_in_flight(spool)
                 if inode.spool is spool and inode.remote in (None, used) and not may_come:
                     raise
@@ -278,7 +278,7 @@ class OpenFiles:
         return result
 
     def _pin(self, opened: FileHandle) -> ObjectReader:
-        """A reader of the inode's version: the first one, or after this mount wrote a new one."""
+        """A reader of the inode's version: the first one, or one after this mount's own write."""
         with self._lock:
             remote = opened.inode.remote
             if remote is None:
@@ -299,7 +299,7 @@ class OpenFiles:
         """A new, empty file that the store has not seen yet.
 
         Args:
-            exclusive: where somebody else makes an object of this name before it is saved,
+            exclusive: if somebody else makes an object of this name before the file is saved,
                 saving it fails.
         """
         self._check_open()
@@ -311,14 +311,14 @@ class OpenFiles:
         return inode
 
     def fits_in_spool(self, handle: int, offset: int, size: int) -> bool:
-        """Whether a write of so many bytes needs nothing of the store."""
+        """Whether a write of so many bytes needs nothing from the store."""
         spool = self.get(handle).inode.spool
         if spool is None or spool.missing or spool.unsettled(offset, size):
             return False
         return self.contents.budget.free_bytes >= spool.needed_bytes(offset, size)
 
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
-        """Write all of ``data``. Raises BadHandle, SpoolFull, and what a download raises."""
+        """Write all of ``data``. Raises BadHandle, SpoolFull, and a download's errors."""
         opened = self.get(handle)
         if not opened.writable:
             raise BadHandle("the file was opened for reading only")
@@ -329,7 +329,7 @@ class OpenFiles:
             spool = self.write_back.prepare(inode, offset, size)
             self.write_back.settle(inode, spool, offset, size)
             self.write_back.make_room(inode, spool, spool.needed_bytes(offset, size))
-            spool.begin_change(inode.remote)  # making room may have saved it
+            spool.begin_change(inode.remote)  # again: making room may have saved the file
             was_dirty = spool.dirty
             spool.write(offset, data)
             inode.touch()
@@ -345,7 +345,7 @@ class OpenFiles:
             raise Unavailable("the sidecar is ending, and saves no more", "start it again")
 
     def _check_length(self, inode: File, size_bytes: int) -> None:
-        """Refuse at once what no object can be. Raises TooLarge."""
+        """Refuse at once a length that no object can have. Raises TooLarge."""
         most = self._store.limits.max_object_bytes
         if size_bytes > most:
             raise TooLarge(
@@ -353,7 +353,7 @@ class OpenFiles:
             )
 
     def truncate(self, inode: File, size: int) -> None:
-        """Set a file's length; sent to the store at once unless somebody has it open to write."""
+        """Set a file's length. It is sent at once unless somebody has the file open to write."""
         self._check_length(inode, size)
         with inode.lock:
             self._check_open()
@@ -380,10 +380,10 @@ class OpenFiles:
         """Keep mode, uid, gid or mtime_ns with the object: with the next one, or soon.
 
         A program that has just closed a file sets its time, its mode and its owner, one by one,
-        and renames it perhaps. All that is one request (:meth:`WriteBack.save_attributes`). Of a
-        file that this mount has not just made, it is saved when this returns.
+        and may rename it. All that becomes one request (:meth:`WriteBack.save_attributes`). For a
+        file that this mount has not just made, they are saved when this returns.
 
-        Raises Stale if the object is another version by now, and what the store raises.
+        Raises Stale if the object is another version by now, and the store's errors.
         """
         with inode.lock:
             before = inode.attributes
@@ -411,9 +411,9 @@ class OpenFiles:
             self._namespace.inodes.note(inode)
 
     def flush(self, handle: int) -> None:
-        """close(2) or fsync(2): return when the store has the bytes, or raise why not.
+        """close(2) or fsync(2): return when the store has the bytes, or raise why it has not.
 
-        Of a handle for reading only where nobody writes: it may have made the file.
+        For a handle for reading only if nobody writes: it may have made the file.
         """
         opened = self.get(handle)
         if opened.writable or not opened.inode.writers:
@@ -423,7 +423,7 @@ class OpenFiles:
         self, deadline_s: float, progress: Callable[[], None]
     ) -> dict[str, SidecarError | None]:
         """As :meth:`FileSystem.drain`."""
-        # What is in memory ends with this run, and the disk needs time for what is not saved.
+        # Memory ends with this run, and the disk needs time for what is not saved.
         copying_s = self.contents.memory.used_bytes / _COPIED_BYTES_PER_S
         self.write_back.drain(deadline_s - copying_s, progress)
         self._ended = True
@@ -441,8 +441,8 @@ class OpenFiles:
     def losing_name(self, inode: File | None) -> Iterator[None]:
         """A block in which a file is deleted or replaced through this mount; None: nothing is.
 
-        Who has it open goes on (W6, R5). Who opens it meanwhile waits, and finds it gone, or
-        still there if the block fails.
+        Programs that have it open go on (W6, R5). Those that open it meanwhile wait, and find it
+        gone, or still there if the block fails.
         """
         if inode is None:
             yield
@@ -460,7 +460,7 @@ class OpenFiles:
         self.contents.release_unlinked(inode)
 
     def let_go_of_contested(self) -> None:
-        """Close the files that :meth:`losing_name` kept open for who looked them up before."""
+        """Close files that :meth:`losing_name` kept open for programs that had looked them up."""
         for inode in self._contested.expired():
             with inode.lock:
                 with self._lock:
@@ -471,7 +471,7 @@ class OpenFiles:
     def _keep_content(self, inode: File) -> None:
         """Keep the content of an open file whose object is about to be deleted.
 
-        What does not fit into the spool is not kept: its readers get ESTALE.
+        If it does not fit into the spool, it is not kept, and its readers get ESTALE.
         """
         with inode.lock:
             if not inode.handles:
@@ -486,5 +486,5 @@ class OpenFiles:
 
 
 def is_writable(flags: int) -> bool:
-    """Whether open(2) flags ask for writing."""
+    """Whether flags of open(2) ask for writing."""
     return flags & os.O_ACCMODE != os.O_RDONLY

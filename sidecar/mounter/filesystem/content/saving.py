@@ -1,6 +1,6 @@
 """Saving a file: which object is made of its content, with what, and over which version.
 
-Not when that happens: :mod:`.write_back` decides it, and close(2).
+close(2) and :mod:`.write_back` say when.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Saver:
         return spool is not None and spool.size_bytes > spool.layout.size(1)
 
     def save(self, inode: File) -> None:
-        """Upload the spool file if the store lacks it. Raises TimeIsUp, what the store raises."""
+        """Upload the spool file if the store lacks it. Raises TimeIsUp, the store's errors."""
         with inode.lock:
             spool = inode.spool
             if not inode.is_dirty or inode.parent is None:
@@ -81,18 +81,17 @@ class Saver:
             spool.rebase(inode.remote)
             inode.saved_s = time.monotonic()
             inode.fresh_until_s = inode.saved_s + self._namespace.ttl_s
-            # The journal first: a successor that knew the old version only, and no attempt to
-            # replace it, would take the new one for another writer's.
+            # The journal comes first: a successor that knew only the old version, and no attempt
+            # to replace it, would take the new one for another writer's.
             self._namespace.inodes.note(inode)
             spool.log.note_saved()
             self._namespace.apply_version(inode)
             self._contents.drop_if_unneeded(inode)
 
     def copy(self, inode: File, key: str) -> None:
-        """Copy the object of a closed file to a key, with what the file has by now.
+        """Copy the object of a closed file to a key, with the file's present attributes.
 
-        To its own key: the object gets the file's attributes. Raises NotFound, Stale, what the
-        store raises.
+        The key may be its own. Raises NotFound, Stale, the store's errors.
         """
         remote = inode.remote
         assert remote is not None
@@ -107,20 +106,20 @@ class Saver:
         try:
             self.copy(inode, inode.key)
             self._namespace.apply_version(inode)
-        except (NotFound, Stale):  # another writer's object has the name, or none
+        except (NotFound, Stale):  # another writer's object has the name, or none does
             inode.attributes_set_s = None
             self._namespace.invalidate(inode)
         except SidecarError:
-            inode.attributes_set_s = math.inf  # tried again when all is saved
+            inode.attributes_set_s = math.inf  # tried again when everything is saved
             raise
         self._namespace.inodes.note(inode)
         self._namespace.inodes.drop_unused(inode)
 
     def complete_upload(self, inode: File) -> bool:
-        """Make an object of an upload in flight that alone has parts of the file.
+        """Make an object of an upload in flight if only the upload has some parts of the file.
 
         An object can be read, and copied to another name; an upload cannot. Returns whether that
-        was necessary. Raises what the store raises.
+        was necessary. Raises the store's errors.
         """
         with inode.lock:
             spool = inode.spool
@@ -135,24 +134,24 @@ class Saver:
             return True
 
     def send_full_parts(self, inode: File, spool: SpoolFile) -> None:
-        """Begin to send what is written from end to end. The caller holds the file's lock."""
+        """Begin to send parts that are written completely. The caller holds the file's lock."""
         if self._uploader.is_hurried:
-            return  # it would take the way of a file that may be whole in time
-        with contextlib.suppress(StoreError):  # it is sent when the file is saved, or told then
+            return  # it would delay a file that may be whole in time
+        with contextlib.suppress(StoreError):  # saving the file sends them, or raises the error
             self._uploader.send_full_parts(inode.key, spool, self.describe(inode))
 
     def salvage(self, unsaved: UnsavedFile) -> bool:
-        """Upload what a run that ended left in the spool. Raises what the store raises.
+        """Upload what a run that ended left in the spool. Raises the store's errors.
 
-        Raises StateUnusable for a file whose log cannot be used: nobody knows which of its bytes
-        are there. False where there is no such file, or the object of which only attributes were
-        not saved is another one by now.
+        Raises StateUnusable for a file whose log cannot be used, so that it is not known which of
+        its bytes are there. False if there is no such file, or if only attributes were not saved
+        and the object is another one by now.
         """
         if unsaved.spool_name is None:
             return self._salvage_attributes(unsaved)
         try:
             spool = self._spool.adopt(unsaved.spool_name)
-        except FileNotFoundError:  # saved; the run ended before it could write that down
+        except FileNotFoundError:  # it was saved, and the run ended before it could note that
             return False
         self._uploader.adopt(spool)
         replaced = self._head_if_there(unsaved.key)
@@ -175,10 +174,10 @@ class Saver:
     # --- what an object is made with ------------------------------------------------------------
 
     def describe(self, inode: File) -> Description:
-        """What the next version of a file is made with: other tools' metadata and the rest stay.
+        """What the next version of a file is made with. Other tools' metadata are kept.
 
-        Raises what the store raises: a worker's successor asks again what its predecessor knew,
-        as :meth:`InodeAttributes.load` does for who opens a file.
+        Raises the store's errors: a successor asks again for what its predecessor knew, as
+        :meth:`InodeAttributes.load` does when a file is opened.
         """
         remote = inode.remote
         if remote is not None and (remote.metadata is None or remote.properties is None):
@@ -186,13 +185,13 @@ class Saver:
         return self._description(inode.attributes, remote)
 
     def _description(self, attributes: Mapping[str, int], like: ObjectInfo | None) -> Description:
-        """Of a file with these attributes, in place of ``like``."""
+        """The description of a file with these attributes, in place of ``like``."""
         most = self._store.limits.max_metadata_bytes
         kept = like.metadata if like is not None else None
         return Description(merge_metadata(kept, attributes, stat.S_IFREG, most), like)
 
     def _completed(self, remote: ObjectInfo) -> ObjectInfo:
-        """With metadata and properties: of whatever has the name now, and is replaced."""
+        """The object with metadata and properties: the one that has the name and is replaced."""
         found = self._head_if_there(remote.key)
         if found is None:
             return remote._replace(metadata={}, properties={})
@@ -209,7 +208,7 @@ class Saver:
     def _upload(self, inode: File, spool: SpoolFile) -> ObjectInfo:
         """Send a file, on condition that nobody else has changed the object; or over it.
 
-        Of two writers the last one wins, whole; that there was another one is told.
+        If two writers save, the last one wins, whole. The other writer's version is logged.
         """
         description = self.describe(inode)
         metadata = description.metadata
@@ -219,7 +218,7 @@ class Saver:
             condition = Condition(absent=True)
             spool.log.note_exclusive(False)
         elif inode.remote is not None and inode.remote.key == inode.key:
-            # After a rename its version is still the one of the old name.
+            # After a rename its version is still that of the old name.
             condition = Condition(version=inode.remote.version)
         before = list(spool.attempts)
         in_flight = self._uploader.metadata_in_flight(spool)
@@ -231,8 +230,8 @@ class Saver:
             made = self._uploader.save(inode.key, spool, description, condition)
         except (AlreadyExists, Stale) as error:
             found = self._head_if_answered(inode.key)
-            # Of an attempt before, or of this one, if their answers were lost. In this order: what
-            # an upload was begun with is in both, and the file may have changed in between.
+            # It may be of an earlier attempt, or of this one, if their answers were lost. In this
+            # order: the metadata of an upload's begin are in both, and the file may have changed.
             if found is not None and any(earlier.made(found) for earlier in before):
                 ours = Condition(version=found.version)
                 spool.update_base(found)  # it has what is missing here
@@ -240,7 +239,7 @@ class Saver:
             elif found is not None and attempt.made(found):
                 made = found
             elif isinstance(error, AlreadyExists) or spool.missing or inode.remote is None:
-                raise  # what is to be overwritten is another version of what this one began as
+                raise  # the object to overwrite is another version than this one began as
             else:
                 self._metrics.overwritten_versions.inc()
                 logs.event(
@@ -255,19 +254,19 @@ class Saver:
             return made
         if spool.log.attributes_set:
             return self._store.copy(inode.key, inode.key, known=made, metadata=metadata)
-        # The object has the time at which its upload began, and so has the file from now on.
+        # The object's time is when its upload began. The file takes that time.
         inode.attributes = {**inode.attributes, **from_metadata(made.metadata)}
         return made
 
     def _head_if_answered(self, key: str) -> ObjectInfo | None:
-        """What is there now; None also where the store does not say."""
+        """The object that is there now; None also if the store does not say."""
         try:
             return self._store.head(key)
         except SidecarError:
             return None
 
     def _yield_name(self, inode: File) -> None:
-        """Another writer made the object that was to be made here: the name is theirs."""
+        """Leave the name to another writer, who made the object that was to be made here."""
         parent = inode.parent
         assert parent is not None
         logs.event(log, "another writer made it first", logging.WARNING, key=inode.key)

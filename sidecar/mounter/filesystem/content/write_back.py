@@ -1,6 +1,6 @@
 """Write-back: when files are saved. Before some changes, for room, in intervals, and at the end.
 
-How a file is saved is :mod:`.saving`'s.
+:mod:`.saving` saves them.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from sidecar.mounter.writing.uploader import Uploader
 log = logging.getLogger(__name__)
 
 BULK_PARTS = 16
-"""Who sends so many parts between two intervals is copying, and not keeping a log."""
+"""A writer that sends this many parts between two intervals is copying, not keeping a log."""
 _SAVERS = 4
 _ATTRIBUTES_REST_S = 1.0
-"""Who sets one attribute of a file sets another one at once, and then may rename it."""
+"""A program that sets one attribute of a file sets the next one at once, and may rename it."""
 _ROOM_POLL_S = 0.05
 _MEMORY_POLL_S = 0.005
-"""A part of 8 MiB takes a fast store twice as long."""
+"""A fast store takes twice as long for a part of 8 MiB."""
 _PROGRESS_S = 1.0
 
 SaveErrors = dict[str, SidecarError | None]
-"""Key to why a file could not be saved; None where time ran out."""
+"""By key: why a file could not be saved; None: time ran out."""
 
 
 def _tell_nobody() -> None:
-    """No progress is reported."""
+    """Report no progress."""
 
 
 class WriteBack:
-    """Saves the files of one mount, beside those that close(2) saves. Safe to use from any thread.
+    """Saves the files of one mount, beside close(2). Safe to use from any thread.
 
-    Whoever passes a file holds its lock, where nothing else is said.
+    The caller holds the lock of the file that it passes, unless a method says otherwise.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class WriteBack:
         self._threads = ThreadPoolExecutor(_SAVERS, thread_name_prefix="save")
         self._is_resolving = False
         self._saving_attributes: list[Future[None]] = []
-        self._parts_at_last_sync: dict[int, int] = {}  # sent, by inode
+        self._parts_at_last_sync: dict[int, int] = {}  # sent parts, by inode
 
     # --- before a change ---------------------------------------------------------------------
 
     def prepare(self, inode: File, offset: int, size: int) -> SpoolFile:
-        """The file's spool file, from which no part that a write changes is missing.
+        """The file's spool file, without missing parts in the range of a write.
 
-        Raises SpoolFull, Stale, and what the store raises.
+        Raises SpoolFull, Stale, and the store's errors.
         """
         while True:
             spool = inode.spool
@@ -90,7 +90,7 @@ class WriteBack:
             return spool
 
     def prepare_to_shorten(self, inode: File, size: int) -> SpoolFile:
-        """The file's spool file, of which its base has whatever is missing below ``size``."""
+        """The file's spool file. Parts that are missing below ``size`` are in its base."""
         while True:
             spool = self._contents.ensure(inode, size)
             spool.begin_change(inode.remote)
@@ -106,7 +106,7 @@ class WriteBack:
     def _invalidate(self, inode: File, spool: SpoolFile, numbers: Collection[int]) -> bool:
         """Tell an upload in flight which parts are about to change.
 
-        Returns whether it had to be completed first, after which everything is different.
+        Returns whether the upload had to be completed first, which changes everything else.
         """
         if self._uploader.must_restart(spool, numbers):
             if self._saver.complete_upload(inode):
@@ -116,18 +116,18 @@ class WriteBack:
         return False
 
     def recall(self, inode: File, spool: SpoolFile, numbers: Collection[int]) -> None:
-        """Get missing parts back. Raises SpoolFull, Stale, what a GET raises."""
+        """Get missing parts back. Raises SpoolFull, Stale, a GET's errors."""
         for number in sorted(numbers):
             self.make_room(inode, spool, spool.span(number)[1])
             self._contents.recall(inode, spool, number)
 
     def settle(self, inode: File, spool: SpoolFile, offset: int, size: int) -> None:
-        """Say of the parts that a write begins whether they are in memory or on disk.
+        """Choose memory or disk for the parts that a write begins.
 
-        Waits for memory as long as sending frees it faster than a disk would take the bytes, and
-        is not slower itself for want of parts.
+        Waits for memory while sending frees it faster than a disk would take the bytes, and as
+        long as that does not slow down sending for lack of parts.
         """
-        if inode.detached:  # which is never sent
+        if inode.detached:  # it will never be sent
             return
         memory = self._contents.memory
         for number in spool.unsettled(offset, size):
@@ -141,7 +141,7 @@ class WriteBack:
     def make_room(self, inode: File, spool: SpoolFile, size: int) -> None:
         """Wait until the spool takes ``size`` bytes, as long as sending makes room there.
 
-        Raises SpoolFull where it does not.
+        Raises SpoolFull if sending makes no room.
         """
         budget = self._budget
         if size > budget.total_bytes:
@@ -154,8 +154,8 @@ class WriteBack:
                 time.sleep(_ROOM_POLL_S)
             elif not saved and inode.writers and spool.dirty and not inode.detached:
                 saved = True
-                with contextlib.suppress(StoreError):  # which its observer says, not each write
-                    self._saver.save(inode)  # somebody writes to it: the spool file stays
+                with contextlib.suppress(StoreError):  # its observer reports it once
+                    self._saver.save(inode)  # somebody writes to it, so the spool file stays
             else:
                 budget.check(size)
                 return
@@ -167,7 +167,7 @@ class WriteBack:
         return {inode.key: inode.unsaved_bytes for inode in self._contents.dirty()}
 
     def save_soon(self, inode: File) -> None:
-        """Save a file in another thread. What fails is logged, and waits for the next interval."""
+        """Save a file in another thread. A failure is logged; the next interval tries again."""
         self._threads.submit(self._save_late, inode)
 
     def _save_late(self, inode: File) -> None:
@@ -178,10 +178,10 @@ class WriteBack:
             logs.event(log, "not saved yet", logging.WARNING, key=inode.key, error=error)
 
     def save_attributes(self) -> None:
-        """Save what was set of closed files, and not set again for a while.
+        """Save attributes of closed files that were not set again for a while.
 
-        To be called every second or so; asks in other threads. What fails is tried again with
-        everything else (:meth:`sync`), which says so.
+        Call it about every second; other threads ask the store. A failed request is tried again
+        with everything else (:meth:`sync`), which reports it.
         """
         if any(not saving.done() for saving in self._saving_attributes):
             return
@@ -199,11 +199,11 @@ class WriteBack:
             self._saver.save(inode)
 
     def resolve_versions(self) -> None:
-        """Drop the spool files that are kept only until the store names their versions.
+        """Drop spool files that are kept only until the store names their versions.
 
-        To be called every second or so; asks in another thread. The store is not asked when a
-        file is saved: a server may have to read all of an object to know, and nobody needs it
-        while the bytes are here.
+        Call it about every second; another thread asks the store. The store is not asked when a
+        file is saved: some servers must read all of an object to answer, and nobody needs the
+        answer while the bytes are here.
         """
         saved = [inode for inode in self._contents.local() if is_saved_and_closed(inode)]
         if saved and not self._is_resolving:
@@ -216,12 +216,12 @@ class WriteBack:
                 with self._namespace.subtree_locks.shared(inode):
                     self._resolve(inode)
         except SidecarError:
-            pass  # the store's observer says what fails; it is asked again
+            pass  # the store's observer reports it; the next call asks again
         finally:
             self._is_resolving = False
 
     def _resolve(self, inode: File) -> None:
-        """Takes no lock while it asks: reads and writes of the file go on."""
+        """Ask without a lock, so that reads and writes of the file go on."""
         remote, asked_s = inode.remote, time.monotonic()
         if remote is None or not is_saved_and_closed(inode):
             return
@@ -233,9 +233,9 @@ class WriteBack:
                 self._contents.drop_if_unneeded(inode)
 
     def sync(self, deadline_s: float) -> SaveErrors:
-        """:meth:`drain`, but for large new files whose parts are sent while they are written.
+        """As :meth:`drain`, except for large new files whose parts are sent while they are written.
 
-        They are made objects when they are closed, or when their writer pauses.
+        Those become objects when they are closed, or when their writer pauses.
         """
         dirty = self._contents.dirty()
         before, now = self._parts_at_last_sync, self._sent_parts(dirty)
@@ -246,7 +246,7 @@ class WriteBack:
         return self._save_all([inode for inode in dirty if inode.id not in bulk], deadline_s)
 
     def _sent_parts(self, inodes: list[File]) -> dict[int, int]:
-        """Parts that the store has of files that are being written, by inode."""
+        """By inode: how many parts the store has of files that are being written."""
         return {
             inode.id: self._uploader.sent_parts(spool)
             for inode in inodes
@@ -256,10 +256,10 @@ class WriteBack:
     def drain(self, deadline_s: float, progress: Callable[[], None] = _tell_nobody) -> SaveErrors:
         """Upload everything dirty before ``deadline_s`` (monotonic); what could not be saved.
 
-        The smallest first, of the same size the oldest, and several at once.
+        Several at once, the smallest first; files of one size, the oldest first.
 
         Args:
-            progress: called about once a second while that goes on.
+            progress: called about once a second meanwhile.
         """
         dirty = sorted(self._contents.dirty(), key=lambda inode: inode.unsaved_bytes)
         return self._save_all(dirty, deadline_s, progress)

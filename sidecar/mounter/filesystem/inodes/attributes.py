@@ -1,6 +1,6 @@
 """Attributes of inodes: the fields of stat(2) that a bucket can fill, and how objects keep them.
 
-Values and their conversion only; nothing here asks a store.
+Only values and their conversion.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Owner and permission bits of what does not keep its own with its object."""
+    """Owner and permission bits of objects that do not keep their own."""
 
     uid: int
     gid: int
@@ -59,7 +59,7 @@ class Ownership:
         return stat.S_IFREG | self.file_mode
 
     def link_type_mode(self) -> int:
-        """What every symbolic link has: nobody asks for its bits (symlink(7))."""
+        """The mode of every symbolic link, whose permission bits nobody checks (symlink(7))."""
         return stat.S_IFLNK | 0o777
 
 
@@ -73,14 +73,14 @@ class Caller(NamedTuple):
 def attributes_of_new(
     owner: Ownership, parent: Attributes, type_mode: int, caller: Caller
 ) -> dict[str, int]:
-    """Mode, uid and gid of something new in a directory, as far as the volume's are others.
+    """Mode, uid and gid of something new in a directory, if they differ from the volume's.
 
     As on a local disk (inode_init_owner of the kernel's fs/inode.c), it belongs to the caller.
     A directory with the set-group-ID bit passes its group on, and the bit to new directories.
 
     Args:
         parent: the directory's attributes.
-        type_mode: type and permission bits, the umask already taken off.
+        type_mode: type and permission bits, without the umask's.
     """
     uid, gid = caller
     if parent.mode & stat.S_ISGID:
@@ -98,8 +98,8 @@ def attributes_of_new(
 def from_metadata(metadata: Mapping[str, str]) -> dict[str, int]:
     """The attributes that an object keeps, under the keys of s3fs-fuse and rclone (mtime).
 
-    Returns mode, uid, gid and mtime_ns. Other tools write what they like: what is missing or
-    makes no sense is left out.
+    Returns mode, uid, gid and mtime_ns. Other tools may write anything: attributes that are missing
+    or make no sense are left out.
     """
     found: dict[str, int] = {}
     for name in ("mode", "uid", "gid"):
@@ -140,7 +140,7 @@ def merge_metadata(
     """The metadata of an object's next version: what it ``kept`` so far, and these attributes.
 
     Args:
-        max_bytes: what the store takes. An attribute that has no room is left out.
+        max_bytes: the store's limit. Attributes beyond it are left out.
     """
     metadata = dict(kept or {})
     used_bytes = sum(map(_length_bytes, metadata.items()))

@@ -1,6 +1,6 @@
 """What is remembered of the store's directories: listings, absent names, own changes.
 
-Keeps the first two with each Directory, and drops what has expired. Binds no name to an inode.
+Each Directory has its listing and absent names. Those that have expired are dropped here.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from sidecar.mounter.store.interface import ObjectInfo, Page, Store
 log = logging.getLogger(__name__)
 
 _SEQUENTIAL_USE_S = 10.0
-"""A listing whose names are asked for in order is kept for as long after each, though expired."""
+"""How long an expired listing is kept after each name, if names are asked for in order."""
 _MAX_LOGGED_KEYS = 10_000
 _MOST_EXPECTED = 8
 _EXPECTED_S = 10.0
-"""Who comes to a directory later than that after its name was asked for lists it himself."""
+"""How long the first page that was requested with a directory's name is kept."""
 
 
 class Reading(Protocol):
-    """Who reads a directory, and sees one listing of it all the while.
+    """A reading of a directory, which uses one listing all the while.
 
     Attributes:
         listing: None while nothing is loaded.
@@ -46,14 +46,14 @@ class Reading(Protocol):
 
 
 class _ExpectedPages:
-    """First pages of what may be directories, few of them. Safe to use from any thread."""
+    """First pages of names that may be directories, a few. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pages: dict[str, PrefetchedPage] = {}
 
     def add(self, key: str, request: Callable[[], Future[Page]]) -> None:
-        """Request a directory's first page, unless that was done."""
+        """Request a directory's first page, unless that was done already."""
         with self._lock:
             if key not in self._pages:
                 while len(self._pages) >= _MOST_EXPECTED:
@@ -61,28 +61,28 @@ class _ExpectedPages:
                 self._pages[key] = PrefetchedPage(time.monotonic(), request())
 
     def take(self, key: str) -> PrefetchedPage | None:
-        """The page of a directory, which may be on its way."""
+        """The page of a directory, which may still be on its way."""
         with self._lock:
             return self._pages.pop(key, None)
 
     def drop_before(self, moment_s: float) -> None:
-        """Forget what was requested before ``moment_s`` (monotonic)."""
+        """Forget pages that were requested before ``moment_s`` (monotonic)."""
         with self._lock:
             pages = self._pages.items()
             self._pages = {key: page for key, page in pages if page.requested_s >= moment_s}
 
 
 class DirectoryCache:
-    """What is remembered of the directories of one mount. Safe to use from any thread.
+    """What is remembered of one mount's directories. Safe to use from any thread.
 
     Args:
-        ttl_s: how long a listing counts.
+        ttl_s: how long a listing is valid.
         hidden: counts keys that no path shows, by reason.
-        threads: load pages before somebody needs them.
-        budget_bytes: what listings may take.
+        threads: load pages before they are needed.
+        budget_bytes: memory for listings.
 
     Attributes:
-        memory: where the names of listings are.
+        memory: keeps the names of listings.
         changes: what this mount changed lately.
     """
 
@@ -111,7 +111,7 @@ class DirectoryCache:
     # --- listings ------------------------------------------------------------------------
 
     def fresh_listing(self, directory: Directory) -> Listing:
-        """The directory's listing; a new one if it has none that counts."""
+        """The directory's listing; a new one if it has no valid one."""
         with directory.lock:
             listing = directory.listing
             if listing is None or listing.as_of_s + self._ttl_s <= time.monotonic():
@@ -123,9 +123,9 @@ class DirectoryCache:
 
         The caller holds the directory's lock.
         """
-        # A page that was requested before anybody came counts no longer than any other.
+        # A page that was requested earlier must not be older than any other may be.
         self._expected.drop_before(time.monotonic() - min(_EXPECTED_S, self._ttl_s))
-        with self._inodes.lock:  # no rename makes the key another one in between
+        with self._inodes.lock:  # so that no rename gives the directory another key meanwhile
             listing = directory.listing = self.unshared_listing(directory)
             self._remembered.add(directory)
             directory.misses = 0
@@ -133,7 +133,7 @@ class DirectoryCache:
         return listing
 
     def unshared_listing(self, directory: Directory) -> Listing:
-        """A listing with no page loaded yet, and not the directory's.
+        """A listing with no page loaded yet, which is not the directory's.
 
         The caller holds the inodes' lock until the directory or a reading refers to it.
         """
@@ -148,12 +148,12 @@ class DirectoryCache:
         )
 
     def expect(self, directory: Directory, name: str) -> None:
-        """A name may be that of a directory: request its first page, before anybody knows.
+        """Request the first page of a name that may be a directory's, before that is known.
 
-        Who opens a path below a directory that was never listed waits for one round trip less.
+        A program that opens a path in a directory that was never listed waits one round trip less.
         """
         key = f"{directory.key}{name}/"
-        with contextlib.suppress(RuntimeError):  # a limit of processes: it is listed in its turn
+        with contextlib.suppress(RuntimeError):  # no thread can start: it is listed later
             self._expected.add(key, lambda: self._threads.submit(self._store.list_page, key))
 
     def prefetch(self, directory: Directory) -> None:
@@ -161,7 +161,7 @@ class DirectoryCache:
         self._threads.submit(self._load_first_page, directory)
 
     def _load_first_page(self, directory: Directory) -> None:
-        with contextlib.suppress(SidecarError):  # who reads the directory will be told
+        with contextlib.suppress(SidecarError):  # reading the directory raises it again
             self.fresh_listing(directory).load_until(1)
 
     def add_reading(self, reading: Reading) -> None:
@@ -172,7 +172,7 @@ class DirectoryCache:
     # --- names ---------------------------------------------------------------------------
 
     def apply_change(self, directory: Directory, name: str, remote: Remote | None) -> None:
-        """This mount made ``remote`` of a name in the store; None: it removed the name."""
+        """Note that this mount made ``remote`` in the store under a name; None: removed it."""
         directory.negative.discard(name)
         self.changes.add(directory.key, name, remote)
         self._expected.take(f"{directory.key}{name}/")
@@ -181,12 +181,12 @@ class DirectoryCache:
             listing.apply(name, remote)
 
     def add_absent(self, directory: Directory, name: str, until_s: float) -> None:
-        """Nothing has this name, which counts until ``until_s`` (monotonic)."""
+        """Note that nothing has this name, until ``until_s`` (monotonic)."""
         directory.negative.add(name, until_s)
         self._remembered.add(directory)
 
     def invalidate(self, directory: Directory, name: str) -> None:
-        """What listings say of a name is out of date. The caller holds the inodes' lock."""
+        """Drop what listings say about a name. The caller holds the inodes' lock."""
         listings = {reading.listing for reading in self._readings if reading.directory is directory}
         for listing in listings | {directory.listing}:
             if listing is not None:
@@ -199,7 +199,7 @@ class DirectoryCache:
         below: Sequence[Inode],
         copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]],
     ) -> None:
-        """A directory has its new name. The caller holds the inodes' lock.
+        """Note that a directory has a new name. The caller holds the inodes' lock.
 
         Args:
             old: its key before.
@@ -220,9 +220,9 @@ class DirectoryCache:
     # --- expiry --------------------------------------------------------------------------
 
     def drop_expired(self) -> None:
-        """Let go of what no longer counts, also where nobody asks again.
+        """Drop everything that has expired, even if nobody asks again.
 
-        Every second or so. Who was given a listing a moment ago still has all of it.
+        Called about every second. A caller that has just got a listing still has all of it.
         """
         now_s = time.monotonic()
         self._expected.drop_before(now_s - _EXPECTED_S)
@@ -245,7 +245,7 @@ class DirectoryCache:
         return self.memory.used_bytes
 
     def _drop_unread(self) -> None:
-        """Let go of every listing that nobody reads, whether it counts or not."""
+        """Drop every listing that nobody reads, whether it is valid or not."""
         with self._inodes.lock:
             being_read = {reading.listing for reading in self._readings}
             for directory in list(self._remembered):
@@ -257,7 +257,7 @@ class DirectoryCache:
     def _drop_all_expired(self, now_s: float) -> None:
         with self._inodes.lock:
             being_read = {reading.listing for reading in self._readings}
-            # Kept until the lock is free: to free them takes its time.
+            # Kept until the lock is free, since freeing them takes time.
             expired = [
                 self._drop_expired(directory, now_s, being_read)
                 for directory in list(self._remembered)

@@ -1,7 +1,4 @@
-"""Directory markers: objects whose keys end in ``/``, which keep directories that are empty.
-
-Making and removing names does not belong here.
-"""
+"""Directory markers: objects whose keys end in ``/``, which keep empty directories."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ from sidecar.mounter.store.interface import Condition, ObjectInfo, Store
 log = logging.getLogger(__name__)
 
 _REMAINS = 16
-"""More objects than a directory has that shows none: its marker, and probes."""
+"""An empty directory has fewer objects than this: its marker, and probes."""
 _PAGE = 1000
-"""Where names were changed that may be listed yet."""
+"""The page size if names that may still be listed were changed."""
 
 
 class DirectoryMarkers:
@@ -76,7 +73,7 @@ class DirectoryMarkers:
             self._namespace.inodes.note(directory)
 
     def unseen_keys(self, directory: Directory) -> list[str] | None:
-        """The objects of an empty directory, which nobody sees; None where it is not empty."""
+        """The objects of an empty directory, which nobody sees; None if it is not empty."""
         with self._namespace.inodes.lock:
             if any(_is_here(child) for child in directory.children.values()):
                 return None
@@ -103,7 +100,7 @@ class DirectoryMarkers:
         if any(remote is not None for remote in {**changed, **right}.values()):
             return None
         if any(info.key == directory.key and info.size_bytes for info in unseen):
-            # Nobody can see what it holds through the mount, so nobody meant to delete it.
+            # Nobody can see its content through the mount, so nobody meant to delete it.
             logs.event(log, "kept: a directory's object has content", key=directory.key)
             return None
         return [info.key for info in unseen]

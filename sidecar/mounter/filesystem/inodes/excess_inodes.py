@@ -1,6 +1,6 @@
-"""Inodes that the kernel is asked to forget, because it holds too many for no reason.
+"""Inodes that the kernel is asked to forget, because it holds too many without need.
 
-It keeps one for each name that was looked up until it is short of memory itself.
+The kernel keeps one for each name that was looked up, until it is short of memory itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from sidecar.mounter.filesystem.inodes.inode import File, Inode, Link
 from sidecar.mounter.filesystem.inodes.inode_table import InodeTable
 
 INODE_BYTES = 700
-"""What an inode takes, with its name and version."""
+"""The memory of an inode, with its name and version."""
 _FORGOTTEN_TOGETHER = 256
 _MOST_TOGETHER = 1024
 
@@ -31,9 +31,9 @@ class ExcessInodes:
         inodes.on_excess = self._on_excess
 
     def reduce(self, most: int) -> None:
-        """Have some inodes forgotten that nobody uses, if there are more than ``most``.
+        """Have some unused inodes forgotten, if there are more than ``most``.
 
-        Where there are very many more, it is to be called again.
+        If there are very many more, it must be called again.
         """
         excess = len(self._inodes) - most
         if excess > 0:
@@ -46,9 +46,9 @@ class ExcessInodes:
             self.forget(self._idle(_FORGOTTEN_TOGETHER))
 
     def _idle(self, count: int) -> list[Inode]:
-        """Up to ``count`` files and links that nobody has open, those that were not read first.
+        """Up to ``count`` files and links that nobody has open; unread ones come first.
 
-        Looks at four times as many, and goes on behind them the next time. Not directories: a
+        Looks at four times as many, and goes on after them the next time. Directories stay: a
         program may be in one, or have something mounted there.
         """
         may_have_pages = len(self._inodes) > 2 * self._inodes.most
@@ -71,4 +71,4 @@ class ExcessInodes:
 
 
 def _ignore(_inodes: Sequence[Inode]) -> None:
-    """There is nobody who could ask the kernel."""
+    """Do nothing: there is nobody who could ask the kernel."""

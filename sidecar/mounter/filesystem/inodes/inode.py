@@ -1,11 +1,11 @@
-"""Inodes: what a file, a directory and a link are here. Asks the store for nothing.
+"""Inodes of files, directories and links.
 
 One inode is one version of one object. When another writer changes an object in the bucket, its
-name gets a new inode. The old one lives on without a name for those who hold it open. So no
-reader sees two versions through one inode, and the pages of an inode that the kernel caches are
-always right. (With one inode for both, fs/fuse/inode.c would truncate the pages to the new size,
-and a reader would find the end of the new version in the middle of the old one.)
-A change through this mount keeps the inode, as POSIX wants.
+name gets a new inode. The old one lives on without a name for programs that have it open. So no
+reader sees two versions through one inode, and the kernel's cached pages of an inode are always
+right. (With one inode for both, fs/fuse/inode.c would truncate the pages to the new size, and a
+reader would find the end of the new version in the middle of the old one.)
+A change through this mount keeps the inode, as POSIX demands.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ ROOT = 1
 
 
 class Inode:
-    """What directories, files and links share.
+    """The common part of directories, files and links.
 
     Attributes:
-        lookups: how many lookups of it the kernel was given and has not forgotten.
+        lookups: how many lookups of it the kernel got and has not forgotten.
         detached: no name leads here any more (deleted, replaced, or changed remotely).
-        fresh_until_s: until when its name counts without asking the store (monotonic).
+        fresh_until_s: until when its name is valid without asking the store (monotonic).
     """
 
     __slots__ = ("detached", "fresh_until_s", "id", "lookups", "name", "parent")
@@ -61,7 +61,7 @@ class Inode:
 
     @property
     def is_local(self) -> bool:
-        """Whether this mount knows more about it than the store does."""
+        """Whether this mount has something of it that the store lacks."""
         return False
 
 
@@ -72,15 +72,15 @@ class Directory(Inode):
         children: the inodes in it that somebody holds, by name.
         kept: made or emptied through this mount, so that it exists without any object.
         listing: the last one; None before the first, and when it has expired.
-        expired_listing_cost: of the last one that expired; None before.
-        is_huge: it had more names than there may be inodes when it was read last.
+        expired_listing_cost: of the last listing that expired; None before.
+        is_huge: when it was last read, it had more names than there may be inodes.
         negative: names that it does not have.
         misses: names asked for one by one since the last listing.
         misses_took_s: how long the store took to answer for them.
         last_opened_s: when a directory in it was last opened (monotonic).
         attributes: mode, uid, gid and mtime_ns that its object keeps, by name.
-        attributes_until_s: until when (monotonic) they count; 0 before they were loaded.
-        marker: its object, if this mount made it, as long as they count.
+        attributes_until_s: until when (monotonic) they are valid; 0 before they were loaded.
+        marker: its object, if this mount made it, as long as they are valid.
     """
 
     __slots__ = (
@@ -129,15 +129,15 @@ class Directory(Inode):
 
 
 class File(Inode):
-    """A file: an object in the store, or one that is still only in the spool.
+    """A file: an object in the store, or one that is only in the spool so far.
 
     Attributes:
         remote: the object's version that the store has; None before the first upload.
-        spool: what was written and is kept locally; it is read while it exists.
-        handles, writers: open handles, and those of them that may write.
-        saved_s: when this mount made an object of it last (monotonic).
-        attributes_set_s: when attributes were set last that the object lacks (monotonic); None if
-            it has them, or gets them with the content of the spool.
+        spool: what was written and is kept locally; reads use it while it exists.
+        handles, writers: numbers of open handles, and of those that may write.
+        saved_s: when this mount last made an object of it (monotonic).
+        attributes_set_s: when attributes were last set that the object lacks (monotonic); None if
+            it has them, or will get them with the content of the spool.
         was_read: the kernel may have pages of it, which go when it forgets the inode.
     """
 
@@ -164,13 +164,13 @@ class File(Inode):
         self.was_read = False
         self.saved_s = float("-inf")
         self.attributes_set_s: float | None = None
-        # There are very many files, and most of them need neither.
+        # There are very many files, and most of them need neither of these.
         self._attributes: dict[str, int] | None = None
         self._lock: threading.RLock | None = None
 
     @property
     def attributes(self) -> dict[str, int]:
-        """Mode, uid, gid and mtime_ns that were set, by name. To be replaced, not changed."""
+        """Mode, uid, gid and mtime_ns that were set, by name. Replace it, do not change it."""
         return self._attributes or {}
 
     @attributes.setter
@@ -178,7 +178,7 @@ class File(Inode):
         self._attributes = attributes or None
 
     def touch(self) -> None:
-        """It was modified just now."""
+        """Note that it was modified just now."""
         self._attributes = {**self.attributes, "mtime_ns": time.time_ns()}
 
     @property
@@ -192,19 +192,19 @@ class File(Inode):
 
     @property
     def size_bytes(self) -> int:
-        """The length a reader sees."""
+        """The length that a reader sees."""
         if self.spool is not None:
             return self.spool.size_bytes
         return self.remote.size_bytes if self.remote is not None else 0
 
     @property
     def is_local(self) -> bool:
-        """Whether its content is in the spool, or attributes of it are only here."""
+        """Whether its content is in the spool, or some attributes are only here."""
         return self.spool is not None or self.attributes_set_s is not None
 
     @property
     def is_dirty(self) -> bool:
-        """Whether it has a name, and the store is to get something of it."""
+        """Whether it has a name and the store lacks something of it."""
         is_saved = self.spool is None or not self.spool.dirty
         return not (self.detached or (is_saved and self.attributes_set_s is None))
 
@@ -233,5 +233,5 @@ class Link(Inode):
 
     @property
     def object_key(self) -> str:
-        """Ends in a suffix that the name does not have."""
+        """The key ends in a suffix that the name does not have."""
         return self.key + LINK_SUFFIX

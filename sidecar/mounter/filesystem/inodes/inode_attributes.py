@@ -1,6 +1,6 @@
 """The attributes of inodes, as far as their objects keep them in their metadata.
 
-Says what stat(2) shows and loads what is missing. Writes nothing to the store.
+Says what stat(2) shows and loads what is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sidecar.mounter.filesystem.names.remotes import REMOTE_DIRECTORY
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
 _DIRECTORY_TTL_S = 60.0
-"""How long loaded attributes of a directory count: no listing tells that they changed."""
+"""How long loaded attributes of a directory are valid. No listing shows that they changed."""
 _DIRECTORY_BYTES = 4096
 
 
@@ -25,8 +25,8 @@ class InodeAttributes:
     """The attributes of the inodes of one mount. Safe to use from any thread.
 
     Args:
-        owner: what an object has that keeps no attributes.
-        threads: load attributes before somebody asks for them.
+        owner: of objects that keep no attributes.
+        threads: load attributes before they are needed.
         reads_attributes: whether the attributes that objects keep are shown at all.
     """
 
@@ -92,7 +92,7 @@ class InodeAttributes:
         )
 
     def are_loaded(self, inode: Inode) -> bool:
-        """Whether :meth:`of` knows everything that the inode's object keeps."""
+        """Whether :meth:`of` has everything that the inode's object keeps."""
         if not self._reads_attributes or inode.parent is None or inode.detached:
             return True
         if isinstance(inode, Directory):
@@ -103,8 +103,7 @@ class InodeAttributes:
     def load(self, inode: Inode, *, wait: bool = True) -> None:
         """Ask the store for attributes that are not loaded.
 
-        Raises what the store raises, and WouldBlock where it must be asked and the caller does
-        not ``wait``.
+        Raises the store's errors, and WouldBlock if the store must be asked and ``wait`` is False.
         """
         if self.are_loaded(inode):
             return
@@ -132,14 +131,14 @@ class InodeAttributes:
     def set_of_directory(
         self, inode: Directory, attributes: dict[str, int], made: ObjectInfo | None = None
     ) -> None:
-        """A directory's object keeps these attributes. The caller holds the inodes' lock.
+        """Set the attributes that a directory's object keeps. The caller holds the inodes' lock.
 
         Args:
             made: the object, if this mount has just made it.
         """
         inode.marker = made
-        # A directory's time moves with its names, and is not written down each time. So the one
-        # that its object keeps counts when it is first seen, and when somebody has set it since.
+        # A directory's time moves with its names, and that is not saved each time. So the object's
+        # time is used when it is first seen, and when somebody has set it since.
         mtime_ns = attributes.get("mtime_ns")
         if mtime_ns is not None and mtime_ns != inode.attributes.get("mtime_ns"):
             inode.mtime_ns = mtime_ns
@@ -147,7 +146,7 @@ class InodeAttributes:
         inode.attributes_until_s = time.monotonic() + _DIRECTORY_TTL_S
 
     def take_from(self, remote: ObjectInfo, inode: File | Link) -> None:
-        """The inode is ``remote``, and has the attributes that it keeps.
+        """Take the attributes of ``remote``, which the inode is.
 
         The caller holds the inodes' lock.
         """
@@ -157,7 +156,7 @@ class InodeAttributes:
         self._inodes.note(inode)
 
     def renew(self, inode: File | Link, remote: ObjectInfo) -> None:
-        """The store named the version that the inode is; its metadata may have changed.
+        """Take the store's answer about the inode's version: its metadata may have changed.
 
         The caller holds the inodes' lock.
         """

@@ -1,7 +1,4 @@
-"""The table of the inodes that the kernel or a handle holds, and what a successor is told of them.
-
-Asks the store for nothing.
-"""
+"""The table of the inodes that the kernel or a handle holds, and their records for a successor."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.writing.spool import SpoolFile
 
 MOST_INODES = 110_000
-"""With more inodes, the kernel is asked to forget some."""
+"""Above this number the kernel is asked to forget some."""
 Adopt = Callable[[str], SpoolFile | None]
 """Opens the spool file of a name."""
 
@@ -39,8 +36,8 @@ class InodeTable:
 
     Attributes:
         lock: held while names are bound to inodes and inodes come or go.
-        most: with more inodes there is an excess.
-        on_excess: called, the lock held, when one is added to ``most`` or more.
+        most: the number above which there is an excess.
+        on_excess: called, with the lock held, when one is added to ``most`` or more.
     """
 
     def __init__(self, root_mtime_ns: int, journal: Journal) -> None:
@@ -72,7 +69,7 @@ class InodeTable:
         return self._inodes.get(inode_id)
 
     def hold(self, inodes: Sequence[Inode]) -> None:
-        """Count one lookup of each. One that another thread has just dropped comes back."""
+        """Count one lookup of each. An inode that another thread has just dropped comes back."""
         with self.lock:
             records: list[Record] = []
             for inode in inodes:
@@ -87,7 +84,7 @@ class InodeTable:
 
     def note(self, inode: Inode) -> None:
         """Write the state of an inode to the journal, after a change."""
-        with self.lock:  # no older state of it is written behind a newer one
+        with self.lock:  # so that no older state is written after a newer one
             if _is_held(inode):
                 self._journal.write(_record(inode))
 
@@ -144,7 +141,7 @@ class InodeTable:
             self.note(inode)
 
     def forget(self, inode_id: int, count: int) -> None:
-        """The kernel drops ``count`` of the lookups it was given (FUSE_FORGET)."""
+        """Drop ``count`` of the kernel's lookups (FUSE_FORGET)."""
         with self.lock:
             inode = self._inodes.get(inode_id)
             if inode is None or inode is self.root:
@@ -171,9 +168,9 @@ class InodeTable:
         """Take over the inodes of a predecessor, by number, from their last records.
 
         Args:
-            last_number: the highest that it gave out.
-            adopt: opens the spool file that a record names; None where it cannot. Such a file is
-                left out: whoever has it gets ESTALE, and not what it was before it was written to.
+            last_number: the highest number that it gave out.
+            adopt: opens the spool file that a record names; None if it cannot. Such a file is left
+                out: programs get ESTALE, and not its content from before it was written to.
         """
         with self.lock:
             for record in kept.values():
@@ -189,7 +186,7 @@ class InodeTable:
                     if not inode.detached:
                         parent.children[inode.name] = inode
                 else:
-                    inode.detached = True  # its directory was forgotten: no path leads here
+                    inode.detached = True  # its directory was forgotten, so no path leads here
             self._next = max(last_number, ROOT) + 1
 
     def _take_number(self) -> int:
@@ -213,7 +210,7 @@ class InodeTable:
 
 
 def _ignore() -> None:
-    """There may be as many as the kernel wants."""
+    """Do nothing: the kernel may hold as many as it wants."""
 
 
 def _record(inode: Inode) -> InodeRecord:

@@ -1,6 +1,6 @@
 """What the store has under one name: from a listing of the directory, or by a request of its own.
 
-Changes no inode. Which of the two costs less is decided here.
+This module decides which of the two costs less.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sidecar.mounter.filesystem.names.remotes import REMOTE_DIRECTORY, Forgotten
 from sidecar.mounter.store.interface import Store
 
 RELIST_MISSES = 16
-"""After so many names asked for one by one, listing the directory again may be cheaper."""
+"""After this many names asked for one by one, listing the directory again may be cheaper."""
 _NAMES_FOR_ONE = 250
-"""To list so many is about as dear as to ask for one name: that is a request, too."""
+"""Listing this many names costs about as much as asking for one, which is also a request."""
 _LOAD_ALL_MISSES = 3
-"""After so many names that the first page does not have, the other pages are loaded."""
+"""After this many names that are not on the first page, the other pages are loaded."""
 _COST_LIFETIME_S = 60.0
-"""For how long after its expiry a listing tells what the next one will cost."""
+"""How long after its expiry a listing shows what the next one will cost."""
 _NAME_PAGE = 16
 
 
@@ -32,7 +32,7 @@ class Resolution(NamedTuple):
 
     Attributes:
         remote: what the store has; None: nothing has this name.
-        fresh_until_s: until when that counts (monotonic).
+        fresh_until_s: until when that is valid (monotonic).
     """
 
     remote: Remote | None
@@ -43,7 +43,7 @@ class NameResolver:
     """Answers about the names of one mount. Safe to use from any thread.
 
     Args:
-        ttl_s: how long an answer counts.
+        ttl_s: how long an answer is valid.
     """
 
     def __init__(self, store: Store, directory_cache: DirectoryCache, ttl_s: float) -> None:
@@ -54,8 +54,7 @@ class NameResolver:
     def resolve(self, directory: Directory, name: str, *, wait: bool) -> Resolution:
         """What the store has under a name.
 
-        Raises what the store raises, and WouldBlock where the store must be asked and the
-        caller does not ``wait``.
+        Raises the store's errors, and WouldBlock if the store must be asked and ``wait`` is False.
         """
         now_s = time.monotonic()
         listing = directory.listing
@@ -86,7 +85,7 @@ class NameResolver:
         return self._ask(directory, listing, name)
 
     def _listed(self, listing: Listing, name: str) -> Resolution | None:
-        """What a listing says of a name; None where it does not."""
+        """A listing's answer about a name; None if it has none."""
         if not listing.covers(name):
             return None
         remote = listing.get(name)
@@ -107,21 +106,21 @@ class NameResolver:
         return Resolution(remote, requested_s + self._ttl_s)
 
     def _expect_directory(self, directory: Directory, name: str) -> None:
-        """A program opens a path, which goes on below ``name`` if that looks like a directory."""
+        """Expect a path to go on below ``name``, if that looks like a directory."""
         if "." not in name:
             self._directory_cache.expect(directory, name)
 
     def _is_listing_worthwhile(self, directory: Directory, now_s: float) -> bool:
         """Whether to list a directory that has no fresh listing.
 
-        A listing answers for ``ttl_s``, and saves then what names that are asked for one by one
-        cost at present. Of a small directory it costs no more than the first of them. The store may
-        take longer than ``ttl_s`` to list a large one, above all one that is being written to.
+        A listing answers for ``ttl_s``, and then saves the cost of names asked for one by one. For
+        a small directory it costs no more than the first of them. For a large one the store may
+        take longer than ``ttl_s``, above all if the directory is being written to.
         """
         listing = directory.listing
         cost = listing.cost if listing is not None else directory.expired_listing_cost
         if cost is None:
-            return True  # it was never listed
+            return True  # the directory was never listed
         is_quick = 2 * cost.duration_s <= self._ttl_s
         if is_quick and directory.misses >= cost.names // _NAMES_FOR_ONE:
             return True

@@ -1,7 +1,4 @@
-"""Names to inodes: what the store has, what this mount changed, and for how long either counts.
-
-Reads no content, opens no directory, and knows neither handles nor requests.
-"""
+"""Names to inodes: what the store has, what this mount changed, and how long each is valid."""
 
 from __future__ import annotations
 
@@ -29,20 +26,20 @@ class Namespace:
     """The names of one mount. Safe to use from any thread.
 
     Attributes:
-        ttl_s: how long names and attributes count without asking the store.
-        owner: whose objects are that keep no owner of their own.
+        ttl_s: how long names and attributes are valid without asking the store.
+        owner: of objects that keep no owner of their own.
         inodes: those that the kernel or a handle holds.
         excess_inodes: those that the kernel is asked to forget.
         directory_cache: what is remembered of the store's directories.
         attributes: what stat(2) shows of an inode.
-        subtree_locks: to be held while keys change in the store.
+        subtree_locks: must be held while keys change in the store.
         on_remote_change: called with an inode that lost its name because the bucket changed.
 
     Args:
         hidden: counts keys that no path shows, by reason.
-        threads: ask the store before somebody needs the answer.
+        threads: ask the store before the answer is needed.
         reads_attributes: whether the attributes that objects keep in metadata are shown.
-        names_bytes: the memory that listings may take.
+        names_bytes: memory for listings.
     """
 
     def __init__(
@@ -82,10 +79,10 @@ class Namespace:
         return inode
 
     def find(self, parent: Directory, name: str, *, wait: bool = True) -> Inode:
-        """The inode of a name, asking the store where nothing fresh is known.
+        """The inode of a name. Asks the store if nothing fresh is known.
 
-        Raises NotFound, NameTooLong, NameInvalid, what the store raises, and WouldBlock
-        where the store must be asked and the caller does not ``wait``.
+        Raises NotFound, NameTooLong, NameInvalid, the store's errors, and WouldBlock if the store
+        must be asked and ``wait`` is False.
         """
         now_s = time.monotonic()
         child = parent.children.get(name)
@@ -100,18 +97,18 @@ class Namespace:
             with self.inodes.lock:
                 if self._renamed_directories == renamed:
                     return self.bind(parent, name, remote, fresh_until_s)
-            # The answer may be about the key that the directory had before.
+            # The answer may be for the key that the directory had before a rename.
 
     def bind(
         self, parent: Directory, name: str, remote: Remote | None, fresh_until_s: float
     ) -> Inode:
-        """Make the inode of a name agree with what the store said. Raises NotFound.
+        """Make the inode of a name agree with the store's answer. Raises NotFound.
 
         The caller holds the inodes' lock, and no directory was renamed since it asked.
 
         Args:
             remote: what the store has; None: nothing has this name.
-            fresh_until_s: until when that counts (monotonic).
+            fresh_until_s: until when that is valid (monotonic).
         """
         child = parent.children.get(name)
         if child is not None and child.is_local:
@@ -148,12 +145,12 @@ class Namespace:
         return parent.negative.remaining_s(name)
 
     def enter(self, inode: Inode) -> Entry:
-        """Count one lookup of the inode by the kernel, and say what it may keep."""
+        """Count one lookup of the inode by the kernel; what the kernel may keep of it."""
         self.inodes.hold([inode])
         return self.entry(inode)
 
     def entry(self, inode: Inode) -> Entry:
-        """The attributes of an inode, and for how long the kernel may keep them."""
+        """The attributes of an inode, and how long the kernel may keep them."""
         ttl_s = self.ttl_s
         if not (inode.parent is None or inode.detached or inode.is_local):
             ttl_s = max(0.0, inode.fresh_until_s - time.monotonic())
@@ -163,7 +160,7 @@ class Namespace:
     def refresh(self, inode: Inode, *, wait: bool = True) -> None:
         """Ask the store for the name of an inode if its lifetime has ended.
 
-        Raises as :meth:`find` does, but NotFound only where nobody has the file open.
+        Raises as :meth:`find`, but NotFound only if nobody has the file open.
         """
         parent = inode.parent
         if parent is None or inode.detached or inode.is_local:
@@ -173,7 +170,8 @@ class Namespace:
         try:
             self.find(parent, inode.name, wait=wait)
         except NotFound:
-            # Who has it open asks by the inode. No handle need be known (read-only mounts).
+            # Programs that have it open ask by the inode, maybe without a handle (read-only
+            # mounts).
             if not (isinstance(inode, File) and inode.lookups):
                 raise
 
@@ -190,25 +188,25 @@ class Namespace:
     # --- changes -------------------------------------------------------------------------
 
     def apply_change(self, parent: Directory, name: str, remote: Remote) -> None:
-        """This mount made ``remote`` of a name in the store."""
+        """Note that this mount made ``remote`` in the store under a name."""
         parent.mtime_ns = time.time_ns()
         self.directory_cache.apply_change(parent, name, remote)
 
     def apply_version(self, inode: File | Link) -> None:
-        """This mount made another object of an inode: no name changed, nor the directory's time."""
+        """Note that this mount made another object of an inode, and changed no name."""
         remote = inode.remote
         if remote is not None and inode.parent is not None and not inode.detached:
             self.directory_cache.apply_change(inode.parent, inode.name, remote)
 
     def apply_removal(self, parent: Directory, name: str) -> None:
-        """This mount removed a name from the store."""
+        """Note that this mount removed a name from the store."""
         parent.mtime_ns = time.time_ns()
         self.directory_cache.apply_change(parent, name, None)
 
     def invalidate(self, inode: Inode) -> bool:
-        """The store turned out to have another version of a file or a link, or none.
+        """Note that the store has another version of a file or a link, or none.
 
-        Whoever looks up its name next asks the store. False where no name leads to it.
+        The next lookup of its name asks the store. False if no name leads to it.
         """
         with self.inodes.lock:
             parent = inode.parent
@@ -219,7 +217,7 @@ class Namespace:
             return True
 
     def set_resolved_version(self, inode: File, remote: ObjectInfo, asked_s: float) -> None:
-        """The store names the version that this mount made as ``remote`` does.
+        """Take the store's name, in ``remote``, for the version that this mount made.
 
         Args:
             asked_s: when the store was asked (monotonic).
@@ -256,7 +254,7 @@ class Namespace:
         self.apply_change(target, name, REMOTE_DIRECTORY)
 
     def adopt_copies(self, inode_id: int, old: str, copies: Mapping[str, ObjectInfo]) -> None:
-        """Let files below a directory be their copies, as :meth:`rename_directory` does.
+        """Make files below a directory their copies, as :meth:`rename_directory` does.
 
         For a successor: its predecessor may have died before it had noted all of them.
 
@@ -279,21 +277,21 @@ class Namespace:
     def _rename_object(
         self, inode: File | Link, pair: tuple[ObjectInfo, ObjectInfo] | None
     ) -> None:
-        """Make the inode the copy of what it was."""
+        """Make the inode the copy of its object."""
         known = inode.remote
         if isinstance(inode, File) and inode.spool is not None:
-            # What is in the spool is newer, whatever was copied.
+            # The spool's content is newer, whatever was copied.
             inode.remote = pair[1] if pair is not None else None
         elif pair is not None and known is not None and known.version == pair[0].version:
             inode.remote = pair[1]
         else:
-            self.inodes.detach(inode)  # somebody else changed or deleted it; its readers hear that
+            self.inodes.detach(inode)  # somebody else changed or deleted it; readers get ESTALE
             return
         self.inodes.note(inode)
 
 
 def _ignore(_inode: Inode) -> None:
-    """Nobody needs to be told."""
+    """Do nothing: nobody needs to be told."""
 
 
 def _is_version(inode: Inode | None, remote: ObjectInfo) -> TypeGuard[File | Link]:

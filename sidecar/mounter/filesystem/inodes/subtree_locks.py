@@ -1,9 +1,9 @@
 """Locks that keep a directory's rename apart from every other change of keys below it.
 
-A rename changes all keys below the directory. Whoever changes a key takes the lock of its inode
-shared; a rename takes that of its directory exclusively. Nothing else ever waits for either.
+A rename changes all keys below the directory. A thread that changes a key takes the lock of its
+inode shared; a rename takes that of its directory exclusively. Nothing else ever waits for either.
 
-Knows neither the store nor names. A subtree's lock is taken before a file inode's lock.
+A subtree's lock is taken before a file inode's lock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SubtreeLocks:
     def shared(self, *inodes: Inode) -> Iterator[None]:
         """Hold while keys of these inodes, or below them, change in the store.
 
-        Does nothing where the thread holds a lock already: that one covers it.
+        Does nothing if the thread holds a lock already, which covers this one.
         """
         if getattr(self._thread, "holds", False):
             yield
@@ -50,7 +50,7 @@ class SubtreeLocks:
         """Hold while a directory is renamed.
 
         Args:
-            parents: the directories it is in before and after; they are held shared.
+            parents: the directories that it is in before and after; they are held shared.
         """
         with self._condition:
             self._condition.wait_for(
@@ -59,7 +59,7 @@ class SubtreeLocks:
                     and not any(is_at_or_below(other, directory) for other in self._exclusive)
                 )
             )
-            # First, so that no new change below keeps this one waiting.
+            # First, so that no new change below delays this one.
             self._exclusive.append(directory)
             self._shared.append(parents)
             self._condition.wait_for(lambda: not self._has_shared_below(directory))

@@ -5,14 +5,12 @@ worker that gave them, so each is written down before the answer that hands it o
 shared mapping of a file, which costs no system call and is whole in the page cache when
 the process is killed at any instruction. It need not survive the machine.
 
-The file begins with magic and version. Frames follow, each of which counts as a whole or not at
-all; then zeros. When the file is full, a snapshot of what is still held replaces it.
+The file begins with magic and version. Frames follow, each of which is valid as a whole or not at
+all; then zeros. When the file is full, it is replaced by a snapshot of what is still held.
 
-The kernel sends a request again if its worker dies before it answers. What the dead worker
-handed out, began and did for it is therefore written down under the request's number
+If a worker dies before it answers a request, the kernel sends the request again. So the journal
+also has what the dead worker handed out, began and did for it, under the request's number
 (docs/decisions/0010-a-request-that-is-asked-again.md).
-
-What records mean for inodes and handles does not belong here.
 """
 
 from __future__ import annotations
@@ -43,13 +41,13 @@ from sidecar.mounter.writing.frames import Damage, frame, read_frames
 NAME = "journal"
 FIRST_BYTES = 4 * 1024 * 1024
 MOST_BYTES = 1024 * 1024 * 1024
-"""No more of a journal is read: four million files that are held take less."""
+"""A longer journal is not read: four million files that are held take less."""
 
 _MAGIC = b"msjrnl"
 _VERSION = b"01"
 _HEADER = _MAGIC + _VERSION
 _BATCH_BYTES = 256 * 1024
-"""Of a snapshot: what is damaged takes no more with it."""
+"""The part of a snapshot in one frame: damage loses no more than that."""
 
 
 class Journal:
@@ -63,28 +61,28 @@ class Journal:
         self._used = len(_HEADER)
         self._size = 0
         self._serving = threading.local()
-        self._requests: dict[int, list[RequestRecord]] = {}  # of those that were not answered yet
-        self._inherited: set[int] = set()  # those of a predecessor that were not sent again yet
+        self._requests: dict[int, list[RequestRecord]] = {}  # of requests without an answer yet
+        self._inherited: set[int] = set()  # a predecessor's requests that were not sent again yet
 
     @property
     def path(self) -> Path:
-        """Where its file is, for messages."""
+        """The path of its file, for messages."""
         return self._directory.path / NAME
 
     def begin(self, snapshot: Callable[[], Iterable[Record]]) -> None:
-        """Start to write, from a snapshot of what is held now.
+        """Start to write, beginning with a snapshot of what is held now.
 
         Args:
             snapshot: returns the records that describe everything held. It is called with the
-                journal's lock held, so it must take no lock. What changes meanwhile is written
-                after it.
+                journal's lock held, so it must take no lock. Changes meanwhile are written after
+                it.
         """
         with self._lock:
             self._snapshot = snapshot
             self._rewrite(0)
 
     def write(self, record: Record) -> None:
-        """Append one record. It survives the death of this process once this returns.
+        """Append one record. Once this returns, it survives the death of this process.
 
         The change that it describes must have been made before: when the file is full, a
         snapshot is written instead of the record.
@@ -92,7 +90,7 @@ class Journal:
         self._append(frame(encode(record)))
 
     def grant(self, kind: GrantKind, numbers: Sequence[int], records: list[Record]) -> None:
-        """:meth:`write` of what the answer to the request of this thread hands out.
+        """Write what the answer to this thread's request hands out.
 
         Args:
             records: one for each of ``numbers``, which are of that kind.
@@ -110,11 +108,11 @@ class Journal:
     # --- requests that the kernel may send again ------------------------------------------------
 
     def begin_request(self, request: int) -> None:
-        """This thread serves the request of this number from now on."""
+        """Note that this thread serves the request of this number from now on."""
         self._serving.request = request
 
     def end_request(self, request: int) -> None:
-        """It was answered, so the kernel will not send it again."""
+        """Note that the request was answered, so that the kernel will not send it again."""
         self._serving.request = None
         if request in self._requests:
             with self._lock:
@@ -123,17 +121,17 @@ class Journal:
     def intend(
         self, operation: str, inode: int | None = None, replaced_key: str | None = None
     ) -> None:
-        """Say what the request of this thread is about to change in the store.
+        """Write what this thread's request is about to change in the store.
 
-        A successor that is sent the request again finds it in :meth:`intent`. Outside a
-        request there is nothing to say.
+        A successor that gets the request again finds it by :meth:`intent`. Outside a request
+        nothing is written.
         """
         request = self._request()
         if request is not None:
             self._note(Intended(request, operation, inode, replaced_key))
 
     def intent(self) -> Intended | None:
-        """What a dead worker was about to change for the request of this thread."""
+        """What a dead worker was about to change for this thread's request."""
         request = self._request()
         if request is None:
             return None
@@ -141,34 +139,34 @@ class Journal:
         return next((record for record in records if isinstance(record, Intended)), None)
 
     def replied(self, request: int, errno: int, reply: bytes) -> None:
-        """The request made its change; this is its answer, whoever sends it."""
+        """Note that the request made its change, and its answer, whoever sends that."""
         self._note(Replied(request, errno, reply))
 
     def resent(self, request: int, deaths: int, crashes: int) -> None:
-        """The kernel sent a request again after so many deaths and crashes of workers."""
+        """Note that a request came again after so many deaths and crashes of workers."""
         with self._lock:
             self._inherited.discard(request)
             self._note(Resent(request, deaths, crashes))
 
     def revoke(self, request: int, kind: GrantKind, number: int) -> None:
-        """What was handed out for a request is about to be released.
+        """Note that something handed out for a request is about to be released.
 
-        Written before, so that it is not done twice: a count too high costs memory, one too low
+        This comes first, so that it is not done twice: a count too high costs memory, one too low
         is an error in a program.
         """
         self._note(Revoked(request, kind, number))
 
     def of_request(self, request: int) -> list[RequestRecord]:
-        """What was written about a request that is not answered yet."""
+        """The records of a request that is not answered yet."""
         return self._requests.get(request, [])
 
     def inherit(self, requests: dict[int, list[RequestRecord]]) -> None:
-        """Take over what a predecessor wrote about requests."""
+        """Take over a predecessor's records of requests."""
         self._requests = dict(requests)
         self._inherited = set(requests)
 
     def end_inherited(self) -> None:
-        """The kernel has sent everything again: what it did not send had been answered."""
+        """Forget inherited requests: the kernel has sent everything again that had no answer."""
         with self._lock:
             answered = [request for request in self._inherited if request in self._requests]
             for request in answered:
@@ -178,7 +176,7 @@ class Journal:
                 self.write(Answered(answered))
 
     def _request(self) -> int | None:
-        """What this thread serves."""
+        """The request that this thread serves."""
         return getattr(self._serving, "request", None)
 
     def _note(self, record: RequestRecord) -> None:
@@ -191,19 +189,19 @@ class Journal:
     def _append(self, data: bytes) -> None:
         with self._lock:
             if self._map is None:
-                return  # nothing is handed out before begin()
+                return  # before begin() nothing is handed out
             end = self._used + len(data)
             if end > self._size:
                 self._rewrite(len(data))
-                return  # the snapshot describes the state that the records led to
-            # A kill in the middle of it leaves a frame whose checksum is wrong.
+                return  # the snapshot already contains what the records say
+            # A kill in the middle of this leaves a frame with a wrong checksum.
             self._map[self._used : end] = data
             self._used = end
 
     def read(self) -> Iterator[Record | Damage]:
-        """The records of the predecessor, and what is damaged; none where there is no file.
+        """The predecessor's records, and what is damaged; empty if there is no file.
 
-        Raises StateUnusable for a file that is no journal, or of a version not known here.
+        Raises StateUnusable if the file is no journal, or of an unknown version.
         """
         try:
             descriptor = self._directory.open_file(NAME)
@@ -234,18 +232,18 @@ class Journal:
             yield Damage(MOST_BYTES, size_bytes - MOST_BYTES, "no journal is so long")
 
     def set_aside(self) -> None:
-        """Keep what cannot be read where no start looks for it. Raises OSError."""
+        """Rename a file that cannot be read, so that no start looks for it. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             self._directory.set_aside(NAME)
 
     def _rewrite(self, room_bytes: int) -> None:
-        """Replace the file by a snapshot, with space for as much again."""
+        """Replace the file by a snapshot, with room for as much again."""
         requests = [record for records in self._requests.values() for record in records]
         content = _HEADER + b"".join(_frames([*self._snapshot(), *requests]))
         used = len(content)
         size = max(FIRST_BYTES, 2 * (used + room_bytes))
         with self._directory.replacing(NAME) as descriptor:
-            # Not ftruncate: a mapped page that a full disk refuses is a SIGBUS (mmap(2)).
+            # Not ftruncate: if a full disk refuses a mapped page, that is a SIGBUS (mmap(2)).
             os.posix_fallocate(descriptor, 0, size)
             mapped = mmap.mmap(descriptor, size)
             mapped[:used] = content

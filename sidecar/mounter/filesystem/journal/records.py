@@ -1,7 +1,4 @@
-"""Records of the journal: one type for each kind.
-
-Fields are plain values. Nothing here knows inodes, handles or files, nor how a record is stored.
-"""
+"""Records of the journal: one type for each kind. Fields are plain values."""
 
 from __future__ import annotations
 
@@ -15,14 +12,14 @@ DIRECTORY_HANDLE: Final = "reading"
 
 RENAME: Final = "rename"
 RENAME_DIRECTORY: Final = "move"
-"""Operations of :class:`Intended` whose second attempt needs to know of the first."""
+"""Operations of :class:`Intended` whose second attempt must know about the first."""
 
 BareVersion = tuple[str, int, float, str]
 """Key, size, time and version of an object: :attr:`ObjectInfo.bare`."""
 
 
 class LastNumbers(NamedTuple):
-    """The highest numbers ever handed out; none is handed out twice."""
+    """The highest numbers ever handed out. No number is handed out twice."""
 
     inode: int
     file_handle: int
@@ -30,11 +27,11 @@ class LastNumbers(NamedTuple):
 
 
 class DirectoryInode(NamedTuple):
-    """The whole of a directory's inode.
+    """All of a directory's inode.
 
     Attributes:
         parent: its number; None for the root.
-        kept: exists without any object.
+        kept: it exists without any object.
     """
 
     inode: int
@@ -47,10 +44,10 @@ class DirectoryInode(NamedTuple):
 
 
 class LinkInode(NamedTuple):
-    """The whole of a symbolic link's inode.
+    """All of a symbolic link's inode.
 
     Attributes:
-        target: None where nobody has read it yet.
+        target: None if nobody has read it yet.
     """
 
     inode: int
@@ -64,13 +61,14 @@ class LinkInode(NamedTuple):
 
 
 class FileInode(NamedTuple):
-    """The whole of a file's inode.
+    """All of a file's inode.
 
     Attributes:
         remote: the object's version that the store has; None before the first upload.
-        spool_name: of its spool file; None where the spool has nothing of it.
-        is_dirty: the spool has what the store lacks; without a spool file, ``attributes`` do.
-        key: where it belongs in the store; None where nothing of it is only here.
+        spool_name: of its spool file; None if the spool has nothing of it.
+        is_dirty: the spool has something that the store lacks; without a spool file,
+            ``attributes`` have.
+        key: its key in the store; None if nothing of it is only here.
     """
 
     inode: int
@@ -102,7 +100,7 @@ class FileOpened(NamedTuple):
     """An open file.
 
     Attributes:
-        backing_id: of the local file that the kernel reads instead; None for none.
+        backing_id: of the local file that the kernel reads instead; None: no such file.
     """
 
     handle: int
@@ -118,7 +116,7 @@ class FileClosed(NamedTuple):
 
 
 class DirectoryOpened(NamedTuple):
-    """An open directory, and the local names that its reader has already."""
+    """An open directory, and the local names that its reader already has."""
 
     handle: int
     inode: int
@@ -129,9 +127,9 @@ class ListingRead(NamedTuple):
     """The reader of an open directory has the first ``listed`` names of a listing.
 
     Attributes:
-        place: of the first of ``keys`` in the listing.
-        keys: the listing's names from there on, also those that the reader does not have yet, as
-            :func:`packed_names.pack_keys` makes them; empty where the journal has them.
+        place: the place in the listing of the first of ``keys``.
+        keys: the listing's names from there on, also those that the reader does not have yet, in
+            the form of :func:`packed_names.pack_keys`; empty if the journal has them.
     """
 
     handle: int
@@ -178,7 +176,7 @@ class Granted(NamedTuple):
 
 
 class Revoked(NamedTuple):
-    """One of what was granted never arrived, and is about to be released."""
+    """One of the granted numbers never arrived, and is about to be released."""
 
     request: int
     kind: GrantKind
@@ -189,7 +187,7 @@ class Intended(NamedTuple):
     """What a request is about to change in the store.
 
     Attributes:
-        inode: what is renamed; None for another operation.
+        inode: the one that is renamed; None for another operation.
         replaced_key: of an object that the rename replaces and has to delete.
     """
 
@@ -200,7 +198,7 @@ class Intended(NamedTuple):
 
 
 class Replied(NamedTuple):
-    """A request made its change; this is the answer that is due."""
+    """A request made its change; this is its answer."""
 
     request: int
     errno: int

@@ -1,7 +1,4 @@
-"""What the records of a predecessor add up to.
-
-Plain values only. Making inodes and handles of them does not belong here.
-"""
+"""The sum of a predecessor's records, as plain values."""
 
 from __future__ import annotations
 
@@ -44,25 +41,25 @@ from sidecar.mounter.writing.frames import Damage
 log = logging.getLogger(__name__)
 
 MOST_HELD = 4_000_000
-"""Inodes, handles, requests' records and read names. A worker that held so many had 3 GiB."""
+"""The most inodes, handles, request records and read names. So many take 3 GiB in a worker."""
 NUMBERS_LEFT_OUT = 1 << 32
-"""Where records are lost, numbers that they gave out may be, too. None is given out twice."""
+"""How far numbers are advanced if records are lost, which may have given some out."""
 _ROOT = 1
 _MOST_LAST = 1 << 61
 _MOST_SHOWN = 10
 
 MOST_CRASHES = 3
-"""Workers that may end by themselves over one request. The next one refuses it."""
+"""How many workers may end by themselves over one request. The next one refuses it."""
 MOST_DEATHS = 30
-"""The same for workers that were killed, by whoever: out of memory, perhaps, and perhaps not."""
+"""The same for workers that were killed: maybe out of memory, maybe not."""
 
 
 class ReplayedRequest:
-    """One request that the kernel may send again: what its workers made of it.
+    """One request that the kernel may send again, and what its workers did for it.
 
     Attributes:
         granted: (kind, number) of what they handed out; no answer with it has left.
-        answer: (errno, reply) once its change was made.
+        answer: (errno, reply), once its change was made.
         deaths, crashes: of its workers, and of those that ended by themselves.
     """
 
@@ -91,7 +88,7 @@ class UnsavedFile(NamedTuple):
     """A file whose content only the spool has, or whose attributes the store lacks.
 
     Attributes:
-        spool_name: None where it is the attributes, of this ``version``.
+        spool_name: None if it is the attributes, of this ``version``.
     """
 
     key: str
@@ -103,22 +100,22 @@ class UnsavedFile(NamedTuple):
 class RecoveredState:
     """What a predecessor held when it ended.
 
-    Whatever a journal says, this makes sense in itself: each chain of parents ends, no handle is of
-    an inode of another kind, no spool file is of two inodes. What does not is left out, and named
-    in the log.
+    It is consistent, whatever a journal says: each chain of parents ends, no handle is of an inode
+    of another kind, no spool file is of two inodes. Records that contradict that are left out, and
+    named in the log.
 
     Attributes:
         inodes: by number, with the lookups that the kernel holds.
         files: open files, by handle.
         directories: open directories, by handle, with the local names that were read.
-        listings: what they read, by the listing's number: packed keys, by place.
-        places: what their readers got of listings, by handle.
+        listings: packed keys of the listings that they read, by number, by place.
+        places: how far their readers got in listings, by handle.
         renames: directories whose objects were being copied to other keys, by inode.
-        requests: what was written about requests that the kernel may send again, by number.
-        last: the highest numbers that were ever handed out. The kernel may ask again for the
-            release of what was released already, and tar(1) takes two files of one inode number
-            for one file: so no number is used twice.
-        is_damaged: records are missing. So nobody knows what a spool file is that no record names.
+        requests: records of requests that the kernel may send again, by number.
+        last: the highest numbers that were ever handed out. No number is used twice: the kernel may
+            ask again to release one that was released already, and tar(1) takes two files with one
+            inode number for one file.
+        is_damaged: records are missing, so a spool file that no record names may be anything.
     """
 
     def __init__(self) -> None:
@@ -136,7 +133,7 @@ class RecoveredState:
 
     @classmethod
     def read(cls, journal: Journal) -> RecoveredState:
-        """Add up a journal. Raises StateUnusable for a file that is none."""
+        """Add up a journal. Raises StateUnusable if the file is no journal."""
         state = cls()
         for found in journal.read():
             if isinstance(found, Damage):
@@ -153,7 +150,7 @@ class RecoveredState:
         return state
 
     def unsaved(self) -> list[UnsavedFile]:
-        """What is not in the store."""
+        """Everything that is not in the store."""
         return [
             UnsavedFile(record.key, record.spool_name, record.attributes, record.remote)
             for record in self.inodes.values()
@@ -164,7 +161,7 @@ class RecoveredState:
         ]
 
     def _note_damage(self, path: Path, damage: Damage) -> None:
-        if damage.is_end:  # nothing unusual: its worker was killed
+        if damage.is_end:  # as usual when a worker was killed
             self.is_damaged = True
             log.info("`%s`: the last record, at byte %d, is torn", path, damage.offset)
             return
@@ -180,7 +177,7 @@ class RecoveredState:
     # --- record by record -----------------------------------------------------------------------
 
     def _add(self, record: Record) -> bool:
-        """Whether there is room for what it adds."""
+        """Whether there is room for what the record adds."""
         match record:
             case DirectoryInode() | LinkInode() | FileInode():
                 self._held += record.inode not in self.inodes
@@ -244,7 +241,7 @@ class RecoveredState:
             return
         before = len(opened.names)
         if record.start > before:
-            # Those between are lost, and with them what the reader's offset means.
+            # Names in between are lost, and with them the meaning of the reader's offset.
             del self.directories[record.handle]
             self._held -= 1 + before
             return
@@ -254,7 +251,7 @@ class RecoveredState:
     # --- all of them together ---------------------------------------------------------------------
 
     def _check_inodes(self) -> Iterable[str]:
-        """Leave out what cannot be true; what that was."""
+        """Leave out what cannot be true; descriptions of that."""
         root = self.inodes.get(_ROOT)
         if root is not None and not isinstance(root, DirectoryInode):
             del self.inodes[_ROOT]
@@ -277,7 +274,7 @@ class RecoveredState:
                 spooled.add(record.spool_name)
 
     def _chain(self, number: int, ends: set[int]) -> list[int] | None:
-        """An inode and what is above it, up to one in ``ends``; None if it is above itself."""
+        """An inode and those above it, up to one in ``ends``; None if it is above itself."""
         chain: dict[int, None] = {}
         here: int | None = number
         while here is not None and here not in ends:

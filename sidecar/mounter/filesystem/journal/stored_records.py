@@ -1,12 +1,12 @@
-"""How records of the journal are stored, and which of those that are read can be true.
+"""The stored form of the journal's records, and checks of those that are read.
 
-A record is a tag and its numbers. Where it has more, the length of each text follows (characters,
--1 for none), that of all texts (bytes of UTF-8), and that of what is no text (-1 for none); then
-these. Numbers are little-endian. Whoever changes a tag or a layout gives the journal another
-version.
+A record is a tag and its numbers. If it has more, these follow: the length of each text (in
+characters, -1: None), the length of all texts (in bytes of UTF-8), the length of the bytes (-1:
+None), then texts and bytes. Numbers are little-endian. A change of a tag or a layout needs another
+version of the journal.
 
-:mod:`struct` is as fast here as marshal, whose reader may crash on bytes that somebody made up;
-JSON takes three times as long.
+:mod:`struct` is as fast here as marshal, whose reader may crash on forged bytes; JSON takes three
+times as long.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ from sidecar.mounter.writing import stored_values as check
 Numbers = Sequence[Any]
 Texts = Sequence[str | None]
 Parts = tuple[Numbers, Texts, bytes | None]
-"""Numbers, texts, and what is no text."""
+"""Numbers, texts, and bytes."""
 
 _NONE: Final = -1
 _LONE_SURROGATES = "surrogatepass"
 _GRANT_KINDS: Final[tuple[GrantKind, ...]] = (LOOKUP, FILE_HANDLE, DIRECTORY_HANDLE)
 _ATTRIBUTES: Final = ("mode", "uid", "gid", "mtime_ns")
 _MOST_ATTRIBUTE: Final = {"mode": 0o7777, "uid": 0xFFFFFFFF, "gid": 0xFFFFFFFF}
-_ATTRIBUTE = struct.Struct("<BqI")  # which; its value, or seconds; 0, or nanoseconds
+_ATTRIBUTE = struct.Struct("<BqI")  # which; its value or seconds; 0 or nanoseconds
 _NS = 10**9
 _MOST_BACKING_ID = (1 << 31) - 1
 _MOST_ERRNO = 511  # fs/fuse/dev.c, fuse_dev_do_write
@@ -65,18 +65,18 @@ _MOST_REPLY_BYTES = 64 * 1024
 
 
 class _Unreadable(ValueError):
-    """Nor can what follows it in the same payload be read."""
+    """The record cannot be read, nor what follows it in the same payload."""
 
 
 class _Layout:
-    """How one type of record is stored.
+    """The stored form of one type of record.
 
     Args:
-        numbers: their format, as of :mod:`struct`.
+        numbers: their format in :mod:`struct`.
         texts: how many.
         split: a record to its parts.
-        build: the reverse, with checks. Raises ValueError. None: the record is nothing but
-            numbers that are not negative.
+        build: the reverse, with checks. Raises ValueError. None: the record has only numbers that
+            are not negative.
     """
 
     __slots__ = ("build", "head", "numbers", "split", "tag", "type")
@@ -98,7 +98,7 @@ class _Layout:
         self.build = build
 
     def parts(self, payload: bytes, position: int) -> tuple[Parts, int]:
-        """Of the record at ``position``, and where it ends. Raises ValueError, struct.error."""
+        """The parts of the record at ``position``, and its end. Raises ValueError, struct.error."""
         fields = self.head.unpack_from(payload, position)
         *lengths, text_bytes, other_bytes = fields[self.numbers :]
         start = position + self.head.size
@@ -131,7 +131,7 @@ class Nonsense(NamedTuple):
 
 
 def encode(record: Record) -> bytes:
-    """A record as it is stored."""
+    """A record in its stored form."""
     if type(record) is FileInode:
         return _encode_file(record)
     layout = _LAYOUTS[type(record)]
@@ -145,13 +145,13 @@ def encode(record: Record) -> bytes:
 
 
 def decode(payload: bytes) -> Iterator[Record | Nonsense]:
-    """The records that stand one behind the other in a payload."""
+    """The records of a payload."""
     position = 0
     while position < len(payload):
         layout = _BY_TAG.get(payload[position])
         if layout is None:
             yield Nonsense(f"no record has the tag {payload[position]}")
-            return  # nobody knows where the next one begins
+            return  # the beginning of the next one is not known
         try:
             if layout.build is None:
                 _, *numbers = layout.head.unpack_from(payload, position)
@@ -255,7 +255,7 @@ def _remote(key: str, size_bytes: int, mtime_s: float, version: str | None) -> B
 
 
 def _encode_file(record: FileInode) -> bytes:
-    """:func:`encode`, which is done for each file that a program sees, in half the time."""
+    """As :func:`encode` in half the time: it runs for each file that a program sees."""
     inode, parent, name, lookups, detached, remote, attributes, spool, is_dirty, key = record
     object_key, size_bytes, mtime_s, version = remote or ("", 0, 0.0, "")
     text = f"{name}{object_key}{version}{spool or ''}{key or ''}".encode("utf-8", _LONE_SURROGATES)

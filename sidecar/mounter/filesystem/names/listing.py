@@ -1,6 +1,6 @@
 """The entries of one directory, loaded page by page and shared by everyone who asks.
 
-Knows no inodes. It is never out of date by itself: who asks compares ``as_of_s`` to a lifetime.
+A listing has no lifetime of its own: its users compare ``as_of_s`` to one.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from sidecar.mounter.store.interface import ObjectInfo, Page, Store
 
 _WAIT_FOR_NAME_S = 0.25
 _MOST_ADDED = 10_000
-"""A listing to which this mount has added so many names counts no longer."""
+"""A listing to which this mount has added so many names is not valid any more."""
 NUMBERS = itertools.count(1)
-"""Of listings, also of those that another worker made."""
+"""Numbers of listings, also of those that another worker made."""
 
 
 class ListingCost(NamedTuple):
-    """What it took to list a directory.
+    """The cost of listing a directory.
 
     Attributes:
         as_of_s: when that was (monotonic).
-        duration_s: how long the store took for the pages that were loaded.
-        names: how many these had.
+        duration_s: how long the store took for the loaded pages.
+        names: how many names they had.
     """
 
     as_of_s: float
@@ -55,7 +55,7 @@ class ListingCost(NamedTuple):
 
 
 class PrefetchedPage(NamedTuple):
-    """A page that was requested before anybody needs it."""
+    """A page that was requested before it was needed."""
 
     requested_s: float
     page: Future[Page]
@@ -65,16 +65,16 @@ class Listing:
     """One reading of one directory. Safe to use from any thread.
 
     Pages are loaded on demand and once, however many threads wait for them. Each name has a
-    place. Places are in the store's order (a directory sorts as ``name/``), and names only come
-    behind them, so a place is a stable directory offset. A name that this mount deleted keeps
+    place. Places are in the store's order (a directory sorts as ``name/``), and names are only
+    added after them, so a place is a stable directory offset. A name that this mount deleted keeps
     its place, and leaves the listing.
 
     Attributes:
         number: no other listing of this process has it.
         fully_loaded: no page is missing.
         has_marker: the directory has an object of its own.
-        as_of_s: when the page that was loaded last was requested (monotonic).
-        used_s: when the names behind another one were last asked for (monotonic).
+        as_of_s: when the last loaded page was requested (monotonic).
+        used_s: when names after another one were last asked for (monotonic).
         journalled: how many of its names the journal has.
 
     Args:
@@ -83,7 +83,7 @@ class Listing:
         hidden: called with (key, reason) for each key that no path shows.
         threads: prefetch pages.
         memory: keeps the names.
-        first_page: where it was requested before.
+        first_page: if it was requested before.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Listing:
         self._starts = [0]  # the place of each chunk's first name
         self._bounds: list[str] = []  # the highest key up to the end of each chunk but the last
         self._highest_key = ""
-        # Names whose key is not where it would be looked for: that came behind higher ones.
+        # Names whose key came after higher ones, so that a search would miss them.
         self._strays: dict[str, int] = {}
         self._shown = 0
         self._counts = True
@@ -129,23 +129,23 @@ class Listing:
         self._last_position = -1
 
     def __len__(self) -> int:
-        """How many places there are by now."""
+        """The number of places so far."""
         return self._count
 
     @property
     def shows_any(self) -> bool:
-        """Whether any of the names loaded so far is there."""
+        """Whether any of the loaded names is still there."""
         return self._shown > 0
 
     @property
     def cost(self) -> ListingCost:
-        """What the pages loaded so far took."""
+        """The cost of the pages loaded so far."""
         return ListingCost(self.as_of_s, self._duration_s, len(self))
 
     def restore(self, lost: Iterable[list[str]]) -> None:
         """Give names the places that they had in a lost listing of the directory.
 
-        To be called before any page is loaded. Other names come behind.
+        Call it before any page is loaded. Other names come after them.
 
         Args:
             lost: their relative keys, in the order of their places.
@@ -160,7 +160,7 @@ class Listing:
         """Load pages until there are ``count`` names or none is missing.
 
         Args:
-            prefetch: request the next page before it is asked for: the caller wants them all.
+            prefetch: request the next page before it is needed: the caller wants them all.
 
         Raises what the store raises.
         """
@@ -175,7 +175,7 @@ class Listing:
     def wait_for(self, name: str) -> None:
         """Have the missing pages loaded, and wait a moment for the one that has ``name``.
 
-        The moment begins with the first call: so a directory of few pages is read as a whole,
+        The moment begins with the first call. So a directory of few pages is read as a whole,
         and nobody waits for one of thousands. Ask :meth:`covers` afterwards.
         """
         with self._page_loaded:
@@ -187,7 +187,7 @@ class Listing:
             self._page_loaded.wait_for(lambda: self.covers(name), left_s)
 
     def _load_rest(self) -> None:
-        with contextlib.suppress(SidecarError):  # who waits for a name asks for it alone then
+        with contextlib.suppress(SidecarError):  # the caller then asks for its name alone
             self.load_all()
 
     def _load_page(self, seen: int, *, prefetch: bool) -> None:
@@ -236,9 +236,9 @@ class Listing:
     def _with_changes(
         self, entries: list[tuple[str, Remote]], requested_s: float, *, is_last: bool
     ) -> list[tuple[str, Remote]]:
-        """Entries as they are where this mount changed some of them.
+        """The entries, corrected by this mount's own changes.
 
-        Before anybody sees them: a name that was made is at no time absent.
+        This happens before anybody sees them: a name that was made is never absent.
         """
         names = self._changes.names(self._prefix)
         if not names:
@@ -265,7 +265,7 @@ class Listing:
         return entries
 
     def _add_entries(self, entries: list[tuple[str, Remote]], directories: set[str]) -> None:
-        """Entries in the order of their keys. Most of them are new, and added together."""
+        """Add entries in the order of their keys. Most are new, and are added together."""
         new: dict[str, Listed | None] = {}
         is_last, last = self._memory.is_last, self._chunks[-1]
         known = self._memory.names(last).listed
@@ -277,8 +277,8 @@ class Listing:
             name = self._name_of(key, remote, directories)
             if name is None:
                 continue
-            # The order of keys does not tell whether a name is new: what was made while the
-            # listing was fresh was appended.
+            # The order of keys does not show whether a name is new: names that were made while the
+            # listing was fresh were appended.
             if name in known or name in self._strays or (self._bounds and name <= self._bounds[-1]):
                 found = self._find(name)
                 if found is not None:
@@ -294,12 +294,12 @@ class Listing:
             self._last_key = entries[-1][0]
 
     def _name_of(self, key: str, remote: Remote, directories: set[str]) -> str | None:
-        """The name that an entry gives; None for one that no path shows."""
+        """The name of an entry; None if no path shows it."""
         if not key:
             self.has_marker = True
             return None
         if is_probe_key(key):
-            return None  # of a sidecar that starts just now, or that did not come to remove it
+            return None  # the probe of a sidecar that is starting, or was killed
         is_object = isinstance(remote, ObjectInfo)
         name = key.removesuffix(LINK_SUFFIX) if is_object else key[:-1]
         if not is_spellable(name):
@@ -311,7 +311,7 @@ class Listing:
         return None
 
     def _is_behind_a_file(self, name: str, key: str) -> bool:
-        """Whether ``key`` is a link's and a file has its name, which sorts before it."""
+        """Whether ``key`` is a link's and a file, which sorts before it, has its name."""
         if key == name:
             return False
         found = self.get(name)
@@ -322,13 +322,13 @@ class Listing:
     # --- chunks --------------------------------------------------------------------------
 
     def _find(self, name: str) -> tuple[int, Listed | None] | None:
-        """The number of the chunk that has a place for ``name``, and what has the name."""
+        """The number of the chunk with a place for ``name``, and what has the name."""
         bounds, find = self._bounds, self._memory.find
         if name in self._strays:
             numbers = {self._strays[name]}
         elif not bounds or name > bounds[-1]:
             numbers = {len(bounds)}
-        else:  # nobody knows whether its key is a file's, a directory's or a link's
+        else:  # its key may be a file's, a directory's or a link's
             keys = (name, f"{name}/", name + LINK_SUFFIX)
             numbers = {bisect_left(bounds, key) for key in keys}
         for number in numbers:
@@ -338,17 +338,17 @@ class Listing:
         return None
 
     def _set(self, found: tuple[int, Listed | None], name: str, listed: Listed | None) -> None:
-        """Something else has a name that has a place; None: nothing.
+        """Change what has a name that has a place; None: nothing.
 
         Args:
-            found: what :meth:`_find` says of it.
+            found: the result of :meth:`_find`.
         """
         number, known = found
         self._shown += (listed is not None) - (known is not None)
         self._memory.set(self._chunks[number], name, listed)
 
     def _append(self, listed: dict[str, Listed | None], key: str) -> None:
-        """More places, for names that have none.
+        """Add places for names that have none.
 
         Args:
             key: the highest of their keys.
@@ -363,13 +363,13 @@ class Listing:
         self._count += len(listed)
         if self._memory.is_last(
             chunk.count, next(reversed(listed))
-        ):  # in an order that suits readers without lock
+        ):  # in an order that is safe for readers without the lock
             self._chunks.append(self._memory.new(self._prefix))
             self._starts.append(self._count)
             bounds.append(self._highest_key)
 
     def _append_one(self, name: str, key: str, listed: Listed | None) -> None:
-        """One more place, wherever its key belongs."""
+        """Add one place, wherever its key belongs."""
         if self._bounds and key <= self._bounds[-1]:
             self._strays[name] = len(self._bounds)
         self._append({name: listed}, key)
@@ -377,58 +377,58 @@ class Listing:
     # --- names ---------------------------------------------------------------------------
 
     def covers(self, name: str) -> bool:
-        """Whether the pages loaded so far say whether ``name`` exists, and what it is."""
+        """Whether the loaded pages say whether ``name`` exists, and what it is."""
         is_passed = self.fully_loaded or f"{name}/" <= self._last_key
         return is_passed and name not in self._invalidated
 
     def get(self, name: str) -> Listed | None:
-        """What it says of ``name``: None where nothing has it, or no page loaded so far."""
+        """What has ``name``; None if nothing has it, or no loaded page."""
         found = self._find(name)
         return found[1] if found is not None else None
 
     def stretch(self, place: int) -> tuple[int, OpenNames]:
-        """Names around a place that there is: the place of the first, and all of them."""
+        """Names around an existing place: the place of the first, and all of them."""
         number = bisect_right(self._starts, place) - 1
         return self._starts[number], self._memory.names(self._chunks[number])
 
     def packed_keys(self, place: int = 0) -> Iterator[tuple[int, bytes]]:
-        """(place, packed keys of the names from there on), from a place or before it to the end."""
+        """(place, packed keys of the names from there), from a place or before it to the end."""
         first = bisect_right(self._starts, place) - 1
         for number in range(first, len(self._chunks)):
             if self._chunks[number].count:
                 yield self._starts[number], self._memory.packed_keys(self._chunks[number])
 
     def invalidate(self, name: str) -> None:
-        """What this or a page to come says of ``name`` is out of date, until :meth:`apply`."""
+        """Distrust this and later pages about ``name``, until :meth:`apply`."""
         with self._lock:
             self._invalidated.add(name)
 
     def is_invalidated(self, name: str) -> bool:
-        """Whether what it says of ``name`` is out of date."""
+        """Whether its answer about ``name`` is out of date."""
         return name in self._invalidated
 
     def apply(self, name: str, remote: Remote | None) -> None:
-        """The store now has ``remote`` under ``name``; None: the name is gone."""
+        """Note that the store now has ``remote`` under ``name``; None: the name is gone."""
         with self._lock:
             self._apply(name, remote)
 
     def _apply(self, name: str, remote: Remote | None) -> None:
         self._invalidated.discard(name)
         found = self._find(name)
-        if found is not None:  # made again: where it was, not a second time
+        if found is not None:  # a name that is made again keeps its place
             self._set(found, name, remote)
         elif remote is not None and self.covers(name):
             if len(self._strays) < _MOST_ADDED:
                 key = to_relative_key(name, remote, len(self._prefix))
                 self._append_one(name, key, remote)
-            else:  # who reads it now need not see what was made since then
+            else:  # a reader of the listing need not see what was made since
                 self._counts, self.as_of_s = False, float("-inf")
-        # else a page still to come will bring it
+        # otherwise a later page will bring it
 
     def next_if_sequential(self, name: str, count: int) -> list[tuple[str, Remote]]:
-        """The ``count`` entries behind ``name``, if names are asked for in order.
+        """The ``count`` entries after ``name``, if names are asked for in order.
 
-        They are if ``name`` is at most ``count`` places behind the name of the last call;
+        They are if ``name`` is at most ``count`` places after the name of the last call;
         else the list is empty.
         """
         self.used_s = time.monotonic()
@@ -459,9 +459,9 @@ class Listing:
         prefix: str,
         copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]],
     ) -> None:
-        """The directory has the key ``prefix`` now, and its objects are copies.
+        """Note that the directory has the key ``prefix`` now, and its objects are copies.
 
-        Names keep their places; pages that are missing are loaded under the new key.
+        Names keep their places; missing pages are loaded under the new key.
 
         Args:
             copied: old key to (the version that was copied, the copy).

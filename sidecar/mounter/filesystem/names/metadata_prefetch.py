@@ -1,8 +1,8 @@
-"""Metadata that a listing does not have: one HEAD for each object, some before it is asked for.
+"""Metadata that a listing lacks: one HEAD for each object, some before they are needed.
 
-S3 lists no metadata. Who asks for the attributes of one entry after another, as ``ls -l`` and
-``find`` do, would wait for a request each time. So while names are asked for in the order of
-the listing, the HEADs of the next ones are requested too.
+S3 lists no metadata. A program that asks for the attributes of one entry after another, as ``ls
+-l`` and ``find`` do, would wait for a request each time. So while names are asked for in the order
+of the listing, the HEADs of the next ones are requested, too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sidecar.mounter.filesystem.names.remotes import Remote
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
 _PREFETCHED = 32
-"""HEADs of so many of the next entries are requested."""
+"""HEADs of this many next entries are requested."""
 _MAX_REMEMBERED = 4096
 
 
 class MetadataVersion(NamedTuple):
-    """What a store changes when an object's metadata change.
+    """What changes in a store when an object's metadata change.
 
     Not the version alone: an ETag of S3 stays when only metadata change.
     """
@@ -33,7 +33,7 @@ class MetadataVersion(NamedTuple):
 
     @classmethod
     def of(cls, info: ObjectInfo) -> MetadataVersion:
-        """That of a listed object, or of the answer to a HEAD."""
+        """The value for a listed object, or for the answer to a HEAD."""
         return cls(info.version, int(info.mtime_s))
 
 
@@ -41,8 +41,8 @@ class _HeadRequest(NamedTuple):
     """One HEAD that was requested.
 
     Attributes:
-        expected: the object that it is about; None: a directory's, of whatever version.
-        answer: None for an object that is not there.
+        expected: the object that it is about; None: a directory's, of any version.
+        answer: None if the object is not there.
     """
 
     expected: MetadataVersion | None
@@ -65,9 +65,9 @@ class MetadataPrefetch:
     def get(self, key: str, remote: Remote, *, wait: bool = True) -> ObjectInfo | None:
         """The object of a key, with its metadata.
 
-        None where there is none, or none of this version: whoever has the old version learns
-        that when the lifetime of its name ends. Raises what the store raises, and WouldBlock
-        where the answer is not here and the caller does not ``wait``.
+        None if there is none, or none of this version: a program with the old version learns that
+        when the lifetime of its name ends. Raises the store's errors, and WouldBlock if the answer
+        is not here and ``wait`` is False.
         """
         expected = _expected(remote)
         with self._lock:
@@ -85,7 +85,7 @@ class MetadataPrefetch:
         return self._request_head(key, expected)
 
     def prefetch_after(self, prefix: str, listing: Listing, name: str) -> None:
-        """``name`` of a directory is asked for. Prefetch the next ones if they are likely next.
+        """Prefetch the names after ``name``, if they are likely to be asked for next.
 
         Args:
             prefix: the directory's key.

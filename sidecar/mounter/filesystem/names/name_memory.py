@@ -1,14 +1,12 @@
 """The names of all listings of one mount, within a budget of memory.
 
 A listing is a row of chunks, of about a thousand names each. An open chunk is made of Python
-objects; when too many are open, those that were not used lately are packed, to a seventh of the
-memory. What packed chunks know of objects but their names is forgotten when the budget is exceeded
-all the same. Names are never forgotten: who reads a directory gets each of them once.
+objects. When too many are open, those that were not used lately are packed, to a seventh of the
+memory. If the budget is still exceeded, packed chunks forget what they know of objects except their
+names. Names are never forgotten: a reader of a directory gets each of them once.
 
-Listings of one directory that agree on a stretch of names share the packed chunk, so a chunk
-ends at a name that ends a chunk in every listing (:meth:`NameMemory.is_last`).
-
-Knows no store, and not which names a directory has.
+Listings of one directory that agree on a stretch of names share the packed chunk. So a chunk ends
+at a name that ends a chunk in every listing (:meth:`NameMemory.is_last`).
 """
 
 from __future__ import annotations
@@ -27,21 +25,21 @@ from sidecar.units import MIB
 
 BUDGET_BYTES: Final = 64 * MIB
 OPEN_NAME_BYTES: Final = 450
-"""What a name takes in an open chunk: itself, its key, its version, and their containers."""
+"""The memory of a name in an open chunk: itself, its key, its version, and their containers."""
 _OPEN_SHARE: Final = 6
 _SHORTEST: Final = 256
 _MEAN: Final = 1024
 _LONGEST: Final = 4096
 _OPENING_LOOKUPS: Final = 128
-"""To find so many names in a packed chunk takes longer than to open it."""
+"""Finding this many names in a packed chunk takes longer than opening it."""
 
 
 class OpenNames:
-    """The names of a chunk that is open.
+    """The names of an open chunk.
 
     Attributes:
         names: in the order of their places.
-        listed: what has each of them; None for one that is gone, and keeps its place.
+        listed: what has each of them; None for a name that is gone, and keeps its place.
     """
 
     __slots__ = ("_places", "listed", "names")
@@ -63,11 +61,11 @@ class _PackedNames:
     """A packed chunk, which other listings may share.
 
     Attributes:
-        keys: joined; compressed where the details are forgotten.
-        index: where each key is; None where they are not in their order, or compressed.
-        details: None where they are forgotten, or there are none.
-        chunks: how many have this content.
-        lookups: how many names were looked for since it was packed.
+        keys: joined; compressed if the details are forgotten.
+        index: where each key is; None if the keys are not in order, or compressed.
+        details: None if they are forgotten, or there are none.
+        chunks: how many chunks have this content.
+        lookups: how many names were looked up since it was packed.
     """
 
     __slots__ = ("chunks", "details", "digest", "index", "keys", "lookups")
@@ -82,7 +80,7 @@ class _PackedNames:
 
     @property
     def size_bytes(self) -> int:
-        """About the memory that it takes."""
+        """About how much memory it takes."""
         details_bytes = self.details.size_bytes if self.details is not None else 0
         index_bytes = len(self.index) * self.index.itemsize if self.index is not None else 0
         return len(self.keys) + index_bytes + details_bytes
@@ -94,14 +92,14 @@ class _PackedNames:
 
 
 class Chunk:
-    """A stretch of names of one listing. To be used through its :class:`NameMemory`.
+    """A stretch of names of one listing, used through its :class:`NameMemory`.
 
     Attributes:
-        count: how many names it has. They are added behind one another, and stay.
+        count: the number of its names. Names are only added at the end.
         prefix: the directory's key.
-        opened: while it is open.
-        packed: while it is packed, or has not changed since.
-        is_used: since it was last considered for packing.
+        opened: set while it is open.
+        packed: set while it is packed, or has not changed since.
+        is_used: whether it was used since it was last considered for packing.
     """
 
     __slots__ = ("count", "is_used", "opened", "packed", "prefix")
@@ -117,10 +115,10 @@ class Chunk:
 class NameMemory:
     """The chunks of one mount's listings. Safe to use from any thread.
 
-    Its lock is held for no call out of this module: it may be taken under any other.
+    Its lock is held for no call out of this module, so it may be taken under any other lock.
 
     Args:
-        budget_bytes: what names and what is known of them may take.
+        budget_bytes: memory for names and what is known of them.
     """
 
     def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
@@ -136,7 +134,7 @@ class NameMemory:
 
     @property
     def used_bytes(self) -> int:
-        """What the names take, about."""
+        """About how much memory the names take."""
         return self._packed_bytes + self._open_names * OPEN_NAME_BYTES
 
     # --- chunks -----------------------------------------------------------------------------
@@ -151,7 +149,7 @@ class NameMemory:
 
     @staticmethod
     def is_last(count: int, name: str) -> bool:
-        """Whether a chunk is to end with ``name``, the last of its ``count`` names."""
+        """Whether a chunk must end with ``name``, the last of its ``count`` names."""
         return count >= _SHORTEST and (not hash(name) % _MEAN or count >= _LONGEST)
 
     def names(self, chunk: Chunk) -> OpenNames:
@@ -165,7 +163,7 @@ class NameMemory:
         return opened
 
     def find(self, chunk: Chunk, name: str) -> tuple[Listed | None] | None:
-        """What has a name, in a tuple; None where the chunk does not have the name.
+        """What has a name, in a tuple; None if the chunk does not have the name.
 
         A few names of a packed chunk are found without opening it.
         """
@@ -179,7 +177,7 @@ class NameMemory:
         return (listed[name],) if name in listed else None
 
     def add(self, chunk: Chunk, listed: Mapping[str, Listed | None]) -> None:
-        """More names of a chunk that does not have them."""
+        """Add names that the chunk does not have."""
         with self._lock:
             opened = self._opened(chunk)
             self._unshare(chunk)
@@ -191,7 +189,7 @@ class NameMemory:
             self._make_room(chunk)
 
     def set(self, chunk: Chunk, name: str, listed: Listed | None) -> None:
-        """Something else has a name of a chunk now; None: nothing."""
+        """Change what has a name of a chunk; None: nothing."""
         with self._lock:
             self._opened(chunk).listed[name] = listed
             self._unshare(chunk)
@@ -200,9 +198,9 @@ class NameMemory:
     def rename(
         self, chunk: Chunk, prefix: str, copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]]
     ) -> int:
-        """The directory has the key ``prefix`` now, and its objects are copies.
+        """Note that the directory has the key ``prefix`` now, and its objects are copies.
 
-        Returns how many names of the chunk something has then.
+        Returns how many names of the chunk are still taken.
 
         Args:
             copied: old key to (the version that was copied, the copy).
@@ -231,18 +229,18 @@ class NameMemory:
             return packed_names.pack_keys(packed_names.keys_of(listed, len(chunk.prefix)))
 
     def release(self, chunks: list[Chunk]) -> None:
-        """Nobody uses these chunks any more. Takes no lock: finalizers may call it."""
+        """Note that nobody uses these chunks any more. Takes no lock: finalizers may call it."""
         self._released.append(chunks)
 
     # --- the budget -------------------------------------------------------------------------
 
     def tidy(self) -> None:
-        """Free what was released."""
+        """Free released chunks."""
         with self._lock:
             self._release()
 
     def shrink(self, target_bytes: int) -> None:
-        """Take no more than ``target_bytes`` if that can be had without losing a name."""
+        """Take no more than ``target_bytes`` if that is possible without losing a name."""
         with self._lock:
             self._release()
             while self._open and self.used_bytes > target_bytes:
@@ -324,7 +322,7 @@ class NameMemory:
         return packed
 
     def _unshare(self, chunk: Chunk) -> None:
-        """What is packed of a chunk is out of date."""
+        """Drop the packed form of a chunk, which is out of date."""
         packed, chunk.packed = chunk.packed, None
         if packed is not None:
             packed.chunks -= 1

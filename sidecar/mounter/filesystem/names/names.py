@@ -1,7 +1,4 @@
-"""The names that a path may have, and what names say of keys (SEMANTICS.md, Names).
-
-Pure functions: nothing here knows the store or an inode.
-"""
+"""Valid names of a path, and what names say of keys (SEMANTICS.md, Names). Pure functions."""
 
 from __future__ import annotations
 
@@ -9,15 +6,15 @@ from sidecar.errors import NameInvalid, NameTooLong, NotPermitted
 
 NAME_MAX_BYTES = 255
 LINK_SUFFIX = ".rclonelink"
-"""How the key of a symbolic link ends; the object's content is the target.
+"""The end of a symbolic link's key. The object's content is the target.
 
 rclone's convention (``--links``, https://rclone.org/local/#symlinks-junction-points). It needs no
 metadata, so a listing alone tells links from files on every store.
 """
 TARGET_MAX_BYTES = 4095
-"""PATH_MAX of linux/limits.h without the NUL: no longer target can be followed."""
+"""PATH_MAX of linux/limits.h without the NUL. A longer target cannot be followed."""
 PROBE_PREFIX = ".mount-sidecar-probe-"
-"""How the names of probes begin: objects that a sidecar writes to learn whether it may (N9)."""
+"""The beginning of the names of probes, which a sidecar writes to find out whether it may (N9)."""
 
 
 def is_probe_key(key: str) -> bool:

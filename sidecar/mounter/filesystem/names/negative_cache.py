@@ -1,7 +1,4 @@
-"""Names that the store said do not exist, and until when that answer counts.
-
-Knows neither inodes nor the store.
-"""
+"""Names that the store said do not exist, and until when that answer is valid."""
 
 from __future__ import annotations
 
@@ -31,23 +28,23 @@ class NegativeCache:
         return max(0.0, self._until_s.get(name, 0.0) - time.monotonic())
 
     def add(self, name: str, until_s: float) -> None:
-        """``name`` does not exist, which counts until ``until_s`` (monotonic)."""
+        """Note that ``name`` does not exist, until ``until_s`` (monotonic)."""
         if len(self._until_s) >= _MAX_NAMES:
             self._until_s.clear()
         self._until_s[name] = until_s
 
     def discard(self, name: str) -> None:
-        """``name`` may exist again."""
+        """Note that ``name`` may exist again."""
         self._until_s.pop(name, None)
 
     def clear(self) -> None:
-        """Every name may exist again."""
+        """Note that every name may exist again."""
         self._until_s.clear()
 
     def drop_expired(self, now_s: float) -> None:
-        """Forget the answers that no longer count at ``now_s`` (monotonic)."""
-        # Other threads add and discard meanwhile. A dict that is copied to be replaced would
-        # bring a name back that one of them has just made.
+        """Forget the answers that are not valid any more at ``now_s`` (monotonic)."""
+        # Other threads add and discard meanwhile. Replacing the dict by a filtered copy would
+        # bring back a name that one of them has just made.
         for name, until_s in list(self._until_s.items()):
             if until_s <= now_s:
                 self._until_s.pop(name, None)

@@ -1,13 +1,11 @@
 """What this mount changed in the store lately, which a listing may not show yet.
 
-A LIST that was requested before a change ended may or may not show it. And some stores list from
-an index that lags behind their objects (MinIO's gateway, by a second under load). So a change wins
-over listings for a bounded time. Where one that was requested after the change says otherwise,
-somebody else may have changed the name since. Then the object itself is asked for: no store that
-we know is late with that. That a listing agrees says nothing of the next one: it may be of before
-a name was made that is removed by now.
-
-Knows neither inodes nor handles.
+A LIST that was requested before a change ended may or may not show the change. And some stores list
+from an index that lags behind their objects (MinIO's gateway, by a second under load). So a change
+wins over listings for a bounded time. If a listing that was requested after the change contradicts
+it, somebody else may have changed the name since. Then the object itself is asked for, since no
+store that we know is late with that. A listing that agrees says nothing about the next one, which
+may be from before a name was made that is removed by now.
 """
 
 from __future__ import annotations
@@ -34,11 +32,11 @@ from sidecar.mounter.filesystem.names.remotes import (
 from sidecar.mounter.store.interface import ObjectInfo, Store
 
 REMEMBERED_S: Final = 120.0
-"""No LIST takes longer that may have missed a change, and no index that we know lags longer."""
+"""No LIST that may have missed a change takes longer, and no index that we know lags longer."""
 _MOST_REMEMBERED: Final = 20_000
 _MOST_INSIDE: Final = 4
 _MOST_ASKED: Final = 64
-"""Objects that are asked for because one page contradicts them: the others are as those are."""
+"""How many objects are asked for if one page contradicts them. The others are taken to be alike."""
 
 
 class OwnChange(NamedTuple):
@@ -46,7 +44,7 @@ class OwnChange(NamedTuple):
 
     Attributes:
         ended_s: when the store had made it (monotonic).
-        remote: what has the name since; None: nothing.
+        remote: what has had the name since; None: nothing.
     """
 
     ended_s: float
@@ -74,7 +72,7 @@ class OwnChanges:
         self._count = 0
 
     def add(self, directory_key: str, name: str, remote: Remote | None) -> None:
-        """The store now has ``remote`` under a name; None: the name is gone."""
+        """Note that the store now has ``remote`` under a name; None: the name is gone."""
         with self._lock:
             self._add(directory_key, name, OwnChange(time.monotonic(), remote))
             self._make_room()
@@ -82,7 +80,7 @@ class OwnChanges:
     def rename(
         self, old: str, new: str, copied: Mapping[str, tuple[ObjectInfo, ObjectInfo]]
     ) -> None:
-        """A directory has the key ``new`` instead of ``old``, and its objects are copies.
+        """Note that a directory has the key ``new`` instead of ``old``, and copied objects.
 
         Args:
             copied: old key to (the version that was copied, the copy).
@@ -91,7 +89,7 @@ class OwnChanges:
             for key in [key for key in self._changes if key.startswith(old)]:
                 self._count -= len(self._changes.pop(key))
             now_s = time.monotonic()
-            # The last ones: those before were copied a while ago.
+            # Only the last ones: the others were copied a while ago.
             for info, copy in list(copied.values())[-_MOST_REMEMBERED // 4 :]:
                 for root, key, remote in ((old, info.key, None), (new, copy.key, copy)):
                     self._add_below(root, key, remote, now_s)
@@ -103,14 +101,14 @@ class OwnChanges:
             return list(self._changes.get(directory_key, ()))
 
     def is_removed(self, directory_key: str, name: str) -> bool:
-        """Whether this mount made nothing of a name."""
+        """Whether this mount removed a name."""
         change = self._changes.get(directory_key, {}).get(name)
         return change is not None and change.remote is None
 
     def below(self, prefix: str) -> dict[str, ObjectInfo | None]:
-        """The objects at and below a prefix that were made, by key; None: it was removed.
+        """The objects made at and below a prefix, by key; None: the object was removed.
 
-        What was made of a directory is an object of which nothing is known but its key.
+        For a directory, the object has nothing but its key.
         """
         found: dict[str, ObjectInfo | None] = {}
         with self._lock:
@@ -137,11 +135,11 @@ class OwnChanges:
     def reconcile(
         self, directory_key: str, listed: Mapping[str, Listed | None], requested_s: float
     ) -> dict[str, Remote | None]:
-        """What is right where a listing is not, or may not be, by name.
+        """The corrected entries, by name, for names about which a listing is or may be wrong.
 
         Args:
-            listed: what it says of changed names; it may say nothing of others.
-            requested_s: when it was requested (monotonic).
+            listed: the listing's entries for changed names; some may be missing.
+            requested_s: when the listing was requested (monotonic).
         """
         with self._lock:
             changes = dict(self._changes.get(directory_key, {}))
@@ -161,7 +159,7 @@ class OwnChanges:
     def _settle(
         self, directory_key: str, doubts: Sequence[_Contradiction]
     ) -> dict[str, Remote | None]:
-        """Who is right: the change, or the listing, which the result leaves out then.
+        """Decide between changes and listing; names for which the listing is right are left out.
 
         Args:
             doubts: the latest changes first. A listing that has those has the others.
@@ -183,7 +181,7 @@ class OwnChanges:
         return right
 
     def _ask(self, directory_key: str, doubt: _Contradiction) -> Listed | None:
-        """What has a name. Where the store does not say, what this mount made of it."""
+        """What has a name. If the store does not say, what this mount made of it."""
         name, change, listed = doubt
         made = change.remote
         key = directory_key + to_relative_key(
@@ -195,7 +193,7 @@ class OwnChanges:
                 return REMOTE_DIRECTORY if any(map(self._head, _keys(below))) else None
             found: Listed | None = self._head(key)
             if isinstance(made, RemoteDirectory):
-                # Perhaps it has no object of its own, but others.
+                # Maybe it has no object of its own, but others below.
                 inside = itertools.islice(filter(None, self.below(key).values()), _MOST_INSIDE)
                 is_there = found is not None or any(map(self._head, _keys(inside)))
                 return REMOTE_DIRECTORY if is_there else listed
@@ -210,9 +208,9 @@ class OwnChanges:
             return None
 
     def _at_once(self, calls: Sequence[Callable[[], Listed | None]]) -> list[Listed | None]:
-        """What the calls return. This thread makes those that no other one has begun."""
+        """The results of the calls. This thread makes those that no other thread has begun."""
         running: list[Future[Listed | None]] = []
-        with contextlib.suppress(RuntimeError):  # a limit of processes
+        with contextlib.suppress(RuntimeError):  # no thread can be started
             running.extend(self._threads.submit(call) for call in calls)
         results = [
             call() if future.cancel() else future.result()
@@ -228,7 +226,7 @@ class OwnChanges:
         changes[name] = change
 
     def _add_below(self, root: str, key: str, remote: Remote | None, now_s: float) -> None:
-        """The object of a key was made or removed, and with it the directories below ``root``."""
+        """Note an object that was made or removed, with the directories below ``root``."""
         while key != root:
             above, _, name = key.removesuffix("/").rpartition("/")
             directory_key = f"{above}/"
@@ -243,11 +241,11 @@ class OwnChanges:
             key = directory_key
 
     def _learn(self, directory_key: str, doubt: _Contradiction, remote: Listed | None) -> None:
-        """Something else has a name since this mount changed it."""
+        """Note that something else has got a name since this mount changed it."""
         with self._lock:
             changes = self._changes.get(directory_key, {})
             if changes.get(doubt.name) is not doubt.change:
-                return  # it was changed once more
+                return  # this mount changed it once more
             if isinstance(remote, ForgottenObject):
                 del changes[doubt.name]
                 self._count -= 1
@@ -272,7 +270,7 @@ class OwnChanges:
 
 
 def _is_same(remote: Remote | None, listed: Listed | None) -> bool:
-    """Whether a listing says of a name what is known of it."""
+    """Whether a listing's entry for a name agrees with what is known of it."""
     if isinstance(remote, ObjectInfo):
         if isinstance(listed, ObjectInfo):
             return (remote.key, remote.version) == (listed.key, listed.version)

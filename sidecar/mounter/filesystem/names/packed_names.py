@@ -1,7 +1,7 @@
 """Names of a listing, and what is known of them, as a few byte strings. Pure functions and values.
 
-A million Python objects for a million names would take 450 bytes each, and leave holes behind
-when they go. Here a name takes itself and some 32 bytes, and is found without unpacking all.
+As Python objects, a million names would take 450 bytes each, and leave holes behind when they go.
+Here a name takes its own length and some 32 bytes, and is found without unpacking all.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _make_info = functools.partial(tuple.__new__, ObjectInfo)  # half the time of it
 
 
 class PackedDetails(NamedTuple):
-    """What is known of objects besides their keys, a row for each name.
+    """What is known of objects beside their keys, a row for each name.
 
     Attributes:
         sizes: integers, of 32 bits if they suffice.
-        times: whole seconds of 32 bits if they suffice, else floats; not a number where nothing
-            is known, or there is no object.
-        versions: 16 bytes for each where all are 32 hexadecimal digits, else UTF-8.
+        times: whole seconds of 32 bits if they suffice, else floats; not a number if nothing is
+            known, or there is no object.
+        versions: 16 bytes for each if all are 32 hexadecimal digits, else UTF-8.
         ends: where each version ends; None for hexadecimal ones.
-        metadata, properties: marshalled; None where none were asked for.
+        metadata, properties: marshalled; None if none were asked for.
     """
 
     sizes: array[int]
@@ -52,7 +52,7 @@ class PackedDetails(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """About the memory that it takes."""
+        """About how much memory it takes."""
         columns = [self.sizes, self.times, self.ends] if self.ends else [self.sizes, self.times]
         row_bytes = sum(column.itemsize for column in columns)
         row_bytes += 8 * sum(column is not None for column in (self.metadata, self.properties))
@@ -60,7 +60,7 @@ class PackedDetails(NamedTuple):
 
 
 def join_keys(keys: Iterable[str]) -> bytes:
-    """Relative keys, each between two NUL characters, which no key has."""
+    """Relative keys, each between two NUL characters, which no key contains."""
     joined = "\0".join(keys)
     return f"\0{joined}\0".encode("utf-8", "surrogatepass")
 
@@ -71,7 +71,7 @@ def split_keys(joined: bytes) -> list[str]:
 
 
 def pack_keys(keys: Iterable[str]) -> bytes:
-    """Relative keys, at least one, in as little space as they take."""
+    """Relative keys, at least one, in as little space as possible."""
     return compress(join_keys(keys))
 
 
@@ -81,17 +81,17 @@ def unpack_keys(packed: bytes) -> list[str]:
 
 
 def compress(joined: bytes) -> bytes:
-    """Joined keys in less space, if it is worth the time."""
+    """Joined keys in less space, if that is worth the time."""
     return zlib.compress(joined, _FAST) if len(joined) >= _SMALL_BYTES else joined
 
 
 def decompress(keys: bytes) -> bytes:
     """Joined keys, whether compressed or not. Raises zlib.error for anything else."""
-    return keys if keys.startswith(b"\0") else zlib.decompress(keys)  # no stream begins so
+    return keys if keys.startswith(b"\0") else zlib.decompress(keys)  # no zlib stream begins so
 
 
 def check_keys(packed: bytes) -> None:
-    """Raises ValueError unless they are keys that :func:`unpack_keys` can take."""
+    """Raise ValueError unless :func:`unpack_keys` can take the bytes."""
     joined = packed
     if not packed.startswith(b"\0"):
         stream = zlib.decompressobj()
@@ -113,12 +113,12 @@ def keys_of(listed: Mapping[str, Listed | None], skip: int) -> list[str]:
     """The relative keys of names. ``skip``: length of their directory's key."""
     return [
         known.key[skip:] if type(known) is ObjectInfo else to_relative_key(name, known, skip)
-        for name, known in listed.items()  # type(): this is done for every name
+        for name, known in listed.items()  # type(), since this runs for every name
     ]
 
 
 def pack_details(listed: Mapping[str, Listed | None]) -> PackedDetails | None:
-    """What is known of the objects; None for nothing, or what does not fit."""
+    """What is known of the objects; None if nothing is, or it does not fit."""
     infos = [known if type(known) is ObjectInfo else None for known in listed.values()]
     known = [info for info in infos if info is not None]
     if not known:
@@ -129,7 +129,7 @@ def pack_details(listed: Mapping[str, Listed | None]) -> PackedDetails | None:
     _, sizes, times, versions, metadata, properties = zip(*known, strict=True)
     try:
         size_column = _integers(sizes)
-    except OverflowError:  # a store's nonsense; who needs it asks again
+    except OverflowError:  # a store's nonsense value; it is asked for again if needed
         return None
     ends: array[int] | None = None
     joined = "".join(versions)
@@ -174,7 +174,7 @@ def _pack(mappings: Sequence[Mapping[str, str] | None]) -> tuple[bytes, ...] | N
 
 
 def _unpack(row: bytes) -> dict[str, str] | None:
-    items = marshal.loads(row)  # noqa: S302 - our own, of this process
+    items = marshal.loads(row)  # noqa: S302 - made by this process
     return None if items is None else dict(items)
 
 
@@ -193,7 +193,7 @@ def unpack(joined: bytes, details: PackedDetails | None, prefix: str) -> dict[st
     """Names, in their order, and what is known of each.
 
     Args:
-        joined: their relative keys, of :func:`join_keys`.
+        joined: their relative keys, from :func:`join_keys`.
         prefix: the directory's key.
     """
     keys = split_keys(joined)
@@ -235,10 +235,10 @@ def index(joined: bytes) -> array[int] | None:
 def find(
     joined: bytes, ends: array[int], details: PackedDetails | None, prefix: str, name: str
 ) -> tuple[Listed | None] | None:
-    """What is known of one name, in a tuple; None where it is none of these names.
+    """What is known of one name, in a tuple; None if it is none of these names.
 
     Args:
-        joined: the relative keys, of :func:`join_keys`.
+        joined: the relative keys, from :func:`join_keys`.
         ends: their :func:`index`.
         prefix: the directory's key.
     """

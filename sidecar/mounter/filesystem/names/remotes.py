@@ -1,7 +1,4 @@
-"""What a listing says that the store has under a name, and the keys that say it.
-
-Values only. Which of them is right does not belong here.
-"""
+"""A listing's statements about what the store has under a name, and their keys. Values only."""
 
 from __future__ import annotations
 
@@ -10,13 +7,13 @@ from sidecar.mounter.store.interface import ObjectInfo
 
 
 class RemoteDirectory:
-    """What a listing says of a directory: that there are keys below it, and no more."""
+    """A listing's statement about a directory: there are keys below it."""
 
     __slots__ = ()
 
 
 class ForgottenObject:
-    """What is left of a listed object where memory was short: that there is one."""
+    """The rest of a listed object when memory was short: it exists."""
 
     __slots__ = ("is_link",)
 
@@ -34,17 +31,17 @@ Remote = ObjectInfo | RemoteDirectory
 ``Remote | None`` is an answer about one name; None: nothing has this name.
 """
 Listed = Remote | ForgottenObject
-"""What a listing still knows of a name that it has."""
+"""What a listing still knows about one of its names."""
 
 _VACANT = "//"
-"""How the relative key of a name ends that nothing has any more, as no key of the store does."""
+"""The end of the relative key of a name that nothing has any more. No key of a store ends so."""
 
 
 def to_relative_key(name: str, listed: Listed | None, skip: int) -> str:
-    """The key below its directory that gives a name, and says what has it.
+    """The key below its directory that gives a name and says what has it.
 
     Args:
-        listed: None where nothing has the name any more.
+        listed: None if nothing has the name any more.
         skip: length of the directory's key.
     """
     if isinstance(listed, ObjectInfo):
