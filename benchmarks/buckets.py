@@ -24,11 +24,12 @@ from minio.time import utcnow
 
 from benchmarks.failure import BenchFailure
 from benchmarks.networks import StoreName
+from sidecar.units import MIB
 
 BUCKET = "bench"
 PREFIX = "data/"
 REGION = "us-east-1"
-PART_BYTES = 8 * 1024 * 1024
+PART_BYTES = 8 * MIB
 
 Vendor = Literal["Rclone", "Minio", "Other"]
 

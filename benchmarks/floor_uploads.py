@@ -23,8 +23,9 @@ from benchmarks import crew, programs
 from benchmarks.buckets import Endpoint
 from benchmarks.crew import Outcome
 from benchmarks.failure import BenchFailure
+from sidecar.units import MIB
 
-PART_BYTES = 8 * 1024 * 1024
+PART_BYTES = 8 * MIB
 
 
 class Put(NamedTuple):

@@ -23,9 +23,10 @@ from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
 
 from benchmarks.processes import Child
+from sidecar.units import MIB
 
 _HOST = "127.0.0.1"
-_PIPE_BYTES = 1024 * 1024
+_PIPE_BYTES = MIB
 _REQUEST_BYTES = 256 * 1024
 _START_TIMEOUT_S = 30.0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks import crew, programs
 from benchmarks.crew import Outcome
+from sidecar.units import MIB
 
 _THREADS_PER_PROCESS = 4
 _MOST_OVER_S = 120.0
@@ -67,7 +68,7 @@ def _block_reader(path: str, block_bytes: int) -> Callable[[int], int]:
 def file_reader(folder: str) -> Callable[[str], int]:
     """A function that reads one file of a folder, as cat(1) does, and returns its size in bytes."""
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    buffers = [bytearray(1024 * 1024)]
+    buffers = [bytearray(MIB)]
 
     def read(name: str) -> int:
         descriptor = os.open(name, os.O_RDONLY, dir_fd=directory)

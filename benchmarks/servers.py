@@ -23,6 +23,7 @@ from benchmarks.failure import BenchFailure
 from benchmarks.networks import PLAIN, Network
 from benchmarks.processes import Child, find_program, first_line
 from benchmarks.sendfile_server import COUNTS
+from sidecar.units import MIB
 from tests.support.servers import (
     AzureServer,
     GcsServer,
@@ -47,7 +48,7 @@ KEEP = "keep"
 """An object in it, which makes the folder exist."""
 
 _ADDRESS = re.compile(r"\[https?://(127\.0\.0\.1:\d+)/\]")
-_READ_BYTES = 16 * 1024 * 1024
+_READ_BYTES = 16 * MIB
 _UPLOADS = 4
 _MOST_FILES = 2_000
 

@@ -15,6 +15,7 @@ from benchmarks.measure import CPU, FILES, FIRST_READS, FLOOR, PEAK_PSS, READS, 
 from benchmarks.peers import OUR_DISK_CACHE, OUR_MOUNTS
 from benchmarks.ratios import Row, measured, ratio
 from sidecar.mounter.system.resource_limits import MOST_MEMORY_BYTES
+from sidecar.units import MIB
 
 BEST_PEER = "best peer"
 PEERS = ("mountpoint-s3", "geesefs", "gcsfuse", "s3fs-fuse", "rclone mount", "fsspec.fuse")
@@ -175,7 +176,7 @@ def judge(rows: Sequence[Row], workloads: Sequence[str]) -> list[dict[str, Any]]
     ``reached`` (median, min and max of the ratio or the value) and ``passed``; the last two
     are None if a side of the comparison was not measured.
     """
-    usual_mib = BASE_MIB + MOST_MEMORY_BYTES / (1024 * 1024)
+    usual_mib = BASE_MIB + MOST_MEMORY_BYTES / MIB
     memory = tuple(
         Target(name, PEAK_PSS, "at most", _LEAST_MIB.get(name, usual_mib), ours=_ours(name))
         for name in workloads

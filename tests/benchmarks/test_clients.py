@@ -16,6 +16,7 @@ from benchmarks import crew, epochs, latency, readers
 from benchmarks.datasets import require_equal
 from benchmarks.failure import BenchFailure
 from benchmarks.processes import Child
+from sidecar.units import MIB
 
 
 @pytest.mark.parametrize("change", ["size", "start", "end"])
@@ -146,7 +147,7 @@ def test_cpu_time_includes_living_and_reaped_descendants(tmp_path: Path) -> None
 
 
 def test_memory_includes_descendants_and_counts_shared_pages_once(tmp_path: Path) -> None:
-    held = 64 * 1024 * 1024
+    held = 64 * MIB
     script = (
         f"import os, time\nb = b'x' * {held}\n"
         "if os.fork():\n    print('ready', flush=True)\ntime.sleep(600)\n"

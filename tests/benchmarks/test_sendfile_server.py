@@ -22,9 +22,10 @@ from minio import Minio
 from benchmarks.far_store import Accidents, Behaviour, Delays
 from benchmarks.memory_objects import BLOCK
 from benchmarks.sendfile_server import COUNTS
+from sidecar.units import MIB
 from tests.support.waiting import wait_until
 
-PART_BYTES = 5 * 1024 * 1024
+PART_BYTES = 5 * MIB
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def counts(port: int, method: str = "GET") -> dict[str, Any]:
 
 
 def test_what_is_uploaded_in_parts_is_read_back_and_counted() -> None:
-    data = bytes(range(251)) * (12 * 1024 * 1024 // 251)
+    data = bytes(range(251)) * (12 * MIB // 251)
     with serving("--mb-per-s", "200") as port:
         store = client(port)
         store.put_object(

@@ -12,9 +12,10 @@ import pytest
 from benchmarks import spool_disk
 from benchmarks.failure import BenchFailure
 from benchmarks.spool_disk import FREE_DISK, NODE_DISK
+from sidecar.units import MIB
 from tests.benchmarks.test_runs import LOOP
 
-SIZE_BYTES = 256 * 1024 * 1024
+SIZE_BYTES = 256 * MIB
 THROTTLE = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
 
 pytestmark = pytest.mark.skipif(

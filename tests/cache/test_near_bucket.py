@@ -26,10 +26,10 @@ from sidecar.mounter.cache import near_block, near_bucket
 from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES, BlockName
 from sidecar.mounter.cache.near_bucket import NearBucket
 from sidecar.mounter.store.interface import Content, ObjectInfo
+from sidecar.units import KIB, MIB
 from tests.support.memory_store import Hook, MemoryStore, before, raising
 from tests.support.waiting import wait_until
 
-KIB, MIB = 1024, 1024 * 1024
 SIZE = 9 * MIB + 12_345
 CONTENT = random.Random(3).randbytes(SIZE)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES
-from tests.reading.buckets import MIB, fill, make_bucket
+from sidecar.units import MIB
+from tests.reading.buckets import fill, make_bucket
 from tests.support.clouds import S3Cloud
 from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server

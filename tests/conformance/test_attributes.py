@@ -8,6 +8,7 @@ import stat
 import time
 from pathlib import Path
 
+from sidecar.units import MIB
 from tests.conformance import syscalls
 from tests.conformance.programs import NOBODY, fails_with, opened, write
 
@@ -207,7 +208,7 @@ def test_a_change_of_mode_moves_the_change_time_only(directory: Path) -> None:
 def test_statvfs_is_plausible(directory: Path) -> None:
     found = os.statvfs(directory)
     assert found.f_frsize > 0
-    assert found.f_blocks * found.f_frsize > 1024 * 1024
+    assert found.f_blocks * found.f_frsize > MIB
     assert 0 < found.f_bavail <= found.f_bfree <= found.f_blocks
     assert 0 < found.f_ffree <= found.f_files
     assert found.f_namemax == 255

@@ -25,6 +25,7 @@ from sidecar.mounter.filesystem.names.remotes import (
     Listed,
 )
 from sidecar.mounter.store.interface import ObjectInfo
+from sidecar.units import MIB
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore, bare_store
 
@@ -150,7 +151,7 @@ def test_a_small_budget_changes_no_answer(seed: int) -> None:
 
 def test_listings_of_one_directory_share_what_is_the_same() -> None:
     """Twelve readers who began at different times, of a directory that hardly changes."""
-    store, memory = filled(20_000, 1), NameMemory(1024 * 1024)
+    store, memory = filled(20_000, 1), NameMemory(MIB)
     listings = []
     for number in range(12):
         store.put(f"a-{number:03}-new", b"")  # shifts every place

@@ -26,20 +26,21 @@ from sidecar.mounter.fuse.server import Server
 from sidecar.mounter.reading.buffers import BufferPool
 from sidecar.mounter.reading.fetcher import Fetcher
 from sidecar.mounter.store.interface import Limits
+from sidecar.units import GIB, MIB
 from tests.support.memory_store import MemoryStore, before
 from tests.support.serve import build
 
 ROOT = 1
 PATIENCE_S = 60.0
 """A test fails if an answer takes longer; far above any delay of a loaded machine."""
-MEMORY_BYTES = 2 * 1024**3
+MEMORY_BYTES = 2 * GIB
 """Limit of the server's memory; beyond it, it exits with os.EX_OSERR."""
 OPEN_FILES = 512
-FILE_BYTES = 64 * 1024**2
+FILE_BYTES = 64 * MIB
 """Limit of a spool file: a size from a mutated SETATTR must not fill the disk."""
 LARGE_BYTES = 100_000
 _MOST_OBJECTS = 100
-_LONGEST_FRAME = 2 * 1024**2
+_LONGEST_FRAME = 2 * MIB
 _NOTIFICATION = bytes(8)
 """``unique`` of a notification is 0 (fs/fuse/dev.c, fuse_dev_do_write)."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.mounter.system.status import METRICS_DIRECTORY
+from sidecar.units import MIB
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid, while_dead
 from tests.support.mounted import mounts_at
@@ -33,7 +34,7 @@ def journal_path(sidecar: Sidecar) -> Path:
 def test_a_useless_journal_ends_in_a_new_mount(
     bucket: Bucket, start: Start, mountpoint: Path, damage: str
 ) -> None:
-    content = os.urandom(4 * 1024 * 1024)
+    content = os.urandom(4 * MIB)
     bucket.put("file", content)
     sidecar = start(read_only=True)
     path = journal_path(sidecar)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.units import MIB
 from tests.healing.conftest import VOLUME, Bucket, Start
 from tests.mount.buckets import Refusing, bucket_sidecar, make_cloud
 from tests.support.cgroups import new_cgroup
@@ -21,7 +22,7 @@ from tests.support.killer import serving_pid
 from tests.support.sidecar import Sidecar
 from tests.support.waiting import wait_until
 
-CONTENT = os.urandom(3 * 1024 * 1024)
+CONTENT = os.urandom(3 * MIB)
 LONGER_THAN_A_HANG_S = 14.0
 DEADLOCKS = """
 # On a signal the main thread takes a lock that the others need, and never gives it back.

@@ -13,6 +13,7 @@ import pytest
 
 from sidecar.contract.options import Options
 from sidecar.mounter.system import mounts
+from sidecar.units import MIB
 from tests.healing.conftest import VOLUME, Bucket, Start, held_open
 from tests.support.killer import serving_pid
 from tests.support.mounted import mounts_at
@@ -36,7 +37,7 @@ def write_error(directory: Path) -> int | None:
 def test_a_new_mount_takes_the_place_of_a_dead_one(
     bucket: Bucket, start: Start, mountpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = os.urandom(4 * 1024 * 1024)
+    content = os.urandom(4 * MIB)
     bucket.put("file", content)
     sidecar = start(options=REMOUNT, read_only=True)
     pid = serving_pid(sidecar, VOLUME)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.contract.options import Options
+from sidecar.units import MIB
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar, bucket_volume
 
@@ -19,8 +20,8 @@ LIFETIME_S = 0.3
 
 def read_all_of(descriptor: int, size: int, byte: int) -> None:
     """Read a file that must consist of one repeated byte."""
-    for offset in range(0, size, 1024 * 1024):
-        assert set(os.pread(descriptor, 1024 * 1024, offset)) == {byte}
+    for offset in range(0, size, MIB):
+        assert set(os.pread(descriptor, MIB, offset)) == {byte}
 
 
 def test_a_handle_never_mixes_versions_and_a_new_open_sees_the_new_one(
@@ -29,7 +30,7 @@ def test_a_handle_never_mixes_versions_and_a_new_open_sees_the_new_one(
     bucket = "remote-changes"
     s3_server.create_bucket(bucket)
     client = s3_server.client()
-    size = 24 * 1024 * 1024
+    size = 24 * MIB
     old, new = b"o" * size, b"n" * (size // 2)
     client.put_object(bucket, "file", io.BytesIO(old), len(old))
     mount = tmp_path / "m"

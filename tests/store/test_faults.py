@@ -20,6 +20,7 @@ from sidecar.mounter.store.http import timeouts
 from sidecar.mounter.store.interface import Condition, Store
 from sidecar.mounter.store.s3 import store as s3_module
 from sidecar.mounter.store.s3.credentials import S3Credentials
+from sidecar.units import MIB
 from tests.store.raw import FixedCredentials
 from tests.support.clouds import Cloud, CountingObserver, RcloneCloud, S3Cloud
 from tests.support.faults import FaultProxy
@@ -312,10 +313,9 @@ def s3_store(s3_cloud: Cloud, tmp_path: Path) -> Iterator[Store]:
 def test_a_large_copy_goes_in_parts(
     s3_cloud: Cloud, s3_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mib = 1024 * 1024
-    monkeypatch.setattr(s3_module, "MAX_COPY_BYTES", 8 * mib)
-    monkeypatch.setattr(s3_module, "COPY_PART_BYTES", 5 * mib)
-    content = bytes(range(256)) * (12 * mib // 256)
+    monkeypatch.setattr(s3_module, "MAX_COPY_BYTES", 8 * MIB)
+    monkeypatch.setattr(s3_module, "COPY_PART_BYTES", 5 * MIB)
+    content = bytes(range(256)) * (12 * MIB // 256)
     s3_store.put("source", content, {"mode": "640"})
     made = s3_store.copy("source", "target")
     assert s3_cloud.read("target") == content

@@ -28,6 +28,7 @@ from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import Page
 from sidecar.mounter.store.list_reader import ListReader
 from sidecar.mounter.store.request_builder import BAD_ANSWER, ListQuery
+from sidecar.units import MIB
 from tests.store.mutations import MOST_BYTES, Mutator
 from tests.store.raw import CLOUDS, Entry, content, open_at, page, response
 from tests.support.clouds import CountingObserver
@@ -35,7 +36,7 @@ from tests.support.clouds import CountingObserver
 SHORT_INPUTS = 5_000
 SOAK_INPUTS = 1_000_000
 SETTLED_AFTER = 2_000
-GROWTH_BYTES = 24 * 1024 * 1024
+GROWTH_BYTES = 24 * MIB
 """What a process may gain over all inputs, and for any one of them."""
 LENGTHS = [
     pytest.param(SHORT_INPUTS, id="short"),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from sidecar.units import GIB
 from tests.support.servers import (
     HOST,
     READY_TIMEOUT_S,
@@ -28,7 +29,7 @@ from tests.support.servers import (
 )
 
 ROOT = REPOSITORY / ".tools" / "ceph"
-DISK_BYTES = 64 * 1024**3
+DISK_BYTES = 64 * GIB
 """Size of the OSD's sparse file; only written bytes use disk space."""
 DIFFERENCES = {
     "tests/store/test_provisional.py::test_a_server_that_names_a_version_once_is_asked_once": (

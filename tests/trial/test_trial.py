@@ -18,6 +18,7 @@ from sidecar.contract.spec import Kind, StoreSource
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.errors import EXIT_MOUNT, EXIT_NOT_SAVED, EXIT_OK, EXIT_USAGE
 from sidecar.mounter.system import mounts
+from sidecar.units import MIB
 from tests.mount.buckets import make_cloud
 from tests.support.clouds import Cloud, S3Cloud
 from tests.support.servers import AzureServer, GcsServer, MinioServer
@@ -321,7 +322,7 @@ def test_the_entry_that_it_explains_declares_the_same(read_only: bool, tmp_path:
     [volume] = getattr(parse_catalogue(text, "explained"), kind)
     assert (volume.name, volume.read_only) == ("name", read_only)
     assert volume.options == {
-        "partBytes": 9 * 1024 * 1024,
+        "partBytes": 9 * MIB,
         "profile": "serving",
         "warmRead": ("index", "train/**"),
     }

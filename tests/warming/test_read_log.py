@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from sidecar.mounter.reading import read_log
 from sidecar.mounter.reading.read_log import ReadLog, Run, parse
-
-KIB, MIB = 1024, 1024 * 1024
+from sidecar.units import KIB, MIB
 
 
 def noted(log: ReadLog) -> list[Run]:

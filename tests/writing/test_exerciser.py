@@ -11,16 +11,13 @@ import mmap
 import os
 import random
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from sidecar.contract.options import TransportName
-from sidecar.contract.spec import StoreName
 from tests.support.direct import BLOCK_BYTES, DirectFile
-from tests.writing.buckets import Mounted, mounted
+from tests.writing.buckets import Mounted
 
 LONGEST_BYTES = 400_000
 LONGEST_OPERATION_BYTES = 70_000
@@ -197,14 +194,6 @@ def _blocks(offset: int, size: int) -> tuple[int, int]:
     start = min(offset, LONGEST_BYTES - BLOCK_BYTES) // BLOCK_BYTES * BLOCK_BYTES
     size = max(BLOCK_BYTES, size // BLOCK_BYTES * BLOCK_BYTES)
     return start, min(size, LONGEST_BYTES // BLOCK_BYTES * BLOCK_BYTES - start)
-
-
-@pytest.fixture
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, store: StoreName, transport: TransportName
-) -> Iterator[Mounted]:
-    with mounted(request, tmp_path, store, transport) as found:
-        yield found
 
 
 @pytest.mark.parametrize(

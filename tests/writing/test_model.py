@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -27,11 +25,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sidecar.contract.options import TransportName
-from sidecar.contract.spec import StoreName
 from tests.support.actor import Actor, Entry, Result, Status
 from tests.support.killer import kill_worker
-from tests.writing.buckets import VOLUME, Mounted, mounted
+from tests.writing.buckets import VOLUME, Mounted
 from tests.writing.differences import Allowed, allowed_on
 
 ACTORS = 3
@@ -444,14 +440,6 @@ PLACES = [
     for store in stores
     for transport in ("kernel", "libfuse")
 ]
-
-
-@pytest.fixture
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, store: StoreName, transport: TransportName
-) -> Iterator[Mounted]:
-    with mounted(request, tmp_path, store, transport) as found:
-        yield found
 
 
 @pytest.mark.parametrize(("store", "transport", "steps"), PLACES)

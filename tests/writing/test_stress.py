@@ -16,21 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.contract.options import TransportName
-from sidecar.contract.spec import StoreName
 from tests.support.actor import REPOSITORY, Entry, tree
-from tests.writing.buckets import Mounted, mounted
+from tests.writing.buckets import Mounted
 
 SEED = int(os.environ.get("STRESS_SEED", "1"))
 LONGEST_S = 3_600.0
-
-
-@pytest.fixture
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, store: StoreName, transport: TransportName
-) -> Iterator[Mounted]:
-    with mounted(request, tmp_path, store, transport) as found:
-        yield found
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-KIB, MIB = 1024, 1024 * 1024
+from sidecar.units import KIB, MIB
+
 Contents = dict[str, bytes]
 
 

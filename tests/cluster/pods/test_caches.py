@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sidecar.units import MIB
 from tests.cluster.pods.conftest import PREFIX, Run, upgrade
 from tests.support.clouds import S3Cloud
 from tests.support.cluster import Cluster, Refused
@@ -16,7 +17,6 @@ from tests.support.cluster_pods import ClusterPod, image
 from tests.support.node import Nodes
 from tests.support.stores_in_a_pod import Stores
 
-MIB = 1024 * 1024
 SHORT_BYTES, LONG_BYTES = 96 * MIB, 2048 * MIB
 FILE = "/mnt/persistence/data/images/shared"
 FOREVER = ["sh", "-c", "trap exit TERM; while :; do sleep 1; done"]

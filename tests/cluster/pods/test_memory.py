@@ -7,12 +7,12 @@ import random
 
 import pytest
 
+from sidecar.units import MIB
 from tests.cluster.pods.conftest import BUCKET, Run
 from tests.support.clouds import S3Cloud
 from tests.support.cluster_pods import MAIN, SIDECAR
 from tests.support.stores_in_a_pod import Stores
 
-MIB = 1024 * 1024
 LARGE_BYTES = 96 * MIB
 SMALL = 300
 

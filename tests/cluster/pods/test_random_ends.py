@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import minio
 import pytest
 
+from sidecar.units import MIB
 from tests.cluster.pods.conftest import BUCKET, EXPERIMENT_IMAGE, Run
 from tests.support.cluster import Cluster
 from tests.support.cluster_pods import MAIN, ClusterPod, experiment
@@ -29,7 +30,7 @@ AT_ONCE = 4
 """Pods at a time. Two cores start one in about two seconds."""
 _MARGIN_S = 10.0
 """What the kubelet and the API server take, on a loaded machine."""
-_DATA_BYTES = 8 * 1024 * 1024
+_DATA_BYTES = 8 * MIB
 
 # SIGTERM ends it in the middle of whatever it does.
 WORKS = """

@@ -8,8 +8,9 @@ import random
 
 import pytest
 
+from sidecar.units import MIB
 from tests.cluster.pods.conftest import NEAR_BUCKET, Run
-from tests.cluster.pods.test_caches import FOREVER, MIB, fetched_bytes, metric, read
+from tests.cluster.pods.test_caches import FOREVER, fetched_bytes, metric, read
 from tests.support.clouds import GcsCloud, S3Cloud
 from tests.support.cluster_pods import ClusterPod
 from tests.support.stores_in_a_pod import Stores

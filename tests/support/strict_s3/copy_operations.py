@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from sidecar.units import MIB
 from tests.support.strict_s3.attributes import (
     ARCHIVED,
     ENCRYPTION,
@@ -30,7 +31,7 @@ from tests.support.strict_s3.state import Bucket, Part, StoredObject
 from tests.support.strict_s3.xml_answers import iso_time, quoted, xml_answer
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
-_PIECE_BYTES = 1024 * 1024
+_PIECE_BYTES = MIB
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sidecar.units import MIB
+
 HOST = "127.0.0.1"
-_PIECE_BYTES = 1024 * 1024
+_PIECE_BYTES = MIB
 _LINGER_AT_ONCE = struct.pack("ii", 1, 0)
-_DRAIN_BYTES = 256 * 1024 * 1024
+_DRAIN_BYTES = 256 * MIB
 _DRAIN_S = 2.0
 
 

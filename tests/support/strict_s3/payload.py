@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from sidecar.units import MIB
 from tests.support.strict_s3.errors import S3Error
 from tests.support.strict_s3.http_front import Body, ClientGoneError, Request
 from tests.support.strict_s3.signature import Signed
@@ -21,8 +22,8 @@ EMPTY_MD5 = hashlib.md5(usedforsecurity=False).hexdigest()
 _UNSIGNED = "UNSIGNED-PAYLOAD"
 _SIGNED_CHUNKS = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 _UNSIGNED_TRAILER = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
-_PIECE_BYTES = 1024 * 1024
-_MAX_CHUNK_BYTES = 64 * 1024 * 1024
+_PIECE_BYTES = MIB
+_MAX_CHUNK_BYTES = 64 * MIB
 _CHECKSUM = "x-amz-checksum-"
 _NO_DIGEST = frozenset({"algorithm", "type", "mode"})
 
