@@ -1,4 +1,4 @@
-"""The near bucket: who reads what where, and that nothing it does costs more than a fetch."""
+"""The near bucket: what is read from where, and that nothing it does costs more than a fetch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that a node's pods share: its budget with nobody there, and who finds what."""
+"""The folder that a node's pods share: its budget without pods, and which pods find what."""
 
 from __future__ import annotations
 

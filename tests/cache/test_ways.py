@@ -1,6 +1,6 @@
 """Mounts that come to one bucket by different ways share no cache: who chose one could forge it.
 
-Whoever writes a login's secret chooses an endpoint, a proxy, authorities, or none; and who writes a
+Whoever writes a login's secret chooses an endpoint, a proxy, authorities, or none; whoever writes a
 spec by hand, what it calls its bucket.
 """
 

@@ -1,4 +1,4 @@
-"""Where the suite runs: a plain directory, and one mount of each transport."""
+"""The places where the suite runs: a plain directory, and one mount of each transport."""
 
 from __future__ import annotations
 

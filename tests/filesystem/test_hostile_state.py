@@ -58,7 +58,7 @@ def dirty(inode: int, spool_name: str, key: str, lookups: int = 0) -> FileInode:
 
 
 def write_journal(state: Path, records: Iterable[Record]) -> None:
-    """A journal of valid frames, as who knows the format would make it."""
+    """A journal of valid frames, as made by somebody who knows the format."""
     content = b"msjrnl01" + b"".join(frame(encode(record)) for record in records)
     (state / "journal").write_bytes(content)
 

@@ -1,4 +1,4 @@
-"""What every process of the sidecar does to itself: no dumps, and who goes first for memory."""
+"""Every process of the sidecar forbids dumps of itself, and sets when it goes for memory."""
 
 from __future__ import annotations
 

@@ -292,7 +292,7 @@ def test_without_native_sidecars_the_pod_may_be_watched(tmp_path: Path) -> None:
 
 
 def test_every_component_is_used_in_an_overlay() -> None:
-    # No platform of an overlay is that old; and who has a cache on nodes says where.
+    # No platform of an overlay is that old; and a cache on nodes needs a path.
     used = {"no-native", "node-cache"}
     for name in OVERLAYS:
         text = (MANIFESTS / "overlays" / name / "kustomization.yaml").read_text()

@@ -219,7 +219,7 @@ def test_an_old_answer_stays_while_there_is_no_other(
 def test_an_answer_that_leads_nowhere_is_asked_again_at_once(
     resolver: Resolver, stack: ExitStack
 ) -> None:
-    """A service that moved; also for who asks once."""
+    """A service that moved; also for a client that asks once."""
     resolver.addresses = WELL[:1]
     fleet = Fleet(WELL[:2])
     fleet.keeps = False

@@ -1,4 +1,4 @@
-"""Where Ceph's gateway differs from S3: on it (``make soak``), and on a server like it."""
+"""Differences of Ceph's gateway from S3: on it (``make soak``), and on a server like it."""
 
 from __future__ import annotations
 

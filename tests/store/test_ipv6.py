@@ -1,4 +1,4 @@
-"""Clusters with IPv6 only: literal addresses, AWS's names that have some, and who listens."""
+"""Clusters with IPv6 only: literal addresses, AWS's names that have some, and listening."""
 
 from __future__ import annotations
 

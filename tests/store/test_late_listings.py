@@ -191,7 +191,7 @@ def test_it_is_known_when_the_kernel_has_forgotten_the_directory(
 def test_what_another_client_changes_since_is_seen(
     cloud: Cloud, view: View, listed_before: bool
 ) -> None:
-    """Listings of this store are of now: who is believed is no matter of waiting."""
+    """This store's listings are not late, so whether they are believed does not depend on time."""
     for name in ("deleted", "replaced", "removed"):
         view.write(name, b"content")
     view.unlink("removed")

@@ -126,7 +126,7 @@ def test_a_document_of_another_kind_is_not_parsed(document: bytes) -> None:
 
 @pytest.mark.parametrize("kind", STORES)
 def test_an_answer_that_drips_is_left(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in the loop of the SDK, which would go on behind the back of who waits."""
+    """Also in the loop of the SDK, which would go on after the caller has stopped waiting."""
     monkeypatch.setattr(s3_sdk, "_DELETE_TIMEOUT_S", 0.5)
     monkeypatch.setattr(exchange, "_SILENCE_S", 0.3)
     monkeypatch.setattr(gcs_sdk, "_DELETE_TIMEOUT_S", 0.5)

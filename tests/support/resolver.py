@@ -1,4 +1,4 @@
-"""A name with as many addresses as a test likes, all on loopback, and who connects where."""
+"""A name with as many addresses as a test likes, all on loopback; counts connections."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _LEAST_PART_BYTES: Final = 1 * MIB
 _LEAST_ROUND: Final = 8
 """The least parts in a round."""
 _LONGEST_S: Final = 2.5
-"""No more parts are begun while parts take longer than this. All must arrive before a silence
+"""The number does not grow while parts take longer than this: all must arrive before a silence
 counts as an outage, and before a pod's last seconds are over."""
 _PAYS: Final = 1.15
 """More parts in flight are kept if the rate rises by this factor."""

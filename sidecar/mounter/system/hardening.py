@@ -77,5 +77,5 @@ def worker_oom_score(of_container: int) -> int:
 
 
 def reader_oom_score(of_worker: int) -> int:
-    """A reader process's score: it is lost before its worker, and has no names to lose."""
+    """A reader process's score. It has no names to lose, but its end ends its worker, too."""
     return min(_LAST, of_worker + _READER_AFTER_WORKER)

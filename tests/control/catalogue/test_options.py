@@ -313,8 +313,8 @@ def profiles() -> list[str]:
 @pytest.mark.parametrize(
     ("title", "rows"),
     [
-        ("Of a volume", table(VOLUME_OPTIONS)),
-        ("Of a pod", table(POD_OPTIONS)),
+        ("Options of a volume", table(VOLUME_OPTIONS)),
+        ("Options of a pod", table(POD_OPTIONS)),
         ("Profiles", profiles()),
     ],
 )

@@ -1,4 +1,4 @@
-"""From a request to its answer: who asks, what for, whether the bucket is here, and the rest."""
+"""From a request to its answer: the sender, the operation, the bucket, and the rest."""
 
 from __future__ import annotations
 

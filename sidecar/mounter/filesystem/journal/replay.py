@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 MOST_HELD = 4_000_000
 """The most inodes, handles, request records and read names. So many take 3 GiB in a worker."""
 NUMBERS_LEFT_OUT = 1 << 32
-"""How far numbers are advanced if records are lost, which may have given some out."""
+"""How far numbers are advanced if records are lost that may have given some out."""
 _ROOT = 1
 _MOST_LAST = 1 << 61
 _MOST_SHOWN = 10

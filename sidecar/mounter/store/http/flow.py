@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 _UNFAIRNESS: Final = 2
-"""How many bytes that were sent after a body, as a multiple of it, may overtake it."""
+"""A body is due when this many times the bytes on their way have arrived."""
 
 
 class Flow:
