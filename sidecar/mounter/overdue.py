@@ -82,7 +82,7 @@ def _end(pid: int, overdue: Mapping[str, set[str]]) -> set[tuple[str, str]]:
 
 
 def _pods(groups: str) -> set[str]:
-    """UIDs of the pods in whose control groups a process is: one, or none.
+    """UIDs of the pods whose control groups contain a process: one, or none.
 
     Args:
         groups: its /proc/PID/cgroup. Below a pod's group, names are the container's choice.

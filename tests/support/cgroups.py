@@ -65,7 +65,7 @@ class Cgroup:
         return int((self.path / "pids.current").read_text())
 
     def oom_kills(self) -> int:
-        """How many processes the kernel has killed in it for want of memory."""
+        """How many processes the kernel has killed in it because memory ran out."""
         name = "memory.oom_control" if self.version == 1 else "memory.events"
         fields = dict(line.split() for line in (self.path / name).read_text().splitlines())
         return int(fields["oom_kill"])
@@ -73,7 +73,7 @@ class Cgroup:
 
 @contextlib.contextmanager
 def new_cgroup(controller: Controller) -> Iterator[Cgroup]:
-    """A group below this process's own, removed at the end; skips where none can be made."""
+    """A group below this process's own, removed at the end; skips if none can be made."""
     found = _root(controller)
     if found is None:
         pytest.skip(f"kernel: no control groups with `{controller}` can be made here")
@@ -87,7 +87,7 @@ def new_cgroup(controller: Controller) -> Iterator[Cgroup]:
 
 
 def _root(controller: Controller) -> tuple[Path, int] | None:
-    """Where groups with a controller can be made, and the version."""
+    """The folder in which groups with a controller can be made, and the version."""
     for mount in mounts.mounted():
         root = Path(mount.path)
         if mount.fstype == "cgroup" and root.name.split(",").count(controller):

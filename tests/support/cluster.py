@@ -42,7 +42,7 @@ class Cluster:
         self.kubeconfig = kubeconfig
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """What it prints. Raises :class:`Refused` with what it complains about."""
+        """What kubectl prints. Raises :class:`Refused` with its complaint."""
         program = find_program("kubectl", install="apt install kubectl")
         result = subprocess.run(
             [program, *arguments],
@@ -105,7 +105,7 @@ class Cluster:
         self.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=text)
 
     def with_token(self, token: str, directory: Path) -> Cluster:
-        """The same server, to which a service account's token is shown."""
+        """The same server, with a service account's token."""
         view = "config", "view", "--raw", "--minify", "--flatten", "-o", "json"
         settings = json.loads(self.kubectl(*view))
         settings["users"] = [{"name": "token", "user": {"token": token}}]
@@ -144,7 +144,7 @@ class Cluster:
 
 
 def kustomize(folder: Path) -> list[Json]:
-    """What a folder of manifests makes."""
+    """The objects of a folder of manifests."""
     command = [find_program("kubectl", install="apt install kubectl"), "kustomize", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -48,7 +48,7 @@ class ClusterPod:
 
         Args:
             document: as its author writes it.
-            sidecar_env: variables that the sidecar gets besides.
+            sidecar_env: additional variables for the sidecar.
 
         Raises:
             Refused: with the API server's words.
@@ -130,7 +130,7 @@ class ClusterPod:
         return self.kubectl("exec", self.name, "-c", container, "--", *command)
 
     def described(self) -> str:
-        """What `kubectl describe pod` and the logs say, for whoever reads why a test failed."""
+        """The output of `kubectl describe pod` and the logs, for a test's failure."""
         parts = []
         for arguments in (
             ("describe", "pod", self.name),

@@ -22,9 +22,9 @@ from tests.support.proxy import Ends, Head, Proxy, http_answer, plain_body, read
 
 ALL_FAULTS: Final = ("reset", "stall", "truncate", "delay", "500", "503", "429", "403")
 ENDLESS_FAULTS: Final = ("drip", "drip head", "interim", "flood", "trailer")
-"""Answers that go on, and come to nothing, for ``stall_s``."""
+"""Answers that go on for ``stall_s`` without an end."""
 MISCHIEF: Final = (*ENDLESS_FAULTS, "cut head", "behind", "token")
-"""What no server does that only fails."""
+"""Answers of a server that does more than fail."""
 _REPEATED: Final = {
     "drip head": (b"HTTP/1.1 200 OK\r\nx: ", b"y"),
     "interim": (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
@@ -133,7 +133,7 @@ class FaultProxy(Proxy):
             head = kept + b"Transfer-Encoding: chunked\r\n\r\n"
             chunk = b"%x\r\n%s\r\n" % (len(body), body) if body else b""
             return self._go_on(ends, head + chunk + b"0\r\n", itertools.repeat(b"a: b\r\n"))
-        # The token of this page again: who follows it never gets to the end.
+        # The token of this page again: a client that follows it never gets to the end.
         asked = parse_qs(request.target.partition("?")[2]).get("continuation-token", [""])[0]
         if asked:
             body = _NEXT_TOKEN.sub(lambda found: found[1] + escape(asked).encode(), body)

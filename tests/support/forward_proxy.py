@@ -22,7 +22,7 @@ class _Relay(ThreadedServer):
     """Copies bytes between two connections."""
 
     def _relay(self, one: socket.socket, other: socket.socket) -> None:
-        """Until both have ended; closes them."""
+        """Relay until both have ended; close them."""
         with self._lock:
             self._open |= {one, other}
         back = threading.Thread(target=self._copy, args=(other, one), daemon=True)
@@ -49,7 +49,7 @@ class ForwardProxy(_Relay):
     """The proxy.
 
     Args:
-        login: ``user:password`` that it wants, or None.
+        login: ``user:password`` that it requires, or None.
 
     Attributes:
         asked: what it was asked for: ``CONNECT host:port``, ``GET http://...``.

@@ -29,9 +29,7 @@ _HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow: " + b"x" * 4000
 class DrippingClients:
     """Connections that send a request byte by byte, and never to its end; a context manager.
 
-    One thread serves them all.
-
-    Whoever is dropped connects again.
+    One thread serves them all. A client that is dropped connects again.
 
     Attributes:
         rounds: how often every client has sent a byte.
@@ -88,7 +86,7 @@ class ReadingClients:
     A context manager. They are threads of another process, so that they keep nobody waiting here.
 
     Attributes:
-        statuses: after the end, how often each HTTP status was answered; 0: none was.
+        statuses: after the end, how often each HTTP status came; 0: no answer.
     """
 
     def __init__(self, port: int, page: str, count: int) -> None:
@@ -150,7 +148,7 @@ def many_descriptors(count: int) -> Iterator[None]:
 
 
 def resident_bytes(pid: int) -> int:
-    """What a process has in memory of its own."""
+    """How much memory a process has of its own."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -190,7 +188,7 @@ def is_read(connection: socket.socket) -> bool:
 
 
 def main(port: int, page: str, count: int) -> None:
-    """What :class:`ReadingClients` starts: reads until a line comes on standard input."""
+    """The process of :class:`ReadingClients`: reads until a line comes on standard input."""
     statuses: Counter[int] = Counter()
     begun = threading.Barrier(count + 1)
     what = (port, page, statuses, begun)

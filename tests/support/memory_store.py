@@ -257,7 +257,7 @@ class MemoryStore:
         )
 
     def try_conditions(self, key: str) -> None:
-        """They are checked."""
+        """Do nothing: all conditions are checked."""
 
     @_request("resolve_version")
     def resolve_version(self, made: ObjectInfo) -> ObjectInfo:

@@ -1,4 +1,4 @@
-"""What a pod's resolver asks: as a program, in a network and with a resolv.conf of its own.
+"""A program that shows what a pod's resolver asks, in its own network with its own resolv.conf.
 
 ``python -m tests.support.name_server LOST STORE HOST KNOWN...`` resolves HOST as the worker of a
 bucket of that store does, and prints the names that were asked for, as JSON. The first LOST queries

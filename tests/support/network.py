@@ -110,15 +110,15 @@ def _pass(source: socket.socket, target: socket.socket) -> None:
 
 
 def set_up_loopback() -> None:
-    """In this thread's network namespace."""
+    """Set loopback up in this thread's network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
 
 
 def replace_file(path: str, content: str) -> None:
-    """Have other content in a file, for this process and its children only.
+    """Give a file other content, for this process and its children only.
 
-    Its mount namespace is a new one from now on.
+    From now on this process has a mount namespace of its own.
     """
     _check(_libc.unshare(_CLONE_NEWNS))
     _check(_libc.mount(b"none", b"/", None, _MS_PRIVATE_ALL, None))

@@ -47,7 +47,7 @@ class Nodes:
         self._cluster = cluster
 
     def mounts_of(self, pod_uid: str) -> list[str]:
-        """Paths, on whichever node, of what is mounted in the pod's directory by the sidecar.
+        """Paths, on any node, of the sidecar's mounts in the pod's directory.
 
         The volumes of the kubelet itself are left out.
         """
@@ -71,7 +71,7 @@ class Nodes:
     def kill(self, pod_uid: str, command: str, number: int = 9) -> int:
         """Signal the pod's processes that have ``command`` in their command line; how many.
 
-        The line comes behind the process's name and a line break.
+        The line comes after the process's name and a line break.
         """
         return sum(
             int(self._python(janitor, _KILL, pod_uid, command, str(number)))
@@ -89,7 +89,7 @@ class Nodes:
             )
 
     def empty_cache(self) -> None:
-        """Delete what is in the nodes' caches, of which no pod runs."""
+        """Empty the nodes' caches. None of their pods may run."""
         program = "import os, shutil, sys\n"
         program += "for name in os.listdir(sys.argv[1]):\n"
         program += "    path = os.path.join(sys.argv[1], name)\n"
@@ -98,7 +98,7 @@ class Nodes:
             self._python(janitor, program, _CACHE)
 
     def cached_bytes(self) -> int:
-        """What the nodes' caches occupy on disk."""
+        """How many bytes the nodes' caches occupy on disk."""
         program = "import sys; from sidecar.mounter.cache.cache_folder import occupied_bytes; "
         program += "from pathlib import Path; print(occupied_bytes(Path(sys.argv[1])))"
         return sum(int(self._python(janitor, program, _CACHE)) for janitor in self._janitors())

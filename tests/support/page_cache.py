@@ -1,7 +1,7 @@
-"""What the kernel has of a file in its page cache (mincore(2)).
+"""Which pages of a file the kernel has in its page cache (mincore(2)).
 
-Some machines reclaim pages that nobody has used for a minute, and then a test that is slow for want
-of a processor finds less than it read.
+Some machines reclaim pages that nobody has used for a minute. A test that is slow because it lacks a
+processor then finds less than it read.
 """
 
 from __future__ import annotations
@@ -19,6 +19,6 @@ def resident_pages(descriptor: int, size_bytes: int) -> bytes:
         states = (ctypes.c_ubyte * -(-size_bytes // _PAGE_BYTES))()
         start = ctypes.c_char.from_buffer(mapped)
         failed = _libc.mincore(ctypes.byref(start), ctypes.c_size_t(size_bytes), states)
-        del start  # the mapping cannot be closed while it is referred to
+        del start  # the mapping cannot be closed while something refers to it
         assert not failed, ctypes.get_errno()
     return bytes(state & 1 for state in states)

@@ -72,4 +72,4 @@ NOT_OURS: Final = (
     of_another_user,
     writable_by_others,
 )
-"""What is no file of this user alone, and can be deleted as one."""
+"""Things that are not a file of this user alone, and can be deleted as one."""

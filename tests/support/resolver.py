@@ -12,7 +12,7 @@ import pytest
 
 
 class Resolver:
-    """In place of the system's, for one name; literal addresses go to the system's.
+    """Replaces the system's resolver for one name; literal addresses go to the system's.
 
     Args:
         name: the name.

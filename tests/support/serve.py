@@ -69,7 +69,7 @@ def build(
 
 
 def _pause(operation: str, delay_s: float, *arguments: str, **_: object) -> None:
-    """Answer late, or say the operation and never answer."""
+    """Answer late, or print the operation and never answer."""
     time.sleep(delay_s)
     if "hang" in arguments[operation == "copy"]:
         print(operation, flush=True)
@@ -157,7 +157,7 @@ def _unmount_at_eof(mountpoints: list[str]) -> None:
 
 
 def _say_nothing(_can_resend: bool = False) -> None:
-    """For the twin, which serves before the main mount is ready."""
+    """Print nothing: the twin serves before the main mount is ready."""
 
 
 def _say_serving(_can_resend: bool = False) -> None:

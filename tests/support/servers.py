@@ -610,7 +610,7 @@ class HttpResponder:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that it listens on."""
         return self._server.server_port
 
     @property
@@ -767,7 +767,7 @@ class TlsFiles:
         )
 
     def server_context(self) -> ssl.SSLContext:
-        """For whoever has the key."""
+        """The context of a server with this certificate and key."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.key)
         return context

@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 SECRET = "clouds"
 S3_PORT, GCS_PORT, AZURE_PORT, TOKEN_PORT = 9000, 9001, 9002, 9003
 
-# The emulator looks at no token; that requests carry one is shown by tests/store.
+# The emulator ignores tokens; tests/store shows that requests carry one.
 _TOKENS = """
 import http.server, json
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ class _Forwarded:
 
 
 class PodS3(_Forwarded, StrictS3Server):
-    """The strict S3. What a test tells it (limits, pace, faults) lasts until it says otherwise."""
+    """The strict S3. A test's settings (limits, pace, faults) last until it changes them."""
 
 
 class PodGcs(_Forwarded, GcsServer):
@@ -103,11 +103,11 @@ class Stores:
 
     @property
     def sidecar_env(self) -> dict[str, str]:
-        """What a sidecar needs to find Google's emulator."""
+        """The variables by which a sidecar finds Google's emulator."""
         return {"STORAGE_EMULATOR_HOST": f"http://{self.address}:{GCS_PORT}"}
 
     def create_bucket(self, name: str) -> None:
-        """In all three."""
+        """Make a bucket in all three."""
         for server in (self.s3, self.gcs, self.azure):
             server.create_bucket(name)
 
@@ -131,7 +131,7 @@ class Stores:
         self.azure.forward(found[AZURE_PORT])
 
     def _secret(self) -> Json:
-        """What an admin makes for the catalogue."""
+        """The secret that an admin makes for the catalogue."""
         s3 = {**self.s3.credentials(), "AWS_ENDPOINT_URL": f"http://{self.address}:{S3_PORT}"}
         gcs = self.gcs.credentials()
         gcs["token_uri"] = f"http://{self.address}:{TOKEN_PORT}/token"

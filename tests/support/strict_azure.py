@@ -1,6 +1,6 @@
 """Azurite behind a proxy that refuses what Microsoft's documentation says is refused.
 
-Azurite itself knows lengths of block names, names of metadata and conditions. Sources, at
+Azurite itself checks lengths of block names, names of metadata and conditions. Sources, at
 https://learn.microsoft.com/rest/api/storageservices: "Naming and referencing containers, blobs,
 and metadata", "Setting and retrieving properties and metadata for Blob resources", "Put Blob",
 "Put Block", "Put Block List", "Blob service error codes".
@@ -67,7 +67,7 @@ class StrictAzure(Proxy):
         self._staging = threading.Lock()
 
     def exchange(self, request: Head, body: bytes, ends: Ends) -> bool:
-        """Forward what is legal."""
+        """Forward a request if it is legal."""
         url = urlsplit(request.target)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         _, _, blob = unquote(url.path).removeprefix("/").partition("/")[2].partition("/")

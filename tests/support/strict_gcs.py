@@ -1,13 +1,13 @@
 """fake-gcs-server behind a proxy that refuses what Google's documentation says is refused.
 
-The emulator looks at conditions of hardly any request, completes a resumable upload when it is
-asked how far it came, takes chunks and names of any kind, keeps attributes that a rewrite or a
-composition replaces, and the generation of an object that is composed onto itself. What it still
-does otherwise: the metageneration stays 1. Sources, at
+The emulator ignores the conditions of most requests, completes a resumable upload when it is asked
+how far the upload is, and takes chunks and names of any kind. It keeps attributes that a rewrite or a
+composition replaces, and the generation of an object that is composed onto itself. One difference is
+left: the metageneration stays 1. Sources, at
 https://cloud.google.com/storage/docs: "Request preconditions", "Resumable uploads", "Performing
 resumable uploads", "Objects" (naming), "Object metadata", "Quotas & limits", "Objects: compose",
-"Objects: rewrite", "HTTP status and error codes for JSON", and of the XML API, which the emulator
-does not know, "XML API multipart uploads".
+"Objects: rewrite", "HTTP status and error codes for JSON", and for the XML API, which the emulator
+lacks, "XML API multipart uploads".
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class GcsLimits:
     """Numbers of the documentation.
 
     Attributes:
-        rewrite_calls: how many calls a rewrite takes. One copies between places and storage
-            classes that are the same; otherwise it may be any number.
-        multipart: the XML API's uploads are known; a login may lack the permission.
-        names_generation: the end of such an upload names the generation in a header, too.
+        rewrite_calls: how many calls a rewrite takes: one within a location and storage class,
+            otherwise any number.
+        multipart: whether the XML API's uploads work; a login may lack the permission.
+        names_generation: whether the end of such an upload names the generation in a header.
     """
 
     max_name_bytes: int = 1024
@@ -116,9 +116,9 @@ class Session:
     """A resumable upload.
 
     Attributes:
-        query: with the conditions under which it was begun, which its end must meet, too.
-        persisted: bytes that the store has.
-        answer: to its last chunk, which is given again.
+        query: with the conditions of its begin, which its end must meet, too.
+        persisted: the number of bytes that the store has.
+        answer: to its last chunk, repeated if that comes again.
     """
 
     bucket: str
@@ -160,7 +160,7 @@ class _Call:
 
     @property
     def resource(self) -> dict[str, Any]:
-        """The JSON that it brings; of a multipart upload the first part."""
+        """The request's JSON; in a multipart upload, its first part."""
         text = self.body
         kind = self.head.fields.get("content-type", "")
         if kind.startswith("multipart/related"):
@@ -176,7 +176,7 @@ class _Call:
         return found if isinstance(found, dict) else {}
 
     def raw(self, query: Mapping[str, str] | None = None, **fields: str) -> bytes:
-        """What is forwarded, with another query, or fields."""
+        """The forwarded request, with another query, or fields."""
         target = self.head.target if query is None else f"{self.path}?{urlencode(query)}"
         line = f"{self.head.method} {target} HTTP/1.1\r\n"
         changed = {**self.head.fields, **fields}
@@ -243,7 +243,7 @@ class StrictGcs(Proxy):
         return True
 
     def _read(self, call: _Call, bucket: str, name: str) -> bytes:
-        """A read under a condition is of the generation that met it."""
+        """Read the generation that met the condition."""
         if not _conditions(call.query):
             return call.raw()
         found = self._current(bucket, name)
@@ -317,7 +317,7 @@ class StrictGcs(Proxy):
         return {**answer, "totalBytesRewritten": str(size), "resource": made}
 
     def _source(self, bucket: str, name: str, generation: object) -> dict[str, Any]:
-        """What is copied. Raises Refused where that generation is absent."""
+        """The source of a copy. Raises Refused if that generation is absent."""
         found = self._current(bucket, name)
         if found is None or str(generation or found["generation"]) != found["generation"]:
             raise Refused(404, "notFound", f"No such object: {bucket}/{name}")
@@ -384,7 +384,7 @@ class StrictGcs(Proxy):
         last = total == max(end, session.persisted)
         if not last and size % self.limits.chunk_bytes:
             raise Refused(400, "badRequest", f"A chunk is a multiple of {self.limits.chunk_bytes}")
-        # What the store has is ignored when it comes again.
+        # Bytes that the store has already are ignored.
         fresh = call.body[session.persisted - first :]
         if not fresh and not last:
             return _goes_on(session)
@@ -412,7 +412,7 @@ class StrictGcs(Proxy):
     # --- uploads of the XML API -------------------------------------------------------------
 
     def _xml(self, call: _Call, bucket: str, name: str) -> bytes:
-        """The answer; empty for a request that is none of an upload."""
+        """The answer; empty if the request is not about an upload."""
         method = call.head.method
         if method == "HEAD":
             return self._xml_head(bucket, name)
@@ -629,7 +629,7 @@ def _of_source(query: Mapping[str, str]) -> dict[str, str]:
 def _check(
     query: Mapping[str, str], found: Mapping[str, Any] | None, *, reading: bool = False
 ) -> None:
-    """Raises Refused where a condition does not hold; what is absent has generation 0."""
+    """Raises Refused if a condition does not hold; an absent object has generation 0."""
     for word, value in _conditions(query).items():
         kind = "metageneration" if "Metageneration" in word else "generation"
         same = value == str(found[kind] if found else 0)

@@ -46,7 +46,7 @@ def parse_cluster_settings(section: YamlValue, where: str) -> ClusterSettings:
     """Parse ``mountSidecar``.
 
     Args:
-        section: as parsed; None for none.
+        section: as parsed; None: there is none.
         where: how messages name it.
 
     Raises:

@@ -62,7 +62,7 @@ def parse_options(section: YamlValue, where: str, *, of_pod: bool) -> Values:
     """The options that one place sets.
 
     Args:
-        section: a mapping as parsed; None for none.
+        section: a mapping as parsed; None: there is none.
         where: how messages name the place.
         of_pod: whether options of a pod are allowed.
 

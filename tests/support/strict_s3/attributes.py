@@ -1,4 +1,4 @@
-"""What an object is besides its content, and how headers say it.
+"""An object's attributes, and their headers.
 
 Sources: "Working with object metadata", "CopyObject", "PutObject", "Categorizing your objects
 using tags", "Canned ACL", "Protecting data with server-side encryption".
@@ -67,7 +67,7 @@ DEFAULT_ENCRYPTION: Mapping[str, str] = {ENCRYPTION: "AES256"}
 
 @dataclass(frozen=True)
 class Attributes:
-    """All that is fixed with an object but its content.
+    """Everything that is fixed with an object except its content.
 
     Attributes:
         system: headers that are given back as they were: Content-Type and the like.
@@ -103,7 +103,7 @@ class Attributes:
         return dataclasses.replace(self, grants=grants)
 
     def headers(self) -> dict[str, str]:
-        """As GetObject and HeadObject say it."""
+        """The headers of GetObject's and HeadObject's answers."""
         headers = {**self.system, **self.encryption_headers()}
         headers.setdefault("content-type", DEFAULT_TYPE)
         headers.update({f"{METADATA}{name}": _sent(text) for name, text in self.metadata.items()})
@@ -116,14 +116,14 @@ class Attributes:
         return headers
 
     def encryption_headers(self) -> dict[str, str]:
-        """As every answer about the object repeats them."""
+        """The encryption headers that every answer about the object repeats."""
         return dict(self.encryption)
 
 
 def read_attributes(
     headers: Mapping[str, str], limits: Limits, default_encryption: Mapping[str, str]
 ) -> Attributes:
-    """What a request that makes an object asks for.
+    """The attributes that a request for a new object asks for.
 
     Raises:
         S3Error: MetadataTooLarge, InvalidStorageClass, InvalidTag, InvalidArgument.
@@ -135,7 +135,7 @@ def read_attributes(
         raise S3Error("InvalidStorageClass")
     system = {name: headers[name] for name in _SYSTEM if headers.get(name)}
     if "content-encoding" in system:
-        # The client's framing of the body is none of the object's.
+        # The client's framing of the body is not the object's encoding.
         kept = [word.strip() for word in system["content-encoding"].split(",")]
         system["content-encoding"] = ",".join(word for word in kept if word != "aws-chunked")
         if not system["content-encoding"]:

@@ -59,11 +59,11 @@ class Call:
         return self.payload().read(self.limits.max_document_bytes)
 
     def allow(self, action: str, key: str | None = None, bucket: Bucket | None = None) -> None:
-        """Raises S3Error: AccessDenied, where the bucket's policy denies an action.
+        """Raises S3Error: AccessDenied, if the bucket's policy denies an action.
 
         Sources: "Policy actions for Amazon S3", "Required permissions for Amazon S3 API
-        operations"; that a login without s3:ListBucket learns nothing of what is absent is said
-        at "GetObject" and "HeadObject".
+        operations". "GetObject" and "HeadObject" say that a login without s3:ListBucket does not
+        learn that an object is absent.
         """
         settings = (bucket or self.bucket).settings
         prefix = settings.denied.get(action)

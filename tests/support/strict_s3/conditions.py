@@ -73,14 +73,14 @@ def check_write(
 
 
 def _matches(wanted: str | None, found: StoredObject) -> bool | None:
-    """None where there is no condition."""
+    """Whether the condition matches; None if there is none."""
     if wanted is None:
         return None
     return wanted == "*" or found.etag in {word.strip().strip('"') for word in wanted.split(",")}
 
 
 def _changed_since(date: str | None, found: StoredObject) -> bool | None:
-    """None where there is no condition, or one that is no date, which HTTP ignores."""
+    """None if there is no condition, or one that is no date, which HTTP ignores."""
     if date is None:
         return None
     try:

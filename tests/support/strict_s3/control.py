@@ -1,4 +1,4 @@
-"""What tests tell the server and ask it, as JSON below ``/-/control/``: no bucket is called ``-``.
+"""The tests' requests to the server, as JSON below ``/-/control/``: no bucket is called ``-``.
 
 ==========  =======================  ======================================================
 method      path                     what
@@ -46,7 +46,7 @@ class Control:
         self._counters = counters
 
     def answer(self, request: Request) -> Answer:
-        """400 with the reason for what does not exist."""
+        """The answer; 400 with the reason if there is no such request."""
         text = request.body.read(request.body.left)
         what, _, name = request.path.removeprefix(PATH).partition("/")
         try:

@@ -1,4 +1,4 @@
-"""What was asked, and how it was answered."""
+"""Counts and lists requests and their outcomes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Line(NamedTuple):
     """One request.
 
     Attributes:
-        code: of the refusal; empty where there is none.
+        code: of the refusal; empty if there is none.
         bytes_in, bytes_out: of the bodies.
     """
 

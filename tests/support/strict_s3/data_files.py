@@ -31,12 +31,12 @@ class DataFiles:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._uses: Counter[str] = Counter()
-        # Not while history is replayed: what is unused in between may be used later on.
+        # Not while history is replayed: a file that is unused in between may be used later.
         self._removes = False
         self._lock = threading.Lock()
 
     def path(self, name: str) -> Path:
-        """Where a file is."""
+        """The path of a file."""
         return self._folder / name
 
     def create(self) -> str:
@@ -72,7 +72,7 @@ class DataFiles:
                 self.path(name).unlink()
 
     def extents(self, segments: Sequence[Segment], offset: int, size: int) -> list[Extent]:
-        """Where bytes of a content are."""
+        """The extents of a content's bytes."""
         return [
             Extent(self.path(piece.file), piece.offset, piece.size)
             for piece in cut(segments, offset, size)

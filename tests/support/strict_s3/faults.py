@@ -82,7 +82,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def add(self, fault: Fault) -> None:
-        """From now on."""
+        """Use one more rule from now on."""
         with self._lock:
             self._rules.append(_Rule(fault))
 
