@@ -1,7 +1,7 @@
 """Which pages of a file the kernel has in its page cache (mincore(2)).
 
-Some machines reclaim pages that nobody has used for a minute. A test that is slow because it lacks a
-processor then finds less than it read.
+Some machines reclaim pages that nobody has used for a minute. A test that is slow because it lacks
+a processor then finds less than it read.
 """
 
 from __future__ import annotations

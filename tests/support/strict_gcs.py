@@ -1,9 +1,9 @@
 """fake-gcs-server behind a proxy that refuses what Google's documentation says is refused.
 
 The emulator ignores the conditions of most requests, completes a resumable upload when it is asked
-how far the upload is, and takes chunks and names of any kind. It keeps attributes that a rewrite or a
-composition replaces, and the generation of an object that is composed onto itself. One difference is
-left: the metageneration stays 1. Sources, at
+how far the upload is, and takes chunks and names of any kind. It keeps attributes that a rewrite or
+a composition replaces, and the generation of an object that is composed onto itself. One difference
+is left: the metageneration stays 1. Sources, at
 https://cloud.google.com/storage/docs: "Request preconditions", "Resumable uploads", "Performing
 resumable uploads", "Objects" (naming), "Object metadata", "Quotas & limits", "Objects: compose",
 "Objects: rewrite", "HTTP status and error codes for JSON", and for the XML API, which the emulator
