@@ -57,8 +57,10 @@ def check_everything(
             print(dict(proxy.requests), dict(proxy.injected), counted)
             retried = sum(counted.values())
             assert retried > 0
-            # A request on a keep-alive connection that was closed is repeated without a retry.
-            assert retried <= sum(proxy.injected.values()) - proxy.injected["delay"]
+            # A request on a keep-alive connection that was closed is repeated without a retry. On a
+            # slow machine answers come so late that they are asked for again without a fault.
+            needed = retried - counted["stalled"]
+            assert needed <= sum(proxy.injected.values()) - proxy.injected["delay"]
             assert sidecar.stop() == 0
         return proxy
 

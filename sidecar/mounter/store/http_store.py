@@ -103,7 +103,7 @@ class HttpStore(ABC, Generic[C]):
         self.conditions: set[str] = set()
         self._bucket_seen_s = 0.0
         self._quick = AdaptiveTimeout(QUICK_TIMEOUT_S / 4, QUICK_TIMEOUT_S)
-        self._writing = AdaptiveTimeout(WRITE_SILENCE_S / 4, WRITE_SILENCE_S)
+        self._writing = AdaptiveTimeout(WRITE_SILENCE_S / 8, WRITE_SILENCE_S)
         self._completing = AdaptiveTimeout(WRITE_SILENCE_S, TRANSFER_TIMEOUT_S)
         # Separate: a large copy takes long, even after many small ones that were quick.
         self._copying = AdaptiveTimeout(TRANSFER_TIMEOUT_S, TRANSFER_TIMEOUT_S)
