@@ -19,9 +19,9 @@ RUN apt-get update -q \
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 COPY images/build-requirements.txt images/requirements.txt ./
-# Every file that pip takes from a registry has a hash in these two: what builds packages, and what
-# is needed. It builds without isolation, which would bring what has none. A change of the product's
-# code costs no download.
+# Every file that pip takes from a registry has a hash in these two files: one for what builds
+# packages, one for what is needed. pip builds without isolation, which would fetch files without a
+# hash. A change of the product's code costs no download.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.crt,target=/run/ca.crt \
     python3 -m venv /opt/tools && python3 -m venv --without-pip /opt/sidecar \
@@ -30,8 +30,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
         -r requirements.txt -w /wheels \
     && /opt/tools/bin/pip --python /opt/sidecar/bin/python install -q --no-index --no-deps \
         /wheels/*.whl && rm -r /wheels
-# Left out: the Kubernetes client's asynchronous twin (64 MB), and of the descriptions of some
-# 400 services of AWS all but those that a login and a bucket need (27 MB).
+# Left out: the Kubernetes client's asynchronous twin (64 MB), and the descriptions of some 400
+# services of AWS, except those that a login and a bucket need (27 MB).
 RUN cd /opt/sidecar/lib/python3*/site-packages && rm -r kubernetes/aio \
     && find botocore/data -mindepth 1 -maxdepth 1 -type d \
         ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -r {} +
@@ -54,21 +54,21 @@ RUN apt-get update -q \
     && apt-get install -qy --no-install-recommends ca-certificates libfuse2t64 python3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 COPY --from=packages /opt/sidecar /opt/sidecar
-# The root file system is read-only in the cluster: byte code is there or never will be. Libraries
-# look below HOME for what to run (~/.aws/config), so it is where no volume can be mounted.
+# The root file system is read-only in the cluster, so byte code must be in the image. Libraries look
+# below HOME for what to run (~/.aws/config), so HOME is where no volume can be mounted.
 ENV PATH=/opt/sidecar/bin:$PATH HOME=/opt/sidecar PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# What was left out is really not needed.
+# Check that nothing that was left out is needed.
 RUN sidecar --version && python3 -c 'import adlfs, fuse, gcsfs, kubernetes.client, s3fs'
-# What is in it; and whether Debian's packages are those of the last lock, for a build that asks.
+# List what is in it; a build that asks also checks Debian's packages against the last lock.
 ARG LOCKED=no
-# Not a bind mount: buildah would take the layer of an earlier build whatever the files say now.
+# Not a bind mount: buildah would use the layer of an earlier build even if the files have changed.
 COPY images/sbom.py images/packages.txt /usr/share/sbom/
 RUN cd /usr/share/sbom \
     && { [ "$LOCKED" = no ] || python3 sbom.py --locked packages.txt; } \
     && python3 sbom.py mount-sidecar "$VERSION" >mount-sidecar.cdx.json \
     && rm sbom.py packages.txt
-# Root, because mount(2) asks for it. The webhook's manifest takes another user.
-# A pod may be deleted while Python starts. The kernel would drop SIGTERM to a process 1 without a
-# handler; what is blocked it keeps.
+# Root, because mount(2) needs it. The webhook's manifest sets another user.
+# A pod may be deleted while Python starts. The kernel drops SIGTERM to a process 1 without a handler,
+# but keeps blocked signals.
 ENTRYPOINT ["env", "--block-signal=TERM,INT,HUP", "sidecar"]
 CMD ["mount", "--spec", "/etc/sidecar/spec.json"]

@@ -1,4 +1,4 @@
-# Every target installs what it needs first; that is quick when all is there.
+# Every target first installs what it needs, which is quick if nothing is missing.
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
 SHELL := /bin/bash
@@ -8,7 +8,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The tests start hundreds of sidecars, which find their modules compiled, as in the image.
 unexport PYTHONDONTWRITEBYTECODE
-# Where code lives; the formatter, the linter and the type checker look nowhere else.
+# The folders with code, for the formatter, the linter and the type checker.
 CODE := $(wildcard sidecar tests benchmarks images)
 TYPED := $(wildcard sidecar tests/support benchmarks images)
 # Six modules at a time: most of the time a test waits for somebody. For the whole set only, since

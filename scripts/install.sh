@@ -77,8 +77,8 @@ make_venv() {
     "$chosen_python" -m venv --clear "$target"
 }
 
-# Installs what makes one of Debian's interpreters fit, or its default one, and chooses again.
-# The packages of venv depend on the whole of their Python.
+# Installs what one of Debian's interpreters lacks, or the default one, and chooses again. The
+# packages of venv depend on all of their Python.
 bring_python() {
     say "no Python from 3.11 on that runs and makes virtual environments; tried:"
     tell_refused
@@ -280,8 +280,8 @@ build_images() {
     printf '%s\n' "$want" >"$stamp"
 }
 
-# For `kubectl kustomize`, which reads no cluster. Ubuntu has it in no package: there it is the
-# program of Debian's, fetched and verified as the base of the images is.
+# For `kubectl kustomize`, which reads no cluster. Ubuntu has no package of it: there Debian's program
+# is fetched and verified as the base of the images is.
 install_kubectl() {
     local name folder
     if command -v kubectl >/dev/null || [ -x "$venv/bin/kubectl" ]; then

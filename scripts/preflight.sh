@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Says what this machine lacks for the whole of the tests, before the first of them: a line for
-# each thing, with what to do, and status 1. Silent where nothing is missing.
+# Says what this machine lacks for all tests, before the first of them: a line for each thing, with
+# what to do, and status 1. Prints nothing if nothing is missing.
 #
 #   scripts/preflight.sh
 #
@@ -62,8 +62,8 @@ check_space() {
     fi
 }
 
-# A container of this machine's own programs, so that no image is needed; as the tests do, with a
-# limit of memory, and entered.
+# A container of this machine's own programs, which needs no image. As in the tests, it has a memory
+# limit and is entered.
 check_podman() {
     local root name=preflight-$$ reason
     root=$(mktemp -d)

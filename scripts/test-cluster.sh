@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs the tests of tests/cluster on the cluster that KUBECONFIG names, which they change: it must
-# have no mount-sidecar. At the end it is as it was, but for the images.
+# Runs the tests of tests/cluster on the cluster that KUBECONFIG names. They change it, so it must have
+# no mount-sidecar. At the end it is as it was, except for the images.
 #
 #   scripts/test-cluster.sh [ARGUMENT of pytest...]
 #
-#   KUBECONFIG        the cluster. Where it is not set, one is started for them if a folder with
+#   KUBECONFIG        the cluster. If it is not set, one is started for them if a folder with
 #                     scripts for that is beside the clone (CLUSTER=..., with up.sh and down.sh),
 #                     and it is always taken down.
 #   CLUSTER_LOAD      the command that gives images to the cluster; it gets an archive's path (of

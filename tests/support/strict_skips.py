@@ -1,8 +1,8 @@
 """A pytest plugin: in CI a skipped test is a failed test.
 
-Everything that a test needs is installed by ``scripts/install.sh``, so nothing may be left
-out for the lack of it. The one thing that no script installs is the kernel: a skip whose
-reason begins with ``kernel:`` stays a skip. Active where the variable ``CI`` is ``true``;
+``scripts/install.sh`` installs everything that a test needs, so no test may be skipped because
+something is missing. Only the kernel cannot be installed: a skip whose reason begins with
+``kernel:`` stays a skip. Active if the variable ``CI`` is ``true``;
 loaded by pyproject.toml.
 """
 

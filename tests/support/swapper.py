@@ -28,9 +28,9 @@ while True:
 
 
 class Swapper:
-    """Puts ``theirs`` in the place of what is made at ``place``, takes it away, and so on.
+    """Replaces whatever is made at ``place`` by ``theirs``, removes that again, and so on.
 
-    What was made is kept, as ``place`` with a number behind it.
+    What was made is kept, as ``place`` with a number after it.
     """
 
     def __init__(self, place: Path, theirs: Path) -> None:

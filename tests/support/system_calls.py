@@ -19,7 +19,7 @@ class SystemCalls:
     Attributes:
         counts: by name of the system call.
         written_bytes: by write(2), sendfile(2) and their like, to files and devices.
-        read_bytes: by read(2) and its like, likewise. Sockets count in neither (proc_pid_io(5)).
+        read_bytes: the same for read(2) and its like. Sockets count in neither (proc_pid_io(5)).
     """
 
     counts: Counter[str] = field(default_factory=Counter)

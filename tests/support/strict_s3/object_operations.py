@@ -65,7 +65,7 @@ def store(call: Call, made: StoredObject) -> None:
 
 
 def attributes_of(call: Call) -> Attributes:
-    """What the object will be, for a login that may say so. Raises S3Error."""
+    """The new object's attributes, if the login may set them. Raises S3Error."""
     call.allow("PutObject")
     attributes = read_attributes(call.headers, call.limits, call.bucket.settings.encryption)
     if attributes.tags:
@@ -112,7 +112,7 @@ def head_object(call: Call) -> Answer:
 
 
 def delete_object(call: Call) -> Answer:
-    """DeleteObject: what is absent is deleted, too."""
+    """DeleteObject: deleting an absent object succeeds, too."""
     call.allow("DeleteObject")
     with call.bucket.lock:
         check_write(
@@ -225,7 +225,7 @@ def _check_acl(call: Call, grants: tuple[tuple[str, str], ...]) -> None:
 
 
 def _change(bucket: Bucket, key: str, change: object) -> None:
-    """Tags and ACLs are changed in place: neither ETag nor time becomes another."""
+    """Change tags or an ACL in place: ETag and time stay."""
     assert callable(change)
     with bucket.lock:
         found = bucket.object(key)

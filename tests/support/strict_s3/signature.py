@@ -117,7 +117,7 @@ def canonical_request(request: Request, names: list[str]) -> str:
 
 
 def _trimmed(value: str) -> str:
-    """Bytes of UTF-8 stand in it as Latin-1: one of them may look like a space of Unicode."""
+    """A value without ASCII spaces. It has UTF-8 as Latin-1, and a byte may look like a space."""
     return re.sub("[ \t]+", " ", value.strip(" \t"))
 
 

@@ -76,17 +76,16 @@ class Settings:
         denied: actions that a policy denies, each with the prefix of keys it is about.
         requester_pays: refuses requests that do not say so.
         quota_bytes: of all objects.
-        list_lag_s: listings show what changes from when this is set so much later, as of servers
-            that list from an index (MinIO's gateway under load); Amazon's are of now.
+        list_lag_s: once this is set, listings show changes this much later, as servers do that list
+            from an index (MinIO's gateway under load); Amazon's listings are not late.
         acls: whether ACLs may be set (Object Ownership is not "bucket owner enforced", which it is
             in new buckets).
         encryption: of objects that are made without naming one.
-        like_ceph: it does what Ceph's RADOS gateway does otherwise. ``If-Match`` of a write is
-            compared with the ETag without its quotes, and fails where there is nothing;
-            conditions of a copy's source are not looked at, and for UploadPartCopy its name is
-            decoded twice; continuation tokens are keys; to
-            complete an upload that is gone is InternalError. (The gateway also completes uploads
-            whatever the condition says.) Measured with 16.2.
+        like_ceph: it differs from S3 as Ceph's RADOS gateway does. ``If-Match`` of a write is
+            compared with the ETag without its quotes, and fails if there is no object; conditions
+            of a copy's source are ignored, and for UploadPartCopy its name is decoded twice;
+            continuation tokens are keys; completing an upload that is gone is InternalError. (The
+            gateway also completes uploads whatever the condition says.) Measured with 16.2.
     """
 
     region: str = ""
