@@ -49,7 +49,7 @@ OVERDUE_FILE: Final = "overdue"
 the names of the containers that the node's janitor is to end."""
 
 SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
-"""Where a kubelet mounts the pod's token, and the authority of the API server."""
+"""The folder in which a kubelet mounts the pod's token, and the API server's authority."""
 
 SERVICE_ACCOUNT_VARIABLE: Final = "SIDECAR_SERVICE_ACCOUNT"
 """Names another folder with these files, ``token`` and ``ca.crt``."""

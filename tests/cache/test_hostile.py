@@ -27,7 +27,7 @@ SIZE = 3 * B + 1000
 
 
 def paths_of(folder: Path, info: ObjectInfo) -> tuple[Path, Path]:
-    """Where the data and the map of an object will be."""
+    """The paths of an object's data and map."""
     with_files = open_cache(folder)
     data = keep(with_files, info, bytes(info.size_bytes))
     for path in files(folder):

@@ -253,7 +253,7 @@ def test_policies_name_what_there_is(overlay: list[Json]) -> None:
 
 
 def test_the_baseline_is_of_what_the_webhook_makes() -> None:
-    """Where it injects, and with the variables that it leaves to the sidecar."""
+    """Its namespaces are the webhook's, and so are the variables that it allows the sidecar."""
     text = (MANIFESTS / "components" / "baseline" / "policies.yaml").read_text()
     policy = find(
         list(yaml.safe_load_all(text)), "ValidatingAdmissionPolicy", "mount-sidecar-baseline"

@@ -72,7 +72,7 @@ HALF = MIB // 2
 
 
 def begun_part(one: Reading, reader: ObjectReader) -> int:
-    """Where a part starts of which half a megabyte has arrived. The rest waits for the gate."""
+    """The start of a part with half a megabyte arrived. The rest waits for the gate."""
     for offset, size in blocks(4 * MIB, MIB):
         one.check(reader, offset, size)
     one.settle()

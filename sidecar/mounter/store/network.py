@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sidecar.contract.spec import StoreSource
 
 _AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
-# Where a pod gets its own identity: on the node, and never through a proxy.
+# The sources of a pod's own identity: on the node, and never through a proxy.
 _METADATA = (
     "169.254.169.254",
     "169.254.170.2",

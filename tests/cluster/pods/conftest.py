@@ -143,7 +143,7 @@ def stores(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="package")
 def nodes(installed: Cluster) -> Nodes:
-    """Where the pods run."""
+    """The nodes on which the pods run."""
     return Nodes(installed)
 
 

@@ -46,7 +46,7 @@ class Page:
 
     @property
     def last(self) -> str:
-        """Where the next page goes on."""
+        """The line after which the next page begins."""
         return self.lines[-1][0] if self.lines else ""
 
 

@@ -29,7 +29,7 @@ some firewalls sooner; then the next request gets no answer."""
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a store is.
+    """The place of a store.
 
     Attributes:
         tls: https.
