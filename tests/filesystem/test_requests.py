@@ -18,6 +18,7 @@ from sidecar.mounter.store.interface import Page
 from sidecar.mounter.system.shortage import NO_THREAD
 from tests.filesystem.view import View, delay_next_list, paged_store
 from tests.support.memory_store import Hook, MemoryStore, before
+from tests.support.waiting import wait_until
 
 
 def fill(store: MemoryStore, count: int) -> list[str]:
@@ -166,10 +167,7 @@ def test_directories_that_are_read_in_order_are_listed_ahead(
         soon = {
             f"{later}/" for later in order[number + 1 : number + 3] if later in ahead and number
         }
-        deadline_s = time.monotonic() + 300
-        while not soon <= set(listed):
-            assert time.monotonic() < deadline_s, listed
-            time.sleep(0.01)
+        wait_until(lambda: soon <= set(listed), lambda: listed)  # noqa: B023
     assert sorted(listed) == [f"{name}/" for name in sorted(order)]
 
 

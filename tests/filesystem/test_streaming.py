@@ -31,6 +31,7 @@ from sidecar.mounter.writing.spool_log import SpoolLog
 from sidecar.units import MIB
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore, after, before, raising, renaming_store
+from tests.support.waiting import wait_until
 
 PART = 8 * MIB
 FOR_EVER_S = 60.0
@@ -42,10 +43,7 @@ def block(number: int, size: int = MIB) -> bytes:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + FOR_EVER_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    wait_until(condition, "what the test waits for", FOR_EVER_S)
 
 
 def new_file(view: View, mib: int, name: str = "file") -> int:

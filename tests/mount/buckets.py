@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import uuid
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -17,6 +16,7 @@ from sidecar.contract.spec import Volume
 from tests.support.clouds import AzureCloud, Cloud, GcsCloud, S3Cloud
 from tests.support.servers import GcsServer, HttpResponder, answer
 from tests.support.sidecar import Sidecar
+from tests.support.waiting import wait_until
 
 TRANSPORTS: list[TransportName] = ["kernel", "libfuse"]
 CLOUDS = {"s3": S3Cloud, "gcs": GcsCloud, "azure": AzureCloud}
@@ -127,7 +127,4 @@ def ended_with(sidecar: Sidecar, exit_status: int, line: str) -> None:
     assert not (sidecar.shared / ".sidecar/ready").exists()
     assert mounted == []
     # Children of a worker that was killed see the end of their connection, and leave.
-    deadline_s = time.monotonic() + 300
-    while sidecar.processes() and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    assert sidecar.processes() == []
+    wait_until(lambda: not sidecar.processes(), sidecar.processes)

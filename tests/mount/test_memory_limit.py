@@ -8,9 +8,8 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -59,9 +58,7 @@ class Load:
         jobs: list[Callable[[], None]] = [*[self._read] * READERS, self._read_anywhere, self._write]
         with ThreadPoolExecutor(len(jobs)) as threads:
             futures = [threads.submit(job) for job in jobs]
-            end_s = time.monotonic() + seconds
-            while time.monotonic() < end_s and not any(future.done() for future in futures):
-                time.sleep(0.2)
+            wait(futures, seconds, FIRST_COMPLETED)
             self._over.set()
             for future in futures:
                 future.result()

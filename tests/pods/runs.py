@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from sidecar.control.injection.sidecar_container import Injection
 from sidecar.demo.dataset import labels_csv, load_digits
 from tests.support.pods import EXPERIMENT_IMAGE, SIDECAR_IMAGE, Container, Json, Pod
 from tests.support.servers import AzureServer, GcsServer, S3Server
+from tests.support.waiting import wait_until
 
 RUN = "user/project/experiments/1"
 EXPERIMENT = "experiment"
@@ -222,10 +222,7 @@ def status_of(pod: Pod) -> dict[str, dict[str, Any]]:
 
 def wait_for(done: Callable[[], bool], pod: Pod, timeout_s: float = 60.0) -> None:
     """Wait for ``done()``. Raises AssertionError with the sidecar's log."""
-    end_s = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < end_s, pod[SIDECAR].logs()
-        time.sleep(0.05)
+    wait_until(done, pod[SIDECAR].logs, timeout_s, poll_s=0.05)
 
 
 def everything_is_gone(pod: Pod) -> None:

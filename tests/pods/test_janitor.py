@@ -8,9 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,9 +84,11 @@ def foreign_mounts(
                     stderr=subprocess.DEVNULL,
                 )
         for path, process in made.items():
-            while not mounts_at(str(path)):
-                assert process.poll() is None, path
-                time.sleep(0.02)
+            wait_until(
+                partial(mounts_at, str(path)),
+                str(path),
+                running=lambda one=process: one.poll() is None,
+            )
         yield made
     finally:
         for path, process in made.items():

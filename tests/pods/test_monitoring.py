@@ -14,7 +14,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,7 @@ from tests.support.servers import (
     Server,
     find_program,
 )
+from tests.support.waiting import wait_until
 
 RULES = REPOSITORY / "manifests/components/prometheus-rule/prometheus-rule.yaml"
 SCRAPE_INTERVAL_S = 0.5
@@ -96,10 +97,16 @@ class Prometheus(Server):
 
     def wait_for(self, expression: str, pod: Pod) -> None:
         """Return when the expression is above 0."""
-        end_s = time.monotonic() + 300
-        while not self.value(expression) > 0:
-            assert time.monotonic() < end_s, f"{expression}: {pod[SIDECAR].logs()}"
-            time.sleep(0.1)
+        wait_until(
+            lambda: self.value(expression) > 0,
+            lambda: f"{expression}: {pod[SIDECAR].logs()}",
+            poll_s=0.1,
+        )
+
+
+def wait_for_experiment(done: Callable[[], bool], pod: Pod) -> None:
+    one = pod[EXPERIMENT]
+    wait_until(done, one.logs, running=lambda: one.running, poll_s=0.1)
 
 
 def not_shown(answers: list[Answer]) -> list[str]:
@@ -193,21 +200,22 @@ while not os.path.exists("/data/claim/enough"):
             started_s = time.time()
             prometheus.wait_for("mount_sidecar_ready", pod)
             (tmp_path / "claim/go").touch()
-            while not any(event["event"] == "epoch" for event in events(pod[EXPERIMENT])):
-                assert pod[EXPERIMENT].running, pod[EXPERIMENT].logs()
-                time.sleep(0.1)
+            wait_for_experiment(
+                lambda: any(event["event"] == "epoch" for event in events(pod[EXPERIMENT])), pod
+            )
             fragile_s3.stop()
             # Not the first retry alone: what appears between two scrapes has no rate.
             prometheus.wait_for("sum(rate(mount_sidecar_store_retries_total[1m]))", pod)
             fragile_s3.start()
-            while "trained" not in pod[EXPERIMENT].logs():
-                assert pod[EXPERIMENT].running, pod[EXPERIMENT].logs()
-                time.sleep(0.1)
+            wait_for_experiment(lambda: "trained" in pod[EXPERIMENT].logs(), pod)
             pod[SIDECAR].execute("sh", "-c", f"kill -9 {status_of(pod)['runs']['worker_pid']}")
-            end_s = time.monotonic() + 300
-            while missing := not_shown(answers := prometheus.answers(started_s)):
-                assert time.monotonic() < end_s, missing
-                time.sleep(0.5)
+            answers: list[Answer] = []
+
+            def all_is_shown() -> bool:
+                answers[:] = prometheus.answers(started_s)
+                return not not_shown(answers)
+
+            wait_until(all_is_shown, lambda: not_shown(answers), poll_s=0.5)
             (tmp_path / "claim/enough").touch()
             assert pod[EXPERIMENT].wait() == 0, pod[EXPERIMENT].logs()
             if picture := os.environ.get("DASHBOARD_PICTURE"):

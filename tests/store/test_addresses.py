@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -210,10 +209,12 @@ def test_an_old_answer_stays_while_there_is_no_other(
     store = opened(stack, fleet, budget_s=0)
     fetch(store)
     resolver.addresses = []
-    for _ in range(20):
+
+    def is_asked_again() -> bool:
         fetch(store)
-        time.sleep(0.01)
-    assert resolver.asked > 2
+        return resolver.asked > 2
+
+    wait_until(is_asked_again, "the resolver is asked again")
 
 
 def test_an_answer_that_leads_nowhere_is_asked_again_at_once(

@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -37,6 +36,7 @@ from tests.support.servers import (
     answer,
     free_port,
 )
+from tests.support.waiting import wait_until
 
 NO_RETRY = 0.0
 
@@ -341,9 +341,7 @@ def test_an_outage_within_the_budget_is_waited_out_and_a_longer_one_is_said(
         mortal.server.stop()
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(action)
-            while not observer.retries:
-                assert not result.done()
-                time.sleep(0.01)
+            wait_until(lambda: observer.retries, "a retry", running=lambda: not result.done())  # noqa: B023
             mortal.server.start()
             result.result()
         assert {reason for _, reason in observer.retries} <= {"connection", "stalled"}

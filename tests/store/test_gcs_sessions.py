@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.store.raw import open_at
 from tests.support.clouds import CountingObserver
 from tests.support.memory_store import MemoryStore
 from tests.support.servers import HttpResponder, answer
+from tests.support.waiting import wait_until
 
 
 class Session:
@@ -137,8 +137,7 @@ def test_what_waits_goes_in_one_request() -> None:
         done = [pool.submit(begun.put_part, 1, parts[0])]
         assert asked.wait(60)
         done += [pool.submit(begun.put_part, n, part) for n, part in enumerate(parts[1:4], 2)]
-        while len(begun._waiting) < 3:  # type: ignore[attr-defined]
-            time.sleep(0.01)
+        wait_until(lambda: len(begun._waiting) >= 3, "three wait")  # type: ignore[attr-defined]
         may_answer.set()
         for one in done:
             one.result(60)

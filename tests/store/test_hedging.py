@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from tests.support.proxy import Head
 from tests.support.raw_server import Piece, RawServer
 from tests.support.resolver import Resolver
 from tests.support.servers import TlsFiles
+from tests.support.waiting import wait_until
 
 USUAL = 2 * hedging._FEWEST
 """So many requests at first, which are all answered."""
@@ -138,8 +138,7 @@ def test_more_slow_ones_than_may_be_asked_twice_have_their_turn_later(stack: Exi
         fetch(tail.store, size)
     with ThreadPoolExecutor(silent) as pool:
         waiting = [pool.submit(fetch, tail.store, size + 1 + n) for n in range(silent)]
-        while tail.slow < silent:
-            time.sleep(0.01)
+        wait_until(lambda: tail.slow >= silent, "all wait")
         while not all(one.done() for one in waiting):
             assert fetch(tail.store, size) == BODY
         assert [one.result() for one in waiting] == [BODY] * silent

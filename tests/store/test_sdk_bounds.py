@@ -27,6 +27,7 @@ from tests.store.nodes import NODES, identified
 from tests.store.raw import FixedCredentials
 from tests.support.clouds import CountingObserver, GcsCloud
 from tests.support.servers import GcsServer, HttpResponder, answer
+from tests.support.waiting import wait_until
 
 ENDLESS_BYTES = 128 * MIB
 IN_FLIGHT_BYTES = 32 * MIB
@@ -142,10 +143,7 @@ def test_an_answer_that_drips_is_left(kind: str, monkeypatch: pytest.MonkeyPatch
     with opened(kind, respond) as store:
         with contextlib.suppress(SidecarError):
             store.delete_many(["a"])
-        until_s = time.monotonic() + 300
-        while not ended and time.monotonic() < until_s:
-            time.sleep(0.05)
-    assert ended
+        wait_until(lambda: ended, "the server's answer ends")
 
 
 # --- tokens --------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal
 import pytest
 
 from sidecar.mounter.system import mounts
+from tests.support.waiting import wait_until
 
 Controller = Literal["cpu", "memory", "pids"]
 _LIMITS = {
@@ -102,13 +102,10 @@ def _root(controller: Controller) -> tuple[Path, int] | None:
 
 def _remove(path: Path) -> None:
     """Processes that end leave their group a moment later."""
-    deadline_s = time.monotonic() + 300
-    while True:
-        try:
+
+    def is_removed() -> bool:
+        with contextlib.suppress(OSError):
             os.rmdir(path)
-        except OSError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+        return not path.exists()
+
+    wait_until(is_removed, f"{path} is empty", poll_s=0.05)

@@ -7,7 +7,6 @@ import copy
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from kubernetes.client.exceptions import ApiException
 
 from sidecar.contract.pod import SERVICE_ACCOUNT_VARIABLE
 from tests.support.servers import REPOSITORY, find_program
+from tests.support.waiting import wait_until
 
 Json = dict[str, Any]
 
@@ -137,10 +137,7 @@ class Cluster:
         self, condition: Callable[[], bool], what: str, timeout_s: float = _TIMEOUT_S
     ) -> None:
         """Return once it holds."""
-        end_s = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < end_s, f"not within {timeout_s} s: {what}"
-            time.sleep(0.2)
+        wait_until(condition, what, timeout_s, poll_s=0.2)
 
 
 def kustomize(folder: Path) -> list[Json]:

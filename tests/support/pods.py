@@ -28,6 +28,7 @@ from sidecar import __version__
 from sidecar.mounter.system import mounts
 from tests.support.network import Network
 from tests.support.servers import REPOSITORY
+from tests.support.waiting import wait_until
 
 Json = dict[str, Any]
 
@@ -85,10 +86,12 @@ class Container:
 
     def wait(self, timeout_s: float = _TIMEOUT_S) -> int:
         """Wait for its end; the exit status."""
-        end_s = time.monotonic() + timeout_s
-        while self.running:
-            assert time.monotonic() < end_s, f"{self.name} is still running:\n{self.logs()}"
-            time.sleep(_POLL_S)
+        wait_until(
+            lambda: not self.running,
+            lambda: f"the end of {self.name}:\n{self.logs()}",
+            timeout_s,
+            poll_s=_POLL_S,
+        )
         return int(self.state()["ExitCode"])
 
     def logs(self) -> str:

@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from sidecar.contract.spec import (
     Volume,
 )
 from sidecar.mounter.system import mounts
+from tests.support.waiting import wait_until
 
 READY_TIMEOUT_S = 300.0
 _POLL_S = 0.02
@@ -159,22 +159,19 @@ class Sidecar:
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait for the ready file. Raises AssertionError with the log."""
-        assert self._process is not None
-        deadline_s = time.monotonic() + timeout_s
-        while not (self.shared / ".sidecar" / "ready").exists():
-            if self._process.poll() is not None:
-                raise AssertionError(f"it ended with {self._process.returncode}:\n{self.log()}")
-            if time.monotonic() > deadline_s:
-                raise AssertionError(f"not ready after {timeout_s} s:\n{self.log()}")
-            time.sleep(_POLL_S)
+        process = self._process
+        assert process is not None
+        wait_until(
+            (self.shared / ".sidecar" / "ready").exists,
+            lambda: f"ready; exit status {process.returncode}:\n{self.log()}",
+            timeout_s,
+            running=lambda: process.poll() is None,
+            poll_s=_POLL_S,
+        )
 
     def wait_for(self, done: Callable[[], object], timeout_s: float = READY_TIMEOUT_S) -> None:
         """Return when ``done``. Raises AssertionError with the log."""
-        deadline_s = time.monotonic() + timeout_s
-        while not done():
-            if time.monotonic() > deadline_s:
-                raise AssertionError(f"not within {timeout_s} s:\n{self.log()}")
-            time.sleep(_POLL_S)
+        wait_until(done, self.log, timeout_s, poll_s=_POLL_S)
 
     def wait(self, timeout_s: float = READY_TIMEOUT_S) -> int:
         """Wait for its end; the exit status."""

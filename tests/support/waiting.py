@@ -8,9 +8,25 @@ from collections.abc import Callable
 _POLL_S = 0.005
 
 
-def wait_until(done: Callable[[], object], what: str, timeout_s: float = 300.0) -> None:
-    """Wait for ``done()``. Raises AssertionError that names ``what``."""
+def wait_until(
+    done: Callable[[], object],
+    what: str | Callable[[], object],
+    timeout_s: float = 300.0,
+    *,
+    running: Callable[[], object] = lambda: True,
+    poll_s: float = _POLL_S,
+) -> None:
+    """Wait for ``done()``.
+
+    Args:
+        what: named by the error; a function tells it then, as from a log.
+        running: whether it can still come.
+
+    Raises:
+        AssertionError: it did not come.
+    """
     deadline_s = time.monotonic() + timeout_s
     while not done():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
-        time.sleep(_POLL_S)
+        in_time = running() and time.monotonic() < deadline_s
+        assert in_time, f"not within {timeout_s:g} s: {what() if callable(what) else what}"
+        time.sleep(poll_s)

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from sidecar.units import MIB
 from tests.mount.buckets import make_cloud
 from tests.support.clouds import Cloud, S3Cloud
 from tests.support.servers import AzureServer, GcsServer, MinioServer
+from tests.support.waiting import wait_until
 
 DEADLINE_S = 60.0
 
@@ -194,10 +194,10 @@ def test_it_does_not_outlive_whoever_started_it(
     begun.append(one)
     assert "Ctrl-C ends it" in one.line()
     one.process.kill()
-    deadline_s = time.monotonic() + DEADLINE_S
-    while any(mount.path == str(one.directory) for mount in mounts.mounted()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
+    wait_until(
+        lambda: all(mount.path != str(one.directory) for mount in mounts.mounted()),
+        "it is unmounted",
+    )
 
 
 REFUSED = {

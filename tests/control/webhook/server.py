@@ -11,13 +11,13 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
 from sidecar.control.webhook.certificate import IssuedCertificate, issue_certificate
 from tests.control.injection.golden import CATALOGUE, IMAGE
+from tests.support.waiting import wait_until
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "admission"
 NAME = "mount-sidecar-webhook.mount-sidecar.svc"
@@ -110,11 +110,12 @@ class Webhook:
         return self._log_file.read_text()
 
     def wait_for_log(self, pattern: str) -> None:
-        deadline_s = time.monotonic() + _START_S
-        while not re.search(pattern, self.log()):
-            assert self.process.poll() is None, self.log()
-            assert time.monotonic() < deadline_s, f"no {pattern} in\n{self.log()}"
-            time.sleep(0.02)
+        wait_until(
+            lambda: re.search(pattern, self.log()),
+            lambda: f"{pattern} in\n{self.log()}",
+            _START_S,
+            running=lambda: self.process.poll() is None,
+        )
 
     @property
     def port(self) -> int:

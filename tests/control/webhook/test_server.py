@@ -22,6 +22,7 @@ import pytest
 
 from tests.control.injection.golden import CATALOGUE
 from tests.control.webhook.server import Webhook, new_pair, post, recorded, review, tls_files
+from tests.support.waiting import wait_until
 
 REQUESTS = 1000
 
@@ -185,12 +186,10 @@ def test_a_thousand_requests_while_certificate_and_catalogue_change(
     served = {0: 0}
 
     def change() -> None:
-        while served[0] < REQUESTS // 4 and not done.is_set():
-            time.sleep(0.001)
+        wait_until(lambda: served[0] >= REQUESTS // 4 or done.is_set(), "a quarter")
         fresh.tls.replace(tls_files(renewed))
         fresh.catalogue.replace({"catalogue.yaml": b"data: {d: {store: s4}}"})  # A typing error.
-        while served[0] < REQUESTS // 2 and not done.is_set():
-            time.sleep(0.001)
+        wait_until(lambda: served[0] >= REQUESTS // 2 or done.is_set(), "half of them")
         text = CATALOGUE.read_text().replace("s3://images/train", "s3://images/validation")
         fresh.catalogue.replace({"catalogue.yaml": text.encode()})
 
