@@ -49,15 +49,10 @@ check_cgroups() {
 }
 
 check_space() {
-    local folder=${TMPDIR:-/tmp} kib needed_kib=$((free_gib << 20)) kept_kib
+    local folder=${TMPDIR:-/tmp} kib
     kib=$(df --output=avail "$folder" | tail -n 1)
-    # The cache keeps a fifth of a disk free, and the tests need one.
-    kept_kib=$(($(df --output=size "$folder" | tail -n 1) / 5 + (1 << 20)))
-    if [ "$kept_kib" -gt "$needed_kib" ]; then
-        needed_kib=$kept_kib
-    fi
-    if [ "$kib" -lt "$needed_kib" ]; then
-        lack "$folder has $((kib >> 10)) MiB free, and the tests need $((needed_kib >> 20)) GiB:" \
+    if [ "$kib" -lt $((free_gib << 20)) ]; then
+        lack "$folder has $((kib >> 10)) MiB free, and the tests need $free_gib GiB:" \
             "make room, or name another folder with TMPDIR=..."
     fi
 }

@@ -24,6 +24,8 @@ from tests.mount.buckets import bucket_sidecar
 from tests.support.clouds import S3Cloud
 from tests.support.servers import S3Server
 
+pytestmark = pytest.mark.usefixtures("own_disk")
+
 SOURCE = StoreSource(store="s3", url="s3://bucket", bucket="bucket", secret="a", secret_key="k")
 
 

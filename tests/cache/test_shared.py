@@ -21,6 +21,8 @@ from tests.support.faults import FaultProxy
 from tests.support.servers import S3Server
 from tests.support.sidecar import Sidecar
 
+pytestmark = pytest.mark.usefixtures("own_disk")
+
 KEY = "object"
 
 

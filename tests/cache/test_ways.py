@@ -23,6 +23,8 @@ from tests.support.forward_proxy import ForwardProxy, TlsFront
 from tests.support.servers import S3Server, TlsFiles
 from tests.support.sidecar import Sidecar, bucket_volume
 
+pytestmark = pytest.mark.usefixtures("own_disk")
+
 KEY = "object"
 SIZE = 4 * MIB
 BUNDLE = CaBundle(kind="configMap", name="authorities", key="ca.crt")
