@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_timeout
 
+from tests.support import lock_order, lock_table
 from tests.support.ceph import DIFFERENCES, CephServer
 from tests.support.servers import (
     GivenS3,
@@ -27,7 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.umask(0o022)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A test that takes too long fails, and hangs no other one: see ``fuse/stuck.py``."""
     dump_stacks = pytest_timeout.dump_stacks
 
@@ -39,6 +42,15 @@ def pytest_configure() -> None:
             gc.enable()
 
     pytest_timeout.dump_stacks = dump_without_collecting
+    config.add_cleanup(_check_locks())
+
+
+def _check_locks() -> Callable[[], None]:
+    """Check the order of locks in this process and in the sidecars; what undoes it at the end."""
+    folder = tempfile.TemporaryDirectory(prefix="lock-order-")
+    lock_table.prepare(Path(folder.name), lock_table.product_locks(), lock_table.table())
+    lock_order.install()
+    return folder.cleanup
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,6 +58,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.nodeid in DIFFERENCES:
                 item.add_marker(pytest.mark.xfail(reason=DIFFERENCES[item.nodeid], strict=False))
+
+
+@pytest.fixture(autouse=True)
+def _locks_in_order(_locks_in_order_to_the_end: None) -> Iterator[None]:
+    """A test fails if it, or a sidecar that it started, takes locks in a wrong order."""
+    yield
+    lock_table.raise_found()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _locks_in_order_to_the_end() -> Iterator[None]:
+    yield
+    lock_table.raise_found()
 
 
 @pytest.fixture(autouse=True)

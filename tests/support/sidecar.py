@@ -28,6 +28,7 @@ from sidecar.contract.spec import (
     Volume,
 )
 from sidecar.mounter.system import mounts
+from tests.support import lock_table
 from tests.support.waiting import wait_until
 
 READY_TIMEOUT_S = 300.0
@@ -128,7 +129,12 @@ class Sidecar:
         self.spec_text: str | None = self.spec.to_json()  # None: no file is written.
         self.prefix = prefix
         # Every process of this run inherits the variable, so orphans are found too.
-        self._environment = {**os.environ, **(environment or {}), _RUN_VARIABLE: str(directory)}
+        self._environment = {
+            **os.environ,
+            **lock_table.environment(),
+            **(environment or {}),
+            _RUN_VARIABLE: str(directory),
+        }
         self._process: subprocess.Popen[bytes] | None = None
 
     # --- life ---------------------------------------------------------------------------

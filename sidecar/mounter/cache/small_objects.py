@@ -120,8 +120,7 @@ class SmallObjects:
         if descriptor is not None and not again:
             return descriptor
         made = self._open_subfolder(subfolder)
-        with self._lock:
-            descriptor = self._folders.setdefault(subfolder, made)
+        descriptor = self._folders.setdefault(subfolder, made)  # atomic
         if descriptor != made:  # keep the old number, which other threads use
             os.dup2(made, descriptor, inheritable=False)
             os.close(made)

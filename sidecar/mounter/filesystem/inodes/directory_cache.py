@@ -104,7 +104,6 @@ class DirectoryCache:
         self.changes = OwnChanges(store, threads)
         self._expected = _ExpectedPages()
         self._logged_keys: set[str] = set()
-        self._logged_keys_lock = threading.Lock()
         self._remembered: set[Directory] = set()  # with a listing or absent names
         self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
 
@@ -282,9 +281,8 @@ class DirectoryCache:
 
     def _hide(self, key: str, reason: str) -> None:
         self._hidden(reason)
-        with self._logged_keys_lock:
-            if key in self._logged_keys:
-                return
-            if len(self._logged_keys) < _MAX_LOGGED_KEYS:
-                self._logged_keys.add(key)
+        if key in self._logged_keys:  # two threads may log one key: that does no harm
+            return
+        if len(self._logged_keys) < _MAX_LOGGED_KEYS:
+            self._logged_keys.add(key)
         log.warning("key left out: %r (%s)", key, reason)
