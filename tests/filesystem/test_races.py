@@ -7,7 +7,8 @@ import os
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from sidecar.errors import NotFound, Stale
 from sidecar.mounter.filesystem.content import contested_names
 from sidecar.mounter.filesystem.inodes.inode import ROOT
+from sidecar.mounter.store.interface import ObjectInfo
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore, after, before
 
@@ -207,3 +209,55 @@ def test_absent_names_expire_while_others_are_made(store: MemoryStore, view: Vie
     finally:
         ended.set()
         sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "opendir"])
+def test_nobody_waits_for_a_page_that_another_thread_loads(
+    store: MemoryStore, view: View, call: str
+) -> None:
+    """The store may take long: the thread that reads all requests must not wait for it."""
+    for number in range(1_500):  # two pages
+        store.put(f"large/{number:04}/object", b"")
+    namespace = view.fs.namespace
+    listing = namespace.directory_cache.fresh_listing(namespace.directory(view.inode("large")))
+    listing.load_until(1)
+    inside = view.inode("large/0001")
+    calls: dict[str, Callable[[], object]] = {
+        "mkdir": lambda: view.fs.make_directory(view.inode("large"), "new", 0o755),
+        "opendir": lambda: view.fs.open_directory(inside),
+    }
+    came: list[Future[object]] = []
+    waiting: list[Future[object]] = []
+    with ThreadPoolExecutor(1) as threads:
+
+        def meanwhile(*_: object, **__: object) -> None:
+            calling = threads.submit(calls[call])
+            waiting.extend(wait([calling], 5).not_done)
+            came.append(calling)
+
+        store.once("list", before(meanwhile))
+        listing.load_all()
+    assert came[0].result() is not None
+    assert not waiting
+    assert len(names := view.names("large")) == len(set(names))
+    assert ("new" in names) == (call == "mkdir")
+
+
+def test_a_page_of_a_directory_that_is_renamed_meanwhile_is_asked_for_again(
+    store: MemoryStore, view: View
+) -> None:
+    for number in range(1_500):
+        store.put(f"large/{number:04}", b"")
+    namespace = view.fs.namespace
+    listing = namespace.directory_cache.fresh_listing(namespace.directory(view.inode("large")))
+    listing.load_until(1)
+    store.once("list", before(lambda *_, **__: listing.rename("renamed/", {})))
+    for number in range(1_500):
+        store.put(f"renamed/{number:04}", b"")
+    listing.load_all()
+    assert len(listing) == 1_500
+    assert all(
+        isinstance(found := listing.get(f"{number:04}"), ObjectInfo)
+        and found.key.startswith("renamed/")
+        for number in range(1_000, 1_500)
+    )

@@ -33,6 +33,7 @@ from sidecar.mounter.filesystem.names.remotes import (
 )
 from sidecar.mounter.store.interface import ObjectInfo, Page, Store
 
+_Entries = list[tuple[str, Remote]]
 _WAIT_FOR_NAME_S = 0.25
 _MOST_ADDED = 10_000
 """A listing to which this mount has added so many names is not valid any more."""
@@ -102,12 +103,14 @@ class Listing:
         self._hidden = hidden
         self._threads = threads
         self._memory = memory
-        self._lock = threading.Lock()
+        self._loading = threading.Lock()  # held while the store is asked for a page
+        self._lock = threading.Lock()  # never is
+        self._renames = 0
         self._page_loaded = threading.Condition()
         self._wait_until_s: float | None = None  # None: nobody has waited for a name yet
         self._token: str | None = None
         self._prefetched = first_page
-        self._deferred: list[tuple[str, Remote]] = []  # entries that a later page may shadow
+        self._deferred: _Entries = []  # entries that a later page may shadow
         self._last_key = ""
         self._count = 0
         self._chunks = [memory.new(prefix)]
@@ -191,80 +194,75 @@ class Listing:
             self.load_all()
 
     def _load_page(self, seen: int, *, prefetch: bool) -> None:
-        with self._lock:
+        with self._loading:
             if self.fully_loaded or len(self) > seen:
                 return  # another thread loaded it while this one waited
-            if self._prefetched is not None:
-                (requested_s, future), self._prefetched = self._prefetched, None
-                page = future.result()
+            renames = self._renames
+            prefetched, self._prefetched = self._prefetched, None
+            if prefetched is not None:
+                requested_s, page = prefetched.requested_s, prefetched.page.result()
             else:
                 requested_s = time.monotonic()
                 page = self._store.list_page(self._prefix, self._token)
             self._duration_s += time.monotonic() - requested_s
-            self._add_page(page, requested_s)
-            self._token = page.next_token
-            self.fully_loaded = page.next_token is None
-            if prefetch and not self.fully_loaded:
-                next_s = time.monotonic()
-                future = self._threads.submit(self._store.list_page, self._prefix, self._token)
-                self._prefetched = PrefetchedPage(next_s, future)
-            if self._counts:
-                self.as_of_s = requested_s
+            is_last = page.next_token is None
+            entries = sorted(self._deferred + _entries(page, len(self._prefix)), key=_relative_key)
+            end = len(entries) if is_last else _end(entries)
+            entries, deferred = entries[:end], entries[end:]
+            reconciled_s = time.monotonic()
+            changed = self._changed(entries, is_last)
+            right = self._changes.reconcile(self._prefix, changed, requested_s)
+            with self._lock:
+                if renames != self._renames:
+                    return  # the page is of the key that the directory had before
+                right |= self._changes.since(self._prefix, reconciled_s)
+                self._deferred = deferred
+                self._add_page(entries, right, is_last)
+                self._token = page.next_token
+                self.fully_loaded = is_last
+                if prefetch and not is_last:
+                    next_s = time.monotonic()
+                    future = self._threads.submit(self._store.list_page, self._prefix, self._token)
+                    self._prefetched = PrefetchedPage(next_s, future)
+                if self._counts:
+                    self.as_of_s = requested_s
         with self._page_loaded:
             self._page_loaded.notify_all()
 
-    def _add_page(self, page: Page, requested_s: float) -> None:
-        skip = len(self._prefix)
-        entries: list[tuple[str, Remote]] = self._deferred
-        entries += [(prefix[skip:], REMOTE_DIRECTORY) for prefix in page.prefixes]
-        entries += [(info.key[skip:], info) for info in page.objects]
-        entries.sort(key=_relative_key)
-        end = len(entries)
-        if page.next_token is not None and entries:
-            last = entries[-1][0]
-            for index, (key, remote) in enumerate(entries):
-                is_object = isinstance(remote, ObjectInfo)
-                if is_object and f"{key.removesuffix(LINK_SUFFIX)}/" > last:
-                    end = index  # a directory of this name may still come, and would win
-                    break
-        self._deferred = entries[end:]
-        is_last = page.next_token is None
-        entries = self._with_changes(entries[:end], requested_s, is_last=is_last)
-        directories = {key[:-1] for key, remote in entries if not isinstance(remote, ObjectInfo)}
-        self._add_entries(entries, directories)
-
-    def _with_changes(
-        self, entries: list[tuple[str, Remote]], requested_s: float, *, is_last: bool
-    ) -> list[tuple[str, Remote]]:
-        """The entries, corrected by this mount's own changes.
-
-        This happens before anybody sees them: a name that was made is never absent.
-        """
-        names = self._changes.names(self._prefix)
-        if not names:
-            return entries
+    def _changed(self, entries: _Entries, is_last: bool) -> dict[str, Remote | None]:
+        """What the page has under the names in its range that this mount changed; None: nothing."""
         last = entries[-1][0] if entries else ""
         listed: dict[str, Remote | None] = {
             name: None
-            for name in names
+            for name in self._changes.names(self._prefix)
             if self._last_key < f"{name}/" and (is_last or f"{name}/" <= last)
         }
-        for key, remote in entries:
-            name = from_relative_key(key)[0]
-            if name in listed and (listed[name] is None or remote is REMOTE_DIRECTORY):
-                listed[name] = remote
-        right = self._changes.reconcile(self._prefix, listed, requested_s)
-        skip = len(self._prefix)
-        entries = [entry for entry in entries if from_relative_key(entry[0])[0] not in right]
-        for name, found in right.items():
-            if name not in listed:
-                self._apply(name, found)
-            elif found is not None:
-                entries.append((to_relative_key(name, found, skip), found))
-        entries.sort(key=_relative_key)
-        return entries
+        if listed:
+            for key, remote in entries:
+                name = from_relative_key(key)[0]
+                if name in listed and (listed[name] is None or remote is REMOTE_DIRECTORY):
+                    listed[name] = remote
+        return listed
 
-    def _add_entries(self, entries: list[tuple[str, Remote]], directories: set[str]) -> None:
+    def _add_page(self, entries: _Entries, right: dict[str, Remote | None], is_last: bool) -> None:
+        """Add the entries, corrected by ``right``: this mount's own changes.
+
+        They are corrected before anybody sees them: a name that was made is never absent.
+        """
+        if right:
+            listed = self._changed(entries, is_last)
+            skip = len(self._prefix)
+            entries = [entry for entry in entries if from_relative_key(entry[0])[0] not in right]
+            for name, found in right.items():
+                if name not in listed:
+                    self._apply(name, found)
+                elif found is not None:
+                    entries.append((to_relative_key(name, found, skip), found))
+            entries.sort(key=_relative_key)
+        directories = {key[:-1] for key, remote in entries if not isinstance(remote, ObjectInfo)}
+        self._add_entries(entries, directories)
+
+    def _add_entries(self, entries: _Entries, directories: set[str]) -> None:
         """Add entries in the order of their keys. Most are new, and are added together."""
         new: dict[str, Listed | None] = {}
         is_last, last = self._memory.is_last, self._chunks[-1]
@@ -425,8 +423,8 @@ class Listing:
                 self._counts, self.as_of_s = False, float("-inf")
         # otherwise a later page will bring it
 
-    def next_if_sequential(self, name: str, count: int) -> list[tuple[str, Remote]]:
-        """The ``count`` entries after ``name``, if names are asked for in order.
+    def next_if_sequential(self, name: str, count: int) -> _Entries:
+        """The ``count`` entries behind ``name``, if names are asked for in order.
 
         They are if ``name`` is at most ``count`` places after the name of the last call;
         else the list is empty.
@@ -442,7 +440,7 @@ class Listing:
             last, self._last_position = self._last_position, position
             if not last < position <= last + count:
                 return []
-            following: list[tuple[str, Remote]] = []
+            following: _Entries = []
             end = min(position + 1 + count, len(self))
             position += 1
             while position < end:
@@ -467,15 +465,30 @@ class Listing:
             copied: old key to (the version that was copied, the copy).
         """
         with self._lock:
+            self._renames += 1
             self._prefix = prefix
             self._token, self._prefetched, self._last_key = None, None, ""
-            self._deferred.clear()
+            self._deferred = []
             self._invalidated.clear()
             rename = self._memory.rename
             self._shown = sum(rename(chunk, prefix, copied) for chunk in self._chunks)
 
     def __del__(self) -> None:
         self._memory.release(self._chunks)
+
+
+def _entries(page: Page, skip: int) -> _Entries:
+    """What a page has, by relative key: the key without the first ``skip`` characters."""
+    entries: _Entries = [(prefix[skip:], REMOTE_DIRECTORY) for prefix in page.prefixes]
+    return entries + [(info.key[skip:], info) for info in page.objects]
+
+
+def _end(entries: _Entries) -> int:
+    """How many entries, in order, no later page can shadow."""
+    for index, (key, remote) in enumerate(entries):
+        if isinstance(remote, ObjectInfo) and f"{key.removesuffix(LINK_SUFFIX)}/" > entries[-1][0]:
+            return index  # a directory of this name may still come, and would win
+    return len(entries)
 
 
 def _relative_key(entry: tuple[str, Remote]) -> str:

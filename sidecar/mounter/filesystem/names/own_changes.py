@@ -130,6 +130,12 @@ class OwnChanges:
         with self._lock:
             self._drop_before(moment_s)
 
+    def since(self, directory_key: str, moment_s: float) -> dict[str, Remote | None]:
+        """What this mount made of a directory's names from a moment (monotonic) on."""
+        with self._lock:
+            changes = self._changes.get(directory_key, {}).items()
+            return {name: change.remote for name, change in changes if change.ended_s >= moment_s}
+
     # --- what a listing says ----------------------------------------------------------------
 
     def reconcile(
