@@ -249,6 +249,23 @@ def test_what_makes_no_sense_is_not_there(text: str) -> None:
     assert from_metadata({"mode": text, "uid": text, "gid": text}) == {}
 
 
+def test_an_open_for_writing_that_may_not_wait_does_not_ask(tmp_path: Path) -> None:
+    """A worker that takes over has inodes, but not their attributes, which a write must keep."""
+    store = bare_store()
+    store.put("file", b"")
+    dead = View(store, tmp_path)
+    dead.fs.recovery.begin()
+    inode = dead.inode("file")
+    view = View(store, tmp_path)
+    view.fs.recovery.restore()
+    asked = metadata_prefetch(store)
+    with pytest.raises(WouldBlock):
+        view.fs.open(inode, os.O_WRONLY, wait=False)
+    assert metadata_prefetch(store) == asked
+    view.fs.release(view.fs.open(inode, os.O_WRONLY))
+    view.fs.release(view.fs.open(inode, os.O_WRONLY, wait=False))
+
+
 def test_a_time_of_5000_digits_is_not_there() -> None:
     """Which int() refuses."""
     assert from_metadata({"mtime": "7" * 5000}) == {}

@@ -342,7 +342,7 @@ class FileSystem:
             _refuse_to_open(inode)
         inode.was_read = True
         if writable or truncate:
-            self.namespace.attributes.load(inode)  # a write must keep them
+            self.namespace.attributes.load(inode, wait=wait)  # a write must keep them
         return self.files.open(inode, writable, truncate=truncate, backing_id=backing_id, wait=wait)
 
     def read(self, handle: int, offset: int, size: int, *, wait: bool = True) -> ReadResult:
