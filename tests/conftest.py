@@ -64,6 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _locks_in_order(_locks_in_order_to_the_end: None) -> Iterator[None]:
     """A test fails if it, or a sidecar that it started, takes locks in a wrong order."""
     yield
+    lock_order.forget_held()
     lock_table.raise_found()
 
 

@@ -49,12 +49,16 @@ _held = _Held()
 _make_rlock = threading.RLock
 
 
-def _forget_held() -> None:
-    """In a forked child: nobody there waits for what the parent's thread holds."""
+def forget_held() -> None:
+    """Take it that this thread holds no lock.
+
+    In a forked child nobody waits for what the parent's thread holds; and a test may drop a
+    connection with its slot, which nobody gives back.
+    """
     _held.locks.clear()
 
 
-os.register_at_fork(after_in_child=_forget_held)
+os.register_at_fork(after_in_child=forget_held)
 
 
 class _CheckedLock:
