@@ -237,7 +237,11 @@ def test_connections_that_nobody_needs_any_more_are_closed(
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         pool = ConnectionPool(Endpoint.parse(f"http://127.0.0.1:{listener.getsockname()[1]}"))
-        taken = [pool.take(timeout) for _ in range(5)]
+        taken: list[Connection] = []
+        for _ in range(5):  # a thread has one connection at a time
+            thread = threading.Thread(target=lambda: taken.append(pool.take(timeout)))
+            thread.start()
+            thread.join()
         peers = [stack.enter_context(listener.accept()[0]) for _ in taken]
         for connection in taken:
             pool.give_back(connection)
