@@ -8,7 +8,7 @@ because process 1 loads this.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from sidecar.units import GIB, MIB, PIB
 
@@ -37,8 +37,19 @@ def _option(default: Any, about: str, costs: str, unset: str = "", **limits: flo
     )
 
 
+class Checked:
+    """A part of a spec.
+
+    What somebody wrote of it is checked by pydantic: keys, types, and what the fields' metadata has
+    under pydantic's names, such as limits of numbers.
+    """
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Checked):
     """How one bucket is served. Sizes in bytes, times in seconds; docs/options.md explains each."""
 
     memory_bytes: int | None = _option(
@@ -158,7 +169,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
+class Times(Checked):
     """Times in seconds, of a pod.
 
     Attributes:

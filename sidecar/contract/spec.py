@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, Self
 from urllib.parse import quote
 
-from sidecar.contract.options import MOST_BYTES, Options, Times
+from sidecar.contract.options import MOST_BYTES, Checked, Options, Times
 from sidecar.units import MIB
 
 SPEC_VERSION: Final = 1
@@ -33,11 +33,9 @@ Kind = Literal["data", "outputs"]
 StoreName = Literal["s3", "gcs", "azure"]
 CacheScope = Literal["namespace", "login"]
 
-# Limits of numbers stand in the metadata of fields, under pydantic's names.
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostPathSource:
+class HostPathSource(Checked):
     """A directory of the node, mounted by the kubelet at the volume's path."""
 
     type: Literal["hostPath"] = "hostPath"
@@ -45,7 +43,7 @@ class HostPathSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimSource:
+class ClaimSource(Checked):
     """A PersistentVolumeClaim, mounted by the kubelet at the volume's path."""
 
     type: Literal["existingClaim"] = "existingClaim"
@@ -53,7 +51,7 @@ class ClaimSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaBundle:
+class CaBundle(Checked):
     """Authorities in a ConfigMap or a Secret of the pod's namespace.
 
     Attributes:
@@ -84,7 +82,7 @@ class CaBundle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreSource:
+class StoreSource(Checked):
     """A bucket, mounted by the sidecar.
 
     Attributes:
@@ -126,7 +124,7 @@ def volume_label(kind: str, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Volume:
+class Volume(Checked):
     """One selected volume.
 
     Attributes:
@@ -142,7 +140,7 @@ class Volume:
     kind: Kind
     path: str
     read_only: bool = False
-    source: Source
+    source: Source = field(metadata={"discriminator": "type"})
     mountpoint: str | None = None
     near: StoreSource | None = None
     options: Options = Options()
@@ -189,7 +187,7 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Roots:
+class Roots(Checked):
     """Where things are in the sidecar's own file system.
 
     Attributes:
@@ -206,7 +204,7 @@ class Roots:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Http:
+class Http(Checked):
     """The one port for metrics, probes and status. 0 picks a free one (tests); None: no port."""
 
     host: str = "::"  # the kubelet and Prometheus come from outside the pod, by either family
@@ -214,7 +212,7 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class Access(Checked):
     """Owner and permission bits of everything in a bucket, unless an object has its own.
 
     The run's outputs directory gets them on every kind of volume.
@@ -232,7 +230,7 @@ must be able to save, and nothing outside the pod sees the mount."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeCache:
+class NodeCache(Checked):
     """The cache that the pods of a node share.
 
     Attributes:
@@ -247,7 +245,7 @@ class NodeCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PersistenceSpec:
+class PersistenceSpec(Checked):
     """Everything that one run mounts, and how.
 
     Attributes:

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from sidecar.contract.paths import check_absolute_path
@@ -29,7 +29,7 @@ from sidecar.contract.spec import (
     StoreSource,
     volume_label,
 )
-from sidecar.contract.spec_document import describe_validation_error, nearest
+from sidecar.contract.spec_document import describe, nearest
 from sidecar.contract.spec_rules import proxy_problem
 from sidecar.control.catalogue.bucket_url import parse_bucket_url
 from sidecar.control.catalogue.cluster_settings import (
@@ -228,6 +228,9 @@ class _Entry(_Bucket):
     options: dict[str, Any] | None = None
 
 
+_ENTRY: Final = TypeAdapter(_Entry)
+
+
 def _volume(kind: Kind, name: str, value: dict[str, YamlValue], at: _Location) -> DeclaredVolume:
     entry = _entry(value, at)
     source = _source(entry, at)
@@ -250,15 +253,10 @@ def _volume(kind: Kind, name: str, value: dict[str, YamlValue], at: _Location) -
 
 def _entry(value: dict[str, YamlValue], at: _Location) -> _Entry:
     try:
-        return _Entry.model_validate(value)
+        return _ENTRY.validate_python(value)
     except ValidationError as invalid:
-        errors = invalid.errors(include_url=False, include_input=False, include_context=False)
-    # Report a misspelt key first: it can be the reason why another one is missing or wrong.
-    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
-    unknown = first["type"] == "extra_forbidden"
-    located = {**first, "loc": (*at.keys, *first["loc"])}
-    error = UnknownKey if unknown else CatalogueInvalid
-    raise error(f"{at.where}: {describe_validation_error(located, _Entry)}")
+        is_unknown, problem = describe(invalid, _ENTRY, at.keys)
+        raise (UnknownKey if is_unknown else CatalogueInvalid)(f"{at.where}: {problem}") from None
 
 
 def _source(entry: _Entry, at: _Location) -> Source:
