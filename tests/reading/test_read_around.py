@@ -424,10 +424,10 @@ def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) 
                 def fetched() -> float:
                     return sidecar.metric("mount_sidecar_fetched_bytes_total")
 
-                def comes_by_itself() -> bool:
+                def comes_by_itself(within_s: float = 0.1) -> bool:
                     # The read's own fetch has ended when it is answered.
                     before = fetched()
-                    time.sleep(0.1)
+                    time.sleep(within_s)
                     return fetched() > before
 
                 offsets = iter(shuffled(size))
@@ -439,7 +439,7 @@ def test_through_a_mount_the_rest_comes_while_the_program_rests(tmp_path: Path) 
                         for offset in itertools.islice(offsets, 100):
                             check(offset)
                 assert came
-                wait_until(lambda: not comes_by_itself(), "all of it is there")
+                wait_until(lambda: not comes_by_itself(2.0), "all of it is there")
                 assert fetched() < 1.3 * size
                 pages = resident_pages(descriptor, size)
                 kept = next(at for at in range(0, size, BLOCK) if pages[at // PAGE])

@@ -108,7 +108,9 @@ def test_a_call_waits_for_a_rotated_key_longer_than_for_an_outage(
         reading = one.submit((tmp_path / "m/file").read_bytes)
         api.wait_for(lambda: reasons(api) == ["CredentialsRefused"], "its event")
         assert "put one into the secret" in api.events()[0]["message"]
-        assert conditions(api)[CONDITION]["reason"] == "CredentialsRefused"
+        api.wait_for(
+            lambda: conditions(api)[CONDITION]["reason"] == "CredentialsRefused", "the condition"
+        )
         with pytest.raises(TimeoutError):
             reading.result(12)
         store.refusal = None

@@ -213,7 +213,7 @@ class Window:
         self.reads = 0
 
     def go_on(self) -> None:
-        """Begin one more part, because it is the window's turn (:class:`.in_flight.Waiting`)."""
+        """Begin one more part, because it is the window's turn (:class:`.in_flight.Waiter`)."""
         self._go_on(self)
 
     def waits(self, in_flight: InFlight) -> None:

@@ -52,7 +52,7 @@ class PartThreads:
         return future
 
     def go_on(self) -> None:
-        """Begin the first part, if there is room now (:class:`.in_flight.Waiting`)."""
+        """Begin the first part, if there is room now (:class:`.in_flight.Waiter`)."""
         with self._lock:
             while self._waiting and self._in_flight.begin(self):
                 self._threads.submit(self._send, *self._waiting.popleft())
