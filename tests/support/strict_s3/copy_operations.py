@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from sidecar.units import MIB
 from tests.support.strict_s3.attributes import (
     ARCHIVED,
     ENCRYPTION,
@@ -26,6 +25,7 @@ from tests.support.strict_s3.conditions import check_source
 from tests.support.strict_s3.data_files import Segment, cut
 from tests.support.strict_s3.errors import S3Error
 from tests.support.strict_s3.http_front import Answer
+from tests.support.strict_s3.limits import MIB
 from tests.support.strict_s3.object_operations import attributes_of, store
 from tests.support.strict_s3.state import Bucket, Part, StoredObject
 from tests.support.strict_s3.xml_answers import iso_time, quoted, xml_answer

@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sidecar.units import MIB
+from tests.support.strict_s3.limits import MIB
 
 HOST = "127.0.0.1"
 _PIECE_BYTES = MIB

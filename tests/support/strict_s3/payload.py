@@ -13,9 +13,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from sidecar.units import MIB
 from tests.support.strict_s3.errors import S3Error
 from tests.support.strict_s3.http_front import Body, ClientGoneError, Request
+from tests.support.strict_s3.limits import MIB
 from tests.support.strict_s3.signature import Signed
 
 EMPTY_MD5 = hashlib.md5(usedforsecurity=False).hexdigest()
