@@ -27,7 +27,7 @@ from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.proxies import name_exempt_host
 from sidecar.mounter.store.http.retry import Retry, Retryable
 from sidecar.mounter.store.http.signed_request import Body, BufferedResponse, SignedRequest
-from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
+from sidecar.mounter.store.http.timeouts import LEAST_WAIT_S, AdaptiveTimeout
 from sidecar.mounter.store.interface import (
     Arrived,
     Condition,
@@ -102,11 +102,13 @@ class HttpStore(ABC, Generic[C]):
         self._pages = ListReader(self._client, requests, errors, observer)
         self.conditions: set[str] = set()
         self._bucket_seen_s = 0.0
-        self._quick = AdaptiveTimeout(QUICK_TIMEOUT_S / 4, QUICK_TIMEOUT_S)
-        self._writing = AdaptiveTimeout(WRITE_SILENCE_S / 8, WRITE_SILENCE_S)
-        self._completing = AdaptiveTimeout(WRITE_SILENCE_S, TRANSFER_TIMEOUT_S)
-        # Separate: a large copy takes long, even after many small ones that were quick.
-        self._copying = AdaptiveTimeout(TRANSFER_TIMEOUT_S, TRANSFER_TIMEOUT_S)
+        self._quick = AdaptiveTimeout(LEAST_WAIT_S, QUICK_TIMEOUT_S)
+        self._writing = AdaptiveTimeout(LEAST_WAIT_S, WRITE_SILENCE_S)
+        self._slow = {
+            "complete": AdaptiveTimeout(WRITE_SILENCE_S, TRANSFER_TIMEOUT_S),
+            # A large copy takes long, even after many small ones that were quick.
+            "copy": AdaptiveTimeout(TRANSFER_TIMEOUT_S, TRANSFER_TIMEOUT_S),
+        }
 
     @property
     def url(self) -> str:
@@ -285,14 +287,14 @@ class HttpStore(ABC, Generic[C]):
         """One attempt at a request whose response is short. Raises SidecarError, Retryable.
 
         Args:
-            timeout: if another one than for writing a part.
+            timeout: if another one than the usual one of the operation.
         """
         return self._client.send(
             call,
             sign,
             body,
             accepted=accepted,
-            timeout=timeout or self._writing,
+            timeout=timeout or self._slow.get(call.operation, self._writing),
             hedging=None if body else self.retry.hedging(call.operation),
         )
 

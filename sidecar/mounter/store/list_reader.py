@@ -13,7 +13,7 @@ from http import HTTPStatus
 from sidecar.mounter.store.http.client import HttpClient
 from sidecar.mounter.store.http.hedging import Hedging
 from sidecar.mounter.store.http.retry import Retryable
-from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
+from sidecar.mounter.store.http.timeouts import LEAST_WAIT_S, AdaptiveTimeout
 from sidecar.mounter.store.interface import Page, StoreObserver
 from sidecar.mounter.store.request_builder import BAD_ANSWER, ListQuery, RequestBuilder
 from sidecar.mounter.store.store_errors import Call, StoreErrors
@@ -57,7 +57,7 @@ class ListReader:
         self._requests = requests
         self._errors = errors
         self._observer = observer
-        self._timeout = AdaptiveTimeout(PAGE_TIMEOUT_S / 4, PAGE_TIMEOUT_S)
+        self._timeout = AdaptiveTimeout(LEAST_WAIT_S, PAGE_TIMEOUT_S)
         self._logged: set[str] = set()
 
     def page(self, query: ListQuery, hedging: Hedging | None = None) -> Page:

@@ -209,15 +209,16 @@ class Listing:
             entries = sorted(self._deferred + _entries(page, len(self._prefix)), key=_relative_key)
             end = len(entries) if is_last else _end(entries)
             entries, deferred = entries[:end], entries[end:]
+            end_key = None if is_last else entries[-1][0] if entries else ""
             reconciled_s = time.monotonic()
-            changed = self._changed(entries, is_last)
+            changed = self._changed(entries, end_key)
             right = self._changes.reconcile(self._prefix, changed, requested_s)
             with self._lock:
                 if renames != self._renames:
                     return  # the page is of the key that the directory had before
                 right |= self._changes.since(self._prefix, reconciled_s)
                 self._deferred = deferred
-                self._add_page(entries, right, is_last)
+                self._add_page(entries, right, end_key)
                 self._token = page.next_token
                 self.fully_loaded = is_last
                 if prefetch and not is_last:
@@ -229,14 +230,11 @@ class Listing:
         with self._page_loaded:
             self._page_loaded.notify_all()
 
-    def _changed(self, entries: _Entries, is_last: bool) -> dict[str, Remote | None]:
-        """What the page has under the names in its range that this mount changed; None: nothing."""
-        last = entries[-1][0] if entries else ""
-        listed: dict[str, Remote | None] = {
-            name: None
-            for name in self._changes.names(self._prefix)
-            if self._last_key < f"{name}/" and (is_last or f"{name}/" <= last)
-        }
+    def _changed(self, entries: _Entries, end: str | None) -> dict[str, Remote | None]:
+        """What the page up to ``end`` has under names that this mount changed; None: nothing."""
+        names = self._changes.names(self._prefix)
+        within = (name for name in names if _is_within(name, self._last_key, end))
+        listed: dict[str, Remote | None] = dict.fromkeys(within)
         if listed:
             for key, remote in entries:
                 name = from_relative_key(key)[0]
@@ -244,21 +242,22 @@ class Listing:
                     listed[name] = remote
         return listed
 
-    def _add_page(self, entries: _Entries, right: dict[str, Remote | None], is_last: bool) -> None:
+    def _add_page(
+        self, entries: _Entries, right: dict[str, Remote | None], end: str | None
+    ) -> None:
         """Add the entries, corrected by ``right``: this mount's own changes.
 
         They are corrected before anybody sees them: a name that was made is never absent.
         """
         if right:
-            listed = self._changed(entries, is_last)
-            skip = len(self._prefix)
-            entries = [entry for entry in entries if from_relative_key(entry[0])[0] not in right]
+            own: _Entries = []
             for name, found in right.items():
-                if name not in listed:
+                if not _is_within(name, self._last_key, end):
                     self._apply(name, found)
                 elif found is not None:
-                    entries.append((to_relative_key(name, found, skip), found))
-            entries.sort(key=_relative_key)
+                    own.append((to_relative_key(name, found, len(self._prefix)), found))
+            others = [entry for entry in entries if from_relative_key(entry[0])[0] not in right]
+            entries = sorted(others + own, key=_relative_key)
         directories = {key[:-1] for key, remote in entries if not isinstance(remote, ObjectInfo)}
         self._add_entries(entries, directories)
 
@@ -489,6 +488,10 @@ def _end(entries: _Entries) -> int:
         if isinstance(remote, ObjectInfo) and f"{key.removesuffix(LINK_SUFFIX)}/" > entries[-1][0]:
             return index  # a directory of this name may still come, and would win
     return len(entries)
+
+
+def _is_within(name: str, before: str, end: str | None) -> bool:
+    return before < f"{name}/" and (end is None or f"{name}/" <= end)
 
 
 def _relative_key(entry: tuple[str, Remote]) -> str:

@@ -231,7 +231,6 @@ class AzureStore(HttpStore[AzureCredentials]):
                     "PUT", key, {"comp": "blocklist"}, {**headers, **own}, len(body)
                 ),
                 (body,),
-                timeout=self._completing,
             ),
         )
         return self._written(key, size_bytes, reply.headers, metadata, properties)
@@ -374,7 +373,6 @@ class AzureStore(HttpStore[AzureCredentials]):
                     {**headers, **own, "x-ms-copy-source": self._source_url(source)},
                 ),
                 accepted={202},
-                timeout=self._copying,
             ),
         ).headers
         if made.get(_COPY_STATUS) != "success":

@@ -53,9 +53,7 @@ class GcsUpload(MultipartUpload):
         document = part_list((number, etag) for number, (etag, _) in sent)
         call = Call("complete", self._key, condition)
         try:
-            reply = self._store.request_xml(
-                call, "POST", self._key, self._query, body=(document,), slow=True
-            )
+            reply = self._store.request_xml(call, "POST", self._key, self._query, body=(document,))
         except NotFound:
             made = self._completed_before(sum(size for _, (_, size) in sent))
         else:

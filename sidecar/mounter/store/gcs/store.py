@@ -213,19 +213,13 @@ class GcsStore(HttpStore[GcsCredentials]):
         *,
         body: Body = (),
         accepted: Collection[int] = _XML_ACCEPTED,
-        slow: bool = False,
     ) -> BufferedResponse:
-        """A request of the XML API about one object, with retries.
-
-        Args:
-            slow: the store may work on it for minutes.
-        """
+        """A request of the XML API about one object, with retries."""
         return self.transfer(
             call,
             lambda: self._gcs.xml(method, key, query, headers or {}),
             body,
             accepted,
-            self._completing if slow else None,
         )
 
     def head_generation(self, key: str, generation: str) -> ObjectInfo:
@@ -344,7 +338,6 @@ class GcsStore(HttpStore[GcsCredentials]):
                     "POST", key, "/compose", key_query(properties), has_json=True
                 ),
                 (_json(composition),),
-                timeout=self._copying,
             )
         finally:
             self.delete(tail_key)
@@ -387,7 +380,6 @@ class GcsStore(HttpStore[GcsCredentials]):
                     "POST", source, self._gcs.rewrite_to(target), query, has_json=True
                 ),
                 (resource,),
-                timeout=self._copying,
             )
             made, token, copied_bytes = self._read("copy", reply, self._rewrite_state)
             if made is not None:

@@ -79,9 +79,10 @@ class Retry:
     """Repeats an attempt until it works or the budget is spent.
 
     Args:
-        budget_s: time for all attempts, from the first one on; 0 means one attempt. Refusals for
-            too many requests get THROTTLED_BUDGETS times as long while the store takes other
-            requests of the kind: that is no outage.
+        budget_s: time for all attempts, from the first one on; 0 means one attempt. The first
+            SILENCES attempts without an answer do not count. Refusals for too many requests get
+            THROTTLED_BUDGETS times as long while the store takes other requests of the kind: that
+            is no outage.
         login: refreshed after AccessDenied.
         observer: counts attempts, retries and failures.
     """

@@ -12,6 +12,8 @@ from sidecar.units import KIB
 SOCKET_TIMEOUT_S = 5.0
 """The longest time-out for a range, and the one before any response was measured."""
 SHORTEST_TIMEOUT_S = 0.5
+LEAST_WAIT_S = 2.5
+"""The shortest time-out of requests that are not for a range: their time varies more."""
 PROGRESS_BYTES = 64 * KIB
 """How much content must move before an attempt gets its whole time again."""
 

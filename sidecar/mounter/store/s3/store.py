@@ -477,7 +477,6 @@ class S3Store(HttpStore[S3Credentials]):
                     lambda: self._s3.request(method, key, query, headers or {}),
                     body,
                     ACCEPTED,
-                    self._copying if call.operation == "copy" else self._completing,
                 )
                 return SlowResponse(self._fields(call, response), date_s(response), attempts)
             except Retryable as again:
