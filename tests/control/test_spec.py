@@ -17,7 +17,7 @@ from sidecar.contract.spec_rules import SYSTEM_DIRECTORIES
 from sidecar.control.catalogue.catalogue import parse_catalogue
 from sidecar.control.catalogue.resolve import resolve
 from sidecar.control.catalogue.selection import Selection
-from sidecar.errors import ConfigError, PathOverlap
+from sidecar.errors import ConfigError, PathOverlap, SpecInvalid
 from tests.control.injection.golden import NAMES, expected
 from tests.control.injection.test_golden import containers
 
@@ -168,6 +168,14 @@ def test_what_no_catalogue_gives_is_refused(
         load_spec(json.dumps(spec), "spec.json")
     assert caught.value.line().startswith(f"error {said}: spec.json: ")
     assert "\n" not in caught.value.line()
+
+
+def test_a_misspelt_key_is_named_and_not_the_one_that_it_stands_for() -> None:
+    """Without it that one is missing, which comes first in the document's order."""
+    spec = document()
+    spec["volumes"][LABELS]["nmae"] = spec["volumes"][LABELS].pop("name")
+    with pytest.raises(SpecInvalid, match=r"unknown key `.*nmae` \(did you mean `name`\?\)"):
+        load_spec(json.dumps(spec), "spec.json")
 
 
 def test_what_a_catalogue_gives_is_loaded() -> None:

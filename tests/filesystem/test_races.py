@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -10,12 +11,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sidecar.errors import NotFound, Stale
 from sidecar.mounter.filesystem.content import contested_names
 from sidecar.mounter.filesystem.inodes.inode import ROOT
+from sidecar.mounter.filesystem.names.own_changes import OwnChanges
+from sidecar.mounter.filesystem.names.remotes import REMOTE_DIRECTORY
 from sidecar.mounter.store.interface import ObjectInfo
 from tests.filesystem.view import View
 from tests.support.memory_store import MemoryStore, after, before
@@ -241,6 +245,30 @@ def test_nobody_waits_for_a_page_that_another_thread_loads(
     assert not waiting
     assert len(names := view.names("large")) == len(set(names))
     assert ("new" in names) == (call == "mkdir")
+
+
+def test_a_name_that_is_made_while_a_page_is_corrected_is_shown(
+    store: MemoryStore, view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1_500):
+        store.put(f"large/{number:04}", b"")
+    namespace = view.fs.namespace
+    listing = namespace.directory_cache.fresh_listing(namespace.directory(view.inode("large")))
+    listing.load_until(1)
+    reconcile = OwnChanges.reconcile
+
+    def meanwhile(*arguments: Any) -> object:
+        right = reconcile(*arguments)
+        monkeypatch.undo()
+        make = functools.partial(view.fs.make_directory, view.inode("large"), "new", 0o755)
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        return right
+
+    monkeypatch.setattr(OwnChanges, "reconcile", meanwhile)
+    listing.load_all()
+    assert listing.get("new") is REMOTE_DIRECTORY
 
 
 def test_a_page_of_a_directory_that_is_renamed_meanwhile_is_asked_for_again(

@@ -173,6 +173,21 @@ def test_a_write_that_meets_silence_is_sent_elsewhere_however_long_that_took(
             list(pool.map(store.delete, map(str, range(REQUESTS))))
 
 
+def test_an_address_that_does_not_answer_a_write_in_time_is_left_alone_at_once(
+    resolver: Resolver, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_store, "WRITE_SILENCE_S", 0.4)
+    monkeypatch.setattr(addresses, "FIRST_REST_S", 600.0)
+    resolver.addresses = WELL
+    fleet = Fleet(WELL)
+    fleet.keeps = False
+    fleet.silent = {WELL[0]}
+    store = opened(stack, fleet)
+    for number in range(4 * len(WELL)):
+        store.delete(str(number))
+    assert len(fleet.servers[WELL[0]].requests) == 1
+
+
 def test_the_name_is_asked_again_beside_the_requests(
     resolver: Resolver, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
