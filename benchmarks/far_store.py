@@ -101,13 +101,22 @@ class Accidents:
         """Whether the next request's connection is reset."""
         return self._random.random() < self._behaviour.reset
 
-    def dead_s(self, number: int) -> float:
-        """How many seconds the address ``number`` (from 1) is dead from now; 0: it is not."""
-        each_s = self._behaviour.dying_s
+    def dead_s(self, address: str) -> float:
+        """How many seconds an address is dead from now; 0: it is not. 127.0.0.2 is the first."""
+        number, each_s = _number(address), self._behaviour.dying_s
         if not each_s or not self._dying:
             return 0.0
         passed_s = (time.monotonic() - self._began_s) % (each_s * self._dying)
         return max(0.0, number * each_s - passed_s) if passed_s >= (number - 1) * each_s else 0.0
+
+
+def refuses(address: str) -> bool:
+    """Whether an address that is dead refuses connections; otherwise it is silent."""
+    return _number(address) % 2 == 1
+
+
+def _number(address: str) -> int:
+    return int(address.rpartition(".")[2]) - 1
 
 
 class Counts:

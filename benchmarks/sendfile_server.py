@@ -49,7 +49,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import click
 
 from benchmarks import s3_answers
-from benchmarks.far_store import Accidents, Behaviour, Counts, Delays
+from benchmarks.far_store import Accidents, Behaviour, Counts, Delays, refuses
 from benchmarks.memory_objects import Object, Objects, Piece
 from sidecar.mounter.system import prctl
 
@@ -105,8 +105,8 @@ class Store:
         address, port = listener.getsockname()
         while True:
             if self.behaviour.dying_s:
-                while dead_s := self.accidents.dead_s(_number(address)):
-                    if _refuses(address):
+                while dead_s := self.accidents.dead_s(address):
+                    if refuses(address):
                         listener.close()
                     time.sleep(dead_s)
                 if listener.fileno() < 0:
@@ -116,16 +116,6 @@ class Store:
             client, _ = listener.accept()
             self.counts.connected(address)
             threading.Thread(target=_Connection(client, self).serve, daemon=True).start()
-
-
-def _number(address: str) -> int:
-    """The number of an address among those that die: 1 for 127.0.0.2."""
-    return int(address.rpartition(".")[2]) - 1
-
-
-def _refuses(address: str) -> bool:
-    """Whether a dead address refuses connections; otherwise it is silent."""
-    return _number(address) % 2 == 1
 
 
 class _NoAnswer(Exception):
@@ -194,8 +184,8 @@ class _Connection:
 
     def _die_with_address(self) -> None:
         address = self._client.getsockname()[0]
-        if self._store.accidents.dead_s(_number(address)):
-            if _refuses(address):
+        if self._store.accidents.dead_s(address):
+            if refuses(address):
                 self._break()
             raise _NoAnswer
 

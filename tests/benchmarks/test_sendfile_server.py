@@ -160,10 +160,11 @@ def test_a_request_is_reset_in_its_midst() -> None:
 
 def test_addresses_die_one_after_the_other() -> None:
     calm = Behaviour()
-    assert not any(Accidents(calm, 8).dead_s(number) for number in range(9))
+    hosts = [f"127.0.0.{number}" for number in range(1, 10)]
+    assert not any(map(Accidents(calm, 8).dead_s, hosts))
     dying = Accidents(replace(calm, dying_s=3600.0), 2)
-    assert 3500 < dying.dead_s(1) <= 3600
-    assert [dying.dead_s(number) for number in (0, 2, 3)] == [0, 0, 0]
+    assert 3500 < dying.dead_s(hosts[1]) <= 3600
+    assert [dying.dead_s(hosts[number]) for number in (0, 2, 3)] == [0, 0, 0]
 
     def refuses(address: str) -> bool:
         with socket.socket() as sock:
