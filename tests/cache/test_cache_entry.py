@@ -146,6 +146,27 @@ def test_a_torn_or_altered_block_is_fetched_again(
     assert read(entry, 0, SIZE) == content
 
 
+@pytest.mark.parametrize("start", [B, B + 1])
+def test_a_block_that_is_stored_while_it_is_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    damage = Damage()
+    info, content = an_object(SIZE)
+    reader = acquire(open_cache(tmp_path, damage=damage), info)
+    writer = acquire(open_cache(tmp_path, damage=damage), info)
+
+    def read_before_the_store(*arguments: object) -> int:
+        monkeypatch.undo()
+        count: int = os.preadv(*arguments)  # type: ignore[arg-type]
+        writer.store(0, memoryview(content))
+        return count
+
+    monkeypatch.setattr(os, "preadv", read_before_the_store)
+    assert content[start : 3 * B].startswith(read(reader, start, 3 * B - start))
+    assert damage.count == 0
+    assert states(reader) == "vvvv"
+
+
 def garbage(path: Path) -> None:
     path.write_bytes(os.urandom(path.stat().st_size))
 

@@ -357,12 +357,25 @@ class CacheEntry:
             block = data[offset : offset + CACHE_BLOCK_BYTES]
             if state != _VALID:
                 return offset
-            if offset + len(block) > length or zlib.crc32(block) != checksum:
+            matches = offset + len(block) <= length and zlib.crc32(block) == checksum
+            if not matches and not self._read_again(index, block):
+                return offset
+        return len(data)
+
+    def _read_again(self, index: int, block: memoryview) -> bool:
+        """Read a block that did not match; False, and it is missing from now on, if it is damaged.
+
+        It may have been stored after its bytes were read and before the map was. Nobody stores now.
+        """
+        with self._locked_data():
+            ((_, (state, checksum, _)),) = self._read_map(index, index + 1)
+            length = os.preadv(self._fd, [block], index * CACHE_BLOCK_BYTES)
+            matches = length == len(block) and zlib.crc32(block) == checksum
+            if state == _VALID and not matches:
                 log.warning("block %d of %s was torn or altered", index, self.path.name)
                 self._on_damage()
                 self._set(index, _EMPTY, 0)
-                return offset
-        return len(data)
+        return state == _VALID and matches
 
     def _read_map(self, first: int, last: int) -> Iterator[tuple[int, tuple[int, int, float]]]:
         """(index, (state, crc32, end of lease)) of the blocks ``[first, last)``."""
