@@ -81,9 +81,7 @@ def journal(tmp_path: Path) -> Journal:
 
 ODD_RECORDS = [
     *RECORDS,
-    FileInode(
-        9, None, "\udcff\u00f6\U0001f600", 0, True, None, {"gid": 0xFFFFFFFF}, None, False, None
-    ),
+    FileInode(9, None, "\u00f6\U0001f600", 0, True, None, {"gid": 0xFFFFFFFF}, None, False, None),
     LinkInode(9, ROOT, "l", 1, False, ("l.rclonelink", 0, -1.5, ""), {"mtime_ns": -(10**27)}, None),
     LinkInode(9, ROOT, "l", 1, False, ("l.rclonelink", 0, 0.0, ""), {"uid": 1}, b""),
     DirectoryInode(9, ROOT, "d", 1, False, False, (1 << 62) * 10**9 + 1),

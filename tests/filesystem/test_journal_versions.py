@@ -43,7 +43,7 @@ def state(tmp_path: Path) -> Path:
     shutil.copy(FIRST, state / "journal")
     for name, content in SPOOL.items():
         (state / "spool" / f"{name}.data").write_bytes(content)
-    log = b"msspol01" + frame(b'["exclusive", true]')
+    log = b"msspol01" + frame(b'["exclusive", [true]]')
     (state / "spool/00000000.state").write_bytes(log)
     return state
 

@@ -97,18 +97,18 @@ RECORDS: list[Record] = [
     Answered([16, 18]),
 ]
 LOG_RECORDS = [
-    ["exclusive", True],
+    ["exclusive", [True]],
     ["begin", [1, "file", {"since_s": 1795666508.46}, False]],
-    ["begin", [2, "file", {"number": 1, "metadata": {"mtime": "1.5"}}, True]],
-    ["end", 1],
+    ["begin", [2, "file", {"upload": "1", "metadata": {"mtime": "1.5"}}, True]],
+    ["end", [1]],
     ["sent", [2, 1, 1048576, "one"]],
-    ["missing", [1, 2]],
-    ["here", 2],
+    ["missing", [[1, 2]]],
+    ["here", [2]],
     ["unsent", [2, 1]],
-    ["attributes", True],
+    ["attributes", [True]],
     ["attempt", [3145735, [{"mtime": "1.5"}]]],
     ["base", ["old", 3145728, 1795666509.63, "v2"]],
-    ["saved", None],
+    ["saved", []],
 ]
 INTERESTING = [
     *(b"", b"\0", b"\xff", b"/", b"..", b"../", b"[", b"{", b'"', b"\n", b"1e999", b"-1"),

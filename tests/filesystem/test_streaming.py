@@ -403,7 +403,7 @@ def test_what_a_dead_worker_s_upload_had_made_is_not_another_s(tmp_path: Path) -
         raise StoreProtocolError("the upload is gone")
 
     upload.complete = upload.put_part = gone  # type: ignore[method-assign]
-    store.uploads[upload.state["number"]] = upload
+    store.uploads[int(upload.state["upload"])] = upload
     successor = View(store, tmp_path)
     successor.fs.recovery.restore()
     successor.fs.write(handle, 5, b"changed")  # of the same size

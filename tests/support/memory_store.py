@@ -277,12 +277,12 @@ class MemoryStore:
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]
     ) -> _Upload:
-        return self.uploads[state["number"]]
+        return self.uploads[int(state["upload"])]
 
     @_request("abandon")
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
-        if "number" in state:  # Here, an upload whose answer was lost does not exist.
-            self.uploads.pop(state["number"], None)
+        if "upload" in state:  # Here, an upload whose answer was lost does not exist.
+            self.uploads.pop(int(state["upload"]), None)
 
     @_request("patch")
     def patch(
@@ -399,7 +399,7 @@ class _Upload:
 
     @property
     def state(self) -> Mapping[str, Any]:
-        return {"number": self._number, "metadata": dict(self._metadata or {})}
+        return {"upload": str(self._number), "metadata": dict(self._metadata or {})}
 
     @_request("part")
     def put_part(self, number: int, content: Content) -> str:

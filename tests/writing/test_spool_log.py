@@ -75,19 +75,19 @@ def framed(*records: bytes) -> bytes:
 
 
 FIRST_RELEASE = framed(
-    b'["exclusive", true]',
+    b'["exclusive", [true]]',
     b'["begin", [1, "file", {"since_s": 1795666508.4605558}, false]]',
-    b'["begin", [2, "file", {"number": 1, "metadata": {"mtime": "1795666508.412566201"}}, true]]',
-    b'["end", 1]',
+    b'["begin", [2, "file", {"upload": "1", "metadata": {"mtime": "1795666508.412566201"}}, true]]',
+    b'["end", [1]]',
     b'["sent", [2, 1, 1048576, "one"]]',
-    b'["missing", [1]]',
+    b'["missing", [[1]]]',
     b'["sent", [2, 2, 1048576, "two"]]',
-    b'["missing", [2]]',
+    b'["missing", [[2]]]',
     b'["sent", [2, 3, 1048576, "three"]]',
-    b'["exclusive", false]',
-    b'["here", 2]',
+    b'["exclusive", [false]]',
+    b'["here", [2]]',
     b'["unsent", [2, 2]]',
-    b'["attributes", true]',
+    b'["attributes", [true]]',
     b'["attempt", [3145735, [{"mtime": "1795666508.5"}, {"mtime": "1795666508.412566201"}]]]',
     b'["base", ["old", 3145728, 1795666509.6322658, "v2"]]',
 )
@@ -136,7 +136,7 @@ def test_a_spool_file_of_the_first_release_is_taken_over(tmp_path: Path) -> None
     assert adopted.attempts[0].made(made)
 
 
-GOOD = frame(b'["missing", [1]]')
+GOOD = frame(b'["missing", [[1]]]')
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ GOOD = frame(b'["missing", [1]]')
         (framed(b'["sent", [1, 2]]'), "the record at byte 8 makes no sense"),
         (framed(b"\xff\xfe"), "the record at byte 8 makes no sense"),
         (framed(b"[" * 100_000), "the record at byte 8 makes no sense"),
-        (b"msspol01" + GOOD[:-1] + b"}" + GOOD, "28 bytes at byte 8: the checksum is wrong"),
-        (b"msspol01" + GOOD + bytes(512) + GOOD, "512 bytes at byte 36: no record begins"),
+        (b"msspol01" + GOOD[:-1] + b"}" + GOOD, "30 bytes at byte 8: the checksum is wrong"),
+        (b"msspol01" + GOOD + bytes(512) + GOOD, "512 bytes at byte 38: no record begins"),
         (framed(b'["missing", [-1]]'), "the record at byte 8 makes no sense"),
         (framed(b'["missing", [1e400]]'), "the record at byte 8 makes no sense"),
         (framed(b'["sent", [1, 1, 1' + b"0" * 5000 + b', "a"]]'), "the record at byte 8"),
-        (framed(b'["here", 100000000000]'), "the record at byte 8 makes no sense"),
+        (framed(b'["here", [100000000000]]'), "the record at byte 8 makes no sense"),
         (framed(b'["begin", [1, "../other", {}, true]]'), "the record at byte 8 makes no sense"),
         (framed(b'["begin", [1, "a//b", {}, true]]'), "the record at byte 8 makes no sense"),
         (framed(b'["base", ["a", -5, 0.0, "1"]]'), "the record at byte 8 makes no sense"),

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import msgspec
+
 from sidecar.errors import StateUnusable
 from sidecar.mounter.store.interface import Content, FileSlice, ObjectInfo
 from sidecar.mounter.store.ranges import Ranges
 from sidecar.mounter.system.state_directory import StateDirectory
-from sidecar.mounter.writing import stored_values
 from sidecar.mounter.writing.descriptors import DescriptorCache
 from sidecar.mounter.writing.file_space import holes_in, punch, taken_bytes
 from sidecar.mounter.writing.memory_parts import MemoryParts
@@ -23,6 +24,7 @@ from sidecar.mounter.writing.part_layout import PartLayout
 from sidecar.mounter.writing.part_memory import PartMemory
 from sidecar.mounter.writing.spool_budget import SpoolBudget
 from sidecar.mounter.writing.spool_log import Attempt, SpoolLog, log_name
+from sidecar.mounter.writing.stored_values import SpoolName
 
 _SUFFIX = ".data"
 _MEMORY_SUFFIX = ".memory"
@@ -413,7 +415,7 @@ class Spool:
             StateUnusable: no predecessor can have made this file or its log.
         """
         try:
-            stored_values.spool_name(name)
+            msgspec.convert(name, SpoolName)
         except ValueError as error:
             raise StateUnusable(str(error)) from None
         size_bytes = self._size(name)

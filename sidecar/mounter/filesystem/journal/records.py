@@ -1,8 +1,23 @@
-"""Records of the journal: one type for each kind. Fields are plain values."""
+"""Records of the journal: one type for each kind.
+
+Fields are plain values. Their types also say what is believed of a record that is read.
+"""
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
+
+from msgspec import Meta
+
+from sidecar.mounter.filesystem.names.names import TARGET_MAX_BYTES
+from sidecar.mounter.writing.stored_values import (
+    Key,
+    KeyOrPrefix,
+    Number,
+    Prefix,
+    Seconds,
+    SpoolName,
+)
 
 GrantKind = Literal["lookup", "handle", "reading"]
 """What an answer hands out: one lookup of an inode, the handle of a file or of a directory."""
@@ -14,16 +29,20 @@ RENAME: Final = "rename"
 RENAME_DIRECTORY: Final = "move"
 """Operations of :class:`Intended` whose second attempt must know about the first."""
 
-BareVersion = tuple[str, int, float, str]
+_MOST_BACKING_ID = (1 << 31) - 1
+_MOST_ERRNO = 511  # fs/fuse/dev.c, fuse_dev_do_write
+_MOST_REPLY_BYTES = 64 * 1024
+
+BareVersion = tuple[str, Number, Seconds, str]
 """Key, size, time and version of an object: :attr:`ObjectInfo.bare`."""
 
 
 class LastNumbers(NamedTuple):
     """The highest numbers ever handed out. No number is handed out twice."""
 
-    inode: int
-    file_handle: int
-    directory_handle: int
+    inode: Number
+    file_handle: Number
+    directory_handle: Number
 
 
 class DirectoryInode(NamedTuple):
@@ -34,10 +53,10 @@ class DirectoryInode(NamedTuple):
         kept: it exists without any object.
     """
 
-    inode: int
-    parent: int | None
+    inode: Number
+    parent: Number | None
     name: str
-    lookups: int
+    lookups: Number
     detached: bool
     kept: bool
     mtime_ns: int
@@ -50,14 +69,14 @@ class LinkInode(NamedTuple):
         target: None if nobody has read it yet.
     """
 
-    inode: int
-    parent: int | None
+    inode: Number
+    parent: Number | None
     name: str
-    lookups: int
+    lookups: Number
     detached: bool
     remote: BareVersion
     attributes: dict[str, int]
-    target: bytes | None
+    target: Annotated[bytes, Meta(max_length=TARGET_MAX_BYTES)] | None
 
 
 class FileInode(NamedTuple):
@@ -71,29 +90,29 @@ class FileInode(NamedTuple):
         key: its key in the store; None if nothing of it is only here.
     """
 
-    inode: int
-    parent: int | None
+    inode: Number
+    parent: Number | None
     name: str
-    lookups: int
+    lookups: Number
     detached: bool
     remote: BareVersion | None
     attributes: dict[str, int]
-    spool_name: str | None
+    spool_name: SpoolName | None
     is_dirty: bool
-    key: str | None
+    key: Key | None
 
 
 class Lookups(NamedTuple):
     """How many lookups of an inode the kernel holds now."""
 
-    inode: int
-    lookups: int
+    inode: Number
+    lookups: Number
 
 
 class InodeDropped(NamedTuple):
     """Nobody holds the inode any more."""
 
-    inode: int
+    inode: Number
 
 
 class FileOpened(NamedTuple):
@@ -103,23 +122,23 @@ class FileOpened(NamedTuple):
         backing_id: of the local file that the kernel reads instead; None: no such file.
     """
 
-    handle: int
-    inode: int
+    handle: Number
+    inode: Number
     is_writable: bool
-    backing_id: int | None
+    backing_id: Annotated[int, Meta(ge=0, le=_MOST_BACKING_ID)] | None
 
 
 class FileClosed(NamedTuple):
     """The handle of an open file is gone."""
 
-    handle: int
+    handle: Number
 
 
 class DirectoryOpened(NamedTuple):
     """An open directory, and the local names that its reader already has."""
 
-    handle: int
-    inode: int
+    handle: Number
+    inode: Number
     names: list[str]
 
 
@@ -132,55 +151,55 @@ class ListingRead(NamedTuple):
             the form of :func:`packed_names.pack_keys`; empty if the journal has them.
     """
 
-    handle: int
-    listing: int
-    listed: int
-    place: int
+    handle: Number
+    listing: Number
+    listed: Number
+    place: Number
     keys: bytes
 
 
 class NamesRead(NamedTuple):
     """The reader of an open directory gets these local names, after the first ``start``."""
 
-    handle: int
-    start: int
+    handle: Number
+    start: Number
     names: list[str]
 
 
 class DirectoryClosed(NamedTuple):
     """The handle of an open directory is gone."""
 
-    handle: int
+    handle: Number
 
 
 class RenameBegun(NamedTuple):
     """A directory's objects are being copied to other keys. Both end in ``/``."""
 
-    inode: int
-    old_key: str
-    new_key: str
+    inode: Number
+    old_key: Prefix
+    new_key: Prefix
 
 
 class RenameEnded(NamedTuple):
     """The rename of this directory is complete, or undone."""
 
-    inode: int
+    inode: Number
 
 
 class Granted(NamedTuple):
     """The answer to a request hands these out."""
 
-    request: int
+    request: Number
     kind: GrantKind
-    numbers: list[int]
+    numbers: list[Number]
 
 
 class Revoked(NamedTuple):
     """One of the granted numbers never arrived, and is about to be released."""
 
-    request: int
+    request: Number
     kind: GrantKind
-    number: int
+    number: Number
 
 
 class Intended(NamedTuple):
@@ -191,32 +210,32 @@ class Intended(NamedTuple):
         replaced_key: of an object that the rename replaces and has to delete.
     """
 
-    request: int
+    request: Number
     operation: str
-    inode: int | None = None
-    replaced_key: str | None = None
+    inode: Number | None = None
+    replaced_key: KeyOrPrefix | None = None
 
 
 class Replied(NamedTuple):
     """A request made its change; this is its answer."""
 
-    request: int
-    errno: int
-    reply: bytes
+    request: Number
+    errno: Annotated[int, Meta(ge=0, le=_MOST_ERRNO)]
+    reply: Annotated[bytes, Meta(max_length=_MOST_REPLY_BYTES)]
 
 
 class Resent(NamedTuple):
     """The kernel sent a request again: how many workers died of it, and crashed."""
 
-    request: int
-    deaths: int
-    crashes: int
+    request: Number
+    deaths: Number
+    crashes: Number
 
 
 class Answered(NamedTuple):
     """These requests will not be sent again."""
 
-    requests: list[int]
+    requests: list[Number]
 
 
 InodeRecord = DirectoryInode | LinkInode | FileInode
