@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -66,7 +65,6 @@ class Uploader:
         self._fetch = fetch
         self._metrics = metrics
         self._active: dict[SpoolFile, ActiveUpload] = {}
-        self._deadline_s = math.inf
         self._turns = Turns()
 
     @property
@@ -82,7 +80,6 @@ class Uploader:
         Args:
             deadline_s: when :meth:`save` gives up (monotonic).
         """
-        self._deadline_s = deadline_s
         self._turns.begin(deadline_s)
         for upload in list(self._active.values()):
             upload.withdraw()
@@ -259,7 +256,7 @@ class Uploader:
         """Send the parts that are not sent, and make the object."""
         upload = self._upload_of(key, spool)
         with self._turns.turn(spool.size_bytes):
-            upload.wait(self._deadline_s)
+            upload.wait(self._turns.deadline_s)
         upload.error = None
         done = self._metrics.uploaded_bytes.inc
         # Again, if parts were withdrawn meanwhile: an object of the other parts would be taken for
@@ -270,9 +267,9 @@ class Uploader:
                     with spool.hold():
                         content = self._content(spool, *spool.span(number))
                         if not isinstance(content, FileSlice):
-                            upload.wait(self._deadline_s)  # one such part at a time
+                            upload.wait(self._turns.deadline_s)  # one such part at a time
                         upload.submit(self._part_threads, number, content, description, done)
-                upload.wait(self._deadline_s)
+                upload.wait(self._turns.deadline_s)
             if upload.error is not None:
                 raise upload.error
         made = upload.complete(condition, len(spool.parts()), description.metadata)
@@ -330,7 +327,7 @@ class Uploader:
         futures = [self._threads.submit(action) for action in actions]
         try:
             for future in futures:
-                wait_until([future], self._deadline_s)
+                wait_until([future], self._turns.deadline_s)
                 future.result()
         finally:
             for future in futures:

@@ -7,18 +7,15 @@ slow line, none of them would be whole at the end.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from sidecar.errors import SidecarError
 from sidecar.mounter.filesystem.content.contents import Contents
 from sidecar.mounter.filesystem.content.saving import Saver
 from sidecar.mounter.filesystem.inodes.inode import File
-from sidecar.mounter.filesystem.inodes.namespace import Namespace
 from sidecar.mounter.writing.uploader import Uploader
 
 _SAVERS: Final = 4
@@ -30,12 +27,10 @@ class FinalSaving:
 
     def __init__(
         self,
-        namespace: Namespace,
         contents: Contents,
         saver: Saver,
         uploader: Uploader,
     ) -> None:
-        self._namespace = namespace
         self._contents = contents
         self._saver = saver
         self._uploader = uploader
@@ -77,6 +72,4 @@ class FinalSaving:
 
     def _save_each(self, inodes: list[File]) -> None:
         for inode in inodes:
-            # The store's observer reports failures. Saving is tried again.
-            with contextlib.suppress(SidecarError), self._namespace.subtree_locks.shared(inode):
-                self._saver.save(inode)
+            self._saver.attempt(inode)  # the store's observer reports failures; it is tried again

@@ -91,7 +91,7 @@ class OpenFiles:
         self.contents = Contents(namespace.inodes, fetcher, spool, uploader)
         self.saver = Saver(store, namespace, self.contents, spool, uploader, metrics)
         self.write_back = WriteBack(store, namespace, self.contents, self.saver, uploader)
-        self.final_saving = FinalSaving(namespace, self.contents, self.saver, uploader)
+        self.final_saving = FinalSaving(self.contents, self.saver, uploader)
         self._namespace = namespace
         self._journal = journal
         self._fetcher = fetcher

@@ -88,6 +88,15 @@ class Saver:
             self._namespace.apply_version(inode)
             self._contents.drop_if_unneeded(inode)
 
+    def attempt(self, inode: File) -> SidecarError | None:
+        """As :meth:`save`, while nobody changes keys above the file; the error that it raised."""
+        try:
+            with self._namespace.subtree_locks.shared(inode):
+                self.save(inode)
+        except SidecarError as error:
+            return error
+        return None
+
     def copy(self, inode: File, key: str) -> None:
         """Copy the object of a closed file to a key, with the file's present attributes.
 

@@ -63,7 +63,7 @@ class WriteBack:
         self._budget = contents.budget
         self._threads = ThreadPoolExecutor(_SAVERS, thread_name_prefix="save")
         self._is_resolving = False
-        self._saving_attributes: list[Future[None]] = []
+        self._saving_attributes: list[Future[SidecarError | None]] = []
         self._parts_at_last_sync: dict[int, int] = {}  # sent parts, by inode
 
     # --- before a change ---------------------------------------------------------------------
@@ -171,10 +171,8 @@ class WriteBack:
         self._threads.submit(self._save_late, inode)
 
     def _save_late(self, inode: File) -> None:
-        try:
-            with self._namespace.subtree_locks.shared(inode):
-                self._saver.save(inode)
-        except SidecarError as error:
+        error = self._saver.attempt(inode)
+        if error is not None:
             logs.event(log, "not saved yet", logging.WARNING, key=inode.key, error=error)
 
     def save_attributes(self) -> None:
@@ -192,11 +190,7 @@ class WriteBack:
             for inode in self._contents.dirty()
             if inode.attributes_set_s is not None and inode.attributes_set_s <= until_s
         ]
-        self._saving_attributes = [self._threads.submit(self._save_quietly, i) for i in due]
-
-    def _save_quietly(self, inode: File) -> None:
-        with contextlib.suppress(SidecarError), self._namespace.subtree_locks.shared(inode):
-            self._saver.save(inode)
+        self._saving_attributes = [self._threads.submit(self._saver.attempt, i) for i in due]
 
     def resolve_versions(self) -> None:
         """Drop spool files that are kept only until the store names their versions.
@@ -267,16 +261,11 @@ class WriteBack:
     def _save_all(
         self, inodes: list[File], deadline_s: float, progress: Callable[[], None] = _tell_nobody
     ) -> SaveErrors:
-        failed: dict[int, SidecarError] = {}
+        failed: dict[int, SidecarError | None] = {}
 
         def save(inode: File) -> None:
-            if time.monotonic() >= deadline_s:
-                return
-            try:
-                with self._namespace.subtree_locks.shared(inode):
-                    self._saver.save(inode)
-            except SidecarError as error:
-                failed[inode.id] = error
+            if time.monotonic() < deadline_s:
+                failed[inode.id] = self._saver.attempt(inode)
 
         futures = [self._threads.submit(save, inode) for inode in inodes]
         while (left_s := deadline_s - time.monotonic()) > 0:
