@@ -155,9 +155,9 @@ def test_a_block_that_is_stored_while_it_is_read_is_not_called_damaged(
     reader = acquire(open_cache(tmp_path, damage=damage), info)
     writer = acquire(open_cache(tmp_path, damage=damage), info)
 
-    def read_before_the_store(*arguments: object) -> int:
+    def read_before_the_store(descriptor: int, buffers: list[memoryview], offset: int) -> int:
         monkeypatch.undo()
-        count: int = os.preadv(*arguments)  # type: ignore[arg-type]
+        count = os.preadv(descriptor, buffers, offset)
         writer.store(0, memoryview(content))
         return count
 

@@ -69,7 +69,7 @@ _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Any]]] = {
     tag: msgspec.msgpack.Decoder(kind, strict=False) for tag, kind in _TYPES.items()
 }
 _MOST_ATTRIBUTE: Final = {"mode": 0o7777, "uid": 0xFFFFFFFF, "gid": 0xFFFFFFFF}
-_MOST_SECONDS: Final = 1 << 63
+_INT63: Final = 1 << 63
 _MOST_SHOWN: Final = 80
 _ROOT: Final = 1
 
@@ -114,7 +114,7 @@ def decode(payload: bytes) -> Iterator[Record | Nonsense]:
 
 def _large_as_text(value: Any) -> Any:
     """A value with its large numbers as texts."""
-    if isinstance(value, int) and not -_MOST_SECONDS <= value < _MOST_SECONDS:
+    if isinstance(value, int) and not -_INT63 <= value < _INT63:
         return str(value)
     if isinstance(value, dict):
         return {name: _large_as_text(one) for name, one in value.items()}
@@ -153,5 +153,5 @@ def _check_name(name: str) -> None:
 
 
 def _check_time(time_ns: int) -> None:
-    if not -_MOST_SECONDS <= time_ns // 10**9 < _MOST_SECONDS:
+    if not -_INT63 <= time_ns // 10**9 < _INT63:
         raise ValueError("no time is so far away")
