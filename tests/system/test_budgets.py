@@ -6,7 +6,7 @@ import pytest
 
 from sidecar.contract.spec import PersistenceSpec, StoreSource, Volume
 from sidecar.mounter.system import resource_limits
-from sidecar.mounter.worker.budgets import reader_processes, stream_bytes
+from sidecar.mounter.worker.budgets import content_shares, reader_processes, stream_bytes
 from sidecar.units import MIB
 
 
@@ -30,6 +30,12 @@ def test_readers_are_as_many_as_cores_and_memory_allow(
     cores: int, memory_mib: int, count: int
 ) -> None:
     assert reader_processes(cores, memory_mib * MIB) == count
+
+
+@pytest.mark.parametrize("readers", [0, 1, 2, 3, 16])
+def test_memory_for_content_is_handed_out_once(readers: int) -> None:
+    of_worker, of_reader = content_shares(256 * MIB, readers)
+    assert 255 * MIB < of_worker + readers * of_reader <= 256 * MIB
 
 
 @pytest.mark.parametrize(

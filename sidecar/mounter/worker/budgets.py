@@ -23,6 +23,9 @@ _MORE_READER_BYTES = 64 * MIB
 """A whole window (:mod:`sidecar.mounter.reading.read_ahead_size`). With this much each, there are
 more reader processes."""
 
+_WORKER_DIVISOR = 8
+"""The worker's share of the memory for content, if there are reader processes."""
+
 _MOST_STREAM_BYTES = 256 * MIB
 """Enough for thirty parts of 8 MiB, which reach 550 MB/s over connections of 20 MB/s."""
 
@@ -59,6 +62,21 @@ def reader_processes(cores: int, content_bytes: int) -> int:
     """
     usual = min(_USUAL_READERS, max(_LEAST_READERS, content_bytes // _LEAST_READER_BYTES))
     return min(cores, max(usual, min(_MOST_READERS, content_bytes // _MORE_READER_BYTES)))
+
+
+def content_shares(content_bytes: int, readers: int) -> tuple[int, int]:
+    """Shares of the memory for content: the worker's, and that of each reader process.
+
+    The worker reads only files that are written, too.
+
+    Args:
+        content_bytes: :func:`memory_bytes`.
+        readers: how many reader processes there are; 0: the worker reads everything.
+    """
+    if not readers:
+        return content_bytes, 0
+    of_worker = content_bytes // _WORKER_DIVISOR
+    return of_worker, (content_bytes - of_worker) // readers
 
 
 def page_cache_bytes(spec: PersistenceSpec) -> int:

@@ -114,6 +114,7 @@ class Worker:
         self._conditions = conditions
         self._outcomes = Outcomes(self._metrics, self._failures.flags, self._failures.take)
         self._memory = memory
+        # For content. Reader processes, once there are any, take most of it.
         self._memory_bytes = budgets.memory_bytes(spec, volume)
         self._near_store: Store | None = None
         learns = self._options.warm_learned is not None
@@ -270,6 +271,7 @@ class Worker:
             return None, None
         cores = len(os.sched_getaffinity(0))
         count = budgets.reader_processes(cores, self._memory_bytes)
+        self._memory_bytes, reader_bytes = budgets.content_shares(self._memory_bytes, count)
         beats = SharedBeats()
 
         def build(number: int, tell: Tell) -> Fetcher:
@@ -279,7 +281,7 @@ class Worker:
                 self._metrics_path, self._volume.label, f"{self._identity}-reader{number}"
             )
             self._outcomes.move(metrics, tell)
-            return self._fetcher(store, metrics, self._memory_bytes // count)
+            return self._fetcher(store, metrics, reader_bytes)
 
         notifier = Notifier(lambda: beats.beat(0))
         has_cache = self._options.cache != "none"
