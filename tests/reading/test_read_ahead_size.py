@@ -12,7 +12,7 @@ def test_what_may_be_in_flight_is_asked_for() -> None:
     """Once as much was read that the rest is likely wanted, too."""
     size = ReadAheadSize(0)
     size.waited(MIB, 256 * MIB, is_limit=False)
-    assert size.bytes == 4 * MIB
+    assert size.bytes == 8 * MIB
     size.waited(64 * MIB, 256 * MIB, is_limit=False)
     assert size.bytes == 256 * MIB
 
@@ -58,4 +58,4 @@ def test_a_stream_that_begins_anew_begins_small(start: int) -> None:
     assert size.bytes == FIRST_BYTES
     assert not size.has_grown
     size.waited(start + MIB, 256 * MIB, is_limit=False)
-    assert size.bytes == 4 * MIB
+    assert size.bytes == 8 * MIB

@@ -9,7 +9,7 @@ from sidecar.units import MIB
 FIRST_BYTES: Final = 1 * MIB
 _LEAST_BYTES: Final = 8 * MIB
 """The least, also later."""
-_FACTOR: Final = 4
+_FACTOR: Final = 8
 """How many times as many bytes as were read in sequence are likely to be read next."""
 
 
