@@ -157,9 +157,7 @@ class Server:
                     if read is None:
                         break
                     self._is_fetching = True
-                kept = read.answer(self._descriptor, fetcher, content, self._answer_stale_read)
-                if kept is not None:
-                    fetcher.keep_small(read.info, kept)
+                read.answer(self._descriptor, fetcher, content, self._answer_stale_read)
                 self._is_fetching = False
         except BaseException as error:  # noqa: BLE001 - raised where serve() was called
             self._failure = error

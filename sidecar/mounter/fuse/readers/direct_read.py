@@ -66,28 +66,20 @@ class DirectRead(NamedTuple):
         fetcher: Fetcher,
         content: memoryview,
         answer_stale: AnswerStale,
-    ) -> memoryview | None:
-        """Fetch it into ``content`` and answer it.
+    ) -> None:
+        """Fetch it into ``content``, answer it, and keep a small object in the disk cache.
 
-        Returns bytes for the disk cache (:meth:`.Fetcher.keep_small`), for which the program must
-        not wait. Raises nothing: every READ needs an answer.
+        The program does not wait for the disk. Raises nothing: every READ needs an answer.
         """
         failure: Exception | None = None
         kept = False
         view = content[: self.size]
         try:
             kept = fetcher.fetch_directly(self.info, self.offset, view)
-        except Exception as error:
-            end_if_starved(error)
+        except Exception as error:  # noqa: BLE001 - the answer
             failure = error
-            if not isinstance(error, SidecarError | OSError):
-                log.exception("a bug: a read of `%s`", self.info.key)
-            if isinstance(error, Stale):
-                answer_stale(
-                    StaleRead(self.unique, self.inode, self.handle, self.offset, self.size)
-                )
-            else:
-                answer(descriptor, self.unique, to_errno(error))
+            read = StaleRead(self.unique, self.inode, self.handle, self.offset, self.size)
+            answer_failure(descriptor, error, read, self.info.key, answer_stale)
         else:
             answer(descriptor, self.unique, 0, [view])
             fetcher.metrics.read_bytes.inc(self.size)
@@ -96,4 +88,22 @@ class DirectRead(NamedTuple):
         metrics.cache_misses.inc()
         metrics.stall_seconds.inc(took_s)
         metrics.operation("read", took_s, failure)
-        return view if kept else None
+        if kept:
+            fetcher.keep_small(self.info, view)
+
+
+def answer_failure(
+    descriptor: int, failure: Exception, read: StaleRead, key: str, answer_stale: AnswerStale
+) -> None:
+    """Answer a READ of an object that failed.
+
+    Args:
+        read: the READ, in case its version is gone.
+    """
+    end_if_starved(failure)
+    if not isinstance(failure, SidecarError | OSError):
+        log.error("a bug: a read of `%s`", key, exc_info=failure)
+    if isinstance(failure, Stale):
+        answer_stale(read)
+    else:
+        answer(descriptor, read.unique, to_errno(failure))

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
-from sidecar.errors import SidecarError, Stale, to_errno
+from sidecar.errors import SidecarError
 from sidecar.mounter.fuse.connection import answer, end_if_starved, fill_pages
 from sidecar.mounter.fuse.readers import direct_read
 from sidecar.mounter.fuse.readers.child import receive_descriptor
-from sidecar.mounter.fuse.readers.direct_read import DirectRead, StaleRead
+from sidecar.mounter.fuse.readers.direct_read import DirectRead, StaleRead, answer_failure
 from sidecar.mounter.fuse.readers.messages import (
     MESSAGE_BYTES,
     Close,
@@ -125,9 +125,7 @@ class _ReaderProcess:
                         self._threads += 1
                         threading.Thread(target=self._serve, name="read", daemon=True).start()
                 if isinstance(read, DirectRead):
-                    kept = read.answer(self._descriptor, self._fetcher, content, self._answer_stale)
-                    if kept is not None:
-                        self._fetcher.keep_small(read.info, kept)
+                    read.answer(self._descriptor, self._fetcher, content, self._answer_stale)
                 else:
                     read.answer_later()
         except BaseException as error:  # noqa: BLE001 - it ends the process
@@ -185,7 +183,9 @@ class _ReaderProcess:
 
     def _answer(self, pending: _PendingRead, result: ReadResult | Exception) -> None:
         if not isinstance(result, ReadResult):
-            self._answer_failure(pending, result)
+            key = pending.source.reader.info.key
+            answer_failure(self._descriptor, result, pending.stale(), key, self._answer_stale)
+            self._metrics.operation("read", time.perf_counter() - pending.began_s, result)
             return
         views, release, surplus, given = result
         answer(self._descriptor, pending.unique, 0, views)
@@ -199,16 +199,6 @@ class _ReaderProcess:
             given()
         release()
         self._read_ahead(source)
-
-    def _answer_failure(self, pending: _PendingRead, failure: Exception) -> None:
-        end_if_starved(failure)
-        if not isinstance(failure, SidecarError | OSError):
-            log.error("a bug: a read of `%s`", pending.source.reader.info.key, exc_info=failure)
-        if isinstance(failure, Stale):
-            self._answer_stale(pending.stale())
-        else:
-            answer(self._descriptor, pending.unique, to_errno(failure))
-        self._metrics.operation("read", time.perf_counter() - pending.began_s, failure)
 
     def _answer_stale(self, read: StaleRead) -> None:
         """Let the worker answer: it knows what has become of the file."""
