@@ -14,11 +14,12 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
+from sidecar.errors import StoreProtocolError
 from sidecar.mounter.store.gcs.store import GcsStore
 from sidecar.mounter.store.http.signed_request import Body, BufferedResponse, SignedRequest
 from sidecar.mounter.store.http.timeouts import AdaptiveTimeout
 from sidecar.mounter.store.http_store import WRITTEN
-from sidecar.mounter.store.interface import Revision, Store
+from sidecar.mounter.store.interface import Condition, Revision, Store
 from sidecar.mounter.store.s3 import store as s3_module
 from sidecar.mounter.store.store_errors import Call
 from sidecar.units import MIB
@@ -567,3 +568,17 @@ def test_a_patch_is_made_like_what_it_replaces(cloud: Cloud, writable: Store) ->
         assert cloud.read("file") == LARGE + b"end"
         assert made.properties == writable.head("file").properties
     assert described.seen(cloud, "file") == before
+
+
+def test_a_lost_answer_is_found_again_whatever_the_etag_is(
+    strict: Cloud, strict_store: Store
+) -> None:
+    """Nobody can compute the ETags of what KMS encrypts."""
+    described.write(strict, "file", SMALL)
+    old = strict_store.head("file")
+    upload = strict_store.start_upload("file", {"mtime": "1"}, like=old)
+    upload.put_part(1, LARGE)
+    made = strict_store.resolve_version(upload.complete())
+    assert upload.complete().version == made.version
+    with pytest.raises(StoreProtocolError, match="is gone"):  # the object is the replaced one
+        upload.complete(Condition(version=made.version))

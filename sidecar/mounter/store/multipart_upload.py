@@ -10,7 +10,7 @@ from typing import Any
 from sidecar.errors import NotFound
 from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
 from sidecar.mounter.store.http_store import HttpStore
-from sidecar.mounter.store.interface import Content
+from sidecar.mounter.store.interface import Condition, Content, ObjectInfo
 from sidecar.mounter.store.store_errors import Call
 
 
@@ -59,6 +59,27 @@ class MultipartUpload(ABC):
         """As :meth:`Upload.abort`."""
         with contextlib.suppress(NotFound):
             self._request(Call("abort", self._key), "DELETE", self._query)
+
+    def _completed_before(self, size_bytes: int, condition: Condition | None) -> ObjectInfo:
+        """The object, if an earlier attempt completed the upload and its response was lost.
+
+        Args:
+            size_bytes: of the object that the upload makes.
+            condition: of the completion; the version that it replaces is not the upload's.
+
+        Raises StoreProtocolError if the upload is gone, and no object was made of it.
+        """
+        try:
+            found = self._store.head(self._key)
+        except NotFound:
+            raise self._store.errors.upload_lost(self._key) from None
+        # The sidecar's own metadata has the time of the last write in nanoseconds. An ETag would
+        # prove nothing: what KMS encrypts has one that cannot be computed.
+        is_ours = self._metadata and dict(found.metadata or {}) == dict(self._metadata)
+        is_old = condition is not None and found.version == condition.version
+        if not is_ours or is_old or found.size_bytes != size_bytes:
+            raise self._store.errors.upload_lost(self._key)
+        return found
 
     @abstractmethod
     def _request(

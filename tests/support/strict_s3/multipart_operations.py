@@ -10,7 +10,7 @@ import hashlib
 import itertools
 from xml.etree.ElementTree import Element
 
-from tests.support.strict_s3.call import Call, now_s
+from tests.support.strict_s3.call import Call, etag_for, now_s
 from tests.support.strict_s3.conditions import check_write
 from tests.support.strict_s3.copy_operations import open_part_source
 from tests.support.strict_s3.errors import S3Error
@@ -40,8 +40,9 @@ def upload_part(call: Call) -> Answer:
     upload, number = _target(call)
     with call.received(call.limits.max_part_bytes) as (segments, md5):
         size = sum(segment.size for segment in segments)
-        _put_part(call, number, Part(segments, size, md5, now_s()))
-    return Answer(200, {"ETag": quoted(md5), **upload.attributes.encryption_headers()})
+        etag = etag_for(md5, upload.attributes)
+        _put_part(call, number, Part(segments, size, etag, now_s()))
+    return Answer(200, {"ETag": quoted(etag), **upload.attributes.encryption_headers()})
 
 
 def upload_part_copy(call: Call) -> Answer:
@@ -74,7 +75,7 @@ def complete_multipart_upload(call: Call) -> Answer:
         digest = hashlib.md5(usedforsecurity=False)
         for _, part in parts:
             digest.update(bytes.fromhex(part.etag))
-        etag = f"{digest.hexdigest()}-{len(parts)}"
+        etag = f"{etag_for(digest.hexdigest(), upload.attributes)}-{len(parts)}"
         segments = tuple(segment for _, part in parts for segment in part.segments)
         size = sum(part.size for _, part in parts)
         made = StoredObject(call.key, segments, size, etag, upload.begun_s, upload.attributes)

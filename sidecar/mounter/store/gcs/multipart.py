@@ -55,7 +55,7 @@ class GcsUpload(MultipartUpload):
         try:
             reply = self._store.request_xml(call, "POST", self._key, self._query, body=(document,))
         except NotFound:
-            made = self._completed_before(sum(size for _, (_, size) in sent))
+            made = self._completed_before(sum(size for _, (_, size) in sent), condition)
         else:
             made = self._made(reply.content, reply.headers.get("x-goog-generation", ""))
         if metadata is not None and dict(metadata) != dict(self._metadata):
@@ -92,18 +92,6 @@ class GcsUpload(MultipartUpload):
             return self._store.head_generation(self._key, generation)
         except NotFound:
             raise self._store.errors.stale(self._key) from None
-
-    def _completed_before(self, size_bytes: int) -> ObjectInfo:
-        """The object, if an earlier attempt completed the upload and its response was lost."""
-        try:
-            found = self._store.head(self._key)
-        except NotFound:
-            raise self._store.errors.upload_lost(self._key) from None
-        # The sidecar's own metadata has the time of the last write in nanoseconds.
-        is_ours = self._metadata and dict(found.metadata or {}) == dict(self._metadata)
-        if not is_ours or found.size_bytes != size_bytes:
-            raise self._store.errors.upload_lost(self._key)
-        return found
 
 
 def is_upload_id(text: object) -> bool:

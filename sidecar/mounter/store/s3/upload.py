@@ -7,7 +7,6 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import threading
 import time
@@ -191,6 +190,7 @@ class S3Upload(MultipartUpload):
         """As :meth:`Upload.complete`. The version may be provisional."""
         self._store.check_condition(self._key, condition)
         sent = sorted(self._parts.items())[:parts]
+        size_bytes = sum(size for _, (_, size) in sent)
         call = Call("complete", self._key, condition)
         document = part_list((number, etag) for number, (etag, _) in sent)
 
@@ -209,9 +209,8 @@ class S3Upload(MultipartUpload):
             response = self._store.conditionally(self._key, condition, write)
         except NotFound:
             self._own.discard(self._query["uploadId"])
-            return self._completed_before([etag for _, (etag, _) in sent])
+            return self._completed_before(size_bytes, condition)
         self._own.discard(self._query["uploadId"])
-        size_bytes = sum(size for _, (_, size) in sent)
         etag = etag_of(response.fields.get("ETag"))
         return self._store.made_of_parts(
             self._key, etag, size_bytes, response.date_s, self._metadata, self._properties
@@ -231,16 +230,3 @@ class S3Upload(MultipartUpload):
         """Raise NotFound if the upload is gone: Ceph's gateway then fails to complete it."""
         query = {**self._query, "max-parts": "1"}
         self._store.request(Call("list", self._key), "GET", self._key, query)
-
-    def _completed_before(self, etags: list[str]) -> ObjectInfo:
-        """The object, if an earlier attempt completed the upload and its response was lost."""
-        digest = hashlib.md5(usedforsecurity=False)
-        try:
-            for etag in etags:
-                digest.update(bytes.fromhex(etag.strip('"')))
-            found = self._store.head(self._key)
-        except (NotFound, ValueError):
-            raise self._store.errors.upload_lost(self._key) from None
-        if found.version != f"{digest.hexdigest()}-{len(etags)}":
-            raise self._store.errors.upload_lost(self._key)
-        return found
