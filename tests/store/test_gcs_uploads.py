@@ -273,7 +273,7 @@ def test_a_number_that_was_kept_is_none(upload_id: object) -> None:
 
     with HttpResponder(respond) as server:
         store = open_at("gcs", server.endpoint, CountingObserver(), retry_budget_s=5)
-        state = {"upload": upload_id, "metadata": {}}
+        state = {"upload": upload_id, "metadata": {}, "replaced": ""}
         with pytest.raises(StoreProtocolError):
             store.resume_upload("key", state, {})
         with pytest.raises(StoreProtocolError):

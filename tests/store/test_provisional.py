@@ -61,7 +61,7 @@ def read(store: Store, version: str, size: int) -> bytes:
 
 
 def test_a_version_is_text_on_disk_and_what_it_says_in_memory() -> None:
-    """As in journals and spool logs of earlier releases."""
+    """As in journals and spool logs."""
     text = "?6:0123456789abcdef:d41d8cd98f00b204e9800998ecf8427e-2"
     version = ProvisionalVersion.parse(text)
     assert version == ProvisionalVersion(

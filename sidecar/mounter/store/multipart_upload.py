@@ -10,7 +10,7 @@ from typing import Any
 from sidecar.errors import NotFound
 from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
 from sidecar.mounter.store.http_store import HttpStore
-from sidecar.mounter.store.interface import Condition, Content, ObjectInfo
+from sidecar.mounter.store.interface import Content, ObjectInfo
 from sidecar.mounter.store.store_errors import Call
 
 
@@ -23,6 +23,7 @@ class MultipartUpload(ABC):
         upload_id: its number.
         metadata: of the object that it will be.
         parts: the parts that the store has: number to (ETag, bytes).
+        replaced: the version that had the name when it was begun; empty: none.
     """
 
     ordered_parts = False
@@ -34,17 +35,20 @@ class MultipartUpload(ABC):
         upload_id: str,
         metadata: Mapping[str, str],
         parts: dict[int, tuple[str, int]],
+        replaced: str,
     ) -> None:
         self._store: HttpStore[Any] = store
         self._key = key
         self._query = {"uploadId": upload_id}
         self._metadata = metadata
         self._parts = parts
+        self._replaced = replaced
 
     @property
     def state(self) -> Mapping[str, Any]:
         """As :attr:`Upload.state`."""
-        return {"upload": self._query["uploadId"], "metadata": dict(self._metadata)}
+        metadata = dict(self._metadata)
+        return {"upload": self._query["uploadId"], "metadata": metadata, "replaced": self._replaced}
 
     def put_part(self, number: int, content: Content) -> str:
         """As :meth:`Upload.put_part`."""
@@ -60,12 +64,11 @@ class MultipartUpload(ABC):
         with contextlib.suppress(NotFound):
             self._request(Call("abort", self._key), "DELETE", self._query)
 
-    def _completed_before(self, size_bytes: int, condition: Condition | None) -> ObjectInfo:
+    def _completed_before(self, size_bytes: int) -> ObjectInfo:
         """The object, if an earlier attempt completed the upload and its response was lost.
 
         Args:
             size_bytes: of the object that the upload makes.
-            condition: of the completion; the version that it replaces is not the upload's.
 
         Raises StoreProtocolError if the upload is gone, and no object was made of it.
         """
@@ -76,7 +79,7 @@ class MultipartUpload(ABC):
         # The sidecar's own metadata has the time of the last write in nanoseconds. An ETag would
         # prove nothing: what KMS encrypts has one that cannot be computed.
         is_ours = self._metadata and dict(found.metadata or {}) == dict(self._metadata)
-        is_old = condition is not None and found.version == condition.version
+        is_old = found.version == self._replaced
         if not is_ours or is_old or found.size_bytes != size_bytes:
             raise self._store.errors.upload_lost(self._key)
         return found

@@ -318,6 +318,7 @@ class _State(TypedDict, total=False):
     upload: str
     session: str
     series: str
+    replaced: str
     tags: str
     leftover: Key
     since_s: Seconds

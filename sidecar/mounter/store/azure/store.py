@@ -252,8 +252,9 @@ class AzureStore(HttpStore[AzureCredentials]):
     ) -> AzureUpload:
         """As :meth:`Store.resume_upload`."""
         sizes = {number: size for number, (size, _) in parts.items()}
-        properties, tags = state.get("properties", {}), state.get("tags", "")
-        return AzureUpload(self, key, state["metadata"], state["series"], sizes, properties, tags)
+        return AzureUpload(
+            self, key, state["metadata"], state["series"], sizes, state["properties"], state["tags"]
+        )
 
     def abandon(self, key: str, state: Mapping[str, Any]) -> None:
         """As :meth:`Store.abandon`: blocks that were not committed expire in a week."""

@@ -55,7 +55,7 @@ class GcsUpload(MultipartUpload):
         try:
             reply = self._store.request_xml(call, "POST", self._key, self._query, body=(document,))
         except NotFound:
-            made = self._completed_before(sum(size for _, (_, size) in sent), condition)
+            made = self._completed_before(sum(size for _, (_, size) in sent))
         else:
             made = self._made(reply.content, reply.headers.get("x-goog-generation", ""))
         if metadata is not None and dict(metadata) != dict(self._metadata):

@@ -243,7 +243,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         headers = headers_of(properties, metadata or {})
         upload_id = self._begin_multipart(key, headers) if headers is not None else ""
         if upload_id:
-            return GcsUpload(self, key, upload_id, metadata or {}, {})
+            return GcsUpload(self, key, upload_id, metadata or {}, {}, like.version if like else "")
         reply = self.transfer(
             Call("put", key),
             lambda: self._gcs.start_upload(key_query(properties)),
@@ -280,7 +280,7 @@ class GcsStore(HttpStore[GcsCredentials]):
             if not is_upload_id(upload_id):
                 raise self.malformed("put", f"what is kept of the upload of `{key}` is none")
             sent_parts = {number: (etag, size) for number, (size, etag) in parts.items()}
-            return GcsUpload(self, key, upload_id, state["metadata"], sent_parts)
+            return GcsUpload(self, key, upload_id, state["metadata"], sent_parts, state["replaced"])
         session = state["session"]
         if not self._gcs.is_session(session):  # it comes from local disk, and must not be trusted
             raise self.malformed("put", f"what is kept of the upload of `{key}` is no session")

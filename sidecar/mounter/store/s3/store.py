@@ -227,7 +227,9 @@ class S3Store(HttpStore[S3Credentials]):
         """As :meth:`Store.start_upload`."""
         properties = self.properties_of_new(key, like)
         repeated = self._properties.repeated(like, properties)
-        return self._uploads.start(key, metadata or {}, properties, repeated)
+        return self._uploads.start(
+            key, metadata or {}, properties, repeated, like.version if like else ""
+        )
 
     def resume_upload(
         self, key: str, state: Mapping[str, Any], parts: Mapping[int, tuple[int, str]]

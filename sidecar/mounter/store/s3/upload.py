@@ -53,13 +53,19 @@ class S3Uploads:
         self._changing: set[str] = set()
 
     def start(
-        self, key: str, metadata: Mapping[str, str], properties: Properties, repeated: Repeated
+        self,
+        key: str,
+        metadata: Mapping[str, str],
+        properties: Properties,
+        repeated: Repeated,
+        replaced: str,
     ) -> S3Upload:
         """Begin an upload.
 
         Args:
             properties: those that the object will have.
             repeated: the same, as headers.
+            replaced: the version that has the name now; empty: none.
         """
         since_s = time.time()
         own = metadata_headers(metadata)
@@ -79,14 +85,15 @@ class S3Uploads:
                 self.abort_nameless(key, since_s)
             except SidecarError as error:
                 log.warning("an upload may be left in the store: %s", error.message)
-        return S3Upload(self._store, self._own, key, upload_id, metadata, {}, properties)
+        return S3Upload(self._store, self._own, key, upload_id, metadata, {}, replaced, properties)
 
     def resume(
         self, key: str, state: Mapping[str, Any], parts: dict[int, tuple[str, int]]
     ) -> S3Upload:
         """Go on with an upload of a process that ended. ``parts``: number to (ETag, bytes)."""
-        self._own.add(state["upload"])
-        return S3Upload(self._store, self._own, key, state["upload"], state["metadata"], parts)
+        upload_id, metadata, replaced = (state[name] for name in ("upload", "metadata", "replaced"))
+        self._own.add(upload_id)
+        return S3Upload(self._store, self._own, key, upload_id, metadata, parts, replaced)
 
     def abort_nameless(self, key: str, since_s: float) -> None:
         """Abort the uploads of a key that began since then, have no part and are not ours.
@@ -119,7 +126,7 @@ class S3Uploads:
         except NotFound:
             return
         if "Part" not in fields:
-            S3Upload(self._store, self._own, key, upload_id, {}, {}).abort()
+            S3Upload(self._store, self._own, key, upload_id, {}, {}, "").abort()
 
     @contextlib.contextmanager
     def _alone_with(self, key: str) -> Iterator[None]:
@@ -142,6 +149,7 @@ class S3Upload(MultipartUpload):
         own: the numbers of this process's uploads; this one leaves the set at its end.
         upload_id: its number.
         parts: the parts that the store has: number to (ETag, bytes).
+        replaced: the version that had the name when it was begun; empty: none.
         properties: of the object that it will make; None if they are no longer known.
     """
 
@@ -155,9 +163,10 @@ class S3Upload(MultipartUpload):
         upload_id: str,
         metadata: Mapping[str, str],
         parts: dict[int, tuple[str, int]],
+        replaced: str,
         properties: Properties | None = None,
     ) -> None:
-        super().__init__(store, key, upload_id, metadata, parts)
+        super().__init__(store, key, upload_id, metadata, parts, replaced)
         self._own = own
         self._properties = properties
 
@@ -209,7 +218,7 @@ class S3Upload(MultipartUpload):
             response = self._store.conditionally(self._key, condition, write)
         except NotFound:
             self._own.discard(self._query["uploadId"])
-            return self._completed_before(size_bytes, condition)
+            return self._completed_before(size_bytes)
         self._own.discard(self._query["uploadId"])
         etag = etag_of(response.fields.get("ETag"))
         return self._store.made_of_parts(
