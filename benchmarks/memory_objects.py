@@ -76,10 +76,15 @@ class OfFile:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes of a segment or a file from its start on; several objects may share one."""
+    """Bytes of a segment or a file; several objects may share one.
+
+    Attributes:
+        skipped_bytes: how many there are before them.
+    """
 
     segment: Segment | OfFile
     size_bytes: int
+    skipped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,16 @@ class Object:
     def size_bytes(self) -> int:
         """The size of all pieces together."""
         return sum(piece.size_bytes for piece in self.pieces)
+
+    def range(self, first: int, end: int) -> list[Piece]:
+        """The bytes from ``first`` to ``end``."""
+        found, start = [], 0
+        for piece in self.pieces:
+            low, high = max(first - start, 0), min(end - start, piece.size_bytes)
+            if low < high:
+                found.append(Piece(piece.segment, high - low, piece.skipped_bytes + low))
+            start += piece.size_bytes
+        return found
 
 
 @dataclass(slots=True)

@@ -50,7 +50,7 @@ import click
 
 from benchmarks import s3_answers
 from benchmarks.far_store import Accidents, Behaviour, Counts, Delays, refuses
-from benchmarks.memory_objects import Object, Objects, Piece
+from benchmarks.memory_objects import Object, Objects, Piece, Upload
 from sidecar.mounter.system import prctl
 
 HOST = "127.0.0.1"
@@ -145,6 +145,11 @@ class _Request:
         return {name: text for name, text in self.headers.items() if _KEPT.fullmatch(name)}
 
 
+def _is_met(etag: str | None, there: Object) -> bool:
+    """Whether the condition holds; clients send an ETag with its quotes or without."""
+    return etag is None or etag.strip('"') == there.etag.strip('"')
+
+
 class _Connection:
     def __init__(self, client: socket.socket, store: Store) -> None:
         self._client = client
@@ -215,7 +220,7 @@ class _Connection:
             self._send(HTTPStatus.OK, self._bucket(request))
         elif there is None:
             self._fail(HTTPStatus.NOT_FOUND, "NoSuchKey", request)
-        elif request.headers.get("if-match", there.etag) != there.etag:
+        elif not _is_met(request.headers.get("if-match"), there):
             self._fail(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed", request)
         else:
             self._wait()
@@ -232,14 +237,7 @@ class _Connection:
     def _put(self, request: _Request) -> None:
         upload = self._objects.upload(request.fields.get("uploadId", ""))
         if source := request.headers.get("x-amz-copy-source"):
-            _, _, key = unquote(source).lstrip("/").partition("/")
-            copied = self._objects.get(key)
-            if copied is None or "uploadId" in request.fields:
-                self._fail(HTTPStatus.NOT_FOUND, "NoSuchKey", request)
-                return
-            is_new = request.headers.get("x-amz-metadata-directive") == "REPLACE"
-            headers = request.kept if is_new else copied.headers
-            self._store_object(request, self._objects.made(copied.pieces, headers), is_copy=True)
+            self._copy(request, source, upload)
             return
         segment = self._objects.memory.segment()
         for block in self._body(request):
@@ -253,6 +251,29 @@ class _Connection:
             self._fail(HTTPStatus.NOT_FOUND, "NoSuchUpload", request)
         else:
             self._store_object(request, new)
+
+    def _copy(self, request: _Request, source: str, upload: Upload | None) -> None:
+        _, _, key = unquote(source).lstrip("/").partition("/")
+        copied = self._objects.get(key)
+        if copied is None or (upload is None and "uploadId" in request.fields):
+            code = "NoSuchKey" if copied is None else "NoSuchUpload"
+            self._fail(HTTPStatus.NOT_FOUND, code, request)
+        elif not _is_met(request.headers.get("x-amz-copy-source-if-match"), copied):
+            self._fail(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed", request)
+        elif upload is not None:
+            whole = f"bytes=0-{copied.size_bytes - 1}"
+            asked = request.headers.get("x-amz-copy-source-range", whole)
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            new = self._objects.made(copied.range(int(first), int(last) + 1), {})
+            upload.parts[int(request.fields["partNumber"])] = new
+            self._wait()
+            about = {"ETag": new.etag, "LastModified": s3_answers.LISTING_TIME}
+            body = s3_answers.document("CopyPartResult", s3_answers.elements(about))
+            self._send(HTTPStatus.OK, body)
+        else:
+            is_new = request.headers.get("x-amz-metadata-directive") == "REPLACE"
+            headers = request.kept if is_new else copied.headers
+            self._store_object(request, self._objects.made(copied.pieces, headers), is_copy=True)
 
     def _post(self, request: _Request) -> None:
         sent = b"".join(bytes(block) for block in self._body(request))
@@ -370,19 +391,17 @@ class _Connection:
             self._break()
 
     def _send_bytes(self, one: Object, first: int, end: int) -> None:
-        start = 0
-        for piece in one.pieces:
-            here, until = max(first - start, 0), min(end - start, piece.size_bytes)
-            while here < until:
+        for piece in one.range(first, end):
+            done = 0
+            while done < piece.size_bytes:
                 sent = os.sendfile(
                     self._client.fileno(),
                     piece.segment.descriptor,
-                    piece.segment.start + here,
-                    until - here,
+                    piece.segment.start + piece.skipped_bytes + done,
+                    piece.size_bytes - done,
                 )
                 self._store.counts.moved("out", sent)
-                here += sent
-            start += piece.size_bytes
+                done += sent
 
     def _fail(self, status: HTTPStatus, code: str, request: _Request) -> None:
         self._wait()

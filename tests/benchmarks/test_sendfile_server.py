@@ -17,7 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from minio import Minio
+from minio import Minio, S3Error
+from minio.commonconfig import ComposeSource
 
 from benchmarks.far_store import Accidents, Behaviour, Delays
 from benchmarks.memory_objects import BLOCK
@@ -91,6 +92,21 @@ def test_what_is_uploaded_in_parts_is_read_back_and_counted() -> None:
         assert facts["bytes_out"] == len(data) + 20
         assert 1 <= facts["busy_most"] <= 3
         assert counts(port, "DELETE")["bytes_in"] == 0
+
+
+def test_a_part_may_be_copied() -> None:
+    """Without that, the close of a file that was saved meanwhile found its own object gone."""
+    data = bytes(range(251)) * (13 * MIB // 251)
+    with serving() as port:
+        store = client(port)
+        store.put_object("bench", "a", io.BytesIO(data), len(data), part_size=PART_BYTES)
+        large = ComposeSource("bench", "a", offset=MIB, length=11 * MIB)
+        small = ComposeSource("bench", "a", offset=3, length=7)
+        store.compose_object("bench", "b", [large, small])
+        assert store.get_object("bench", "b").read() == data[MIB : 12 * MIB] + data[3:10]
+        other = ComposeSource("bench", "a", offset=3, length=7, match_etag="another")
+        with pytest.raises(S3Error, match="PreconditionFailed"):
+            store.compose_object("bench", "b", [large, other])
 
 
 def test_names_are_listed_and_deleted() -> None:
