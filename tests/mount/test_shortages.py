@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.contract.pod import READY_FILE
 from tests.mount.buckets import bucket_sidecar
 from tests.support.cgroups import Cgroup, new_cgroup
 from tests.support.clouds import Cloud
@@ -183,3 +184,25 @@ def test_a_full_disk_below_the_status_file(tmp_path: Path, s3: Cloud) -> None:
             assert sidecar.stop() == 0
     finally:
         subprocess.run(["umount", "--lazy", str(state)], check=True)
+
+
+def test_a_full_disk_when_everything_is_ready(tmp_path: Path, s3: Cloud) -> None:
+    """Others may have been told already: it is not given up, but told as soon as there is room."""
+    sidecar = bucket_sidecar(tmp_path, s3)
+    shared = sidecar.shared
+    shared.mkdir(parents=True)
+    # Room for the first status, which must be written, and for nothing else.
+    command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(shared)]
+    subprocess.run(command, check=True)
+    try:
+        sidecar.start(wait=False)
+        sidecar.wait_for(lambda: 'what="tell that it is ready"' in sidecar.log())
+        assert not (shared / ".sidecar" / "ready").exists()
+        subprocess.run(["mount", "-o", "remount,size=1M", str(shared)], check=True)
+        sidecar.wait_ready()
+        sidecar.wait_for(lambda: "msg=ready" in sidecar.log())
+        assert (sidecar.state / READY_FILE).exists()
+        assert sidecar.stop() == 0
+    finally:
+        sidecar.clean_up()
+        subprocess.run(["umount", "--lazy", str(shared)], check=True)

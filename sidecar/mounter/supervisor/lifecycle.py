@@ -35,13 +35,8 @@ from sidecar.mounter.supervisor.waiting import StartWait
 from sidecar.mounter.supervisor.warm_up_process import WarmUpProcess
 from sidecar.mounter.system import directories, hardening, mounts, status
 from sidecar.mounter.system.channel import Message
-from sidecar.mounter.system.processes import (
-    Child,
-    ChildEnded,
-    Ending,
-    MessageReceived,
-    Processes,
-)
+from sidecar.mounter.system.processes import Child, ChildEnded, Ending, MessageReceived, Processes
+from sidecar.mounter.system.shortage import lacks_resources
 
 log = logging.getLogger("sidecar.supervisor")
 
@@ -207,8 +202,6 @@ class Lifecycle:
             self._turn_until(lambda: not self._is_checking)
 
     def _become_ready(self) -> None:
-        assert self._shared is not None
-        assert self._state is not None
         self._ready = True
         self._phase = "ready"
         self._time_to_ready_s = time.monotonic() - self._started_s
@@ -217,13 +210,21 @@ class Lifecycle:
         for bucket in self._buckets:
             bucket.heals = True
         self._publish()
+        # Others use the mounts from the first file on, so a shortage must not end this process.
+        self._retries.do("tell that it is ready", self._tell_ready)
+        self._warm_up.become_ready()
+
+    def _tell_ready(self) -> None:
+        assert self._shared is not None
+        assert self._state is not None
         try:
             status.note_shown(self._state)
             self._shared.write(status.READY_FILE, f"{self._time_to_ready_s:.3f}\n")
             status.note_ready(self._state)
         except OSError as error:
+            if lacks_resources(error):
+                raise
             raise preparation.unusable(error) from None
-        self._warm_up.become_ready()
         logs.event(log, "ready", seconds=f"{self._time_to_ready_s:.3f}", port=self._http_port)
 
     def _serve_and_heal(self) -> None:
