@@ -11,10 +11,18 @@ from sidecar.units import GIB, MIB
 def test_what_may_be_in_flight_is_asked_for() -> None:
     """Once as much was read that the rest is likely wanted, too."""
     size = ReadAheadSize(0)
-    size.waited(MIB, 256 * MIB, is_limit=False)
-    assert size.bytes == 8 * MIB
+    size.waited(8 * MIB, 256 * MIB, is_limit=False)
+    assert size.bytes == 64 * MIB
     size.waited(64 * MIB, 256 * MIB, is_limit=False)
     assert size.bytes == 256 * MIB
+
+
+def test_random_reads_that_happen_to_follow_each_other_get_little() -> None:
+    """The kernel makes three requests of 1 MiB from two reads in sequence."""
+    size = ReadAheadSize(0)
+    for position in (MIB, 2 * MIB, 3 * MIB):
+        size.waited(position, 256 * MIB, is_limit=False)
+    assert size.bytes <= 3 * 3 * MIB
 
 
 def test_who_reads_in_bursts_has_a_whole_one_ready() -> None:
@@ -58,4 +66,4 @@ def test_a_stream_that_begins_anew_begins_small(start: int) -> None:
     assert size.bytes == FIRST_BYTES
     assert not size.has_grown
     size.waited(start + MIB, 256 * MIB, is_limit=False)
-    assert size.bytes == 8 * MIB
+    assert size.bytes == 2 * MIB

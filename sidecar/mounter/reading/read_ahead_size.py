@@ -9,8 +9,9 @@ from sidecar.units import MIB
 FIRST_BYTES: Final = 1 * MIB
 _LEAST_BYTES: Final = 8 * MIB
 """The least, also later."""
-_FACTOR: Final = 8
-"""How many times as many bytes as were read in sequence are likely to be read next."""
+_MOST_FACTOR: Final = 8
+"""How many times as many bytes as were read in sequence are likely to be read next, at most. The
+first reads promise less: random reads may follow each other by chance."""
 
 
 class ReadAheadSize:
@@ -51,7 +52,8 @@ class ReadAheadSize:
         """
         self._least_ready_bytes = 0
         wanted = max(in_flight_bytes, 2 * self.bytes if is_limit else 0)
-        proven = max(_FACTOR * (position - self._start), 2 * FIRST_BYTES)
+        read = position - self._start
+        proven = max(min(read // FIRST_BYTES, _MOST_FACTOR) * read, 2 * FIRST_BYTES)
         if self.bytes < min(wanted, proven):
             self.bytes = min(wanted, proven)
             self._measure_from(position)
