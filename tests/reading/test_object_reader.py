@@ -210,7 +210,8 @@ def test_idle_readers_make_room(reading: Make, monkeypatch: pytest.MonkeyPatch) 
     reader = one.open()
     for offset, size in blocks(64 * MIB, MIB):
         one.check(reader, offset, size)
-    assert one.gets.asked_bytes == 64 * MIB
+    # One that waits for its turn may have it before it makes room.
+    assert one.gets.asked_bytes <= 64 * MIB * 1.1
     assert len(one.gets.ranges) < 40, "it reads ahead in parts, not read by read"
 
 
