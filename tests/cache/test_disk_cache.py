@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 
 from sidecar.mounter.cache import cache_entry
 from sidecar.mounter.cache.cache_entry import CACHE_BLOCK_BYTES as B
-from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.units import MIB
 from tests.cache.folders import (
     acquire,
@@ -272,9 +272,25 @@ def test_a_full_disk_is_an_error_and_nothing_worse(tiny_disk: Path) -> None:
     released: list[bool] = []
     entry.claim(4 * B, info.size_bytes)
     rest = memoryview(content)[4 * B :]
-    CacheWriter().store_later(cache, info, entry, 4 * B, rest, lambda: released.append(True))
+    cache.store_later(info, entry, 4 * B, rest, lambda: released.append(True))
     wait_until(lambda: released, "released")
     assert entry.claim(4 * B, info.size_bytes).state == "missing"
+
+
+def test_without_a_thread_it_is_stored_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = open_cache(tmp_path)
+    info, content = an_object(4 * B)
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    entry = acquire(cache, info)
+    entry.claim(0, info.size_bytes)
+    cache.store_later(info, entry, 0, memoryview(content), lambda: None)
+    assert read(entry, 0, 4 * B) == content
 
 
 def test_no_room_for_a_map(tiny_disk: Path) -> None:

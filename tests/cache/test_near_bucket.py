@@ -371,7 +371,7 @@ def test_a_near_bucket_that_is_slow_to_write_holds_nobody_up(
     claims = near.requests["put"] - near_bucket._PUT_THREADS
     assert claims <= 2 * BLOCKS  # and no more of them
     gate.set()
-    wait_until(lambda: not node.near._puts._pending, "what waits is put")
+    wait_until(lambda: not node.near._puts._queued_bytes, "what waits is put")
     assert len(blocks(near)) == near_bucket._MOST_PENDING
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from sidecar.errors import StoreProtocolError, Unavailable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.reading import object_reader, window
 from sidecar.mounter.reading.object_reader import ObjectReader
 from sidecar.units import KIB, MIB
@@ -410,7 +409,7 @@ def test_many_threads_on_one_reader_get_right_bytes(
 def test_a_reader_that_rests_lets_its_object_be_evicted(reading: Make, tmp_path: Path) -> None:
     one = reading(8 * MIB)
     cache = open_cache(tmp_path, 14 * MIB)
-    one.fetcher = dataclasses.replace(one.fetcher, cache=cache, cache_writer=CacheWriter())
+    one.fetcher = dataclasses.replace(one.fetcher, cache=cache)
     reader = one.open()
     read_all(one, reader)
     wait_until(lambda: has_whole(cache, one.info), "kept")
@@ -427,7 +426,7 @@ def test_a_reader_that_rests_lets_its_object_be_evicted(reading: Make, tmp_path:
 def test_a_reader_that_rested_finds_what_was_kept_meanwhile(reading: Make, tmp_path: Path) -> None:
     one = reading(100 * KIB)
     cache = open_cache(tmp_path)
-    one.fetcher = dataclasses.replace(one.fetcher, cache=cache, cache_writer=CacheWriter())
+    one.fetcher = dataclasses.replace(one.fetcher, cache=cache)
     reader = one.open()
     read_all(one, reader)
     here = memoryview(bytearray(100 * KIB))

@@ -41,8 +41,10 @@ from sidecar.mounter.cache.cache_folder import (
 )
 from sidecar.mounter.cache.file_locks import LockBusy, Patience
 from sidecar.mounter.cache.small_objects import SmallObjects
+from sidecar.mounter.cache.write_behind import WriteBehind
 from sidecar.mounter.store.interface import ObjectInfo
 from sidecar.mounter.system.directories import PathBlocked, open_file
+from sidecar.units import MIB
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ _SLACK_DIVISOR = 32
 _EVICTION_DIVISOR = 16
 """1/16 of the budget is evicted beyond need, so that not every store has to scan the folder."""
 _OPEN_ATTEMPTS = 5
+_MOST_QUEUED_BYTES = 64 * MIB
 _USAGE = "usage"
 _USED = struct.Struct("<q")  # bytes
 
@@ -105,6 +108,7 @@ class DiskCache:
         self._usage_lock = threading.Lock()  # flock(2) does not tell threads apart
         self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
         self._patience = Patience()
+        self._writes = WriteBehind("cache", _MOST_QUEUED_BYTES)
         self._folder = open_folder(directory)
         self._usage_fd = self._open_usage()
         open_subfolder = functools.partial(self._open_subfolder, make=True)
@@ -192,6 +196,53 @@ class DiskCache:
         finally:
             entry.comparing = False
             self.release(entry)
+
+    def store_later(
+        self,
+        info: ObjectInfo,
+        entry: CacheEntry | None,
+        start: int,
+        data: memoryview,
+        release: Callable[[], None],
+    ) -> None:
+        """Store ``data`` of a version, from ``start``, in the background: at once if much waits.
+
+        Then the disk is slower than the store, and the caller waits for the disk. A cache that kept
+        only a part would make the next pod fetch the rest again.
+
+        Args:
+            entry: the version's entry, acquired by the caller; None for a small object.
+            release: called when ``data`` is no longer needed, whether it was stored or not.
+        """
+        if entry is not None:
+            self.retain(entry)
+        write = functools.partial(self._store, info, entry, start, data, release)
+        if not self._writes.later(len(data), write):
+            write()
+
+    def _store(
+        self,
+        info: ObjectInfo,
+        entry: CacheEntry | None,
+        start: int,
+        data: memoryview,
+        release: Callable[[], None],
+    ) -> None:
+        try:
+            if entry is None:
+                self.store_small(info, data)
+            else:
+                entry.store(start, data)
+        except OSError as error:
+            # A full disk, for example. Only speed is lost.
+            log.warning("a range was not cached: %s", error)
+            if entry is not None:
+                with contextlib.suppress(OSError):
+                    entry.unclaim(start, start + len(data))
+        finally:
+            release()
+            if entry is not None:
+                self.release(entry)
 
     # --- small objects --------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ on
 
 from __future__ import annotations
 
+import functools
 import logging
-import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +33,7 @@ from sidecar.errors import AlreadyExists, NotFound, SidecarError, Unavailable
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache import near_block
 from sidecar.mounter.cache.near_block import NEAR_BLOCK_BYTES, BlockName
+from sidecar.mounter.cache.write_behind import WriteBehind
 from sidecar.mounter.store.interface import Condition, Fetch, ObjectInfo, Store
 from sidecar.units import MIB
 
@@ -45,7 +46,7 @@ UNCLAIMED_BYTES = 1 * MIB
 _FIRST_POLL_S = 0.01
 _LONGEST_POLL_S = 0.1
 _MOST_PENDING = 8
-"""How many blocks of one process may wait to be put."""
+"""How many whole blocks of one process may wait to be put."""
 _PATIENCE_S = 1.0
 _PUT_THREADS = 4
 _FIRST_PAUSE_S = 1.0
@@ -111,7 +112,7 @@ class NearBucket:
         self._metrics = metrics
         self._reads = _Breaker("read", metrics)
         self._writes = _Breaker("written", metrics)
-        self._puts = _Puts(store, self._writes, metrics)
+        self._puts = WriteBehind("near", _MOST_PENDING * NEAR_BLOCK_BYTES, _PUT_THREADS)
 
     def fill(self, info: ObjectInfo, offset: int, buffer: memoryview, fetch: Fetch) -> None:
         """Fill ``buffer`` from ``offset`` of exactly this version.
@@ -231,7 +232,29 @@ class NearBucket:
             read.fetch(read.info, start, read.view(start, end))
             for piece in run:
                 if piece.block.number in claimed:
-                    self._puts.put_later(piece.block, read.view(piece.start, piece.end))
+                    self._put_later(piece.block, read.view(piece.start, piece.end))
+
+    def _put_later(self, block: BlockName, content: memoryview) -> None:
+        """Copy a block, and put it in the background.
+
+        If many wait already, the reader waits a little: without that, the next reader would find
+        half of what was read here, and go far for the rest. A bucket that is slower than that
+        counts as one that fails.
+        """
+        if not self._writes.is_closed:
+            return
+        put = functools.partial(self._put, block, block.pack(content))
+        if not self._puts.later(block.size_bytes, put, _PATIENCE_S) and self._writes.is_closed:
+            self._writes.failed(Unavailable("it takes blocks more slowly than they are read"))
+
+    def _put(self, block: BlockName, stored: bytes) -> None:
+        try:
+            if self._writes.is_closed:
+                self._store.put(block.key, stored)
+                self._writes.worked()
+                self._metrics.near_put_bytes.inc(block.size_bytes)
+        except SidecarError as error:
+            self._writes.failed(error)
 
     def _wait_for(self, read: _Read, piece: _Piece, give_up_s: float) -> bool:
         """Wait until another process has put a block. False if it does not."""
@@ -254,63 +277,6 @@ def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         run.append(piece)
     if run:
         yield run
-
-
-class _Puts:
-    """Puts blocks in the background. Safe to use from several threads."""
-
-    def __init__(self, store: Store, writes: _Breaker, metrics: VolumeMetrics) -> None:
-        self._store = store
-        self._writes = writes
-        self._metrics = metrics
-        self._room = threading.Condition()
-        self._pending = 0
-        self._queue: queue.SimpleQueue[tuple[BlockName, bytes]] = queue.SimpleQueue()
-        self._threads = 0
-
-    def put_later(self, block: BlockName, content: memoryview) -> None:
-        """Copy a block, and put it.
-
-        If many wait already, the reader waits a little: without that, the next reader would find
-        half of what was read here, and go far for the rest. A bucket that is slower than that
-        counts as one that fails.
-        """
-        with self._room:
-            if not self._room.wait_for(self._has_room, _PATIENCE_S):
-                self._writes.failed(Unavailable("it takes blocks more slowly than they are read"))
-            if not self._writes.is_closed:
-                return
-            self._pending += 1
-            if self._threads < min(self._pending, _PUT_THREADS):
-                self._start_thread()
-        self._queue.put((block, block.pack(content)))
-
-    def _has_room(self) -> bool:
-        """Whether nobody has to wait. A failing bucket puts nothing anyway. The lock is held."""
-        return self._pending < _MOST_PENDING or not self._writes.is_closed
-
-    def _start_thread(self) -> None:
-        try:
-            threading.Thread(target=self._run, name="near", daemon=True).start()
-        except RuntimeError:  # no thread can be started: the next block tries again
-            return
-        self._threads += 1
-
-    def _run(self) -> None:
-        while True:
-            block, stored = self._queue.get()
-            try:
-                if self._writes.is_closed:
-                    self._store.put(block.key, stored)
-                    self._writes.worked()
-                    self._metrics.near_put_bytes.inc(block.size_bytes)
-            except SidecarError as error:
-                self._writes.failed(error)
-            finally:
-                del stored
-                with self._room:
-                    self._pending -= 1
-                    self._room.notify()
 
 
 class _Breaker:

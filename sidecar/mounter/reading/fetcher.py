@@ -13,7 +13,6 @@ from typing import Protocol
 from sidecar.errors import NotFound, Stale, StoreProtocolError
 from sidecar.metrics import VolumeMetrics
 from sidecar.mounter.cache.cache_entry import CacheEntry
-from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.cache.near_bucket import NearBucket
 from sidecar.mounter.reading.buffers import BufferPool
@@ -71,7 +70,6 @@ class Fetcher:
         part_bytes: the largest part.
         in_flight: the parts that are being fetched.
         cache: objects on local disk; None without a disk cache.
-        cache_writer: stores fetched bytes in ``cache``.
         near: a bucket that is asked before the store; None without one.
         page_cache: room in the kernel's page cache for bytes that nobody has asked for.
         loads_whole: whether programs load an object whole.
@@ -84,7 +82,6 @@ class Fetcher:
     metrics: VolumeMetrics
     part_bytes: int
     cache: DiskCache | None = None
-    cache_writer: CacheWriter = field(default_factory=CacheWriter)
     near: NearBucket | None = None
     page_cache: PageCacheShare = field(default_factory=lambda: PageCacheShare(0))
     loads_whole: LoadsWhole = never_whole
@@ -132,7 +129,7 @@ class Fetcher:
         if not self.fetch_directly(info, offset, buffer, arrived) or self.cache is None:
             return
         users.hold()
-        self.cache_writer.store_later(self.cache, info, None, 0, buffer, users.drop)
+        self.cache.store_later(info, None, 0, buffer, users.drop)
 
     def fetch_directly(
         self, info: ObjectInfo, offset: int, buffer: memoryview, arrived: Arrived | None = None
@@ -179,7 +176,7 @@ class Fetcher:
                     entry.unclaim(position, run.end)
                     raise
                 users.hold()
-                self.cache_writer.store_later(cache, info, entry, position, view, users.drop)
+                cache.store_later(info, entry, position, view, users.drop)
                 position = run.end
 
     def get(

@@ -21,7 +21,6 @@ from sidecar import logs
 from sidecar.contract.spec import PersistenceSpec, StoreSource, Volume
 from sidecar.errors import MountFailed, SidecarError, StateUnusable
 from sidecar.metrics import VolumeMetrics
-from sidecar.mounter.cache.cache_writer import CacheWriter
 from sidecar.mounter.cache.disk_cache import DiskCache
 from sidecar.mounter.cache.near_bucket import NearBucket
 from sidecar.mounter.filesystem.content.write_back import SaveErrors
@@ -310,7 +309,6 @@ class Worker:
             metrics,
             self._options.part_bytes,
             self._open_cache(metrics, origin),
-            CacheWriter(),
             near,
             PageCacheShare(budgets.page_cache_bytes(self._spec)),
             self._loads_whole,
