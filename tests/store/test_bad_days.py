@@ -344,7 +344,9 @@ def test_an_outage_within_the_budget_is_waited_out_and_a_longer_one_is_said(
             wait_until(lambda: observer.retries, "a retry", running=lambda: not result.done())  # noqa: B023
             mortal.server.start()
             result.result()
-        assert {reason for _, reason in observer.retries} <= {"connection", "stalled"}
+        # A server that is just starting may answer 503.
+        seen = {reason for _, reason in observer.retries}
+        assert seen <= {"connection", "stalled", "throttled", "server_error"}
     buffer[:] = bytes(len(content))
     assert store.get_range("key", version, 0, memoryview(buffer)) == len(content)
     assert bytes(buffer) == content

@@ -23,7 +23,7 @@ from sidecar.mounter.store.http.values import (
     parse_versions,
 )
 from sidecar.mounter.store.http.xml_body import parse_xml
-from sidecar.mounter.store.interface import ObjectInfo, Page
+from sidecar.mounter.store.interface import Condition, ObjectInfo, Page
 from sidecar.mounter.store.login import Login
 from sidecar.mounter.store.request_builder import ListQuery, parse_entries
 from sidecar.mounter.store.signing import (
@@ -274,3 +274,12 @@ def error_code_of(code: str, text: str) -> str:
     if code == "AuthorizationFailure" and "Server failed to authenticate" in text:
         return "AuthenticationFailed"
     return code
+
+
+def condition_headers(condition: Condition | None) -> dict[str, str]:
+    """The headers that state the condition of a write."""
+    if condition is None:
+        return {}
+    if condition.absent:
+        return {"if-none-match": "*"}
+    return {} if condition.version is None else {"if-match": f'"{condition.version}"'}

@@ -9,40 +9,32 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sidecar.errors import (
     AccessDenied,
     NotFound,
-    SecretInvalid,
     SidecarError,
     StoreProtocolError,
     Unsupported,
 )
-from sidecar.mounter.store.azure.credentials import AzureCredentials
+from sidecar.mounter.store.azure.client import AzureClient
 from sidecar.mounter.store.azure.properties import (
     TAG_COUNT,
     TAGS,
     repeated,
     repeated_by_copy,
-    scope_of,
 )
 from sidecar.mounter.store.azure.requests import (
-    AzureRequests,
-    block_list,
-    encoded,
+    condition_headers,
     parse_blocks,
     parse_tags,
     to_azure,
 )
-from sidecar.mounter.store.azure.sdk import AzureIdentity, AzureSdk
+from sidecar.mounter.store.azure.sdk import AzureSdk
 from sidecar.mounter.store.azure.upload import AzureUpload, block_name, new_series
-from sidecar.mounter.store.http.fields import Headers
-from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.retry import Retryable
-from sidecar.mounter.store.http.values import http_time_s, parse_version
-from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import (
     Condition,
     Content,
@@ -52,12 +44,12 @@ from sidecar.mounter.store.interface import (
     Revision,
     StoreObserver,
 )
-from sidecar.mounter.store.login import CredentialSource, Login
+from sidecar.mounter.store.login import CredentialSource
 from sidecar.mounter.store.patch_plan import split
 from sidecar.mounter.store.ranges import Ranges
 from sidecar.mounter.store.request_builder import BAD_ANSWER
 from sidecar.mounter.store.signing import quote_path
-from sidecar.mounter.store.store_errors import Call, StoreErrors
+from sidecar.mounter.store.store_errors import Call
 from sidecar.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -74,7 +66,7 @@ _COPY_STATUS, _COPY_PROGRESS = "x-ms-copy-status", "x-ms-copy-progress"
 T = TypeVar("T")
 
 
-class AzureStore(HttpStore[AzureCredentials]):
+class AzureStore(AzureClient):
     """A container of a storage account."""
 
     type_property = "x-ms-blob-content-type"
@@ -95,42 +87,19 @@ class AzureStore(HttpStore[AzureCredentials]):
         observer: StoreObserver,
         with_metadata: bool = False,
     ) -> None:
-        login = Login(credentials, AzureCredentials)
-        self._base = login.credentials.blob_endpoint or _default_endpoint(source, login)
-        try:
-            endpoint = Endpoint.parse(self._base)
-        except ValueError as error:
-            raise SecretInvalid(f"the blob endpoint of {source.url}: {error}") from None
-        errors = StoreErrors("Azure", source.bucket, str(endpoint))
-        identity = AzureIdentity()
-        self._sdk = AzureSdk(login, self._base, errors)
-        self._azure = requests = AzureRequests(
-            source,
-            endpoint,
-            login,
-            lambda: identity.token(errors, login.epoch),
-            with_metadata=with_metadata,
-        )
         super().__init__(
             source,
-            errors=errors,
-            login=login,
-            endpoint=endpoint,
-            requests=requests,
+            credentials,
             retry_budget_s=retry_budget_s,
             observer=observer,
+            with_metadata=with_metadata,
         )
+        self._sdk = AzureSdk(self._login, self._base, self.errors)
 
     def close(self) -> None:
         """As :meth:`Store.close`."""
         super().close()
         self._sdk.close()
-
-    def _head(self, key: str) -> ObjectInfo:
-        return self._head_as(Call("head", key), functools.partial(self._azure.parse_head, key))
-
-    def _head_as(self, call: Call, parse: Callable[[Headers], T]) -> T:
-        return self.read_head(call, lambda: self._azure.request("HEAD", call.key), parse)
 
     def _tags(self, like: ObjectInfo | None, properties: Properties) -> str:
         """The tags in the form of ``x-ms-tags``; asked for only if the object has some."""
@@ -172,7 +141,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         own = {
             "x-ms-blob-type": "BlockBlob",
             **to_azure(metadata or {}),
-            **_condition_headers(condition),
+            **condition_headers(condition),
         }
         properties = self.properties_of_new(key, like)
         reply = self.property_keeper.write(
@@ -189,51 +158,6 @@ class AzureStore(HttpStore[AzureCredentials]):
 
     def _key_length(self, full: str) -> int:
         return len(full)
-
-    def put_block(self, key: str, name: str, content: Content, properties: Properties) -> None:
-        """Stage a block of a blob that will have ``properties``.
-
-        ``name``: all names of a blob's blocks must have one length.
-        """
-        query = {"comp": "block", "blockid": encoded(name)}
-        self.property_keeper.write(
-            scope_of(properties),
-            lambda headers: self.transfer(
-                Call("part", key),
-                lambda: self._azure.request("PUT", key, query, headers, len(content)),
-                (content,),
-            ),
-        )
-
-    def commit_blocks(
-        self,
-        key: str,
-        names: Sequence[str],
-        size_bytes: int,
-        metadata: Mapping[str, str],
-        condition: Condition | None,
-        *,
-        properties: Properties,
-        tags: str,
-    ) -> ObjectInfo:
-        """Make the blob of staged blocks and of blocks that it has already."""
-        body = block_list(names)
-        own = {
-            "content-type": "application/xml",
-            **to_azure(metadata),
-            **_condition_headers(condition),
-        }
-        reply = self.property_keeper.write(
-            repeated(properties, tags),
-            lambda headers: self.transfer(
-                Call("complete", key, condition),
-                lambda: self._azure.request(
-                    "PUT", key, {"comp": "blocklist"}, {**headers, **own}, len(body)
-                ),
-                (body,),
-            ),
-        )
-        return self._written(key, size_bytes, reply.headers, metadata, properties)
 
     def start_upload(
         self,
@@ -349,7 +273,7 @@ class AzureStore(HttpStore[AzureCredentials]):
         """As :meth:`Store.copy`. In place it makes a new version."""
         found = self.source_of_copy(source, known)
         if source == target and metadata is not None:
-            unchanged = _condition_headers(Condition(version=found.version))
+            unchanged = condition_headers(Condition(version=found.version))
             own = {**to_azure(metadata), **unchanged}
             made = self.transfer(
                 Call("copy", source),
@@ -380,24 +304,6 @@ class AzureStore(HttpStore[AzureCredentials]):
             return self._wait_for_copy(target)
         kept = found.metadata if metadata is None else metadata
         return self._written(target, found.size_bytes, made, kept, properties)
-
-    def _written(
-        self,
-        key: str,
-        size_bytes: int,
-        made: Mapping[str, str],
-        metadata: Mapping[str, str] | None,
-        properties: Properties | None,
-    ) -> ObjectInfo:
-        """The written object, by headers. Raises StoreProtocolError if they do not describe it."""
-        try:
-            made_s = http_time_s(made["last-modified"])
-            version = parse_version(made["etag"].strip('"'))
-        except BAD_ANSWER:
-            pass
-        else:
-            return ObjectInfo(key, size_bytes, made_s, version, dict(metadata or {}), properties)
-        raise self.malformed("put", f"its answer about `{key}` lacks fields")
 
     def delete(self, key: str) -> None:
         """As :meth:`Store.delete`."""
@@ -449,16 +355,3 @@ class AzureStore(HttpStore[AzureCredentials]):
             if now != progress:
                 progress, idle_since_s = now, time.monotonic()
         raise self.malformed("copy", f"the copy to `{target}` does not go on")
-
-
-def _default_endpoint(source: StoreSource, login: Login[AzureCredentials]) -> str:
-    account = login.credentials.account_name or source.account
-    return f"https://{account}.{source.endpoint_suffix or 'blob.core.windows.net'}"
-
-
-def _condition_headers(condition: Condition | None) -> dict[str, str]:
-    if condition is None:
-        return {}
-    if condition.absent:
-        return {"if-none-match": "*"}
-    return {} if condition.version is None else {"if-match": f'"{condition.version}"'}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sidecar.mounter.store.azure.client import AzureClient
 from sidecar.mounter.store.interface import Condition, Content, ObjectInfo, Properties
-
-if TYPE_CHECKING:
-    from sidecar.mounter.store.azure.store import AzureStore
 
 
 class AzureUpload:
@@ -25,7 +23,7 @@ class AzureUpload:
 
     def __init__(
         self,
-        store: AzureStore,
+        store: AzureClient,
         key: str,
         metadata: Mapping[str, str],
         series: str,

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from sidecar.errors import NotFound
+from sidecar.mounter.store.gcs.client import GcsClient
 from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
 from sidecar.mounter.store.interface import Condition, ObjectInfo
 from sidecar.mounter.store.multipart_upload import MultipartUpload
 from sidecar.mounter.store.multipart_xml import parse_fields, part_list
 from sidecar.mounter.store.store_errors import Call
 from sidecar.units import MIB
-
-if TYPE_CHECKING:
-    from sidecar.mounter.store.gcs.store import GcsStore
 
 MIN_PART_BYTES = 5 * MIB
 MAX_PART_BYTES = 5 * 1024 * MIB
@@ -38,7 +35,7 @@ class GcsUpload(MultipartUpload):
     before, and another writer may come between.
     """
 
-    _store: GcsStore
+    _store: GcsClient
 
     def complete(
         self,

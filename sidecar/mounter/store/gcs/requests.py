@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
@@ -241,3 +242,8 @@ def text_of(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("not a text")  # noqa: TRY004 - the document is wrong, not the program
     return parse_key(value)
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """The body of a request that is a document."""
+    return json.dumps(value).encode()

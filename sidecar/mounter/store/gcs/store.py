@@ -12,12 +12,12 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sidecar.errors import NotFound, SecretInvalid, SidecarError
-from sidecar.mounter.store.gcs.credentials import GcsCredentials
+from sidecar.errors import NotFound, SidecarError
+from sidecar.mounter.store.gcs.client import GOOGLE_ENDPOINT, GcsClient
 from sidecar.mounter.store.gcs.multipart import (
     MAX_PART_BYTES,
     MAX_PARTS,
@@ -32,18 +32,12 @@ from sidecar.mounter.store.gcs.properties import (
     headers_of,
     key_query,
 )
-from sidecar.mounter.store.gcs.requests import GcsRequests, object_info, text_of
+from sidecar.mounter.store.gcs.requests import as_json, text_of
 from sidecar.mounter.store.gcs.sdk import GcsSdk, is_plain
-from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.gcs.upload import ResumableUpload
-from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.retry import Retryable
-from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
+from sidecar.mounter.store.http.signed_request import Body
 from sidecar.mounter.store.http.values import parse_number
-from sidecar.mounter.store.http_store import (
-    WRITTEN,
-    HttpStore,
-)
 from sidecar.mounter.store.interface import (
     Condition,
     Content,
@@ -53,10 +47,9 @@ from sidecar.mounter.store.interface import (
     Revision,
     StoreObserver,
 )
-from sidecar.mounter.store.login import CredentialSource, Login
+from sidecar.mounter.store.login import CredentialSource
 from sidecar.mounter.store.multipart_xml import parse_fields
-from sidecar.mounter.store.request_builder import BAD_ANSWER
-from sidecar.mounter.store.store_errors import Call, StoreErrors
+from sidecar.mounter.store.store_errors import Call
 from sidecar.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -64,15 +57,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GOOGLE_ENDPOINT = "https://storage.googleapis.com"
-
 DELETE_BATCH = 1000
 
 _DELETED = frozenset({200, 204})
-_ABORTED = frozenset({200, 204, 499})
 _SESSION = re.compile(r"(?:https?://[!-.0-~]*)?(/[!-~]*)")
 """The URL of an upload. Its path and query are sent back to the store."""
-_XML_ACCEPTED = frozenset({200, 204})
 _NOT_BEGUN = frozenset({400, 403, 404, 405, 501})
 """Statuses with which a store begins no upload of the XML API: it does not support them, or the
 login may not. Then a session is begun, whose error tells any other reason."""
@@ -84,7 +73,7 @@ _NAME_CHARACTERS = 50
 """How many characters of a name, of four bytes at most, fit into another name of 255 bytes."""
 
 
-class GcsStore(HttpStore[GcsCredentials]):
+class GcsStore(GcsClient):
     """A bucket of Google Cloud Storage."""
 
     type_property = "contentType"
@@ -105,54 +94,20 @@ class GcsStore(HttpStore[GcsCredentials]):
         observer: StoreObserver,
         with_metadata: bool = False,
     ) -> None:
-        login = Login(credentials, GcsCredentials)
-        self._base = login.credentials.endpoint_url or GOOGLE_ENDPOINT
-        try:
-            endpoint = Endpoint.parse(self._base)
-        except ValueError as error:
-            raise SecretInvalid(f"STORAGE_EMULATOR_HOST: {error}") from None
-        errors = StoreErrors("GCS", source.bucket, str(endpoint))
-        self._has_multipart = True  # until the store refuses
-        self._tokens = Tokens(login, errors)
-        self._sdk = GcsSdk(login, self._base, self._tokens.identity, errors)
-        self._gcs = requests = GcsRequests(
-            source, endpoint, self._tokens, with_metadata=with_metadata
-        )
         super().__init__(
             source,
-            errors=errors,
-            login=login,
-            endpoint=endpoint,
-            requests=requests,
+            credentials,
             retry_budget_s=retry_budget_s,
             observer=observer,
+            with_metadata=with_metadata,
         )
+        self._has_multipart = True  # until the store refuses
+        self._sdk = GcsSdk(self._login, self._base, self._tokens.identity, self.errors)
 
     def close(self) -> None:
         """As :meth:`Store.close`."""
         super().close()
         self._sdk.close()
-
-    def _head(self, key: str) -> ObjectInfo:
-        reply = self.transfer(
-            Call("head", key), lambda: self._gcs.object("GET", key), timeout=self._quick
-        )
-        return self.info("head", reply)
-
-    def info(self, operation: str, reply: BufferedResponse) -> ObjectInfo:
-        """From a response that is an object resource. Raises StoreProtocolError if it is none."""
-        return self._read(operation, reply, self._object_info)
-
-    def _object_info(self, resource: Any) -> ObjectInfo:
-        return object_info(resource, self._source.prefix)
-
-    def _read(self, operation: str, reply: BufferedResponse, read: Callable[[Any], T]) -> T:
-        """The result of ``read`` for a document. Raises StoreProtocolError for another document."""
-        try:
-            return read(reply.json())
-        except BAD_ANSWER:
-            pass  # the exception's message may quote the document
-        raise self.malformed(operation, f"its answer to {operation} is not what was asked for")
 
     def put(
         self,
@@ -188,49 +143,6 @@ class GcsStore(HttpStore[GcsCredentials]):
         )
         return self.info("put", reply)
 
-    def abort(self, call: Call, location: str) -> None:
-        """End a resumable upload. Raises NotFound if it is gone."""
-        self.transfer(call, lambda: self._gcs.abort(location), (), _ABORTED, self._quick)
-
-    def put_chunk(
-        self, call: Call, location: str, content_range: str, body: Body
-    ) -> BufferedResponse:
-        """One attempt to send a piece of a resumable upload. Status 308: there is more to send."""
-        return self.transfer_once(
-            call,
-            lambda: self._gcs.put_chunk(location, content_range),
-            body,
-            accepted={*WRITTEN, 308},
-        )
-
-    def request_xml(
-        self,
-        call: Call,
-        method: str,
-        key: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str] | None = None,
-        *,
-        body: Body = (),
-        accepted: Collection[int] = _XML_ACCEPTED,
-    ) -> BufferedResponse:
-        """A request of the XML API about one object, with retries."""
-        return self.transfer(
-            call,
-            lambda: self._gcs.xml(method, key, query, headers or {}),
-            body,
-            accepted,
-        )
-
-    def head_generation(self, key: str, generation: str) -> ObjectInfo:
-        """One generation of an object. Raises NotFound."""
-        reply = self.transfer(
-            Call("head", key),
-            lambda: self._gcs.object("GET", key, "", {"generation": generation}),
-            timeout=self._quick,
-        )
-        return self.info("head", reply)
-
     def start_upload(
         self,
         key: str,
@@ -247,7 +159,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         reply = self.transfer(
             Call("put", key),
             lambda: self._gcs.start_upload(key_query(properties)),
-            (_json(self._resource(key, metadata, properties)),),
+            (as_json(self._resource(key, metadata, properties)),),
             timeout=self._quick,
         )
         # Only what follows the host in the session's URL: the session is where it was begun.
@@ -337,7 +249,7 @@ class GcsStore(HttpStore[GcsCredentials]):
                 lambda: self._gcs.object(
                     "POST", key, "/compose", key_query(properties), has_json=True
                 ),
-                (_json(composition),),
+                (as_json(composition),),
             )
         finally:
             self.delete(tail_key)
@@ -370,7 +282,7 @@ class GcsStore(HttpStore[GcsCredentials]):
         kept = found.metadata if metadata is None else metadata
         # All properties: a storage class that is not named is the bucket's, and a resource in a
         # request replaces the source's.
-        resource = _json(self._resource(target, kept, properties))
+        resource = as_json(self._resource(target, kept, properties))
         rewritten_bytes, idle = 0, 0
         while idle < _MOST_IDLE_REWRITES:
             # A large copy between locations or classes takes several requests.
@@ -426,24 +338,6 @@ class GcsStore(HttpStore[GcsCredentials]):
     ) -> dict[str, Any]:
         own = {"name": self.full(key), "metadata": dict(metadata or {})}
         return {**fields_of(properties), **own}
-
-    def set_metadata(self, found: ObjectInfo, metadata: Mapping[str, str]) -> ObjectInfo:
-        """Replace the metadata of this version, which keeps its generation."""
-        # PATCH merges, so keys that are to go must be named.
-        gone = dict.fromkeys(found.metadata or {})
-        self.transfer(
-            Call("copy", found.key),
-            lambda: self._gcs.object(
-                "PATCH", found.key, "", {"ifGenerationMatch": found.version}, has_json=True
-            ),
-            (_json({"metadata": {**gone, **metadata}}),),
-            timeout=self._quick,
-        )
-        return found._replace(metadata=dict(metadata))
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value).encode()
 
 
 def _conditional(condition: Condition | None) -> dict[str, str]:

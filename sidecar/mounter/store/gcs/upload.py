@@ -11,18 +11,16 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sidecar.errors import NotFound, Unavailable, Unsupported
+from sidecar.mounter.store.gcs.client import GcsClient
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.signed_request import BufferedResponse
 from sidecar.mounter.store.http.values import parse_number
 from sidecar.mounter.store.interface import Condition, Content, FileSlice, ObjectInfo
 from sidecar.mounter.store.store_errors import Call
 from sidecar.units import KIB
-
-if TYPE_CHECKING:
-    from sidecar.mounter.store.gcs.store import GcsStore
 
 CHUNK_BYTES = 256 * KIB
 """Every chunk of a session but the last must be a multiple of this."""
@@ -51,7 +49,7 @@ class ResumableUpload:
 
     def __init__(
         self,
-        store: GcsStore,
+        store: GcsClient,
         key: str,
         location: str,
         metadata: Mapping[str, str],

@@ -17,32 +17,25 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
-from sidecar.errors import NotFound, SidecarError, Stale, Unsupported
-from sidecar.mounter.store.http.fields import Headers
-from sidecar.mounter.store.http.retry import Retryable
-from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
+from sidecar.errors import NotFound, SidecarError, Unsupported
+from sidecar.mounter.store.http.signed_request import BufferedResponse
 from sidecar.mounter.store.http.values import iso_time_s
 from sidecar.mounter.store.http.xml_body import FORBIDDEN
-from sidecar.mounter.store.http_store import HttpStore
 from sidecar.mounter.store.interface import (
     Condition,
     Content,
     Limits,
     ObjectInfo,
-    Properties,
     ProvisionalVersion,
     Revision,
     StoreObserver,
 )
-from sidecar.mounter.store.login import CredentialSource, Login
-from sidecar.mounter.store.multipart_xml import parse_fields
+from sidecar.mounter.store.login import CredentialSource
 from sidecar.mounter.store.patch_plan import Piece, plan, split
-from sidecar.mounter.store.s3.credentials import S3Credentials
-from sidecar.mounter.store.s3.properties import S3Properties
+from sidecar.mounter.store.s3.client import S3Client
+from sidecar.mounter.store.s3.repeated_properties import S3Properties
 from sidecar.mounter.store.s3.requests import (
     ACCEPTED,
-    S3Requests,
-    SlowResponse,
     date_s,
     metadata_headers,
 )
@@ -53,14 +46,12 @@ from sidecar.mounter.store.s3.versions import (
     IF_NONE_MATCH,
     SOURCE,
     SOURCE_IF_MATCH,
-    condition_headers,
     etag_of,
     if_match,
-    provisional_version,
     unmet_conditions,
 )
 from sidecar.mounter.store.signing import clock
-from sidecar.mounter.store.store_errors import Call, StoreErrors
+from sidecar.mounter.store.store_errors import Call
 from sidecar.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -77,11 +68,9 @@ DELETE_BATCH = 1000
 
 _REFUSED = frozenset({400, 403, 404, 405, 412, 501})
 """Statuses for a request that is not allowed, or whose condition fails or is not supported."""
-_PARTS = "-"
-"""Part of the ETag of an object made of parts, before their number."""
 
 
-class S3Store(HttpStore[S3Credentials]):
+class S3Store(S3Client):
     """A bucket of S3, or of a server that speaks it."""
 
     type_property = "content-type"
@@ -100,33 +89,16 @@ class S3Store(HttpStore[S3Credentials]):
         retry_budget_s: float,
         observer: StoreObserver,
     ) -> None:
-        login = Login(credentials, S3Credentials)
-        self._s3 = requests = S3Requests(source, login)
-        self._keeps_etags = False
+        super().__init__(source, credentials, retry_budget_s=retry_budget_s, observer=observer)
         self._copies_parts = True
-        self._quotes_etags = True
-        self._uploads = S3Uploads(self, requests)
-        self._properties = S3Properties(self, requests)
-        errors = StoreErrors("S3", source.bucket, str(requests.endpoint))
-        self._sdk = S3Sdk(login, errors, lambda: requests.region)
-        super().__init__(
-            source,
-            errors=errors,
-            login=login,
-            endpoint=requests.endpoint,
-            requests=requests,
-            retry_budget_s=retry_budget_s,
-            observer=observer,
-        )
+        self._uploads = S3Uploads(self, self._s3)
+        self._properties = S3Properties(self, self._s3)
+        self._sdk = S3Sdk(self._login, self.errors, lambda: self._s3.region)
 
     def close(self) -> None:
         """As :meth:`Store.close`."""
         super().close()
         self._sdk.close()
-
-    def _head(self, key: str) -> ObjectInfo:
-        sign = functools.partial(self._s3.request, "HEAD", key, {}, {})
-        return self.read_head(Call("head", key), sign, functools.partial(self._s3.parse_head, key))
 
     def version_to_read(self, key: str, version: str) -> str:
         """As :meth:`.HttpStore.version_to_read`."""
@@ -186,36 +158,6 @@ class S3Store(HttpStore[S3Credentials]):
         ):
             known = ObjectInfo(*known.bare)  # so that they are asked for
         return super().source_of_copy(key, known)
-
-    def check_condition(self, key: str, condition: Condition | None) -> None:
-        """As in the base class, for servers that may ignore conditions. AWS does not."""
-        if self._login.credentials.endpoint_url:
-            super().check_condition(key, condition)
-
-    def conditionally(
-        self, key: str, condition: Condition | None, write: Callable[[Mapping[str, str]], T]
-    ) -> T:
-        """The result of ``write``, called with the headers that state a condition.
-
-        Ceph's gateway compares ``If-Match`` of a write with the ETag without its quotes. So if
-        the condition fails although the object is that version, it is sent in the other form, and
-        if that works, always from then on. The store checks it both times.
-        """
-        quoted = self._quotes_etags
-        try:
-            return write(condition_headers(condition, quoted=quoted))
-        except Stale:
-            if condition is None or not self._is_still(key, condition.version):
-                raise
-        made = write(condition_headers(condition, quoted=not quoted))
-        self._quotes_etags = not quoted
-        return made
-
-    def _is_still(self, key: str, version: str | None) -> bool:
-        try:
-            return self._is_version(self._head(key), version)
-        except NotFound:
-            return False
 
     def start_upload(
         self,
@@ -381,125 +323,6 @@ class S3Store(HttpStore[S3Credentials]):
             self.request(Call("delete", key), "DELETE", key, {})
         except NotFound:
             return  # S3 itself never answers this; other servers do
-
-    def made_of_parts(
-        self,
-        key: str,
-        etag: str,
-        size_bytes: int,
-        made_s: float,
-        metadata: Mapping[str, str],
-        properties: Properties | None,
-    ) -> ObjectInfo:
-        """The object that a completed upload has become.
-
-        Some servers (rclone) return one ETag when an upload is completed and another one from then
-        on. AWS does not. So behind an endpoint of its own the version is provisional until the
-        server was asked once (:meth:`resolve_version`).
-        """
-        if not etag:
-            return self.head(key)
-        version = etag
-        if self._login.credentials.endpoint_url and not self._keeps_etags:
-            version = str(provisional_version(etag, size_bytes, metadata))
-        return ObjectInfo(key, size_bytes, made_s, version, metadata, properties)
-
-    def resolve_version(self, made: ObjectInfo) -> ObjectInfo:
-        """As :meth:`Store.resolve_version`."""
-        provisional = ProvisionalVersion.parse(made.version)
-        if provisional is None:
-            return made
-        try:
-            found = self._found(made.key, made.version)
-        except (NotFound, Stale):
-            return made._replace(version=provisional.etag)
-        self._keeps_etags = found.version == provisional.etag
-        return found
-
-    def _found(self, key: str, provisional: str) -> ObjectInfo:
-        """The object with the store's version. Raises NotFound; Stale if it is another object."""
-        found = self.head(key)
-        if not self._is_version(found, provisional):
-            raise self.errors.stale(key)
-        return found
-
-    def _is_version(self, found: ObjectInfo, version: str | None) -> bool:
-        provisional = ProvisionalVersion.parse(version) if version is not None else None
-        if provisional is None:
-            return super()._is_version(found, version)
-        etag = provisional.etag
-        if found.version == etag or _PARTS in found.version:
-            return found.version == etag  # the server keeps the upload's ETag
-        return provisional == provisional_version(etag, found.size_bytes, found.metadata or {})
-
-    def request(
-        self,
-        call: Call,
-        method: str,
-        key: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str] | None = None,
-        *,
-        body: Body = (),
-    ) -> BufferedResponse:
-        """One request about an object, with retries."""
-        return self.transfer(
-            call,
-            lambda: self._s3.request(method, key, query, headers or {}),
-            body,
-            ACCEPTED,
-        )
-
-    def request_slow(
-        self,
-        call: Call,
-        method: str,
-        key: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str] | None = None,
-        *,
-        body: Body = (),
-        doubt: Callable[[], object] = lambda: None,
-    ) -> SlowResponse:
-        """One request that the store may work on for long, with retries.
-
-        S3 may send status 200 at once to keep the connection, and an error in the body later.
-
-        Args:
-            doubt: called before a request that failed in the store is sent again; may raise.
-        """
-        attempts = 0
-
-        def attempt() -> SlowResponse:
-            nonlocal attempts
-            attempts += 1
-            try:
-                response = self.transfer_once(
-                    call,
-                    lambda: self._s3.request(method, key, query, headers or {}),
-                    body,
-                    ACCEPTED,
-                )
-                return SlowResponse(self._fields(call, response), date_s(response), attempts)
-            except Retryable as again:
-                if again.reason == "server_error":
-                    doubt()
-                raise
-
-        return self.retry.run(call.operation, attempt)
-
-    def _fields(self, call: Call, response: BufferedResponse) -> Mapping[str, str]:
-        """The fields of an XML body. Raises an error if the body is one."""
-        try:
-            fields = parse_fields(response.content)
-        except ValueError:  # it may have been cut short
-            what = f"its answer to {call.operation} of `{call.key}` is no XML"
-            raise Retryable(self.errors.protocol(what), "truncated") from None
-        if fields is None:
-            header = Headers(response.headers)
-            error = self._s3.parse_error(500, header, response.content)
-            raise self.errors.from_response(error, call)
-        return fields
 
     def delete_many(self, keys: list[str]) -> None:
         """As :meth:`Store.delete_many`, a thousand in a request, through s3fs.

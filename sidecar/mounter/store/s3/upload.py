@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sidecar.errors import NotFound, SidecarError, Unsupported
 from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
@@ -19,6 +19,7 @@ from sidecar.mounter.store.interface import Condition, ObjectInfo, Properties
 from sidecar.mounter.store.multipart_upload import MultipartUpload
 from sidecar.mounter.store.multipart_xml import part_list
 from sidecar.mounter.store.object_properties import Repeated
+from sidecar.mounter.store.s3.client import S3Client
 from sidecar.mounter.store.s3.requests import (
     ACCEPTED,
     S3Requests,
@@ -28,9 +29,6 @@ from sidecar.mounter.store.s3.requests import (
 from sidecar.mounter.store.s3.versions import etag_of
 from sidecar.mounter.store.signing import clock
 from sidecar.mounter.store.store_errors import Call
-
-if TYPE_CHECKING:
-    from sidecar.mounter.store.s3.store import S3Store
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class S3Uploads:
     never arrived here.
     """
 
-    def __init__(self, store: S3Store, requests: S3Requests) -> None:
+    def __init__(self, store: S3Client, requests: S3Requests) -> None:
         self._store = store
         self._requests = requests
         self._own: set[str] = set()
@@ -153,11 +151,11 @@ class S3Upload(MultipartUpload):
         properties: of the object that it will make; None if they are no longer known.
     """
 
-    _store: S3Store
+    _store: S3Client
 
     def __init__(
         self,
-        store: S3Store,
+        store: S3Client,
         own: set[str],
         key: str,
         upload_id: str,
