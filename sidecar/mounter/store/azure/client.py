@@ -16,7 +16,7 @@ from sidecar.mounter.store.azure.requests import (
     encoded,
     to_azure,
 )
-from sidecar.mounter.store.azure.sdk import AzureIdentity
+from sidecar.mounter.store.azure.sdk import AzureIdentity, AzureSdk
 from sidecar.mounter.store.http.fields import Headers
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.values import http_time_s, parse_version
@@ -58,6 +58,7 @@ class AzureClient(HttpStore[AzureCredentials]):
             raise SecretInvalid(f"the blob endpoint of {source.url}: {error}") from None
         errors = StoreErrors("Azure", source.bucket, str(endpoint))
         identity = AzureIdentity()
+        self._sdk = AzureSdk(login, self._base, errors)
         self._azure = requests = AzureRequests(
             source,
             endpoint,
@@ -74,6 +75,11 @@ class AzureClient(HttpStore[AzureCredentials]):
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
+
+    def close(self) -> None:
+        """As :meth:`Store.close`."""
+        super().close()
+        self._sdk.close()
 
     def _head(self, key: str) -> ObjectInfo:
         return self._head_as(Call("head", key), functools.partial(self._azure.parse_head, key))

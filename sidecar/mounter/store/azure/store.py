@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sidecar.errors import (
     AccessDenied,
@@ -32,7 +32,6 @@ from sidecar.mounter.store.azure.requests import (
     parse_tags,
     to_azure,
 )
-from sidecar.mounter.store.azure.sdk import AzureSdk
 from sidecar.mounter.store.azure.upload import AzureUpload, block_name, new_series
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.interface import (
@@ -42,18 +41,13 @@ from sidecar.mounter.store.interface import (
     ObjectInfo,
     Properties,
     Revision,
-    StoreObserver,
 )
-from sidecar.mounter.store.login import CredentialSource
 from sidecar.mounter.store.patch_plan import split
 from sidecar.mounter.store.ranges import Ranges
 from sidecar.mounter.store.request_builder import BAD_ANSWER
 from sidecar.mounter.store.signing import quote_path
 from sidecar.mounter.store.store_errors import Call
 from sidecar.units import KIB, MIB
-
-if TYPE_CHECKING:
-    from sidecar.contract.spec import StoreSource
 
 COPY_POLL_S = 0.5
 COPY_IDLE_S = 120.0
@@ -77,29 +71,6 @@ class AzureStore(AzureClient):
         max_parts=50_000,
         max_metadata_bytes=8 * KIB,
     )
-
-    def __init__(
-        self,
-        source: StoreSource,
-        credentials: CredentialSource,
-        *,
-        retry_budget_s: float,
-        observer: StoreObserver,
-        with_metadata: bool = False,
-    ) -> None:
-        super().__init__(
-            source,
-            credentials,
-            retry_budget_s=retry_budget_s,
-            observer=observer,
-            with_metadata=with_metadata,
-        )
-        self._sdk = AzureSdk(self._login, self._base, self.errors)
-
-    def close(self) -> None:
-        """As :meth:`Store.close`."""
-        super().close()
-        self._sdk.close()
 
     def _tags(self, like: ObjectInfo | None, properties: Properties) -> str:
         """The tags in the form of ``x-ms-tags``; asked for only if the object has some."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sidecar.errors import SecretInvalid
 from sidecar.mounter.store.gcs.credentials import GcsCredentials
 from sidecar.mounter.store.gcs.requests import GcsRequests, as_json, object_info
+from sidecar.mounter.store.gcs.sdk import GcsSdk
 from sidecar.mounter.store.gcs.tokens import Tokens
 from sidecar.mounter.store.http.pool import Endpoint
 from sidecar.mounter.store.http.signed_request import Body, BufferedResponse
@@ -48,6 +49,7 @@ class GcsClient(HttpStore[GcsCredentials]):
             raise SecretInvalid(f"STORAGE_EMULATOR_HOST: {error}") from None
         errors = StoreErrors("GCS", source.bucket, str(endpoint))
         self._tokens = Tokens(login, errors)
+        self._sdk = GcsSdk(login, self._base, self._tokens.identity, errors)
         self._gcs = requests = GcsRequests(
             source, endpoint, self._tokens, with_metadata=with_metadata
         )
@@ -60,6 +62,11 @@ class GcsClient(HttpStore[GcsCredentials]):
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
+
+    def close(self) -> None:
+        """As :meth:`Store.close`."""
+        super().close()
+        self._sdk.close()
 
     def _head(self, key: str) -> ObjectInfo:
         reply = self.transfer(

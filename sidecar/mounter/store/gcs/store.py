@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sidecar.errors import NotFound, SidecarError
 from sidecar.mounter.store.gcs.client import GOOGLE_ENDPOINT, GcsClient
@@ -33,7 +33,7 @@ from sidecar.mounter.store.gcs.properties import (
     key_query,
 )
 from sidecar.mounter.store.gcs.requests import as_json, text_of
-from sidecar.mounter.store.gcs.sdk import GcsSdk, is_plain
+from sidecar.mounter.store.gcs.sdk import is_plain
 from sidecar.mounter.store.gcs.upload import ResumableUpload
 from sidecar.mounter.store.http.retry import Retryable
 from sidecar.mounter.store.http.signed_request import Body
@@ -45,15 +45,10 @@ from sidecar.mounter.store.interface import (
     ObjectInfo,
     Properties,
     Revision,
-    StoreObserver,
 )
-from sidecar.mounter.store.login import CredentialSource
 from sidecar.mounter.store.multipart_xml import parse_fields
 from sidecar.mounter.store.store_errors import Call
 from sidecar.units import KIB, MIB
-
-if TYPE_CHECKING:
-    from sidecar.contract.spec import StoreSource
 
 T = TypeVar("T")
 
@@ -84,30 +79,7 @@ class GcsStore(GcsClient):
         max_parts=MAX_PARTS,
         max_metadata_bytes=8 * KIB,
     )
-
-    def __init__(
-        self,
-        source: StoreSource,
-        credentials: CredentialSource,
-        *,
-        retry_budget_s: float,
-        observer: StoreObserver,
-        with_metadata: bool = False,
-    ) -> None:
-        super().__init__(
-            source,
-            credentials,
-            retry_budget_s=retry_budget_s,
-            observer=observer,
-            with_metadata=with_metadata,
-        )
-        self._has_multipart = True  # until the store refuses
-        self._sdk = GcsSdk(self._login, self._base, self._tokens.identity, self.errors)
-
-    def close(self) -> None:
-        """As :meth:`Store.close`."""
-        super().close()
-        self._sdk.close()
+    _has_multipart = True  # until the store refuses
 
     def put(
         self,

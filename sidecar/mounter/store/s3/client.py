@@ -22,6 +22,7 @@ from sidecar.mounter.store.login import CredentialSource, Login
 from sidecar.mounter.store.multipart_xml import parse_fields
 from sidecar.mounter.store.s3.credentials import S3Credentials
 from sidecar.mounter.store.s3.requests import ACCEPTED, S3Requests, SlowResponse, date_s
+from sidecar.mounter.store.s3.sdk import S3Sdk
 from sidecar.mounter.store.s3.versions import condition_headers, provisional_version
 from sidecar.mounter.store.store_errors import Call, StoreErrors
 
@@ -49,15 +50,22 @@ class S3Client(HttpStore[S3Credentials]):
         self._s3 = requests = S3Requests(source, login)
         self._keeps_etags = False
         self._quotes_etags = True
+        errors = StoreErrors("S3", source.bucket, str(requests.endpoint))
+        self._sdk = S3Sdk(login, errors, lambda: requests.region)
         super().__init__(
             source,
-            errors=StoreErrors("S3", source.bucket, str(requests.endpoint)),
+            errors=errors,
             login=login,
             endpoint=requests.endpoint,
             requests=requests,
             retry_budget_s=retry_budget_s,
             observer=observer,
         )
+
+    def close(self) -> None:
+        """As :meth:`Store.close`."""
+        super().close()
+        self._sdk.close()
 
     def _head(self, key: str) -> ObjectInfo:
         sign = functools.partial(self._s3.request, "HEAD", key, {}, {})

@@ -39,7 +39,6 @@ from sidecar.mounter.store.s3.requests import (
     date_s,
     metadata_headers,
 )
-from sidecar.mounter.store.s3.sdk import S3Sdk
 from sidecar.mounter.store.s3.upload import S3Upload, S3Uploads
 from sidecar.mounter.store.s3.versions import (
     IF_MATCH,
@@ -80,6 +79,7 @@ class S3Store(S3Client):
         max_part_bytes=5 * GIB,
         max_parts=10_000,
     )
+    _copies_parts = True  # until the store refuses
 
     def __init__(
         self,
@@ -90,15 +90,8 @@ class S3Store(S3Client):
         observer: StoreObserver,
     ) -> None:
         super().__init__(source, credentials, retry_budget_s=retry_budget_s, observer=observer)
-        self._copies_parts = True
         self._uploads = S3Uploads(self, self._s3)
         self._properties = S3Properties(self, self._s3)
-        self._sdk = S3Sdk(self._login, self.errors, lambda: self._s3.region)
-
-    def close(self) -> None:
-        """As :meth:`Store.close`."""
-        super().close()
-        self._sdk.close()
 
     def version_to_read(self, key: str, version: str) -> str:
         """As :meth:`.HttpStore.version_to_read`."""
