@@ -41,6 +41,10 @@ FORBIDDEN = {
         "mounter/store/http/client.py",
         "import sidecar.mounter.store.store_errors",
     ),
+    "Inside a cloud, imports point down: a store knows its uploads, and they know its client": (
+        "mounter/store/gcs/upload.py",
+        "import sidecar.mounter.store.gcs.store",
+    ),
     "Only an sdk module imports a cloud's SDK": ("mounter/store/s3/store.py", "import s3fs"),
     "The sidecar loads no client of Kubernetes": (
         "mounter/reporting/reporter.py",
